@@ -1,0 +1,164 @@
+"""The contract between the stages: what a model is, what its graphs take and give, what an artifact holds.
+
+Every type is frozen. `Manifest` is what `manifest.json` holds; reading it checks every key and type.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from runtime.errors import UserError
+
+SCHEMA_VERSION = 1
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+DType = Literal["float32", "float16", "bfloat16", "int8", "int32", "int64"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every type in the manifest: frozen, by keyword, no unknown keys."""
+
+
+class ModelConfig(Record):
+    """Hyper-parameters of a Mistral-family decoder, complete on arrival."""
+
+    family: str
+    dim: Count
+    hidden_dim: Count
+    n_layers: Count
+    n_heads: Count
+    n_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    norm_eps: float
+    rope_theta: float
+    sliding_window: tuple[Count | None, ...]  # one entry a layer; None means full attention
+    tied_embeddings: bool
+    context_length: Count | None = None  # positions that the model was trained for, where it says so
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.n_heads // self.n_kv_heads
+
+    def cache_lens(self, cache_len: int) -> tuple[int, ...]:
+        """Slots of each layer's cache: its sliding window, or `cache_len` under full attention."""
+        return tuple(window or cache_len for window in self.sliding_window)
+
+
+class TensorSpec(Record):
+    """Name, shape and dtype of one tensor at a graph's boundary."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: DType
+
+
+class Signature(Record):
+    """Ordered inputs and outputs of one graph, weights left out."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Graph(Record):
+    """One compiled function: its name, the tokens that one call takes (T), and its signature."""
+
+    name: str
+    tokens: Count
+    signature: Signature
+
+
+class WeightSpec(Record):
+    """One tensor of `weights.safetensors`, in the order in which every compiled function takes it."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: DType
+    layout: str  # "row_major", or "panels_NB": (ceil(N / NB), K, NB) from (N, K), N padded with zeros
+
+
+class Shape(Record):
+    """Static sizes that the artifact was compiled for."""
+
+    batch: Count
+    prefill_chunks: tuple[Count, ...]  # descending
+    cache_len: Count
+
+
+class TargetSpec(Record):
+    """The machine that the library was compiled for."""
+
+    kind: Literal["llvm", "cuda"]
+    dtype: Literal["fp32", "fp16", "bf16"]  # storage of weights and caches
+    cpu: str  # LLVM's name of the host CPU level, such as x86-64-v3
+    cpu_features: tuple[str, ...]  # /proc/cpuinfo flags that the host code needs
+    arch: tuple[str, ...] = ()  # CUDA architectures with machine code inside, such as sm_80
+
+
+class TokenizerSpec(Record):
+    """Which tokenizer file the artifact carries and how prompts begin and end."""
+
+    kind: Literal["tokenizer.json", "sentencepiece"]
+    file: str
+    bos_id: int | None
+    add_bos: bool
+    eos_ids: tuple[int, ...]
+    chat_template: str | None = None  # file name of a Jinja template; None for a base model
+
+
+class ParityRow(Record):
+    """One rung of the correctness ladder: what was compared and how far apart the two were."""
+
+    rung: str
+    compared: str
+    max_abs: float
+    max_rel: float
+    top1_agreement: float  # share of steps whose highest logit is the same token
+    bound: float  # on max_rel
+    passed: bool
+
+
+class FileEntry(Record):
+    """One file of the artifact. `blocks` are SHA-256 sums of each 16 MiB block, for hashing in parallel."""
+
+    path: str
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**50)]
+    sha256: Sha256
+    blocks: tuple[Sha256, ...] = ()
+
+
+class Manifest(Record):
+    """Everything that the runtime needs to know, and everything that can be checked before it runs."""
+
+    schema_version: int
+    name: str
+    build_key: str  # identifies the inputs, code and tools that made this artifact
+    model: ModelConfig
+    shape: Shape
+    scheme: str
+    target: TargetSpec
+    graphs: tuple[Graph, ...]
+    weights: tuple[WeightSpec, ...]
+    tokenizer: TokenizerSpec | None
+    overrides: dict[str, int | float | str | bool | None]  # model fields that the YAML changed
+    tools: dict[str, str]  # versions of the tools that made it, "apache-tvm" and "apache-tvm-ffi" among them
+    files: tuple[FileEntry, ...]  # every file but manifest.json
+    parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
+
+
+T = TypeVar("T", bound=Record)
+
+
+def encode(record: Record) -> bytes:
+    """A record as indented JSON with a fixed key order."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+
+
+def decode(data: bytes, kind: type[T], where: str) -> T:
+    """Read a record from JSON; `where` names the file in the `UserError` raised when it does not fit."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} is not a valid {kind.__name__.lower()}: {error}; compile the artifact again") from error
