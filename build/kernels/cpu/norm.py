@@ -1,0 +1,33 @@
+"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight, row by row, in two passes over a row that fits the first-level cache."""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cpu.vector import LANES
+
+
+def rms_norm(rows: int, dim: int, eps: float) -> PrimFunc:
+    """Kernel of x (rows, dim) and weight (dim,) to y (rows, dim), all float32."""
+    lanes = max(n for n in (1, 2, 4, LANES) if dim % n == 0)
+    loop = T.parallel if rows > 1 else T.serial
+
+    @T.prim_func
+    def kernel(x: T.Buffer((rows, dim), "float32"), weight: T.Buffer((dim,), "float32"), y: T.Buffer((rows, dim), "float32")):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        for i in loop(rows):
+            partial = T.alloc_buffer((lanes,), "float32")
+            total = T.alloc_buffer((1,), "float32")
+            for v in T.vectorized(lanes):
+                partial[v] = T.float32(0)
+            for c in T.serial(dim // lanes):
+                for v in T.vectorized(lanes):
+                    partial[v] = partial[v] + x[i, c * lanes + v] * x[i, c * lanes + v]
+            total[0] = T.float32(0)
+            for v in T.unroll(lanes):
+                total[0] = total[0] + partial[v]
+            total[0] = T.float32(1) / T.sqrt(total[0] / T.float32(dim) + T.float32(eps))
+            for c in T.serial(dim // lanes):
+                for v in T.vectorized(lanes):
+                    y[i, c * lanes + v] = x[i, c * lanes + v] * total[0] * weight[c * lanes + v]
+
+    return kernel

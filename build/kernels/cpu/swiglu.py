@@ -1,0 +1,26 @@
+"""SwiGLU's product: y = silu(gate) * up, with gate and up side by side in one tensor."""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cpu.vector import LANES, exp
+
+
+def swiglu(rows: int, hidden_dim: int) -> PrimFunc:
+    """Kernel of both (rows, 2 * hidden_dim) to y (rows, hidden_dim), float32."""
+    lanes = max(n for n in (1, 2, 4, LANES) if hidden_dim % n == 0)
+    loop = T.parallel if rows > 1 else T.serial
+
+    @T.prim_func
+    def kernel(both: T.Buffer((rows, 2 * hidden_dim), "float32"), y: T.Buffer((rows, hidden_dim), "float32")):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        for i in loop(rows):
+            for c in T.serial(hidden_dim // lanes):
+                for v in T.vectorized(lanes):
+                    y[i, c * lanes + v] = (
+                        both[i, c * lanes + v]
+                        / (T.float32(1) + exp(T.float32(0) - both[i, c * lanes + v]))
+                        * both[i, hidden_dim + c * lanes + v]
+                    )
+
+    return kernel

@@ -1,0 +1,25 @@
+"""What the CPU kernels share: the vector width and an exponential that vectorises."""
+
+from tvm.script import tirx as T
+from tvm.ir import Expr
+
+LANES = 8  # float32 lanes of one AVX2 register; AVX-512 targets fuse pairs of them
+
+LOG2_E = 1.44269504088896341
+LN2_HIGH = 0.693359375  # ln 2 in two parts, so that x - n ln 2 stays exact (Cody and Waite)
+LN2_LOW = -2.12194440e-4
+# Minimax polynomial of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, from Cephes' expf (Moshier): error below 2 ulp of float32.
+COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+SMALLEST, LARGEST = -87.33, 88.37  # beyond these the result would leave the normal numbers; the argument is clamped
+
+
+def exp(x: Expr) -> Expr:
+    """exp(x) in float32 from multiplications and one bit shift; `T.exp` would call the C library once per lane."""
+    clamped = T.min(T.max(x, T.float32(SMALLEST)), T.float32(LARGEST))
+    n = T.floor(clamped * T.float32(LOG2_E) + T.float32(0.5))
+    r = clamped - n * T.float32(LN2_HIGH) - n * T.float32(LN2_LOW)
+    polynomial = T.float32(COEFFICIENTS[0])
+    for coefficient in COEFFICIENTS[1:]:
+        polynomial = polynomial * r + T.float32(coefficient)
+    power_of_two = T.reinterpret("float32", (T.Cast("int32", n) + 127) << 23)
+    return (polynomial * r * r + r + T.float32(1)) * power_of_two

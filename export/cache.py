@@ -1,0 +1,35 @@
+"""The rolling cache as a static graph: append, attend under a banded mask, keep the last W columns.
+
+Slots are in order of position, newest last. Worked example: window W = 3, chunk T = 2, and the cache holds positions 2 3 4.
+
+    all       = Concat(past, new)      positions  2 3 4 | 5 6
+    query 5 sees 3 4 5, query 6 sees 4 5 6           (a query may look back W - 1 positions, itself included in W)
+    present   = Slice(all, T:)         positions  4 5 6
+
+Attention reads `all`, not `present`: query 5 needs position 3, which the slice has already dropped. Slots that were never written and the
+padding on the left of a first chunk both have negative positions, so one comparison hides both.
+"""
+
+import torch
+
+
+def append(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Columns (B, n_kv_heads, W, head_dim) and (B, n_kv_heads, T, head_dim) side by side: (B, n_kv_heads, W + T, head_dim)."""
+    return torch.cat((past, new), dim=2)
+
+
+def keep_last(columns: torch.Tensor, new_tokens: int) -> torch.Tensor:
+    """Drop the oldest `new_tokens` columns, with one static slice."""
+    return columns[:, :, new_tokens:, :]
+
+
+def visible(position_ids: torch.Tensor, slot_ages: torch.Tensor) -> torch.Tensor:
+    """Which of the W + T columns each query may see: bool (B, T, W + T).
+
+    `position_ids` is (B, T), consecutive in each row; `slot_ages` is (W,), W .. 1: how far each past slot lies before the chunk's first position.
+    """
+    window = slot_ages.shape[0]
+    past = position_ids[:, :1] - slot_ages  # (B, W)
+    key = torch.cat((past, position_ids), dim=1)[:, None, :]  # (B, 1, W + T)
+    query = position_ids[:, :, None]  # (B, T, 1)
+    return (key >= 0) & (key <= query) & (key > query - window)

@@ -1,0 +1,207 @@
+"""What to compile, for which machine: one YAML file and its `--set` overrides become one `CompileConfig`.
+
+A setting is one field of a section below. Its `description` is what an error message says was expected;
+the valid keys, the defaults that are printed and the overrides follow from the field.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from os.path import expanduser
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from export.config_errors import CONFLICT, explain
+from export.yaml_source import read_yaml, with_override, yaml_text
+from runtime.errors import UserError
+
+StorageDType = Literal["fp32", "fp16", "bf16"]
+
+SCHEME_NAMES = ("none", "int8")
+DEFAULT_DTYPES: dict[str, StorageDType] = {"llvm": "fp32", "cuda": "fp16"}
+DEFAULT_ARCHS: dict[str, tuple[str, ...]] = {"llvm": (), "cuda": ("sm_80", "sm_90a")}
+DEFAULT_CHUNKS = (128, 16)
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+MAX_COUNT = 2**31 - 1  # what a 32-bit position can reach
+A_COUNT = f"a whole number from 1 to {MAX_COUNT}"
+
+
+def _check_scheme(name: str) -> str:
+    if name not in SCHEME_NAMES:
+        raise ValueError(name)
+    return name
+
+
+def _check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(values)
+    return values
+
+
+def _path(value: object) -> object:
+    return Path(expanduser(value)) if isinstance(value, str) and value.strip() else value
+
+
+def _listed(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _listed_or_one(value: object) -> object:
+    return (value,) if isinstance(value, int) else _listed(value)
+
+
+def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(values, reverse=True))
+
+
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+Scheme = Annotated[str, AfterValidator(_check_scheme)]
+Arch = Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}a?$")]
+Archs = Annotated[tuple[Arch, ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]
+Chunks = Annotated[
+    tuple[Count, ...], Field(min_length=1), BeforeValidator(_listed_or_one), AfterValidator(_check_distinct), AfterValidator(_descending)
+]
+
+
+def _conflict(key: str, message: str) -> PydanticCustomError:
+    """The error of a rule between settings; it is reported at `key`, a key of the section that checks the rule."""
+    return PydanticCustomError(CONFLICT, "{message}", {"key": key, "message": message})
+
+
+class Section(BaseModel):
+    """Base of every mapping in the YAML: frozen, strict types, no unknown keys; an empty section takes its defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, data: object) -> object:
+        return {} if data is None else data
+
+
+class FrontendConfig(Section):
+    """Where the weights come from. `overrides` replaces fields of the checkpoint's own model configuration."""
+
+    checkpoint: FilePath = Field(description="the path of a checkpoint folder or file, as text")
+    type: Literal["auto", "huggingface", "mistral", "gguf"] = "auto"
+    overrides: Mapping[str, bool | int | FiniteFloat | str | None] = Field(
+        default_factory=dict, description="a number, text, true, false or null for each model field"
+    )
+
+
+class ShapeConfig(Section):
+    """The sizes that stay fixed in the artifact; `prefill_chunks` is the YAML's `prefill_chunk`, descending."""
+
+    batch: Count = Field(default=1, description=A_COUNT)
+    prefill_chunks: Chunks = Field(default=DEFAULT_CHUNKS, alias="prefill_chunk", description=f"{A_COUNT}, or a list of different ones")
+    cache_len: Count = Field(default=4096, description=A_COUNT)
+
+    @model_validator(mode="after")
+    def _chunks_fit(self) -> Self:
+        largest = self.prefill_chunks[0]
+        if largest > self.cache_len:
+            remedy = f"set shape.prefill_chunk to at most {self.cache_len}, or shape.cache_len to at least {largest}"
+            raise _conflict("prefill_chunk", f"holds {largest}, which exceeds shape.cache_len ({self.cache_len}); {remedy}")
+        return self
+
+
+class QuantizeConfig(Section):
+    """How the weights are stored."""
+
+    scheme: Scheme = Field(default="none", description=" or ".join(SCHEME_NAMES))
+
+
+class BackendConfig(Section):
+    """The machine that runs the artifact. `dtype` is the storage of weights and caches; `arch` is empty for llvm."""
+
+    target: Literal["llvm", "cuda"]
+    cpu: Name = Field(default="x86-64-v3", description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native")
+    arch: Archs = Field(
+        default_factory=lambda given: DEFAULT_ARCHS[given["target"]],
+        description="a list of different CUDA architectures, such as [sm_80, sm_90a]",
+    )
+    dtype: StorageDType = Field(default_factory=lambda given: DEFAULT_DTYPES[given["target"]], description="fp32 or fp16")
+
+    @model_validator(mode="after")
+    def _arch_is_for_cuda(self) -> Self:
+        if self.target == "llvm" and self.arch:
+            raise _conflict("arch", "is for cuda, but backend.target is llvm; remove backend.arch, or make it []")
+        if self.target == "cuda" and not self.arch:
+            raise _conflict("arch", "is empty, but backend.target is cuda; list an architecture, such as [sm_80], or remove backend.arch")
+        return self
+
+    @model_validator(mode="after")
+    def _dtype_is_built(self) -> Self:
+        if self.dtype == "bf16":
+            raise _conflict("dtype", "is bf16, which this version does not compile; use fp32 or fp16")
+        return self
+
+
+class WorkspaceConfig(Section):
+    """Where intermediate files go, and how many threads pack weights (`workers: null` means all cores)."""
+
+    path: FilePath = Field(default=Path("out/.work"), description="the path of a folder, as text")
+    workers: Count | None = Field(default=None, description=f"{A_COUNT}, or null for all cores")
+
+
+class CompileConfig(Section):
+    """Everything that a person chose for one compile, with every default filled in."""
+
+    name: Name = Field(description="text of letters, digits, '.', '_' and '-', no dot first, in quotes if it looks like a number")
+    frontend: FrontendConfig
+    shape: ShapeConfig = ShapeConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    backend: BackendConfig
+    workspace: WorkspaceConfig = WorkspaceConfig()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> CompileConfig:
+    """Read a YAML file; each override is `key.path=value`, wins over the file, and replaces all that was at its path.
+
+    Raises `UserError` that names the file and line (or the `--set`), the key, what was found and what was expected.
+    """
+    source = reduce(with_override, overrides, read_yaml(path))
+    try:
+        return CompileConfig.model_validate(source.data)
+    except ValidationError as error:
+        raise UserError(explain(error.errors(include_url=False), CompileConfig, source)) from error
+
+
+def describe_defaults(config: CompileConfig) -> list[str]:
+    """The whole config as lines of YAML, with `# default` on every value that neither the file nor a `--set` gave."""
+    return _describe(config, "")
+
+
+def _describe(section: Section, indent: str) -> list[str]:
+    values = section.model_dump(mode="json", by_alias=True)
+    lines: list[str] = []
+    for name, field in type(section).model_fields.items():
+        key, value = field.alias or name, getattr(section, name)
+        if isinstance(value, Section):
+            lines += [f"{indent}{key}:", *_describe(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {yaml_text(values[key])}" + ("" if name in section.model_fields_set else "  # default"))
+    return lines
+
+
+def artifact_dir(config_path: Path) -> Path:
+    """The folder that a config compiles to: `out/NAME` for `NAME.yaml`; raises `UserError` for a name that makes no folder there."""
+    name = config_path.stem
+    if not NAME.fullmatch(name):
+        raise UserError(f"config {config_path} names no artifact folder, expected letters, digits, '.', '_' and '-' in its name; rename it")
+    return Path("out") / name
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that every stage's command takes: `config` (Path), `overrides` (list of texts), `dump` (Path or None)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", type=Path, help="YAML file, such as yaml/demo.yaml")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set one value, may be repeated")
+    parser.add_argument("--dump", type=Path, metavar="DIR", help="write the intermediate form after each named step to this folder")
+    return parser

@@ -1,0 +1,82 @@
+"""`OnnxGraphs`: what the export stage hands on. A folder that names everything the build stage needs, so that it never reopens the checkpoint.
+
+    graphs.json           `GraphsRecord`
+    prefill_T.onnx        one for each chunk size T
+    decode.onnx           T = 1
+    weights.safetensors   shared by all graphs as ONNX external data, under the project's tensor names
+    tokenizer files, where the checkpoint has a tokenizer
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime import manifest
+from runtime.errors import UserError
+from runtime.manifest import Graph, ModelConfig, Record, Shape, Signature, TensorSpec, TokenizerSpec
+from runtime.tensor_file import TensorFile
+
+RECORD_FILE = "graphs.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class GraphsRecord(Record):
+    """Everything about exported graphs that is not an array."""
+
+    name: str
+    model: ModelConfig
+    shape: Shape
+    scheme: str
+    dtype: str  # stored dtype of unquantized matrices and of the caches
+    graphs: tuple[Graph, ...]
+    weights: tuple[TensorSpec, ...]
+    tokenizer: TokenizerSpec | None
+    overrides: dict[str, int | float | str | bool | None]
+    source_bytes: int  # size of the checkpoint's tensors
+
+
+@dataclass(frozen=True)
+class OnnxGraphs:
+    """Exported graphs in their folder."""
+
+    folder: Path
+    record: GraphsRecord
+
+    @classmethod
+    def open(cls, folder: Path) -> "OnnxGraphs":
+        """Read the folder's record; UserError when it is missing or malformed."""
+        path = folder / RECORD_FILE
+        if not path.is_file():
+            raise UserError(f"{path} is missing: expected the export stage's output there; run `python -m export` again")
+        return cls(folder, manifest.decode(path.read_bytes(), GraphsRecord, str(path)))
+
+    def onnx_path(self, graph: Graph) -> Path:
+        """The ONNX file of one graph."""
+        return self.folder / f"{graph.name}.onnx"
+
+    def weights(self) -> TensorFile:
+        """The weights that the graphs share."""
+        return TensorFile.open(self.folder / WEIGHTS_FILE)
+
+    def files_for_artifact(self) -> list[Path]:
+        """Tokenizer files, which go into the artifact as they are."""
+        spec = self.record.tokenizer
+        return [self.folder / name for name in (spec.file, spec.chat_template) if name] if spec else []
+
+
+def make_graphs(model: ModelConfig, shape: Shape, cache_dtype: str) -> tuple[Graph, ...]:
+    """The prefill graphs, largest chunk first, and decode, each with its signature."""
+    chunks = [(f"prefill_{t}", t) for t in shape.prefill_chunks]
+    return tuple(Graph(name=name, tokens=t, signature=_signature(model, shape, t, cache_dtype)) for name, t in [*chunks, ("decode", 1)])
+
+
+def _signature(model: ModelConfig, shape: Shape, tokens: int, cache_dtype: str) -> Signature:
+    def caches(prefix: str) -> list[TensorSpec]:
+        return [
+            TensorSpec(name=f"{prefix}.{i}.{kind}", shape=(shape.batch, model.n_kv_heads, length, model.head_dim), dtype=cache_dtype)  # type: ignore[arg-type]
+            for i, length in enumerate(model.cache_lens(shape.cache_len))
+            for kind in ("key", "value")
+        ]
+
+    ids = [TensorSpec(name=name, shape=(shape.batch, tokens), dtype="int64") for name in ("input_ids", "position_ids")]
+    logits = TensorSpec(name="logits", shape=(shape.batch, 1, model.vocab_size), dtype="float32")
+    return Signature(inputs=(*ids, *caches("past_key_values")), outputs=(logits, *caches("present")))

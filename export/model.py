@@ -1,0 +1,141 @@
+"""The static Mistral: a torch module whose every shape is fixed by batch, chunk and cache lengths.
+
+Parameters carry the project's tensor names (`layers.0.attention.wqkv.weight`), so a state dict, the ONNX initializers and the artifact's
+weights all speak of the same tensor. Constants that depend on the configuration alone are buffers and come from `constants`.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from export import cache, rope
+from runtime.manifest import ModelConfig
+
+MASKED_SCORE = -1e30  # finite: a row with every key masked stays a number, where -inf would give NaN and spoil the cache
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis (Zhang and Sennrich, 2019), in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., dim) to (..., dim)."""
+        return self.weight * (x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over a rolling cache; keys are shared by broadcasting, never repeated."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.k_start, self.v_start = q_width, q_width + kv_width
+        self.wqkv = nn.Linear(config.dim, q_width + 2 * kv_width, bias=False)
+        self.wo = nn.Linear(q_width, config.dim, bias=False)
+
+    def heads(self, x: torch.Tensor, n: int) -> torch.Tensor:
+        """(B, T, n * head_dim) to (B, n, T, head_dim)."""
+        batch, tokens, _ = x.shape
+        return x.view(batch, tokens, n, self.config.head_dim).transpose(1, 2)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x (B, T, dim), mask (B, T, W + T), caches (B, n_kv_heads, W, head_dim) to the output and both new caches."""
+        c = self.config
+        batch, tokens, _ = x.shape
+        qkv = self.wqkv(x)  # (B, T, (n_heads + 2 n_kv_heads) * head_dim)
+        q, k, v = qkv[..., : self.k_start], qkv[..., self.k_start : self.v_start], qkv[..., self.v_start :]
+        query = rope.rotate(self.heads(q, c.n_heads), *rotation)  # (B, n_heads, T, head_dim)
+        key = cache.append(past_key, rope.rotate(self.heads(k, c.n_kv_heads), *rotation).to(past_key.dtype))
+        value = cache.append(past_value, self.heads(v, c.n_kv_heads).to(past_value.dtype))
+        grouped = query.view(batch, c.n_kv_heads, c.group, tokens, c.head_dim)
+        columns = key[:, :, None].to(query.dtype).transpose(-2, -1)  # (B, n_kv_heads, 1, head_dim, W + T)
+        scores = grouped @ columns * c.head_dim**-0.5  # (B, n_kv_heads, group, T, W + T)
+        weights = torch.where(mask[:, None, None], scores, MASKED_SCORE).softmax(-1)
+        mixed = weights @ value[:, :, None].to(query.dtype)  # (B, n_kv_heads, group, T, head_dim)
+        merged = mixed.view(batch, c.n_heads, tokens, c.head_dim).transpose(1, 2).reshape(batch, tokens, -1)
+        return self.wo(merged), cache.keep_last(key, tokens), cache.keep_last(value, tokens)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, 2020): w2(silu(w1 x) * w3 x), with w1 and w3 stacked in one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.hidden_dim = config.hidden_dim
+        self.w13 = nn.Linear(config.dim, 2 * config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, dim) to (B, T, dim)."""
+        both = self.w13(x)  # (B, T, 2 * hidden_dim)
+        return self.w2(functional.silu(both[..., : self.hidden_dim]) * both[..., self.hidden_dim :])
+
+
+class Block(nn.Module):
+    """One decoder layer: attention and feed-forward, each behind a norm and added to its input."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `Attention.forward`."""
+        mixed, key, value = self.attention(self.attention_norm(x), rotation, mask, past_key, past_value)
+        x = x + mixed
+        return x + self.feed_forward(self.ffn_norm(x)), key, value
+
+
+class StaticModel(nn.Module):
+    """`forward(input_ids, position_ids, *caches) -> logits, *new caches`, the caches being key and value of layer 0, of layer 1, ..."""
+
+    def __init__(self, config: ModelConfig, cache_lens: tuple[int, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.cache_lens = cache_lens
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tied_embeddings:
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        for name, values in constants(config, cache_lens).items():
+            self.register_buffer(name, torch.empty(values.shape, dtype=getattr(torch, str(values.dtype))))
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Ids and positions (B, T), caches (B, n_kv_heads, W_i, head_dim), to logits of the last token (B, 1, vocab) and the new caches."""
+        rotation = rope.rotation(position_ids, self.get_buffer("inv_freq"))
+        masks = {w: cache.visible(position_ids, self.get_buffer(slot_ages_name(w))) for w in sorted(set(self.cache_lens))}
+        x = self.tok_embeddings(input_ids)  # (B, T, dim)
+        present: list[torch.Tensor] = []
+        for i, block in enumerate(self.layers):
+            x, key, value = block(x, rotation, masks[self.cache_lens[i]], caches[2 * i], caches[2 * i + 1])
+            present += [key, value]
+        last = self.norm(x[:, -1:])  # only the last token of a chunk is ever sampled from
+        head = self.tok_embeddings if self.config.tied_embeddings else self.output
+        return functional.linear(last, head.weight), *present
+
+
+def slot_ages_name(cache_len: int) -> str:
+    """The buffer that `cache.visible` wants for a cache of `cache_len` slots."""
+    return f"slot_ages_{cache_len}"
+
+
+def constants(config: ModelConfig, cache_lens: tuple[int, ...]) -> dict[str, NDArray[np.generic]]:
+    """The small tensors that depend on the configuration alone, by buffer name."""
+    values: dict[str, NDArray[np.generic]] = {"inv_freq": rope.inverse_frequencies(config.head_dim, config.rope_theta)}
+    for cache_len in sorted(set(cache_lens)):
+        values[slot_ages_name(cache_len)] = np.arange(cache_len, 0, -1, dtype=np.int64)
+    return values

@@ -1,0 +1,158 @@
+"""Does a manifest agree with itself: file names, model, graphs, weights, tokenizer and target. No file is opened here."""
+
+import re
+from collections.abc import Iterator
+from math import prod
+
+from runtime.errors import UserError
+from runtime.hashing import n_blocks
+from runtime.manifest import FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
+
+MANIFEST_FILE = "manifest.json"
+LIBRARY_FILE = "library.so"
+WEIGHTS_FILE = "weights.safetensors"
+LIBRARY_LIMIT = 2**30  # bytes; many times what machine code for every architecture takes
+TEXT_LIMIT = 2**28  # bytes of a tokenizer file or template, which are read whole
+ELEMENT_LIMIT = 2**40  # elements of one input or output
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_PANELS = re.compile(r"panels_([1-9][0-9]{0,3})")
+_LAYER = re.compile(r"layers\.(0|[1-9][0-9]*)\.")
+_ARCH = re.compile(r"sm_[1-9][0-9]{1,2}[a-z]?")
+
+
+def check_manifest(manifest: Manifest, where: str) -> None:
+    """Raise `UserError` for the first thing that does not fit; `where` names the manifest's file."""
+    for problem in _problems(manifest):
+        raise UserError(f"{where}: {problem}; copy the artifact again or compile it again")
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Every disagreement as a clause, lazily: a later check may rely on the earlier ones."""
+    yield from _file_problems(manifest)
+    yield from _model_problems(manifest.model)
+    yield from _graph_problems(manifest)
+    yield from _weight_problems(manifest)
+    yield from _tokenizer_problems(manifest)
+    yield from _target_problems(manifest)
+
+
+def _file_problems(manifest: Manifest) -> Iterator[str]:
+    names = [entry.path for entry in manifest.files]
+    for name in names:
+        if not _NAME.fullmatch(name):
+            yield f"the file name {name!r} is not allowed, expected a plain name of letters, digits, '.', '_' and '-' in the artifact's own folder"
+        if names.count(name) > 1 or name == MANIFEST_FILE:
+            yield f"the file {name} is listed " + ("by itself" if name == MANIFEST_FILE else "twice") + ", expected every other file once"
+    tokenizer = manifest.tokenizer
+    used = [LIBRARY_FILE, WEIGHTS_FILE, *([tokenizer.file, tokenizer.chat_template] if tokenizer else [])]
+    yield from (f"the file {name} is not listed, but an artifact needs it" for name in used if name and name not in names)
+    yield from (f"the file {name} is listed, but nothing in the manifest uses it" for name in names if name not in used)
+    for entry in manifest.files:
+        yield from _size_problems(entry)
+
+
+def _size_problems(entry: FileEntry) -> Iterator[str]:
+    limit = {LIBRARY_FILE: LIBRARY_LIMIT, WEIGHTS_FILE: None}.get(entry.path, TEXT_LIMIT)
+    if entry.size == 0 or (limit and entry.size > limit):
+        yield f"the file {entry.path} has {entry.size} bytes, expected 1 to {limit or 'any number'}"
+    expected = n_blocks(entry.size)
+    if len(entry.blocks) != expected:
+        yield f"the file {entry.path} has {len(entry.blocks)} block sums, expected {expected} for {entry.size} bytes"
+
+
+def _model_problems(model: ModelConfig) -> Iterator[str]:
+    if len(model.sliding_window) != model.n_layers:
+        yield f"the model has {model.n_layers} layers, but {len(model.sliding_window)} entries in sliding_window"
+    if model.n_heads % model.n_kv_heads:
+        yield f"the model has {model.n_heads} heads, expected a multiple of its {model.n_kv_heads} n_kv_heads"
+    if not (model.norm_eps > 0 and model.rope_theta > 0):
+        yield f"the model has norm_eps {model.norm_eps} and rope_theta {model.rope_theta}, expected both above 0"
+
+
+def _graph_problems(manifest: Manifest) -> Iterator[str]:
+    chunks = manifest.shape.prefill_chunks
+    if not chunks or list(chunks) != sorted(set(chunks), reverse=True):
+        yield f"the prefill chunks are {list(chunks)}, expected at least one, each once and the largest first"
+    expected = sorted([("decode", 1), *((f"prefill_{tokens}", tokens) for tokens in chunks)])
+    found = sorted((graph.name, graph.tokens) for graph in manifest.graphs)
+    if found != expected:
+        yield f"the graphs (name, tokens) are {found}, expected {expected}"
+    for graph in manifest.graphs:
+        yield from _signature_problems(manifest, graph)
+
+
+def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
+    """Names, order and shapes of a graph's inputs and outputs, as DESIGN of the static model has them."""
+    model, batch = manifest.model, manifest.shape.batch
+    ids = [(name, (batch, graph.tokens)) for name in ("input_ids", "position_ids")]
+    logits = [("logits", (batch, 1, model.vocab_size))]
+    sides = (("inputs", graph.signature.inputs, ids, "past_key_values"), ("outputs", graph.signature.outputs, logits, "present"))
+    for side, specs, first, prefix in sides:
+        expected = [*first, *_caches(manifest, prefix)]
+        yield from _spec_problems(f"graph {graph.name}", side, specs, expected)
+
+
+def _caches(manifest: Manifest, prefix: str) -> list[tuple[str, tuple[int, ...]]]:
+    model, shape = manifest.model, manifest.shape
+    return [
+        (f"{prefix}.{i}.{kind}", (shape.batch, model.n_kv_heads, length, model.head_dim))
+        for i, length in enumerate(model.cache_lens(shape.cache_len))
+        for kind in ("key", "value")
+    ]
+
+
+def _spec_problems(graph: str, side: str, specs: tuple[TensorSpec, ...], expected: list[tuple[str, tuple[int, ...]]]) -> Iterator[str]:
+    if len(specs) != len(expected):
+        yield f"{graph} has {len(specs)} {side}, expected {len(expected)}"
+    for spec, (name, shape) in zip(specs, expected, strict=False):
+        if (spec.name, spec.shape) != (name, shape):
+            yield f"{graph} has {spec.name} {list(spec.shape)} among its {side}, expected {name} {list(shape)}"
+        if prod(shape) > ELEMENT_LIMIT:
+            yield f"{graph} has {name} of shape {list(shape)}, more than {ELEMENT_LIMIT} elements"
+
+
+def _weight_problems(manifest: Manifest) -> Iterator[str]:
+    names = {weight.name for weight in manifest.weights}
+    if len(names) != len(manifest.weights):
+        yield "a weight is listed twice"
+    layers = {int(match[1]) for match in map(_LAYER.match, names) if match}
+    if layers != set(range(manifest.model.n_layers)):
+        wrong = min(layers ^ set(range(manifest.model.n_layers)))
+        yield f"the model has {manifest.model.n_layers} layers, but layer {wrong} " + (
+            "has weights too" if wrong in layers else "has no weights"
+        )
+    for weight in manifest.weights:
+        yield from _layout_problems(weight, manifest.model)
+
+
+def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
+    panels = _PANELS.fullmatch(weight.layout)
+    if weight.layout != "row_major" and not panels:
+        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major or panels_NB"
+    if panels and (len(weight.shape) != 3 or weight.shape[2] != int(panels[1])):
+        yield f"the weight {weight.name} has shape {list(weight.shape)}, expected (panels, K, {panels[1]}) for layout {weight.layout}"
+    if weight.name == "tok_embeddings.weight" and not panels and weight.shape != (model.vocab_size, model.dim):
+        yield f"the weight {weight.name} has shape {list(weight.shape)}, expected {[model.vocab_size, model.dim]} (vocab_size, dim)"
+
+
+def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
+    if tokenizer := manifest.tokenizer:
+        ids = [*tokenizer.eos_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
+        size = manifest.model.vocab_size
+        yield from (
+            f"the tokenizer has the special id {token_id}, expected 0 to {size - 1}" for token_id in ids if not 0 <= token_id < size
+        )
+        if tokenizer.add_bos and tokenizer.bos_id is None:
+            yield "the tokenizer has add_bos but no bos_id"
+
+
+def _target_problems(manifest: Manifest) -> Iterator[str]:
+    target = manifest.target
+    if target.kind == "llvm" and target.arch:
+        yield f"the target llvm lists the CUDA architectures {', '.join(target.arch)}, expected none"
+    if target.kind == "cuda" and not target.arch:
+        yield "the target cuda lists no architecture, expected one at least, such as sm_80"
+    yield from (
+        f"the target lists the architecture {name!r}, expected a name such as sm_80" for name in target.arch if not _ARCH.fullmatch(name)
+    )

@@ -1,0 +1,104 @@
+"""The stream of generated steps, and its text: whole characters only, and nothing from a stop string on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from runtime.errors import UserError
+
+FinishReason = Literal["stop", "length"]
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what tokenizer libraries put for bytes that are not yet, or not at all, UTF-8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated id. The last step has the reason for the end: "stop" for an end of sequence or a stop string, "length" for a limit."""
+
+    token_id: int
+    logprobs: tuple[tuple[int, float], ...] | None = None  # (id, logprob) of the likeliest ids, before any filter
+    finish_reason: FinishReason | None = None
+    text: str = ""  # what this step adds to the text, which may lag behind the ids
+
+
+class StreamDecoder:
+    """Turns ids into text one at a time; the pieces joined are the text of all ids.
+
+    Decoding each id alone is wrong: at the start of a text SentencePiece drops a space, and a character may span several byte tokens.
+    So ids wait until their text ends in a whole character, and what comes out is what they add to the text of the ids just before them.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], after: Sequence[int] = ()) -> None:
+        self._decode = decode
+        self._context = list(after)  # ids whose text is out already
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes; empty while a character is incomplete."""
+        self._pending.append(token_id)
+        text = self._new_text()
+        if not text or text.endswith(REPLACEMENT):
+            return ""
+        self._context, self._pending = self._pending, []
+        return text
+
+    def flush(self) -> str:
+        """The text of what still waits, with replacement characters for incomplete ones; call it once, at the end."""
+        return self._new_text()
+
+    def _new_text(self) -> str:
+        known = self._decode(self._context)
+        joined = self._decode([*self._context, *self._pending])
+        if joined.startswith(known):
+            return joined[len(known) :]
+        return self._decode(self._pending)  # some libraries give up a whole run of byte tokens for one that is wrong
+
+
+class TextStream:
+    """Text of a stream of ids up to the first stop string; raises `UserError` when a stop string is empty."""
+
+    def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = ()) -> None:
+        if "" in stops:
+            raise UserError("a stop string is empty, expected at least one character; leave the option out to stop nowhere")
+        self.stopped = False
+        self._decoder = decoder
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        """The text that is now certain to lie before every stop string."""
+        return self._release(self._decoder.push(token_id), final=False)
+
+    def flush(self) -> str:
+        """The rest of the text; call it once, at the end."""
+        return self._release(self._decoder.flush(), final=True)
+
+    def _release(self, text: str, *, final: bool) -> str:
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        self.stopped = bool(found)
+        if found:
+            return self._held[: min(found)]
+        keep = 0 if final else max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        released, self._held = self._held[:cut], self._held[cut:]
+        return released
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    lengths = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((length for length in lengths if text.endswith(stop[:length])), 0)
+
+
+def with_text(steps: Iterator[Step], text: TextStream) -> Iterator[Step]:
+    """The steps with their text; they end early at a stop string. An end of sequence has no text."""
+    for step in steps:
+        added = "" if step.finish_reason == "stop" else text.push(step.token_id)
+        if step.finish_reason is not None:
+            added += text.flush()
+        finish_reason = "stop" if text.stopped else step.finish_reason
+        yield replace(step, text=added, finish_reason=finish_reason)
+        if finish_reason is not None:
+            return
