@@ -77,7 +77,7 @@ GGUF_KEYS = {
     "norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
     "sliding_window": "attention.sliding_window",
-    "tied_embeddings": "tied_embeddings",
+    "tied_embeddings": "tied_embeddings",  # no such key: a head that is not stored is tied
     "context_length": "context_length",
 }
 GGUF_SOURCES = {
@@ -107,7 +107,7 @@ class Family:
     interleaved: Mapping[str, str] | None = None  # tensors whose rotary pairs are rows 2d, 2d + 1 -> the field that counts their heads
 
 
-# Defaults are those of MistralConfig and LlamaConfig in transformers 5.23. A window that config.json leaves out is 4096 there, null is none.
+# Defaults are those of MistralConfig and LlamaConfig in transformers 5.23: a window that config.json leaves out is 4096, null is none.
 FAMILIES: Mapping[str, Mapping[str, Family]] = {
     "huggingface": {
         "mistral": Family(
@@ -138,7 +138,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
         "llama": Family(  # what llama.cpp calls Llama and Mistral alike
             family="mistral",
             keys=GGUF_KEYS,
-            defaults={"rope.freq_base": 10000.0},
+            defaults={"rope.freq_base": 10000.0, "tied_embeddings": True},
             supported=GGUF_SUPPORTED,
             sources=GGUF_SOURCES,
             interleaved={"blk.{i}.attn_q.weight": "n_heads", "blk.{i}.attn_k.weight": "n_kv_heads"},
@@ -189,14 +189,10 @@ def model_config(family: Family, values: Mapping[str, object], overrides: Mappin
 
 
 def weights(family: Family, config: ModelConfig) -> dict[str, Weight]:
-    """Our tensors, in the model's order, and what each is made of."""
-    n = sizes(config)
-    layered = [name for name in LAYOUT if "{i}" in name]
-    first, last = list(LAYOUT).index(layered[0]), list(LAYOUT).index(layered[-1]) + 1
-    order = [(name, None) for name in list(LAYOUT)[:first]]
-    order += [(name, i) for i in range(config.n_layers) for name in layered]  # type: ignore[misc]
-    order += [(name, None) for name in list(LAYOUT)[last:] if not (name == HEAD and config.tied_embeddings)]
-    return {name.format(i=i): _weight(family, config, name, i, n) for name, i in order}
+    """Our tensors by name, those outside the layers first, and what each is made of."""
+    order = [(name, 0) for name in LAYOUT if "{i}" not in name and not (name == HEAD and config.tied_embeddings)]
+    order += [(name, i) for i in range(config.n_layers) for name in LAYOUT if "{i}" in name]
+    return {name.format(i=i): _weight(family, config, name, i) for name, i in order}
 
 
 def ignored(family: Family, config: ModelConfig) -> set[str]:
@@ -215,7 +211,8 @@ def sizes(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def _weight(family: Family, config: ModelConfig, name: str, layer: int | None, n: Mapping[str, int]) -> Weight:
+def _weight(family: Family, config: ModelConfig, name: str, layer: int) -> Weight:
+    n = sizes(config)
     rows, columns = LAYOUT[name]
     tail = () if columns is None else (n[columns],)
     heads = {source: getattr(config, field) for source, field in (family.interleaved or {}).items()}

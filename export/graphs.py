@@ -1,10 +1,10 @@
 """`OnnxGraphs`: what the export stage hands on. A folder that names everything the build stage needs, so that it never reopens the checkpoint.
 
-    graphs.json           `GraphsRecord`
-    prefill_T.onnx        one for each chunk size T
-    decode.onnx           T = 1
-    weights.safetensors   shared by all graphs as ONNX external data, under the project's tensor names
-    tokenizer files, where the checkpoint has a tokenizer
+graphs.json           `GraphsRecord`
+prefill_T.onnx        one for each chunk size T
+decode.onnx           T = 1
+weights.safetensors   shared by all graphs as ONNX external data, under the project's tensor names
+tokenizer files, where the checkpoint has a tokenizer
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ RECORD_FILE = "graphs.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 
-class GraphsRecord(Record):
+class GraphsRecord(Record, frozen=True):
     """Everything about exported graphs that is not an array."""
 
     name: str

@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from export import cache, rope
+from export.model_constants import MASKED_SCORE
 from runtime.manifest import ModelConfig
-
-MASKED_SCORE = -1e30  # finite: a row with every key masked stays a number, where -inf would give NaN and spoil the cache
 
 
 class RMSNorm(nn.Module):
@@ -46,7 +45,12 @@ class Attention(nn.Module):
         return x.view(batch, tokens, n, self.config.head_dim).transpose(1, 2)
 
     def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+        past_key: torch.Tensor,
+        past_value: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x (B, T, dim), mask (B, T, W + T), caches (B, n_kv_heads, W, head_dim) to the output and both new caches."""
         c = self.config
@@ -91,7 +95,12 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor, past_key: torch.Tensor, past_value: torch.Tensor
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+        past_key: torch.Tensor,
+        past_value: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `Attention.forward`."""
         mixed, key, value = self.attention(self.attention_norm(x), rotation, mask, past_key, past_value)

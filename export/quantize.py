@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from export.graphs import GraphsRecord
 from runtime.manifest import TensorSpec
 
 Array = NDArray[np.generic]
@@ -66,16 +67,21 @@ SCHEMES: dict[str, Scheme] = {
 class WeightStorage:
     """How one checkpoint's tensors are stored under a scheme and a dtype."""
 
-    scheme: Scheme
+    scheme: str  # a row of SCHEMES
     dtype: str  # "float32" or "float16": matrices that the scheme leaves alone
     tied_embeddings: bool
+
+    @classmethod
+    def of(cls, record: GraphsRecord) -> "WeightStorage":
+        """The storage that exported graphs were made with."""
+        return cls(record.scheme, record.dtype, record.model.tied_embeddings)
 
     def _recipe(self, name: str, rank: int) -> tuple[Scheme, str]:
         if rank == 1:
             return SCHEMES["none"], "float32"  # norms: a few kilobytes, and precision that every layer feels
         if name == "tok_embeddings.weight" and not self.tied_embeddings:
             return SCHEMES["none"], self.dtype  # only one row a token is read, so a narrower store would save nothing but disk
-        return self.scheme, self.dtype
+        return SCHEMES[self.scheme], self.dtype
 
     def specs(self, name: str, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
         """The tensors that store the model's tensor `name`, the tensor of that name first."""

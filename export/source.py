@@ -50,7 +50,7 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint whose headers have been read: `values` are hyper-parameters by the format's keys, `where` names the file that holds them."""
+    """A checkpoint whose headers have been read; `values` are hyper-parameters by the format's keys, found in the file `where`."""
 
     family: Family
     values: Mapping[str, object]

@@ -16,12 +16,13 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
     letter or digit. So there is no path to another folder, no hidden file, and no name that two systems read differently.
  4. `library.so` and `weights.safetensors` MUST be listed; a file that no part of the manifest uses MUST NOT be.
  5. A file MUST NOT be empty; the library has at most 1 GiB, a tokenizer file or template at most 256 MiB.
- 6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. A file above 16 MiB (2**24 bytes) MUST have in `blocks` the SHA-256 of each
-    16 MiB block, the last one shorter; a smaller file MUST have none.
- 7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `decode` (one token) and one graph `prefill_T` for each chunk T,
-    each with the inputs and outputs that model and shape imply (`runtime.consistency` has the details).
+ 6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. A file above 16 MiB (2**24 bytes) MUST have in `blocks` the SHA-256
+    of each 16 MiB block, the last one shorter; a smaller file MUST have none.
+ 7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `decode` (one token) and one graph `prefill_T` for each
+    chunk T, each with the inputs and outputs that model and shape imply (`runtime.consistency` has the details).
  8. Every listed file MUST exist with its size, and no other file may.
- 9. This machine's CPU MUST have every flag in `target.cpu_features`. Whether a CUDA device fits `target.arch` is for the engine to find out.
+ 9. This machine's CPU MUST have every flag in `target.cpu_features`. Whether a CUDA device fits `target.arch`
+    is for the engine to find out.
 10. The header of `weights.safetensors` MUST hold exactly the tensors of `weights`: same names, order, dtypes and shapes, each beginning
     at a multiple of 64 bytes.
 11. Contents MUST have their sums. A file with `blocks` is checked by those alone, on all cores: they cover every byte.
@@ -120,7 +121,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} is not a valid manifest: {error}; copy the artifact again or compile it again") from error
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use the runtime that belongs to it or compile it again"
+            f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use its own runtime or compile it again"
         )
     return contract.decode(data, Manifest, str(path))
 
@@ -212,7 +213,7 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _refuse_other_folder(folder: Path) -> None:
     """Never replace what is not ours: a folder with contents but no manifest."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file() or folder.is_file():
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file()):
         raise UserError(f"{folder} exists and is no artifact (it has no {MANIFEST_FILE}); remove it or choose another name")
 
 

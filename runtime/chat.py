@@ -117,6 +117,7 @@ def deferred_interrupt() -> Iterator[threading.Event]:
 def show_reply(conversation: Conversation, text: str, write: Callable[[str], None]) -> None:
     """Write one reply as it comes, then a remark if it did not end by itself. Ctrl-C ends it: at once in prefill, else after the step."""
     remark = ""
+    step: Step | None = None
     try:
         with contextlib.closing(conversation.say(text)) as steps:
             step = next(steps)
@@ -127,7 +128,7 @@ def show_reply(conversation: Conversation, text: str, write: Callable[[str], Non
                     write(step.text)
             remark = conversation.remark(step)
     except KeyboardInterrupt:
-        remark = "interrupted before the reply began; your message is dropped"
+        remark = "interrupted before the reply began: the message is dropped" if step is None else "interrupted"
     except UserError as error:
         remark = str(error)
     write("\n" + (f"[{remark}]\n" if remark else ""))

@@ -1,6 +1,7 @@
 """Does a manifest agree with itself: file names, model, graphs, weights, tokenizer and target. No file is opened here."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from math import prod
 
@@ -39,11 +40,13 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 def _file_problems(manifest: Manifest) -> Iterator[str]:
     names = [entry.path for entry in manifest.files]
-    for name in names:
+    for name, count in Counter(names).items():
         if not _NAME.fullmatch(name):
-            yield f"the file name {name!r} is not allowed, expected a plain name of letters, digits, '.', '_' and '-' in the artifact's own folder"
-        if names.count(name) > 1 or name == MANIFEST_FILE:
-            yield f"the file {name} is listed " + ("by itself" if name == MANIFEST_FILE else "twice") + ", expected every other file once"
+            yield f"the file name {name!r} is not allowed, expected letters, digits, '.', '_' and '-' alone, since no file lies elsewhere"
+        if name == MANIFEST_FILE:
+            yield f"the file {name} is listed by itself, expected every other file"
+        if count > 1:
+            yield f"the file {name} is listed {count} times, expected once"
     tokenizer = manifest.tokenizer
     used = [LIBRARY_FILE, WEIGHTS_FILE, *([tokenizer.file, tokenizer.chat_template] if tokenizer else [])]
     yield from (f"the file {name} is not listed, but an artifact needs it" for name in used if name and name not in names)
@@ -83,7 +86,7 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
-    """Names, order and shapes of a graph's inputs and outputs, as DESIGN of the static model has them."""
+    """Names, order and shapes of a graph's inputs and outputs, as `export` fixes them."""
     model, batch = manifest.model, manifest.shape.batch
     ids = [(name, (batch, graph.tokens)) for name in ("input_ids", "position_ids")]
     logits = [("logits", (batch, 1, model.vocab_size))]

@@ -126,7 +126,7 @@ def check_cpu(required: Iterable[str], cpu_name: str, features: frozenset[str] |
             f"this machine is {platform.machine()} and shows no x86 CPU flags in {CPUINFO}, but the artifact is for the cpu level "
             f"{cpu_name}; run it on an x86-64 machine with Linux"
         )
-    named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more features" if len(missing) > 5 else "")
+    named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
     raise UserError(
         f"this machine lacks {named}, which the artifact's cpu level {cpu_name} needs; compile again with backend.cpu: {best_level(have)}"
     )

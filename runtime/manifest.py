@@ -20,7 +20,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of every type in the manifest: frozen, by keyword, no unknown keys."""
 
 
-class ModelConfig(Record):
+class ModelConfig(Record, frozen=True):
     """Hyper-parameters of a Mistral-family decoder, complete on arrival."""
 
     family: str
@@ -47,7 +47,7 @@ class ModelConfig(Record):
         return tuple(window or cache_len for window in self.sliding_window)
 
 
-class TensorSpec(Record):
+class TensorSpec(Record, frozen=True):
     """Name, shape and dtype of one tensor at a graph's boundary."""
 
     name: str
@@ -55,14 +55,14 @@ class TensorSpec(Record):
     dtype: DType
 
 
-class Signature(Record):
+class Signature(Record, frozen=True):
     """Ordered inputs and outputs of one graph, weights left out."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
 
-class Graph(Record):
+class Graph(Record, frozen=True):
     """One compiled function: its name, the tokens that one call takes (T), and its signature."""
 
     name: str
@@ -70,7 +70,7 @@ class Graph(Record):
     signature: Signature
 
 
-class WeightSpec(Record):
+class WeightSpec(Record, frozen=True):
     """One tensor of `weights.safetensors`, in the order in which every compiled function takes it."""
 
     name: str
@@ -79,7 +79,7 @@ class WeightSpec(Record):
     layout: str  # "row_major", or "panels_NB": (ceil(N / NB), K, NB) from (N, K), N padded with zeros
 
 
-class Shape(Record):
+class Shape(Record, frozen=True):
     """Static sizes that the artifact was compiled for."""
 
     batch: Count
@@ -87,7 +87,7 @@ class Shape(Record):
     cache_len: Count
 
 
-class TargetSpec(Record):
+class TargetSpec(Record, frozen=True):
     """The machine that the library was compiled for."""
 
     kind: Literal["llvm", "cuda"]
@@ -97,7 +97,7 @@ class TargetSpec(Record):
     arch: tuple[str, ...] = ()  # CUDA architectures with machine code inside, such as sm_80
 
 
-class TokenizerSpec(Record):
+class TokenizerSpec(Record, frozen=True):
     """Which tokenizer file the artifact carries and how prompts begin and end."""
 
     kind: Literal["tokenizer.json", "sentencepiece"]
@@ -108,7 +108,7 @@ class TokenizerSpec(Record):
     chat_template: str | None = None  # file name of a Jinja template; None for a base model
 
 
-class ParityRow(Record):
+class ParityRow(Record, frozen=True):
     """One rung of the correctness ladder: what was compared and how far apart the two were."""
 
     rung: str
@@ -120,7 +120,7 @@ class ParityRow(Record):
     passed: bool
 
 
-class FileEntry(Record):
+class FileEntry(Record, frozen=True):
     """One file of the artifact. `blocks` are SHA-256 sums of each 16 MiB block, for hashing in parallel."""
 
     path: str
@@ -129,7 +129,7 @@ class FileEntry(Record):
     blocks: tuple[Sha256, ...] = ()
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True):
     """Everything that the runtime needs to know, and everything that can be checked before it runs."""
 
     schema_version: int

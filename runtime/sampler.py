@@ -59,10 +59,10 @@ class Sampler:
         scores = penalized(logits, history, self.options.repetition_penalty)
         if self.options.temperature == 0:
             return int(scores.argmax())
-        scores = filtered(scores, self.options)
-        candidates = np.flatnonzero(scores > -np.inf)
-        weights = np.exp(scores[candidates])
-        return int(self._random.choice(candidates, p=weights / weights.sum()))
+        ids, weights = candidates(scores, self.options)
+        mass = np.cumsum(weights)
+        drawn = np.searchsorted(mass, self._random.random() * mass[-1], side="right")
+        return int(ids[min(drawn, ids.size - 1)])  # the product may round up to the whole mass
 
 
 def penalized(logits: NDArray[np.float32], history: Sequence[int], penalty: float | None) -> NDArray[np.float64]:
@@ -75,18 +75,22 @@ def penalized(logits: NDArray[np.float32], history: Sequence[int], penalty: floa
     return scores
 
 
-def filtered(scores: NDArray[np.float64], options: SamplingOptions) -> NDArray[np.float64]:
-    """Scores (vocab,) over the temperature with the highest at 0, and -inf where top-k, top-p or min-p rule an id out."""
+def candidates(scores: NDArray[np.float64], options: SamplingOptions) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ids that top-k, top-p and min-p leave of scores (vocab,), and their weights: probabilities over that of the likeliest id."""
+    ids = np.arange(scores.size)
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, which is what it asks for
         scores = (scores - scores.max()) / options.temperature
     if options.top_k is not None and options.top_k < scores.size:
         lowest = scores.size - options.top_k
-        scores = np.where(scores < np.partition(scores, lowest)[lowest], -np.inf, scores)
+        ids = np.flatnonzero(scores >= np.partition(scores, lowest)[lowest])
+    weights = np.exp(scores[ids])
     if options.top_p is not None:
-        scores = np.where(_nucleus(np.exp(scores), options.top_p), scores, -np.inf)
-    if options.min_p is not None and options.min_p > 0:
-        scores = np.where(scores < math.log(options.min_p), -np.inf, scores)
-    return scores
+        kept = _nucleus(weights, options.top_p)
+        ids, weights = ids[kept], weights[kept]
+    if options.min_p is not None:
+        kept = weights >= options.min_p
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights
 
 
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:

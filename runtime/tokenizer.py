@@ -101,6 +101,8 @@ class SentencePieceLibrary:
         except (OSError, RuntimeError) as error:
             raise _broken(path, error) from error
         self._size = self._model.vocab_size()
+        if self._size == 0:  # the library takes an empty file for a model
+            raise _broken(path, ValueError("its vocabulary is empty"))
         self._control = {self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)}
         longest_first = sorted(self._control, key=len, reverse=True)
         self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")

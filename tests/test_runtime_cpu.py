@@ -91,7 +91,7 @@ def test_check_cpu_names_flag_level_and_remedy():
 
 
 def test_check_cpu_shortens_a_long_list():
-    with pytest.raises(UserError, match=r"lacks a, b, c, d, e and 2 more features, which"):
+    with pytest.raises(UserError, match=r"lacks a, b, c, d, e and 2 more, which"):
         check_cpu("abcdefg", "znver9", V3)
 
 

@@ -1,4 +1,3 @@
-import codecs
 import importlib.resources
 import random
 import shutil
@@ -29,7 +28,7 @@ TEXTS = [
     "👩‍👩‍👧‍👦 family 🎉🎊",
     "東京は日本の首都です。中文也可以",
     "Ⅷ ﬁ \u0378 🫠 rare",  # pieces that fall back to bytes
-    "[INST] not a control token [/INST] <s> </s> <0x41> ▁",
+    "[INST] not a control token [/INST] <s> </s> <0x41>",
     "",
     " ",
 ]
@@ -39,14 +38,21 @@ def sentencepiece_spec(file, **changes):
     return TokenizerSpec(**{"kind": "sentencepiece", "file": file, "bos_id": 1, "add_bos": True, "eos_ids": (2,), **changes})
 
 
-@pytest.fixture(scope="module", params=[V1, V3, V7])
-def real(request):
+def open_both(file):
     """One of Mistral's own tokenizers: ours and the library's."""
     with importlib.resources.as_file(DATA) as folder:
-        yield (
-            open_tokenizer(sentencepiece_spec(request.param), folder),
-            sentencepiece.SentencePieceProcessor(model_file=str(folder / request.param)),
-        )
+        return open_tokenizer(sentencepiece_spec(file), folder), sentencepiece.SentencePieceProcessor(model_file=str(folder / file))
+
+
+@pytest.fixture(scope="module", params=[V1, V3, V7])
+def real(request):
+    return open_both(request.param)
+
+
+@pytest.fixture(scope="module", params=[V1, V3, V7, "byte_level", "metaspace"])
+def both(request):
+    """Ours and the library's tokenizer, of every kind."""
+    return open_both(request.param) if "model" in request.param else request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -149,29 +155,31 @@ def test_control_tokens_are_text_unless_asked_for(byte_level, real):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("kind", ["real", "byte_level", "metaspace"])
-def test_streamed_text_is_whole_and_complete(request, kind, text):
-    ours, library = request.getfixturevalue(kind)
+def test_streamed_text_is_whole_and_complete(both, text):
+    ours, library = both
     ids = ours.encode(text, add_bos=True)
     pieces = pushes(ours, ids)
     assert "".join(pieces) == ours.decode(ids) == library.decode(ids) == text
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
-@pytest.mark.parametrize("kind", ["real", "byte_level", "metaspace"])
-def test_streamed_text_of_any_ids_equals_the_library(request, kind):
-    ours, library = request.getfixturevalue(kind)
+def test_streamed_text_of_any_ids_equals_the_library(both):
+    ours, library = both
     draw = random.Random(0)
     alphabet = [token_id for text in TEXTS for token_id in ours.encode(text, add_bos=True)]
+    compared = 0
     for _ in range(200):
         ids = draw.choices(alphabet, k=draw.randint(1, 12))
         whole = library.decode(ids)
         streamed = "".join(pushes(ours, ids))
         assert streamed == ours.decode(ids)
-        if kind != "metaspace" or "\N{REPLACEMENT CHARACTER}" not in whole:
+        # the ByteFallback decoder of `tokenizers` gives up a run of bytes, good ones too, when one of them is wrong: a stream cannot
+        if not (
+            isinstance(library, tokenizers.Tokenizer) and "ByteFallback" in str(library.decoder) and "\N{REPLACEMENT CHARACTER}" in whole
+        ):
             assert streamed == whole
-        else:  # this decoder replaces every byte of a run when one of them is wrong; a stream has let the good ones out already
-            assert streamed.strip("\N{REPLACEMENT CHARACTER} ") == "" or "\N{REPLACEMENT CHARACTER}" in streamed
+            compared += 1
+    assert compared > 50
 
 
 def test_an_incomplete_character_waits_and_a_broken_one_is_replaced(real):
@@ -184,10 +192,11 @@ def test_an_incomplete_character_waits_and_a_broken_one_is_replaced(real):
     assert "".join(pushes(ours, [euro[0], *hello])) == library.decode([euro[0], *hello])
 
 
-@pytest.mark.parametrize(("prompt", "continuation"), [("The capital is", " Paris"), ("2 +", " 2"), ("Par", "is"), ("", "Paris"), ("Look:", "\n  x")])
-@pytest.mark.parametrize("kind", ["real", "byte_level", "metaspace"])
-def test_a_continuation_keeps_the_space_to_its_prompt(request, kind, prompt, continuation):
-    ours, _ = request.getfixturevalue(kind)
+@pytest.mark.parametrize(
+    ("prompt", "continuation"), [("The capital is", " Paris"), ("2 +", " 2"), ("x=(", "1)"), ("", "Paris"), ("Look:", "\n  x")]
+)
+def test_a_continuation_keeps_the_space_to_its_prompt(both, prompt, continuation):
+    ours, _ = both
     prompt_ids = ours.encode(prompt)
     ids = ours.encode(prompt + continuation)
     assert ids[: len(prompt_ids)] == prompt_ids  # the texts are chosen so that the prompt's ids stay

@@ -5,6 +5,7 @@ Bytes per call: the weights, N K itemsize, plus x and y. Operations: 2 M N K.
 """
 
 from dataclasses import dataclass
+from math import prod
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -29,25 +30,30 @@ class Tile:
 TILE = Tile(rows=4, columns=16, depth=128)
 
 
-def linear(rows: int, n: int, k: int, weight_dtype: str, scaled: bool) -> PrimFunc:
-    """Kernel of x (rows, K) float32, w (panels, K, PANEL) and, when `scaled`, s (N,) float32, to y (rows, N) float32."""
-    body = _gemv(n, k) if rows == 1 else _gemm(rows, n, k, weight_dtype)
+def linear(lead: tuple[int, ...], n: int, k: int, weight_dtype: str, scaled: bool) -> PrimFunc:
+    """Kernel of x (*lead, K) float32, w (panels, K, PANEL) and, when `scaled`, s (N,) float32, to y (*lead, N) float32."""
+    rows = prod(lead)
+    body = _gemv(n, k) if rows == 1 else _gemm(rows, n, k)
     panels = -(-n // PANEL)
 
     @T.prim_func
-    def plain(x: T.Buffer((rows, k), "float32"), w: T.Buffer((panels, k, PANEL), weight_dtype), y: T.Buffer((rows, n), "float32")):
+    def plain(x: T.Buffer((*lead, k), "float32"), w: T.Buffer((panels, k, PANEL), weight_dtype), y: T.Buffer((*lead, n), "float32")):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        body(x, w, None, y)
+        x_rows = T.decl_buffer((rows, k), "float32", data=x.data)
+        y_rows = T.decl_buffer((rows, n), "float32", data=y.data)
+        body(x_rows, w, None, y_rows)
 
     @T.prim_func
     def dequantizing(
-        x: T.Buffer((rows, k), "float32"),
+        x: T.Buffer((*lead, k), "float32"),
         w: T.Buffer((panels, k, PANEL), weight_dtype),
         s: T.Buffer((n,), "float32"),
-        y: T.Buffer((rows, n), "float32"),
+        y: T.Buffer((*lead, n), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        body(x, w, s, y)
+        x_rows = T.decl_buffer((rows, k), "float32", data=x.data)
+        y_rows = T.decl_buffer((rows, n), "float32", data=y.data)
+        body(x_rows, w, s, y_rows)
 
     return dequantizing if scaled else plain
 
@@ -93,7 +99,7 @@ def _gemv(n: int, k: int):
     return body
 
 
-def _gemm(rows: int, n: int, k: int, weight_dtype: str):
+def _gemm(rows: int, n: int, k: int):
     """Several rows: a panel's slice of `depth` steps is widened to float32 once and then serves every row."""
     panels = -(-n // PANEL)
     tile_rows = max(r for r in range(1, TILE.rows + 1) if rows % r == 0)
@@ -112,7 +118,8 @@ def _gemm(rows: int, n: int, k: int, weight_dtype: str):
                 for i in T.unroll(parts):
                     for v in T.vectorized(LANES):
                         acc[(r * parts + i) * LANES + v] = (
-                            acc[(r * parts + i) * LANES + v] + x[m * tile_rows + r, kk * depth + d] * slab[d, c * TILE.columns + i * LANES + v]
+                            acc[(r * parts + i) * LANES + v]
+                            + x[m * tile_rows + r, kk * depth + d] * slab[d, c * TILE.columns + i * LANES + v]
                         )
         for r in T.unroll(tile_rows):
             for i in T.unroll(parts):

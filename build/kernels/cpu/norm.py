@@ -1,19 +1,24 @@
 """RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight, row by row, in two passes over a row that fits the first-level cache."""
 
+from math import prod
+
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.vector import LANES
 
 
-def rms_norm(rows: int, dim: int, eps: float) -> PrimFunc:
-    """Kernel of x (rows, dim) and weight (dim,) to y (rows, dim), all float32."""
+def rms_norm(lead: tuple[int, ...], dim: int, eps: float) -> PrimFunc:
+    """Kernel of x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
+    rows = prod(lead)
     lanes = max(n for n in (1, 2, 4, LANES) if dim % n == 0)
     loop = T.parallel if rows > 1 else T.serial
 
     @T.prim_func
-    def kernel(x: T.Buffer((rows, dim), "float32"), weight: T.Buffer((dim,), "float32"), y: T.Buffer((rows, dim), "float32")):
+    def kernel(x_in: T.Buffer((*lead, dim), "float32"), weight: T.Buffer((dim,), "float32"), y_out: T.Buffer((*lead, dim), "float32")):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
+        y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
         for i in loop(rows):
             partial = T.alloc_buffer((lanes,), "float32")
             total = T.alloc_buffer((1,), "float32")

@@ -1,7 +1,7 @@
 """What the CPU kernels share: the vector width and an exponential that vectorises."""
 
-from tvm.script import tirx as T
 from tvm.ir import Expr
+from tvm.script import tirx as T
 
 LANES = 8  # float32 lanes of one AVX2 register; AVX-512 targets fuse pairs of them
 

@@ -1,0 +1,57 @@
+"""A whole compile: run what is stale, reuse what is not. Export runs in a process of its own, so that torch's memory is gone before the build."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from build.pipeline import build_key, build_library, package
+from build.target import target_spec
+from export.config import CompileConfig, artifact_dir
+from export.console import console
+from export.graphs import OnnxGraphs
+from export.plan import export_key, open_configured, workspace_of
+from export.stage import locked, run_stage, stage_folder
+from runtime.artifact import Artifact
+from runtime.errors import UserError
+
+
+def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump: Path | None) -> Artifact:
+    """The artifact of a config, made or found; raises `UserError` for what a person can mend."""
+    artifact = artifact_dir(path)
+    workspace = workspace_of(config, artifact)
+    with locked(workspace, console.print):
+        spec = target_spec(config.backend)
+        graphs = exported_graphs(config, path, overrides, dump)
+        key = build_key(config, graphs, spec)
+        current = existing_artifact(artifact, key)
+        if current is not None and dump is None:
+            return current
+        if dump is not None:  # a dump shows a run, so the library is made again
+            dump.mkdir(parents=True, exist_ok=True)
+            build_library(graphs, spec, dump, dump)
+        library = run_stage(workspace, "library", key, partial(build_library, graphs, spec, dump=None))
+        return current or package(config, graphs, spec, library, key, artifact)
+
+
+def exported_graphs(config: CompileConfig, path: Path, overrides: list[str], dump: Path | None = None) -> OnnxGraphs:
+    """The config's exported graphs; runs `python -m export` when they are missing or stale."""
+    checkpoint = open_configured(config)
+    folder = stage_folder(workspace_of(config, artifact_dir(path)), "graphs", export_key(config, checkpoint))
+    if not folder.is_dir() or dump is not None:
+        command = [sys.executable, "-m", "export", str(path), *(f"--set={text}" for text in overrides)]
+        status = subprocess.run(command + (["--dump", str(dump)] if dump else []), check=False).returncode
+        if status != 0:
+            raise UserError(f"the export stage ended with status {status}; its own message is above")
+    return OnnxGraphs.open(folder)
+
+
+def existing_artifact(folder: Path, key: str) -> Artifact | None:
+    """The artifact in `folder`, when it is whole and was made from this very key."""
+    if not (folder / "manifest.json").is_file():
+        return None
+    try:
+        artifact = Artifact.open(folder, for_this_machine=False)
+    except UserError:
+        return None  # damaged or of an older format: it is made again
+    return artifact if artifact.manifest.build_key == key else None

@@ -1,0 +1,218 @@
+"""Dispatch: replace every region that a rule knows by a call to our kernel; what no rule knows takes TVM's default schedule, and is reported."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from build.compiler import relax, tvm
+from build.importer import RelaxModule
+from build.kernels.table import KERNELS
+from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape
+from build.rules import RULES, Context, Region
+from runtime.errors import UserError
+from runtime.manifest import Graph, WeightSpec
+
+IN_PLACE_NEW = -1  # how call_tir_inplace writes "a new tensor"
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One kernel of one graph: where it is called, and its least bytes and operations per call."""
+
+    graph: str
+    op: str
+    label: str
+    kernel: str
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class DispatchedModule:
+    """A module whose functions call our kernels, take packed weights, update the caches in place and return logits alone."""
+
+    source: RelaxModule
+    module: tvm.IRModule
+    weights: tuple[WeightSpec, ...]
+    report: tuple[ReportRow, ...]
+
+
+def dispatch(relax_module: RelaxModule, target: str) -> DispatchedModule:
+    """Rewrite every graph; UserError when one keeps a cache that no attention kernel owns."""
+    weights = packed_weights(relax_module, KERNELS[target].panel)
+    builder = relax.BlockBuilder()
+    kernels = _Kernels(builder, target)
+    report: list[ReportRow] = []
+    for graph in relax_module.record.graphs:
+        function = relax_module.module[graph.name]
+        regions = find_regions(relax_module, graph)
+        emitted = _rewrite(builder, kernels, function, regions, weights, graph)
+        report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
+        report += [
+            ReportRow(graph.name, op, f"{count} calls", "TVM default schedule", 0, 0) for op, count in sorted(emitted.others.items())
+        ]
+    return DispatchedModule(relax_module, builder.get(), weights, tuple(report))
+
+
+def packed_weights(relax_module: RelaxModule, panel: int) -> tuple[WeightSpec, ...]:
+    """How the artifact stores each weight: matrices in panels, vectors as they are."""
+    specs = []
+    for spec in relax_module.record.weights:
+        if len(spec.shape) == 2:
+            n, k = spec.shape
+            specs.append(WeightSpec(name=spec.name, shape=(-(-n // panel), k, panel), dtype=spec.dtype, layout=f"panels_{panel}"))
+        else:
+            specs.append(WeightSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype, layout="row_major"))
+    return tuple(specs)
+
+
+def find_regions(relax_module: RelaxModule, graph: Graph) -> dict[Expr, Region]:
+    """Every region of one graph, by the value that it computes; UserError when a cache belongs to no rolling attention."""
+    function = relax_module.module[graph.name]
+    producers = Producers.of(function)
+    caches = function.params[2 : len(graph.signature.inputs)]
+    outputs = _outputs(function)
+    names = (*(spec.name for spec in graph.signature.inputs), *relax_module.weight_names)
+    context = Context(producers, relax_module.record.model, names, dict(zip(caches, outputs[1:], strict=True)))
+    regions: dict[Expr, Region] = {}
+    reasons: list[str] = []
+    for value, call in producers.calls.items():
+        for op, rule in RULES:
+            if not is_call(call, op):
+                continue
+            try:
+                regions[value] = rule(context, value)
+                break
+            except NoMatch as reason:
+                if op == "reshape" and _reads_softmax(producers, value):
+                    reasons.append(str(reason))
+    owned = {cache for region in regions.values() for cache in (region.inputs[i] for i in region.updates)}
+    orphans = [context.parameter_name(cache) for cache in caches if cache not in owned]
+    if orphans:
+        why = reasons[0] if reasons else "no attention reads it"
+        raise UserError(
+            f"{graph.name}: {orphans[0]} is not used by a rolling attention with its exact window ({why}); "
+            "a library built from this graph could be silently wrong; export the graphs again"
+        )
+    return regions
+
+
+def _reads_softmax(producers: Producers, value: Expr) -> bool:
+    """Whether a reshape is the end of an attention, so that its mismatch is worth telling."""
+    try:
+        merged = producers.permuted(producers.args(value, "reshape")[0], (0, 2, 1, 3))
+        return is_call(producers.calls.get(producers.args(producers.args(merged, "reshape")[0], "matmul")[0]), "nn.softmax")
+    except NoMatch:
+        return False
+
+
+def _outputs(function: relax.Function) -> list[Expr]:
+    """The function's outputs: variables of a tuple that may itself have been bound to a variable."""
+    body = function.body.body
+    bound = {b.var: b.value for block in function.body.blocks for b in block.bindings}
+    while not isinstance(body, relax.Tuple):
+        body = bound[body]
+    return list(body.fields)
+
+
+class _Kernels:
+    """Kernels of one target, made once for each distinct set of arguments."""
+
+    def __init__(self, builder: relax.BlockBuilder, target: str) -> None:
+        self.builder = builder
+        self.kernels = KERNELS[target].kernels
+        self.made: dict[tuple[str, tuple[Any, ...]], tuple[str, Any]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def get(self, region: Region) -> Any:
+        """The global variable of the region's kernel."""
+        key = (region.op, region.arguments)
+        if key not in self.made:
+            name = f"{region.op}_{self.counts[region.op]}"
+            self.counts[region.op] += 1
+            self.made[key] = (
+                name,
+                self.builder.add_func(self.kernels[region.op](*region.arguments).with_attr("global_symbol", name), name),
+            )
+        return self.made[key][1]
+
+    def name(self, region: Region) -> str:
+        """The kernel's name in the library."""
+        return self.made[region.op, region.arguments][0]
+
+
+@dataclass(frozen=True)
+class _Emitted:
+    regions: list[Region]
+    others: Counter[str]  # Relax operations left to default schedules
+
+
+def _rewrite(
+    builder: relax.BlockBuilder,
+    kernels: _Kernels,
+    function: relax.Function,
+    regions: dict[Expr, Region],
+    weights: tuple[WeightSpec, ...],
+    graph: Graph,
+) -> _Emitted:
+    """Emit the function again: live regions as kernel calls, other live calls as they were, logits as the only output."""
+    inputs = function.params[: len(graph.signature.inputs)]
+    packed = [relax.Var(p.name, relax.TensorType(w.shape, w.dtype)) for p, w in zip(function.params[len(inputs) :], weights, strict=True)]
+    new: dict[Expr, Expr] = {p: p for p in inputs} | dict(zip(function.params[len(inputs) :], packed, strict=True))
+    calls = Producers.of(function).calls
+    logits = _outputs(function)[0]
+    emitted: list[Region] = []
+    others: Counter[str] = Counter()
+    with builder.function(graph.name, [*inputs, *packed]):
+        with builder.dataflow():
+            for value in _live(calls, regions, logits):
+                if value in regions:
+                    emitted.append(regions[value])
+                    new[value] = builder.emit(_kernel_call(kernels, regions[value], new))
+                else:
+                    others[calls[value].op.name.removeprefix("relax.")] += 1
+                    new[value] = builder.emit(_substitute(calls[value], new))
+            output = builder.emit_output(new[logits])
+        builder.emit_func_output(output)
+    return _Emitted(emitted, others)
+
+
+def _live(calls: dict[Expr, Expr], regions: dict[Expr, Region], output: Expr) -> list[Expr]:
+    """Values that the output needs, in the function's order; what lies inside a region is not among them."""
+    needed = {output}
+    live = []
+    for value in reversed(list(calls)):
+        if value in needed:
+            live.append(value)
+            needed.update(regions[value].inputs if value in regions else _variables(calls[value]))
+    return live[::-1]
+
+
+def _variables(expression: Expr) -> Iterable[Expr]:
+    """Variables that an expression reads."""
+    if isinstance(expression, relax.Var):
+        yield expression
+    for child in getattr(expression, "args", None) or getattr(expression, "fields", None) or ():
+        yield from _variables(child)
+
+
+def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
+    """The same expression over new variables."""
+    if isinstance(expression, relax.Var):
+        return new[expression]
+    if isinstance(expression, relax.Tuple):
+        return relax.Tuple([_substitute(field, new) for field in expression.fields])
+    if isinstance(expression, relax.Call):
+        return relax.Call(expression.op, [_substitute(arg, new) for arg in expression.args], expression.attrs, expression.ty_args)
+    return expression
+
+
+def _kernel_call(kernels: _Kernels, region: Region, new: dict[Expr, Expr]) -> Expr:
+    output = relax.TensorType(shape(region.output), dtype(region.output))
+    arguments = [new[value] for value in region.inputs]
+    if not region.updates:
+        return relax.call_tir(kernels.get(region), arguments, out_ty=output)
+    types = [output, *(relax.TensorType(shape(region.inputs[i]), dtype(region.inputs[i])) for i in region.updates)]
+    call = relax.op.call_tir_inplace(kernels.get(region), arguments, [IN_PLACE_NEW, *region.updates], types)
+    return relax.TupleGetItem(call, 0)

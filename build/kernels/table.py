@@ -1,0 +1,36 @@
+"""The operations that kernels exist for, and which kernel serves which target. A new kernel is a file and a row here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tvm.tirx import PrimFunc
+
+from build.kernels.cpu import attention, embedding, linear, norm, swiglu
+
+
+@dataclass(frozen=True)
+class KernelSet:
+    """One target's kernels, by operation; every target has every operation, with the same arguments."""
+
+    panel: int  # neighbouring outputs stored together: a (N, K) weight is packed as (ceil(N / panel), K, panel)
+    kernels: Mapping[str, Callable[..., PrimFunc]]
+
+
+# op                 computes
+# rolling_attention  split, rotate, attend, write the ring
+# embedding          one row of a matrix per token
+# rms_norm           x / rms(x) * weight
+# swiglu             silu(gate) * up
+# linear             x W^T
+KERNELS: dict[str, KernelSet] = {
+    "llvm": KernelSet(
+        linear.PANEL,
+        {
+            "rolling_attention": attention.rolling_attention,
+            "embedding": embedding.embedding,
+            "rms_norm": norm.rms_norm,
+            "swiglu": swiglu.swiglu,
+            "linear": linear.linear,
+        },
+    ),
+}

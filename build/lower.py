@@ -1,0 +1,28 @@
+"""Relax to machine code: the target's named passes in order, then TVM's code generator."""
+
+from pathlib import Path
+
+from build.compiler import relax, tvm
+from build.dispatch import DispatchedModule
+from build.target import TARGETS
+from runtime.manifest import TargetSpec
+
+
+def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:
+    """Compile every function and write the shared library; `dump` receives the module after each group of passes."""
+    row = TARGETS[spec.kind]
+    target = row.make(spec)
+    module = dispatched.module
+    with target:
+        for number, (name, passes) in enumerate(row.passes(target), start=3):
+            module = tvm.transform.Sequential(list(passes))(module)
+            dump_module(module, dump, f"{number}-{name}")
+        executable = relax.build(module, target, relax_pipeline=None)
+    executable.export_library(str(library))
+
+
+def dump_module(module: tvm.IRModule, dump: Path | None, name: str) -> None:
+    """Write a module as TVMScript, when a folder was given."""
+    if dump is not None:
+        dump.mkdir(parents=True, exist_ok=True)
+        (dump / f"{name}.py").write_text(module.script())

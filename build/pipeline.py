@@ -1,0 +1,88 @@
+"""The build stage: ONNX graphs to a compiled library, and library plus weights to an artifact."""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+
+from build.dispatch import DispatchedModule, ReportRow, dispatch
+from build.importer import import_graphs
+from build.lower import dump_module, lower
+from build.pack import pack_weights
+from build.target import target_spec
+from export.config import CompileConfig
+from export.console import step_bar
+from export.graphs import OnnxGraphs
+from export.stage import stage_key, tool_versions
+from runtime.artifact import Artifact, write_artifact
+from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.cpu import missing_features
+from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, WeightSpec
+
+BUILD_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
+REPORT_FILE = "dispatch.json"
+WEIGHT_SPECS_FILE = "weights.json"
+
+
+def build_key(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec) -> str:
+    """Identifies a library and the artifact around it: the graphs, the target, our code and the tools."""
+    inputs = {"graphs": graphs.folder.name, "target": msgspec.to_builtins(spec), "cuda": spec.kind == "cuda"}
+    return stage_key(inputs, ("export", "build", "runtime"), BUILD_TOOLS)
+
+
+def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path | None) -> None:
+    """Fill `folder` with the library, the dispatch report and the weight layouts that the kernels expect."""
+    with step_bar("compiling", 3) as bar:
+        imported = import_graphs(graphs)
+        dump_module(imported.module, dump, "1-import")
+        bar.advance(1)
+        dispatched = dispatch(imported, spec.kind)
+        dump_module(dispatched.module, dump, "2-dispatch")
+        bar.advance(1)
+        lower(dispatched, spec, folder / LIBRARY_FILE, dump)
+        bar.advance(1)
+    _write_results(dispatched, folder)
+
+
+def _write_results(dispatched: DispatchedModule, folder: Path) -> None:
+    (folder / REPORT_FILE).write_bytes(msgspec.json.encode([asdict(row) for row in dispatched.report]))
+    (folder / WEIGHT_SPECS_FILE).write_bytes(msgspec.json.encode(dispatched.weights))
+
+
+def read_report(folder: Path) -> list[ReportRow]:
+    """The dispatch report of a compiled library."""
+    return msgspec.json.decode((folder / REPORT_FILE).read_bytes(), type=list[ReportRow])
+
+
+def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: str, artifact: Path) -> Artifact:
+    """Pack the weights and write the artifact, complete or not at all."""
+    weights = msgspec.json.decode((library / WEIGHT_SPECS_FILE).read_bytes(), type=tuple[WeightSpec, ...])
+
+    def fill(folder: Path) -> None:
+        shutil.copyfile(library / LIBRARY_FILE, folder / LIBRARY_FILE)
+        for path in graphs.files_for_artifact():
+            shutil.copyfile(path, folder / path.name)
+        pack_weights(graphs.weights(), weights, folder / WEIGHTS_FILE, config.workspace.workers or os.cpu_count() or 1)
+
+    def manifest(files: tuple[FileEntry, ...]) -> Manifest:
+        record = graphs.record
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=record.name,
+            build_key=key,
+            model=record.model,
+            shape=record.shape,
+            scheme=record.scheme,
+            target=spec,
+            graphs=record.graphs,
+            weights=weights,
+            tokenizer=record.tokenizer,
+            overrides=record.overrides,
+            tools=tool_versions(BUILD_TOOLS),
+            files=files,
+        )
+
+    runs_here = spec.kind == "llvm" and not missing_features(spec.cpu_features)
+    return write_artifact(artifact, fill, manifest, for_this_machine=runs_here)

@@ -1,0 +1,109 @@
+"""Reading a Relax dataflow function backwards: which call made a value, and whether it is the call that a rule expects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from build.compiler import relax, tvm
+
+END = np.iinfo(np.int64).max  # what ONNX writes for "to the end" of a slice
+Expr = Any  # TVM's expressions have no useful static types
+
+
+class NoMatch(Exception):
+    """A rule's reason for answering "not mine"."""
+
+
+@dataclass(frozen=True)
+class Producers:
+    """Bindings of one function by variable, and readers that raise `NoMatch` when an expression is not what was expected."""
+
+    calls: dict[Expr, Expr]
+    parameters: dict[Expr, int]  # position of each parameter
+
+    @classmethod
+    def of(cls, function: relax.Function) -> "Producers":
+        """Index a function that consists of dataflow blocks."""
+        bindings = [binding for block in function.body.blocks for binding in block.bindings]
+        return cls({binding.var: binding.value for binding in bindings}, {var: i for i, var in enumerate(function.params)})
+
+    def args(self, value: Expr, op: str) -> Sequence[Expr]:
+        """Arguments of the call to `relax.{op}` that made `value`."""
+        call = self.calls.get(value)
+        if not is_call(call, op):
+            raise NoMatch(f"expected {op}, found {describe(call if call is not None else value)}")
+        return call.args  # type: ignore[no-any-return,union-attr]
+
+    def sliced(self, value: Expr, axis: int, begin: int, end: int) -> Expr:
+        """The source of `source[..., begin:end, ...]` along `axis`; `end` may be the axis' length, written in any way."""
+        source, axes, begins, ends, strides = self.args(value, "strided_slice")
+        length = shape(source)[axis]
+        found = tuple(integer(part.fields[0]) for part in (axes, begins, ends, strides))
+        if (found[0], found[1], min(found[2], length), found[3]) != (axis, begin, min(end, length), 1):
+            raise NoMatch(f"expected slice {begin}:{end} of axis {axis}, found {found[1]}:{found[2]} of axis {found[0]}")
+        return source
+
+    def concatenated(self, value: Expr, axis: int) -> Sequence[Expr]:
+        """The parts that were joined along `axis`."""
+        (parts,) = self.args(value, "concat")
+        found = self.calls[value].attrs.axis % len(shape(value))
+        if found != axis:
+            raise NoMatch(f"expected concat along axis {axis}, found axis {found}")
+        return parts.fields  # type: ignore[no-any-return]
+
+    def permuted(self, value: Expr, axes: tuple[int, ...]) -> Expr:
+        """The source of a transposition by `axes`."""
+        (source,) = self.args(value, "permute_dims")
+        found = tuple(int(axis) for axis in self.calls[value].attrs.axes)
+        if found != axes:
+            raise NoMatch(f"expected axes {axes}, found {found}")
+        return source
+
+    def through(self, value: Expr, op: str) -> Expr:
+        """The source of `value` where it was made by a call to `op`, else `value` itself."""
+        return self.calls[value].args[0] if is_call(self.calls.get(value), op) else value
+
+
+def is_call(value: Expr, op: str) -> bool:
+    """Whether an expression is a call to `relax.{op}`."""
+    return isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op) and value.op.name == f"relax.{op}"
+
+
+def shape(value: Expr) -> tuple[int, ...]:
+    """Static shape of a tensor expression."""
+    return tuple(int(n) for n in value.ty.shape)
+
+
+def dtype(value: Expr) -> str:
+    """Dtype of a tensor expression."""
+    return str(value.ty.dtype)
+
+
+def integer(value: Expr) -> int:
+    """A Relax or TIR integer as an int."""
+    return int(value.value) if hasattr(value, "value") else int(value)
+
+
+def constant(value: Expr) -> NDArray[Any]:
+    """The numbers of a constant."""
+    if not isinstance(value, tvm.ir.GenericConst):
+        raise NoMatch(f"expected a constant, found {describe(value)}")
+    numbers: NDArray[Any] = value.value.numpy()
+    return numbers
+
+
+def expect_constant(value: Expr, expected: NDArray[Any] | float) -> None:
+    """Compare a constant exactly with what it must be."""
+    found = constant(value)
+    if not np.array_equal(found.reshape(-1), np.asarray(expected, dtype=found.dtype).reshape(-1)):
+        raise NoMatch(f"expected the constant {expected}, found {found}")
+
+
+def describe(value: Expr) -> str:
+    """An expression in a few words, for messages."""
+    if isinstance(value, relax.Call):
+        return value.op.name if isinstance(value.op, tvm.ir.Op) else "a call"
+    return type(value).__name__.lower()

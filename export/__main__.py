@@ -1,0 +1,29 @@
+"""`python -m export yaml/x.yaml [--set key.path=value ...] [--dump DIR]`: write the ONNX graphs of a config into its workspace."""
+
+from functools import partial
+
+from export.config import artifact_dir, config_parser, load_config
+from export.console import console
+from export.plan import export_key, open_configured, workspace_of
+from export.stage import locked, run_stage, stage_folder
+from runtime.errors import run_command
+
+
+def main() -> int:
+    """Run the stage; returns the exit status."""
+    arguments = config_parser("Export a checkpoint to static ONNX graphs.").parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    checkpoint = open_configured(config)
+    key = export_key(config, checkpoint)
+    workspace = workspace_of(config, artifact_dir(arguments.config))
+    with locked(workspace / "export", console.print):
+        if not stage_folder(workspace, "graphs", key).is_dir() or arguments.dump is not None:
+            from export.pipeline import export_model  # loads torch, which a finished stage does not need
+
+            run_stage(workspace, "graphs", key, partial(export_model, config, checkpoint, dump=arguments.dump))
+        console.print(f"graphs: {stage_folder(workspace, 'graphs', key)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,43 @@
+"""What a person sees of a compile: notes and progress bars with rates, on standard error."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+class Bar:
+    """One running progress bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total)
+
+    def advance(self, amount: int) -> None:
+        """Add finished work, in the bar's unit."""
+        self._progress.advance(self._task, amount)
+
+
+@contextmanager
+def byte_bar(title: str, total: int) -> Iterator[Bar]:
+    """A bar over `total` bytes, with bytes per second."""
+    columns = (TextColumn(f"{title:<24}"), BarColumn(32), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        yield Bar(progress, total)
+
+
+@contextmanager
+def step_bar(title: str, total: int) -> Iterator[Bar]:
+    """A bar over `total` steps, with the time elapsed."""
+    with Progress(TextColumn(f"{title:<24}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as progress:
+        yield Bar(progress, total)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory, in MB, that this process or any child it has waited for has had."""
+    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return kilobytes * 1024 / 1e6

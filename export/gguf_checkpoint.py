@@ -1,0 +1,113 @@
+"""GGUF files, through the package `gguf`: header to hyper-parameters, tensors dequantized one at a time, tokenizer recovered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
+
+from export import families
+from export.gguf_tokenizer import recover
+from export.source import Array, Opened, SourceTensor, identity
+from runtime.errors import UserError
+from runtime.tensor_file import numpy_dtype
+
+ROWS_AT_ONCE = 1024  # of a quantized tensor; bounds what the package allocates on the way
+PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # read as they are
+QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # dequantized to float32
+EMBEDDING = "token_embd.weight"
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """Where one tensor lies in the file and how it is packed; `shape` is in numpy's order."""
+
+    packing: GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GgufTensors:
+    """The tensors of one GGUF file, read by file reads, so that no page of it stays mapped."""
+
+    path: Path
+    stored: Mapping[str, GgufTensor]
+
+    @cached_property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        """Every tensor by name; a packing that nothing here unpacks shows as its dtype."""
+        return {name: SourceTensor(tensor.shape, _dtype(tensor.packing), tensor.nbytes) for name, tensor in self.stored.items()}
+
+    def read(self, name: str) -> Array:
+        """One tensor: float32, float16 and bfloat16 as stored, a quantized one dequantized to float32."""
+        tensor = self.stored[name]
+        data = np.fromfile(self.path, np.uint8, tensor.nbytes, offset=tensor.offset)
+        if data.nbytes != tensor.nbytes:
+            raise UserError(f"{self.path} has shrunk since it was opened: {name} needs {tensor.nbytes} bytes, {data.nbytes} are left")
+        if tensor.packing.name in PLAIN:
+            return data.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(tensor.shape)
+        packed = data.reshape(-1, _row_bytes(tensor))
+        result = np.empty((len(packed), tensor.shape[-1]), np.float32)
+        for start in range(0, len(packed), ROWS_AT_ONCE):
+            result[start : start + ROWS_AT_ONCE] = dequantize(packed[start : start + ROWS_AT_ONCE], tensor.packing)
+        return result.reshape(tensor.shape)
+
+
+def open_file(path: Path) -> Opened:
+    """Read the header of a GGUF file, or of the only one in a folder; raises `UserError` for what is malformed or unknown."""
+    path = _only_file(path)
+    metadata, stored = _read_header(path)
+    where = f"the header of {path}"
+    architecture = metadata.get("general.architecture")
+    family = families.find("gguf", architecture, where)
+    if metadata.get("split.count", 1) != 1:
+        raise UserError(f"{path} is one of {metadata['split.count']} parts of a split GGUF; join them first with llama-gguf-split --merge")
+    values = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
+    if EMBEDDING in stored:
+        values["vocab_size"] = stored[EMBEDDING].shape[0]
+    return Opened(family, values, where, GgufTensors(path, stored), recover(metadata, where), identity([path]))
+
+
+def _only_file(path: Path) -> Path:
+    """The file itself, or the only .gguf file of a folder."""
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.gguf"))
+    if len(found) != 1:
+        raise UserError(f"{path} holds {len(found)} .gguf files, expected one; set frontend.checkpoint to the file")
+    return found[0]
+
+
+def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
+    """All metadata, and where each tensor lies; the reader and its mapping of the file are dropped."""
+    try:
+        reader = GGUFReader(path)
+        if reader.byte_order != "I":
+            raise ValueError("its byte order is not this machine's")
+        metadata = {key: field.contents() for key, field in reader.fields.items() if field.types and not key.startswith("GGUF.")}
+        stored = {
+            tensor.name: GgufTensor(
+                tensor.tensor_type, tuple(int(n) for n in reversed(tensor.shape.tolist())), int(tensor.data_offset), int(tensor.n_bytes)
+            )
+            for tensor in reader.tensors
+        }
+    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:  # what the package raises on a damaged file
+        raise UserError(f"{path} is not a whole GGUF file: {error}; fetch it again") from error
+    return metadata, stored
+
+
+def _dtype(packing: GGMLQuantizationType) -> str:
+    if packing.name in PLAIN:
+        return PLAIN[packing.name]
+    return "float32" if packing.name in QUANTIZED else str(packing.name)
+
+
+def _row_bytes(tensor: GgufTensor) -> int:
+    block, nbytes = GGML_QUANT_SIZES[tensor.packing]
+    count: int = tensor.shape[-1] // block * nbytes
+    return count

@@ -1,0 +1,219 @@
+"""Hugging Face folders: config.json, safetensors in one file or in shards, and the tokenizer's files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import msgspec
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
+
+from export import families
+from export.source import Array, Opened, SourceTensor, TokenizerSource, identity
+from runtime.errors import UserError
+from runtime.tensor_file import TensorFile
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+T = TypeVar("T")
+
+
+class _Rope(msgspec.Struct, frozen=True):
+    """`rope_parameters` of transformers 5, or `rope_scaling` of older files."""
+
+    rope_type: str | None = None
+    type: str | None = None  # the older spelling of rope_type
+    rope_theta: float | None = None
+    partial_rotary_factor: float | None = None
+
+
+class _RopeKeys(msgspec.Struct, frozen=True):
+    """Where config.json speaks of rotary embedding."""
+
+    rope_scaling: _Rope | None = None
+    rope_parameters: _Rope | None = None
+
+
+class _SpecialIds(msgspec.Struct, frozen=True):
+    """The part of config.json and generation_config.json that says how text begins and ends."""
+
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+
+
+class _Token(msgspec.Struct, frozen=True):
+    content: str
+
+
+class _Template(msgspec.Struct, frozen=True):
+    name: str
+    template: str
+
+
+class _TokenizerConfig(msgspec.Struct, frozen=True):
+    """The part of tokenizer_config.json that we use."""
+
+    add_bos_token: bool | None = None
+    bos_token: str | _Token | None = None
+    chat_template: str | tuple[_Template, ...] | None = None
+
+
+class _Index(msgspec.Struct, frozen=True):
+    weight_map: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ShardedTensors:
+    """The tensors of one or more safetensors files, each opened once."""
+
+    files: Mapping[str, TensorFile]  # tensor name -> the file that holds it
+
+    @cached_property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        """Every tensor by name."""
+        stored = {name: file.tensors[name] for name, file in self.files.items()}
+        return {name: SourceTensor(tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in stored.items()}
+
+    def read(self, name: str) -> Array:
+        """One tensor, as stored."""
+        return self.files[name].read(name)
+
+
+def open_folder(folder: Path) -> Opened:
+    """Read a folder's headers and small files; raises `UserError` for what is missing, malformed or of an unknown architecture."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json, expected a Hugging Face checkpoint folder")
+    where = str(folder / "config.json")
+    config = read_json(folder / "config.json")
+    family = families.find("huggingface", config.get("model_type"), where)
+    source = _open_tensors(folder)
+    shards = {file.path for file in source.files.values()}
+    small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
+    return Opened(family, config | _rope_values(config, where), where, source, _tokenizer(folder, config), identity([*small, *shards]))
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file; raises `UserError`."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}; fetch the checkpoint again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _convert(value: object, kind: type[T], path: Path | str) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} is malformed: {error}; fetch the checkpoint again") from error
+
+
+def _rope_values(config: Mapping[str, object], where: str) -> dict[str, object]:
+    """Rotary parameters flattened into keys of config.json itself, with the precedence of transformers."""
+    keys = _convert(config, _RopeKeys, where)
+    rope = keys.rope_scaling or keys.rope_parameters or _Rope()
+    given = {"rope_theta": rope.rope_theta, "partial_rotary_factor": rope.partial_rotary_factor}
+    return {"rope_type": rope.rope_type or rope.type or "default"} | {key: value for key, value in given.items() if value is not None}
+
+
+def _open_tensors(folder: Path) -> ShardedTensors:
+    """model.safetensors, or the shards that the index names, in the order in which transformers looks for them."""
+    if (folder / SINGLE).is_file():
+        file = TensorFile.open(folder / SINGLE)
+        return ShardedTensors(dict.fromkeys(file.tensors, file))
+    if (folder / INDEX).is_file():
+        return _open_shards(folder)
+    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}; save the checkpoint as safetensors, no other format is read")
+
+
+def _open_shards(folder: Path) -> ShardedTensors:
+    index = folder / INDEX
+    weight_map = _convert(read_json(index), _Index, index).weight_map
+    for shard in weight_map.values():
+        # Only the written path is judged: in the Hugging Face cache the files themselves are links to another folder.
+        if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or not shard.endswith(".safetensors"):
+            raise UserError(f"{index} names the shard {shard!r}, expected a .safetensors file inside the folder")
+        if not (folder / shard).is_file():
+            raise UserError(f"{index} names the shard {shard!r}, which {folder} does not have; fetch the checkpoint again")
+    opened = {shard: TensorFile.open(folder / shard) for shard in sorted(set(weight_map.values()))}
+    for name, shard in weight_map.items():
+        if name not in opened[shard].tensors:
+            raise UserError(f"{folder / shard} lacks the tensor {name}, which {index} says is there; fetch the checkpoint again")
+    for shard, file in opened.items():
+        for name in file.tensors:
+            if weight_map.get(name) != shard:
+                raise UserError(f"{file.path} holds the tensor {name}, which {index} does not say is there; fetch the checkpoint again")
+    return ShardedTensors({name: opened[shard] for name, shard in weight_map.items()})
+
+
+def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | None:
+    """tokenizer.json, else tokenizer.model, else None."""
+    options = _optional(folder / "tokenizer_config.json", _TokenizerConfig)
+    template = _chat_template(folder, options)
+    ids = _convert(config, _SpecialIds, folder / "config.json")
+    eos = _eos_ids(_optional(folder / "generation_config.json", _SpecialIds)) or _eos_ids(ids)
+    if (folder / "tokenizer.json").is_file():
+        data = (folder / "tokenizer.json").read_bytes()
+        bos, adds = _json_bos(data, options, ids.bos_token_id, folder)
+        return TokenizerSource("tokenizer.json", data, template, bos, eos, adds if options.add_bos_token is None else options.add_bos_token)
+    if (folder / "tokenizer.model").is_file():
+        data = (folder / "tokenizer.model").read_bytes()
+        bos = _sentencepiece_bos(data, folder)
+        return TokenizerSource("sentencepiece", data, template, bos, eos, bos is not None and options.add_bos_token is not False)
+    return None
+
+
+def _optional(path: Path, kind: type[T]) -> T:
+    return _convert(read_json(path) if path.is_file() else {}, kind, path)
+
+
+def _eos_ids(ids: _SpecialIds) -> tuple[int, ...]:
+    eos = ids.eos_token_id
+    return () if eos is None else (eos,) if isinstance(eos, int) else eos
+
+
+def _chat_template(folder: Path, options: _TokenizerConfig) -> str | None:
+    """chat_template.jinja, which transformers prefers, else the template of that name or named "default" in tokenizer_config.json."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(options.chat_template, tuple):
+        return next((named.template for named in options.chat_template if named.name == "default"), None)
+    return options.chat_template
+
+
+def _json_bos(data: bytes, options: _TokenizerConfig, configured: int | None, folder: Path) -> tuple[int | None, bool]:
+    """The id that begins a prompt, and whether tokenizer.json by itself puts it there."""
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+    except Exception as error:  # the package raises nothing narrower
+        raise UserError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; fetch the checkpoint again") from error
+    token = options.bos_token.content if isinstance(options.bos_token, _Token) else options.bos_token
+    named = None if token is None else tokenizer.token_to_id(token)
+    bos = configured if named is None else named
+    return bos, bos is not None and tokenizer.encode("").ids[:1] == [bos]
+
+
+def _sentencepiece_bos(data: bytes, folder: Path) -> int | None:
+    try:
+        processor = SentencePieceProcessor()
+        processor.LoadFromSerializedProto(data)
+    except RuntimeError as error:
+        raise UserError(f"{folder / 'tokenizer.model'} is not a SentencePiece model: {error}; fetch the checkpoint again") from error
+    bos: int = processor.bos_id()
+    return bos if bos >= 0 else None

@@ -1,0 +1,73 @@
+"""The export stage: YAML and checkpoint to ONNX graphs over one shared weight file."""
+
+import shutil
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.checkpoint import Checkpoint
+from export.config import CompileConfig
+from export.console import byte_bar, step_bar
+from export.graphs import RECORD_FILE, WEIGHTS_FILE, GraphsRecord, OnnxGraphs, make_graphs
+from export.model import StaticModel, constants
+from export.plan import export_record
+from export.quantize import WeightStorage
+from export.to_onnx import export_graph
+from runtime import manifest
+from runtime.tensor_file import TensorFile, TensorFileWriter
+
+
+def export_model(config: CompileConfig, checkpoint: Checkpoint, folder: Path, dump: Path | None) -> OnnxGraphs:
+    """Fill `folder` with the graphs, their weights and the tokenizer; `dump` receives a readable copy of each graph."""
+    record = export_record(config, checkpoint)
+    storage = WeightStorage.of(record)
+    write_weights(checkpoint, storage, record, folder / WEIGHTS_FILE)
+    write_tokenizer(checkpoint, folder, record)
+    trace_graphs(record, folder)
+    (folder / RECORD_FILE).write_bytes(manifest.encode(record))
+    if dump is not None:
+        dump_graphs(record, folder, dump)
+    return OnnxGraphs(folder, record)
+
+
+def write_weights(checkpoint: Checkpoint, storage: WeightStorage, record: GraphsRecord, path: Path) -> None:
+    """Read, quantize and store every tensor, one at a time."""
+    total = sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in record.weights)
+    with TensorFileWriter(path, record.weights) as writer, byte_bar("storing weights", total) as bar:
+        for name in checkpoint.names():
+            stored = storage.store(name, checkpoint.tensor(name).astype("float32", copy=False))
+            for stored_name, array in stored.items():
+                writer.write(stored_name, array)
+                bar.advance(array.nbytes)
+
+
+def write_tokenizer(checkpoint: Checkpoint, folder: Path, record: GraphsRecord) -> None:
+    """Put the tokenizer and its chat template beside the graphs."""
+    source, spec = checkpoint.tokenizer, record.tokenizer
+    if source is None or spec is None:
+        return
+    (folder / spec.file).write_bytes(source.data)
+    if source.chat_template is not None and spec.chat_template is not None:
+        (folder / spec.chat_template).write_text(source.chat_template)
+
+
+def trace_graphs(record: GraphsRecord, folder: Path) -> None:
+    """Trace the static model once for each graph."""
+    cache_lens = record.model.cache_lens(record.shape.cache_len)
+    with torch.device("meta"):
+        model = StaticModel(record.model, cache_lens).eval()
+    values = constants(record.model, cache_lens)
+    weights = TensorFile.open(folder / WEIGHTS_FILE)
+    with step_bar("tracing graphs", len(record.graphs)) as bar:
+        for graph in record.graphs:
+            export_graph(model, graph, values, weights, folder / f"{graph.name}.onnx")
+            bar.advance(1)
+
+
+def dump_graphs(record: GraphsRecord, folder: Path, dump: Path) -> None:
+    """Copy the ONNX files, for a viewer, under numbered names."""
+    dump.mkdir(parents=True, exist_ok=True)
+    for graph in make_graphs(record.model, record.shape, record.dtype):
+        shutil.copyfile(folder / f"{graph.name}.onnx", dump / f"0-export-{graph.name}.onnx")

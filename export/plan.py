@@ -1,0 +1,68 @@
+"""What an export will make, known from the configuration and the checkpoint's headers alone; loads no torch."""
+
+from pathlib import Path
+
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.config import CompileConfig
+from export.graphs import GraphsRecord, make_graphs
+from export.quantize import STORAGE, WeightStorage
+from export.source import TokenizerSource
+from export.stage import stage_key
+from runtime.manifest import Shape, TokenizerSpec
+
+EXPORT_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
+TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+
+def open_configured(config: CompileConfig) -> Checkpoint:
+    """The checkpoint that a config names, with its overrides."""
+    return open_checkpoint(config.frontend.checkpoint, config.frontend.type, config.frontend.overrides)
+
+
+def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord:
+    """The record of the graphs that an export makes."""
+    shape = Shape(batch=config.shape.batch, prefill_chunks=config.shape.prefill_chunks, cache_len=config.shape.cache_len)
+    dtype = STORAGE[config.backend.dtype]
+    storage = WeightStorage(config.quantize.scheme, dtype, checkpoint.model.tied_embeddings)
+    return GraphsRecord(
+        name=config.name,
+        model=checkpoint.model,
+        shape=shape,
+        scheme=config.quantize.scheme,
+        dtype=dtype,
+        graphs=make_graphs(checkpoint.model, shape, dtype),
+        weights=tuple(spec for name in checkpoint.names() for spec in storage.specs(name, checkpoint.shape(name))),
+        tokenizer=_tokenizer_spec(checkpoint.tokenizer) if checkpoint.tokenizer else None,
+        overrides=dict(config.frontend.overrides),
+        source_bytes=checkpoint.source_bytes,
+    )
+
+
+def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
+    return TokenizerSpec(
+        kind=source.kind,
+        file=TOKENIZER_FILES[source.kind],
+        bos_id=source.bos_id,
+        add_bos=source.add_bos,
+        eos_ids=source.eos_ids,
+        chat_template=CHAT_TEMPLATE_FILE if source.chat_template is not None else None,
+    )
+
+
+def export_key(config: CompileConfig, checkpoint: Checkpoint) -> str:
+    """Identifies an export: what it reads of the config, the checkpoint, our code and the tools."""
+    inputs = {
+        "name": config.name,
+        "overrides": dict(config.frontend.overrides),
+        "shape": config.shape.model_dump(mode="json"),
+        "scheme": config.quantize.scheme,
+        "dtype": config.backend.dtype,
+        "checkpoint": checkpoint.identity,
+    }
+    return stage_key(inputs, ("export", "runtime"), EXPORT_TOOLS)
+
+
+def workspace_of(config: CompileConfig, artifact: Path) -> Path:
+    """Where the stages of one config keep their results."""
+    return config.workspace.path / artifact.name

@@ -1,0 +1,172 @@
+"""The engine: one opened artifact with its caches, fed with token ids, answering logits.
+
+Caches are rings: the key of position p lies in slot p mod W, and the compiled functions update them in place. A prompt runs in chunks, largest
+first; where the first chunk is not full it is padded on the left with negative positions, which the kernels neither write nor see.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.artifact import Artifact
+from runtime.errors import UserError
+from runtime.manifest import Manifest, TensorSpec
+from runtime.tensor_file import numpy_dtype
+from runtime.tvm_runtime import load_runtime, open_library
+
+ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
+PADDING_ID = 0  # any valid id: its key and value are never seen
+
+
+@dataclass
+class Engine:
+    """An artifact ready to run. `lengths` counts the tokens that each batch row has been fed."""
+
+    manifest: Manifest
+    folder: Path
+    functions: dict[int, Any]  # tokens per call to compiled function
+    inputs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]  # tokens per call to the (B, T) arrays that the tensors below share
+    arguments: dict[int, list[Any]]  # tokens per call to every tensor argument: ids, positions, caches, weights
+    caches: list[NDArray[Any]]
+    lengths: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lengths = np.zeros(self.batch, np.int64)
+
+    @classmethod
+    def open(cls, artifact: Path, *, threads: int | None = None) -> Self:
+        """Open an artifact, checked in full first; `threads` defaults to the cores that this process may use."""
+        opened = Artifact.open(artifact)
+        manifest = opened.manifest
+        if manifest.target.kind != "llvm":
+            raise UserError(f"{artifact} is compiled for {manifest.target.kind}, which this engine cannot start; compile with backend.target: llvm")
+        ffi = load_runtime(threads or len(os.sched_getaffinity(0)))
+        machine = open_library(ffi, opened.library)
+        mapped = opened.weights()
+        weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
+        decode = manifest.graphs[-1].signature
+        caches = [_aligned(spec) for spec in decode.inputs[2:]]
+        cache_tensors = [_tensor(ffi, cache) for cache in caches]
+        inputs = {}
+        arguments = {}
+        for graph in manifest.graphs:
+            ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:2])
+            inputs[graph.tokens] = (ids, positions)
+            arguments[graph.tokens] = [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights]
+        functions = {graph.tokens: machine[graph.name] for graph in manifest.graphs}
+        return cls(manifest, opened.folder, functions, inputs, arguments, caches)
+
+    @property
+    def batch(self) -> int:
+        """Rows that every call computes."""
+        return self.manifest.shape.batch
+
+    @property
+    def position(self) -> int:
+        """Tokens fed so far (row 0)."""
+        return int(self.lengths[0])
+
+    def room(self) -> int | None:
+        """How many more tokens fit the caches; None when every layer has a window, so that any number does."""
+        if all(self.manifest.model.sliding_window):
+            return None
+        return self.manifest.shape.cache_len - int(self.lengths.max())
+
+    def reset(self) -> None:
+        """Forget everything fed so far. Stale slots need no clearing: no position that could see them is ever asked for."""
+        self.lengths[:] = 0
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Append one list of ids to each row; float32 logits (B, vocab) after each row's last token.
+
+        Rows may differ in length while the engine is empty; after that, they must be equally long. Raises `UserError` for ids outside the
+        vocabulary, empty or uneven prompts, and prompts that do not fit the caches.
+        """
+        self._check(prompts)
+        longest = max(len(prompt) for prompt in prompts)
+        sizes = chunk_sizes(longest, tuple(self.functions), may_pad=self.position == 0)
+        padded = sum(sizes)
+        ids = np.full((self.batch, padded), PADDING_ID, np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, padded - len(prompt) :] = prompt
+        first = self.lengths + np.array([len(prompt) for prompt in prompts]) - padded  # position of each row's first column
+        logits = np.empty(0, np.float32)
+        start = 0
+        for size in sizes:
+            logits = self._run(size, ids[:, start : start + size], first + start)
+            start += size
+        self.lengths += [len(prompt) for prompt in prompts]
+        return logits
+
+    def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append one id to each row; float32 logits (B, vocab)."""
+        prompts = [[token_id] for token_id in ids]
+        self._check(prompts)
+        logits = self._run(1, np.array(prompts, np.int64), self.lengths)
+        self.lengths += 1
+        return logits
+
+    def _run(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+        """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to logits (B, vocab)."""
+        id_buffer, position_buffer = self.inputs[tokens]
+        id_buffer[...] = ids
+        position_buffer[...] = first[:, None] + np.arange(tokens)
+        output = self.functions[tokens](*self.arguments[tokens])
+        logits: NDArray[np.float32] = np.from_dlpack(output)[:, 0].copy()  # the machine reuses the output's memory
+        return logits
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Everything that could make a call wrong is refused before the caches change."""
+        if len(prompts) != self.batch:
+            raise UserError(f"{len(prompts)} sequences were given, expected shape.batch = {self.batch}, which the artifact was compiled for")
+        if not all(len(prompt) for prompt in prompts):
+            raise UserError("a prompt is empty; expected at least one token")
+        if self.position > 0 and len({len(prompt) for prompt in prompts}) > 1:
+            raise UserError("rows of a batch can only be continued by equally many tokens; give them at once, or reset first")
+        vocab_size = self.manifest.model.vocab_size
+        for prompt in prompts:
+            if min(prompt) < 0 or max(prompt) >= vocab_size:
+                raise UserError(f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of {vocab_size}")
+        room, longest = self.room(), max(len(prompt) for prompt in prompts)
+        if room is not None and longest > room:
+            cache_len = self.manifest.shape.cache_len
+            raise UserError(f"{longest} more tokens do not fit: the caches have {room} of {cache_len} slots free; compile with a larger shape.cache_len")
+
+
+def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool) -> list[int]:
+    """Chunk sizes whose sum is `length`, or exceeds it by the padding of the first chunk where `may_pad`: largest first, few calls.
+
+    Worked example with chunks 16, 4 and 1: 23 tokens are 16 + 4 + 4 with one padded, or 16 + 4 + 1 + 1 + 1 without padding.
+    """
+    sizes: list[int] = []
+    rest = length
+    ordered = sorted(available, reverse=True)
+    for size in ordered:
+        sizes += [size] * (rest // size)
+        rest %= size
+        smaller = [s for s in ordered if s < size]
+        if may_pad and rest and smaller and len(smaller) > 1 and rest > smaller[0] * (size // smaller[0] - 1):
+            sizes.append(size)
+            return sizes
+        if may_pad and rest and smaller == [1]:
+            return [*sizes, size]
+    return sizes
+
+
+def _aligned(spec: TensorSpec) -> NDArray[Any]:
+    """A zeroed array whose data begins at a multiple of ALIGNMENT."""
+    dtype = numpy_dtype(spec.dtype)
+    nbytes = int(np.prod(spec.shape)) * dtype.itemsize
+    buffer = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + nbytes].view(dtype).reshape(spec.shape)
+
+
+def _tensor(ffi: Any, array: NDArray[Any]) -> Any:  # noqa: ANN401
+    """A tensor that shares the array's memory."""
+    return ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)

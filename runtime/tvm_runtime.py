@@ -1,0 +1,55 @@
+"""TVM's runtime without its compiler: `tvm_ffi` and libtvm_runtime, and a compiled library opened as a virtual machine."""
+
+import ctypes
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+
+RUNTIME_LIBRARY = "libtvm_runtime.so"
+CPU_DEVICE, POOLED_ALLOCATOR = (1, 0), 2
+
+
+def import_ffi() -> Any:  # noqa: ANN401 (a module)
+    """`tvm_ffi`; where torch is installed too, it is hidden during the import, which would otherwise load all of it."""
+    if "tvm_ffi" in sys.modules or "torch" in sys.modules:
+        import tvm_ffi
+
+        return tvm_ffi
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    finally:
+        del sys.modules["torch"]
+    return tvm_ffi
+
+
+def load_runtime(threads: int) -> Any:  # noqa: ANN401
+    """`tvm_ffi` with TVM's runtime loaded and its thread pool set to `threads`; raises `UserError` when the runtime is not installed."""
+    os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, at the pool's first use
+    ffi = import_ffi()
+    if ffi.get_global_func("vm.builtin.reshape", allow_missing=True) is None:  # else the compiler, which contains the runtime, is loaded
+        ctypes.CDLL(str(find_runtime_library()), ctypes.RTLD_GLOBAL)
+    return ffi
+
+
+def find_runtime_library() -> Path:
+    """TVM's runtime library, in this package's lib/ (as shipped) or in an installed `apache-tvm`."""
+    spec = importlib.util.find_spec("tvm")
+    folders = [Path(__file__).parent / "lib"]
+    if spec is not None and spec.origin is not None:
+        folders += [Path(spec.origin).parent, Path(spec.origin).parent / "lib"]
+    for folder in folders:
+        if (folder / RUNTIME_LIBRARY).is_file():
+            return folder / RUNTIME_LIBRARY
+    raise UserError(f"{RUNTIME_LIBRARY} was not found in {', '.join(map(str, folders))}; install apache-tvm, or use the shipped runtime folder")
+
+
+def open_library(ffi: Any, path: Path) -> Any:  # noqa: ANN401
+    """The virtual machine of a compiled CPU library; its functions are items by name."""
+    machine = ffi.load_module(str(path.resolve()))["vm_load_executable"]()
+    machine["vm_initialization"](*CPU_DEVICE, POOLED_ALLOCATOR)
+    return machine

@@ -1,0 +1,51 @@
+import random
+
+import pytest
+
+from runtime.errors import UserError
+from runtime.stream import Step, StreamDecoder, TextStream, with_text
+
+
+def characters(ids):
+    return "".join(map(chr, ids))
+
+
+def steps_of(text, reason="length"):
+    return [Step(ord(letter), finish_reason=reason if i == len(text) - 1 else None) for i, letter in enumerate(text)]
+
+
+def run(text, stops, reason="length"):
+    return list(with_text(iter(steps_of(text, reason)), TextStream(StreamDecoder(characters), stops)))
+
+
+def test_text_ends_before_the_first_stop_string_whatever_the_split():
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "".join(draw.choices("ab", k=draw.randint(1, 10)))
+        stops = ["".join(draw.choices("ab", k=draw.randint(1, 4))) for _ in range(draw.randint(0, 2))]
+        steps = run(text, stops)
+        ends = [text.find(stop) + len(stop) for stop in stops if stop in text]  # the stop string that is complete first ends the text
+        if ends:
+            seen = text[: min(ends)]
+            assert "".join(step.text for step in steps) == seen[: min(place for stop in stops if (place := seen.find(stop)) >= 0)]
+            assert len(steps) == min(ends)
+            assert steps[-1].finish_reason == "stop"
+        else:
+            assert "".join(step.text for step in steps) == text
+            assert steps[-1].finish_reason == "length"
+        assert all(step.finish_reason is None for step in steps[:-1])
+
+
+def test_only_what_may_begin_a_stop_string_is_held_back():
+    assert [step.text for step in run("abcabd.", ["abd"])] == ["", "", "abc", "", "", ""]
+    assert [step.text for step in run("one", [])] == ["o", "n", "e"]
+    assert [step.text for step in run("xab", ["abc"])] == ["x", "", "ab"]  # the end lets the rest out
+
+
+def test_an_end_of_sequence_has_no_text():
+    assert [step.text for step in run("ab#", ["bc"], reason="stop")] == ["a", "", "b"]
+
+
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(UserError, match="a stop string is empty"):
+        TextStream(StreamDecoder(characters), ["x", ""])
