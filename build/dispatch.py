@@ -49,9 +49,7 @@ def dispatch(relax_module: RelaxModule, target: str) -> DispatchedModule:
         regions = find_regions(relax_module, graph)
         emitted = _rewrite(builder, kernels, function, regions, weights, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
-        report += [
-            ReportRow(graph.name, op, f"{count} calls", "TVM default schedule", 0, 0) for op, count in sorted(emitted.others.items())
-        ]
+        report += [ReportRow(graph.name, op, f"{count} calls", "TVM default schedule", 0, 0) for op, count in sorted(emitted.others.items())]
     return DispatchedModule(relax_module, builder.get(), weights, tuple(report))
 
 

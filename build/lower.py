@@ -14,7 +14,7 @@ def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: P
     target = row.make(spec)
     module = dispatched.module
     with target:
-        for number, (name, passes) in enumerate(row.passes(target), start=3):
+        for number, (name, passes) in enumerate(row.passes(), start=3):
             module = tvm.transform.Sequential(list(passes))(module)
             dump_module(module, dump, f"{number}-{name}")
         executable = relax.build(module, target, relax_pipeline=None)

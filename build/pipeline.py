@@ -11,7 +11,6 @@ from build.dispatch import DispatchedModule, ReportRow, dispatch
 from build.importer import import_graphs
 from build.lower import dump_module, lower
 from build.pack import pack_weights
-from build.target import target_spec
 from export.config import CompileConfig
 from export.console import step_bar
 from export.graphs import OnnxGraphs
@@ -28,8 +27,8 @@ WEIGHT_SPECS_FILE = "weights.json"
 
 def build_key(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec) -> str:
     """Identifies a library and the artifact around it: the graphs, the target, our code and the tools."""
-    inputs = {"graphs": graphs.folder.name, "target": msgspec.to_builtins(spec), "cuda": spec.kind == "cuda"}
-    return stage_key(inputs, ("export", "build", "runtime"), BUILD_TOOLS)
+    inputs = {"graphs": graphs.folder.name, "target": msgspec.to_builtins(spec)}
+    return stage_key(inputs, "build.pipeline", BUILD_TOOLS)
 
 
 def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path | None) -> None:

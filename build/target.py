@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 from tvm.target import codegen
 
-from build.compiler import tvm
+from build.compiler import relax, tvm
 from export.config import BackendConfig
 from runtime.cpu import cpuinfo_flags
 from runtime.errors import UserError
@@ -21,19 +20,41 @@ class TargetRow:
     """How one kind of target is compiled for."""
 
     make: Callable[[TargetSpec], Any]  # to a TVM target
-    passes: Callable[[Any], Sequence[tuple[str, Sequence[Any]]]]  # named groups of Relax passes, in order
+    passes: Callable[[], Sequence[tuple[str, Sequence[Any]]]]  # named groups of Relax passes, in order
 
 
 def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
     return tvm.target.Target({"kind": "llvm", "mcpu": spec.cpu})
 
 
-def _llvm_passes(target: Any) -> Sequence[tuple[str, Sequence[Any]]]:  # noqa: ANN401
-    return (
-        ("legalize", cpu_pipeline.legalize_passes(target)),  # what no kernel of ours computes: default loops, fused
-        ("lower", cpu_pipeline.dataflow_lower_passes(target)),
-        ("plan-memory", cpu_pipeline.finalize_passes(target)),
-    )
+def _legalize() -> list[Any]:
+    """Give every operation that no kernel of ours computes its default loops, and fuse neighbours."""
+    t = relax.transform
+    return [t.LegalizeOps(), t.AnnotateTIROpPattern(), t.FoldConstant(), t.FuseOps(), t.FuseTIR()]
+
+
+def _lower() -> list[Any]:
+    """Dataflow to calls in order. TVM's RewriteDataflowReshape is left out: it fails on kernels in plain loops."""
+    t = relax.transform
+    return [t.ToNonDataflow(), t.RemovePurityChecking(), t.CallTIRRewrite()]
+
+
+def _plan_memory() -> list[Any]:
+    """Reuse activations' storage and lower to the virtual machine's built-ins."""
+    t = relax.transform
+    return [
+        t.StaticPlanBlockMemory(),
+        t.LowerAllocTensor(),
+        t.KillAfterLastUse(),
+        t.LowerRuntimeBuiltin(),
+        t.ComputePrimValue(),
+        t.VMShapeLower(),
+        t.AttachGlobalSymbol(),
+    ]
+
+
+def _llvm_passes() -> Sequence[tuple[str, Sequence[Any]]]:
+    return (("legalize", _legalize()), ("lower", _lower()), ("plan-memory", _plan_memory()))
 
 
 TARGETS: dict[str, TargetRow] = {

@@ -99,9 +99,7 @@ def check_tensors(opened: Opened, weights: Mapping[str, families.Weight], ignore
         raise UserError(f"{path} lacks the tensor {missing[0]}{_more(missing)}, which {opened.where} calls for; fetch the checkpoint again")
     extra = sorted(set(stored) - set(parts) - ignored)
     if extra:
-        raise UserError(
-            f"{path} holds the tensor {extra[0]}{_more(extra)}, which a {opened.family.family} of {opened.where} has no place for"
-        )
+        raise UserError(f"{path} holds the tensor {extra[0]}{_more(extra)}, which a {opened.family.family} of {opened.where} has no place for")
     for name, part in parts.items():
         if stored[name].shape != part.shape:
             raise UserError(f"{path}: {name} has shape {stored[name].shape}, expected {part.shape} by {opened.where}")

@@ -216,9 +216,7 @@ def _weight(family: Family, config: ModelConfig, name: str, layer: int) -> Weigh
     rows, columns = LAYOUT[name]
     tail = () if columns is None else (n[columns],)
     heads = {source: getattr(config, field) for source, field in (family.interleaved or {}).items()}
-    parts = tuple(
-        Part(source.format(i=layer), (n[size], *tail), heads.get(source)) for source, size in zip(family.sources[name], rows, strict=True)
-    )
+    parts = tuple(Part(source.format(i=layer), (n[size], *tail), heads.get(source)) for source, size in zip(family.sources[name], rows, strict=True))
     return Weight((sum(n[size] for size in rows), *tail), parts)
 
 

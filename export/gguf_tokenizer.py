@@ -86,9 +86,7 @@ def _byte_level(header: _Header, where: str) -> bytes:
 def _sentencepiece(header: _Header, where: str) -> bytes:
     """The serialized ModelProto of a SentencePiece BPE, with the settings that llama.cpp assumes of this kind."""
     if len(header.scores) != len(header.tokens):
-        raise UserError(
-            f"{where} has {len(header.tokens)} tokens and {len(header.scores)} scores, expected as many; convert the model again"
-        )
+        raise UserError(f"{where} has {len(header.tokens)} tokens and {len(header.scores)} scores, expected as many; convert the model again")
     proto = sentencepiece_model_pb2.ModelProto()
     for token, score, kind in zip(header.tokens, header.scores, header.token_type, strict=True):
         proto.pieces.add(piece=token, score=score, type=kind)

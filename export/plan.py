@@ -60,7 +60,7 @@ def export_key(config: CompileConfig, checkpoint: Checkpoint) -> str:
         "dtype": config.backend.dtype,
         "checkpoint": checkpoint.identity,
     }
-    return stage_key(inputs, ("export", "runtime"), EXPORT_TOOLS)
+    return stage_key(inputs, "export.pipeline", EXPORT_TOOLS)
 
 
 def workspace_of(config: CompileConfig, artifact: Path) -> Path:

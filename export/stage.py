@@ -1,5 +1,6 @@
 """Stages on disk: each result lies in a folder named by a key of everything that it depends on, and appears there complete or not at all."""
 
+import ast
 import hashlib
 import json
 import os
@@ -15,22 +16,39 @@ KEY_LENGTH = 20  # hexadecimal digits: 80 bits
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def stage_key(inputs: Mapping[str, object], packages: Iterable[str], tools: Iterable[str]) -> str:
-    """Key of a stage: its inputs, the source code of our `packages` and the versions of the `tools` that it calls."""
-    parts = {"inputs": inputs, "code": {name: _code_digest(name) for name in packages}, "tools": tool_versions(tools)}
+def stage_key(inputs: Mapping[str, object], module: str, tools: Iterable[str]) -> str:
+    """Key of a stage: its inputs, the source code of `module` and of all that it imports from us, and the versions of the `tools` it calls."""
+    code = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(our_modules(module).items())}
+    parts = {"inputs": inputs, "code": code, "tools": tool_versions(tools)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def our_modules(module: str) -> dict[str, Path]:
+    """Files by module name of `module` and of every module of this project that it imports, directly or not."""
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        if name not in found and path.is_file():
+            found[name] = path
+            waiting += _imported(ast.parse(path.read_text()))
+    return found
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """Names that may be modules: `import a.b` gives a.b; `from a import b` gives a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def tool_versions(names: Iterable[str]) -> dict[str, str]:
     """Installed versions by distribution name."""
     return {name: version(name) for name in sorted(names)}
-
-
-def _code_digest(package: str) -> str:
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / package).rglob("*.py")):
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def stage_folder(workspace: Path, stage: str, key: str) -> Path:

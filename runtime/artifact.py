@@ -120,9 +120,7 @@ def _read_manifest(folder: Path) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a valid manifest: {error}; copy the artifact again or compile it again") from error
     if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use its own runtime or compile it again"
-        )
+        raise UserError(f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use its own runtime or compile it again")
     return contract.decode(data, Manifest, str(path))
 
 

@@ -39,9 +39,7 @@ def open_engine(artifact: Path, threads: int | None) -> "Engine":
 
     engine = Engine.open(artifact, threads=threads)
     if engine.batch != 1:
-        raise UserError(
-            f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: set shape.batch: 1 in its yaml and compile again"
-        )
+        raise UserError(f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: set shape.batch: 1 in its yaml and compile again")
     return engine
 
 

@@ -122,9 +122,7 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
     layers = {int(match[1]) for match in map(_LAYER.match, names) if match}
     if layers != set(range(manifest.model.n_layers)):
         wrong = min(layers ^ set(range(manifest.model.n_layers)))
-        yield f"the model has {manifest.model.n_layers} layers, but layer {wrong} " + (
-            "has weights too" if wrong in layers else "has no weights"
-        )
+        yield f"the model has {manifest.model.n_layers} layers, but layer {wrong} " + ("has weights too" if wrong in layers else "has no weights")
     for weight in manifest.weights:
         yield from _layout_problems(weight, manifest.model)
 
@@ -143,9 +141,7 @@ def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
     if tokenizer := manifest.tokenizer:
         ids = [*tokenizer.eos_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
         size = manifest.model.vocab_size
-        yield from (
-            f"the tokenizer has the special id {token_id}, expected 0 to {size - 1}" for token_id in ids if not 0 <= token_id < size
-        )
+        yield from (f"the tokenizer has the special id {token_id}, expected 0 to {size - 1}" for token_id in ids if not 0 <= token_id < size)
         if tokenizer.add_bos and tokenizer.bos_id is None:
             yield "the tokenizer has add_bos but no bos_id"
 
@@ -156,6 +152,4 @@ def _target_problems(manifest: Manifest) -> Iterator[str]:
         yield f"the target llvm lists the CUDA architectures {', '.join(target.arch)}, expected none"
     if target.kind == "cuda" and not target.arch:
         yield "the target cuda lists no architecture, expected one at least, such as sm_80"
-    yield from (
-        f"the target lists the architecture {name!r}, expected a name such as sm_80" for name in target.arch if not _ARCH.fullmatch(name)
-    )
+    yield from (f"the target lists the architecture {name!r}, expected a name such as sm_80" for name in target.arch if not _ARCH.fullmatch(name))

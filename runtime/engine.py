@@ -135,7 +135,9 @@ class Engine:
         room, longest = self.room(), max(len(prompt) for prompt in prompts)
         if room is not None and longest > room:
             cache_len = self.manifest.shape.cache_len
-            raise UserError(f"{longest} more tokens do not fit: the caches have {room} of {cache_len} slots free; compile with a larger shape.cache_len")
+            raise UserError(
+                f"{longest} more tokens do not fit: the caches have {room} of {cache_len} slots free; compile with a larger shape.cache_len"
+            )
 
 
 def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool) -> list[int]:

@@ -53,9 +53,7 @@ class Sampler:
     def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
         """One id from logits (vocab,); `history` is every id so far, the prompt's included. Raises `UserError` on NaN or infinity."""
         if not np.isfinite(logits.max()):
-            raise UserError(
-                "the model's logits hold nan or infinity; check the artifact with `python -m runtime.verify`, or compile with dtype fp32"
-            )
+            raise UserError("the model's logits hold nan or infinity; check the artifact with `python -m runtime.verify`, or compile with dtype fp32")
         scores = penalized(logits, history, self.options.repetition_penalty)
         if self.options.temperature == 0:
             return int(scores.argmax())

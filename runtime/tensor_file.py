@@ -229,9 +229,7 @@ def _check_cover(tensors: Sequence[StoredTensor], data_start: int, size: int, pa
     for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != position:
             fault = "overlaps the tensor before it" if tensor.offset < position else "follows a hole"
-            raise UserError(
-                f"{path}: {tensor.name} begins at byte {tensor.offset} and {fault}, expected byte {position}; fetch the file again"
-            )
+            raise UserError(f"{path}: {tensor.name} begins at byte {tensor.offset} and {fault}, expected byte {position}; fetch the file again")
         position += tensor.nbytes
     if position != size:
         fault = "is truncated" if size < position else "has bytes that belong to no tensor"
@@ -256,7 +254,5 @@ def _plan(specs: Sequence[TensorSpec | WeightSpec], metadata: Mapping[str, str])
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     start = 8 + len(text)
     header = struct.pack("<Q", len(text)) + text
-    layout = {
-        s.name: StoredTensor(s.name, s.dtype, s.shape, start + places[s.name][0], places[s.name][1] - places[s.name][0]) for s in specs
-    }
+    layout = {s.name: StoredTensor(s.name, s.dtype, s.shape, start + places[s.name][0], places[s.name][1] - places[s.name][0]) for s in specs}
     return header, layout, start + position

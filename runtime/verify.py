@@ -139,9 +139,7 @@ def table(checks: Sequence[Check]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify one artifact; status 0 if every check holds, else 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime.verify", description="Check that an artifact is whole and computes what it should."
-    )
+    parser = argparse.ArgumentParser(prog="python -m runtime.verify", description="Check that an artifact is whole and computes what it should.")
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

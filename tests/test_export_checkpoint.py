@@ -35,9 +35,7 @@ def change_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
 Q = "model.layers.1.self_attn.q_proj.weight"
 BAD_TENSORS: dict[str, Callable[[Tensors], Tensors]] = {
     f"lacks the tensor {Q}, which": lambda t: {k: v for k, v in t.items() if k != Q},
-    "lacks the tensor .* and 6 more": lambda t: {
-        k: v for k, v in t.items() if "q_proj" not in k and "mlp.up" not in k and k != "lm_head.weight"
-    },
+    "lacks the tensor .* and 6 more": lambda t: {k: v for k, v in t.items() if "q_proj" not in k and "mlp.up" not in k and k != "lm_head.weight"},
     "holds the tensor model.layers.1.self_attn.q_proj.bias, which a mistral of .* has no place for": lambda t: (
         t | {Q.replace("weight", "bias"): torch.zeros(64)}
     ),

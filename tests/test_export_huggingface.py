@@ -83,9 +83,7 @@ def test_parts_of_different_dtypes_are_read_as_float32(copy):
     name = "model.layers.0.self_attn.k_proj.weight"
     save_file(tensors | {name: tensors[name].half()}, copy / "model.safetensors", {"format": "pt"})
     ours = open_checkpoint(copy, "huggingface", {})
-    expected = torch.cat(
-        [tensors[name.replace("k_proj", f"{x}_proj")].to(torch.float16 if x == "k" else torch.float32).float() for x in "qkv"]
-    )
+    expected = torch.cat([tensors[name.replace("k_proj", f"{x}_proj")].to(torch.float16 if x == "k" else torch.float32).float() for x in "qkv"])
     assert np.array_equal(ours.tensor("layers.0.attention.wqkv.weight"), expected.numpy())
 
 
@@ -132,9 +130,7 @@ def test_configuration_is_what_transformers_makes_of_it(copy, name):
 
 
 def test_llama_is_a_mistral_without_a_window(tmp_path):
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=99
-    )
+    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=99)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", remove=("num_key_value_heads",))
     ours = open_checkpoint(tmp_path, "auto", {}).model
@@ -257,11 +253,7 @@ def test_several_ends_come_from_the_generation_config(copy):
 
 def test_chat_template_file_wins(copy):
     edit_json(copy / "tokenizer_config.json", chat_template=[{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}])
-    assert (
-        open_checkpoint(copy, "huggingface", {}).tokenizer.chat_template
-        == "D"
-        == AutoTokenizer.from_pretrained(copy).chat_template["default"]
-    )
+    assert open_checkpoint(copy, "huggingface", {}).tokenizer.chat_template == "D" == AutoTokenizer.from_pretrained(copy).chat_template["default"]
     (copy / "chat_template.jinja").write_text("J")
     assert open_checkpoint(copy, "huggingface", {}).tokenizer.chat_template == "J"
 
@@ -279,9 +271,7 @@ def test_no_tokenizer(copy):
     assert open_checkpoint(copy, "huggingface", {}).tokenizer is None
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("tokenizer.json", "is not a tokenizer"), ("tokenizer.model", "is not a SentencePiece model")]
-)
+@pytest.mark.parametrize(("name", "message"), [("tokenizer.json", "is not a tokenizer"), ("tokenizer.model", "is not a SentencePiece model")])
 def test_damaged_tokenizer(copy, name, message):
     (copy / "tokenizer.json").unlink()
     (copy / name).write_bytes(b"junk")

@@ -40,9 +40,7 @@ MODEL = ModelConfig(
 )
 SHAPE = Shape(batch=1, prefill_chunks=(8, 4), cache_len=16)
 TARGET = TargetSpec(kind="llvm", dtype="fp32", cpu="this-machine", cpu_features=tuple(sorted(machine_features())))
-TOKENIZER = TokenizerSpec(
-    kind="tokenizer.json", file="tokenizer.json", bos_id=1, add_bos=True, eos_ids=(2, 3), chat_template="chat_template.jinja"
-)
+TOKENIZER = TokenizerSpec(kind="tokenizer.json", file="tokenizer.json", bos_id=1, add_bos=True, eos_ids=(2, 3), chat_template="chat_template.jinja")
 WEIGHTS = (
     WeightSpec(name="tok_embeddings.weight", shape=(32, 8), dtype="float32", layout="row_major"),
     WeightSpec(name="layers.0.attention.wqkv.weight", shape=(1, 8, 16), dtype="float32", layout="panels_16"),

@@ -65,9 +65,7 @@ def transformers_tokenizer():
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_text_equals_that_of_transformers(transformers_tokenizer, source, messages, add_generation_prompt):
-    expected = transformers_tokenizer.apply_chat_template(
-        messages, chat_template=source, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    expected = transformers_tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, add_generation_prompt=add_generation_prompt)
     template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
     assert template.render(messages, add_generation_prompt=add_generation_prompt) == expected
 
@@ -109,9 +107,7 @@ def test_template_from_an_artifact_gives_mistrals_ids(tmp_path):
     tokenizer = open_tokenizer(spec, tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         open_chat_template(spec, tmp_path, tokenizer)
-    (tmp_path / "chat.jinja").write_text(
-        "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }}[/INST]{% endfor %}", encoding="utf-8"
-    )
+    (tmp_path / "chat.jinja").write_text("{{ bos_token }}{% for m in messages %}[INST] {{ m.content }}[/INST]{% endfor %}", encoding="utf-8")
     template = open_chat_template(spec, tmp_path, tokenizer)
     hello = tokenizer.encode("Hello", add_bos=False)
     assert chat_ids(template, tokenizer, [{"role": "user", "content": "Hello"}]) == [

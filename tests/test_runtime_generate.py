@@ -71,9 +71,7 @@ def test_greedy_ids_equal_those_of_transformers(model, penalty):
         output_logits=True,
         return_dict_in_generate=True,
     )
-    steps = list(
-        generate(TorchModel(model), PROMPT, Sampler(SamplingOptions(repetition_penalty=penalty)), max_tokens=24, eos_ids=(), logprobs=5)
-    )
+    steps = list(generate(TorchModel(model), PROMPT, Sampler(SamplingOptions(repetition_penalty=penalty)), max_tokens=24, eos_ids=(), logprobs=5))
     assert [step.token_id for step in steps] == expected.sequences[0, len(PROMPT) :].tolist()
     assert [step.finish_reason for step in steps] == [None] * 23 + ["length"]
     for step, logits in zip(steps, expected.logits, strict=True):

@@ -174,9 +174,7 @@ def test_streamed_text_of_any_ids_equals_the_library(both):
         streamed = "".join(pushes(ours, ids))
         assert streamed == ours.decode(ids)
         # the ByteFallback decoder of `tokenizers` gives up a run of bytes, good ones too, when one of them is wrong: a stream cannot
-        if not (
-            isinstance(library, tokenizers.Tokenizer) and "ByteFallback" in str(library.decoder) and "\N{REPLACEMENT CHARACTER}" in whole
-        ):
+        if not (isinstance(library, tokenizers.Tokenizer) and "ByteFallback" in str(library.decoder) and "\N{REPLACEMENT CHARACTER}" in whole):
             assert streamed == whole
             compared += 1
     assert compared > 50
@@ -192,9 +190,7 @@ def test_an_incomplete_character_waits_and_a_broken_one_is_replaced(real):
     assert "".join(pushes(ours, [euro[0], *hello])) == library.decode([euro[0], *hello])
 
 
-@pytest.mark.parametrize(
-    ("prompt", "continuation"), [("The capital is", " Paris"), ("2 +", " 2"), ("x=(", "1)"), ("", "Paris"), ("Look:", "\n  x")]
-)
+@pytest.mark.parametrize(("prompt", "continuation"), [("The capital is", " Paris"), ("2 +", " 2"), ("x=(", "1)"), ("", "Paris"), ("Look:", "\n  x")])
 def test_a_continuation_keeps_the_space_to_its_prompt(both, prompt, continuation):
     ours, _ = both
     prompt_ids = ours.encode(prompt)

@@ -52,9 +52,7 @@ def rolling_attention(shape: RollingAttention) -> PrimFunc:
     def rotate(qkv, cos, sin, b, i, start, out, out_start, factor):
         """out[out_start :] = factor * rotated qkv[b, i, start : start + D], in the ring's precision or float32."""
         for d in T.serial(half):
-            out[out_start + d] = T.Cast(
-                out.dtype, factor * (qkv[b, i, start + d] * cos[b, 0, i, d] - qkv[b, i, start + half + d] * sin[b, 0, i, d])
-            )
+            out[out_start + d] = T.Cast(out.dtype, factor * (qkv[b, i, start + d] * cos[b, 0, i, d] - qkv[b, i, start + half + d] * sin[b, 0, i, d]))
             out[out_start + half + d] = T.Cast(
                 out.dtype, factor * (qkv[b, i, start + half + d] * cos[b, 0, i, d] + qkv[b, i, start + d] * sin[b, 0, i, d])
             )

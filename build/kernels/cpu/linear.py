@@ -118,8 +118,7 @@ def _gemm(rows: int, n: int, k: int):
                 for i in T.unroll(parts):
                     for v in T.vectorized(LANES):
                         acc[(r * parts + i) * LANES + v] = (
-                            acc[(r * parts + i) * LANES + v]
-                            + x[m * tile_rows + r, kk * depth + d] * slab[d, c * TILE.columns + i * LANES + v]
+                            acc[(r * parts + i) * LANES + v] + x[m * tile_rows + r, kk * depth + d] * slab[d, c * TILE.columns + i * LANES + v]
                         )
         for r in T.unroll(tile_rows):
             for i in T.unroll(parts):

@@ -23,9 +23,7 @@ def swiglu(lead: tuple[int, ...], hidden_dim: int) -> PrimFunc:
             for c in T.serial(hidden_dim // lanes):
                 for v in T.vectorized(lanes):
                     y[i, c * lanes + v] = (
-                        both[i, c * lanes + v]
-                        / (T.float32(1) + exp(T.float32(0) - both[i, c * lanes + v]))
-                        * both[i, hidden_dim + c * lanes + v]
+                        both[i, c * lanes + v] / (T.float32(1) + exp(T.float32(0) - both[i, c * lanes + v])) * both[i, hidden_dim + c * lanes + v]
                     )
 
     return kernel
