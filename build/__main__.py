@@ -6,7 +6,7 @@ from rich.table import Table
 
 from build.compile import compile_config
 from export.config import config_parser, describe_defaults, load_config
-from export.console import console, peak_memory_mb
+from export.console import console, output, peak_memory_mb
 from runtime.artifact import Artifact
 from runtime.errors import run_command
 
@@ -18,7 +18,7 @@ def main() -> int:
     console.print("\n".join(describe_defaults(config)), style="dim", markup=False)
     start = time.perf_counter()
     artifact = compile_config(config, arguments.config, arguments.overrides, arguments.dump)
-    console.print(summary(artifact, time.perf_counter() - start))
+    output.print(summary(artifact, time.perf_counter() - start))
     return 0
 
 

@@ -23,7 +23,7 @@ def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump
     with locked(workspace, console.print):
         spec = target_spec(config.backend)
         graphs = exported_graphs(config, path, overrides, dump)
-        key = build_key(config, graphs, spec)
+        key = build_key(graphs, spec)
         current = existing_artifact(artifact, key)
         if current is not None and dump is None:
             return current

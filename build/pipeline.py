@@ -25,7 +25,7 @@ REPORT_FILE = "dispatch.json"
 WEIGHT_SPECS_FILE = "weights.json"
 
 
-def build_key(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec) -> str:
+def build_key(graphs: OnnxGraphs, spec: TargetSpec) -> str:
     """Identifies a library and the artifact around it: the graphs, the target, our code and the tools."""
     inputs = {"graphs": graphs.folder.name, "target": msgspec.to_builtins(spec)}
     return stage_key(inputs, "build.pipeline", BUILD_TOOLS)

@@ -1,13 +1,17 @@
-"""What a person sees of a compile: notes and progress bars with rates, on standard error."""
+"""What a person sees of a compile: notes and progress bars with rates on standard error, tables on standard output."""
 
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-console = Console(stderr=True, highlight=False)
+PLAIN_WIDTH = 140  # columns where the output is no terminal that could tell
+
+console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+output = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 class Bar:

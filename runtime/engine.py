@@ -1,7 +1,7 @@
 """The engine: one opened artifact with its caches, fed with token ids, answering logits.
 
-Caches are rings: the key of position p lies in slot p mod W, and the compiled functions update them in place. A prompt runs in chunks, largest
-first; where the first chunk is not full it is padded on the left with negative positions, which the kernels neither write nor see.
+Caches are rings: the key of position p lies in slot p mod W, and the compiled functions update them in place. A prompt runs in chunks; where
+the first chunk is not full it is padded on the left with negative positions, which the kernels neither write nor see.
 """
 
 import os
@@ -98,7 +98,7 @@ class Engine:
         logits = np.empty(0, np.float32)
         start = 0
         for size in sizes:
-            logits = self._run(size, ids[:, start : start + size], first + start)
+            logits = self.step(size, ids[:, start : start + size], first + start)
             start += size
         self.lengths += [len(prompt) for prompt in prompts]
         return logits
@@ -107,11 +107,11 @@ class Engine:
         """Append one id to each row; float32 logits (B, vocab)."""
         prompts = [[token_id] for token_id in ids]
         self._check(prompts)
-        logits = self._run(1, np.array(prompts, np.int64), self.lengths)
+        logits = self.step(1, np.array(prompts, np.int64), self.lengths)
         self.lengths += 1
         return logits
 
-    def _run(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
         """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to logits (B, vocab)."""
         id_buffer, position_buffer = self.inputs[tokens]
         id_buffer[...] = ids
@@ -141,23 +141,21 @@ class Engine:
 
 
 def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool) -> list[int]:
-    """Chunk sizes whose sum is `length`, or exceeds it by the padding of the first chunk where `may_pad`: largest first, few calls.
+    """Sizes of the calls that feed `length` tokens, in order; `available` are the graphs' sizes, 1 (decode) among them.
 
-    Worked example with chunks 16, 4 and 1: 23 tokens are 16 + 4 + 4 with one padded, or 16 + 4 + 1 + 1 + 1 without padding.
+    Greedy, largest first. What is left below the smallest chunk fills one more such chunk, padded and put first, where `may_pad`; else, or if it
+    is a single token, it is fed token by token. So the sum exceeds `length` by less than the first size, and only where that is a chunk.
+    Worked example with sizes 16, 4 and 1: 23 tokens are 4 + 16 + 4 with one padded, or 16 + 4 + 1 + 1 + 1 without padding.
     """
+    *chunks, _decode = sorted(available, reverse=True)
     sizes: list[int] = []
     rest = length
-    ordered = sorted(available, reverse=True)
-    for size in ordered:
-        sizes += [size] * (rest // size)
-        rest %= size
-        smaller = [s for s in ordered if s < size]
-        if may_pad and rest and smaller and len(smaller) > 1 and rest > smaller[0] * (size // smaller[0] - 1):
-            sizes.append(size)
-            return sizes
-        if may_pad and rest and smaller == [1]:
-            return [*sizes, size]
-    return sizes
+    for chunk in chunks:
+        sizes += [chunk] * (rest // chunk)
+        rest %= chunk
+    if may_pad and chunks and rest > 1:
+        return [chunks[-1], *sizes]
+    return sizes + [1] * rest
 
 
 def _aligned(spec: TensorSpec) -> NDArray[Any]:

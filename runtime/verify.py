@@ -8,21 +8,19 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bounds import relative_bound
 from runtime.errors import UserError, run_command
 from runtime.manifest import Manifest
 
 MAX_TOKENS = 300
 PAST_THE_END = 5  # tokens beyond a window or a chunk
 SEED = 0
-SUMS_PER_LAYER = 8  # two norms, wqkv, scores, mixed values, wo, w13, w2
-UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
 Logits = NDArray[np.float32]
 
@@ -57,22 +55,6 @@ class Check:
     ok: bool
 
 
-def relative_bound(manifest: Manifest) -> float:
-    """How far apart two orders of the same arithmetic may end: bound on max |a - b| / max |b| over the logits.
-
-    A float32 sum of K terms is off by about sqrt(K) u, u = 2**-24 (Higham and Mary, "A new approach to probabilistic rounding error
-    analysis", 2019); the `SUMS_PER_LAYER` sums of each layer and the final norm and head add up. Values that are stored narrower than
-    float32 between the sums are rounded once more for each sum, independently, with that type's own u. Both ways err, hence twice.
-    """
-    model = manifest.model
-    sums = SUMS_PER_LAYER * model.n_layers + 2
-    terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, *model.cache_lens(manifest.shape.cache_len))
-    bound = sums * sqrt(terms) * UNIT_ROUNDOFF["fp32"]
-    if manifest.target.dtype != "fp32":
-        bound += sqrt(sums) * UNIT_ROUNDOFF[manifest.target.dtype]
-    return 2 * bound
-
-
 def sequence_length(manifest: Manifest, room: int | None) -> int:
     """Tokens to feed: past the smallest cache if `MAX_TOKENS` allows, else past the largest chunk, and never more than fit."""
     smallest = min(manifest.model.cache_lens(manifest.shape.cache_len))
@@ -93,7 +75,7 @@ def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
     engine.reset()
     continued = np.concatenate([_prefill(engine, ids[:, :head]), _decode(engine, ids[:, head:], fresh=False)])
     engine.reset()
-    bound = relative_bound(manifest)
+    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.target.dtype)
     return (
         _finite(f"logits of {length} decode steps", stepwise),
         _finite(f"logits of a prefill of {length}", whole),

@@ -1,0 +1,102 @@
+"""`python -m build.parity yaml/x.yaml`: the whole ladder in one table. Compiles what is stale, runs the export stage's rungs in a process of their
+own, replays their trace on the compiled artifact, and puts the summary into the manifest. Exit status 1 when a rung fails.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.table import Table
+
+from build.compile import compile_config
+from export.config import CompileConfig, artifact_dir, config_parser, load_config
+from export.console import console, output, step_bar
+from export.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, load_trace, pairs_with, ways_agree
+from export.plan import workspace_of
+from runtime.artifact import Artifact, replace_manifest
+from runtime.bounds import relative_bound
+from runtime.engine import Engine
+from runtime.errors import UserError, run_command
+from runtime.manifest import ParityRow
+
+FAILED_STATUS = 1
+
+
+def main() -> int:
+    """Run the ladder; returns the exit status."""
+    arguments = config_parser("Prove an artifact: transformers == static torch == onnxruntime == compiled.").parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    artifact = compile_config(config, arguments.config, arguments.overrides, None)
+    rows = run_export_rungs(config, arguments.config, arguments.overrides)
+    trace = workspace_of(config, artifact_dir(arguments.config)) / TRACE_FILE
+    if artifact.manifest.target.kind == "llvm":
+        rows += run_artifact_rungs(artifact, *load_trace(trace))
+    else:
+        console.print(f"rung 3 needs a {artifact.manifest.target.kind} device and was not run; the graphs themselves are proved below")
+    rows.sort(key=lambda row: row.rung)
+    output.print(table(artifact.folder, rows))
+    replace_manifest(artifact.folder, msgspec.structs.replace(artifact.manifest, parity=tuple(rows)))
+    return 0 if all(row.passed for row in rows) else FAILED_STATUS
+
+
+def run_export_rungs(config: CompileConfig, path: Path, overrides: list[str]) -> list[ParityRow]:
+    """The rungs that need torch, in their own process."""
+    command = [sys.executable, "-m", "export.parity", str(path), *(f"--set={text}" for text in overrides)]
+    status = subprocess.run(command, check=False).returncode
+    if status != 0:
+        raise UserError(f"the export stage's parity ended with status {status}; its own message is above")
+    rows = workspace_of(config, artifact_dir(path)) / ROWS_FILE
+    return msgspec.json.decode(rows.read_bytes(), type=list[ParityRow])
+
+
+def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[list[Logits]]) -> list[ParityRow]:
+    """The compiled artifact against the trace, against itself in other chunks, and row against row."""
+    engine = Engine.open(artifact.folder)
+    manifest = artifact.manifest
+    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.target.dtype)
+    answers = []
+    with step_bar("compiled artifact", len(cases)) as bar:
+        for case in cases:
+            engine.reset()
+            answers.append(case.run(engine.step))
+            bar.advance(1)
+    rows = [
+        compare("3", "onnxruntime and compiled artifact, every call", pairs_with(cases, answers, expected), bound),
+        compare("4", "compiled artifact: one by one, chunked and whole", ways_agree(cases, answers), bound),
+    ]
+    if engine.batch > 1:
+        rows.append(compare("5", "row 0 whatever the other rows hold, bit for bit", row_pairs(engine, cases, answers), 0.0))
+    return rows
+
+
+def row_pairs(engine: Engine, cases: list[Case], answers: list[list[Logits]]) -> list[tuple[Logits, Logits]]:
+    """Row 0 of every case again, with all other rows holding other ids."""
+    pairs = []
+    for case, before in zip(cases, answers, strict=True):
+        ids = case.ids.copy()
+        ids[1:] = np.flip(ids[1:], axis=1) // 2
+        engine.reset()
+        after = Case(case.label, ids, case.schedule).run(engine.step)
+        pairs += [(a[:1], b[:1]) for a, b in zip(after, before, strict=True)]
+    return pairs
+
+
+def table(folder: Path, rows: list[ParityRow]) -> Table:
+    """The ladder as a table."""
+    result = Table(title=f"parity of {folder}", title_justify="left")
+    result.add_column("rung")
+    result.add_column("compared")
+    for name in ("max |difference|", "relative", "bound", "same top-1"):
+        result.add_column(name, justify="right")
+    result.add_column("")
+    for row in rows:
+        verdict = "[green]pass[/]" if row.passed else "[red]FAIL[/]"
+        numbers = (f"{row.max_abs:.2e}", f"{row.max_rel:.2e}", f"{row.bound:.2e}", f"{row.top1_agreement:.2%}")
+        result.add_row(row.rung, row.compared, *numbers, verdict)
+    return result
+
+
+if __name__ == "__main__":
+    run_command(main)

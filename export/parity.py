@@ -1,0 +1,95 @@
+"""`python -m export.parity yaml/x.yaml`: transformers == static torch == onnxruntime, and a trace for the build stage to replay."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+import torch
+
+from export.checkpoint import Checkpoint
+from export.config import CompileConfig, artifact_dir, config_parser, load_config
+from export.console import step_bar
+from export.graphs import OnnxGraphs
+from export.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, make_cases, pairs_with, save_trace, ways_agree
+from export.plan import export_key, open_configured, workspace_of
+from export.reference_model import load_reference, reference_logits
+from export.stage import stage_folder
+from export.steppers import OnnxStepper, Stepper, TorchStepper, checkpoint_weights, static_model, stored_weights
+from runtime.bounds import relative_bound
+from runtime.errors import UserError, run_command
+from runtime.manifest import ParityRow
+
+COPIES = 3  # of the float32 weights that a rung holds at worst: the reader's, the model's and a tied or fused copy
+
+
+def main() -> int:
+    """Run the rungs; returns the exit status."""
+    arguments = config_parser("Compare transformers, the static model and onnxruntime.").parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    checkpoint = open_configured(config)
+    check_memory(checkpoint)
+    workspace = workspace_of(config, artifact_dir(arguments.config))
+    graphs = OnnxGraphs.open(stage_folder(workspace, "graphs", export_key(config, checkpoint)))
+    rows = run_rungs(config, checkpoint, graphs, workspace / TRACE_FILE)
+    (workspace / ROWS_FILE).write_bytes(msgspec.json.encode(rows))
+    return 0
+
+
+def check_memory(checkpoint: Checkpoint) -> None:
+    """Refuse a model whose float32 copies cannot fit this machine."""
+    needed = COPIES * 4 * sum(int(torch.Size(checkpoint.shape(name)).numel()) for name in checkpoint.names())
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"parity holds the model in float32 and needs about {needed / 1e9:.0f} GB, this machine has {available / 1e9:.0f} GB free; "
+            "run it on a larger machine, or on a checkpoint of the same shape with fewer layers"
+        )
+
+
+def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs, trace: Path) -> list[ParityRow]:
+    """Both rungs, with the onnxruntime answers saved to `trace`."""
+    record = graphs.record
+    cases = make_cases(record.model, record.shape)
+    exact = relative_bound(record.model, record.shape.cache_len, "fp32")
+    stored = relative_bound(record.model, record.shape.cache_len, config.backend.dtype)
+    with step_bar("parity", 4 * len(cases)) as bar:
+        reference = _reference_answers(config, cases, bar.advance)
+        static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))
+        torch_answers = answer(TorchStepper(static, record.shape.batch, torch.float32), cases, bar.advance)
+        del static
+        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs, checkpoint.names()))
+        effective_answers = answer(TorchStepper(effective, record.shape.batch, getattr(torch, record.dtype)), cases, bar.advance)
+        del effective
+        onnx_answers = answer(OnnxStepper(graphs), cases, bar.advance)
+    save_trace(trace, cases, onnx_answers)
+    return [
+        compare("1", "transformers and static torch, checkpoint weights", pairs_with(cases, torch_answers, reference), exact),
+        compare("2", "static torch and onnxruntime, stored weights", pairs_with(cases, onnx_answers, effective_answers), stored),
+        compare("4", "onnxruntime: one by one, chunked and whole", ways_agree(cases, onnx_answers), stored),
+    ]
+
+
+def _reference_answers(config: CompileConfig, cases: list[Case], advance: Callable[[int], None]) -> list[list[Logits]]:
+    """transformers' logits at the last token of each call; one pass per case."""
+    model = load_reference(config.frontend.checkpoint, config.frontend.type, config.frontend.overrides)
+    answers = []
+    for case in cases:
+        logits = reference_logits(model, case.ids)
+        answers.append([logits[:, max(end, 0)] for end in case.ends()])
+        advance(1)
+    return answers
+
+
+def answer(stepper: Stepper, cases: list[Case], advance: Callable[[int], None]) -> list[list[Logits]]:
+    """One implementation's logits for every case, each from empty caches."""
+    answers = []
+    for case in cases:
+        stepper.reset()
+        answers.append(case.run(stepper.step))
+        advance(1)
+    return answers
+
+
+if __name__ == "__main__":
+    run_command(main)

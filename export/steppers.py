@@ -1,0 +1,106 @@
+"""Two implementations of one call of a graph, behind one surface: the static torch model, and onnxruntime on the exported graphs."""
+
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from export.checkpoint import Checkpoint
+from export.graphs import OnnxGraphs
+from export.model import StaticModel, constants
+from export.quantize import WeightStorage
+from runtime.manifest import ModelConfig
+
+Logits = NDArray[np.float32]
+
+
+class Stepper(Protocol):
+    """One implementation with its caches."""
+
+    def reset(self) -> None:
+        """Empty the caches."""
+
+    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
+        """Feed ids (B, T) at positions first .. first + T - 1 of each row (first is (B,)); logits (B, vocab) after the last."""
+
+
+def positions(first: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    """Consecutive positions (B, T) from each row's first."""
+    return first[:, None] + np.arange(tokens)
+
+
+class TorchStepper:
+    """The static model on real tensors."""
+
+    def __init__(self, model: StaticModel, batch: int, cache_dtype: torch.dtype) -> None:
+        self.model, self.batch, self.dtype = model, batch, cache_dtype
+        self.caches: list[torch.Tensor] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the caches."""
+        c = self.model.config
+        shapes = [(self.batch, c.n_kv_heads, length, c.head_dim) for length in self.model.cache_lens for _ in range(2)]
+        self.caches = [torch.zeros(shape, dtype=self.dtype) for shape in shapes]
+
+    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
+        """As `Stepper.step`."""
+        with torch.no_grad():
+            logits, *self.caches = self.model(torch.from_numpy(ids), torch.from_numpy(positions(first, tokens)), *self.caches)
+        found: Logits = logits[:, 0].numpy()
+        return found
+
+
+class OnnxStepper:
+    """onnxruntime on the exported graphs, without its optimisations: they are inexact for DequantizeLinear before MatMul."""
+
+    def __init__(self, graphs: OnnxGraphs) -> None:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.graphs = {graph.tokens: graph for graph in graphs.record.graphs}
+        self.sessions = {
+            graph.tokens: onnxruntime.InferenceSession(str(graphs.onnx_path(graph)), options, providers=["CPUExecutionProvider"])
+            for graph in graphs.record.graphs
+        }
+        self.caches: dict[str, NDArray[np.generic]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the caches."""
+        self.caches = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in self.graphs[1].signature.inputs[2:]}
+
+    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
+        """As `Stepper.step`."""
+        feed = {"input_ids": ids, "position_ids": positions(first, tokens), **self.caches}
+        logits, *present = self.sessions[tokens].run(None, feed)
+        self.caches = dict(zip(self.caches, present, strict=True))
+        found: Logits = logits[:, 0]
+        return found
+
+
+def static_model(config: ModelConfig, cache_len: int, weights: dict[str, NDArray[np.float32]]) -> StaticModel:
+    """The static model with these weights; every parameter must be given."""
+    cache_lens = config.cache_lens(cache_len)
+    with torch.device("meta"):
+        model = StaticModel(config, cache_lens).eval()
+    tensors = {name: torch.from_numpy(values) for name, values in {**weights, **constants(config, cache_lens)}.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model
+
+
+def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
+    """All weights as the checkpoint has them, in float32."""
+    return {name: checkpoint.tensor(name).astype(np.float32) for name in checkpoint.names()}
+
+
+def stored_weights(graphs: OnnxGraphs, names: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    """All weights as the graphs compute with them: stored by the scheme, widened to float32 again."""
+    storage, source = WeightStorage.of(graphs.record), graphs.weights()
+    weights = {}
+    for name in names:
+        shape = source.tensors[name].shape
+        stored = {spec.name: source.read(spec.name) for spec in storage.specs(name, shape)}
+        weights[name] = storage.load(name, len(shape), stored)
+    return weights
