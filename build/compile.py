@@ -10,7 +10,7 @@ from build.target import target_spec
 from export.config import CompileConfig, artifact_dir
 from export.console import console
 from export.graphs import OnnxGraphs
-from export.plan import export_key, open_configured, workspace_of
+from export.plan import export_key, workspace_of
 from export.stage import locked, run_stage, stage_folder
 from runtime.artifact import Artifact
 from runtime.errors import UserError
@@ -36,8 +36,7 @@ def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump
 
 def exported_graphs(config: CompileConfig, path: Path, overrides: list[str], dump: Path | None = None) -> OnnxGraphs:
     """The config's exported graphs; runs `python -m export` when they are missing or stale."""
-    checkpoint = open_configured(config)
-    folder = stage_folder(workspace_of(config, artifact_dir(path)), "graphs", export_key(config, checkpoint))
+    folder = stage_folder(workspace_of(config, artifact_dir(path)), "graphs", export_key(config))
     if not folder.is_dir() or dump is not None:
         command = [sys.executable, "-m", "export", str(path), *(f"--set={text}" for text in overrides)]
         status = subprocess.run(command + (["--dump", str(dump)] if dump else []), check=False).returncode

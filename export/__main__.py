@@ -13,14 +13,13 @@ def main() -> int:
     """Run the stage; returns the exit status."""
     arguments = config_parser("Export a checkpoint to static ONNX graphs.").parse_args()
     config = load_config(arguments.config, arguments.overrides)
-    checkpoint = open_configured(config)
-    key = export_key(config, checkpoint)
+    key = export_key(config)
     workspace = workspace_of(config, artifact_dir(arguments.config))
     with locked(workspace / "export", console.print):
         if not stage_folder(workspace, "graphs", key).is_dir() or arguments.dump is not None:
             from export.pipeline import export_model  # loads torch, which a finished stage does not need
 
-            run_stage(workspace, "graphs", key, partial(export_model, config, checkpoint, dump=arguments.dump))
+            run_stage(workspace, "graphs", key, partial(export_model, config, open_configured(config), dump=arguments.dump))
         console.print(f"graphs: {stage_folder(workspace, 'graphs', key)}")
     return 0
 

@@ -24,7 +24,6 @@ class Checkpoint:
 
     model: ModelConfig
     tokenizer: TokenizerSource | None
-    identity: str  # SHA-256; changes when the checkpoint's files do
     source_bytes: int  # of all tensors, as stored
     weights: Mapping[str, families.Weight]
     source: TensorSource
@@ -64,8 +63,7 @@ def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object]) -> C
 
     Every tensor is accounted for by name, shape and dtype before any data is read; raises `UserError` for what is missing or does not fit.
     """
-    if not path.exists():
-        raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
+    checkpoint_files(path)
     found = detect(path) if kind == "auto" else kind
     if found not in KINDS:
         raise UserError(f"frontend.type is {kind!r}, expected one of {', '.join(('auto', *KINDS))}")
@@ -74,7 +72,14 @@ def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object]) -> C
     weights = families.weights(opened.family, model)
     check_tensors(opened, weights, families.ignored(opened.family, model), path)
     source_bytes = sum(tensor.nbytes for tensor in opened.source.tensors.values())
-    return Checkpoint(model, opened.tokenizer, opened.identity, source_bytes, weights, opened.source)
+    return Checkpoint(model, opened.tokenizer, source_bytes, weights, opened.source)
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The file, or all files of the folder, that a checkpoint may be read from; raises `UserError` when there is nothing."""
+    if not path.exists():
+        raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
+    return sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
 
 
 def detect(path: Path) -> str:

@@ -11,7 +11,7 @@ from gguf.quants import dequantize
 
 from export import families
 from export.gguf_tokenizer import recover
-from export.source import Array, Opened, SourceTensor, identity
+from export.source import Array, Opened, SourceTensor
 from runtime.errors import UserError
 from runtime.tensor_file import numpy_dtype
 
@@ -70,7 +70,7 @@ def open_file(path: Path) -> Opened:
     values = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
     if EMBEDDING in stored:
         values["vocab_size"] = stored[EMBEDDING].shape[0]
-    return Opened(family, values, where, GgufTensors(path, stored), recover(metadata, where), identity([path]))
+    return Opened(family, values, where, GgufTensors(path, stored), recover(metadata, where))
 
 
 def _only_file(path: Path) -> Path:

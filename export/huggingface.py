@@ -12,21 +12,12 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from export import families
-from export.source import Array, Opened, SourceTensor, TokenizerSource, identity
+from export.source import Array, Opened, SourceTensor, TokenizerSource
 from runtime.errors import UserError
 from runtime.tensor_file import TensorFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    INDEX,
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
 T = TypeVar("T")
 
 
@@ -99,9 +90,7 @@ def open_folder(folder: Path) -> Opened:
     config = read_json(folder / "config.json")
     family = families.find("huggingface", config.get("model_type"), where)
     source = _open_tensors(folder)
-    shards = {file.path for file in source.files.values()}
-    small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
-    return Opened(family, config | _rope_values(config, where), where, source, _tokenizer(folder, config), identity([*small, *shards]))
+    return Opened(family, config | _rope_values(config, where), where, source, _tokenizer(folder, config))
 
 
 def read_json(path: Path) -> dict[str, object]:

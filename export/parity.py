@@ -30,7 +30,7 @@ def main() -> int:
     checkpoint = open_configured(config)
     check_memory(checkpoint)
     workspace = workspace_of(config, artifact_dir(arguments.config))
-    graphs = OnnxGraphs.open(stage_folder(workspace, "graphs", export_key(config, checkpoint)))
+    graphs = OnnxGraphs.open(stage_folder(workspace, "graphs", export_key(config)))
     rows = run_rungs(config, checkpoint, graphs, workspace / TRACE_FILE)
     (workspace / ROWS_FILE).write_bytes(msgspec.json.encode(rows))
     return 0

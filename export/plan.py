@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
 from export.config import CompileConfig
 from export.graphs import GraphsRecord, make_graphs
 from export.quantize import STORAGE, WeightStorage
-from export.source import TokenizerSource
+from export.source import TokenizerSource, identity
 from export.stage import stage_key
 from runtime.manifest import Shape, TokenizerSpec
 
@@ -50,15 +50,16 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
     )
 
 
-def export_key(config: CompileConfig, checkpoint: Checkpoint) -> str:
-    """Identifies an export: what it reads of the config, the checkpoint, our code and the tools."""
+def export_key(config: CompileConfig) -> str:
+    """Identifies an export: what it reads of the config, the checkpoint's files, our code and the tools; opens no checkpoint."""
     inputs = {
         "name": config.name,
+        "type": config.frontend.type,
         "overrides": dict(config.frontend.overrides),
         "shape": config.shape.model_dump(mode="json"),
         "scheme": config.quantize.scheme,
         "dtype": config.backend.dtype,
-        "checkpoint": checkpoint.identity,
+        "checkpoint": identity(checkpoint_files(config.frontend.checkpoint)),
     }
     return stage_key(inputs, "export.pipeline", EXPORT_TOOLS)
 

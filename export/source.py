@@ -57,7 +57,6 @@ class Opened:
     where: str
     source: TensorSource
     tokenizer: TokenizerSource | None
-    identity: str
 
 
 def identity(files: Sequence[Path]) -> str:

@@ -56,7 +56,7 @@ def stage_folder(workspace: Path, stage: str, key: str) -> Path:
     return workspace / f"{stage}-{key}"
 
 
-def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], None]) -> Path:
+def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], object]) -> Path:
     """The stage's folder, made by `fill` in a temporary sibling unless it exists; results under other keys are removed."""
     folder = stage_folder(workspace, stage, key)
     if folder.is_dir():

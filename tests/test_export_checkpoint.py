@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from export.checkpoint import half_split_rows, open_checkpoint
+from export.checkpoint import checkpoint_files, half_split_rows, open_checkpoint
+from export.source import identity
 from runtime.errors import UserError
 from tests.tiny import write_tiny_mistral
 
@@ -100,23 +101,21 @@ def test_mistrals_own_format_says_what_to_do(tmp_path, kind):
 
 
 def test_identity_follows_the_files(tiny, copy):
-    before = open_checkpoint(tiny, "auto", {}).identity
+    before = identity(checkpoint_files(tiny))
     assert len(before) == 64
-    assert open_checkpoint(copy, "auto", {}).identity == before
-    (copy / "README.md").write_text("not part of the model")
-    assert open_checkpoint(copy, "auto", {}).identity == before
+    assert identity(checkpoint_files(copy)) == before
     (copy / "tokenizer_config.json").write_text("{}")
-    assert open_checkpoint(copy, "auto", {}).identity != before
+    assert identity(checkpoint_files(copy)) != before
     shutil.copy(tiny / "tokenizer_config.json", copy)
     change_tensors(copy, lambda t: t | {Q: t[Q] + 1})
-    assert open_checkpoint(copy, "auto", {}).identity != before
+    assert identity(checkpoint_files(copy)) != before
 
 
 def test_identity_of_a_large_file_follows_its_time(tmp_path):
     write_tiny_mistral(tmp_path / "x", vocab_size=70_000)  # 36 MB: too large to be hashed whole
-    before = open_checkpoint(tmp_path / "x", "auto", {}).identity
+    before = identity(checkpoint_files(tmp_path / "x"))
     os.utime(tmp_path / "x" / "model.safetensors", ns=(1, 1))
-    assert open_checkpoint(tmp_path / "x", "auto", {}).identity != before
+    assert identity(checkpoint_files(tmp_path / "x")) != before
 
 
 def test_half_split_rows_rotate_as_neighbours_did():

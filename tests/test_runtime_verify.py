@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from runtime import verify as module
+from runtime.bounds import relative_bound
 from runtime.errors import UserError
 from runtime.manifest import Manifest, ModelConfig, Shape, TargetSpec
-from runtime.bounds import relative_bound
 from runtime.verify import MAX_TOKENS, sequence_length, table, verify
 
 VOCAB, WINDOW, CHUNK = 50, 12, 8

@@ -1,0 +1,72 @@
+# Every target sets up what it needs. `make help` lists them.
+CONFIG ?= yaml/demo.yaml
+SET ?=
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET)) $(if $(DUMP),--dump $(DUMP))
+NAME := $(basename $(notdir $(CONFIG)))
+
+# Checkpoints that the shipped configs use and that can be had without a model hub.
+INPUT_demo := $(PY) -m export.fetch demo out/downloads
+INPUT_tiny := $(PY) -m tests.tiny out/downloads/tiny-mistral
+
+.PHONY: help setup inputs demo compile parity quality bench memory ship check test clean
+
+help:  ## list the targets
+	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
+	@sed -n 's/^\([a-z]*\):.*##  */  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 takes onnxruntime-gpu in place of onnxruntime
+ifdef GPU
+	$(PY) -m pip uninstall --quiet --yes onnxruntime
+	$(PY) -m pip install --quiet $$(sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' requirements.lock)
+endif
+
+$(READY): requirements.lock
+	@command -v cc >/dev/null || { echo "error: no C compiler was found, and the linker of a compile needs one; install gcc (apt-get install gcc libc6-dev)" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "error: $(PYTHON) is not Python 3.11 or 3.12 with venv; install python3.11-venv, or name another with PYTHON=..." >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@touch $(READY)
+
+inputs: setup
+	@$(INPUT_$(NAME))
+
+demo: setup  ## fetch a real small model, compile it for this CPU, and let it write
+	$(MAKE) --no-print-directory compile CONFIG=yaml/demo.yaml
+	@echo && echo "> The capital of France is"
+	@$(PY) -m runtime.generate out/demo --prompt "The capital of France is" --max-tokens 32 --stop "."
+	@echo && echo "> What is the capital of France, and what is it known for?"
+	@$(PY) -m runtime.generate out/demo --chat --prompt "What is the capital of France, and what is it known for?" --max-tokens 96
+
+compile: inputs  ## CONFIG=...: YAML and checkpoint to an artifact in out/NAME/
+	$(PY) -m build $(ARGUMENTS)
+
+parity: inputs  ## CONFIG=...: transformers == static torch == onnxruntime == compiled artifact, in one table
+	$(PY) -m build.parity $(ARGUMENTS)
+
+quality: inputs  ## CONFIG=...: perplexity of each scheme on a fixed English text
+	$(PY) -m build.quality $(ARGUMENTS)
+
+bench: inputs  ## CONFIG=...: speed of the compiled schemes against onnxruntime on the same graphs, in one run
+	$(PY) -m build.bench $(ARGUMENTS)
+
+memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths, and what that means for all layers
+	$(PY) -m build.memory
+
+ship: inputs  ## CONFIG=...: the artifact, the runtime package and TVM runtime library in one file, out/NAME.tar
+	$(PY) -m build $(ARGUMENTS)
+	$(PY) -m build.ship $(CONFIG)
+
+check: setup  ## formatting, lint and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: check  ## everything above that can fail: check, then the tests
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
+
+clean:  ## remove what was made, not what was downloaded
+	rm -rf out/.work $(filter-out out/downloads,$(wildcard out/*))

@@ -1,0 +1,212 @@
+"""Rolling attention: split qkv, rotate, attend over past and new, then write the new columns into the ring. No copy of the cache.
+
+The ring is the one of `build/kernels/cpu/attention.py`: the key of position p lies in slot p mod W. Two launches: all attention first, since the new
+columns replace positions that the first queries still see, then the ring. A block is one query of one head. It walks its keys in tiles
+with a running maximum and sum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), so that no row of scores is ever stored.
+New keys are rotated where they are read, rounded to the ring's precision: no temporary between the launches.
+Bytes per query and head: 2 visible head_dim itemsize; operations: 4 visible head_dim.
+"""
+
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cpu.attention import RollingAttention
+from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
+
+LOWEST = -3e38  # a score that no key has; exp(LOWEST - maximum) is 0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Blocking: `threads` a block, `keys` a tile; threads / keys of them share the dot product of one key."""
+
+    threads: int
+    keys: int
+
+
+# Not yet measured on a GPU. 32 keys of head_dim 128 are 16.5 kB of shared memory.
+TILE = Tile(threads=128, keys=32)
+WRITERS = 256  # threads a block of the launch that writes the ring
+
+
+def rolling_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
+    """Kernel of qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T) and both rings, to out (B, T, n_heads * head_dim).
+
+    Positions are consecutive in each row; negative ones are padding: they are neither written nor seen. Arguments: qkv, cos, sin, positions,
+    key ring, value ring (both updated in place), with `out` as a new tensor in front of the rings' results.
+    """
+    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    half, dtype = D // 2, shape.cache_dtype
+    attend, write_ring = _attend(shape, on), _write_ring(shape, on)
+
+    @T.prim_func
+    def kernel(
+        qkv: T.Buffer((B, N, shape.qkv_dim), "float32"),
+        cos: T.Buffer((B, 1, N, half), "float32"),
+        sin: T.Buffer((B, 1, N, half), "float32"),
+        positions: T.Buffer((B, N), "int64"),
+        keys: T.Buffer((B, KV, W, D), dtype),
+        values: T.Buffer((B, KV, W, D), dtype),
+        out: T.Buffer((B, N, H * D), "float32"),
+    ):
+        T.func_attr(ATTRIBUTES)
+        attend(qkv, cos, sin, positions, keys, values, out)
+        write_ring(qkv, cos, sin, positions, keys, values)
+
+    return kernel
+
+
+def _rotated(shape: RollingAttention):
+    """Element d of a rotated head: (a cos - b sin, b cos + a sin) of its halves a and b."""
+    half = shape.head_dim // 2
+
+    def element(qkv, cos, sin, b, i, start, d):
+        pair = T.Select(d < half, d + half, d - half)
+        sign = T.Select(d < half, T.float32(-1), T.float32(1))
+        return qkv[b, i, start + d] * cos[b, 0, i, d % half] + sign * qkv[b, i, start + pair] * sin[b, 0, i, d % half]
+
+    return element
+
+
+def _attend(shape: RollingAttention, on: Binding):
+    """The first launch: a block for each query of each head."""
+    B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
+    KV, group = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads
+    k_start, v_start, dtype = H * D, (H + KV) * D, shape.cache_dtype
+    threads, tile = TILE.threads, TILE.keys
+    sharing = threads // tile  # threads of one dot product
+    piece = -(-D // sharing)  # elements of it that one of them takes
+    owned = -(-D // threads)  # elements of the output that one thread keeps
+    rotated = _rotated(shape)
+
+    @T.inline
+    def load_keys(qkv, cos, sin, keys, key_tile, b, h, first, n_past, count, start, new_start, t):
+        """key_tile[:] = the keys first .. first + tile - 1 that the query sees; those beyond `count` stay as they are."""
+        for c in T.serial(-(-tile * D // threads)):
+            e = c * threads + t
+            j = first + e // D
+            if e < tile * D and j < count:
+                if j < n_past:
+                    key_tile[e // D, e % D] = T.Cast("float32", keys[b, h, (start + j) % W, e % D])
+                else:
+                    key_tile[e // D, e % D] = T.Cast(
+                        "float32", T.Cast(dtype, rotated(qkv, cos, sin, b, new_start + j - n_past, k_start + h * D, e % D))
+                    )
+
+    @T.inline
+    def score(query, key_tile, partial, t):
+        """partial[:, j] = pieces of query . key_tile[j]."""
+        total = T.alloc_buffer((1,), "float32", scope=on.private)
+        total[0] = T.float32(0)
+        for c in T.serial(piece):
+            if t // tile * piece + c < D:
+                total[0] = total[0] + query[t // tile * piece + c] * key_tile[t % tile, t // tile * piece + c]
+        partial[t // tile, t % tile] = total[0]
+
+    @T.inline
+    def sum_scores(partial, scores, first, count, t):
+        """scores[j] = the sum of its pieces, or LOWEST beyond `count`."""
+        if t < tile:
+            if first + t < count:
+                scores[t] = T.float32(0)
+                for c in T.serial(sharing):
+                    scores[t] = scores[t] + partial[c, t]
+            else:
+                scores[t] = T.float32(LOWEST)
+
+    @T.inline
+    def mix(qkv, values, scores, maximum, total, mixed, b, h, first, n_past, count, start, new_start, t):
+        """Fold one tile into the thread's running maximum, sum and outputs."""
+        own = on.own(t)
+        best = T.alloc_buffer((1,), "float32", scope=on.private)
+        weight = T.alloc_buffer((1,), "float32", scope=on.private)
+        best[0] = maximum[own]
+        for j in T.serial(tile):
+            best[0] = T.max(best[0], scores[j])
+        weight[0] = T.exp(maximum[own] - best[0])
+        maximum[own] = best[0]
+        total[own] = total[own] * weight[0]
+        for c in T.unroll(owned):
+            mixed[own, c] = mixed[own, c] * weight[0]
+        for j in T.serial(T.min(tile, count - first)):
+            weight[0] = T.exp(scores[j] - best[0])
+            total[own] = total[own] + weight[0]
+            for c in T.unroll(owned):
+                d = c * threads + t
+                if d < D:
+                    if first + j < n_past:
+                        mixed[own, c] = mixed[own, c] + weight[0] * T.Cast("float32", values[b, h, (start + first + j) % W, d])
+                    else:
+                        mixed[own, c] = mixed[own, c] + weight[0] * T.Cast(
+                            "float32", T.Cast(dtype, qkv[b, new_start + first + j - n_past, v_start + h * D + d])
+                        )
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values, out):
+        for block in on.blocks(B * N * H):
+            query = T.alloc_buffer((D,), "float32", scope=on.shared)
+            key_tile = T.alloc_buffer((tile, D + 1), "float32", scope=on.shared)  # padded: neighbouring threads read different banks
+            partial = T.alloc_buffer((sharing, tile), "float32", scope=on.shared)
+            scores = T.alloc_buffer((tile,), "float32", scope=on.shared)
+            maximum = T.alloc_buffer((on.copies(threads),), "float32", scope=on.private)
+            total = T.alloc_buffer((on.copies(threads),), "float32", scope=on.private)
+            mixed = T.alloc_buffer((on.copies(threads), owned), "float32", scope=on.private)
+            b = block // (N * H)
+            i = block % (N * H) // H
+            head = block % H
+            h = head // group
+            begin = T.Cast("int32", positions[b, 0])  # of the chunk
+            oldest = T.max(begin + i - (W - 1), 0)  # the first position that this query sees
+            n_past = T.max(begin - oldest, 0)
+            new_start = T.max(oldest - begin, 0)  # the first new column that it sees: padding and a chunk longer than W hide some
+            count = n_past + T.max(i + 1 - new_start, 0)
+            start = oldest % W
+            for t in on.threads(threads):
+                maximum[on.own(t)] = T.float32(LOWEST)
+                total[on.own(t)] = T.float32(0)
+                for c in T.unroll(owned):
+                    mixed[on.own(t), c] = T.float32(0)
+                    if c * threads + t < D:
+                        query[c * threads + t] = T.float32(shape.scale) * rotated(qkv, cos, sin, b, i, head * D, c * threads + t)
+            for step in T.serial((count + tile - 1) // tile):
+                for t in on.threads(threads):
+                    load_keys(qkv, cos, sin, keys, key_tile, b, h, step * tile, n_past, count, start, new_start, t)
+                for t in on.threads(threads):
+                    score(query, key_tile, partial, t)
+                for t in on.threads(threads):
+                    sum_scores(partial, scores, step * tile, count, t)
+                for t in on.threads(threads):
+                    mix(qkv, values, scores, maximum, total, mixed, b, h, step * tile, n_past, count, start, new_start, t)
+            for t in on.threads(threads):
+                for c in T.unroll(owned):
+                    if c * threads + t < D:
+                        out[b, i, head * D + c * threads + t] = mixed[on.own(t), c] / T.max(total[on.own(t)], T.float32(1e-30))
+
+    return body
+
+
+def _write_ring(shape: RollingAttention, on: Binding):
+    """The second launch: a thread for each element of the new columns; of a chunk longer than the ring, only the last W columns stay."""
+    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    kept = min(N, W)
+    elements, k_start, v_start, dtype = B * kept * KV * D, H * D, (H + KV) * D, shape.cache_dtype
+    rotated = _rotated(shape)
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values):
+        for block in on.blocks(-(-elements // WRITERS)):
+            for t in on.threads(WRITERS):
+                e = block * WRITERS + t
+                if e < elements:
+                    b = e // (kept * KV * D)
+                    i = N - kept + e // (KV * D) % kept
+                    h = e // D % KV
+                    d = e % D
+                    position = T.Cast("int32", positions[b, i])
+                    if position >= 0:
+                        keys[b, h, position % W, d] = T.Cast(dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d))
+                        values[b, h, position % W, d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
+
+    return body

@@ -1,0 +1,26 @@
+"""Variants of one config that are compiled side by side, each as a config file of its own in the workspace."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from build.compile import compile_config
+from export.config import artifact_dir, describe_defaults, load_config
+from runtime.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled variant: the config file that was written for it, and its artifact."""
+
+    path: Path
+    artifact: Artifact
+
+
+def compile_variant(config_path: Path, overrides: list[str], label: str, changes: list[str]) -> Variant:
+    """Compile `config_path` with `changes` (as `--set` takes them) into out/NAME-LABEL/."""
+    config = load_config(config_path, [*overrides, *changes])
+    folder = config.workspace.path / "variants"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{artifact_dir(config_path).name}-{label}.yaml"
+    path.write_text("\n".join(describe_defaults(config)) + "\n")
+    return Variant(path, compile_config(load_config(path), path, [], None))

@@ -1,0 +1,264 @@
+"""`python -m runtime.bench ARTIFACT`: how fast an artifact runs on this machine, and how near to what its memory allows.
+
+Decode reads every weight once a step, so its limit is read bandwidth: bytes that a step must read over the time that it took, as a share
+of the bandwidth measured in the same run. Prompts are random ids from a fixed seed: speed does not depend on them.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.cpu import CPUINFO
+from runtime.errors import UserError, run_command
+from runtime.manifest import ModelConfig, Shape, TensorSpec, WeightSpec
+from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
+from runtime.tensor_file import numpy_dtype
+
+SEED = 0
+EMBEDDING = "tok_embeddings."
+
+
+class TimedEngine(Protocol):
+    """What the measurement needs of an engine."""
+
+    @property
+    def batch(self) -> int:
+        """Rows that every call computes."""
+
+    def room(self) -> int | None:
+        """How many more ids the caches take; None without a limit."""
+
+    def reset(self) -> None:
+        """Forget every id."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Append one list of ids per row; logits (B, vocab) after the last ids."""
+
+    def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append one id per row; logits (B, vocab)."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What to time: prompt lengths, contexts (tokens in the cache when decoding starts), decode steps, and how often."""
+
+    prompt_tokens: tuple[int, ...]
+    contexts: tuple[int, ...]
+    steps: int
+    repeats: int
+
+    def within(self, room: int | None) -> "Workload":
+        """Without the lengths that do not fit `room` more tokens."""
+        if room is None:
+            return self
+        prompts = tuple(n for n in self.prompt_tokens if n <= room)
+        return Workload(prompts, tuple(n for n in self.contexts if n + self.steps <= room), self.steps, self.repeats)
+
+
+@dataclass(frozen=True)
+class PrefillSpeed:
+    """One prompt from empty caches to the first id. Rates count the tokens of all batch rows."""
+
+    prompt_tokens: int
+    ttft_s: float
+    tok_s: float
+
+
+@dataclass(frozen=True)
+class DecodeSpeed:
+    """Decode steps from a context on; `bytes_per_step` are the weights and the visible cache that a step has to read."""
+
+    context: int
+    step_s: float
+    tok_s: float
+    bytes_per_step: int
+    gb_s: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What was timed (medians) and, in `skipped`, why the rest was not."""
+
+    prefill: tuple[PrefillSpeed, ...]
+    decode: tuple[DecodeSpeed, ...]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the command says."""
+
+    artifact: str
+    model: str
+    scheme: str
+    dtype: str
+    cpu: str
+    threads: int
+    load_s: float
+    peak_rss_mb: float
+    weight_bytes_per_step: int
+    bandwidth_gb_s: float
+    bandwidth_method: str
+    speeds: Speeds
+
+
+def weight_bytes(weights: Iterable[TensorSpec | WeightSpec], *, tied: bool) -> int:
+    """Bytes of weights that a decode step reads: all but an embedding table that is not the head too, of which it reads a row."""
+    read = [spec for spec in weights if tied or not spec.name.startswith(EMBEDDING)]
+    return sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in read)
+
+
+def cache_bytes(model: ModelConfig, shape: Shape, context: int, itemsize: int) -> int:
+    """Bytes of keys and values that are visible from behind `context` tokens, in all layers and rows."""
+    slots = sum(min(context, length) for length in model.cache_lens(shape.cache_len))
+    return 2 * shape.batch * model.n_kv_heads * model.head_dim * itemsize * slots
+
+
+def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes: Callable[[int], int]) -> Speeds:
+    """Time the workload, each repeat going through all of it, after one that is not counted; `step_bytes` gives what a step reads at a context."""
+    engine.reset()
+    fitting = workload.within(engine.room())
+    ids = np.random.default_rng(SEED).integers(vocab_size, size=(engine.batch, max((*workload.prompt_tokens, *workload.contexts, 1))))
+    prefill: dict[int, list[float]] = {n: [] for n in fitting.prompt_tokens}
+    decode: dict[int, list[float]] = {n: [] for n in fitting.contexts}
+    for _ in range(fitting.repeats + 1):  # the first round touches code and weights for the first time, and is dropped
+        for n, samples in prefill.items():
+            samples.append(_first_token_seconds(engine, ids[:, :n]))
+        for n, samples in decode.items():
+            samples.append(_step_seconds(engine, ids[:, :n], fitting.steps))
+    engine.reset()
+    return Speeds(
+        tuple(PrefillSpeed(n, median(s[1:]), engine.batch * n / median(s[1:])) for n, s in prefill.items()),
+        tuple(_decode_speed(n, median(s[1:]), engine.batch, step_bytes(n + fitting.steps // 2)) for n, s in decode.items()),
+        _skipped(workload, fitting, engine.room()),
+    )
+
+
+def _first_token_seconds(engine: TimedEngine, ids: NDArray[np.int64]) -> float:
+    prompts = ids.tolist()
+    engine.reset()
+    start = time.perf_counter()
+    engine.prefill(prompts).argmax(-1)
+    return time.perf_counter() - start
+
+
+def _step_seconds(engine: TimedEngine, context: NDArray[np.int64], steps: int) -> float:
+    """Mean seconds of a greedy decode step behind a context."""
+    engine.reset()
+    chosen = engine.prefill(context.tolist()).argmax(-1)
+    start = time.perf_counter()
+    for _ in range(steps):
+        chosen = engine.decode(chosen.tolist()).argmax(-1)
+    return (time.perf_counter() - start) / steps
+
+
+def _decode_speed(context: int, step_s: float, batch: int, nbytes: int) -> DecodeSpeed:
+    return DecodeSpeed(context, step_s, batch / step_s, nbytes, nbytes / step_s / 1e9)
+
+
+def _skipped(asked: Workload, fitting: Workload, room: int | None) -> tuple[str, ...]:
+    prompts = [f"a prompt of {n} tokens" for n in asked.prompt_tokens if n not in fitting.prompt_tokens]
+    contexts = [f"{asked.steps} steps from a context of {n}" for n in asked.contexts if n not in fitting.contexts]
+    return tuple(f"skipped: {what} does not fit the {room} slots of the caches" for what in [*prompts, *contexts])
+
+
+def bench(artifact: Path, workload: Workload, threads: int) -> Report:
+    """Open the artifact, time the workload, and measure the memory's bandwidth before and after; raises `UserError`."""
+    from runtime.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
+
+    bandwidth = fresh_read_bandwidth(threads)
+    start = time.perf_counter()
+    engine = Engine.open(artifact, threads=threads)
+    load_s = time.perf_counter() - start
+    manifest = engine.manifest
+    model, itemsize = manifest.model, numpy_dtype(manifest.graphs[-1].signature.inputs[-1].dtype).itemsize
+    weights = weight_bytes(manifest.weights, tied=model.tied_embeddings)
+    speeds = measure(engine, model.vocab_size, workload, lambda context: weights + cache_bytes(model, manifest.shape, context, itemsize))
+    return Report(
+        artifact=str(artifact),
+        model=manifest.name,
+        scheme=manifest.scheme,
+        dtype=manifest.target.dtype,
+        cpu=cpu_name(),
+        threads=threads,
+        load_s=load_s,
+        peak_rss_mb=peak_rss_mb(),
+        weight_bytes_per_step=weights,
+        bandwidth_gb_s=max(bandwidth, fresh_read_bandwidth(threads)),
+        bandwidth_method=METHOD,
+        speeds=speeds,
+    )
+
+
+def cpu_name() -> str:
+    """The processor as /proc/cpuinfo names it."""
+    lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPUINFO.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown processor"
+
+
+def table(report: Report) -> str:
+    """The report as aligned columns: what, figure, unit."""
+    rows = [
+        ("artifact", report.artifact, f"{report.model}, scheme {report.scheme}, {report.dtype}"),
+        ("machine", report.cpu, f"{report.threads} threads"),
+        ("load", f"{report.load_s:.2f}", "s, every file hashed"),
+    ]
+    for p in report.speeds.prefill:
+        rows += [(f"TTFT, {p.prompt_tokens} tokens", f"{p.ttft_s * 1e3:,.1f}", "ms"), ("  prefill", f"{p.tok_s:,.1f}", "tok/s")]
+    for d in report.speeds.decode:
+        share = d.gb_s / report.bandwidth_gb_s
+        rows += [
+            (f"decode, context {d.context}", f"{d.tok_s:,.1f}", f"tok/s ({d.step_s * 1e3:.2f} ms a step)"),
+            ("  reads", f"{d.gb_s:,.2f}", f"GB/s ({d.bytes_per_step / 1e6:,.1f} MB a step), {share:.0%} of the bandwidth"),
+        ]
+    rows += [
+        ("weights read", f"{report.weight_bytes_per_step / 1e6:,.1f}", "MB a step"),
+        ("read bandwidth", f"{report.bandwidth_gb_s:,.2f}", f"GB/s, {report.bandwidth_method}"),
+        ("peak memory", f"{report.peak_rss_mb:,.0f}", "MB resident, mapped weights included"),
+    ]
+    first, second = (max(len(row[i]) for row in rows[2:]) for i in (0, 1))
+    lines = [f"{name.ljust(first)}  {figure.rjust(second)}  {unit}" for name, figure, unit in rows]
+    return "\n".join([*lines, *report.speeds.skipped])
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Distinct positive numbers from "128,512"; raises `UserError`."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{text!r} is not a list of token counts; expected positive numbers with commas, such as 128,512")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure one artifact and print the table, or one JSON object."""
+    parser = argparse.ArgumentParser(prog="python -m runtime.bench", description="Measure the speed of an artifact on this machine.")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--prompt-tokens", default="128,512", metavar="N,N", help="prompt lengths to prefill (default: %(default)s)")
+    parser.add_argument("--context", default="64,1024", metavar="N,N", help="contexts to decode from (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="decode steps at each context (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times that each is measured (default: %(default)s)")
+    args = parser.parse_args(argv)
+    for flag in ("tokens", "threads", "repeats"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} is {getattr(args, flag)}, expected at least 1")
+    workload = Workload(counts(args.prompt_tokens), counts(args.context), args.tokens, args.repeats)
+    report = bench(args.artifact, workload, args.threads)
+    print(json.dumps(asdict(report)) if args.json else table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,178 @@
+"""Tiny models, exported and compiled once for all tests, and the two things that a compiled artifact is compared with: torch and onnxruntime."""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from build.compile import compile_config
+from export.checkpoint import Checkpoint
+from export.config import CompileConfig, artifact_dir, load_config
+from export.graphs import OnnxGraphs
+from export.model import StaticModel, constants
+from export.pipeline import export_model
+from export.plan import export_key, open_configured, workspace_of
+from export.quantize import WeightStorage
+from export.stage import run_stage
+from runtime.manifest import ModelConfig
+from tests.tiny import write_tiny_mistral
+
+WINDOW = 8
+CACHE_LEN = 40  # of models without a window
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model and how it is compiled."""
+
+    model: Mapping[str, Any]  # arguments of MistralConfig
+    config: Mapping[str, Any]  # sections of the YAML
+
+
+CASES = {
+    # float32, a window shorter than the largest chunk, two layers
+    "windowed": Case({"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN}}),
+    # int8 with a tied head (the embedding is then int8 as well), full attention, two rows, no grouping, odd sizes
+    "int8": Case(
+        {
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 1,
+            "num_key_value_heads": 4,
+            "vocab_size": 301,
+            "intermediate_size": 90,
+        },
+        {"shape": {"prefill_chunk": 5, "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"scheme": "int8"}},
+    ),
+    # float16 weights and caches, two rows, a window, head_dim unlike dim / n_heads, groups of four
+    "fp16": Case(
+        {"sliding_window": WINDOW, "num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 20},
+        {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "batch": 2}, "backend": {"target": "llvm", "dtype": "fp16"}},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A case's folder, in which `NAME.yaml` was compiled: everything in it is relative, so that a copy of it works as well."""
+
+    name: str
+    folder: Path
+    config: CompileConfig
+    checkpoint: Checkpoint
+    graphs: OnnxGraphs
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "out" / self.name
+
+    @property
+    def workspace(self) -> Path:
+        return self.folder / "out" / ".work" / self.name
+
+
+def write_case(name: str, case: Case, folder: Path) -> Path:
+    """The checkpoint and the YAML of a case, in `folder`; the YAML's path."""
+    if not (folder / "checkpoint").is_dir():
+        write_tiny_mistral(folder / "checkpoint", **case.model)
+    path = folder / f"{name}.yaml"
+    frontend = {"checkpoint": "checkpoint", "type": "huggingface"}
+    path.write_text(json.dumps({"name": name, "frontend": frontend, "backend": {"target": "llvm"}, **case.config}))
+    return path
+
+
+def compiled(name: str, shared: Path) -> Compiled:
+    """One of `CASES`, compiled in `shared`, which the processes of one test run share; export and build run in this process."""
+    folder = shared / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(shared / f"{name}.lock"), contextlib.chdir(folder):
+        path = Path(write_case(name, CASES[name], folder).name)
+        config = load_config(path)
+        checkpoint = open_configured(config)
+        workspace = workspace_of(config, artifact_dir(path))
+        graphs = run_stage(workspace, "graphs", export_key(config, checkpoint), partial(export_model, config, checkpoint, dump=None))
+        compile_config(config, path, [], None)
+    return Compiled(name, folder, config, checkpoint, OnnxGraphs.open(folder / graphs))
+
+
+def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
+    """The float32 tensors that exported graphs compute with, dequantized, by the model's names."""
+    stored = graphs.weights()
+    arrays = {name: stored.read(name) for name in stored.tensors}
+    storage = WeightStorage.of(graphs.record)
+    return {name: storage.load(name, array.ndim, arrays) for name, array in arrays.items() if not name.endswith("_scale")}
+
+
+def static_model(model: ModelConfig, cache_lens: tuple[int, ...], weights: Mapping[str, NDArray[Any]]) -> StaticModel:
+    """Our torch module with weights and constants in place."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**weights, **constants(model, cache_lens)}.items()}
+    module = StaticModel(model, cache_lens).eval()
+    module.load_state_dict(tensors, strict=True)
+    return module
+
+
+class Shifted:
+    """Whatever takes (ids, positions, *caches) and gives (logits, *caches), with the caches carried from call to call, newest slot last."""
+
+    def __init__(self, call: Callable[..., list[NDArray[Any]]], caches: Sequence[NDArray[Any]]) -> None:
+        self.call = call
+        self.caches = list(caches)
+
+    def step(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Ids (B, T) at positions first (B,) and on, to logits (B, vocab)."""
+        positions = first[:, None] + np.arange(ids.shape[1])
+        logits, *self.caches = self.call(ids, positions, *self.caches)
+        return logits[:, 0]
+
+    def feed(self, rows: Sequence[Sequence[int]], sizes: Sequence[int]) -> NDArray[np.float32]:
+        """Sequences from position 0, padded on the left to the sum of `sizes`; the last logits (B, vocab)."""
+        total = sum(sizes)
+        ids = np.array([[0] * (total - len(row)) + list(row) for row in rows], np.int64)
+        first = np.array([len(row) - total for row in rows])
+        starts = np.cumsum([0, *sizes[:-1]])
+        return [self.step(ids[:, start : start + size], first + start) for start, size in zip(starts, sizes, strict=True)][-1]
+
+
+def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Shifted:
+    """StaticModel with empty caches; any chunk size."""
+    c = module.config
+    caches = [np.zeros((batch, c.n_kv_heads, w, c.head_dim), dtype) for w in module.cache_lens for _ in "kv"]
+
+    @torch.no_grad()
+    def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        return [tensor.numpy() for tensor in module(*map(torch.from_numpy, arrays))]
+
+    return Shifted(call, caches)
+
+
+def onnx_shifted(graphs: OnnxGraphs) -> Shifted:
+    """onnxruntime on exported graphs, with empty caches; the chunk sizes that were exported."""
+    sessions = {graph.tokens: onnx_session(graphs.onnx_path(graph)) for graph in graphs.record.graphs}
+
+    def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        session = sessions[arrays[0].shape[1]]
+        return session.run(None, {spec.name: array for spec, array in zip(session.get_inputs(), arrays, strict=True)})
+
+    return Shifted(call, [np.zeros(spec.shape, spec.dtype) for spec in graphs.record.graphs[-1].signature.inputs[2:]])
+
+
+def onnx_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session that computes every node as it is written: no fusion, and no weight quantized a second time."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def random_ids(count: int, vocab_size: int, seed: int = 0) -> list[int]:
+    """Token ids, the same for the same arguments."""
+    return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()

@@ -1,0 +1,24 @@
+"""Fixtures that several test files share."""
+
+import build.compiler  # noqa: F401, I001 (before torch, and before the engine loads the runtime alone: then one process can hold all three)
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts import Compiled, compiled
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder that all processes of this test run see (pytest-xdist gives each worker a folder inside it)."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if hasattr(request.config, "workerinput") else base
+
+
+@pytest.fixture(scope="session")
+def compile_case(shared_folder: Path) -> Callable[[str], Compiled]:
+    """`compile_case(name)` gives one of `tests.artifacts.CASES`, compiled at its first use."""
+    return cache(lambda name: compiled(name, shared_folder / "compiled"))

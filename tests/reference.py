@@ -1,0 +1,73 @@
+"""Mistral in numpy float64, from its definition: every token attends to the whole sequence at once, without cache, chunk, padding or batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.manifest import ModelConfig
+
+Float64 = NDArray[np.float64]
+FLOAT32_ROUNDOFF = 2.0**-24
+FLOAT16_ROUNDOFF = 2.0**-11
+
+
+def logits(model: ModelConfig, weights: Mapping[str, NDArray[Any]], ids: Sequence[int]) -> Float64:
+    """Logits (tokens, vocab) after each token of one sequence; `model.sliding_window` holds one window, or None, for each layer."""
+    w = {name: array.astype(np.float64) for name, array in weights.items()}
+    x = w["tok_embeddings.weight"][list(ids)]
+    for i, window in enumerate(model.sliding_window):
+        layer = f"layers.{i}."
+        normed = rms_norm(x, w[layer + "attention_norm.weight"], model.norm_eps)
+        x = x + attention(model, window, normed @ w[layer + "attention.wqkv.weight"].T) @ w[layer + "attention.wo.weight"].T
+        gate, up = np.split(rms_norm(x, w[layer + "ffn_norm.weight"], model.norm_eps) @ w[layer + "feed_forward.w13.weight"].T, 2, axis=-1)
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[layer + "feed_forward.w2.weight"].T
+    return rms_norm(x, w["norm.weight"], model.norm_eps) @ w.get("output.weight", w["tok_embeddings.weight"]).T
+
+
+def rms_norm(x: Float64, weight: Float64, eps: float) -> Float64:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+
+def attention(model: ModelConfig, window: int | None, qkv: Float64) -> Float64:
+    """(tokens, q + k + v) to (tokens, n_heads * head_dim), one head and one query at a time."""
+    tokens, d = len(qkv), model.head_dim
+    heads = qkv.reshape(tokens, model.n_heads + 2 * model.n_kv_heads, d)
+    out = np.empty((tokens, model.n_heads, d))
+    for h in range(model.n_heads):
+        kv = model.n_heads + h // (model.n_heads // model.n_kv_heads)
+        query, key, value = rotated(heads[:, h], model.rope_theta), rotated(heads[:, kv], model.rope_theta), heads[:, kv + model.n_kv_heads]
+        for i in range(tokens):
+            seen = slice(0 if window is None else max(0, i - window + 1), i + 1)
+            scores = key[seen] @ query[i] / np.sqrt(d)
+            shares = np.exp(scores - scores.max())
+            out[i, h] = shares @ value[seen] / shares.sum()
+    return out.reshape(tokens, -1)
+
+
+def rotated(x: Float64, theta: float) -> Float64:
+    """(tokens, head_dim): the pair (d, d + head_dim / 2), as a complex number, turned by position * theta ** (-2 d / head_dim)."""
+    half = x.shape[1] // 2
+    angles = np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half)
+    turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], axis=1)
+
+
+def bound(model: ModelConfig, longest: int, dtype: str = "float32") -> float:
+    """How far two correct float32 implementations may end apart: max |a - b| / max |b| over the logits.
+
+    A sum of K terms in any order errs by about sqrt(K) u (Higham and Mary, 2019). Each layer has 8 sums in a row (2 norms, wqkv, scores, mix, wo,
+    w13, w2), then come the last norm and the head. Both sides err, hence twice. Caches of float16 round each key and value once more, and where
+    the two sides differ before that rounding, they may end one float16 step apart: independent errors, so their root.
+    """
+    sums = 8 * model.n_layers + 2
+    terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, longest)
+    error = sums * np.sqrt(terms) * FLOAT32_ROUNDOFF
+    return float(2 * (error + (np.sqrt(sums) * FLOAT16_ROUNDOFF if dtype == "float16" else 0)))
+
+
+def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """max |a - b| / max |b|; NaN, which passes no comparison, where either holds one."""
+    assert found.shape == expected.shape, f"{found.shape} against {expected.shape}"
+    return float(np.max(np.abs(found.astype(np.float64) - expected)) / np.max(np.abs(expected)))

@@ -1,0 +1,161 @@
+"""Every CUDA kernel in its serial form, run on the CPU, against numpy in float64."""
+
+import numpy as np
+import pytest
+
+from build.compiler import tvm
+from build.kernels.cpu.attention import RollingAttention
+from build.kernels.cuda import attention, embedding, linear, norm, swiglu
+from build.kernels.cuda.binding import SERIAL
+from build.pack import to_panels
+
+FLOAT32 = np.finfo(np.float32).eps
+STORED = ["float32", "float16", "int8"]
+
+
+def compiled(kernel):
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
+    return tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)["main"]
+
+
+def run(kernel, *arrays):
+    """Call a compiled kernel; the arrays as it left them."""
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    kernel(*tensors)
+    return [tensor.numpy() for tensor in tensors]
+
+
+def garbage(shape):
+    return np.full(shape, np.nan, np.float32)
+
+
+def weights(rng, n, k, dtype):
+    """A (N, K) matrix, and its scales when it is int8."""
+    if dtype == "int8":
+        return rng.integers(-127, 128, (n, k), dtype=np.int8), rng.uniform(0.001, 0.01, n).astype(np.float32)
+    return rng.standard_normal((n, k)).astype(dtype), None
+
+
+# N and K below, at and beyond a panel (32), a step of depth (32) and the 8 warps; rows below, at and beyond a tile of 64.
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize(
+    ("lead", "n", "k"), [((1, 1), 70, 61), ((1, 1), 32, 64), ((1, 3), 33, 5), ((1, 16), 64, 96), ((2, 1), 31, 40), ((5, 14), 45, 37)]
+)
+def test_linear(lead, n, k, dtype):
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((*lead, k)).astype(np.float32)
+    w, s = weights(rng, n, k, dtype)
+    kernel = compiled(linear.linear(lead, n, k, dtype, s is not None, on=SERIAL))
+    scales = () if s is None else (s,)
+    *_, y = run(kernel, x, to_panels(w, linear.PANEL), *scales, garbage((*lead, n)))
+    wide = w.astype(np.float64) * (1 if s is None else s[:, None].astype(np.float64))
+    # K float32 multiplications and additions and one scaling, each rounded: Higham's bound (K + 2) u sum |x w|, with eps = 2 u
+    bound = (k + 2) * FLOAT32 * (np.abs(x).astype(np.float64) @ np.abs(wide).T)
+    assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= bound)
+
+
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize(("lead", "k"), [((1, 1), 64), ((2, 3), 300)])
+def test_embedding_is_exact(lead, k, dtype):
+    rng = np.random.default_rng(k)
+    w, s = weights(rng, 77, k, dtype)
+    ids = rng.integers(0, 77, lead)
+    ids.flat[0] = 76  # in the padded last panel
+    kernel = compiled(embedding.embedding(lead, 77, k, dtype, s is not None, on=SERIAL))
+    *_, y = run(kernel, ids, to_panels(w, linear.PANEL), *(() if s is None else (s,)), garbage((*lead, k)))
+    expected = w[ids].astype(np.float32) * (np.float32(1) if s is None else s[ids][..., None])
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(("lead", "dim"), [((1, 1), 64), ((2, 3), 576), ((1, 16), 100)])
+def test_rms_norm(lead, dim):
+    rng = np.random.default_rng(dim)
+    x, gain = rng.standard_normal((*lead, dim)).astype(np.float32), rng.uniform(0.5, 1.5, dim).astype(np.float32)
+    *_, y = run(compiled(norm.rms_norm(lead, dim, 1e-5, on=SERIAL)), x, gain, garbage((*lead, dim)))
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + np.float32(1e-5)) * gain
+    # the sum's relative error is at most (dim + 1) u, halved by the root; six more roundings follow
+    np.testing.assert_allclose(y, expected, rtol=(dim / 4 + 4) * FLOAT32)
+
+
+@pytest.mark.parametrize(("lead", "hidden_dim"), [((1, 1), 96), ((2, 3), 300), ((1, 16), 256)])
+def test_swiglu(lead, hidden_dim):
+    both = np.random.default_rng(hidden_dim).uniform(-20, 20, (*lead, 2 * hidden_dim)).astype(np.float32)
+    _, y = run(compiled(swiglu.swiglu(lead, hidden_dim, on=SERIAL)), both, garbage((*lead, hidden_dim)))
+    gate, up = both[..., :hidden_dim].astype(np.float64), both[..., hidden_dim:].astype(np.float64)
+    # exp to 2 ulp (CUDA's and the C library's bound), then an addition, a division and a multiplication
+    np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=4 * FLOAT32)
+
+
+CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one after the other, by the first positions of the rows
+    "decode across the window": (1, 4, 2, 16, 8, [(1, (p,)) for p in range(19)]),
+    "padded chunks across the window, two rows": (2, 4, 2, 64, 24, [(16, (-5, 0)), (16, (11, 16)), (16, (27, 32)), (1, (43, 48)), (3, (44, 49))]),
+    "chunk longer than the window": (1, 2, 1, 16, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
+    "one key-value head a head, wide, several tiles": (1, 2, 2, 128, 80, [(40, (-2,)), (40, (38,)), (40, (78,)), (1, (118,))]),
+    "a row that is all padding": (2, 2, 1, 16, 8, [(4, (-4, -1)), (4, (0, 3))]),
+    "heads wider than a block": (1, 1, 1, 160, 40, [(3, (0,)), (3, (3,))]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("case", CASES)
+def test_rolling_attention(case, dtype):
+    batch, heads, kv_heads, dim, window, chunks = CASES[case]
+    rng = np.random.default_rng(7)
+    rings = [np.zeros((batch, kv_heads, window, dim), dtype) for _ in range(2)]
+    history = [{} for _ in range(batch)]  # row: position to (rotated key, value), as stored
+    kernels = {}
+    for tokens, firsts in chunks:
+        shape = RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, dim**-0.5)
+        if tokens not in kernels:
+            kernels[tokens] = compiled(attention.rolling_attention(shape, on=SERIAL))
+        positions = np.array(firsts)[:, None] + np.arange(tokens)
+        qkv = rng.standard_normal((batch, tokens, shape.qkv_dim)).astype(np.float32)
+        angles = positions[:, None, :, None] * 10.0 ** -np.arange(dim // 2)
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        *_, keys, values, out = run(kernels[tokens], qkv, cos, sin, positions, *rings, garbage((batch, tokens, heads * dim)))
+        expected = reference(shape, qkv, cos, sin, positions, history)
+        # float16 keys may round the other way after a float32 rotation: half an ulp of 2^-11 on scores of about 4 and on the values
+        np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 if dtype == "float32" else 4e-3)
+        check_rings(keys, values, rings, history, window)
+        rings = [keys, values]
+
+
+def check_rings(keys, values, before, history, window):
+    """Slot p mod W holds position p of the last W; slots never written keep their bytes."""
+    ulp = np.finfo(keys.dtype).eps
+    for row, seen in enumerate(history):
+        newest = {position % window: seen[position] for position in sorted(seen)}
+        for slot in range(window):
+            if slot in newest:
+                np.testing.assert_allclose(keys[row, :, slot], newest[slot][0], rtol=ulp, atol=4 * FLOAT32)
+                np.testing.assert_array_equal(values[row, :, slot], newest[slot][1].astype(values.dtype))
+            else:
+                np.testing.assert_array_equal(keys[row, :, slot], before[0][row, :, slot])
+                np.testing.assert_array_equal(values[row, :, slot], before[1][row, :, slot])
+
+
+def rotate(heads, cos, sin):
+    a, b = np.split(heads.astype(np.float64), 2, axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def reference(shape, qkv, cos, sin, positions, history):
+    """Attention by its definition, from a dictionary of everything ever seen; adds the new columns to it."""
+    group = shape.n_heads // shape.n_kv_heads
+    out = np.zeros((shape.batch, shape.tokens, shape.n_heads * shape.head_dim))
+    for row in range(shape.batch):
+        for i, position in enumerate(positions[row]):
+            parts = qkv[row, i].reshape(-1, shape.head_dim)
+            q, k, v = np.split(parts, [shape.n_heads, shape.n_heads + shape.n_kv_heads])
+            if position < 0:
+                continue
+            rotated_k = rotate(k, cos[row, 0, i], sin[row, 0, i]).astype(shape.cache_dtype)
+            history[row][position] = (rotated_k, v.astype(shape.cache_dtype).astype(np.float64))
+            visible = [history[row][p] for p in range(max(position - shape.cache_len + 1, 0), position + 1) if p in history[row]]
+            for h, query in enumerate(rotate(q, cos[row, 0, i], sin[row, 0, i])):
+                scores = np.array([shape.scale * (query @ key[h // group].astype(np.float64)) for key, _ in visible])
+                weight = np.exp(scores - scores.max())
+                mixed = sum(w * value[h // group] for w, (_, value) in zip(weight / weight.sum(), visible, strict=True))
+                out[row, i, h * shape.head_dim : (h + 1) * shape.head_dim] = mixed
+    return out
