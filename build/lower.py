@@ -9,16 +9,17 @@ from runtime.manifest import TargetSpec
 
 
 def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:
-    """Compile every function and write the shared library; `dump` receives the module after each group of passes."""
+    """Compile every function and write the shared library; `dump` receives the module after each group of passes; UserError of the target's check."""
     row = TARGETS[spec.kind]
     target = row.make(spec)
     module = dispatched.module
-    with target:
+    with row.toolchain(spec, library.parent, dump), target:
         for number, (name, passes) in enumerate(row.passes(), start=3):
             module = tvm.transform.Sequential(list(passes))(module)
             dump_module(module, dump, f"{number}-{name}")
         executable = relax.build(module, target, relax_pipeline=None)
     executable.export_library(str(library))
+    row.check(library, spec)
 
 
 def dump_module(module: tvm.IRModule, dump: Path | None, name: str) -> None:

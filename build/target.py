@@ -1,12 +1,17 @@
 """Targets: the TVM target of a configuration, its pass list, and the CPU features that the code needs. A new target is a row in `TARGETS`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tvm.s_tir import dlight
 from tvm.target import codegen
 
+from build import cuda
 from build.compiler import relax, tvm
+from build.machine_code import check_machine_code
 from export.config import BackendConfig
 from runtime.cpu import cpuinfo_flags
 from runtime.errors import UserError
@@ -21,16 +26,29 @@ class TargetRow:
 
     make: Callable[[TargetSpec], Any]  # to a TVM target
     passes: Callable[[], Sequence[tuple[str, Sequence[Any]]]]  # named groups of Relax passes, in order
+    toolchain: Callable[[TargetSpec, Path, Path | None], AbstractContextManager[None]]  # open while TVM compiles; library's folder, dump
+    check: Callable[[Path, TargetSpec], None]  # of the library; raises UserError
 
 
 def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
     return tvm.target.Target({"kind": "llvm", "mcpu": spec.cpu})
 
 
+def _cuda(spec: TargetSpec) -> Any:  # noqa: ANN401
+    arch = spec.arch[0].removesuffix("a")  # TVM's schedules know no sm_90a; nvcc compiles what they make for every listed architecture
+    return tvm.target.Target({"kind": "cuda", "arch": arch}, host=_llvm(spec))
+
+
 def _legalize() -> list[Any]:
     """Give every operation that no kernel of ours computes its default loops, and fuse neighbours."""
     t = relax.transform
     return [t.LegalizeOps(), t.AnnotateTIROpPattern(), t.FoldConstant(), t.FuseOps(), t.FuseTIR()]
+
+
+def _schedule() -> Any:  # noqa: ANN401
+    """Bind the loops that no kernel of ours computes to blocks and threads; functions marked as scheduled stay as they are."""
+    gpu = dlight.gpu
+    return dlight.ApplyDefaultSchedule(gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
 
 
 def _lower() -> list[Any]:
@@ -57,8 +75,25 @@ def _llvm_passes() -> Sequence[tuple[str, Sequence[Any]]]:
     return (("legalize", _legalize()), ("lower", _lower()), ("plan-memory", _plan_memory()))
 
 
+def _cuda_passes() -> Sequence[tuple[str, Sequence[Any]]]:
+    return (("legalize", [*_legalize(), _schedule()]), ("lower", _lower()), ("plan-memory", _plan_memory()))
+
+
+def _no_toolchain(_spec: TargetSpec, _folder: Path, _dump: Path | None) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _check_host_only(_library: Path, _spec: TargetSpec) -> None:
+    """Host code runs as it is."""
+
+
+def _check_cuda(library: Path, spec: TargetSpec) -> None:
+    check_machine_code(library, spec.arch)
+
+
 TARGETS: dict[str, TargetRow] = {
-    "llvm": TargetRow(_llvm, _llvm_passes),
+    "llvm": TargetRow(_llvm, _llvm_passes, _no_toolchain, _check_host_only),
+    "cuda": TargetRow(_cuda, _cuda_passes, cuda.toolchain, _check_cuda),
 }
 
 

@@ -47,18 +47,19 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
         mask: torch.Tensor,
         past_key: torch.Tensor,
         past_value: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x (B, T, dim), mask (B, T, W + T), caches (B, n_kv_heads, W, head_dim) to the output and both new caches."""
+        """x (B, T, dim), cos and sin (B, 1, T, head_dim / 2), mask (B, T, W + T), caches (B, n_kv_heads, W, head_dim), to output and new caches."""
         c = self.config
         batch, tokens, _ = x.shape
         qkv = self.wqkv(x)  # (B, T, (n_heads + 2 n_kv_heads) * head_dim)
         q, k, v = qkv[..., : self.k_start], qkv[..., self.k_start : self.v_start], qkv[..., self.v_start :]
-        query = rope.rotate(self.heads(q, c.n_heads), *rotation)  # (B, n_heads, T, head_dim)
-        key = cache.append(past_key, rope.rotate(self.heads(k, c.n_kv_heads), *rotation).to(past_key.dtype))
+        query = rope.rotate(self.heads(q, c.n_heads), cos, sin)  # (B, n_heads, T, head_dim)
+        key = cache.append(past_key, rope.rotate(self.heads(k, c.n_kv_heads), cos, sin).to(past_key.dtype))
         value = cache.append(past_value, self.heads(v, c.n_kv_heads).to(past_value.dtype))
         grouped = query.view(batch, c.n_kv_heads, c.group, tokens, c.head_dim)
         columns = key[:, :, None].to(query.dtype).transpose(-2, -1)  # (B, n_kv_heads, 1, head_dim, W + T)
@@ -97,13 +98,14 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
         mask: torch.Tensor,
         past_key: torch.Tensor,
         past_value: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `Attention.forward`."""
-        mixed, key, value = self.attention(self.attention_norm(x), rotation, mask, past_key, past_value)
+        """As `Attention.forward`, with x (B, T, dim) before the norm and after the layer."""
+        mixed, key, value = self.attention(self.attention_norm(x), cos, sin, mask, past_key, past_value)
         x = x + mixed
         return x + self.feed_forward(self.ffn_norm(x)), key, value
 
@@ -125,16 +127,29 @@ class StaticModel(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Ids and positions (B, T), caches (B, n_kv_heads, W_i, head_dim), to logits of the last token (B, 1, vocab) and the new caches."""
-        rotation = rope.rotation(position_ids, self.get_buffer("inv_freq"))
-        masks = {w: cache.visible(position_ids, self.get_buffer(slot_ages_name(w))) for w in sorted(set(self.cache_lens))}
-        x = self.tok_embeddings(input_ids)  # (B, T, dim)
+        x, cos, sin, *by_length = self.begin(input_ids, position_ids)
+        masks = dict(zip(distinct(self.cache_lens), by_length, strict=True))
         present: list[torch.Tensor] = []
         for i, block in enumerate(self.layers):
-            x, key, value = block(x, rotation, masks[self.cache_lens[i]], caches[2 * i], caches[2 * i + 1])
+            x, key, value = block(x, cos, sin, masks[self.cache_lens[i]], caches[2 * i], caches[2 * i + 1])
             present += [key, value]
-        last = self.norm(x[:, -1:])  # only the last token of a chunk is ever sampled from
+        return self.finish(x), *present
+
+    def begin(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What all layers share: embeddings (B, T, dim), cos and sin (B, 1, T, head_dim / 2), a mask (B, T, W + T) per distinct W, ascending."""
+        cos, sin = rope.rotation(position_ids, self.get_buffer("inv_freq"))
+        masks = [cache.visible(position_ids, self.get_buffer(slot_ages_name(w))) for w in distinct(self.cache_lens)]
+        return self.tok_embeddings(input_ids), cos, sin, *masks
+
+    def finish(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, dim) to logits of the last token (B, 1, vocab); only the last token of a chunk is ever sampled from."""
         head = self.tok_embeddings if self.config.tied_embeddings else self.output
-        return functional.linear(last, head.weight), *present
+        return functional.linear(self.norm(x[:, -1:]), head.weight)
+
+
+def distinct(cache_lens: tuple[int, ...]) -> list[int]:
+    """The different cache lengths, ascending."""
+    return sorted(set(cache_lens))
 
 
 def slot_ages_name(cache_len: int) -> str:
@@ -145,6 +160,6 @@ def slot_ages_name(cache_len: int) -> str:
 def constants(config: ModelConfig, cache_lens: tuple[int, ...]) -> dict[str, NDArray[np.generic]]:
     """The small tensors that depend on the configuration alone, by buffer name."""
     values: dict[str, NDArray[np.generic]] = {"inv_freq": rope.inverse_frequencies(config.head_dim, config.rope_theta)}
-    for cache_len in sorted(set(cache_lens)):
+    for cache_len in distinct(cache_lens):
         values[slot_ages_name(cache_len)] = np.arange(cache_len, 0, -1, dtype=np.int64)
     return values

@@ -13,7 +13,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpres
 from onnxscript import optimizer
 
 from export.graphs import WEIGHTS_FILE
-from export.model import StaticModel
+from export.model import StaticModel, distinct
+from export.stitch import Parts, stitch
 from runtime.manifest import Graph, Signature, TensorSpec
 from runtime.tensor_file import StoredTensor, TensorFile
 
@@ -22,9 +23,7 @@ OPSET = 20  # the newest at which TVM 0.27 imports every operator that the trace
 
 def export_graph(model: StaticModel, graph: Graph, constants: dict[str, NDArray[np.generic]], weights: TensorFile, path: Path) -> None:
     """Trace `model` (on the meta device) at the graph's shapes and write `path`, checked; weights stay in their file beside it."""
-    traced = _trace(model, graph.signature)
-    _set_constants(traced, constants)
-    _fold(traced)
+    traced = stitch(_trace_parts(model, graph, constants), model.cache_lens, graph.signature)
     for name in list(traced.graph.initializers):
         if name in weights.tensors:
             _store_as(traced, name, weights)
@@ -33,30 +32,62 @@ def export_graph(model: StaticModel, graph: Graph, constants: dict[str, NDArray[
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _trace(model: StaticModel, signature: Signature) -> ir.Model:
-    with torch.device("meta"):
-        arguments = tuple(torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in signature.inputs)
+class _Method(torch.nn.Module):
+    """One method of the model as a module, which is what the tracer takes."""
+
+    def __init__(self, model: StaticModel, method: str) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        result: torch.Tensor | tuple[torch.Tensor, ...] = getattr(self.model, self.method)(*arguments)
+        return result
+
+
+def _trace_parts(model: StaticModel, graph: Graph, constants: dict[str, NDArray[np.generic]]) -> Parts:
+    """Every different part of the model once."""
+    ids = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[:2]]
+    x, cos, sin, *masks = model.begin(*ids)
+    blocks = {}
+    for cache_len, mask in zip(distinct(model.cache_lens), masks, strict=True):
+        layer = model.cache_lens.index(cache_len)
+        caches = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[2 + 2 * layer : 4 + 2 * layer]]
+        blocks[cache_len] = _trace(model.layers[layer], [x, cos, sin, mask, *caches], constants)
+    begin, finish = (_trace(_Method(model, name), given, constants) for name, given in (("begin", ids), ("finish", [x])))
+    return Parts(begin, blocks, finish)
+
+
+def _meta(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+
+
+def _trace(module: torch.nn.Module, arguments: list[torch.Tensor], constants: dict[str, NDArray[np.generic]]) -> ir.Model:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            model,
-            arguments,
+            module,
+            tuple(arguments),
             dynamo=True,
             optimize=False,  # True folds the transposes into the weights and loses their names
             opset_version=OPSET,
-            input_names=[spec.name for spec in signature.inputs],
-            output_names=[spec.name for spec in signature.outputs],
             verbose=False,
         )
     assert program is not None
-    return program.model
+    traced = program.model
+    _name_initializers(traced, constants)
+    _fold(traced)
+    return traced
 
 
-def _set_constants(model: ir.Model, constants: dict[str, NDArray[np.generic]]) -> None:
+def _name_initializers(model: ir.Model, constants: dict[str, NDArray[np.generic]]) -> None:
     """Give the small buffers their values; weights lose theirs (meta tensors have none), so that nothing tries to fold them."""
-    for name, value in model.graph.initializers.items():
-        value.const_value = ir.tensor(constants[name], name=name) if name in constants else None
+    for name, value in list(model.graph.initializers.items()):
+        own = name.removeprefix("model.")  # of `_Method`
+        del model.graph.initializers[name]
+        value.name = own
+        value.const_value = ir.tensor(constants[own], name=own) if own in constants else None
+        model.graph.initializers[own] = value
 
 
 def _fold(model: ir.Model) -> None:

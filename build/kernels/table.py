@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu import attention, embedding, linear, norm, swiglu
+from build.kernels.cuda import attention as cuda_attention
+from build.kernels.cuda import embedding as cuda_embedding
+from build.kernels.cuda import linear as cuda_linear
+from build.kernels.cuda import norm as cuda_norm
+from build.kernels.cuda import swiglu as cuda_swiglu
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,16 @@ KERNELS: dict[str, KernelSet] = {
             "rms_norm": norm.rms_norm,
             "swiglu": swiglu.swiglu,
             "linear": linear.linear,
+        },
+    ),
+    "cuda": KernelSet(
+        cuda_linear.PANEL,
+        {
+            "rolling_attention": cuda_attention.rolling_attention,
+            "embedding": cuda_embedding.embedding,
+            "rms_norm": cuda_norm.rms_norm,
+            "swiglu": cuda_swiglu.swiglu,
+            "linear": cuda_linear.linear,
         },
     ),
 }

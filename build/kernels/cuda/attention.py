@@ -79,6 +79,7 @@ def _attend(shape: RollingAttention, on: Binding):
     sharing = threads // tile  # threads of one dot product
     piece = -(-D // sharing)  # elements of it that one of them takes
     owned = -(-D // threads)  # elements of the output that one thread keeps
+    stride = D + 1  # of a key in shared memory: threads that read neighbouring keys hit different banks; flat, since TVM would trim the padding
     rotated = _rotated(shape)
 
     @T.inline
@@ -89,9 +90,9 @@ def _attend(shape: RollingAttention, on: Binding):
             j = first + e // D
             if e < tile * D and j < count:
                 if j < n_past:
-                    key_tile[e // D, e % D] = T.Cast("float32", keys[b, h, (start + j) % W, e % D])
+                    key_tile[e // D * stride + e % D] = T.Cast("float32", keys[b, h, (start + j) % W, e % D])
                 else:
-                    key_tile[e // D, e % D] = T.Cast(
+                    key_tile[e // D * stride + e % D] = T.Cast(
                         "float32", T.Cast(dtype, rotated(qkv, cos, sin, b, new_start + j - n_past, k_start + h * D, e % D))
                     )
 
@@ -102,7 +103,7 @@ def _attend(shape: RollingAttention, on: Binding):
         total[0] = T.float32(0)
         for c in T.serial(piece):
             if t // tile * piece + c < D:
-                total[0] = total[0] + query[t // tile * piece + c] * key_tile[t % tile, t // tile * piece + c]
+                total[0] = total[0] + query[t // tile * piece + c] * key_tile[t % tile * stride + t // tile * piece + c]
         partial[t // tile, t % tile] = total[0]
 
     @T.inline
@@ -119,27 +120,26 @@ def _attend(shape: RollingAttention, on: Binding):
     @T.inline
     def mix(qkv, values, scores, maximum, total, mixed, b, h, first, n_past, count, start, new_start, t):
         """Fold one tile into the thread's running maximum, sum and outputs."""
-        own = on.own(t)
         best = T.alloc_buffer((1,), "float32", scope=on.private)
         weight = T.alloc_buffer((1,), "float32", scope=on.private)
-        best[0] = maximum[own]
+        best[0] = maximum[on.own(t)]
         for j in T.serial(tile):
             best[0] = T.max(best[0], scores[j])
-        weight[0] = T.exp(maximum[own] - best[0])
-        maximum[own] = best[0]
-        total[own] = total[own] * weight[0]
+        weight[0] = T.exp(maximum[on.own(t)] - best[0])
+        maximum[on.own(t)] = best[0]
+        total[on.own(t)] = total[on.own(t)] * weight[0]
         for c in T.unroll(owned):
-            mixed[own, c] = mixed[own, c] * weight[0]
+            mixed[on.own(t), c] = mixed[on.own(t), c] * weight[0]
         for j in T.serial(T.min(tile, count - first)):
             weight[0] = T.exp(scores[j] - best[0])
-            total[own] = total[own] + weight[0]
+            total[on.own(t)] = total[on.own(t)] + weight[0]
             for c in T.unroll(owned):
                 d = c * threads + t
                 if d < D:
                     if first + j < n_past:
-                        mixed[own, c] = mixed[own, c] + weight[0] * T.Cast("float32", values[b, h, (start + first + j) % W, d])
+                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * T.Cast("float32", values[b, h, (start + first + j) % W, d])
                     else:
-                        mixed[own, c] = mixed[own, c] + weight[0] * T.Cast(
+                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * T.Cast(
                             "float32", T.Cast(dtype, qkv[b, new_start + first + j - n_past, v_start + h * D + d])
                         )
 
@@ -147,7 +147,7 @@ def _attend(shape: RollingAttention, on: Binding):
     def body(qkv, cos, sin, positions, keys, values, out):
         for block in on.blocks(B * N * H):
             query = T.alloc_buffer((D,), "float32", scope=on.shared)
-            key_tile = T.alloc_buffer((tile, D + 1), "float32", scope=on.shared)  # padded: neighbouring threads read different banks
+            key_tile = T.alloc_buffer((tile * stride,), "float32", scope=on.shared)
             partial = T.alloc_buffer((sharing, tile), "float32", scope=on.shared)
             scores = T.alloc_buffer((tile,), "float32", scope=on.shared)
             maximum = T.alloc_buffer((on.copies(threads),), "float32", scope=on.private)

@@ -1,0 +1,180 @@
+"""The CUDA toolchain on a machine that may have no GPU and no driver: NVIDIA's compiler from the package registry, and TVM's CUDA library.
+
+TVM stores CUDA *source* in the library, without a word, when its own `libtvm_runtime_cuda.so` cannot be loaded. That file needs the driver's
+libcuda.so.1; where there is none, a stub takes its place in this process: it has the symbols, and each answers "no device".
+"""
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from tvm_ffi import get_global_func, register_global_func
+
+from build.compiler import tvm
+from runtime.errors import UserError
+from runtime.manifest import TargetSpec
+
+KERNELS_FILE = "kernels.json"
+SOURCE_FILE = "kernels.cu"
+PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl", "nvidia-cuda-runtime")
+TOOLKIT_MAJOR = "13"  # TVM's CUDA library is linked against libcudart.so.13
+DRIVER, CUDART, TVM_CUDA = "libcuda.so.1", "libcudart.so.13", "libtvm_runtime_cuda.so"
+DRIVER_SYMBOLS = (  # all that TVM's CUDA library takes from the driver
+    "cuDeviceGetName",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuLaunchKernelEx",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuTensorMapEncodeTiled",
+)
+NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+COMPILE_CALLBACK = "tvm_callback_cuda_compile"
+USAGE = re.compile(
+    r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
+    r"[^\n]*Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True)
+class KernelUsage:
+    """What one kernel takes of one architecture's multiprocessor, as the assembler reports it."""
+
+    kernel: str
+    arch: str
+    registers: int  # a thread
+    shared_bytes: int  # a block, static
+    stack_bytes: int  # a thread
+    spill_bytes: int  # a thread, stores and loads
+
+
+@contextmanager
+def toolchain(spec: TargetSpec, folder: Path, dump: Path | None) -> Iterator[None]:
+    """While this is open, TVM compiles CUDA kernels to machine code of `spec.arch` and to nothing else; `folder` receives their resource usage.
+
+    Raises `UserError` when a package or the host's compiler is missing, or when nvcc knows no code for one of the architectures.
+    """
+    nvcc = find_nvcc()
+    check_archs(nvcc, spec.arch)
+    load_tvm_cuda()
+
+    def compile_kernels(source: str) -> bytearray:
+        if dump is not None:
+            (dump / SOURCE_FILE).write_text(source)
+        code, usage = compile_fatbin(nvcc, source, spec.arch)
+        (folder / KERNELS_FILE).write_text(json.dumps([asdict(row) for row in usage], indent=1))
+        return bytearray(code)
+
+    previous = get_global_func(COMPILE_CALLBACK)
+    register_global_func(COMPILE_CALLBACK, compile_kernels, override=True)
+    try:
+        yield
+    finally:
+        register_global_func(COMPILE_CALLBACK, previous, override=True)
+
+
+def find_nvcc() -> Path:
+    """The registry's nvcc; UserError when a package that it needs, or the host's C++ compiler, is missing."""
+    missing = [name for name in PACKAGES if not _installed(name)]
+    if missing:
+        raise UserError(f"backend.target cuda needs packages that are not installed: {', '.join(missing)}; run `make setup`")
+    lacking = [name for name in ("gcc", "g++") if shutil.which(name) is None]
+    if lacking:
+        raise UserError(f"backend.target cuda needs {' and '.join(lacking)}, which nvcc calls; install them (Debian: apt install g++)")
+    return _packaged("nvidia-cuda-nvcc", "bin/nvcc")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return distribution(package).version.startswith(f"{TOOLKIT_MAJOR}.") or package == "nvidia-nvvm"
+    except PackageNotFoundError:
+        return False
+
+
+def _packaged(package: str, ending: str) -> Path:
+    """A file of an installed package."""
+    found = [Path(str(file.locate())) for file in distribution(package).files or () if str(file).endswith(f"/{ending}")]
+    if not found:
+        raise UserError(
+            f"the package {package} {distribution(package).version} holds no {ending}; expected version {TOOLKIT_MAJOR}; run `make setup`"
+        )
+    return found[0]
+
+
+def check_archs(nvcc: Path, archs: Sequence[str]) -> None:
+    """UserError when nvcc makes no machine code for one of `archs`."""
+    known = _run([str(nvcc), "--list-gpu-code"]).split()
+    unknown = [arch for arch in archs if arch.removesuffix("a") not in known or (arch.endswith("a") and int(arch[3:-1]) < 90)]
+    if unknown:
+        raise UserError(
+            f"backend.arch holds {unknown[0]}, which nvcc cannot compile for; expected some of {', '.join(known)} (from sm_90 on also with an a)"
+        )
+
+
+def compile_fatbin(nvcc: Path, source: str, archs: Sequence[str]) -> tuple[bytes, list[KernelUsage]]:
+    """Machine code of a CUDA source for each architecture, in one fatbin without PTX; and what its kernels use.
+
+    Fast mathematics stays off: it would round exp and division more coarsely than the bounds of `make parity` assume.
+    """
+    codes = [part for arch in archs for part in ("-gencode", f"arch={arch.replace('sm', 'compute')},code={arch}")]
+    with tempfile.TemporaryDirectory() as name:
+        text, binary = Path(name) / SOURCE_FILE, Path(name) / "kernels.fatbin"
+        text.write_text(source)
+        flags = ["--fatbin", "-O3", "--no-compress", "--threads=0", "--resource-usage", "-diag-suppress=177"]  # 177: unused variable
+        report = _run([str(nvcc), *flags, *codes, "-o", str(binary), str(text)])
+        return binary.read_bytes(), read_usage(report)
+
+
+def read_usage(report: str) -> list[KernelUsage]:
+    """Kernels in the assembler's report."""
+    rows = []
+    for match in USAGE.finditer(report):
+        shared = SHARED.search(match["rest"])
+        spills = int(match["stores"]) + int(match["loads"])
+        rows.append(
+            KernelUsage(match["kernel"], match["arch"], int(match["registers"]), int(shared[1]) if shared else 0, int(match["stack"]), spills)
+        )
+    return sorted(rows, key=lambda row: (row.kernel, row.arch))
+
+
+def _run(command: list[str]) -> str:
+    """Output of a compiler's run. Its environment holds PATH alone, so that nobody's NVCC_APPEND_FLAGS changes the result."""
+    environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with status {result.returncode}:\n{result.stdout}")
+    return result.stdout
+
+
+def load_tvm_cuda() -> None:
+    """Load TVM's CUDA library into this process, with the driver where there is one, else with a stub."""
+    try:
+        ctypes.CDLL(DRIVER, ctypes.RTLD_GLOBAL)
+    except OSError:
+        _load_driver_stub()
+    ctypes.CDLL(str(_packaged("nvidia-cuda-runtime", f"lib/{CUDART}")), ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / TVM_CUDA), ctypes.RTLD_GLOBAL)
+
+
+def _load_driver_stub() -> None:
+    """Compile and load a libcuda.so.1 whose functions all fail; its name in memory is what the loader looks for afterwards."""
+    source = "\n".join(f"int {name}(void) {{ return {NO_DEVICE}; }}" for name in DRIVER_SYMBOLS)
+    with tempfile.TemporaryDirectory() as name:
+        text, stub = Path(name) / "driver.c", Path(name) / DRIVER
+        text.write_text(source)
+        _run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{DRIVER}", "-o", str(stub), str(text)])
+        ctypes.CDLL(str(stub), ctypes.RTLD_GLOBAL)

@@ -1,0 +1,153 @@
+"""`python -m build.memory`: what memory a compile takes, measured on a random model at a few depths and extended to its full depth.
+
+A compile must not hold the model: its peak may follow the largest tensor, not the number of layers. Each depth gets a random checkpoint on
+disk and a fresh workspace; export and build run one after the other as the processes that they are in a real compile. What counts is
+anonymous memory (RssAnon in /proc/PID/status, sampled): pages of mapped files can be dropped at any time, and are left out.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from rich.table import Table
+
+from build.random_checkpoint import SHAPES, model_config, write_random_checkpoint
+from export import families
+from export.config import SCHEME_NAMES
+from export.console import output
+from export.stage import ROOT
+from runtime.bench import counts
+from runtime.errors import UserError, run_command
+
+SAMPLE_SECONDS = 0.005  # shorter than it takes to fill the smallest array that would matter here
+STAGES = ("export", "build")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One process from start to end."""
+
+    peak_bytes: int  # anonymous memory of it and its children
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Compile:
+    """One compile at one depth: what each of `STAGES` took, and the size of the artifact."""
+
+    layers: int
+    stages: dict[str, Usage]
+    artifact_bytes: int
+
+
+def run_measured(command: Sequence[str], folder: Path) -> Usage:
+    """Run a command of this project in `folder`; raises `UserError` if it fails."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    start, peak = time.perf_counter(), 0
+    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+        while process.poll() is None:
+            peak = max(peak, anonymous_bytes(process.pid))
+            time.sleep(SAMPLE_SECONDS)
+    if process.returncode:
+        raise UserError(f"{' '.join(command[1:])} ended with status {process.returncode}; its own message is above")
+    return Usage(peak, time.perf_counter() - start)
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Anonymous resident memory of a process and all below it; 0 for one that has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    own = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")]  # the kernel's kB are 1024
+    return sum(own) + sum(map(anonymous_bytes, children))
+
+
+def measure(shape: str, layers: int, scheme: str, target: str, parent: Path) -> Compile:
+    """Write a random checkpoint under `parent`, compile it, and remove it all again."""
+    with tempfile.TemporaryDirectory(prefix="memory-", dir=parent) as temporary:
+        folder = Path(temporary).resolve()
+        write_random_checkpoint(folder / "checkpoint", shape, layers)
+        config = {
+            "name": f"random-{shape}-{layers}",
+            "frontend": {"checkpoint": "checkpoint", "type": "huggingface"},
+            "quantize": {"scheme": scheme},
+            "backend": {"target": target},
+        }
+        (folder / "model.yaml").write_text(json.dumps(config))
+        stages = {stage: run_measured([sys.executable, "-m", stage, "model.yaml"], folder) for stage in STAGES}
+        size = sum(path.stat().st_size for path in (folder / "out" / "model").iterdir())
+    return Compile(layers, stages, size)
+
+
+def largest_tensor(shape: str) -> tuple[str, int]:
+    """Our name of the model's largest tensor, and its bytes in float32, as which every stage that computes on it must hold it."""
+    sizes = {name: 4 * prod(weight.shape) for name, weight in families.weights(*model_config(shape, 1)).items()}
+    name = max(sizes, key=lambda key: sizes[key])
+    return name, sizes[name]
+
+
+def slope(depths: Sequence[int], values: Sequence[float]) -> float:
+    """Growth for each layer, from the least depth to the greatest."""
+    return (values[-1] - values[0]) / (depths[-1] - depths[0])
+
+
+def results_table(compiles: Sequence[Compile], full_depth: int, largest: int) -> Table:
+    """Peaks in MB (1e6), artifact and seconds: as measured, for each layer more, extended to the full depth, and over the largest tensor."""
+    depths = [compile.layers for compile in compiles]
+    table = Table(title_justify="left")
+    table.add_column("")
+    for name in (*(f"{n} layers" for n in depths), "each layer", f"{full_depth} layers*", "largest tensors"):
+        table.add_column(name, justify="right")
+    for stage in STAGES:
+        peaks = [compile.stages[stage].peak_bytes for compile in compiles]
+        extended = peaks[-1] + slope(depths, peaks) * (full_depth - depths[-1])
+        table.add_row(f"{stage}: peak, MB", *_row([p / 1e6 for p in peaks], depths, full_depth), f"{extended / largest:.1f}")
+    for stage in STAGES:
+        table.add_row(f"{stage}: time, s", *_row([compile.stages[stage].seconds for compile in compiles], depths, full_depth), "")
+    table.add_row("artifact, MB", *_row([compile.artifact_bytes / 1e6 for compile in compiles], depths, full_depth), "")
+    return table
+
+
+def _row(values: Sequence[float], depths: Sequence[int], full_depth: int) -> list[str]:
+    each = slope(depths, values)
+    return [f"{value:,.1f}" for value in (*values, each, values[-1] + each * (full_depth - depths[-1]))]
+
+
+def main() -> int:
+    """Measure every depth and print the table; returns the exit status."""
+    arguments = _parser().parse_args()
+    depths = sorted(counts(arguments.layers))
+    if len(depths) < 2:
+        raise UserError(f"--layers is {arguments.layers}, expected at least two depths, such as 2,4, to tell what a layer adds")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    compiles = [measure(arguments.dim_of, layers, arguments.scheme, arguments.target, arguments.folder) for layers in depths]
+    name, largest = largest_tensor(arguments.dim_of)
+    full_depth = SHAPES[arguments.dim_of]["num_hidden_layers"]
+    output.print(f"compiling a random model with the sizes of {arguments.dim_of}, scheme {arguments.scheme}, target {arguments.target}")
+    output.print(results_table(compiles, full_depth, largest))
+    output.print(f"* extended in a straight line. The largest tensor is {name}: {largest / 1e6:,.1f} MB in float32.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m build.memory", description="Measure the memory that a compile takes.")
+    parser.add_argument("--layers", default="2,4", metavar="N,N", help="depths to measure (default: %(default)s)")
+    parser.add_argument("--dim-of", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
+    parser.add_argument("--scheme", choices=SCHEME_NAMES, default="int8", help="weight storage (default: %(default)s)")
+    parser.add_argument("--target", choices=("llvm", "cuda"), default="llvm", help="machine to compile for (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("out/.work"), help="where the files go meanwhile (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,124 @@
+"""`python -m build.random_checkpoint FOLDER [--shape 7b] [--layers 2]`: a checkpoint of random weights in Hugging Face form.
+
+For measuring a compile of a large model without its weights: shapes, dtype, sharding and names are the real ones, the text it writes is not.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from export import families
+from export.console import byte_bar
+from runtime.errors import UserError, run_command
+from runtime.manifest import ModelConfig, TensorSpec
+from runtime.tensor_file import TensorFileWriter
+
+BLOCK = 2**20  # random numbers, repeated as often as a tensor needs them
+STANDARD_DEVIATION = 0.02  # initializer_range of Mistral
+SEED = 0
+
+SHAPES: Mapping[str, Mapping[str, Any]] = {  # what config.json says at full depth; a new shape is a row
+    "7b": {  # Mistral-7B-Instruct-v0.2
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 32000,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+    },
+    "tiny": {
+        "num_hidden_layers": 8,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 320,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "sliding_window": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+def model_config(shape: str, layers: int) -> tuple[families.Family, ModelConfig]:
+    """The family and the model that a shape of `SHAPES` describes at a depth."""
+    family = families.find("huggingface", "mistral", shape)
+    return family, families.model_config(family, {**SHAPES[shape], "num_hidden_layers": layers, "rope_type": "default"}, {}, shape)
+
+
+def write_random_checkpoint(folder: Path, shape: str, layers: int) -> None:
+    """Write config.json and bfloat16 shards, one for each layer and one for the rest, one tensor in memory at a time."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty, expected a new folder; name another one")
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _shards(shape, layers)
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    block = _random_block()
+    nbytes = sum(2 * prod(spec.shape) for specs in shards for spec in specs)
+    with byte_bar("writing random weights", nbytes) as bar:
+        for file, specs in zip(files, shards, strict=True):
+            with TensorFileWriter(folder / file, specs, {"format": "pt"}) as writer:
+                for spec in specs:
+                    values = _values(spec.shape, block)
+                    writer.write(spec.name, values)
+                    bar.advance(values.nbytes)
+    weight_map = {spec.name: file for file, specs in zip(files, shards, strict=True) for spec in specs}
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": nbytes}, "weight_map": weight_map})
+    architecture = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "torch_dtype": "bfloat16", "hidden_act": "silu"}
+    _write_json(folder / "config.json", {**architecture, **SHAPES[shape], "num_hidden_layers": layers})
+
+
+def _shards(shape: str, layers: int) -> list[list[TensorSpec]]:
+    """Tensors by shard, under the names that the families table knows them by: those outside the layers first."""
+    grouped: dict[str, list[TensorSpec]] = defaultdict(list)
+    for name, weight in families.weights(*model_config(shape, layers)).items():
+        key = name.split(".")[1] if name.startswith("layers.") else ""
+        grouped[key] += [TensorSpec(name=part.source, shape=part.shape, dtype="bfloat16") for part in weight.parts]
+    return list(grouped.values())
+
+
+def _random_block() -> NDArray[Any]:
+    values = np.random.default_rng(SEED).standard_normal(BLOCK, np.float32) * np.float32(STANDARD_DEVIATION)
+    return values.astype(ml_dtypes.bfloat16)
+
+
+def _values(shape: tuple[int, ...], block: NDArray[Any]) -> NDArray[Any]:
+    """A norm's ones, or the random block repeated."""
+    return np.ones(shape, block.dtype) if len(shape) == 1 else np.resize(block, shape)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m build.random_checkpoint", description="Write a checkpoint of random weights.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--shape", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=2, metavar="N", help="layers (default: %(default)s)")
+    arguments = parser.parse_args()
+    write_random_checkpoint(arguments.folder, arguments.shape, arguments.layers)
+    print(arguments.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,65 @@
+"""Layers of one shape are traced once and connected by hand: tracing thirty equal layers would take thirty times as long for the same nodes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime.manifest import Signature, TensorSpec
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Traced parts of one graph: what comes before the layers, one layer for each distinct cache length, and what comes after."""
+
+    begin: ir.Model  # input_ids, position_ids -> x, cos, sin, a mask for each distinct cache length, ascending
+    blocks: Mapping[int, ir.Model]  # x, cos, sin, mask, past key, past value -> x, key, value
+    finish: ir.Model  # x -> logits
+
+
+def stitch(parts: Parts, cache_lens: Sequence[int], signature: Signature) -> ir.Model:
+    """The whole graph: `begin`, a copy of the fitting block for each layer under that layer's names, `finish`."""
+    inputs = [_declare(spec) for spec in signature.inputs]
+    graph = ir.Graph(inputs, [], nodes=[], opset_imports=dict(parts.begin.graph.opset_imports), name="mistral")
+    x, cos, sin, *masks = _append(graph, parts.begin.graph, inputs[:2], "begin", str)
+    mask_of = dict(zip(sorted(parts.blocks), masks, strict=True))
+    present: list[ir.Value] = []
+    for i, cache_len in enumerate(cache_lens):
+        arguments = [x, cos, sin, mask_of[cache_len], inputs[2 + 2 * i], inputs[3 + 2 * i]]
+        x, *new = _append(graph, parts.blocks[cache_len].graph, arguments, f"layers.{i}", f"layers.{i}.{{}}".format, f"block_{cache_len}")
+        present += new
+    outputs = [*_append(graph, parts.finish.graph, [x], "finish", str), *present]
+    for value, spec in zip(outputs, signature.outputs, strict=True):
+        value.name = spec.name
+    graph.outputs.extend(outputs)
+    return ir.Model(graph, ir_version=parts.begin.ir_version)
+
+
+def _declare(spec: TensorSpec) -> ir.Value:
+    dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
+    return ir.Value(name=spec.name, shape=ir.Shape(spec.shape), type=ir.TensorType(dtype))
+
+
+def _append(
+    graph: ir.Graph, part: ir.Graph, arguments: Sequence[ir.Value], scope: str, weight_name: Callable[[str], str], constants: str | None = None
+) -> list[ir.Value]:
+    """Copy a part's nodes behind those of `graph`, fed with `arguments`; returns the copies of the part's outputs.
+
+    Initializers without data are weights, renamed by `weight_name`; those with data are constants and, named after `constants`, shared by all
+    copies of the part.
+    """
+    new: dict[ir.Value, ir.Value] = dict(zip(part.inputs, arguments, strict=True))
+    for name, value in part.initializers.items():
+        own = weight_name(name) if value.const_value is None else f"{constants or scope}.{name}"
+        if own not in graph.initializers:
+            graph.initializers[own] = ir.Value(name=own, shape=value.shape, type=value.type, const_value=value.const_value)
+        new[value] = graph.initializers[own]
+    for node in part:
+        inputs = [None if value is None else new[value] for value in node.inputs]
+        copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs), name=f"{scope}.{node.name}")
+        for old, value in zip(node.outputs, copy.outputs, strict=True):
+            value.name, value.shape, value.type = f"{scope}.{old.name}", old.shape, old.type
+            new[old] = value
+        graph.append(copy)
+    return [new[value] for value in part.outputs]

@@ -1,0 +1,154 @@
+"""Libraries for CUDA, made on a machine that may have no GPU: what is inside, and that anything else is refused."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from build import cuda
+from build.compile import compile_config
+from build.machine_code import check_machine_code, device_code
+from export.config import load_config
+from runtime.artifact import Artifact
+from runtime.errors import UserError
+from tests.artifacts import Case, write_case
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHS = ("sm_80", "sm_90a")
+KERNEL = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
+# What `relax.build` does without the CUDA library: it succeeds, and stores source.
+WRONG_WAY = """
+from build.compiler import tvm
+from build.kernels.cuda.swiglu import swiglu
+target = tvm.target.Target({"kind": "cuda", "arch": "sm_80"}, host={"kind": "llvm"})
+with target:
+    tvm.compile(tvm.IRModule({"main": swiglu((1, 1), 32)}), target).export_library("wrong.so")
+"""
+
+
+def cuda_case(dtype: str, scheme: str) -> Case:
+    backend = {"target": "cuda", "arch": list(ARCHS), "dtype": dtype}
+    return Case({"sliding_window": 8}, {"shape": {"prefill_chunk": 4, "cache_len": 16}, "quantize": {"scheme": scheme}, "backend": backend})
+
+
+def python(*arguments: str, cwd: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the command has compiled `fp16.yaml`."""
+    folder = tmp_path_factory.mktemp("cuda")
+    write_case("fp16", cuda_case("fp16", "none"), folder)
+    python("-m", "build", "fp16.yaml", cwd=folder)
+    return folder
+
+
+def test_the_command_makes_machine_code_for_every_architecture(folder):
+    artifact = Artifact.open(folder / "out" / "fp16", for_this_machine=False)
+    assert artifact.manifest.target.arch == ARCHS
+    (module,) = device_code(artifact.library)
+    assert [(code.kind, code.arch) for code in module] == [("cubin", arch) for arch in ARCHS]
+    data = artifact.library.read_bytes()
+    for mark in (b"__global__", b"__syncthreads", b".version", b".entry"):  # of CUDA source and of PTX
+        assert mark not in data
+
+
+def test_every_kernel_reports_its_usage(folder):
+    (path,) = folder.glob(f"out/.work/fp16/library-*/{cuda.KERNELS_FILE}")
+    rows = [cuda.KernelUsage(**row) for row in json.loads(path.read_text())]
+    kernels = {row.kernel for row in rows}
+    data = (folder / "out" / "fp16" / "library.so").read_bytes()
+    assert {(row.kernel, row.arch) for row in rows} == {(kernel, arch) for kernel in kernels for arch in ARCHS}
+    assert {"linear_0_kernel", "rolling_attention_0_kernel", "rolling_attention_0_kernel_1"} <= kernels
+    assert all(kernel.encode() in data and f".text.{kernel}".encode() in data for kernel in kernels)
+    assert all(0 < row.registers <= 255 and row.spill_bytes == 0 for row in rows)
+    assert all(row.shared_bytes <= 48 * 1024 for row in rows)  # what every architecture gives a block without asking
+
+
+def test_int8(folder):
+    with contextlib.chdir(folder):
+        path = Path(write_case("int8", cuda_case("fp16", "int8"), folder).name)
+        artifact = compile_config(load_config(path), path, [], None)
+    check_machine_code(artifact.library, ARCHS)
+    assert {"int8", "float16", "float32"} <= {weight.dtype for weight in artifact.manifest.weights}
+
+
+def test_source_is_refused(tmp_path):
+    python("-c", WRONG_WAY, cwd=tmp_path)
+    with pytest.raises(UserError, match="expected"):
+        check_machine_code(tmp_path / "wrong.so", ARCHS)
+
+
+def fatbin(folder: Path, *codes: str) -> Path:
+    """nvcc's own fatbin of one kernel."""
+    (folder / "k.cu").write_text(KERNEL)
+    options = [part for code in codes for part in ("-gencode", code)]
+    subprocess.run([cuda.find_nvcc(), "--fatbin", *options, "-o", folder / "k.fatbin", folder / "k.cu"], check=True)
+    return folder / "k.fatbin"
+
+
+def test_entries_are_read_as_nvcc_wrote_them(tmp_path):
+    path = fatbin(
+        tmp_path, "arch=compute_90a,code=sm_90a", "arch=compute_90,code=sm_90", "arch=compute_120,code=sm_120", "arch=compute_80,code=compute_80"
+    )
+    assert sorted((code.kind, code.arch) for code in device_code(path)[0]) == [
+        ("cubin", "sm_120"),
+        ("cubin", "sm_90"),
+        ("cubin", "sm_90a"),
+        ("ptx", "sm_80"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_80,code=compute_80"], "as text"),
+        (["arch=compute_80,code=sm_80"], "machine code for sm_80, expected sm_80, sm_90a"),
+        (["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90"], "machine code for sm_80, sm_90, expected"),
+    ],
+    ids=["ptx", "one missing", "90 is not 90a"],
+)
+def test_other_machine_code_is_refused(tmp_path, codes, message):
+    with pytest.raises(UserError, match=message):
+        check_machine_code(fatbin(tmp_path, *codes), ARCHS)
+
+
+def test_a_library_without_or_with_cut_device_code_is_refused(tmp_path):
+    whole = fatbin(tmp_path, "arch=compute_80,code=sm_80").read_bytes()
+    library = tmp_path / "library.so"
+    library.write_bytes(b"\x7fELF host code only")
+    with pytest.raises(UserError, match="no device code"):
+        check_machine_code(library, ARCHS)
+    library.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="cut off"):
+        check_machine_code(library, ARCHS)
+
+
+def test_compile_fatbin_reads_the_assembler_and_ignores_the_environment(monkeypatch):
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "--no-such-flag")
+    code, usage = cuda.compile_fatbin(cuda.find_nvcc(), KERNEL, ARCHS)
+    assert code.startswith(b"\x50\xed\x55\xba")
+    assert [(row.kernel, row.arch, row.shared_bytes) for row in usage] == [("twice", arch, 0) for arch in ARCHS]
+
+
+@pytest.mark.parametrize("arch", ["sm_70", "sm_80a", "sm_999"])
+def test_unknown_architectures_are_refused(arch):
+    with pytest.raises(UserError, match=f"holds {arch}, .* expected some of .*sm_80"):
+        cuda.check_archs(cuda.find_nvcc(), ["sm_80", arch])
+
+
+def test_missing_tools_are_named(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "PACKAGES", (*cuda.PACKAGES, "nvidia-cuda-absent"))
+        with pytest.raises(UserError, match=r"not installed: nvidia-cuda-absent; run `make setup`"):
+            cuda.find_nvcc()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match=r"needs gcc and g\+\+"):
+        cuda.find_nvcc()

@@ -1,0 +1,192 @@
+"""Mutation: a graph that lost its window, or any other thing that the attention kernel takes for granted, must not compile."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from build.dispatch import find_regions
+from build.importer import import_graphs
+from export.graphs import OnnxGraphs
+from export.stage import ROOT
+from runtime.errors import UserError
+from tests.artifacts import WINDOW
+
+Graph = onnx.GraphProto
+
+
+def producer(graph: Graph, name: str) -> onnx.NodeProto:
+    (node,) = [node for node in graph.node if name in node.output]
+    return node
+
+
+def only(graph: Graph, operator: str) -> onnx.NodeProto:
+    (node,) = [node for node in graph.node if node.op_type == operator]
+    return node
+
+
+def first(graph: Graph, operator: str) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.op_type == operator)
+
+
+def set_constant(graph: Graph, node: onnx.NodeProto, index: int, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Give one input of one node another constant, and no other node."""
+    (old,) = [t for t in graph.initializer if t.name == node.input[index]]
+    changed = np.array(change(numpy_helper.to_array(old)), numpy_helper.to_array(old).dtype)
+    graph.initializer.append(numpy_helper.from_array(changed, f"mutated_{len(graph.initializer)}"))
+    node.input[index] = graph.initializer[-1].name
+
+
+def outer_and(graph: Graph) -> onnx.NodeProto:
+    """And(And(written, causal), recent)."""
+    conjunctions = {node.output[0]: node for node in graph.node if node.op_type == "And"}
+    return next(node for node in conjunctions.values() if node.input[0] in conjunctions)
+
+
+def window_made(size: int):
+    def mutate(graph: Graph) -> None:
+        oldest = producer(graph, only(graph, "Greater").input[1])
+        assert oldest.op_type == "Sub"
+        set_constant(graph, oldest, 1, lambda _: size)
+
+    return mutate
+
+
+def window_left_out(graph: Graph) -> None:
+    conjunction = outer_and(graph)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == conjunction.output[0]:
+                node.input[i] = conjunction.input[0]
+    graph.node.remove(conjunction)
+
+
+def causality_left_out(graph: Graph) -> None:
+    conjunction = outer_and(graph)
+    conjunction.input[0] = producer(graph, conjunction.input[0]).input[0]
+
+
+def not_rolled(kind: str):
+    def mutate(graph: Graph) -> None:
+        node = producer(graph, f"present.0.{kind}")
+        assert node.op_type == "Slice"
+        set_constant(graph, node, 1, lambda start: start * 0)
+        set_constant(graph, node, 2, lambda end: end * 0 + WINDOW)
+
+    return mutate
+
+
+def ages_shifted(graph: Graph) -> None:
+    (node,) = [node for node in graph.node if f"slot_ages_{WINDOW}" in node.input]
+    set_constant(graph, node, list(node.input).index(f"slot_ages_{WINDOW}"), lambda ages: ages - 1)
+
+
+def padding_seen(graph: Graph) -> None:
+    set_constant(graph, only(graph, "GreaterOrEqual"), 1, lambda zero: zero - 5)
+
+
+def masked_with_little(graph: Graph) -> None:
+    set_constant(graph, first(graph, "Where"), 2, lambda score: score * 0 - 1)
+
+
+def softmax_over_queries(graph: Graph) -> None:
+    (axis,) = [attribute for attribute in first(graph, "Softmax").attribute if attribute.name == "axis"]
+    axis.i = -2
+
+
+def caches_swapped(graph: Graph) -> None:
+    """The graph answers the key cache where the value cache belongs."""
+    key, value = producer(graph, "present.0.key"), producer(graph, "present.0.value")
+    key.output[0], value.output[0] = value.output[0], key.output[0]
+
+
+MUTATIONS = {
+    "window-huge": window_made(2**31),
+    "window-one-more": window_made(WINDOW + 1),
+    "window-one-less": window_made(WINDOW - 1),
+    "window-left-out": window_left_out,
+    "causality-left-out": causality_left_out,
+    "key-not-rolled": not_rolled("key"),
+    "value-not-rolled": not_rolled("value"),
+    "slot-ages-shifted": ages_shifted,
+    "padding-seen": padding_seen,
+    "mask-finite-and-small": masked_with_little,
+    "softmax-over-queries": softmax_over_queries,
+    "caches-swapped": caches_swapped,
+}
+
+
+def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
+    """A copy of exported graphs, one of them changed and still accepted by onnx."""
+    shutil.copytree(graphs.folder, folder)
+    path = folder / f"{name}.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    mutate(proto.graph)
+    onnx.save(proto, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    return OnnxGraphs.open(folder)
+
+
+@pytest.fixture(scope="module")
+def case(compile_case):
+    return compile_case("windowed")
+
+
+@pytest.mark.parametrize("name", ["decode", "prefill_4"])
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mutated_graph_is_refused(case, tmp_path, name, mutation):
+    graphs = mutated(case.graphs, name, MUTATIONS[mutation], tmp_path / "graphs")
+    module = import_graphs(graphs)
+    (graph,) = [graph for graph in graphs.record.graphs if graph.name == name]
+    with pytest.raises(UserError, match=rf"^{name}: past_key_values\.0\.(key|value) .*window"):
+        find_regions(module, graph)
+    (intact,) = [graph for graph in graphs.record.graphs if graph.name == "prefill_16"]
+    assert find_regions(module, intact)  # the other graphs of the same folder still match
+
+
+@pytest.mark.parametrize("name", ["decode", "prefill_4"])
+def test_nothing_changed_is_accepted(case, tmp_path, name):
+    graphs = mutated(case.graphs, name, lambda _: None, tmp_path / "graphs")
+    (graph,) = [graph for graph in graphs.record.graphs if graph.name == name]
+    assert find_regions(import_graphs(graphs), graph)
+
+
+def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
+    """The kernel takes the factor of the scores from the graph, so a change of it is followed, in the layer where it was made."""
+
+    def halve(graph: Graph) -> None:
+        scaled = producer(graph, first(graph, "Where").input[1])
+        assert scaled.op_type == "Mul"
+        set_constant(graph, scaled, 1, lambda scale: scale / 2)
+
+    graphs = mutated(case.graphs, "decode", halve, tmp_path / "graphs")
+    graph = graphs.record.graphs[-1]
+    regions = find_regions(import_graphs(graphs), graph).values()
+    assert [region.arguments[0].scale for region in regions if region.op == "rolling_attention"] == [16**-0.5 / 2, 16**-0.5]
+
+
+def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
+    """`python -m build` on a finished export whose decode graph lost its window: status 2, one sentence, no artifact."""
+    folder = tmp_path / "copy"
+    shutil.copytree(case.folder, folder)
+    shutil.rmtree(folder / "out" / case.name)
+    for library in (folder / "out" / ".work" / case.name).glob("library-*"):
+        shutil.rmtree(library)
+    (exported,) = (folder / "out" / ".work" / case.name).glob("graphs-*")
+    path = exported / "decode.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    window_left_out(proto.graph)
+    onnx.save(proto, path)
+    command = [sys.executable, "-m", "build", f"{case.name}.yaml"]
+    result = subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2, result.stderr
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    for words in ("decode", "past_key_values.0.key", "window", "export"):
+        assert words in message
+    assert "Traceback" not in result.stderr
+    assert not (folder / "out" / case.name).exists()
