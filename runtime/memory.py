@@ -5,12 +5,12 @@
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -45,8 +45,13 @@ def fresh_read_bandwidth(threads: int) -> float:
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory that this process has had, in MB (1e6); mapped weights that were read count."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """Largest resident memory that this process has had, in MB (1e6); mapped weights that were read count.
+
+    From VmHWM, since getrusage also counts what the process that started this one held before `exec`.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kilobytes,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return kilobytes * 1024 / 1e6
 
 
 def main(argv: Sequence[str] | None = None) -> int:

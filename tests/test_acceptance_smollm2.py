@@ -1,0 +1,126 @@
+"""The real model, end to end: greedy tokens of the fp32 artifact equal those of transformers with the same weights; int8 costs under 1 % perplexity."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.fetch import DOWNLOADS, fetch
+from export.reference_model import load_reference
+from runtime.engine import Engine
+from runtime.generate import generate
+from runtime.sampler import Sampler, SamplingOptions
+from runtime.tokenizer import open_tokenizer
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+NEW_TOKENS = 64
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):",
+    "Water boils at",
+    "The three primary colours are",
+    "In 1969, the first",
+    "My favourite recipe begins with two eggs and",
+    "Question: What is 12 times 12? Answer:",
+    "Das Wetter ist heute",
+)
+LONG_TOKENS = 700
+WINDOW = 64
+WINDOWED_LENGTHS = (63, 64, 65, 131, 300)
+
+
+@pytest.fixture(scope="session")
+def gguf() -> Path:
+    return fetch(DOWNLOADS["demo"], ROOT / "out" / "downloads")
+
+
+def compiled(folder: Path, gguf: Path, name: str, **changes: object) -> Path:
+    """Compile SmolLM2 at fp32 in `folder`; one prefill graph keeps it short."""
+    config = {
+        "name": name,
+        "frontend": {"checkpoint": str(gguf), "type": "gguf", "overrides": changes.pop("overrides", {})},
+        "shape": {"prefill_chunk": [128], "cache_len": 1024},
+        "backend": {"target": "llvm", "dtype": "fp32"},
+        **changes,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    subprocess.run([sys.executable, "-m", "build", path.name], cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, check=True)
+    return folder / "out" / name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("smollm2")
+
+
+@pytest.fixture(scope="module")
+def fp32(folder, gguf) -> Path:
+    return compiled(folder, gguf, "fp32")
+
+
+@pytest.fixture(scope="module")
+def windowed(folder, gguf) -> Path:
+    return compiled(folder, gguf, "windowed", overrides={"sliding_window": WINDOW})
+
+
+@pytest.fixture(scope="module")
+def int8(folder, gguf) -> Path:
+    return compiled(folder, gguf, "int8", quantize={"scheme": "int8"})
+
+
+def ours(artifact: Path, prompts: list[list[int]]) -> list[list[int]]:
+    engine = Engine.open(artifact)
+    answers = []
+    for ids in prompts:
+        engine.reset()
+        steps = generate(engine, ids, Sampler(SamplingOptions()), max_tokens=NEW_TOKENS, eos_ids=())
+        answers.append([step.token_id for step in steps])
+    return answers
+
+
+def theirs(gguf: Path, overrides: dict[str, object], prompts: list[list[int]]) -> list[list[int]]:
+    model = load_reference(gguf, "gguf", overrides)
+    model.generation_config.eos_token_id = None
+    answers = []
+    for ids in prompts:
+        given = torch.tensor([ids])
+        made = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+        answers.append(made[0, len(ids) :].tolist())
+    return answers
+
+
+def long_text(artifact: Path, tokens: int) -> list[int]:
+    manifest = Engine.open(artifact).manifest
+    ids = open_tokenizer(manifest.tokenizer, artifact).encode((ROOT / "build" / "english.txt").read_text())
+    assert len(ids) >= tokens
+    return ids[:tokens]
+
+
+def test_greedy_tokens_equal_transformers_on_ten_prompts(fp32, gguf):
+    tokenizer = open_tokenizer(Engine.open(fp32).manifest.tokenizer, fp32)
+    prompts = [*(tokenizer.encode(text) for text in PROMPTS), long_text(fp32, LONG_TOKENS)]
+    assert len(prompts) == 10
+    found = ours(fp32, prompts)
+    assert found == theirs(gguf, {}, prompts)
+    assert "Paris" in tokenizer.decode(found[0])
+
+
+def test_greedy_tokens_equal_transformers_across_the_window(windowed, gguf):
+    prompts = [long_text(windowed, n) for n in WINDOWED_LENGTHS]
+    assert ours(windowed, prompts) == theirs(gguf, {"sliding_window": WINDOW}, prompts)
+
+
+def test_int8_costs_less_than_one_percent_of_perplexity(fp32, int8):
+    from build.quality import measure
+
+    baseline, quantized = measure({"none": fp32, "int8": int8})
+    assert baseline.tokens > 900
+    assert quantized.perplexity < 1.01 * baseline.perplexity
+    assert quantized.weight_bytes < 0.27 * baseline.weight_bytes

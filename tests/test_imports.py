@@ -1,0 +1,132 @@
+"""What may import what: read from the source, and tried in fresh processes."""
+
+import ast
+import json
+import subprocess
+import sys
+
+import pytest
+
+from export.stage import ROOT, our_modules
+
+PACKAGES = ("runtime", "export", "build")
+HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
+# What of the runtime the compile stages may use: the contract types, the errors and the tensor format ...
+SHARED = {"runtime.manifest", "runtime.errors", "runtime.tensor_file", "runtime.hashing"}
+# ... and what build alone needs besides: it writes an artifact, opens it as the box will, and compares what the engine computes.
+BUILD_SHARED = SHARED | {f"runtime.{name}" for name in ("artifact", "bounds", "consistency", "cpu", "engine", "tvm_runtime")}
+
+
+def modules(package):
+    """Module names of a package, with their files."""
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imported(path):
+    """Names that a file imports anywhere in it, inside functions as well: `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def ours(names, package):
+    """Those of `names` that are modules of one of our packages."""
+    known = modules(package)
+    return {name for name in names if name in known}
+
+
+def test_there_is_something_to_check():
+    assert all(len(modules(package)) > 5 for package in PACKAGES)
+
+
+@pytest.mark.parametrize("module", modules("runtime"))
+def test_runtime_imports_no_stage_and_no_compiler(module):
+    """`tvm` would be the compiler; the runtime finds its library without importing it."""
+    roots = {name.partition(".")[0] for name in imported(modules("runtime")[module])}
+    assert not roots & (HEAVY | {"export", "build", "tests"})
+
+
+@pytest.mark.parametrize("module", modules("export"))
+def test_export_uses_only_the_contract_of_the_runtime(module):
+    names = imported(modules("export")[module])
+    assert not ours(names, "build")
+    assert ours(names, "runtime") <= SHARED | {"runtime.bounds"}
+    assert "tvm" not in {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("module", modules("build"))
+def test_build_uses_of_export_only_what_loads_no_torch(module):
+    names = imported(modules("build")[module])
+    assert "torch" not in {name.partition(".")[0] for name in names}
+    for name in ours(names, "export"):
+        for reached, path in our_modules(name).items():
+            assert not {n.partition(".")[0] for n in top_level(path)} & {"torch", "transformers", "onnxscript"}, f"{name} reaches {reached}"
+
+
+def top_level(path):
+    """Names that a file imports as soon as it is imported itself."""
+    tree = ast.parse(path.read_text())
+    return {name for node in tree.body for name in _names(node)}
+
+
+def _names(node):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) else []
+
+
+@pytest.mark.parametrize("module", modules("build"))
+def test_build_uses_only_what_it_needs_of_the_runtime(module):
+    assert ours(imported(modules("build")[module]), "runtime") <= BUILD_SHARED | {"runtime.bench"}
+
+
+def loaded_after(statement):
+    """Root names in sys.modules of a fresh process after one statement."""
+    code = f"import json, sys; {statement}; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules if sys.modules[name]}})))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("module", ["runtime.engine", "runtime.generate", "runtime.artifact", "runtime.chat", "runtime.verify"])
+def test_the_runtime_loads_no_stage_and_no_compiler(module):
+    loaded = loaded_after(f"import {module}")
+    assert module.partition(".")[0] in loaded
+    assert not loaded & (HEAVY | {"export", "build"})
+
+
+def test_starting_an_engine_loads_no_compiler_and_no_torch():
+    """The TVM runtime itself, not only our modules."""
+    loaded = loaded_after("from runtime.tvm_runtime import load_runtime; load_runtime(1)")
+    assert "tvm_ffi" in loaded
+    assert not loaded & (HEAVY | {"export", "build"})
+
+
+@pytest.mark.parametrize("module", ["build.compile", "build.pipeline", "export.plan", "export.config", "export.checkpoint"])
+def test_the_build_stage_loads_no_torch(module):
+    assert not loaded_after(f"import {module}") & {"torch", "transformers", "onnxscript", "onnxruntime"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_loads_nothing(package):
+    """Each __init__.py is a docstring alone."""
+    (docstring,) = ast.parse((ROOT / package / "__init__.py").read_text()).body
+    assert isinstance(docstring.value, ast.Constant)
+
+
+def test_yaml_holds_only_configs():
+    """An __init__.py there would hide PyYAML."""
+    import yaml
+
+    assert {path.suffix for path in (ROOT / "yaml").iterdir()} == {".yaml"}
+    assert hasattr(yaml, "safe_load")
+
+
+def test_no_module_is_named_after_a_library():
+    names = {path.stem for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert not names & {"torch", "onnx", "onnxruntime", "tvm", "tokenizers", "transformers", "numpy", "yaml", "gguf"}
