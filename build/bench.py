@@ -19,13 +19,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from export.config import CompileConfig, load_config
-from export.console import console
+from export.console import console, output
 from export.graphs import GraphsRecord, OnnxGraphs
 from runtime.bench import Report, Speeds, Workload, cache_bytes, cpu_name, measure, weight_bytes
 from runtime.engine import chunk_sizes
@@ -34,7 +32,7 @@ from runtime.manifest import Manifest
 from runtime.memory import METHOD, fresh_read_bandwidth
 from runtime.tensor_file import numpy_dtype
 
-VARIANTS = {"fp32": "none", "int8": "int8"}  # what we compile: name to scheme; all with dtype fp32
+SCHEMES = {"none": "fp32", "int8": "int8"}  # what is compiled, all with dtype fp32, and how it is called here
 CONTEXTS = (64, 512)
 RATIO_CONTEXT = CONTEXTS[0]
 FP32_GOAL = 1.0  # decode fp32 over onnxruntime fp32, at least
@@ -167,34 +165,22 @@ def onnx_speeds(graphs: OnnxGraphs, workload: Workload, threads: int) -> Speeds:
     return measure(engine, record.model.vocab_size, workload, lambda n: weights + cache_bytes(record.model, record.shape, n, itemsize))
 
 
-def variant_config(config: CompileConfig, stem: str, variant: str) -> Path:
-    """Write the config with the variant's scheme and dtype fp32 into the workspace; it compiles to an artifact folder of its own."""
-    data = config.model_dump(mode="json", by_alias=True)
-    data["quantize"]["scheme"] = VARIANTS[variant]
-    data["backend"]["dtype"] = "fp32"
-    path = config.workspace.path / "bench" / f"{stem}-{variant}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(data, sort_keys=False))
-    return path
-
-
-def contenders(config: CompileConfig, stem: str, steps: int, threads: int) -> list[Contender]:
+def contenders(config_path: Path, overrides: list[str], steps: int, threads: int) -> list[Contender]:
     """Compile both variants; ours and onnxruntime's runs of each."""
-    from build.compile import compile_config, exported_graphs  # loads TVM's compiler, which the worker must not
+    from build.compile import exported_graphs  # these load TVM's compiler, which the worker must not
+    from build.variants import compile_variant
 
-    prompt = config.shape.prefill_chunks[0]
+    prompt = load_config(config_path, overrides).shape.prefill_chunks[0]
     workload = msgspec.json.encode(Workload((prompt,), CONTEXTS, steps, repeats=1)).decode()
-    lengths = ["--prompt-tokens", str(prompt), "--context", ",".join(map(str, CONTEXTS)), "--tokens", str(steps), "--threads", str(threads)]
+    flags = ["--prompt-tokens", str(prompt), "--context", ",".join(map(str, CONTEXTS)), "--tokens", str(steps), "--threads", str(threads)]
     ours, theirs = [], []
-    for variant in VARIANTS:
-        path = variant_config(config, stem, variant)
-        changed = load_config(path)
-        artifact = compile_config(changed, path, [], None)
-        _check_room(artifact.manifest, steps)
-        graphs = exported_graphs(changed, path, [])
+    for scheme, label in SCHEMES.items():
+        variant = compile_variant(config_path, overrides, scheme, [f"quantize.scheme={scheme}", "backend.dtype=fp32"])
+        _check_room(variant.artifact.manifest, steps)
+        graphs = exported_graphs(load_config(variant.path), variant.path, [])
         python = (sys.executable, "-m")
-        ours.append(Contender("ours", variant, (*python, "runtime.bench", str(artifact.folder), "--json", "--repeats", "1", *lengths)))
-        theirs.append(Contender("onnxruntime", variant, (*python, "build.bench", WORKER_FLAG, str(graphs.folder), workload, str(threads))))
+        ours.append(Contender("ours", label, (*python, "runtime.bench", str(variant.artifact.folder), "--json", "--repeats", "1", *flags)))
+        theirs.append(Contender("onnxruntime", label, (*python, "build.bench", WORKER_FLAG, str(graphs.folder), workload, str(threads))))
     return [*ours, *theirs]
 
 
@@ -267,14 +253,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     config = load_config(args.config, args.overrides)
     _check(config, args)
-    results, bandwidth = run_rounds(contenders(config, args.config.stem, args.tokens, args.threads), args.rounds, args.threads)
+    results, bandwidth = run_rounds(contenders(args.config, args.overrides, args.tokens, args.threads), args.rounds, args.threads)
     machine = f"{cpu_name()}, {args.threads} threads, {bandwidth:.1f} GB/s read, {datetime.now(UTC):%Y-%m-%d}"
-    out = Console()
-    out.print(results_table(results, bandwidth, config.shape.prefill_chunks[0]))
+    output.print(results_table(results, bandwidth, config.shape.prefill_chunks[0]))
     ratios = promises(results)
     for r in ratios:
-        out.print(f"{r.what}: {r.measured:.2f} (at least {r.at_least:.1f})", highlight=False)
-    out.print(machine, highlight=False)
+        output.print(f"{r.what}: {r.measured:.2f} (at least {r.at_least:.1f})")
+    output.print(machine)
     path = args.json or Path("out/bench") / f"{args.config.stem}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine, "bandwidth_gb_s": bandwidth, "bandwidth_method": METHOD, "rounds": args.rounds, "tokens": args.tokens}

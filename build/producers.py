@@ -35,7 +35,7 @@ class Producers:
         call = self.calls.get(value)
         if not is_call(call, op):
             raise NoMatch(f"expected {op}, found {describe(call if call is not None else value)}")
-        return call.args  # type: ignore[no-any-return,union-attr]
+        return call.args  # type: ignore[union-attr]
 
     def sliced(self, value: Expr, axis: int, begin: int, end: int) -> Expr:
         """The source of `source[..., begin:end, ...]` along `axis`; `end` may be the axis' length, written in any way."""
@@ -52,7 +52,7 @@ class Producers:
         found = self.calls[value].attrs.axis % len(shape(value))
         if found != axis:
             raise NoMatch(f"expected concat along axis {axis}, found axis {found}")
-        return parts.fields  # type: ignore[no-any-return]
+        return parts.fields
 
     def permuted(self, value: Expr, axes: tuple[int, ...]) -> Expr:
         """The source of a transposition by `axes`."""

@@ -179,7 +179,7 @@ def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
     """softmax(where(mask, q k^T * scale, MASKED_SCORE)) to scale, q, k^T and mask."""
     p = c.producers
     mask, scaled, hidden = p.args(p.args(weights, "nn.softmax")[0], "where")
-    expect_constant(hidden, np.float32(MASKED_SCORE))
+    expect_constant(hidden, MASKED_SCORE)
     product, scale = p.args(scaled, "multiply")
     queries, keys = p.args(product, "matmul")
     inner = p.args(p.args(mask, "expand_dims")[0], "expand_dims")[0]

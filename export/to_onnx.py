@@ -141,6 +141,6 @@ def _check_signature(model: ir.Model, graph: Graph) -> None:
 
 def _specs(values: "list[ir.Value] | ir.GraphInputs") -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(name=v.name, shape=tuple(int(n) for n in v.shape), dtype=str(v.dtype.numpy()))  # type: ignore[union-attr,arg-type]
+        TensorSpec(name=v.name, shape=tuple(int(n) for n in v.shape), dtype=str(v.dtype.numpy()))  # type: ignore[arg-type]
         for v in values
     )

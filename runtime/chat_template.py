@@ -28,7 +28,7 @@ class Message(TypedDict):
     content: str
 
 
-class GenerationTag(Extension):  # type: ignore[misc]  # jinja2 is untyped here
+class GenerationTag(Extension):
     """`{% generation %}` marks what a model learns to write in training; here its body is plain template text."""
 
     tags = frozenset({"generation"})

@@ -117,7 +117,7 @@ class Engine:
         id_buffer[...] = ids
         position_buffer[...] = first[:, None] + np.arange(tokens)
         output = self.functions[tokens](*self.arguments[tokens])
-        logits: NDArray[np.float32] = np.from_dlpack(output)[:, 0].copy()  # the machine reuses the output's memory
+        logits: NDArray[np.float32] = np.asarray(np.from_dlpack(output), np.float32)[:, 0].copy()  # the machine reuses the output's memory
         return logits
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:

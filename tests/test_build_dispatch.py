@@ -13,7 +13,7 @@ from build.target import TARGETS, target_spec
 from tests.artifacts import CASES
 
 DEFAULT = "TVM default schedule"
-CHEAP = {"astype", "expand_dims", "multiply", "cos", "sin", "strided_slice"}  # rotary angles, and the last token of a chunk
+CHEAP = {"astype", "expand_dims", "multiply", "cos", "sin", "strided_slice", "add"}  # rotary angles, the last token of a chunk, residuals
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -37,9 +37,11 @@ def weights(rng, n, k, dtype):
 
 
 # N and K below, at and beyond a panel (32), a step of depth (32) and the 8 warps; rows below, at and beyond a tile of 64.
-@pytest.mark.parametrize("dtype", STORED)
+LINEAR_SHAPES = [((1, 1), 70, 61), ((1, 1), 32, 64), ((1, 3), 33, 5), ((1, 16), 64, 96), ((2, 1), 31, 40), ((5, 14), 45, 37)]
+
+
 @pytest.mark.parametrize(
-    ("lead", "n", "k"), [((1, 1), 70, 61), ((1, 1), 32, 64), ((1, 3), 33, 5), ((1, 16), 64, 96), ((2, 1), 31, 40), ((5, 14), 45, 37)]
+    ("lead", "n", "k", "dtype"), [(*s, "int8") for s in LINEAR_SHAPES] + [(*s, d) for s in LINEAR_SHAPES[::3] for d in STORED[:2]]
 )
 def test_linear(lead, n, k, dtype):
     rng = np.random.default_rng(n)
@@ -87,9 +89,10 @@ def test_swiglu(lead, hidden_dim):
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=4 * FLOAT32)
 
 
+TWO_ROWS = "padded chunks across the window, two rows"
 CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one after the other, by the first positions of the rows
     "decode across the window": (1, 4, 2, 16, 8, [(1, (p,)) for p in range(19)]),
-    "padded chunks across the window, two rows": (2, 4, 2, 64, 24, [(16, (-5, 0)), (16, (11, 16)), (16, (27, 32)), (1, (43, 48)), (3, (44, 49))]),
+    TWO_ROWS: (2, 4, 2, 64, 24, [(16, (-5, 0)), (16, (11, 16)), (16, (27, 32)), (1, (43, 48)), (3, (44, 49))]),
     "chunk longer than the window": (1, 2, 1, 16, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
     "one key-value head a head, wide, several tiles": (1, 2, 2, 128, 80, [(40, (-2,)), (40, (38,)), (40, (78,)), (1, (118,))]),
     "a row that is all padding": (2, 2, 1, 16, 8, [(4, (-4, -1)), (4, (0, 3))]),
@@ -97,8 +100,7 @@ CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one af
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), (TWO_ROWS, "float16")])
 def test_rolling_attention(case, dtype):
     batch, heads, kv_heads, dim, window, chunks = CASES[case]
     rng = np.random.default_rng(7)

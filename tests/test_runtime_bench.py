@@ -152,7 +152,7 @@ def test_peak_memory_is_that_of_this_process_alone():
     run = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
     before, after = map(float, run.stdout.split())
     assert before < ballast.nbytes / 1e6
-    assert 200 <= after - before < 220
+    assert 190 < after - before < 220  # 200, less what numpy's import had and freed, and the kernel's lazy counting
 
 
 @pytest.fixture
