@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from tvm_ffi import get_global_func, register_global_func
-
 from build.compiler import tvm
 from runtime.errors import UserError
 from runtime.manifest import TargetSpec
@@ -79,19 +77,19 @@ def toolchain(spec: TargetSpec, folder: Path, dump: Path | None) -> Iterator[Non
         (folder / KERNELS_FILE).write_text(json.dumps([asdict(row) for row in usage], indent=1))
         return bytearray(code)
 
-    previous = get_global_func(COMPILE_CALLBACK)
-    register_global_func(COMPILE_CALLBACK, compile_kernels, override=True)
+    previous = tvm.get_global_func(COMPILE_CALLBACK)
+    tvm.register_global_func(COMPILE_CALLBACK, compile_kernels, override=True)
     try:
         yield
     finally:
-        register_global_func(COMPILE_CALLBACK, previous, override=True)
+        tvm.register_global_func(COMPILE_CALLBACK, previous, override=True)
 
 
 def find_nvcc() -> Path:
     """The registry's nvcc; UserError when a package that it needs, or the host's C++ compiler, is missing."""
     missing = [name for name in PACKAGES if not _installed(name)]
     if missing:
-        raise UserError(f"backend.target cuda needs packages that are not installed: {', '.join(missing)}; run `make setup`")
+        raise UserError(f"cuda needs packages of version {TOOLKIT_MAJOR} that are not installed: {', '.join(missing)}; run `make setup`")
     lacking = [name for name in ("gcc", "g++") if shutil.which(name) is None]
     if lacking:
         raise UserError(f"backend.target cuda needs {' and '.join(lacking)}, which nvcc calls; install them (Debian: apt install g++)")
@@ -100,7 +98,7 @@ def find_nvcc() -> Path:
 
 def _installed(package: str) -> bool:
     try:
-        return distribution(package).version.startswith(f"{TOOLKIT_MAJOR}.") or package == "nvidia-nvvm"
+        return distribution(package).version.startswith(f"{TOOLKIT_MAJOR}.")
     except PackageNotFoundError:
         return False
 

@@ -119,6 +119,7 @@ def rms_norm(c: Context, root: Expr) -> Region:
     expect_constant(one, 1.0)
     mean, eps = p.args(p.args(square_root, "sqrt")[0], "add")
     (squares,) = p.args(mean, "mean")
+    _expect_last_axis(squares, *p.calls[mean].attrs.axis)
     if tuple(p.args(squares, "multiply")) != (x, x):
         raise NoMatch("expected the mean of x * x")
     *lead, dim = shape(x)
@@ -178,7 +179,9 @@ def rolling_attention(c: Context, root: Expr) -> Region:
 def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
     """softmax(where(mask, q k^T * scale, MASKED_SCORE)) to scale, q, k^T and mask."""
     p = c.producers
-    mask, scaled, hidden = p.args(p.args(weights, "nn.softmax")[0], "where")
+    (masked,) = p.args(weights, "nn.softmax")
+    _expect_last_axis(weights, p.calls[weights].attrs.axis)
+    mask, scaled, hidden = p.args(masked, "where")
     expect_constant(hidden, MASKED_SCORE)
     product, scale = p.args(scaled, "multiply")
     queries, keys = p.args(product, "matmul")
@@ -186,9 +189,21 @@ def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
     return float(constant(scale)), queries, keys, inner
 
 
+def _expect_last_axis(value: Expr, *axes: Any) -> None:  # noqa: ANN401 (TVM's integers)
+    """What is computed along `axes` of `value` goes along its last axis alone."""
+    found = [integer(axis) % len(shape(value)) for axis in axes]
+    if found != [len(shape(value)) - 1]:
+        raise NoMatch(f"expected the last of {len(shape(value))} axes, found {found}")
+
+
 def _columns(c: Context, value: Expr) -> Expr:
     """The cache columns behind a shared-by-broadcast view, perhaps widened from the cache's dtype."""
-    return c.producers.args(c.producers.through(value, "astype"), "expand_dims")[0]
+    shared = c.producers.through(value, "astype")
+    columns = c.producers.args(shared, "expand_dims")[0]
+    axes = [integer(axis) for axis in c.producers.calls[shared].attrs.axis]
+    if axes != [2]:
+        raise NoMatch(f"expected cache columns that each group of heads shares (a new axis 2), found axis {axes}")
+    return columns
 
 
 def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm.s_tir import dlight
 from tvm.target import codegen
 
 from build import cuda
@@ -47,7 +46,7 @@ def _legalize() -> list[Any]:
 
 def _schedule() -> Any:  # noqa: ANN401
     """Bind the loops that no kernel of ours computes to blocks and threads; functions marked as scheduled stay as they are."""
-    gpu = dlight.gpu
+    dlight, gpu = tvm.s_tir.dlight, tvm.s_tir.dlight.gpu
     return dlight.ApplyDefaultSchedule(gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
 
 

@@ -4,6 +4,7 @@ from functools import partial
 
 from export.config import artifact_dir, config_parser, load_config
 from export.console import console
+from export.graphs import OnnxGraphs
 from export.plan import export_key, open_configured, workspace_of
 from export.stage import locked, run_stage, stage_folder
 from runtime.errors import run_command
@@ -16,11 +17,14 @@ def main() -> int:
     key = export_key(config)
     workspace = workspace_of(config, artifact_dir(arguments.config))
     with locked(workspace / "export", console.print):
-        if not stage_folder(workspace, "graphs", key).is_dir() or arguments.dump is not None:
+        folder = stage_folder(workspace, "graphs", key)
+        if not folder.is_dir():
             from export.pipeline import export_model  # loads torch, which a finished stage does not need
 
-            run_stage(workspace, "graphs", key, partial(export_model, config, open_configured(config), dump=arguments.dump))
-        console.print(f"graphs: {stage_folder(workspace, 'graphs', key)}")
+            run_stage(workspace, "graphs", key, partial(export_model, config, open_configured(config)))
+        if arguments.dump is not None:
+            OnnxGraphs.open(folder).dump(arguments.dump)
+        console.print(f"graphs: {folder}")
     return 0
 
 

@@ -7,6 +7,7 @@ weights.safetensors   shared by all graphs as ONNX external data, under the proj
 tokenizer files, where the checkpoint has a tokenizer
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,12 @@ class OnnxGraphs:
     def onnx_path(self, graph: Graph) -> Path:
         """The ONNX file of one graph."""
         return self.folder / f"{graph.name}.onnx"
+
+    def dump(self, folder: Path) -> None:
+        """Copy the ONNX files, for a viewer, under numbered names."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for graph in self.record.graphs:
+            shutil.copyfile(self.onnx_path(graph), folder / f"0-export-{graph.name}.onnx")
 
     def weights(self) -> TensorFile:
         """The weights that the graphs share."""

@@ -1,6 +1,5 @@
 """The export stage: YAML and checkpoint to ONNX graphs over one shared weight file."""
 
-import shutil
 from math import prod
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from export.checkpoint import Checkpoint
 from export.config import CompileConfig
 from export.console import byte_bar, step_bar
-from export.graphs import RECORD_FILE, WEIGHTS_FILE, GraphsRecord, OnnxGraphs, make_graphs
+from export.graphs import RECORD_FILE, WEIGHTS_FILE, GraphsRecord, OnnxGraphs
 from export.model import StaticModel, constants
 from export.plan import export_record
 from export.quantize import WeightStorage
@@ -19,16 +18,14 @@ from runtime import manifest
 from runtime.tensor_file import TensorFile, TensorFileWriter
 
 
-def export_model(config: CompileConfig, checkpoint: Checkpoint, folder: Path, dump: Path | None) -> OnnxGraphs:
-    """Fill `folder` with the graphs, their weights and the tokenizer; `dump` receives a readable copy of each graph."""
+def export_model(config: CompileConfig, checkpoint: Checkpoint, folder: Path) -> OnnxGraphs:
+    """Fill `folder` with the graphs, their weights and the tokenizer."""
     record = export_record(config, checkpoint)
     storage = WeightStorage.of(record)
     write_weights(checkpoint, storage, record, folder / WEIGHTS_FILE)
     write_tokenizer(checkpoint, folder, record)
     trace_graphs(record, folder)
     (folder / RECORD_FILE).write_bytes(manifest.encode(record))
-    if dump is not None:
-        dump_graphs(record, folder, dump)
     return OnnxGraphs(folder, record)
 
 
@@ -64,10 +61,3 @@ def trace_graphs(record: GraphsRecord, folder: Path) -> None:
         for graph in record.graphs:
             export_graph(model, graph, values, weights, folder / f"{graph.name}.onnx")
             bar.advance(1)
-
-
-def dump_graphs(record: GraphsRecord, folder: Path, dump: Path) -> None:
-    """Copy the ONNX files, for a viewer, under numbered names."""
-    dump.mkdir(parents=True, exist_ok=True)
-    for graph in make_graphs(record.model, record.shape, record.dtype):
-        shutil.copyfile(folder / f"{graph.name}.onnx", dump / f"0-export-{graph.name}.onnx")

@@ -99,7 +99,7 @@ def compiled(name: str, shared: Path) -> Compiled:
         config = load_config(path)
         checkpoint = open_configured(config)
         workspace = workspace_of(config, artifact_dir(path))
-        graphs = run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint, dump=None))
+        graphs = run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint))
         compile_config(config, path, [], None)
     return Compiled(name, folder, config, checkpoint, OnnxGraphs.open(folder / graphs))
 

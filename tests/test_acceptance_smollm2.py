@@ -1,4 +1,4 @@
-"""The real model, end to end: greedy tokens of the fp32 artifact equal those of transformers with the same weights; int8 costs under 1 % perplexity."""
+"""The real model, end to end: greedy tokens at fp32 equal those of transformers with the same weights; int8 costs under 1 % perplexity."""
 
 import json
 import subprocess

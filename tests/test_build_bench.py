@@ -1,17 +1,11 @@
 """The rival's loop must compute what ours computes, or its speed would mean nothing; and the figures that are printed must follow from the rounds."""
 
-import contextlib
-import json
-import shutil
-import sys
 
 import numpy as np
 import pytest
 
-from build import bench as module
-from build.bench import Contender, OnnxruntimeEngine, Result, promises, results_table, run_rounds
+from build.bench import OnnxruntimeEngine, Result
 from runtime.engine import Engine
-from runtime.errors import UserError
 from runtime.verify import relative_bound
 
 STEPS = 20  # past the window of 8 and, with the longest prompt, past two chunks

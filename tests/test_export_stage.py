@@ -26,12 +26,14 @@ def key(inputs=None, tools=("numpy",)):
     return stage_key(inputs or {"a": 1, "b": {"c": None}}, "package.top", tools)
 
 
-def test_key_is_stable_and_ignores_the_order_of_inputs(project):
+@pytest.mark.usefixtures("project")
+def test_key_is_stable_and_ignores_the_order_of_inputs():
     assert key() == key() == key({"b": {"c": None}, "a": 1})
     assert len(key()) == stage.KEY_LENGTH
 
 
-def test_key_changes_with_inputs(project):
+@pytest.mark.usefixtures("project")
+def test_key_changes_with_inputs():
     assert len({key(), key({"a": 2, "b": {"c": None}}), key({"a": 1, "b": {"c": 0}}), key({"a": 1})}) == 4
 
 
@@ -43,7 +45,8 @@ def test_key_changes_with_code_that_is_imported_only(project):
     assert key() != before
 
 
-def test_key_changes_with_tool_versions(project, monkeypatch):
+@pytest.mark.usefixtures("project")
+def test_key_changes_with_tool_versions(monkeypatch):
     before = key()
     assert key(tools=("numpy", "onnx")) != before
     monkeypatch.setattr(stage, "version", lambda _: "0.0.1")
