@@ -13,5 +13,6 @@ else:
 
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
+from tvm.target import codegen
 
-__all__ = ["from_onnx", "relax", "tvm"]
+__all__ = ["codegen", "from_onnx", "relax", "tvm"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from build import cuda
 from build.dispatch import DispatchedModule, ReportRow, dispatch
 from build.importer import import_graphs
 from build.lower import dump_module, lower
@@ -28,7 +29,12 @@ WEIGHT_SPECS_FILE = "weights.json"
 def build_key(graphs: OnnxGraphs, spec: TargetSpec) -> str:
     """Identifies a library and the artifact around it: the graphs, the target, our code and the tools."""
     inputs = {"graphs": graphs.folder.name, "target": msgspec.to_builtins(spec)}
-    return stage_key(inputs, "build.pipeline", BUILD_TOOLS)
+    return stage_key(inputs, "build.pipeline", build_tools(spec))
+
+
+def build_tools(spec: TargetSpec) -> tuple[str, ...]:
+    """Distributions whose versions an artifact depends on and records."""
+    return (*BUILD_TOOLS, *(cuda.PACKAGES if spec.kind == "cuda" else ()))
 
 
 def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path | None) -> None:
@@ -79,7 +85,7 @@ def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library
             weights=weights,
             tokenizer=record.tokenizer,
             overrides=record.overrides,
-            tools=tool_versions(BUILD_TOOLS),
+            tools=tool_versions(build_tools(spec)),
             files=files,
         )
 

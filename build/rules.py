@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from build.kernels.cpu.attention import RollingAttention
+from build.kernels.shapes import RollingAttention
 from build.producers import END, Expr, NoMatch, Producers, constant, dtype, expect_constant, integer, shape
 from export.model_constants import MASKED_SCORE
 from runtime.manifest import ModelConfig

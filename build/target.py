@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm.target import codegen
-
 from build import cuda
-from build.compiler import relax, tvm
+from build.compiler import codegen, relax, tvm
 from build.machine_code import check_machine_code
 from export.config import BackendConfig
 from runtime.cpu import cpuinfo_flags

@@ -1,6 +1,5 @@
 """The rival's loop must compute what ours computes, or its speed would mean nothing; and the figures that are printed must follow from the rounds."""
 
-
 import numpy as np
 import pytest
 

@@ -12,11 +12,12 @@ import tvm_ffi
 
 from build.compiler import tvm
 from build.kernels.cpu import vector
-from build.kernels.cpu.attention import RollingAttention, rolling_attention
+from build.kernels.cpu.attention import rolling_attention
 from build.kernels.cpu.embedding import embedding
 from build.kernels.cpu.linear import PANEL, linear
 from build.kernels.cpu.norm import rms_norm
 from build.kernels.cpu.swiglu import swiglu
+from build.kernels.shapes import RollingAttention
 from build.pack import to_panels
 
 U = 2.0**-24

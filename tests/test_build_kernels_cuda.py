@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from build.compiler import tvm
-from build.kernels.cpu.attention import RollingAttention
 from build.kernels.cuda import attention, embedding, linear, norm, swiglu
 from build.kernels.cuda.binding import SERIAL
+from build.kernels.shapes import RollingAttention
 from build.pack import to_panels
 
 FLOAT32 = np.finfo(np.float32).eps

@@ -8,31 +8,11 @@ Attention must finish before the ring is written: with T > 1 the new columns rep
 Bytes per query: 2 visible n_kv_heads head_dim itemsize at least; operations: 4 visible n_heads head_dim.
 """
 
-from dataclasses import dataclass
-
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.vector import LANES, exp
-
-
-@dataclass(frozen=True)
-class RollingAttention:
-    """Shapes of one layer's attention in one graph."""
-
-    batch: int
-    tokens: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    cache_len: int  # W: slots of the ring, and the window
-    cache_dtype: str
-    scale: float
-
-    @property
-    def qkv_dim(self) -> int:
-        """Width of the stacked projections."""
-        return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+from build.kernels.shapes import RollingAttention
 
 
 def rolling_attention(shape: RollingAttention) -> PrimFunc:

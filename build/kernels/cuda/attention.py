@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu.attention import RollingAttention
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
+from build.kernels.shapes import RollingAttention
 
 LOWEST = -3e38  # a score that no key has; exp(LOWEST - maximum) is 0
 
