@@ -25,7 +25,7 @@ ifdef GPU
 endif
 
 $(READY): requirements.lock
-	@command -v cc >/dev/null || { echo "error: no C compiler was found, and the linker of a compile needs one; install gcc (apt-get install gcc libc6-dev)" >&2; exit 2; }
+	@command -v g++ >/dev/null || { echo "error: no C++ compiler was found, and a compile links with one; install it (apt-get install g++)" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "error: $(PYTHON) is not Python 3.11 or 3.12 with venv; install python3.11-venv, or name another with PYTHON=..." >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock

@@ -13,6 +13,7 @@ else:
 
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
+from tvm.support import cc
 from tvm.target import codegen
 
-__all__ = ["codegen", "from_onnx", "relax", "tvm"]
+__all__ = ["cc", "codegen", "from_onnx", "relax", "tvm"]

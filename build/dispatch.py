@@ -123,7 +123,7 @@ class _Kernels:
         self.made: dict[tuple[str, tuple[Any, ...]], tuple[str, Any]] = {}
         self.counts: Counter[str] = Counter()
 
-    def get(self, region: Region) -> Any:
+    def get(self, region: Region) -> Expr:
         """The global variable of the region's kernel."""
         key = (region.op, region.arguments)
         if key not in self.made:

@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
-from build.compiler import relax, tvm
+from build.compiler import cc, relax, tvm
 from build.dispatch import DispatchedModule
 from build.target import TARGETS
+from runtime.errors import UserError
 from runtime.manifest import TargetSpec
 
 
 def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:
-    """Compile every function and write the shared library; `dump` receives the module after each group of passes; UserError of the target's check."""
+    """Compile every function and write the shared library; `dump` receives the module after each group of passes.
+
+    Raises `UserError` when the host has no linker, or when the library fails the target's own check.
+    """
+    if cc.get_cc() is None:
+        raise UserError("no C++ compiler was found on PATH, expected g++ or clang++ to link the library; install one (apt-get install g++)")
     row = TARGETS[spec.kind]
     target = row.make(spec)
     module = dispatched.module

@@ -49,10 +49,10 @@ class Compile:
 
 
 def run_measured(command: Sequence[str], folder: Path) -> Usage:
-    """Run a command of this project in `folder`; raises `UserError` if it fails."""
+    """Run a command of this project in `folder`; its standard output is dropped; raises `UserError` if it fails."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     start, peak = time.perf_counter(), 0
-    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             peak = max(peak, anonymous_bytes(process.pid))
             time.sleep(SAMPLE_SECONDS)
@@ -112,8 +112,8 @@ def results_table(compiles: Sequence[Compile], full_depth: int, largest: int) ->
         peaks = [compile.stages[stage].peak_bytes for compile in compiles]
         extended = peaks[-1] + slope(depths, peaks) * (full_depth - depths[-1])
         table.add_row(f"{stage}: peak, MB", *_row([p / 1e6 for p in peaks], depths, full_depth), f"{extended / largest:.1f}")
-    for stage in STAGES:
-        table.add_row(f"{stage}: time, s", *_row([compile.stages[stage].seconds for compile in compiles], depths, full_depth), "")
+    for stage in STAGES:  # not extended: it depends on what else the machine does
+        table.add_row(f"{stage}: time, s", *(f"{compile.stages[stage].seconds:,.1f}" for compile in compiles), "", "", "")
     table.add_row("artifact, MB", *_row([compile.artifact_bytes / 1e6 for compile in compiles], depths, full_depth), "")
     return table
 

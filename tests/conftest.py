@@ -2,13 +2,24 @@
 
 import build.compiler  # noqa: F401, I001 (before torch, and before the engine loads the runtime alone: then one process can hold all three)
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.artifacts import Compiled, compiled
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One core a worker: thread pools that wait for each other's cores cost minutes."""
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
