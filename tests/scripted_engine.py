@@ -1,11 +1,11 @@
 """A stand-in for `runtime.engine` that says what it is told to and records what it was fed."""
 
 import importlib.resources
-import sys
 import types
 
 import numpy as np
 
+import runtime.engine
 from runtime.errors import UserError
 from runtime.manifest import TokenizerSpec
 
@@ -61,19 +61,20 @@ class ScriptedEngine:
         return logits
 
 
+def write_tokenizer(folder):
+    """Put Mistral's v3 tokenizer where `SPEC` names it."""
+    (folder / "tokenizer.model").write_bytes(MISTRAL_V3.read_bytes())
+
+
 def install(monkeypatch, folder, engine, spec=SPEC):
     """Make `runtime.engine.Engine.open` answer with `engine`, whose artifact is `folder` with Mistral's v3 tokenizer."""
-    (folder / "tokenizer.model").write_bytes(MISTRAL_V3.read_bytes())
+    write_tokenizer(folder)
     engine.folder = folder
     engine.manifest = types.SimpleNamespace(tokenizer=spec)
 
-    class Engine:
-        @classmethod
-        def open(cls, artifact, *, threads=None):
-            assert artifact == folder
-            engine.threads = threads
-            return engine
+    def open_engine(artifact, *, threads=None):
+        assert artifact == folder
+        engine.threads = threads
+        return engine
 
-    module = types.ModuleType("runtime.engine")
-    module.Engine = Engine
-    monkeypatch.setitem(sys.modules, "runtime.engine", module)
+    monkeypatch.setattr(runtime.engine.Engine, "open", open_engine)

@@ -177,7 +177,7 @@ def fake_command(monkeypatch):
             engine.manifest = manifest
             return engine
 
-    monkeypatch.setitem(sys.modules, "runtime.engine", types.SimpleNamespace(Engine=FakeEngine))
+    monkeypatch.setattr("runtime.engine.Engine", FakeEngine)
     monkeypatch.setattr(module, "fresh_read_bandwidth", lambda _threads: 10.0)
     return ["folder", "--prompt-tokens", "8,100", "--context", "16", "--tokens", "4", "--threads", "3", "--repeats", "2"]
 

@@ -3,7 +3,7 @@ import signal
 
 import msgspec
 import pytest
-from scripted_engine import EOS, SPEC, ScriptedEngine, install
+from scripted_engine import EOS, SPEC, ScriptedEngine, install, write_tokenizer
 
 from runtime.chat import Conversation, converse, main
 from runtime.chat_template import ChatTemplate
@@ -20,7 +20,7 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifact")
-    install(pytest.MonkeyPatch(), folder, ScriptedEngine([]))
+    write_tokenizer(folder)
     return open_tokenizer(SPEC, folder)
 
 

@@ -1,8 +1,6 @@
 """The self-check, with an engine whose caches are a list: it must pass a right one and name each kind of wrong one."""
 
 import json
-import sys
-import types
 
 import msgspec
 import numpy as np
@@ -226,10 +224,10 @@ def test_table_is_aligned():
 
 @pytest.fixture
 def use_engine(monkeypatch):
-    """Make `runtime.engine` offer this class; the true one needs a compiled library."""
+    """Make `runtime.engine` offer this class; which the command imports when it starts; the true one needs a compiled library."""
 
     def use(kind):
-        monkeypatch.setitem(sys.modules, "runtime.engine", types.SimpleNamespace(Engine=kind))
+        monkeypatch.setattr("runtime.engine.Engine", kind)
 
     return use
 
