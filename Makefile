@@ -5,7 +5,8 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
-ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET)) $(if $(DUMP),--dump $(DUMP))
+ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
+COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 NAME := $(basename $(notdir $(CONFIG)))
 
 # Checkpoints that the shipped configs use and that can be had without a model hub.
@@ -42,7 +43,7 @@ demo: setup  ## fetch a real small model, compile it for this CPU, and let it wr
 	@$(PY) -m runtime.generate out/demo --chat --prompt "What is the capital of France, and what is it known for?" --max-tokens 96
 
 compile: inputs  ## CONFIG=...: YAML and checkpoint to an artifact in out/NAME/
-	$(PY) -m build $(ARGUMENTS)
+	$(COMPILE)
 
 parity: inputs  ## CONFIG=...: transformers == static torch == onnxruntime == compiled artifact, in one table
 	$(PY) -m build.parity $(ARGUMENTS)
@@ -57,7 +58,7 @@ memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths
 	$(PY) -m build.memory
 
 ship: inputs  ## CONFIG=...: the artifact, the runtime package and TVM runtime library in one file, out/NAME.tar
-	$(PY) -m build $(ARGUMENTS)
+	$(COMPILE)
 	$(PY) -m build.ship $(CONFIG)
 
 check: setup  ## formatting, lint and types

@@ -5,7 +5,7 @@ import time
 from rich.table import Table
 
 from build.compile import compile_config
-from export.config import config_parser, describe_defaults, load_config
+from export.config import describe_defaults, load_config, stage_parser
 from export.console import console, output, peak_memory_mb
 from runtime.artifact import Artifact
 from runtime.errors import run_command
@@ -13,7 +13,7 @@ from runtime.errors import run_command
 
 def main() -> int:
     """Compile; returns the exit status."""
-    arguments = config_parser("Compile a checkpoint into an artifact.").parse_args()
+    arguments = stage_parser("Compile a checkpoint into an artifact.").parse_args()
     config = load_config(arguments.config, arguments.overrides)
     console.print("\n".join(describe_defaults(config)), style="dim", markup=False)
     start = time.perf_counter()

@@ -5,6 +5,7 @@ Worked example, N = 3, K = 2, P = 2:   rows a0 a1 / b0 b1 / c0 c1   become   [[a
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,21 @@ Array = NDArray[np.generic]
 ROW_MAJOR = "row_major"
 
 
-def to_panels(matrix: Array, panel: int) -> Array:
-    """(N, K) to (ceil(N / panel), K, panel), N padded with zeros."""
+def to_panels(matrix: Array, panel: int, workers: int = 1) -> Array:
+    """(N, K) to (ceil(N / panel), K, panel), N padded with zeros; `workers` threads share the panels."""
     n, k = matrix.shape
-    panels = -(-n // panel)
-    padded = matrix if n == panels * panel else np.concatenate([matrix, np.zeros((panels * panel - n, k), matrix.dtype)])
-    return np.ascontiguousarray(padded.reshape(panels, panel, k).transpose(0, 2, 1))
+    whole, rest = divmod(n, panel)
+    packed = np.zeros((whole + bool(rest), k, panel), matrix.dtype)
+    if rest:
+        packed[whole, :, :rest] = matrix[whole * panel :].T
+
+    def fill(start: int, stop: int) -> None:
+        packed[start:stop] = matrix[start * panel : stop * panel].reshape(stop - start, panel, k).transpose(0, 2, 1)
+
+    edges = [whole * i // workers for i in range(workers + 1)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(fill, edges, edges[1:]))
+    return packed
 
 
 def from_panels(packed: Array, n: int) -> Array:
@@ -33,16 +43,17 @@ def from_panels(packed: Array, n: int) -> Array:
 
 
 def pack_weights(source: TensorFile, specs: Sequence[WeightSpec], path: Path, workers: int) -> None:
-    """Rewrite the exported weights in the layouts of `specs`; at most `workers` tensors are in memory at once."""
+    """Rewrite the exported weights in the layouts of `specs`, one tensor in memory at a time."""
 
-    def pack(spec: WeightSpec) -> Array:
+    def write(spec: WeightSpec) -> None:  # a function, so that its arrays are gone before the next ones come
         stored = source.read(spec.name)
-        return stored if spec.layout == ROW_MAJOR else to_panels(stored, spec.shape[2])
+        writer.write(spec.name, stored if spec.layout == ROW_MAJOR else to_panels(stored, spec.shape[2], workers))
 
-    total = sum(int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize for spec in specs)
-    with TensorFileWriter(path, specs) as writer, byte_bar("packing weights", total) as bar, ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(specs), workers):
-            batch = specs[start : start + workers]
-            for spec, packed in zip(batch, pool.map(pack, batch), strict=True):
-                writer.write(spec.name, packed)
-                bar.advance(packed.nbytes)
+    def nbytes(spec: WeightSpec) -> int:
+        return prod(spec.shape) * np.dtype(spec.dtype).itemsize
+
+    total = sum(map(nbytes, specs))
+    with TensorFileWriter(path, specs) as writer, byte_bar("packing weights", total) as bar:
+        for spec in specs:
+            write(spec)
+            bar.advance(nbytes(spec))

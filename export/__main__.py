@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from export.config import artifact_dir, config_parser, load_config
+from export.config import artifact_dir, load_config, stage_parser
 from export.console import console
 from export.graphs import OnnxGraphs
 from export.plan import export_key, open_configured, workspace_of
@@ -12,7 +12,7 @@ from runtime.errors import run_command
 
 def main() -> int:
     """Run the stage; returns the exit status."""
-    arguments = config_parser("Export a checkpoint to static ONNX graphs.").parse_args()
+    arguments = stage_parser("Export a checkpoint to static ONNX graphs.").parse_args()
     config = load_config(arguments.config, arguments.overrides)
     key = export_key(config)
     workspace = workspace_of(config, artifact_dir(arguments.config))

@@ -199,9 +199,15 @@ def artifact_dir(config_path: Path) -> Path:
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every stage's command takes: `config` (Path), `overrides` (list of texts), `dump` (Path or None)."""
+    """The arguments that every command on a config takes: `config` (Path) and `overrides` (list of texts)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", type=Path, help="YAML file, such as yaml/demo.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set one value, may be repeated")
+    return parser
+
+
+def stage_parser(description: str) -> argparse.ArgumentParser:
+    """Those of a command that compiles: also `dump` (Path or None)."""
+    parser = config_parser(description)
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the intermediate form after each named step to this folder")
     return parser

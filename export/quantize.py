@@ -15,6 +15,7 @@ from runtime.manifest import TensorSpec
 Array = NDArray[np.generic]
 SCALE_SUFFIX = "_scale"
 INT8_MAX = 127  # symmetric: -128 is left unused, so that negation is exact
+BLOCK_ROWS = 1024  # quantized at a time: the temporary arrays stay small beside the matrix
 STORAGE = {"fp32": "float32", "fp16": "float16"}  # backend.dtype to the stored dtype of matrices and caches
 
 
@@ -33,7 +34,7 @@ def _plain_specs(name: str, shape: tuple[int, ...], dtype: str) -> tuple[TensorS
 
 
 def _plain_store(name: str, weight: NDArray[np.float32], dtype: str) -> dict[str, Array]:
-    return {name: weight.astype(dtype)}
+    return {name: weight.astype(dtype, copy=False)}
 
 
 def _plain_load(name: str, stored: Mapping[str, Array]) -> NDArray[np.float32]:
@@ -46,9 +47,12 @@ def _int8_specs(name: str, shape: tuple[int, ...], _dtype: str) -> tuple[TensorS
 
 def _int8_store(name: str, weight: NDArray[np.float32], _dtype: str) -> dict[str, Array]:
     """Symmetric, one scale per output channel (row): q = round(w / scale), scale = max |row| / 127; a row of zeros has scale 1."""
-    largest = np.abs(weight).max(axis=1)
-    scale = np.where(largest > 0, largest / np.float32(INT8_MAX), np.float32(1)).astype(np.float32)
-    quantized = np.rint(weight / scale[:, None]).clip(-INT8_MAX, INT8_MAX).astype(np.int8)
+    quantized, scale = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
+    for start in range(0, len(weight), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        largest = np.abs(weight[rows]).max(axis=1)
+        scale[rows] = np.where(largest > 0, largest / np.float32(INT8_MAX), np.float32(1))
+        quantized[rows] = np.rint(weight[rows] / scale[rows, None]).clip(-INT8_MAX, INT8_MAX)
     return {name: quantized, name + SCALE_SUFFIX: scale}
 
 

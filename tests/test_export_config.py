@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from yaml import safe_load
 
-from export.config import CompileConfig, artifact_dir, config_parser, describe_defaults, load_config
+from export.config import CompileConfig, artifact_dir, describe_defaults, load_config, stage_parser
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -362,9 +362,9 @@ def test_file_name_that_makes_no_artifact_folder_is_refused(path):
 
 
 def test_command_line_of_a_stage():
-    given = config_parser("a stage").parse_args(["yaml/x.yaml", "--set", "a.b=1", "--dump", "out/dump", "--set", "c=[2, 3]"])
+    given = stage_parser("a stage").parse_args(["yaml/x.yaml", "--set", "a.b=1", "--dump", "out/dump", "--set", "c=[2, 3]"])
     assert (given.config, given.overrides, given.dump) == (Path("yaml/x.yaml"), ["a.b=1", "c=[2, 3]"], Path("out/dump"))
-    bare = config_parser("a stage").parse_args(["yaml/x.yaml"])
+    bare = stage_parser("a stage").parse_args(["yaml/x.yaml"])
     assert (bare.overrides, bare.dump) == ([], None)
 
 
