@@ -8,11 +8,13 @@ from typing import Any
 from build.compiler import relax, tvm
 from build.importer import RelaxModule
 from build.kernels.table import KERNELS
+from build.pack import ROW_MAJOR, panel_layout
 from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape
 from build.rules import RULES, Context, Region
 from runtime.errors import UserError
 from runtime.manifest import Graph, WeightSpec
 
+EXPERTS = ".experts."  # in the names of weights that stack one matrix for each expert
 IN_PLACE_NEW = -1  # how call_tir_inplace writes "a new tensor"
 
 
@@ -57,11 +59,9 @@ def packed_weights(relax_module: RelaxModule, panel: int) -> tuple[WeightSpec, .
     """How the artifact stores each weight: matrices in panels, vectors as they are."""
     specs = []
     for spec in relax_module.record.weights:
-        if len(spec.shape) == 2:
-            n, k = spec.shape
-            specs.append(WeightSpec(name=spec.name, shape=(-(-n // panel), k, panel), dtype=spec.dtype, layout=f"panels_{panel}"))
-        else:
-            specs.append(WeightSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype, layout="row_major"))
+        stacked = (relax_module.record.model.n_experts or 1) if EXPERTS in spec.name else 1
+        layout, packed = panel_layout(spec.shape, panel, stacked) if len(spec.shape) == 2 else (ROW_MAJOR, spec.shape)
+        specs.append(WeightSpec(name=spec.name, shape=packed, dtype=spec.dtype, layout=layout))
     return tuple(specs)
 
 
@@ -85,6 +85,7 @@ def find_regions(relax_module: RelaxModule, graph: Graph) -> dict[Expr, Region]:
             except NoMatch as reason:
                 if op == "reshape" and _reads_softmax(producers, value):
                     reasons.append(str(reason))
+    _check_experts(relax_module, context, regions, graph)
     owned = {cache for region in regions.values() for cache in (region.inputs[i] for i in region.updates)}
     orphans = [context.parameter_name(cache) for cache in caches if cache not in owned]
     if orphans:
@@ -94,6 +95,14 @@ def find_regions(relax_module: RelaxModule, graph: Graph) -> dict[Expr, Region]:
             "a library built from this graph could be silently wrong; export the graphs again"
         )
     return regions
+
+
+def _check_experts(relax_module: RelaxModule, context: Context, regions: dict[Expr, Region], graph: Graph) -> None:
+    """UserError when experts would be computed by anything but a mixture: a default schedule would compute all of them for every token."""
+    used = {context.parameter_name(value) for region in regions.values() if region.op == "mixture" for value in region.inputs[2:]}
+    left = [spec.name for spec in relax_module.record.weights if EXPERTS in spec.name and spec.name not in used]
+    if left:
+        raise UserError(f"{graph.name}: {left[0]} is not used by a mixture of experts in the form of `python -m export`; export the graphs again")
 
 
 def _reads_softmax(producers: Producers, value: Expr) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.table import Table
 
 from build.random_checkpoint import SHAPES, model_config, write_random_checkpoint
-from export import families
+from export import tensor_layout
 from export.config import SCHEME_NAMES
 from export.console import output
 from export.stage import ROOT
@@ -91,7 +91,7 @@ def measure(shape: str, layers: int, scheme: str, target: str, parent: Path) -> 
 
 def largest_tensor(shape: str) -> tuple[str, int]:
     """Our name of the model's largest tensor, and its bytes in float32, as which every stage that computes on it must hold it."""
-    sizes = {name: 4 * prod(weight.shape) for name, weight in families.weights(*model_config(shape, 1)).items()}
+    sizes = {name: 4 * prod(weight.shape) for name, weight in tensor_layout.weights(*model_config(shape, 1)).items()}
     name = max(sizes, key=lambda key: sizes[key])
     return name, sizes[name]
 

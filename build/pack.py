@@ -3,7 +3,7 @@
 Worked example, N = 3, K = 2, P = 2:   rows a0 a1 / b0 b1 / c0 c1   become   [[a0 b0], [a1 b1]], [[c0 0], [c1 0]].
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ from runtime.tensor_file import TensorFile, TensorFileWriter
 
 Array = NDArray[np.generic]
 ROW_MAJOR = "row_major"
+BLOCK_ELEMENTS = 2**24  # packed at a time
 
 
 def to_panels(matrix: Array, panel: int, workers: int = 1) -> Array:
@@ -36,24 +37,39 @@ def to_panels(matrix: Array, panel: int, workers: int = 1) -> Array:
     return packed
 
 
-def from_panels(packed: Array, n: int) -> Array:
-    """The inverse of `to_panels`: (panels, K, panel) to (N, K)."""
-    panels, k, panel = packed.shape
-    return np.ascontiguousarray(packed.transpose(0, 2, 1).reshape(panels * panel, k)[:n])
+def from_panels(packed: Array, n: int, stacked: int = 1) -> Array:
+    """The inverse of packing: (stacked * panels, K, panel) to (stacked * N, K)."""
+    k = packed.shape[1]
+    rows = packed.transpose(0, 2, 1).reshape(stacked, -1, k)[:, :n]
+    return np.ascontiguousarray(rows).reshape(stacked * n, k)
+
+
+def panel_layout(shape: tuple[int, ...], panel: int, stacked: int) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of the layout of (stacked * N, K): each of the stacked matrices is padded to whole panels by itself."""
+    n, k = shape[0] // stacked, shape[1]
+    return f"panels_{panel}" + (f"x{stacked}" if stacked > 1 else ""), (stacked * -(-n // panel), k, panel)
 
 
 def pack_weights(source: TensorFile, specs: Sequence[WeightSpec], path: Path, workers: int) -> None:
-    """Rewrite the exported weights in the layouts of `specs`, one tensor in memory at a time."""
-
-    def write(spec: WeightSpec) -> None:  # a function, so that its arrays are gone before the next ones come
-        stored = source.read(spec.name)
-        writer.write(spec.name, stored if spec.layout == ROW_MAJOR else to_panels(stored, spec.shape[2], workers))
-
-    def nbytes(spec: WeightSpec) -> int:
-        return prod(spec.shape) * np.dtype(spec.dtype).itemsize
-
-    total = sum(map(nbytes, specs))
+    """Rewrite the exported weights in the layouts of `specs`, a bounded number of bytes in memory at a time."""
+    total = sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
     with TensorFileWriter(path, specs) as writer, byte_bar("packing weights", total) as bar:
         for spec in specs:
-            write(spec)
-            bar.advance(nbytes(spec))
+            for block in _blocks(source, spec, workers):
+                writer.write(spec.name, block)
+                bar.advance(block.nbytes)
+
+
+def _blocks(source: TensorFile, spec: WeightSpec, workers: int) -> Iterator[Array]:
+    """One tensor in its layout, some panels at a time."""
+    if spec.layout == ROW_MAJOR:
+        yield source.read(spec.name)
+        return
+    _, k, panel = spec.shape
+    stacked = int(spec.layout.partition("x")[2] or 1)
+    n = source.tensors[spec.name].shape[0] // stacked
+    rows = max(BLOCK_ELEMENTS // (k * panel), 1) * panel
+    for matrix in range(stacked):
+        for start in range(0, n, rows):
+            block = source.read(spec.name, slice(matrix * n + start, matrix * n + min(start + rows, n)))
+            yield to_panels(block, panel, workers)

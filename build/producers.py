@@ -62,6 +62,13 @@ class Producers:
             raise NoMatch(f"expected axes {axes}, found {found}")
         return source
 
+    def tuple_item(self, value: Expr) -> tuple[Expr, int]:
+        """The tuple that `value` is an item of, and which."""
+        item = self.calls.get(value)
+        if not isinstance(item, relax.TupleGetItem):
+            raise NoMatch(f"expected an item of a tuple, found {describe(item if item is not None else value)}")
+        return item.tuple_value, int(item.index)
+
     def through(self, value: Expr, op: str) -> Expr:
         """The source of `value` where it was made by a call to `op`, else `value` itself."""
         return self.calls[value].args[0] if is_call(self.calls.get(value), op) else value

@@ -15,8 +15,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from export import families
+from export import families, tensor_layout
 from export.console import byte_bar
+from export.hyperparameters import model_config as checked_config
 from runtime.errors import UserError, run_command
 from runtime.manifest import ModelConfig, TensorSpec
 from runtime.tensor_file import TensorFileWriter
@@ -27,6 +28,8 @@ SEED = 0
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {  # what config.json says at full depth; a new shape is a row
     "7b": {  # Mistral-7B-Instruct-v0.2
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
         "num_hidden_layers": 32,
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -40,7 +43,44 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {  # what config.json says at full dep
         "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
     },
+    "ministral-8b": {  # Ministral-8B-Instruct-2410, with the windows of its params.json
+        "architectures": ["MinistralForCausalLM"],
+        "model_type": "ministral",
+        "num_hidden_layers": 36,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e8,
+        "sliding_window": 32768,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3] * 9,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+    },
+    "mixtral-8x7b": {  # Mixtral-8x7B-Instruct-v0.1
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 32000,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
     "tiny": {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
         "num_hidden_layers": 8,
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -59,8 +99,16 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {  # what config.json says at full dep
 
 def model_config(shape: str, layers: int) -> tuple[families.Family, ModelConfig]:
     """The family and the model that a shape of `SHAPES` describes at a depth."""
-    family = families.find("huggingface", "mistral", shape)
-    return family, families.model_config(family, {**SHAPES[shape], "num_hidden_layers": layers, "rope_type": "default"}, {}, shape)
+    family = families.find("huggingface", SHAPES[shape]["model_type"], shape)
+    return family, checked_config(family, {**_at_depth(shape, layers), "rope_type": "default"}, {}, shape)
+
+
+def _at_depth(shape: str, layers: int) -> dict[str, Any]:
+    """The keys of config.json at a depth; the pattern of layer types, where a shape has one, goes on or is cut."""
+    values = {**SHAPES[shape], "num_hidden_layers": layers}
+    if "layer_types" in values:
+        values["layer_types"] = (values["layer_types"] * -(-layers // len(values["layer_types"])))[:layers]
+    return values
 
 
 def write_random_checkpoint(folder: Path, shape: str, layers: int) -> None:
@@ -81,14 +129,14 @@ def write_random_checkpoint(folder: Path, shape: str, layers: int) -> None:
                     bar.advance(values.nbytes)
     weight_map = {spec.name: file for file, specs in zip(files, shards, strict=True) for spec in specs}
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": nbytes}, "weight_map": weight_map})
-    architecture = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "torch_dtype": "bfloat16", "hidden_act": "silu"}
-    _write_json(folder / "config.json", {**architecture, **SHAPES[shape], "num_hidden_layers": layers})
+    dtype_and_activation = {"torch_dtype": "bfloat16", "hidden_act": "silu"}
+    _write_json(folder / "config.json", {**dtype_and_activation, **_at_depth(shape, layers)})
 
 
 def _shards(shape: str, layers: int) -> list[list[TensorSpec]]:
     """Tensors by shard, under the names that the families table knows them by: those outside the layers first."""
     grouped: dict[str, list[TensorSpec]] = defaultdict(list)
-    for name, weight in families.weights(*model_config(shape, layers)).items():
+    for name, weight in tensor_layout.weights(*model_config(shape, layers)).items():
         key = name.split(".")[1] if name.startswith("layers.") else ""
         grouped[key] += [TensorSpec(name=part.source, shape=part.shape, dtype="bfloat16") for part in weight.parts]
     return list(grouped.values())

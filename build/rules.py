@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from build.kernels.shapes import RollingAttention
+from build.kernels.shapes import Mixture, RollingAttention
 from build.producers import END, Expr, NoMatch, Producers, constant, dtype, expect_constant, integer, shape
 from export.model_constants import MASKED_SCORE
 from runtime.manifest import ModelConfig
@@ -129,16 +129,74 @@ def rms_norm(c: Context, root: Expr) -> Region:
 
 def swiglu(c: Context, root: Expr) -> Region:
     """silu(both[..., :F]) * both[..., F:]."""
+    *lead, hidden_dim = shape(root)
+    return Region("swiglu", (tuple(lead), hidden_dim), (_gated(c, root),), root, "w13 output", 0, 4 * prod(lead) * hidden_dim)
+
+
+def _gated(c: Context, root: Expr) -> Expr:
+    """silu(both[..., :F]) * both[..., F:] of three axes to `both`."""
     p = c.producers
     activated, up = p.args(root, "multiply")
     gate, sigmoid = p.args(activated, "multiply")
     if p.args(sigmoid, "sigmoid")[0] != gate:
         raise NoMatch("expected gate * sigmoid(gate)")
-    *lead, hidden_dim = shape(root)
+    hidden_dim = shape(root)[-1]
     both = p.sliced(gate, 2, 0, hidden_dim)
     if p.sliced(up, 2, hidden_dim, END) != both:
         raise NoMatch("expected gate and up from one tensor")
-    return Region("swiglu", (tuple(lead), hidden_dim), (both,), root, "w13 output", 0, 4 * prod(lead) * hidden_dim)
+    return both
+
+
+def mixture(c: Context, root: Expr) -> Region:
+    """Every expert's feed-forward of every token, times the token's share of it, summed over the experts."""
+    p, m = c.producers, c.model
+    weighted = _reduced(c, p.args(root, "reshape")[0], 0)
+    outputs, shares = p.args(weighted, "multiply")
+    hidden, w2_columns = p.args(outputs, "matmul")
+    both = _gated(c, hidden)
+    tokens, w13_columns = p.args(both, "matmul")
+    x = p.args(tokens, "reshape")[0]
+    w13, w2 = (weight(c, p.args(p.permuted(columns, (0, 2, 1)), "reshape")[0]) for columns in (w13_columns, w2_columns))
+    scores, per_token = _chosen(c, shares)
+    *lead, n_experts = shape(scores)
+    expected = (tuple(lead), m.dim, m.hidden_dim, n_experts)
+    found = (tuple(shape(x)[:-1]), w13.k, w2.k, w13.n // (2 * m.hidden_dim))
+    if found != expected or w2.n != n_experts * m.dim or (w13.dtype, w13.scaled) != (w2.dtype, w2.scaled):
+        raise NoMatch(f"expected experts of sizes {expected}, found {found}")
+    kernel = Mixture(tuple(lead), m.dim, m.hidden_dim, n_experts, per_token, w13.dtype, w13.scaled)
+    pairs = prod(lead) * per_token
+    nbytes = (w13.nbytes + w2.nbytes) * min(pairs, n_experts) // n_experts
+    return Region("mixture", (kernel,), (x, scores, *w13.inputs, *w2.inputs), root, w13.name, nbytes, 6 * pairs * m.dim * m.hidden_dim)
+
+
+def _chosen(c: Context, shares: Expr) -> tuple[Expr, int]:
+    """Shares (n_experts, tokens, 1), softmax over each token's best scores and zero elsewhere, to the scores and how many are the best."""
+    p = c.producers
+    by_expert = p.permuted(p.args(shares, "expand_dims")[0], (1, 0))
+    placed = _reduced(c, p.args(by_expert, "reshape")[0], -2)
+    is_chosen, share, nothing = p.args(placed, "where")
+    expect_constant(nothing, 0)
+    (best,) = p.args(p.args(share, "expand_dims")[0], "nn.softmax")
+    chosen, numbers = p.args(is_chosen, "equal")
+    top, which = p.tuple_item(p.args(chosen, "expand_dims")[0])
+    if p.tuple_item(best) != (top, 0) or which != 1:
+        raise NoMatch("expected scores and experts of one top-k")
+    (scores,) = p.args(top, "topk")
+    attributes = p.calls[top].attrs
+    expect_constant(numbers, np.arange(shape(scores)[-1]))
+    if not attributes.largest or integer(attributes.axis) not in (-1, len(shape(scores)) - 1):
+        raise NoMatch("expected the largest scores of the last axis")
+    return scores, integer(attributes.k)
+
+
+def _reduced(c: Context, value: Expr, axis: int) -> Expr:
+    """The source of a sum over one axis that does not stay."""
+    (source,) = c.producers.args(value, "sum")
+    attributes = c.producers.calls[value].attrs
+    rank = len(shape(source))
+    if [integer(n) % rank for n in attributes.axis] != [axis % rank] or attributes.keepdims:
+        raise NoMatch(f"expected a sum over axis {axis}")
+    return source
 
 
 def rolling_attention(c: Context, root: Expr) -> Region:
@@ -263,6 +321,7 @@ def _banded_mask(c: Context, mask: Expr, window: int) -> Expr:
 
 RULES: tuple[tuple[str, Rule], ...] = (  # by the operation at the region's end; in order, the first match wins
     ("reshape", rolling_attention),
+    ("reshape", mixture),
     ("take", embedding),
     ("multiply", rms_norm),
     ("multiply", swiglu),

@@ -21,7 +21,10 @@ def main() -> int:
         if not folder.is_dir():
             from export.pipeline import export_model  # loads torch, which a finished stage does not need
 
-            run_stage(workspace, "graphs", key, partial(export_model, config, open_configured(config)))
+            checkpoint = open_configured(config)
+            for note in checkpoint.notes:
+                console.print(f"warning: {note}", style="yellow")
+            run_stage(workspace, "graphs", key, partial(export_model, config, checkpoint))
         if arguments.dump is not None:
             OnnxGraphs.open(folder).dump(arguments.dump)
         console.print(f"graphs: {folder}")

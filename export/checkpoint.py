@@ -1,20 +1,24 @@
 """Checkpoints: any supported format as one `Checkpoint`, with our tensor names and layout, read one source tensor at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from export import families, gguf_checkpoint, huggingface
+from export import gguf_checkpoint, huggingface, mistral_format
+from export.hyperparameters import model_config
 from export.source import Array, Opened, TensorSource, TokenizerSource
+from export.tensor_layout import HEAD, Weight, ignored, weights
 from runtime.errors import UserError
 from runtime.manifest import ModelConfig
 from runtime.tensor_file import numpy_dtype
 
 __all__ = ["Checkpoint", "TokenizerSource", "open_checkpoint"]
 
+BLOCK_ELEMENTS = 2**24  # read at a time: 64 MB as float32
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -25,8 +29,9 @@ class Checkpoint:
     model: ModelConfig
     tokenizer: TokenizerSource | None
     source_bytes: int  # of all tensors, as stored
-    weights: Mapping[str, families.Weight]
+    weights: Mapping[str, Weight]
     source: TensorSource
+    notes: tuple[str, ...] = ()  # what a person should know about how the checkpoint was read
 
     def names(self) -> tuple[str, ...]:
         """Our tensor names."""
@@ -42,20 +47,21 @@ class Checkpoint:
         return stored.pop() if len(stored) == 1 else "float32"
 
     def tensor(self, name: str) -> Array:
-        """One of our tensors, row-major; holds it and one source tensor in memory."""
-        weight = self.weights[name]
-        if len(weight.parts) == 1:
-            return self._part(weight.parts[0])
-        result = np.empty(weight.shape, numpy_dtype(self.dtype(name)))
+        """One of our tensors, row-major and whole."""
+        result = np.empty(self.shape(name), numpy_dtype(self.dtype(name)))
         row = 0
-        for part in weight.parts:
-            result[row : row + part.shape[0]] = self._part(part)
-            row += part.shape[0]
+        for block in self.blocks(name):
+            result[row : row + len(block)] = block
+            row += len(block)
         return result
 
-    def _part(self, part: families.Part) -> Array:
-        rows = self.source.read(part.source)
-        return rows if part.interleaved_heads is None else half_split_rows(rows, part.interleaved_heads)
+    def blocks(self, name: str) -> Iterator[Array]:
+        """The rows of one of our tensors in order, a bounded number of bytes at a time."""
+        for part in self.weights[name].parts:
+            rows = part.shape[0] if part.interleaved_heads else max(BLOCK_ELEMENTS // prod(part.shape[1:]), 1)
+            for start in range(0, part.shape[0], rows):
+                block = self.source.read(part.source, slice(start, start + rows))
+                yield block if part.interleaved_heads is None else half_split_rows(block, part.interleaved_heads)
 
 
 def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object]) -> Checkpoint:
@@ -68,11 +74,11 @@ def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object]) -> C
     if found not in KINDS:
         raise UserError(f"frontend.type is {kind!r}, expected one of {', '.join(('auto', *KINDS))}")
     opened = KINDS[found](path)
-    model = _tied_as_stored(families.model_config(opened.family, opened.values, overrides, opened.where), opened)
-    weights = families.weights(opened.family, model)
-    check_tensors(opened, weights, families.ignored(opened.family, model), path)
+    model = _tied_as_stored(model_config(opened.family, opened.values, overrides, opened.where), opened)
+    layout = weights(opened.family, model)
+    check_tensors(opened, layout, ignored(opened.family, model), path)
     source_bytes = sum(tensor.nbytes for tensor in opened.source.tensors.values())
-    return Checkpoint(model, opened.tokenizer, source_bytes, weights, opened.source)
+    return Checkpoint(model, opened.tokenizer, source_bytes, layout, opened.source, opened.notes)
 
 
 def checkpoint_files(path: Path) -> list[Path]:
@@ -92,17 +98,18 @@ def detect(path: Path) -> str:
         return "mistral"
     if any(path.glob("*.gguf")):
         return "gguf"
-    raise UserError(f"{path} holds no checkpoint that is known, expected config.json with model.safetensors, or a .gguf file")
+    known = "config.json with model.safetensors, params.json with consolidated.safetensors, or a .gguf file"
+    raise UserError(f"{path} holds no checkpoint that is known, expected {known}")
 
 
-def check_tensors(opened: Opened, weights: Mapping[str, families.Weight], ignored: set[str], path: Path) -> None:
+def check_tensors(opened: Opened, layout: Mapping[str, Weight], unused: set[str], path: Path) -> None:
     """Every part is stored with its shape and a dtype that we read, and nothing is stored that no weight takes."""
     stored = opened.source.tensors
-    parts = {part.source: part for weight in weights.values() for part in weight.parts}
+    parts = {part.source: part for weight in layout.values() for part in weight.parts}
     missing = [name for name in parts if name not in stored]
     if missing:
         raise UserError(f"{path} lacks the tensor {missing[0]}{_more(missing)}, which {opened.where} calls for; fetch the checkpoint again")
-    extra = sorted(set(stored) - set(parts) - ignored)
+    extra = sorted(set(stored) - set(parts) - unused)
     if extra:
         raise UserError(f"{path} holds the tensor {extra[0]}{_more(extra)}, which a {opened.family.family} of {opened.where} has no place for")
     for name, part in parts.items():
@@ -114,7 +121,7 @@ def check_tensors(opened: Opened, weights: Mapping[str, families.Weight], ignore
 
 def _tied_as_stored(model: ModelConfig, opened: Opened) -> ModelConfig:
     """A head that is stored counts, whatever the flag says: as in transformers, where one that differs is not tied."""
-    stored = opened.family.sources[families.HEAD][0] in opened.source.tensors
+    stored = opened.family.sources[HEAD][0] in opened.source.tensors
     return msgspec.structs.replace(model, tied_embeddings=model.tied_embeddings and not stored)
 
 
@@ -131,16 +138,8 @@ def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _mistral_format(path: Path) -> Opened:
-    """Mistral's own raw format, whose reader has its place here."""
-    converter = "convert_mistral_weights_to_hf.py in the repository of transformers"
-    raise UserError(
-        f"{path} is in Mistral's own format (params.json), which is not read yet; convert it to the Hugging Face form first ({converter})"
-    )
-
-
 KINDS: Mapping[str, Callable[[Path], Opened]] = {
     "huggingface": huggingface.open_folder,
-    "mistral": _mistral_format,
+    "mistral": mistral_format.open_folder,
     "gguf": gguf_checkpoint.open_file,
 }

@@ -90,8 +90,8 @@ class FrontendConfig(Section):
 
     checkpoint: FilePath = Field(description="the path of a checkpoint folder or file, as text")
     type: Literal["auto", "huggingface", "mistral", "gguf"] = "auto"
-    overrides: Mapping[str, bool | int | FiniteFloat | str | None] = Field(
-        default_factory=dict, description="a number, text, true, false or null for each model field"
+    overrides: Mapping[str, bool | int | FiniteFloat | str | list[int | None] | None] = Field(
+        default_factory=dict, description="a number, text, true, false, null or a list of windows for each model field"
     )
 
 

@@ -43,19 +43,23 @@ class GgufTensors:
         """Every tensor by name; a packing that nothing here unpacks shows as its dtype."""
         return {name: SourceTensor(tensor.shape, _dtype(tensor.packing), tensor.nbytes) for name, tensor in self.stored.items()}
 
-    def read(self, name: str) -> Array:
-        """One tensor: float32, float16 and bfloat16 as stored, a quantized one dequantized to float32."""
+    def read(self, name: str, rows: slice) -> Array:
+        """Rows of one tensor: float32, float16 and bfloat16 as stored, a quantized one dequantized to float32."""
         tensor = self.stored[name]
-        data = np.fromfile(self.path, np.uint8, tensor.nbytes, offset=tensor.offset)
-        if data.nbytes != tensor.nbytes:
-            raise UserError(f"{self.path} has shrunk since it was opened: {name} needs {tensor.nbytes} bytes, {data.nbytes} are left")
+        start, stop, _ = rows.indices(tensor.shape[0])
+        row_bytes = tensor.nbytes // tensor.shape[0]
+        wanted = (stop - start) * row_bytes
+        data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
+        if data.nbytes != wanted:
+            raise UserError(f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, {data.nbytes} are left")
+        shape = (stop - start, *tensor.shape[1:])
         if tensor.packing.name in PLAIN:
-            return data.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(tensor.shape)
+            return data.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(shape)
         packed = data.reshape(-1, _row_bytes(tensor))
         result = np.empty((len(packed), tensor.shape[-1]), np.float32)
         for start in range(0, len(packed), ROWS_AT_ONCE):
             result[start : start + ROWS_AT_ONCE] = dequantize(packed[start : start + ROWS_AT_ONCE], tensor.packing)
-        return result.reshape(tensor.shape)
+        return result.reshape(shape)
 
 
 def open_file(path: Path) -> Opened:

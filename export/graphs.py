@@ -31,7 +31,7 @@ class GraphsRecord(Record, frozen=True):
     graphs: tuple[Graph, ...]
     weights: tuple[TensorSpec, ...]
     tokenizer: TokenizerSpec | None
-    overrides: dict[str, int | float | str | bool | None]
+    overrides: dict[str, int | float | str | bool | tuple[int | None, ...] | None]
     source_bytes: int  # size of the checkpoint's tensors
 
 

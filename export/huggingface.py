@@ -1,24 +1,24 @@
 """Hugging Face folders: config.json, safetensors in one file or in shards, and the tokenizer's files."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import msgspec
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from export import families
+from export.json_files import T, convert, read_json
+from export.mistral_format import windows_beside
+from export.mistral_tokenizer import declared_tokenizer
 from export.source import Array, Opened, SourceTensor, TokenizerSource
 from runtime.errors import UserError
 from runtime.tensor_file import TensorFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-T = TypeVar("T")
 
 
 class _Rope(msgspec.Struct, frozen=True):
@@ -77,9 +77,9 @@ class ShardedTensors:
         stored = {name: file.tensors[name] for name, file in self.files.items()}
         return {name: SourceTensor(tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in stored.items()}
 
-    def read(self, name: str) -> Array:
-        """One tensor, as stored."""
-        return self.files[name].read(name)
+    def read(self, name: str, rows: slice) -> Array:
+        """Rows of one tensor, as stored."""
+        return self.files[name].read(name, rows)
 
 
 def open_folder(folder: Path) -> Opened:
@@ -89,33 +89,14 @@ def open_folder(folder: Path) -> Opened:
     where = str(folder / "config.json")
     config = read_json(folder / "config.json")
     family = families.find("huggingface", config.get("model_type"), where)
+    changes, notes = windows_beside(folder, config, family.defaults.get("sliding_window"))
     source = _open_tensors(folder)
-    return Opened(family, config | _rope_values(config, where), where, source, _tokenizer(folder, config))
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file; raises `UserError`."""
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}; fetch the checkpoint again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, expected an object")
-    return value
-
-
-def _convert(value: object, kind: type[T], path: Path | str) -> T:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path} is malformed: {error}; fetch the checkpoint again") from error
+    return Opened(family, config | _rope_values(config, where) | changes, where, source, _tokenizer(folder, config), notes)
 
 
 def _rope_values(config: Mapping[str, object], where: str) -> dict[str, object]:
     """Rotary parameters flattened into keys of config.json itself, with the precedence of transformers."""
-    keys = _convert(config, _RopeKeys, where)
+    keys = convert(config, _RopeKeys, where)
     rope = keys.rope_scaling or keys.rope_parameters or _Rope()
     given = {"rope_theta": rope.rope_theta, "partial_rotary_factor": rope.partial_rotary_factor}
     return {"rope_type": rope.rope_type or rope.type or "default"} | {key: value for key, value in given.items() if value is not None}
@@ -133,7 +114,7 @@ def _open_tensors(folder: Path) -> ShardedTensors:
 
 def _open_shards(folder: Path) -> ShardedTensors:
     index = folder / INDEX
-    weight_map = _convert(read_json(index), _Index, index).weight_map
+    weight_map = convert(read_json(index), _Index, index).weight_map
     for shard in weight_map.values():
         # Only the written path is judged: in the Hugging Face cache the files themselves are links to another folder.
         if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or not shard.endswith(".safetensors"):
@@ -152,11 +133,14 @@ def _open_shards(folder: Path) -> ShardedTensors:
 
 
 def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | None:
-    """tokenizer.json, else tokenizer.model, else None."""
+    """Mistral's own tokenizer, where a chat model says which version it has; else tokenizer.json, else tokenizer.model, else None."""
     options = _optional(folder / "tokenizer_config.json", _TokenizerConfig)
     template = _chat_template(folder, options)
-    ids = _convert(config, _SpecialIds, folder / "config.json")
+    ids = convert(config, _SpecialIds, folder / "config.json")
     eos = _eos_ids(_optional(folder / "generation_config.json", _SpecialIds)) or _eos_ids(ids)
+    own = None if template is None else declared_tokenizer(folder)
+    if own is not None:  # what the model was trained with; chat templates are known to differ from it
+        return replace(own, eos_ids=eos or own.eos_ids)
     if (folder / "tokenizer.json").is_file():
         data = (folder / "tokenizer.json").read_bytes()
         bos, adds = _json_bos(data, options, ids.bos_token_id, folder)
@@ -169,7 +153,7 @@ def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | 
 
 
 def _optional(path: Path, kind: type[T]) -> T:
-    return _convert(read_json(path) if path.is_file() else {}, kind, path)
+    return convert(read_json(path) if path.is_file() else {}, kind, path)
 
 
 def _eos_ids(ids: _SpecialIds) -> tuple[int, ...]:

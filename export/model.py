@@ -85,6 +85,48 @@ class FeedForward(nn.Module):
         return self.w2(functional.silu(both[..., : self.hidden_dim]) * both[..., self.hidden_dim :])
 
 
+class Experts(nn.Module):
+    """The feed-forwards of a mixture, each one's matrix stacked on the one before."""
+
+    def __init__(self, config: ModelConfig, n_experts: int) -> None:
+        super().__init__()
+        self.w13 = nn.Linear(config.dim, n_experts * 2 * config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, n_experts * config.dim, bias=False)
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token's feed-forward is the sum of those of its `experts_per_token` best experts, weighted by the softmax over their scores.
+
+    Source: Jiang et al., 2024, "Mixtral of Experts", equation 2. The graph computes every expert for every token and multiplies what was not
+    chosen by an exact zero, since a static graph cannot choose; the kernel that the build stage puts in its place computes the chosen ones alone.
+    """
+
+    def __init__(self, config: ModelConfig, n_experts: int, experts_per_token: int) -> None:
+        super().__init__()
+        self.dim, self.hidden_dim, self.n_experts, self.experts_per_token = config.dim, config.hidden_dim, n_experts, experts_per_token
+        self.gate = nn.Linear(config.dim, n_experts, bias=False)
+        self.experts = Experts(config, n_experts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, dim) to (B, T, dim)."""
+        scores, chosen = self.gate(x).topk(self.experts_per_token)  # (B, T, experts_per_token) each
+        shares = torch.where(chosen[..., None] == torch.arange(self.n_experts, device=x.device), scores.softmax(-1)[..., None], 0.0).sum(
+            -2
+        )  # (B, T, n_experts)
+        tokens = x.reshape(-1, self.dim)  # (B T, dim)
+        both = tokens @ self.experts.w13.weight.view(self.n_experts, 2 * self.hidden_dim, self.dim).transpose(1, 2)
+        hidden = functional.silu(both[..., : self.hidden_dim]) * both[..., self.hidden_dim :]  # (n_experts, B T, hidden_dim)
+        outputs = hidden @ self.experts.w2.weight.view(self.n_experts, self.dim, self.hidden_dim).transpose(1, 2)  # (n_experts, B T, dim)
+        return (outputs * shares.view(-1, self.n_experts).transpose(0, 1)[..., None]).sum(0).view(x.shape)
+
+
+def feed_forward(config: ModelConfig) -> nn.Module:
+    """The layer's feed-forward: one, or a mixture."""
+    if config.n_experts is None or config.experts_per_token is None:
+        return FeedForward(config)
+    return MixtureOfExperts(config, config.n_experts, config.experts_per_token)
+
+
 class Block(nn.Module):
     """One decoder layer: attention and feed-forward, each behind a norm and added to its input."""
 
@@ -93,7 +135,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = feed_forward(config)
 
     def forward(
         self,

@@ -30,18 +30,14 @@ def export_model(config: CompileConfig, checkpoint: Checkpoint, folder: Path) ->
 
 
 def write_weights(checkpoint: Checkpoint, storage: WeightStorage, record: GraphsRecord, path: Path) -> None:
-    """Read, quantize and store every tensor, one at a time."""
-
-    def write(name: str) -> None:  # a function, so that its arrays are gone before the next ones come
-        stored = storage.store(name, checkpoint.tensor(name).astype("float32", copy=False))
-        for stored_name, array in stored.items():
-            writer.write(stored_name, array)
-            bar.advance(array.nbytes)
-
+    """Read, quantize and store every tensor, a few rows at a time."""
     total = sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in record.weights)
     with TensorFileWriter(path, record.weights) as writer, byte_bar("storing weights", total) as bar:
         for name in checkpoint.names():
-            write(name)
+            for block in checkpoint.blocks(name):
+                for stored_name, array in storage.store(name, block.astype("float32", copy=False)).items():
+                    writer.write(stored_name, array)
+                    bar.advance(array.nbytes)
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path, record: GraphsRecord) -> None:

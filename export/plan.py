@@ -34,7 +34,7 @@ def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord
         graphs=make_graphs(checkpoint.model, shape, dtype),
         weights=tuple(spec for name in checkpoint.names() for spec in storage.specs(name, checkpoint.shape(name))),
         tokenizer=_tokenizer_spec(checkpoint.tokenizer) if checkpoint.tokenizer else None,
-        overrides=dict(config.frontend.overrides),
+        overrides={name: tuple(value) if isinstance(value, list) else value for name, value in config.frontend.overrides.items()},
         source_bytes=checkpoint.source_bytes,
     )
 
@@ -47,6 +47,7 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
         add_bos=source.add_bos,
         eos_ids=source.eos_ids,
         chat_template=CHAT_TEMPLATE_FILE if source.chat_template is not None else None,
+        instruct=source.instruct,
     )
 
 

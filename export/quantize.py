@@ -1,6 +1,6 @@
 """Weight storage: how each scheme stores a matrix, and the exact inverse. The same numbers go into ONNX and into the artifact.
 
-A new scheme is a row in `SCHEMES` and its two functions.
+Every scheme stores row by row, so that a tensor can be stored a few rows at a time. A new scheme is a row in `SCHEMES` and its functions.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from runtime.manifest import TensorSpec
 
 Array = NDArray[np.generic]
 SCALE_SUFFIX = "_scale"
+ROUTER = ".feed_forward.gate.weight"
 INT8_MAX = 127  # symmetric: -128 is left unused, so that negation is exact
-BLOCK_ROWS = 1024  # quantized at a time: the temporary arrays stay small beside the matrix
 STORAGE = {"fp32": "float32", "fp16": "float16"}  # backend.dtype to the stored dtype of matrices and caches
 
 
@@ -47,12 +47,9 @@ def _int8_specs(name: str, shape: tuple[int, ...], _dtype: str) -> tuple[TensorS
 
 def _int8_store(name: str, weight: NDArray[np.float32], _dtype: str) -> dict[str, Array]:
     """Symmetric, one scale per output channel (row): q = round(w / scale), scale = max |row| / 127; a row of zeros has scale 1."""
-    quantized, scale = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
-    for start in range(0, len(weight), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        largest = np.abs(weight[rows]).max(axis=1)
-        scale[rows] = np.where(largest > 0, largest / np.float32(INT8_MAX), np.float32(1))
-        quantized[rows] = np.rint(weight[rows] / scale[rows, None]).clip(-INT8_MAX, INT8_MAX)
+    largest = np.abs(weight).max(axis=1)
+    scale = np.where(largest > 0, largest / np.float32(INT8_MAX), np.float32(1)).astype(np.float32)
+    quantized = np.rint(weight / scale[:, None]).clip(-INT8_MAX, INT8_MAX).astype(np.int8)
     return {name: quantized, name + SCALE_SUFFIX: scale}
 
 
@@ -83,6 +80,8 @@ class WeightStorage:
     def _recipe(self, name: str, rank: int) -> tuple[Scheme, str]:
         if rank == 1:
             return SCHEMES["none"], "float32"  # norms: a few kilobytes, and precision that every layer feels
+        if name.endswith(ROUTER):
+            return SCHEMES["none"], "float32"  # a few kilobytes that decide which experts compute
         if name == "tok_embeddings.weight" and not self.tied_embeddings:
             return SCHEMES["none"], self.dtype  # only one row a token is read, so a narrower store would save nothing but disk
         return SCHEMES[self.scheme], self.dtype
@@ -93,7 +92,7 @@ class WeightStorage:
         return recipe.specs(name, shape, dtype)
 
     def store(self, name: str, weight: NDArray[np.float32]) -> dict[str, Array]:
-        """The stored arrays of one tensor, by stored name."""
+        """The stored arrays of one tensor, or of some of its rows, by stored name."""
         recipe, dtype = self._recipe(name, weight.ndim)
         return recipe.store(name, weight, dtype)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from export.families import Family
+from runtime.manifest import InstructVersion
 
 SMALL_FILE = 16 * 2**20  # bytes; files up to here count with all their bytes
 HEAD = 2**20  # bytes of a larger file that count: they hold its header, so names, dtypes and shapes
@@ -26,6 +27,7 @@ class TokenizerSource:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     add_bos: bool
+    instruct: InstructVersion | None = None  # None where there is a template, and for a base model
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class TensorSource(Protocol):
     def tensors(self) -> Mapping[str, SourceTensor]:
         """Every tensor by name, known without touching data."""
 
-    def read(self, name: str) -> Array:
-        """One tensor in row-major order, as float32, float16 or `ml_dtypes.bfloat16`."""
+    def read(self, name: str, rows: slice) -> Array:
+        """Rows of one tensor in row-major order, as float32, float16 or `ml_dtypes.bfloat16`; holds no more than them in memory."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Opened:
     where: str
     source: TensorSource
     tokenizer: TokenizerSource | None
+    notes: tuple[str, ...] = ()  # what a person should know about how the checkpoint was read, a sentence each
 
 
 def identity(files: Sequence[Path]) -> str:

@@ -13,6 +13,7 @@ SCHEMA_VERSION = 1
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.instruct
 DType = Literal["float32", "float16", "bfloat16", "int8", "int32", "int64"]
 
 
@@ -35,6 +36,8 @@ class ModelConfig(Record, frozen=True):
     rope_theta: float
     sliding_window: tuple[Count | None, ...]  # one entry a layer; None means full attention
     tied_embeddings: bool
+    n_experts: Count | None = None  # feed-forwards of a mixture; None for a dense model
+    experts_per_token: Count | None = None
     context_length: Count | None = None  # positions that the model was trained for, where it says so
 
     @property
@@ -43,8 +46,12 @@ class ModelConfig(Record, frozen=True):
         return self.n_heads // self.n_kv_heads
 
     def cache_lens(self, cache_len: int) -> tuple[int, ...]:
-        """Slots of each layer's cache: its sliding window, or `cache_len` under full attention."""
-        return tuple(window or cache_len for window in self.sliding_window)
+        """Slots of each layer's cache: its sliding window, or `cache_len` under full attention.
+
+        Where one layer attends to everything, no position goes beyond `cache_len`: then a longer window never moves and needs no more slots.
+        """
+        limit = cache_len if None in self.sliding_window else None
+        return tuple(min(window or cache_len, limit or window or cache_len) for window in self.sliding_window)
 
 
 class TensorSpec(Record, frozen=True):
@@ -76,7 +83,7 @@ class WeightSpec(Record, frozen=True):
     name: str
     shape: tuple[Count, ...]
     dtype: DType
-    layout: str  # "row_major", or "panels_NB": (ceil(N / NB), K, NB) from (N, K), N padded with zeros
+    layout: str  # "row_major"; "panels_P": (ceil(N / P), K, P) from (N, K), N padded with zeros; "panels_PxE": E such matrices, stacked
 
 
 class Shape(Record, frozen=True):
@@ -106,6 +113,7 @@ class TokenizerSpec(Record, frozen=True):
     add_bos: bool
     eos_ids: tuple[int, ...]
     chat_template: str | None = None  # file name of a Jinja template; None for a base model
+    instruct: InstructVersion | None = None  # the format of conversations, which wins over the template
 
 
 class ParityRow(Record, frozen=True):
@@ -142,7 +150,7 @@ class Manifest(Record, frozen=True):
     graphs: tuple[Graph, ...]
     weights: tuple[WeightSpec, ...]
     tokenizer: TokenizerSpec | None
-    overrides: dict[str, int | float | str | bool | None]  # model fields that the YAML changed
+    overrides: dict[str, int | float | str | bool | tuple[int | None, ...] | None]  # model fields that the YAML changed
     tools: dict[str, str]  # versions of the tools that made it, "apache-tvm" and "apache-tvm-ffi" among them
     files: tuple[FileEntry, ...]  # every file but manifest.json
     parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run

@@ -82,13 +82,19 @@ class TensorFile:
         _check_cover(tensors, data_start, size, path)
         return cls(path, {tensor.name: tensor for tensor in tensors if not tensor.name.startswith(PADDING)}, metadata)
 
-    def read(self, name: str) -> Array:
-        """One tensor, copied by file reads, so that no page of the file stays mapped; bfloat16 comes as `ml_dtypes.bfloat16`."""
+    def read(self, name: str, rows: slice = slice(None)) -> Array:
+        """One tensor, or `rows` of its first axis, copied by file reads, so that no page of the file stays mapped.
+
+        bfloat16 comes as `ml_dtypes.bfloat16`. Raises `UserError` when the file has become shorter.
+        """
         tensor = self.tensors[name]
-        data = np.fromfile(self.path, np.uint8, tensor.nbytes, offset=tensor.offset)
-        if data.nbytes != tensor.nbytes:
-            raise UserError(f"{self.path} has shrunk since it was opened: {name} needs {tensor.nbytes} bytes, {data.nbytes} are left")
-        return data.view(numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+        start, stop, _ = rows.indices(tensor.shape[0] if tensor.shape else 1)
+        row_bytes = tensor.nbytes // max(tensor.shape[0], 1) if tensor.shape else tensor.nbytes
+        wanted = (stop - start) * row_bytes
+        data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
+        if data.nbytes != wanted:
+            raise UserError(f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, {data.nbytes} are left")
+        return data.view(numpy_dtype(tensor.dtype)).reshape((stop - start, *tensor.shape[1:]) if tensor.shape else ())
 
     def map(self) -> dict[str, Array]:
         """Every tensor as a view of one private mapping (writes stay in memory), without a copy; bfloat16 comes as its bits in uint16.
@@ -108,7 +114,7 @@ class TensorFile:
 
 @dataclass
 class TensorFileWriter:
-    """Writes an aligned safetensors file, one tensor at a time and in any order, after fixing its layout from the specs alone.
+    """Writes an aligned safetensors file, a tensor or some of its rows at a time, tensors in any order, after fixing its layout from the specs alone.
 
     A context manager; leaving it without having written every tensor is our own mistake and an `AssertionError`.
     """
@@ -119,7 +125,7 @@ class TensorFileWriter:
 
     def __post_init__(self) -> None:
         self._header, self._layout, self._nbytes = _plan(self.specs, self.metadata)
-        self._missing = {spec.name for spec in self.specs}
+        self._written = {spec.name: 0 for spec in self.specs}  # bytes
         self._file: BinaryIO | None = None
 
     @property
@@ -136,18 +142,20 @@ class TensorFileWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._file is not None
         self._file.close()
-        assert kind is not None or not self._missing, f"{self.path}: never written: {sorted(self._missing)}"
+        missing = sorted(name for name, written in self._written.items() if written < self._layout[name].nbytes)
+        assert kind is not None or not missing, f"{self.path}: not fully written: {missing}"
 
     def write(self, name: str, array: Array) -> None:
-        """Write one tensor at its place; its dtype and shape must be those of its spec."""
+        """Write a tensor, or its next rows, at their place; dtype and row shape must be those of its spec."""
         assert self._file is not None, f"{self.path} is not open"
-        assert name in self._missing, f"{self.path}: {name} is not in the specs or was written twice"
-        tensor = self._layout[name]
-        assert array.shape == tensor.shape, f"{name} has shape {array.shape}, expected {tensor.shape}"
+        assert name in self._layout, f"{self.path}: {name} is not in the specs"
+        tensor, written = self._layout[name], self._written[name]
+        assert array.shape[1:] == tensor.shape[1:], f"{name} has rows of shape {array.shape[1:]}, expected {tensor.shape[1:]}"
         assert str(array.dtype) == tensor.dtype, f"{name} has dtype {array.dtype}, expected {tensor.dtype}"
-        self._file.seek(tensor.offset)
+        assert written + array.nbytes <= tensor.nbytes, f"{name} gets {written + array.nbytes} bytes, expected {tensor.nbytes}"
+        self._file.seek(tensor.offset + written)
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._missing.remove(name)
+        self._written[name] = written + array.nbytes
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

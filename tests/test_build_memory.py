@@ -53,7 +53,7 @@ def test_transformers_reads_the_checkpoint_as_we_do(tmp_path):
 def test_seven_billion_parameters():
     # Mistral-7B-v0.2 has 7,241,732,096 parameters (its model card's safetensors metadata).
     family_and_model = module.model_config("7b", SHAPES["7b"]["num_hidden_layers"])
-    weights = module.families.weights(*family_and_model)
+    weights = module.tensor_layout.weights(*family_and_model)
     assert sum(int(np.prod(weight.shape)) for weight in weights.values()) == 7_241_732_096
     assert largest_tensor("7b") == ("tok_embeddings.weight", 32000 * 4096 * 4)
 

@@ -93,13 +93,6 @@ def test_kinds(tiny, tmp_path):
         open_checkpoint(tmp_path, "huggingface", {})
 
 
-@pytest.mark.parametrize("kind", ["auto", "mistral"])
-def test_mistrals_own_format_says_what_to_do(tmp_path, kind):
-    (tmp_path / "params.json").write_text("{}")
-    with pytest.raises(UserError, match=r"Mistral's own format \(params.json\).*convert it to the Hugging Face form first"):
-        open_checkpoint(tmp_path, kind, {})
-
-
 def test_identity_follows_the_files(tiny, copy):
     before = identity(checkpoint_files(tiny))
     assert len(before) == 64

@@ -140,7 +140,7 @@ def test_llama_is_a_mistral_without_a_window(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "names the architecture 'qwen2', expected one of mistral, llama"),
+        ({"model_type": "qwen2"}, "names the architecture 'qwen2', expected one of mistral, ministral, mixtral, llama"),
         ({"remove": ("model_type",)}, "names the architecture None"),
         ({"hidden_act": "gelu"}, "has hidden_act: 'gelu', which is not supported; expected 'silu'"),
         ({"attention_bias": True}, "has attention_bias: True"),
@@ -149,7 +149,10 @@ def test_llama_is_a_mistral_without_a_window(tmp_path):
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "has partial_rotary_factor: 0.5"),
         ({"rope_parameters": {"rope_theta": "big"}}, "is malformed: Expected `float"),
         ({"quantization_config": {"bits": 4}}, "has quantization_config"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "has layer_types"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "has 'chunked_attention' among its layer_types"),
+        ({"layer_types": ["full_attention"]}, "expected a list with one entry for each of its 2 layers"),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": None}, "but no sliding_window"),
+        ({"sliding_window": [32, None, 32]}, "lists 3 windows in sliding_window, expected one for each of its 2 layers"),
         ({"remove": ("hidden_size",)}, "lacks hidden_size, which gives the model's dim"),
         ({"hidden_size": "64"}, r"does not describe a model: Expected `int`, got `str` - at `\$.dim`"),
         ({"hidden_size": -1}, r"Expected `int` >= 1 - at `\$.dim`"),
@@ -264,6 +267,21 @@ def test_sentencepiece_model(copy):
     edit_json(copy / "tokenizer_config.json", remove=("add_bos_token",))
     ours = open_checkpoint(copy, "huggingface", {}).tokenizer
     assert (ours.kind, ours.data, ours.bos_id, ours.add_bos) == ("sentencepiece", SENTENCEPIECE.read_bytes(), 1, True)
+
+
+def test_mistrals_own_tokenizer_wins_where_a_chat_model_tells_its_version(copy):
+    before = open_checkpoint(copy, "huggingface", {}).tokenizer
+    shutil.copy(SENTENCEPIECE, copy / "tokenizer.model")  # tells no version
+    assert open_checkpoint(copy, "huggingface", {}).tokenizer == before
+    shutil.copy(SENTENCEPIECE, copy / "tokenizer.model.v3")
+    edit_json(copy / "generation_config.json", eos_token_id=[2, 4])
+    ours = open_checkpoint(copy, "huggingface", {}).tokenizer
+    assert (ours.kind, ours.data, ours.instruct, ours.chat_template) == ("sentencepiece", SENTENCEPIECE.read_bytes(), "v3", None)
+    assert (ours.bos_id, ours.add_bos, ours.eos_ids) == (1, True, (2, 4))
+    edit_json(copy / "tokenizer_config.json", remove=("chat_template",))
+    (copy / "chat_template.jinja").unlink(missing_ok=True)
+    base = open_checkpoint(copy, "huggingface", {}).tokenizer
+    assert (base.kind, base.instruct, base.chat_template) == ("tokenizer.json", None, None)
 
 
 def test_no_tokenizer(copy):

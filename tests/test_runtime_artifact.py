@@ -230,8 +230,8 @@ def test_other_schema_version_comes_before_its_unknown_keys(folder, version):
 
 
 def test_unknown_key(folder):
-    edit(folder, lambda data: data["model"].update(n_experts=8))
-    assert "unknown field `n_experts` - at `$.model`" in refusal(folder)
+    edit(folder, lambda data: data["model"].update(n_wings=8))
+    assert "unknown field `n_wings` - at `$.model`" in refusal(folder)
 
 
 def test_missing_key(folder):

@@ -117,11 +117,11 @@ def test_weight_specs_are_taken_too(tmp_path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda w: w.write("odd", np.zeros((5, 3), np.float32)), "has shape"),
+        (lambda w: w.write("odd", np.zeros((5, 3), np.float32)), "has rows of shape"),
         (lambda w: w.write("odd", np.zeros((3, 5), np.float64)), "has dtype"),
         (lambda w: w.write("other", np.zeros(1)), "not in the specs"),
-        (lambda w: [w.write("odd", ARRAYS["odd"]) for _ in range(2)], "written twice"),
-        (lambda w: w.write("odd", ARRAYS["odd"]), "never written"),
+        (lambda w: [w.write("odd", ARRAYS["odd"]) for _ in range(2)], "gets 120 bytes"),
+        (lambda w: w.write("odd", ARRAYS["odd"]), "not fully written"),
     ],
 )
 def test_writer_asserts_its_contract(tmp_path, write: Callable[[TensorFileWriter], Any], message):

@@ -1,6 +1,7 @@
 """Arguments of kernels that are more than a few numbers, the same for every target."""
 
 from dataclasses import dataclass
+from math import prod
 
 
 @dataclass(frozen=True)
@@ -20,3 +21,21 @@ class RollingAttention:
     def qkv_dim(self) -> int:
         """Width of the stacked projections."""
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shapes of one layer's mixture of experts in one graph."""
+
+    lead: tuple[int, ...]  # batch and tokens
+    dim: int
+    hidden_dim: int
+    n_experts: int
+    experts_per_token: int
+    weight_dtype: str
+    scaled: bool  # a scale per output channel of each expert goes with the weights
+
+    @property
+    def tokens(self) -> int:
+        """Rows of one call."""
+        return prod(self.lead)

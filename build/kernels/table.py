@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu import attention, embedding, linear, norm, swiglu
+from build.kernels.cpu import attention, embedding, linear, mixture, norm, swiglu
 from build.kernels.cuda import attention as cuda_attention
 from build.kernels.cuda import embedding as cuda_embedding
 from build.kernels.cuda import linear as cuda_linear
@@ -27,6 +27,7 @@ class KernelSet:
 # rms_norm           x / rms(x) * weight
 # swiglu             silu(gate) * up
 # linear             x W^T
+# mixture            each token's best experts, weighted
 KERNELS: dict[str, KernelSet] = {
     "llvm": KernelSet(
         linear.PANEL,
@@ -36,6 +37,7 @@ KERNELS: dict[str, KernelSet] = {
             "rms_norm": norm.rms_norm,
             "swiglu": swiglu.swiglu,
             "linear": linear.linear,
+            "mixture": mixture.mixture,
         },
     ),
     "cuda": KernelSet(

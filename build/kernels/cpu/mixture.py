@@ -1,0 +1,163 @@
+"""Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by the softmax over their scores.
+
+Tokens are grouped by expert: each expert's panels are read once for all tokens that chose it, and not at all where none did. Threads share the
+panels, not the experts, so they stay equally busy whichever experts are chosen. A pair is one token with one of its experts.
+Bytes per call: the matrices of the chosen experts; operations: 6 pairs dim hidden_dim.
+"""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cpu.linear import PANEL
+from build.kernels.cpu.vector import LANES, exp
+from build.kernels.shapes import Mixture
+
+LOWEST = -3.4028234e38  # of float32
+TILE_ROWS, TILE_COLUMNS = 4, 16  # of a product of several tokens: 8 AVX2 accumulators, as in `linear`
+
+
+def mixture(shape: Mixture) -> PrimFunc:
+    """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each followed by its scales when `scaled`, to y (*lead, dim)."""
+    rows, dim, hidden_dim = shape.tokens, shape.dim, shape.hidden_dim
+    n_experts, per_token = shape.n_experts, shape.experts_per_token
+    pairs = rows * per_token
+    panels_13, panels_2 = -(-2 * hidden_dim // PANEL), -(-dim // PANEL)
+    route = _route(rows, n_experts, per_token)
+    up = _grouped_product(rows, n_experts, 2 * hidden_dim, dim, pairs_per_row=per_token)
+    down = _grouped_product(rows, n_experts, dim, hidden_dim, pairs_per_row=1)
+    lanes = max(n for n in (1, 2, 4, LANES) if hidden_dim % n == 0)
+
+    @T.inline
+    def body(x_in, scores_in, w13, s13, w2, s2, y_out):
+        x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
+        scores = T.decl_buffer((rows, n_experts), "float32", data=scores_in.data)
+        y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
+        share = T.alloc_buffer((pairs,), "float32")
+        count = T.alloc_buffer((n_experts,), "int32")
+        members = T.alloc_buffer((n_experts, pairs), "int32")
+        both = T.alloc_buffer((pairs, 2 * hidden_dim), "float32")
+        gated = T.alloc_buffer((pairs, hidden_dim), "float32")
+        mixed = T.alloc_buffer((pairs, dim), "float32")
+        route(scores, share, count, members)
+        up(x, w13, s13, count, members, both)
+        for i in T.parallel(pairs):
+            for c in T.serial(hidden_dim // lanes):
+                for v in T.vectorized(lanes):
+                    gated[i, c * lanes + v] = (
+                        both[i, c * lanes + v] / (T.float32(1) + exp(T.float32(0) - both[i, c * lanes + v])) * both[i, hidden_dim + c * lanes + v]
+                    )
+        down(gated, w2, s2, count, members, mixed)
+        for i in T.serial(rows):
+            for d in T.serial(dim):
+                y[i, d] = share[i * per_token] * mixed[i * per_token, d]
+            for j in T.serial(per_token - 1):
+                for d in T.serial(dim):
+                    y[i, d] = y[i, d] + share[i * per_token + 1 + j] * mixed[i * per_token + 1 + j, d]
+
+    @T.prim_func
+    def plain(
+        x: T.Buffer((*shape.lead, dim), "float32"),
+        scores: T.Buffer((*shape.lead, n_experts), "float32"),
+        w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
+        w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
+        y: T.Buffer((*shape.lead, dim), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        body(x, scores, w13, None, w2, None, y)
+
+    @T.prim_func
+    def dequantizing(
+        x: T.Buffer((*shape.lead, dim), "float32"),
+        scores: T.Buffer((*shape.lead, n_experts), "float32"),
+        w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
+        s13: T.Buffer((n_experts * 2 * hidden_dim,), "float32"),
+        w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
+        s2: T.Buffer((n_experts * dim,), "float32"),
+        y: T.Buffer((*shape.lead, dim), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        body(x, scores, w13, s13, w2, s2, y)
+
+    return dequantizing if shape.scaled else plain
+
+
+def _route(rows: int, n_experts: int, per_token: int):
+    """Each row's best experts, the first of equals; their shares; and each expert's pairs (row * per_token + rank), in order of rows."""
+
+    @T.inline
+    def body(scores, share, count, members):
+        for e in T.serial(n_experts):
+            count[e] = 0
+        for i in T.serial(rows):
+            chosen = T.alloc_buffer((per_token,), "int32")
+            taken = T.alloc_buffer((n_experts,), "int32")
+            best = T.alloc_buffer((1,), "float32")
+            total = T.alloc_buffer((1,), "float32")
+            for e in T.serial(n_experts):
+                taken[e] = 0
+            total[0] = T.float32(0)
+            for j in T.serial(per_token):
+                chosen[j] = j  # what stays if the scores are no numbers
+                best[0] = T.float32(LOWEST)
+                for e in T.serial(n_experts):
+                    if taken[n_experts - 1 - e] == 0 and scores[i, n_experts - 1 - e] >= best[0]:
+                        chosen[j] = n_experts - 1 - e
+                        best[0] = scores[i, n_experts - 1 - e]
+                taken[chosen[j]] = 1
+                share[i * per_token + j] = exp(scores[i, chosen[j]] - scores[i, chosen[0]])
+                total[0] = total[0] + share[i * per_token + j]
+                members[chosen[j], count[chosen[j]]] = i * per_token + j
+                count[chosen[j]] = count[chosen[j]] + 1
+            for j in T.serial(per_token):
+                share[i * per_token + j] = share[i * per_token + j] / total[0]
+
+    return body
+
+
+def _grouped_product(rows: int, n_experts: int, n: int, k: int, *, pairs_per_row: int):
+    """out[pair] = w[expert of the pair] x[pair // pairs_per_row], for every pair, each panel of an expert read once for a tile of its pairs."""
+    panels = -(-n // PANEL)
+    tile_rows, tile_columns = (1, PANEL) if rows == 1 else (TILE_ROWS, TILE_COLUMNS)
+    unroll = 2 if rows == 1 and k % 2 == 0 else 1  # two steps of K in flight hide the latency of the multiply-add
+    parts = tile_columns // LANES
+    size = tile_rows * tile_columns
+
+    @T.inline
+    def store(acc, s, e, p, c, members, first, count, out):
+        for r in T.unroll(tile_rows):
+            if first + r < count[e]:
+                for j in T.serial(T.max(T.min(tile_columns, n - p * PANEL - c * tile_columns), 0)):
+                    column = p * PANEL + c * tile_columns + j
+                    if s is None:
+                        out[members[e, first + r], column] = acc[r * tile_columns + j]
+                    else:
+                        out[members[e, first + r], column] = acc[r * tile_columns + j] * s[e * n + column]
+
+    @T.inline
+    def multiply(x, w, acc, e, p, c, members, first, last):
+        for i in T.unroll(unroll * size // LANES):
+            for v in T.vectorized(LANES):
+                acc[i * LANES + v] = T.float32(0)
+        for kk in T.serial(k // unroll):
+            for u in T.unroll(unroll):
+                for r in T.unroll(tile_rows):
+                    for i in T.unroll(parts):
+                        for v in T.vectorized(LANES):
+                            acc[u * size + (r * parts + i) * LANES + v] = acc[u * size + (r * parts + i) * LANES + v] + x[
+                                members[e, T.min(first + r, last)] // pairs_per_row, kk * unroll + u
+                            ] * T.Cast("float32", w[e * panels + p, kk * unroll + u, c * tile_columns + i * LANES + v])
+        for i in T.unroll((unroll - 1) * size // LANES):
+            for v in T.vectorized(LANES):
+                acc[i * LANES + v] = acc[i * LANES + v] + acc[size + i * LANES + v]
+
+    @T.inline
+    def body(x, w, s, count, members, out):
+        for p in T.parallel(panels):
+            acc = T.alloc_buffer((unroll * size,), "float32")
+            for e in T.serial(n_experts):
+                for tile in T.serial((count[e] + tile_rows - 1) // tile_rows):
+                    for c in T.unroll(PANEL // tile_columns):
+                        multiply(x, w, acc, e, p, c, members, tile * tile_rows, count[e] - 1)
+                        store(acc, s, e, p, c, members, tile * tile_rows, count, out)
+
+    return body

@@ -1,0 +1,135 @@
+"""Mistral's own raw format: params.json, consolidated.safetensors or consolidated.*.pth, and the tokenizer's file.
+
+Source of the keys and of what is assumed of those left out: `TransformerArgs` and `get_cache_sizes` of mistral-inference. Rotary pairs are
+neighbouring rows there; the families table says so, and the reader of the checkpoint reorders them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from export import families
+from export.hyperparameters import layer_windows
+from export.json_files import convert, read_json
+from export.pth_file import PthTensors
+from export.source import Array, Opened, SourceTensor, TensorSource
+from runtime.errors import UserError
+from runtime.tensor_file import TensorFile
+
+PARAMS_FILE = "params.json"
+SAFETENSORS_FILE = "consolidated.safetensors"
+PTH_PATTERN = "consolidated.*.pth"
+WINDOW_KEYS = ("sliding_window", "_sliding_window")  # the second is how a window is hidden from software that knows one for all layers only
+IGNORED_KEYS = ("max_batch_size", "max_position_embeddings", "moe", "_sliding_window")  # those that `_values` reads, or that carry nothing
+DENSE_THETA_WITH_WINDOW, DENSE_THETA = 10000.0, 1e6  # what mistral-inference infers for a rope_theta that is left out
+
+
+class _Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The object `moe` of params.json."""
+
+    num_experts: int
+    num_experts_per_tok: int
+
+
+@dataclass(frozen=True)
+class SafetensorsSource:
+    """The tensors of one safetensors file."""
+
+    file: TensorFile
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        """Every tensor by name."""
+        return {name: SourceTensor(tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in self.file.tensors.items()}
+
+    def read(self, name: str, rows: slice) -> Array:
+        """Rows of one tensor, as stored."""
+        return self.file.read(name, rows)
+
+
+def open_folder(folder: Path) -> Opened:
+    """Read a raw folder's headers and small files; raises `UserError` for what is missing, malformed or of an unknown form."""
+    path = folder / PARAMS_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} has no {PARAMS_FILE}, expected a folder in Mistral's own format")
+    params = read_json(path)
+    family = families.find("mistral", "dense" if params.get("moe") is None else "moe", str(path))
+    _check_keys(params, family, path)
+    return Opened(family, _values(params, path), str(path), _open_tensors(folder), None)
+
+
+def windows_beside(folder: Path, config: Mapping[str, object], default: object) -> tuple[dict[str, object], tuple[str, ...]]:
+    """What params.json, where it lies beside a config.json, knows better: the changed keys of config.json, and a note that says so.
+
+    Published files of models with interleaved windows name one window for all layers in config.json; Mistral's own software reads params.json.
+    `default` is the window of a config.json that names none.
+    """
+    path = folder / PARAMS_FILE
+    n_layers = config.get("num_hidden_layers")
+    if not path.is_file() or type(n_layers) is not int or n_layers < 1:
+        return {}, ()
+    params = read_json(path)
+    own = layer_windows(_window(params, path), None, n_layers, repeats=True, where=str(path))
+    theirs = layer_windows(
+        config.get("sliding_window", default), config.get("layer_types"), n_layers, repeats=False, where=str(folder / "config.json")
+    )
+    context, their_context = params.get("max_seq_len"), config.get("max_position_embeddings")
+    changes: dict[str, object] = {}
+    if own != theirs:
+        changes |= {"sliding_window": list(own), "layer_types": None}
+    if context is not None and context != their_context:
+        changes["max_position_embeddings"] = context
+    if not changes:
+        return {}, ()
+    said = f"windows {_summary(own)} and max_seq_len {context}, config.json windows {_summary(theirs)} and max_position_embeddings {their_context}"
+    return changes, (f"{path} says {said}: {PARAMS_FILE} overrules config.json, since Mistral's own software reads it",)
+
+
+def _summary(windows: tuple[object, ...]) -> str:
+    """Windows by layer, in a few words: the shortest pattern that repeats."""
+    length = next(n for n in range(1, len(windows) + 1) if len(windows) % n == 0 and windows == windows[:n] * (len(windows) // n))
+    words = ["none" if window is None else str(window) for window in windows[:length]]
+    return words[0] if length == 1 else f"[{', '.join(words)}]" + (" repeated" if length < len(windows) else "")
+
+
+def _check_keys(params: Mapping[str, object], family: families.Family, path: Path) -> None:
+    """An unknown key may change the mathematics, so it is refused and not passed over."""
+    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS}
+    unknown = sorted(set(params) - known)
+    if unknown:
+        raise UserError(f"{path} has the key {unknown[0]!r}, which is not known, expected keys of a text model: {', '.join(sorted(known))}")
+
+
+def _values(params: Mapping[str, object], path: Path) -> dict[str, object]:
+    """params.json with its nested and inferred values as plain keys."""
+    window = _window(params, path)
+    values = {**params, "sliding_window": window}
+    if params.get("rope_theta") is None:
+        values["rope_theta"] = DENSE_THETA if window is None else DENSE_THETA_WITH_WINDOW
+    if params.get("max_seq_len") is None:
+        values["max_seq_len"] = params.get("max_position_embeddings")
+    if params.get("moe") is not None:
+        experts = convert(params["moe"], _Experts, f"{path}, moe")
+        values |= {"num_experts": experts.num_experts, "num_experts_per_tok": experts.num_experts_per_tok}
+    return values
+
+
+def _window(params: Mapping[str, object], path: Path) -> object:
+    given = {key: params[key] for key in WINDOW_KEYS if params.get(key) is not None}
+    if len(given) > 1:
+        raise UserError(f"{path} has both {' and '.join(given)}, expected one of them; remove the other")
+    return next(iter(given.values()), None)
+
+
+def _open_tensors(folder: Path) -> TensorSource:
+    """consolidated.safetensors, or all consolidated.*.pth."""
+    single, shards = folder / SAFETENSORS_FILE, sorted(folder.glob(PTH_PATTERN))
+    if single.is_file() and shards:
+        raise UserError(f"{folder} has both {SAFETENSORS_FILE} and {shards[0].name}, expected one of them; remove the other")
+    if single.is_file():
+        return SafetensorsSource(TensorFile.open(single))
+    if shards:
+        return PthTensors.open(shards)
+    raise UserError(f"{folder} has neither {SAFETENSORS_FILE} nor {PTH_PATTERN}; fetch the checkpoint again")
