@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from export import gguf_checkpoint, huggingface, mistral_format
+from export import gguf_checkpoint, heads, huggingface, mistral_format
 from export.hyperparameters import model_config
 from export.source import Array, Opened, TensorSource, TokenizerSource
 from export.tensor_layout import HEAD, Weight, ignored, weights
@@ -64,17 +64,23 @@ class Checkpoint:
                 yield block if part.interleaved_heads is None else half_split_rows(block, part.interleaved_heads)
 
 
-def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object]) -> Checkpoint:
+def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object], *, instruct: bool = False, head: str = "auto") -> Checkpoint:
     """Open a checkpoint of a `kind` of `KINDS` or "auto"; `overrides` replace fields of the model, such as sliding_window for all layers.
 
+    `instruct` says that a model in Mistral's own format, whose files do not tell, is tuned for conversations.
+    `head` is one of `runtime.manifest.HEADS`, or "auto": the one that the checkpoint's files name.
     Every tensor is accounted for by name, shape and dtype before any data is read; raises `UserError` for what is missing or does not fit.
     """
     checkpoint_files(path)
     found = detect(path) if kind == "auto" else kind
     if found not in KINDS:
         raise UserError(f"frontend.type is {kind!r}, expected one of {', '.join(('auto', *KINDS))}")
-    opened = KINDS[found](path)
-    model = _tied_as_stored(model_config(opened.family, opened.values, overrides, opened.where), opened)
+    if instruct and found != "mistral":
+        raise UserError(f"frontend.instruct is true, but {path} is of the type {found}, whose chat template says it; remove frontend.instruct")
+    opened = mistral_format.open_folder(path, instruct=instruct) if found == "mistral" else KINDS[found](path)
+    opened, head_fields = heads.attach(opened, head)
+    plain = model_config(opened.family, opened.values, overrides, opened.where)
+    model = _tied_as_stored(msgspec.structs.replace(plain, **head_fields), opened)
     layout = weights(opened.family, model)
     check_tensors(opened, layout, ignored(opened.family, model), path)
     source_bytes = sum(tensor.nbytes for tensor in opened.source.tensors.values())
@@ -120,9 +126,9 @@ def check_tensors(opened: Opened, layout: Mapping[str, Weight], unused: set[str]
 
 
 def _tied_as_stored(model: ModelConfig, opened: Opened) -> ModelConfig:
-    """A head that is stored counts, whatever the flag says: as in transformers, where one that differs is not tied."""
-    stored = opened.family.sources[HEAD][0] in opened.source.tensors
-    return msgspec.structs.replace(model, tied_embeddings=model.tied_embeddings and not stored)
+    """A head that is stored counts, whatever the flag says: as in transformers, where one that differs is not tied. No other head is tied."""
+    can_be = model.generates and opened.family.sources[HEAD][0] not in opened.source.tensors
+    return msgspec.structs.replace(model, tied_embeddings=model.tied_embeddings and can_be)
 
 
 def half_split_rows(rows: Array, heads: int) -> Array:

@@ -90,6 +90,8 @@ class FrontendConfig(Section):
 
     checkpoint: FilePath = Field(description="the path of a checkpoint folder or file, as text")
     type: Literal["auto", "huggingface", "mistral", "gguf"] = "auto"
+    head: Literal["auto", "causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"] = "auto"
+    instruct: bool = False  # Mistral's own format does not say whether the model was tuned for conversations
     overrides: Mapping[str, bool | int | FiniteFloat | str | list[int | None] | None] = Field(
         default_factory=dict, description="a number, text, true, false, null or a list of windows for each model field"
     )

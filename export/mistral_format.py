@@ -7,12 +7,14 @@ neighbouring rows there; the families table says so, and the reader of the check
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from export import families
 from export.hyperparameters import layer_windows
 from export.json_files import convert, read_json
+from export.mistral_tokenizer import mistral_tokenizer
 from export.pth_file import PthTensors
 from export.source import Array, Opened, SourceTensor, TensorSource
 from runtime.errors import UserError
@@ -24,6 +26,7 @@ PTH_PATTERN = "consolidated.*.pth"
 WINDOW_KEYS = ("sliding_window", "_sliding_window")  # the second is how a window is hidden from software that knows one for all layers only
 IGNORED_KEYS = ("max_batch_size", "max_position_embeddings", "moe", "_sliding_window")  # those that `_values` reads, or that carry nothing
 DENSE_THETA_WITH_WINDOW, DENSE_THETA = 10000.0, 1e6  # what mistral-inference infers for a rope_theta that is left out
+T = TypeVar("T")
 
 
 class _Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,15 +52,18 @@ class SafetensorsSource:
         return self.file.read(name, rows)
 
 
-def open_folder(folder: Path) -> Opened:
-    """Read a raw folder's headers and small files; raises `UserError` for what is missing, malformed or of an unknown form."""
+def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
+    """Read a raw folder's headers and small files; raises `UserError` for what is missing, malformed or of an unknown form.
+
+    `instruct` says that the model is tuned for conversations, which no file of the format tells.
+    """
     path = folder / PARAMS_FILE
     if not path.is_file():
         raise UserError(f"{folder} has no {PARAMS_FILE}, expected a folder in Mistral's own format")
     params = read_json(path)
     family = families.find("mistral", "dense" if params.get("moe") is None else "moe", str(path))
     _check_keys(params, family, path)
-    return Opened(family, _values(params, path), str(path), _open_tensors(folder), None)
+    return Opened(family, _values(params, path), str(path), _open_tensors(folder), mistral_tokenizer(folder, instruct=instruct))
 
 
 def windows_beside(folder: Path, config: Mapping[str, object], default: object) -> tuple[dict[str, object], tuple[str, ...]]:
@@ -71,35 +77,43 @@ def windows_beside(folder: Path, config: Mapping[str, object], default: object) 
     if not path.is_file() or type(n_layers) is not int or n_layers < 1:
         return {}, ()
     params = read_json(path)
+    if params.get("n_layers") != n_layers:
+        said = f"{path} has n_layers: {params.get('n_layers')!r}, the config.json beside it has num_hidden_layers: {n_layers}"
+        raise UserError(f"{said}, expected files of one model; remove the one that does not belong here")
     own = layer_windows(_window(params, path), None, n_layers, repeats=True, where=str(path))
     theirs = layer_windows(
         config.get("sliding_window", default), config.get("layer_types"), n_layers, repeats=False, where=str(folder / "config.json")
     )
     context, their_context = params.get("max_seq_len"), config.get("max_position_embeddings")
     changes: dict[str, object] = {}
+    said = []
     if own != theirs:
         changes |= {"sliding_window": list(own), "layer_types": None}
+        said.append(f"windows are {_summary(own)}, not {_summary(theirs)}")
     if context is not None and context != their_context:
         changes["max_position_embeddings"] = context
-    if not changes:
-        return {}, ()
-    said = f"windows {_summary(own)} and max_seq_len {context}, config.json windows {_summary(theirs)} and max_position_embeddings {their_context}"
-    return changes, (f"{path} says {said}: {PARAMS_FILE} overrules config.json, since Mistral's own software reads it",)
+        said.append(f"the context has {context} positions, not {their_context}")
+    return changes, (f"{path} overrules config.json, since Mistral's own software reads it: {' and '.join(said)}",) if said else ()
+
+
+def window_pattern(windows: tuple[T, ...]) -> tuple[T, ...]:
+    """The shortest pattern of windows that gives those of all layers when it is repeated."""
+    return next(windows[:n] for n in range(1, len(windows) + 1) if len(windows) % n == 0 and windows == windows[:n] * (len(windows) // n))
 
 
 def _summary(windows: tuple[object, ...]) -> str:
-    """Windows by layer, in a few words: the shortest pattern that repeats."""
-    length = next(n for n in range(1, len(windows) + 1) if len(windows) % n == 0 and windows == windows[:n] * (len(windows) // n))
-    words = ["none" if window is None else str(window) for window in windows[:length]]
-    return words[0] if length == 1 else f"[{', '.join(words)}]" + (" repeated" if length < len(windows) else "")
+    """Windows by layer, in a few words."""
+    pattern = window_pattern(windows)
+    words = ["none" if window is None else str(window) for window in pattern]
+    return words[0] if len(words) == 1 else f"[{', '.join(words)}]" + (" repeated" if len(words) < len(windows) else "")
 
 
 def _check_keys(params: Mapping[str, object], family: families.Family, path: Path) -> None:
     """An unknown key may change the mathematics, so it is refused and not passed over."""
-    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS}
+    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS} - set(_Experts.__struct_fields__)  # which are in `moe` alone
     unknown = sorted(set(params) - known)
     if unknown:
-        raise UserError(f"{path} has the key {unknown[0]!r}, which is not known, expected keys of a text model: {', '.join(sorted(known))}")
+        raise UserError(f"{path} has the key {unknown[0]!r}, which is not known; expected keys of a text model: {', '.join(sorted(known))}")
 
 
 def _values(params: Mapping[str, object], path: Path) -> dict[str, object]:

@@ -18,7 +18,7 @@ from export.stage import stage_folder
 from export.steppers import OnnxStepper, Stepper, TorchStepper, checkpoint_weights, static_model, stored_weights
 from runtime.bounds import relative_bound
 from runtime.errors import UserError, run_command
-from runtime.manifest import ParityRow
+from runtime.manifest import ModelConfig, ParityRow
 
 COPIES = 3  # of the float32 weights that a rung holds at worst: the reader's, the model's and a tied or fused copy
 
@@ -54,7 +54,7 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
     exact = relative_bound(record.model, record.shape.cache_len, "fp32")
     stored = relative_bound(record.model, record.shape.cache_len, config.backend.dtype)
     with step_bar("parity", 4 * len(cases)) as bar:
-        reference = _reference_answers(config, cases, bar.advance)
+        reference = _reference_answers(config, record.model, cases, bar.advance)
         static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))
         torch_answers = answer(TorchStepper(static, record.shape.batch, torch.float32), cases, bar.advance)
         del static
@@ -70,9 +70,9 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
     ]
 
 
-def _reference_answers(config: CompileConfig, cases: list[Case], advance: Callable[[int], None]) -> list[list[Logits]]:
+def _reference_answers(config: CompileConfig, model_config: ModelConfig, cases: list[Case], advance: Callable[[int], None]) -> list[list[Logits]]:
     """transformers' logits at the last token of each call; one pass per case."""
-    model = load_reference(config.frontend.checkpoint, config.frontend.type, config.frontend.overrides)
+    model = load_reference(config.frontend.checkpoint, config.frontend.type, model_config)
     answers = []
     for case in cases:
         logits = reference_logits(model, case.ids)

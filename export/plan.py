@@ -17,7 +17,8 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 def open_configured(config: CompileConfig) -> Checkpoint:
     """The checkpoint that a config names, with its overrides."""
-    return open_checkpoint(config.frontend.checkpoint, config.frontend.type, config.frontend.overrides)
+    frontend = config.frontend
+    return open_checkpoint(frontend.checkpoint, frontend.type, frontend.overrides, instruct=frontend.instruct, head=frontend.head)
 
 
 def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord:
@@ -56,6 +57,8 @@ def export_key(config: CompileConfig) -> str:
     inputs = {
         "name": config.name,
         "type": config.frontend.type,
+        "instruct": config.frontend.instruct,
+        "head": config.frontend.head,
         "overrides": dict(config.frontend.overrides),
         "shape": config.shape.model_dump(mode="json"),
         "scheme": config.quantize.scheme,

@@ -1,6 +1,5 @@
 """The implementation that we did not write: Hugging Face `transformers`, loaded with the checkpoint's own weights in float32."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,38 +8,52 @@ import transformers
 from numpy.typing import NDArray
 
 from export.checkpoint import detect
+from runtime.errors import UserError
+from runtime.manifest import ModelConfig
 
-OVERRIDE_NAMES = {"norm_eps": "rms_norm_eps", "context_length": "max_position_embeddings", "sliding_window": "sliding_window"}
 
-
-def load_reference(path: Path, kind: str, overrides: Mapping[str, object]) -> torch.nn.Module:
-    """MistralForCausalLM in float32 with the checkpoint's weights, read by `transformers` itself, and with our overrides."""
+def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module:
+    """`transformers` in float32, its weights read by `transformers` itself, its windows and overrides as `model` says."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     gguf = (detect(path) if kind == "auto" else kind) == "gguf"
     source, extra = (path.parent, {"gguf_file": path.name}) if gguf else (path, {})
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
-    return _as_mistral(model, overrides).eval()
-
-
-def _as_mistral(model: torch.nn.Module, overrides: Mapping[str, object]) -> torch.nn.Module:
-    """The same weights under MistralConfig; a Llama without biases is a Mistral without a window."""
-    values = model.config.to_dict()
-    if values["model_type"] != "mistral":
-        values["sliding_window"] = None
-    for name, value in overrides.items():
-        if name == "rope_theta":
-            values["rope_parameters"] = {**values["rope_parameters"], "rope_theta": value}
-        else:
-            values[OVERRIDE_NAMES[name]] = value
-    kept = {name: value for name, value in values.items() if name not in ("model_type", "architectures", "transformers_version")}
-    config = transformers.MistralConfig(**kept, attn_implementation="eager")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+    config = reference_config(model, loaded.config.to_dict())
     with torch.device("meta"):
-        mistral = transformers.MistralForCausalLM(config)
-    mistral.load_state_dict(model.state_dict(), strict=True, assign=True)
-    mistral.tie_weights()
-    mistral.model.rotary_emb = type(mistral.model.rotary_emb)(config)  # its buffers are computed, not loaded
-    return mistral
+        reference = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    reference.load_state_dict(loaded.state_dict(), strict=True, assign=True)
+    reference.tie_weights()
+    reference.model.rotary_emb = type(reference.model.rotary_emb)(config)  # its buffers are computed, not loaded
+    return reference.eval()
+
+
+def reference_config(model: ModelConfig, values: dict[str, object]) -> transformers.PretrainedConfig:
+    """The configuration class that has this model's mathematics, with `values` of the checkpoint's own: a Llama without biases is a Mistral.
+
+    Raises `UserError` for windows of several sizes, which no class has.
+    """
+    sizes = {window for window in model.sliding_window if window is not None}
+    interleaved = len(set(model.sliding_window)) > 1
+    if len(sizes) > 1 or (interleaved and model.n_experts is not None):
+        mixture = " and a mixture of experts" if model.n_experts is not None else ""
+        raise UserError(f"the layers have windows of {sorted(sizes)} positions{mixture}, which no model of transformers has; it cannot be compared")
+    left_out = ("model_type", "architectures", "transformers_version", "layer_types")
+    kept = {name: value for name, value in values.items() if name not in left_out}
+    kept |= {
+        "sliding_window": next(iter(sizes), None),
+        "rms_norm_eps": model.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+    }
+    if model.context_length is not None:
+        kept["max_position_embeddings"] = model.context_length
+    if model.n_experts is not None:
+        return transformers.MixtralConfig(**kept)
+    if interleaved:
+        return transformers.MinistralConfig(
+            **kept, layer_types=["sliding_attention" if window else "full_attention" for window in model.sliding_window]
+        )
+    return transformers.MistralConfig(**kept)
 
 
 def reference_logits(model: torch.nn.Module, ids: NDArray[np.int64]) -> NDArray[np.float32]:

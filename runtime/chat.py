@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from runtime import cli
-from runtime.chat_template import ChatTemplate, Message, chat_ids, open_chat_template
+from runtime.conversation import ConversationEncoder, open_conversation_encoder
 from runtime.errors import UserError, run_command
 from runtime.generate import TokenModel, generate
+from runtime.messages import Message
 from runtime.sampler import Sampler
 from runtime.stream import Step, TextStream, with_text
 from runtime.tokenizer import Tokenizer, open_tokenizer
@@ -24,7 +25,7 @@ class Conversation:
         self,
         model: TokenModel,
         tokenizer: Tokenizer,
-        template: ChatTemplate,
+        encoder: ConversationEncoder,
         sampler: Sampler,
         *,
         max_tokens: int,
@@ -32,7 +33,7 @@ class Conversation:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._template = template
+        self._encoder = encoder
         self._sampler = sampler
         self._max_tokens = max_tokens
         self._system = [] if system is None else [Message(role="system", content=system)]
@@ -46,10 +47,10 @@ class Conversation:
     def say(self, text: str) -> Generator[Step, None, None]:
         """The steps of the reply. Whoever closes the iterator early cuts the reply short there.
 
-        Raises `UserError` when the template refuses the conversation or the conversation does not fit; it then stays as it was.
+        Raises `UserError` when the model cannot be given the conversation or the conversation does not fit; it then stays as it was.
         """
         messages = [*self._messages, Message(role="user", content=text)]
-        ids = chat_ids(self._template, self._tokenizer, messages)
+        ids = self._encoder.encode(messages)
         cached = self._reuse(ids)
         self._check_room(len(ids) - len(cached))
         steps = generate(
@@ -169,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if spec is None:
         raise UserError(f"a chat needs a tokenizer, and {args.artifact} has none: compile from a checkpoint that has one")
     tokenizer = open_tokenizer(spec, engine.folder)
-    template = open_chat_template(spec, engine.folder, tokenizer)
-    conversation = Conversation(engine, tokenizer, template, sampler, max_tokens=args.max_tokens, system=args.system)
+    encoder = open_conversation_encoder(spec, engine.folder, tokenizer)
+    conversation = Conversation(engine, tokenizer, encoder, sampler, max_tokens=args.max_tokens, system=args.system)
     with contextlib.suppress(ImportError):  # some builds of Python lack it
         import readline  # noqa: F401  # gives input() line editing and history
     print(cli.dim("/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops a reply", sys.stdout))

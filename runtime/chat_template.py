@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypedDict
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateError
@@ -17,15 +16,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from runtime.errors import UserError
+from runtime.look_alikes import StandIns
 from runtime.manifest import TokenizerSpec
+from runtime.messages import Message, Tool
 from runtime.tokenizer import Tokenizer
-
-
-class Message(TypedDict):
-    """One turn: `role` is system, user or assistant."""
-
-    role: str
-    content: str
 
 
 class GenerationTag(Extension):
@@ -47,19 +41,20 @@ class ChatTemplate:
         tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._tokens = {name: text for name, text in tokens.items() if text is not None}
         self._where = where
+        self.source = source
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:
             raise UserError(f"{where} is not a valid jinja template: {error}; mend it in the checkpoint and compile again") from error
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True) -> str:
         """The prompt text of a conversation, ready for the next reply; raises `UserError` with the reason when the template refuses it."""
         try:
-            # tools and documents are given as None since templates ask whether they are none, not whether they are defined
+            # without tools and documents both are None, since templates ask whether they are none, not whether they are defined
             return str(
                 self._template.render(
                     messages=[dict(message) for message in messages],
-                    tools=None,
+                    tools=[dict(tool) for tool in tools] or None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
                     **self._tokens,
@@ -83,9 +78,18 @@ def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) 
     return ChatTemplate(source, bos_token=bos_token, eos_token=eos_token, where=str(path))
 
 
-def chat_ids(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation up to where the next reply begins; the template itself writes bos where the model wants it."""
-    return tokenizer.encode(template.render(messages), add_bos=False, control_tokens=True)
+class TemplateEncoder:
+    """Conversations to ids through a template. Control tokens are those that the template wrote; nothing within a message is one."""
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Ids up to where the next reply begins; the template itself writes bos where the model wants it. Raises `UserError` as `render` does."""
+        stand_ins = StandIns(self._tokenizer.control_tokens, given=(self._template.source, messages, tools))
+        text = self._template.render(stand_ins.hide(list(messages)), tools=stand_ins.hide(list(tools)))
+        return self._tokenizer.encode_rendered(text, stand_ins.meanings)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

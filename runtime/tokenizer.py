@@ -4,20 +4,30 @@ The library (`tokenizers` or `sentencepiece`) is imported only when a tokenizer 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from runtime.errors import UserError
 from runtime.manifest import TokenizerSpec
 from runtime.stream import StreamDecoder
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
 
 class TokenizerLibrary(Protocol):
     """What a tokenizer library does for us; bos is none of its business."""
 
-    def encode(self, text: str, control_tokens: bool) -> list[int]:
-        """Ids of a text; names of control tokens in it are text, or the tokens with `control_tokens`."""
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the control tokens by their names."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; names of control tokens in it are text."""
+
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Ids of a text; names of control tokens in it are the tokens. A character of `stand_ins` stands for the text that it maps to."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids from the start of a text; control tokens and ids without a token give nothing."""
@@ -33,19 +43,28 @@ class Tokenizer:
         self.spec = spec
         self._library = library
 
-    def encode(self, text: str, *, add_bos: bool | None = None, control_tokens: bool = False) -> list[int]:
-        """Ids of a text, behind bos as `add_bos` says, else as the model wants it.
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the control tokens by their names, such as `</s>`."""
+        return self._library.control_tokens
 
-        Text that looks like a control token stays text unless `control_tokens`, which is for chat templates.
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Ids of a text, behind bos as `add_bos` says, else as the model wants it; text that looks like a control token stays text.
+
         Raises `UserError` when the text holds lone surrogates, which bytes that are no UTF-8 become on the command line.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"the text is not valid Unicode at character {error.start}: pass it as UTF-8") from error
+        _check_unicode(text)
         wants_bos = self.spec.add_bos if add_bos is None else add_bos
-        ids = self._library.encode(text, control_tokens)
+        ids = self._library.encode(text)
         return [self.spec.bos_id, *ids] if wants_bos and self.spec.bos_id is not None else ids
+
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str] | None = None) -> list[int]:
+        """Ids of what a chat template wrote, which puts bos and other control tokens in by name.
+
+        `stand_ins` maps characters to the texts that they stand for, in which nothing is a control token. Raises `UserError` as `encode` does.
+        """
+        _check_unicode(text)
+        return self._library.encode_rendered(text, stand_ins or {})
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control tokens left out; incomplete characters become U+FFFD."""
@@ -74,11 +93,49 @@ class JsonLibrary:
             raise _broken(path, error) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.control_tokens: Mapping[str, int] = {token.content: token_id for token_id, token in added.items() if token.special}
 
-    def encode(self, text: str, control_tokens: bool) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Ids without those that the file's post-processor would add."""
-        self._tokenizer.encode_special_tokens = not control_tokens
+        self._tokenizer.encode_special_tokens = True  # that is: encode them as text
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Ids as the library gives them; a stretch between control tokens that holds a stand-in is encoded once more, as a text of its own."""
+        self._tokenizer.encode_special_tokens = False
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if not stand_ins:
+            return list(encoding.ids)
+        meant = str.maketrans(dict(stand_ins))
+        ids: list[int] = []
+        next_token = next_character = 0
+        for token, start, end in [*self._controls(encoding, text), (len(encoding.ids), len(text), len(text))]:
+            stretch = text[next_character:start]
+            if stand_ins.keys().isdisjoint(stretch):
+                ids += encoding.ids[next_token:token]
+            else:
+                ids += self._encode_stretch(stretch.translate(meant), at_start=not ids)
+            ids += encoding.ids[token : token + 1]
+            next_token, next_character = token + 1, end
+        return ids
+
+    def _controls(self, encoding: "Encoding", text: str) -> Iterator[tuple[int, int, int]]:
+        """Which of the tokens are control tokens, and where their names begin and end; a model may give the id of one for other text, as <unk>."""
+        for token, (token_id, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+            if self.control_tokens.get(text[start:end].strip()) == token_id:
+                yield token, start, end
+
+    def _encode_stretch(self, text: str, *, at_start: bool) -> list[int]:
+        """Ids of a part of a text; some tokenizers put a space in front of a whole text, but not in front of a part within."""
+        space = self._tokenizer.pre_tokenizer
+        if at_start or getattr(space, "prepend_scheme", None) != "first":
+            return self.encode(text)
+        space.prepend_scheme = "never"
+        try:
+            return self.encode(text)
+        finally:
+            space.prepend_scheme = "first"
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -103,20 +160,23 @@ class SentencePieceLibrary:
         self._size = self._model.vocab_size()
         if self._size == 0:  # the library takes an empty file for a model
             raise _broken(path, ValueError("its vocabulary is empty"))
-        self._control = {self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)}
-        longest_first = sorted(self._control, key=len, reverse=True)
-        self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self.control_tokens: Mapping[str, int] = {self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)}
+        longest_first = sorted(self.control_tokens, key=len, reverse=True)
+        self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else r"(?!)")
 
-    def encode(self, text: str, control_tokens: bool) -> list[int]:
-        """Ids; with `control_tokens` each stretch between control tokens is a text of its own, as in Mistral's reference encoder."""
-        if not control_tokens or not self._control:
-            return list(self._model.encode(text))
+    def encode(self, text: str) -> list[int]:
+        """Ids without bos."""
+        return list(self._model.encode(text))
+
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Ids; each stretch between control tokens is a text of its own, as in Mistral's reference encoder."""
+        meant = str.maketrans(dict(stand_ins))
         ids: list[int] = []
         for part in self._control_pattern.split(text):
-            if part in self._control:
-                ids.append(self._control[part])
+            if part in self.control_tokens:
+                ids.append(self.control_tokens[part])
             else:  # the library puts a space in front of each text: one that the template has put there is the same space
-                ids += self._model.encode(part.removeprefix(" ") if ids else part)
+                ids += self._model.encode((part.removeprefix(" ") if ids else part).translate(meant))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -144,6 +204,13 @@ def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
     if spec.add_bos and spec.bos_id is None:
         raise UserError(f"the manifest beside {path} says add_bos without a bos_id; compile the artifact again")
     return tokenizer
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text is not valid Unicode at character {error.start}: pass it as UTF-8") from error
 
 
 def _broken(path: Path, error: Exception) -> UserError:

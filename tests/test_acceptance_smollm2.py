@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.checkpoint import open_checkpoint
 from export.fetch import DOWNLOADS, fetch
 from export.reference_model import load_reference
 from runtime.engine import Engine
@@ -86,7 +87,7 @@ def ours(artifact: Path, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def theirs(gguf: Path, overrides: dict[str, object], prompts: list[list[int]]) -> list[list[int]]:
-    model = load_reference(gguf, "gguf", overrides)
+    model = load_reference(gguf, "gguf", open_checkpoint(gguf, "gguf", overrides).model)
     model.generation_config.eos_token_id = None
     answers = []
     for ids in prompts:

@@ -100,7 +100,7 @@ def test_a_shipped_config_loads_as_pyyaml_reads_it(path):
 def test_least_config_takes_every_default(write):
     assert load_config(write(LEAST), []).model_dump(mode="json") == {
         "name": "least",
-        "frontend": {"checkpoint": "models/least", "type": "auto", "overrides": {}},
+        "frontend": {"checkpoint": "models/least", "type": "auto", "head": "auto", "instruct": False, "overrides": {}},
         "shape": {"batch": 1, "prefill_chunks": [128, 16], "cache_len": 4096},
         "quantize": {"scheme": "none"},
         "backend": {"target": "llvm", "cpu": "x86-64-v3", "arch": [], "dtype": "fp32"},
@@ -155,7 +155,7 @@ def test_description_says_the_same_config_to_any_yaml_reader(write, text):
 def test_description_marks_exactly_the_defaults(write):
     config = load_config(write(LEAST), ["shape.batch=1"])
     marked = {line.split(":")[0].strip() for line in describe_defaults(config) if line.endswith("  # default")}
-    assert marked == {"type", "overrides", "prefill_chunk", "cache_len", "scheme", "cpu", "arch", "dtype", "path", "workers"}
+    assert marked == {"type", "head", "instruct", "overrides", "prefill_chunk", "cache_len", "scheme", "cpu", "arch", "dtype", "path", "workers"}
 
 
 @pytest.mark.parametrize("text", ["1e5", "true", "null", "12", "0x1f", "a b", "x: y", "# no", "", "é", "-", "~", '"', "a\nb", "\x7f"])
@@ -231,7 +231,7 @@ def test_keys_of_later_schemes_are_unknown_today(refusal):
         ("type: gguf", "type: onnx", "frontend.type is onnx", "one of auto, huggingface, mistral, gguf"),
         ("checkpoint: models/full", "checkpoint: 7", "frontend.checkpoint is 7", "the path of a checkpoint folder or file"),
         ("checkpoint: models/full", 'checkpoint: ""', 'frontend.checkpoint is ""', "the path of a checkpoint folder or file"),
-        ("sliding_window: 64", "sliding_window: [a]", "frontend.overrides.sliding_window.0 is", "a number, text, true"),
+        ("sliding_window: 64", "sliding_window: [a]", "frontend.overrides.sliding_window is [a]", "a number, text, true"),
         ("sliding_window: 64", "sliding_window: 1e999", "frontend.overrides.sliding_window is inf", "a number, text, true"),
         ("quantize: {scheme: int8}", "quantize: {scheme: int3}", "quantize.scheme is int3", "none or int8"),
         ("quantize: {scheme: int8}", "quantize: int8", "quantize is int8", "a mapping with the keys scheme"),
@@ -339,7 +339,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
         ("shape.prefill_chunk=[8, -1]", ": shape.prefill_chunk is [8, -1], expected a whole number"),
         ("shape.prefill_chunk=[8", ": while parsing a flow sequence"),
         ("name.first=x", ": name is full-1.0 (FILE:2), so it has no keys to set"),
-        ("frontend=x", ": frontend is x, expected a mapping with the keys checkpoint, type, overrides"),
+        ("frontend=x", ": frontend is x, expected a mapping with the keys checkpoint, type, instruct, overrides"),
     ],
 )
 def test_wrong_override_is_named_in_place_of_the_line(refusal, override, rest):

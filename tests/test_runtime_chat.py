@@ -6,7 +6,7 @@ import pytest
 from scripted_engine import EOS, SPEC, ScriptedEngine, install, write_tokenizer
 
 from runtime.chat import Conversation, converse, main
-from runtime.chat_template import ChatTemplate
+from runtime.chat_template import ChatTemplate, TemplateEncoder
 from runtime.sampler import Sampler, SamplingOptions
 from runtime.tokenizer import open_tokenizer
 
@@ -25,8 +25,8 @@ def tokenizer(tmp_path_factory):
 
 
 def conversation(engine, tokenizer, *, max_tokens=100, system=None):
-    template = ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>")
-    return Conversation(engine, tokenizer, template, Sampler(SamplingOptions()), max_tokens=max_tokens, system=system)
+    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"), tokenizer)
+    return Conversation(engine, tokenizer, encoder, Sampler(SamplingOptions()), max_tokens=max_tokens, system=system)
 
 
 def chat(conversation, *lines):
@@ -45,7 +45,7 @@ def chat(conversation, *lines):
 
 @pytest.fixture
 def ids(tokenizer):
-    return lambda text: tokenizer.encode(text, add_bos=False, control_tokens=True)
+    return tokenizer.encode_rendered
 
 
 def reply_of(ids, text):
@@ -78,8 +78,8 @@ def test_the_sampler_sees_the_whole_conversation(tokenizer, ids):
             return super().sample(logits, history)
 
     engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Fine")])
-    template = ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>")
-    chat(Conversation(engine, tokenizer, template, Recorder(SamplingOptions()), max_tokens=9), "Hi", "How?")
+    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"), tokenizer)
+    chat(Conversation(engine, tokenizer, encoder, Recorder(SamplingOptions()), max_tokens=9), "Hi", "How?")
     assert histories[-1] == ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST] Fine")
 
 

@@ -116,7 +116,7 @@ def test_template_text_gives_the_ids_of_mistrals_own_chat_encoder(file, version)
         "v3": "<s>[INST] Hi there[/INST] Hello!</s>[INST]  two  spaces\nand 東京[/INST]",
     }
     with importlib.resources.as_file(DATA) as folder:
-        ours = open_tokenizer(sentencepiece_spec(file), folder).encode(prompts[version], add_bos=False, control_tokens=True)
+        ours = open_tokenizer(sentencepiece_spec(file), folder).encode_rendered(prompts[version])
     assert ours == expected
 
 
@@ -148,9 +148,9 @@ def test_control_tokens_are_text_unless_asked_for(byte_level, real):
     assert ours.decode(ours.encode(text)) == text
     library.encode_special_tokens = False
     library.no_truncation()
-    assert ours.encode(text, add_bos=False, control_tokens=True) == library.encode(text, add_special_tokens=False).ids
+    assert ours.encode_rendered(text) == library.encode(text, add_special_tokens=False).ids
     mistral, pieces = real
-    assert mistral.encode("<s>Hello</s>", add_bos=False, control_tokens=True) == [1, *pieces.encode("Hello"), 2]
+    assert mistral.encode_rendered("<s>Hello</s>") == [1, *pieces.encode("Hello"), 2]
     assert 2 not in mistral.encode("<s>Hello</s>", add_bos=False)
 
 

@@ -1,0 +1,80 @@
+"""The tokenizer files of Mistral's own checkpoints: tekken.json, or a SentencePiece model whose suffix tells its version."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from sentencepiece import SentencePieceProcessor
+
+from export import tekken
+from export.source import TokenizerSource
+from runtime.errors import UserError
+from runtime.manifest import InstructVersion
+
+TEKKEN = "tekken.json"
+MODEL = re.compile(r"tokenizer\.model(?:\.v(\d+)(?:m\d+)?)?")  # such as tokenizer.model.v3; m1 speaks of images
+UNSUFFIXED = 1  # the version of a plain tokenizer.model
+INSTRUCT_VERSIONS: Mapping[str, InstructVersion] = {version: version for version in get_args(InstructVersion)}
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """Mistral's own tokenizer in a folder; `declared` is whether the file itself tells its version."""
+
+    path: Path
+    version: str
+    declared: bool
+
+
+def find(folder: Path) -> TokenizerFile | None:
+    """tekken.json, else the SentencePiece model of the highest version, else None."""
+    if (folder / TEKKEN).is_file():
+        return TokenizerFile(folder / TEKKEN, tekken.declared_version((folder / TEKKEN).read_bytes(), str(folder / TEKKEN)), declared=True)
+    matches = [match for path in folder.iterdir() if path.is_file() and (match := MODEL.fullmatch(path.name))]
+    if not matches:
+        return None
+    best = max(matches, key=lambda match: (int(match[1] or UNSUFFIXED), match[0]))
+    return TokenizerFile(folder / best[0], f"v{best[1] or UNSUFFIXED}", declared=best[1] is not None)
+
+
+def mistral_tokenizer(folder: Path, *, instruct: bool) -> TokenizerSource | None:
+    """The tokenizer of a folder in Mistral's own format, or None; bos goes in front of every prompt.
+
+    No file says whether the model was trained on conversations, base models ship the same tokenizer: the caller says it as `instruct`.
+    Raises `UserError` when the file is malformed, or when it is of a version whose instruct format is not known and `instruct` asks for it.
+    """
+    file = find(folder)
+    if file is None:
+        return None
+    if instruct and file.version not in INSTRUCT_VERSIONS:
+        raise UserError(
+            f"{file.path} is of version {file.version}, whose conversations are not known; expected one of {', '.join(INSTRUCT_VERSIONS)}"
+        )
+    source = _read_tekken(file.path) if file.path.name == TEKKEN else _read_sentencepiece(file.path)
+    return replace(source, instruct=INSTRUCT_VERSIONS[file.version] if instruct else None)
+
+
+def declared_tokenizer(folder: Path) -> TokenizerSource | None:
+    """Mistral's own tokenizer where its file tells a version whose conversations are known; None leaves the choice to other files."""
+    file = find(folder)
+    return mistral_tokenizer(folder, instruct=True) if file is not None and file.declared and file.version in INSTRUCT_VERSIONS else None
+
+
+def _read_tekken(path: Path) -> TokenizerSource:
+    converted = tekken.convert(path.read_bytes(), str(path))
+    return TokenizerSource("tokenizer.json", converted.data, None, converted.bos_id, (converted.eos_id,), add_bos=True)
+
+
+def _read_sentencepiece(path: Path) -> TokenizerSource:
+    data = path.read_bytes()
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(data)
+    except RuntimeError as error:
+        raise UserError(f"{path} is not a SentencePiece model: {error}; fetch the checkpoint again") from error
+    bos, eos = processor.bos_id(), processor.eos_id()
+    if bos < 0 or eos < 0:
+        raise UserError(f"{path} has no tokens for the beginning and the end of a text, expected both; fetch the checkpoint again")
+    return TokenizerSource("sentencepiece", data, None, bos, (eos,), add_bos=True)

@@ -1,0 +1,154 @@
+"""Mistral's tekken.json, a byte-level BPE given by ranks, as a `tokenizer.json` that needs no code of its own on the box.
+
+The two formats say the same in different words: tekken merges any two neighbours that together are a token, the lowest rank first;
+tokenizer.json lists the merges. A token's merge is the pair that is left when the tokens of lower rank have been merged in it.
+"""
+
+import binascii
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from runtime.errors import UserError
+
+BOS, EOS = "<s>", "</s>"
+# What files of version v7 and older mean when they list no special tokens.
+UNLISTED = (
+    "<unk>", BOS, EOS, "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]",
+    "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
+UNLISTED_VERSIONS = ("v3", "v7")
+
+
+class _Token(msgspec.Struct, frozen=True):
+    rank: int
+    token_bytes: str  # base64
+
+
+class _Special(msgspec.Struct, frozen=True):
+    rank: int
+    token_str: str
+
+
+class _Config(msgspec.Struct, frozen=True):
+    pattern: str
+    default_vocab_size: int
+    default_num_special_tokens: int
+    version: str
+
+
+class _File(msgspec.Struct, frozen=True):
+    config: _Config
+    vocab: tuple[_Token, ...]
+    special_tokens: tuple[_Special, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Tekken:
+    """A converted tekken.json: the bytes of a tokenizer.json, the version that it declares, and the ids that begin and end a text."""
+
+    data: bytes
+    version: str
+    bos_id: int
+    eos_id: int
+
+
+def convert(data: bytes, where: str) -> Tekken:
+    """Convert a tekken.json; raises `UserError` when it is malformed or says something that a tokenizer.json cannot. `where` names the file."""
+    file = _read(data, where)
+    specials = _specials(file, where)
+    ranks = _ranks(file, where)
+    pieces = _byte_characters()
+    tokens = {_as_text(token, pieces): len(specials) + rank for token, rank in ranks.items()}
+    if set(tokens) & set(specials):
+        raise UserError(f"{where} has {sorted(set(tokens) & set(specials))[0]!r} as a special token and as text; fetch the checkpoint again")
+    merges = [(_as_text(left, pieces), _as_text(right, pieces)) for left, right in _merges(ranks)]
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(specials)} | tokens, merges=merges, ignore_merges=True))
+    split = _split(file.config.pattern, specials, where)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
+    return Tekken(str(tokenizer.to_str()).encode(), file.config.version, specials.index(BOS), specials.index(EOS))
+
+
+def declared_version(data: bytes, where: str) -> str:
+    """The version in a tekken.json's configuration; raises `UserError` when the file is malformed."""
+    return _read(data, where).config.version
+
+
+def _read(data: bytes, where: str) -> _File:
+    try:
+        return msgspec.json.decode(data, type=_File)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} is not a tekken tokenizer: {error}; fetch the checkpoint again") from error
+
+
+def _specials(file: _File, where: str) -> list[str]:
+    """The special tokens' names by id, the unnamed ones filled up as Mistral's reference does."""
+    listed = file.special_tokens
+    if listed is None and file.config.version not in UNLISTED_VERSIONS:
+        raise UserError(f"{where} is of version {file.config.version} and lists no special tokens; fetch the checkpoint again")
+    names = list(UNLISTED) if listed is None else [token.token_str for token in listed]
+    if listed is not None and [token.rank for token in listed] != list(range(len(listed))):
+        raise UserError(f"{where} lists its special tokens out of order, expected ranks 0 to {len(listed) - 1}; fetch the checkpoint again")
+    names += [f"<SPECIAL_{i}>" for i in range(len(names), file.config.default_num_special_tokens)]
+    if len(names) != file.config.default_num_special_tokens or len(set(names)) != len(names) or not {BOS, EOS} <= set(names):
+        expected = f"{file.config.default_num_special_tokens} of different names, {BOS} and {EOS} among them"
+        raise UserError(f"{where} has {len(names)} special tokens, expected {expected}; fetch the checkpoint again")
+    return names
+
+
+def _ranks(file: _File, where: str) -> dict[bytes, int]:
+    """The ordinary tokens that the vocabulary has room for; the file may hold more."""
+    size = file.config.default_vocab_size - file.config.default_num_special_tokens
+    try:
+        ranks = {b64decode(token.token_bytes, validate=True): token.rank for token in file.vocab[:size]}
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"{where} has a token that is not base64: {error}; fetch the checkpoint again") from error
+    if list(ranks.values()) != list(range(size)) or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise UserError(f"{where} has a vocabulary that is not {size} different tokens in the order of their ranks; fetch the checkpoint again")
+    return ranks
+
+
+def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """For each token the two that it is merged from; a token that no merge reaches has none, and is found as a whole word."""
+    parts = (_parts(token, rank, ranks) for token, rank in ranks.items() if len(token) > 1)
+    return [(pair[0], pair[1]) for pair in parts if len(pair) == 2]
+
+
+def _parts(token: bytes, limit: int, ranks: Mapping[bytes, int]) -> Sequence[bytes]:
+    """What is left of a token's bytes when every token of a rank below `limit` has been merged."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 1:
+        rank, at = min((ranks.get(left + right, limit), i) for i, (left, right) in enumerate(pairwise(parts)))
+        if rank >= limit:
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _split(pattern: str, specials: Sequence[str], where: str) -> pre_tokenizers.PreTokenizer:
+    """The pattern that cuts a text into words. It cuts every special token's name too, so that no text is looked up as one."""
+    try:
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    except Exception as error:  # the package raises nothing narrower
+        raise UserError(f"{where} has a pattern that does not compile: {error}; fetch the checkpoint again") from error
+    whole = [name for name in specials if len(split.pre_tokenize_str(name)) < 2]
+    if whole:
+        raise UserError(f"{where} has the special token {whole[0]!r}, which is one word of ordinary text; no tokenizer.json can tell the two apart")
+    return split
+
+
+def _byte_characters() -> list[str]:
+    """One printable character for each byte, as in GPT-2's vocabulary: itself, or the next one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    replaced = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(replaced)) for byte in range(256)]
+
+
+def _as_text(token: bytes, pieces: Sequence[str]) -> str:
+    return "".join(pieces[byte] for byte in token)

@@ -1,0 +1,43 @@
+"""What a conversation is made of, in the form that chat templates and chat servers share."""
+
+from typing import Literal, NotRequired, TypedDict
+
+
+class FunctionCall(TypedDict):
+    """A function's name and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call that the model asks for; the result that answers it bears the same id."""
+
+    id: str
+    function: FunctionCall
+    type: NotRequired[Literal["function"]]
+
+
+class Message(TypedDict):
+    """One turn: `role` is system, user, assistant or tool. `tool_calls` belong to assistants, `tool_call_id` and `name` to tools."""
+
+    role: str
+    content: str
+    tool_calls: NotRequired[list[ToolCall]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+class Function(TypedDict):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: NotRequired[str]
+    parameters: NotRequired[dict[str, object]]
+
+
+class Tool(TypedDict):
+    """A tool that the model may use; functions are the only kind."""
+
+    type: Literal["function"]
+    function: Function
