@@ -8,13 +8,12 @@ from typing import Any
 from build.compiler import relax, tvm
 from build.importer import RelaxModule
 from build.kernels.table import KERNELS
-from build.pack import ROW_MAJOR, panel_layout
+from build.pack import EXPERTS, packed_weights
 from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape
 from build.rules import RULES, Context, Region
 from runtime.errors import UserError
 from runtime.manifest import Graph, WeightSpec
 
-EXPERTS = ".experts."  # in the names of weights that stack one matrix for each expert
 IN_PLACE_NEW = -1  # how call_tir_inplace writes "a new tensor"
 
 
@@ -42,7 +41,7 @@ class DispatchedModule:
 
 def dispatch(relax_module: RelaxModule, target: str) -> DispatchedModule:
     """Rewrite every graph; UserError when one keeps a cache that no attention kernel owns."""
-    weights = packed_weights(relax_module, KERNELS[target].panel)
+    weights = packed_weights(relax_module.record, KERNELS[target].panel)
     builder = relax.BlockBuilder()
     kernels = _Kernels(builder, target)
     report: list[ReportRow] = []
@@ -53,16 +52,6 @@ def dispatch(relax_module: RelaxModule, target: str) -> DispatchedModule:
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [ReportRow(graph.name, op, f"{count} calls", "TVM default schedule", 0, 0) for op, count in sorted(emitted.others.items())]
     return DispatchedModule(relax_module, builder.get(), weights, tuple(report))
-
-
-def packed_weights(relax_module: RelaxModule, panel: int) -> tuple[WeightSpec, ...]:
-    """How the artifact stores each weight: matrices in panels, vectors as they are."""
-    specs = []
-    for spec in relax_module.record.weights:
-        stacked = (relax_module.record.model.n_experts or 1) if EXPERTS in spec.name else 1
-        layout, packed = panel_layout(spec.shape, panel, stacked) if len(spec.shape) == 2 else (ROW_MAJOR, spec.shape)
-        specs.append(WeightSpec(name=spec.name, shape=packed, dtype=spec.dtype, layout=layout))
-    return tuple(specs)
 
 
 def find_regions(relax_module: RelaxModule, graph: Graph) -> dict[Expr, Region]:
@@ -218,6 +207,9 @@ def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
 def _kernel_call(kernels: _Kernels, region: Region, new: dict[Expr, Expr]) -> Expr:
     output = relax.TensorType(shape(region.output), dtype(region.output))
     arguments = [new[value] for value in region.inputs]
+    if region.scratch:
+        types = [output, *(relax.TensorType(size, kind) for size, kind in region.scratch)]
+        return relax.TupleGetItem(relax.call_tir(kernels.get(region), arguments, out_ty=types), 0)
     if not region.updates:
         return relax.call_tir(kernels.get(region), arguments, out_ty=output)
     types = [output, *(relax.TensorType(shape(region.inputs[i]), dtype(region.inputs[i])) for i in region.updates)]

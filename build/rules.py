@@ -31,6 +31,7 @@ class Region:
     bytes: int  # least memory traffic of one call: weights and caches read, without activations
     flops: int
     updates: tuple[int, ...] = ()  # positions of inputs that are updated in place
+    scratch: tuple[tuple[tuple[int, ...], str], ...] = ()  # shape and dtype of what the kernel keeps between its steps; written after the output
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,9 @@ def mixture(c: Context, root: Expr) -> Region:
     kernel = Mixture(tuple(lead), m.dim, m.hidden_dim, n_experts, per_token, w13.dtype, w13.scaled)
     pairs = prod(lead) * per_token
     nbytes = (w13.nbytes + w2.nbytes) * min(pairs, n_experts) // n_experts
-    return Region("mixture", (kernel,), (x, scores, *w13.inputs, *w2.inputs), root, w13.name, nbytes, 6 * pairs * m.dim * m.hidden_dim)
+    return Region(
+        "mixture", (kernel,), (x, scores, *w13.inputs, *w2.inputs), root, w13.name, nbytes, 6 * pairs * m.dim * m.hidden_dim, scratch=kernel.scratch
+    )
 
 
 def _chosen(c: Context, shares: Expr) -> tuple[Expr, int]:

@@ -15,10 +15,12 @@ from build.kernels.cpu import vector
 from build.kernels.cpu.attention import rolling_attention
 from build.kernels.cpu.embedding import embedding
 from build.kernels.cpu.linear import PANEL, linear
+from build.kernels.cpu.mixture import mixture
 from build.kernels.cpu.norm import rms_norm
 from build.kernels.cpu.swiglu import swiglu
-from build.kernels.shapes import RollingAttention
+from build.kernels.shapes import Mixture, RollingAttention
 from build.pack import to_panels
+from tests.mixture_reference import check as check_mixture
 
 U = 2.0**-24
 EXP_ULPS = 2  # of `vector.exp`; test_exp measures it
@@ -299,3 +301,30 @@ def check_ring(ring, columns, positions, relative):
         else:
             expected = columns[position - positions[0]]
             assert (np.abs(ring[:, slot] - expected) <= relative * np.nanmax(np.abs(columns))).all()
+
+
+def called(function, arrays):
+    """All arrays, as the kernel left them."""
+    held = [aligned(array) for array in arrays]
+    call(compiled(function), *held)
+    return held
+
+
+# One token (its own code) and several, sizes that are and are not multiples of a panel or a vector, more pairs of an expert than a tile of rows.
+MIXTURE = [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (1, 34, 30, "float16"), (5, 40, 33, "float16"), (7, 33, 7, "float32"), (70, 64, 48, "int8")]
+
+
+@pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), MIXTURE)
+def test_mixture(tokens, dim, hidden_dim, dtype):
+    check_mixture(lambda shape, arrays: called(mixture(shape), arrays), PANEL, tokens, dim, hidden_dim, dtype)
+
+
+def test_mixture_survives_scores_that_are_no_numbers():
+    """The answer is meaningless, but every token still goes to experts that exist, so that nothing is read or written beyond the arrays."""
+    shape = Mixture((1, 3), 8, 8, 4, 2, "float32", False)
+    x, weights = np.ones((1, 3, 8), np.float32), [np.ones((4, 8, PANEL), np.float32)] * 2
+    scores = np.full((1, 3, 4), np.nan, np.float32)
+    scratch = [np.zeros(size, kind) for size, kind in shape.scratch]
+    *_, chosen, _share, count, _members, _both, _gated, _mixed = called(mixture(shape), [x, scores, *weights, output(1, 3, 8), *scratch])
+    assert set(chosen.tolist()) <= {0, 1, 2, 3}
+    assert count.sum() == 6

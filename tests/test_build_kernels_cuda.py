@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from build.compiler import tvm
-from build.kernels.cuda import attention, embedding, linear, norm, swiglu
+from build.kernels.cuda import attention, embedding, linear, mixture, norm, swiglu
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import RollingAttention
 from build.pack import to_panels
+from tests.mixture_reference import check as check_mixture
 
 FLOAT32 = np.finfo(np.float32).eps
 STORED = ["float32", "float16", "int8"]
@@ -161,3 +162,11 @@ def reference(shape, qkv, cos, sin, positions, history):
                 mixed = sum(w * value[h // group] for w, (_, value) in zip(weight / weight.sum(), visible, strict=True))
                 out[row, i, h * shape.head_dim : (h + 1) * shape.head_dim] = mixed
     return out
+
+
+# One token and several, sizes that are and are not multiples of a panel, more tokens than a tile of rows, and an expert that nobody chooses.
+@pytest.mark.parametrize(
+    ("tokens", "dim", "hidden_dim", "dtype"), [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (5, 40, 33, "float16"), (70, 64, 48, "int8")]
+)
+def test_mixture(tokens, dim, hidden_dim, dtype):
+    check_mixture(lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays), linear.PANEL, tokens, dim, hidden_dim, dtype)

@@ -23,6 +23,17 @@ class RollingAttention:
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
 
 
+MIXTURE_SCRATCH = {
+    "chosen": "int32",  # the expert of each pair
+    "share": "float32",  # and its weight in the token's sum
+    "count": "int32",  # pairs of each expert
+    "members": "int32",  # which pairs these are, in order
+    "both": "float32",  # w13 x
+    "gated": "float32",  # silu(w1 x) * w3 x
+    "mixed": "float32",  # w2 of that
+}
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Shapes of one layer's mixture of experts in one graph."""
@@ -39,3 +50,22 @@ class Mixture:
     def tokens(self) -> int:
         """Rows of one call."""
         return prod(self.lead)
+
+    @property
+    def pairs(self) -> int:
+        """Tokens times experts of each: pair i * experts_per_token + j is token i with its j-th best expert."""
+        return self.tokens * self.experts_per_token
+
+    @property
+    def scratch(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """What a kernel keeps between its steps, in the order of its last parameters; see `MIXTURE_SCRATCH`."""
+        sizes = {
+            "chosen": (self.pairs,),
+            "share": (self.pairs,),
+            "count": (self.n_experts,),
+            "members": (self.n_experts, self.pairs),
+            "both": (self.pairs, 2 * self.hidden_dim),
+            "gated": (self.pairs, self.hidden_dim),
+            "mixed": (self.pairs, self.dim),
+        }
+        return tuple((sizes[name], dtype) for name, dtype in MIXTURE_SCRATCH.items())

@@ -9,6 +9,7 @@ from build.kernels.cpu import attention, embedding, linear, mixture, norm, swigl
 from build.kernels.cuda import attention as cuda_attention
 from build.kernels.cuda import embedding as cuda_embedding
 from build.kernels.cuda import linear as cuda_linear
+from build.kernels.cuda import mixture as cuda_mixture
 from build.kernels.cuda import norm as cuda_norm
 from build.kernels.cuda import swiglu as cuda_swiglu
 
@@ -48,6 +49,7 @@ KERNELS: dict[str, KernelSet] = {
             "rms_norm": cuda_norm.rms_norm,
             "swiglu": cuda_swiglu.swiglu,
             "linear": cuda_linear.linear,
+            "mixture": cuda_mixture.mixture,
         },
     ),
 }

@@ -17,7 +17,7 @@ TILE_ROWS, TILE_COLUMNS = 4, 16  # of a product of several tokens: 8 AVX2 accumu
 
 
 def mixture(shape: Mixture) -> PrimFunc:
-    """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each followed by its scales when `scaled`, to y (*lead, dim)."""
+    """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each with its scales when `scaled`, to y (*lead, dim)."""
     rows, dim, hidden_dim = shape.tokens, shape.dim, shape.hidden_dim
     n_experts, per_token = shape.n_experts, shape.experts_per_token
     pairs = rows * per_token
@@ -28,17 +28,11 @@ def mixture(shape: Mixture) -> PrimFunc:
     lanes = max(n for n in (1, 2, 4, LANES) if hidden_dim % n == 0)
 
     @T.inline
-    def body(x_in, scores_in, w13, s13, w2, s2, y_out):
+    def body(x_in, scores_in, w13, s13, w2, s2, y_out, chosen, share, count, members, both, gated, mixed):
         x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
         scores = T.decl_buffer((rows, n_experts), "float32", data=scores_in.data)
         y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
-        share = T.alloc_buffer((pairs,), "float32")
-        count = T.alloc_buffer((n_experts,), "int32")
-        members = T.alloc_buffer((n_experts, pairs), "int32")
-        both = T.alloc_buffer((pairs, 2 * hidden_dim), "float32")
-        gated = T.alloc_buffer((pairs, hidden_dim), "float32")
-        mixed = T.alloc_buffer((pairs, dim), "float32")
-        route(scores, share, count, members)
+        route(scores, chosen, share, count, members)
         up(x, w13, s13, count, members, both)
         for i in T.parallel(pairs):
             for c in T.serial(hidden_dim // lanes):
@@ -61,9 +55,16 @@ def mixture(shape: Mixture) -> PrimFunc:
         w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
         w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
         y: T.Buffer((*shape.lead, dim), "float32"),
+        chosen: T.Buffer((pairs,), "int32"),
+        share: T.Buffer((pairs,), "float32"),
+        count: T.Buffer((n_experts,), "int32"),
+        members: T.Buffer((n_experts, pairs), "int32"),
+        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
+        gated: T.Buffer((pairs, hidden_dim), "float32"),
+        mixed: T.Buffer((pairs, dim), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        body(x, scores, w13, None, w2, None, y)
+        body(x, scores, w13, None, w2, None, y, chosen, share, count, members, both, gated, mixed)
 
     @T.prim_func
     def dequantizing(
@@ -74,22 +75,28 @@ def mixture(shape: Mixture) -> PrimFunc:
         w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
         s2: T.Buffer((n_experts * dim,), "float32"),
         y: T.Buffer((*shape.lead, dim), "float32"),
+        chosen: T.Buffer((pairs,), "int32"),
+        share: T.Buffer((pairs,), "float32"),
+        count: T.Buffer((n_experts,), "int32"),
+        members: T.Buffer((n_experts, pairs), "int32"),
+        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
+        gated: T.Buffer((pairs, hidden_dim), "float32"),
+        mixed: T.Buffer((pairs, dim), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        body(x, scores, w13, s13, w2, s2, y)
+        body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed)
 
     return dequantizing if shape.scaled else plain
 
 
 def _route(rows: int, n_experts: int, per_token: int):
-    """Each row's best experts, the first of equals; their shares; and each expert's pairs (row * per_token + rank), in order of rows."""
+    """Each row's best experts, the first of equals; their shares; and each expert's pairs, in order of rows."""
 
     @T.inline
-    def body(scores, share, count, members):
+    def body(scores, chosen, share, count, members):
         for e in T.serial(n_experts):
             count[e] = 0
         for i in T.serial(rows):
-            chosen = T.alloc_buffer((per_token,), "int32")
             taken = T.alloc_buffer((n_experts,), "int32")
             best = T.alloc_buffer((1,), "float32")
             total = T.alloc_buffer((1,), "float32")
@@ -97,17 +104,18 @@ def _route(rows: int, n_experts: int, per_token: int):
                 taken[e] = 0
             total[0] = T.float32(0)
             for j in T.serial(per_token):
-                chosen[j] = j  # what stays if the scores are no numbers
+                pair = i * per_token + j
+                chosen[pair] = j  # what stays if the scores are no numbers
                 best[0] = T.float32(LOWEST)
                 for e in T.serial(n_experts):
                     if taken[n_experts - 1 - e] == 0 and scores[i, n_experts - 1 - e] >= best[0]:
-                        chosen[j] = n_experts - 1 - e
+                        chosen[pair] = n_experts - 1 - e
                         best[0] = scores[i, n_experts - 1 - e]
-                taken[chosen[j]] = 1
-                share[i * per_token + j] = exp(scores[i, chosen[j]] - scores[i, chosen[0]])
-                total[0] = total[0] + share[i * per_token + j]
-                members[chosen[j], count[chosen[j]]] = i * per_token + j
-                count[chosen[j]] = count[chosen[j]] + 1
+                taken[chosen[pair]] = 1
+                share[pair] = exp(scores[i, chosen[pair]] - scores[i, chosen[i * per_token]])
+                total[0] = total[0] + share[pair]
+                members[chosen[pair], count[chosen[pair]]] = pair
+                count[chosen[pair]] = count[chosen[pair]] + 1
             for j in T.serial(per_token):
                 share[i * per_token + j] = share[i * per_token + j] / total[0]
 

@@ -4,8 +4,10 @@ Weights are widened to float32 in registers and sums are float32. Bytes per call
 and once per tile of rows (through the second-level cache) by the matrix product. Operations: 2 M N K.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -58,20 +60,14 @@ def linear(lead: tuple[int, ...], n: int, k: int, weight_dtype: str, scaled: boo
 
 
 def _gemv(n: int, k: int, on: Binding):
-    """One row: a block a panel, a lane an output; the warps take turns along K and their sums meet in shared memory."""
-    steps = -(-k // TILE.warps)
+    """One row: a block a panel."""
+    dot = panel_dot(k, on)
 
     @T.inline
     def body(x, w, s, y):
         for p in on.blocks(-(-n // PANEL)):
             partial = T.alloc_buffer((TILE.warps, PANEL), "float32", scope=on.shared)
-            for t in on.threads(THREADS):
-                acc = T.alloc_buffer((1,), "float32", scope=on.private)
-                acc[0] = T.float32(0)
-                for step in T.serial(steps):
-                    if step * TILE.warps + t // WARP < k:
-                        acc[0] = acc[0] + x[0, step * TILE.warps + t // WARP] * T.Cast("float32", w[p, step * TILE.warps + t // WARP, t % WARP])
-                partial[t // WARP, t % WARP] = acc[0]
+            dot(x, 0, w, p, partial)
             for t in on.threads(THREADS):
                 if t < PANEL and p * PANEL + t < n:
                     total = T.alloc_buffer((1,), "float32", scope=on.private)
@@ -86,23 +82,80 @@ def _gemv(n: int, k: int, on: Binding):
     return body
 
 
+def panel_dot(k: int, on: Binding):
+    """partial[warp, lane] = this warp's share of row `i` of x times panel `p` of w: a lane an output, the warps take turns along K."""
+    steps = -(-k // TILE.warps)
+
+    @T.inline
+    def dot(x, i, w, p, partial):
+        for t in on.threads(THREADS):
+            acc = T.alloc_buffer((1,), "float32", scope=on.private)
+            acc[0] = T.float32(0)
+            for step in T.serial(steps):
+                if step * TILE.warps + t // WARP < k:
+                    acc[0] = acc[0] + x[i, step * TILE.warps + t // WARP] * T.Cast("float32", w[p, step * TILE.warps + t // WARP, t % WARP])
+            partial[t // WARP, t % WARP] = acc[0]
+
+    return dot
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """How the rows of a matrix product are cut: rows of one thread and of one block, and how many such tiles."""
+
+    per_warp: int
+    tile_rows: int
+    count: int
+
+    @classmethod
+    def of(cls, rows: int) -> "RowTiles":
+        """Tiles of at most `TILE.rows`, and of fewer where there are no more."""
+        per_warp = -(-min(rows, TILE.rows) // TILE.warps)
+        return cls(per_warp, per_warp * TILE.warps, -(-rows // (per_warp * TILE.warps)))
+
+
 def _gemm(rows: int, n: int, k: int, on: Binding):
     """Several rows: a block is a panel times a tile of rows, a lane an output, a warp some of the rows; x and W pass through shared memory."""
-    per_warp = -(-min(rows, TILE.rows) // TILE.warps)  # rows of one thread
-    tile_rows, depth = per_warp * TILE.warps, TILE.depth
-    row_tiles, panels = -(-rows // tile_rows), -(-n // PANEL)
+    tiles = RowTiles.of(rows)
+    multiply = tile_product(k, tiles, on, source=lambda _members, i: i)
+
+    @T.inline
+    def body(x, w, s, y):
+        for block in on.blocks(-(-n // PANEL) * tiles.count):
+            x_tile = T.alloc_buffer((tiles.tile_rows, TILE.depth), "float32", scope=on.shared)
+            w_tile = T.alloc_buffer((TILE.depth, PANEL), "float32", scope=on.shared)
+            acc = T.alloc_buffer((on.copies(THREADS), tiles.per_warp), "float32", scope=on.private)
+            p = block // tiles.count
+            m = block % tiles.count * tiles.tile_rows
+            multiply(x, None, w, p, m, rows, x_tile, w_tile, acc)
+            for t in on.threads(THREADS):
+                for r in T.unroll(tiles.per_warp):
+                    i = m + t // WARP * tiles.per_warp + r
+                    j = p * PANEL + t % WARP
+                    if i < rows and j < n:
+                        if s is None:
+                            y[i, j] = acc[on.own(t), r]
+                        else:
+                            y[i, j] = acc[on.own(t), r] * s[j]
+
+    return body
+
+
+def tile_product(k: int, tiles: RowTiles, on: Binding, *, source: Callable[[Any, Any], Any]):
+    """acc = rows m .. m + tile_rows of x, below `stop`, times panel `p` of w; `source(members, i)` is where row i lies in x."""
+    tile_rows, depth, per_warp = tiles.tile_rows, TILE.depth, tiles.per_warp
     x_loads, w_loads = -(-tile_rows * depth // THREADS), depth * PANEL // THREADS
 
     @T.inline
-    def load(x, w, x_tile, w_tile, m, p, kk, t):
-        """One thread's share of the tiles at row m and depth kk; zeros beyond the matrix."""
+    def load(x, members, w, p, m, stop, x_tile, w_tile, kk, t):
+        """One thread's share of the tiles at depth kk; zeros beyond the matrix."""
         for i in T.unroll(x_loads):
             e = i * THREADS + t
             r = e // depth
             d = e % depth
             if e < tile_rows * depth:
-                if m + r < rows and kk + d < k:
-                    x_tile[r, d] = x[m + r, kk + d]
+                if m + r < stop and kk + d < k:
+                    x_tile[r, d] = x[source(members, m + r), kk + d]
                 else:
                     x_tile[r, d] = T.float32(0)
         for i in T.unroll(w_loads):
@@ -113,31 +166,16 @@ def _gemm(rows: int, n: int, k: int, on: Binding):
                 w_tile[d, t % WARP] = T.float32(0)
 
     @T.inline
-    def body(x, w, s, y):
-        for block in on.blocks(panels * row_tiles):
-            x_tile = T.alloc_buffer((tile_rows, depth), "float32", scope=on.shared)
-            w_tile = T.alloc_buffer((depth, PANEL), "float32", scope=on.shared)
-            acc = T.alloc_buffer((on.copies(THREADS), per_warp), "float32", scope=on.private)
-            p = block // row_tiles
-            m = block % row_tiles * tile_rows
+    def multiply(x, members, w, p, m, stop, x_tile, w_tile, acc):
+        for t in on.threads(THREADS):
+            for r in T.unroll(per_warp):
+                acc[on.own(t), r] = T.float32(0)
+        for kk in T.serial(T.if_then_else(m < stop, -(-k // depth), 0)):  # a tile without rows reads nothing
             for t in on.threads(THREADS):
-                for r in T.unroll(per_warp):
-                    acc[on.own(t), r] = T.float32(0)
-            for kk in T.serial(-(-k // depth)):
-                for t in on.threads(THREADS):
-                    load(x, w, x_tile, w_tile, m, p, kk * depth, t)
-                for t in on.threads(THREADS):
-                    for d in T.serial(depth):
-                        for r in T.unroll(per_warp):
-                            acc[on.own(t), r] = acc[on.own(t), r] + x_tile[t // WARP * per_warp + r, d] * w_tile[d, t % WARP]
+                load(x, members, w, p, m, stop, x_tile, w_tile, kk * depth, t)
             for t in on.threads(THREADS):
-                for r in T.unroll(per_warp):
-                    i = m + t // WARP * per_warp + r
-                    j = p * PANEL + t % WARP
-                    if i < rows and j < n:
-                        if s is None:
-                            y[i, j] = acc[on.own(t), r]
-                        else:
-                            y[i, j] = acc[on.own(t), r] * s[j]
+                for d in T.serial(depth):
+                    for r in T.unroll(per_warp):
+                        acc[on.own(t), r] = acc[on.own(t), r] + x_tile[t // WARP * per_warp + r, d] * w_tile[d, t % WARP]
 
-    return body
+    return multiply

@@ -1,0 +1,224 @@
+"""Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by the softmax over their scores.
+
+Launches: route (a thread a token), group (a thread an expert), w13, gate, w2, sum. In the products a block is a panel of one expert times a tile
+of the pairs that chose it; a block whose tile is empty reads nothing. A pair is one token with one of its experts.
+Bytes per call: the matrices of the chosen experts, once per tile of pairs; operations: 6 pairs dim hidden_dim.
+"""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
+from build.kernels.cuda.linear import PANEL, THREADS, TILE, RowTiles, panel_dot, tile_product
+from build.kernels.shapes import Mixture
+
+LOWEST = -3.4028234e38  # of float32
+
+
+def mixture(shape: Mixture, on: Binding = GPU) -> PrimFunc:
+    """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each with its scales when `scaled`, to y (*lead, dim)."""
+    rows, dim, hidden_dim, pairs = shape.tokens, shape.dim, shape.hidden_dim, shape.pairs
+    n_experts, per_token = shape.n_experts, shape.experts_per_token
+    panels_13, panels_2 = -(-2 * hidden_dim // PANEL), -(-dim // PANEL)
+    product = _pair_product if rows == 1 else _grouped_product
+    up = product(shape, 2 * hidden_dim, dim, per_token, on)
+    down = product(shape, dim, hidden_dim, 1, on)
+    route, group, gate, combine = _route(shape, on), _group(shape, on), _gate(shape, on), _combine(shape, on)
+
+    @T.inline
+    def body(x_in, scores_in, w13, s13, w2, s2, y_out, chosen, share, count, members, both, gated, mixed):
+        x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
+        scores = T.decl_buffer((rows, n_experts), "float32", data=scores_in.data)
+        y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
+        route(scores, chosen, share)
+        group(chosen, count, members)
+        up(x, w13, s13, chosen, count, members, both)
+        gate(both, gated)
+        down(gated, w2, s2, chosen, count, members, mixed)
+        combine(share, mixed, y)
+
+    @T.prim_func
+    def plain(
+        x: T.Buffer((*shape.lead, dim), "float32"),
+        scores: T.Buffer((*shape.lead, n_experts), "float32"),
+        w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
+        w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
+        y: T.Buffer((*shape.lead, dim), "float32"),
+        chosen: T.Buffer((pairs,), "int32"),
+        share: T.Buffer((pairs,), "float32"),
+        count: T.Buffer((n_experts,), "int32"),
+        members: T.Buffer((n_experts, pairs), "int32"),
+        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
+        gated: T.Buffer((pairs, hidden_dim), "float32"),
+        mixed: T.Buffer((pairs, dim), "float32"),
+    ):
+        T.func_attr(ATTRIBUTES)
+        body(x, scores, w13, None, w2, None, y, chosen, share, count, members, both, gated, mixed)
+
+    @T.prim_func
+    def dequantizing(
+        x: T.Buffer((*shape.lead, dim), "float32"),
+        scores: T.Buffer((*shape.lead, n_experts), "float32"),
+        w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
+        s13: T.Buffer((n_experts * 2 * hidden_dim,), "float32"),
+        w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
+        s2: T.Buffer((n_experts * dim,), "float32"),
+        y: T.Buffer((*shape.lead, dim), "float32"),
+        chosen: T.Buffer((pairs,), "int32"),
+        share: T.Buffer((pairs,), "float32"),
+        count: T.Buffer((n_experts,), "int32"),
+        members: T.Buffer((n_experts, pairs), "int32"),
+        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
+        gated: T.Buffer((pairs, hidden_dim), "float32"),
+        mixed: T.Buffer((pairs, dim), "float32"),
+    ):
+        T.func_attr(ATTRIBUTES)
+        body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed)
+
+    return dequantizing if shape.scaled else plain
+
+
+def _route(shape: Mixture, on: Binding):
+    """Each token's best experts, the first of equals, and the softmax over their scores; a thread a token."""
+    rows, n_experts, per_token = shape.tokens, shape.n_experts, shape.experts_per_token
+
+    @T.inline
+    def choose(scores, chosen, share, i):
+        best = T.alloc_buffer((1,), "float32", scope=on.private)
+        total = T.alloc_buffer((1,), "float32", scope=on.private)
+        taken = T.alloc_buffer((n_experts,), "int32", scope=on.private)
+        for e in T.serial(n_experts):
+            taken[e] = 0
+        total[0] = T.float32(0)
+        for j in T.serial(per_token):
+            pair = i * per_token + j
+            chosen[pair] = j  # what stays if the scores are no numbers
+            best[0] = T.float32(LOWEST)
+            for e in T.serial(n_experts):
+                if taken[n_experts - 1 - e] == 0 and scores[i, n_experts - 1 - e] >= best[0]:
+                    chosen[pair] = n_experts - 1 - e
+                    best[0] = scores[i, n_experts - 1 - e]
+            taken[chosen[pair]] = 1
+            share[pair] = T.exp(scores[i, chosen[pair]] - scores[i, chosen[i * per_token]])
+            total[0] = total[0] + share[pair]
+        for j in T.serial(per_token):
+            share[i * per_token + j] = share[i * per_token + j] / total[0]
+
+    @T.inline
+    def body(scores, chosen, share):
+        for block in on.blocks(-(-rows // THREADS)):
+            for t in on.threads(THREADS):
+                if block * THREADS + t < rows:
+                    choose(scores, chosen, share, block * THREADS + t)
+
+    return body
+
+
+def _group(shape: Mixture, on: Binding):
+    """Each expert's pairs in order; a thread an expert."""
+    parts = -(-shape.n_experts // WARP)
+
+    @T.inline
+    def body(chosen, count, members):
+        for block in on.blocks(parts):
+            for t in on.threads(WARP):
+                e = block * WARP + t
+                if e < shape.n_experts:
+                    count[e] = 0
+                    for pair in T.serial(shape.pairs):
+                        if chosen[pair] == e:
+                            members[e, count[e]] = pair
+                            count[e] = count[e] + 1
+
+    return body
+
+
+def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
+    """One token: a block a panel of one of its experts."""
+    panels = -(-n // PANEL)
+    dot = panel_dot(k, on)
+
+    @T.inline
+    def body(x, w, s, chosen, _count, _members, out):
+        for block in on.blocks(shape.pairs * panels):
+            partial = T.alloc_buffer((TILE.warps, PANEL), "float32", scope=on.shared)
+            pair = block // panels
+            p = block % panels
+            dot(x, pair // pairs_per_row, w, chosen[pair] * panels + p, partial)
+            for t in on.threads(THREADS):
+                if t < PANEL and p * PANEL + t < n:
+                    total = T.alloc_buffer((1,), "float32", scope=on.private)
+                    total[0] = T.float32(0)
+                    for warp in T.serial(TILE.warps):
+                        total[0] = total[0] + partial[warp, t]
+                    if s is None:
+                        out[pair, p * PANEL + t] = total[0]
+                    else:
+                        out[pair, p * PANEL + t] = total[0] * s[chosen[pair] * n + p * PANEL + t]
+
+    return body
+
+
+def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
+    """Several tokens: a block a panel of one expert times a tile of the pairs that chose it."""
+    panels, n_experts = -(-n // PANEL), shape.n_experts
+    tiles = RowTiles.of(shape.tokens)  # a token chooses an expert once
+    multiply = tile_product(k, tiles, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row)
+
+    @T.inline
+    def body(x, w, s, _chosen, count, members, out):
+        for block in on.blocks(n_experts * panels * tiles.count):
+            x_tile = T.alloc_buffer((tiles.tile_rows, TILE.depth), "float32", scope=on.shared)
+            w_tile = T.alloc_buffer((TILE.depth, PANEL), "float32", scope=on.shared)
+            acc = T.alloc_buffer((on.copies(THREADS), tiles.per_warp), "float32", scope=on.private)
+            e = block // (panels * tiles.count)
+            p = block // tiles.count % panels
+            m = block % tiles.count * tiles.tile_rows
+            multiply(x, (members, e), w, e * panels + p, m, count[e], x_tile, w_tile, acc)
+            for t in on.threads(THREADS):
+                for r in T.unroll(tiles.per_warp):
+                    i = m + t // WARP * tiles.per_warp + r
+                    j = p * PANEL + t % WARP
+                    if i < count[e] and j < n:
+                        if s is None:
+                            out[members[e, i], j] = acc[on.own(t), r]
+                        else:
+                            out[members[e, i], j] = acc[on.own(t), r] * s[e * n + j]
+
+    return body
+
+
+def _gate(shape: Mixture, on: Binding):
+    """gated = silu(gate) * up; a thread an element."""
+    hidden_dim, parts = shape.hidden_dim, -(-shape.hidden_dim // THREADS)
+
+    @T.inline
+    def body(both, gated):
+        for block in on.blocks(shape.pairs * parts):
+            for t in on.threads(THREADS):
+                i = block // parts
+                j = block % parts * THREADS + t
+                if j < hidden_dim:
+                    gated[i, j] = both[i, j] / (T.float32(1) + T.exp(T.float32(0) - both[i, j])) * both[i, hidden_dim + j]
+
+    return body
+
+
+def _combine(shape: Mixture, on: Binding):
+    """y = the experts' outputs, weighted; a thread an element."""
+    dim, per_token, parts = shape.dim, shape.experts_per_token, -(-shape.dim // THREADS)
+
+    @T.inline
+    def body(share, mixed, y):
+        for block in on.blocks(shape.tokens * parts):
+            for t in on.threads(THREADS):
+                i = block // parts
+                j = block % parts * THREADS + t
+                if j < dim:
+                    total = T.alloc_buffer((1,), "float32", scope=on.private)
+                    total[0] = T.float32(0)
+                    for rank in T.serial(per_token):
+                        total[0] = total[0] + share[i * per_token + rank] * mixed[i * per_token + rank, j]
+                    y[i, j] = total[0]
+
+    return body
