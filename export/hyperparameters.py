@@ -66,9 +66,9 @@ def layer_windows(window: object, layer_types: object, n_layers: int, *, repeats
         return (window,) * n_layers
     if not isinstance(layer_types, Sequence) or isinstance(layer_types, str) or len(layer_types) != n_layers:
         raise UserError(f"{where} has layer_types {reprlib.repr(layer_types)}, expected a list with one entry for each of its {n_layers} layers")
-    unknown = next((kind for kind in layer_types if kind not in LAYER_TYPES), None)
-    if unknown is not None:
-        raise UserError(f"{where} has {unknown!r} among its layer_types, expected {' or '.join(LAYER_TYPES)}")
+    unknown = [kind for kind in layer_types if kind not in LAYER_TYPES]
+    if unknown:
+        raise UserError(f"{where} has {unknown[0]!r} among its layer_types, expected {' or '.join(LAYER_TYPES)}")
     if window is None and "sliding_attention" in layer_types:
         raise UserError(f"{where} has sliding_attention among its layer_types but no sliding_window; expected a number of positions")
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)

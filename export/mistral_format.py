@@ -66,10 +66,11 @@ def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
     return Opened(family, _values(params, path), str(path), _open_tensors(folder), mistral_tokenizer(folder, instruct=instruct))
 
 
-def windows_beside(folder: Path, config: Mapping[str, object], default: object) -> tuple[dict[str, object], tuple[str, ...]]:
+def overruled(folder: Path, config: Mapping[str, object], default: object) -> tuple[dict[str, object], tuple[str, ...]]:
     """What params.json, where it lies beside a config.json, knows better: the changed keys of config.json, and a note that says so.
 
     Published files of models with interleaved windows name one window for all layers in config.json; Mistral's own software reads params.json.
+    So windows, context and rotary base are taken from there.
     `default` is the window of a config.json that names none.
     """
     path = folder / PARAMS_FILE
@@ -78,8 +79,8 @@ def windows_beside(folder: Path, config: Mapping[str, object], default: object) 
         return {}, ()
     params = read_json(path)
     if params.get("n_layers") != n_layers:
-        said = f"{path} has n_layers: {params.get('n_layers')!r}, the config.json beside it has num_hidden_layers: {n_layers}"
-        raise UserError(f"{said}, expected files of one model; remove the one that does not belong here")
+        found = f"{path} has n_layers: {params.get('n_layers')!r}, the config.json beside it has num_hidden_layers: {n_layers}"
+        raise UserError(f"{found}, expected files of one model; remove the one that does not belong here")
     own = layer_windows(_window(params, path), None, n_layers, repeats=True, where=str(path))
     theirs = layer_windows(
         config.get("sliding_window", default), config.get("layer_types"), n_layers, repeats=False, where=str(folder / "config.json")
@@ -93,6 +94,10 @@ def windows_beside(folder: Path, config: Mapping[str, object], default: object) 
     if context is not None and context != their_context:
         changes["max_position_embeddings"] = context
         said.append(f"the context has {context} positions, not {their_context}")
+    theta, their_theta = params.get("rope_theta"), config.get("rope_theta")
+    if theta is not None and their_theta is not None and theta != their_theta:
+        changes["rope_theta"] = theta
+        said.append(f"rope_theta is {theta}, not {their_theta}")
     return changes, (f"{path} overrules config.json, since Mistral's own software reads it: {' and '.join(said)}",) if said else ()
 
 

@@ -1,6 +1,8 @@
 """Weights that torch has pickled (`*.pth`), through torch's weights-only loader, which runs no code from the file, mapped and not read."""
 
-import pickle
+import re
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +14,9 @@ import numpy as np
 
 from export.source import Array, SourceTensor
 from runtime.errors import UserError
+
+CODE = re.compile(r"GLOBAL (\S+)")  # how torch's loader names what a file would call
+REASON_LENGTH = 160  # characters of torch's reason that a person sees
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,42 @@ def _load(path: Path) -> dict[str, Any]:
     """Tensors by name from one file."""
     import torch  # here, so that reading other formats does not wait for it
 
+    _check_container(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path} is not a file of tensors alone that torch can map: {reason}; fetch it again, or as safetensors") from error
-    if not isinstance(loaded, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()):
+        with warnings.catch_warnings(action="ignore"):  # of a damaged file, which the error tells in one sentence
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the loader interprets the file's bytes and raises whatever they lead to
+        raise UserError(f"{path} {_reason(error)}; fetch it again, or as safetensors") from error
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) and _is_plain(value) for name, value in loaded.items()):
         raise UserError(f"{path} holds something other than tensors by name, expected a state dict; fetch the checkpoint as safetensors")
-    return loaded
+    return {name: tensor.detach() for name, tensor in loaded.items()}
+
+
+def _check_container(path: Path) -> None:
+    """What torch has saved since its release 1.6 is a zip file, whose directory comes last; older files hold code and data in one stream."""
+    try:
+        with path.open("rb") as file:
+            complete = zipfile.is_zipfile(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except zipfile.BadZipFile:  # is_zipfile raises it of some damage and answers False to the rest
+        complete = False
+    if not complete:
+        raise UserError(f"{path} is truncated or no zip file of tensors, as torch saves them; fetch it again, or as safetensors")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with a number for each element: not sparse, quantized, or without data."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+
+
+def _reason(error: Exception) -> str:
+    """Why torch did not load a file; its own words would advise to run the code inside."""
+    code = CODE.search(str(error))
+    if code:
+        return f"wants to run {code[1]} when it is loaded, expected tensors alone; nothing of it was run"
+    said = str(error).strip().partition("\n")[0].partition(". ")[0]
+    told = "" if "weights_only" in said or not said else f" ({said[:REASON_LENGTH]})"
+    return f"is a damaged file of tensors{told}"

@@ -1,0 +1,124 @@
+"""A model in the words of a format: its hyper-parameters by the format's keys, and its tensors under the format's names, as they are stored."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from export.checkpoint import Checkpoint
+from export.families import FAMILIES, MISTRAL_EXPERT_KEYS, Family
+from export.mistral_format import window_pattern
+from export.source import Array
+from export.tensor_layout import Weight, weights
+from runtime.errors import UserError
+from runtime.manifest import ModelConfig
+
+HUGGINGFACE_MODELS = {"mistral": "MistralForCausalLM", "ministral": "MinistralForCausalLM", "mixtral": "MixtralForCausalLM"}
+
+
+@dataclass(frozen=True)
+class FormTensors:
+    """A checkpoint's tensors under the names of another format, each with the dtype that it is stored in, read a block at a time."""
+
+    checkpoint: Checkpoint  # its names are the format's, and each tensor has one part
+    interleaved_heads: Mapping[str, int]  # tensors whose rotary pairs the format has in neighbouring rows -> their heads
+
+    def names(self) -> tuple[str, ...]:
+        """Every tensor by the format's name."""
+        return self.checkpoint.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self.checkpoint.shape(name)
+
+    def dtype(self, name: str) -> str:
+        """Dtype of one tensor, as stored."""
+        return self.checkpoint.dtype(name)
+
+    def blocks(self, name: str) -> Iterator[Array]:
+        """The rows of one tensor in order, a bounded number of bytes at a time."""
+        heads = self.interleaved_heads.get(name)
+        yield from self.checkpoint.blocks(name) if heads is None else (neighbour_rows(self.checkpoint.tensor(name), heads),)
+
+    def tensor(self, name: str) -> Array:
+        """One tensor, whole."""
+        return np.concatenate(list(self.blocks(name)))
+
+
+def huggingface_config(model: ModelConfig) -> dict[str, object]:
+    """config.json, without ids and dtype, of the class of transformers that has this model's mathematics.
+
+    Raises `UserError` for a model that no class has: windows of several sizes, or a mixture whose layers differ in their window.
+    """
+    key = _huggingface_key(model)
+    fields = _values(model, FAMILIES["huggingface"][key])
+    config = {"architectures": [HUGGINGFACE_MODELS[key]], "model_type": key, "hidden_act": "silu", **fields}
+    config["sliding_window"] = next((window for window in model.sliding_window if window is not None), None)
+    if key == "ministral":
+        config["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in model.sliding_window]
+    return config
+
+
+def huggingface_tensors(checkpoint: Checkpoint) -> FormTensors:
+    """The tensors of a causal language model under Hugging Face's names; raises as `huggingface_config` does."""
+    return _renamed(checkpoint, FAMILIES["huggingface"][_huggingface_key(checkpoint.model)])
+
+
+def mistral_params(model: ModelConfig) -> dict[str, object]:
+    """params.json of a causal language model in Mistral's own format."""
+    params = _values(model, FAMILIES["mistral"][_mistral_key(model)])
+    experts = {key: params.pop(key) for key in MISTRAL_EXPERT_KEYS.values() if key in params}
+    windows = window_pattern(model.sliding_window)
+    if windows != (None,):
+        params["sliding_window"] = windows[0] if len(windows) == 1 else list(windows)
+    return {**params, "moe": experts} if experts else params
+
+
+def mistral_tensors(checkpoint: Checkpoint) -> FormTensors:
+    """The tensors of a causal language model under Mistral's own names, rotary pairs in neighbouring rows."""
+    return _renamed(checkpoint, FAMILIES["mistral"][_mistral_key(checkpoint.model)])
+
+
+def neighbour_rows(rows: Array, heads: int) -> Array:
+    """Reorder the rows (heads * head_dim, columns) from rotary halves to neighbours: the inverse of `half_split_rows`.
+
+    Worked example, head_dim 6: rows 0 1 2 3 4 5 (pairs 0 3, 1 4, 2 5) become 0 3 1 4 2 5.
+    """
+    split = rows.reshape(heads, 2, -1, rows.shape[-1])  # (heads, 2, head_dim / 2, columns)
+    return split.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _huggingface_key(model: ModelConfig) -> str:
+    _check_head(model)
+    sizes = sorted({window for window in model.sliding_window if window is not None})
+    interleaved, mixture = len(set(model.sliding_window)) > 1, model.n_experts is not None
+    if len(sizes) > 1:
+        raise UserError(f"the layers have windows of {sizes} positions, which no class of transformers has, expected one size")
+    if interleaved and mixture:
+        raise UserError("the layers of a mixture of experts differ in their window, which no class of transformers has, expected the same in all")
+    return "mixtral" if mixture else "ministral" if interleaved else "mistral"
+
+
+def _mistral_key(model: ModelConfig) -> str:
+    _check_head(model)
+    return "dense" if model.n_experts is None else "moe"
+
+
+def _check_head(model: ModelConfig) -> None:
+    if not model.generates:
+        raise UserError(f"the model has the head {model.head}, which only its own format has a place for, expected a causal language model")
+
+
+def _values(model: ModelConfig, family: Family) -> dict[str, object]:
+    """The hyper-parameters that a model has, windows left out, by the format's keys."""
+    fields = {ours: getattr(model, ours) for ours in family.keys if ours in ModelConfig.__struct_fields__ and ours != "sliding_window"}
+    return {family.keys[ours]: value for ours, value in fields.items() if value is not None}
+
+
+def _renamed(checkpoint: Checkpoint, family: Family) -> FormTensors:
+    """The parts of our tensors, which both formats cut in the same places, under the names of `family`."""
+    layout = weights(family, checkpoint.model)
+    pairs = [(wanted, stored) for name, weight in layout.items() for wanted, stored in zip(weight.parts, checkpoint.weights[name].parts, strict=True)]
+    single = {wanted.source: Weight(wanted.shape, (stored,)) for wanted, stored in pairs}
+    heads = {wanted.source: wanted.interleaved_heads for wanted, _ in pairs if wanted.interleaved_heads is not None}
+    return FormTensors(replace(checkpoint, weights=single), heads)
