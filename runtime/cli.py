@@ -1,11 +1,13 @@
-"""What the commands that generate text share: sampling flags, opening an artifact for one sequence, writing to a terminal."""
+"""What the commands that generate text share: sampling flags, opening an artifact, writing to a terminal."""
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from runtime.errors import UserError
+from runtime.manifest import HEADS, HeadName
 from runtime.sampler import SamplingOptions
 
 if TYPE_CHECKING:
@@ -35,12 +37,52 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 
 def open_engine(artifact: Path, threads: int | None) -> "Engine":
     """Open an artifact of batch 1; raises `UserError` for any other and for an artifact that does not check out."""
-    from runtime.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
-
-    engine = Engine.open(artifact, threads=threads)
+    engine = open_batch_engine(artifact, threads)
     if engine.batch != 1:
         raise UserError(f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: set shape.batch: 1 in its yaml and compile again")
     return engine
+
+
+def open_batch_engine(artifact: Path, threads: int | None, heads: Sequence[HeadName] = ("causal_lm",)) -> "Engine":
+    """Open an artifact of any batch; raises `UserError` for one that does not check out, or has none of the `heads` that the command uses."""
+    from runtime.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
+
+    engine = Engine.open(artifact, threads=threads)
+    head = engine.manifest.model.head
+    if head not in heads:
+        raise UserError(f"{artifact} has the head {head}, which this command does not use; run `python -m {HEADS[head].command}`")
+    return engine
+
+
+class InOrder:
+    """Writes texts that come interleaved one after the other: the first that has not ended as it comes, later ones when it is their turn."""
+
+    def __init__(self, headings: Sequence[str], write: Callable[[str], None], *, ending: str = "\n") -> None:
+        self._waiting = list(headings)
+        self._ended = [False] * len(headings)
+        self._turn = 0
+        self._write = write
+        self._ending = ending
+
+    def push(self, index: int, text: str, *, ended: bool) -> None:
+        """More of one text, and whether that was all of it."""
+        self._waiting[index] += text
+        self._ended[index] = ended
+        self._write_what_can_be()
+
+    def finish(self) -> None:
+        """Write whatever still waits; call it once, at the end."""
+        self._ended = [True] * len(self._ended)
+        self._write_what_can_be()
+
+    def _write_what_can_be(self) -> None:
+        while self._turn < len(self._waiting):
+            ended = self._ended[self._turn]
+            self._write(self._waiting[self._turn] + (self._ending if ended else ""))
+            self._waiting[self._turn] = ""
+            if not ended:
+                return
+            self._turn += 1
 
 
 def write(text: str) -> None:

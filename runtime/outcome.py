@@ -1,7 +1,8 @@
-"""A generation that a command line has collected: its steps, its times, and how both are shown."""
+"""Generations that a command line has collected: their steps, their times, and how both are shown."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from runtime.stream import Step
@@ -27,21 +28,33 @@ class Outcome:
     timings: Timings
 
 
-def collect(steps: Iterator[Step], prompt_tokens: int, load_s: float, show: Callable[[Step], None]) -> Outcome:
-    """Show each step as it comes and time them all; Ctrl-C ends the collection, not the program."""
-    start = time.perf_counter()
-    taken: list[Step] = []
-    times: list[float] = []
-    finish_reason = "interrupted"
-    try:
-        for step in steps:
-            times.append(time.perf_counter())
-            taken.append(step)
-            show(step)
-        finish_reason = str(taken[-1].finish_reason)
-    except KeyboardInterrupt:
-        pass
-    return Outcome(tuple(taken), prompt_tokens, finish_reason, _timings(start, times, prompt_tokens, load_s))
+def collect(
+    steps: Iterator[tuple[int, Step]], prompt_tokens: Sequence[int], load_s: float, show: Callable[[int, Step], None], *, batch: int = 1
+) -> list[Outcome]:
+    """Show each step, which comes with its prompt's index, and time them all; Ctrl-C ends the collection, not the program.
+
+    `prompt_tokens` are the lengths of the prompts, of which `batch` at a time run side by side: their time begins when those before have ended.
+    """
+    starts = [time.perf_counter()]
+    taken: list[list[Step]] = [[] for _ in prompt_tokens]
+    times: list[list[float]] = [[] for _ in prompt_tokens]
+    latest = starts[0]
+    with contextlib.suppress(KeyboardInterrupt):
+        for index, step in steps:
+            if index // batch == len(starts):
+                starts.append(latest)
+            latest = time.perf_counter()
+            times[index].append(latest)
+            taken[index].append(step)
+            show(index, step)
+    return [
+        Outcome(tuple(made), count, _finish_reason(made), _timings(starts[min(i // batch, len(starts) - 1)], at, count, load_s))
+        for i, (made, at, count) in enumerate(zip(taken, times, prompt_tokens, strict=True))
+    ]
+
+
+def _finish_reason(steps: Sequence[Step]) -> str:
+    return (steps[-1].finish_reason if steps else None) or "interrupted"
 
 
 def _timings(start: float, times: list[float], prompt_tokens: int, load_s: float) -> Timings:

@@ -58,6 +58,8 @@ CASES = {
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 20},
         {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "batch": 2}, "backend": {"target": "llvm", "dtype": "fp16"}},
     ),
+    # float32, a window, three rows: what batched generation is tested on
+    "batched": Case({"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN, "batch": 3}}),
 }
 
 

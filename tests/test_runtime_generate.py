@@ -190,6 +190,97 @@ def test_command_wraps_a_chat_in_the_template(command, tmp_path):
     assert engine.prefills == [[1, *roles[0], 3, *PIECES.encode("Be brief."), 4, *roles[1], 3, *PIECES.encode("Hi"), 4]]
 
 
+REPLIES = ([*PIECES.encode("Paris"), EOS], [*PIECES.encode("Rome"), EOS], PIECES.encode("one two three four"))
+
+
+def test_several_prompts_run_one_after_the_other_under_headings(command):
+    engine = ScriptedEngine(REPLIES)
+    status, out, err = command(engine, "--prompt", "France", "--prompt", "It\naly", "--prompt", "x", "--max-tokens", "3")
+    assert (status, out) == (0, "> France\n Paris\n\n> It aly\n Rome\n\n> x\n one two three\n")
+    assert engine.prefills == [[1, *PIECES.encode(text)] for text in ("France", "It\naly", "x")]
+    assert engine.fed == [*engine.prefills[-1], *REPLIES[2][:2]]  # each prompt begins with empty caches
+    assert [line[:10] for line in err.splitlines()] == ["prompt 1: ", "prompt 2: ", "prompt 3: "]
+    assert [line.rpartition("| ")[2] for line in err.splitlines()] == ["stop", "stop", "length"]
+
+
+def test_several_prompts_give_a_json_list_of_what_each_gives_alone(command, tmp_path):
+    prompts = ["France", "Italy", "x"]
+
+    def objects(*flags, replies=REPLIES):
+        status, out, _ = command(ScriptedEngine(replies), *flags, "--json", "--max-tokens", "3", "--logprobs", "2")
+        assert status == 0
+        result = json.loads(out)
+        for each in result if isinstance(result, list) else [result]:
+            assert all(seconds > 0 for seconds in each.pop("timings").values())
+        return result
+
+    alone = [objects("--prompt", text, replies=[reply]) for text, reply in zip(prompts, REPLIES, strict=True)]
+    assert all(isinstance(each, dict) for each in alone)
+    assert objects("--prompt", "France", "--prompt", "Italy", "--prompt", "x") == alone
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"France\r\n\nItaly\nx\n")
+    assert objects("--prompts-file", str(path)) == alone
+    path.write_text("France")
+    assert objects("--prompts-file", str(path)) == alone[:1]  # a list whatever the file holds
+
+
+def test_each_prompt_draws_with_a_seed_of_its_own(command):
+    class Undecided(ScriptedEngine):
+        def _logits(self):
+            return np.zeros((1, 32768), np.float32)
+
+        def decode(self, ids):
+            return self._logits()
+
+    def drawn(*flags):
+        _, out, _ = command(Undecided([[0]] * 9), *flags, "--temperature", "1", "--max-tokens", "4", "--json")
+        return json.loads(out)
+
+    first, second = drawn("--prompt", "x", "--prompt", "x", "--seed", "7")
+    assert first["token_ids"] != second["token_ids"]
+    assert drawn("--prompt", "x", "--seed", "7")["token_ids"] == first["token_ids"]
+    assert drawn("--prompt", "x", "--seed", "8")["token_ids"] == second["token_ids"]
+
+
+def test_ctrl_c_keeps_what_the_prompts_before_gave(command):
+    def interrupt(count):
+        if count == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    flags = ("--prompt", "France", "--prompt", "x", "--prompt", "Italy")
+    replies = [REPLIES[0], REPLIES[2], REPLIES[1]]
+    status, out, err = command(ScriptedEngine(replies, on_decode=interrupt), *flags)
+    assert (status, out) == (130, "> France\n Paris\n\n> x\n one two three\n\n> Italy\n\n")
+    assert [line.rpartition("| ")[2] for line in err.splitlines()] == ["stop", "interrupted", "interrupted"]
+    status, out, _ = command(ScriptedEngine(replies, on_decode=interrupt), *flags, "--json")
+    assert status == 130
+    assert [(each["text"], each["finish_reason"]) for each in json.loads(out)] == [
+        (" Paris", "stop"),
+        (" one two three", "interrupted"),
+        ("", "interrupted"),
+    ]
+
+
+def test_no_prompt_runs_when_one_of_them_cannot(command):
+    engine = ScriptedEngine([[50]], cache_len=20)
+    status, out, err = command(engine, "--prompt", "x", "--prompt", "a" * 200)
+    assert (status, out) == (2, "")
+    assert "prompt 2 has " in err
+    assert engine.prefills == []
+
+
+def test_a_file_of_prompts_that_cannot_be_read_is_one_sentence(command, tmp_path):
+    contents = {"absent": None, "empty": b" \n\n", "latin": "é\n".encode("latin-1")}
+    messages = {"absent": "does not read as text: ", "empty": "holds no prompt, expected one a line", "latin": "name a UTF-8 file"}
+    for name, content in contents.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        status, out, err = command(ScriptedEngine([[50]]), "--prompts-file", str(tmp_path / name))
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert str(tmp_path / name) in err
+        assert messages[name] in err
+
+
 @pytest.mark.parametrize("in_prefill", [True, False])
 def test_ctrl_c_keeps_what_was_generated(command, in_prefill):
     def interrupt(_count=None):
@@ -229,11 +320,7 @@ def test_wrong_use_is_one_sentence_and_status_2(command, flags, message):
     assert message in err
 
 
-def test_an_artifact_of_another_kind_is_refused(command):
-    status, _, err = command(ScriptedEngine([], batch=4), "--prompt", "x")
-    assert status == 2
-    assert "compiled for 4 sequences" in err
-    assert "shape.batch: 1" in err
+def test_an_artifact_without_a_tokenizer_takes_ids_alone(command):
     for flags in (["--prompt", "x"], ["--prompt-ids", "1", "--stop", "x"]):
         status, _, err = command(ScriptedEngine([]), *flags, spec=None)
         assert status == 2
