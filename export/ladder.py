@@ -54,21 +54,25 @@ class Case:
 
 
 def lengths(model: ModelConfig, shape: Shape) -> list[int]:
-    """Lengths around what can go wrong: the window (1, W-1, W, W+1, 2W+3) where it is short enough, else around the chunk sizes."""
+    """Lengths around what can go wrong: the window (1, W-1, W, W+1, 2W+3) where it is short enough, else around the chunk sizes alike."""
     windows = sorted({w for w in model.sliding_window if w is not None and 2 * w + 3 <= MAX_CASE})
-    around = [n for w in windows for n in (w - 1, w, w + 1, 2 * w + 3)] or [n for c in shape.prefill_chunks for n in (c - 1, c, c + 1)]
+    around = [n for w in windows for n in (w - 1, w, w + 1, 2 * w + 3)] or [n for c in shape.prefill_chunks for n in (c - 1, c, c + 1, 2 * c + 3)]
     limit = min(MAX_CASE, shape.cache_len if None in model.sliding_window else MAX_CASE)
     return sorted({n for n in (1, *around) if 1 <= n <= limit})
 
 
 def make_cases(model: ModelConfig, shape: Shape) -> list[Case]:
-    """Seeded random ids at every length in every chunk size, and the longest token by token as well."""
+    """Seeded random ids at every length in every chunk size, and another way besides: token by token, or behind a chunk of padding alone."""
     generator = np.random.default_rng(SEED)
     cases = []
     for n in lengths(model, shape):
         ids = generator.integers(0, model.vocab_size, (shape.batch, n))
         for chunk in shape.prefill_chunks:
             cases.append(Case(f"{n} tokens in chunks of {chunk}", ids, (chunk,) * -(-n // chunk)))
+        if not model.generates:
+            smallest = shape.prefill_chunks[-1]
+            cases.append(Case(f"{n} tokens behind a chunk of padding", ids, (smallest,) * (-(-n // smallest) + 1)))
+            continue
         if n == max(lengths(model, shape)):
             smallest = shape.prefill_chunks[-1]
             head = n // 2 // smallest  # half as prefill, the rest one by one

@@ -21,9 +21,29 @@ def logits(model: ModelConfig, weights: Mapping[str, NDArray[Any]], ids: Sequenc
         layer = f"layers.{i}."
         normed = rms_norm(x, w[layer + "attention_norm.weight"], model.norm_eps)
         x = x + attention(model, window, normed @ w[layer + "attention.wqkv.weight"].T) @ w[layer + "attention.wo.weight"].T
-        gate, up = np.split(rms_norm(x, w[layer + "ffn_norm.weight"], model.norm_eps) @ w[layer + "feed_forward.w13.weight"].T, 2, axis=-1)
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[layer + "feed_forward.w2.weight"].T
+        normed = rms_norm(x, w[layer + "ffn_norm.weight"], model.norm_eps)
+        if model.n_experts is None:
+            x = x + swiglu(normed, w[layer + "feed_forward.w13.weight"], w[layer + "feed_forward.w2.weight"])
+        else:
+            x = x + mixture(model, {name.removeprefix(layer + "feed_forward."): array for name, array in w.items() if name.startswith(layer)}, normed)
     return rms_norm(x, w["norm.weight"], model.norm_eps) @ w.get("output.weight", w["tok_embeddings.weight"]).T
+
+
+def swiglu(x: Float64, w13: Float64, w2: Float64) -> Float64:
+    gate, up = np.split(x @ w13.T, 2, axis=-1)
+    return (gate / (1 + np.exp(-gate)) * up) @ w2.T
+
+
+def mixture(model: ModelConfig, w: Mapping[str, Float64], x: Float64) -> Float64:
+    """Token by token: the experts with the best scores, weighted by the softmax over those scores."""
+    w13, w2 = (np.split(w[f"experts.{name}.weight"], model.n_experts) for name in ("w13", "w2"))
+    result = np.zeros_like(x)
+    for i, row in enumerate(x):
+        scores = w["gate.weight"] @ row
+        best = np.argsort(-scores)[: model.experts_per_token]
+        shares = np.exp(scores[best] - scores.max())
+        result[i] = sum(share * swiglu(row, w13[e], w2[e]) for e, share in zip(best, shares / shares.sum(), strict=True))
+    return result
 
 
 def rms_norm(x: Float64, weight: Float64, eps: float) -> Float64:

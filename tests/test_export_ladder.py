@@ -33,7 +33,7 @@ def test_lengths_surround_each_window():
 
 
 def test_without_a_window_lengths_surround_the_chunks_and_fit_the_cache():
-    assert lengths(model(None), SHAPE) == [1, 3, 4, 5, 15, 16, 17]
+    assert lengths(model(None), SHAPE) == [1, 3, 4, 5, 11, 15, 16, 17, 35]
     assert max(lengths(model(None), Shape(batch=1, prefill_chunks=(16,), cache_len=16))) == 16
 
 
