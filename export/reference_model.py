@@ -1,6 +1,10 @@
 """The implementation that we did not write: Hugging Face `transformers`, loaded with the checkpoint's own weights in float32."""
 
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,24 +12,57 @@ import transformers
 from numpy.typing import NDArray
 
 from export.checkpoint import detect
+from export.convert import convert
 from runtime.errors import UserError
-from runtime.manifest import ModelConfig
+from runtime.manifest import HeadName, ModelConfig
+
+PADDING_ID = 0  # any valid id: only which position is the last depends on it, and every position is looked at
+
+
+@dataclass(frozen=True)
+class ReferenceHead:
+    """The class of `transformers` that picks the one with a head, and the module whose result is what the head gives for every token."""
+
+    automatic: Any
+    module: str
+
+
+REFERENCE_HEADS: Mapping[HeadName, ReferenceHead] = {
+    "causal_lm": ReferenceHead(transformers.AutoModelForCausalLM, "lm_head"),
+    "sequence_classification": ReferenceHead(transformers.AutoModelForSequenceClassification, "score"),
+    "token_classification": ReferenceHead(transformers.AutoModelForTokenClassification, "score"),
+    "question_answering": ReferenceHead(transformers.AutoModelForQuestionAnswering, "qa_outputs"),
+    "embedding": ReferenceHead(transformers.AutoModel, "norm"),
+}
 
 
 def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module:
     """`transformers` in float32, its weights read by `transformers` itself, its windows and overrides as `model` says."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    gguf = (detect(path) if kind == "auto" else kind) == "gguf"
-    source, extra = (path.parent, {"gguf_file": path.name}) if gguf else (path, {})
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **extra)
+    automatic = REFERENCE_HEADS[model.head].automatic
+    loaded = _load(path, detect(path) if kind == "auto" else kind, automatic)
     config = reference_config(model, loaded.config.to_dict())
     with torch.device("meta"):
-        reference = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    reference.load_state_dict(loaded.state_dict(), strict=True, assign=True)
+        reference = automatic.from_config(config, attn_implementation="eager")
+    theirs, ours = f"{loaded.base_model_prefix}.", f"{reference.base_model_prefix}."  # LlamaForQuestionAnswering has a name of its own
+    weights = {ours + name.removeprefix(theirs) if name.startswith(theirs) else name: tensor for name, tensor in loaded.state_dict().items()}
+    reference.load_state_dict(weights, strict=True, assign=True)
     reference.tie_weights()
-    reference.model.rotary_emb = type(reference.model.rotary_emb)(config)  # its buffers are computed, not loaded
+    decoder = reference.base_model
+    decoder.rotary_emb = type(decoder.rotary_emb)(config)  # its buffers are computed, not loaded
     return reference.eval()
+
+
+def _load(path: Path, kind: str, automatic: Any) -> torch.nn.Module:  # noqa: ANN401 (one of the classes named AutoModel...)
+    """The checkpoint as `transformers` reads it; of Mistral's own format it reads the converted form."""
+    if kind == "gguf":
+        return automatic.from_pretrained(path.parent, dtype=torch.float32, gguf_file=path.name)
+    if kind == "huggingface":
+        return automatic.from_pretrained(path, dtype=torch.float32)
+    with tempfile.TemporaryDirectory(prefix="reference-") as temporary:
+        convert(path, Path(temporary) / "model", "huggingface")
+        return automatic.from_pretrained(Path(temporary) / "model", dtype=torch.float32)
 
 
 def reference_config(model: ModelConfig, values: dict[str, object]) -> transformers.PretrainedConfig:
@@ -45,6 +82,8 @@ def reference_config(model: ModelConfig, values: dict[str, object]) -> transform
         "rms_norm_eps": model.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
     }
+    if model.head == "sequence_classification" and kept.get("pad_token_id") is None:
+        kept["pad_token_id"] = PADDING_ID  # without one, the class refuses a batch
     if model.context_length is not None:
         kept["max_position_embeddings"] = model.context_length
     if model.n_experts is not None:
@@ -56,8 +95,16 @@ def reference_config(model: ModelConfig, values: dict[str, object]) -> transform
     return transformers.MistralConfig(**kept)
 
 
-def reference_logits(model: torch.nn.Module, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Logits at every position, (B, n, vocab), of ids (B, n), in one pass without a cache."""
+def reference_logits(model: torch.nn.Module, ids: NDArray[np.int64], head: HeadName) -> NDArray[np.float32]:
+    """What the head gives at every position, (B, n, n_outputs), of ids (B, n), in one pass without a cache.
+
+    Taken where the head gives it: a sequence classification answers with the last position alone.
+    """
+    outputs: list[torch.Tensor] = []
+    hook = model.get_submodule(REFERENCE_HEADS[head].module).register_forward_hook(lambda _module, _inputs, result: outputs.append(result))
     with torch.no_grad():
-        logits: NDArray[np.float32] = model(torch.from_numpy(ids), use_cache=False).logits.numpy()
+        model(torch.from_numpy(ids), use_cache=False)
+    hook.remove()
+    (found,) = outputs
+    logits: NDArray[np.float32] = found.numpy()
     return logits
