@@ -4,9 +4,10 @@ To add a family, add a row. Hugging Face's, GGUF's and Mistral's own names appea
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from runtime.errors import UserError
+from runtime.manifest import HeadName
 
 HUGGINGFACE_KEYS = {
     "dim": "hidden_size",
@@ -47,6 +48,25 @@ HUGGINGFACE_MOE_SOURCES = {
     "layers.{i}.feed_forward.experts.w13.weight": tuple(f"model.layers.{{i}}.block_sparse_moe.experts.{{e}}.w{x}.weight" for x in "13"),
     "layers.{i}.feed_forward.experts.w2.weight": ("model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",),
 }
+# A class of transformers is named after its decoder and its head; the tensors of each head.
+HUGGINGFACE_CLASSES: Mapping[str, HeadName] = {
+    "ForCausalLM": "causal_lm",
+    "ForSequenceClassification": "sequence_classification",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "question_answering",
+    "Model": "embedding",
+}
+HUGGINGFACE_ARCHITECTURES = {
+    decoder + suffix: head for decoder in ("Mistral", "Ministral", "Mixtral", "Llama") for suffix, head in HUGGINGFACE_CLASSES.items()
+}
+HUGGINGFACE_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {
+    "causal_lm": {"output.weight": ("lm_head.weight",)},
+    "sequence_classification": {"output.weight": ("score.weight",)},
+    "token_classification": {"output.weight": ("score.weight",), "output.bias": ("score.bias",)},
+    "question_answering": {"output.weight": ("qa_outputs.weight",), "output.bias": ("qa_outputs.bias",)},
+    "embedding": {},
+}
+HUGGINGFACE_DECODERS = ("model.", "", "transformer.")  # the second in a bare model, the third in LlamaForQuestionAnswering
 HUGGINGFACE_IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)  # written by old releases; follows from rope_theta
 
 GGUF_KEYS = {
@@ -119,6 +139,7 @@ MISTRAL_SUPPORTED = {
     "causal": (True, None),
 }
 MISTRAL_INTERLEAVED = {"layers.{i}.attention.wq.weight": "n_heads", "layers.{i}.attention.wk.weight": "n_kv_heads"}
+PLAIN_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {"causal_lm": {"output.weight": ("output.weight",)}, "embedding": {}}
 EXPERT_KEYS = {"n_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
 MISTRAL_EXPERT_KEYS = {"n_experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
 
@@ -135,6 +156,9 @@ class Family:
     ignored: tuple[str, ...] = ()  # tensors that carry nothing
     interleaved: Mapping[str, str] | None = None  # tensors whose rotary pairs are rows 2d, 2d + 1 -> the field that counts their heads
     repeats_windows: bool = False  # a list of windows that is shorter than the layers is repeated
+    architectures: Mapping[str, HeadName] = field(default_factory=dict)  # names of whole models -> their head
+    heads: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # head -> `sources` of its tensors
+    decoders: tuple[str, ...] = ()  # what may stand in front of the decoder's tensors; in the table it is the first
 
 
 # Defaults are those of the configuration classes in transformers 5.23: a window that a Mistral's config.json leaves out is 4096, null is none.
@@ -154,6 +178,9 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             supported=HUGGINGFACE_SUPPORTED,
             sources=HUGGINGFACE_SOURCES,
             ignored=HUGGINGFACE_IGNORED,
+            architectures=HUGGINGFACE_ARCHITECTURES,
+            heads=HUGGINGFACE_HEADS,
+            decoders=HUGGINGFACE_DECODERS,
         ),
         "ministral": Family(  # a Mistral whose layers differ in their window
             family="mistral",
@@ -169,6 +196,9 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             supported=HUGGINGFACE_SUPPORTED,
             sources=HUGGINGFACE_SOURCES,
             ignored=HUGGINGFACE_IGNORED,
+            architectures=HUGGINGFACE_ARCHITECTURES,
+            heads=HUGGINGFACE_HEADS,
+            decoders=HUGGINGFACE_DECODERS,
         ),
         "mixtral": Family(
             family="mixtral",
@@ -185,6 +215,9 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             supported=HUGGINGFACE_SUPPORTED,
             sources=HUGGINGFACE_MOE_SOURCES,
             ignored=HUGGINGFACE_IGNORED,
+            architectures=HUGGINGFACE_ARCHITECTURES,
+            heads=HUGGINGFACE_HEADS,
+            decoders=HUGGINGFACE_DECODERS,
         ),
         "llama": Family(  # a Mistral without a window
             family="mistral",
@@ -193,6 +226,9 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             supported=HUGGINGFACE_SUPPORTED | {"layer_types": (None,)},
             sources=HUGGINGFACE_SOURCES,
             ignored=HUGGINGFACE_IGNORED,
+            architectures=HUGGINGFACE_ARCHITECTURES,
+            heads=HUGGINGFACE_HEADS,
+            decoders=HUGGINGFACE_DECODERS,
         ),
     },
     "mistral": {
@@ -204,6 +240,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             sources=MISTRAL_SOURCES,
             interleaved=MISTRAL_INTERLEAVED,
             repeats_windows=True,
+            heads=PLAIN_HEADS,
         ),
         "moe": Family(
             family="mixtral",
@@ -213,6 +250,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             sources=MISTRAL_MOE_SOURCES,
             interleaved=MISTRAL_INTERLEAVED,
             repeats_windows=True,
+            heads=PLAIN_HEADS,
         ),
     },
     "gguf": {
@@ -223,6 +261,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             supported=GGUF_SUPPORTED,
             sources=GGUF_SOURCES,
             interleaved={"blk.{i}.attn_q.weight": "n_heads", "blk.{i}.attn_k.weight": "n_kv_heads"},
+            heads=PLAIN_HEADS,
         ),
     },
 }

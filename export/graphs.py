@@ -2,7 +2,7 @@
 
 graphs.json           `GraphsRecord`
 prefill_T.onnx        one for each chunk size T
-decode.onnx           T = 1
+decode.onnx           T = 1, of a model that generates
 weights.safetensors   shared by all graphs as ONNX external data, under the project's tensor names
 tokenizer files, where the checkpoint has a tokenizer
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runtime import manifest
 from runtime.errors import UserError
-from runtime.manifest import Graph, ModelConfig, Record, Shape, Signature, TensorSpec, TokenizerSpec
+from runtime.manifest import HEADS, Graph, ModelConfig, Record, Shape, Signature, TensorSpec, TokenizerSpec
 from runtime.tensor_file import TensorFile
 
 RECORD_FILE = "graphs.json"
@@ -71,9 +71,9 @@ class OnnxGraphs:
 
 
 def make_graphs(model: ModelConfig, shape: Shape, cache_dtype: str) -> tuple[Graph, ...]:
-    """The prefill graphs, largest chunk first, and decode, each with its signature."""
-    chunks = [(f"prefill_{t}", t) for t in shape.prefill_chunks]
-    return tuple(Graph(name=name, tokens=t, signature=_signature(model, shape, t, cache_dtype)) for name, t in [*chunks, ("decode", 1)])
+    """The prefill graphs, largest chunk first, and decode where the model generates, each with its signature."""
+    calls = [(f"prefill_{t}", t) for t in shape.prefill_chunks] + ([("decode", 1)] if model.generates else [])
+    return tuple(Graph(name=name, tokens=t, signature=_signature(model, shape, t, cache_dtype)) for name, t in calls)
 
 
 def _signature(model: ModelConfig, shape: Shape, tokens: int, cache_dtype: str) -> Signature:
@@ -85,5 +85,6 @@ def _signature(model: ModelConfig, shape: Shape, tokens: int, cache_dtype: str) 
         ]
 
     ids = [TensorSpec(name=name, shape=(shape.batch, tokens), dtype="int64") for name in ("input_ids", "position_ids")]
-    logits = TensorSpec(name="logits", shape=(shape.batch, 1, model.vocab_size), dtype="float32")
-    return Signature(inputs=(*ids, *caches("past_key_values")), outputs=(logits, *caches("present")))
+    head = HEADS[model.head]
+    output = TensorSpec(name=head.output, shape=(shape.batch, tokens if head.every_token else 1, model.n_outputs), dtype="float32")
+    return Signature(inputs=(*ids, *caches("past_key_values")), outputs=(output, *caches("present")))

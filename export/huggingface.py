@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from export import families
 from export.json_files import T, convert, read_json
-from export.mistral_format import windows_beside
+from export.mistral_format import overruled
 from export.mistral_tokenizer import declared_tokenizer
 from export.source import Array, Opened, SourceTensor, TokenizerSource
 from runtime.errors import UserError
@@ -57,6 +57,7 @@ class _TokenizerConfig(msgspec.Struct, frozen=True):
     """The part of tokenizer_config.json that we use."""
 
     add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
     bos_token: str | _Token | None = None
     chat_template: str | tuple[_Template, ...] | None = None
 
@@ -89,9 +90,10 @@ def open_folder(folder: Path) -> Opened:
     where = str(folder / "config.json")
     config = read_json(folder / "config.json")
     family = families.find("huggingface", config.get("model_type"), where)
-    changes, notes = windows_beside(folder, config, family.defaults.get("sliding_window"))
+    config = config | _rope_values(config, where)
+    changes, notes = overruled(folder, config, family.defaults.get("sliding_window")) if "sliding_window" in family.keys else ({}, ())
     source = _open_tensors(folder)
-    return Opened(family, config | _rope_values(config, where) | changes, where, source, _tokenizer(folder, config), notes)
+    return Opened(family, config | changes, where, source, _tokenizer(folder, config), notes)
 
 
 def _rope_values(config: Mapping[str, object], where: str) -> dict[str, object]:
@@ -143,12 +145,16 @@ def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | 
         return replace(own, eos_ids=eos or own.eos_ids)
     if (folder / "tokenizer.json").is_file():
         data = (folder / "tokenizer.json").read_bytes()
-        bos, adds = _json_bos(data, options, ids.bos_token_id, folder)
-        return TokenizerSource("tokenizer.json", data, template, bos, eos, adds if options.add_bos_token is None else options.add_bos_token)
+        tokenizer = _json_tokenizer(data, folder)
+        bos, adds = _json_bos(tokenizer, options, ids.bos_token_id)
+        add_bos = adds if options.add_bos_token is None else options.add_bos_token
+        end_id = next((token_id for token_id in tokenizer.encode("").ids[int(adds) :] if token_id in eos), None)
+        return TokenizerSource("tokenizer.json", data, template, bos, eos, add_bos, end_id)
     if (folder / "tokenizer.model").is_file():
         data = (folder / "tokenizer.model").read_bytes()
         bos = _sentencepiece_bos(data, folder)
-        return TokenizerSource("sentencepiece", data, template, bos, eos, bos is not None and options.add_bos_token is not False)
+        add_bos = bos is not None and options.add_bos_token is not False
+        return TokenizerSource("sentencepiece", data, template, bos, eos, add_bos, eos[0] if eos and options.add_eos_token else None)
     return None
 
 
@@ -170,12 +176,15 @@ def _chat_template(folder: Path, options: _TokenizerConfig) -> str | None:
     return options.chat_template
 
 
-def _json_bos(data: bytes, options: _TokenizerConfig, configured: int | None, folder: Path) -> tuple[int | None, bool]:
-    """The id that begins a prompt, and whether tokenizer.json by itself puts it there."""
+def _json_tokenizer(data: bytes, folder: Path) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_buffer(data)
+        return Tokenizer.from_buffer(data)
     except Exception as error:  # the package raises nothing narrower
         raise UserError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; fetch the checkpoint again") from error
+
+
+def _json_bos(tokenizer: Tokenizer, options: _TokenizerConfig, configured: int | None) -> tuple[int | None, bool]:
+    """The id that begins a prompt, and whether tokenizer.json by itself puts it there."""
     token = options.bos_token.content if isinstance(options.bos_token, _Token) else options.bos_token
     named = None if token is None else tokenizer.token_to_id(token)
     bos = configured if named is None else named

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from export import cache, rope
 from export.model_constants import MASKED_SCORE
-from runtime.manifest import ModelConfig
+from runtime.manifest import HEADS, ModelConfig
 
 
 class RMSNorm(nn.Module):
@@ -127,6 +127,12 @@ def feed_forward(config: ModelConfig) -> nn.Module:
     return MixtureOfExperts(config, config.n_experts, config.experts_per_token)
 
 
+def head(config: ModelConfig) -> nn.Module:
+    """What turns a normed state (..., dim) into (..., n_outputs); the state itself where the head has no tensor."""
+    tensors = HEADS[config.head].tensors
+    return nn.Linear(config.dim, config.n_outputs, bias="output.bias" in tensors) if tensors else nn.Identity()
+
+
 class Block(nn.Module):
     """One decoder layer: attention and feed-forward, each behind a norm and added to its input."""
 
@@ -153,7 +159,7 @@ class Block(nn.Module):
 
 
 class StaticModel(nn.Module):
-    """`forward(input_ids, position_ids, *caches) -> logits, *new caches`, the caches being key and value of layer 0, of layer 1, ..."""
+    """`forward(input_ids, position_ids, *caches) -> outputs of the head, *new caches`: key and value of layer 0, of layer 1, ..."""
 
     def __init__(self, config: ModelConfig, cache_lens: tuple[int, ...]) -> None:
         super().__init__()
@@ -163,12 +169,12 @@ class StaticModel(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied_embeddings:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output = head(config)
         for name, values in constants(config, cache_lens).items():
             self.register_buffer(name, torch.empty(values.shape, dtype=getattr(torch, str(values.dtype))))
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Ids and positions (B, T), caches (B, n_kv_heads, W_i, head_dim), to logits of the last token (B, 1, vocab) and the new caches."""
+        """Ids and positions (B, T), caches (B, n_kv_heads, W_i, head_dim), to what `finish` gives and the new caches."""
         x, cos, sin, *by_length = self.begin(input_ids, position_ids)
         masks = dict(zip(distinct(self.cache_lens), by_length, strict=True))
         present: list[torch.Tensor] = []
@@ -184,9 +190,12 @@ class StaticModel(nn.Module):
         return self.tok_embeddings(input_ids), cos, sin, *masks
 
     def finish(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, dim) to logits of the last token (B, 1, vocab); only the last token of a chunk is ever sampled from."""
-        head = self.tok_embeddings if self.config.tied_embeddings else self.output
-        return functional.linear(self.norm(x[:, -1:]), head.weight)
+        """(B, T, dim) to outputs for every token (B, T, n_outputs), or for the last one (B, 1, n_outputs), the only one that is sampled from."""
+        normed = self.norm(x if HEADS[self.config.head].every_token else x[:, -1:])
+        if self.config.tied_embeddings:
+            return functional.linear(normed, self.tok_embeddings.weight)
+        outputs: torch.Tensor = self.output(normed)
+        return outputs
 
 
 def distinct(cache_lens: tuple[int, ...]) -> list[int]:

@@ -71,11 +71,11 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
 
 
 def _reference_answers(config: CompileConfig, model_config: ModelConfig, cases: list[Case], advance: Callable[[int], None]) -> list[list[Logits]]:
-    """transformers' logits at the last token of each call; one pass per case."""
+    """transformers' logits, or what another head gives, at the last token of each call; one pass per case."""
     model = load_reference(config.frontend.checkpoint, config.frontend.type, model_config)
     answers = []
     for case in cases:
-        logits = reference_logits(model, case.ids)
+        logits = reference_logits(model, case.ids, model_config.head)
         answers.append([logits[:, max(end, 0)] for end in case.ends()])
         advance(1)
     return answers

@@ -49,6 +49,7 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
         eos_ids=source.eos_ids,
         chat_template=CHAT_TEMPLATE_FILE if source.chat_template is not None else None,
         instruct=source.instruct,
+        end_id=source.end_id,
     )
 
 

@@ -27,6 +27,7 @@ class TokenizerSource:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     add_bos: bool
+    end_id: int | None = None  # what the tokenizer puts behind a whole text
     instruct: InstructVersion | None = None  # None where there is a template, and for a base model
 
 

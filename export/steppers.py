@@ -23,7 +23,7 @@ class Stepper(Protocol):
         """Empty the caches."""
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
-        """Feed ids (B, T) at positions first .. first + T - 1 of each row (first is (B,)); logits (B, vocab) after the last."""
+        """Feed ids (B, T) at positions first .. first + T - 1 of each row (first is (B,)); logits (B, vocab), or a head's outputs, after the last."""
 
 
 def positions(first: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
@@ -49,7 +49,7 @@ class TorchStepper:
         """As `Stepper.step`."""
         with torch.no_grad():
             logits, *self.caches = self.model(torch.from_numpy(ids), torch.from_numpy(positions(first, tokens)), *self.caches)
-        found: Logits = logits[:, 0].numpy()
+        found: Logits = logits[:, -1].numpy()
         return found
 
 
@@ -69,14 +69,14 @@ class OnnxStepper:
 
     def reset(self) -> None:
         """Empty the caches."""
-        self.caches = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in self.graphs[1].signature.inputs[2:]}
+        self.caches = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in next(iter(self.graphs.values())).signature.inputs[2:]}
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """As `Stepper.step`."""
         feed = {"input_ids": ids, "position_ids": positions(first, tokens), **self.caches}
         logits, *present = self.sessions[tokens].run(None, feed)
         self.caches = dict(zip(self.caches, present, strict=True))
-        found: Logits = logits[:, 0]
+        found: Logits = logits[:, -1]
         return found
 
 

@@ -15,7 +15,7 @@ class Parts:
 
     begin: ir.Model  # input_ids, position_ids -> x, cos, sin, a mask for each distinct cache length, ascending
     blocks: Mapping[int, ir.Model]  # x, cos, sin, mask, past key, past value -> x, key, value
-    finish: ir.Model  # x -> logits
+    finish: ir.Model  # x -> the head's outputs
 
 
 def stitch(parts: Parts, cache_lens: Sequence[int], signature: Signature) -> ir.Model:

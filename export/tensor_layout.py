@@ -14,7 +14,8 @@ Layout = Mapping[str, tuple[tuple[str, ...], str | None]]
 OUTSIDE: Layout = {
     "tok_embeddings.weight": (("vocab",), "dim"),
     "norm.weight": (("dim",), None),
-    HEAD: (("vocab",), "dim"),
+    HEAD: (("outputs",), "dim"),
+    "output.bias": (("outputs",), None),
 }
 ATTENTION: Layout = {
     "layers.{i}.attention_norm.weight": (("dim",), None),
@@ -56,7 +57,8 @@ class Weight:
 
 def weights(family: Family, config: ModelConfig) -> dict[str, Weight]:
     """Our tensors by name, those outside the layers first, and what each is made of."""
-    result = {name: _weight(family, config, name, OUTSIDE[name], 0) for name in OUTSIDE if not (name == HEAD and config.tied_embeddings)}
+    outside = [name for name in OUTSIDE if name in family.sources and not (name == HEAD and config.tied_embeddings)]
+    result = {name: _weight(family, config, name, OUTSIDE[name], 0) for name in outside}
     for i in range(config.n_layers):
         result |= {name.format(i=i): _weight(family, config, name, entry, i) for name, entry in LAYERS[family.family].items()}
     return result
@@ -71,6 +73,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
     """The sizes that layouts speak of."""
     return {
         "vocab": config.vocab_size,
+        "outputs": config.n_outputs,
         "dim": config.dim,
         "hidden": config.hidden_dim,
         "q": config.n_heads * config.head_dim,

@@ -18,8 +18,9 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
  5. A file MUST NOT be empty; the library has at most 1 GiB, a tokenizer file or template at most 256 MiB.
  6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. A file above 16 MiB (2**24 bytes) MUST have in `blocks` the SHA-256
     of each 16 MiB block, the last one shorter; a smaller file MUST have none.
- 7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `decode` (one token) and one graph `prefill_T` for each
-    chunk T, each with the inputs and outputs that model and shape imply (`runtime.consistency` has the details).
+ 7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `prefill_T` for each chunk T and, where the head is
+    a causal language model, one graph `decode` (one token), each with the inputs and outputs that model and shape imply
+    (`runtime.consistency` has the details).
  8. Every listed file MUST exist with its size, and no other file may.
  9. This machine's CPU MUST have every flag in `target.cpu_features`. Whether a CUDA device fits `target.arch`
     is for the engine to find out.

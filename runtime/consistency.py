@@ -7,7 +7,7 @@ from math import prod
 
 from runtime.errors import UserError
 from runtime.hashing import n_blocks
-from runtime.manifest import FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
+from runtime.manifest import HEADS, FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
 
 MANIFEST_FILE = "manifest.json"
 LIBRARY_FILE = "library.so"
@@ -71,13 +71,25 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
         yield f"the model has {model.n_heads} heads, expected a multiple of its {model.n_kv_heads} n_kv_heads"
     if not (model.norm_eps > 0 and model.rope_theta > 0):
         yield f"the model has norm_eps {model.norm_eps} and rope_theta {model.rope_theta}, expected both above 0"
+    yield from _head_problems(model)
+
+
+def _head_problems(model: ModelConfig) -> Iterator[str]:
+    labelled = HEADS[model.head].size == "n_labels"
+    if labelled != (model.n_labels is not None):
+        yield f"the head {model.head} has n_labels {model.n_labels}, expected " + ("a number" if labelled else "none")
+    if model.labels is not None and len(model.labels) != model.n_labels:
+        yield f"the head {model.head} has {len(model.labels)} labels, expected n_labels = {model.n_labels}"
+    if model.tied_embeddings and not model.generates:
+        yield f"the head {model.head} is tied to the embeddings, expected that of a causal language model"
 
 
 def _graph_problems(manifest: Manifest) -> Iterator[str]:
     chunks = manifest.shape.prefill_chunks
     if not chunks or list(chunks) != sorted(set(chunks), reverse=True):
         yield f"the prefill chunks are {list(chunks)}, expected at least one, each once and the largest first"
-    expected = sorted([("decode", 1), *((f"prefill_{tokens}", tokens) for tokens in chunks)])
+    decode = [("decode", 1)] if manifest.model.generates else []
+    expected = sorted([*decode, *((f"prefill_{tokens}", tokens) for tokens in chunks)])
     found = sorted((graph.name, graph.tokens) for graph in manifest.graphs)
     if found != expected:
         yield f"the graphs (name, tokens) are {found}, expected {expected}"
@@ -89,8 +101,9 @@ def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
     """Names, order and shapes of a graph's inputs and outputs, as `export` fixes them."""
     model, batch = manifest.model, manifest.shape.batch
     ids = [(name, (batch, graph.tokens)) for name in ("input_ids", "position_ids")]
-    logits = [("logits", (batch, 1, model.vocab_size))]
-    sides = (("inputs", graph.signature.inputs, ids, "past_key_values"), ("outputs", graph.signature.outputs, logits, "present"))
+    head = HEADS[model.head]
+    output = [(head.output, (batch, graph.tokens if head.every_token else 1, model.n_outputs))]
+    sides = (("inputs", graph.signature.inputs, ids, "past_key_values"), ("outputs", graph.signature.outputs, output, "present"))
     for side, specs, first, prefix in sides:
         expected = [*first, *_caches(manifest, prefix)]
         yield from _spec_problems(f"graph {graph.name}", side, specs, expected)
@@ -119,6 +132,10 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
     names = {weight.name for weight in manifest.weights}
     if len(names) != len(manifest.weights):
         yield "a weight is listed twice"
+    expected = () if manifest.model.tied_embeddings else HEADS[manifest.model.head].tensors
+    found = tuple(sorted(name for name in names if name in ("output.weight", "output.bias")))
+    if found != tuple(sorted(expected)):
+        yield f"the head {manifest.model.head} has the weights {', '.join(found) or 'none'}, expected {', '.join(expected) or 'none'}"
     layers = {int(match[1]) for match in map(_LAYER.match, names) if match}
     if layers != set(range(manifest.model.n_layers)):
         wrong = min(layers ^ set(range(manifest.model.n_layers)))
@@ -141,7 +158,7 @@ def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
 
 def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
     if tokenizer := manifest.tokenizer:
-        ids = [*tokenizer.eos_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
+        ids = [*tokenizer.eos_ids, *(token_id for token_id in (tokenizer.bos_id, tokenizer.end_id) if token_id is not None)]
         size = manifest.model.vocab_size
         yield from (f"the tokenizer has the special id {token_id}, expected 0 to {size - 1}" for token_id in ids if not 0 <= token_id < size)
         if tokenizer.add_bos and tokenizer.bos_id is None:

@@ -1,11 +1,11 @@
-"""The engine: one opened artifact with its caches, fed with token ids, answering logits.
+"""The engine: one opened artifact with its caches, fed with token ids, answering logits, or what another head gives.
 
 Caches are rings: the key of position p lies in slot p mod W, and the compiled functions update them in place. A prompt runs in chunks; where
 the first chunk is not full it is padded on the left with negative positions, which the kernels neither write nor see.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.artifact import Artifact
 from runtime.errors import UserError
-from runtime.manifest import Manifest, TensorSpec
+from runtime.manifest import HEADS, Manifest, TensorSpec
 from runtime.tensor_file import numpy_dtype
 from runtime.tvm_runtime import load_runtime, open_library
 
@@ -49,8 +49,7 @@ class Engine:
         machine = open_library(ffi, opened.library)
         mapped = opened.weights()
         weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
-        decode = manifest.graphs[-1].signature
-        caches = [_aligned(spec) for spec in decode.inputs[2:]]
+        caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.inputs[2:]]
         cache_tensors = [_tensor(ffi, cache) for cache in caches]
         inputs = {}
         arguments = {}
@@ -85,26 +84,47 @@ class Engine:
         """Append one list of ids to each row; float32 logits (B, vocab) after each row's last token.
 
         Rows may differ in length while the engine is empty; after that, they must be equally long. Raises `UserError` for ids outside the
-        vocabulary, empty or uneven prompts, and prompts that do not fit the caches.
+        vocabulary, empty or uneven prompts, prompts that do not fit the caches, and a head that generates no text.
         """
+        self._check_head(generates=True)
         self._check(prompts)
+        logits = np.empty(0, np.float32)
+        for outputs in self._chunks(prompts):
+            logits = outputs[:, -1].copy()
+        return logits
+
+    def encode(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """What the head gives for one list of ids per row, from empty caches: for each row (tokens, n_outputs), or (1, n_outputs) for the last token.
+
+        Rows may differ in length; the caches are empty afterwards. Raises `UserError` as `prefill`, and for a head that generates text.
+        """
+        self._check_head(generates=False)
+        self.reset()
+        self._check(texts)
+        every_token = HEADS[self.manifest.model.head].every_token
+        columns = [outputs.copy() for outputs in self._chunks(texts)]
+        self.reset()
+        joined = np.concatenate(columns if every_token else columns[-1:], axis=1)
+        return [joined[row, -len(text) if every_token else -1 :] for row, text in enumerate(texts)]
+
+    def _chunks(self, prompts: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
+        """Append one list of ids to each row, chunk by chunk: the outputs of each call, which the next call overwrites."""
         longest = max(len(prompt) for prompt in prompts)
-        sizes = chunk_sizes(longest, tuple(self.functions), may_pad=self.position == 0)
+        sizes = chunk_sizes(longest, tuple(self.functions), may_pad=self.position == 0, may_decode=self.manifest.model.generates)
         padded = sum(sizes)
         ids = np.full((self.batch, padded), PADDING_ID, np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, padded - len(prompt) :] = prompt
         first = self.lengths + np.array([len(prompt) for prompt in prompts]) - padded  # position of each row's first column
-        logits = np.empty(0, np.float32)
         start = 0
         for size in sizes:
-            logits = self.step(size, ids[:, start : start + size], first + start)
+            yield self._call(size, ids[:, start : start + size], first + start)
             start += size
         self.lengths += [len(prompt) for prompt in prompts]
-        return logits
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id to each row; float32 logits (B, vocab)."""
+        """Append one id to each row; float32 logits (B, vocab). Raises `UserError` as `prefill`."""
+        self._check_head(generates=True)
         prompts = [[token_id] for token_id in ids]
         self._check(prompts)
         logits = self.step(1, np.array(prompts, np.int64), self.lengths)
@@ -112,13 +132,21 @@ class Engine:
         return logits
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to logits (B, vocab)."""
+        """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to the last token's outputs (B, n_outputs)."""
+        return self._call(tokens, ids, first)[:, -1].copy()
+
+    def _call(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `step`, to outputs (B, T, n_outputs) or (B, 1, n_outputs) in memory that the machine uses again."""
         id_buffer, position_buffer = self.inputs[tokens]
         id_buffer[...] = ids
         position_buffer[...] = first[:, None] + np.arange(tokens)
-        output = self.functions[tokens](*self.arguments[tokens])
-        logits: NDArray[np.float32] = np.asarray(np.from_dlpack(output), np.float32)[:, 0].copy()  # the machine reuses the output's memory
-        return logits
+        return np.asarray(np.from_dlpack(self.functions[tokens](*self.arguments[tokens])), np.float32)
+
+    def _check_head(self, *, generates: bool) -> None:
+        model = self.manifest.model
+        if model.generates != generates:
+            use = "generates text" if model.generates else "generates none"
+            raise UserError(f"the artifact {self.manifest.name} has the head {model.head}, which {use}; run `python -m {HEADS[model.head].command}`")
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Everything that could make a call wrong is refused before the caches change."""
@@ -140,20 +168,22 @@ class Engine:
             )
 
 
-def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool) -> list[int]:
-    """Sizes of the calls that feed `length` tokens, in order; `available` are the graphs' sizes, 1 (decode) among them.
+def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool, may_decode: bool = True) -> list[int]:
+    """Sizes of the calls that feed `length` tokens, in order; `available` are the graphs' sizes, 1 (decode) among them if `may_decode`.
 
     Greedy, largest first. What is left below the smallest chunk fills one more such chunk, padded and put first, where `may_pad`; else, or if it
-    is a single token, it is fed token by token. So the sum exceeds `length` by less than the first size, and only where that is a chunk.
+    is a single token and `may_decode`, it is fed token by token. So the sum exceeds `length` by less than the first size, and only where that is
+    a chunk.
     Worked example with sizes 16, 4 and 1: 23 tokens are 4 + 16 + 4 with one padded, or 16 + 4 + 1 + 1 + 1 without padding.
     """
-    *chunks, _decode = sorted(available, reverse=True)
+    assert may_pad or may_decode, "nothing could feed the tokens that are left"
+    chunks = sorted(available, reverse=True)[: -1 if may_decode else None]
     sizes: list[int] = []
     rest = length
     for chunk in chunks:
         sizes += [chunk] * (rest // chunk)
         rest %= chunk
-    if may_pad and chunks and rest > 1:
+    if may_pad and chunks and rest > int(may_decode):
         return [chunks[-1], *sizes]
     return sizes + [1] * rest
 

@@ -3,6 +3,8 @@
 Every type is frozen. `Manifest` is what `manifest.json` holds; reading it checks every key and type.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -15,6 +17,28 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.instruct
 DType = Literal["float32", "float16", "bfloat16", "int8", "int32", "int64"]
+HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
+LabelScores = Literal["softmax", "sigmoid", "logits"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands on the decoder: which tensors it has, and what a graph gives."""
+
+    output: str  # name of the graphs' first output, float32 (B, tokens, n_outputs)
+    size: str  # the field of `ModelConfig` that counts its outputs
+    tensors: tuple[str, ...]  # those that it has of its own; none is tied, or gives the normed state as it is
+    every_token: bool  # outputs for each token of a call, or for the last one alone
+    command: str  # the module of the runtime that uses it
+
+
+HEADS: Mapping[str, Head] = {
+    "causal_lm": Head("logits", "vocab_size", ("output.weight",), every_token=False, command="runtime.generate"),
+    "sequence_classification": Head("label_logits", "n_labels", ("output.weight",), every_token=False, command="runtime.classify"),
+    "token_classification": Head("label_logits", "n_labels", ("output.weight", "output.bias"), every_token=True, command="runtime.classify"),
+    "question_answering": Head("span_logits", "n_labels", ("output.weight", "output.bias"), every_token=True, command="runtime.classify"),
+    "embedding": Head("hidden_states", "dim", (), every_token=True, command="runtime.embed"),
+}
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +63,22 @@ class ModelConfig(Record, frozen=True):
     n_experts: Count | None = None  # feed-forwards of a mixture; None for a dense model
     experts_per_token: Count | None = None
     context_length: Count | None = None  # positions that the model was trained for, where it says so
+    head: HeadName = "causal_lm"
+    n_labels: Count | None = None  # of a classification; 2, the start and the end, of question answering
+    labels: tuple[str, ...] | None = None  # their names, where the checkpoint has them
+    label_scores: LabelScores = "softmax"  # how a sequence's label logits become its labels' scores
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers that the head gives for a token."""
+        size = getattr(self, HEADS[self.head].size)
+        assert isinstance(size, int), f"{self.head} without {HEADS[self.head].size}"
+        return size
+
+    @property
+    def generates(self) -> bool:
+        """Whether text can be generated, for which there is a decode graph; any other head is for whole texts."""
+        return self.head == "causal_lm"
 
     @property
     def group(self) -> int:
@@ -114,6 +154,7 @@ class TokenizerSpec(Record, frozen=True):
     eos_ids: tuple[int, ...]
     chat_template: str | None = None  # file name of a Jinja template; None for a base model
     instruct: InstructVersion | None = None  # the format of conversations, which wins over the template
+    end_id: int | None = None  # goes behind a whole text that is classified or embedded; never behind a prompt
 
 
 class ParityRow(Record, frozen=True):

@@ -70,7 +70,7 @@ def install(monkeypatch, folder, engine, spec=SPEC):
     """Make `runtime.engine.Engine.open` answer with `engine`, whose artifact is `folder` with Mistral's v3 tokenizer."""
     write_tokenizer(folder)
     engine.folder = folder
-    engine.manifest = types.SimpleNamespace(tokenizer=spec)
+    engine.manifest = types.SimpleNamespace(tokenizer=spec, model=types.SimpleNamespace(head="causal_lm"))
 
     def open_engine(artifact, *, threads=None):
         assert artifact == folder

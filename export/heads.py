@@ -1,0 +1,108 @@
+"""Heads: which one a checkpoint has or a config asks for, where its tensors are, and what the model's configuration says of it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from export.families import Family
+from export.json_files import convert
+from export.source import Opened
+from runtime.errors import UserError
+from runtime.manifest import HEADS, HeadName, LabelScores
+
+OWN = "output."  # in front of our names of the head's tensors
+SPAN_ENDS = 2  # outputs of question answering: the logit that the answer starts at a token, and that it ends there
+DEFAULT_LABELS = 2  # what transformers assumes of a config.json that counts none
+LABEL_SCORES: Mapping[str, LabelScores] = {  # by problem_type, as in the text-classification pipeline of transformers
+    "regression": "logits",
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+}
+
+ONE_LABEL = "multi_label_classification"  # what that pipeline takes a single label for
+
+
+class _Labels(msgspec.Struct, frozen=True):
+    """The part of config.json that describes a classification."""
+
+    num_labels: int | None = None
+    id2label: dict[str, str] | None = None
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+    token_classification_bias: bool | None = None
+
+
+def attach(opened: Opened, wanted: str) -> tuple[Opened, dict[str, object]]:
+    """The checkpoint with a family that has the head's sources, and the fields of `ModelConfig` that belong to the head.
+
+    `wanted` is one of `HEADS`, or "auto" for the one that config.json names. Raises `UserError` for a head that the checkpoint's form does not
+    have, an architecture that is not known, and labels that are malformed.
+    """
+    head = _find(opened, wanted)
+    family = _with_decoder(_with_head(opened.family, head), opened)
+    return replace(opened, family=family), {"head": head, **_fields(opened, head)}
+
+
+def _find(opened: Opened, wanted: str) -> HeadName:
+    family, where = opened.family, opened.where
+    if wanted == "auto":
+        named = opened.values.get("architectures") if family.architectures else None
+        if not named:
+            return "causal_lm"
+        known = [name for name in family.architectures if name.lower().startswith(str(opened.values.get("model_type")))]
+        if not isinstance(named, list) or len(named) != 1 or named[0] not in list(family.architectures):
+            raise UserError(f"{where} names the architectures {named}, expected one of {', '.join(known)}; set frontend.head to say what the head is")
+        return family.architectures[named[0]]
+    for head in family.heads:
+        if head == wanted:
+            return head
+    raise UserError(f"frontend.head is {wanted}, which {where} has no form of, expected auto or one of {', '.join(family.heads)}")
+
+
+def _with_head(family: Family, head: HeadName) -> Family:
+    """The row whose sources are those of the decoder and of one head; an embedding passes over the tensors of any other."""
+    decoder = {ours: parts for ours, parts in family.sources.items() if not ours.startswith(OWN)}
+    others = {part for tensors in family.heads.values() for parts in tensors.values() for part in parts}
+    ignored = () if HEADS[head].tensors else tuple(sorted(others))
+    return replace(family, sources={**decoder, **family.heads[head]}, ignored=(*family.ignored, *ignored))
+
+
+def _with_decoder(family: Family, opened: Opened) -> Family:
+    """The row with what this checkpoint has in front of the decoder's tensors; the table's own where it has none of `decoders`."""
+    if not family.decoders:
+        return family
+    usual = family.decoders[0]
+    embeddings = family.sources["tok_embeddings.weight"][0].removeprefix(usual)
+    found = next((prefix for prefix in family.decoders if prefix + embeddings in opened.source.tensors), usual)
+
+    def renamed(name: str) -> str:
+        return found + name.removeprefix(usual) if name.startswith(usual) else name
+
+    sources = {ours: tuple(map(renamed, parts)) for ours, parts in family.sources.items()}
+    return replace(family, sources=sources, ignored=tuple(map(renamed, family.ignored)))
+
+
+def _fields(opened: Opened, head: HeadName) -> dict[str, object]:
+    if head == "question_answering":
+        return {"n_labels": SPAN_ENDS}
+    if HEADS[head].size != "n_labels":
+        return {}
+    said = convert(opened.values, _Labels, opened.where)
+    if head == "token_classification" and said.token_classification_bias is False:
+        raise UserError(f"{opened.where} has token_classification_bias: False, which is not supported; expected true or none")
+    n_labels = len(said.id2label) if said.id2label else said.num_labels or DEFAULT_LABELS
+    fields: dict[str, object] = {"n_labels": n_labels, "labels": _names(said, opened.where)}
+    if head == "sequence_classification" and (said.problem_type or n_labels == 1):
+        fields["label_scores"] = LABEL_SCORES[said.problem_type or ONE_LABEL]
+    return fields
+
+
+def _names(said: _Labels, where: str) -> tuple[str, ...] | None:
+    """The labels' names in the order of the outputs."""
+    if not said.id2label:
+        return None
+    numbers = [str(i) for i in range(len(said.id2label))]
+    if set(numbers) != set(said.id2label):
+        raise UserError(f"{where} has id2label with the keys {', '.join(sorted(said.id2label))}, expected 0 to {len(numbers) - 1}")
+    return tuple(said.id2label[number] for number in numbers)

@@ -1,0 +1,45 @@
+"""`python -m runtime.embed ARTIFACT --text ...`: one vector a text, pooled from the decoder's last hidden states after the final norm."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime import cli
+from runtime.encode import Outputs, encode_all, encode_parser, open_encoder
+from runtime.errors import run_command
+
+POOLS: Mapping[str, Callable[[Outputs], NDArray[np.float32]]] = {  # (tokens, dim) to (dim,)
+    "last": lambda states: states[-1],
+    "mean": lambda states: states.mean(0, dtype=np.float64).astype(np.float32),
+}
+
+
+def pooled(states: Outputs, pool: str, *, normalize: bool) -> NDArray[np.float32]:
+    """Hidden states (tokens, dim) to one vector (dim,), of length 1 if `normalize`; zeros stay zeros."""
+    vector = POOLS[pool](states)
+    length = np.linalg.norm(vector.astype(np.float64))
+    return (vector / length).astype(np.float32) if normalize and length > 0 else vector
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Embed each text, as `python -m runtime.embed --help` tells."""
+    parser = encode_parser("runtime.embed", "Turn texts into vectors with a compiled artifact; without --json, the numbers of one vector a line.")
+    parser.add_argument("--pool", choices=POOLS, default="last", help="the last token's state, or the mean over all tokens (default: %(default)s)")
+    parser.add_argument("--normalize", action="store_true", help="scale each vector to length 1")
+    args = parser.parse_args(argv)
+    opened = open_encoder(args.artifact, args.threads, ("embedding",))
+    ids = [opened.ids(text) for text in args.text]
+    vectors = [pooled(states, args.pool, normalize=args.normalize) for states in encode_all(opened.engine, ids)]
+    if args.json:
+        rows = zip(args.text, ids, vectors, strict=True)
+        print(json.dumps([{"text": text, "tokens": len(tokens), "embedding": vector.tolist()} for text, tokens, vector in rows]))
+        return 0
+    for vector in vectors:
+        cli.write(" ".join(map(str, vector)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
