@@ -162,44 +162,29 @@ class Family:
 
 
 # Defaults are those of the configuration classes in transformers 5.23: a window that a Mistral's config.json leaves out is 4096, null is none.
+HUGGINGFACE_MISTRAL = Family(
+    family="mistral",
+    keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS,
+    defaults={
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+    supported=HUGGINGFACE_SUPPORTED,
+    sources=HUGGINGFACE_SOURCES,
+    ignored=HUGGINGFACE_IGNORED,
+    architectures=HUGGINGFACE_ARCHITECTURES,
+    heads=HUGGINGFACE_HEADS,
+    decoders=HUGGINGFACE_DECODERS,
+)
+
 FAMILIES: Mapping[str, Mapping[str, Family]] = {
     "huggingface": {
-        "mistral": Family(
-            family="mistral",
-            keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS,
-            defaults={
-                "num_key_value_heads": 8,
-                "rms_norm_eps": 1e-6,
-                "rope_theta": 10000.0,
-                "tie_word_embeddings": False,
-                "max_position_embeddings": 131072,
-                "sliding_window": 4096,
-            },
-            supported=HUGGINGFACE_SUPPORTED,
-            sources=HUGGINGFACE_SOURCES,
-            ignored=HUGGINGFACE_IGNORED,
-            architectures=HUGGINGFACE_ARCHITECTURES,
-            heads=HUGGINGFACE_HEADS,
-            decoders=HUGGINGFACE_DECODERS,
-        ),
-        "ministral": Family(  # a Mistral whose layers differ in their window
-            family="mistral",
-            keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS,
-            defaults={
-                "num_key_value_heads": 8,
-                "rms_norm_eps": 1e-6,
-                "rope_theta": 10000.0,
-                "tie_word_embeddings": False,
-                "max_position_embeddings": 131072,
-                "sliding_window": 4096,
-            },
-            supported=HUGGINGFACE_SUPPORTED,
-            sources=HUGGINGFACE_SOURCES,
-            ignored=HUGGINGFACE_IGNORED,
-            architectures=HUGGINGFACE_ARCHITECTURES,
-            heads=HUGGINGFACE_HEADS,
-            decoders=HUGGINGFACE_DECODERS,
-        ),
+        "mistral": HUGGINGFACE_MISTRAL,
+        "ministral": HUGGINGFACE_MISTRAL,  # its config.json names the layers that have a window
         "mixtral": Family(
             family="mixtral",
             keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS | EXPERT_KEYS,

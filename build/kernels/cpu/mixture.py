@@ -10,28 +10,26 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.linear import PANEL
 from build.kernels.cpu.vector import LANES, exp
+from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
 
+ATTRIBUTES = {"tirx.noalias": True, "op_pattern": 8}
 LOWEST = -3.4028234e38  # of float32
 TILE_ROWS, TILE_COLUMNS = 4, 16  # of a product of several tokens: 8 AVX2 accumulators, as in `linear`
 
 
 def mixture(shape: Mixture) -> PrimFunc:
-    """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each with its scales when `scaled`, to y (*lead, dim)."""
+    """The kernel; its parameters are those of `mixture_function`."""
     rows, dim, hidden_dim = shape.tokens, shape.dim, shape.hidden_dim
     n_experts, per_token = shape.n_experts, shape.experts_per_token
-    pairs = rows * per_token
-    panels_13, panels_2 = -(-2 * hidden_dim // PANEL), -(-dim // PANEL)
+    pairs = shape.pairs
     route = _route(rows, n_experts, per_token)
     up = _grouped_product(rows, n_experts, 2 * hidden_dim, dim, pairs_per_row=per_token)
     down = _grouped_product(rows, n_experts, dim, hidden_dim, pairs_per_row=1)
     lanes = max(n for n in (1, 2, 4, LANES) if hidden_dim % n == 0)
 
     @T.inline
-    def body(x_in, scores_in, w13, s13, w2, s2, y_out, chosen, share, count, members, both, gated, mixed):
-        x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
-        scores = T.decl_buffer((rows, n_experts), "float32", data=scores_in.data)
-        y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
+    def body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed):
         route(scores, chosen, share, count, members)
         up(x, w13, s13, count, members, both)
         for i in T.parallel(pairs):
@@ -48,45 +46,7 @@ def mixture(shape: Mixture) -> PrimFunc:
                 for d in T.serial(dim):
                     y[i, d] = y[i, d] + share[i * per_token + 1 + j] * mixed[i * per_token + 1 + j, d]
 
-    @T.prim_func
-    def plain(
-        x: T.Buffer((*shape.lead, dim), "float32"),
-        scores: T.Buffer((*shape.lead, n_experts), "float32"),
-        w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
-        w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
-        y: T.Buffer((*shape.lead, dim), "float32"),
-        chosen: T.Buffer((pairs,), "int32"),
-        share: T.Buffer((pairs,), "float32"),
-        count: T.Buffer((n_experts,), "int32"),
-        members: T.Buffer((n_experts, pairs), "int32"),
-        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
-        gated: T.Buffer((pairs, hidden_dim), "float32"),
-        mixed: T.Buffer((pairs, dim), "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        body(x, scores, w13, None, w2, None, y, chosen, share, count, members, both, gated, mixed)
-
-    @T.prim_func
-    def dequantizing(
-        x: T.Buffer((*shape.lead, dim), "float32"),
-        scores: T.Buffer((*shape.lead, n_experts), "float32"),
-        w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
-        s13: T.Buffer((n_experts * 2 * hidden_dim,), "float32"),
-        w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
-        s2: T.Buffer((n_experts * dim,), "float32"),
-        y: T.Buffer((*shape.lead, dim), "float32"),
-        chosen: T.Buffer((pairs,), "int32"),
-        share: T.Buffer((pairs,), "float32"),
-        count: T.Buffer((n_experts,), "int32"),
-        members: T.Buffer((n_experts, pairs), "int32"),
-        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
-        gated: T.Buffer((pairs, hidden_dim), "float32"),
-        mixed: T.Buffer((pairs, dim), "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed)
-
-    return dequantizing if shape.scaled else plain
+    return mixture_function(shape, PANEL, ATTRIBUTES, body)
 
 
 def _route(rows: int, n_experts: int, per_token: int):

@@ -10,26 +10,22 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
 from build.kernels.cuda.linear import PANEL, THREADS, TILE, RowTiles, panel_dot, tile_product
+from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
 
 LOWEST = -3.4028234e38  # of float32
 
 
 def mixture(shape: Mixture, on: Binding = GPU) -> PrimFunc:
-    """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each with its scales when `scaled`, to y (*lead, dim)."""
-    rows, dim, hidden_dim, pairs = shape.tokens, shape.dim, shape.hidden_dim, shape.pairs
-    n_experts, per_token = shape.n_experts, shape.experts_per_token
-    panels_13, panels_2 = -(-2 * hidden_dim // PANEL), -(-dim // PANEL)
-    product = _pair_product if rows == 1 else _grouped_product
-    up = product(shape, 2 * hidden_dim, dim, per_token, on)
+    """The kernel; its parameters are those of `mixture_function`."""
+    dim, hidden_dim = shape.dim, shape.hidden_dim
+    product = _pair_product if shape.tokens == 1 else _grouped_product
+    up = product(shape, 2 * hidden_dim, dim, shape.experts_per_token, on)
     down = product(shape, dim, hidden_dim, 1, on)
     route, group, gate, combine = _route(shape, on), _group(shape, on), _gate(shape, on), _combine(shape, on)
 
     @T.inline
-    def body(x_in, scores_in, w13, s13, w2, s2, y_out, chosen, share, count, members, both, gated, mixed):
-        x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
-        scores = T.decl_buffer((rows, n_experts), "float32", data=scores_in.data)
-        y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
+    def body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed):
         route(scores, chosen, share)
         group(chosen, count, members)
         up(x, w13, s13, chosen, count, members, both)
@@ -37,45 +33,7 @@ def mixture(shape: Mixture, on: Binding = GPU) -> PrimFunc:
         down(gated, w2, s2, chosen, count, members, mixed)
         combine(share, mixed, y)
 
-    @T.prim_func
-    def plain(
-        x: T.Buffer((*shape.lead, dim), "float32"),
-        scores: T.Buffer((*shape.lead, n_experts), "float32"),
-        w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
-        w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
-        y: T.Buffer((*shape.lead, dim), "float32"),
-        chosen: T.Buffer((pairs,), "int32"),
-        share: T.Buffer((pairs,), "float32"),
-        count: T.Buffer((n_experts,), "int32"),
-        members: T.Buffer((n_experts, pairs), "int32"),
-        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
-        gated: T.Buffer((pairs, hidden_dim), "float32"),
-        mixed: T.Buffer((pairs, dim), "float32"),
-    ):
-        T.func_attr(ATTRIBUTES)
-        body(x, scores, w13, None, w2, None, y, chosen, share, count, members, both, gated, mixed)
-
-    @T.prim_func
-    def dequantizing(
-        x: T.Buffer((*shape.lead, dim), "float32"),
-        scores: T.Buffer((*shape.lead, n_experts), "float32"),
-        w13: T.Buffer((n_experts * panels_13, dim, PANEL), shape.weight_dtype),
-        s13: T.Buffer((n_experts * 2 * hidden_dim,), "float32"),
-        w2: T.Buffer((n_experts * panels_2, hidden_dim, PANEL), shape.weight_dtype),
-        s2: T.Buffer((n_experts * dim,), "float32"),
-        y: T.Buffer((*shape.lead, dim), "float32"),
-        chosen: T.Buffer((pairs,), "int32"),
-        share: T.Buffer((pairs,), "float32"),
-        count: T.Buffer((n_experts,), "int32"),
-        members: T.Buffer((n_experts, pairs), "int32"),
-        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
-        gated: T.Buffer((pairs, hidden_dim), "float32"),
-        mixed: T.Buffer((pairs, dim), "float32"),
-    ):
-        T.func_attr(ATTRIBUTES)
-        body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed)
-
-    return dequantizing if shape.scaled else plain
+    return mixture_function(shape, PANEL, ATTRIBUTES, body)
 
 
 def _route(shape: Mixture, on: Binding):

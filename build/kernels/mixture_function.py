@@ -1,0 +1,65 @@
+"""The mixture's parameters, the same for every target: a target's kernel is what it does with them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.shapes import Mixture
+
+
+def mixture_function(shape: Mixture, panel: int, attributes: Mapping[str, Any], body: Callable[..., Any]) -> PrimFunc:
+    """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each with its scales when `scaled`, to y (*lead, dim).
+
+    Behind y come the scratch tensors of `shape`. `body` gets them all, x, scores and y with their tokens as rows, None for scales that are not.
+    """
+    rows, dim, hidden_dim, pairs, n_experts = shape.tokens, shape.dim, shape.hidden_dim, shape.pairs, shape.n_experts
+    panels_13, panels_2 = n_experts * -(-2 * hidden_dim // panel), n_experts * -(-dim // panel)
+
+    @T.inline
+    def by_rows(x_in, scores_in, w13, s13, w2, s2, y_out, chosen, share, count, members, both, gated, mixed):
+        x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
+        scores = T.decl_buffer((rows, n_experts), "float32", data=scores_in.data)
+        y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
+        body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed)
+
+    @T.prim_func
+    def plain(
+        x: T.Buffer((*shape.lead, dim), "float32"),
+        scores: T.Buffer((*shape.lead, n_experts), "float32"),
+        w13: T.Buffer((panels_13, dim, panel), shape.weight_dtype),
+        w2: T.Buffer((panels_2, hidden_dim, panel), shape.weight_dtype),
+        y: T.Buffer((*shape.lead, dim), "float32"),
+        chosen: T.Buffer((pairs,), "int32"),
+        share: T.Buffer((pairs,), "float32"),
+        count: T.Buffer((n_experts,), "int32"),
+        members: T.Buffer((n_experts, pairs), "int32"),
+        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
+        gated: T.Buffer((pairs, hidden_dim), "float32"),
+        mixed: T.Buffer((pairs, dim), "float32"),
+    ):
+        T.func_attr(attributes)
+        by_rows(x, scores, w13, None, w2, None, y, chosen, share, count, members, both, gated, mixed)
+
+    @T.prim_func
+    def dequantizing(
+        x: T.Buffer((*shape.lead, dim), "float32"),
+        scores: T.Buffer((*shape.lead, n_experts), "float32"),
+        w13: T.Buffer((panels_13, dim, panel), shape.weight_dtype),
+        s13: T.Buffer((n_experts * 2 * hidden_dim,), "float32"),
+        w2: T.Buffer((panels_2, hidden_dim, panel), shape.weight_dtype),
+        s2: T.Buffer((n_experts * dim,), "float32"),
+        y: T.Buffer((*shape.lead, dim), "float32"),
+        chosen: T.Buffer((pairs,), "int32"),
+        share: T.Buffer((pairs,), "float32"),
+        count: T.Buffer((n_experts,), "int32"),
+        members: T.Buffer((n_experts, pairs), "int32"),
+        both: T.Buffer((pairs, 2 * hidden_dim), "float32"),
+        gated: T.Buffer((pairs, hidden_dim), "float32"),
+        mixed: T.Buffer((pairs, dim), "float32"),
+    ):
+        T.func_attr(attributes)
+        by_rows(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed)
+
+    return dequantizing if shape.scaled else plain
