@@ -13,7 +13,7 @@ NAME := $(basename $(notdir $(CONFIG)))
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup inputs demo compile parity quality bench memory ship check test clean
+.PHONY: help setup inputs demo plan compile parity quality bench memory ship check test clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -41,6 +41,9 @@ demo: setup  ## fetch a real small model, compile it for this CPU, and let it wr
 	@$(PY) -m runtime.generate out/demo --prompt "The capital of France is" --max-tokens 32 --stop "."
 	@echo && echo "> What is the capital of France, and what is it known for?"
 	@$(PY) -m runtime.generate out/demo --chat --prompt "What is the capital of France, and what is it known for?" --max-tokens 96
+
+plan: inputs  ## CONFIG=...: sizes of the artifact, caches, memory and disk, from the checkpoint's headers alone, before a compile
+	@$(PY) -m build.plan $(ARGUMENTS) $(if $(SHAPE),--shape $(SHAPE))
 
 compile: inputs  ## CONFIG=...: YAML and checkpoint to an artifact in out/NAME/
 	$(COMPILE)

@@ -1,13 +1,17 @@
 """`python -m build yaml/x.yaml [--set key.path=value ...] [--dump DIR]`: compile a config into its artifact, running export first if it is stale."""
 
 import time
-
-from rich.table import Table
+from pathlib import Path
 
 from build.compile import compile_config
-from export.config import describe_defaults, load_config, stage_parser
-from export.console import console, output, peak_memory_mb
+from build.footprint import Footprint, caches_of, description, table
+from export.config import CompileConfig, artifact_dir, describe_defaults, load_config, stage_parser
+from export.console import console, output
+from export.memory import noted_peak, peak_memory, return_freed_blocks
+from export.plan import export_key, workspace_of
+from export.stage import stage_folder
 from runtime.artifact import Artifact
+from runtime.consistency import MANIFEST_FILE
 from runtime.errors import run_command
 
 
@@ -16,34 +20,32 @@ def main() -> int:
     arguments = stage_parser("Compile a checkpoint into an artifact.").parse_args()
     config = load_config(arguments.config, arguments.overrides)
     console.print("\n".join(describe_defaults(config)), style="dim", markup=False)
-    start = time.perf_counter()
+    return_freed_blocks()
+    start = time.time()
     artifact = compile_config(config, arguments.config, arguments.overrides, arguments.dump)
-    output.print(summary(artifact, time.perf_counter() - start))
+    made = (artifact.folder / MANIFEST_FILE).stat().st_mtime >= start
+    footprint = measured(config, artifact, workspace_of(config, artifact_dir(arguments.config)), made=made)
+    m = artifact.manifest
+    output.print(table(f"{artifact.folder}: {description(m.name, m.model, m.target, m.scheme)}", footprint.rows(), {}))
+    output.print(
+        f"{'made' if made else 'was up to date'}, {time.time() - start:,.1f} s; memory of the box: python -m runtime.bench {artifact.folder}"
+    )
     return 0
 
 
-def summary(artifact: Artifact, seconds: float) -> Table:
-    """What was made: sizes, shapes, time and memory."""
+def measured(config: CompileConfig, artifact: Artifact, workspace: Path, *, made: bool) -> Footprint:
+    """What the compile made and took; the build's peak only where this process `made` the artifact."""
     manifest = artifact.manifest
-    sizes = {entry.path: entry.size for entry in manifest.files}
-    table = Table(title=str(artifact.folder), title_justify="left", show_header=False)
-    table.add_row("model", f"{manifest.name}: {manifest.model.n_layers} layers of dim {manifest.model.dim}, vocabulary {manifest.model.vocab_size}")
-    table.add_row("target", " ".join([manifest.target.kind, manifest.target.cpu, *manifest.target.arch]))
-    table.add_row("storage", f"scheme {manifest.scheme}, dtype {manifest.target.dtype}")
-    table.add_row("graphs", ", ".join(graph.name for graph in manifest.graphs))
-    table.add_row("caches", f"{cache_bytes(artifact) / 1e6:,.1f} MB")
-    for path, size in sorted(sizes.items(), key=lambda item: -item[1]):
-        table.add_row(path, f"{size / 1e6:,.2f} MB")
-    table.add_row("time", f"{seconds:,.1f} s")
-    table.add_row("peak memory", f"{peak_memory_mb():,.0f} MB")
-    return table
-
-
-def cache_bytes(artifact: Artifact) -> int:
-    """Bytes of all key and value caches."""
-    itemsize = {"fp32": 4, "fp16": 2, "bf16": 2}[artifact.manifest.target.dtype]
-    m, shape = artifact.manifest.model, artifact.manifest.shape
-    return 2 * itemsize * shape.batch * m.n_kv_heads * m.head_dim * sum(m.cache_lens(shape.cache_len))
+    graphs = stage_folder(workspace, "graphs", export_key(config))
+    return Footprint(
+        files={path.name: path.stat().st_size for path in artifact.folder.iterdir()},
+        caches=caches_of(manifest.model, manifest.graphs[-1], manifest.shape.cache_len),
+        target=manifest.target,
+        box_peak=None,
+        export_peak=noted_peak(graphs),
+        build_peak=peak_memory() if made else None,
+        workspace=sum(path.stat().st_size for path in workspace.rglob("*") if path.is_file()),
+    )
 
 
 if __name__ == "__main__":

@@ -61,15 +61,21 @@ def run_measured(command: Sequence[str], folder: Path) -> Usage:
     return Usage(peak, time.perf_counter() - start)
 
 
-def anonymous_bytes(pid: int) -> int:
-    """Anonymous resident memory of a process and all below it; 0 for one that has ended."""
+def anonymous_bytes(pid: int, parent: bytes | None = None) -> int:
+    """Anonymous resident memory of a process and all below it; 0 for one that has ended.
+
+    A child whose command line is still that of its `parent` has not loaded its program: its memory is the parent's, seen twice.
+    """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
         children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return 0
+    if command == parent:
+        return 0
     own = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")]  # the kernel's kB are 1024
-    return sum(own) + sum(map(anonymous_bytes, children))
+    return sum(own) + sum(anonymous_bytes(child, command) for child in children)
 
 
 def measure(shape: str, layers: int, scheme: str, target: str, parent: Path) -> Compile:
@@ -130,10 +136,10 @@ def main() -> int:
     if len(depths) < 2:
         raise UserError(f"--layers is {arguments.layers}, expected at least two depths, such as 2,4, to tell what a layer adds")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    compiles = [measure(arguments.dim_of, layers, arguments.scheme, arguments.target, arguments.folder) for layers in depths]
-    name, largest = largest_tensor(arguments.dim_of)
-    full_depth = SHAPES[arguments.dim_of]["num_hidden_layers"]
-    output.print(f"compiling a random model with the sizes of {arguments.dim_of}, scheme {arguments.scheme}, target {arguments.target}")
+    compiles = [measure(arguments.shape, layers, arguments.scheme, arguments.target, arguments.folder) for layers in depths]
+    name, largest = largest_tensor(arguments.shape)
+    full_depth = SHAPES[arguments.shape]["num_hidden_layers"]
+    output.print(f"compiling a random model with the sizes of {arguments.shape}, scheme {arguments.scheme}, target {arguments.target}")
     output.print(results_table(compiles, full_depth, largest))
     output.print(f"* extended in a straight line. The largest tensor is {name}: {largest / 1e6:,.1f} MB in float32.")
     return 0
@@ -142,7 +148,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m build.memory", description="Measure the memory that a compile takes.")
     parser.add_argument("--layers", default="2,4", metavar="N,N", help="depths to measure (default: %(default)s)")
-    parser.add_argument("--dim-of", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
+    parser.add_argument("--shape", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
     parser.add_argument("--scheme", choices=SCHEME_NAMES, default="int8", help="weight storage (default: %(default)s)")
     parser.add_argument("--target", choices=("llvm", "cuda"), default="llvm", help="machine to compile for (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("out/.work"), help="where the files go meanwhile (default: %(default)s)")

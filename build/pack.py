@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.console import byte_bar
+from export.graphs import GraphsRecord
 from runtime.manifest import WeightSpec
 from runtime.tensor_file import TensorFile, TensorFileWriter
 
 Array = NDArray[np.generic]
 ROW_MAJOR = "row_major"
 BLOCK_ELEMENTS = 2**24  # packed at a time
+PANELS = {"llvm": 32, "cuda": 32}  # of each target's kernels, for those who do not load TVM; a test holds the two equal
+EXPERTS = ".experts."  # in the names of weights that stack one matrix for each expert
 
 
 def to_panels(matrix: Array, panel: int, workers: int = 1) -> Array:
@@ -48,6 +51,16 @@ def panel_layout(shape: tuple[int, ...], panel: int, stacked: int) -> tuple[str,
     """Name and shape of the layout of (stacked * N, K): each of the stacked matrices is padded to whole panels by itself."""
     n, k = shape[0] // stacked, shape[1]
     return f"panels_{panel}" + (f"x{stacked}" if stacked > 1 else ""), (stacked * -(-n // panel), k, panel)
+
+
+def packed_weights(record: GraphsRecord, panel: int) -> tuple[WeightSpec, ...]:
+    """How the artifact stores each weight: matrices in panels, vectors as they are."""
+    specs = []
+    for spec in record.weights:
+        stacked = (record.model.n_experts or 1) if EXPERTS in spec.name else 1
+        layout, packed = panel_layout(spec.shape, panel, stacked) if len(spec.shape) == 2 else (ROW_MAJOR, spec.shape)
+        specs.append(WeightSpec(name=spec.name, shape=packed, dtype=spec.dtype, layout=layout))
+    return tuple(specs)
 
 
 def pack_weights(source: TensorFile, specs: Sequence[WeightSpec], path: Path, workers: int) -> None:

@@ -7,6 +7,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import families, tensor_layout
+from export.checkpoint import Checkpoint
 from export.console import byte_bar
 from export.hyperparameters import model_config as checked_config
+from export.source import Array, SourceTensor
 from runtime.errors import UserError, run_command
 from runtime.manifest import ModelConfig, TensorSpec
 from runtime.tensor_file import TensorFileWriter
@@ -26,23 +29,26 @@ BLOCK = 2**20  # random numbers, repeated as often as a tensor needs them
 STANDARD_DEVIATION = 0.02  # initializer_range of Mistral
 SEED = 0
 
+SEVEN_B: Mapping[str, Any] = {  # Mistral-7B-Instruct-v0.2
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 32000,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "sliding_window": None,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": False,
+}
+
 SHAPES: Mapping[str, Mapping[str, Any]] = {  # what config.json says at full depth; a new shape is a row
-    "7b": {  # Mistral-7B-Instruct-v0.2
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        "num_hidden_layers": 32,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 32000,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1e6,
-        "sliding_window": None,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": False,
-    },
+    "7b": SEVEN_B,
+    "7b-v0.1": {**SEVEN_B, "sliding_window": 4096, "rope_theta": 1e4},  # Mistral-7B-v0.1
     "ministral-8b": {  # Ministral-8B-Instruct-2410, with the windows of its params.json
         "architectures": ["MinistralForCausalLM"],
         "model_type": "ministral",
@@ -101,6 +107,27 @@ def model_config(shape: str, layers: int) -> tuple[families.Family, ModelConfig]
     """The family and the model that a shape of `SHAPES` describes at a depth."""
     family = families.find("huggingface", SHAPES[shape]["model_type"], shape)
     return family, checked_config(family, {**_at_depth(shape, layers), "rope_type": "default"}, {}, shape)
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """Tensors that are known by name, shape and dtype alone."""
+
+    tensors: Mapping[str, SourceTensor]
+
+    def read(self, name: str, rows: slice) -> Array:
+        """Never asked for: what has headers alone is planned, not compiled."""
+        raise AssertionError(f"{name} has no data to read {rows} of")
+
+
+def headers(shape: str, overrides: Mapping[str, object]) -> Checkpoint:
+    """The checkpoint that a shape of `SHAPES` describes at full depth in bfloat16, without files, data and tokenizer."""
+    family, _ = model_config(shape, 1)
+    model = checked_config(family, {**SHAPES[shape], "rope_type": "default"}, overrides, shape)
+    layout = tensor_layout.weights(family, model)
+    parts = [part for weight in layout.values() for part in weight.parts]
+    tensors = {part.source: SourceTensor(part.shape, "bfloat16", 2 * prod(part.shape)) for part in parts}
+    return Checkpoint(model, None, sum(tensor.nbytes for tensor in tensors.values()), layout, _Headers(tensors))
 
 
 def _at_depth(shape: str, layers: int) -> dict[str, Any]:

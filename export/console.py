@@ -1,6 +1,5 @@
 """What a person sees of a compile: notes and progress bars with rates on standard error, tables on standard output."""
 
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,9 +38,3 @@ def step_bar(title: str, total: int) -> Iterator[Bar]:
     """A bar over `total` steps, with the time elapsed."""
     with Progress(TextColumn(f"{title:<24}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as progress:
         yield Bar(progress, total)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident memory, in MB, that this process or any child it has waited for has had."""
-    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return kilobytes * 1024 / 1e6

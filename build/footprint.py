@@ -1,0 +1,108 @@
+"""What a compile makes and takes: the same quantities predicted by `python -m build.plan` and measured by `python -m build`, line by line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.manifest import Graph, ModelConfig, TargetSpec
+from runtime.tensor_file import numpy_dtype
+
+CALL_INPUTS = 2  # of a graph's inputs, those before the caches: ids and positions
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Bytes of keys and values of one sequence, by the kind of the layer that they belong to."""
+
+    full_layers: int
+    full_bytes: int
+    window_layers: int
+    window_bytes: int
+    uniform_bytes: int  # if every layer kept `cache_len` slots
+    sequences: int  # rows of a batch
+
+    @property
+    def sequence_bytes(self) -> int:
+        """All layers of one sequence."""
+        return self.full_bytes + self.window_bytes
+
+    @property
+    def share(self) -> float:
+        """Of what a uniform full cache would take."""
+        return self.sequence_bytes / self.uniform_bytes
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Sizes in bytes. None stands for what was not measured."""
+
+    files: Mapping[str, int]  # of the artifact, by name
+    caches: Caches
+    target: TargetSpec
+    box_peak: int | None  # host memory of the process that runs an llvm artifact; device memory for cuda
+    export_peak: int | None  # of the export process
+    build_peak: int | None  # of the build process
+    workspace: int  # on disk, beside the artifact
+
+    @property
+    def artifact(self) -> int:
+        """All files of the artifact."""
+        return sum(self.files.values())
+
+    def rows(self) -> list[tuple[str, int | None]]:
+        """Every quantity by name, in the order of the tables."""
+        caches, device = self.caches, "GPU" if self.target.kind == "cuda" else "peak"
+        order = sorted(self.files, key=lambda name: (name not in (WEIGHTS_FILE, LIBRARY_FILE), -self.files[name]))
+        return [
+            *((f"artifact: {name}", self.files[name]) for name in order),
+            ("artifact, in all", self.artifact),
+            (f"caches: {_layers(caches.full_layers)} with full attention", caches.full_bytes),
+            (f"caches: {_layers(caches.window_layers)} with a window", caches.window_bytes),
+            ("caches, a sequence", caches.sequence_bytes),
+            (f"caches, in all ({caches.sequences} x)", caches.sequences * caches.sequence_bytes),
+            (f"box: {device} memory", self.box_peak),
+            ("host: export, peak memory", self.export_peak),
+            ("host: build, peak memory", self.build_peak),
+            ("host: workspace on disk", self.workspace),
+            ("host: workspace and artifact on disk", self.workspace + self.artifact),
+        ]
+
+
+def caches_of(model: ModelConfig, graph: Graph, cache_len: int) -> Caches:
+    """The caches that a graph's signature holds."""
+    full = window = uniform = 0
+    batch = graph.signature.inputs[0].shape[0]
+    for i, spec in enumerate(graph.signature.inputs[CALL_INPUTS:]):
+        _, heads, slots, head_dim = spec.shape
+        column = heads * head_dim * numpy_dtype(spec.dtype).itemsize
+        uniform += column * cache_len
+        if model.sliding_window[i // 2] is None:  # a key and a value for each layer
+            full += column * slots
+        else:
+            window += column * slots
+    n_full = model.sliding_window.count(None)
+    return Caches(n_full, full, model.n_layers - n_full, window, uniform, batch)
+
+
+def table(title: str, rows: Sequence[tuple[str, int | None]], notes: Mapping[str, str]) -> Table:
+    """Aligned: what, MB (1e6 bytes), and a note where there is one."""
+    result = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    result.add_column()
+    result.add_column(justify="right")
+    result.add_column()
+    for name, nbytes in rows:
+        result.add_row(name, "-" if nbytes is None else f"{nbytes / 1e6:,.2f} MB", notes.get(name, ""))
+    return result
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" + ("" if count == 1 else "s")
+
+
+def description(name: str, model: ModelConfig, target: TargetSpec, scheme: str) -> str:
+    """One line: which model, how it is stored, for what machine."""
+    size = f"{model.n_layers} layers of dim {model.dim}, vocabulary {model.vocab_size}"
+    machine = " ".join([target.kind, target.cpu, *target.arch])
+    return f"{name}, {size}; scheme {scheme}, dtype {target.dtype}; {machine}"

@@ -1,0 +1,242 @@
+"""`python -m build.plan yaml/x.yaml [--set key.path=value ...]`: what a compile will make and take, before any work, from the headers alone.
+
+The compile prints the same lines as measured. Weights and caches are exact, since they follow from shapes. The rest is constants, each with how it
+was measured, plus what the sizes of the model add. Loads neither torch nor TVM. Constants were measured with the versions of requirements.lock.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+from build.footprint import Footprint, caches_of, description, table
+from build.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
+from build.pack import PANELS, ROW_MAJOR, packed_weights
+from build.random_checkpoint import SHAPES, headers
+from export.checkpoint import BLOCK_ELEMENTS, Checkpoint
+from export.config import CompileConfig, config_parser, load_config
+from export.console import console, output
+from export.gguf_checkpoint import ROWS_AT_ONCE
+from export.graphs import GraphsRecord
+from export.plan import export_record, open_configured
+from export.quantize import WeightStorage
+from export.source import SourceTensor
+from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from runtime.errors import run_command
+from runtime.hashing import n_blocks
+from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, encode
+from runtime.tensor_file import TensorFileWriter, numpy_dtype
+
+MB = 1e6
+
+# Library, fitted to three graphs each of tiny (2 layers, float32: 0.43 MB), SmolLM2-135M (30 layers, float32 and int8: 0.85 and 0.99 MB), a narrow
+# Mixtral (24 layers, int8: 1.11 MB) and, for cuda, tiny with two architectures (0.76 MB).
+LIBRARY_GRAPH = 0.15 * MB  # each graph's kernels
+LIBRARY_MIXTURE = 0.05 * MB  # those of a mixture
+LIBRARY_ARCH = 0.05 * MB  # machine code of each graph's kernels for each CUDA architecture
+LIBRARY_CALLS = 0.006 * MB  # the calls of one layer in one graph
+
+# Text beside the graphs (ONNX, records, reports), measured on the same models: 30 kB a graph at 2 layers, 0.48 MB at 30.
+GRAPH_TEXT = 0.003 * MB
+LAYER_TEXT = 0.016 * MB  # for each layer of each graph
+
+# Peaks are VmHWM. Export: with torch and onnx loaded, where the weights are stored; and tracing, which comes after that.
+EXPORT_LOADED = 343 * MB
+EXPORT_TRACED = 447 * MB  # tiny, 2 layers
+EXPORT_LAYER = 0.4 * MB  # SmolLM2-135M, 30 layers, ends its tracing 12 MB above tiny
+# Build: with TVM loaded and tiny compiled; then the weights are packed.
+BUILD_COMPILED = 350.5 * MB
+BUILD_LAYER = {False: 0.43 * MB, True: 1.15 * MB}  # by whether it is a mixture: SmolLM2-135M (30 layers), a narrow Mixtral (24 layers)
+
+# What is held for an element while it is stored, by the stored dtype, beside the block and its float32 form: what the scheme makes of it (int8:
+# quotients and their rounding), and after that until the next block is stored (of int8 only the scales stay).
+SCHEME_WORK = {"float32": 0, "float16": 2, "int8": 8}
+STAYS = {"float32": 4, "float16": 2, "int8": 0}
+UNPACKING = 5  # arrays of some rows that gguf holds while it unpacks them
+VOCABULARY_ENTRY = 600  # what the tokenizer's entries leave in the heap: 29 MB for the 49152 of SmolLM2-135M
+
+# Box, llvm: VmHWM of `python -m runtime.bench` less weights, caches and activations, on tiny and on SmolLM2-135M as float32 and int8.
+BOX_LOADED = 55 * MB
+BOX_LAYER = 0.15 * MB  # the manifest's entries and tensor objects
+
+MANIFEST_REST = 800  # bytes of CPU features and tool versions, which only the compiler knows
+SUM = "0" * 64  # stands for a SHA-256
+
+
+def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
+    """The footprint of compiling `config`."""
+    record = export_record(config, checkpoint)
+    backend = config.backend
+    target = TargetSpec(kind=backend.target, dtype=backend.dtype, cpu=backend.cpu, cpu_features=(), arch=backend.arch)
+    weights = packed_weights(record, PANELS[target.kind])
+    files = {WEIGHTS_FILE: file_bytes(weights), LIBRARY_FILE: library_bytes(record, target), **tokenizer_files(checkpoint, record)}
+    files[MANIFEST_FILE] = manifest_bytes(record, target, weights, files)
+    return Footprint(
+        files=files,
+        caches=caches_of(record.model, record.graphs[-1], record.shape.cache_len),
+        target=target,
+        box_peak=box_bytes(record, target, files[WEIGHTS_FILE]),
+        export_peak=export_bytes(checkpoint, record),
+        build_peak=build_bytes(record, weights),
+        workspace=workspace_bytes(record, files),
+    )
+
+
+def file_bytes(specs: Sequence[TensorSpec | WeightSpec]) -> int:
+    """Size of a weight file: exact."""
+    return TensorFileWriter(Path(WEIGHTS_FILE), specs).nbytes
+
+
+def tokenizer_files(checkpoint: Checkpoint, record: GraphsRecord) -> dict[str, int]:
+    """The tokenizer's files, which are copied: exact."""
+    source, spec = checkpoint.tokenizer, record.tokenizer
+    if source is None or spec is None:
+        return {}
+    template = {spec.chat_template: len(source.chat_template.encode())} if source.chat_template is not None and spec.chat_template else {}
+    return {spec.file: len(source.data), **template}
+
+
+def library_bytes(record: GraphsRecord, target: TargetSpec) -> int:
+    """The library: kernels of each graph, and the calls of each layer."""
+    kernels = LIBRARY_GRAPH + (LIBRARY_MIXTURE if record.model.n_experts else 0) + LIBRARY_ARCH * len(target.arch)
+    return round(len(record.graphs) * (kernels + LIBRARY_CALLS * record.model.n_layers))
+
+
+def manifest_bytes(record: GraphsRecord, target: TargetSpec, weights: tuple[WeightSpec, ...], files: Mapping[str, int]) -> int:
+    """The manifest, written with sums and keys of the right length."""
+    entries = tuple(FileEntry(path=name, size=size, sha256=SUM, blocks=(SUM,) * n_blocks(size)) for name, size in files.items())
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=record.name,
+        build_key=SUM[:20],
+        model=record.model,
+        shape=record.shape,
+        scheme=record.scheme,
+        target=target,
+        graphs=record.graphs,
+        weights=weights,
+        tokenizer=record.tokenizer,
+        overrides=record.overrides,
+        tools={},
+        files=entries,
+    )
+    return len(encode(manifest)) + MANIFEST_REST
+
+
+def workspace_bytes(record: GraphsRecord, files: Mapping[str, int]) -> int:
+    """What the stages leave: weights as exported, library, tokenizer, records, and ONNX files with the ages of each different cache's slots."""
+    copied = sum(size for name, size in files.items() if name not in (WEIGHTS_FILE, MANIFEST_FILE))
+    ages = 8 * sum(set(record.model.cache_lens(record.shape.cache_len)))
+    text = len(record.graphs) * (GRAPH_TEXT + LAYER_TEXT * record.model.n_layers + ages)
+    return round(file_bytes(record.weights) + copied + text)
+
+
+def box_bytes(record: GraphsRecord, target: TargetSpec, weights: int) -> int:
+    """Peak of the process that runs an llvm artifact once caches are full and every weight was read; device memory of a cuda artifact."""
+    model = record.model
+    caches = caches_of(model, record.graphs[-1], record.shape.cache_len)
+    tokens = record.shape.batch * sum(graph.tokens for graph in record.graphs)  # each graph keeps its own activations
+    activations = 4 * tokens * 3 * (model.dim + model.hidden_dim * (model.experts_per_token or 1))
+    base = BOX_LOADED + BOX_LAYER * model.n_layers if target.kind == "llvm" else 0
+    return round(base + weights + caches.sequences * caches.sequence_bytes + activations)
+
+
+def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
+    """Peak of the export process: where it stores weights, or where it traces."""
+    vocabulary = VOCABULARY_ENTRY * record.model.vocab_size if checkpoint.tokenizer else 0
+    return round(max(EXPORT_LOADED + vocabulary + storing_bytes(checkpoint, record), EXPORT_TRACED + EXPORT_LAYER * record.model.n_layers))
+
+
+def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
+    """What export holds at most, beside its base, while it reads and stores weights a block at a time."""
+    storage = WeightStorage.of(record)
+    peak = before = kept = 0  # of the block before: as read, and as stored
+    for name, weight in checkpoint.weights.items():
+        stored = storage.specs(name, weight.shape)[0].dtype
+        for part in weight.parts:
+            tensor = checkpoint.source.tensors[part.source]
+            itemsize = numpy_dtype(tensor.dtype).itemsize
+            columns = prod(part.shape[1:])
+            paired = part.interleaved_heads is not None  # read whole, and held once more in the other order
+            for rows in block_rows(part.shape[0], part.shape[0] if paired else max(BLOCK_ELEMENTS // columns, 1)):
+                elements = rows * columns
+                block = elements * itemsize * (2 if paired else 1)
+                reading = before + kept + block + unpacking_bytes(tensor, itemsize, rows, columns)
+                storing = kept + block + elements * ((4 if itemsize < 4 else 0) + SCHEME_WORK[stored])
+                peak = max(peak, reading, storing)
+                kept = elements * STAYS[stored]
+                before = 0 if itemsize == STAYS[stored] == 4 else block  # stored as it was read: one array, not two
+    return peak
+
+
+def unpacking_bytes(tensor: SourceTensor, itemsize: int, rows: int, columns: int) -> int:
+    """What reading rows of a packed tensor takes beside the result; 0 for one that is stored as numbers."""
+    packed = tensor.nbytes * rows // tensor.shape[0]
+    return packed + UNPACKING * itemsize * ROWS_AT_ONCE * columns if packed < rows * columns * itemsize else 0
+
+
+def build_bytes(record: GraphsRecord, weights: Sequence[WeightSpec]) -> int:
+    """Peak of the build process: where it packs weights, after compiling."""
+    layer = BUILD_LAYER[record.model.n_experts is not None]
+    return round(BUILD_COMPILED + layer * record.model.n_layers + packing_bytes(weights))
+
+
+def packing_bytes(weights: Sequence[WeightSpec]) -> int:
+    """What build holds at most, beside its base, while it packs weights a block at a time: as read, in panels, and the block before in panels."""
+    peak = kept = 0
+    for spec in weights:
+        before = 0  # as read; from one tensor to the next it is dropped
+        for panels in block_rows(*_panels(spec)):
+            block = panels * prod(spec.shape[1:]) * numpy_dtype(spec.dtype).itemsize
+            peak = max(peak, kept + block + max(before, block))
+            kept = before = block
+    return peak
+
+
+def _panels(spec: WeightSpec) -> tuple[int, int]:
+    """Panels of one of the matrices that a tensor stacks, and how many of them are packed at once."""
+    if spec.layout == ROW_MAJOR:
+        return spec.shape[0], spec.shape[0]
+    return spec.shape[0] // int(spec.layout.partition("x")[2] or 1), max(PACK_ELEMENTS // prod(spec.shape[1:]), 1)
+
+
+def block_rows(rows: int, at_once: int) -> list[int]:
+    """Rows of each block."""
+    return [min(at_once, rows - start) for start in range(0, rows, at_once)]
+
+
+def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
+    """How well each line is known, by its name."""
+    sequence = "caches, a sequence"
+    table_bytes = sum(prod(s.shape) * numpy_dtype(s.dtype).itemsize for s in record.weights if s.name.startswith("tok_embeddings."))
+    rows = "" if record.model.tied_embeddings else f", of which {table_bytes / MB:,.0f} MB are the embedding table, read row by row"
+    box = {
+        "box: peak memory": f"3 % or 5 MB; with full caches{rows}",
+        "box: GPU memory": "weights, caches and activations; without the driver's context",
+    }
+    return {
+        f"artifact: {WEIGHTS_FILE}": "exact",
+        f"artifact: {LIBRARY_FILE}": "0.3 MB",
+        sequence: f"exact; {footprint.caches.share:.1%} of a uniform cache of {record.shape.cache_len} slots",
+        "host: export, peak memory": "3 %; resident memory of the process",
+        "host: build, peak memory": "3 %; of the process, without the linker's and nvcc's own",
+        "host: workspace on disk": "kept for the next compile; an older artifact stays until the new one replaces it",
+        **box,
+    }
+
+
+def main() -> int:
+    """Print the plan; returns the exit status."""
+    parser = config_parser("Predict what a compile makes and takes, from the checkpoint's headers.")
+    parser.add_argument("--shape", choices=SHAPES, help="plan for a model of these sizes, without a tokenizer, in place of the config's checkpoint")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    checkpoint = headers(arguments.shape, config.frontend.overrides) if arguments.shape else open_configured(config)
+    for note in checkpoint.notes:
+        console.print(f"warning: {note}", style="yellow", markup=False)
+    footprint, record = plan(config, checkpoint), export_record(config, checkpoint)
+    output.print(table(description(config.name, record.model, footprint.target, record.scheme), footprint.rows(), notes(footprint, record)))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
