@@ -3,6 +3,7 @@
 import build.compiler  # noqa: F401, I001 (before torch, and before the engine loads the runtime alone: then one process can hold all three)
 
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,8 @@ from tests.artifacts import Compiled, compiled
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One core a worker: thread pools that wait for each other's cores cost minutes."""
+    """One core a worker: thread pools that wait for each other's cores cost minutes. Ctrl-C works, even where a shell's `&` has switched it off."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker is not None:
         cores = sorted(os.sched_getaffinity(0))
