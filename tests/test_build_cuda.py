@@ -16,6 +16,7 @@ from export.config import load_config
 from runtime.artifact import Artifact
 from runtime.errors import UserError
 from tests.artifacts import Case, write_case
+from tests.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHS = ("sm_80", "sm_90a")
@@ -63,9 +64,13 @@ def test_the_command_makes_machine_code_for_every_architecture(folder):
         assert mark not in data
 
 
+def usage(workspace: Path) -> list[cuda.KernelUsage]:
+    (path,) = workspace.glob(f"library-*/{cuda.KERNELS_FILE}")
+    return [cuda.KernelUsage(**row) for row in json.loads(path.read_text())]
+
+
 def test_every_kernel_reports_its_usage(folder):
-    (path,) = folder.glob(f"out/.work/fp16/library-*/{cuda.KERNELS_FILE}")
-    rows = [cuda.KernelUsage(**row) for row in json.loads(path.read_text())]
+    rows = usage(folder / "out" / ".work" / "fp16")
     kernels = {row.kernel for row in rows}
     data = (folder / "out" / "fp16" / "library.so").read_bytes()
     assert {(row.kernel, row.arch) for row in rows} == {(kernel, arch) for kernel in kernels for arch in ARCHS}
@@ -75,13 +80,21 @@ def test_every_kernel_reports_its_usage(folder):
     assert all(row.shared_bytes <= 48 * 1024 for row in rows)  # what every architecture gives a block without asking
 
 
-def test_int8(folder, monkeypatch):
+def test_a_mixture_in_int8(folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the export runs in a process of its own
+    case = cuda_case("fp16", "int8")
     with contextlib.chdir(folder):
-        path = Path(write_case("int8", cuda_case("fp16", "int8"), folder).name)
+        FAMILIES["mixtral"].write(Path("mixture"))
+        path = Path("int8.yaml")
+        path.write_text(json.dumps({"name": "int8", "frontend": {"checkpoint": "mixture"}, **case.config}))
         artifact = compile_config(load_config(path), path, [], None)
+        rows = usage(Path("out/.work/int8"))
     check_machine_code(artifact.library, ARCHS)
     assert {"int8", "float16", "float32"} <= {weight.dtype for weight in artifact.manifest.weights}
+    assert {f"mixture_{graph}_kernel_{launch}" for graph in (0, 1) for launch in range(1, 6)} <= {
+        row.kernel for row in rows
+    }  # and one without a number
+    assert all(row.spill_bytes == 0 and row.shared_bytes <= 48 * 1024 for row in rows)
 
 
 def test_source_is_refused(tmp_path):
