@@ -22,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
         torch.set_num_threads(1)
+        os.environ["TVM_NUM_THREADS"] = "1"  # or a kernel that runs before any engine would start a pool for all cores
 
 
 @pytest.fixture(scope="session")
