@@ -1,19 +1,26 @@
 """Dispatch: replace every region that a rule knows by a call to our kernel; what no rule knows takes TVM's default schedule, and is reported."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from build.compiler import relax, tvm
 from build.importer import RelaxModule
-from build.kernels.table import KERNELS
-from build.pack import EXPERTS, packed_weights
-from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape
-from build.rules import RULES, Context, Region
+from build.footprint import CALL_INPUTS
+from build.kernels.table import KernelSet, kernel_set_of
+from build.layout import packed_tensors
+from build.pack import packed_weights
+from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
+from build.rules import RULES, Context, Region, Weight
+from export.graphs import GraphsRecord
+from export.quantize import EXPERTS, specs
 from runtime.errors import UserError
-from runtime.manifest import Graph, WeightSpec
+from runtime.manifest import Graph, TargetSpec, WeightSpec
+from runtime.tensor_file import numpy_dtype
 
+DEFAULT_SCHEDULE = "TVM default schedule"
 IN_PLACE_NEW = -1  # how call_tir_inplace writes "a new tensor"
 
 
@@ -39,29 +46,37 @@ class DispatchedModule:
     report: tuple[ReportRow, ...]
 
 
-def dispatch(relax_module: RelaxModule, target: str) -> DispatchedModule:
+def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
     """Rewrite every graph; UserError when one keeps a cache that no attention kernel owns."""
-    weights = packed_weights(relax_module.record, KERNELS[target].panel)
+    weights = packed_weights(relax_module.record)
+    kernel_set = kernel_set_of(target)
     builder = relax.BlockBuilder()
-    kernels = _Kernels(builder, target)
+    kernels = _Kernels(builder, kernel_set)
     report: list[ReportRow] = []
     for graph in relax_module.record.graphs:
         function = relax_module.module[graph.name]
-        regions = find_regions(relax_module, graph)
-        emitted = _rewrite(builder, kernels, function, regions, weights, graph)
+        packed = [relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in weights]
+        regions = find_regions(relax_module, graph, kernel_set, packed)
+        emitted = _rewrite(builder, kernels, function, regions, packed, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
-        report += [ReportRow(graph.name, op, f"{count} calls", "TVM default schedule", 0, 0) for op, count in sorted(emitted.others.items())]
+        report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
     return DispatchedModule(relax_module, builder.get(), weights, tuple(report))
 
 
-def find_regions(relax_module: RelaxModule, graph: Graph) -> dict[Expr, Region]:
-    """Every region of one graph, by the value that it computes; UserError when a cache belongs to no rolling attention."""
+def find_regions(relax_module: RelaxModule, graph: Graph, kernel_set: KernelSet, packed: Sequence[Expr]) -> dict[Expr, Region]:
+    """Every region of one graph, by the value that it computes; `packed` are variables of the packed tensors, in their order.
+
+    Raises UserError if a cache belongs to no rolling attention.
+    """
     function = relax_module.module[graph.name]
     producers = Producers.of(function)
-    caches = function.params[2 : len(graph.signature.inputs)]
+    n_inputs = len(graph.signature.inputs)
+    inputs = dict(zip(function.params[:n_inputs], (spec.name for spec in graph.signature.inputs), strict=True))
+    caches = function.params[CALL_INPUTS:n_inputs]
     outputs = _outputs(function)
-    names = (*(spec.name for spec in graph.signature.inputs), *relax_module.weight_names)
-    context = Context(producers, relax_module.record.model, names, dict(zip(caches, outputs[1:], strict=True)))
+    weights = _weights(relax_module.record, function.params[n_inputs:], packed)
+    present = dict(zip(caches, outputs[1:], strict=True))
+    context = Context(producers, relax_module.record.model, inputs, weights, present, kernel_set.fusions)
     regions: dict[Expr, Region] = {}
     reasons: list[str] = []
     for value, call in producers.calls.items():
@@ -69,14 +84,16 @@ def find_regions(relax_module: RelaxModule, graph: Graph) -> dict[Expr, Region]:
             if not is_call(call, op):
                 continue
             try:
-                regions[value] = rule(context, value)
-                break
+                region = rule(context, value)
+                if region.op in kernel_set.kernels:
+                    regions[value] = region
+                    break
             except NoMatch as reason:
                 if op == "reshape" and _reads_softmax(producers, value):
                     reasons.append(str(reason))
-    _check_experts(relax_module, context, regions, graph)
+    _check_experts(context, regions, graph)
     owned = {cache for region in regions.values() for cache in (region.inputs[i] for i in region.updates)}
-    orphans = [context.parameter_name(cache) for cache in caches if cache not in owned]
+    orphans = [context.input_name(cache) for cache in caches if cache not in owned]
     if orphans:
         why = reasons[0] if reasons else "no attention reads it"
         raise UserError(
@@ -86,10 +103,22 @@ def find_regions(relax_module: RelaxModule, graph: Graph) -> dict[Expr, Region]:
     return regions
 
 
-def _check_experts(relax_module: RelaxModule, context: Context, regions: dict[Expr, Region], graph: Graph) -> None:
+def _weights(record: GraphsRecord, parameters: Sequence[Expr], packed: Sequence[Expr]) -> dict[Expr, Weight]:
+    """The model's tensors by the parameter that stands for each, with their packed variables."""
+    weights = {}
+    rest = list(packed)
+    for tensor, parameter in zip(record.tensors, parameters, strict=True):
+        count = len(packed_tensors(tensor, record.model.n_experts or 1))
+        parts, rest = rest[:count], rest[count:]
+        nbytes = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs(tensor))
+        weights[parameter] = Weight(tensor, tuple(parts), nbytes)
+    return weights
+
+
+def _check_experts(context: Context, regions: dict[Expr, Region], graph: Graph) -> None:
     """UserError when experts would be computed by anything but a mixture: a default schedule would compute all of them for every token."""
-    used = {context.parameter_name(value) for region in regions.values() if region.op == "mixture" for value in region.inputs[2:]}
-    left = [spec.name for spec in relax_module.record.weights if EXPERTS in spec.name and spec.name not in used]
+    used = {part for region in regions.values() if region.op == "mixture" for part in region.inputs[2:]}
+    left = [w.tensor.name for w in context.weights.values() if EXPERTS in w.tensor.name and w.parts[0] not in used]
     if left:
         raise UserError(f"{graph.name}: {left[0]} is not used by a mixture of experts in the form of `python -m export`; export the graphs again")
 
@@ -115,9 +144,9 @@ def _outputs(function: relax.Function) -> list[Expr]:
 class _Kernels:
     """Kernels of one target, made once for each distinct set of arguments."""
 
-    def __init__(self, builder: relax.BlockBuilder, target: str) -> None:
+    def __init__(self, builder: relax.BlockBuilder, kernel_set: KernelSet) -> None:
         self.builder = builder
-        self.kernels = KERNELS[target].kernels
+        self.kernels = kernel_set.kernels
         self.made: dict[tuple[str, tuple[Any, ...]], tuple[str, Any]] = {}
         self.counts: Counter[str] = Counter()
 
@@ -149,13 +178,12 @@ def _rewrite(
     kernels: _Kernels,
     function: relax.Function,
     regions: dict[Expr, Region],
-    weights: tuple[WeightSpec, ...],
+    packed: Sequence[Expr],
     graph: Graph,
 ) -> _Emitted:
     """Emit the function again: live regions as kernel calls, other live calls as they were, logits as the only output."""
     inputs = function.params[: len(graph.signature.inputs)]
-    packed = [relax.Var(p.name, relax.TensorType(w.shape, w.dtype)) for p, w in zip(function.params[len(inputs) :], weights, strict=True)]
-    new: dict[Expr, Expr] = {p: p for p in inputs} | dict(zip(function.params[len(inputs) :], packed, strict=True))
+    new: dict[Expr, Expr] = {p: p for p in (*inputs, *packed)}
     calls = Producers.of(function).calls
     logits = _outputs(function)[0]
     emitted: list[Region] = []
@@ -181,16 +209,8 @@ def _live(calls: dict[Expr, Expr], regions: dict[Expr, Region], output: Expr) ->
     for value in reversed(list(calls)):
         if value in needed:
             live.append(value)
-            needed.update(regions[value].inputs if value in regions else _variables(calls[value]))
+            needed.update(regions[value].inputs if value in regions else variables(calls[value]))
     return live[::-1]
-
-
-def _variables(expression: Expr) -> Iterable[Expr]:
-    """Variables that an expression reads."""
-    if isinstance(expression, relax.Var):
-        yield expression
-    for child in getattr(expression, "args", None) or getattr(expression, "fields", None) or ():
-        yield from _variables(child)
 
 
 def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
@@ -206,7 +226,7 @@ def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
 
 def _kernel_call(kernels: _Kernels, region: Region, new: dict[Expr, Expr]) -> Expr:
     output = relax.TensorType(shape(region.output), dtype(region.output))
-    arguments = [new[value] for value in region.inputs]
+    arguments = [new.get(value, value) for value in region.inputs]  # constants stand for themselves
     if region.scratch:
         types = [output, *(relax.TensorType(size, kind) for size, kind in region.scratch)]
         return relax.TupleGetItem(relax.call_tir(kernels.get(region), arguments, out_ty=types), 0)

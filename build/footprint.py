@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
-from runtime.manifest import Graph, ModelConfig, TargetSpec
+from runtime.manifest import Graph, ModelConfig, Quantization, TargetSpec
 from runtime.tensor_file import numpy_dtype
 
 CALL_INPUTS = 2  # of a graph's inputs, those before the caches: ids and positions
@@ -101,8 +101,8 @@ def _layers(count: int) -> str:
     return f"{count} layer" + ("" if count == 1 else "s")
 
 
-def description(name: str, model: ModelConfig, target: TargetSpec, scheme: str) -> str:
+def description(name: str, model: ModelConfig, target: TargetSpec, quantization: Quantization) -> str:
     """One line: which model, how it is stored, for what machine."""
     size = f"{model.n_layers} layers of dim {model.dim}, vocabulary {model.vocab_size}"
     machine = " ".join([target.kind, target.cpu, *target.arch])
-    return f"{name}, {size}; scheme {scheme}, dtype {target.dtype}; {machine}"
+    return f"{name}, {size}; scheme {quantization.label}, dtype {target.dtype}; {machine}"

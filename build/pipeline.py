@@ -11,7 +11,7 @@ from build import cuda
 from build.dispatch import DispatchedModule, ReportRow, dispatch
 from build.importer import import_graphs
 from build.lower import dump_module, lower
-from build.pack import pack_weights
+from build.pack import pack_weights, packed
 from export.config import CompileConfig
 from export.console import step_bar
 from export.graphs import OnnxGraphs
@@ -19,11 +19,10 @@ from export.stage import stage_key, tool_versions
 from runtime.artifact import Artifact, write_artifact
 from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.cpu import missing_features
-from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, WeightSpec
+from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec
 
 BUILD_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
 REPORT_FILE = "dispatch.json"
-WEIGHT_SPECS_FILE = "weights.json"
 
 
 def build_key(graphs: OnnxGraphs, spec: TargetSpec) -> str:
@@ -38,12 +37,12 @@ def build_tools(spec: TargetSpec) -> tuple[str, ...]:
 
 
 def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path | None) -> None:
-    """Fill `folder` with the library, the dispatch report and the weight layouts that the kernels expect."""
+    """Fill `folder` with the library and the dispatch report."""
     with step_bar("compiling", 3) as bar:
         imported = import_graphs(graphs)
         dump_module(imported.module, dump, "1-import")
         bar.advance(1)
-        dispatched = dispatch(imported, spec.kind)
+        dispatched = dispatch(imported, spec)
         dump_module(dispatched.module, dump, "2-dispatch")
         bar.advance(1)
         lower(dispatched, spec, folder / LIBRARY_FILE, dump)
@@ -53,7 +52,6 @@ def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path
 
 def _write_results(dispatched: DispatchedModule, folder: Path) -> None:
     (folder / REPORT_FILE).write_bytes(msgspec.json.encode([asdict(row) for row in dispatched.report]))
-    (folder / WEIGHT_SPECS_FILE).write_bytes(msgspec.json.encode(dispatched.weights))
 
 
 def read_report(folder: Path) -> list[ReportRow]:
@@ -63,13 +61,13 @@ def read_report(folder: Path) -> list[ReportRow]:
 
 def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: str, artifact: Path) -> Artifact:
     """Pack the weights and write the artifact, complete or not at all."""
-    weights = msgspec.json.decode((library / WEIGHT_SPECS_FILE).read_bytes(), type=tuple[WeightSpec, ...])
+    tensors = packed(graphs.record)
 
     def fill(folder: Path) -> None:
         shutil.copyfile(library / LIBRARY_FILE, folder / LIBRARY_FILE)
         for path in graphs.files_for_artifact():
             shutil.copyfile(path, folder / path.name)
-        pack_weights(graphs.weights(), weights, folder / WEIGHTS_FILE, config.workspace.workers or os.cpu_count() or 1)
+        pack_weights(graphs.weights(), tensors, folder / WEIGHTS_FILE, config.workspace.workers or os.cpu_count() or 1)
 
     def manifest(files: tuple[FileEntry, ...]) -> Manifest:
         record = graphs.record
@@ -79,10 +77,10 @@ def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library
             build_key=key,
             model=record.model,
             shape=record.shape,
-            scheme=record.scheme,
+            quantization=record.quantization,
             target=spec,
             graphs=record.graphs,
-            weights=weights,
+            weights=tuple(tensor.spec for tensor in tensors),
             tokenizer=record.tokenizer,
             overrides=record.overrides,
             tools=tool_versions(build_tools(spec)),

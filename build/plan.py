@@ -10,7 +10,8 @@ from pathlib import Path
 
 from build.footprint import Footprint, caches_of, description, table
 from build.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
-from build.pack import PANELS, ROW_MAJOR, packed_weights
+from build.layout import ROW_MAJOR
+from build.pack import packed_weights
 from build.random_checkpoint import SHAPES, headers
 from export.checkpoint import BLOCK_ELEMENTS, Checkpoint
 from export.config import CompileConfig, config_parser, load_config
@@ -18,7 +19,6 @@ from export.console import console, output
 from export.gguf_checkpoint import ROWS_AT_ONCE
 from export.graphs import GraphsRecord
 from export.plan import export_record, open_configured
-from export.quantize import WeightStorage
 from export.source import SourceTensor
 from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from runtime.errors import run_command
@@ -67,7 +67,7 @@ def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
     record = export_record(config, checkpoint)
     backend = config.backend
     target = TargetSpec(kind=backend.target, dtype=backend.dtype, cpu=backend.cpu, cpu_features=(), arch=backend.arch)
-    weights = packed_weights(record, PANELS[target.kind])
+    weights = packed_weights(record)
     files = {WEIGHTS_FILE: file_bytes(weights), LIBRARY_FILE: library_bytes(record, target), **tokenizer_files(checkpoint, record)}
     files[MANIFEST_FILE] = manifest_bytes(record, target, weights, files)
     return Footprint(
@@ -110,7 +110,7 @@ def manifest_bytes(record: GraphsRecord, target: TargetSpec, weights: tuple[Weig
         build_key=SUM[:20],
         model=record.model,
         shape=record.shape,
-        scheme=record.scheme,
+        quantization=record.quantization,
         target=target,
         graphs=record.graphs,
         weights=weights,
@@ -148,10 +148,9 @@ def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
 
 def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
     """What export holds at most, beside its base, while it reads and stores weights a block at a time."""
-    storage = WeightStorage.of(record)
     peak = before = kept = 0  # of the block before: as read, and as stored
-    for name, weight in checkpoint.weights.items():
-        stored = storage.specs(name, weight.shape)[0].dtype
+    for tensor_of, weight in zip(record.tensors, checkpoint.weights.values(), strict=True):
+        stored = tensor_of.stored.dtype
         for part in weight.parts:
             tensor = checkpoint.source.tensors[part.source]
             itemsize = numpy_dtype(tensor.dtype).itemsize
@@ -234,7 +233,7 @@ def main() -> int:
     for note in checkpoint.notes:
         console.print(f"warning: {note}", style="yellow", markup=False)
     footprint, record = plan(config, checkpoint), export_record(config, checkpoint)
-    output.print(table(description(config.name, record.model, footprint.target, record.scheme), footprint.rows(), notes(footprint, record)))
+    output.print(table(description(config.name, record.model, footprint.target, record.quantization), footprint.rows(), notes(footprint, record)))
     return 0
 
 

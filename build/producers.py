@@ -1,6 +1,7 @@
 """Reading a Relax dataflow function backwards: which call made a value, and whether it is the call that a rule expects."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,14 @@ class Producers:
     """Bindings of one function by variable, and readers that raise `NoMatch` when an expression is not what was expected."""
 
     calls: dict[Expr, Expr]
-    parameters: dict[Expr, int]  # position of each parameter
+    uses: Counter[Expr]  # how many calls read each value
 
     @classmethod
     def of(cls, function: relax.Function) -> "Producers":
         """Index a function that consists of dataflow blocks."""
         bindings = [binding for block in function.body.blocks for binding in block.bindings]
-        return cls({binding.var: binding.value for binding in bindings}, {var: i for i, var in enumerate(function.params)})
+        uses = Counter(variable for binding in bindings for variable in set(variables(binding.value)))
+        return cls({binding.var: binding.value for binding in bindings}, uses)
 
     def args(self, value: Expr, op: str) -> Sequence[Expr]:
         """Arguments of the call to `relax.{op}` that made `value`."""
@@ -42,7 +44,8 @@ class Producers:
         source, axes, begins, ends, strides = self.args(value, "strided_slice")
         length = shape(source)[axis]
         found = tuple(integer(part.fields[0]) for part in (axes, begins, ends, strides))
-        if (found[0], found[1], min(found[2], length), found[3]) != (axis, begin, min(end, length), 1):
+        first = found[1] + length if found[1] < 0 else found[1]
+        if (found[0], first, min(found[2], length), found[3]) != (axis, begin, min(end, length), 1):
             raise NoMatch(f"expected slice {begin}:{end} of axis {axis}, found {found[1]}:{found[2]} of axis {found[0]}")
         return source
 
@@ -72,6 +75,14 @@ class Producers:
     def through(self, value: Expr, op: str) -> Expr:
         """The source of `value` where it was made by a call to `op`, else `value` itself."""
         return self.calls[value].args[0] if is_call(self.calls.get(value), op) else value
+
+
+def variables(expression: Expr) -> Iterable[Expr]:
+    """Variables that an expression reads."""
+    if isinstance(expression, relax.Var):
+        yield expression
+    for child in getattr(expression, "args", None) or getattr(expression, "fields", None) or ():
+        yield from variables(child)
 
 
 def is_call(value: Expr, op: str) -> bool:

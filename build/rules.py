@@ -5,18 +5,22 @@ mask of exactly this cache's length and that the graph's new cache is the old on
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from build.kernels.shapes import Mixture, RollingAttention
-from build.producers import END, Expr, NoMatch, Producers, constant, dtype, expect_constant, integer, shape
-from export.model_constants import MASKED_SCORE
+from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
+from build.layout import PANEL
+from build.producers import END, Expr, NoMatch, Producers, constant, dtype, expect_constant, integer, is_call, shape
+from export.model_constants import DYNAMIC_LEVELS, MASKED_SCORE, SMALLEST_PEAK
+from export.quantize import ModelTensor
 from runtime.manifest import ModelConfig
 
-ITEMSIZE = {"float32": 4, "float16": 2, "int8": 1, "int64": 8}
+ITEMSIZE = {"float32": 4, "float16": 2}  # of a cache
+DYNAMIC_USES = 2  # of what is rounded: its magnitude, and itself
 
 
 @dataclass(frozen=True)
@@ -35,80 +39,171 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """A tensor of the model: what the graph takes as a float32 parameter, and the packed tensors that hold it."""
+
+    tensor: ModelTensor
+    parts: tuple[Expr, ...]  # variables of the packed tensors, in the kernels' order
+    nbytes: int  # of all of them
+
+    @property
+    def n(self) -> int:
+        """Outputs."""
+        return self.tensor.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Inputs."""
+        return self.tensor.shape[1]
+
+
+@dataclass(frozen=True)
 class Context:
     """What rules need to know about the function that they read."""
 
     producers: Producers
     model: ModelConfig
-    names: tuple[str, ...]  # of the parameters, signature inputs first
+    inputs: dict[Expr, str]  # parameters that are no weights, to their names
+    weights: dict[Expr, Weight]  # parameters that are
     present: dict[Expr, Expr]  # cache parameter to the graph's output that replaces it
+    fusions: frozenset[str]  # what the target's `linear` can compute in the same launch
 
-    def parameter_name(self, value: Expr) -> str:
-        """Name of a parameter, or NoMatch."""
-        index = self.producers.parameters.get(value)
-        if index is None:
-            raise NoMatch("expected a parameter, found a computed value")
-        return self.names[index]
+    def input_name(self, value: Expr) -> str:
+        """Name of an input, or NoMatch."""
+        if value not in self.inputs:
+            raise NoMatch("expected an input, found a computed value")
+        return self.inputs[value]
+
+    def weight(self, value: Expr) -> Weight:
+        """The weight that a parameter stands for, or NoMatch."""
+        if value not in self.weights:
+            raise NoMatch("expected a weight, found a computed value")
+        return self.weights[value]
 
 
 Rule = Callable[[Context, Expr], Region]
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A matrix parameter as the graph reads it: directly, widened from float16, or dequantized from int8."""
-
-    inputs: tuple[Expr, ...]  # the stored matrix, and its scale where it has one
-    name: str
-    n: int
-    k: int
-    dtype: str
-
-    @property
-    def scaled(self) -> bool:
-        """Whether a scale per output channel goes with it."""
-        return len(self.inputs) == 2
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the stored matrix and its scale."""
-        return self.n * self.k * ITEMSIZE[self.dtype] + (4 * self.n if self.scaled else 0)
-
-
-def weight(c: Context, value: Expr) -> Weight:
-    """Read `w`, `astype(w)` or `dequantize(w, scale, 0)` with one scale per row of a (N, K) parameter."""
-    call = c.producers.calls.get(value)
-    if call is None:
-        inputs: tuple[Expr, ...] = (value,)
-    elif len(call.args) == 1:
-        inputs = tuple(c.producers.args(value, "astype"))
-    else:
-        matrix, scale, zero_point = c.producers.args(value, "dequantize")
-        expect_constant(zero_point, 0)
-        if call.attrs.axis != 0:
-            raise NoMatch(f"expected one scale per output channel (axis 0), found axis {call.attrs.axis}")
-        inputs = (matrix, scale)
-    name = c.parameter_name(inputs[0])
-    n, k = shape(inputs[0])
-    return Weight(inputs, name, n, k, dtype(inputs[0]))
-
-
 def linear(c: Context, root: Expr) -> Region:
-    """matmul(x, transpose(weight))."""
-    x, transposed = c.producers.args(root, "matmul")
-    w = weight(c, c.producers.permuted(transposed, (1, 0)))
-    lead = shape(x)[:-1]
-    return Region("linear", (lead, w.n, w.k, w.dtype, w.scaled), (x, *w.inputs), root, w.name, w.nbytes, 2 * prod(lead) * w.n * w.k)
+    """matmul(x, transpose(weight)), with an RMSNorm in front where the target's kernel can compute it in the same launch."""
+    p = c.producers
+    rounded, transposed = p.args(root, "matmul")
+    w = c.weight(p.permuted(transposed, (1, 0)))
+    x = _rounded_source(c, rounded) if w.tensor.stored.dynamic else rounded
+    shape_of = Linear(tuple(shape(root)[:-1]), w.n, w.k, w.tensor.stored)
+    inputs: tuple[Expr, ...] = (x,)
+    nbytes = w.nbytes
+    if "norm" in c.fusions and p.uses[x] == (DYNAMIC_USES if w.tensor.stored.dynamic else 1):
+        try:
+            norm = rms_norm(c, x)
+        except NoMatch:
+            pass
+        else:
+            source, gain = norm.inputs
+            shape_of = replace(shape_of, norm_eps=norm.arguments[2])
+            nbytes += norm.bytes
+            last = _last_token(c, source)
+            if last is not None:
+                source, shape_of = last, replace(shape_of, last_of=shape(last)[1])
+            inputs = (source, gain)
+    flops = 2 * shape_of.rows * w.n * w.k
+    return Region("linear", (shape_of,), (*inputs, *w.parts), root, w.tensor.name, nbytes, flops)
+
+
+def _last_token(c: Context, value: Expr) -> Expr | None:
+    """The (B, T, dim) tensor whose last token `value` is, if it is."""
+    try:
+        (source, *_) = c.producers.args(value, "strided_slice")
+        tokens = shape(source)[1]
+        return c.producers.sliced(value, 1, tokens - 1, tokens) if len(shape(source)) == len(shape(value)) else None
+    except NoMatch:
+        return None
+
+
+def _rounded_source(c: Context, value: Expr) -> Expr:
+    """round(x / s) * s with s = max(max |x|, smallest) / levels, a scale for each token, to x."""
+    p = c.producers
+    whole, scale = p.args(value, "multiply")
+    x, divisor = p.args(p.args(whole, "round")[0], "divide")
+    peak, levels = p.args(scale, "divide")
+    expect_constant(levels, DYNAMIC_LEVELS)
+    largest, smallest = p.args(peak, "maximum")
+    expect_constant(smallest, SMALLEST_PEAK)
+    (magnitudes,) = p.args(largest, "max")
+    _expect_last_axis(magnitudes, *p.calls[largest].attrs.axis)
+    if divisor != scale or p.args(magnitudes, "abs")[0] != x or not p.calls[largest].attrs.keepdims:
+        raise NoMatch("expected a token's own numbers and scale")
+    return x
+
+
+def linear_with_residual(c: Context, root: Expr) -> Region:
+    """residual + matmul(x, transpose(weight))."""
+    _expect_fusion(c, "residual")
+    for residual, product in permutations(c.producers.args(root, "add")):
+        if is_call(c.producers.calls.get(product), "matmul") and shape(residual) == shape(root):
+            inner = linear(c, product)
+            (kernel,) = inner.arguments
+            return replace(inner, arguments=(replace(kernel, residual=True),), inputs=(*inner.inputs, residual), output=root)
+    raise NoMatch("expected a product and a residual")
+
+
+def linear_with_swiglu(c: Context, root: Expr) -> Region:
+    """silu(both[..., :F]) * both[..., F:] of a product `both`, for widths that both halves of the stored weight can be read by."""
+    _expect_fusion(c, "swiglu")
+    inner = linear(c, _gated(c, root))
+    (kernel,) = inner.arguments
+    fused = replace(kernel, swiglu=True)
+    if fused.n_out % PANEL:
+        raise NoMatch(f"expected a width in whole panels of {PANEL}")
+    return replace(inner, arguments=(fused,), output=root)
+
+
+def _expect_fusion(c: Context, name: str) -> None:
+    if name not in c.fusions:
+        raise NoMatch(f"the target's products compute no {name}")
+
+
+def residual(c: Context, root: Expr) -> Region:
+    """a + b of one shape, where no product takes it in."""
+    a, b = c.producers.args(root, "add")
+    if not shape(a) == shape(b) == shape(root) or len(shape(root)) != 3:  # noqa: PLR2004 (B, T, dim)
+        raise NoMatch("expected two states")
+    return Region("residual", (shape(root),), (a, b), root, "", 0, prod(shape(root)))
+
+
+def rotation(c: Context, root: Expr) -> Region:
+    """cos or sin of positions (B, T) times the rotary frequencies, to (B, 1, T, head_dim / 2)."""
+    p = c.producers
+    function = next((name for name in ("cos", "sin") if is_call(p.calls.get(root), name)), None)
+    if function is None:
+        raise NoMatch("expected cos or sin")
+    column, frequencies = p.args(p.args(root, function)[0], "multiply")
+    positions = _positions(c, column)
+    half = constant(frequencies).size
+    batch, tokens = shape(positions)
+    if shape(root) != (batch, 1, tokens, half):
+        raise NoMatch(f"expected angles of every position, found {shape(root)}")
+    return Region("rotation", ((batch, tokens), half, function), (positions, frequencies), root, function, 4 * half, batch * tokens * half)
+
+
+def _positions(c: Context, column: Expr) -> Expr:
+    """(B, 1, T, 1) float32 positions to the int64 input that they come from."""
+    value = column
+    while value not in c.inputs:
+        call = c.producers.calls.get(value)
+        if not (is_call(call, "expand_dims") or is_call(call, "astype")):
+            raise NoMatch("expected positions")
+        value = call.args[0]
+    return value
 
 
 def embedding(c: Context, root: Expr) -> Region:
     """take(weight, ids), where the importer has added the wrap-around of negative ids, which token ids never are."""
     table, wrapped = c.producers.args(root, "take")
     _, _, ids = c.producers.args(wrapped, "where")
-    w = weight(c, table)
-    lead = shape(ids)
-    row_bytes = w.k * ITEMSIZE[w.dtype]
-    return Region("embedding", (lead, w.n, w.k, w.dtype, w.scaled), (ids, *w.inputs), root, w.name, prod(lead) * row_bytes, 0)
+    w = c.weight(table)
+    kernel = Embedding(tuple(shape(ids)), w.n, w.k, w.tensor.stored)
+    return Region("embedding", (kernel,), (ids, *w.parts), root, w.tensor.name, kernel.rows * w.nbytes // w.n, 0)
 
 
 def rms_norm(c: Context, root: Expr) -> Region:
@@ -124,8 +219,8 @@ def rms_norm(c: Context, root: Expr) -> Region:
     if tuple(p.args(squares, "multiply")) != (x, x):
         raise NoMatch("expected the mean of x * x")
     *lead, dim = shape(x)
-    name = c.parameter_name(gain)
-    return Region("rms_norm", (tuple(lead), dim, float(constant(eps))), (x, gain), root, name, 4 * dim, 4 * prod(lead) * dim)
+    w = c.weight(gain)
+    return Region("rms_norm", (tuple(lead), dim, float(constant(eps))), (x, *w.parts), root, w.tensor.name, w.nbytes, 4 * prod(lead) * dim)
 
 
 def swiglu(c: Context, root: Expr) -> Region:
@@ -157,19 +252,18 @@ def mixture(c: Context, root: Expr) -> Region:
     both = _gated(c, hidden)
     tokens, w13_columns = p.args(both, "matmul")
     x = p.args(tokens, "reshape")[0]
-    w13, w2 = (weight(c, p.args(p.permuted(columns, (0, 2, 1)), "reshape")[0]) for columns in (w13_columns, w2_columns))
+    w13, w2 = (c.weight(p.args(p.permuted(columns, (0, 2, 1)), "reshape")[0]) for columns in (w13_columns, w2_columns))
     scores, per_token = _chosen(c, shares)
     *lead, n_experts = shape(scores)
     expected = (tuple(lead), m.dim, m.hidden_dim, n_experts)
     found = (tuple(shape(x)[:-1]), w13.k, w2.k, w13.n // (2 * m.hidden_dim))
-    if found != expected or w2.n != n_experts * m.dim or (w13.dtype, w13.scaled) != (w2.dtype, w2.scaled):
+    if found != expected or w2.n != n_experts * m.dim or w13.tensor.stored != w2.tensor.stored:
         raise NoMatch(f"expected experts of sizes {expected}, found {found}")
-    kernel = Mixture(tuple(lead), m.dim, m.hidden_dim, n_experts, per_token, w13.dtype, w13.scaled)
+    kernel = Mixture(tuple(lead), m.dim, m.hidden_dim, n_experts, per_token, w13.tensor.stored)
     pairs = prod(lead) * per_token
     nbytes = (w13.nbytes + w2.nbytes) * min(pairs, n_experts) // n_experts
-    return Region(
-        "mixture", (kernel,), (x, scores, *w13.inputs, *w2.inputs), root, w13.name, nbytes, 6 * pairs * m.dim * m.hidden_dim, scratch=kernel.scratch
-    )
+    inputs, flops = (x, scores, *w13.parts, *w2.parts), 6 * pairs * m.dim * m.hidden_dim
+    return Region("mixture", (kernel,), inputs, root, w13.tensor.name, nbytes, flops, scratch=kernel.scratch)
 
 
 def _chosen(c: Context, shares: Expr) -> tuple[Expr, int]:
@@ -234,7 +328,7 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     cache_bytes = 2 * prod(shape(key_cache)) * ITEMSIZE[dtype(key_cache)]
     flops = 4 * batch * tokens * m.n_heads * m.head_dim * cache_len
     inputs = (parts[0], cos, sin, positions, key_cache, value_cache)
-    return Region("rolling_attention", (kernel,), inputs, root, c.parameter_name(key_cache), cache_bytes, flops, updates=(4, 5))
+    return Region("rolling_attention", (kernel,), inputs, root, c.input_name(key_cache), cache_bytes, flops, updates=(4, 5))
 
 
 def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
@@ -270,7 +364,7 @@ def _columns(c: Context, value: Expr) -> Expr:
 def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:
     """Concat(past, new) along the slots to (past, new), after checking that the graph's new cache is exactly its last W columns."""
     past, new = c.producers.concatenated(columns, 2)
-    name = c.parameter_name(past)
+    name = c.input_name(past)
     if c.present.get(past) is None or c.producers.sliced(c.present[past], 2, shape(new)[2], END) != columns:
         raise NoMatch(f"expected {name} to be rolled by {shape(new)[2]}")
     return past, new
@@ -326,7 +420,12 @@ RULES: tuple[tuple[str, Rule], ...] = (  # by the operation at the region's end;
     ("reshape", rolling_attention),
     ("reshape", mixture),
     ("take", embedding),
+    ("multiply", linear_with_swiglu),
     ("multiply", rms_norm),
     ("multiply", swiglu),
+    ("add", linear_with_residual),
+    ("add", residual),
     ("matmul", linear),
+    ("cos", rotation),
+    ("sin", rotation),
 )

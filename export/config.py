@@ -21,7 +21,9 @@ from runtime.errors import UserError
 
 StorageDType = Literal["fp32", "fp16", "bf16"]
 
-SCHEME_NAMES = ("none", "int8")
+SCHEME_NAMES = ("none", "int8", "int8_dynamic", "int4", "int4_dynamic")
+GROUP_SIZES = (32, 64, 128)
+CUDA_SCHEMES = ("none", "int8")  # what its kernels read
 DEFAULT_DTYPES: dict[str, StorageDType] = {"llvm": "fp32", "cuda": "fp16"}
 DEFAULT_ARCHS: dict[str, tuple[str, ...]] = {"llvm": (), "cuda": ("sm_80", "sm_90a")}
 DEFAULT_CHUNKS = (128, 16)
@@ -58,10 +60,14 @@ def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(values, reverse=True))
 
 
+KEPT = ("head", "first", "last")
+ONE_SCHEME = f"{', '.join(SCHEME_NAMES[:-1])} or {SCHEME_NAMES[-1]}"
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Scheme = Annotated[str, AfterValidator(_check_scheme)]
+Kept = Annotated[tuple[Literal["head", "first", "last"], ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]
+Budget = Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)]
 Arch = Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}a?$")]
 Archs = Annotated[tuple[Arch, ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]
 Chunks = Annotated[
@@ -116,7 +122,13 @@ class ShapeConfig(Section):
 class QuantizeConfig(Section):
     """How the weights are stored."""
 
-    scheme: Scheme = Field(default="none", description=" or ".join(SCHEME_NAMES))
+    scheme: Scheme = Field(default="none", description=ONE_SCHEME)
+    group_size: Literal[32, 64, 128] = 32  # of int4: neighbours that share a scale
+    symmetric: bool = True  # of int4; false adds a zero point to each group
+    keep: Kept = Field(default=(), description=f"a list of {', '.join(KEPT)}")  # what is stored by `keep_scheme`
+    keep_scheme: Scheme = Field(default="int8", description=ONE_SCHEME)
+    cache: Literal["auto", "fp32", "fp16"] = "auto"  # how keys and values are stored; auto is backend.dtype, fp16 for bf16
+    budget: Budget | None = Field(default=None, description="a number of percent above 0, or null")  # of perplexity, in `make quality`
 
 
 class BackendConfig(Section):
@@ -128,7 +140,7 @@ class BackendConfig(Section):
         default_factory=lambda given: DEFAULT_ARCHS[given["target"]],
         description="a list of different CUDA architectures, such as [sm_80, sm_90a]",
     )
-    dtype: StorageDType = Field(default_factory=lambda given: DEFAULT_DTYPES[given["target"]], description="fp32 or fp16")
+    dtype: StorageDType = Field(default_factory=lambda given: DEFAULT_DTYPES[given["target"]], description="fp32, fp16 or bf16")
 
     @model_validator(mode="after")
     def _arch_is_for_cuda(self) -> Self:
@@ -140,8 +152,8 @@ class BackendConfig(Section):
 
     @model_validator(mode="after")
     def _dtype_is_built(self) -> Self:
-        if self.dtype == "bf16":
-            raise _conflict("dtype", "is bf16, which this version does not compile; use fp32 or fp16")
+        if self.dtype == "bf16" and self.target == "cuda":
+            raise _conflict("dtype", "is bf16, which this version does not compile for cuda; use fp16 or fp32")
         return self
 
 
@@ -161,6 +173,21 @@ class CompileConfig(Section):
     quantize: QuantizeConfig = QuantizeConfig()
     backend: BackendConfig
     workspace: WorkspaceConfig = WorkspaceConfig()
+
+    @model_validator(mode="after")
+    def _scheme_is_built(self) -> Self:
+        for key in ("scheme", "keep_scheme"):
+            scheme = getattr(self.quantize, key)
+            if self.backend.target == "cuda" and scheme not in CUDA_SCHEMES:
+                raise _conflict(f"quantize.{key}", f"is {scheme}, which this version does not compile for cuda; use {' or '.join(CUDA_SCHEMES)}")
+        return self
+
+    @property
+    def cache_dtype(self) -> Literal["fp32", "fp16"]:
+        """How keys and values are stored."""
+        if self.quantize.cache != "auto":
+            return self.quantize.cache
+        return "fp32" if self.backend.dtype == "fp32" else "fp16"
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> CompileConfig:

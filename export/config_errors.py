@@ -38,7 +38,7 @@ def _unknown_key(path: KeyPath, root: Section, source: Sourced) -> str:
 
 
 def _conflict(error: ErrorDetails, source: Sourced) -> str:
-    path = (*error["loc"], error["ctx"]["key"])
+    path = (*error["loc"], *error["ctx"]["key"].split("."))
     return f"{source.origin(path)}: {key_text(path)} {error['msg']}"
 
 

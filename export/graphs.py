@@ -11,9 +11,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.quantize import ModelTensor, specs
 from runtime import manifest
 from runtime.errors import UserError
-from runtime.manifest import HEADS, Graph, ModelConfig, Record, Shape, Signature, TensorSpec, TokenizerSpec
+from runtime.manifest import HEADS, DType, Graph, ModelConfig, Quantization, Record, Shape, Signature, TensorSpec, TokenizerSpec
 from runtime.tensor_file import TensorFile
 
 RECORD_FILE = "graphs.json"
@@ -26,13 +27,22 @@ class GraphsRecord(Record, frozen=True):
     name: str
     model: ModelConfig
     shape: Shape
-    scheme: str
-    dtype: str  # stored dtype of unquantized matrices and of the caches
+    quantization: Quantization
     graphs: tuple[Graph, ...]
-    weights: tuple[TensorSpec, ...]
+    tensors: tuple[ModelTensor, ...]
     tokenizer: TokenizerSpec | None
     overrides: dict[str, int | float | str | bool | tuple[int | None, ...] | None]
     source_bytes: int  # size of the checkpoint's tensors
+
+    @property
+    def weights(self) -> tuple[TensorSpec, ...]:
+        """The tensors of the weight file."""
+        return tuple(spec for tensor in self.tensors for spec in specs(tensor))
+
+    @property
+    def cache_dtype(self) -> DType:
+        """What keys and values are stored as."""
+        return self.graphs[-1].signature.inputs[-1].dtype
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
         static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))
         torch_answers = answer(TorchStepper(static, record.shape.batch, torch.float32), cases, bar.advance)
         del static
-        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs, checkpoint.names()))
-        effective_answers = answer(TorchStepper(effective, record.shape.batch, getattr(torch, record.dtype)), cases, bar.advance)
+        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs))
+        effective_answers = answer(TorchStepper(effective, record.shape.batch, getattr(torch, record.cache_dtype)), cases, bar.advance)
         del effective
         onnx_answers = answer(OnnxStepper(graphs), cases, bar.advance)
     save_trace(trace, cases, onnx_answers)

@@ -3,7 +3,6 @@
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from export.checkpoint import Checkpoint
@@ -12,30 +11,29 @@ from export.console import byte_bar, step_bar
 from export.graphs import RECORD_FILE, WEIGHTS_FILE, GraphsRecord, OnnxGraphs
 from export.model import StaticModel, constants
 from export.plan import export_record
-from export.quantize import WeightStorage
+from export.quantize import store
 from export.to_onnx import export_graph
 from runtime import manifest
-from runtime.tensor_file import TensorFile, TensorFileWriter
+from runtime.tensor_file import TensorFile, TensorFileWriter, numpy_dtype
 
 
 def export_model(config: CompileConfig, checkpoint: Checkpoint, folder: Path) -> OnnxGraphs:
     """Fill `folder` with the graphs, their weights and the tokenizer."""
     record = export_record(config, checkpoint)
-    storage = WeightStorage.of(record)
-    write_weights(checkpoint, storage, record, folder / WEIGHTS_FILE)
+    write_weights(checkpoint, record, folder / WEIGHTS_FILE)
     write_tokenizer(checkpoint, folder, record)
     trace_graphs(record, folder)
     (folder / RECORD_FILE).write_bytes(manifest.encode(record))
     return OnnxGraphs(folder, record)
 
 
-def write_weights(checkpoint: Checkpoint, storage: WeightStorage, record: GraphsRecord, path: Path) -> None:
+def write_weights(checkpoint: Checkpoint, record: GraphsRecord, path: Path) -> None:
     """Read, quantize and store every tensor, a few rows at a time."""
-    total = sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in record.weights)
+    total = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in record.weights)
     with TensorFileWriter(path, record.weights) as writer, byte_bar("storing weights", total) as bar:
-        for name in checkpoint.names():
-            for block in checkpoint.blocks(name):
-                for stored_name, array in storage.store(name, block.astype("float32", copy=False)).items():
+        for tensor in record.tensors:
+            for block in checkpoint.blocks(tensor.name):
+                for stored_name, array in store(tensor, block.astype("float32", copy=False)).items():
                     writer.write(stored_name, array)
                     bar.advance(array.nbytes)
 
@@ -59,5 +57,5 @@ def trace_graphs(record: GraphsRecord, folder: Path) -> None:
     weights = TensorFile.open(folder / WEIGHTS_FILE)
     with step_bar("tracing graphs", len(record.graphs)) as bar:
         for graph in record.graphs:
-            export_graph(model, graph, values, weights, folder / f"{graph.name}.onnx")
+            export_graph(model, record, graph, values, weights, folder / f"{graph.name}.onnx")
             bar.advance(1)

@@ -5,10 +5,10 @@ from pathlib import Path
 from export.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
 from export.config import CompileConfig
 from export.graphs import GraphsRecord, make_graphs
-from export.quantize import STORAGE, WeightStorage
+from export.quantize import CACHE_STORAGE, STORAGE, FormatRules
 from export.source import TokenizerSource, identity
 from export.stage import stage_key
-from runtime.manifest import Shape, TokenizerSpec
+from runtime.manifest import Quantization, Shape, TokenizerSpec
 
 EXPORT_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}
@@ -24,20 +24,25 @@ def open_configured(config: CompileConfig) -> Checkpoint:
 def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord:
     """The record of the graphs that an export makes."""
     shape = Shape(batch=config.shape.batch, prefill_chunks=config.shape.prefill_chunks, cache_len=config.shape.cache_len)
-    dtype = STORAGE[config.backend.dtype]
-    storage = WeightStorage(config.quantize.scheme, dtype, checkpoint.model.tied_embeddings)
+    quantization = quantization_of(config)
+    rules = FormatRules(quantization, STORAGE[config.backend.dtype], checkpoint.model.tied_embeddings, checkpoint.model.n_layers)
     return GraphsRecord(
         name=config.name,
         model=checkpoint.model,
         shape=shape,
-        scheme=config.quantize.scheme,
-        dtype=dtype,
-        graphs=make_graphs(checkpoint.model, shape, dtype),
-        weights=tuple(spec for name in checkpoint.names() for spec in storage.specs(name, checkpoint.shape(name))),
+        quantization=quantization,
+        graphs=make_graphs(checkpoint.model, shape, CACHE_STORAGE[config.cache_dtype]),
+        tensors=tuple(rules.tensor(name, checkpoint.shape(name)) for name in checkpoint.names()),
         tokenizer=_tokenizer_spec(checkpoint.tokenizer) if checkpoint.tokenizer else None,
         overrides={name: tuple(value) if isinstance(value, list) else value for name, value in config.frontend.overrides.items()},
         source_bytes=checkpoint.source_bytes,
     )
+
+
+def quantization_of(config: CompileConfig) -> Quantization:
+    """How the config stores weights."""
+    q = config.quantize
+    return Quantization(scheme=q.scheme, group_size=q.group_size, symmetric=q.symmetric, keep=q.keep, keep_scheme=q.keep_scheme)
 
 
 def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
@@ -62,7 +67,7 @@ def export_key(config: CompileConfig) -> str:
         "head": config.frontend.head,
         "overrides": dict(config.frontend.overrides),
         "shape": config.shape.model_dump(mode="json"),
-        "scheme": config.quantize.scheme,
+        "quantize": config.quantize.model_dump(mode="json"),
         "dtype": config.backend.dtype,
         "checkpoint": identity(checkpoint_files(config.frontend.checkpoint)),
     }

@@ -1,102 +1,242 @@
-"""Weight storage: how each scheme stores a matrix, and the exact inverse. The same numbers go into ONNX and into the artifact.
+"""How each tensor of a model is stored, and the exact inverse. The same numbers go into ONNX and into the artifact.
 
-Every scheme stores row by row, so that a tensor can be stored a few rows at a time. A new scheme is a row in `SCHEMES` and its functions.
+Every format stores row by row, so that a tensor can be stored a few rows at a time. A new scheme is a row in `SCHEMES`; a new way of storing
+numbers is a row in `CODECS`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graphs import GraphsRecord
-from runtime.manifest import TensorSpec
+from runtime.manifest import DType, Quantization, Record, TensorSpec
 
 Array = NDArray[np.generic]
-SCALE_SUFFIX = "_scale"
+Float32 = NDArray[np.float32]
+SCALE_SUFFIX, ZERO_POINT_SUFFIX = "_scale", "_zero_point"
 ROUTER = ".feed_forward.gate.weight"
+EXPERTS = ".experts."  # in the names of weights that stack one matrix for each expert
 INT8_MAX = 127  # symmetric: -128 is left unused, so that negation is exact
-STORAGE = {"fp32": "float32", "fp16": "float16"}  # backend.dtype to the stored dtype of matrices and caches
+INT4_ZERO = 8  # symmetric int4 goes from -8 to 7; a 4-bit number without sign is 8 more
+INT4_MAX = 15
+INT4_MULTIPLE = 8  # of K: eight 4-bit numbers are packed together
+STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # backend.dtype to that of matrices
+CACHE_STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """One recipe: the tensors that hold a (N, K) matrix, how to make them and how to read them back."""
+class MatrixFormat(Record, frozen=True):
+    """How the numbers of a (N, K) matrix are stored, and what they are multiplied with."""
+
+    dtype: str  # of each number: "float32", "float16", "bfloat16", "int8" or "int4"
+    group_size: int | None = None  # neighbours in a row that share a scale; None: the whole row, where there are scales
+    zero_points: bool = False  # a group's zero need not be in the middle of its range
+    dynamic: bool = False  # what it is multiplied with is rounded to int8 first, with a scale for each token
+
+    @property
+    def scaled(self) -> bool:
+        """Whether scales go with the numbers."""
+        return self.dtype in ("int8", "int4")
+
+
+class ModelTensor(Record, frozen=True):
+    """One tensor of the model: its name and shape there, and how it is stored."""
 
     name: str
-    specs: Callable[[str, tuple[int, ...], str], tuple[TensorSpec, ...]]  # (name, shape, dtype) to stored tensors
-    store: Callable[[str, NDArray[np.float32], str], dict[str, Array]]  # (name, weight, dtype) to stored arrays by name
-    load: Callable[[str, Mapping[str, Array]], NDArray[np.float32]]  # the matrix as float32, as every graph computes with it
-
-
-def _plain_specs(name: str, shape: tuple[int, ...], dtype: str) -> tuple[TensorSpec, ...]:
-    return (TensorSpec(name=name, shape=shape, dtype=dtype),)  # type: ignore[arg-type]
-
-
-def _plain_store(name: str, weight: NDArray[np.float32], dtype: str) -> dict[str, Array]:
-    return {name: weight.astype(dtype, copy=False)}
-
-
-def _plain_load(name: str, stored: Mapping[str, Array]) -> NDArray[np.float32]:
-    return stored[name].astype(np.float32)
-
-
-def _int8_specs(name: str, shape: tuple[int, ...], _dtype: str) -> tuple[TensorSpec, ...]:
-    return TensorSpec(name=name, shape=shape, dtype="int8"), TensorSpec(name=name + SCALE_SUFFIX, shape=shape[:1], dtype="float32")
-
-
-def _int8_store(name: str, weight: NDArray[np.float32], _dtype: str) -> dict[str, Array]:
-    """Symmetric, one scale per output channel (row): q = round(w / scale), scale = max |row| / 127; a row of zeros has scale 1."""
-    largest = np.abs(weight).max(axis=1)
-    scale = np.where(largest > 0, largest / np.float32(INT8_MAX), np.float32(1)).astype(np.float32)
-    quantized = np.rint(weight / scale[:, None]).clip(-INT8_MAX, INT8_MAX).astype(np.int8)
-    return {name: quantized, name + SCALE_SUFFIX: scale}
-
-
-def _int8_load(name: str, stored: Mapping[str, Array]) -> NDArray[np.float32]:
-    scale: NDArray[np.float32] = stored[name + SCALE_SUFFIX].astype(np.float32)
-    return stored[name].astype(np.float32) * scale[:, None]
-
-
-SCHEMES: dict[str, Scheme] = {
-    "none": Scheme("none", _plain_specs, _plain_store, _plain_load),
-    "int8": Scheme("int8", _int8_specs, _int8_store, _int8_load),
-}
+    shape: tuple[int, ...]
+    stored: MatrixFormat
 
 
 @dataclass(frozen=True)
-class WeightStorage:
-    """How one checkpoint's tensors are stored under a scheme and a dtype."""
+class Codec:
+    """One way to store numbers: the stored tensors, how to make them and how to read them back."""
 
-    scheme: str  # a row of SCHEMES
-    dtype: str  # "float32" or "float16": matrices that the scheme leaves alone
+    specs: Callable[[ModelTensor], tuple[TensorSpec, ...]]
+    store: Callable[[ModelTensor, Float32], dict[str, Array]]  # of some rows, to stored arrays by name
+    load: Callable[[ModelTensor, Mapping[str, Array]], Float32]  # as every graph computes with it
+
+
+def specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
+    """The stored tensors, the one of the tensor's own name first."""
+    return CODECS[tensor.stored.dtype].specs(tensor)
+
+
+def store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
+    """The stored arrays of a tensor, or of some of its rows, by stored name."""
+    return CODECS[tensor.stored.dtype].store(tensor, rows)
+
+
+def load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
+    """The float32 tensor that the graphs compute with."""
+    return CODECS[tensor.stored.dtype].load(tensor, stored)
+
+
+def _plain_specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
+    return (TensorSpec(name=tensor.name, shape=tensor.shape, dtype=tensor.stored.dtype),)  # type: ignore[arg-type]
+
+
+def _plain_store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
+    dtype = ml_dtypes.bfloat16 if tensor.stored.dtype == "bfloat16" else tensor.stored.dtype
+    return {tensor.name: rows.astype(dtype, copy=False)}
+
+
+def _plain_load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
+    return stored[tensor.name].astype(np.float32)
+
+
+def _int8_specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(name=tensor.name, shape=tensor.shape, dtype="int8"),
+        TensorSpec(name=tensor.name + SCALE_SUFFIX, shape=tensor.shape[:1], dtype="float32"),
+    )
+
+
+def _int8_store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
+    """Symmetric, one scale per output channel (row): q = round(w / scale), scale = max |row| / 127; a row of zeros has scale 1."""
+    largest = np.abs(rows).max(axis=1)
+    scale = np.where(largest > 0, largest / np.float32(INT8_MAX), np.float32(1)).astype(np.float32)
+    quantized = np.rint(rows / scale[:, None]).clip(-INT8_MAX, INT8_MAX).astype(np.int8)
+    return {tensor.name: quantized, tensor.name + SCALE_SUFFIX: scale}
+
+
+def _int8_load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
+    scale: Float32 = stored[tensor.name + SCALE_SUFFIX].astype(np.float32)
+    return stored[tensor.name].astype(np.float32) * scale[:, None]
+
+
+def groups(tensor: ModelTensor) -> int:
+    """Scales in a row; the last group may be shorter than the others."""
+    assert tensor.stored.group_size is not None
+    return -(-tensor.shape[1] // tensor.stored.group_size)
+
+
+def _int4_specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
+    n, k = tensor.shape
+    shape = (n, groups(tensor))
+    found = [
+        TensorSpec(name=tensor.name, shape=(n, k // 2), dtype="uint8"),  # two numbers a byte, the lower half first, as in ONNX
+        TensorSpec(name=tensor.name + SCALE_SUFFIX, shape=shape, dtype="float16"),
+    ]
+    if tensor.stored.zero_points:
+        found.append(TensorSpec(name=tensor.name + ZERO_POINT_SUFFIX, shape=shape, dtype="uint8"))
+    return tuple(found)
+
+
+def _int4_store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
+    """Round to nearest, with each group's scale (and zero point) chosen among some to minimise the group's squared error.
+
+    Symmetric: w = (q - 8) scale. The number with the largest magnitude can be met exactly by -8, so each candidate scale is that number over
+    -8, times a shrinking factor that trades its error for that of all others. Asymmetric: w = (q - zero) scale, the candidates shrink the range.
+    """
+    n, k = rows.shape
+    size, count = tensor.stored.group_size or k, groups(tensor)
+    padded = np.zeros((n, count * size), np.float32)
+    padded[:, :k] = rows
+    grouped = padded.reshape(n, count, size)
+    best_scale, best_zero = np.ones((n, count), np.float16), np.full((n, count), INT4_ZERO, np.uint8)
+    best_error = np.full((n, count), np.inf, np.float32)
+    best = np.full(grouped.shape, INT4_ZERO, np.uint8)
+    for scale, zero in _int4_candidates(grouped, zero_points=tensor.stored.zero_points):
+        wide = scale.astype(np.float32)[..., None]
+        quantized = (np.rint(grouped / wide) + zero[..., None]).clip(0, INT4_MAX)
+        error = np.square((quantized - zero[..., None]) * wide - grouped).sum(-1)
+        better = error < best_error
+        best_error[better], best_scale[better], best_zero[better] = error[better], scale[better], zero[better]
+        best[better] = quantized[better].astype(np.uint8)
+    flat = best.reshape(n, count * size)[:, :k]
+    if not tensor.stored.zero_points:
+        flat = flat ^ INT4_ZERO  # to two's complement, as ONNX stores int4
+    stored: dict[str, Array] = {tensor.name: flat[:, ::2] | flat[:, 1::2] << 4, tensor.name + SCALE_SUFFIX: best_scale}
+    return stored | ({tensor.name + ZERO_POINT_SUFFIX: best_zero} if tensor.stored.zero_points else {})
+
+
+SHRINK = tuple(1 - 0.03 * i for i in range(9))  # of the range that a scale covers: beyond 24 % the error only grows
+
+
+def _int4_candidates(grouped: Float32, *, zero_points: bool) -> list[tuple[NDArray[np.float16], NDArray[np.float32]]]:
+    """Scales and zero points (N, groups) to try; scales are what float16 can hold, and never zero."""
+    smallest = float(np.finfo(np.float16).tiny)
+    candidates = []
+    if zero_points:
+        low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
+        for factor in SHRINK:
+            scale = np.maximum((high - low) * np.float32(factor / INT4_MAX), smallest).astype(np.float16)
+            candidates.append((scale, np.rint(-low * np.float32(factor) / scale.astype(np.float32)).clip(0, INT4_MAX)))
+        return candidates
+    largest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1)[..., None], -1)[..., 0]
+    for factor in (*SHRINK, *(-8 / 7 * factor for factor in SHRINK)):  # the largest number meets -8, or 7
+        scale = (largest * np.float32(-factor / INT4_ZERO)).astype(np.float16)
+        scale[np.abs(scale) < smallest] = smallest
+        candidates.append((scale, np.full(scale.shape, INT4_ZERO, np.float32)))
+    return candidates
+
+
+def unpacked_int4(tensor: ModelTensor, stored: Array) -> NDArray[np.uint8]:
+    """Stored bytes (N, K / 2) to numbers (N, K) from 0 to 15, of which a zero point is still to be taken."""
+    data = stored.view(np.uint8)
+    numbers = np.stack([data & 15, data >> 4], -1).reshape(data.shape[0], -1)
+    return numbers if tensor.stored.zero_points else numbers ^ INT4_ZERO
+
+
+def _int4_load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
+    k = tensor.shape[1]
+    size = tensor.stored.group_size or k
+
+    def spread(values: Array) -> Float32:
+        return np.repeat(values.astype(np.float32), size, axis=1)[:, :k]
+
+    zero = spread(stored[tensor.name + ZERO_POINT_SUFFIX]) if tensor.stored.zero_points else np.float32(INT4_ZERO)
+    return (unpacked_int4(tensor, stored[tensor.name]).astype(np.float32) - zero) * spread(stored[tensor.name + SCALE_SUFFIX])
+
+
+_PLAIN = Codec(_plain_specs, _plain_store, _plain_load)
+CODECS: dict[str, Codec] = {
+    "float32": _PLAIN,
+    "float16": _PLAIN,
+    "bfloat16": _PLAIN,
+    "int8": Codec(_int8_specs, _int8_store, _int8_load),
+    "int4": Codec(_int4_specs, _int4_store, _int4_load),
+}
+
+SCHEMES: dict[str, Callable[[Quantization, DType], MatrixFormat]] = {  # the second argument: what backend.dtype stores
+    "none": lambda _, dtype: MatrixFormat(dtype=dtype),
+    "int8": lambda *_: MatrixFormat(dtype="int8"),
+    "int8_dynamic": lambda *_: MatrixFormat(dtype="int8", dynamic=True),
+    "int4": lambda q, _: MatrixFormat(dtype="int4", group_size=q.group_size, zero_points=not q.symmetric),
+    "int4_dynamic": lambda q, _: MatrixFormat(dtype="int4", group_size=q.group_size, zero_points=not q.symmetric, dynamic=True),
+}
+KEEP = ("head", "first", "last")  # what `quantize.keep` may name
+
+
+@dataclass(frozen=True)
+class FormatRules:
+    """Which format each tensor of one model gets."""
+
+    quantization: Quantization
+    dtype: DType  # of matrices that no scheme touches
     tied_embeddings: bool
+    n_layers: int
 
-    @classmethod
-    def of(cls, record: GraphsRecord) -> "WeightStorage":
-        """The storage that exported graphs were made with."""
-        return cls(record.scheme, record.dtype, record.model.tied_embeddings)
+    def tensor(self, name: str, shape: tuple[int, ...]) -> ModelTensor:
+        """The tensor with its format."""
+        return ModelTensor(name=name, shape=shape, stored=self._format(name, shape))
 
-    def _recipe(self, name: str, rank: int) -> tuple[Scheme, str]:
-        if rank == 1:
-            return SCHEMES["none"], "float32"  # norms: a few kilobytes, and precision that every layer feels
-        if name.endswith(ROUTER):
-            return SCHEMES["none"], "float32"  # a few kilobytes that decide which experts compute
+    def _format(self, name: str, shape: tuple[int, ...]) -> MatrixFormat:
+        if len(shape) == 1 or name.endswith(ROUTER):
+            return MatrixFormat(dtype="float32")  # a few kilobytes, and precision that every layer feels
         if name == "tok_embeddings.weight" and not self.tied_embeddings:
-            return SCHEMES["none"], self.dtype  # only one row a token is read, so a narrower store would save nothing but disk
-        return SCHEMES[self.scheme], self.dtype
+            return MatrixFormat(dtype=self.dtype)  # only one row a token is read, so a narrower store would save nothing but disk
+        scheme = self.quantization.keep_scheme if self._is_kept(name) else self.quantization.scheme
+        chosen = SCHEMES[scheme](self.quantization, self.dtype)
+        if EXPERTS in name or (chosen.dtype == "int4" and shape[1] % INT4_MULTIPLE):
+            return MatrixFormat(dtype="int8") if chosen.scaled else chosen  # what their kernels have
+        return chosen
 
-    def specs(self, name: str, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
-        """The tensors that store the model's tensor `name`, the tensor of that name first."""
-        recipe, dtype = self._recipe(name, len(shape))
-        return recipe.specs(name, shape, dtype)
-
-    def store(self, name: str, weight: NDArray[np.float32]) -> dict[str, Array]:
-        """The stored arrays of one tensor, or of some of its rows, by stored name."""
-        recipe, dtype = self._recipe(name, weight.ndim)
-        return recipe.store(name, weight, dtype)
-
-    def load(self, name: str, rank: int, stored: Mapping[str, Array]) -> NDArray[np.float32]:
-        """The float32 tensor that the graphs compute with."""
-        recipe, _ = self._recipe(name, rank)
-        return recipe.load(name, stored)
+    def _is_kept(self, name: str) -> bool:
+        places = {
+            "head": name in ("output.weight", "tok_embeddings.weight"),
+            "first": name.startswith("layers.0."),
+            "last": name.startswith(f"layers.{self.n_layers - 1}."),
+        }
+        return any(places[place] for place in self.quantization.keep)

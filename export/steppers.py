@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from export.checkpoint import Checkpoint
 from export.graphs import OnnxGraphs
 from export.model import StaticModel, constants
-from export.quantize import WeightStorage
+from export.quantize import load, specs
 from runtime.manifest import ModelConfig
 
 Logits = NDArray[np.float32]
@@ -95,12 +95,7 @@ def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]
     return {name: checkpoint.tensor(name).astype(np.float32) for name in checkpoint.names()}
 
 
-def stored_weights(graphs: OnnxGraphs, names: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+def stored_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
     """All weights as the graphs compute with them: stored by the scheme, widened to float32 again."""
-    storage, source = WeightStorage.of(graphs.record), graphs.weights()
-    weights = {}
-    for name in names:
-        shape = source.tensors[name].shape
-        stored = {spec.name: source.read(spec.name) for spec in storage.specs(name, shape)}
-        weights[name] = storage.load(name, len(shape), stored)
-    return weights
+    source = graphs.weights()
+    return {tensor.name: load(tensor, {spec.name: source.read(spec.name) for spec in specs(tensor)}) for tensor in graphs.record.tensors}

@@ -1,4 +1,4 @@
-"""StaticModel to ONNX: traced on the meta device, so that no weight is ever allocated, with the shared weight file as external data."""
+"""StaticModel to ONNX: traced on the meta device, so that no weight is ever allocated; `export.onnx_weights` puts the weights in their place."""
 
 import logging
 import warnings
@@ -12,21 +12,22 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass, LiftConstantsToInitializersPass
 from onnxscript import optimizer
 
-from export.graphs import WEIGHTS_FILE
+from export.graphs import GraphsRecord
 from export.model import StaticModel, distinct
+from export.onnx_weights import store_weights
 from export.stitch import Parts, stitch
 from runtime.manifest import Graph, Signature, TensorSpec
-from runtime.tensor_file import StoredTensor, TensorFile
+from runtime.tensor_file import TensorFile
 
 OPSET = 20  # the newest at which TVM 0.27 imports every operator that the trace yields
 
 
-def export_graph(model: StaticModel, graph: Graph, constants: dict[str, NDArray[np.generic]], weights: TensorFile, path: Path) -> None:
+def export_graph(
+    model: StaticModel, record: GraphsRecord, graph: Graph, constants: dict[str, NDArray[np.generic]], weights: TensorFile, path: Path
+) -> None:
     """Trace `model` (on the meta device) at the graph's shapes and write `path`, checked; weights stay in their file beside it."""
     traced = stitch(_trace_parts(model, graph, constants), model.cache_lens, graph.signature)
-    for name in list(traced.graph.initializers):
-        if name in weights.tensors:
-            _store_as(traced, name, weights)
+    store_weights(traced, record.tensors, weights)
     _check_signature(traced, graph)
     ir.save(traced, path)
     onnx.checker.check_model(str(path), full_check=True)
@@ -96,38 +97,6 @@ def _fold(model: ir.Model) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)  # TVM reads no Constant with value_ints
     CommonSubexpressionEliminationPass()(model)
     ClearMetadataAndDocStringPass()(model)  # the tracer's stack traces hold this machine's paths
-
-
-def _store_as(model: ir.Model, name: str, weights: TensorFile) -> None:
-    """Point the initializer at the weight file; a narrower store is widened by DequantizeLinear or Cast before any use."""
-    stored = weights.tensors[name]
-    value = model.graph.initializers[name]
-    if stored.dtype == "float32":
-        value.const_value = _external(stored)
-        return
-    del model.graph.initializers[name]
-    inputs = [_add_initializer(model, stored)]
-    if stored.dtype == "int8":
-        inputs.append(_add_initializer(model, weights.tensors[name + "_scale"]))
-        node = ir.node("DequantizeLinear", inputs, attributes={"axis": 0}, name=f"{name}.dequantize")
-    else:
-        node = ir.node("Cast", inputs, attributes={"to": ir.DataType.FLOAT}, name=f"{name}.cast")
-    widened = node.outputs[0]
-    widened.name, widened.shape, widened.dtype = f"{name}.float32", value.shape, ir.DataType.FLOAT
-    model.graph.insert_before(model.graph[0], node)
-    value.replace_all_uses_with(widened)
-
-
-def _add_initializer(model: ir.Model, stored: StoredTensor) -> ir.Value:
-    tensor = _external(stored)
-    value = ir.Value(name=stored.name, shape=ir.Shape(stored.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.initializers[stored.name] = value
-    return value
-
-
-def _external(stored: StoredTensor) -> ir.ExternalTensor:
-    dtype = ir.DataType.from_numpy(np.dtype(stored.dtype))
-    return ir.ExternalTensor(WEIGHTS_FILE, stored.offset, stored.nbytes, dtype, shape=ir.Shape(stored.shape), name=stored.name)
 
 
 def _check_signature(model: ir.Model, graph: Graph) -> None:

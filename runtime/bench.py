@@ -187,7 +187,7 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
     return Report(
         artifact=str(artifact),
         model=manifest.name,
-        scheme=manifest.scheme,
+        scheme=manifest.quantization.label,
         dtype=manifest.target.dtype,
         cpu=cpu_name(),
         threads=threads,

@@ -17,7 +17,9 @@ TEXT_LIMIT = 2**28  # bytes of a tokenizer file or template, which are read whol
 ELEMENT_LIMIT = 2**40  # elements of one input or output
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_PANELS = re.compile(r"panels_([1-9][0-9]{0,3})(?:x([1-9][0-9]{0,3}))?")
+# panels_P: (ceil(N / P), K, P) from (N, K), N padded with zeros. panels_PkJ: (ceil(N / P), ceil(K / J), P, J), J steps of K side by side.
+# panels_PqJ: as panels_P, each int32 with J numbers of 4 bits. An ending xE: E such matrices, stacked.
+_PANELS = re.compile(r"panels_([1-9][0-9]{0,3})(?:k([1-9])|q8)?(?:x([1-9][0-9]{0,3}))?")
 _LAYER = re.compile(r"layers\.(0|[1-9][0-9]*)\.")
 _ARCH = re.compile(r"sm_[1-9][0-9]{1,2}[a-z]?")
 
@@ -147,11 +149,15 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
 def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
     panels = _PANELS.fullmatch(weight.layout)
     if weight.layout != "row_major" and not panels:
-        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, panels_P or panels_PxE"
-    if panels and (len(weight.shape) != 3 or weight.shape[2] != int(panels[1])):
-        yield f"the weight {weight.name} has shape {list(weight.shape)}, expected (panels, K, {panels[1]}) for layout {weight.layout}"
-    if panels and panels[2] and weight.shape[0] % int(panels[2]):
-        yield f"the weight {weight.name} has {weight.shape[0]} panels, expected a multiple of {panels[2]} for layout {weight.layout}"
+        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, panels_P, panels_PkJ, panels_Pq8 or one of these with xE"
+    if panels:
+        width, steps, stacked = (int(part) if part else None for part in panels.groups())
+        rest = (width,) if steps is None else (width, steps)
+        if len(weight.shape) != 2 + len(rest) or weight.shape[2:] != rest:
+            wanted = ", ".join(map(str, rest))
+            yield f"the weight {weight.name} has shape {list(weight.shape)}, expected (panels, K, {wanted}) for layout {weight.layout}"
+        elif stacked and weight.shape[0] % stacked:
+            yield f"the weight {weight.name} has {weight.shape[0]} panels, expected a multiple of {stacked} for layout {weight.layout}"
     if weight.name == "tok_embeddings.weight" and not panels and weight.shape != (model.vocab_size, model.dim):
         yield f"the weight {weight.name} has shape {list(weight.shape)}, expected {[model.vocab_size, model.dim]} (vocab_size, dim)"
 

@@ -11,12 +11,14 @@ import msgspec
 
 from runtime.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.instruct
-DType = Literal["float32", "float16", "bfloat16", "int8", "int32", "int64"]
+DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
+Scheme = Literal["none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
+Kept = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
 LabelScores = Literal["softmax", "sigmoid", "logits"]
 
@@ -123,7 +125,7 @@ class WeightSpec(Record, frozen=True):
     name: str
     shape: tuple[Count, ...]
     dtype: DType
-    layout: str  # "row_major"; "panels_P": (ceil(N / P), K, P) from (N, K), N padded with zeros; "panels_PxE": E such matrices, stacked
+    layout: str  # "row_major", or packed as `runtime.consistency` says
 
 
 class Shape(Record, frozen=True):
@@ -132,6 +134,22 @@ class Shape(Record, frozen=True):
     batch: Count
     prefill_chunks: tuple[Count, ...]  # descending
     cache_len: Count
+
+
+class Quantization(Record, frozen=True):
+    """How the weights were stored."""
+
+    scheme: Scheme
+    group_size: Count = 32  # of int4
+    symmetric: bool = True  # int4 without zero points
+    keep: tuple[Kept, ...] = ()  # parts of the model that are stored by `keep_scheme`
+    keep_scheme: Scheme = "int8"
+
+    @property
+    def label(self) -> str:
+        """The scheme and what is not its default, in a few words."""
+        grouped = f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}" if self.scheme.startswith("int4") else ""
+        return self.scheme + grouped + (f", {' '.join(self.keep)} {self.keep_scheme}" if self.keep else "")
 
 
 class TargetSpec(Record, frozen=True):
@@ -186,7 +204,7 @@ class Manifest(Record, frozen=True):
     build_key: str  # identifies the inputs, code and tools that made this artifact
     model: ModelConfig
     shape: Shape
-    scheme: str
+    quantization: Quantization
     target: TargetSpec
     graphs: tuple[Graph, ...]
     weights: tuple[WeightSpec, ...]

@@ -3,6 +3,62 @@
 from dataclasses import dataclass
 from math import prod
 
+from build.layout import matrix_layout
+from export.quantize import MatrixFormat
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Shapes of one matrix product and what is computed in the same launch."""
+
+    lead: tuple[int, ...]  # of y: batch and tokens
+    n: int
+    k: int
+    weight: MatrixFormat
+    last_of: int | None = None  # tokens of each sequence in x, of which only the last is multiplied
+    norm_eps: float | None = None  # RMSNorm of x in front
+    swiglu: bool = False  # silu(first half of the outputs) * second half
+    residual: bool = False  # added at the end
+
+    @property
+    def rows(self) -> int:
+        """Rows of y."""
+        return prod(self.lead)
+
+    @property
+    def x_lead(self) -> tuple[int, ...]:
+        """Leading dimensions of x."""
+        return self.lead if self.last_of is None else (self.lead[0], self.last_of)
+
+    @property
+    def x_rows(self) -> int:
+        """Rows of x."""
+        return prod(self.x_lead)
+
+    def x_row(self, row: int) -> int:
+        """The row of x that row `row` of y is made of; takes a TIR expression too."""
+        return row if self.last_of is None else row * self.last_of + self.last_of - 1
+
+    @property
+    def n_out(self) -> int:
+        """Columns of y."""
+        return self.n // 2 if self.swiglu else self.n
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Shapes of a gather of rows."""
+
+    lead: tuple[int, ...]
+    n: int  # the vocabulary
+    k: int
+    weight: MatrixFormat
+
+    @property
+    def rows(self) -> int:
+        """Tokens."""
+        return prod(self.lead)
+
 
 @dataclass(frozen=True)
 class RollingAttention:
@@ -43,8 +99,17 @@ class Mixture:
     hidden_dim: int
     n_experts: int
     experts_per_token: int
-    weight_dtype: str
-    scaled: bool  # a scale per output channel of each expert goes with the weights
+    weight: MatrixFormat
+
+    @property
+    def weight_dtype(self) -> str:
+        """Of the packed panels."""
+        return matrix_layout(self.weight, self.dim, self.dim).dtype
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a scale per output channel of each expert goes with the weights."""
+        return self.weight.scaled
 
     @property
     def tokens(self) -> int:

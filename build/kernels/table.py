@@ -2,24 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu import attention, embedding, linear, mixture, norm, swiglu
+from build.kernels.cpu import attention, embedding, linear, mixture, norm, residual, rotation, swiglu
+from build.kernels.cpu.level import level_of
 from build.kernels.cuda import attention as cuda_attention
 from build.kernels.cuda import embedding as cuda_embedding
 from build.kernels.cuda import linear as cuda_linear
 from build.kernels.cuda import mixture as cuda_mixture
 from build.kernels.cuda import norm as cuda_norm
 from build.kernels.cuda import swiglu as cuda_swiglu
+from runtime.manifest import TargetSpec
 
 
 @dataclass(frozen=True)
 class KernelSet:
-    """One target's kernels, by operation; every target has every operation, with the same arguments."""
+    """One target's kernels, by operation, and what its `linear` can compute in the same launch."""
 
-    panel: int  # neighbouring outputs stored together: a (N, K) weight is packed as (ceil(N / panel), K, panel)
     kernels: Mapping[str, Callable[..., PrimFunc]]
+    fusions: frozenset[str] = frozenset()
 
 
 # op                 computes
@@ -27,29 +30,33 @@ class KernelSet:
 # embedding          one row of a matrix per token
 # rms_norm           x / rms(x) * weight
 # swiglu             silu(gate) * up
-# linear             x W^T
+# residual           a + b
+# rotation           cos or sin of the rotary angles
+# linear             x W^T, with what is fused around it
 # mixture            each token's best experts, weighted
-KERNELS: dict[str, KernelSet] = {
-    "llvm": KernelSet(
-        linear.PANEL,
-        {
-            "rolling_attention": attention.rolling_attention,
-            "embedding": embedding.embedding,
-            "rms_norm": norm.rms_norm,
-            "swiglu": swiglu.swiglu,
-            "linear": linear.linear,
-            "mixture": mixture.mixture,
-        },
-    ),
-    "cuda": KernelSet(
-        cuda_linear.PANEL,
-        {
-            "rolling_attention": cuda_attention.rolling_attention,
-            "embedding": cuda_embedding.embedding,
-            "rms_norm": cuda_norm.rms_norm,
-            "swiglu": cuda_swiglu.swiglu,
-            "linear": cuda_linear.linear,
-            "mixture": cuda_mixture.mixture,
-        },
-    ),
+CPU = {
+    "rolling_attention": attention.rolling_attention,
+    "embedding": embedding.embedding,
+    "rms_norm": norm.rms_norm,
+    "swiglu": swiglu.swiglu,
+    "residual": residual.residual,
+    "rotation": rotation.rotation,
+    "linear": linear.linear,
+    "mixture": mixture.mixture,
 }
+CUDA = {
+    "rolling_attention": cuda_attention.rolling_attention,
+    "embedding": cuda_embedding.embedding,
+    "rms_norm": cuda_norm.rms_norm,
+    "swiglu": cuda_swiglu.swiglu,
+    "linear": cuda_linear.linear,
+    "mixture": cuda_mixture.mixture,
+}
+
+
+def kernel_set_of(target: TargetSpec) -> KernelSet:
+    """The kernels for one target, for what its processor can do."""
+    if target.kind == "cuda":
+        return KernelSet(CUDA)
+    level = level_of(target.cpu_features)
+    return KernelSet({op: partial(maker, level) for op, maker in CPU.items()}, frozenset({"norm", "swiglu", "residual"}))

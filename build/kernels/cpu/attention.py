@@ -1,137 +1,426 @@
-"""Rolling attention: split qkv, rotate, attend over past and new, then write the new columns into the ring. No copy of the cache.
+"""Rolling attention: split qkv, rotate, attend over past and new, write the new columns into the ring. No copy of the cache.
 
 The graph keeps its cache in order of position and shifts it left at each step; here the key of position p stays in slot p mod W for good, so
-a step writes T columns and moves none. Before a chunk at positions p0 .. p0 + T - 1 the ring holds the positions below p0. Worked example,
-W = 4, p0 = 6: slots 0 1 2 3 hold positions 4 5 2 3, and query 6 sees 3 4 5 and itself: slots 3 0 1, then the new column.
+a step writes T columns and moves none. Worked example, W = 4, before position 6: slots 0 1 2 3 hold positions 4 5 2 3.
 
-Attention must finish before the ring is written: with T > 1 the new columns replace positions that the first queries still see.
+Query heads that share a key head go together, so that a key is loaded once for all of them. Softmax is a running one (Milakov and Gimelshein,
+2018; Dao et al., 2022): keys come in steps, and what was mixed before is scaled down whenever a larger score shows up. A step is two
+products, whose sums stay in registers: scores = q K^T and out += shares V. For the first, keys lie in blocks (slots / 16, head_dim, 16), so
+that neighbouring numbers belong to neighbouring slots and no sum crosses a register.
+
+One token writes its column first, then sees the ring alone, its steps shared among tasks whose results are joined at the end. Several tokens
+attend over the ring as it was and over the new columns, and write last: the new columns replace positions that the first queries still see.
 Bytes per query: 2 visible n_kv_heads head_dim itemsize at least; operations: 4 visible n_heads head_dim.
 """
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu.vector import LANES, exp
+from build.kernels.cpu.level import Level, fitting_lanes
+from build.kernels.cpu.vector import exp, widened
 from build.kernels.shapes import RollingAttention
 
+BLOCK = 16  # slots
+STEP = 4  # blocks of a step: 64 keys and values of 64 numbers are 32 kB
+SPLITS = 8  # tasks that share one token's keys, at most: enough to keep uneven numbers of heads and threads busy
+HIDDEN = -1e30  # the score of what a query does not see
 
-def rolling_attention(shape: RollingAttention) -> PrimFunc:
+
+def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
     """Kernel of qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T) and both rings, to out (B, T, n_heads * head_dim).
 
     Positions are consecutive in each row; negative ones are padding: they are neither written nor seen. Arguments: qkv, cos, sin, positions,
     key ring, value ring (both updated in place), with `out` as a new tensor in front of the rings' results.
     """
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    half, group, dtype, scale = D // 2, H // KV, shape.cache_dtype, shape.scale
-    lanes = max(n for n in (1, 2, 4, LANES) if D % n == 0)
-    parts = D // lanes
-    loop = T.parallel if N > 1 else T.serial  # one token's keys are too few to be worth waking a thread for
-    k_start, v_start = H * D, (H + KV) * D
-
-    @T.inline
-    def rotate(qkv, cos, sin, b, i, start, out, out_start, factor):
-        """out[out_start :] = factor * rotated qkv[b, i, start : start + D], in the ring's precision or float32."""
-        for d in T.serial(half):
-            out[out_start + d] = T.Cast(out.dtype, factor * (qkv[b, i, start + d] * cos[b, 0, i, d] - qkv[b, i, start + half + d] * sin[b, 0, i, d]))
-            out[out_start + half + d] = T.Cast(
-                out.dtype, factor * (qkv[b, i, start + half + d] * cos[b, 0, i, d] + qkv[b, i, start + d] * sin[b, 0, i, d])
-            )
-
-    @T.inline
-    def dot(q, partial, columns, offset, scores, j):
-        """scores[j] = q . columns[offset :], summed in `lanes` partial sums."""
-        for v in T.vectorized(lanes):
-            partial[v] = T.float32(0)
-        for c in T.unroll(parts):
-            for v in T.vectorized(lanes):
-                partial[v] = partial[v] + q[c * lanes + v] * T.Cast("float32", columns[offset + c * lanes + v])
-        scores[j] = T.float32(0)
-        for v in T.unroll(lanes):
-            scores[j] = scores[j] + partial[v]
-
-    @T.inline
-    def accumulate(mixed, weight, columns, offset):
-        """mixed += weight * columns[offset :]."""
-        for c in T.unroll(parts):
-            for v in T.vectorized(lanes):
-                mixed[c * lanes + v] = mixed[c * lanes + v] + weight * T.Cast("float32", columns[offset + c * lanes + v])
-
-    @T.inline
-    def softmax(scores, total, count):
-        """scores[: count] to exp(score - maximum), their sum to total[0]; the tail of the last vector adds nothing."""
-        total[0] = T.float32(-3e38)
-        for j in T.serial(count):
-            total[0] = T.max(total[0], scores[j])
-        for j in T.serial(-(-count // LANES)):
-            for v in T.vectorized(LANES):
-                scores[j * LANES + v] = exp(scores[j * LANES + v] - total[0])
-        total[0] = T.float32(0)
-        for j in T.serial(count):
-            total[0] = total[0] + scores[j]
+    body = (_one_token if N == 1 else _chunk)(level, shape)
 
     @T.prim_func
     def kernel(
         qkv: T.Buffer((B, N, shape.qkv_dim), "float32"),
-        cos: T.Buffer((B, 1, N, half), "float32"),
-        sin: T.Buffer((B, 1, N, half), "float32"),
+        cos: T.Buffer((B, 1, N, D // 2), "float32"),
+        sin: T.Buffer((B, 1, N, D // 2), "float32"),
         positions: T.Buffer((B, N), "int64"),
-        keys: T.Buffer((B, KV, W, D), dtype),
-        values: T.Buffer((B, KV, W, D), dtype),
+        keys: T.Buffer((B, KV, W, D), shape.cache_dtype),
+        values: T.Buffer((B, KV, W, D), shape.cache_dtype),
         out: T.Buffer((B, N, H * D), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        new_keys = T.alloc_buffer((B * N * KV * D,), dtype)
-        new_values = T.alloc_buffer((B * N * KV * D,), dtype)
-        ring_keys = T.decl_buffer((B * KV * W * D,), dtype, data=keys.data)
-        ring_values = T.decl_buffer((B * KV * W * D,), dtype, data=values.data)
-        for row in loop(B * N * KV):
-            b = row // (N * KV)
-            i = row % (N * KV) // KV
-            h = row % KV
-            rotate(qkv, cos, sin, b, i, k_start + h * D, new_keys, row * D, T.float32(1))
-            for d in T.serial(D):
-                new_values[row * D + d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
-        for row in T.parallel(B * N * H):
-            b = row // (N * H)
-            i = row % (N * H) // H
-            h = row % H
-            kv = h // group
-            q = T.alloc_buffer((D,), "float32")
-            partial = T.alloc_buffer((lanes,), "float32")
-            total = T.alloc_buffer((1,), "float32")
-            mixed = T.alloc_buffer((D,), "float32")
-            scores = T.alloc_buffer((W + N + LANES,), "float32")
-            first = T.Cast("int32", positions[b, 0])  # of the chunk
-            oldest = T.max(first + i - (W - 1), 0)  # the first position that this query sees
-            n_past = T.max(first - oldest, 0)
-            new_start = T.max(oldest - first, 0)  # the first new column that it sees: padding and a chunk longer than W hide some
-            n_new = T.max(i + 1 - new_start, 0)
-            start = oldest % W
-            base = (b * KV + kv) * W
-            rotate(qkv, cos, sin, b, i, h * D, q, 0, T.float32(scale))
-            for j in T.serial(n_past):
-                dot(q, partial, ring_keys, (base + T.Select(start + j >= W, start + j - W, start + j)) * D, scores, j)
-            for j in T.serial(n_new):
-                dot(q, partial, new_keys, ((b * N + new_start + j) * KV + kv) * D, scores, n_past + j)
-            softmax(scores, total, n_past + n_new)
-            for c in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    mixed[c * lanes + v] = T.float32(0)
-            for j in T.serial(n_past):
-                accumulate(mixed, scores[j], ring_values, (base + T.Select(start + j >= W, start + j - W, start + j)) * D)
-            for j in T.serial(n_new):
-                accumulate(mixed, scores[n_past + j], new_values, ((b * N + new_start + j) * KV + kv) * D)
-            for c in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    out[b, i, h * D + c * lanes + v] = mixed[c * lanes + v] / T.max(total[0], T.float32(1e-30))
-        for row in loop(B * N * KV):
-            b = row // (N * KV)
-            i = row % (N * KV) // KV
-            h = row % KV
-            position = T.Cast("int32", positions[b, i])
-            if position >= 0 and i >= N - W:  # of a chunk longer than the ring, only the last W columns stay
-                for d in T.serial(D):
-                    keys[b, h, position % W, d] = new_keys[row * D + d]
-                    values[b, h, position % W, d] = new_values[row * D + d]
+        body(qkv, cos, sin, positions, keys, values, out)
 
     return kernel
+
+
+def ring_block(cache_len: int) -> int:
+    """Slots of a block of the key ring: a power of two that divides the ring."""
+    return next(n for n in (BLOCK, 8, 4, 2, 1) if cache_len % n == 0)
+
+
+def _tile_rows(level: Level, rows: int) -> int:
+    """Query rows of a tile: as even as possible, and no more than there are registers for."""
+    tiles = -(-rows // level.tile.rows)
+    return -(-rows // tiles)
+
+
+def _one_token(level: Level, shape: RollingAttention):
+    """The body for T = 1."""
+    B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    group, block, dtype = H // KV, ring_block(W), shape.cache_dtype
+    R = _tile_rows(level, group)
+    tiles = -(-group // R)
+    steps = -(-W // (STEP * block))
+    splits = min(SPLITS, steps)
+    rotate = _rotation(shape)
+    attend = _step(level, shape, R, block)
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values, out):
+        ring_keys = T.decl_buffer((B * KV * W * D,), dtype, data=keys.data)
+        ring_values = T.decl_buffer((B * KV * W * D,), dtype, data=values.data)
+        queries = T.alloc_buffer((B * KV * tiles * D * R,), "float32")
+        largest = T.alloc_buffer((B * KV * tiles * splits * R,), "float32")
+        total = T.alloc_buffer((B * KV * tiles * splits * R,), "float32")
+        mixed = T.alloc_buffer((B * KV * tiles * splits * R * D,), "float32")
+        for b in T.serial(B):
+            position = T.Cast("int32", positions[b, 0])
+            slot = T.max(position, 0) % W
+            for h in T.serial(KV * tiles * R):
+                if h % (tiles * R) < group:
+                    rotate(
+                        qkv,
+                        cos,
+                        sin,
+                        b,
+                        0,
+                        (h // (tiles * R) * group + h % (tiles * R)) * D,
+                        queries,
+                        (b * KV * tiles + h // R) * D * R + h % R,
+                        R,
+                        T.float32(shape.scale),
+                    )
+            if position >= 0:
+                for h in T.serial(KV):
+                    rotate(
+                        qkv,
+                        cos,
+                        sin,
+                        b,
+                        0,
+                        (H + h) * D,
+                        ring_keys,
+                        ((b * KV + h) * W + slot // block * block) * D + slot % block,
+                        block,
+                        T.float32(1),
+                    )
+                    for d in T.serial(D):
+                        ring_values[((b * KV + h) * W + slot) * D + d] = T.Cast(dtype, qkv[b, 0, (H + KV + h) * D + d])
+        for task in T.parallel(B * KV * tiles * splits):
+            b = task // (KV * tiles * splits)
+            head = task // (tiles * splits)  # of all rows' key heads
+            end = T.Cast("int32", positions[b, 0]) + 1  # positions that the ring holds or has held
+            oldest = T.alloc_buffer((R,), "int32")
+            newest = T.alloc_buffer((R,), "int32")
+            used = T.max(T.min(end, W), 0)
+            share = (((used + STEP * block - 1) // (STEP * block)) + splits - 1) // splits
+            first = task % splits * share
+            for r in T.unroll(R):
+                oldest[r] = T.max(end - W, 0)
+                newest[r] = end - 1
+                largest[task * R + r] = T.float32(HIDDEN)
+                total[task * R + r] = T.float32(0)
+            for d in T.serial(R * D):
+                mixed[task * R * D + d] = T.float32(0)
+            for step in T.serial(share):
+                if (first + step) * STEP * block < used:
+                    attend(
+                        queries,
+                        task // splits * D * R,
+                        ring_keys,
+                        ring_values,
+                        head * W * D,
+                        (first + step) * STEP * block,
+                        T.min(STEP * block, (used - (first + step) * STEP * block + block - 1) // block * block),
+                        end - end % W,
+                        end % W,
+                        oldest,
+                        newest,
+                        largest,
+                        total,
+                        task * R,
+                        mixed,
+                    )
+        for row in T.serial(B * H):  # join the splits
+            kv = row // group
+            tile = (kv * tiles + row % group // R) * splits
+            r = row % group % R
+            joined = T.alloc_buffer((2,), "float32")  # the largest score, then the sum of all
+            joined[0] = T.float32(HIDDEN)
+            joined[1] = T.float32(0)
+            for s in T.serial(splits):
+                joined[0] = T.max(joined[0], largest[(tile + s) * R + r])
+            for s in T.serial(splits):
+                largest[(tile + s) * R + r] = exp(largest[(tile + s) * R + r] - joined[0])
+                joined[1] = joined[1] + largest[(tile + s) * R + r] * total[(tile + s) * R + r]
+            joined[1] = T.float32(1) / T.max(joined[1], T.float32(1e-30))
+            for d in T.serial(D):
+                out[row // H, 0, row % H * D + d] = T.float32(0)
+            for s in T.serial(splits):
+                for d in T.serial(D):
+                    out[row // H, 0, row % H * D + d] = (
+                        out[row // H, 0, row % H * D + d] + largest[(tile + s) * R + r] * joined[1] * mixed[((tile + s) * R + r) * D + d]
+                    )
+
+    return body
+
+
+def _chunk(level: Level, shape: RollingAttention):
+    """The body for T > 1."""
+    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    group, block, dtype = H // KV, ring_block(W), shape.cache_dtype
+    R = _tile_rows(level, N * group)
+    tiles = -(-(N * group) // R)
+    columns = -(-N // BLOCK) * BLOCK  # of the new keys and values, whole blocks
+    rotate = _rotation(shape)
+    attend_ring, attend_new = _step(level, shape, R, block), _step(level, shape, R, BLOCK)
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values, out):
+        ring_keys = T.decl_buffer((B * KV * W * D,), dtype, data=keys.data)
+        ring_values = T.decl_buffer((B * KV * W * D,), dtype, data=values.data)
+        queries = T.alloc_buffer((B * KV * tiles * D * R,), "float32")
+        new_keys = T.alloc_buffer((B * KV * columns * D,), dtype)
+        new_values = T.alloc_buffer((B * KV * columns * D,), dtype)
+        for token in T.parallel(B * columns):
+            b = token // columns
+            i = token % columns
+            if i < N:
+                for h in T.serial(H):
+                    rotate(
+                        qkv,
+                        cos,
+                        sin,
+                        b,
+                        i,
+                        h * D,
+                        queries,
+                        ((b * KV + h // group) * tiles + (i * group + h % group) // R) * D * R + (i * group + h % group) % R,
+                        R,
+                        T.float32(shape.scale),
+                    )
+                for h in T.serial(KV):
+                    rotate(
+                        qkv,
+                        cos,
+                        sin,
+                        b,
+                        i,
+                        (H + h) * D,
+                        new_keys,
+                        ((b * KV + h) * columns + i // BLOCK * BLOCK) * D + i % BLOCK,
+                        BLOCK,
+                        T.float32(1),
+                    )
+            for h in T.serial(KV):
+                if i < N and positions[b, T.min(i, N - 1)] >= T.int64(0):
+                    for d in T.serial(D):
+                        new_values[((b * KV + h) * columns + i) * D + d] = T.Cast(dtype, qkv[b, T.min(i, N - 1), (H + KV + h) * D + d])
+                else:
+                    for d in T.serial(D):  # what nobody sees is multiplied by zero, and must be a number
+                        new_values[((b * KV + h) * columns + i) * D + d] = T.Cast(dtype, T.float32(0))
+        for task in T.parallel(B * KV * tiles):
+            # Late tiles see more keys than early ones: each early one is followed by a late one, so that any run of tasks is even.
+            folded = task % tiles
+            tile = T.if_then_else(folded % 2 == 0, folded // 2, tiles - 1 - folded // 2)
+            head = task // tiles
+            b = head // KV
+            first = T.Cast("int32", positions[b, 0])  # of the chunk
+            oldest = T.alloc_buffer((R,), "int32")
+            newest = T.alloc_buffer((R,), "int32")
+            largest = T.alloc_buffer((R,), "float32")
+            total = T.alloc_buffer((R,), "float32")
+            mixed = T.alloc_buffer((R * D,), "float32")
+            used = T.max(T.min(first, W), 0)
+            last = T.min((tile * R + R - 1) // group, N - 1)  # the tile's last token
+            for r in T.unroll(R):
+                newest[r] = first + (tile * R + r) // group
+                oldest[r] = T.max(newest[r] - (W - 1), 0)
+                largest[r] = T.float32(HIDDEN)
+                total[r] = T.float32(0)
+            for d in T.serial(R * D):
+                mixed[d] = T.float32(0)
+            for step in T.serial((used + STEP * block - 1) // (STEP * block)):
+                attend_ring(
+                    queries,
+                    (head * tiles + tile) * D * R,
+                    ring_keys,
+                    ring_values,
+                    head * W * D,
+                    step * STEP * block,
+                    T.min(STEP * block, (used - step * STEP * block + block - 1) // block * block),
+                    first - first % W,
+                    first % W,
+                    oldest,
+                    newest,
+                    largest,
+                    total,
+                    0,
+                    mixed,
+                )
+            for step in T.serial(last // (STEP * BLOCK) + 1):
+                if (step + 1) * STEP * BLOCK > oldest[0] - first:
+                    attend_new(
+                        queries,
+                        (head * tiles + tile) * D * R,
+                        new_keys,
+                        new_values,
+                        head * columns * D,
+                        step * STEP * BLOCK,
+                        T.min(STEP * BLOCK, columns - step * STEP * BLOCK),
+                        first,
+                        columns,
+                        oldest,
+                        newest,
+                        largest,
+                        total,
+                        0,
+                        mixed,
+                    )
+            for r in T.serial(R):
+                row = tile * R + r
+                if row < N * group:
+                    for d in T.serial(D):
+                        out[b, row // group, (head % KV * group + row % group) * D + d] = mixed[r * D + d] / T.max(total[r], T.float32(1e-30))
+        for head in T.parallel(B * KV):
+            for i in T.serial(N):
+                position = T.Cast("int32", positions[head // KV, i])
+                if position >= 0 and i >= N - W:  # of a chunk longer than the ring, only the last W columns stay
+                    slot = position % W
+                    for d in T.serial(D):
+                        ring_keys[(head * W + slot // block * block) * D + d * block + slot % block] = new_keys[
+                            (head * columns + i // BLOCK * BLOCK) * D + d * BLOCK + i % BLOCK
+                        ]
+                        ring_values[(head * W + slot) * D + d] = new_values[(head * columns + i) * D + d]
+
+    return body
+
+
+def _rotation(shape: RollingAttention):
+    """Inline `rotate(qkv, cos, sin, b, i, start, out, out_start, stride, factor)`: one head of one token, rotated, times `factor`, to every
+    `stride`-th place of `out`."""
+    half = shape.head_dim // 2
+
+    @T.inline
+    def rotate(qkv, cos, sin, b, i, start, out, out_start, stride, factor):
+        for d in T.serial(half):
+            out[out_start + d * stride] = T.Cast(
+                out.dtype, factor * (qkv[b, i, start + d] * cos[b, 0, i, d] - qkv[b, i, start + half + d] * sin[b, 0, i, d])
+            )
+            out[out_start + (half + d) * stride] = T.Cast(
+                out.dtype, factor * (qkv[b, i, start + half + d] * cos[b, 0, i, d] + qkv[b, i, start + d] * sin[b, 0, i, d])
+            )
+
+    return rotate
+
+
+def _step(level: Level, shape: RollingAttention, R: int, block: int):
+    """Inline `attend`: one step of up to STEP * `block` columns, for one tile of R query rows.
+
+    queries[q_start :] is (head_dim, R); keys[start :] (columns / block, head_dim, block) and values[start :] (columns, head_dim) are of one
+    head, of which the step takes `count` columns from `column` on. Column c < cut is position base + c, and W less behind that. Row r sees positions
+    oldest[r] .. newest[r]; its running softmax is largest, total [state + r] and mixed [(state + r) * head_dim :].
+    """
+    D, W = shape.head_dim, shape.cache_len
+    lanes = fitting_lanes(level, block)
+    parts = block // lanes
+    width = STEP * block
+    d_lanes = fitting_lanes(level, D)
+    d_parts = next(n for n in (2, 1) if D % (n * d_lanes) == 0)
+    d_columns = d_lanes * d_parts
+
+    @T.inline
+    def score(queries, q_start, keys, start, scores, c):
+        """scores[:, c : c + block] of one block of keys."""
+        sums = T.alloc_buffer((R * block,), "float32")
+        for n in T.unroll(R * parts):
+            for v in T.vectorized(lanes):
+                sums[n * lanes + v] = T.float32(0)
+        for d in T.serial(D):
+            for r in T.unroll(R):
+                for n in T.unroll(parts):
+                    for v in T.vectorized(lanes):
+                        sums[(r * parts + n) * lanes + v] = sums[(r * parts + n) * lanes + v] + queries[q_start + d * R + r] * widened(
+                            keys[start + d * block + n * lanes + v]
+                        )
+        for r in T.unroll(R):
+            for n in T.unroll(parts):
+                for v in T.vectorized(lanes):
+                    scores[r * width + c + n * lanes + v] = sums[(r * parts + n) * lanes + v]
+
+    def seen(c, base, cut, low, high):
+        position = base + c - T.Select(c >= cut, T.int32(W), T.int32(0))
+        return T.And(position >= low, position <= high)
+
+    @T.inline
+    def soften(scores, r, column, count, base, cut, low, high, largest, total, state, shrink):
+        """Row r's scores to exp(score - largest so far), zero where hidden; what was mixed before is to be multiplied by shrink[r]."""
+        peak = T.alloc_buffer((lanes,), "float32")
+        top = T.alloc_buffer((1,), "float32")
+        for v in T.vectorized(lanes):
+            peak[v] = T.float32(HIDDEN)
+        for n in T.serial(count // lanes):
+            for v in T.vectorized(lanes):
+                scores[r * width + n * lanes + v] = T.Select(
+                    seen(column + n * lanes + v, base, cut, low, high), scores[r * width + n * lanes + v], T.float32(HIDDEN)
+                )
+            for v in T.vectorized(lanes):
+                peak[v] = T.max(peak[v], scores[r * width + n * lanes + v])
+        top[0] = largest[state + r]
+        for v in T.unroll(lanes):
+            top[0] = T.max(top[0], peak[v])
+        shrink[r] = exp(largest[state + r] - top[0])
+        largest[state + r] = top[0]
+        for v in T.vectorized(lanes):
+            peak[v] = T.float32(0)
+        for n in T.serial(count // lanes):
+            for v in T.vectorized(lanes):
+                scores[r * width + n * lanes + v] = T.Select(
+                    scores[r * width + n * lanes + v] > T.float32(HIDDEN), exp(scores[r * width + n * lanes + v] - top[0]), T.float32(0)
+                )
+            for v in T.vectorized(lanes):
+                peak[v] = peak[v] + scores[r * width + n * lanes + v]
+        total[state + r] = total[state + r] * shrink[r]
+        for v in T.unroll(lanes):
+            total[state + r] = total[state + r] + peak[v]
+
+    @T.inline
+    def mix(scores, values, start, count, shrink, mixed, state):
+        """mixed = mixed * shrink + scores[:, : count] values[start :]."""
+        for c in T.serial(D // d_columns):
+            sums = T.alloc_buffer((R * d_columns,), "float32")
+            for r in T.unroll(R):
+                for n in T.unroll(d_parts):
+                    for v in T.vectorized(d_lanes):
+                        sums[(r * d_parts + n) * d_lanes + v] = mixed[(state + r) * D + c * d_columns + n * d_lanes + v] * shrink[r]
+            for j in T.serial(count):
+                for r in T.unroll(R):
+                    for n in T.unroll(d_parts):
+                        for v in T.vectorized(d_lanes):
+                            sums[(r * d_parts + n) * d_lanes + v] = sums[(r * d_parts + n) * d_lanes + v] + scores[r * width + j] * widened(
+                                values[start + j * D + c * d_columns + n * d_lanes + v]
+                            )
+            for r in T.unroll(R):
+                for n in T.unroll(d_parts):
+                    for v in T.vectorized(d_lanes):
+                        mixed[(state + r) * D + c * d_columns + n * d_lanes + v] = sums[(r * d_parts + n) * d_lanes + v]
+
+    @T.inline
+    def attend(queries, q_start, keys, values, start, column, count, base, cut, oldest, newest, largest, total, state, mixed):
+        scores = T.alloc_buffer((R * width,), "float32")
+        shrink = T.alloc_buffer((R,), "float32")
+        for c in T.serial(count // block):
+            score(queries, q_start, keys, start + (column + c * block) * D, scores, c * block)
+        for r in T.serial(R):
+            soften(scores, r, column, count, base, cut, oldest[r], newest[r], largest, total, state, shrink)
+        mix(scores, values, start + column * D, count, shrink, mixed, state)
+
+    return attend

@@ -8,25 +8,25 @@ Bytes per call: the matrices of the chosen experts; operations: 6 pairs dim hidd
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu.linear import PANEL
-from build.kernels.cpu.vector import LANES, exp
+from build.kernels.cpu.level import Level, fitting_lanes
+from build.kernels.cpu.vector import exp, silu, widened
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
+from build.layout import PANEL
 
 ATTRIBUTES = {"tirx.noalias": True, "op_pattern": 8}
 LOWEST = -3.4028234e38  # of float32
-TILE_ROWS, TILE_COLUMNS = 4, 16  # of a product of several tokens: 8 AVX2 accumulators, as in `linear`
 
 
-def mixture(shape: Mixture) -> PrimFunc:
+def mixture(level: Level, shape: Mixture) -> PrimFunc:
     """The kernel; its parameters are those of `mixture_function`."""
     rows, dim, hidden_dim = shape.tokens, shape.dim, shape.hidden_dim
     n_experts, per_token = shape.n_experts, shape.experts_per_token
     pairs = shape.pairs
     route = _route(rows, n_experts, per_token)
-    up = _grouped_product(rows, n_experts, 2 * hidden_dim, dim, pairs_per_row=per_token)
-    down = _grouped_product(rows, n_experts, dim, hidden_dim, pairs_per_row=1)
-    lanes = max(n for n in (1, 2, 4, LANES) if hidden_dim % n == 0)
+    up = _grouped_product(level, rows, n_experts, 2 * hidden_dim, dim, pairs_per_row=per_token)
+    down = _grouped_product(level, rows, n_experts, dim, hidden_dim, pairs_per_row=1)
+    lanes = fitting_lanes(level, hidden_dim)
 
     @T.inline
     def body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed):
@@ -35,9 +35,7 @@ def mixture(shape: Mixture) -> PrimFunc:
         for i in T.parallel(pairs):
             for c in T.serial(hidden_dim // lanes):
                 for v in T.vectorized(lanes):
-                    gated[i, c * lanes + v] = (
-                        both[i, c * lanes + v] / (T.float32(1) + exp(T.float32(0) - both[i, c * lanes + v])) * both[i, hidden_dim + c * lanes + v]
-                    )
+                    gated[i, c * lanes + v] = silu(both[i, c * lanes + v]) * both[i, hidden_dim + c * lanes + v]
         down(gated, w2, s2, count, members, mixed)
         for i in T.serial(rows):
             for d in T.serial(dim):
@@ -82,12 +80,13 @@ def _route(rows: int, n_experts: int, per_token: int):
     return body
 
 
-def _grouped_product(rows: int, n_experts: int, n: int, k: int, *, pairs_per_row: int):
+def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *, pairs_per_row: int):
     """out[pair] = w[expert of the pair] x[pair // pairs_per_row], for every pair, each panel of an expert read once for a tile of its pairs."""
     panels = -(-n // PANEL)
-    tile_rows, tile_columns = (1, PANEL) if rows == 1 else (TILE_ROWS, TILE_COLUMNS)
+    tile_rows, tile_columns = (1, PANEL) if rows == 1 else (level.tile.rows, level.tile.columns)
+    lanes = level.lanes
     unroll = 2 if rows == 1 and k % 2 == 0 else 1  # two steps of K in flight hide the latency of the multiply-add
-    parts = tile_columns // LANES
+    parts = tile_columns // lanes
     size = tile_rows * tile_columns
 
     @T.inline
@@ -103,20 +102,20 @@ def _grouped_product(rows: int, n_experts: int, n: int, k: int, *, pairs_per_row
 
     @T.inline
     def multiply(x, w, acc, e, p, c, members, first, last):
-        for i in T.unroll(unroll * size // LANES):
-            for v in T.vectorized(LANES):
-                acc[i * LANES + v] = T.float32(0)
+        for i in T.unroll(unroll * size // lanes):
+            for v in T.vectorized(lanes):
+                acc[i * lanes + v] = T.float32(0)
         for kk in T.serial(k // unroll):
             for u in T.unroll(unroll):
                 for r in T.unroll(tile_rows):
                     for i in T.unroll(parts):
-                        for v in T.vectorized(LANES):
-                            acc[u * size + (r * parts + i) * LANES + v] = acc[u * size + (r * parts + i) * LANES + v] + x[
+                        for v in T.vectorized(lanes):
+                            acc[u * size + (r * parts + i) * lanes + v] = acc[u * size + (r * parts + i) * lanes + v] + x[
                                 members[e, T.min(first + r, last)] // pairs_per_row, kk * unroll + u
-                            ] * T.Cast("float32", w[e * panels + p, kk * unroll + u, c * tile_columns + i * LANES + v])
-        for i in T.unroll((unroll - 1) * size // LANES):
-            for v in T.vectorized(LANES):
-                acc[i * LANES + v] = acc[i * LANES + v] + acc[size + i * LANES + v]
+                            ] * widened(w[e * panels + p, kk * unroll + u, c * tile_columns + i * lanes + v])
+        for i in T.unroll((unroll - 1) * size // lanes):
+            for v in T.vectorized(lanes):
+                acc[i * lanes + v] = acc[i * lanes + v] + acc[size + i * lanes + v]
 
     @T.inline
     def body(x, w, s, count, members, out):

@@ -5,13 +5,13 @@ from math import prod
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu.vector import LANES
+from build.kernels.cpu.level import Level, fitting_lanes
 
 
-def rms_norm(lead: tuple[int, ...], dim: int, eps: float) -> PrimFunc:
+def rms_norm(level: Level, lead: tuple[int, ...], dim: int, eps: float) -> PrimFunc:
     """Kernel of x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
     rows = prod(lead)
-    lanes = max(n for n in (1, 2, 4, LANES) if dim % n == 0)
+    lanes = fitting_lanes(level, dim)
     loop = T.parallel if rows > 1 else T.serial
 
     @T.prim_func

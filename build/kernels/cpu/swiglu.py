@@ -5,13 +5,14 @@ from math import prod
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu.vector import LANES, exp
+from build.kernels.cpu.level import Level, fitting_lanes
+from build.kernels.cpu.vector import silu
 
 
-def swiglu(lead: tuple[int, ...], hidden_dim: int) -> PrimFunc:
+def swiglu(level: Level, lead: tuple[int, ...], hidden_dim: int) -> PrimFunc:
     """Kernel of both (*lead, 2 * hidden_dim) to y (*lead, hidden_dim), float32."""
     rows = prod(lead)
-    lanes = max(n for n in (1, 2, 4, LANES) if hidden_dim % n == 0)
+    lanes = fitting_lanes(level, hidden_dim)
     loop = T.parallel if rows > 1 else T.serial
 
     @T.prim_func
@@ -22,8 +23,6 @@ def swiglu(lead: tuple[int, ...], hidden_dim: int) -> PrimFunc:
         for i in loop(rows):
             for c in T.serial(hidden_dim // lanes):
                 for v in T.vectorized(lanes):
-                    y[i, c * lanes + v] = (
-                        both[i, c * lanes + v] / (T.float32(1) + exp(T.float32(0) - both[i, c * lanes + v])) * both[i, hidden_dim + c * lanes + v]
-                    )
+                    y[i, c * lanes + v] = silu(both[i, c * lanes + v]) * both[i, hidden_dim + c * lanes + v]
 
     return kernel

@@ -1,9 +1,7 @@
-"""What the CPU kernels share: the vector width and an exponential that vectorises."""
+"""Arithmetic that the CPU kernels share: an exponential that vectorises, SiLU, and stored numbers as float32."""
 
 from tvm.ir import Expr
 from tvm.script import tirx as T
-
-LANES = 8  # float32 lanes of one AVX2 register; AVX-512 targets fuse pairs of them
 
 LOG2_E = 1.44269504088896341
 LN2_HIGH = 0.693359375  # ln 2 in two parts, so that x - n ln 2 stays exact (Cody and Waite)
@@ -23,3 +21,15 @@ def exp(x: Expr) -> Expr:
         polynomial = polynomial * r + T.float32(coefficient)
     power_of_two = T.reinterpret("float32", (T.Cast("int32", n) + 127) << 23)
     return (polynomial * r * r + r + T.float32(1)) * power_of_two
+
+
+def silu(x: Expr) -> Expr:
+    """x / (1 + exp(-x))."""
+    return x / (T.float32(1) + exp(T.float32(0) - x))
+
+
+def widened(x: Expr) -> Expr:
+    """A stored number as float32; uint16 holds the bits of bfloat16, which are the upper half of a float32."""
+    if str(x.ty.dtype).startswith("uint16"):
+        return T.reinterpret("float32", T.Cast("uint32", x) << T.uint32(16))
+    return T.Cast("float32", x)

@@ -1,19 +1,19 @@
 """One row of the embedding matrix per token, gathered from the same packed panels that the head multiplies with when the two are tied."""
 
-from math import prod
-
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.linear import PANEL
+from build.kernels.shapes import Embedding
 
 THREADS = 256
 
 
-def embedding(lead: tuple[int, ...], n: int, k: int, weight_dtype: str, scaled: bool, on: Binding = GPU) -> PrimFunc:
-    """Kernel of ids (*lead) int64, w (panels, K, PANEL) and, when `scaled`, s (N,), to y (*lead, K) float32; N is the vocabulary."""
-    rows, panels, parts = prod(lead), -(-n // PANEL), -(-k // THREADS)
+def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
+    """Kernel of ids (*lead) int64, w (panels, K, PANEL) and, when it is scaled, s (N,), to y (*lead, K) float32; N is the vocabulary."""
+    lead, n, k, rows, weight_dtype = shape.lead, shape.n, shape.k, shape.rows, shape.weight.dtype
+    panels, parts = -(-n // PANEL), -(-k // THREADS)
 
     @T.inline
     def gather(ids_in, w, s, y_out):
@@ -45,4 +45,4 @@ def embedding(lead: tuple[int, ...], n: int, k: int, weight_dtype: str, scaled: 
         T.func_attr(ATTRIBUTES)
         gather(ids, w, s, y)
 
-    return dequantizing if scaled else plain
+    return dequantizing if shape.weight.scaled else plain

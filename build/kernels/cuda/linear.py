@@ -6,13 +6,13 @@ and once per tile of rows (through the second-level cache) by the matrix product
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
+from build.kernels.shapes import Linear
 
 PANEL = WARP
 
@@ -31,9 +31,9 @@ TILE = Tile(warps=8, rows=64, depth=32)
 THREADS = TILE.warps * WARP
 
 
-def linear(lead: tuple[int, ...], n: int, k: int, weight_dtype: str, scaled: bool, on: Binding = GPU) -> PrimFunc:
-    """Kernel of x (*lead, K) float32, w (panels, K, PANEL) and, when `scaled`, s (N,) float32, to y (*lead, N) float32."""
-    rows = prod(lead)
+def linear(shape: Linear, on: Binding = GPU) -> PrimFunc:
+    """Kernel of x (*lead, K) float32, w (panels, K, PANEL) and, when it is scaled, s (N,) float32, to y (*lead, N) float32."""
+    lead, n, k, rows, weight_dtype = shape.lead, shape.n, shape.k, shape.rows, shape.weight.dtype
     body = _gemv(n, k, on) if rows == 1 else _gemm(rows, n, k, on)
     panels = -(-n // PANEL)
 
@@ -56,7 +56,7 @@ def linear(lead: tuple[int, ...], n: int, k: int, weight_dtype: str, scaled: boo
         y_rows = T.decl_buffer((rows, n), "float32", data=y.data)
         body(x_rows, w, s, y_rows)
 
-    return dequantizing if scaled else plain
+    return dequantizing if shape.weight.scaled else plain
 
 
 def _gemv(n: int, k: int, on: Binding):

@@ -1,0 +1,44 @@
+"""CPU levels: how wide a register is, how many there are, and so which tile of outputs a matrix product keeps in them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Blocking of a matrix product: `rows` x `columns` sums stay in registers while `depth` steps of K go through the first-level cache."""
+
+    rows: int
+    columns: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """What the kernels need to know about a processor."""
+
+    name: str
+    flags: tuple[str, ...]  # of /proc/cpuinfo, that its code is worth having for
+    lanes: int  # float32 numbers in a vector register
+    tile: Tile
+    in_flight: int  # vectors of sums that a matrix-vector product keeps going, to hide the latency of a multiply-add
+
+
+# AVX2 has 16 registers: 6 x 16 sums are 12 of them, 2 hold weights and 1 a number of x; 256 x 32 weights are 32 kB.
+# AVX-512 has 32: 12 x 32 sums are 24, beside 2 and 1.
+# Latency 4 and two multiply-adds a cycle need 8 vectors in flight.
+LEVELS: tuple[Level, ...] = (  # best first
+    Level("avx512", ("avx512f", "avx512bw", "avx512dq", "avx512vl"), lanes=16, tile=Tile(rows=12, columns=32, depth=256), in_flight=8),
+    Level("avx2", (), lanes=8, tile=Tile(rows=6, columns=16, depth=256), in_flight=8),
+)
+
+
+def level_of(cpu_features: Iterable[str]) -> Level:
+    """The best level that code for a CPU with these /proc/cpuinfo flags may use; below AVX2 the compiler splits its vectors."""
+    have = frozenset(cpu_features)
+    return next(level for level in LEVELS if have.issuperset(level.flags))
+
+
+def fitting_lanes(level: Level, size: int) -> int:
+    """The widest vector, a power of two, that divides `size`."""
+    return next(n for n in (16, 8, 4, 2, 1) if n <= level.lanes and size % n == 0)

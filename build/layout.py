@@ -1,0 +1,129 @@
+"""Where a stored matrix's numbers lie in the artifact: the contract between packing and kernels. Loads no TVM.
+
+A (N, K) matrix becomes panels: P neighbouring outputs lie together for each step of K, N padded with zeros, so that a kernel reads weights in
+order and turns one panel into P sums. Worked example, N = 3, K = 2, P = 2:   rows a0 a1 / b0 b1 / c0 c1   become   [[a0 b0], [a1 b1]], [[c0 0], [c1 0]].
+
+panels_32     (panels, K, 32)             a number for each output and step; also scales and zero points, a step for each group
+panels_32k4   (panels, ceil(K / 4), 32, 4) int8: four steps of an output side by side, as integer dot products take them; K padded with zeros
+panels_32q8   (panels, K / 8, 32)         int32: eight 4-bit numbers of an output; byte j holds step j in its lower and step 4 + j in its upper half
+...xE         E matrices, each padded by itself, one on the other
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.quantize import EXPERTS, SCALE_SUFFIX, ZERO_POINT_SUFFIX, MatrixFormat, ModelTensor, unpacked_int4
+from export.quantize import specs as stored_specs
+from runtime.manifest import DType, WeightSpec
+
+Array = NDArray[np.generic]
+PANEL = 32  # outputs: four AVX2 registers, two AVX-512, or the lanes of a warp
+DOT = 4  # steps that an integer dot product takes together
+WORD = 8  # 4-bit numbers in an int32
+ROW_MAJOR = "row_major"
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """Shapes and dtypes of one packed matrix and of what goes with it."""
+
+    name: str  # as the manifest has it
+    shape: tuple[int, ...]
+    dtype: str
+    scales: tuple[tuple[int, ...], str] | None = None
+    zero_points: tuple[tuple[int, ...], str] | None = None
+
+
+def matrix_layout(stored: MatrixFormat, n: int, k: int) -> MatrixLayout:
+    """The layout of one (N, K) matrix."""
+    panels = -(-n // PANEL)
+    if stored.dtype == "int4":
+        assert stored.group_size is not None
+        groups = (panels, -(-k // stored.group_size), PANEL)
+        zeros = (groups, "uint8") if stored.zero_points else None
+        return MatrixLayout(f"panels_{PANEL}q{WORD}", (panels, k // WORD, PANEL), "int32", (groups, "float16"), zeros)
+    if stored.dtype == "int8" and stored.dynamic:
+        return MatrixLayout(f"panels_{PANEL}k{DOT}", (panels, -(-k // DOT), PANEL, DOT), "int8", ((n,), "float32"))
+    dtype = "uint16" if stored.dtype == "bfloat16" else stored.dtype  # numpy, which hands weights over, knows no bfloat16
+    return MatrixLayout(f"panels_{PANEL}", (panels, k, PANEL), dtype, ((n,), "float32") if stored.scaled else None)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One stored tensor in the artifact, and how some rows of it are packed."""
+
+    spec: WeightSpec
+    rows: int  # of one of the stacked matrices, as stored
+    stacked: int
+    pack: Callable[[Array, int], Array] | None  # rows, workers -> panels; None for row_major
+
+
+def packed_tensors(tensor: ModelTensor, n_experts: int) -> tuple[PackedTensor, ...]:
+    """What the artifact stores of one tensor of the model, in the order in which kernels take it."""
+    specs = stored_specs(tensor)
+    if len(tensor.shape) == 1:
+        return (PackedTensor(WeightSpec(name=tensor.name, shape=tensor.shape, dtype=specs[0].dtype, layout=ROW_MAJOR), tensor.shape[0], 1, None),)
+    stacked = n_experts if EXPERTS in tensor.name else 1
+    n, k = tensor.shape[0] // stacked, tensor.shape[1]
+    layout = matrix_layout(tensor.stored, n, k)
+    suffix = f"x{stacked}" if stacked > 1 else ""
+    shape = (stacked * layout.shape[0], *layout.shape[1:])
+    main = WeightSpec(name=tensor.name, shape=shape, dtype=_dtype(layout.dtype), layout=layout.name + suffix)
+    found = [PackedTensor(main, n, stacked, _packer(tensor))]
+    for part, suffix in ((layout.scales, SCALE_SUFFIX), (layout.zero_points, ZERO_POINT_SUFFIX)):
+        if part is not None:
+            size, dtype = part
+            grouped = len(size) > 1
+            spec = WeightSpec(
+                name=tensor.name + suffix,
+                shape=size if grouped else (stacked * n,),
+                dtype=_dtype(dtype),
+                layout=f"panels_{PANEL}" if grouped else ROW_MAJOR,
+            )
+            found.append(PackedTensor(spec, n, stacked, to_panels if grouped else None))
+    return tuple(found)
+
+
+def _dtype(name: str) -> DType:
+    return name  # type: ignore[return-value]
+
+
+def to_panels(matrix: Array, workers: int = 1) -> Array:
+    """(N, K) to (ceil(N / PANEL), K, PANEL), N padded with zeros; `workers` threads share the panels."""
+    n, k = matrix.shape
+    whole, rest = divmod(n, PANEL)
+    packed = np.zeros((whole + bool(rest), k, PANEL), matrix.dtype)
+    if rest:
+        packed[whole, :, :rest] = matrix[whole * PANEL :].T
+
+    def fill(start: int, stop: int) -> None:
+        packed[start:stop] = matrix[start * PANEL : stop * PANEL].reshape(stop - start, PANEL, k).transpose(0, 2, 1)
+
+    edges = [whole * i // workers for i in range(workers + 1)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(fill, edges, edges[1:]))
+    return packed
+
+
+def to_dot_panels(matrix: Array, workers: int = 1) -> Array:
+    """(N, K) int8 to (panels, ceil(K / DOT), PANEL, DOT): whole int32 of DOT steps each go where single numbers go in `to_panels`."""
+    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % DOT)))
+    return to_panels(np.ascontiguousarray(padded).view(np.int32), workers).view(np.int8).reshape(-1, padded.shape[1] // DOT, PANEL, DOT)
+
+
+def to_word_panels(numbers: Array, workers: int = 1) -> Array:
+    """(N, K) numbers from 0 to 15 to int32 (panels, K / WORD, PANEL)."""
+    halves = numbers.astype(np.uint8).reshape(len(numbers), -1, 2, WORD // 2)
+    return to_panels(np.ascontiguousarray(halves[:, :, 0] | halves[:, :, 1] << 4).view(np.int32)[..., 0], workers)
+
+
+def _packer(tensor: ModelTensor) -> Callable[[Array, int], Array]:
+    if tensor.stored.dtype == "int4":
+        return lambda rows, workers: to_word_panels(unpacked_int4(tensor, rows), workers)
+    if tensor.stored.dtype == "bfloat16":
+        return lambda rows, workers: to_panels(rows.view(np.uint16), workers)
+    return to_dot_panels if tensor.stored.dtype == "int8" and tensor.stored.dynamic and EXPERTS not in tensor.name else to_panels

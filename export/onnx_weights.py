@@ -1,0 +1,119 @@
+"""Weights in an ONNX graph: external data in the shared weight file, in the format that the record gives them, widened before any use.
+
+float16, bfloat16   Cast(w)
+int8                DequantizeLinear(w, scale), axis 0
+int4                DequantizeLinear(w, Cast(scale) [, Cast(zero_point)]), axis 1, block_size: the group size
+dynamic             and x of MatMul(x, w^T) becomes round(x / s) * s, with s = max |x| / 127 of each token
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from export.graphs import WEIGHTS_FILE
+from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
+from runtime.tensor_file import StoredTensor, TensorFile
+
+OPSET_OF_BLOCKS = 21  # the first whose DequantizeLinear knows groups
+
+
+def store_weights(model: ir.Model, tensors: Sequence[ModelTensor], weights: TensorFile) -> None:
+    """Give every weight of the graph, by now an initializer without data, what the file holds."""
+    for tensor in tensors:
+        if tensor.name in model.graph.initializers:
+            _store(model, tensor, weights)
+    if any(tensor.stored.dtype == "int4" for tensor in tensors):
+        model.graph.opset_imports[""] = OPSET_OF_BLOCKS
+
+
+def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
+    value = model.graph.initializers[tensor.name]
+    if tensor.stored.dynamic:
+        for matmul in _products(value):
+            _round_tokens(model, matmul)
+    stored = weights.tensors[tensor.name]
+    if tensor.stored.dtype == "float32":
+        value.const_value = _external(stored)
+        return
+    del model.graph.initializers[tensor.name]
+    nodes = _widening(model, tensor, weights)
+    widened = nodes[-1].outputs[0]
+    widened.name, widened.shape, widened.dtype = f"{tensor.name}.float32", value.shape, ir.DataType.FLOAT
+    model.graph.insert_before(model.graph[0], nodes)
+    value.replace_all_uses_with(widened)
+
+
+def _widening(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> list[ir.Node]:
+    """The nodes from stored tensors to float32, the last of which gives the weight."""
+    name, stored = tensor.name, tensor.stored
+    matrix = weights.tensors[name]
+    if stored.dtype == "int8":
+        inputs = [_initializer(model, matrix), _initializer(model, weights.tensors[name + SCALE_SUFFIX])]
+        return [ir.node("DequantizeLinear", inputs, attributes={"axis": 0}, name=f"{name}.dequantize")]
+    if stored.dtype != "int4":
+        return [ir.node("Cast", [_initializer(model, matrix)], attributes={"to": ir.DataType.FLOAT}, name=f"{name}.cast")]
+    numbers = ir.DataType.UINT4 if stored.zero_points else ir.DataType.INT4
+    parts = [(SCALE_SUFFIX, ir.DataType.FLOAT), *([(ZERO_POINT_SUFFIX, numbers)] if stored.zero_points else [])]
+    casts = []
+    for suffix, dtype in parts:
+        source = weights.tensors[name + suffix]
+        cast = ir.node("Cast", [_initializer(model, source)], attributes={"to": dtype}, name=f"{name}{suffix}.cast")
+        cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].dtype = f"{name}{suffix}.cast", ir.Shape(source.shape), dtype
+        casts.append(cast)
+    inputs = [_initializer(model, matrix, numbers, tensor.shape), *(cast.outputs[0] for cast in casts)]
+    attributes = {"axis": 1, "block_size": stored.group_size}
+    return [*casts, ir.node("DequantizeLinear", inputs, attributes=attributes, name=f"{name}.dequantize")]
+
+
+def _products(weight: ir.Value) -> list[ir.Node]:
+    """The nodes MatMul(x, Transpose(weight))."""
+    transposed = [use.node.outputs[0] for use in weight.uses() if use.node.op_type == "Transpose"]
+    return [use.node for value in transposed for use in value.uses() if use.node.op_type == "MatMul" and use.idx == 1]
+
+
+def _round_tokens(model: ir.Model, matmul: ir.Node) -> None:
+    """Put the rounding of x (..., K) to int8 in front of a product."""
+    x, name = matmul.inputs[0], matmul.name
+    assert x is not None
+    assert x.shape is not None
+    token = ir.Shape([*x.shape.dims[:-1], 1])
+    nodes: list[ir.Node] = []
+
+    def add(operator: str, inputs: list[ir.Value], shape: ir.Shape, label: str) -> ir.Value:
+        node = ir.node(operator, inputs, attributes={"keepdims": 1} if operator == "ReduceMax" else {}, name=f"{name}.{label}")
+        output = node.outputs[0]
+        output.name, output.shape, output.dtype = f"{name}.{label}", shape, ir.DataType.FLOAT
+        nodes.append(node)
+        return output
+
+    peak = add("ReduceMax", [add("Abs", [x], x.shape, "abs"), _constant(model, "last_axis", np.array([-1], np.int64))], token, "peak")
+    above_zero = add("Max", [peak, _constant(model, "smallest_peak", np.array(SMALLEST_PEAK, np.float32))], token, "above_zero")
+    scale = add("Div", [above_zero, _constant(model, "levels", np.array(DYNAMIC_LEVELS, np.float32))], token, "scale")
+    whole = add("Round", [add("Div", [x, scale], x.shape, "levels")], x.shape, "whole")
+    matmul.replace_input_with(0, add("Mul", [whole, scale], x.shape, "rounded"))
+    model.graph.insert_before(matmul, nodes)
+
+
+def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """A small initializer that all uses share."""
+    name = f"dynamic.{name}"
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        model.graph.initializers[name] = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return model.graph.initializers[name]
+
+
+def _initializer(model: ir.Model, stored: StoredTensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None) -> ir.Value:
+    """A tensor of the weight file; `dtype` and `shape` for what ONNX packs, and safetensors holds as bytes."""
+    tensor = _external(stored, dtype, shape)
+    value = ir.Value(name=stored.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.initializers[stored.name] = value
+    return value
+
+
+def _external(stored: StoredTensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None) -> ir.ExternalTensor:
+    if dtype is None:
+        dtype = ir.DataType.BFLOAT16 if stored.dtype == "bfloat16" else ir.DataType.from_numpy(np.dtype(stored.dtype))
+    return ir.ExternalTensor(WEIGHTS_FILE, stored.offset, stored.nbytes, dtype, shape=ir.Shape(shape or stored.shape), name=stored.name)
