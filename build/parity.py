@@ -55,7 +55,7 @@ def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[lis
     """The compiled artifact against the trace, against itself in other chunks, and row against row."""
     engine = Engine.open(artifact.folder)
     manifest = artifact.manifest
-    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.target.dtype)
+    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
     answers = []
     with step_bar("compiled artifact", len(cases)) as bar:
         for case in cases:

@@ -121,13 +121,13 @@ def _last_token(c: Context, value: Expr) -> Expr | None:
 
 
 def _rounded_source(c: Context, value: Expr) -> Expr:
-    """round(x / s) * s with s = max(max |x|, smallest) / levels, a scale for each token, to x."""
+    """round(x / s) * s with s = (max |x| + smallest) / levels, a scale for each token, to x."""
     p = c.producers
     whole, scale = p.args(value, "multiply")
     x, divisor = p.args(p.args(whole, "round")[0], "divide")
     peak, levels = p.args(scale, "divide")
     expect_constant(levels, DYNAMIC_LEVELS)
-    largest, smallest = p.args(peak, "maximum")
+    largest, smallest = p.args(peak, "add")
     expect_constant(smallest, SMALLEST_PEAK)
     (magnitudes,) = p.args(largest, "max")
     _expect_last_axis(magnitudes, *p.calls[largest].attrs.axis)

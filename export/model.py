@@ -4,6 +4,8 @@ Parameters carry the project's tensor names (`layers.0.attention.wqkv.weight`), 
 weights all speak of the same tensor. Constants that depend on the configuration alone are buffers and come from `constants`.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from export import cache, rope
-from export.model_constants import MASKED_SCORE
+from export.model_constants import DYNAMIC_LEVELS, MASKED_SCORE, SMALLEST_PEAK
 from runtime.manifest import HEADS, ModelConfig
 
 
@@ -158,6 +160,12 @@ class Block(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x)), key, value
 
 
+def rounded_tokens(x: torch.Tensor) -> torch.Tensor:
+    """x (..., K) with each token rounded to whole multiples of its own scale, (max |x| + smallest) / levels; half to even."""
+    scale = (x.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / DYNAMIC_LEVELS
+    return (x / scale).round() * scale
+
+
 class StaticModel(nn.Module):
     """`forward(input_ids, position_ids, *caches) -> outputs of the head, *new caches`: key and value of layer 0, of layer 1, ..."""
 
@@ -165,6 +173,7 @@ class StaticModel(nn.Module):
         super().__init__()
         self.config = config
         self.cache_lens = cache_lens
+        self.rounds_head = False  # of a tied head; see `round_products`
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -183,6 +192,14 @@ class StaticModel(nn.Module):
             present += [key, value]
         return self.finish(x), *present
 
+    def round_products(self, weights: Iterable[str]) -> None:
+        """Round the tokens that these weights are multiplied with, as ONNX graphs with dynamic formats do."""
+        for name in weights:
+            if name == "tok_embeddings.weight":
+                self.rounds_head = True
+            else:
+                self.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(lambda _, inputs: (rounded_tokens(inputs[0]),))
+
     def begin(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What all layers share: embeddings (B, T, dim), cos and sin (B, 1, T, head_dim / 2), a mask (B, T, W + T) per distinct W, ascending."""
         cos, sin = rope.rotation(position_ids, self.get_buffer("inv_freq"))
@@ -193,7 +210,7 @@ class StaticModel(nn.Module):
         """(B, T, dim) to outputs for every token (B, T, n_outputs), or for the last one (B, 1, n_outputs), the only one that is sampled from."""
         normed = self.norm(x if HEADS[self.config.head].every_token else x[:, -1:])
         if self.config.tied_embeddings:
-            return functional.linear(normed, self.tok_embeddings.weight)
+            return functional.linear(rounded_tokens(normed) if self.rounds_head else normed, self.tok_embeddings.weight)
         outputs: torch.Tensor = self.output(normed)
         return outputs
 

@@ -2,4 +2,4 @@
 
 MASKED_SCORE = -1e30  # finite: a row with every key masked stays a number, where -inf would give NaN and spoil the cache
 DYNAMIC_LEVELS = 127.0  # activations that are rounded go from -127 to 127 times their token's scale
-SMALLEST_PEAK = 1e-30  # the least that counts as a token's largest activation, so that a token of zeros is not divided by zero
+SMALLEST_PEAK = 1e-30  # added to a token's largest activation, so that a token of zeros is not divided by zero; nothing beside any other

@@ -3,7 +3,7 @@
 float16, bfloat16   Cast(w)
 int8                DequantizeLinear(w, scale), axis 0
 int4                DequantizeLinear(w, Cast(scale) [, Cast(zero_point)]), axis 1, block_size: the group size
-dynamic             and x of MatMul(x, w^T) becomes round(x / s) * s, with s = max |x| / 127 of each token
+dynamic             and x of MatMul(x, w^T) becomes round(x / s) * s, with s = (max |x| + 1e-30) / 127 of each token
 """
 
 from collections.abc import Sequence
@@ -89,7 +89,7 @@ def _round_tokens(model: ir.Model, matmul: ir.Node) -> None:
         return output
 
     peak = add("ReduceMax", [add("Abs", [x], x.shape, "abs"), _constant(model, "last_axis", np.array([-1], np.int64))], token, "peak")
-    above_zero = add("Max", [peak, _constant(model, "smallest_peak", np.array(SMALLEST_PEAK, np.float32))], token, "above_zero")
+    above_zero = add("Add", [peak, _constant(model, "smallest_peak", np.array(SMALLEST_PEAK, np.float32))], token, "above_zero")
     scale = add("Div", [above_zero, _constant(model, "levels", np.array(DYNAMIC_LEVELS, np.float32))], token, "scale")
     whole = add("Round", [add("Div", [x, scale], x.shape, "levels")], x.shape, "whole")
     matmul.replace_input_with(0, add("Mul", [whole, scale], x.shape, "rounded"))

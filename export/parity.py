@@ -52,13 +52,14 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
     record = graphs.record
     cases = make_cases(record.model, record.shape)
     exact = relative_bound(record.model, record.shape.cache_len, "fp32")
-    stored = relative_bound(record.model, record.shape.cache_len, config.backend.dtype)
+    stored = relative_bound(record.model, record.shape.cache_len, config.cache_dtype, rounded=record.quantization.dynamic)
     with step_bar("parity", 4 * len(cases)) as bar:
         reference = _reference_answers(config, record.model, cases, bar.advance)
         static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))
         torch_answers = answer(TorchStepper(static, record.shape.batch, torch.float32), cases, bar.advance)
         del static
-        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs))
+        rounded = [tensor.name for tensor in record.tensors if tensor.stored.dynamic]
+        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs), rounded)
         effective_answers = answer(TorchStepper(effective, record.shape.batch, getattr(torch, record.cache_dtype)), cases, bar.advance)
         del effective
         onnx_answers = answer(OnnxStepper(graphs), cases, bar.advance)

@@ -146,6 +146,11 @@ class Quantization(Record, frozen=True):
     keep_scheme: Scheme = "int8"
 
     @property
+    def dynamic(self) -> bool:
+        """Whether some activations are rounded to int8."""
+        return self.scheme.endswith("_dynamic") or (bool(self.keep) and self.keep_scheme.endswith("_dynamic"))
+
+    @property
     def label(self) -> str:
         """The scheme and what is not its default, in a few words."""
         grouped = f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}" if self.scheme.startswith("int4") else ""
@@ -213,6 +218,11 @@ class Manifest(Record, frozen=True):
     tools: dict[str, str]  # versions of the tools that made it, "apache-tvm" and "apache-tvm-ffi" among them
     files: tuple[FileEntry, ...]  # every file but manifest.json
     parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
+
+    @property
+    def cache_dtype(self) -> Literal["fp32", "fp16"]:
+        """What keys and values are stored as."""
+        return "fp16" if self.graphs[-1].signature.inputs[-1].dtype == "float16" else "fp32"
 
 
 T = TypeVar("T", bound=Record)

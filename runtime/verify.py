@@ -75,7 +75,7 @@ def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
     engine.reset()
     continued = np.concatenate([_prefill(engine, ids[:, :head]), _decode(engine, ids[:, head:], fresh=False)])
     engine.reset()
-    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.target.dtype)
+    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
     return (
         _finite(f"logits of {length} decode steps", stepwise),
         _finite(f"logits of a prefill of {length}", whole),

@@ -30,7 +30,7 @@ MODEL = ModelConfig(
 
 
 def bound_of(manifest):
-    return relative_bound(manifest.model, manifest.shape.cache_len, manifest.target.dtype)
+    return relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
 
 
 def manifest_of(*, windows=(WINDOW, None), chunks=(CHUNK, 4), cache_len=64, batch=2, dtype="fp32"):

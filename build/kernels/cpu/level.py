@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from build.kernels.cpu.dot import AVX2_DOT, AVX2_WORDS, VNNI_DOT, VNNI_WORDS, Dot, WordDot
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -22,19 +24,26 @@ class Level:
     lanes: int  # float32 numbers in a vector register
     tile: Tile
     in_flight: int  # vectors of sums that a matrix-vector product keeps going, to hide the latency of a multiply-add
+    dot: Dot | None = None  # of int8 activations
+    words: WordDot | None = None
 
 
 # AVX2 has 16 registers: 6 x 16 sums are 12 of them, 2 hold weights and 1 a number of x; 256 x 32 weights are 32 kB.
-# AVX-512 has 32: 12 x 32 sums are 24, beside 2 and 1.
-# Latency 4 and two multiply-adds a cycle need 8 vectors in flight.
+# AVX-512 has 32: 12 x 32 sums are 24, beside 2 and 1. Latency 4 and two multiply-adds a cycle need 8 vectors in flight.
+# A level's code may use only instructions that its flags promise.
+_AVX2 = ("avx2", "fma")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+_SMALL, _LARGE = Tile(rows=6, columns=16, depth=256), Tile(rows=12, columns=32, depth=256)
 LEVELS: tuple[Level, ...] = (  # best first
-    Level("avx512", ("avx512f", "avx512bw", "avx512dq", "avx512vl"), lanes=16, tile=Tile(rows=12, columns=32, depth=256), in_flight=8),
-    Level("avx2", (), lanes=8, tile=Tile(rows=6, columns=16, depth=256), in_flight=8),
+    Level("avx512-vnni", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dot=VNNI_DOT, words=VNNI_WORDS),
+    Level("avx512", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dot=AVX2_DOT, words=AVX2_WORDS),
+    Level("avx2", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dot=AVX2_DOT, words=AVX2_WORDS),
+    Level("any", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
 )
 
 
 def level_of(cpu_features: Iterable[str]) -> Level:
-    """The best level that code for a CPU with these /proc/cpuinfo flags may use; below AVX2 the compiler splits its vectors."""
+    """The best level that code for a CPU with these /proc/cpuinfo flags may use."""
     have = frozenset(cpu_features)
     return next(level for level in LEVELS if have.issuperset(level.flags))
 

@@ -13,12 +13,15 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.gemm import gemm
 from build.kernels.cpu.gemv import gemv
+from build.kernels.cpu.integer import integer_gemm, integer_gemv
 from build.kernels.cpu.level import Level
 from build.kernels.shapes import Linear
 from build.kernels.signature import UNUSED, without
 from build.layout import matrix_layout
+from runtime.errors import UserError
 
 Body = Callable[..., Any]
+DYNAMIC_NEEDS = "AVX2"
 
 
 def linear(level: Level, shape: Linear) -> PrimFunc:
@@ -28,7 +31,7 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
     """
     layout = matrix_layout(shape.weight, shape.n, shape.k)
     scales, zeros = layout.scales or (UNUSED, "float32"), layout.zero_points or (UNUSED, "uint8")
-    body = gemv(level, shape) if shape.rows == 1 else gemm(level, shape)
+    body = _body(level, shape)
 
     @T.prim_func
     def kernel(
@@ -51,3 +54,14 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
 
     present = {"gain": shape.norm_eps is not None, "s": layout.scales, "z": layout.zero_points, "residual": shape.residual}
     return without(kernel, [name for name, there in present.items() if not there])
+
+
+def _body(level: Level, shape: Linear) -> Body:
+    """The arithmetic that the weight's format and the number of rows ask for."""
+    if not shape.weight.dynamic:
+        return gemv(level, shape) if shape.rows == 1 else gemm(level, shape)
+    if level.dot is None or level.words is None:
+        raise UserError(f"backend.cpu has no {DYNAMIC_NEEDS}, which rounded activations need; compile for x86-64-v3 or better, or use scheme int8 or int4")
+    if shape.rows == 1:
+        return integer_gemv(level, shape, level.dot, level.words)
+    return gemm(level, shape) if shape.weight.dtype == "int4" else integer_gemm(level, shape, level.dot)

@@ -12,6 +12,7 @@ def rms_norm(level: Level, lead: tuple[int, ...], dim: int, eps: float) -> PrimF
     """Kernel of x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
     rows = prod(lead)
     lanes = fitting_lanes(level, dim)
+    factor = inverse_rms(level, dim, eps)
     loop = T.parallel if rows > 1 else T.serial
 
     @T.prim_func
@@ -20,19 +21,33 @@ def rms_norm(level: Level, lead: tuple[int, ...], dim: int, eps: float) -> PrimF
         x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
         y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
         for i in loop(rows):
+            scale = T.alloc_buffer((1,), "float32")
+            factor(x, i, scale)
+            for c in T.serial(dim // lanes):
+                for v in T.vectorized(lanes):
+                    y[i, c * lanes + v] = x[i, c * lanes + v] * scale[0] * weight[c * lanes + v]
+
+    return kernel
+
+
+def inverse_rms(level: Level, dim: int, eps: float | None):
+    """Inline `factor(x, row, out)`: out[0] = 1 / sqrt(mean(x[row]^2) + eps); 1 where there is no eps, and no norm."""
+    lanes = fitting_lanes(level, dim)
+
+    @T.inline
+    def factor(x, row, out):
+        if eps is None:
+            out[0] = T.float32(1)
+        else:
             partial = T.alloc_buffer((lanes,), "float32")
-            total = T.alloc_buffer((1,), "float32")
             for v in T.vectorized(lanes):
                 partial[v] = T.float32(0)
             for c in T.serial(dim // lanes):
                 for v in T.vectorized(lanes):
-                    partial[v] = partial[v] + x[i, c * lanes + v] * x[i, c * lanes + v]
-            total[0] = T.float32(0)
+                    partial[v] = partial[v] + x[row, c * lanes + v] * x[row, c * lanes + v]
+            out[0] = T.float32(0)
             for v in T.unroll(lanes):
-                total[0] = total[0] + partial[v]
-            total[0] = T.float32(1) / T.sqrt(total[0] / T.float32(dim) + T.float32(eps))
-            for c in T.serial(dim // lanes):
-                for v in T.vectorized(lanes):
-                    y[i, c * lanes + v] = x[i, c * lanes + v] * total[0] * weight[c * lanes + v]
+                out[0] = out[0] + partial[v]
+            out[0] = T.float32(1) / T.sqrt(out[0] / T.float32(dim) + T.float32(eps))
 
-    return kernel
+    return factor

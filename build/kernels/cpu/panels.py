@@ -1,30 +1,39 @@
-"""Reading packed weights: a panel times a vector, some steps of a panel as float32, one number."""
+"""Reading packed weights for float32 arithmetic: a panel times a vector, some steps of a panel, one number."""
 
+from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.level import Level
-from build.kernels.cpu.vector import widened
-from build.layout import PANEL
-from export.quantize import MatrixFormat
+from build.kernels.cpu.vector import AHEAD, LINE, prefetch, widened
+from build.kernels.shapes import Linear
+from build.layout import DOT, PANEL, WORD, matrix_layout
+from export.quantize import INT4_ZERO, MatrixFormat
+
+ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1}
 
 
 def panel_dot(level: Level, stored: MatrixFormat, n: int, k: int):
     """Inline `dot(x, w, s, z, p, out)`: out[:] = panel p of W times x (K,), PANEL sums in float32; sums beyond N are rubbish, not faults."""
-    return _scaled_dot(level, k, n) if stored.scaled else _plain_dot(level, k)
+    return _word_dot(level, stored, k) if stored.dtype == "int4" else _number_dot(level, stored, n, k)
 
 
-def _plain_dot(level: Level, k: int):
-    """Numbers that are weights as they stand, in float32 or narrower."""
+def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
+    """Weights that are whole numbers in memory: float32, float16, bfloat16, or int8 with one scale per output."""
     lanes, parts = level.lanes, PANEL // level.lanes
     unroll = next(u for u in (level.in_flight // parts, 2, 1) if k % u == 0)
+    step = PANEL * ITEMSIZE[matrix_layout(stored, n, k).dtype]  # bytes
+    lines = max(unroll * step // LINE, 1)
+    scale = row_scale(level, n) if stored.scaled else None
 
     @T.inline
-    def dot(x, w, s, z, p, out):  # noqa: ARG001 (no scales)
+    def dot(x, w, s, z, p, out):  # noqa: ARG001 (no zero points)
         sums = T.alloc_buffer((unroll * PANEL,), "float32")
         for i in T.unroll(unroll * parts):
             for v in T.vectorized(lanes):
                 sums[i * lanes + v] = T.float32(0)
         for kk in T.serial(k // unroll):
+            for line in T.unroll(lines):
+                prefetch(w, p, kk * unroll + (AHEAD + line * LINE) // step, 0)
             for u in T.unroll(unroll):
                 for i in T.unroll(parts):
                     for v in T.vectorized(lanes):
@@ -38,24 +47,61 @@ def _plain_dot(level: Level, k: int):
             for i in T.unroll(parts):
                 for v in T.vectorized(lanes):
                     out[i * lanes + v] = out[i * lanes + v] + sums[(u + 1) * PANEL + i * lanes + v]
+        if scale is not None:
+            scale(out, 0, s, p)
 
     return dot
 
 
-def _scaled_dot(level: Level, k: int, n: int):
-    """int8 with one scale per output: the same sums, scaled at the end."""
-    plain = _plain_dot(level, k)
-    scale_panel = scale_outputs(level, n)
+def _word_dot(level: Level, stored: MatrixFormat, k: int):
+    """int4: a number is masked out of its word where it stands, and x is divided by that power of two; only upper halves are shifted, by 4.
+
+    The sum over a group of (q - zero) x is the sum of q x, less zero times the sum of x.
+    """
+    lanes, parts = level.lanes, PANEL // level.lanes
+    words = (stored.group_size or k) // WORD  # of a group
+    groups = -(-k // (words * WORD))
 
     @T.inline
     def dot(x, w, s, z, p, out):
-        plain(x, w, s, z, p, out)
-        scale_panel(out, 0, s, p)
+        for i in T.unroll(parts):
+            for v in T.vectorized(lanes):
+                out[i * lanes + v] = T.float32(0)
+        for g in T.serial(groups):
+            sums = T.alloc_buffer((2 * PANEL,), "float32")  # of both halves of a word
+            x_sum = T.alloc_buffer((1,), "float32")
+            x_sum[0] = T.float32(0)
+            for i in T.unroll(2 * parts):
+                for v in T.vectorized(lanes):
+                    sums[i * lanes + v] = T.float32(0)
+            for word in T.serial(T.min(words, k // WORD - g * words)):
+                at = g * words + word
+                for line in T.unroll(PANEL * 4 // LINE):
+                    prefetch(w, p, at + AHEAD // (PANEL * 4), line * LINE // 4)
+                for j in T.unroll(WORD):
+                    x_sum[0] = x_sum[0] + x[at * WORD + j]
+                for half in T.unroll(2):
+                    for j in T.unroll(DOT):
+                        for i in T.unroll(parts):
+                            for v in T.vectorized(lanes):
+                                sums[half * PANEL + i * lanes + v] = sums[half * PANEL + i * lanes + v] + T.Cast(
+                                    "float32", (w[p, at, i * lanes + v] >> (4 * half)) & (15 << (8 * j))
+                                ) * (x[at * WORD + half * DOT + j] * T.float32(1) / T.Cast("float32", 1 << (8 * j)))
+            for i in T.unroll(parts):
+                for v in T.vectorized(lanes):
+                    out[i * lanes + v] = out[i * lanes + v] + (
+                        sums[i * lanes + v] + sums[PANEL + i * lanes + v] - x_sum[0] * zero_point(stored, z, p, g, i * lanes + v)
+                    ) * widened(s[p, g, i * lanes + v])
 
     return dot
 
 
-def scale_outputs(level: Level, n: int):
+def zero_point(stored: MatrixFormat, z, p: Expr, g: Expr, column: Expr) -> Expr:
+    """The zero of a group, as float32."""
+    return T.Cast("float32", z[p, g, column]) if stored.zero_points else T.float32(INT4_ZERO)
+
+
+def row_scale(level: Level, n: int):
     """Inline `scale(out, start, s, p)`: out[start : start + PANEL] *= s[p * PANEL :], as far as there are outputs."""
     lanes, parts = level.lanes, PANEL // level.lanes
 
@@ -72,30 +118,62 @@ def scale_outputs(level: Level, n: int):
     return scale
 
 
-def is_float32(stored: MatrixFormat) -> bool:
-    """Whether a matrix product can read the panels as they are."""
-    return stored.dtype == "float32"
-
-
-def panel_slab(level: Level, stored: MatrixFormat):
-    """Inline `fill(w, s, z, p, start, count, slab)`: slab (count, PANEL) float32 = steps start .. start + count - 1 of panel p."""
-    lanes, parts = level.lanes, PANEL // level.lanes
+def output_scale(level: Level, shape: Linear):
+    """`row_scale` where the weight has one scale per output, else an inline that does nothing."""
+    if shape.weight.scaled and shape.weight.group_size is None:
+        return row_scale(level, shape.n)
 
     @T.inline
-    def fill(w, s, z, p, start, count, slab):  # noqa: ARG001 (scales are applied to the sums)
+    def nothing(out, start, s, p):
+        pass
+
+    return nothing
+
+
+def panel_slab(level: Level, shape: Linear):
+    """Inline `fill(w, s, z, p, start, count, slab)`: slab (count, PANEL) float32 = steps start .. start + count - 1 of panel p.
+
+    A scale per output is left to the sums; scales of groups are multiplied in.
+    """
+    stored = shape.weight
+    lanes, parts = level.lanes, PANEL // level.lanes
+    size = stored.group_size or shape.k
+
+    @T.inline
+    def fill_numbers(w, s, z, p, start, count, slab):  # noqa: ARG001
         for d in T.serial(count):
             for i in T.unroll(parts):
                 for v in T.vectorized(lanes):
                     slab[d, i * lanes + v] = widened(w[p, start + d, i * lanes + v])
 
-    return fill
+    @T.inline
+    def fill_words(w, s, z, p, start, count, slab):
+        for word in T.serial(count // WORD):
+            g = (start + word * WORD) // size
+            for half in T.unroll(2):
+                for j in T.unroll(DOT):
+                    for i in T.unroll(parts):
+                        for v in T.vectorized(lanes):
+                            slab[word * WORD + half * DOT + j, i * lanes + v] = (
+                                T.Cast("float32", (w[p, start // WORD + word, i * lanes + v] >> (8 * j + 4 * half)) & 15)
+                                - zero_point(stored, z, p, g, i * lanes + v)
+                            ) * widened(s[p, g, i * lanes + v])
+
+    return fill_words if stored.dtype == "int4" else fill_numbers
 
 
 def weight_at(stored: MatrixFormat):
     """`read(w, s, z, row, column)`: one weight as float32, a TIR expression."""
 
-    def read(w, s, z, row, column):  # noqa: ARG001
-        number = widened(w[row // PANEL, column, row % PANEL])
+    def read(w, s, z, row: Expr, column: Expr) -> Expr:
+        panel, lane = row // PANEL, row % PANEL
+        if stored.dtype == "int4":
+            g = column // stored.group_size
+            word = w[panel, column // WORD, lane] >> (8 * (column % DOT) + 4 * (column % WORD // DOT))
+            return (T.Cast("float32", word & 15) - zero_point(stored, z, panel, g, lane)) * widened(s[panel, g, lane])
+        if stored.dtype == "int8" and stored.dynamic:
+            return widened(w[panel, column // DOT, lane, column % DOT]) * s[row]
+        number = widened(w[panel, column, lane])
         return number * s[row] if stored.scaled else number
 
     return read

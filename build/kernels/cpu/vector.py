@@ -8,6 +8,9 @@ LN2_HIGH = 0.693359375  # ln 2 in two parts, so that x - n ln 2 stays exact (Cod
 LN2_LOW = -2.12194440e-4
 # Minimax polynomial of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, from Cephes' expf (Moshier): error below 2 ulp of float32.
 COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+LINE = 64  # bytes that memory hands over together
+AHEAD = 1024  # bytes: how far ahead weights are asked for. Hardware stops at a page's end; measured 25 against 31 GB/s of int8 on 2 Zen 3 cores
+READ, SOON, DATA = T.int32(0), T.int32(3), T.int32(1)  # operands of LLVM's prefetch
 SMALLEST, LARGEST = -87.33, 88.37  # beyond these the result would leave the normal numbers; the argument is clamped
 
 
@@ -26,6 +29,12 @@ def exp(x: Expr) -> Expr:
 def silu(x: Expr) -> Expr:
     """x / (1 + exp(-x))."""
     return x / (T.float32(1) + exp(T.float32(0) - x))
+
+
+@T.inline
+def prefetch(buffer, *index):
+    """Ask for the line of buffer[index], which need not exist."""
+    T.evaluate(T.call_llvm_intrin(T.llvm_lookup_intrinsic_id("llvm.prefetch"), T.address_of(buffer[index]), READ, SOON, DATA, dtype="void"))
 
 
 def widened(x: Expr) -> Expr:

@@ -1,0 +1,289 @@
+"""Products of int8 activations: each token's x is rounded to int8 with a scale of its own; products and sums are integers, scales come last.
+
+x = q s with s = max |x| / 127 and q = round(x / s), exactly as the ONNX graph says it; y = sum of q w over K, times s and the weight's scale,
+group by group for int4. Sums of a block of K are integers, and short enough to be exact in float32 too. Several rows of int4 are left to `gemm`,
+which rounds x and multiplies in float32: taking each group's sums out of the integers costs more than it saves.
+"""
+
+from tvm.script import tirx as T
+
+from build.kernels.cpu.dot import Dot, WordDot
+from build.kernels.cpu.epilogue import panel_store
+from build.kernels.cpu.level import Level
+from build.kernels.cpu.panels import output_scale
+from build.kernels.cpu.row import prepared_row, rounded_row
+from build.kernels.cpu.vector import AHEAD, LINE, prefetch, widened
+from build.kernels.shapes import Linear
+from build.layout import DOT, PANEL, WORD
+from export.quantize import INT4_ZERO
+
+BLOCK = 256  # steps of K whose sums stay integers: 256 * 127 * 127 < 2**24
+STEP = PANEL * DOT  # weights of a panel in four steps of K
+
+
+def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
+    """Body of `linear` for one row."""
+    k, n_blocks, padded = shape.k, _blocks(shape), -(-shape.k // WORD) * WORD
+    panels = -(-shape.n_out // PANEL)
+    lanes, parts = level.lanes, PANEL // level.lanes
+    is_int4 = shape.weight.dtype == "int4"
+    x_dtype, partials, offset = ("int8", 1, INT4_ZERO) if is_int4 else (dot.x_dtype, dot.partials, dot.offset)
+    add_block = _word_sums(shape, words) if is_int4 else _byte_sums(shape, dot)
+    round_row, fold = _integer_row(level, shape), _fold(level, shape, partials, offset)
+    scale_outputs, store = output_scale(level, shape), panel_store(level, shape)
+
+    @T.inline
+    def product(x, x_scale, x_sums, w, s, z, p, out):
+        """out[:] = panel p times x."""
+        for i in T.unroll(parts):
+            for v in T.vectorized(lanes):
+                out[i * lanes + v] = T.float32(0)
+        for b in T.serial(n_blocks):
+            sums = T.alloc_buffer((PANEL * partials,), "int32")
+            add_block(x, w, p, b, sums)
+            fold(sums, x_sums, 0, s, z, p, b, out, 0)
+        for i in T.unroll(parts):
+            for v in T.vectorized(lanes):
+                out[i * lanes + v] = out[i * lanes + v] * x_scale[0]
+        scale_outputs(out, 0, s, p)
+
+    @T.inline
+    def body(x_rows, gain, w, s, z, residual, y):
+        x = T.alloc_buffer((padded,), x_dtype)
+        x_scale = T.alloc_buffer((1,), "float32")
+        x_sums = T.alloc_buffer((1, n_blocks), "int32")
+        round_row(x_rows, 0, gain, x, 0, DOT, x_scale, x_sums, 0)
+        for p in T.parallel(panels):
+            out = T.alloc_buffer((PANEL,), "float32")
+            product(x, x_scale, x_sums, w, s, z, p, out)
+            if shape.swiglu:
+                up = T.alloc_buffer((PANEL,), "float32")
+                product(x, x_scale, x_sums, w, s, z, panels + p, up)
+                store(out, up, 0, residual, y, 0, p)
+            else:
+                store(out, out, 0, residual, y, 0, p)
+
+    return body
+
+
+def integer_gemm(level: Level, shape: Linear, dot: Dot):
+    """Body of `linear` for several rows of int8: blocks of weights are widened once and serve all rows, as in `gemm`."""
+    rows, k = shape.rows, shape.k
+    n_blocks, block = _blocks(shape), _block(shape)
+    tile_rows = min(level.tile.rows, rows)
+    tiles = -(-rows // tile_rows)
+    panels = -(-shape.n_out // PANEL)
+    x_steps, steps = -(-k // WORD) * WORD // DOT, -(-k // DOT)  # x is padded to whole words
+    lanes, parts = level.lanes, PANEL // level.lanes
+    fill, multiply = _slab(shape, dot), _tile_product(level, dot, tile_rows)
+    round_row, fold = _integer_row(level, shape), _fold(level, shape, dot.partials, dot.offset)
+    scale_outputs, store = output_scale(level, shape), panel_store(level, shape)
+
+    @T.inline
+    def accumulate(x, x_scale, x_sums, w, s, z, slab, sums, p, total):
+        for i in T.serial(tiles * tile_rows * parts):
+            for v in T.vectorized(lanes):
+                total[i * lanes + v] = T.float32(0)
+        for b in T.serial(n_blocks):
+            count = T.min(block // DOT, steps - b * (block // DOT))
+            fill(w, p, b, count, slab)
+            for m in T.serial(tiles):
+                multiply(x, slab, m * x_steps + b * (block // DOT), count, sums)
+                for r in T.serial(tile_rows):
+                    row_sums = T.decl_buffer((PANEL * dot.partials,), "int32", data=sums.data, elem_offset=r * PANEL * dot.partials)
+                    fold(row_sums, x_sums, m * tile_rows + r, s, z, p, b, total, (m * tile_rows + r) * PANEL)
+        for m in T.serial(rows):
+            for i in T.unroll(parts):
+                for v in T.vectorized(lanes):
+                    total[m * PANEL + i * lanes + v] = total[m * PANEL + i * lanes + v] * x_scale[m]
+            scale_outputs(total, m * PANEL, s, p)
+
+    @T.inline
+    def body(x_rows, gain, w, s, z, residual, y):
+        x = T.alloc_buffer((tiles * x_steps * tile_rows * DOT,), dot.x_dtype)  # (tiles, K / 4, R, 4)
+        x_scale = T.alloc_buffer((tiles * tile_rows,), "float32")
+        x_sums = T.alloc_buffer((tiles * tile_rows, n_blocks), "int32")
+        for m in T.parallel(tiles):
+            for r in T.serial(tile_rows):  # rows beyond the last repeat it, and are not stored
+                row = T.min(m * tile_rows + r, rows - 1)
+                at = (m * x_steps * tile_rows + r) * DOT
+                round_row(x_rows, row, gain, x, at, tile_rows * DOT, x_scale, x_sums, m * tile_rows + r)
+        for p in T.parallel(panels):
+            total = T.alloc_buffer((tiles * tile_rows * PANEL,), "float32")
+            slab = T.alloc_buffer((block // DOT * STEP,), dot.slab_dtype)
+            sums = T.alloc_buffer((tile_rows * PANEL * dot.partials,), "int32")
+            accumulate(x, x_scale, x_sums, w, s, z, slab, sums, p, total)
+            if shape.swiglu:
+                up = T.alloc_buffer((tiles * tile_rows * PANEL,), "float32")
+                accumulate(x, x_scale, x_sums, w, s, z, slab, sums, panels + p, up)
+                for m in T.serial(rows):
+                    store(total, up, m * PANEL, residual, y, m, p)
+            else:
+                for m in T.serial(rows):
+                    store(total, total, m * PANEL, residual, y, m, p)
+
+    return body
+
+
+def _block(shape: Linear) -> int:
+    """Steps of K that share an integer sum: a group, whose scale then applies, or a block."""
+    return shape.weight.group_size or BLOCK
+
+
+def _blocks(shape: Linear) -> int:
+    return -(-shape.k // _block(shape))
+
+
+def _integer_row(level: Level, shape: Linear):
+    """Inline `round_row(x, row, gain, out, at, stride, scale, sums, i)`: the x of row `row`, rounded to int8.
+
+    Step k goes to out[at + k // 4 * stride + k % 4], K padded with zeros to whole words; scale[i] is the row's, sums[i, :] those of each block.
+    """
+    k, block = shape.k, _block(shape)
+    padded = -(-k // WORD) * WORD
+    prepare, round_row = prepared_row(level, shape), rounded_row(level, shape)
+
+    @T.inline
+    def integer_row(x, row, gain, out, at, stride, scale, sums, i):
+        levels = T.alloc_buffer((padded,), "float32")
+        prepare(x, row, gain, levels)
+        round_row(levels, scale, i)
+        for c in T.serial(padded - k):
+            levels[k + c] = T.float32(0)
+        for b in T.serial(_blocks(shape)):
+            partial = T.alloc_buffer((WORD,), "int32")
+            for v in T.vectorized(WORD):
+                partial[v] = 0
+            for c in T.serial(T.min(block, padded - b * block) // WORD):
+                for v in T.vectorized(WORD):
+                    partial[v] = partial[v] + T.Cast("int32", levels[b * block + c * WORD + v])
+            sums[i, b] = 0
+            for v in T.unroll(WORD):
+                sums[i, b] = sums[i, b] + partial[v]
+        for c in T.serial(padded // DOT):
+            for j in T.vectorized(DOT):
+                out[at + c * stride + j] = T.Cast(out.dtype, levels[c * DOT + j])
+
+    return integer_row
+
+
+def _byte_sums(shape: Linear, dot: Dot):
+    """Inline `add_block(x, w, p, b, sums)`: sums = block b of int8 panel p times x."""
+    steps, step_count = -(-shape.k // DOT), BLOCK // DOT
+    vectors = STEP // dot.vector
+
+    @T.inline
+    def add_block(x, w, p, b, sums):
+        flat = T.decl_buffer((-(-shape.n // PANEL) * steps * STEP,), "int8", data=w.data)
+        for i in T.unroll(vectors):
+            sums[T.ramp(i * dot.lanes, 1, dot.lanes)] = T.broadcast(T.int32(0), dot.lanes)
+        for d in T.serial(T.min(step_count, steps - b * step_count)):
+            at = (p * steps + b * step_count + d) * STEP
+            for line in T.unroll(STEP // LINE):
+                prefetch(flat, at + AHEAD + line * LINE)
+            for i in T.unroll(vectors):
+                sums[T.ramp(i * dot.lanes, 1, dot.lanes)] = dot.add(
+                    sums[T.ramp(i * dot.lanes, 1, dot.lanes)],
+                    dot.widened(flat[T.ramp(at + i * dot.vector, 1, dot.vector)], dot.vector),
+                    x,
+                    (b * step_count + d) * DOT,
+                )
+
+    return add_block
+
+
+def _word_sums(shape: Linear, words: WordDot):
+    """Inline `add_block(x, w, p, b, sums)`: sums = group b of int4 panel p, zero points not taken off, times x."""
+    per_row, per_group = shape.k // WORD, _block(shape) // WORD
+    lanes = words.lanes
+
+    @T.inline
+    def add_block(x, w, p, b, sums):
+        flat = T.decl_buffer((-(-shape.n // PANEL) * per_row * PANEL,), "int32", data=w.data)
+        for i in T.unroll(PANEL // lanes):
+            sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
+        for d in T.serial(T.min(per_group, per_row - b * per_group)):
+            at = (p * per_row + b * per_group + d) * PANEL
+            for line in T.unroll(4 * PANEL // LINE):
+                prefetch(flat, at + (AHEAD + line * LINE) // 4)
+            for i in T.unroll(PANEL // lanes):
+                sums[T.ramp(i * lanes, 1, lanes)] = words.add(
+                    sums[T.ramp(i * lanes, 1, lanes)], flat[T.ramp(at + i * lanes, 1, lanes)], x, (b * per_group + d) * WORD
+                )
+
+    return add_block
+
+
+def _slab(shape: Linear, dot: Dot):
+    """Inline `fill(w, p, b, count, slab)`: `count` steps of four of block b of int8 panel p, as the dot keeps weights."""
+    steps, block_steps = -(-shape.k // DOT), BLOCK // DOT
+    vectors, vector = STEP // dot.vector, dot.vector
+
+    @T.inline
+    def fill(w, p, b, count, slab):
+        flat = T.decl_buffer((-(-shape.n // PANEL) * steps * STEP,), "int8", data=w.data)
+        for d in T.serial(count):
+            for i in T.unroll(vectors):
+                slab[T.ramp(d * STEP + i * vector, 1, vector)] = dot.widened(
+                    flat[T.ramp((p * steps + b * block_steps + d) * STEP + i * vector, 1, vector)], vector
+                )
+
+    return fill
+
+
+def _tile_product(level: Level, dot: Dot, tile_rows: int):
+    """Inline `multiply(x, slab, x_step, count, sums)`: sums (R, PANEL * partials) = `count` steps of a tile of x times the slab."""
+    wide = max(level.tile.columns // level.lanes, 1)  # vectors of weights at a time
+    vectors = STEP // dot.vector
+    row = PANEL * dot.partials
+
+    @T.inline
+    def multiply(x, slab, x_step, count, sums):
+        for c in T.serial(vectors // wide):
+            kept = T.alloc_buffer((tile_rows * wide * dot.lanes,), "int32")
+            for i in T.unroll(tile_rows * wide):
+                kept[T.ramp(i * dot.lanes, 1, dot.lanes)] = T.broadcast(T.int32(0), dot.lanes)
+            for d in T.serial(count):
+                for r in T.unroll(tile_rows):
+                    for i in T.unroll(wide):
+                        kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)] = dot.add(
+                            kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)],
+                            slab[T.ramp(d * STEP + (c * wide + i) * dot.vector, 1, dot.vector)],
+                            x,
+                            ((x_step + d) * tile_rows + r) * DOT,
+                        )
+            for r in T.unroll(tile_rows):
+                for i in T.unroll(wide):
+                    sums[T.ramp(r * row + (c * wide + i) * dot.lanes, 1, dot.lanes)] = kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)]
+
+    return multiply
+
+
+def _fold(level: Level, shape: Linear, partials: int, offset: int):
+    """Inline `fold(sums, x_sums, row, s, z, p, b, out, at)`: out[at : at + PANEL] += one block's sums, without the offset, times the group's scale."""
+    lanes, parts = level.lanes, PANEL // level.lanes
+    takes_zero_points = shape.weight.zero_points and partials == 1 and offset == INT4_ZERO
+
+    def value(sums, column):
+        return sums[column] if partials == 1 else sums[2 * column] + sums[2 * column + 1]
+
+    def excess(x_sums, row, z, p, b, column):
+        if takes_zero_points:
+            return x_sums[row, b] * T.Cast("int32", z[p, b, column])
+        return x_sums[row, b] * T.int32(offset)
+
+    def whole(sums, x_sums, row, z, p, b, column):
+        return T.Cast("float32", value(sums, column) - excess(x_sums, row, z, p, b, column))
+
+    @T.inline
+    def fold(sums, x_sums, row, s, z, p, b, out, at):
+        for i in T.unroll(parts):
+            for v in T.vectorized(lanes):
+                if shape.weight.group_size is None:
+                    out[at + i * lanes + v] = out[at + i * lanes + v] + whole(sums, x_sums, row, z, p, b, i * lanes + v)
+                else:
+                    out[at + i * lanes + v] = out[at + i * lanes + v] + whole(sums, x_sums, row, z, p, b, i * lanes + v) * widened(
+                        s[p, b, i * lanes + v]
+                    )
+
+    return fold

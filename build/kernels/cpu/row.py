@@ -1,0 +1,52 @@
+"""The front of every product: one row of x, normed where the shape says so, and rounded to int8 levels for dynamic weights."""
+
+from tvm.script import tirx as T
+
+from build.kernels.cpu.level import Level, fitting_lanes
+from build.kernels.cpu.norm import inverse_rms
+from build.kernels.shapes import Linear
+from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+
+
+def prepared_row(level: Level, shape: Linear):
+    """Inline `prepare(x, row, gain, out)`: out[: K] = the x of y's row `row`."""
+    k = shape.k
+    lanes = fitting_lanes(level, k)
+    factor = inverse_rms(level, k, shape.norm_eps)
+
+    @T.inline
+    def prepare(x, row, gain, out):
+        scale = T.alloc_buffer((1,), "float32")
+        factor(x, shape.x_row(row), scale)
+        for c in T.serial(k // lanes):
+            for v in T.vectorized(lanes):
+                if shape.norm_eps is None:
+                    out[c * lanes + v] = x[shape.x_row(row), c * lanes + v]
+                else:
+                    out[c * lanes + v] = x[shape.x_row(row), c * lanes + v] * scale[0] * gain[c * lanes + v]
+
+    return prepare
+
+
+def rounded_row(level: Level, shape: Linear):
+    """Inline `round_row(row, scale, i)`: row[: K] to whole levels from -127 to 127, as float32, of size scale[i] = max |row| / 127."""
+    k = shape.k
+    lanes = fitting_lanes(level, k)
+
+    @T.inline
+    def round_row(row, scale, i):
+        peak = T.alloc_buffer((lanes,), "float32")
+        for v in T.vectorized(lanes):
+            peak[v] = T.float32(0)
+        for c in T.serial(k // lanes):
+            for v in T.vectorized(lanes):
+                peak[v] = T.max(peak[v], T.abs(row[c * lanes + v]))
+        scale[i] = peak[0]
+        for v in T.unroll(lanes):
+            scale[i] = T.max(scale[i], peak[v])
+        scale[i] = (scale[i] + T.float32(SMALLEST_PEAK)) / T.float32(DYNAMIC_LEVELS)
+        for c in T.serial(k // lanes):
+            for v in T.vectorized(lanes):
+                row[c * lanes + v] = T.nearbyint(row[c * lanes + v] / scale[i])
+
+    return round_row
