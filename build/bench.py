@@ -160,7 +160,7 @@ def onnx_speeds(graphs: OnnxGraphs, workload: Workload, threads: int) -> Speeds:
     """Time onnxruntime on exported graphs; weights count as they are stored."""
     record: GraphsRecord = graphs.record
     weights = weight_bytes(record.weights, tied=record.model.tied_embeddings)
-    itemsize = numpy_dtype(record.dtype).itemsize
+    itemsize = numpy_dtype(record.cache_dtype).itemsize
     engine = OnnxruntimeEngine(graphs, threads)
     return measure(engine, record.model.vocab_size, workload, lambda n: weights + cache_bytes(record.model, record.shape, n, itemsize))
 

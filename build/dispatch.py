@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from build.compiler import relax, tvm
-from build.importer import RelaxModule
 from build.footprint import CALL_INPUTS
+from build.importer import RelaxModule
 from build.kernels.table import KernelSet, kernel_set_of
 from build.layout import packed_tensors
 from build.pack import packed_weights

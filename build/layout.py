@@ -1,7 +1,7 @@
 """Where a stored matrix's numbers lie in the artifact: the contract between packing and kernels. Loads no TVM.
 
 A (N, K) matrix becomes panels: P neighbouring outputs lie together for each step of K, N padded with zeros, so that a kernel reads weights in
-order and turns one panel into P sums. Worked example, N = 3, K = 2, P = 2:   rows a0 a1 / b0 b1 / c0 c1   become   [[a0 b0], [a1 b1]], [[c0 0], [c1 0]].
+order and turns one panel into P sums. Worked example, N = 3, K = 2, P = 2: rows a0 a1 / b0 b1 / c0 c1 become [[a0 b0], [a1 b1]], [[c0 0], [c1 0]].
 
 panels_32     (panels, K, 32)             a number for each output and step; also scales and zero points, a step for each group
 panels_32k4   (panels, ceil(K / 4), 32, 4) int8: four steps of an output side by side, as integer dot products take them; K padded with zeros

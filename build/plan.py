@@ -9,8 +9,8 @@ from math import prod
 from pathlib import Path
 
 from build.footprint import Footprint, caches_of, description, table
-from build.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
 from build.layout import ROW_MAJOR
+from build.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
 from build.pack import packed_weights
 from build.random_checkpoint import SHAPES, headers
 from export.checkpoint import BLOCK_ELEMENTS, Checkpoint

@@ -166,7 +166,7 @@ def _expect_fusion(c: Context, name: str) -> None:
 def residual(c: Context, root: Expr) -> Region:
     """a + b of one shape, where no product takes it in."""
     a, b = c.producers.args(root, "add")
-    if not shape(a) == shape(b) == shape(root) or len(shape(root)) != 3:  # noqa: PLR2004 (B, T, dim)
+    if not shape(a) == shape(b) == shape(root) or len(shape(root)) != 3:  # (B, T, dim)
         raise NoMatch("expected two states")
     return Region("residual", (shape(root),), (a, b), root, "", 0, prod(shape(root)))
 
@@ -190,10 +190,10 @@ def _positions(c: Context, column: Expr) -> Expr:
     """(B, 1, T, 1) float32 positions to the int64 input that they come from."""
     value = column
     while value not in c.inputs:
-        call = c.producers.calls.get(value)
-        if not (is_call(call, "expand_dims") or is_call(call, "astype")):
+        source = c.producers.through(c.producers.through(value, "expand_dims"), "astype")
+        if source == value:
             raise NoMatch("expected positions")
-        value = call.args[0]
+        value = source
     return value
 
 

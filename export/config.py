@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from os.path import expanduser
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,11 +18,11 @@ from pydantic_core import PydanticCustomError
 from export.config_errors import CONFLICT, explain
 from export.yaml_source import read_yaml, with_override, yaml_text
 from runtime.errors import UserError
+from runtime.manifest import KeptPart, Scheme
 
 StorageDType = Literal["fp32", "fp16", "bf16"]
 
-SCHEME_NAMES = ("none", "int8", "int8_dynamic", "int4", "int4_dynamic")
-GROUP_SIZES = (32, 64, 128)
+SCHEME_NAMES: tuple[str, ...] = get_args(Scheme)
 CUDA_SCHEMES = ("none", "int8")  # what its kernels read
 DEFAULT_DTYPES: dict[str, StorageDType] = {"llvm": "fp32", "cuda": "fp16"}
 DEFAULT_ARCHS: dict[str, tuple[str, ...]] = {"llvm": (), "cuda": ("sm_80", "sm_90a")}
@@ -30,12 +30,6 @@ DEFAULT_CHUNKS = (128, 16)
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 MAX_COUNT = 2**31 - 1  # what a 32-bit position can reach
 A_COUNT = f"a whole number from 1 to {MAX_COUNT}"
-
-
-def _check_scheme(name: str) -> str:
-    if name not in SCHEME_NAMES:
-        raise ValueError(name)
-    return name
 
 
 def _check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -60,13 +54,12 @@ def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(values, reverse=True))
 
 
-KEPT = ("head", "first", "last")
+KEPT: tuple[str, ...] = get_args(KeptPart)
 ONE_SCHEME = f"{', '.join(SCHEME_NAMES[:-1])} or {SCHEME_NAMES[-1]}"
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
-Scheme = Annotated[str, AfterValidator(_check_scheme)]
-Kept = Annotated[tuple[Literal["head", "first", "last"], ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]
+Kept = Annotated[tuple[KeptPart, ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]
 Budget = Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)]
 Arch = Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}a?$")]
 Archs = Annotated[tuple[Arch, ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]

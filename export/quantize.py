@@ -144,9 +144,9 @@ def _int4_store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
         better = error < best_error
         best_error[better], best_scale[better], best_zero[better] = error[better], scale[better], zero[better]
         best[better] = quantized[better].astype(np.uint8)
-    flat = best.reshape(n, count * size)[:, :k]
+    flat: NDArray[np.uint8] = best.reshape(n, count * size)[:, :k]
     if not tensor.stored.zero_points:
-        flat = flat ^ INT4_ZERO  # to two's complement, as ONNX stores int4
+        flat = flat ^ np.uint8(INT4_ZERO)  # to two's complement, as ONNX stores int4
     stored: dict[str, Array] = {tensor.name: flat[:, ::2] | flat[:, 1::2] << 4, tensor.name + SCALE_SUFFIX: best_scale}
     return stored | ({tensor.name + ZERO_POINT_SUFFIX: best_zero} if tensor.stored.zero_points else {})
 
@@ -175,8 +175,8 @@ def _int4_candidates(grouped: Float32, *, zero_points: bool) -> list[tuple[NDArr
 def unpacked_int4(tensor: ModelTensor, stored: Array) -> NDArray[np.uint8]:
     """Stored bytes (N, K / 2) to numbers (N, K) from 0 to 15, of which a zero point is still to be taken."""
     data = stored.view(np.uint8)
-    numbers = np.stack([data & 15, data >> 4], -1).reshape(data.shape[0], -1)
-    return numbers if tensor.stored.zero_points else numbers ^ INT4_ZERO
+    numbers: NDArray[np.uint8] = np.stack([data & np.uint8(15), data >> np.uint8(4)], -1).reshape(data.shape[0], -1)
+    return numbers if tensor.stored.zero_points else numbers ^ np.uint8(INT4_ZERO)
 
 
 def _int4_load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
@@ -206,7 +206,6 @@ SCHEMES: dict[str, Callable[[Quantization, DType], MatrixFormat]] = {  # the sec
     "int4": lambda q, _: MatrixFormat(dtype="int4", group_size=q.group_size, zero_points=not q.symmetric),
     "int4_dynamic": lambda q, _: MatrixFormat(dtype="int4", group_size=q.group_size, zero_points=not q.symmetric, dynamic=True),
 }
-KEEP = ("head", "first", "last")  # what `quantize.keep` may name
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.instruct
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
 Scheme = Literal["none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
-Kept = Literal["head", "first", "last"]
+KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
 LabelScores = Literal["softmax", "sigmoid", "logits"]
 
@@ -142,7 +142,7 @@ class Quantization(Record, frozen=True):
     scheme: Scheme
     group_size: Count = 32  # of int4
     symmetric: bool = True  # int4 without zero points
-    keep: tuple[Kept, ...] = ()  # parts of the model that are stored by `keep_scheme`
+    keep: tuple[KeptPart, ...] = ()  # parts of the model that are stored by `keep_scheme`
     keep_scheme: Scheme = "int8"
 
     @property

@@ -21,7 +21,7 @@ from export.graphs import OnnxGraphs
 from export.model import StaticModel, constants
 from export.pipeline import export_model
 from export.plan import export_key, open_configured, workspace_of
-from export.quantize import WeightStorage
+from export.quantize import load
 from export.stage import run_stage
 from runtime.manifest import ModelConfig
 from tests.tiny import write_tiny_mistral
@@ -57,6 +57,23 @@ CASES = {
     "fp16": Case(
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 20},
         {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "batch": 2}, "backend": {"target": "llvm", "dtype": "fp16"}},
+    ),
+    # int4 with zero points and rounded tokens, the head kept in int8, a tied head, full attention
+    "int4": Case(
+        {"sliding_window": None, "tie_word_embeddings": True},
+        {
+            "shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN},
+            "quantize": {"scheme": "int4_dynamic", "symmetric": False, "keep": ["head"], "keep_scheme": "int8_dynamic"},
+        },
+    ),
+    # bfloat16 weights, float16 caches, two layers of which the last is kept in int4
+    "bf16": Case(
+        {"sliding_window": WINDOW},
+        {
+            "shape": {"prefill_chunk": 4, "cache_len": CACHE_LEN},
+            "quantize": {"keep": ["last"], "keep_scheme": "int4"},
+            "backend": {"target": "llvm", "dtype": "bf16"},
+        },
     ),
     # float32, a window, three rows: what batched generation is tested on
     "batched": Case({"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN, "batch": 3}}),
@@ -110,8 +127,7 @@ def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
     """The float32 tensors that exported graphs compute with, dequantized, by the model's names."""
     stored = graphs.weights()
     arrays = {name: stored.read(name) for name in stored.tensors}
-    storage = WeightStorage.of(graphs.record)
-    return {name: storage.load(name, array.ndim, arrays) for name, array in arrays.items() if not name.endswith("_scale")}
+    return {tensor.name: load(tensor, arrays) for tensor in graphs.record.tensors}
 
 
 def static_model(model: ModelConfig, cache_lens: tuple[int, ...], weights: Mapping[str, NDArray[Any]]) -> StaticModel:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from build.kernels.shapes import Mixture
-from build.pack import to_panels
+from build.layout import to_panels
+from export.quantize import MatrixFormat
 
 U = 2.0**-24
 EXPERTS, PER_TOKEN = 5, 2
@@ -21,8 +22,8 @@ def wide(weight, scale):
     return weight.astype(np.float64) * (1 if scale is None else scale.reshape(EXPERTS, -1, 1).astype(np.float64))
 
 
-def packed(weight, panel):
-    return np.concatenate([to_panels(matrix, panel) for matrix in weight])
+def packed(weight):
+    return np.concatenate([to_panels(matrix) for matrix in weight])
 
 
 def expected(x, scores, w13, w2):
@@ -46,7 +47,7 @@ def expected(x, scores, w13, w2):
     return result, bound
 
 
-def check(make_and_run, panel, tokens, dim, hidden_dim, dtype):
+def check(make_and_run, tokens, dim, hidden_dim, dtype):
     """`make_and_run(shape, arrays)` calls the kernel and gives all its arrays back; the output follows the inputs."""
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((1, tokens, dim)).astype(np.float32)
@@ -54,8 +55,8 @@ def check(make_and_run, panel, tokens, dim, hidden_dim, dtype):
     scores[..., UNLOVED] = -100
     scores[0, -1] = 1  # equal: the first experts count
     (w13, s13), (w2, s2) = (stacked_weight(rng, n, k, dtype) for n, k in ((2 * hidden_dim, dim), (dim, hidden_dim)))
-    shape = Mixture((1, tokens), dim, hidden_dim, EXPERTS, PER_TOKEN, dtype, s13 is not None)
-    weights = [packed(w13, panel), packed(w2, panel)] if s13 is None else [packed(w13, panel), s13, packed(w2, panel), s2]
+    shape = Mixture((1, tokens), dim, hidden_dim, EXPERTS, PER_TOKEN, MatrixFormat(dtype=dtype))
+    weights = [packed(w13), packed(w2)] if s13 is None else [packed(w13), s13, packed(w2), s2]
     scratch = [np.full(size, np.nan if kind == "float32" else -(2**30), kind) for size, kind in shape.scratch]
     inputs = [x, scores, *weights]
     found = make_and_run(shape, [*inputs, np.full((1, tokens, dim), np.nan, np.float32), *scratch])[len(inputs)]

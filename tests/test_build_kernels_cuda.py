@@ -6,8 +6,9 @@ import pytest
 from build.compiler import tvm
 from build.kernels.cuda import attention, embedding, linear, mixture, norm, swiglu
 from build.kernels.cuda.binding import SERIAL
-from build.kernels.shapes import RollingAttention
-from build.pack import to_panels
+from build.kernels.shapes import Embedding, Linear, RollingAttention
+from build.layout import to_panels
+from export.quantize import MatrixFormat
 from tests.mixture_reference import check as check_mixture
 
 FLOAT32 = np.finfo(np.float32).eps
@@ -48,9 +49,9 @@ def test_linear(lead, n, k, dtype):
     rng = np.random.default_rng(n)
     x = rng.standard_normal((*lead, k)).astype(np.float32)
     w, s = weights(rng, n, k, dtype)
-    kernel = compiled(linear.linear(lead, n, k, dtype, s is not None, on=SERIAL))
+    kernel = compiled(linear.linear(Linear(lead, n, k, MatrixFormat(dtype=dtype)), on=SERIAL))
     scales = () if s is None else (s,)
-    *_, y = run(kernel, x, to_panels(w, linear.PANEL), *scales, garbage((*lead, n)))
+    *_, y = run(kernel, x, to_panels(w), *scales, garbage((*lead, n)))
     wide = w.astype(np.float64) * (1 if s is None else s[:, None].astype(np.float64))
     # K float32 multiplications and additions and one scaling, each rounded: Higham's bound (K + 2) u sum |x w|, with eps = 2 u
     bound = (k + 2) * FLOAT32 * (np.abs(x).astype(np.float64) @ np.abs(wide).T)
@@ -64,8 +65,8 @@ def test_embedding_is_exact(lead, k, dtype):
     w, s = weights(rng, 77, k, dtype)
     ids = rng.integers(0, 77, lead)
     ids.flat[0] = 76  # in the padded last panel
-    kernel = compiled(embedding.embedding(lead, 77, k, dtype, s is not None, on=SERIAL))
-    *_, y = run(kernel, ids, to_panels(w, linear.PANEL), *(() if s is None else (s,)), garbage((*lead, k)))
+    kernel = compiled(embedding.embedding(Embedding(lead, 77, k, MatrixFormat(dtype=dtype)), on=SERIAL))
+    *_, y = run(kernel, ids, to_panels(w), *(() if s is None else (s,)), garbage((*lead, k)))
     expected = w[ids].astype(np.float32) * (np.float32(1) if s is None else s[ids][..., None])
     np.testing.assert_array_equal(y, expected)
 
@@ -169,4 +170,4 @@ def reference(shape, qkv, cos, sin, positions, history):
     ("tokens", "dim", "hidden_dim", "dtype"), [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (5, 40, 33, "float16"), (70, 64, 48, "int8")]
 )
 def test_mixture(tokens, dim, hidden_dim, dtype):
-    check_mixture(lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays), linear.PANEL, tokens, dim, hidden_dim, dtype)
+    check_mixture(lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays), tokens, dim, hidden_dim, dtype)

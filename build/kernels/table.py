@@ -34,7 +34,7 @@ class KernelSet:
 # rotation           cos or sin of the rotary angles
 # linear             x W^T, with what is fused around it
 # mixture            each token's best experts, weighted
-CPU = {
+CPU: dict[str, Callable[..., PrimFunc]] = {
     "rolling_attention": attention.rolling_attention,
     "embedding": embedding.embedding,
     "rms_norm": norm.rms_norm,
@@ -44,7 +44,7 @@ CPU = {
     "linear": linear.linear,
     "mixture": mixture.mixture,
 }
-CUDA = {
+CUDA: dict[str, Callable[..., PrimFunc]] = {
     "rolling_attention": cuda_attention.rolling_attention,
     "embedding": cuda_embedding.embedding,
     "rms_norm": cuda_norm.rms_norm,

@@ -53,20 +53,20 @@ def _intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *arguments, dtype=dtype)
 
 
-def _four(x: Any, at: Expr, word: str, lanes: int, dtype: str) -> Expr:  # noqa: ANN401 (a buffer)
+def _four(x: Any, at: Expr, word: str, lanes: int, dtype: str) -> Expr:
     """x[at : at + 4], over and over, as a vector of `dtype`."""
     return T.reinterpret(dtype, T.broadcast(T.reinterpret(word, x[T.ramp(at, 1, DOT)]), lanes))
 
 
-def _avx2_add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:  # noqa: ANN401
+def _avx2_add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:
     return sums + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", weights, _four(x, at, "int64", 4, "int16x16"))
 
 
-def _vnni_add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:  # noqa: ANN401
+def _vnni_add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:
     return _intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", sums, weights, _four(x, at, "int32", 16, "int8x64"))
 
 
-def _avx2_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:  # noqa: ANN401
+def _avx2_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:
     """Pairs of products stay within 2 * 2 * 15 * 127, so that sums of them fit int16."""
 
     def pairs(numbers: Expr, at: Expr) -> Expr:
@@ -77,7 +77,7 @@ def _avx2_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:  # noqa:
     return sums + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", both, T.broadcast(T.int16(1), 16))
 
 
-def _vnni_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:  # noqa: ANN401
+def _vnni_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:
     mask = T.broadcast(T.int32(NIBBLES), 16)
     low = _vnni_add(sums, T.reinterpret("uint8x64", words & mask), x, at)
     return _vnni_add(low, T.reinterpret("uint8x64", (words >> T.broadcast(T.int32(4), 16)) & mask), x, at + DOT)

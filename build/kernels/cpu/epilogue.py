@@ -9,7 +9,7 @@ from build.layout import PANEL
 
 
 def panel_store(level: Level, shape: Linear):
-    """Inline `store(sums, up, at, residual, y, row, p)`: row `row` of panel p of y from sums[at : at + PANEL], with SwiGLU also up[at : at + PANEL]."""
+    """Inline `store(sums, up, at, residual, y, row, p)`: panel p of y[row] from sums[at : at + PANEL], with SwiGLU from up[at :] too."""
     n = shape.n_out
     lanes, parts = level.lanes, PANEL // level.lanes
 

@@ -1,7 +1,8 @@
 """The matrix product: bound by arithmetic, so sums stay in registers, weights in the first-level cache and x in the second.
 
-x is packed once per call, normed (and rounded, for dynamic int4) on the way, into tiles (rows / R, K, R), padded with zeros: the inner loop then reads both sides in order. A
-thread takes a panel of outputs, goes through K in slabs of `depth` steps that it widens to float32 once, and each slab serves all rows.
+x is packed once per call, normed (and rounded, for dynamic int4) on the way, into tiles (rows / R, K, R), padded with zeros: the inner loop then
+reads both sides in order. A thread takes a panel of outputs, goes through K in slabs of `depth` steps that it widens to float32 once, and each
+slab serves all rows.
 """
 
 from tvm.script import tirx as T

@@ -23,7 +23,7 @@ STEP = PANEL * DOT  # weights of a panel in four steps of K
 
 def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
     """Body of `linear` for one row."""
-    k, n_blocks, padded = shape.k, _blocks(shape), -(-shape.k // WORD) * WORD
+    n_blocks, padded = _blocks(shape), -(-shape.k // WORD) * WORD
     panels = -(-shape.n_out // PANEL)
     lanes, parts = level.lanes, PANEL // level.lanes
     is_int4 = shape.weight.dtype == "int4"
@@ -260,7 +260,7 @@ def _tile_product(level: Level, dot: Dot, tile_rows: int):
 
 
 def _fold(level: Level, shape: Linear, partials: int, offset: int):
-    """Inline `fold(sums, x_sums, row, s, z, p, b, out, at)`: out[at : at + PANEL] += one block's sums, without the offset, times the group's scale."""
+    """Inline `fold(sums, x_sums, row, s, z, p, b, out, at)`: out[at :] += a block's sums, less the offset's part, times the group's scale."""
     lanes, parts = level.lanes, PANEL // level.lanes
     takes_zero_points = shape.weight.zero_points and partials == 1 and offset == INT4_ZERO
 

@@ -61,7 +61,9 @@ def _body(level: Level, shape: Linear) -> Body:
     if not shape.weight.dynamic:
         return gemv(level, shape) if shape.rows == 1 else gemm(level, shape)
     if level.dot is None or level.words is None:
-        raise UserError(f"backend.cpu has no {DYNAMIC_NEEDS}, which rounded activations need; compile for x86-64-v3 or better, or use scheme int8 or int4")
+        raise UserError(
+            f"backend.cpu has no {DYNAMIC_NEEDS}, which rounded activations need; compile for x86-64-v3 or better, or use scheme int8 or int4"
+        )
     if shape.rows == 1:
         return integer_gemv(level, shape, level.dot, level.words)
     return gemm(level, shape) if shape.weight.dtype == "int4" else integer_gemm(level, shape, level.dot)

@@ -25,8 +25,6 @@ def rotation(_level: Level, lead: tuple[int, int], half: int, function: str) -> 
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         for token in loop(batch * tokens):
             for j in T.serial(half):
-                y[token // tokens, 0, token % tokens, j] = apply(
-                    T.Cast("float32", positions[token // tokens, token % tokens]) * frequencies[j]
-                )
+                y[token // tokens, 0, token % tokens, j] = apply(T.Cast("float32", positions[token // tokens, token % tokens]) * frequencies[j])
 
     return kernel
