@@ -19,10 +19,15 @@ help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
 	@sed -n 's/^\([a-z]*\):.*##  */  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 takes onnxruntime-gpu in place of onnxruntime
+setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 takes onnxruntime-gpu in place of onnxruntime, BENCH=1 adds llama.cpp for `make bench`
 ifdef GPU
 	$(PY) -m pip uninstall --quiet --yes onnxruntime
 	$(PY) -m pip install --quiet $$(sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' requirements.lock)
+endif
+
+ifdef BENCH
+	"$(PYTHON)" -m venv .venv-bench
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-bench/bin/python -m pip install --disable-pip-version-check llama-cpp-python==0.3.36 $$(grep -E '^(numpy|msgspec)==' requirements.lock)
 endif
 
 $(READY): requirements.lock
@@ -51,10 +56,10 @@ compile: inputs  ## CONFIG=...: YAML and checkpoint to an artifact in out/NAME/
 parity: inputs  ## CONFIG=...: transformers == static torch == onnxruntime == compiled artifact, in one table
 	$(PY) -m build.parity $(ARGUMENTS)
 
-quality: inputs  ## CONFIG=...: perplexity of each scheme on a fixed English text
+quality: inputs  ## CONFIG=...: perplexity, KL divergence and top-1 of every scheme on a fixed English text; quantize.budget is its limit
 	$(PY) -m build.quality $(ARGUMENTS)
 
-bench: inputs  ## CONFIG=...: speed of the compiled schemes against onnxruntime on the same graphs, in one run
+bench: inputs  ## CONFIG=...: speed of every scheme against onnxruntime on the same graphs and, after `make setup BENCH=1`, llama.cpp
 	$(PY) -m build.bench $(ARGUMENTS)
 
 memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths, and what that means for all layers

@@ -1,8 +1,8 @@
-"""`python -m build.bench yaml/x.yaml`: our artifacts against onnxruntime on the very graphs that they were compiled from, in one run.
+"""`python -m build.bench yaml/x.yaml`: our schemes against onnxruntime on the same graphs, and against llama.cpp on the same weights, in one run.
 
-Compiles the config twice, as fp32 and as int8. Then rounds: each contender in turn, in a process of its own that is gone before the next
-one starts (thread pools spin), does the same work; medians over the rounds are compared. onnxruntime gets its best ordinary use: default
-graph optimizations, as many threads, and caches that stay where they are: outputs are bound to the buffers that are the next call's inputs.
+Compiles the config once for each scheme. Then rounds: each contender in turn, in a process of its own that is gone before the next one starts
+(thread pools spin), does the same work; medians over the rounds are compared. The machine's limits are measured between rounds, so that each
+figure is a share of what was possible while it was taken. llama.cpp takes part after `make setup BENCH=1`, for GGUF checkpoints.
 """
 
 import argparse
@@ -10,121 +10,39 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
+from build.bench_plot import draw_speeds
 from export.config import CompileConfig, load_config
 from export.console import console, output
-from export.graphs import GraphsRecord, OnnxGraphs
-from runtime.bench import Report, Speeds, Workload, cache_bytes, cpu_name, measure, weight_bytes
-from runtime.engine import chunk_sizes
+from runtime.bench import Measured, Report, Workload, cpu_name
 from runtime.errors import UserError, run_command
 from runtime.manifest import Manifest
-from runtime.memory import METHOD, fresh_read_bandwidth
-from runtime.tensor_file import numpy_dtype
 
-SCHEMES = {"none": "fp32", "int8": "int8"}  # what is compiled, all with dtype fp32, and how it is called here
-CONTEXTS = (64, 512)
-RATIO_CONTEXT = CONTEXTS[0]
-FP32_GOAL = 1.0  # decode fp32 over onnxruntime fp32, at least
-INT8_GOAL = 2.0  # decode int8 over our fp32, at least
-WORKER_FLAG = "--onnxruntime-worker"
-
-Array = NDArray[Any]
-
-
-class OnnxruntimeEngine:
-    """Exported graphs under onnxruntime, with the face of `runtime.engine.Engine`; batch rows advance together.
-
-    Two sets of caches take turns: a call reads one and writes the other, whole, as the graph says. Every input and output is bound once
-    to a numpy array, so that a call copies nothing but what the graph itself copies.
-    """
-
-    def __init__(self, graphs: OnnxGraphs, threads: int) -> None:
-        self.record = graphs.record
-        self.position = 0
-        decode = self.record.graphs[-1]
-        self._caches = [[np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.inputs[2:]] for _ in range(2)]
-        self._current = 0  # the set that holds the past
-        used = (self.record.graphs[0], decode)  # the largest chunk is enough: it takes padding
-        self._calls = {graph.tokens: _BoundGraph(graphs, graph.name, self._caches, threads) for graph in used}
-
-    @property
-    def batch(self) -> int:
-        """Rows that every call computes."""
-        return self.record.shape.batch
-
-    def room(self) -> int | None:
-        """How many more tokens fit the caches; None when every layer has a window."""
-        return None if all(self.record.model.sliding_window) else self.record.shape.cache_len - self.position
-
-    def reset(self) -> None:
-        """Forget everything; what lies in the caches is behind every later position's mask."""
-        self.position = 0
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append equally many ids to each row of an empty engine; logits (B, vocab) after the last."""
-        ids = np.array(prompts, np.int64)
-        sizes = chunk_sizes(ids.shape[1], tuple(self._calls), may_pad=self.position == 0)
-        padded = np.pad(ids, ((0, 0), (sum(sizes) - ids.shape[1], 0)))
-        position = self.position + ids.shape[1] - padded.shape[1]
-        logits = np.empty(0, np.float32)
-        for size in sizes:
-            logits, padded = self._run(padded[:, :size], position), padded[:, size:]
-            position += size
-        self.position = position
-        return logits
-
-    def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id to each row; logits (B, vocab)."""
-        logits = self._run(np.array(ids, np.int64)[:, None], self.position)
-        self.position += 1
-        return logits
-
-    def _run(self, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        logits = self._calls[ids.shape[1]].run(self._current, ids, position)
-        self._current = 1 - self._current
-        return logits
-
-
-class _BoundGraph:
-    """One graph's session, bound for both directions between the two sets of caches."""
-
-    def __init__(self, graphs: OnnxGraphs, name: str, caches: list[list[Array]], threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors only
-        graph = next(graph for graph in graphs.record.graphs if graph.name == name)
-        self._session = onnxruntime.InferenceSession(graphs.onnx_path(graph), options, providers=["CPUExecutionProvider"])
-        self._ids, self._positions = (np.zeros(spec.shape, np.int64) for spec in graph.signature.inputs[:2])
-        self._logits = np.zeros(graph.signature.outputs[0].shape, np.float32)
-        inputs, outputs = ([spec.name for spec in specs] for specs in (graph.signature.inputs, graph.signature.outputs))
-        self._bindings = []
-        for past, present in (caches, reversed(caches)):
-            binding = self._session.io_binding()
-            for input_name, array in zip(inputs, [self._ids, self._positions, *past], strict=True):
-                binding.bind_ortvalue_input(input_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))  # shares the array's memory
-            for output_name, array in zip(outputs, [self._logits, *present], strict=True):
-                binding.bind_ortvalue_output(output_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-            self._bindings.append(binding)
-
-    def run(self, past: int, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        """One call on ids (B, T) from `position` on, reading the set of caches `past` and writing the other; logits (B, vocab)."""
-        self._ids[...] = ids
-        self._positions[...] = position + np.arange(ids.shape[1])
-        self._session.run_with_iobinding(self._bindings[past])
-        return self._logits[:, 0].copy()
+OURS, ONNXRUNTIME, LLAMA = "ours", "onnxruntime", "llama.cpp"
+SCHEMES: dict[str, list[str]] = {  # what is compiled, by what it is called here
+    "fp32": ["quantize.scheme=none", "backend.dtype=fp32"],
+    "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],
+    "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
+    "int8": ["quantize.scheme=int8", "backend.dtype=fp32", "quantize.cache=fp16"],
+    "int8_dynamic": ["quantize.scheme=int8_dynamic", "backend.dtype=fp32", "quantize.cache=fp16"],
+    "int4": ["quantize.scheme=int4", "backend.dtype=fp32", "quantize.cache=fp16"],
+    "int4_dynamic": ["quantize.scheme=int4_dynamic", "backend.dtype=fp32", "quantize.cache=fp16"],
+}
+RIVAL_SCHEMES = ("fp32", "int8")  # of which onnxruntime runs the graphs
+LLAMA_TYPES = ("F32", "F16", "Q8_0", "Q4_0")
+RIVAL_PYTHON = Path(".venv-bench/bin/python")  # `make setup BENCH=1`
+PROMPT = 512
+CONTEXTS = (64, 1024, 4096)
+SHORT, LONG = CONTEXTS[0], CONTEXTS[-1]
 
 
 @dataclass(frozen=True)
@@ -134,146 +52,214 @@ class Contender:
     what: str
     scheme: str
     command: tuple[str, ...]
+    compile_s: float | None = None  # of ours, when it was compiled in this run
 
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over the rounds: tokens per second of prefill and, by context, of decode; GB/s that decode reads at `RATIO_CONTEXT`."""
+    """Medians over the rounds: tokens per second of prefill and, by context, of decode; GB/s that decode reads at the short context."""
 
     what: str
     scheme: str
     prefill_tok_s: float
+    ttft_s: float
     decode_tok_s: dict[int, float]
     gb_s: float
+    peak_rss_mb: float
+    compile_s: float | None = None
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """One comparison that the project makes a promise about."""
+class Limits:
+    """What the machine could do while the rounds ran: the best of what was measured between them."""
+
+    read_gb_s: float
+    float32_gflop_s: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio of two figures that the project aims at: ours over a rival's, or over our own."""
 
     what: str
-    measured: float
+    ours: tuple[str, str]  # scheme, figure
+    other: tuple[str, str, str]  # contender, scheme, figure
     at_least: float
 
 
-def onnx_speeds(graphs: OnnxGraphs, workload: Workload, threads: int) -> Speeds:
-    """Time onnxruntime on exported graphs; weights count as they are stored."""
-    record: GraphsRecord = graphs.record
-    weights = weight_bytes(record.weights, tied=record.model.tied_embeddings)
-    itemsize = numpy_dtype(record.cache_dtype).itemsize
-    engine = OnnxruntimeEngine(graphs, threads)
-    return measure(engine, record.model.vocab_size, workload, lambda n: weights + cache_bytes(record.model, record.shape, n, itemsize))
+GOALS = (
+    Goal("decode fp32 / onnxruntime fp32, same graph", ("fp32", "decode"), (ONNXRUNTIME, "fp32", "decode"), 1.6),
+    Goal("decode fp32 / llama.cpp F32", ("fp32", "decode"), (LLAMA, "F32", "decode"), 1.15),
+    Goal("decode fp16 / llama.cpp F16", ("fp16", "decode"), (LLAMA, "F16", "decode"), 1.2),
+    Goal("decode int8 / llama.cpp Q8_0", ("int8", "decode"), (LLAMA, "Q8_0", "decode"), 1.7),
+    Goal("decode int4_dynamic / llama.cpp Q4_0", ("int4_dynamic", "decode"), (LLAMA, "Q4_0", "decode"), 1.8),
+    Goal("prefill fp32 / llama.cpp F32", ("fp32", "prefill"), (LLAMA, "F32", "prefill"), 1.3),
+    Goal("prefill bf16 / llama.cpp F16", ("bf16", "prefill"), (LLAMA, "F16", "prefill"), 2.5),
+    Goal("prefill int8_dynamic / llama.cpp Q8_0", ("int8_dynamic", "prefill"), (LLAMA, "Q8_0", "prefill"), 3.0),
+    Goal(f"decode int8 at {LONG} / at {SHORT}", ("int8", "long decode"), (OURS, "int8", "decode"), 0.7),
+)
 
 
-def contenders(config_path: Path, overrides: list[str], steps: int, threads: int) -> list[Contender]:
-    """Compile both variants; ours and onnxruntime's runs of each."""
-    from build.compile import exported_graphs  # these load TVM's compiler, which the worker must not
+def contenders(config_path: Path, overrides: list[str], config: CompileConfig, args: argparse.Namespace) -> list[Contender]:
+    """Compile all schemes; ours and the rivals' runs."""
+    from build.compile import exported_graphs  # these load TVM's compiler, which the workers must not
     from build.variants import compile_variant
 
-    prompt = load_config(config_path, overrides).shape.prefill_chunks[0]
-    workload = msgspec.json.encode(Workload((prompt,), CONTEXTS, steps, repeats=1)).decode()
-    flags = ["--prompt-tokens", str(prompt), "--context", ",".join(map(str, CONTEXTS)), "--tokens", str(steps), "--threads", str(threads)]
+    workload = msgspec.json.encode(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1)).decode()
+    lists = (",".join(map(str, counts)) for counts in ((PROMPT,), CONTEXTS))
+    flags = [*(part for pair in zip(("--prompt-tokens", "--context"), lists, strict=True) for part in pair), "--tokens", str(args.tokens)]
+    shape = [] if _windowed(config) else [f"shape.cache_len={max(config.shape.cache_len, LONG + args.tokens + 1)}"]
     ours, theirs = [], []
-    for scheme, label in SCHEMES.items():
-        variant = compile_variant(config_path, overrides, scheme, [f"quantize.scheme={scheme}", "backend.dtype=fp32"])
-        _check_room(variant.artifact.manifest, steps)
-        graphs = exported_graphs(load_config(variant.path), variant.path, [])
-        python = (sys.executable, "-m")
-        ours.append(Contender("ours", label, (*python, "runtime.bench", str(variant.artifact.folder), "--json", "--repeats", "1", *flags)))
-        theirs.append(Contender("onnxruntime", label, (*python, "build.bench", WORKER_FLAG, str(graphs.folder), workload, str(threads))))
+    for label, sets in SCHEMES.items():
+        start = time.monotonic()
+        variant = compile_variant(config_path, overrides, f"bench-{label}", [*shape, *sets, "quantize.keep=[]"])
+        seconds = time.monotonic() - start
+        _check_room(variant.artifact.manifest, args.tokens)
+        command = (sys.executable, "-m", "runtime.bench", str(variant.artifact.folder), "--json", "--repeats", "1", *flags)
+        ours.append(Contender(OURS, label, (*command, "--threads", str(args.threads)), seconds))
+        if label in RIVAL_SCHEMES:
+            graphs = exported_graphs(load_config(variant.path), variant.path, [])
+            command = (sys.executable, "-m", "build.rival_onnxruntime", str(graphs.folder), workload, str(args.threads))
+            theirs.append(Contender(ONNXRUNTIME, label, command))
+    if RIVAL_PYTHON.is_file() and config.frontend.checkpoint.suffix == ".gguf":
+        base = (str(RIVAL_PYTHON), "-m", "build.rival_llama", str(config.frontend.checkpoint))
+        theirs += [Contender(LLAMA, kind, (*base, kind, workload, str(args.threads))) for kind in LLAMA_TYPES]
+    else:
+        console.print("llama.cpp is left out: it needs `make setup BENCH=1` and a GGUF checkpoint")
     return [*ours, *theirs]
 
 
+def _windowed(config: CompileConfig) -> bool:
+    """Whether the config forces a window on all layers, so that no context is too long."""
+    return isinstance(config.frontend.overrides.get("sliding_window"), int)
+
+
 def _check_room(manifest: Manifest, steps: int) -> None:
-    needed, cache_len = RATIO_CONTEXT + steps, manifest.shape.cache_len
+    needed, cache_len = SHORT + steps, manifest.shape.cache_len
     if cache_len < needed and not all(manifest.model.sliding_window):
         raise UserError(f"shape.cache_len is {cache_len}, expected at least {needed} to measure in; add --set shape.cache_len={needed}")
 
 
-def run_rounds(entries: Sequence[Contender], rounds: int, threads: int) -> tuple[list[Result], float]:
-    """Each contender once a round, in order: medians over the rounds, and the best read bandwidth (GB/s) measured between them."""
-    samples: list[list[Speeds]] = [[] for _ in entries]
-    bandwidth = 0.0
+def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str) -> tuple[list[Result], Limits]:
+    """Each contender once a round, in order: medians over the rounds, and the machine's limits, measured before each round."""
+    samples: list[list[Measured]] = [[] for _ in entries]
+    limits = Limits(0.0, 0.0)
     for number in range(rounds):
-        bandwidth = max(bandwidth, fresh_read_bandwidth(threads))
-        for entry, speeds in zip(entries, samples, strict=True):
+        found = measured_limits(threads, cpu)
+        limits = Limits(max(limits.read_gb_s, found.read_gb_s), max(limits.float32_gflop_s, found.float32_gflop_s))
+        for entry, taken in zip(entries, samples, strict=True):
             console.print(f"round {number + 1} of {rounds}: {entry.what} {entry.scheme}", style="dim")
-            speeds.append(run_once(entry))
-    return [_medians(entry, speeds) for entry, speeds in zip(entries, samples, strict=True)], bandwidth
+            taken.append(run_once(entry))
+    return [_medians(entry, taken) for entry, taken in zip(entries, samples, strict=True)], limits
 
 
-def run_once(entry: Contender) -> Speeds:
+def measured_limits(threads: int, cpu: str) -> Limits:
+    """`build.limits` in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "build.limits", str(threads), cpu], check=True, stdout=subprocess.PIPE)
+    return msgspec.json.decode(done.stdout, type=Limits)
+
+
+def run_once(entry: Contender) -> Measured:
     """One contender's process, to its end."""
     done = subprocess.run(entry.command, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise UserError(f"measuring {entry.what} {entry.scheme} ended with status {done.returncode}; its own message is above")
-    return msgspec.json.decode(done.stdout, type=Report).speeds if entry.what == "ours" else msgspec.json.decode(done.stdout, type=Speeds)
+    if entry.what != OURS:
+        return msgspec.json.decode(done.stdout, type=Measured)
+    report = msgspec.json.decode(done.stdout, type=Report)
+    return Measured(report.speeds, report.peak_rss_mb)
 
 
-def _medians(entry: Contender, rounds: Sequence[Speeds]) -> Result:
-    decode = {d.context: median(r.decode[i].tok_s for r in rounds) for i, d in enumerate(rounds[0].decode)}
-    prefill = median(r.prefill[0].tok_s for r in rounds)
-    return Result(entry.what, entry.scheme, prefill, decode, median(r.decode[0].gb_s for r in rounds))
+def _medians(entry: Contender, rounds: Sequence[Measured]) -> Result:
+    speeds = [r.speeds for r in rounds]
+    decode = {d.context: median(s.decode[i].tok_s for s in speeds) for i, d in enumerate(speeds[0].decode)}
+    prefill, ttft = (median(getattr(s.prefill[0], name) for s in speeds) for name in ("tok_s", "ttft_s"))
+    gb_s, peak = median(s.decode[0].gb_s for s in speeds), median(r.peak_rss_mb for r in rounds)
+    return Result(entry.what, entry.scheme, prefill, ttft, decode, gb_s, peak, entry.compile_s)
 
 
-def promises(results: Sequence[Result]) -> list[Ratio]:
-    """What the project promises, measured on decode at `RATIO_CONTEXT`."""
-    speed = {(result.what, result.scheme): result.decode_tok_s[RATIO_CONTEXT] for result in results}
-    return [
-        Ratio("decode fp32 against onnxruntime fp32", speed["ours", "fp32"] / speed["onnxruntime", "fp32"], FP32_GOAL),
-        Ratio("decode int8 against our fp32", speed["ours", "int8"] / speed["ours", "fp32"], INT8_GOAL),
-    ]
+def ratios(results: Sequence[Result]) -> list[tuple[Goal, float]]:
+    """Every goal whose contenders ran, with what was measured."""
+    figures: dict[tuple[str, str, str], float] = {}
+    for r in results:
+        figures[r.what, r.scheme, "prefill"] = r.prefill_tok_s
+        figures[r.what, r.scheme, "decode"] = r.decode_tok_s[SHORT]
+        if LONG in r.decode_tok_s:
+            figures[r.what, r.scheme, "long decode"] = r.decode_tok_s[LONG]
+    return [(goal, figures[OURS, *goal.ours] / figures[goal.other]) for goal in GOALS if (OURS, *goal.ours) in figures and goal.other in figures]
 
 
-def results_table(results: Sequence[Result], bandwidth: float, prompt: int) -> Table:
-    """One row a contender; the ratio is decode at `RATIO_CONTEXT` over onnxruntime fp32."""
-    base = next(r for r in results if (r.what, r.scheme) == ("onnxruntime", "fp32")).decode_tok_s[RATIO_CONTEXT]
+def results_table(results: Sequence[Result], limits: Limits, flops: float) -> Table:
+    """One row a contender. The share of decode is of the read bandwidth, that of prefill of the float32 peak (`flops`: operations per token)."""
     table = Table(title="medians, tokens per second")
-    for name in ("what", "scheme", f"prefill {prompt}", *(f"decode at {n}" for n in results[0].decode_tok_s), "GB/s", "share", "ratio"):
-        table.add_column(name, justify="left" if name in ("what", "scheme") else "right")
+    contexts = [f"decode at {n}" for n in results[0].decode_tok_s]
+    for name in ("what", "weights", f"prefill {PROMPT}", "of peak", *contexts, "GB/s", "of read", "peak MB", "compile s"):
+        table.add_column(name, justify="left" if name in ("what", "weights") else "right")
     for r in results:
         decode = [f"{speed:,.1f}" for speed in r.decode_tok_s.values()]
-        rates = [f"{r.gb_s:.2f}", f"{r.gb_s / bandwidth:.0%}", f"{r.decode_tok_s[RATIO_CONTEXT] / base:.2f}"]
-        table.add_row(r.what, r.scheme, f"{r.prefill_tok_s:,.1f}", *decode, *rates)
+        prefill = (f"{r.prefill_tok_s:,.0f}", f"{r.prefill_tok_s * flops / 1e9 / limits.float32_gflop_s:.0%}")
+        rest = (f"{r.gb_s:.1f}", f"{r.gb_s / limits.read_gb_s:.0%}", f"{r.peak_rss_mb:,.0f}", "" if r.compile_s is None else f"{r.compile_s:.0f}")
+        table.add_row(r.what, r.scheme, *prefill, *decode, *rest)
     return table
 
 
-def work(graphs: str, workload: str, threads: str) -> int:
-    """The worker's command: time onnxruntime once and print `Speeds` as JSON."""
-    speeds = onnx_speeds(OnnxGraphs.open(Path(graphs)), msgspec.json.decode(workload, type=Workload), int(threads))
-    print(json.dumps(asdict(speeds)))
-    return 0
+def goals_table(measured: Sequence[tuple[Goal, float]]) -> Table:
+    """Each ratio beside what the project aims at."""
+    table = Table(title="ratios within this run")
+    for name in ("ratio", "measured", "goal", ""):
+        table.add_column(name, justify="right" if name in ("measured", "goal") else "left")
+    for goal, value in measured:
+        table.add_row(goal.what, f"{value:.2f}", f"{goal.at_least:.2f}", "reached" if value >= goal.at_least else "missed")
+    return table
+
+
+def flops_per_token(config: CompileConfig) -> float:
+    """Multiplications and additions of all matrices, for one token of a prompt; the head, which sees only the last one, is left out."""
+    from export.plan import open_configured
+
+    checkpoint = open_configured(config)
+    sizes = [checkpoint.shape(name) for name in checkpoint.names() if name.startswith("layers.")]
+    return 2.0 * sum(shape[0] * shape[1] for shape in sizes if len(shape) > 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compile, measure, print, and write the JSON; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == [WORKER_FLAG]:
-        return work(*argv[1:])
+    """Compile, measure, print, draw, and write the JSON; returns the exit status."""
     args = _parser().parse_args(argv)
     config = load_config(args.config, args.overrides)
     _check(config, args)
-    results, bandwidth = run_rounds(contenders(args.config, args.overrides, args.tokens, args.threads), args.rounds, args.threads)
-    machine = f"{cpu_name()}, {args.threads} threads, {bandwidth:.1f} GB/s read, {datetime.now(UTC):%Y-%m-%d}"
-    output.print(results_table(results, bandwidth, config.shape.prefill_chunks[0]))
-    ratios = promises(results)
-    for r in ratios:
-        output.print(f"{r.what}: {r.measured:.2f} (at least {r.at_least:.1f})")
+    results, limits = run_rounds(contenders(args.config, args.overrides, config, args), args.rounds, args.threads, config.backend.cpu)
+    machine = (
+        f"{cpu_name()}, {args.threads} threads, reads {limits.read_gb_s:.1f} GB/s, multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32, "
+        f"{datetime.now(UTC):%Y-%m-%d}"
+    )
+    measured = ratios(results)
+    output.print(results_table(results, limits, flops_per_token(config)))
+    output.print(goals_table(measured))
     output.print(machine)
     path = args.json or Path("out/bench") / f"{args.config.stem}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine, "bandwidth_gb_s": bandwidth, "bandwidth_method": METHOD, "rounds": args.rounds, "tokens": args.tokens}
-    path.write_text(json.dumps(record | {"results": [asdict(r) for r in results], "ratios": [asdict(r) for r in ratios]}, indent=1) + "\n")
+    write_json(path, machine, results, limits, measured, {"rounds": args.rounds, "tokens": args.tokens})
+    draw_speeds(results, PROMPT, path.with_suffix(".svg"))
+    output.print(f"figures and plot: {path}, {path.with_suffix('.svg')}")
     return 0
 
 
+def write_json(
+    path: Path, machine: str, results: Sequence[Result], limits: Limits, measured: Sequence[tuple[Goal, float]], how: Mapping[str, int]
+) -> None:
+    """All figures, for a program."""
+    goals = [{"what": goal.what, "measured": value, "at_least": goal.at_least} for goal, value in measured]
+    record = {"machine": machine, "limits": asdict(limits), **how, "results": [asdict(r) for r in results], "ratios": goals}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m build.bench", description="Measure our artifacts against onnxruntime.")
+    parser = argparse.ArgumentParser(prog="python -m build.bench", description="Measure our artifacts against onnxruntime and llama.cpp.")
     parser.add_argument("config", type=Path, help="YAML file, such as yaml/demo.yaml")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set one value, may be repeated")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go (default: out/bench/NAME.json)")
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="decode steps at each context (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times that each contender runs (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times that each contender runs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="CPU threads of each (default: all cores)")
     return parser
 

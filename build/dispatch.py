@@ -217,7 +217,7 @@ def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
     """The same expression over new variables."""
     if isinstance(expression, relax.Var):
         if expression not in new:
-            raise UserError(f"the graph reads the weight {expression.name_hint} in a form that no kernel has; export the graphs again")
+            raise UserError(f"the graph reads the weight {expression.name} in a form that no kernel has; export the graphs again")
         return new[expression]
     if isinstance(expression, relax.Tuple):
         return relax.Tuple([_substitute(field, new) for field in expression.fields])

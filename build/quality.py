@@ -1,95 +1,231 @@
-"""`python -m build.quality yaml/x.yaml`: what each scheme costs in quality, as perplexity on a fixed English text (Carroll, 1865, first pages)."""
+"""`python -m build.quality yaml/x.yaml`: what each way of storing weights costs in quality, against float32, on a fixed English text.
 
-from dataclasses import dataclass
+The text is the first pages of Newton's Opticks (4th edition, 1730, Project Gutenberg), which the pinned package `apache-tvm-ffi` carries as test
+data. It is cut into `ROWS` sequences that a batch reads side by side, all variants in step, so that no distribution has to be kept. Exit status 1
+when the config's own scheme costs more perplexity than `quantize.budget` allows.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from build.variants import compile_variant
-from export.config import config_parser
-from export.console import output, step_bar
+from build.quality_plot import draw_errors, draw_quality
+from build.variants import Variant, compile_variant
+from export.checkpoint import Checkpoint
+from export.config import config_parser, load_config
+from export.console import console, output, step_bar
+from export.graphs import OnnxGraphs
+from export.plan import export_key, open_configured, workspace_of
+from export.quantize import load, specs
+from export.stage import stage_folder
 from runtime.engine import Engine
 from runtime.errors import UserError, run_command
+from runtime.manifest import Quantization
 from runtime.tokenizer import open_tokenizer
 
-TEXT = Path(__file__).parent / "english.txt"
-SCHEMES = ("none", "int8")  # the first is what the others are compared with
+ROWS, LENGTH = 8, 1024  # sequences, and tokens of each that are predicted: 8192 in all
+TEXT = ("tvm_ffi", "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt")
+TEXT_SHA256 = "d4a9ac22462b35e7821a4f2706c211093da678620a8f9997989ee7cf8d507bbd"
+TEXT_START = "DEFIN. I."  # what comes before is front matter
+BASELINE = "fp32"
+PLAIN = ["quantize.keep=[]", "quantize.cache=auto"]
+VARIANTS: dict[str, list[str]] = {  # by label, what is set; the first is what the others are compared with
+    BASELINE: ["quantize.scheme=none", "backend.dtype=fp32"],
+    "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],
+    "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
+    "int8": ["quantize.scheme=int8", "backend.dtype=fp32"],
+    "int8_dynamic": ["quantize.scheme=int8_dynamic", "backend.dtype=fp32"],
+    "int4": ["quantize.scheme=int4", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],
+    "int4-zero-points": ["quantize.scheme=int4", "quantize.symmetric=false", "quantize.group_size=32", "backend.dtype=fp32"],
+    "int4_dynamic": ["quantize.scheme=int4_dynamic", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],
+}
+OWN = "this config"
+OVER_BUDGET = 1  # exit status
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well one scheme predicts the text."""
+    """How well one variant predicts the text."""
 
-    scheme: str
+    variant: str
     tokens: int
     perplexity: float  # exp of the mean negative log-likelihood per token
-    divergence: float  # mean Kullback-Leibler divergence from the first scheme, nats per token
-    agreement: float  # share of positions with the same most likely token as the first scheme
+    divergence: float  # mean Kullback-Leibler divergence from the first variant, nats per token
+    agreement: float  # share of positions with the same most likely token as the first variant
     weight_bytes: int
 
 
+@dataclass
+class Sums:
+    """What is added up over the text for one variant."""
+
+    likelihood: float = 0.0
+    divergence: float = 0.0
+    agreed: int = 0
+    tokens: int = 0
+
+    def add(self, scores: NDArray[np.float64], baseline: NDArray[np.float64], targets: NDArray[np.int64]) -> None:
+        """Log-probabilities (rows, vocab) of this variant and of the baseline, and the tokens that came (rows,)."""
+        self.likelihood += float(scores[np.arange(len(targets)), targets].sum())
+        self.divergence += float((np.exp(baseline) * (baseline - scores)).sum())
+        self.agreed += int((scores.argmax(-1) == baseline.argmax(-1)).sum())
+        self.tokens += len(targets)
+
+    def quality(self, variant: str, weight_bytes: int) -> Quality:
+        """The means."""
+        perplexity = float(np.exp(-self.likelihood / self.tokens))
+        return Quality(variant, self.tokens, perplexity, self.divergence / self.tokens, self.agreed / self.tokens, weight_bytes)
+
+
 def main() -> int:
-    """Compile, measure, print; returns the exit status."""
-    arguments = config_parser("Compare the quality of weight schemes.").parse_args()
-    folders = {
-        scheme: compile_variant(arguments.config, arguments.overrides, scheme, [f"quantize.scheme={scheme}"]).artifact.folder for scheme in SCHEMES
-    }
-    output.print(table(measure(folders)))
-    return 0
+    """Compile, measure, print, draw; returns the exit status."""
+    arguments = parser().parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    if config.backend.target != "llvm":
+        raise UserError(f"backend.target is {config.backend.target}, expected llvm, which runs here; add --set backend.target=llvm")
+    variants = compile_variants(arguments.config, arguments.overrides, arguments.variants)
+    results = measure({label: variant.artifact.folder for label, variant in variants.items()})
+    folder = Path("out/quality")
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = open_configured(config)
+    errors = {label: layer_errors(checkpoint, graphs_of(variant)) for label, variant in variants.items() if "int4" in label or label == "int8"}
+    stem = arguments.config.stem
+    (folder / f"{stem}.json").write_text(json.dumps({"quality": [asdict(row) for row in results], "layer_errors": errors}, indent=1) + "\n")
+    draw_quality(results, folder / f"{stem}.svg")
+    if errors:
+        draw_errors(errors, folder / f"{stem}-layers.svg")
+    output.print(table(results))
+    output.print(f"figures and plots: {folder}/{stem}.json, {stem}.svg, {stem}-layers.svg")
+    return check_budget(results, config.quantize.budget)
 
 
-def measure(folders: dict[str, Path]) -> list[Quality]:
-    """Run every artifact token by token over the text; the first one is the baseline."""
-    ids = text_ids(next(iter(folders.values())))
-    baseline: NDArray[np.float32] | None = None
-    results = []
-    with step_bar("reading the text", len(folders) * (len(ids) - 1)) as bar:
-        for scheme, folder in folders.items():
-            engine = Engine.open(folder)
-            scores = np.empty((len(ids) - 1, engine.manifest.model.vocab_size), np.float32)
-            for i, token_id in enumerate(ids[:-1]):
-                scores[i] = log_softmax(engine.decode([token_id])[0])
-                bar.advance(1)
-            baseline = scores if baseline is None else baseline
-            results.append(_quality(scheme, scores, baseline, np.array(ids[1:]), (folder / "weights.safetensors").stat().st_size))
-    return results
-
-
-def text_ids(folder: Path) -> list[int]:
-    """The text in the artifact's tokens, as far as its caches hold it."""
-    engine = Engine.open(folder)
-    if engine.manifest.tokenizer is None or engine.batch != 1:
-        raise UserError(f"{folder} has no tokenizer or a batch of {engine.batch}; quality needs a tokenizer and shape.batch: 1")
-    ids = open_tokenizer(engine.manifest.tokenizer, folder).encode(TEXT.read_text())
-    return ids[: engine.room()]
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log-probabilities of logits (vocab,), in float64."""
-    shifted = logits.astype(np.float64) - logits.max()
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = config_parser("Compare the quality of weight schemes.")
+    names = ",".join(VARIANTS)
+    result.add_argument("--variants", default=names, metavar="A,B", help=f"what to compare with {BASELINE} and the config (default: {names})")
     return result
 
 
-def _quality(scheme: str, scores: NDArray[np.float32], baseline: NDArray[np.float32], targets: NDArray[np.int64], nbytes: int) -> Quality:
-    likelihood = scores[np.arange(len(targets)), targets].astype(np.float64)
-    divergence = (np.exp(baseline, dtype=np.float64) * (baseline - scores)).sum(-1).mean()
-    agreement = (scores.argmax(-1) == baseline.argmax(-1)).mean()
-    return Quality(scheme, len(targets), float(np.exp(-likelihood.mean())), float(divergence), float(agreement), nbytes)
+def compile_variants(path: Path, overrides: list[str], wanted: str) -> dict[str, Variant]:
+    """Every variant compiled for `ROWS` sequences, the baseline first and the config's own scheme last."""
+    labels = [BASELINE, *(label for label in wanted.split(",") if label != BASELINE)]
+    unknown = [label for label in labels if label not in VARIANTS]
+    if unknown:
+        raise UserError(f"--variants names {unknown[0]}, expected some of {', '.join(VARIANTS)}")
+    shape = [f"shape.batch={ROWS}", f"shape.cache_len={LENGTH}", "shape.prefill_chunk=16"]
+    changes = {label: [*VARIANTS[label], *PLAIN] for label in labels} | {OWN: []}
+    folders = {label: "quality-" + ("own" if label == OWN else label) for label in changes}
+    variants = {label: compile_variant(path, overrides, folders[label], [*shape, *sets]) for label, sets in changes.items()}
+    own = variants[OWN].artifact.manifest
+    same = [label for label in labels if _stored_alike(variants[label], own.quantization, own.target.dtype, own.cache_dtype)]
+    if same:
+        console.print(f"the config stores weights as {same[0]} does")
+        return {(f"{label} ({OWN})" if label == same[0] else label): variant for label, variant in variants.items() if label != OWN}
+    return variants
+
+
+def _stored_alike(variant: Variant, quantization: Quantization, dtype: str, cache: str) -> bool:
+    manifest = variant.artifact.manifest
+    plain_dtype = manifest.target.dtype == dtype or (quantization.scheme != "none" and manifest.model.tied_embeddings)
+    return manifest.quantization.label == quantization.label and plain_dtype and manifest.cache_dtype == cache
+
+
+def measure(folders: Mapping[str, Path]) -> list[Quality]:
+    """All artifacts over the text, step by step; the first one is the baseline."""
+    engines = {label: Engine.open(folder) for label, folder in folders.items()}
+    rows = text_rows(next(iter(folders.values())), next(iter(engines.values())))
+    sums = {label: Sums() for label in engines}
+    with step_bar("reading the text", rows.shape[1] - 1) as bar:
+        for i in range(rows.shape[1] - 1):
+            baseline: NDArray[np.float64] | None = None
+            for label, engine in engines.items():
+                scores = log_softmax(engine.decode(rows[:, i].tolist()))
+                baseline = scores if baseline is None else baseline
+                sums[label].add(scores, baseline, rows[:, i + 1])
+            bar.advance(1)
+    return [sums[label].quality(label, (folder / "weights.safetensors").stat().st_size) for label, folder in folders.items()]
+
+
+def text_rows(folder: Path, engine: Engine) -> NDArray[np.int64]:
+    """The text's tokens as (rows, length + 1) for the engine's batch; each row goes on where the one before ends, and the caches hold it."""
+    if engine.manifest.tokenizer is None:
+        raise UserError(f"{folder} has no tokenizer, without which a text cannot be read; quality needs a checkpoint with a tokenizer")
+    length = min(LENGTH, engine.room() or LENGTH)
+    ids = open_tokenizer(engine.manifest.tokenizer, folder).encode(text())
+    wanted = engine.batch * length + 1
+    if len(ids) < wanted:
+        raise UserError(f"the text has {len(ids)} tokens, expected at least {wanted}")
+    return np.stack([ids[row * length : (row + 1) * length + 1] for row in range(engine.batch)])
+
+
+def text() -> str:
+    """The English text, after checking that it is the one that we know."""
+    package, member = TEXT
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / member if spec and spec.origin else Path(package) / member
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != TEXT_SHA256:
+        raise UserError(f"{path} is not the text that quality is measured on; install the pinned packages again with `make setup`")
+    whole = data.decode("utf-8").replace("\r\n", "\n")
+    return whole[whole.index(TEXT_START) :]
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log-probabilities of logits (rows, vocab), in float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
+
+
+def graphs_of(variant: Variant) -> OnnxGraphs:
+    """The exported graphs of a compiled variant."""
+    config = load_config(variant.path)
+    return OnnxGraphs.open(stage_folder(workspace_of(config, variant.artifact.folder), "graphs", export_key(config)))
+
+
+def layer_errors(checkpoint: Checkpoint, graphs: OnnxGraphs) -> dict[str, list[float]]:
+    """How far each matrix of each layer is off as stored: |stored - checkpoint| / |checkpoint|, Frobenius norms, by kind of matrix."""
+    source = graphs.weights()
+    errors: dict[str, list[float]] = {}
+    for tensor in graphs.record.tensors:
+        if tensor.stored.scaled:
+            exact = checkpoint.tensor(tensor.name).astype(np.float32)
+            stored = load(tensor, {spec.name: source.read(spec.name) for spec in specs(tensor)})
+            kind = tensor.name.removesuffix(".weight").split(".")[-1]
+            errors.setdefault(kind, []).append(float(np.linalg.norm(stored - exact) / np.linalg.norm(exact)))
+    return errors
+
+
+def check_budget(results: Sequence[Quality], budget: float | None) -> int:
+    """Say whether the config keeps its budget (percent of perplexity); the exit status."""
+    if budget is None:
+        return 0
+    own = next(row for row in results if OWN in row.variant)
+    change = 100 * (own.perplexity / results[0].perplexity - 1)
+    kept = change <= budget
+    output.print(f"quantize.budget: {change:+.3f} % of perplexity, {'within' if kept else 'more than'} the {budget:g} % that the config allows")
+    return 0 if kept else OVER_BUDGET
 
 
 def table(results: list[Quality]) -> Table:
-    """One row a scheme."""
+    """One row a variant."""
     result = Table(title=f"quality on {results[0].tokens} tokens of English", title_justify="left")
-    result.add_column("scheme")
-    for name in ("perplexity", "change", "KL divergence", "same top-1", "weights"):
+    result.add_column("weights")
+    for name in ("perplexity", "change", "KL divergence", "same top-1", "size"):
         result.add_column(name, justify="right")
     for row in results:
-        change = f"{row.perplexity / results[0].perplexity - 1:+.2%}"
-        numbers = (f"{row.perplexity:.3f}", change, f"{row.divergence:.5f}", f"{row.agreement:.2%}", f"{row.weight_bytes / 1e6:,.1f} MB")
-        result.add_row(row.scheme, *numbers)
+        change = "" if row is results[0] else f"{row.perplexity / results[0].perplexity - 1:+.2%}"
+        compared = ("", "") if row is results[0] else (f"{row.divergence:.5f}", f"{row.agreement:.2%}")
+        result.add_row(row.variant, f"{row.perplexity:.3f}", change, *compared, f"{row.weight_bytes / 1e6:,.1f} MB")
     return result
 
 

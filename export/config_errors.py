@@ -85,7 +85,7 @@ def _expected(path: KeyPath, root: Section) -> str:
         field = _keys(section)[str(key)]
         inner = _inner(field)
         if inner is None:
-            return field.description or f"one of {', '.join(get_args(field.annotation))}"
+            return field.description or f"one of {', '.join(map(str, get_args(field.annotation)))}"
         section = inner
     return f"a mapping with the keys {', '.join(_keys(section))}"
 

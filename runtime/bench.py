@@ -95,6 +95,14 @@ class Speeds:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What one run of one contender gave: its speeds, and the most memory that its process held."""
+
+    speeds: Speeds
+    peak_rss_mb: float
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the command says."""
 
@@ -125,21 +133,25 @@ def cache_bytes(model: ModelConfig, shape: Shape, context: int, itemsize: int) -
 
 
 def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes: Callable[[int], int]) -> Speeds:
-    """Time the workload, each repeat going through all of it, after one that is not counted; `step_bytes` gives what a step reads at a context."""
+    """Time the workload, each repeat going through all of it; `step_bytes` gives what a step reads at a context."""
     engine.reset()
     fitting = workload.within(engine.room())
     ids = np.random.default_rng(SEED).integers(vocab_size, size=(engine.batch, max((*workload.prompt_tokens, *workload.contexts, 1))))
     prefill: dict[int, list[float]] = {n: [] for n in fitting.prompt_tokens}
     decode: dict[int, list[float]] = {n: [] for n in fitting.contexts}
-    for _ in range(fitting.repeats + 1):  # the first round touches code and weights for the first time, and is dropped
+    if fitting.prompt_tokens:  # what touches code and weights for the first time is not counted
+        _first_token_seconds(engine, ids[:, : min(fitting.prompt_tokens)])
+    if fitting.contexts:
+        _step_seconds(engine, ids[:, : min(fitting.contexts)], 1)
+    for _ in range(fitting.repeats):
         for n, samples in prefill.items():
             samples.append(_first_token_seconds(engine, ids[:, :n]))
         for n, samples in decode.items():
             samples.append(_step_seconds(engine, ids[:, :n], fitting.steps))
     engine.reset()
     return Speeds(
-        tuple(PrefillSpeed(n, median(s[1:]), engine.batch * n / median(s[1:])) for n, s in prefill.items()),
-        tuple(_decode_speed(n, median(s[1:]), engine.batch, step_bytes(n + fitting.steps // 2)) for n, s in decode.items()),
+        tuple(PrefillSpeed(n, median(s), engine.batch * n / median(s)) for n, s in prefill.items()),
+        tuple(_decode_speed(n, median(s), engine.batch, step_bytes(n + fitting.steps // 2)) for n, s in decode.items()),
         _skipped(workload, fitting, engine.room()),
     )
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from build.compile import compile_config
+from build.kernels.cpu.attention import ring_block
 from export.checkpoint import Checkpoint
 from export.config import CompileConfig, artifact_dir, load_config
 from export.graphs import OnnxGraphs
@@ -24,6 +25,7 @@ from export.plan import export_key, open_configured, workspace_of
 from export.quantize import load
 from export.stage import run_stage
 from runtime.manifest import ModelConfig
+from tests import reference
 from tests.tiny import write_tiny_mistral
 
 WINDOW = 8
@@ -130,12 +132,23 @@ def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
     return {tensor.name: load(tensor, arrays) for tensor in graphs.record.tensors}
 
 
-def static_model(model: ModelConfig, cache_lens: tuple[int, ...], weights: Mapping[str, NDArray[Any]]) -> StaticModel:
+def static_model(model: ModelConfig, cache_lens: tuple[int, ...], weights: Mapping[str, NDArray[Any]], rounded: Sequence[str] = ()) -> StaticModel:
     """Our torch module with weights and constants in place."""
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**weights, **constants(model, cache_lens)}.items()}
     module = StaticModel(model, cache_lens).eval()
     module.load_state_dict(tensors, strict=True)
+    module.round_products(rounded)
     return module
+
+
+def rounded_weights(graphs: OnnxGraphs) -> list[str]:
+    """The weights whose tokens are rounded to int8."""
+    return [tensor.name for tensor in graphs.record.tensors if tensor.stored.dynamic]
+
+
+def bound(graphs: OnnxGraphs) -> float:
+    """`tests.reference.bound` of exported graphs."""
+    return reference.bound(graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, rounded=bool(rounded_weights(graphs)))
 
 
 class Shifted:
@@ -189,6 +202,17 @@ def onnx_session(path: Path) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def by_slot(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """An engine's rings (B, n_kv_heads, slots, head_dim) in order of slots: keys lie in blocks of slots, (slots / block, head_dim, block)."""
+    ordered = []
+    for i, ring in enumerate(caches):
+        batch, heads, slots, head_dim = ring.shape
+        block = ring_block(slots) if i % 2 == 0 else 1
+        blocks = ring.reshape(batch, heads, slots // block, head_dim, block)
+        ordered.append(blocks.swapaxes(3, 4).reshape(ring.shape) if i % 2 == 0 else ring)
+    return ordered
 
 
 def random_ids(count: int, vocab_size: int, seed: int = 0) -> list[int]:

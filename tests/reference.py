@@ -74,17 +74,19 @@ def rotated(x: Float64, theta: float) -> Float64:
     return np.concatenate([turned.real, turned.imag], axis=1)
 
 
-def bound(model: ModelConfig, longest: int, dtype: str = "float32") -> float:
+def bound(model: ModelConfig, longest: int, dtype: str = "float32", *, rounded: bool = False) -> float:
     """How far two correct float32 implementations may end apart: max |a - b| / max |b| over the logits.
 
     A sum of K terms in any order errs by about sqrt(K) u (Higham and Mary, 2019). Each layer has 8 sums in a row (2 norms, wqkv, scores, mix, wo,
     w13, w2), then come the last norm and the head. Both sides err, hence twice. Caches of float16 round each key and value once more, and where
-    the two sides differ before that rounding, they may end one float16 step apart: independent errors, so their root.
+    the two sides differ before that rounding, they may end one float16 step apart: independent errors, so their root. Where tokens are `rounded` to
+    127 levels before products, the two sides may likewise end half a level apart.
     """
     sums = 8 * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, longest)
     error = sums * np.sqrt(terms) * FLOAT32_ROUNDOFF
-    return float(2 * (error + (np.sqrt(sums) * FLOAT16_ROUNDOFF if dtype == "float16" else 0)))
+    error += np.sqrt(sums) * (FLOAT16_ROUNDOFF if dtype == "float16" else 0)
+    return float(2 * (error + np.sqrt(sums) * (0.5 / 127 if rounded else 0)))
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from build.quality import measure, text
 from export.checkpoint import open_checkpoint
 from export.fetch import DOWNLOADS, fetch
 from export.reference_model import load_reference
@@ -99,7 +100,7 @@ def theirs(gguf: Path, overrides: dict[str, object], prompts: list[list[int]]) -
 
 def long_text(artifact: Path, tokens: int) -> list[int]:
     manifest = Engine.open(artifact).manifest
-    ids = open_tokenizer(manifest.tokenizer, artifact).encode((ROOT / "build" / "english.txt").read_text())
+    ids = open_tokenizer(manifest.tokenizer, artifact).encode(text())
     assert len(ids) >= tokens
     return ids[:tokens]
 
@@ -119,8 +120,6 @@ def test_greedy_tokens_equal_transformers_across_the_window(windowed, gguf):
 
 
 def test_int8_costs_less_than_one_percent_of_perplexity(fp32, int8):
-    from build.quality import measure
-
     baseline, quantized = measure({"none": fp32, "int8": int8})
     assert baseline.tokens > 900
     assert quantized.perplexity < 1.01 * baseline.perplexity

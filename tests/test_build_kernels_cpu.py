@@ -380,7 +380,9 @@ def test_rolling_attention(level, name):
     rings = [aligned(np.full((batch, kv, case.window, d), NEVER_WRITTEN, case.dtype)) for _ in range(2)]
     found = []
     start = 0
-    kernels = {t: compiled(rolling_attention(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale))) for t in set(case.chunks)}
+    kernels = {
+        t: compiled(rolling_attention(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale))) for t in set(case.chunks)
+    }
     for tokens in case.chunks:
         part = slice(start, start + tokens)
         out = output(batch, tokens, h * d)

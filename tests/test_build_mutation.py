@@ -11,14 +11,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from build.dispatch import find_regions
+from build.compiler import relax
+from build.dispatch import dispatch, find_regions
 from build.importer import import_graphs
+from build.kernels.table import kernel_set_of
+from build.pack import packed_weights
 from export.graphs import OnnxGraphs
 from export.stage import ROOT
 from runtime.errors import UserError
+from runtime.manifest import TargetSpec
 from tests.artifacts import WINDOW
 
 Graph = onnx.GraphProto
+TARGET = TargetSpec(kind="llvm", dtype="fp32", cpu="x86-64-v3", cpu_features=("avx2", "fma"))
 
 
 def producer(graph: Graph, name: str) -> onnx.NodeProto:
@@ -143,6 +148,12 @@ def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
     return OnnxGraphs.open(folder)
 
 
+def regions_of(module, graph):
+    """What dispatch finds for the CPU."""
+    packed = [relax.Var(spec.name, relax.TensorType(spec.shape, spec.dtype)) for spec in packed_weights(module.record)]
+    return find_regions(module, graph, kernel_set_of(TARGET), packed)
+
+
 @pytest.fixture(scope="module")
 def case(compile_case):
     return compile_case("windowed")
@@ -155,16 +166,65 @@ def test_a_mutated_graph_is_refused(case, tmp_path, name, mutation):
     module = import_graphs(graphs)
     (graph,) = [graph for graph in graphs.record.graphs if graph.name == name]
     with pytest.raises(UserError, match=rf"^{name}: past_key_values\.0\.(key|value) .*window"):
-        find_regions(module, graph)
+        regions_of(module, graph)
     (intact,) = [graph for graph in graphs.record.graphs if graph.name == "prefill_16"]
-    assert find_regions(module, intact)  # the other graphs of the same folder still match
+    assert regions_of(module, intact)  # the other graphs of the same folder still match
 
 
 @pytest.mark.parametrize("name", ["decode", "prefill_4"])
 def test_nothing_changed_is_accepted(case, tmp_path, name):
     graphs = mutated(case.graphs, name, lambda _: None, tmp_path / "graphs")
     (graph,) = [graph for graph in graphs.record.graphs if graph.name == name]
-    assert find_regions(import_graphs(graphs), graph)
+    assert regions_of(import_graphs(graphs), graph)
+
+
+def dequantized_by_column(graph: Graph) -> None:
+    """int8 with its scales taken for those of columns."""
+    (axis,) = [a for a in producer(graph, "layers.0.attention.wqkv.weight.float32").attribute if a.name == "axis"]
+    axis.i = 1
+
+
+def in_larger_groups(graph: Graph) -> None:
+    """int4 with groups of other sizes."""
+    (size,) = [a for a in producer(graph, "layers.0.attention.wo.weight.float32").attribute if a.name == "block_size"]
+    size.i = 16
+
+
+def scales_swapped(graph: Graph) -> None:
+    """Two matrices of one shape, each with the other's scales."""
+    one, other = (producer(graph, f"layers.{i}.feed_forward.w2.weight.float32") for i in (0, 1))
+    one.input[1], other.input[1] = other.input[1], one.input[1]
+
+
+@pytest.mark.parametrize(
+    ("case_name", "mutation", "name"),
+    [
+        ("int8", dequantized_by_column, "layers.0.attention.wqkv"),
+        ("int4", in_larger_groups, "layers.0.attention.wo"),
+        ("int4", scales_swapped, "layers.0.feed_forward.w2"),
+    ],
+)
+def test_weights_that_are_widened_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation, name):
+    """The record says how weights are stored; a graph that reads them otherwise would be compiled to something else than onnxruntime runs."""
+    folder = tmp_path / "graphs"
+    shutil.copytree(compile_case(case_name).graphs.folder, folder)
+    proto = onnx.load(folder / "decode.onnx", load_external_data=False)
+    mutation(proto.graph)
+    onnx.save(proto, folder / "decode.onnx")
+    with pytest.raises(UserError, match=rf"decode.onnx: {name}.weight is not widened as int. by .*, as its record says; export the graphs again"):
+        import_graphs(OnnxGraphs.open(folder))
+
+
+def levels_changed(graph: Graph) -> None:
+    """Tokens rounded to fewer levels than the kernels round them to."""
+    (levels,) = [t for t in graph.initializer if t.name == "dynamic.levels"]
+    levels.CopyFrom(numpy_helper.from_array(np.array(63, np.float32), "dynamic.levels"))
+
+
+def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path):
+    graphs = mutated(compile_case("int4").graphs, "decode", levels_changed, tmp_path / "graphs")
+    with pytest.raises(UserError, match=r"reads the weight .* in a form that no kernel has"):
+        dispatch(import_graphs(graphs), TARGET)
 
 
 def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
@@ -177,7 +237,7 @@ def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
 
     graphs = mutated(case.graphs, "decode", halve, tmp_path / "graphs")
     graph = graphs.record.graphs[-1]
-    regions = find_regions(import_graphs(graphs), graph).values()
+    regions = regions_of(import_graphs(graphs), graph).values()
     assert [region.arguments[0].scale for region in regions if region.op == "rolling_attention"] == [16**-0.5 / 2, 16**-0.5]
 
 

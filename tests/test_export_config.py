@@ -102,7 +102,15 @@ def test_least_config_takes_every_default(write):
         "name": "least",
         "frontend": {"checkpoint": "models/least", "type": "auto", "head": "auto", "instruct": False, "overrides": {}},
         "shape": {"batch": 1, "prefill_chunks": [128, 16], "cache_len": 4096},
-        "quantize": {"scheme": "none"},
+        "quantize": {
+            "scheme": "none",
+            "group_size": 32,
+            "symmetric": True,
+            "keep": [],
+            "keep_scheme": "int8",
+            "cache": "auto",
+            "budget": None,
+        },
         "backend": {"target": "llvm", "cpu": "x86-64-v3", "arch": [], "dtype": "fp32"},
         "workspace": {"path": "out/.work", "workers": None},
     }
@@ -155,7 +163,9 @@ def test_description_says_the_same_config_to_any_yaml_reader(write, text):
 def test_description_marks_exactly_the_defaults(write):
     config = load_config(write(LEAST), ["shape.batch=1"])
     marked = {line.split(":")[0].strip() for line in describe_defaults(config) if line.endswith("  # default")}
-    assert marked == {"type", "head", "instruct", "overrides", "prefill_chunk", "cache_len", "scheme", "cpu", "arch", "dtype", "path", "workers"}
+    stored = {"scheme", "group_size", "symmetric", "keep", "keep_scheme", "cache", "budget"}
+    rest = {"type", "head", "instruct", "overrides", "prefill_chunk", "cache_len", "cpu", "arch", "dtype", "path", "workers"}
+    assert marked == stored | rest
 
 
 @pytest.mark.parametrize("text", ["1e5", "true", "null", "12", "0x1f", "a b", "x: y", "# no", "", "é", "-", "~", '"', "a\nb", "\x7f"])
@@ -209,7 +219,26 @@ def test_unknown_key_without_a_likeness_gets_no_guess(refusal):
 
 
 def test_keys_of_later_schemes_are_unknown_today(refusal):
-    assert "unknown key quantize.group_size" in refusal(FULL.replace("{scheme: int8}", "{scheme: int8, group_size: 64}"))
+    assert "unknown key quantize.calibration" in refusal(FULL.replace("{scheme: int8}", "{scheme: int8, calibration: x}"))
+
+
+def test_how_weights_are_stored(write):
+    quantize = "\nquantize: {scheme: int4, group_size: 64, symmetric: false, keep: [head, last], keep_scheme: none, cache: fp16, budget: 2}\n"
+    config = load_config(write(LEAST + quantize), [])
+    q = config.quantize
+    assert (q.scheme, q.group_size, q.symmetric, q.keep, q.keep_scheme, q.budget) == ("int4", 64, False, ("head", "last"), "none", 2.0)
+    assert config.cache_dtype == "fp16"
+
+
+@pytest.mark.parametrize(("key", "scheme"), [("scheme", "int4"), ("keep_scheme", "int8_dynamic")])
+def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
+    with pytest.raises(UserError, match=rf"quantize\.{key} is {scheme}, which this version does not compile for cuda; use none or int8"):
+        load_config(write(FULL), [f"quantize.{key}={scheme}"])
+
+
+@pytest.mark.parametrize(("dtype", "cache", "expected"), [("fp32", "auto", "fp32"), ("bf16", "auto", "fp16"), ("fp16", "fp32", "fp32")])
+def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expected):
+    assert load_config(write(LEAST), [f"backend.dtype={dtype}", f"quantize.cache={cache}"]).cache_dtype == expected
 
 
 @pytest.mark.parametrize(
@@ -233,14 +262,17 @@ def test_keys_of_later_schemes_are_unknown_today(refusal):
         ("checkpoint: models/full", 'checkpoint: ""', 'frontend.checkpoint is ""', "the path of a checkpoint folder or file"),
         ("sliding_window: 64", "sliding_window: [a]", "frontend.overrides.sliding_window is [a]", "a number, text, true"),
         ("sliding_window: 64", "sliding_window: 1e999", "frontend.overrides.sliding_window is inf", "a number, text, true"),
-        ("quantize: {scheme: int8}", "quantize: {scheme: int3}", "quantize.scheme is int3", "none or int8"),
+        ("quantize: {scheme: int8}", "quantize: {scheme: int3}", "quantize.scheme is int3", "none, int8, int8_dynamic, int4 or int4_dynamic"),
+        ("{scheme: int8}", "{group_size: 48}", "quantize.group_size is 48", "32"),
+        ("{scheme: int8}", "{keep: [middle]}", "quantize.keep", "head, first, last"),
+        ("{scheme: int8}", "{budget: 0}", "quantize.budget is 0", "a number of percent above 0"),
         ("quantize: {scheme: int8}", "quantize: int8", "quantize is int8", "a mapping with the keys scheme"),
         ("target: cuda", "target: metal", "backend.target is metal", "one of llvm, cuda"),
         ("arch: [sm_90a, sm_86]", "arch: [sm_90a, sm86]", "backend.arch is [sm_90a, sm86]", "a list of different CUDA architectures"),
         ("arch: [sm_90a, sm_86]", "arch: [sm_86, sm_86]", "backend.arch is [sm_86, sm_86]", "a list of different CUDA architectures"),
         ("arch: [sm_90a, sm_86]", "arch: sm_86", "backend.arch is sm_86", "a list of different CUDA architectures"),
         ("cpu: znver4", "cpu: znver4 -mattr=x", "backend.cpu is ", "LLVM's name of a CPU level"),
-        ("dtype: fp32", "dtype: fp64", "backend.dtype is fp64", "fp32 or fp16"),
+        ("dtype: fp32", "dtype: fp64", "backend.dtype is fp64", "fp32, fp16 or bf16"),
         ("workers: 3", "workers: 0", "workspace.workers is 0", "or null for all cores"),
         ("name: full-1.0", "name: .full", "name is .full", "no dot first"),
         ("name: full-1.0", "name: a/b", "name is a/b", "no dot first"),
@@ -265,7 +297,6 @@ def test_wrong_value_is_named_with_its_line_and_what_was_expected(refusal, old, 
         ),
         ("target: cuda", "target: llvm", "backend.arch is for cuda, but backend.target is llvm; remove backend.arch"),
         ("[sm_90a, sm_86]", "[]", "backend.arch is empty, but backend.target is cuda; list an architecture"),
-        ("dtype: fp32", "dtype: bf16", "backend.dtype is bf16, which this version does not compile; use fp32 or fp16"),
     ],
 )
 def test_conflict_is_named_with_the_remedy(refusal, old, new, message):

@@ -7,7 +7,7 @@ import pytest
 from export.graphs import WEIGHTS_FILE
 from runtime.tensor_file import TensorFile
 from tests import reference
-from tests.artifacts import CACHE_LEN, CASES, effective_weights, onnx_shifted, random_ids, static_model, torch_shifted
+from tests.artifacts import CASES, bound, effective_weights, onnx_shifted, random_ids, rounded_weights, static_model, torch_shifted
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
 MACHINE_WORDS = (b"/work", b"/root", b"/home", b"/tmp", b"site-packages", b".py", b"Traceback")
@@ -26,15 +26,16 @@ def test_onnxruntime_gives_what_torch_gives(graphs):
     """Logits and every cache, through every chunk size and past the window, with padding and with rows of different lengths."""
     record = graphs.record
     cache_lens = record.model.cache_lens(record.shape.cache_len)
-    ours = torch_shifted(static_model(record.model, cache_lens, effective_weights(graphs)), record.shape.batch, record.dtype)
+    module = static_model(record.model, cache_lens, effective_weights(graphs), rounded_weights(graphs))
+    ours = torch_shifted(module, record.shape.batch, record.cache_dtype)
     theirs = onnx_shifted(graphs)
     sizes = [*reversed(record.shape.prefill_chunks), record.shape.prefill_chunks[0], 1, 1, 1]
     rows = [random_ids(sum(sizes) - 2 - 3 * row, record.model.vocab_size, row) for row in range(record.shape.batch)]
-    bound = reference.bound(record.model, CACHE_LEN, record.dtype)
-    assert reference.difference(theirs.feed(rows, sizes), ours.feed(rows, sizes)) <= bound
+    limit = bound(graphs)
+    assert reference.difference(theirs.feed(rows, sizes), ours.feed(rows, sizes)) <= limit
     for found, expected in zip(theirs.caches, ours.caches, strict=True):
-        assert found.dtype == expected.dtype == record.dtype
-        assert reference.difference(found, expected) <= bound
+        assert found.dtype == expected.dtype == record.cache_dtype
+        assert reference.difference(found, expected) <= limit
 
 
 def test_boundary_is_the_signature(graphs):

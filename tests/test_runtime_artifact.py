@@ -19,7 +19,7 @@ from runtime.artifact import Artifact, replace_manifest, write_artifact
 from runtime.cpu import machine_features
 from runtime.errors import UserError
 from runtime.hashing import BLOCK_BYTES, n_blocks
-from runtime.manifest import SCHEMA_VERSION, Manifest, ModelConfig, ParityRow, Shape, TargetSpec, TokenizerSpec, WeightSpec
+from runtime.manifest import SCHEMA_VERSION, Manifest, ModelConfig, ParityRow, Quantization, Shape, TargetSpec, TokenizerSpec, WeightSpec
 from runtime.tensor_file import TensorFileWriter
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def manifest_of(files, **changes):
         "build_key": "k",
         "model": MODEL,
         "shape": SHAPE,
-        "scheme": "none",
+        "quantization": Quantization(scheme="none"),
         "target": TARGET,
         "graphs": make_graphs(MODEL, SHAPE, "float32"),
         "weights": WEIGHTS,

@@ -13,7 +13,7 @@ from runtime import bench as module
 from runtime import memory
 from runtime.bench import Report, Workload, cache_bytes, counts, measure, weight_bytes
 from runtime.errors import UserError
-from runtime.manifest import ModelConfig, Shape, TensorSpec, WeightSpec
+from runtime.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
 from runtime.tensor_file import TensorFileWriter
 
 VOCAB = 50
@@ -163,7 +163,7 @@ def fake_command(monkeypatch):
         model=MODEL,
         shape=Shape(batch=1, prefill_chunks=(4,), cache_len=64),
         name="fake",
-        scheme="int8",
+        quantization=Quantization(scheme="int8"),
         target=types.SimpleNamespace(kind="llvm", dtype="fp32"),
         graphs=(types.SimpleNamespace(signature=types.SimpleNamespace(inputs=(cache,))),),
         weights=(WeightSpec(name="norm.weight", shape=(1000,), dtype="float32", layout="row_major"),),

@@ -6,7 +6,8 @@ import pytest
 from runtime.engine import Engine, chunk_sizes
 from runtime.errors import UserError
 from tests import reference
-from tests.artifacts import CACHE_LEN, CASES, WINDOW, onnx_shifted, random_ids
+from tests.artifacts import CACHE_LEN, CASES, WINDOW, by_slot, onnx_shifted, random_ids
+from tests.artifacts import bound as artifacts_bound
 
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)
 LONGEST = max(LENGTHS)
@@ -35,7 +36,7 @@ def engine(opened):
 
 @pytest.fixture(scope="module")
 def bound(case):
-    return reference.bound(case.graphs.record.model, CACHE_LEN, case.graphs.record.dtype)
+    return artifacts_bound(case.graphs)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_ring_holds_the_shifted_cache(engine, rows, steps, bound, length):
     for feed in (lambda: engine.prefill([row[:length] for row in rows]), lambda: [engine.decode([row[i] for row in rows]) for i in range(length)]):
         engine.reset()
         feed()
-        for ring, shifted in zip(engine.caches, steps[1][length], strict=True):
+        for ring, shifted in zip(by_slot(engine.caches), steps[1][length], strict=True):
             slots = ring.shape[2]
             held = np.arange(max(0, length - slots), length)
             assert reference.difference(ring[:, :, held % slots], shifted[:, :, slots - length + held]) <= bound
@@ -107,10 +108,10 @@ def test_caches_stay_where_they_are(engine, rows):
         cache[...] = 0
     engine.prefill([row[:3] for row in rows])
     addresses = [cache.ctypes.data for cache in engine.caches]
-    before = [cache.copy() for cache in engine.caches]
+    before = [cache.copy() for cache in by_slot(engine.caches)]
     engine.decode([row[3] for row in rows])
     assert [cache.ctypes.data for cache in engine.caches] == addresses
-    for cache, old in zip(engine.caches, before, strict=True):
+    for cache, old in zip(by_slot(engine.caches), before, strict=True):
         changed = np.flatnonzero((cache != old).any(axis=(0, 1, 3)))
         assert changed.tolist() == [3]
 
@@ -183,7 +184,7 @@ def test_rows_of_different_lengths(compile_case, case_name):
     vocab = engine.manifest.model.vocab_size
     long, short = random_ids(13, vocab, 1), random_ids(2, vocab, 2)
     theirs = onnx_shifted(compile_case(case_name).graphs)
-    bound = reference.bound(engine.manifest.model, CACHE_LEN, compile_case(case_name).graphs.record.dtype)
+    bound = artifacts_bound(compile_case(case_name).graphs)
     size = engine.manifest.shape.prefill_chunks[0]
     expected = theirs.feed([long, short], [size] * -(-13 // size))
     assert reference.difference(engine.prefill([long, short]), expected) <= bound

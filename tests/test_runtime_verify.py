@@ -9,7 +9,7 @@ import pytest
 from runtime import verify as module
 from runtime.bounds import relative_bound
 from runtime.errors import UserError
-from runtime.manifest import Manifest, ModelConfig, Shape, TargetSpec
+from runtime.manifest import Graph, Manifest, ModelConfig, Quantization, Shape, Signature, TargetSpec, TensorSpec
 from runtime.verify import MAX_TOKENS, sequence_length, table, verify
 
 VOCAB, WINDOW, CHUNK = 50, 12, 8
@@ -40,15 +40,18 @@ def manifest_of(*, windows=(WINDOW, None), chunks=(CHUNK, 4), cache_len=64, batc
         build_key="",
         model=msgspec.structs.replace(MODEL, sliding_window=windows, n_layers=len(windows)),
         shape=Shape(batch=batch, prefill_chunks=chunks, cache_len=cache_len),
-        scheme="none",
+        quantization=Quantization(scheme="none"),
         target=TargetSpec(kind="llvm", dtype=dtype, cpu="x86-64-v3", cpu_features=()),
-        graphs=(),
+        graphs=(Graph(name="decode", tokens=1, signature=Signature(inputs=(TensorSpec(name="past", shape=(1,), dtype=STORED[dtype]),), outputs=())),),
         weights=(),
         tokenizer=None,
         overrides={},
         tools={},
         files=(),
     )
+
+
+STORED = {"fp32": "float32", "fp16": "float16"}
 
 
 class FakeEngine:

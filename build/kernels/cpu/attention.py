@@ -139,7 +139,7 @@ def _one_token(level: Level, shape: RollingAttention):
                         ring_values,
                         head * W * D,
                         (first + step) * STEP * block,
-                        T.min(STEP * block, (used - (first + step) * STEP * block + block - 1) // block * block),
+                        T.min(STEP * block, used - (first + step) * STEP * block),
                         end - end % W,
                         end % W,
                         oldest,
@@ -256,7 +256,7 @@ def _chunk(level: Level, shape: RollingAttention):
                     ring_values,
                     head * W * D,
                     step * STEP * block,
-                    T.min(STEP * block, (used - step * STEP * block + block - 1) // block * block),
+                    T.min(STEP * block, used - step * STEP * block),
                     first - first % W,
                     first % W,
                     oldest,
@@ -326,7 +326,8 @@ def _step(level: Level, shape: RollingAttention, R: int, block: int):
     """Inline `attend`: one step of up to STEP * `block` columns, for one tile of R query rows.
 
     queries[q_start :] is (head_dim, R); keys[start :] (columns / block, head_dim, block) and values[start :] (columns, head_dim) are of one
-    head, of which the step takes `count` columns from `column` on. Column c < cut is position base + c, and W less behind that. Row r sees positions
+    head, of which the step takes `count` columns from `column` on; whole blocks of keys are read,
+    but no value behind them. Column c < cut is position base + c, and W less behind that. Row r sees positions
     oldest[r] .. newest[r]; its running softmax is largest, total [state + r] and mixed [(state + r) * head_dim :].
     """
     D, W = shape.head_dim, shape.cache_len
@@ -417,10 +418,11 @@ def _step(level: Level, shape: RollingAttention, R: int, block: int):
     def attend(queries, q_start, keys, values, start, column, count, base, cut, oldest, newest, largest, total, state, mixed):
         scores = T.alloc_buffer((R * width,), "float32")
         shrink = T.alloc_buffer((R,), "float32")
-        for c in T.serial(count // block):
+        blocks = (count + block - 1) // block
+        for c in T.serial(blocks):
             score(queries, q_start, keys, start + (column + c * block) * D, scores, c * block)
         for r in T.serial(R):
-            soften(scores, r, column, count, base, cut, oldest[r], newest[r], largest, total, state, shrink)
+            soften(scores, r, column, blocks * block, base, cut, oldest[r], newest[r], largest, total, state, shrink)
         mix(scores, values, start + column * D, count, shrink, mixed, state)
 
     return attend

@@ -12,7 +12,7 @@ from build.kernels.cpu.epilogue import panel_store
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import output_scale
 from build.kernels.cpu.row import prepared_row, rounded_row
-from build.kernels.cpu.vector import AHEAD, LINE, prefetch, widened
+from build.kernels.cpu.vector import AHEAD, LINE, NEAR, prefetch, widened
 from build.kernels.shapes import Linear
 from build.layout import DOT, PANEL, WORD
 from export.quantize import INT4_ZERO
@@ -205,7 +205,7 @@ def _word_sums(shape: Linear, words: WordDot):
         for d in T.serial(T.min(per_group, per_row - b * per_group)):
             at = (p * per_row + b * per_group + d) * PANEL
             for line in T.unroll(4 * PANEL // LINE):
-                prefetch(flat, at + (AHEAD + line * LINE) // 4)
+                prefetch(flat, at + (NEAR + line * LINE) // 4)
             for i in T.unroll(PANEL // lanes):
                 sums[T.ramp(i * lanes, 1, lanes)] = words.add(
                     sums[T.ramp(i * lanes, 1, lanes)], flat[T.ramp(at + i * lanes, 1, lanes)], x, (b * per_group + d) * WORD

@@ -4,7 +4,7 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.level import Level
-from build.kernels.cpu.vector import AHEAD, LINE, prefetch, widened
+from build.kernels.cpu.vector import AHEAD, LINE, NEAR, prefetch, widened
 from build.kernels.shapes import Linear
 from build.layout import DOT, PANEL, WORD, matrix_layout
 from export.quantize import INT4_ZERO, MatrixFormat
@@ -22,7 +22,7 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
     lanes, parts = level.lanes, PANEL // level.lanes
     unroll = next(u for u in (level.in_flight // parts, 2, 1) if k % u == 0)
     step = PANEL * ITEMSIZE[matrix_layout(stored, n, k).dtype]  # bytes
-    lines = max(unroll * step // LINE, 1)
+    lines = unroll * step // LINE if step < LINE else 0  # wider numbers leave the hardware time to ask by itself, and prefetches cost it some
     scale = row_scale(level, n) if stored.scaled else None
 
     @T.inline
@@ -77,7 +77,7 @@ def _word_dot(level: Level, stored: MatrixFormat, k: int):
             for word in T.serial(T.min(words, k // WORD - g * words)):
                 at = g * words + word
                 for line in T.unroll(PANEL * 4 // LINE):
-                    prefetch(w, p, at + AHEAD // (PANEL * 4), line * LINE // 4)
+                    prefetch(w, p, at + NEAR // (PANEL * 4), line * LINE // 4)
                 for j in T.unroll(WORD):
                     x_sum[0] = x_sum[0] + x[at * WORD + j]
                 for half in T.unroll(2):

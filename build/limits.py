@@ -1,0 +1,68 @@
+"""`python -m build.limits THREADS CPU`: what this machine can do at best, measured with kernels of our own, as JSON.
+
+Reading: every thread adds up its part of a large array. Arithmetic: every thread multiplies and adds numbers that never leave its registers. No
+product can be faster than either, so each figure of the bench is given as a share of one of them.
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from build.compiler import tvm
+from build.kernels.cpu.level import level_of
+from build.kernels.cpu.limits import multiply_add, read_all
+from runtime.cpu import machine_features
+
+BYTES = 2**28  # many times any last-level cache
+PASSES = 7
+CHAINS = 10  # independent sums of a thread: enough for two multiply-adds a cycle of latency 4, and they fit 16 registers
+STEPS = 200_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The best of `PASSES` passes."""
+
+    read_gb_s: float
+    float32_gflop_s: float
+
+
+def measure(threads: int, cpu: str) -> Limits:
+    """Compile both kernels for `cpu` and time them; the thread pool takes its size from TVM_NUM_THREADS, which `main` sets."""
+    level = level_of(machine_features())
+    lanes = level.lanes
+    vectors = BYTES // 4 // lanes // threads // 4
+    read, multiply = read_all(level, threads, vectors), multiply_add(level, threads, CHAINS, STEPS)
+    data, out = tvm.runtime.tensor(np.ones(threads * vectors * 4 * lanes, np.float32)), tvm.runtime.tensor(np.zeros(threads * lanes, np.float32))
+    factors = tvm.runtime.tensor(np.array([0.5] * lanes + [1.0] * lanes, np.float32))
+    reading, arithmetic = (_best(_compiled(kernel, cpu), first, out) for kernel, first in ((read, data), (multiply, factors)))
+    return Limits(4 * data.shape[0] / reading / 1e9, 2 * threads * STEPS * CHAINS * lanes / arithmetic / 1e9)
+
+
+def _compiled(kernel: Any, cpu: str) -> Any:  # noqa: ANN401 (TVM's functions)
+    module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
+    return tvm.compile(module, target=tvm.target.Target({"kind": "llvm", "mcpu": cpu}))["kernel"]
+
+
+def _best(kernel: Any, *arguments: Any) -> float:  # noqa: ANN401
+    seconds = []
+    for _ in range(PASSES):
+        start = time.perf_counter()
+        kernel(*arguments)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def main(threads: str, cpu: str) -> None:
+    """Measure and print."""
+    os.environ["TVM_NUM_THREADS"] = threads  # read at the pool's first use
+    print(msgspec.json.encode(measure(int(threads), cpu)).decode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,52 @@
+"""Plots of quality: what a smaller file costs, and which layers the error of a scheme comes from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from matplotlib.figure import Figure
+
+
+class Row(Protocol):
+    """What is drawn of one variant."""
+
+    @property
+    def variant(self) -> str:
+        """Its name."""
+
+    @property
+    def perplexity(self) -> float:
+        """Of the text."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of its weights."""
+
+
+def draw_quality(results: Sequence[Row], path: Path) -> None:
+    """Perplexity over size, a point for each variant; the first is the baseline, drawn as a line."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for row in results:
+        axes.plot(row.weight_bytes / 1e6, row.perplexity, "o")
+        axes.annotate(row.variant, (row.weight_bytes / 1e6, row.perplexity), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes.axhline(results[0].perplexity, linewidth=0.8, linestyle="--", color="grey")
+    axes.set(xlabel="weights, MB", ylabel="perplexity (lower is better)", title="What a smaller file costs")
+    axes.margins(x=0.18, y=0.15)
+    figure.savefig(path)
+
+
+def draw_errors(errors: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Relative error of each layer's matrices, a panel for each variant; what is there once, such as the head, is a line across."""
+    figure = Figure(figsize=(3.6 * len(errors), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(errors), sharey=True, squeeze=False)[0]
+    for axes, (variant, kinds) in zip(panels, errors.items(), strict=True):
+        for kind, values in kinds.items():
+            if len(values) == 1:
+                axes.axhline(values[0], linestyle="--", linewidth=0.9, label=kind, color="black")
+            else:
+                axes.plot(range(len(values)), values, marker=".", linewidth=0.9, label=kind)
+        axes.set(title=variant, xlabel="layer")
+    panels[0].set_ylabel("|stored - exact| / |exact|")
+    panels[0].legend(fontsize=7)
+    figure.savefig(path)

@@ -1,0 +1,123 @@
+"""`python -m build.rival_onnxruntime GRAPHS WORKLOAD THREADS`: onnxruntime on exported graphs, timed once, as JSON.
+
+It gets its best ordinary use: default graph optimizations, as many threads, and caches that stay where they are: outputs are bound to the buffers
+that are the next call's inputs.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from export.graphs import OnnxGraphs
+from runtime.bench import Measured, Workload, cache_bytes, measure, weight_bytes
+from runtime.engine import chunk_sizes
+from runtime.memory import peak_rss_mb
+from runtime.tensor_file import numpy_dtype
+
+Array = NDArray[Any]
+
+
+class OnnxruntimeEngine:
+    """Exported graphs under onnxruntime, with the face of `runtime.engine.Engine`; batch rows advance together.
+
+    Two sets of caches take turns: a call reads one and writes the other, whole, as the graph says. Every input and output is bound once
+    to a numpy array, so that a call copies nothing but what the graph itself copies.
+    """
+
+    def __init__(self, graphs: OnnxGraphs, threads: int) -> None:
+        self.record = graphs.record
+        self.position = 0
+        decode = self.record.graphs[-1]
+        self._caches = [[np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.inputs[2:]] for _ in range(2)]
+        self._current = 0  # the set that holds the past
+        used = (self.record.graphs[0], decode)  # the largest chunk is enough: it takes padding
+        self._calls = {graph.tokens: _BoundGraph(graphs, graph.name, self._caches, threads) for graph in used}
+
+    @property
+    def batch(self) -> int:
+        """Rows that every call computes."""
+        return self.record.shape.batch
+
+    def room(self) -> int | None:
+        """How many more tokens fit the caches; None when every layer has a window."""
+        return None if all(self.record.model.sliding_window) else self.record.shape.cache_len - self.position
+
+    def reset(self) -> None:
+        """Forget everything; what lies in the caches is behind every later position's mask."""
+        self.position = 0
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Append equally many ids to each row of an empty engine; logits (B, vocab) after the last."""
+        ids = np.array(prompts, np.int64)
+        sizes = chunk_sizes(ids.shape[1], tuple(self._calls), may_pad=self.position == 0)
+        padded = np.pad(ids, ((0, 0), (sum(sizes) - ids.shape[1], 0)))
+        position = self.position + ids.shape[1] - padded.shape[1]
+        logits = np.empty(0, np.float32)
+        for size in sizes:
+            logits, padded = self._run(padded[:, :size], position), padded[:, size:]
+            position += size
+        self.position = position
+        return logits
+
+    def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append one id to each row; logits (B, vocab)."""
+        logits = self._run(np.array(ids, np.int64)[:, None], self.position)
+        self.position += 1
+        return logits
+
+    def _run(self, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        logits = self._calls[ids.shape[1]].run(self._current, ids, position)
+        self._current = 1 - self._current
+        return logits
+
+
+class _BoundGraph:
+    """One graph's session, bound for both directions between the two sets of caches."""
+
+    def __init__(self, graphs: OnnxGraphs, name: str, caches: list[list[Array]], threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors only
+        graph = next(graph for graph in graphs.record.graphs if graph.name == name)
+        self._session = onnxruntime.InferenceSession(graphs.onnx_path(graph), options, providers=["CPUExecutionProvider"])
+        self._ids, self._positions = (np.zeros(spec.shape, np.int64) for spec in graph.signature.inputs[:2])
+        self._logits = np.zeros(graph.signature.outputs[0].shape, np.float32)
+        inputs, outputs = ([spec.name for spec in specs] for specs in (graph.signature.inputs, graph.signature.outputs))
+        self._bindings = []
+        for past, present in (caches, reversed(caches)):
+            binding = self._session.io_binding()
+            for input_name, array in zip(inputs, [self._ids, self._positions, *past], strict=True):
+                binding.bind_ortvalue_input(input_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))  # shares the array's memory
+            for output_name, array in zip(outputs, [self._logits, *present], strict=True):
+                binding.bind_ortvalue_output(output_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            self._bindings.append(binding)
+
+    def run(self, past: int, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """One call on ids (B, T) from `position` on, reading the set of caches `past` and writing the other; logits (B, vocab)."""
+        self._ids[...] = ids
+        self._positions[...] = position + np.arange(ids.shape[1])
+        self._session.run_with_iobinding(self._bindings[past])
+        return self._logits[:, 0].copy()
+
+
+def main(graphs: str, workload: str, threads: str) -> None:
+    """Time the graphs of a folder and print `Measured` as JSON; weights count as they are stored."""
+    opened = OnnxGraphs.open(Path(graphs))
+    record = opened.record
+    weights = weight_bytes(record.weights, tied=record.model.tied_embeddings)
+    itemsize = numpy_dtype(record.cache_dtype).itemsize
+    engine = OnnxruntimeEngine(opened, int(threads))
+    asked = msgspec.json.decode(workload, type=Workload)
+    speeds = measure(engine, record.model.vocab_size, asked, lambda n: weights + cache_bytes(record.model, record.shape, n, itemsize))
+    print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
