@@ -49,8 +49,8 @@ BUILD_LAYER = {False: 0.43 * MB, True: 1.15 * MB}  # by whether it is a mixture:
 
 # What is held for an element while it is stored, by the stored dtype, beside the block and its float32 form: what the scheme makes of it (int8:
 # quotients and their rounding), and after that until the next block is stored (of int8 only the scales stay).
-SCHEME_WORK = {"float32": 0, "float16": 2, "int8": 8}
-STAYS = {"float32": 4, "float16": 2, "int8": 0}
+SCHEME_WORK = {"float32": 0, "float16": 2, "bfloat16": 2, "int8": 8, "int4": 1}
+STAYS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 0, "int4": 0}
 UNPACKING = 5  # arrays of some rows that gguf holds while it unpacks them
 VOCABULARY_ENTRY = 600  # what the tokenizer's entries leave in the heap: 29 MB for the 49152 of SmolLM2-135M
 
@@ -149,8 +149,9 @@ def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
 def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
     """What export holds at most, beside its base, while it reads and stores weights a block at a time."""
     peak = before = kept = 0  # of the block before: as read, and as stored
-    for tensor_of, weight in zip(record.tensors, checkpoint.weights.values(), strict=True):
-        stored = tensor_of.stored.dtype
+    formats = {tensor.name: tensor.stored.dtype for tensor in record.tensors}
+    for name, weight in checkpoint.weights.items():
+        stored = formats[name]
         for part in weight.parts:
             tensor = checkpoint.source.tensors[part.source]
             itemsize = numpy_dtype(tensor.dtype).itemsize

@@ -21,6 +21,7 @@ EXPERTS = ".experts."  # in the names of weights that stack one matrix for each 
 INT8_MAX = 127  # symmetric: -128 is left unused, so that negation is exact
 INT4_ZERO = 8  # symmetric int4 goes from -8 to 7; a 4-bit number without sign is 8 more
 INT4_MAX = 15
+INT4_SEARCH = 2**18  # numbers whose scales are searched for together
 INT4_MULTIPLE = 8  # of K: eight 4-bit numbers are packed together
 STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # backend.dtype to that of matrices
 CACHE_STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
@@ -124,6 +125,13 @@ def _int4_specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
 
 
 def _int4_store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
+    """A few rows at a time, which bounds what the search for scales holds, and keeps it in the cache."""
+    count = max(INT4_SEARCH // rows.shape[1], 1)
+    parts = [_int4_search(tensor, rows[start : start + count]) for start in range(0, len(rows), count)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _int4_search(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
     """Round to nearest, with each group's scale (and zero point) chosen among some to minimise the group's squared error.
 
     Symmetric: w = (q - 8) scale. The number with the largest magnitude can be met exactly by -8, so each candidate scale is that number over

@@ -4,16 +4,17 @@ Bounds follow from float32 alone: any order of summing K products, fused or not,
 (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import tvm_ffi
+from tvm.script import tirx as T
 
 from build.compiler import tvm
 from build.kernels.cpu import vector
 from build.kernels.cpu.attention import ring_block, rolling_attention
-from build.kernels.cpu.dot import AVX2_DOT
+from build.kernels.cpu.dot import VNNI_DOT, WordDot
 from build.kernels.cpu.embedding import embedding
 from build.kernels.cpu.level import LEVELS
 from build.kernels.cpu.linear import linear
@@ -38,10 +39,30 @@ AVX2 = next(level for level in LEVELS if level.name == "avx2")
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
 
 
-@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
+def plain_dot(sums, weights, x, at):
+    """What `vpdpbusd` computes, from shifts and products: byte j of each word of weights, without sign, times byte j of x, with its sign."""
+    words, four = T.reinterpret("int32x16", weights), T.broadcast(T.reinterpret("int32", x[T.ramp(at, 1, 4)]), 16)
+    for j in range(4):
+        unsigned = (words >> T.broadcast(T.int32(8 * j), 16)) & T.broadcast(T.int32(255), 16)
+        sums = sums + unsigned * ((four << T.broadcast(T.int32(24 - 8 * j), 16)) >> T.broadcast(T.int32(24), 16))
+    return sums
+
+
+def plain_words(sums, words, x, at):
+    """The same for words of eight numbers."""
+    mask = T.broadcast(T.int32(0x0F0F0F0F), 16)
+    low = plain_dot(sums, T.reinterpret("uint8x64", words & mask), x, at)
+    return plain_dot(low, T.reinterpret("uint8x64", (words >> T.broadcast(T.int32(4), 16)) & mask), x, at + 4)
+
+
+# The kernels of AVX-512 VNNI with its one instruction spelled out, so that everything around it is proved on every machine.
+SPELLED_OUT = replace(LEVELS[0], name="vnni-spelled-out", flags=(), dot=replace(VNNI_DOT, add=plain_dot), words=WordDot(16, plain_words))
+
+
+@pytest.fixture(params=[*LEVELS, SPELLED_OUT], ids=lambda level: level.name)
 def level(request):
     """Every level that this machine can run; without integer products of its own, a wider one is only wider, and the compiler splits its vectors."""
-    if request.param.dot not in (None, AVX2_DOT) and missing_features(request.param.flags):
+    if request.param.dot is VNNI_DOT and missing_features(request.param.flags):
         pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
     return request.param
 
@@ -122,6 +143,17 @@ def run_product(level, made):
     y = output(*made.shape.lead, made.shape.n_out)
     call(compiled(linear(level, made.shape)), *made.arrays, y)
     return y
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_vnni_multiplies_with_its_own_instruction(name, rows):
+    """Compiled for a processor that has it, whatever this one has: 16 sums at a time; several rows of int4 go through float32."""
+    function = linear(LEVELS[0], Linear((1, rows), 64, 64, DYNAMIC[name])).with_attr("global_symbol", "kernel")
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "znver4"})
+    code = tvm.compile(tvm.IRModule({"kernel": function}), target=target).mod.inspect_source("s")
+    assert "zmm" in code
+    assert ("vpdpbusd" in code) == (rows == 1 or name == "int8")
 
 
 def check_product(level, shape, seed=0):
@@ -263,8 +295,6 @@ def test_swiglu(lead, hidden):
 
 @pytest.fixture(scope="module")
 def exp_kernel():
-    from tvm.script import tirx as T
-
     @T.prim_func
     def kernel(x: T.Buffer((4096,), "float32"), y: T.Buffer((4096,), "float32")):
         T.func_attr({"tirx.noalias": True})

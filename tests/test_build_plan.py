@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from build.footprint import Footprint, caches_of
-from build.kernels.table import KERNELS
-from build.pack import PANELS, packed_weights
+from build.pack import packed_weights
 from build.plan import file_bytes, plan
 from build.random_checkpoint import SHAPES, headers, write_random_checkpoint
 from export.checkpoint import Checkpoint, open_checkpoint
@@ -159,15 +158,11 @@ def test_rows_that_pair_neighbours_are_read_whole(tmp_path):
     assert storing_bytes(interleaved, export_record(config(), plain)) == whole
 
 
-def test_panels_are_those_of_the_kernels():
-    assert {target: kernels.panel for target, kernels in KERNELS.items()} == PANELS
-
-
 def test_caches_are_counted_by_the_graph(compile_case):
     record = compile_case("windowed").graphs.record
     for graph in record.graphs:
         assert caches_of(record.model, graph, record.shape.cache_len) == caches_of(record.model, record.graphs[0], record.shape.cache_len)
-    assert packed_weights(record, PANELS["llvm"]) == Artifact.open(compile_case("windowed").artifact).manifest.weights
+    assert packed_weights(record) == Artifact.open(compile_case("windowed").artifact).manifest.weights
 
 
 def test_nothing_but_headers_is_read(tmp_path):
