@@ -57,7 +57,8 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
         function = relax_module.module[graph.name]
         packed = [relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in weights]
         regions = find_regions(relax_module, graph, kernel_set, packed)
-        emitted = _rewrite(builder, kernels, function, regions, packed, graph)
+        vectors = _vectors(relax_module.record, function.params[len(graph.signature.inputs) :], packed)
+        emitted = _rewrite(builder, kernels, function, regions, packed, vectors, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
     return DispatchedModule(relax_module, builder.get(), weights, tuple(report))
@@ -113,6 +114,12 @@ def _weights(record: GraphsRecord, parameters: Sequence[Expr], packed: Sequence[
         nbytes = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs(tensor))
         weights[parameter] = Weight(tensor, tuple(parts), nbytes)
     return weights
+
+
+def _vectors(record: GraphsRecord, parameters: Sequence[Expr], packed: Sequence[Expr]) -> dict[Expr, Expr]:
+    """Weights that lie in the artifact as the graph reads them, which any operation may do, such as the bias of a head."""
+    weights = _weights(record, parameters, packed)
+    return {parameter: w.parts[0] for parameter, w in weights.items() if len(w.tensor.shape) == 1}
 
 
 def _check_experts(context: Context, regions: dict[Expr, Region], graph: Graph) -> None:
@@ -179,11 +186,12 @@ def _rewrite(
     function: relax.Function,
     regions: dict[Expr, Region],
     packed: Sequence[Expr],
+    vectors: dict[Expr, Expr],
     graph: Graph,
 ) -> _Emitted:
     """Emit the function again: live regions as kernel calls, other live calls as they were, logits as the only output."""
     inputs = function.params[: len(graph.signature.inputs)]
-    new: dict[Expr, Expr] = {p: p for p in (*inputs, *packed)}
+    new: dict[Expr, Expr] = {p: p for p in (*inputs, *packed)} | vectors
     calls = Producers.of(function).calls
     logits = _outputs(function)[0]
     emitted: list[Region] = []

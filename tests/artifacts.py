@@ -204,6 +204,15 @@ def onnx_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def slot_of(caches: Sequence[NDArray[Any]], i: int, slot: int) -> NDArray[Any]:
+    """One slot (B, n_kv_heads, head_dim) of an engine's ring i, as a view; see `by_slot`."""
+    batch, heads, slots, head_dim = caches[i].shape
+    block = ring_block(slots) if i % 2 == 0 else 1
+    if i % 2:
+        return caches[i][:, :, slot]
+    return caches[i].reshape(batch, heads, slots // block, head_dim, block)[:, :, slot // block, :, slot % block]
+
+
 def by_slot(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     """An engine's rings (B, n_kv_heads, slots, head_dim) in order of slots: keys lie in blocks of slots, (slots / block, head_dim, block)."""
     ordered = []

@@ -69,8 +69,10 @@ def nbytes(spec):
     return math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize
 
 
-def test_compiled_functions_make_no_tensor_of_a_caches_shape(case):
+@pytest.mark.parametrize("case_name", ["windowed", "int8"])
+def test_compiled_functions_make_no_tensor_of_a_caches_shape(compile_case, case_name):
     """Past the last pass, the functions allocate nothing with a cache's slots, rolled or joined with the new columns, and copy no cache."""
+    case = compile_case(case_name)
     record = case.graphs.record
     row, spec = TARGETS["llvm"], target_spec(case.config.backend)
     dispatched = dispatch(import_graphs(case.graphs), spec)

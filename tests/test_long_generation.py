@@ -11,7 +11,7 @@ from runtime.bench import Workload, cache_bytes, measure, weight_bytes
 from runtime.engine import Engine
 from runtime.generate import generate
 from runtime.sampler import Sampler, SamplingOptions
-from tests.artifacts import CACHE_LEN, WINDOW, random_ids
+from tests.artifacts import CACHE_LEN, WINDOW, random_ids, slot_of
 
 VOCAB = 320
 FAR = 512  # windows; far enough for what a step keeps to show in the memory of a process
@@ -80,14 +80,14 @@ def test_memory_does_not_grow_past_the_second_window(engine):
     assert max(resident[windows] for windows in (3, 4, FAR // 2, FAR)) - resident[2] < bound
 
 
-def visited_slots(engine, cache, token_id):
+def visited_slots(engine, i, token_id):
     """How many slots of one cache the next step reads: NaN there changes its logits, a value's whatever its weight. The engine stays as it was."""
     ids = np.array([[token_id]])
     before = [array.copy() for array in engine.caches]
     clean = engine.step(1, ids, engine.lengths)
     visited = 0
-    for slot in range(cache.shape[2]):
-        cache[:, :, slot] = np.nan
+    for slot in range(engine.caches[i].shape[2]):
+        slot_of(engine.caches, i, slot)[...] = np.nan
         visited += not np.array_equal(engine.step(1, ids, engine.lengths), clean)
         for array, old in zip(engine.caches, before, strict=True):
             array[...] = old
@@ -97,7 +97,7 @@ def visited_slots(engine, cache, token_id):
 def test_each_step_visits_as_many_keys_once_the_window_is_full(engine):
     """At position p: min(p, W - 1) of the past in each layer's keys and values, beside the step's own. So no step costs more than the W-th."""
     for position, token_id in enumerate(random_ids(5 * WINDOW, VOCAB, 1)):
-        assert [visited_slots(engine, cache, token_id) for cache in engine.caches] == [min(position, WINDOW - 1)] * len(engine.caches), position
+        assert [visited_slots(engine, i, token_id) for i in range(len(engine.caches))] == [min(position, WINDOW - 1)] * len(engine.caches), position
         engine.decode([token_id])
     assert all(cache.shape[2] == WINDOW for cache in engine.caches)
 

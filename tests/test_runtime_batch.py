@@ -1,4 +1,8 @@
-"""Batched generation on compiled artifacts: a row's bits beside any other rows, and its tokens against transformers on the prompt alone."""
+"""Batched generation on compiled artifacts: a row's tokens beside any other rows, and against transformers on the prompt alone.
+
+Rows of one length give the same bits whatever the others hold. Rows of different lengths are padded to the longest, which moves the steps in which
+a prompt's keys are summed: then the order of rounding differs, and logits agree within the bound of two orders of summation.
+"""
 
 import json
 
@@ -12,7 +16,9 @@ from runtime.batch import generate_batch, row_samplers
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.sampler import SamplingOptions
+from tests import reference
 from tests.artifacts import CACHE_LEN, WINDOW, random_ids
+from tests.artifacts import bound as artifacts_bound
 
 GREEDY = SamplingOptions()
 STEPS = 3 * WINDOW  # from any prompt on, past the window
@@ -70,8 +76,21 @@ def full_attention(compile_case):
     return Engine.open(compile_case("int8").artifact, threads=2)
 
 
+@pytest.fixture(scope="module")
+def bound(compile_case):
+    return artifacts_bound(compile_case("batched").graphs)
+
+
+def check(found, expected, bound, *, same_bits):
+    """Logits of a row beside others, against those of the row alone."""
+    if same_bits:
+        assert np.array_equal(found, expected)
+    else:
+        assert reference.difference(found, expected) <= bound
+
+
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_row_gives_the_same_bits_whatever_the_others_hold(windowed, length):
+def test_a_row_gives_the_same_tokens_whatever_the_others_hold(windowed, bound, length):
     """At float32: the others hold the same text, another of the same padding, nothing, or texts with which the chunks split otherwise."""
     target = prompt(length, 1)
     expected, ids = row_bits(windowed, [target], 0)
@@ -84,20 +103,21 @@ def test_a_row_gives_the_same_bits_whatever_the_others_hold(windowed, length):
             prompts.insert(row, target)
             found, found_ids = row_bits(windowed, prompts, row)
             assert found_ids == ids
-            assert np.array_equal(found, expected), (row, len(one), len(two))
+            check(found, expected, bound, same_bits=len(one) == len(two) == length)
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 11, 30])
-def test_so_does_a_row_of_an_int8_artifact_without_a_window(full_attention, length):
+def test_so_does_a_row_of_an_int8_artifact_without_a_window(full_attention, compile_case, length):
+    bound = artifacts_bound(compile_case("int8").graphs)
     target = prompt(length, 1)
     expected, _ = row_bits(full_attention, [target], 0, max_tokens=10)
     for other in (target, prompt(length, 2), prompt(1, 3), prompt(13, 4), prompt(CACHE_LEN, 5)):
         for row, prompts in enumerate(([target, other], [other, target])):
             found, _ = row_bits(full_attention, prompts, row, max_tokens=10)
-            assert np.array_equal(found, expected), (row, len(other))
+            check(found, expected, bound, same_bits=len(other) == length)
 
 
-def test_others_that_end_early_change_nothing(windowed):
+def test_others_that_end_early_change_nothing(windowed, bound):
     """Ends of sequence that the others draw and the target does not: they go on hidden while the target goes on."""
     target, *others = (prompt(length, length) for length in (9, 3, 14))
     expected, ids = row_bits(windowed, [target], 0)
@@ -105,8 +125,9 @@ def test_others_that_end_early_change_nothing(windowed):
     made = run(windowed, [others[0], target, others[1]], eos_ids=early)
     assert [steps[-1].finish_reason for steps in made] == ["stop", "length", "stop"]
     assert max(len(made[0]), len(made[2])) < STEPS
-    found, _ = row_bits(windowed, [others[0], target, others[1]], 1, eos_ids=early)
-    assert np.array_equal(found, expected)
+    found, found_ids = row_bits(windowed, [others[0], target, others[1]], 1, eos_ids=early)
+    assert found_ids == ids
+    check(found, expected, bound, same_bits=False)
 
 
 def test_a_row_that_has_ended_leaves_its_caches_alone(full_attention):
