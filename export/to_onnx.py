@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass, LiftConstantsToInitializersPass
 from onnxscript import optimizer
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graphs import GraphsRecord
 from export.model import StaticModel, distinct
@@ -18,6 +20,10 @@ from export.onnx_weights import store_weights
 from export.stitch import Parts, stitch
 from runtime.manifest import Graph, Signature, TensorSpec
 from runtime.tensor_file import TensorFile
+
+# The exporter builds its table of a few hundred operators anew for every trace, from their source code, which takes half of the trace's time.
+# It depends on the opset alone, and torch, which is pinned, has no public way to hand it over.
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
 OPSET = 20  # the newest at which TVM 0.27 imports every operator that the trace yields
 
