@@ -1,4 +1,7 @@
-"""The end of every product: a panel of sums becomes outputs, through SwiGLU and with the residual where the shape says so."""
+"""The end of every product: panels of sums become outputs, through SwiGLU and with the residual where the shape says so."""
+
+from collections.abc import Callable
+from typing import Any
 
 from tvm.script import tirx as T
 
@@ -8,7 +11,32 @@ from build.kernels.shapes import Linear
 from build.layout import PANEL
 
 
-def panel_store(level: Level, shape: Linear):
+def panel_outputs(level: Level, shape: Linear, rows: int, product: Callable[..., Any]):
+    """Inline `compute(p, residual, y, *operands)`: panel p of y.
+
+    `product(p, sums, *operands)` is an inline that fills sums (rows * PANEL,), row by row, with panel p of x W^T; with SwiGLU it is called for the
+    panels of gate and up. `rows` may exceed those of y, which are stored.
+    """
+    panels = -(-shape.n_out // PANEL)
+    store = _store(level, shape)
+
+    @T.inline
+    def compute(p, residual, y, *operands):
+        sums = T.alloc_buffer((rows * PANEL,), "float32")
+        product(p, sums, *operands)
+        if shape.swiglu:
+            up = T.alloc_buffer((rows * PANEL,), "float32")
+            product(panels + p, up, *operands)
+            for m in T.serial(shape.rows):
+                store(sums, up, m * PANEL, residual, y, m, p)
+        else:
+            for m in T.serial(shape.rows):
+                store(sums, None, m * PANEL, residual, y, m, p)
+
+    return compute
+
+
+def _store(level: Level, shape: Linear):
     """Inline `store(sums, up, at, residual, y, row, p)`: panel p of y[row] from sums[at : at + PANEL], with SwiGLU from up[at :] too."""
     n = shape.n_out
     lanes, parts = level.lanes, PANEL // level.lanes

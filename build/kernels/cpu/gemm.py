@@ -7,7 +7,7 @@ slab serves all rows.
 
 from tvm.script import tirx as T
 
-from build.kernels.cpu.epilogue import panel_store
+from build.kernels.cpu.epilogue import panel_outputs
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import output_scale, panel_slab
 from build.kernels.cpu.row import prepared_row, rounded_row
@@ -23,13 +23,13 @@ def gemm(level: Level, shape: Linear):
     panels = -(-shape.n_out // PANEL)
     depth = min(level.tile.depth, k)
     direct = shape.weight.dtype == "float32"  # panels can be read as they are
-    fill, scale, store = panel_slab(level, shape), output_scale(level, shape), panel_store(level, shape)
+    fill, scale = panel_slab(level, shape), output_scale(level, shape)
     multiply, pack = _tile_product(level, tile_rows), _packed_row(level, shape)
     lanes, parts = level.lanes, PANEL // level.lanes
 
     @T.inline
-    def accumulate(packed, w, s, z, slab, p, total):
-        """total (tiles * R * PANEL) = x times panel p."""
+    def product(p, total, packed, w, s, z):
+        slab = T.alloc_buffer((depth, PANEL), "float32")
         for i in T.serial(tiles * tile_rows * parts):
             for v in T.vectorized(lanes):
                 total[i * lanes + v] = T.float32(0)
@@ -47,6 +47,8 @@ def gemm(level: Level, shape: Linear):
         for m in T.serial(rows):
             scale(total, m * PANEL, s, p)
 
+    compute = panel_outputs(level, shape, tiles * tile_rows, product)
+
     @T.inline
     def body(x, gain, w, s, z, residual, y):
         packed = T.alloc_buffer((tiles, k, tile_rows), "float32")
@@ -54,17 +56,7 @@ def gemm(level: Level, shape: Linear):
             for r in T.serial(tile_rows):
                 pack(x, gain, m, r, m * tile_rows + r, packed)
         for p in T.parallel(panels):
-            total = T.alloc_buffer((tiles * tile_rows * PANEL,), "float32")
-            slab = T.alloc_buffer((depth, PANEL), "float32")
-            accumulate(packed, w, s, z, slab, p, total)
-            if shape.swiglu:
-                up = T.alloc_buffer((tiles * tile_rows * PANEL,), "float32")
-                accumulate(packed, w, s, z, slab, panels + p, up)
-                for m in T.serial(rows):
-                    store(total, up, m * PANEL, residual, y, m, p)
-            else:
-                for m in T.serial(rows):
-                    store(total, total, m * PANEL, residual, y, m, p)
+            compute(p, residual, y, packed, w, s, z)
 
     return body
 

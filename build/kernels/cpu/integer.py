@@ -8,7 +8,7 @@ which rounds x and multiplies in float32: taking each group's sums out of the in
 from tvm.script import tirx as T
 
 from build.kernels.cpu.dot import Dot, WordDot
-from build.kernels.cpu.epilogue import panel_store
+from build.kernels.cpu.epilogue import panel_outputs
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import output_scale
 from build.kernels.cpu.row import prepared_row, rounded_row
@@ -30,11 +30,10 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
     x_dtype, partials, offset = ("int8", 1, INT4_ZERO) if is_int4 else (dot.x_dtype, dot.partials, dot.offset)
     add_block = _word_sums(shape, words) if is_int4 else _byte_sums(shape, dot)
     round_row, fold = _integer_row(level, shape), _fold(level, shape, partials, offset)
-    scale_outputs, store = output_scale(level, shape), panel_store(level, shape)
+    scale_outputs = output_scale(level, shape)
 
     @T.inline
-    def product(x, x_scale, x_sums, w, s, z, p, out):
-        """out[:] = panel p times x."""
+    def product(p, out, x, x_scale, x_sums, w, s, z):
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
                 out[i * lanes + v] = T.float32(0)
@@ -47,6 +46,8 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
                 out[i * lanes + v] = out[i * lanes + v] * x_scale[0]
         scale_outputs(out, 0, s, p)
 
+    compute = panel_outputs(level, shape, 1, product)
+
     @T.inline
     def body(x_rows, gain, w, s, z, residual, y):
         x = T.alloc_buffer((padded,), x_dtype)
@@ -54,14 +55,7 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
         x_sums = T.alloc_buffer((1, n_blocks), "int32")
         round_row(x_rows, 0, gain, x, 0, DOT, x_scale, x_sums, 0)
         for p in T.parallel(panels):
-            out = T.alloc_buffer((PANEL,), "float32")
-            product(x, x_scale, x_sums, w, s, z, p, out)
-            if shape.swiglu:
-                up = T.alloc_buffer((PANEL,), "float32")
-                product(x, x_scale, x_sums, w, s, z, panels + p, up)
-                store(out, up, 0, residual, y, 0, p)
-            else:
-                store(out, out, 0, residual, y, 0, p)
+            compute(p, residual, y, x, x_scale, x_sums, w, s, z)
 
     return body
 
@@ -69,7 +63,7 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
 def integer_gemm(level: Level, shape: Linear, dot: Dot):
     """Body of `linear` for several rows of int8: blocks of weights are widened once and serve all rows, as in `gemm`."""
     rows, k = shape.rows, shape.k
-    n_blocks, block = _blocks(shape), _block(shape)
+    n_blocks, block_steps = _blocks(shape), BLOCK // DOT
     tile_rows = min(level.tile.rows, rows)
     tiles = -(-rows // tile_rows)
     panels = -(-shape.n_out // PANEL)
@@ -77,18 +71,20 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
     lanes, parts = level.lanes, PANEL // level.lanes
     fill, multiply = _slab(shape, dot), _tile_product(level, dot, tile_rows)
     round_row, fold = _integer_row(level, shape), _fold(level, shape, dot.partials, dot.offset)
-    scale_outputs, store = output_scale(level, shape), panel_store(level, shape)
+    scale_outputs = output_scale(level, shape)
 
     @T.inline
-    def accumulate(x, x_scale, x_sums, w, s, z, slab, sums, p, total):
+    def product(p, total, x, x_scale, x_sums, w, s, z):
+        slab = T.alloc_buffer((BLOCK // DOT * STEP,), dot.slab_dtype)
+        sums = T.alloc_buffer((tile_rows * PANEL * dot.partials,), "int32")
         for i in T.serial(tiles * tile_rows * parts):
             for v in T.vectorized(lanes):
                 total[i * lanes + v] = T.float32(0)
         for b in T.serial(n_blocks):
-            count = T.min(block // DOT, steps - b * (block // DOT))
+            count = T.min(block_steps, steps - b * block_steps)
             fill(w, p, b, count, slab)
             for m in T.serial(tiles):
-                multiply(x, slab, m * x_steps + b * (block // DOT), count, sums)
+                multiply(x, slab, m * x_steps + b * block_steps, count, sums)
                 for r in T.serial(tile_rows):
                     row_sums = T.decl_buffer((PANEL * dot.partials,), "int32", data=sums.data, elem_offset=r * PANEL * dot.partials)
                     fold(row_sums, x_sums, m * tile_rows + r, s, z, p, b, total, (m * tile_rows + r) * PANEL)
@@ -97,6 +93,8 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
                 for v in T.vectorized(lanes):
                     total[m * PANEL + i * lanes + v] = total[m * PANEL + i * lanes + v] * x_scale[m]
             scale_outputs(total, m * PANEL, s, p)
+
+    compute = panel_outputs(level, shape, tiles * tile_rows, product)
 
     @T.inline
     def body(x_rows, gain, w, s, z, residual, y):
@@ -109,18 +107,7 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
                 at = (m * x_steps * tile_rows + r) * DOT
                 round_row(x_rows, row, gain, x, at, tile_rows * DOT, x_scale, x_sums, m * tile_rows + r)
         for p in T.parallel(panels):
-            total = T.alloc_buffer((tiles * tile_rows * PANEL,), "float32")
-            slab = T.alloc_buffer((block // DOT * STEP,), dot.slab_dtype)
-            sums = T.alloc_buffer((tile_rows * PANEL * dot.partials,), "int32")
-            accumulate(x, x_scale, x_sums, w, s, z, slab, sums, p, total)
-            if shape.swiglu:
-                up = T.alloc_buffer((tiles * tile_rows * PANEL,), "float32")
-                accumulate(x, x_scale, x_sums, w, s, z, slab, sums, panels + p, up)
-                for m in T.serial(rows):
-                    store(total, up, m * PANEL, residual, y, m, p)
-            else:
-                for m in T.serial(rows):
-                    store(total, total, m * PANEL, residual, y, m, p)
+            compute(p, residual, y, x, x_scale, x_sums, w, s, z)
 
     return body
 
@@ -262,13 +249,12 @@ def _tile_product(level: Level, dot: Dot, tile_rows: int):
 def _fold(level: Level, shape: Linear, partials: int, offset: int):
     """Inline `fold(sums, x_sums, row, s, z, p, b, out, at)`: out[at :] += a block's sums, less the offset's part, times the group's scale."""
     lanes, parts = level.lanes, PANEL // level.lanes
-    takes_zero_points = shape.weight.zero_points and partials == 1 and offset == INT4_ZERO
 
     def value(sums, column):
         return sums[column] if partials == 1 else sums[2 * column] + sums[2 * column + 1]
 
     def excess(x_sums, row, z, p, b, column):
-        if takes_zero_points:
+        if shape.weight.zero_points:
             return x_sums[row, b] * T.Cast("int32", z[p, b, column])
         return x_sums[row, b] * T.int32(offset)
 

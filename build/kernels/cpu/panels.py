@@ -12,9 +12,38 @@ from export.quantize import INT4_ZERO, MatrixFormat
 ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1}
 
 
-def panel_dot(level: Level, stored: MatrixFormat, n: int, k: int):
-    """Inline `dot(x, w, s, z, p, out)`: out[:] = panel p of W times x (K,), PANEL sums in float32; sums beyond N are rubbish, not faults."""
-    return _word_dot(level, stored, k) if stored.dtype == "int4" else _number_dot(level, stored, n, k)
+def panel_dot(level: Level, shape: Linear):
+    """Inline `dot(p, out, x, x_sums, w, s, z)`: out[:] = panel p of W times x (K,), PANEL sums in float32; sums beyond N are rubbish, not faults.
+
+    x and x_sums are what `arranged_row` makes of a row.
+    """
+    stored = shape.weight
+    return _word_dot(level, stored, shape.k) if stored.dtype == "int4" else _number_dot(level, stored, shape.n, shape.k)
+
+
+def arranged_row(shape: Linear):
+    """Inline `arrange(x, x_sums)`: x (K,) as `panel_dot` takes it, once for all panels.
+
+    int4 numbers are masked out of their words where they stand, 8 bits higher for each step of a half: x is divided by that power of two, which is
+    exact. x_sums gets the sum of each group, by which its zero is taken off: the sum of (q - zero) x is the sum of q x, less zero times that of x.
+    """
+    size = shape.weight.group_size or shape.k
+
+    @T.inline
+    def by_groups(x, x_sums):
+        for g in T.serial(-(-shape.k // size)):
+            x_sums[g] = T.float32(0)
+            for c in T.serial(T.min(size, shape.k - g * size)):
+                x_sums[g] = x_sums[g] + x[g * size + c]
+        for c in T.serial(shape.k // DOT):
+            for j in T.unroll(DOT):
+                x[c * DOT + j] = x[c * DOT + j] / T.Cast("float32", 1 << (8 * j))
+
+    @T.inline
+    def as_it_is(x, x_sums):
+        pass
+
+    return by_groups if shape.weight.dtype == "int4" else as_it_is
 
 
 def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
@@ -22,11 +51,11 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
     lanes, parts = level.lanes, PANEL // level.lanes
     unroll = next(u for u in (level.in_flight // parts, 2, 1) if k % u == 0)
     step = PANEL * ITEMSIZE[matrix_layout(stored, n, k).dtype]  # bytes
-    lines = unroll * step // LINE if step < LINE else 0  # wider numbers leave the hardware time to ask by itself, and prefetches cost it some
+    lines = unroll * step // LINE if step < LINE else 0  # wider numbers are read fast enough without, and float32 measured slower with it
     scale = row_scale(level, n) if stored.scaled else None
 
     @T.inline
-    def dot(x, w, s, z, p, out):  # noqa: ARG001 (no zero points)
+    def dot(p, out, x, x_sums, w, s, z):
         sums = T.alloc_buffer((unroll * PANEL,), "float32")
         for i in T.unroll(unroll * parts):
             for v in T.vectorized(lanes):
@@ -54,23 +83,18 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
 
 
 def _word_dot(level: Level, stored: MatrixFormat, k: int):
-    """int4: a number is masked out of its word where it stands, and x is divided by that power of two; only upper halves are shifted, by 4.
-
-    The sum over a group of (q - zero) x is the sum of q x, less zero times the sum of x.
-    """
+    """int4: only upper halves of bytes are shifted, by 4, so that no number reaches the sign."""
     lanes, parts = level.lanes, PANEL // level.lanes
     words = (stored.group_size or k) // WORD  # of a group
     groups = -(-k // (words * WORD))
 
     @T.inline
-    def dot(x, w, s, z, p, out):
+    def dot(p, out, x, x_sums, w, s, z):
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
                 out[i * lanes + v] = T.float32(0)
         for g in T.serial(groups):
             sums = T.alloc_buffer((2 * PANEL,), "float32")  # of both halves of a word
-            x_sum = T.alloc_buffer((1,), "float32")
-            x_sum[0] = T.float32(0)
             for i in T.unroll(2 * parts):
                 for v in T.vectorized(lanes):
                     sums[i * lanes + v] = T.float32(0)
@@ -78,19 +102,17 @@ def _word_dot(level: Level, stored: MatrixFormat, k: int):
                 at = g * words + word
                 for line in T.unroll(PANEL * 4 // LINE):
                     prefetch(w, p, at + NEAR // (PANEL * 4), line * LINE // 4)
-                for j in T.unroll(WORD):
-                    x_sum[0] = x_sum[0] + x[at * WORD + j]
                 for half in T.unroll(2):
                     for j in T.unroll(DOT):
                         for i in T.unroll(parts):
                             for v in T.vectorized(lanes):
-                                sums[half * PANEL + i * lanes + v] = sums[half * PANEL + i * lanes + v] + T.Cast(
+                                sums[half * PANEL + i * lanes + v] = sums[half * PANEL + i * lanes + v] + x[at * WORD + half * DOT + j] * T.Cast(
                                     "float32", (w[p, at, i * lanes + v] >> (4 * half)) & (15 << (8 * j))
-                                ) * (x[at * WORD + half * DOT + j] * T.float32(1) / T.Cast("float32", 1 << (8 * j)))
+                                )
             for i in T.unroll(parts):
                 for v in T.vectorized(lanes):
                     out[i * lanes + v] = out[i * lanes + v] + (
-                        sums[i * lanes + v] + sums[PANEL + i * lanes + v] - x_sum[0] * zero_point(stored, z, p, g, i * lanes + v)
+                        sums[i * lanes + v] + sums[PANEL + i * lanes + v] - x_sums[g] * zero_point(stored, z, p, g, i * lanes + v)
                     ) * widened(s[p, g, i * lanes + v])
 
     return dot
