@@ -6,6 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
+RIVALS := llama-cpp-python==0.3.36 diskcache==5.6.3 onnxruntime-genai==0.18.0  # only `make bench` runs them; llama.cpp is built here, for this processor
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 NAME := $(basename $(notdir $(CONFIG)))
 
@@ -19,15 +20,14 @@ help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
 	@sed -n 's/^\([a-z]*\):.*##  */  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 takes onnxruntime-gpu in place of onnxruntime, BENCH=1 adds llama.cpp for `make bench`
+setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 takes onnxruntime-gpu in place of onnxruntime, BENCH=1 adds llama.cpp and ONNX Runtime GenAI for `make bench`
 ifdef GPU
 	$(PY) -m pip uninstall --quiet --yes onnxruntime
 	$(PY) -m pip install --quiet $$(sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' requirements.lock)
 endif
 
 ifdef BENCH
-	"$(PYTHON)" -m venv .venv-bench
-	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-bench/bin/python -m pip install --disable-pip-version-check llama-cpp-python==0.3.36 $$(grep -E '^(numpy|msgspec)==' requirements.lock)
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PY) -m pip install --disable-pip-version-check $(RIVALS)
 endif
 
 $(READY): requirements.lock

@@ -20,7 +20,6 @@ from export.quantize import ModelTensor
 from runtime.manifest import ModelConfig
 
 ITEMSIZE = {"float32": 4, "float16": 2}  # of a cache
-DYNAMIC_USES = 2  # of what is rounded: its magnitude, and itself
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,11 @@ def linear(c: Context, root: Expr) -> Region:
     p = c.producers
     rounded, transposed = p.args(root, "matmul")
     w = c.weight(p.permuted(transposed, (1, 0)))
-    x = _rounded_source(c, rounded) if w.tensor.stored.dynamic else rounded
+    x = _rounded_source(c, rounded, w) if w.tensor.stored.dynamic else rounded
     shape_of = Linear(tuple(shape(root)[:-1]), w.n, w.k, w.tensor.stored)
     inputs: tuple[Expr, ...] = (x,)
     nbytes = w.nbytes
-    if "norm" in c.fusions and p.uses[x] == (DYNAMIC_USES if w.tensor.stored.dynamic else 1):
+    if "norm" in c.fusions and p.uses[x] == 1:
         try:
             norm = rms_norm(c, x)
         except NoMatch:
@@ -120,10 +119,11 @@ def _last_token(c: Context, value: Expr) -> Expr | None:
         return None
 
 
-def _rounded_source(c: Context, value: Expr) -> Expr:
-    """round(x / s) * s with s = (max |x| + smallest) / levels, a scale for each token, to x."""
+def _rounded_source(c: Context, value: Expr, w: Weight) -> Expr:
+    """x, from round(x / s) * s with s = (max |x| + smallest) / levels, a scale for each group of a token."""
     p = c.producers
-    whole, scale = p.args(value, "multiply")
+    together = w.tensor.stored.rounded_together(w.k)
+    whole, scale = p.args(p.args(value, "reshape")[0], "multiply")
     x, divisor = p.args(p.args(whole, "round")[0], "divide")
     peak, levels = p.args(scale, "divide")
     expect_constant(levels, DYNAMIC_LEVELS)
@@ -132,8 +132,11 @@ def _rounded_source(c: Context, value: Expr) -> Expr:
     (magnitudes,) = p.args(largest, "max")
     _expect_last_axis(magnitudes, *p.calls[largest].attrs.axis)
     if divisor != scale or p.args(magnitudes, "abs")[0] != x or not p.calls[largest].attrs.keepdims:
-        raise NoMatch("expected a token's own numbers and scale")
-    return x
+        raise NoMatch("expected a group's own numbers and scale")
+    source = p.args(x, "reshape")[0]
+    if shape(x) != (*shape(source)[:-1], w.k // together, together) or shape(value) != shape(source):
+        raise NoMatch(f"expected groups of {together} numbers, found {shape(x)}")
+    return source
 
 
 def linear_with_residual(c: Context, root: Expr) -> Region:

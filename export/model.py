@@ -4,7 +4,7 @@ Parameters carry the project's tensor names (`layers.0.attention.wqkv.weight`), 
 weights all speak of the same tensor. Constants that depend on the configuration alone are buffers and come from `constants`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -160,10 +160,11 @@ class Block(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x)), key, value
 
 
-def rounded_tokens(x: torch.Tensor) -> torch.Tensor:
-    """x (..., K) with each token rounded to whole multiples of its own scale, (max |x| + smallest) / levels; half to even."""
-    scale = (x.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / DYNAMIC_LEVELS
-    return (x / scale).round() * scale
+def rounded_tokens(x: torch.Tensor, together: int) -> torch.Tensor:
+    """x (..., K), each `together` neighbours rounded to whole multiples of their own scale, (max |x| + smallest) / levels; half to even."""
+    groups = x.unflatten(-1, (-1, together))
+    scale = (groups.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / DYNAMIC_LEVELS
+    return ((groups / scale).round() * scale).flatten(-2)
 
 
 class StaticModel(nn.Module):
@@ -173,7 +174,7 @@ class StaticModel(nn.Module):
         super().__init__()
         self.config = config
         self.cache_lens = cache_lens
-        self.rounds_head = False  # of a tied head; see `round_products`
+        self.rounds_head: int | None = None  # of a tied head; see `round_products`
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -192,13 +193,14 @@ class StaticModel(nn.Module):
             present += [key, value]
         return self.finish(x), *present
 
-    def round_products(self, weights: Iterable[str]) -> None:
-        """Round the tokens that these weights are multiplied with, as ONNX graphs with dynamic formats do."""
-        for name in weights:
+    def round_products(self, weights: Mapping[str, int]) -> None:
+        """Round the tokens that these weights are multiplied with, so many neighbours together, as ONNX graphs with dynamic formats do."""
+        for name, together in weights.items():
             if name == "tok_embeddings.weight":
-                self.rounds_head = True
+                self.rounds_head = together
             else:
-                self.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(lambda _, inputs: (rounded_tokens(inputs[0]),))
+                linear = self.get_submodule(name.removesuffix(".weight"))
+                linear.register_forward_pre_hook(lambda _, inputs, together=together: (rounded_tokens(inputs[0], together),))
 
     def begin(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What all layers share: embeddings (B, T, dim), cos and sin (B, 1, T, head_dim / 2), a mask (B, T, W + T) per distinct W, ascending."""
@@ -210,7 +212,7 @@ class StaticModel(nn.Module):
         """(B, T, dim) to outputs for every token (B, T, n_outputs), or for the last one (B, 1, n_outputs), the only one that is sampled from."""
         normed = self.norm(x if HEADS[self.config.head].every_token else x[:, -1:])
         if self.config.tied_embeddings:
-            return functional.linear(rounded_tokens(normed) if self.rounds_head else normed, self.tok_embeddings.weight)
+            return functional.linear(rounded_tokens(normed, self.rounds_head) if self.rounds_head else normed, self.tok_embeddings.weight)
         outputs: torch.Tensor = self.output(normed)
         return outputs
 

@@ -3,7 +3,7 @@
 float16, bfloat16   Cast(w)
 int8                DequantizeLinear(w, scale), axis 0
 int4                DequantizeLinear(w, Cast(scale) [, Cast(zero_point)]), axis 1, block_size: the group size
-dynamic             and x of MatMul(x, w^T) becomes round(x / s) * s, with s = (max |x| + 1e-30) / 127 of each token
+dynamic             and x of MatMul(x, w^T) becomes round(x / s) * s, with s = (max |x| + 1e-30) / 127 of each group of a token
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
     value = model.graph.initializers[tensor.name]
     if tensor.stored.dynamic:
         for matmul in _products(value):
-            _round_tokens(model, matmul)
+            _round_tokens(model, matmul, tensor.stored.rounded_together(tensor.shape[1]))
     stored = weights.tensors[tensor.name]
     if tensor.stored.dtype == "float32":
         value.const_value = _external(stored)
@@ -73,12 +73,13 @@ def _products(weight: ir.Value) -> list[ir.Node]:
     return [use.node for value in transposed for use in value.uses() if use.node.op_type == "MatMul" and use.idx == 1]
 
 
-def _round_tokens(model: ir.Model, matmul: ir.Node) -> None:
-    """Put the rounding of x (..., K) to int8 in front of a product."""
+def _round_tokens(model: ir.Model, matmul: ir.Node, together: int) -> None:
+    """Put the rounding of x (..., K) to int8, in groups of `together` neighbours, in front of a product."""
     x, name = matmul.inputs[0], matmul.name
     assert x is not None
     assert x.shape is not None
-    token = ir.Shape([*x.shape.dims[:-1], 1])
+    *leading, k = x.shape.numpy()
+    whole_shape, split, one = ir.Shape([*leading, k]), ir.Shape([*leading, k // together, together]), ir.Shape([*leading, k // together, 1])
     nodes: list[ir.Node] = []
 
     def add(operator: str, inputs: list[ir.Value], shape: ir.Shape, label: str) -> ir.Value:
@@ -88,11 +89,15 @@ def _round_tokens(model: ir.Model, matmul: ir.Node) -> None:
         nodes.append(node)
         return output
 
-    peak = add("ReduceMax", [add("Abs", [x], x.shape, "abs"), _constant(model, "last_axis", np.array([-1], np.int64))], token, "peak")
-    above_zero = add("Add", [peak, _constant(model, "smallest_peak", np.array(SMALLEST_PEAK, np.float32))], token, "above_zero")
-    scale = add("Div", [above_zero, _constant(model, "levels", np.array(DYNAMIC_LEVELS, np.float32))], token, "scale")
-    whole = add("Round", [add("Div", [x, scale], x.shape, "levels")], x.shape, "whole")
-    matmul.replace_input_with(0, add("Mul", [whole, scale], x.shape, "rounded"))
+    def reshaped(value: ir.Value, shape: ir.Shape, label: str) -> ir.Value:
+        return add("Reshape", [value, _constant(model, "x".join(map(str, shape)), np.array(shape.numpy(), np.int64))], shape, label)
+
+    groups = reshaped(x, split, "groups")
+    peak = add("ReduceMax", [add("Abs", [groups], split, "abs"), _constant(model, "last_axis", np.array([-1], np.int64))], one, "peak")
+    above_zero = add("Add", [peak, _constant(model, "smallest_peak", np.array(SMALLEST_PEAK, np.float32))], one, "above_zero")
+    scale = add("Div", [above_zero, _constant(model, "levels", np.array(DYNAMIC_LEVELS, np.float32))], one, "scale")
+    whole = add("Round", [add("Div", [groups, scale], split, "levels")], split, "whole")
+    matmul.replace_input_with(0, reshaped(add("Mul", [whole, scale], split, "scaled"), whole_shape, "rounded"))
     model.graph.insert_before(matmul, nodes)
 
 

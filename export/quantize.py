@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from export.model_constants import DYNAMIC_GROUP
 from runtime.manifest import DType, Quantization, Record, TensorSpec
 
 Array = NDArray[np.generic]
@@ -33,12 +34,17 @@ class MatrixFormat(Record, frozen=True):
     dtype: str  # of each number: "float32", "float16", "bfloat16", "int8" or "int4"
     group_size: int | None = None  # neighbours in a row that share a scale; None: the whole row, where there are scales
     zero_points: bool = False  # a group's zero need not be in the middle of its range
-    dynamic: bool = False  # what it is multiplied with is rounded to int8 first, with a scale for each token
+    dynamic: bool = False  # what it is multiplied with is rounded to int8 first; see `rounded_together`
 
     @property
     def scaled(self) -> bool:
         """Whether scales go with the numbers."""
         return self.dtype in ("int8", "int4")
+
+    def rounded_together(self, k: int) -> int:
+        """How many neighbours of a token's K numbers share a scale when they are rounded: a group, or all where K is not a multiple of one."""
+        group = self.group_size or DYNAMIC_GROUP
+        return k if k % group else group
 
 
 class ModelTensor(Record, frozen=True):

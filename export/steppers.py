@@ -1,6 +1,6 @@
 """Two implementations of one call of a graph, behind one surface: the static torch model, and onnxruntime on the exported graphs."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -81,14 +81,16 @@ class OnnxStepper:
         return found
 
 
-def static_model(config: ModelConfig, cache_len: int, weights: dict[str, NDArray[np.float32]], rounded: Iterable[str] = ()) -> StaticModel:
-    """The static model with these weights; every parameter must be given. Tokens that `rounded` weights are multiplied with are rounded to int8."""
+def static_model(
+    config: ModelConfig, cache_len: int, weights: dict[str, NDArray[np.float32]], rounded: Mapping[str, int] | None = None
+) -> StaticModel:
+    """The static model with these weights; every parameter must be given. `rounded`: see `StaticModel.round_products`."""
     cache_lens = config.cache_lens(cache_len)
     with torch.device("meta"):
         model = StaticModel(config, cache_lens).eval()
     tensors = {name: torch.from_numpy(values) for name, values in {**weights, **constants(config, cache_lens)}.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.round_products(rounded)
+    model.round_products(rounded or {})
     return model
 
 

@@ -132,18 +132,20 @@ def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
     return {tensor.name: load(tensor, arrays) for tensor in graphs.record.tensors}
 
 
-def static_model(model: ModelConfig, cache_lens: tuple[int, ...], weights: Mapping[str, NDArray[Any]], rounded: Sequence[str] = ()) -> StaticModel:
+def static_model(
+    model: ModelConfig, cache_lens: tuple[int, ...], weights: Mapping[str, NDArray[Any]], rounded: Mapping[str, int] | None = None
+) -> StaticModel:
     """Our torch module with weights and constants in place."""
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**weights, **constants(model, cache_lens)}.items()}
     module = StaticModel(model, cache_lens).eval()
     module.load_state_dict(tensors, strict=True)
-    module.round_products(rounded)
+    module.round_products(rounded or {})
     return module
 
 
-def rounded_weights(graphs: OnnxGraphs) -> list[str]:
-    """The weights whose tokens are rounded to int8."""
-    return [tensor.name for tensor in graphs.record.tensors if tensor.stored.dynamic]
+def rounded_weights(graphs: OnnxGraphs) -> dict[str, int]:
+    """The weights whose tokens are rounded to int8, and how many neighbours share a scale."""
+    return {tensor.name: tensor.stored.rounded_together(tensor.shape[1]) for tensor in graphs.record.tensors if tensor.stored.dynamic}
 
 
 def bound(graphs: OnnxGraphs) -> float:

@@ -104,8 +104,8 @@ DYNAMIC = {
     "int4-128-zero-points": MatrixFormat(dtype="int4", group_size=128, zero_points=True, dynamic=True),
 }
 # rows, N, K: N below, at, beside and beyond one panel, and in whole panels of gate and up; K odd, prime, below and beyond a block and a group
-SIZES = [(1, 31, 33), (7, 64, 264), (1, 64, 136), (2, 1, 1), (7, 45, 131), (512, 65, 40)]
-WHOLE_WORDS = [(1, 31, 40), (7, 64, 264), (1, 64, 136), (2, 1, 8), (7, 45, 136), (512, 65, 40)]  # of int4
+SIZES = [(1, 31, 33), (7, 64, 256), (1, 64, 192), (2, 1, 1), (7, 45, 331), (512, 65, 40)]
+WHOLE_WORDS = [(1, 31, 40), (7, 64, 256), (1, 64, 136), (2, 1, 8), (7, 45, 136), (512, 65, 40)]  # of int4
 FUSED = {"alone": {}, "norm, residual": {"norm_eps": 1e-5, "residual": True}, "norm, swiglu": {"norm_eps": 0.1, "swiglu": True}}
 
 
@@ -132,11 +132,19 @@ def product(shape, seed=0):
     if shape.norm_eps is not None:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(shape.norm_eps)) * gain
     if shape.weight.dynamic:
-        scale = np.abs(wide).max(-1, keepdims=True) / 127
-        wide = np.rint(wide / scale) * scale
+        levels, scales = in_levels(wide, shape)
+        wide = (np.rint(levels) * scales).reshape(wide.shape)
     exact, size = wide @ weight.T, np.abs(wide) @ np.abs(weight).T
     arrays = [x, *([gain] if shape.norm_eps is not None else []), *parts, *([residual] if shape.residual else [])]
     return Product(shape, arrays, exact + (residual if shape.residual else 0), size)
+
+
+def in_levels(wide, shape):
+    """x (..., K) as (..., groups, numbers) in units of its groups' scales, and those: 64 numbers together, or a group of the weight's, or all."""
+    group = shape.weight.group_size or 64
+    groups = wide.reshape(*wide.shape[:-1], -1, shape.k if shape.k % group else group)
+    scales = np.abs(groups).max(-1, keepdims=True) / 127
+    return groups / scales, scales
 
 
 def run_product(level, made):
@@ -209,7 +217,7 @@ def far_from_halves(made):
     wide = made.arrays[0].astype(np.float64)
     if made.shape.norm_eps is not None:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(made.shape.norm_eps)) * made.arrays[1]
-    levels = wide / (np.abs(wide).max(-1, keepdims=True) / 127)
+    levels, _ = in_levels(wide, made.shape)
     roundings = 4 + ((made.shape.k + 1) / 2 + 6 if made.shape.norm_eps is not None else 0)
     return (np.abs(np.abs(levels - np.rint(levels)) - 0.5) > 127 * roundings * U).all()
 

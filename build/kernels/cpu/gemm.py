@@ -63,19 +63,19 @@ def gemm(level: Level, shape: Linear):
 
 def _packed_row(level: Level, shape: Linear):
     """Inline `pack(x, gain, m, r, row, packed)`: packed[m, :, r] = the x of row `row`; zeros beyond the last row."""
-    k = shape.k
+    k, together = shape.k, shape.weight.rounded_together(shape.k)
     prepare, round_row = prepared_row(level, shape), rounded_row(level, shape)
 
     @T.inline
     def pack(x, gain, m, r, row, packed):
         if row < shape.rows:
             prepared = T.alloc_buffer((k,), "float32")
-            scale = T.alloc_buffer((1,), "float32")
+            scales = T.alloc_buffer((1, k // together), "float32")
             prepare(x, row, gain, prepared)
             if shape.weight.dynamic:
-                round_row(prepared, scale, 0)
+                round_row(prepared, scales, 0)
                 for c in T.serial(k):
-                    packed[m, c, r] = prepared[c] * scale[0]
+                    packed[m, c, r] = prepared[c] * scales[0, c // together]
             else:
                 for c in T.serial(k):
                     packed[m, c, r] = prepared[c]

@@ -1,8 +1,8 @@
-"""Products of int8 activations: each token's x is rounded to int8 with a scale of its own; products and sums are integers, scales come last.
+"""Products of int8 activations: neighbours in a token's x are rounded to int8 with a scale of their own; products and sums in a group are integers.
 
-x = q s with s = max |x| / 127 and q = round(x / s), exactly as the ONNX graph says it; y = sum of q w over K, times s and the weight's scale,
-group by group for int4. Sums of a block of K are integers, and short enough to be exact in float32 too. Several rows of int4 are left to `gemm`,
-which rounds x and multiplies in float32: taking each group's sums out of the integers costs more than it saves.
+x = q s with s = max |x| / 127 and q = round(x / s), exactly as the ONNX graph says it; y = sum of s times the sum of q w over a group of K, times
+the weight's scale, which for int4 is that of the group. Sums of a block of K are integers, and short enough to be exact in float32 too. Several rows
+of int4 are left to `gemm`, which rounds x and multiplies in float32: taking each group's sums out of the integers costs more than it saves.
 """
 
 from tvm.script import tirx as T
@@ -24,6 +24,7 @@ STEP = PANEL * DOT  # weights of a panel in four steps of K
 def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
     """Body of `linear` for one row."""
     n_blocks, padded = _blocks(shape), -(-shape.k // WORD) * WORD
+    together = shape.weight.rounded_together(shape.k)
     panels = -(-shape.n_out // PANEL)
     lanes, parts = level.lanes, PANEL // level.lanes
     is_int4 = shape.weight.dtype == "int4"
@@ -33,17 +34,14 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
     scale_outputs = output_scale(level, shape)
 
     @T.inline
-    def product(p, out, x, x_scale, x_sums, w, s, z):
+    def product(p, out, x, x_scales, x_sums, w, s, z):
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
                 out[i * lanes + v] = T.float32(0)
         for b in T.serial(n_blocks):
             sums = T.alloc_buffer((PANEL * partials,), "int32")
             add_block(x, w, p, b, sums)
-            fold(sums, x_sums, 0, s, z, p, b, out, 0)
-        for i in T.unroll(parts):
-            for v in T.vectorized(lanes):
-                out[i * lanes + v] = out[i * lanes + v] * x_scale[0]
+            fold(sums, x_scales, x_sums, 0, s, z, p, b, out, 0)
         scale_outputs(out, 0, s, p)
 
     compute = panel_outputs(level, shape, 1, product)
@@ -51,11 +49,11 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
     @T.inline
     def body(x_rows, gain, w, s, z, residual, y):
         x = T.alloc_buffer((padded,), x_dtype)
-        x_scale = T.alloc_buffer((1,), "float32")
+        x_scales = T.alloc_buffer((1, shape.k // together), "float32")
         x_sums = T.alloc_buffer((1, n_blocks), "int32")
-        round_row(x_rows, 0, gain, x, 0, DOT, x_scale, x_sums, 0)
+        round_row(x_rows, 0, gain, x, 0, DOT, x_scales, x_sums, 0)
         for p in T.parallel(panels):
-            compute(p, residual, y, x, x_scale, x_sums, w, s, z)
+            compute(p, residual, y, x, x_scales, x_sums, w, s, z)
 
     return body
 
@@ -63,7 +61,7 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
 def integer_gemm(level: Level, shape: Linear, dot: Dot):
     """Body of `linear` for several rows of int8: blocks of weights are widened once and serve all rows, as in `gemm`."""
     rows, k = shape.rows, shape.k
-    n_blocks, block_steps = _blocks(shape), BLOCK // DOT
+    n_blocks, block_steps, together = _blocks(shape), _block(shape) // DOT, shape.weight.rounded_together(k)
     tile_rows = min(level.tile.rows, rows)
     tiles = -(-rows // tile_rows)
     panels = -(-shape.n_out // PANEL)
@@ -74,8 +72,8 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
     scale_outputs = output_scale(level, shape)
 
     @T.inline
-    def product(p, total, x, x_scale, x_sums, w, s, z):
-        slab = T.alloc_buffer((BLOCK // DOT * STEP,), dot.slab_dtype)
+    def product(p, total, x, x_scales, x_sums, w, s, z):
+        slab = T.alloc_buffer((block_steps * STEP,), dot.slab_dtype)
         sums = T.alloc_buffer((tile_rows * PANEL * dot.partials,), "int32")
         for i in T.serial(tiles * tile_rows * parts):
             for v in T.vectorized(lanes):
@@ -87,11 +85,8 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
                 multiply(x, slab, m * x_steps + b * block_steps, count, sums)
                 for r in T.serial(tile_rows):
                     row_sums = T.decl_buffer((PANEL * dot.partials,), "int32", data=sums.data, elem_offset=r * PANEL * dot.partials)
-                    fold(row_sums, x_sums, m * tile_rows + r, s, z, p, b, total, (m * tile_rows + r) * PANEL)
+                    fold(row_sums, x_scales, x_sums, m * tile_rows + r, s, z, p, b, total, (m * tile_rows + r) * PANEL)
         for m in T.serial(rows):
-            for i in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    total[m * PANEL + i * lanes + v] = total[m * PANEL + i * lanes + v] * x_scale[m]
             scale_outputs(total, m * PANEL, s, p)
 
     compute = panel_outputs(level, shape, tiles * tile_rows, product)
@@ -99,22 +94,23 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
     @T.inline
     def body(x_rows, gain, w, s, z, residual, y):
         x = T.alloc_buffer((tiles * x_steps * tile_rows * DOT,), dot.x_dtype)  # (tiles, K / 4, R, 4)
-        x_scale = T.alloc_buffer((tiles * tile_rows,), "float32")
+        x_scales = T.alloc_buffer((tiles * tile_rows, k // together), "float32")
         x_sums = T.alloc_buffer((tiles * tile_rows, n_blocks), "int32")
         for m in T.parallel(tiles):
             for r in T.serial(tile_rows):  # rows beyond the last repeat it, and are not stored
                 row = T.min(m * tile_rows + r, rows - 1)
                 at = (m * x_steps * tile_rows + r) * DOT
-                round_row(x_rows, row, gain, x, at, tile_rows * DOT, x_scale, x_sums, m * tile_rows + r)
+                round_row(x_rows, row, gain, x, at, tile_rows * DOT, x_scales, x_sums, m * tile_rows + r)
         for p in T.parallel(panels):
-            compute(p, residual, y, x, x_scale, x_sums, w, s, z)
+            compute(p, residual, y, x, x_scales, x_sums, w, s, z)
 
     return body
 
 
 def _block(shape: Linear) -> int:
-    """Steps of K that share an integer sum: a group, whose scale then applies, or a block."""
-    return shape.weight.group_size or BLOCK
+    """Steps of K that share an integer sum: those of one scale, where that is not the whole row."""
+    together = shape.weight.rounded_together(shape.k)
+    return shape.weight.group_size or (together if together < shape.k else BLOCK)
 
 
 def _blocks(shape: Linear) -> int:
@@ -122,19 +118,19 @@ def _blocks(shape: Linear) -> int:
 
 
 def _integer_row(level: Level, shape: Linear):
-    """Inline `round_row(x, row, gain, out, at, stride, scale, sums, i)`: the x of row `row`, rounded to int8.
+    """Inline `round_row(x, row, gain, out, at, stride, scales, sums, i)`: the x of row `row`, rounded to int8.
 
-    Step k goes to out[at + k // 4 * stride + k % 4], K padded with zeros to whole words; scale[i] is the row's, sums[i, :] those of each block.
+    Step k goes to out[at + k // 4 * stride + k % 4], K padded with zeros to whole words; scales[i, :] are those of groups, sums[i, :] of blocks.
     """
     k, block = shape.k, _block(shape)
     padded = -(-k // WORD) * WORD
     prepare, round_row = prepared_row(level, shape), rounded_row(level, shape)
 
     @T.inline
-    def integer_row(x, row, gain, out, at, stride, scale, sums, i):
+    def integer_row(x, row, gain, out, at, stride, scales, sums, i):
         levels = T.alloc_buffer((padded,), "float32")
         prepare(x, row, gain, levels)
-        round_row(levels, scale, i)
+        round_row(levels, scales, i)
         for c in T.serial(padded - k):
             levels[k + c] = T.float32(0)
         for b in T.serial(_blocks(shape)):
@@ -156,7 +152,7 @@ def _integer_row(level: Level, shape: Linear):
 
 def _byte_sums(shape: Linear, dot: Dot):
     """Inline `add_block(x, w, p, b, sums)`: sums = block b of int8 panel p times x."""
-    steps, step_count = -(-shape.k // DOT), BLOCK // DOT
+    steps, step_count = -(-shape.k // DOT), _block(shape) // DOT
     vectors = STEP // dot.vector
 
     @T.inline
@@ -203,7 +199,7 @@ def _word_sums(shape: Linear, words: WordDot):
 
 def _slab(shape: Linear, dot: Dot):
     """Inline `fill(w, p, b, count, slab)`: `count` steps of four of block b of int8 panel p, as the dot keeps weights."""
-    steps, block_steps = -(-shape.k // DOT), BLOCK // DOT
+    steps, block_steps = -(-shape.k // DOT), _block(shape) // DOT
     vectors, vector = STEP // dot.vector, dot.vector
 
     @T.inline
@@ -247,7 +243,8 @@ def _tile_product(level: Level, dot: Dot, tile_rows: int):
 
 
 def _fold(level: Level, shape: Linear, partials: int, offset: int):
-    """Inline `fold(sums, x_sums, row, s, z, p, b, out, at)`: out[at :] += a block's sums, less the offset's part, times the group's scale."""
+    """Inline `fold(sums, x_scales, x_sums, row, s, z, p, b, out, at)`: out[at :] += a block's sums, less the offset's part, times its scales."""
+    block, together = _block(shape), shape.weight.rounded_together(shape.k)
     lanes, parts = level.lanes, PANEL // level.lanes
 
     def value(sums, column):
@@ -258,17 +255,18 @@ def _fold(level: Level, shape: Linear, partials: int, offset: int):
             return x_sums[row, b] * T.Cast("int32", z[p, b, column])
         return x_sums[row, b] * T.int32(offset)
 
-    def whole(sums, x_sums, row, z, p, b, column):
-        return T.Cast("float32", value(sums, column) - excess(x_sums, row, z, p, b, column))
+    def scaled(sums, x_scales, x_sums, row, z, p, b, column):
+        whole = value(sums, column) - excess(x_sums, row, z, p, b, column)
+        return T.Cast("float32", whole) * x_scales[row, b * block // together]
 
     @T.inline
-    def fold(sums, x_sums, row, s, z, p, b, out, at):
+    def fold(sums, x_scales, x_sums, row, s, z, p, b, out, at):
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
                 if shape.weight.group_size is None:
-                    out[at + i * lanes + v] = out[at + i * lanes + v] + whole(sums, x_sums, row, z, p, b, i * lanes + v)
+                    out[at + i * lanes + v] = out[at + i * lanes + v] + scaled(sums, x_scales, x_sums, row, z, p, b, i * lanes + v)
                 else:
-                    out[at + i * lanes + v] = out[at + i * lanes + v] + whole(sums, x_sums, row, z, p, b, i * lanes + v) * widened(
+                    out[at + i * lanes + v] = out[at + i * lanes + v] + scaled(sums, x_scales, x_sums, row, z, p, b, i * lanes + v) * widened(
                         s[p, b, i * lanes + v]
                     )
 

@@ -55,7 +55,7 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
     scale = row_scale(level, n) if stored.scaled else None
 
     @T.inline
-    def dot(p, out, x, x_sums, w, s, z):
+    def dot(p, out, x, x_sums, w, s, z):  # noqa: ARG001
         sums = T.alloc_buffer((unroll * PANEL,), "float32")
         for i in T.unroll(unroll * parts):
             for v in T.vectorized(lanes):

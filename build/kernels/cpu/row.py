@@ -29,24 +29,26 @@ def prepared_row(level: Level, shape: Linear):
 
 
 def rounded_row(level: Level, shape: Linear):
-    """Inline `round_row(row, scale, i)`: row[: K] to whole levels from -127 to 127, as float32, of size scale[i] = max |row| / 127."""
-    k = shape.k
-    lanes = fitting_lanes(level, k)
+    """Inline `round_row(row, scales, i)`: row[: K] to whole levels from -127 to 127, as float32, of size scales[i, g] = max |group| / 127."""
+    together = shape.weight.rounded_together(shape.k)
+    lanes = fitting_lanes(level, together)
 
     @T.inline
-    def round_row(row, scale, i):
-        peak = T.alloc_buffer((lanes,), "float32")
-        for v in T.vectorized(lanes):
-            peak[v] = T.float32(0)
-        for c in T.serial(k // lanes):
+    def round_row(row, scales, i):
+        for g in T.serial(shape.k // together):
+            at = g * together
+            peak = T.alloc_buffer((lanes,), "float32")
             for v in T.vectorized(lanes):
-                peak[v] = T.max(peak[v], T.abs(row[c * lanes + v]))
-        scale[i] = peak[0]
-        for v in T.unroll(lanes):
-            scale[i] = T.max(scale[i], peak[v])
-        scale[i] = (scale[i] + T.float32(SMALLEST_PEAK)) / T.float32(DYNAMIC_LEVELS)
-        for c in T.serial(k // lanes):
-            for v in T.vectorized(lanes):
-                row[c * lanes + v] = T.nearbyint(row[c * lanes + v] / scale[i])
+                peak[v] = T.float32(0)
+            for c in T.serial(together // lanes):
+                for v in T.vectorized(lanes):
+                    peak[v] = T.max(peak[v], T.abs(row[at + c * lanes + v]))
+            scales[i, g] = peak[0]
+            for v in T.unroll(lanes):
+                scales[i, g] = T.max(scales[i, g], peak[v])
+            scales[i, g] = (scales[i, g] + T.float32(SMALLEST_PEAK)) / T.float32(DYNAMIC_LEVELS)
+            for c in T.serial(together // lanes):
+                for v in T.vectorized(lanes):
+                    row[at + c * lanes + v] = T.nearbyint(row[at + c * lanes + v] / scales[i, g])
 
     return round_row
