@@ -15,52 +15,26 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
-from build.quality_plot import draw_errors, draw_quality
-from build.variants import Variant, compile_variant
+from build.quality_report import Quality, draw_errors, draw_quality, table
+from build.variants import BASELINE, VARIANTS, Variant, compile_variant
 from export.checkpoint import Checkpoint
-from export.config import config_parser, load_config
-from export.console import console, output, step_bar
+from export.config import CompileConfig, config_parser, load_config
+from export.console import output, step_bar
 from export.graphs import OnnxGraphs
-from export.plan import export_key, open_configured, workspace_of
+from export.plan import export_key, open_configured, quantization_of, workspace_of
 from export.quantize import load, specs
 from export.stage import stage_folder
 from runtime.engine import Engine
 from runtime.errors import UserError, run_command
-from runtime.manifest import Quantization
 from runtime.tokenizer import open_tokenizer
 
 ROWS, LENGTH = 8, 1024  # sequences, and tokens of each that are predicted: 8192 in all
 TEXT = ("tvm_ffi", "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt")
 TEXT_SHA256 = "d4a9ac22462b35e7821a4f2706c211093da678620a8f9997989ee7cf8d507bbd"
 TEXT_START = "DEFIN. I."  # what comes before is front matter
-BASELINE = "fp32"
-PLAIN = ["quantize.keep=[]", "quantize.cache=auto"]
-VARIANTS: dict[str, list[str]] = {  # by label, what is set; the first is what the others are compared with
-    BASELINE: ["quantize.scheme=none", "backend.dtype=fp32"],
-    "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],
-    "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
-    "int8": ["quantize.scheme=int8", "backend.dtype=fp32"],
-    "int8_dynamic": ["quantize.scheme=int8_dynamic", "backend.dtype=fp32"],
-    "int4": ["quantize.scheme=int4", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],
-    "int4-zero-points": ["quantize.scheme=int4", "quantize.symmetric=false", "quantize.group_size=32", "backend.dtype=fp32"],
-    "int4_dynamic": ["quantize.scheme=int4_dynamic", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],
-}
 OWN = "this config"
 OVER_BUDGET = 1  # exit status
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How well one variant predicts the text."""
-
-    variant: str
-    tokens: int
-    perplexity: float  # exp of the mean negative log-likelihood per token
-    divergence: float  # mean Kullback-Leibler divergence from the first variant, nats per token
-    agreement: float  # share of positions with the same most likely token as the first variant
-    weight_bytes: int
 
 
 @dataclass
@@ -116,27 +90,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def compile_variants(path: Path, overrides: list[str], wanted: str) -> dict[str, Variant]:
-    """Every variant compiled for `ROWS` sequences, the baseline first and the config's own scheme last."""
+    """Every variant compiled for `ROWS` sequences, the baseline first and the config as it is last, unless it is one of them."""
     labels = [BASELINE, *(label for label in wanted.split(",") if label != BASELINE)]
     unknown = [label for label in labels if label not in VARIANTS]
     if unknown:
         raise UserError(f"--variants names {unknown[0]}, expected some of {', '.join(VARIANTS)}")
+    own = load_config(path, overrides)
+    changes = {label: [*VARIANTS[label], "quantize.cache=auto"] for label in labels}
+    same = [label for label in labels if _stores(load_config(path, [*overrides, *changes[label]])) == _stores(own)]
     shape = [f"shape.batch={ROWS}", f"shape.cache_len={LENGTH}", "shape.prefill_chunk=16"]
-    changes = {label: [*VARIANTS[label], *PLAIN] for label in labels} | {OWN: []}
-    folders = {label: "quality-" + ("own" if label == OWN else label) for label in changes}
-    variants = {label: compile_variant(path, overrides, folders[label], [*shape, *sets]) for label, sets in changes.items()}
-    own = variants[OWN].artifact.manifest
-    same = [label for label in labels if _stored_alike(variants[label], own.quantization, own.target.dtype, own.cache_dtype)]
-    if same:
-        console.print(f"the config stores weights as {same[0]} does")
-        return {(f"{label} ({OWN})" if label == same[0] else label): variant for label, variant in variants.items() if label != OWN}
+    variants = {
+        f"{label} ({OWN})" if label in same else label: compile_variant(path, overrides, f"quality-{label}", [*shape, *changes[label]])
+        for label in labels
+    }
+    if not same:
+        variants[OWN] = compile_variant(path, overrides, "quality-own", shape)
     return variants
 
 
-def _stored_alike(variant: Variant, quantization: Quantization, dtype: str, cache: str) -> bool:
-    manifest = variant.artifact.manifest
-    plain_dtype = manifest.target.dtype == dtype or (quantization.scheme != "none" and manifest.model.tied_embeddings)
-    return manifest.quantization.label == quantization.label and plain_dtype and manifest.cache_dtype == cache
+def _stores(config: CompileConfig) -> tuple[object, ...]:
+    """How a config stores weights and caches."""
+    return quantization_of(config).label, config.backend.dtype, config.cache_dtype
 
 
 def measure(folders: Mapping[str, Path]) -> list[Quality]:
@@ -214,19 +188,6 @@ def check_budget(results: Sequence[Quality], budget: float | None) -> int:
     kept = change <= budget
     output.print(f"quantize.budget: {change:+.3f} % of perplexity, {'within' if kept else 'more than'} the {budget:g} % that the config allows")
     return 0 if kept else OVER_BUDGET
-
-
-def table(results: list[Quality]) -> Table:
-    """One row a variant."""
-    result = Table(title=f"quality on {results[0].tokens} tokens of English", title_justify="left")
-    result.add_column("weights")
-    for name in ("perplexity", "change", "KL divergence", "same top-1", "size"):
-        result.add_column(name, justify="right")
-    for row in results:
-        change = "" if row is results[0] else f"{row.perplexity / results[0].perplexity - 1:+.2%}"
-        compared = ("", "") if row is results[0] else (f"{row.divergence:.5f}", f"{row.agreement:.2%}")
-        result.add_row(row.variant, f"{row.perplexity:.3f}", change, *compared, f"{row.weight_bytes / 1e6:,.1f} MB")
-    return result
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from runtime.cpu import CPUINFO
 from runtime.errors import UserError, run_command
-from runtime.manifest import ModelConfig, Shape, TensorSpec, WeightSpec
+from runtime.manifest import Manifest, ModelConfig, Shape, TensorSpec, WeightSpec
 from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
 from runtime.tensor_file import numpy_dtype
 
@@ -56,6 +56,11 @@ class Workload:
     contexts: tuple[int, ...]
     steps: int
     repeats: int
+
+    @property
+    def slots(self) -> int:
+        """Tokens that the caches have to hold for all of it."""
+        return max((*self.prompt_tokens, *(n + self.steps for n in self.contexts))) + 1
 
     def within(self, room: int | None) -> "Workload":
         """Without the lengths that do not fit `room` more tokens."""
@@ -96,10 +101,11 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run of one contender gave: its speeds, and the most memory that its process held."""
+    """What one run of one contender gave: its speeds, the most memory that its process held, and what of that were weights and caches."""
 
     speeds: Speeds
     peak_rss_mb: float
+    held_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,7 @@ class Report:
     threads: int
     load_s: float
     peak_rss_mb: float
+    held_mb: float  # of it, weights and caches
     weight_bytes_per_step: int
     bandwidth_gb_s: float
     bandwidth_method: str
@@ -205,11 +212,18 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
         threads=threads,
         load_s=load_s,
         peak_rss_mb=peak_rss_mb(),
+        held_mb=_held_bytes(manifest) / 1e6,
         weight_bytes_per_step=weights,
         bandwidth_gb_s=max(bandwidth, fresh_read_bandwidth(threads)),
         bandwidth_method=METHOD,
         speeds=speeds,
     )
+
+
+def _held_bytes(manifest: Manifest) -> int:
+    """Weights, as mapped, and caches."""
+    specs: list[TensorSpec | WeightSpec] = [*manifest.weights, *manifest.graphs[-1].signature.inputs[2:]]
+    return sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs)
 
 
 def cpu_name() -> str:
@@ -237,7 +251,7 @@ def table(report: Report) -> str:
     rows += [
         ("weights read", f"{report.weight_bytes_per_step / 1e6:,.1f}", "MB a step"),
         ("read bandwidth", f"{report.bandwidth_gb_s:,.2f}", f"GB/s, {report.bandwidth_method}"),
-        ("peak memory", f"{report.peak_rss_mb:,.0f}", "MB resident, mapped weights included"),
+        ("peak memory", f"{report.peak_rss_mb:,.0f}", f"MB resident, of which {report.held_mb:,.0f} MB are weights and caches"),
     ]
     first, second = (max(len(row[i]) for row in rows[2:]) for i in (0, 1))
     lines = [f"{name.ljust(first)}  {figure.rjust(second)}  {unit}" for name, figure, unit in rows]

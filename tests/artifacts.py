@@ -65,7 +65,7 @@ CASES = {
         {"sliding_window": None, "tie_word_embeddings": True},
         {
             "shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN},
-            "quantize": {"scheme": "int4_dynamic", "symmetric": False, "keep": ["head"], "keep_scheme": "int8_dynamic"},
+            "quantize": {"scheme": "int4_dynamic", "symmetric": False, "keep": ["head"], "keep_scheme": "int8"},
         },
     ),
     # bfloat16 weights, float16 caches, two layers of which the last is kept in int4

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from build import quality as module
-from build.quality import BASELINE, LENGTH, OVER_BUDGET, OWN, ROWS, VARIANTS, Quality, Sums, check_budget, layer_errors, log_softmax, table, text
-from build.quality_plot import draw_errors, draw_quality
+from build.quality import LENGTH, OVER_BUDGET, OWN, ROWS, Sums, check_budget, layer_errors, log_softmax, text
+from build.quality_report import Quality, draw_errors, draw_quality, table
+from build.variants import BASELINE, VARIANTS
 from export.graphs import OnnxGraphs
 from export.quantize import SCHEMES
 from export.stage import ROOT

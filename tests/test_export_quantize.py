@@ -203,6 +203,14 @@ def test_kept_parts_take_the_wider_scheme():
     assert formats(scheme="int4", keep=("first",), keep_scheme="none")["layers.0.attention.wqkv.weight"].dtype == "float16"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_in_int8_takes_tokens_as_they_are(tied):
+    found = formats(scheme="int8_dynamic", tied=tied)
+    assert not found["tok_embeddings.weight" if tied else "output.weight"].dynamic
+    assert found["layers.0.attention.wqkv.weight"].dynamic
+    assert formats(scheme="int4_dynamic", tied=tied)["tok_embeddings.weight" if tied else "output.weight"].dynamic
+
+
 def test_what_int4_cannot_hold_is_int8():
     """Eight numbers share a word; and the kernels of experts read whole numbers."""
     assert formats(scheme="int4", k=12)["output.weight"].dtype == "int8"

@@ -60,7 +60,10 @@ def test_export_uses_only_the_contract_of_the_runtime(module):
     assert "tvm" not in {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("module", modules("build"))
+RIVAL_PROCESSES = {"build.bench.rival_transformers", "build.bench.from_gguf"}  # nothing of ours runs beside torch in them
+
+
+@pytest.mark.parametrize("module", sorted(set(modules("build")) - RIVAL_PROCESSES))
 def test_build_uses_of_export_only_what_loads_no_torch(module):
     names = imported(modules("build")[module])
     assert "torch" not in {name.partition(".")[0] for name in names}

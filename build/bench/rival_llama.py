@@ -1,4 +1,4 @@
-"""`python -m build.rival_llama GGUF TYPE WORKLOAD THREADS`: llama.cpp on the same weights, timed once, as JSON.
+"""`python -m build.bench.rival_llama GGUF WORKLOAD THREADS TYPE`: llama.cpp on the same weights, timed once, as JSON.
 
 Runs in the environment of `make setup BENCH=1`, with llama-cpp-python built for this very processor. The GGUF file is requantized to TYPE by
 llama.cpp itself, once, beside the original. Batches of 512 tokens, and the defaults otherwise.
@@ -94,14 +94,13 @@ def silenced() -> Any:  # noqa: ANN401 (a ctypes callback, which must outlive it
     return callback
 
 
-def main(gguf: str, kind: str, workload: str, threads: str) -> None:
+def main(gguf: str, workload: str, threads: str, kind: str) -> None:
     """Time one type of weights and print `Measured` as JSON; what a step reads is the file, less nothing."""
     llama_cpp.llama_backend_init()
     callback = silenced()
     path = requantized(Path(gguf), kind, int(threads))
     asked = msgspec.json.decode(workload, type=Workload)
-    slots = max((*asked.prompt_tokens, *(n + asked.steps for n in asked.contexts))) + 1
-    engine = LlamaEngine(path, -(-slots // 256) * 256, int(threads))
+    engine = LlamaEngine(path, -(-asked.slots // 256) * 256, int(threads))
     speeds = measure(engine, engine.vocab_size, asked, lambda _: path.stat().st_size)
     print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
     del callback

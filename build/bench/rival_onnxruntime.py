@@ -1,4 +1,4 @@
-"""`python -m build.rival_onnxruntime GRAPHS WORKLOAD THREADS`: onnxruntime on exported graphs, timed once, as JSON.
+"""`python -m build.bench.rival_onnxruntime GRAPHS WORKLOAD THREADS`: onnxruntime on exported graphs, timed once, as JSON.
 
 It gets its best ordinary use: default graph optimizations, as many threads, and caches that stay where they are: outputs are bound to the buffers
 that are the next call's inputs.

@@ -1,29 +1,39 @@
-"""Plots of quality: what a smaller file costs, and which layers the error of a scheme comes from."""
+"""What quality is reported as: a table, what a smaller file costs, and which layers the error of a scheme comes from."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from matplotlib.figure import Figure
+from rich.table import Table
 
 
-class Row(Protocol):
-    """What is drawn of one variant."""
+@dataclass(frozen=True)
+class Quality:
+    """How well one variant predicts the text."""
 
-    @property
-    def variant(self) -> str:
-        """Its name."""
-
-    @property
-    def perplexity(self) -> float:
-        """Of the text."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of its weights."""
+    variant: str
+    tokens: int
+    perplexity: float  # exp of the mean negative log-likelihood per token
+    divergence: float  # mean Kullback-Leibler divergence from the first variant, nats per token
+    agreement: float  # share of positions with the same most likely token as the first variant
+    weight_bytes: int
 
 
-def draw_quality(results: Sequence[Row], path: Path) -> None:
+def table(results: Sequence[Quality]) -> Table:
+    """One row a variant."""
+    result = Table(title=f"quality on {results[0].tokens} tokens of English", title_justify="left")
+    result.add_column("weights")
+    for name in ("perplexity", "change", "KL divergence", "same top-1", "size"):
+        result.add_column(name, justify="right")
+    for row in results:
+        change = "" if row is results[0] else f"{row.perplexity / results[0].perplexity - 1:+.2%}"
+        compared = ("", "") if row is results[0] else (f"{row.divergence:.5f}", f"{row.agreement:.2%}")
+        result.add_row(row.variant, f"{row.perplexity:.3f}", change, *compared, f"{row.weight_bytes / 1e6:,.1f} MB")
+    return result
+
+
+def draw_quality(results: Sequence[Quality], path: Path) -> None:
     """Perplexity over size, a point for each variant; the first is the baseline, drawn as a line."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()

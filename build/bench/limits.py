@@ -1,4 +1,4 @@
-"""`python -m build.limits THREADS CPU`: what this machine can do at best, measured with kernels of our own, as JSON.
+"""`python -m build.bench.limits THREADS CPU`: what this machine can do at best, measured with kernels of our own, as JSON.
 
 Reading: every thread adds up its part of a large array. Arithmetic: every thread multiplies and adds numbers that never leave its registers. No
 product can be faster than either, so each figure of the bench is given as a share of one of them.

@@ -1,0 +1,120 @@
+"""`python -m build.bench yaml/x.yaml`: our schemes against other engines on the same weights, in one run.
+
+Compiles the config once for each scheme. Then rounds: each contender in turn, in a process of its own that is gone before the next one starts
+(thread pools spin), does the same work; medians over the rounds are compared. The machine's limits are measured between rounds, so that each
+figure is a share of what was possible while it was taken. llama.cpp and ONNX Runtime GenAI take part after `make setup BENCH=1`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from build.bench.contenders import OURS, Contender, Plan, contenders
+from build.bench.plot import draw_speeds
+from build.bench.report import CONTEXTS, PROMPT, Limits, Result, goals_table, ratios, results_table, write_json
+from export.config import CompileConfig, load_config
+from export.console import console, output
+from runtime.bench import Measured, Report, Workload, cpu_name
+from runtime.errors import UserError, run_command
+
+
+def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str) -> tuple[list[Result], Limits]:
+    """Each contender once a round, in order: medians over the rounds, and the machine's limits, measured before each round."""
+    samples: list[list[Measured]] = [[] for _ in entries]
+    limits = Limits(0.0, 0.0)
+    for number in range(rounds):
+        found = measured_limits(threads, cpu)
+        limits = Limits(max(limits.read_gb_s, found.read_gb_s), max(limits.float32_gflop_s, found.float32_gflop_s))
+        for entry, taken in zip(entries, samples, strict=True):
+            console.print(f"round {number + 1} of {rounds}: {entry.what} {entry.scheme}", style="dim")
+            taken.append(run_once(entry))
+    return [_medians(entry, taken) for entry, taken in zip(entries, samples, strict=True)], limits
+
+
+def measured_limits(threads: int, cpu: str) -> Limits:
+    """`build.bench.limits` in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "build.bench.limits", str(threads), cpu], check=True, stdout=subprocess.PIPE)
+    return msgspec.json.decode(done.stdout, type=Limits)
+
+
+def run_once(entry: Contender) -> Measured:
+    """One contender's process, to its end; its last line is JSON."""
+    done = subprocess.run(entry.command, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise UserError(f"measuring {entry.what} {entry.scheme} ended with status {done.returncode}; its own message is above")
+    if entry.what != OURS:
+        return msgspec.json.decode(done.stdout, type=Measured)
+    report = msgspec.json.decode(done.stdout, type=Report)
+    return Measured(report.speeds, report.peak_rss_mb, report.held_mb)
+
+
+def _medians(entry: Contender, rounds: Sequence[Measured]) -> Result:
+    speeds = [r.speeds for r in rounds]
+    decode = {d.context: median(s.decode[i].tok_s for s in speeds) for i, d in enumerate(speeds[0].decode)}
+    prefill, ttft = (median(getattr(s.prefill[0], name) for s in speeds) for name in ("tok_s", "ttft_s"))
+    gb_s, peak = median(s.decode[0].gb_s for s in speeds), median(r.peak_rss_mb for r in rounds)
+    return Result(entry.what, entry.scheme, prefill, ttft, decode, gb_s, peak, rounds[0].held_mb, entry.compile_s)
+
+
+def flops_per_token(config: CompileConfig) -> float:
+    """Multiplications and additions of all matrices, for one token of a prompt; the head, which sees only the last one, is left out."""
+    from export.plan import open_configured
+
+    checkpoint = open_configured(config)
+    sizes = [checkpoint.shape(name) for name in checkpoint.names() if name.startswith("layers.")]
+    return 2.0 * sum(shape[0] * shape[1] for shape in sizes if len(shape) > 1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile, measure, print, draw, and write the JSON; returns the exit status."""
+    args = _parser().parse_args(argv)
+    config = load_config(args.config, args.overrides)
+    _check(config, args)
+    plan = Plan(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1), args.threads)
+    entries = contenders(args.config, args.overrides, plan, large=not args.no_large)
+    results, limits = run_rounds(entries, args.rounds, args.threads, config.backend.cpu)
+    machine = (
+        f"{cpu_name()}, {args.threads} threads, reads {limits.read_gb_s:.1f} GB/s, multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32, "
+        f"{datetime.now(UTC):%Y-%m-%d}"
+    )
+    measured = ratios(results, limits)
+    output.print(results_table(results, limits, flops_per_token(config)))
+    output.print(goals_table(results, measured))
+    output.print(machine)
+    path = args.json or Path("out/bench") / f"{args.config.stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, machine, results, limits, measured, {"rounds": args.rounds, "tokens": args.tokens})
+    draw_speeds(results, PROMPT, path.with_suffix(".svg"))
+    output.print(f"figures and plot: {path}, {path.with_suffix('.svg')}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m build.bench", description="Measure our artifacts against other engines on the same weights.")
+    parser.add_argument("config", type=Path, help="YAML file, such as yaml/demo.yaml")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set one value, may be repeated")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go (default: out/bench/NAME.json)")
+    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="decode steps at each context (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times that each contender runs (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="CPU threads of each (default: all cores)")
+    parser.add_argument("--no-large", action="store_true", help="leave out the random model of 1.1 B parameters, which takes 5 GB of disk")
+    return parser
+
+
+def _check(config: CompileConfig, args: argparse.Namespace) -> None:
+    for flag in ("tokens", "rounds", "threads"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} is {getattr(args, flag)}, expected at least 1")
+    if config.backend.target != "llvm":
+        raise UserError(f"backend.target is {config.backend.target}, expected llvm, the target whose rivals run here; add --set backend.target=llvm")
+
+
+if __name__ == "__main__":
+    run_command(main)

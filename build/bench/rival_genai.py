@@ -1,0 +1,90 @@
+"""`python -m build.bench.rival_genai CHECKPOINT WORKLOAD THREADS SCHEME`: ONNX Runtime GenAI on the same weights, timed once, as JSON.
+
+Its own builder makes the graph from a Hugging Face folder, once, in a folder of out/.work; a GGUF file becomes such a folder first.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime_genai as genai
+from numpy.typing import NDArray
+
+from runtime.bench import Measured, Workload, measure
+from runtime.errors import UserError
+from runtime.memory import peak_rss_mb
+
+BUILDER = Path(genai.__file__).parent / "models" / "builder.py"
+ROOT = Path("out/.work/genai")
+
+
+class GenaiEngine:
+    """A generator with the face of `runtime.engine.Engine`, for one sequence."""
+
+    batch = 1
+
+    def __init__(self, folder: Path, slots: int, threads: int) -> None:
+        config = genai.Config(str(folder))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self._model, self._slots = genai.Model(config), slots
+        self.reset()
+
+    def room(self) -> int:
+        """How many more ids the cache takes."""
+        return self._slots - int(self._generator.token_count())
+
+    def reset(self) -> None:
+        """Forget every id."""
+        parameters = genai.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=self._slots, batch_size=1)
+        self._generator: Any = genai.Generator(self._model, parameters)
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Append ids; logits (1, vocab) after the last."""
+        self._generator.append_tokens(np.array(prompts[0], np.int32))
+        logits: NDArray[np.float32] = self._generator.get_logits()
+        return logits[:, -1]
+
+    def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append one id; logits (1, vocab)."""
+        return self.prefill([ids])
+
+
+def built(checkpoint: Path, scheme: str) -> Path:
+    """The folder with the graph of this checkpoint, made now, in processes of their own, if it is not there."""
+    target = ROOT / f"{checkpoint.stem}-{scheme}"
+    if not (target / "genai_config.json").is_file():
+        source = checkpoint
+        if checkpoint.suffix == ".gguf":
+            source = ROOT / checkpoint.stem
+            _run(sys.executable, "-m", "build.bench.from_gguf", checkpoint, source)
+        partial = ROOT / f"{target.name}.partial"
+        _run(sys.executable, BUILDER, "-i", source, "-o", partial, "-p", scheme, "-e", "cpu", "-c", ROOT / "cache")
+        partial.rename(target)
+    return target
+
+
+def _run(*command: object) -> None:
+    """A program that says much, and is heard only when it fails."""
+    done = subprocess.run([str(part) for part in command], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"building the graph of ONNX Runtime GenAI failed:\n{done.stderr}")
+
+
+def main(checkpoint: str, workload: str, threads: str, scheme: str) -> None:
+    """Time one precision and print `Measured` as JSON; what a step reads is the file of weights."""
+    folder = built(Path(checkpoint), scheme)
+    asked = msgspec.json.decode(workload, type=Workload)
+    vocab_size = int(json.loads((folder / "genai_config.json").read_text())["model"]["vocab_size"])
+    nbytes = sum(path.stat().st_size for path in folder.glob("*.onnx.data"))
+    speeds = measure(GenaiEngine(folder, asked.slots, int(threads)), vocab_size, asked, lambda _: nbytes)
+    print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
