@@ -59,8 +59,8 @@ class Workload:
 
     @property
     def slots(self) -> int:
-        """Tokens that the caches have to hold for all of it."""
-        return max((*self.prompt_tokens, *(n + self.steps for n in self.contexts))) + 1
+        """Slots of a cache that holds all of it, in whole blocks of 64, which every engine reads fastest."""
+        return -(-max((*self.prompt_tokens, *(n + self.steps for n in self.contexts))) // 64) * 64 + 64
 
     def within(self, room: int | None) -> "Workload":
         """Without the lengths that do not fit `room` more tokens."""

@@ -100,7 +100,7 @@ def main(gguf: str, workload: str, threads: str, kind: str) -> None:
     callback = silenced()
     path = requantized(Path(gguf), kind, int(threads))
     asked = msgspec.json.decode(workload, type=Workload)
-    engine = LlamaEngine(path, -(-asked.slots // 256) * 256, int(threads))
+    engine = LlamaEngine(path, asked.slots, int(threads))
     speeds = measure(engine, engine.vocab_size, asked, lambda _: path.stat().st_size)
     print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
     del callback

@@ -361,18 +361,27 @@ def _step(level: Level, shape: RollingAttention, R: int, block: int):
         position = base + c - T.Select(c >= cut, T.int32(W), T.int32(0))
         return T.And(position >= low, position <= high)
 
+    def sees_all(column, count, base, cut, low, high):
+        """Whether positions low .. high cover `count` columns, none of which may lie on both sides of the cut."""
+        first = base + column - T.Select(column >= cut, T.int32(W), T.int32(0))
+        return T.And(T.Or(column >= cut, column + count <= cut), T.And(first >= low, first + count - 1 <= high))
+
     @T.inline
-    def soften(scores, r, column, count, base, cut, low, high, largest, total, state, shrink):
-        """Row r's scores to exp(score - largest so far), zero where hidden; what was mixed before is to be multiplied by shrink[r]."""
+    def soften(scores, r, column, count, base, cut, low, high, largest, total, state, shrink, hides):
+        """Row r's scores to exp(score - largest so far), zero where hidden; what was mixed before is to be multiplied by shrink[r].
+
+        `hides`, a Python bool, says whether there may be columns that the row does not see.
+        """
         peak = T.alloc_buffer((lanes,), "float32")
         top = T.alloc_buffer((1,), "float32")
         for v in T.vectorized(lanes):
             peak[v] = T.float32(HIDDEN)
         for n in T.serial(count // lanes):
-            for v in T.vectorized(lanes):
-                scores[r * width + n * lanes + v] = T.Select(
-                    seen(column + n * lanes + v, base, cut, low, high), scores[r * width + n * lanes + v], T.float32(HIDDEN)
-                )
+            if hides:
+                for v in T.vectorized(lanes):
+                    scores[r * width + n * lanes + v] = T.Select(
+                        seen(column + n * lanes + v, base, cut, low, high), scores[r * width + n * lanes + v], T.float32(HIDDEN)
+                    )
             for v in T.vectorized(lanes):
                 peak[v] = T.max(peak[v], scores[r * width + n * lanes + v])
         top[0] = largest[state + r]
@@ -384,9 +393,12 @@ def _step(level: Level, shape: RollingAttention, R: int, block: int):
             peak[v] = T.float32(0)
         for n in T.serial(count // lanes):
             for v in T.vectorized(lanes):
-                scores[r * width + n * lanes + v] = T.Select(
-                    scores[r * width + n * lanes + v] > T.float32(HIDDEN), exp(scores[r * width + n * lanes + v] - top[0]), T.float32(0)
-                )
+                if hides:
+                    scores[r * width + n * lanes + v] = T.Select(
+                        scores[r * width + n * lanes + v] > T.float32(HIDDEN), exp(scores[r * width + n * lanes + v] - top[0]), T.float32(0)
+                    )
+                else:
+                    scores[r * width + n * lanes + v] = exp(scores[r * width + n * lanes + v] - top[0])
             for v in T.vectorized(lanes):
                 peak[v] = peak[v] + scores[r * width + n * lanes + v]
         total[state + r] = total[state + r] * shrink[r]
@@ -421,8 +433,12 @@ def _step(level: Level, shape: RollingAttention, R: int, block: int):
         blocks = (count + block - 1) // block
         for c in T.serial(blocks):
             score(queries, q_start, keys, start + (column + c * block) * D, scores, c * block)
-        for r in T.serial(R):
-            soften(scores, r, column, blocks * block, base, cut, oldest[r], newest[r], largest, total, state, shrink)
+        if sees_all(column, blocks * block, base, cut, oldest[R - 1], newest[0]):
+            for r in T.serial(R):
+                soften(scores, r, column, blocks * block, base, cut, oldest[r], newest[r], largest, total, state, shrink, False)
+        else:
+            for r in T.serial(R):
+                soften(scores, r, column, blocks * block, base, cut, oldest[r], newest[r], largest, total, state, shrink, True)
         mix(scores, values, start + column * D, count, shrink, mixed, state)
 
     return attend
