@@ -1,7 +1,6 @@
 """Dispatch: replace every region that a rule knows by a call to our kernel; what no rule knows takes TVM's default schedule, and is reported."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -48,24 +47,33 @@ class DispatchedModule:
 
 def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
     """Rewrite every graph; UserError when one keeps a cache that no attention kernel owns."""
-    weights = packed_weights(relax_module.record)
     kernel_set = kernel_set_of(target)
     builder = relax.BlockBuilder()
     kernels = _Kernels(builder, kernel_set)
     report: list[ReportRow] = []
     for graph in relax_module.record.graphs:
         function = relax_module.module[graph.name]
-        packed = [relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in weights]
-        regions = find_regions(relax_module, graph, kernel_set, packed)
-        vectors = _vectors(relax_module.record, function.params[len(graph.signature.inputs) :], packed)
-        emitted = _rewrite(builder, kernels, function, regions, packed, vectors, graph)
+        weights = weights_of(relax_module.record, function, graph)
+        regions = find_regions(relax_module, graph, kernel_set, weights)
+        emitted = _rewrite(builder, kernels, function, regions, weights, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
-    return DispatchedModule(relax_module, builder.get(), weights, tuple(report))
+    return DispatchedModule(relax_module, builder.get(), packed_weights(relax_module.record), tuple(report))
 
 
-def find_regions(relax_module: RelaxModule, graph: Graph, kernel_set: KernelSet, packed: Sequence[Expr]) -> dict[Expr, Region]:
-    """Every region of one graph, by the value that it computes; `packed` are variables of the packed tensors, in their order.
+def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph) -> dict[Expr, Weight]:
+    """The model's tensors in order, by the parameter that stands for each, with new variables for their packed tensors."""
+    weights = {}
+    for tensor, parameter in zip(record.tensors, function.params[len(graph.signature.inputs) :], strict=True):
+        packed = [part.spec for part in packed_tensors(tensor, record.model.n_experts or 1)]
+        parts = tuple(relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in packed)
+        nbytes = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs(tensor))
+        weights[parameter] = Weight(tensor, parts, nbytes)
+    return weights
+
+
+def find_regions(relax_module: RelaxModule, graph: Graph, kernel_set: KernelSet, weights: dict[Expr, Weight]) -> dict[Expr, Region]:
+    """Every region of one graph, by the value that it computes; `weights` are those of `weights_of`.
 
     Raises UserError if a cache belongs to no rolling attention.
     """
@@ -75,7 +83,6 @@ def find_regions(relax_module: RelaxModule, graph: Graph, kernel_set: KernelSet,
     inputs = dict(zip(function.params[:n_inputs], (spec.name for spec in graph.signature.inputs), strict=True))
     caches = function.params[CALL_INPUTS:n_inputs]
     outputs = _outputs(function)
-    weights = _weights(relax_module.record, function.params[n_inputs:], packed)
     present = dict(zip(caches, outputs[1:], strict=True))
     context = Context(producers, relax_module.record.model, inputs, weights, present, kernel_set.fusions)
     regions: dict[Expr, Region] = {}
@@ -102,24 +109,6 @@ def find_regions(relax_module: RelaxModule, graph: Graph, kernel_set: KernelSet,
             "a library built from this graph could be silently wrong; export the graphs again"
         )
     return regions
-
-
-def _weights(record: GraphsRecord, parameters: Sequence[Expr], packed: Sequence[Expr]) -> dict[Expr, Weight]:
-    """The model's tensors by the parameter that stands for each, with their packed variables."""
-    weights = {}
-    rest = list(packed)
-    for tensor, parameter in zip(record.tensors, parameters, strict=True):
-        count = len(packed_tensors(tensor, record.model.n_experts or 1))
-        parts, rest = rest[:count], rest[count:]
-        nbytes = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs(tensor))
-        weights[parameter] = Weight(tensor, tuple(parts), nbytes)
-    return weights
-
-
-def _vectors(record: GraphsRecord, parameters: Sequence[Expr], packed: Sequence[Expr]) -> dict[Expr, Expr]:
-    """Weights that lie in the artifact as the graph reads them, which any operation may do, such as the bias of a head."""
-    weights = _weights(record, parameters, packed)
-    return {parameter: w.parts[0] for parameter, w in weights.items() if len(w.tensor.shape) == 1}
 
 
 def _check_experts(context: Context, regions: dict[Expr, Region], graph: Graph) -> None:
@@ -185,12 +174,16 @@ def _rewrite(
     kernels: _Kernels,
     function: relax.Function,
     regions: dict[Expr, Region],
-    packed: Sequence[Expr],
-    vectors: dict[Expr, Expr],
+    weights: dict[Expr, Weight],
     graph: Graph,
 ) -> _Emitted:
-    """Emit the function again: live regions as kernel calls, other live calls as they were, logits as the only output."""
+    """Emit the function again: live regions as kernel calls, other live calls as they were, logits as the only output.
+
+    Vectors lie in the artifact as the graph reads them, which any operation may do, such as the bias of a head; matrices only kernels read.
+    """
     inputs = function.params[: len(graph.signature.inputs)]
+    packed = [part for w in weights.values() for part in w.parts]
+    vectors = {parameter: w.parts[0] for parameter, w in weights.items() if len(w.tensor.shape) == 1}
     new: dict[Expr, Expr] = {p: p for p in (*inputs, *packed)} | vectors
     calls = Producers.of(function).calls
     logits = _outputs(function)[0]

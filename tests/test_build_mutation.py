@@ -11,11 +11,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from build.compiler import relax
-from build.dispatch import dispatch, find_regions
+from build.dispatch import dispatch, find_regions, weights_of
 from build.importer import import_graphs
 from build.kernels.table import kernel_set_of
-from build.pack import packed_weights
 from export.graphs import OnnxGraphs
 from export.stage import ROOT
 from runtime.errors import UserError
@@ -150,8 +148,7 @@ def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
 
 def regions_of(module, graph):
     """What dispatch finds for the CPU."""
-    packed = [relax.Var(spec.name, relax.TensorType(spec.shape, spec.dtype)) for spec in packed_weights(module.record)]
-    return find_regions(module, graph, kernel_set_of(TARGET), packed)
+    return find_regions(module, graph, kernel_set_of(TARGET), weights_of(module.record, module.module[graph.name], graph))
 
 
 @pytest.fixture(scope="module")
