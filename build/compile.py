@@ -5,15 +5,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from build.kernels.cpu.attention import BLOCK, ring_block
 from build.pipeline import build_key, build_library, package
 from build.target import target_spec
 from export.config import CompileConfig, artifact_dir
 from export.console import console
-from export.graphs import OnnxGraphs
+from export.graphs import GraphsRecord, OnnxGraphs
 from export.plan import export_key, workspace_of
 from export.stage import locked, run_stage, stage_folder
 from runtime.artifact import Artifact
 from runtime.errors import UserError
+
+SLOW_BLOCK = 8  # slots: narrower than a register
 
 
 def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump: Path | None) -> Artifact:
@@ -30,8 +33,21 @@ def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump
         if dump is not None:  # a dump shows a run, so the library is made again
             dump.mkdir(parents=True, exist_ok=True)
             build_library(graphs, spec, dump, dump)
+        for note in slow_rings(graphs.record) if spec.kind == "llvm" else ():
+            console.print(f"warning: {note}", style="yellow")
         library = run_stage(workspace, "library", key, partial(build_library, graphs, spec, dump=None))
         return current or package(config, graphs, spec, library, key, artifact)
+
+
+def slow_rings(record: GraphsRecord) -> list[str]:
+    """A sentence for each length of a cache that the CPU's attention reads slowly."""
+    lengths = dict.fromkeys(record.model.cache_lens(record.shape.cache_len))
+    return [
+        f"a cache of {length} slots is read in blocks of {ring_block(length)}, which is several times slower than in blocks of {BLOCK}: "
+        f"where no window of the model asks for it, set shape.cache_len to {-(-length // BLOCK) * BLOCK}"
+        for length in lengths
+        if length > BLOCK and ring_block(length) < SLOW_BLOCK
+    ]
 
 
 def exported_graphs(config: CompileConfig, path: Path, overrides: list[str], dump: Path | None = None) -> OnnxGraphs:

@@ -4,7 +4,9 @@ import math
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 
+from build.compile import slow_rings
 from build.compiler import relax, tvm
 from build.dispatch import DEFAULT_SCHEDULE, dispatch
 from build.importer import import_graphs
@@ -99,3 +101,11 @@ def allocated_shapes(function):
 
     relax.analysis.post_order_visit(function, visit)
     return shapes
+
+
+@pytest.mark.parametrize(("cache_len", "found"), [(40, []), (48, []), (41, ["41 slots is read in blocks of 1,", "set shape.cache_len to 48"])])
+def test_lengths_of_caches_that_are_slow_to_read_are_named(compile_case, cache_len, found):
+    record = compile_case("int8").graphs.record
+    notes = slow_rings(replace(record, shape=replace(record.shape, cache_len=cache_len)))
+    assert len(notes) == bool(found)
+    assert all(part in notes[0] for part in found)

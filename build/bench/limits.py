@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from runtime.cpu import machine_features
 
 BYTES = 2**28  # many times any last-level cache
 PASSES = 7
+STREAMS = 3  # that a thread reads at once; two read a tenth less, four need more registers than AVX2 has
 CHAINS = 10  # independent sums of a thread: enough for two multiply-adds a cycle of latency 4, and they fit 16 registers
 STEPS = 200_000
 
@@ -36,12 +38,13 @@ def measure(threads: int, cpu: str) -> Limits:
     """Compile both kernels for `cpu` and time them; the thread pool takes its size from TVM_NUM_THREADS, which `main` sets."""
     level = level_of(machine_features())
     lanes = level.lanes
-    vectors = BYTES // 4 // lanes // threads // 4
-    read, multiply = read_all(level, threads, vectors), multiply_add(level, threads, CHAINS, STEPS)
-    data, out = tvm.runtime.tensor(np.ones(threads * vectors * 4 * lanes, np.float32)), tvm.runtime.tensor(np.zeros(threads * lanes, np.float32))
+    vectors = BYTES // 4 // lanes // threads // STREAMS // 4
+    read, multiply = read_all(level, threads, STREAMS, vectors), multiply_add(level, threads, CHAINS, STEPS)
+    data = tvm.runtime.tensor(np.ones((threads * STREAMS, vectors, 4 * lanes), np.float32))
+    out = tvm.runtime.tensor(np.zeros(threads * lanes, np.float32))
     factors = tvm.runtime.tensor(np.array([0.5] * lanes + [1.0] * lanes, np.float32))
     reading, arithmetic = (_best(_compiled(kernel, cpu), first, out) for kernel, first in ((read, data), (multiply, factors)))
-    return Limits(4 * data.shape[0] / reading / 1e9, 2 * threads * STEPS * CHAINS * lanes / arithmetic / 1e9)
+    return Limits(4 * prod(data.shape) / reading / 1e9, 2 * threads * STEPS * CHAINS * lanes / arithmetic / 1e9)
 
 
 def _compiled(kernel: Any, cpu: str) -> Any:  # noqa: ANN401 (TVM's functions)

@@ -5,30 +5,29 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.level import Level
 
-STREAM = 4  # vectors that a thread reads at a time
 
+def read_all(level: Level, threads: int, streams: int, vectors: int) -> PrimFunc:
+    """Kernel of data (threads * streams * vectors * 4 * lanes,) float32 to out (threads * lanes,): every thread adds up its part.
 
-def read_all(level: Level, threads: int, vectors: int) -> PrimFunc:
-    """Kernel of data (threads * vectors * STREAM * lanes,) float32 to out (threads * lanes,): every thread adds up its part."""
+    A thread reads `streams` runs of `vectors` times four vectors side by side: the more runs, the more lines are on their way from memory.
+    """
     lanes = level.lanes
+    join = _join(lanes, 4 * streams)
 
     @T.prim_func
-    def kernel(data: T.Buffer((threads * vectors * STREAM * lanes,), "float32"), out: T.Buffer((threads * lanes,), "float32")):
+    def kernel(data: T.Buffer((threads * streams, vectors, 4 * lanes), "float32"), out: T.Buffer((threads * lanes,), "float32")):
         T.func_attr({"tirx.noalias": True})
         for thread in T.parallel(threads):
-            sums = T.alloc_buffer((STREAM * lanes,), "float32")
-            for i in T.unroll(STREAM):
+            sums = T.alloc_buffer((streams * 4 * lanes,), "float32")
+            for i in T.unroll(4 * streams):
                 for v in T.vectorized(lanes):
                     sums[i * lanes + v] = T.float32(0)
             for n in T.serial(vectors):
-                for i in T.unroll(STREAM):
-                    for v in T.vectorized(lanes):
-                        sums[i * lanes + v] = sums[i * lanes + v] + data[((thread * vectors + n) * STREAM + i) * lanes + v]
-            for v in T.vectorized(lanes):
-                out[thread * lanes + v] = sums[v]
-            for i in T.unroll(STREAM - 1):
-                for v in T.vectorized(lanes):
-                    out[thread * lanes + v] = out[thread * lanes + v] + sums[(i + 1) * lanes + v]
+                for s in T.unroll(streams):
+                    for i in T.unroll(4):
+                        for v in T.vectorized(lanes):
+                            sums[(s * 4 + i) * lanes + v] = sums[(s * 4 + i) * lanes + v] + data[thread * streams + s, n, i * lanes + v]
+            join(sums, out, thread)
 
     return kernel
 
@@ -36,6 +35,7 @@ def read_all(level: Level, threads: int, vectors: int) -> PrimFunc:
 def multiply_add(level: Level, threads: int, chains: int, steps: int) -> PrimFunc:
     """Kernel of factors (2 * lanes,) float32 to out (threads * lanes,): `chains` registers of each thread, `steps` times x = x * a + b."""
     lanes = level.lanes
+    join = _join(lanes, chains)
 
     @T.prim_func
     def kernel(factors: T.Buffer((2 * lanes,), "float32"), out: T.Buffer((threads * lanes,), "float32")):
@@ -49,10 +49,20 @@ def multiply_add(level: Level, threads: int, chains: int, steps: int) -> PrimFun
                 for i in T.unroll(chains):
                     for v in T.vectorized(lanes):
                         sums[i * lanes + v] = sums[i * lanes + v] * factors[v] + factors[lanes + v]
-            for v in T.vectorized(lanes):
-                out[thread * lanes + v] = sums[v]
-            for i in T.unroll(chains - 1):
-                for v in T.vectorized(lanes):
-                    out[thread * lanes + v] = out[thread * lanes + v] + sums[(i + 1) * lanes + v]
+            join(sums, out, thread)
 
     return kernel
+
+
+def _join(lanes: int, vectors: int):
+    """Inline `join(sums, out, thread)`: a thread's vectors added up, so that none of them is left out of the machine code."""
+
+    @T.inline
+    def join(sums, out, thread):
+        for v in T.vectorized(lanes):
+            out[thread * lanes + v] = sums[v]
+        for i in T.unroll(vectors - 1):
+            for v in T.vectorized(lanes):
+                out[thread * lanes + v] = out[thread * lanes + v] + sums[(i + 1) * lanes + v]
+
+    return join

@@ -47,11 +47,17 @@ def arranged_row(shape: Linear):
 
 
 def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
-    """Weights that are whole numbers in memory: float32, float16, bfloat16, or int8 with one scale per output."""
+    """Weights that are whole numbers in memory: float32, float16, bfloat16, or int8 with one scale per output.
+
+    A panel's K is read as several runs at once: the more runs, the more lines are on their way from memory. int8 is held up by its conversion
+    as well, and is faster as one run that is asked for ahead.
+    """
     lanes, parts = level.lanes, PANEL // level.lanes
     unroll = next(u for u in (level.in_flight // parts, 2, 1) if k % u == 0)
     step = PANEL * ITEMSIZE[matrix_layout(stored, n, k).dtype]  # bytes
-    lines = unroll * step // LINE if step < LINE else 0  # wider numbers are read fast enough without, and float32 measured slower with it
+    runs, steps = (1, unroll) if step < LINE else (unroll, 1)  # steps of each run in one turn
+    run = k // runs
+    lines = steps * step // LINE if runs == 1 else 0
     scale = row_scale(level, n) if stored.scaled else None
 
     @T.inline
@@ -60,15 +66,14 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
         for i in T.unroll(unroll * parts):
             for v in T.vectorized(lanes):
                 sums[i * lanes + v] = T.float32(0)
-        for kk in T.serial(k // unroll):
+        for kk in T.serial(run // steps):
             for line in T.unroll(lines):
-                prefetch(w, p, kk * unroll + (AHEAD + line * LINE) // step, 0)
+                prefetch(w, p, kk * steps + (AHEAD + line * LINE) // step, 0)
             for u in T.unroll(unroll):
+                at = u // steps * run + kk * steps + u % steps
                 for i in T.unroll(parts):
                     for v in T.vectorized(lanes):
-                        sums[u * PANEL + i * lanes + v] = sums[u * PANEL + i * lanes + v] + x[kk * unroll + u] * widened(
-                            w[p, kk * unroll + u, i * lanes + v]
-                        )
+                        sums[u * PANEL + i * lanes + v] = sums[u * PANEL + i * lanes + v] + x[at] * widened(w[p, at, i * lanes + v])
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
                 out[i * lanes + v] = sums[i * lanes + v]
