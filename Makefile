@@ -59,7 +59,7 @@ parity: inputs  ## CONFIG=...: transformers == static torch == onnxruntime == co
 quality: inputs  ## CONFIG=...: perplexity, KL divergence and top-1 of every scheme on a fixed English text; quantize.budget is its limit
 	$(PY) -m build.quality $(ARGUMENTS)
 
-bench: inputs  ## CONFIG=...: speed of every scheme against onnxruntime on the same graphs and, after `make setup BENCH=1`, llama.cpp
+bench: inputs  ## CONFIG=...: speed of every scheme against onnxruntime, transformers and, after `make setup BENCH=1`, llama.cpp and ONNX Runtime GenAI
 	$(PY) -m build.bench $(ARGUMENTS)
 
 memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths, and what that means for all layers
