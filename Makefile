@@ -27,7 +27,7 @@ ifdef GPU
 endif
 
 ifdef BENCH
-	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PY) -m pip install --disable-pip-version-check $(RIVALS)
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PY) -m pip install --disable-pip-version-check --constraint requirements.lock $(RIVALS)
 endif
 
 $(READY): requirements.lock

@@ -16,7 +16,7 @@ from export.stage import locked, run_stage, stage_folder
 from runtime.artifact import Artifact
 from runtime.errors import UserError
 
-SLOW_BLOCK = 8  # slots: narrower than a register
+SLOW_BLOCK = 8  # slots: fewer do not fill a register of AVX2
 
 
 def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump: Path | None) -> Artifact:
@@ -40,13 +40,13 @@ def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump
 
 
 def slow_rings(record: GraphsRecord) -> list[str]:
-    """A sentence for each length of a cache that the CPU's attention reads slowly."""
-    lengths = dict.fromkeys(record.model.cache_lens(record.shape.cache_len))
+    """A sentence where layers without a window have a cache that the CPU's attention reads slowly."""
+    length = record.shape.cache_len
+    if all(record.model.sliding_window) or length < BLOCK or ring_block(length) >= SLOW_BLOCK:
+        return []
     return [
-        f"a cache of {length} slots is read in blocks of {ring_block(length)}, which is several times slower than in blocks of {BLOCK}: "
-        f"where no window of the model asks for it, set shape.cache_len to {-(-length // BLOCK) * BLOCK}"
-        for length in lengths
-        if length > BLOCK and ring_block(length) < SLOW_BLOCK
+        f"shape.cache_len is {length}, and caches of that length are read in blocks of {ring_block(length)} slots, several times slower than in "
+        f"blocks of {BLOCK}; set it to {-(-length // BLOCK) * BLOCK}"
     ]
 
 

@@ -70,14 +70,16 @@ def main() -> int:
     folder = Path("out/quality")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = open_configured(config)
-    errors = {label: layer_errors(checkpoint, graphs_of(variant)) for label, variant in variants.items() if "int4" in label or label == "int8"}
+    errors = {label: found for label, variant in variants.items() if (found := layer_errors(checkpoint, graphs_of(variant)))}
     stem = arguments.config.stem
     (folder / f"{stem}.json").write_text(json.dumps({"quality": [asdict(row) for row in results], "layer_errors": errors}, indent=1) + "\n")
     draw_quality(results, folder / f"{stem}.svg")
+    files = [f"{stem}.json", f"{stem}.svg"]
     if errors:
-        draw_errors(errors, folder / f"{stem}-layers.svg")
+        files.append(f"{stem}-layers.svg")
+        draw_errors(errors, folder / files[-1])
     output.print(table(results))
-    output.print(f"figures and plots: {folder}/{stem}.json, {stem}.svg, {stem}-layers.svg")
+    output.print(f"figures and plots in {folder}: {', '.join(files)}")
     return check_budget(results, config.quantize.budget)
 
 

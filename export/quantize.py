@@ -23,8 +23,8 @@ INT8_MAX = 127  # symmetric: -128 is left unused, so that negation is exact
 INT4_ZERO = 8  # symmetric int4 goes from -8 to 7; a 4-bit number without sign is 8 more
 INT4_MAX = 15
 INT4_SEARCH = 2**18  # numbers whose scales are searched for together
-HEAD = ("output.weight", "tok_embeddings.weight")  # the second where embeddings are tied
 INT4_MULTIPLE = 8  # of K: eight 4-bit numbers are packed together
+HEAD = ("output.weight", "tok_embeddings.weight")  # the second where embeddings are tied
 STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # backend.dtype to that of matrices
 CACHE_STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
 
@@ -246,7 +246,7 @@ class FormatRules:
         if EXPERTS in name or (chosen.dtype == "int4" and shape[1] % INT4_MULTIPLE):
             return MatrixFormat(dtype="int8") if chosen.scaled else chosen  # what their kernels have
         if name in HEAD and chosen.dtype == "int8":
-            return MatrixFormat(dtype="int8")  # one token at a time is bound by memory: rounding what it is multiplied with would gain nothing
+            return MatrixFormat(dtype="int8")  # a language model's head sees one token a call and waits for memory: rounding it would gain nothing
         return chosen
 
     def _is_kept(self, name: str) -> bool:

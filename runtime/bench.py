@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from runtime.cpu import CPUINFO
 from runtime.errors import UserError, run_command
-from runtime.manifest import Manifest, ModelConfig, Shape, TensorSpec, WeightSpec
+from runtime.manifest import ModelConfig, Shape, TensorSpec, WeightSpec
 from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
 from runtime.tensor_file import numpy_dtype
 
@@ -101,7 +101,7 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run of one contender gave: its speeds, the most memory that its process held, and what of that were weights and caches."""
+    """What one run of one contender gave: its speeds, the most memory that its process held, and what of that its weights and caches take."""
 
     speeds: Speeds
     peak_rss_mb: float
@@ -120,7 +120,7 @@ class Report:
     threads: int
     load_s: float
     peak_rss_mb: float
-    held_mb: float  # of it, weights and caches
+    held_mb: float  # weights, and caches up to the longest context, that a step reads: they are part of the peak
     weight_bytes_per_step: int
     bandwidth_gb_s: float
     bandwidth_method: str
@@ -202,7 +202,12 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
     manifest = engine.manifest
     model, itemsize = manifest.model, numpy_dtype(manifest.graphs[-1].signature.inputs[-1].dtype).itemsize
     weights = weight_bytes(manifest.weights, tied=model.tied_embeddings)
-    speeds = measure(engine, model.vocab_size, workload, lambda context: weights + cache_bytes(model, manifest.shape, context, itemsize))
+
+    def step_bytes(context: int) -> int:
+        return weights + cache_bytes(model, manifest.shape, context, itemsize)
+
+    speeds = measure(engine, model.vocab_size, workload, step_bytes)
+    longest = max((p.prompt_tokens for p in speeds.prefill), default=0), max((d.context + workload.steps for d in speeds.decode), default=0)
     return Report(
         artifact=str(artifact),
         model=manifest.name,
@@ -212,18 +217,12 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
         threads=threads,
         load_s=load_s,
         peak_rss_mb=peak_rss_mb(),
-        held_mb=_held_bytes(manifest) / 1e6,
+        held_mb=step_bytes(max(longest)) / 1e6,
         weight_bytes_per_step=weights,
         bandwidth_gb_s=max(bandwidth, fresh_read_bandwidth(threads)),
         bandwidth_method=METHOD,
         speeds=speeds,
     )
-
-
-def _held_bytes(manifest: Manifest) -> int:
-    """Weights, as mapped, and caches."""
-    specs: list[TensorSpec | WeightSpec] = [*manifest.weights, *manifest.graphs[-1].signature.inputs[2:]]
-    return sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs)
 
 
 def cpu_name() -> str:

@@ -68,6 +68,11 @@ CASES = {
             "quantize": {"scheme": "int4_dynamic", "symmetric": False, "keep": ["head"], "keep_scheme": "int8"},
         },
     ),
+    # int8 with rounded tokens: two groups of 64 in front of wqkv and w13, one of wo, and all 96 numbers together in front of w2
+    "int8_dynamic": Case(
+        {"sliding_window": WINDOW, "num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 96},
+        {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8_dynamic"}},
+    ),
     # bfloat16 weights, float16 caches, two layers of which the last is kept in int4
     "bf16": Case(
         {"sliding_window": WINDOW},

@@ -103,7 +103,7 @@ def allocated_shapes(function):
     return shapes
 
 
-@pytest.mark.parametrize(("cache_len", "found"), [(40, []), (48, []), (41, ["41 slots is read in blocks of 1,", "set shape.cache_len to 48"])])
+@pytest.mark.parametrize(("cache_len", "found"), [(40, []), (48, []), (41, ["shape.cache_len is 41,", "in blocks of 1 slots", "set it to 48"])])
 def test_lengths_of_caches_that_are_slow_to_read_are_named(compile_case, cache_len, found):
     record = compile_case("int8").graphs.record
     notes = slow_rings(replace(record, shape=replace(record.shape, cache_len=cache_len)))

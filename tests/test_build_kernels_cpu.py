@@ -105,7 +105,7 @@ DYNAMIC = {
 }
 # rows, N, K: N below, at, beside and beyond one panel, and in whole panels of gate and up; K odd, prime, below and beyond a block and a group
 SIZES = [(1, 31, 33), (7, 64, 256), (1, 64, 192), (2, 1, 1), (7, 45, 331), (512, 65, 40)]
-WHOLE_WORDS = [(1, 31, 40), (7, 64, 256), (1, 64, 136), (2, 1, 8), (7, 45, 136), (512, 65, 40)]  # of int4
+WHOLE_WORDS = [(1, 31, 40), (7, 64, 256), (1, 64, 256), (1, 64, 136), (2, 1, 8), (7, 45, 136), (512, 65, 40)]  # of int4
 FUSED = {"alone": {}, "norm, residual": {"norm_eps": 1e-5, "residual": True}, "norm, swiglu": {"norm_eps": 0.1, "swiglu": True}}
 
 
@@ -360,6 +360,7 @@ ATTENTION = {
     "window-never-full": Attention((16, 3, 1), (4,), (3, 1), 64, 64),
     "head-dim-128": Attention((3, 3, 1), (1, 0), (4, 1), 128, 4),
     "float16": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "float16"),
+    "steps-seen-whole-and-in-part": Attention((80, 80, 1, 1), (3,), (2, 1), 16, 96),
     "float16-long": Attention((16,) * 3, (3,), (2, 2), 64, 33, "float16"),
 }
 

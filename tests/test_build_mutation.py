@@ -218,8 +218,16 @@ def levels_changed(graph: Graph) -> None:
     levels.CopyFrom(numpy_helper.from_array(np.array(63, np.float32), "dynamic.levels"))
 
 
-def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path):
-    graphs = mutated(compile_case("int4").graphs, "decode", levels_changed, tmp_path / "graphs")
+def groups_halved(graph: Graph) -> None:
+    """Half as many numbers share a scale as the kernels take together."""
+    (groups,) = [t for t in graph.initializer if t.name == "dynamic.1x1x2x64"]
+    groups.CopyFrom(numpy_helper.from_array(np.array([1, 1, 4, 32]), groups.name))
+    del graph.value_info[:]  # shapes of what follows, which the checker then infers
+
+
+@pytest.mark.parametrize(("case_name", "mutation"), [("int4", levels_changed), ("int8_dynamic", groups_halved)])
+def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation):
+    graphs = mutated(compile_case(case_name).graphs, "decode", mutation, tmp_path / "graphs")
     with pytest.raises(UserError, match=r"reads the weight .* in a form that no kernel has"):
         dispatch(import_graphs(graphs), TARGET)
 

@@ -1,20 +1,22 @@
-"""The phases of a start add up, and weights are pages that processes share."""
+"""What a start reports, against the clock and the system's own figures."""
+
+import time
 
 import pytest
 
-from runtime.artifact import Artifact
 from runtime.errors import UserError
 from runtime.startup import PHASES, Sample, main, sample, table
 
 
-def test_a_sample_has_every_phase_and_maps_the_weights(compile_case):
-    case = compile_case("windowed")
-    found = sample(case.artifact, 1)
+def test_a_sample_has_every_phase(compile_case):
+    """The phases fill the time until the process ends, but for its end; numpy's and TVM's libraries alone are more than 10 MB of mapped files."""
+    start = time.monotonic()
+    found = sample(compile_case("windowed").artifact, 1)
+    elapsed = time.monotonic() - start
     assert len(found.seconds) == len(PHASES)
     assert min(found.seconds) > 0
-    weights_mb = sum(array.nbytes for array in Artifact.open(case.artifact).weights().values()) / 1e6
-    assert found.mapped_mb > weights_mb
-    assert found.own_mb > 0
+    assert elapsed / 2 < sum(found.seconds) < elapsed
+    assert min(found.mapped_mb, found.own_mb) > 10
 
 
 def test_table_gives_medians():

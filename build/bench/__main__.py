@@ -16,7 +16,7 @@ from statistics import median
 
 import msgspec
 
-from build.bench.contenders import OURS, Contender, Plan, contenders
+from build.bench.contenders import OURS, Contender, Task, contenders
 from build.bench.plot import draw_speeds
 from build.bench.report import CONTEXTS, PROMPT, Limits, Result, goals_table, ratios, results_table, write_json
 from export.config import CompileConfig, load_config
@@ -45,13 +45,14 @@ def measured_limits(threads: int, cpu: str) -> Limits:
 
 
 def run_once(entry: Contender) -> Measured:
-    """One contender's process, to its end; its last line is JSON."""
-    done = subprocess.run(entry.command, stdout=subprocess.PIPE, check=False)
+    """One contender's process, to its end; the last line that it prints is JSON."""
+    done = subprocess.run(entry.command, stdout=subprocess.PIPE, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
     if done.returncode:
         raise UserError(f"measuring {entry.what} {entry.scheme} ended with status {done.returncode}; its own message is above")
+    line = done.stdout.splitlines()[-1]
     if entry.what != OURS:
-        return msgspec.json.decode(done.stdout, type=Measured)
-    report = msgspec.json.decode(done.stdout, type=Report)
+        return msgspec.json.decode(line, type=Measured)
+    report = msgspec.json.decode(line, type=Report)
     return Measured(report.speeds, report.peak_rss_mb, report.held_mb)
 
 
@@ -77,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     config = load_config(args.config, args.overrides)
     _check(config, args)
-    plan = Plan(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1), args.threads)
-    entries = contenders(args.config, args.overrides, plan, large=not args.no_large)
+    task = Task(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1), args.threads)
+    entries = contenders(args.config, args.overrides, task, large=not args.no_large)
     results, limits = run_rounds(entries, args.rounds, args.threads, config.backend.cpu)
     machine = (
         f"{cpu_name()}, {args.threads} threads, reads {limits.read_gb_s:.1f} GB/s, multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32, "

@@ -1,6 +1,7 @@
 """Who takes part in the bench: a command each, which measures one engine once in a process of its own and prints JSON."""
 
 import importlib.util
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -13,8 +14,6 @@ from build.random_checkpoint import SHAPES, write_random_checkpoint
 from export.config import CompileConfig, load_config
 from export.console import console
 from runtime.bench import Workload
-from runtime.errors import UserError
-from runtime.manifest import Manifest
 
 OURS, ONNXRUNTIME, TRANSFORMERS, LLAMA, GENAI = "ours", "onnxruntime", "transformers", "llama.cpp", "ORT GenAI"
 SCHEMES = ("fp32", "bf16", "fp16", "int8", "int8_dynamic", "int4", "int4_dynamic")  # of ours, rows of `build.variants.VARIANTS`
@@ -31,7 +30,7 @@ LARGE_LABEL = f"{LARGE_SCHEME}, {LARGE.upper()}"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Task:
     """What every contender is asked to do."""
 
     workload: Workload
@@ -48,44 +47,53 @@ class Contender:
     compile_s: float | None = None  # of ours
 
 
-def contenders(config_path: Path, overrides: list[str], plan: Plan, *, large: bool) -> list[Contender]:
+def contenders(config_path: Path, overrides: list[str], task: Task, *, large: bool) -> list[Contender]:
     """Compile all schemes of the config, and with `large` a random model of 1.1 B parameters; ours and the rivals' runs."""
     config = load_config(config_path, overrides)
+    large_checkpoint = _large_checkpoint(config.workspace.path) if large else None
     ours, theirs = [], []
     for label in SCHEMES:
-        entry, path = _compiled(config_path, overrides, label, plan, f"bench-{label}")
+        entry, path = _compiled(config_path, overrides, label, task, f"bench-{label}")
         ours.append(entry)
         if label in RIVAL_SCHEMES[ONNXRUNTIME]:
-            theirs.append(Contender(ONNXRUNTIME, label, _rival("rival_onnxruntime", _graphs(path), plan)))
-    if large:
-        folder = config.workspace.path / f"random-{LARGE}"
-        if not (folder / "config.json").is_file():  # written last
-            write_random_checkpoint(folder, LARGE, int(SHAPES[LARGE]["num_hidden_layers"]))
-        source = [f"name=random-{LARGE}", f"frontend.checkpoint={folder}", "frontend.type=huggingface", "frontend.overrides={}"]
-        short = replace(plan, workload=replace(plan.workload, contexts=plan.workload.contexts[:1]))
+            theirs.append(Contender(ONNXRUNTIME, label, _rival("rival_onnxruntime", _graphs(path), task)))
+    if large_checkpoint is not None:
+        frontend = {"checkpoint": large_checkpoint, "type": "huggingface", "head": "auto", "instruct": "false", "overrides": "{}"}
+        source = [f"name=random-{LARGE}", *(f"frontend.{key}={value}" for key, value in frontend.items())]
+        short = replace(task, workload=replace(task.workload, contexts=task.workload.contexts[:1]))
         entry, _ = _compiled(config_path, [*overrides, *source], LARGE_SCHEME, short, f"bench-{LARGE}")
         ours.append(replace(entry, scheme=LARGE_LABEL))
-    return [*ours, *theirs, *_installed_rivals(config, plan)]
+    return [*ours, *theirs, *_installed_rivals(config, task)]
 
 
-def _compiled(config_path: Path, overrides: list[str], scheme: str, plan: Plan, name: str) -> tuple[Contender, Path]:
+def _large_checkpoint(workspace: Path) -> Path:
+    """A random checkpoint of `LARGE` sizes, made now if it is not there."""
+    folder = workspace / f"random-{LARGE}"
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        write_random_checkpoint(partial, LARGE, int(SHAPES[LARGE]["num_hidden_layers"]))
+        partial.rename(folder)
+    return folder
+
+
+def _compiled(config_path: Path, overrides: list[str], scheme: str, task: Task, name: str) -> tuple[Contender, Path]:
     """Our contender, compiled as variant `name`, and the config that it was compiled from."""
     from build.variants import VARIANTS, compile_variant  # these load TVM's compiler, which the workers must not
 
     config = load_config(config_path, overrides)
-    workload = plan.workload
+    workload = task.workload
     shape = [] if _windowed(config) else [f"shape.cache_len={max(config.shape.cache_len, workload.slots)}"]
     cache = ["quantize.cache=fp16"] if scheme.startswith("int") else []
     start = time.monotonic()
     variant = compile_variant(config_path, overrides, name, [*shape, *VARIANTS[scheme], *cache])
     seconds = time.monotonic() - start
-    _check_room(variant.artifact.manifest, workload)
     flags = {
         "--prompt-tokens": _joined(workload.prompt_tokens),
         "--context": _joined(workload.contexts),
         "--tokens": str(workload.steps),
         "--repeats": str(workload.repeats),
-        "--threads": str(plan.threads),
+        "--threads": str(task.threads),
     }
     command = (sys.executable, "-m", "runtime.bench", str(variant.artifact.folder), "--json", *(part for pair in flags.items() for part in pair))
     return Contender(OURS, scheme, command, seconds), variant.path
@@ -97,12 +105,12 @@ def _graphs(path: Path) -> Path:
     return exported_graphs(load_config(path), path, []).folder
 
 
-def _rival(module: str, weights: Path, plan: Plan, *more: str) -> tuple[str, ...]:
-    workload = msgspec.json.encode(plan.workload).decode()
-    return (sys.executable, "-m", f"build.bench.{module}", str(weights), workload, str(plan.threads), *more)
+def _rival(module: str, weights: Path, task: Task, *more: str) -> tuple[str, ...]:
+    workload = msgspec.json.encode(task.workload).decode()
+    return (sys.executable, "-m", f"build.bench.{module}", str(weights), workload, str(task.threads), *more)
 
 
-def _installed_rivals(config: CompileConfig, plan: Plan) -> list[Contender]:
+def _installed_rivals(config: CompileConfig, task: Task) -> list[Contender]:
     """Those that read the checkpoint itself."""
     checkpoint = config.frontend.checkpoint
     is_gguf = checkpoint.suffix == ".gguf"
@@ -113,9 +121,12 @@ def _installed_rivals(config: CompileConfig, plan: Plan) -> list[Contender]:
             reasons[TRANSFORMERS] = reasons[GENAI] = "it reads only Hugging Face and GGUF checkpoints"
     for what, reason in reasons.items():
         console.print(f"{what} is left out: {reason}")
+    if config.frontend.overrides:
+        console.print("transformers, llama.cpp and ORT GenAI are left out: they know nothing of frontend.overrides")
+        return []
     modules = {TRANSFORMERS: "rival_transformers", LLAMA: "rival_llama", GENAI: "rival_genai"}
     return [
-        Contender(what, scheme, _rival(module, checkpoint, plan, scheme))
+        Contender(what, scheme, _rival(module, checkpoint, task, scheme))
         for what, module in modules.items()
         if what not in reasons
         for scheme in RIVAL_SCHEMES[what]
@@ -129,9 +140,3 @@ def _joined(numbers: Iterable[int]) -> str:
 def _windowed(config: CompileConfig) -> bool:
     """Whether the config forces a window on all layers, so that no context is too long."""
     return isinstance(config.frontend.overrides.get("sliding_window"), int)
-
-
-def _check_room(manifest: Manifest, workload: Workload) -> None:
-    needed, cache_len = min(workload.contexts) + workload.steps, manifest.shape.cache_len
-    if cache_len < needed and not all(manifest.model.sliding_window):
-        raise UserError(f"shape.cache_len is {cache_len}, expected at least {needed} to measure in; add --set shape.cache_len={needed}")

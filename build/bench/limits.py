@@ -7,13 +7,13 @@ product can be faster than either, so each figure of the bench is given as a sha
 import os
 import sys
 import time
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from build.bench.report import Limits
 from build.compiler import tvm
 from build.kernels.cpu.level import level_of
 from build.kernels.cpu.limits import multiply_add, read_all
@@ -24,14 +24,6 @@ PASSES = 7
 STREAMS = 3  # that a thread reads at once; two read a tenth less, four need more registers than AVX2 has
 CHAINS = 10  # independent sums of a thread: enough for two multiply-adds a cycle of latency 4, and they fit 16 registers
 STEPS = 200_000
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The best of `PASSES` passes."""
-
-    read_gb_s: float
-    float32_gflop_s: float
 
 
 def measure(threads: int, cpu: str) -> Limits:

@@ -1,12 +1,14 @@
 """`python -m build.bench.rival_genai CHECKPOINT WORKLOAD THREADS SCHEME`: ONNX Runtime GenAI on the same weights, timed once, as JSON.
 
-Its own builder makes the graph from a Hugging Face folder, once, in a folder of out/.work; a GGUF file becomes such a folder first.
+Its own builder makes the graph from a Hugging Face folder, once for each checkpoint and precision; a GGUF file becomes such a folder first.
 """
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import onnxruntime_genai as genai
 from numpy.typing import NDArray
 
 from runtime.bench import Measured, Workload, measure
-from runtime.errors import UserError
+from runtime.errors import UserError, run_command
 from runtime.memory import peak_rss_mb
 
 BUILDER = Path(genai.__file__).parent / "models" / "builder.py"
@@ -57,26 +59,28 @@ class GenaiEngine:
 
 def built(checkpoint: Path, scheme: str) -> Path:
     """The folder with the graph of this checkpoint, made now, in processes of their own, if it is not there."""
-    target = ROOT / f"{checkpoint.stem}-{scheme}"
-    if not (target / "genai_config.json").is_file():
-        source = checkpoint
-        if checkpoint.suffix == ".gguf":
-            source = ROOT / checkpoint.stem
-            _run(sys.executable, "-m", "build.bench.from_gguf", checkpoint, source)
-        partial = ROOT / f"{target.name}.partial"
-        _run(sys.executable, BUILDER, "-i", source, "-o", partial, "-p", scheme, "-e", "cpu", "-c", ROOT / "cache")
+    stat = checkpoint.stat()
+    key = hashlib.sha256(f"{checkpoint.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    source = checkpoint
+    if checkpoint.suffix == ".gguf":
+        source = _made(ROOT / key, lambda folder: (sys.executable, "-m", "build.bench.from_gguf", checkpoint, folder))
+    options = ("-p", scheme, "-e", "cpu", "-c", ROOT / "cache")
+    return _made(ROOT / f"{key}-{scheme}", lambda folder: (sys.executable, BUILDER, "-i", source, "-o", folder, *options))
+
+
+def _made(target: Path, command: Callable[[Path], Sequence[object]]) -> Path:
+    """The folder that a program fills, complete or not there. The program says much, and is heard only when it fails."""
+    if not target.is_dir():
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        done = subprocess.run([str(part) for part in command(partial)], check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"building the graph of ONNX Runtime GenAI failed:\n{done.stdout}{done.stderr}")
         partial.rename(target)
     return target
 
 
-def _run(*command: object) -> None:
-    """A program that says much, and is heard only when it fails."""
-    done = subprocess.run([str(part) for part in command], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"building the graph of ONNX Runtime GenAI failed:\n{done.stderr}")
-
-
-def main(checkpoint: str, workload: str, threads: str, scheme: str) -> None:
+def main(checkpoint: str, workload: str, threads: str, scheme: str) -> int:
     """Time one precision and print `Measured` as JSON; what a step reads is the file of weights."""
     folder = built(Path(checkpoint), scheme)
     asked = msgspec.json.decode(workload, type=Workload)
@@ -84,7 +88,8 @@ def main(checkpoint: str, workload: str, threads: str, scheme: str) -> None:
     nbytes = sum(path.stat().st_size for path in folder.glob("*.onnx.data"))
     speeds = measure(GenaiEngine(folder, asked.slots, int(threads)), vocab_size, asked, lambda _: nbytes)
     print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda: main(*sys.argv[1:]))

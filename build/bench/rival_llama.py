@@ -1,6 +1,6 @@
 """`python -m build.bench.rival_llama GGUF WORKLOAD THREADS TYPE`: llama.cpp on the same weights, timed once, as JSON.
 
-Runs in the environment of `make setup BENCH=1`, with llama-cpp-python built for this very processor. The GGUF file is requantized to TYPE by
+Needs llama-cpp-python, which `make setup BENCH=1` builds for this very processor. The GGUF file is requantized to TYPE by
 llama.cpp itself, once, beside the original. Batches of 512 tokens, and the defaults otherwise.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bench import Measured, Workload, measure
+from runtime.errors import run_command
 from runtime.memory import peak_rss_mb
 
 TYPES = {
@@ -94,7 +95,7 @@ def silenced() -> Any:  # noqa: ANN401 (a ctypes callback, which must outlive it
     return callback
 
 
-def main(gguf: str, workload: str, threads: str, kind: str) -> None:
+def main(gguf: str, workload: str, threads: str, kind: str) -> int:
     """Time one type of weights and print `Measured` as JSON; what a step reads is the file, less nothing."""
     llama_cpp.llama_backend_init()
     callback = silenced()
@@ -104,7 +105,8 @@ def main(gguf: str, workload: str, threads: str, kind: str) -> None:
     speeds = measure(engine, engine.vocab_size, asked, lambda _: path.stat().st_size)
     print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
     del callback
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda: main(*sys.argv[1:]))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from export.graphs import OnnxGraphs
 from runtime.bench import Measured, Workload, cache_bytes, measure, weight_bytes
 from runtime.engine import chunk_sizes
+from runtime.errors import run_command
 from runtime.memory import peak_rss_mb
 from runtime.tensor_file import numpy_dtype
 
@@ -107,7 +108,7 @@ class _BoundGraph:
         return self._logits[:, 0].copy()
 
 
-def main(graphs: str, workload: str, threads: str) -> None:
+def main(graphs: str, workload: str, threads: str) -> int:
     """Time the graphs of a folder and print `Measured` as JSON; weights count as they are stored."""
     opened = OnnxGraphs.open(Path(graphs))
     record = opened.record
@@ -117,7 +118,8 @@ def main(graphs: str, workload: str, threads: str) -> None:
     asked = msgspec.json.decode(workload, type=Workload)
     speeds = measure(engine, record.model.vocab_size, asked, lambda n: weights + cache_bytes(record.model, record.shape, n, itemsize))
     print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda: main(*sys.argv[1:]))

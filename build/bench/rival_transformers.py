@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from runtime.bench import Measured, Workload, measure
+from runtime.errors import run_command
 from runtime.memory import peak_rss_mb
 
 DTYPES = {"fp32": torch.float32}
@@ -58,14 +59,15 @@ class TransformersEngine:
         return self.prefill([ids])
 
 
-def main(checkpoint: str, workload: str, threads: str, scheme: str) -> None:
+def main(checkpoint: str, workload: str, threads: str, scheme: str) -> int:
     """Time the model and print `Measured` as JSON; a step reads every parameter."""
     torch.set_num_threads(int(threads))
     model = load_model(Path(checkpoint), DTYPES[scheme])
     nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
     speeds = measure(TransformersEngine(model), model.config.vocab_size, msgspec.json.decode(workload, type=Workload), lambda _: nbytes)
     print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda: main(*sys.argv[1:]))

@@ -13,17 +13,18 @@ attend over the ring as it was and over the new columns, and write last: the new
 Bytes per query: 2 visible n_kv_heads head_dim itemsize at least; operations: 4 visible n_heads head_dim.
 """
 
+from typing import Any, NamedTuple
+
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu.level import Level, fitting_lanes
-from build.kernels.cpu.vector import exp, widened
+from build.kernels.cpu.attention_step import HIDDEN, STEP, Columns, Queries, Softmax, attention_step
+from build.kernels.cpu.level import Level
+from build.kernels.cpu.vector import exp
 from build.kernels.shapes import RollingAttention
 
 BLOCK = 16  # slots
-STEP = 4  # blocks of a step: 64 keys and values of 64 numbers are 32 kB
 SPLITS = 8  # tasks that share one token's keys, at most: enough to keep uneven numbers of heads and threads busy
-HIDDEN = -1e30  # the score of what a query does not see
 
 
 def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
@@ -71,7 +72,8 @@ def _one_token(level: Level, shape: RollingAttention):
     steps = -(-W // (STEP * block))
     splits = min(SPLITS, steps)
     rotate = _rotation(shape)
-    attend = _step(level, shape, R, block)
+    attend = attention_step(level, shape, R, block)
+    scale = T.float32(shape.scale)
 
     @T.inline
     def body(qkv, cos, sin, positions, keys, values, out):
@@ -86,32 +88,12 @@ def _one_token(level: Level, shape: RollingAttention):
             slot = T.max(position, 0) % W
             for h in T.serial(KV * tiles * R):
                 if h % (tiles * R) < group:
-                    rotate(
-                        qkv,
-                        cos,
-                        sin,
-                        b,
-                        0,
-                        (h // (tiles * R) * group + h % (tiles * R)) * D,
-                        queries,
-                        (b * KV * tiles + h // R) * D * R + h % R,
-                        R,
-                        T.float32(shape.scale),
-                    )
+                    head = (h // (tiles * R) * group + h % (tiles * R)) * D
+                    rotate(Angles(qkv, cos, sin, b, 0), head, Places(queries, (b * KV * tiles + h // R) * D * R + h % R, R), scale)
             if position >= 0:
                 for h in T.serial(KV):
-                    rotate(
-                        qkv,
-                        cos,
-                        sin,
-                        b,
-                        0,
-                        (H + h) * D,
-                        ring_keys,
-                        ((b * KV + h) * W + slot // block * block) * D + slot % block,
-                        block,
-                        T.float32(1),
-                    )
+                    column = ((b * KV + h) * W + slot // block * block) * D + slot % block
+                    rotate(Angles(qkv, cos, sin, b, 0), (H + h) * D, Places(ring_keys, column, block), T.float32(1))
                     for d in T.serial(D):
                         ring_values[((b * KV + h) * W + slot) * D + d] = T.Cast(dtype, qkv[b, 0, (H + KV + h) * D + d])
         for task in T.parallel(B * KV * tiles * splits):
@@ -131,23 +113,14 @@ def _one_token(level: Level, shape: RollingAttention):
             for d in T.serial(R * D):
                 mixed[task * R * D + d] = T.float32(0)
             for step in T.serial(share):
-                if (first + step) * STEP * block < used:
+                column = (first + step) * STEP * block
+                if column < used:
                     attend(
-                        queries,
-                        task // splits * D * R,
-                        ring_keys,
-                        ring_values,
-                        head * W * D,
-                        (first + step) * STEP * block,
-                        T.min(STEP * block, used - (first + step) * STEP * block),
-                        end - end % W,
-                        end % W,
-                        oldest,
-                        newest,
-                        largest,
-                        total,
-                        task * R,
-                        mixed,
+                        Queries(queries, task // splits * D * R),
+                        Columns(ring_keys, ring_values, head * W * D, end - end % W, end % W),
+                        column,
+                        T.min(STEP * block, used - column),
+                        Softmax(oldest, newest, largest, total, mixed, task * R),
                     )
         for row in T.serial(B * H):  # join the splits
             kv = row // group
@@ -181,7 +154,8 @@ def _chunk(level: Level, shape: RollingAttention):
     tiles = -(-(N * group) // R)
     columns = -(-N // BLOCK) * BLOCK  # of the new keys and values, whole blocks
     rotate = _rotation(shape)
-    attend_ring, attend_new = _step(level, shape, R, block), _step(level, shape, R, BLOCK)
+    attend_ring, attend_new = attention_step(level, shape, R, block), attention_step(level, shape, R, BLOCK)
+    scale = T.float32(shape.scale)
 
     @T.inline
     def body(qkv, cos, sin, positions, keys, values, out):
@@ -195,31 +169,13 @@ def _chunk(level: Level, shape: RollingAttention):
             i = token % columns
             if i < N:
                 for h in T.serial(H):
+                    row = i * group + h % group
                     rotate(
-                        qkv,
-                        cos,
-                        sin,
-                        b,
-                        i,
-                        h * D,
-                        queries,
-                        ((b * KV + h // group) * tiles + (i * group + h % group) // R) * D * R + (i * group + h % group) % R,
-                        R,
-                        T.float32(shape.scale),
+                        Angles(qkv, cos, sin, b, i), h * D, Places(queries, ((b * KV + h // group) * tiles + row // R) * D * R + row % R, R), scale
                     )
                 for h in T.serial(KV):
-                    rotate(
-                        qkv,
-                        cos,
-                        sin,
-                        b,
-                        i,
-                        (H + h) * D,
-                        new_keys,
-                        ((b * KV + h) * columns + i // BLOCK * BLOCK) * D + i % BLOCK,
-                        BLOCK,
-                        T.float32(1),
-                    )
+                    column = ((b * KV + h) * columns + i // BLOCK * BLOCK) * D + i % BLOCK
+                    rotate(Angles(qkv, cos, sin, b, i), (H + h) * D, Places(new_keys, column, BLOCK), T.float32(1))
             for h in T.serial(KV):
                 if i < N and positions[b, T.min(i, N - 1)] >= T.int64(0):
                     for d in T.serial(D):
@@ -250,40 +206,20 @@ def _chunk(level: Level, shape: RollingAttention):
                 mixed[d] = T.float32(0)
             for step in T.serial((used + STEP * block - 1) // (STEP * block)):
                 attend_ring(
-                    queries,
-                    (head * tiles + tile) * D * R,
-                    ring_keys,
-                    ring_values,
-                    head * W * D,
+                    Queries(queries, (head * tiles + tile) * D * R),
+                    Columns(ring_keys, ring_values, head * W * D, first - first % W, first % W),
                     step * STEP * block,
                     T.min(STEP * block, used - step * STEP * block),
-                    first - first % W,
-                    first % W,
-                    oldest,
-                    newest,
-                    largest,
-                    total,
-                    0,
-                    mixed,
+                    Softmax(oldest, newest, largest, total, mixed, 0),
                 )
             for step in T.serial(last // (STEP * BLOCK) + 1):
                 if (step + 1) * STEP * BLOCK > oldest[0] - first:
                     attend_new(
-                        queries,
-                        (head * tiles + tile) * D * R,
-                        new_keys,
-                        new_values,
-                        head * columns * D,
+                        Queries(queries, (head * tiles + tile) * D * R),
+                        Columns(new_keys, new_values, head * columns * D, first, columns),
                         step * STEP * BLOCK,
                         T.min(STEP * BLOCK, columns - step * STEP * BLOCK),
-                        first,
-                        columns,
-                        oldest,
-                        newest,
-                        largest,
-                        total,
-                        0,
-                        mixed,
+                        Softmax(oldest, newest, largest, total, mixed, 0),
                     )
             for r in T.serial(R):
                 row = tile * R + r
@@ -304,141 +240,46 @@ def _chunk(level: Level, shape: RollingAttention):
     return body
 
 
+class Angles(NamedTuple):
+    """A token of a row of the batch, as the kernel gets it."""
+
+    qkv: Any
+    cos: Any
+    sin: Any
+    b: Any
+    i: Any
+
+
+class Places(NamedTuple):
+    """Every `stride`-th number of a buffer from `start` on."""
+
+    numbers: Any
+    start: Any
+    stride: int
+
+
 def _rotation(shape: RollingAttention):
-    """Inline `rotate(qkv, cos, sin, b, i, start, out, out_start, stride, factor)`: one head of one token, rotated, times `factor`, to every
-    `stride`-th place of `out`."""
+    """Inline `rotate(token, head, to, factor)`: the head that begins at qkv[..., head] of a token, rotated, times `factor`, to places."""
     half = shape.head_dim // 2
 
     @T.inline
-    def rotate(qkv, cos, sin, b, i, start, out, out_start, stride, factor):
+    def rotate(token, head, to, factor):
         for d in T.serial(half):
-            out[out_start + d * stride] = T.Cast(
-                out.dtype, factor * (qkv[b, i, start + d] * cos[b, 0, i, d] - qkv[b, i, start + half + d] * sin[b, 0, i, d])
+            to.numbers[to.start + d * to.stride] = T.Cast(
+                to.numbers.dtype,
+                factor
+                * (
+                    token.qkv[token.b, token.i, head + d] * token.cos[token.b, 0, token.i, d]
+                    - token.qkv[token.b, token.i, head + half + d] * token.sin[token.b, 0, token.i, d]
+                ),
             )
-            out[out_start + (half + d) * stride] = T.Cast(
-                out.dtype, factor * (qkv[b, i, start + half + d] * cos[b, 0, i, d] + qkv[b, i, start + d] * sin[b, 0, i, d])
+            to.numbers[to.start + (half + d) * to.stride] = T.Cast(
+                to.numbers.dtype,
+                factor
+                * (
+                    token.qkv[token.b, token.i, head + half + d] * token.cos[token.b, 0, token.i, d]
+                    + token.qkv[token.b, token.i, head + d] * token.sin[token.b, 0, token.i, d]
+                ),
             )
 
     return rotate
-
-
-def _step(level: Level, shape: RollingAttention, R: int, block: int):
-    """Inline `attend`: one step of up to STEP * `block` columns, for one tile of R query rows.
-
-    queries[q_start :] is (head_dim, R); keys[start :] (columns / block, head_dim, block) and values[start :] (columns, head_dim) are of one
-    head, of which the step takes `count` columns from `column` on; whole blocks of keys are read,
-    but no value behind them. Column c < cut is position base + c, and W less behind that. Row r sees positions
-    oldest[r] .. newest[r]; its running softmax is largest, total [state + r] and mixed [(state + r) * head_dim :].
-    """
-    D, W = shape.head_dim, shape.cache_len
-    lanes = fitting_lanes(level, block)
-    parts = block // lanes
-    width = STEP * block
-    d_lanes = fitting_lanes(level, D)
-    d_parts = next(n for n in (2, 1) if D % (n * d_lanes) == 0)
-    d_columns = d_lanes * d_parts
-
-    @T.inline
-    def score(queries, q_start, keys, start, scores, c):
-        """scores[:, c : c + block] of one block of keys."""
-        sums = T.alloc_buffer((R * block,), "float32")
-        for n in T.unroll(R * parts):
-            for v in T.vectorized(lanes):
-                sums[n * lanes + v] = T.float32(0)
-        for d in T.serial(D):
-            for r in T.unroll(R):
-                for n in T.unroll(parts):
-                    for v in T.vectorized(lanes):
-                        sums[(r * parts + n) * lanes + v] = sums[(r * parts + n) * lanes + v] + queries[q_start + d * R + r] * widened(
-                            keys[start + d * block + n * lanes + v]
-                        )
-        for r in T.unroll(R):
-            for n in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    scores[r * width + c + n * lanes + v] = sums[(r * parts + n) * lanes + v]
-
-    def seen(c, base, cut, low, high):
-        position = base + c - T.Select(c >= cut, T.int32(W), T.int32(0))
-        return T.And(position >= low, position <= high)
-
-    def sees_all(column, count, base, cut, low, high):
-        """Whether positions low .. high cover `count` columns, none of which may lie on both sides of the cut."""
-        first = base + column - T.Select(column >= cut, T.int32(W), T.int32(0))
-        return T.And(T.Or(column >= cut, column + count <= cut), T.And(first >= low, first + count - 1 <= high))
-
-    @T.inline
-    def soften(scores, r, column, count, base, cut, low, high, largest, total, state, shrink, hides):
-        """Row r's scores to exp(score - largest so far), zero where hidden; what was mixed before is to be multiplied by shrink[r].
-
-        `hides`, a Python bool, says whether there may be columns that the row does not see.
-        """
-        peak = T.alloc_buffer((lanes,), "float32")
-        top = T.alloc_buffer((1,), "float32")
-        for v in T.vectorized(lanes):
-            peak[v] = T.float32(HIDDEN)
-        for n in T.serial(count // lanes):
-            if hides:
-                for v in T.vectorized(lanes):
-                    scores[r * width + n * lanes + v] = T.Select(
-                        seen(column + n * lanes + v, base, cut, low, high), scores[r * width + n * lanes + v], T.float32(HIDDEN)
-                    )
-            for v in T.vectorized(lanes):
-                peak[v] = T.max(peak[v], scores[r * width + n * lanes + v])
-        top[0] = largest[state + r]
-        for v in T.unroll(lanes):
-            top[0] = T.max(top[0], peak[v])
-        shrink[r] = exp(largest[state + r] - top[0])
-        largest[state + r] = top[0]
-        for v in T.vectorized(lanes):
-            peak[v] = T.float32(0)
-        for n in T.serial(count // lanes):
-            for v in T.vectorized(lanes):
-                if hides:
-                    scores[r * width + n * lanes + v] = T.Select(
-                        scores[r * width + n * lanes + v] > T.float32(HIDDEN), exp(scores[r * width + n * lanes + v] - top[0]), T.float32(0)
-                    )
-                else:
-                    scores[r * width + n * lanes + v] = exp(scores[r * width + n * lanes + v] - top[0])
-            for v in T.vectorized(lanes):
-                peak[v] = peak[v] + scores[r * width + n * lanes + v]
-        total[state + r] = total[state + r] * shrink[r]
-        for v in T.unroll(lanes):
-            total[state + r] = total[state + r] + peak[v]
-
-    @T.inline
-    def mix(scores, values, start, count, shrink, mixed, state):
-        """mixed = mixed * shrink + scores[:, : count] values[start :]."""
-        for c in T.serial(D // d_columns):
-            sums = T.alloc_buffer((R * d_columns,), "float32")
-            for r in T.unroll(R):
-                for n in T.unroll(d_parts):
-                    for v in T.vectorized(d_lanes):
-                        sums[(r * d_parts + n) * d_lanes + v] = mixed[(state + r) * D + c * d_columns + n * d_lanes + v] * shrink[r]
-            for j in T.serial(count):
-                for r in T.unroll(R):
-                    for n in T.unroll(d_parts):
-                        for v in T.vectorized(d_lanes):
-                            sums[(r * d_parts + n) * d_lanes + v] = sums[(r * d_parts + n) * d_lanes + v] + scores[r * width + j] * widened(
-                                values[start + j * D + c * d_columns + n * d_lanes + v]
-                            )
-            for r in T.unroll(R):
-                for n in T.unroll(d_parts):
-                    for v in T.vectorized(d_lanes):
-                        mixed[(state + r) * D + c * d_columns + n * d_lanes + v] = sums[(r * d_parts + n) * d_lanes + v]
-
-    @T.inline
-    def attend(queries, q_start, keys, values, start, column, count, base, cut, oldest, newest, largest, total, state, mixed):
-        scores = T.alloc_buffer((R * width,), "float32")
-        shrink = T.alloc_buffer((R,), "float32")
-        blocks = (count + block - 1) // block
-        for c in T.serial(blocks):
-            score(queries, q_start, keys, start + (column + c * block) * D, scores, c * block)
-        if sees_all(column, blocks * block, base, cut, oldest[R - 1], newest[0]):
-            for r in T.serial(R):
-                soften(scores, r, column, blocks * block, base, cut, oldest[r], newest[r], largest, total, state, shrink, False)
-        else:
-            for r in T.serial(R):
-                soften(scores, r, column, blocks * block, base, cut, oldest[r], newest[r], largest, total, state, shrink, True)
-        mix(scores, values, start + column * D, count, shrink, mixed, state)
-
-    return attend

@@ -108,7 +108,7 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
 
 
 def _block(shape: Linear) -> int:
-    """Steps of K that share an integer sum: those of one scale, where that is not the whole row."""
+    """Steps of K that share an integer sum: a group of weights or of x, or a block where x has one scale for the whole row."""
     together = shape.weight.rounded_together(shape.k)
     return shape.weight.group_size or (together if together < shape.k else BLOCK)
 

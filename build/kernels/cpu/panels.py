@@ -57,7 +57,7 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
     step = PANEL * ITEMSIZE[matrix_layout(stored, n, k).dtype]  # bytes
     runs, steps = (1, unroll) if step < LINE else (unroll, 1)  # steps of each run in one turn
     run = k // runs
-    lines = steps * step // LINE if runs == 1 else 0
+    lines = steps * step // LINE if step < LINE else 0
     scale = row_scale(level, n) if stored.scaled else None
 
     @T.inline
