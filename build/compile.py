@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from build.kernels.cpu.attention import BLOCK, ring_block
+from build.layout import RING_BLOCK, ring_block
 from build.pipeline import build_key, build_library, package
 from build.target import target_spec
 from export.config import CompileConfig, artifact_dir
@@ -42,11 +42,11 @@ def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump
 def slow_rings(record: GraphsRecord) -> list[str]:
     """A sentence where layers without a window have a cache that the CPU's attention reads slowly."""
     length = record.shape.cache_len
-    if all(record.model.sliding_window) or length < BLOCK or ring_block(length) >= SLOW_BLOCK:
+    if all(record.model.sliding_window) or length < RING_BLOCK or ring_block(length) >= SLOW_BLOCK:
         return []
     return [
         f"shape.cache_len is {length}, and caches of that length are read in blocks of {ring_block(length)} slots, several times slower than in "
-        f"blocks of {BLOCK}; set it to {-(-length // BLOCK) * BLOCK}"
+        f"blocks of {RING_BLOCK}; set it to {-(-length // RING_BLOCK) * RING_BLOCK}"
     ]
 
 

@@ -25,6 +25,12 @@ PANEL = 32  # outputs: four AVX2 registers, two AVX-512, or the lanes of a warp
 DOT = 4  # steps that an integer dot product takes together
 WORD = 8  # 4-bit numbers in an int32
 ROW_MAJOR = "row_major"
+RING_BLOCK = 16  # slots of a cache whose keys lie together, so that neighbouring numbers belong to neighbouring slots
+
+
+def ring_block(cache_len: int) -> int:
+    """Slots of a block of a ring of keys: a power of two that divides the ring."""
+    return next(n for n in (RING_BLOCK, 8, 4, 2, 1) if cache_len % n == 0)
 
 
 @dataclass(frozen=True)

@@ -37,19 +37,22 @@ def draw_quality(results: Sequence[Quality], path: Path) -> None:
     """Perplexity over size, a point for each variant; the first is the baseline, drawn as a line."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for row in results:
-        axes.plot(row.weight_bytes / 1e6, row.perplexity, "o")
-        axes.annotate(row.variant, (row.weight_bytes / 1e6, row.perplexity), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    above: dict[float, int] = {}  # labels so far of about this size
+    for row in sorted(results, key=lambda r: r.perplexity):
+        size = row.weight_bytes / 1e6
+        line = above[round(size, -1)] = above.get(round(size, -1), -1) + 1
+        axes.plot(size, row.perplexity, "o")
+        axes.annotate(row.variant, (size, row.perplexity), textcoords="offset points", xytext=(6, 4 + 9 * line), fontsize=8)
     axes.axhline(results[0].perplexity, linewidth=0.8, linestyle="--", color="grey")
     axes.set(xlabel="weights, MB", ylabel="perplexity (lower is better)", title="What a smaller file costs")
-    axes.margins(x=0.18, y=0.15)
+    axes.margins(x=0.18, y=0.25)
     figure.savefig(path)
 
 
 def draw_errors(errors: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """Relative error of each layer's matrices, a panel for each variant; what is there once, such as the head, is a line across."""
     figure = Figure(figsize=(3.6 * len(errors), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(errors), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(errors), squeeze=False)[0]
     for axes, (variant, kinds) in zip(panels, errors.items(), strict=True):
         for kind, values in kinds.items():
             if len(values) == 1:

@@ -15,7 +15,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from build.compile import compile_config
-from build.kernels.cpu.attention import ring_block
+from build.layout import ring_block
 from export.checkpoint import Checkpoint
 from export.config import CompileConfig, artifact_dir, load_config
 from export.graphs import OnnxGraphs

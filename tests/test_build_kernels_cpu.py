@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from build.compiler import tvm
 from build.kernels.cpu import vector
-from build.kernels.cpu.attention import ring_block, rolling_attention
+from build.kernels.cpu.attention import rolling_attention
 from build.kernels.cpu.dot import VNNI_DOT, WordDot
 from build.kernels.cpu.embedding import embedding
 from build.kernels.cpu.level import LEVELS
@@ -24,7 +24,7 @@ from build.kernels.cpu.residual import residual
 from build.kernels.cpu.rotation import rotation
 from build.kernels.cpu.swiglu import swiglu
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
-from build.layout import PANEL, packed_tensors
+from build.layout import PANEL, packed_tensors, ring_block
 from export.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.cpu import missing_features
 from runtime.errors import UserError

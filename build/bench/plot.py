@@ -1,6 +1,7 @@
 """The plot of the bench: who decodes and prefills how fast."""
 
 from collections.abc import Sequence
+from math import isnan, nan
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,10 +20,10 @@ def draw_speeds(results: Sequence[Result], prompt: int, path: Path) -> None:
     panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     names = [f"{r.what} {r.scheme}" for r in results]
     colours = [OURS_COLOUR if r.what == OURS else RIVAL_COLOUR for r in results]
-    columns = [[r.prefill_tok_s for r in results], *([r.decode_tok_s.get(n, 0.0) for r in results] for n in contexts)]
+    columns = [[r.prefill_tok_s for r in results], *([r.decode_tok_s.get(n, nan) for r in results] for n in contexts)]
     for axes, title, values in zip(panels, titles, columns, strict=True):
         bars = axes.barh(names, values, color=colours)
-        axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
+        axes.bar_label(bars, ["" if isnan(value) else f"{value:.0f}" for value in values], padding=2, fontsize=7)
         axes.set(title=title, xlabel="tokens per second")
         axes.margins(x=0.15)
     panels[0].invert_yaxis()

@@ -22,8 +22,8 @@ from build.kernels.cpu.attention_step import HIDDEN, STEP, Columns, Queries, Sof
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.vector import exp
 from build.kernels.shapes import RollingAttention
+from build.layout import RING_BLOCK, ring_block
 
-BLOCK = 16  # slots
 SPLITS = 8  # tasks that share one token's keys, at most: enough to keep uneven numbers of heads and threads busy
 
 
@@ -50,11 +50,6 @@ def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
         body(qkv, cos, sin, positions, keys, values, out)
 
     return kernel
-
-
-def ring_block(cache_len: int) -> int:
-    """Slots of a block of the key ring: a power of two that divides the ring."""
-    return next(n for n in (BLOCK, 8, 4, 2, 1) if cache_len % n == 0)
 
 
 def _tile_rows(level: Level, rows: int) -> int:
@@ -152,9 +147,9 @@ def _chunk(level: Level, shape: RollingAttention):
     group, block, dtype = H // KV, ring_block(W), shape.cache_dtype
     R = _tile_rows(level, N * group)
     tiles = -(-(N * group) // R)
-    columns = -(-N // BLOCK) * BLOCK  # of the new keys and values, whole blocks
+    columns = -(-N // RING_BLOCK) * RING_BLOCK  # of the new keys and values, whole blocks
     rotate = _rotation(shape)
-    attend_ring, attend_new = attention_step(level, shape, R, block), attention_step(level, shape, R, BLOCK)
+    attend_ring, attend_new = attention_step(level, shape, R, block), attention_step(level, shape, R, RING_BLOCK)
     scale = T.float32(shape.scale)
 
     @T.inline
@@ -174,8 +169,8 @@ def _chunk(level: Level, shape: RollingAttention):
                         Angles(qkv, cos, sin, b, i), h * D, Places(queries, ((b * KV + h // group) * tiles + row // R) * D * R + row % R, R), scale
                     )
                 for h in T.serial(KV):
-                    column = ((b * KV + h) * columns + i // BLOCK * BLOCK) * D + i % BLOCK
-                    rotate(Angles(qkv, cos, sin, b, i), (H + h) * D, Places(new_keys, column, BLOCK), T.float32(1))
+                    column = ((b * KV + h) * columns + i // RING_BLOCK * RING_BLOCK) * D + i % RING_BLOCK
+                    rotate(Angles(qkv, cos, sin, b, i), (H + h) * D, Places(new_keys, column, RING_BLOCK), T.float32(1))
             for h in T.serial(KV):
                 if i < N and positions[b, T.min(i, N - 1)] >= T.int64(0):
                     for d in T.serial(D):
@@ -212,13 +207,13 @@ def _chunk(level: Level, shape: RollingAttention):
                     T.min(STEP * block, used - step * STEP * block),
                     Softmax(oldest, newest, largest, total, mixed, 0),
                 )
-            for step in T.serial(last // (STEP * BLOCK) + 1):
-                if (step + 1) * STEP * BLOCK > oldest[0] - first:
+            for step in T.serial(last // (STEP * RING_BLOCK) + 1):
+                if (step + 1) * STEP * RING_BLOCK > oldest[0] - first:
                     attend_new(
                         Queries(queries, (head * tiles + tile) * D * R),
                         Columns(new_keys, new_values, head * columns * D, first, columns),
-                        step * STEP * BLOCK,
-                        T.min(STEP * BLOCK, columns - step * STEP * BLOCK),
+                        step * STEP * RING_BLOCK,
+                        T.min(STEP * RING_BLOCK, columns - step * STEP * RING_BLOCK),
                         Softmax(oldest, newest, largest, total, mixed, 0),
                     )
             for r in T.serial(R):
@@ -233,7 +228,7 @@ def _chunk(level: Level, shape: RollingAttention):
                     slot = position % W
                     for d in T.serial(D):
                         ring_keys[(head * W + slot // block * block) * D + d * block + slot % block] = new_keys[
-                            (head * columns + i // BLOCK * BLOCK) * D + d * BLOCK + i % BLOCK
+                            (head * columns + i // RING_BLOCK * RING_BLOCK) * D + d * RING_BLOCK + i % RING_BLOCK
                         ]
                         ring_values[(head * W + slot) * D + d] = new_values[(head * columns + i) * D + d]
 
