@@ -112,6 +112,7 @@ def _rival(module: str, weights: Path, task: Task, *more: str) -> tuple[str, ...
 
 def _installed_rivals(config: CompileConfig, task: Task) -> list[Contender]:
     """Those that read the checkpoint itself."""
+    modules = {TRANSFORMERS: "rival_transformers", LLAMA: "rival_llama", GENAI: "rival_genai"}
     checkpoint = config.frontend.checkpoint
     is_gguf = checkpoint.suffix == ".gguf"
     reasons = {what: "it needs `make setup BENCH=1`" for what, module in INSTALLED.items() if importlib.util.find_spec(module) is None}
@@ -119,12 +120,10 @@ def _installed_rivals(config: CompileConfig, task: Task) -> list[Contender]:
         reasons[LLAMA] = "it reads only GGUF checkpoints"
         if not (checkpoint / "config.json").is_file():
             reasons[TRANSFORMERS] = reasons[GENAI] = "it reads only Hugging Face and GGUF checkpoints"
+    if config.frontend.overrides:
+        reasons = dict.fromkeys(modules, "it knows nothing of frontend.overrides")
     for what, reason in reasons.items():
         console.print(f"{what} is left out: {reason}")
-    if config.frontend.overrides:
-        console.print("transformers, llama.cpp and ORT GenAI are left out: they know nothing of frontend.overrides")
-        return []
-    modules = {TRANSFORMERS: "rival_transformers", LLAMA: "rival_llama", GENAI: "rival_genai"}
     return [
         Contender(what, scheme, _rival(module, checkpoint, task, scheme))
         for what, module in modules.items()

@@ -4,7 +4,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cpu.epilogue import panel_outputs
 from build.kernels.cpu.level import Level
-from build.kernels.cpu.panels import arranged_row, panel_dot
+from build.kernels.cpu.panels import arranged_row, panel_dot, weight_groups
 from build.kernels.cpu.row import prepared_row
 from build.kernels.shapes import Linear
 from build.layout import PANEL
@@ -16,12 +16,11 @@ def gemv(level: Level, shape: Linear):
     panels = -(-shape.n_out // PANEL)
     prepare, compute = prepared_row(level, shape), panel_outputs(level, shape, 1, panel_dot(level, shape))
     arrange = arranged_row(shape)
-    groups = -(-k // shape.weight.group_size) if shape.weight.group_size else 1
 
     @T.inline
     def body(x_rows, gain, w, s, z, residual, y):
         x = T.alloc_buffer((k,), "float32")
-        x_sums = T.alloc_buffer((groups,), "float32")
+        x_sums = T.alloc_buffer((weight_groups(shape),), "float32")
         prepare(x_rows, 0, gain, x)
         arrange(x, x_sums)
         for p in T.parallel(panels):

@@ -21,6 +21,11 @@ def panel_dot(level: Level, shape: Linear):
     return _word_dot(level, stored, shape.k) if stored.dtype == "int4" else _number_dot(level, stored, shape.n, shape.k)
 
 
+def weight_groups(shape: Linear) -> int:
+    """Groups of K that have scales of their own; one where a row has no groups."""
+    return -(-shape.k // (shape.weight.group_size or shape.k))
+
+
 def arranged_row(shape: Linear):
     """Inline `arrange(x, x_sums)`: x (K,) as `panel_dot` takes it, once for all panels.
 
@@ -31,7 +36,7 @@ def arranged_row(shape: Linear):
 
     @T.inline
     def by_groups(x, x_sums):
-        for g in T.serial(-(-shape.k // size)):
+        for g in T.serial(weight_groups(shape)):
             x_sums[g] = T.float32(0)
             for c in T.serial(T.min(size, shape.k - g * size)):
                 x_sums[g] = x_sums[g] + x[g * size + c]
