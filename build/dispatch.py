@@ -6,7 +6,6 @@ from math import prod
 from typing import Any
 
 from build.compiler import relax, tvm
-from build.footprint import CALL_INPUTS
 from build.importer import RelaxModule
 from build.kernels.table import KernelSet, kernel_set_of
 from build.layout import packed_tensors
@@ -16,7 +15,7 @@ from build.rules import RULES, Context, Region, Weight
 from export.graphs import GraphsRecord
 from export.quantize import EXPERTS, specs
 from runtime.errors import UserError
-from runtime.manifest import Graph, TargetSpec, WeightSpec
+from runtime.manifest import CALL_INPUTS, Graph, TargetSpec, WeightSpec
 from runtime.tensor_file import numpy_dtype
 
 DEFAULT_SCHEDULE = "TVM default schedule"

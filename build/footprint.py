@@ -9,8 +9,6 @@ from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.manifest import Graph, ModelConfig, Quantization, TargetSpec
 from runtime.tensor_file import numpy_dtype
 
-CALL_INPUTS = 2  # of a graph's inputs, those before the caches: ids and positions
-
 
 @dataclass(frozen=True)
 class Caches:
@@ -74,11 +72,13 @@ def caches_of(model: ModelConfig, graph: Graph, cache_len: int) -> Caches:
     """The caches that a graph's signature holds."""
     full = window = uniform = 0
     batch = graph.signature.inputs[0].shape[0]
-    for i, spec in enumerate(graph.signature.inputs[CALL_INPUTS:]):
+    caches = graph.signature.caches
+    each = len(caches) // model.n_layers
+    for i, spec in enumerate(caches):
         _, heads, slots, head_dim = spec.shape
         column = heads * head_dim * numpy_dtype(spec.dtype).itemsize
         uniform += column * cache_len
-        if model.sliding_window[i // 2] is None:  # a key and a value for each layer
+        if model.sliding_window[i // each] is None:
             full += column * slots
         else:
             window += column * slots

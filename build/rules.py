@@ -19,7 +19,7 @@ from export.model_constants import DYNAMIC_LEVELS, MASKED_SCORE, SMALLEST_PEAK
 from export.quantize import ModelTensor
 from runtime.manifest import ModelConfig
 
-ITEMSIZE = {"float32": 4, "float16": 2}  # of a cache
+ITEMSIZE = {"float32": 4, "float16": 2, "int8": 1}  # of a cache
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,16 @@ def _rounded_source(c: Context, value: Expr, w: Weight) -> Expr:
     """x, from round(x / s) * s with s = (max |x| + smallest) / levels, a scale for each group of a token."""
     p = c.producers
     together = w.tensor.stored.rounded_together(w.k)
-    whole, scale = p.args(p.args(value, "reshape")[0], "multiply")
+    x = _levels_of(c, *p.args(p.args(value, "reshape")[0], "multiply"))
+    source = p.args(x, "reshape")[0]
+    if shape(x) != (*shape(source)[:-1], w.k // together, together) or shape(value) != shape(source):
+        raise NoMatch(f"expected groups of {together} numbers, found {shape(x)}")
+    return source
+
+
+def _levels_of(c: Context, whole: Expr, scale: Expr) -> Expr:
+    """x, from round(x / s) and s = (max |x| + smallest) / levels over its last axis."""
+    p = c.producers
     x, divisor = p.args(p.args(whole, "round")[0], "divide")
     peak, levels = p.args(scale, "divide")
     expect_constant(levels, DYNAMIC_LEVELS)
@@ -133,10 +142,7 @@ def _rounded_source(c: Context, value: Expr, w: Weight) -> Expr:
     _expect_last_axis(magnitudes, *p.calls[largest].attrs.axis)
     if divisor != scale or p.args(magnitudes, "abs")[0] != x or not p.calls[largest].attrs.keepdims:
         raise NoMatch("expected a group's own numbers and scale")
-    source = p.args(x, "reshape")[0]
-    if shape(x) != (*shape(source)[:-1], w.k // together, together) or shape(value) != shape(source):
-        raise NoMatch(f"expected groups of {together} numbers, found {shape(x)}")
-    return source
+    return x
 
 
 def linear_with_residual(c: Context, root: Expr) -> Region:
@@ -308,12 +314,13 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     merged = p.permuted(p.args(root, "reshape")[0], (0, 2, 1, 3))  # (B, n_heads, T, head_dim)
     weights, values = p.args(p.args(merged, "reshape")[0], "matmul")
     scores, queries, keys, mask = _masked_scores(c, weights)
-    value_cache, new_values = _appended(c, _columns(c, values))
-    key_cache, new_keys = _appended(c, _columns(c, p.permuted(keys, (0, 1, 2, 4, 3))))
+    value_caches, new_values = _stored_columns(c, values)
+    key_caches, new_keys = _stored_columns(c, p.permuted(keys, (0, 1, 2, 4, 3)))
+    key_cache = key_caches[0]
     cache_len = shape(key_cache)[2]
     positions = _banded_mask(c, mask, cache_len)
     query_heads, cos, sin = _rotated(c, p.args(queries, "reshape")[0])
-    key_heads, *key_rotation = _rotated(c, p.through(new_keys, "astype"))
+    key_heads, *key_rotation = _rotated(c, new_keys)
     if key_rotation != [cos, sin]:
         raise NoMatch("expected queries and keys to be rotated by the same angles")
     bounds = [m.n_heads * m.head_dim, (m.n_heads + m.n_kv_heads) * m.head_dim]
@@ -322,16 +329,18 @@ def rolling_attention(c: Context, root: Expr) -> Region:
         for heads, begin, end in (
             (query_heads, 0, bounds[0]),
             (key_heads, bounds[0], bounds[1]),
-            (p.through(new_values, "astype"), bounds[1], END),
+            (new_values, bounds[1], END),
         )
     ]
     if len({part.name for part in parts}) != 1:
         raise NoMatch("expected queries, keys and values from one projection")
     kernel = RollingAttention(batch, tokens, m.n_heads, m.n_kv_heads, m.head_dim, cache_len, dtype(key_cache), float(scores))
-    cache_bytes = 2 * prod(shape(key_cache)) * ITEMSIZE[dtype(key_cache)]
+    caches = tuple(cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair)
+    cache_bytes = sum(prod(shape(cache)) * ITEMSIZE[dtype(cache)] for cache in caches)
     flops = 4 * batch * tokens * m.n_heads * m.head_dim * cache_len
-    inputs = (parts[0], cos, sin, positions, key_cache, value_cache)
-    return Region("rolling_attention", (kernel,), inputs, root, c.input_name(key_cache), cache_bytes, flops, updates=(4, 5))
+    inputs = (parts[0], cos, sin, positions, *caches)
+    updates = tuple(range(4, len(inputs)))
+    return Region("rolling_attention", (kernel,), inputs, root, c.input_name(key_cache), cache_bytes, flops, updates=updates)
 
 
 def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
@@ -362,6 +371,35 @@ def _columns(c: Context, value: Expr) -> Expr:
     if axes != [2]:
         raise NoMatch(f"expected cache columns that each group of heads shares (a new axis 2), found axis {axes}")
     return columns
+
+
+def _stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
+    """Shared columns to the caches that they come from (numbers and, of int8, scales) and the new columns as they were before they were stored."""
+    p = c.producers
+    if not is_call(p.calls.get(value), "multiply"):
+        past, new = _appended(c, _columns(c, value))
+        return (past,), p.through(new, "astype")
+    numbers, scales = (_columns(c, part) for part in p.args(value, "multiply"))
+    (past, new), (past_scale, scale) = _appended(c, numbers), _appended(c, scales)
+    if dtype(past) != "int8":
+        raise NoMatch(f"expected scales with a cache of int8 alone, found {dtype(past)}")
+    return (past, past_scale), _levels_of(c, _narrowed(c, new), scale)
+
+
+def _narrowed(c: Context, value: Expr) -> Expr:
+    """The source of a conversion to int8, which the importer spells out: numbers that are not finite to 0, then the low 8 bits with their sign."""
+    p = c.producers
+    negative, shifted, low = p.args(p.args(value, "astype")[0], "where")
+    compared, half = p.args(negative, "greater_equal")
+    subtracted, whole = p.args(shifted, "subtract")
+    bits, mask = p.args(low, "bitwise_and")
+    broken, zero, source = p.args(p.args(bits, "astype")[0], "where")
+    for number, expected in ((half, 128), (mask, 255), (p.args(whole, "add")[0], 255), (p.args(whole, "add")[1], 1), (zero, 0)):
+        expect_constant(number, expected)
+    checked = p.args(p.args(broken, "logical_not")[0], "isfinite")[0]
+    if not (compared == subtracted == low and checked == source):
+        raise NoMatch("expected a conversion to int8")
+    return source
 
 
 def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:

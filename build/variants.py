@@ -8,12 +8,13 @@ from export.config import artifact_dir, describe_defaults, load_config
 from runtime.artifact import Artifact
 
 BASELINE = "fp32"
-VARIANTS: dict[str, list[str]] = {  # ways to store weights, by label, and what is set for each, whatever the config says
+VARIANTS: dict[str, list[str]] = {  # ways to store weights and caches, by label, and what is set for each, whatever the config says
     label: [*sets, "quantize.keep=[]"]
     for label, sets in {
         BASELINE: ["quantize.scheme=none", "backend.dtype=fp32"],
         "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],
         "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
+        "int8-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int8"],
         "int8": ["quantize.scheme=int8", "backend.dtype=fp32"],
         "int8_dynamic": ["quantize.scheme=int8_dynamic", "backend.dtype=fp32"],
         "int4": ["quantize.scheme=int4", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],

@@ -12,6 +12,10 @@ padding on the left of a first chunk both have negative positions, so one compar
 
 import torch
 
+from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+
+Stored = tuple[torch.Tensor, ...]  # one tensor, or int8 numbers and the float32 scale of each token's head
+
 
 def append(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """Columns (B, n_kv_heads, W, head_dim) and (B, n_kv_heads, T, head_dim) side by side: (B, n_kv_heads, W + T, head_dim)."""
@@ -33,3 +37,17 @@ def visible(position_ids: torch.Tensor, slot_ages: torch.Tensor) -> torch.Tensor
     key = torch.cat((past, position_ids), dim=1)[:, None, :]  # (B, 1, W + T)
     query = position_ids[:, :, None]  # (B, T, 1)
     return (key >= 0) & (key <= query) & (key > query - window)
+
+
+def stored(columns: torch.Tensor, dtype: torch.dtype) -> Stored:
+    """New columns (B, n_kv_heads, T, head_dim) as the cache keeps them; int8: whole multiples of (max |x| + smallest) / levels of each column."""
+    if dtype != torch.int8:
+        return (columns.to(dtype),)
+    scale = (columns.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / DYNAMIC_LEVELS
+    return (columns / scale).round().to(dtype), scale
+
+
+def shared(columns: Stored, dtype: torch.dtype) -> torch.Tensor:
+    """Columns as attention computes with them: (B, n_kv_heads, 1, W + T, head_dim), one for all heads of a group."""
+    numbers, *scale = (part[:, :, None].to(dtype) for part in columns)
+    return numbers * scale[0] if scale else numbers

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from export.config_errors import CONFLICT, explain
 from export.yaml_source import read_yaml, with_override, yaml_text
 from runtime.errors import UserError
-from runtime.manifest import KeptPart, Scheme
+from runtime.manifest import CacheDType, KeptPart, Scheme
 
 StorageDType = Literal["fp32", "fp16", "bf16"]
 
@@ -120,7 +120,7 @@ class QuantizeConfig(Section):
     symmetric: bool = True  # of int4; false adds a zero point to each group
     keep: Kept = Field(default=(), description=f"a list of {', '.join(KEPT)}")  # what is stored by `keep_scheme`
     keep_scheme: Scheme = Field(default="int8", description=ONE_SCHEME)
-    cache: Literal["auto", "fp32", "fp16"] = "auto"  # how keys and values are stored; auto is backend.dtype, fp16 for bf16
+    cache: Literal["auto", "fp32", "fp16", "int8"] = "auto"  # how keys and values are stored; auto is backend.dtype, fp16 for bf16
     budget: Budget | None = Field(default=None, description="a number of percent above 0, or null")  # of perplexity, in `make quality`
 
 
@@ -173,10 +173,12 @@ class CompileConfig(Section):
             scheme = getattr(self.quantize, key)
             if self.backend.target == "cuda" and scheme not in CUDA_SCHEMES:
                 raise _conflict(f"quantize.{key}", f"is {scheme}, which this version does not compile for cuda; use {' or '.join(CUDA_SCHEMES)}")
+        if self.backend.target == "cuda" and self.quantize.cache == "int8":
+            raise _conflict("quantize.cache", "is int8, which this version does not compile for cuda; use fp16")
         return self
 
     @property
-    def cache_dtype(self) -> Literal["fp32", "fp16"]:
+    def cache_dtype(self) -> CacheDType:
         """How keys and values are stored."""
         if self.quantize.cache != "auto":
             return self.quantize.cache

@@ -10,6 +10,7 @@ tokenizer files, where the checkpoint has a tokenizer
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from export.quantize import ModelTensor, specs
 from runtime import manifest
@@ -42,7 +43,7 @@ class GraphsRecord(Record, frozen=True):
     @property
     def cache_dtype(self) -> DType:
         """What keys and values are stored as."""
-        return self.graphs[-1].signature.inputs[-1].dtype
+        return self.graphs[-1].signature.caches[0].dtype
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,15 @@ def make_graphs(model: ModelConfig, shape: Shape, cache_dtype: str) -> tuple[Gra
 
 
 def _signature(model: ModelConfig, shape: Shape, tokens: int, cache_dtype: str) -> Signature:
+    parts: list[tuple[str, int, Any]] = [("key", model.head_dim, cache_dtype), ("value", model.head_dim, cache_dtype)]
+    if cache_dtype == "int8":
+        parts += [("key_scale", 1, "float32"), ("value_scale", 1, "float32")]
+
     def caches(prefix: str) -> list[TensorSpec]:
         return [
-            TensorSpec(name=f"{prefix}.{i}.{kind}", shape=(shape.batch, model.n_kv_heads, length, model.head_dim), dtype=cache_dtype)  # type: ignore[arg-type]
+            TensorSpec(name=f"{prefix}.{i}.{part}", shape=(shape.batch, model.n_kv_heads, length, width), dtype=dtype)
             for i, length in enumerate(model.cache_lens(shape.cache_len))
-            for kind in ("key", "value")
+            for part, width, dtype in parts
         ]
 
     ids = [TensorSpec(name=name, shape=(shape.batch, tokens), dtype="int64") for name in ("input_ids", "position_ids")]

@@ -52,24 +52,29 @@ class Attention(nn.Module):
         cos: torch.Tensor,
         sin: torch.Tensor,
         mask: torch.Tensor,
-        past_key: torch.Tensor,
-        past_value: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x (B, T, dim), cos and sin (B, 1, T, head_dim / 2), mask (B, T, W + T), caches (B, n_kv_heads, W, head_dim), to output and new caches."""
+        *past: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """x (B, T, dim), cos and sin (B, 1, T, head_dim / 2), mask (B, T, W + T) and the layer's caches, to output and new caches.
+
+        Caches are key and value (B, n_kv_heads, W, head_dim) and, of int8, their scales (B, n_kv_heads, W, 1).
+        """
         c = self.config
         batch, tokens, _ = x.shape
         qkv = self.wqkv(x)  # (B, T, (n_heads + 2 n_kv_heads) * head_dim)
         q, k, v = qkv[..., : self.k_start], qkv[..., self.k_start : self.v_start], qkv[..., self.v_start :]
         query = rope.rotate(self.heads(q, c.n_heads), cos, sin)  # (B, n_heads, T, head_dim)
-        key = cache.append(past_key, rope.rotate(self.heads(k, c.n_kv_heads), cos, sin).to(past_key.dtype))
-        value = cache.append(past_value, self.heads(v, c.n_kv_heads).to(past_value.dtype))
+        new_key = cache.stored(rope.rotate(self.heads(k, c.n_kv_heads), cos, sin), past[0].dtype)
+        new_value = cache.stored(self.heads(v, c.n_kv_heads), past[1].dtype)
+        keys = tuple(cache.append(*pair) for pair in zip(past[0::2], new_key, strict=True))
+        values = tuple(cache.append(*pair) for pair in zip(past[1::2], new_value, strict=True))
         grouped = query.view(batch, c.n_kv_heads, c.group, tokens, c.head_dim)
-        columns = key[:, :, None].to(query.dtype).transpose(-2, -1)  # (B, n_kv_heads, 1, head_dim, W + T)
+        columns = cache.shared(keys, query.dtype).transpose(-2, -1)  # (B, n_kv_heads, 1, head_dim, W + T)
         scores = grouped @ columns * c.head_dim**-0.5  # (B, n_kv_heads, group, T, W + T)
         weights = torch.where(mask[:, None, None], scores, MASKED_SCORE).softmax(-1)
-        mixed = weights @ value[:, :, None].to(query.dtype)  # (B, n_kv_heads, group, T, head_dim)
+        mixed = weights @ cache.shared(values, query.dtype)  # (B, n_kv_heads, group, T, head_dim)
         merged = mixed.view(batch, c.n_heads, tokens, c.head_dim).transpose(1, 2).reshape(batch, tokens, -1)
-        return self.wo(merged), cache.keep_last(key, tokens), cache.keep_last(value, tokens)
+        present = (cache.keep_last(columns, tokens) for pair in zip(keys, values, strict=True) for columns in pair)
+        return self.wo(merged), *present
 
 
 class FeedForward(nn.Module):
@@ -151,13 +156,12 @@ class Block(nn.Module):
         cos: torch.Tensor,
         sin: torch.Tensor,
         mask: torch.Tensor,
-        past_key: torch.Tensor,
-        past_value: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        *past: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         """As `Attention.forward`, with x (B, T, dim) before the norm and after the layer."""
-        mixed, key, value = self.attention(self.attention_norm(x), cos, sin, mask, past_key, past_value)
+        mixed, *present = self.attention(self.attention_norm(x), cos, sin, mask, *past)
         x = x + mixed
-        return x + self.feed_forward(self.ffn_norm(x)), key, value
+        return x + self.feed_forward(self.ffn_norm(x)), *present
 
 
 def rounded_tokens(x: torch.Tensor, together: int) -> torch.Tensor:
@@ -188,9 +192,10 @@ class StaticModel(nn.Module):
         x, cos, sin, *by_length = self.begin(input_ids, position_ids)
         masks = dict(zip(distinct(self.cache_lens), by_length, strict=True))
         present: list[torch.Tensor] = []
+        each = len(caches) // len(self.layers)
         for i, block in enumerate(self.layers):
-            x, key, value = block(x, cos, sin, masks[self.cache_lens[i]], caches[2 * i], caches[2 * i + 1])
-            present += [key, value]
+            x, *new = block(x, cos, sin, masks[self.cache_lens[i]], *caches[each * i : each * (i + 1)])
+            present += new
         return self.finish(x), *present
 
     def round_products(self, weights: Mapping[str, int]) -> None:

@@ -26,7 +26,7 @@ INT4_SEARCH = 2**18  # numbers whose scales are searched for together
 INT4_MULTIPLE = 8  # of K: eight 4-bit numbers are packed together
 HEAD = ("output.weight", "tok_embeddings.weight")  # the second where embeddings are tied
 STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # backend.dtype to that of matrices
-CACHE_STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16"}
+CACHE_STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
 class MatrixFormat(Record, frozen=True):

@@ -36,6 +36,7 @@ class TorchStepper:
     """The static model on real tensors."""
 
     def __init__(self, model: StaticModel, batch: int, cache_dtype: torch.dtype) -> None:
+        """Caches of int8 have their scales beside them."""
         self.model, self.batch, self.dtype = model, batch, cache_dtype
         self.caches: list[torch.Tensor] = []
         self.reset()
@@ -43,8 +44,10 @@ class TorchStepper:
     def reset(self) -> None:
         """Empty the caches."""
         c = self.model.config
-        shapes = [(self.batch, c.n_kv_heads, length, c.head_dim) for length in self.model.cache_lens for _ in range(2)]
-        self.caches = [torch.zeros(shape, dtype=self.dtype) for shape in shapes]
+        parts = [(c.head_dim, self.dtype)] * 2 + [(1, torch.float32)] * (2 if self.dtype == torch.int8 else 0)
+        self.caches = [
+            torch.zeros((self.batch, c.n_kv_heads, length, width), dtype=dtype) for length in self.model.cache_lens for width, dtype in parts
+        ]
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """As `Stepper.step`."""

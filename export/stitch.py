@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from runtime.manifest import Signature, TensorSpec
+from runtime.manifest import CALL_INPUTS, Signature, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -14,19 +14,21 @@ class Parts:
     """Traced parts of one graph: what comes before the layers, one layer for each distinct cache length, and what comes after."""
 
     begin: ir.Model  # input_ids, position_ids -> x, cos, sin, a mask for each distinct cache length, ascending
-    blocks: Mapping[int, ir.Model]  # x, cos, sin, mask, past key, past value -> x, key, value
+    blocks: Mapping[int, ir.Model]  # x, cos, sin, mask, a layer's caches -> x, new caches
     finish: ir.Model  # x -> the head's outputs
 
 
 def stitch(parts: Parts, cache_lens: Sequence[int], signature: Signature) -> ir.Model:
     """The whole graph: `begin`, a copy of the fitting block for each layer under that layer's names, `finish`."""
     inputs = [_declare(spec) for spec in signature.inputs]
+    call, caches = inputs[:CALL_INPUTS], inputs[CALL_INPUTS:]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports=dict(parts.begin.graph.opset_imports), name="mistral")
-    x, cos, sin, *masks = _append(graph, parts.begin.graph, inputs[:2], "begin", str)
+    x, cos, sin, *masks = _append(graph, parts.begin.graph, call, "begin", str)
     mask_of = dict(zip(sorted(parts.blocks), masks, strict=True))
     present: list[ir.Value] = []
+    each = len(caches) // len(cache_lens)  # of a layer
     for i, cache_len in enumerate(cache_lens):
-        arguments = [x, cos, sin, mask_of[cache_len], inputs[2 + 2 * i], inputs[3 + 2 * i]]
+        arguments = [x, cos, sin, mask_of[cache_len], *caches[each * i : each * (i + 1)]]
         x, *new = _append(graph, parts.blocks[cache_len].graph, arguments, f"layers.{i}", f"layers.{i}.{{}}".format, f"block_{cache_len}")
         present += new
     outputs = [*_append(graph, parts.finish.graph, [x], "finish", str), *present]

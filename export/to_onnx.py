@@ -56,9 +56,10 @@ def _trace_parts(model: StaticModel, graph: Graph, constants: dict[str, NDArray[
     ids = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[:2]]
     x, cos, sin, *masks = model.begin(*ids)
     blocks = {}
+    each = len(graph.signature.caches) // len(model.cache_lens)  # of a layer
     for cache_len, mask in zip(distinct(model.cache_lens), masks, strict=True):
         layer = model.cache_lens.index(cache_len)
-        caches = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[2 + 2 * layer : 4 + 2 * layer]]
+        caches = [_meta(spec.shape, spec.dtype) for spec in graph.signature.caches[each * layer : each * (layer + 1)]]
         blocks[cache_len] = _trace(model.layers[layer], [x, cos, sin, mask, *caches], constants)
     begin, finish = (_trace(_Method(model, name), given, constants) for name, given in (("begin", ids), ("finish", [x])))
     return Parts(begin, blocks, finish)

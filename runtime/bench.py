@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from runtime.cpu import CPUINFO
 from runtime.errors import UserError, run_command
-from runtime.manifest import ModelConfig, Shape, TensorSpec, WeightSpec
+from runtime.manifest import TensorSpec, WeightSpec
 from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
 from runtime.tensor_file import numpy_dtype
 
@@ -133,10 +133,9 @@ def weight_bytes(weights: Iterable[TensorSpec | WeightSpec], *, tied: bool) -> i
     return sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in read)
 
 
-def cache_bytes(model: ModelConfig, shape: Shape, context: int, itemsize: int) -> int:
-    """Bytes of keys and values that are visible from behind `context` tokens, in all layers and rows."""
-    slots = sum(min(context, length) for length in model.cache_lens(shape.cache_len))
-    return 2 * shape.batch * model.n_kv_heads * model.head_dim * itemsize * slots
+def cache_bytes(caches: Iterable[TensorSpec], context: int) -> int:
+    """Bytes of caches (B, n_kv_heads, slots, ...) that are visible from behind `context` tokens."""
+    return sum(prod(spec.shape) // spec.shape[2] * min(context, spec.shape[2]) * numpy_dtype(spec.dtype).itemsize for spec in caches)
 
 
 def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes: Callable[[int], int]) -> Speeds:
@@ -200,11 +199,11 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
     engine = Engine.open(artifact, threads=threads)
     load_s = time.perf_counter() - start
     manifest = engine.manifest
-    model, itemsize = manifest.model, numpy_dtype(manifest.graphs[-1].signature.inputs[-1].dtype).itemsize
+    model, caches = manifest.model, manifest.graphs[-1].signature.caches
     weights = weight_bytes(manifest.weights, tied=model.tied_embeddings)
 
     def step_bytes(context: int) -> int:
-        return weights + cache_bytes(model, manifest.shape, context, itemsize)
+        return weights + cache_bytes(caches, context)
 
     speeds = measure(engine, model.vocab_size, workload, step_bytes)
     longest = max((p.prompt_tokens for p in speeds.prefill), default=0), max((d.context + workload.steps for d in speeds.decode), default=0)

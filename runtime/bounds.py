@@ -5,8 +5,8 @@ from math import sqrt
 from runtime.manifest import ModelConfig
 
 SUMS_PER_LAYER = 8  # two norms, wqkv, scores, mixed values, wo, w13, w2
-UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11}  # by the dtype that keys and values are stored in
-LEVEL_ROUNDOFF = 0.5 / 127  # half a level of activations that are rounded to int8
+LEVEL_ROUNDOFF = 0.5 / 127  # half a level of what is rounded to int8, relative to the largest
+UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "int8": LEVEL_ROUNDOFF}  # by the dtype that keys and values are stored in
 
 
 def relative_bound(model: ModelConfig, cache_len: int, dtype: str, *, rounded: bool = False) -> float:

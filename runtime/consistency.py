@@ -7,7 +7,7 @@ from math import prod
 
 from runtime.errors import UserError
 from runtime.hashing import n_blocks
-from runtime.manifest import HEADS, FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
+from runtime.manifest import CACHE_DTYPES, HEADS, FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
 
 MANIFEST_FILE = "manifest.json"
 LIBRARY_FILE = "library.so"
@@ -106,17 +106,21 @@ def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
     head = HEADS[model.head]
     output = [(head.output, (batch, graph.tokens if head.every_token else 1, model.n_outputs))]
     sides = (("inputs", graph.signature.inputs, ids, "past_key_values"), ("outputs", graph.signature.outputs, output, "present"))
+    key = next((spec for spec in graph.signature.caches), None)
+    if key is not None and key.dtype not in CACHE_DTYPES:
+        yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_DTYPES)}"
     for side, specs, first, prefix in sides:
-        expected = [*first, *_caches(manifest, prefix)]
+        expected = [*first, *_caches(manifest, prefix, quantized=any(spec.dtype == "int8" for spec in specs))]
         yield from _spec_problems(f"graph {graph.name}", side, specs, expected)
 
 
-def _caches(manifest: Manifest, prefix: str) -> list[tuple[str, tuple[int, ...]]]:
+def _caches(manifest: Manifest, prefix: str, *, quantized: bool) -> list[tuple[str, tuple[int, ...]]]:
     model, shape = manifest.model, manifest.shape
+    parts = {"key": model.head_dim, "value": model.head_dim, **({"key_scale": 1, "value_scale": 1} if quantized else {})}
     return [
-        (f"{prefix}.{i}.{kind}", (shape.batch, model.n_kv_heads, length, model.head_dim))
+        (f"{prefix}.{i}.{part}", (shape.batch, model.n_kv_heads, length, width))
         for i, length in enumerate(model.cache_lens(shape.cache_len))
-        for kind in ("key", "value")
+        for part, width in parts.items()
     ]
 
 

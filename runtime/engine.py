@@ -49,7 +49,7 @@ class Engine:
         machine = open_library(ffi, opened.library)
         mapped = opened.weights()
         weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
-        caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.inputs[2:]]
+        caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]
         cache_tensors = [_tensor(ffi, cache) for cache in caches]
         inputs = {}
         arguments = {}

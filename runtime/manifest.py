@@ -17,6 +17,8 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.instruct
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
+CacheDType = Literal["fp32", "fp16", "int8"]
+CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
 Scheme = Literal["none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
 KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
@@ -104,11 +106,19 @@ class TensorSpec(Record, frozen=True):
     dtype: DType
 
 
+CALL_INPUTS = 2  # ids and positions
+
+
 class Signature(Record, frozen=True):
     """Ordered inputs and outputs of one graph, weights left out."""
 
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]  # ids, positions, caches
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def caches(self) -> tuple[TensorSpec, ...]:
+        """Of layer 0, of layer 1 and so on: key, value and, of int8, the scales of both."""
+        return self.inputs[CALL_INPUTS:]
 
 
 class Graph(Record, frozen=True):
@@ -220,9 +230,9 @@ class Manifest(Record, frozen=True):
     parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
 
     @property
-    def cache_dtype(self) -> Literal["fp32", "fp16"]:
+    def cache_dtype(self) -> CacheDType:
         """What keys and values are stored as."""
-        return "fp16" if self.graphs[-1].signature.inputs[-1].dtype == "float16" else "fp32"
+        return CACHE_DTYPES[self.graphs[-1].signature.caches[0].dtype]
 
 
 T = TypeVar("T", bound=Record)

@@ -73,6 +73,11 @@ CASES = {
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 96},
         {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8_dynamic"}},
     ),
+    # int8 caches of two layers and rows, a window that is no whole block of slots, two chunks, groups of heads that share a key
+    "int8_cache": Case(
+        {"sliding_window": WINDOW},
+        {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"cache": "int8"}},
+    ),
     # bfloat16 weights, float16 caches, two layers of which the last is kept in int4
     "bf16": Case(
         {"sliding_window": WINDOW},
@@ -183,7 +188,8 @@ class Shifted:
 def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Shifted:
     """StaticModel with empty caches; any chunk size."""
     c = module.config
-    caches = [np.zeros((batch, c.n_kv_heads, w, c.head_dim), dtype) for w in module.cache_lens for _ in "kv"]
+    parts = [(c.head_dim, dtype)] * 2 + [(1, "float32")] * (2 if dtype == "int8" else 0)
+    caches = [np.zeros((batch, c.n_kv_heads, w, width), part) for w in module.cache_lens for width, part in parts]
 
     @torch.no_grad()
     def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
@@ -221,14 +227,27 @@ def slot_of(caches: Sequence[NDArray[Any]], i: int, slot: int) -> NDArray[Any]:
 
 
 def by_slot(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """An engine's rings (B, n_kv_heads, slots, head_dim) in order of slots: keys lie in blocks of slots, (slots / block, head_dim, block)."""
-    ordered = []
-    for i, ring in enumerate(caches):
-        batch, heads, slots, head_dim = ring.shape
-        block = ring_block(slots) if i % 2 == 0 else 1
-        blocks = ring.reshape(batch, heads, slots // block, head_dim, block)
-        ordered.append(blocks.swapaxes(3, 4).reshape(ring.shape) if i % 2 == 0 else ring)
-    return ordered
+    """An engine's caches in order of slots: keys (B, n_kv_heads, slots, head_dim) lie in blocks of slots, (slots / block, head_dim, block)."""
+    return [_unblocked(ring) if i % caches_per_layer(caches) == 0 else ring for i, ring in enumerate(caches)]
+
+
+def _unblocked(keys: NDArray[Any]) -> NDArray[Any]:
+    batch, heads, slots, head_dim = keys.shape
+    block = ring_block(slots)
+    return keys.reshape(batch, heads, slots // block, head_dim, block).swapaxes(3, 4).reshape(keys.shape)
+
+
+def caches_per_layer(caches: Sequence[NDArray[Any]]) -> int:
+    """Key and value and, of int8, the scales of both."""
+    return 4 if caches[0].dtype == np.int8 else 2
+
+
+def dequantized(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Keys and values of all layers as numbers."""
+    each = caches_per_layer(caches)
+    if each == 2:
+        return list(caches)
+    return [caches[i + part] * caches[i + part + 2] for i in range(0, len(caches), each) for part in range(2)]
 
 
 def random_ids(count: int, vocab_size: int, seed: int = 0) -> list[int]:

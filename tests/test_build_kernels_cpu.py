@@ -34,7 +34,7 @@ U = 2.0**-24
 EXP_ULPS = 2  # of `vector.exp`; test_exp measures it
 ALIGNMENT = 64
 LANES = 8
-NEVER_WRITTEN = 3e4  # a number: what no query sees is multiplied by zero
+NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100}  # a number: what no query sees is multiplied by zero
 AVX2 = next(level for level in LEVELS if level.name == "avx2")
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
 
@@ -362,17 +362,25 @@ ATTENTION = {
     "float16": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "float16"),
     "steps-seen-whole-and-in-part": Attention((80, 80, 1, 1), (3,), (2, 1), 16, 96),
     "float16-long": Attention((16,) * 3, (3,), (2, 2), 64, 33, "float16"),
+    "int8": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "int8"),
+    "int8-long": Attention((80, 80, 1, 1), (3,), (2, 2), 16, 96, "int8"),
 }
 
 
 def attention_inputs(case, generator):
-    """qkv, positions, cos and sin of all tokens. Padding is NaN, to show whether anything reads it; float16 rings get quarter turns, whose
-    rotation is exact, so that no rounding to float16 can fall on either side."""
+    """qkv, positions, cos and sin of all tokens. Padding is NaN, to show whether anything reads it; narrow rings get quarter turns, whose
+    rotation is exact, so that no rounding to float16 can fall on either side, and numbers in whole levels of int8."""
     total, batch, half = sum(case.chunks), len(case.padding), case.head_dim // 2
     qkv = generator.standard_normal((batch, total, (case.heads[0] + 2 * case.heads[1]) * case.head_dim)).astype(np.float32)
     positions = np.arange(total) - np.array(case.padding)[:, None]
     qkv[positions < 0] = np.nan
-    if case.dtype == "float16":
+    if case.dtype == "int8":
+        columns = qkv.reshape(batch, total, -1, case.head_dim)[:, :, case.heads[0] :]
+        columns[...] = np.clip(np.rint(columns * 40), -127, 127)
+        columns[..., 0] = 127 * 2.0 ** generator.integers(-8, -5, columns.shape[:-1])  # the largest, which makes the scale a power of two
+        columns[..., 1:] *= columns[..., :1] / 127
+        qkv[positions < 0] = np.nan
+    if case.dtype != "float32":
         turns = generator.integers(0, 4, (batch, 1, total, half))
         return qkv, positions, np.array([1, 0, -1, 0], np.float32)[turns], np.array([0, 1, 0, -1], np.float32)[turns]
     angles = generator.uniform(-np.pi, np.pi, (batch, 1, total, half))
@@ -386,13 +394,21 @@ def rotated(x, cos, sin):
     return np.concatenate([a * c - b * s, b * c + a * s], -1)
 
 
+def as_stored(columns, dtype):
+    """Columns (tokens, heads, D) as a ring holds them, in float64."""
+    if dtype != "int8":
+        return columns.astype(dtype).astype(np.float64)
+    scales = np.abs(columns).max(-1, keepdims=True) / 127
+    return np.rint(columns / scales) * scales
+
+
 def attention_reference(case, qkv, positions, cos, sin):
     """One row's outputs (tokens, heads, D), their error bounds, and its keys and values as stored, in float64."""
     h, kv = case.heads
     d = case.head_dim
     parts = qkv.astype(np.float64).reshape(len(qkv), h + 2 * kv, d)
     query = rotated(parts[:, :h], cos, sin)
-    key, value = (x.astype(case.dtype).astype(np.float64) for x in (rotated(parts[:, h : h + kv], cos, sin), parts[:, h + kv :]))
+    key, value = (as_stored(x, case.dtype) for x in (rotated(parts[:, h : h + kv], cos, sin), parts[:, h + kv :]))
     out, bounds = np.zeros(query.shape), np.zeros(query.shape)
     for i in np.flatnonzero(positions >= 0):
         seen = (positions >= 0) & (positions <= positions[i]) & (positions > positions[i] - case.window)
@@ -416,7 +432,8 @@ def test_rolling_attention(level, name):
     generator = np.random.default_rng(0)
     qkv, positions, cos, sin = attention_inputs(case, generator)
     (h, kv), d, batch = case.heads, case.head_dim, len(case.padding)
-    rings = [aligned(np.full((batch, kv, case.window, d), NEVER_WRITTEN, case.dtype)) for _ in range(2)]
+    rings = [aligned(np.full((batch, kv, case.window, d), NEVER_WRITTEN[case.dtype], case.dtype)) for _ in range(2)]
+    scales = [aligned(np.ones((batch, kv, case.window, 1), np.float32)) for _ in range(2 if case.dtype == "int8" else 0)]
     found = []
     start = 0
     kernels = {
@@ -426,7 +443,7 @@ def test_rolling_attention(level, name):
         part = slice(start, start + tokens)
         out = output(batch, tokens, h * d)
         inputs = (np.ascontiguousarray(x) for x in (qkv[:, part], cos[:, :, part], sin[:, :, part], positions[:, part]))
-        call(kernels[tokens], *inputs, *rings, out)
+        call(kernels[tokens], *inputs, *rings, *scales, out)
         found.append(out)
         start += tokens
     found = np.concatenate(found, 1).reshape(batch, -1, h, d)
@@ -435,18 +452,21 @@ def test_rolling_attention(level, name):
         assert (np.abs(found[b] - expected) <= bounds).all()  # rows of padding included: zero, not NaN
         block = ring_block(case.window)
         by_slot = rings[0][b].reshape(kv, case.window // block, d, block).swapaxes(2, 3).reshape(kv, case.window, d)
-        check_ring(by_slot, key, positions[b], 3 * U * 2 if case.dtype == "float32" else 0)
-        check_ring(rings[1][b], value, positions[b], 0)
+        found_columns = [by_slot, rings[1][b]]
+        if scales:
+            found_columns = [numbers.astype(np.float64) * scale[b] for numbers, scale in zip(found_columns, scales, strict=True)]
+        check_ring(found_columns[0], key, positions[b], NEVER_WRITTEN[case.dtype], 3 * U * 2 if case.dtype == "float32" else 0)
+        check_ring(found_columns[1], value, positions[b], NEVER_WRITTEN[case.dtype], 0)
 
 
-def check_ring(ring, columns, positions, relative):
+def check_ring(ring, columns, positions, untouched, relative):
     """The last W positions lie at slot = position mod W; what was never written is still what it was."""
     window = ring.shape[1]
     last = positions[-1]
     for slot in range(window):
         position = last - (last - slot) % window
         if position < 0:
-            assert (ring[:, slot] == ring.dtype.type(NEVER_WRITTEN)).all()
+            assert (ring[:, slot] == ring.dtype.type(untouched)).all()
         else:
             expected = columns[position - positions[0]]
             assert (np.abs(ring[:, slot] - expected) <= relative * np.nanmax(np.abs(columns))).all()

@@ -236,7 +236,14 @@ def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
         load_config(write(FULL), [f"quantize.{key}={scheme}"])
 
 
-@pytest.mark.parametrize(("dtype", "cache", "expected"), [("fp32", "auto", "fp32"), ("bf16", "auto", "fp16"), ("fp16", "fp32", "fp32")])
+def test_caches_that_cuda_lacks_are_refused(write):
+    with pytest.raises(UserError, match=r"quantize\.cache is int8, which this version does not compile for cuda; use fp16"):
+        load_config(write(FULL), ["quantize.cache=int8"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cache", "expected"), [("fp32", "auto", "fp32"), ("bf16", "auto", "fp16"), ("fp16", "fp32", "fp32"), ("fp32", "int8", "int8")]
+)
 def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expected):
     assert load_config(write(LEAST), [f"backend.dtype={dtype}", f"quantize.cache={cache}"]).cache_dtype == expected
 

@@ -108,7 +108,7 @@ def test_bench_decodes_from_contexts_beyond_the_window(engine):
     manifest = engine.manifest
     weights = weight_bytes(manifest.weights, tied=manifest.model.tied_embeddings)
     speeds = measure(
-        engine, VOCAB, Workload((), contexts, steps=2, repeats=1), lambda n: weights + cache_bytes(manifest.model, manifest.shape, n, itemsize=4)
+        engine, VOCAB, Workload((), contexts, steps=2, repeats=1), lambda n: weights + cache_bytes(manifest.graphs[-1].signature.caches, n)
     )
     assert speeds.skipped == ()
     assert [speed.context for speed in speeds.decode] == list(contexts)

@@ -353,6 +353,8 @@ def rename_graph(data):
         (rename_graph, "[('decoder', 1),"),
         (lambda d: d["graphs"][-1].update(tokens=2), "[('decode', 2),"),
         (lambda d: d["graphs"][0]["signature"]["inputs"].pop(), "graph prefill_8 has 5 inputs, expected 6"),
+        (lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="int8"), "graph prefill_8 has 6 inputs, expected 10"),
+        (lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="uint8"), "past_key_values.0.key of uint8, expected float32, float16, int8"),
         (lambda d: d["graphs"][0]["signature"]["outputs"].reverse(), "graph prefill_8 has present.1.value"),
         (lambda d: d["weights"].append(d["weights"][0]), "a weight is listed twice"),
         (lambda d: d["weights"][1].update(name="layers.2.attention.wqkv.weight"), "but layer 0 has no weights"),

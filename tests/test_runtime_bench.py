@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from export.graphs import make_graphs
 from runtime import bench as module
 from runtime import memory
 from runtime.bench import Report, Workload, cache_bytes, counts, measure, weight_bytes
 from runtime.errors import UserError
-from runtime.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
+from runtime.manifest import ModelConfig, Quantization, Shape, WeightSpec
 from runtime.tensor_file import TensorFileWriter
 
 VOCAB = 50
@@ -128,7 +129,8 @@ def test_cache_bytes_stop_growing_at_a_window():
         keys = [np.zeros((2, 2, min(context, length), 8), np.float16) for length in (12, 100)]
         return 2 * sum(array.nbytes for array in keys)
 
-    assert [cache_bytes(MODEL, shape, n, 2) for n in (1, 12, 13, 100)] == [visible(n) for n in (1, 12, 13, 100)]
+    caches = make_graphs(MODEL, shape, "float16")[-1].signature.caches
+    assert [cache_bytes(caches, n) for n in (1, 12, 13, 100)] == [visible(n) for n in (1, 12, 13, 100)]
 
 
 @pytest.mark.parametrize("text", ["", "12,", "0", "-3", "1.5", "a"])
@@ -158,14 +160,14 @@ def test_peak_memory_is_that_of_this_process_alone():
 @pytest.fixture
 def fake_command(monkeypatch):
     """Everything but the engine and the bandwidth is real."""
-    cache = TensorSpec(name="past_key_values.0.key", shape=(1, 2, 64, 8), dtype="float32")
+    shape = Shape(batch=1, prefill_chunks=(4,), cache_len=64)
     manifest = types.SimpleNamespace(
         model=MODEL,
-        shape=Shape(batch=1, prefill_chunks=(4,), cache_len=64),
+        shape=shape,
         name="fake",
         quantization=Quantization(scheme="int8"),
         target=types.SimpleNamespace(kind="llvm", dtype="fp32"),
-        graphs=(types.SimpleNamespace(signature=types.SimpleNamespace(inputs=(cache,))),),
+        graphs=make_graphs(MODEL, shape, "float32"),
         weights=(WeightSpec(name="norm.weight", shape=(1000,), dtype="float32", layout="row_major"),),
     )
 
@@ -189,7 +191,7 @@ def test_json_is_one_object_that_reads_back_as_the_report(fake_command, capsys):
     assert text == json.dumps(json.loads(text)) + "\n"
     assert (report.threads, report.scheme, report.bandwidth_gb_s, report.weight_bytes_per_step) == (3, "int8", 10.0, 4000)
     assert [p.prompt_tokens for p in report.speeds.prefill] == [8]
-    assert report.speeds.decode[0].bytes_per_step == 4000 + cache_bytes(MODEL, Shape(batch=1, prefill_chunks=(4,), cache_len=64), 18, 4)
+    assert report.speeds.decode[0].bytes_per_step == 4000 + 2 * (12 + 18) * 2 * 8 * 4  # keys and values of a window of 12 and of 18 tokens
     assert report.peak_rss_mb > 10
     assert len(report.speeds.skipped) == 1
 

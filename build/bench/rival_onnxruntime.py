@@ -34,7 +34,7 @@ class OnnxruntimeEngine:
         self.record = graphs.record
         self.position = 0
         decode = self.record.graphs[-1]
-        self._caches = [[np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.inputs[2:]] for _ in range(2)]
+        self._caches = [[np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.caches] for _ in range(2)]
         self._current = 0  # the set that holds the past
         used = (self.record.graphs[0], decode)  # the largest chunk is enough: it takes padding
         self._calls = {graph.tokens: _BoundGraph(graphs, graph.name, self._caches, threads) for graph in used}
@@ -113,10 +113,10 @@ def main(graphs: str, workload: str, threads: str) -> int:
     opened = OnnxGraphs.open(Path(graphs))
     record = opened.record
     weights = weight_bytes(record.weights, tied=record.model.tied_embeddings)
-    itemsize = numpy_dtype(record.cache_dtype).itemsize
+    caches = record.graphs[-1].signature.caches
     engine = OnnxruntimeEngine(opened, int(threads))
     asked = msgspec.json.decode(workload, type=Workload)
-    speeds = measure(engine, record.model.vocab_size, asked, lambda n: weights + cache_bytes(record.model, record.shape, n, itemsize))
+    speeds = measure(engine, record.model.vocab_size, asked, lambda n: weights + cache_bytes(caches, n))
     print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
     return 0
 

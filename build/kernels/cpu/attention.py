@@ -22,7 +22,9 @@ from build.kernels.cpu.attention_step import HIDDEN, STEP, Columns, Queries, Sof
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.vector import exp
 from build.kernels.shapes import RollingAttention
+from build.kernels.signature import without
 from build.layout import RING_BLOCK, ring_block
+from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 SPLITS = 8  # tasks that share one token's keys, at most: enough to keep uneven numbers of heads and threads busy
 
@@ -34,7 +36,7 @@ def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
     key ring, value ring (both updated in place), with `out` as a new tensor in front of the rings' results.
     """
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    body = (_one_token if N == 1 else _chunk)(level, shape)
+    body, scaled = (_one_token if N == 1 else _chunk)(level, shape), shape.cache_dtype == "int8"
 
     @T.prim_func
     def kernel(
@@ -44,12 +46,19 @@ def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
         positions: T.Buffer((B, N), "int64"),
         keys: T.Buffer((B, KV, W, D), shape.cache_dtype),
         values: T.Buffer((B, KV, W, D), shape.cache_dtype),
+        key_scales: T.Buffer((B, KV, W, 1), "float32"),
+        value_scales: T.Buffer((B, KV, W, 1), "float32"),
         out: T.Buffer((B, N, H * D), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        body(qkv, cos, sin, positions, keys, values, out)
+        if scaled:
+            key_scale = T.decl_buffer((B * KV * W,), "float32", data=key_scales.data)
+            value_scale = T.decl_buffer((B * KV * W,), "float32", data=value_scales.data)
+            body(qkv, cos, sin, positions, keys, values, key_scale, value_scale, out)
+        else:
+            body(qkv, cos, sin, positions, keys, values, None, None, out)
 
-    return kernel
+    return kernel if scaled else without(kernel, ["key_scales", "value_scales"])
 
 
 def _tile_rows(level: Level, rows: int) -> int:
@@ -68,10 +77,11 @@ def _one_token(level: Level, shape: RollingAttention):
     splits = min(SPLITS, steps)
     rotate = _rotation(shape)
     attend = attention_step(level, shape, R, block)
+    keep = _keeping(shape)
     scale = T.float32(shape.scale)
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys, values, out):
+    def body(qkv, cos, sin, positions, keys, values, key_scales, value_scales, out):
         ring_keys = T.decl_buffer((B * KV * W * D,), dtype, data=keys.data)
         ring_values = T.decl_buffer((B * KV * W * D,), dtype, data=values.data)
         queries = T.alloc_buffer((B * KV * tiles * D * R,), "float32")
@@ -81,6 +91,7 @@ def _one_token(level: Level, shape: RollingAttention):
         for b in T.serial(B):
             position = T.Cast("int32", positions[b, 0])
             slot = T.max(position, 0) % W
+            fresh = T.alloc_buffer((D,), "float32")
             for h in T.serial(KV * tiles * R):
                 if h % (tiles * R) < group:
                     head = (h // (tiles * R) * group + h % (tiles * R)) * D
@@ -88,9 +99,12 @@ def _one_token(level: Level, shape: RollingAttention):
             if position >= 0:
                 for h in T.serial(KV):
                     column = ((b * KV + h) * W + slot // block * block) * D + slot % block
-                    rotate(Angles(qkv, cos, sin, b, 0), (H + h) * D, Places(ring_keys, column, block), T.float32(1))
+                    at = (b * KV + h) * W + slot
+                    rotate(Angles(qkv, cos, sin, b, 0), (H + h) * D, Places(fresh, 0, 1), T.float32(1))
+                    keep(fresh, Places(ring_keys, column, block), key_scales, at)
                     for d in T.serial(D):
-                        ring_values[((b * KV + h) * W + slot) * D + d] = T.Cast(dtype, qkv[b, 0, (H + KV + h) * D + d])
+                        fresh[d] = qkv[b, 0, (H + KV + h) * D + d]
+                    keep(fresh, Places(ring_values, at * D, 1), value_scales, at)
         for task in T.parallel(B * KV * tiles * splits):
             b = task // (KV * tiles * splits)
             head = task // (tiles * splits)  # of all rows' key heads
@@ -112,7 +126,7 @@ def _one_token(level: Level, shape: RollingAttention):
                 if column < used:
                     attend(
                         Queries(queries, task // splits * D * R),
-                        Columns(ring_keys, ring_values, head * W * D, end - end % W, end % W),
+                        Columns(ring_keys, ring_values, head * W * D, end - end % W, end % W, key_scales, value_scales, head * W),
                         column,
                         T.min(STEP * block, used - column),
                         Softmax(oldest, newest, largest, total, mixed, task * R),
@@ -148,20 +162,25 @@ def _chunk(level: Level, shape: RollingAttention):
     R = _tile_rows(level, N * group)
     tiles = -(-(N * group) // R)
     columns = -(-N // RING_BLOCK) * RING_BLOCK  # of the new keys and values, whole blocks
+    scaled = dtype == "int8"
     rotate = _rotation(shape)
     attend_ring, attend_new = attention_step(level, shape, R, block), attention_step(level, shape, R, RING_BLOCK)
+    keep = _keeping(shape)
     scale = T.float32(shape.scale)
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys, values, out):
+    def body(qkv, cos, sin, positions, keys, values, key_scales, value_scales, out):
         ring_keys = T.decl_buffer((B * KV * W * D,), dtype, data=keys.data)
         ring_values = T.decl_buffer((B * KV * W * D,), dtype, data=values.data)
         queries = T.alloc_buffer((B * KV * tiles * D * R,), "float32")
         new_keys = T.alloc_buffer((B * KV * columns * D,), dtype)
         new_values = T.alloc_buffer((B * KV * columns * D,), dtype)
+        new_key_scales = T.alloc_buffer((B * KV * columns if scaled else 1,), "float32")
+        new_value_scales = T.alloc_buffer((B * KV * columns if scaled else 1,), "float32")
         for token in T.parallel(B * columns):
             b = token // columns
             i = token % columns
+            fresh = T.alloc_buffer((D,), "float32")
             if i < N:
                 for h in T.serial(H):
                     row = i * group + h % group
@@ -170,14 +189,17 @@ def _chunk(level: Level, shape: RollingAttention):
                     )
                 for h in T.serial(KV):
                     column = ((b * KV + h) * columns + i // RING_BLOCK * RING_BLOCK) * D + i % RING_BLOCK
-                    rotate(Angles(qkv, cos, sin, b, i), (H + h) * D, Places(new_keys, column, RING_BLOCK), T.float32(1))
+                    rotate(Angles(qkv, cos, sin, b, i), (H + h) * D, Places(fresh, 0, 1), T.float32(1))
+                    keep(fresh, Places(new_keys, column, RING_BLOCK), new_key_scales, (b * KV + h) * columns + i)
             for h in T.serial(KV):
+                at = (b * KV + h) * columns + i
                 if i < N and positions[b, T.min(i, N - 1)] >= T.int64(0):
                     for d in T.serial(D):
-                        new_values[((b * KV + h) * columns + i) * D + d] = T.Cast(dtype, qkv[b, T.min(i, N - 1), (H + KV + h) * D + d])
+                        fresh[d] = qkv[b, T.min(i, N - 1), (H + KV + h) * D + d]
                 else:
                     for d in T.serial(D):  # what nobody sees is multiplied by zero, and must be a number
-                        new_values[((b * KV + h) * columns + i) * D + d] = T.Cast(dtype, T.float32(0))
+                        fresh[d] = T.float32(0)
+                keep(fresh, Places(new_values, at * D, 1), new_value_scales, at)
         for task in T.parallel(B * KV * tiles):
             # Late tiles see more keys than early ones: each early one is followed by a late one, so that any run of tasks is even.
             folded = task % tiles
@@ -202,7 +224,7 @@ def _chunk(level: Level, shape: RollingAttention):
             for step in T.serial((used + STEP * block - 1) // (STEP * block)):
                 attend_ring(
                     Queries(queries, (head * tiles + tile) * D * R),
-                    Columns(ring_keys, ring_values, head * W * D, first - first % W, first % W),
+                    Columns(ring_keys, ring_values, head * W * D, first - first % W, first % W, key_scales, value_scales, head * W),
                     step * STEP * block,
                     T.min(STEP * block, used - step * STEP * block),
                     Softmax(oldest, newest, largest, total, mixed, 0),
@@ -211,7 +233,7 @@ def _chunk(level: Level, shape: RollingAttention):
                 if (step + 1) * STEP * RING_BLOCK > oldest[0] - first:
                     attend_new(
                         Queries(queries, (head * tiles + tile) * D * R),
-                        Columns(new_keys, new_values, head * columns * D, first, columns),
+                        Columns(new_keys, new_values, head * columns * D, first, columns, new_key_scales, new_value_scales, head * columns),
                         step * STEP * RING_BLOCK,
                         T.min(STEP * RING_BLOCK, columns - step * STEP * RING_BLOCK),
                         Softmax(oldest, newest, largest, total, mixed, 0),
@@ -231,8 +253,31 @@ def _chunk(level: Level, shape: RollingAttention):
                             (head * columns + i // RING_BLOCK * RING_BLOCK) * D + d * RING_BLOCK + i % RING_BLOCK
                         ]
                         ring_values[(head * W + slot) * D + d] = new_values[(head * columns + i) * D + d]
+                    if scaled:
+                        key_scales[head * W + slot] = new_key_scales[head * columns + i]
+                        value_scales[head * W + slot] = new_value_scales[head * columns + i]
 
     return body
+
+
+def _keeping(shape: RollingAttention):
+    """Inline `keep(fresh, to, scales, at)`: one head's numbers of a column to places of a cache; int8: as levels, whose size is scales[at]."""
+    D, dtype = shape.head_dim, shape.cache_dtype
+
+    @T.inline
+    def keep(fresh, to, scales, at):
+        if dtype == "int8":
+            scales[at] = T.float32(0)
+            for d in T.serial(D):
+                scales[at] = T.max(scales[at], T.abs(fresh[d]))
+            scales[at] = (scales[at] + T.float32(SMALLEST_PEAK)) / T.float32(DYNAMIC_LEVELS)
+            for d in T.serial(D):
+                to.numbers[to.start + d * to.stride] = T.Cast("int8", T.nearbyint(fresh[d] / scales[at]))
+        else:
+            for d in T.serial(D):
+                to.numbers[to.start + d * to.stride] = T.Cast(dtype, fresh[d])
+
+    return keep
 
 
 class Angles(NamedTuple):

@@ -30,6 +30,9 @@ class Columns(NamedTuple):
     start: Any
     base: Any
     cut: Any
+    key_scales: Any  # of int8: one for each column, from scale_start on; else None
+    value_scales: Any
+    scale_start: Any
 
 
 class Softmax(NamedTuple):
@@ -51,7 +54,7 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
 
     Whole blocks of keys are read, but no value behind the last column.
     """
-    D, W = shape.head_dim, shape.cache_len
+    D, W, scaled = shape.head_dim, shape.cache_len, shape.cache_dtype == "int8"
     lanes = fitting_lanes(level, block)
     parts = block // lanes
     width = STEP * block
@@ -60,8 +63,9 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
     d_columns = d_lanes * d_parts
 
     @T.inline
-    def score(queries, keys, start, scores, c):
-        """scores[:, c : c + block] of one block of keys."""
+    def score(queries, columns, column, scores, c):
+        """scores[:, c : c + block] of the block of keys that begins at `column`."""
+        keys, start = columns.keys, columns.start + column * D
         sums = T.alloc_buffer((R * block,), "float32")
         for n in T.unroll(R * parts):
             for v in T.vectorized(lanes):
@@ -76,7 +80,12 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
         for r in T.unroll(R):
             for n in T.unroll(parts):
                 for v in T.vectorized(lanes):
-                    scores[r * width + c + n * lanes + v] = sums[(r * parts + n) * lanes + v]
+                    if scaled:
+                        scores[r * width + c + n * lanes + v] = (
+                            sums[(r * parts + n) * lanes + v] * columns.key_scales[columns.scale_start + column + n * lanes + v]
+                        )
+                    else:
+                        scores[r * width + c + n * lanes + v] = sums[(r * parts + n) * lanes + v]
 
     def position(columns, c):
         return columns.base + c - T.Select(c >= columns.cut, T.int32(W), T.int32(0))
@@ -126,6 +135,11 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
                     scores[r * width + n * lanes + v] = exp(scores[r * width + n * lanes + v] - top[0])
             for v in T.vectorized(lanes):
                 peak[v] = peak[v] + scores[r * width + n * lanes + v]
+            if scaled:  # of the value that the share will be multiplied with
+                for v in T.vectorized(lanes):
+                    scores[r * width + n * lanes + v] = (
+                        scores[r * width + n * lanes + v] * columns.value_scales[columns.scale_start + column + n * lanes + v]
+                    )
         softmax.total[softmax.at + r] = softmax.total[softmax.at + r] * shrink[r]
         for v in T.unroll(lanes):
             softmax.total[softmax.at + r] = softmax.total[softmax.at + r] + peak[v]
@@ -157,7 +171,7 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
         shrink = T.alloc_buffer((R,), "float32")
         blocks = (count + block - 1) // block
         for c in T.serial(blocks):
-            score(queries, columns.keys, columns.start + (column + c * block) * D, scores, c * block)
+            score(queries, columns, column + c * block, scores, c * block)
         if sees_all(columns, column, blocks * block, softmax.oldest[R - 1], softmax.newest[0]):
             for r in T.serial(R):
                 soften(scores, r, columns, column, blocks * block, softmax, shrink, False)
