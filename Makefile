@@ -14,7 +14,7 @@ NAME := $(basename $(notdir $(CONFIG)))
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup inputs demo plan compile parity quality bench memory ship check test clean
+.PHONY: help setup inputs demo plan compile parity quality bench memory ship keys check test clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -65,9 +65,12 @@ bench: inputs  ## CONFIG=...: speed of every scheme against onnxruntime, transfo
 memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths, and what that means for all layers
 	$(PY) -m build.memory
 
-ship: inputs  ## CONFIG=...: the artifact, the runtime package and TVM runtime library in one file, out/NAME.tar
+ship: inputs  ## CONFIG=...: artifact, runtime and packages in one file, out/NAME.tar.zst; KEY=file signs it, PYTHONS='3.12' carries packages for that one alone
 	$(COMPILE)
-	$(PY) -m build.ship $(CONFIG)
+	$(PY) -m build.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(PYTHONS),--pythons '$(PYTHONS)')
+
+keys: setup  ## FOLDER=keys: a new pair of Ed25519 keys: one signs artifacts, the other lets a box check them
+	$(PY) -m build.keys $(or $(FOLDER),keys)
 
 check: setup  ## formatting, lint and types
 	$(PY) -m ruff format --check .

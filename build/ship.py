@@ -1,91 +1,155 @@
-"""`python -m build.ship yaml/x.yaml`: one file for the inference box, out/NAME.tar.
+"""`python -m build.ship yaml/x.yaml`: one file for the inference box, out/NAME.tar.zst.
 
-    NAME/artifact/          the artifact as it is
-    NAME/runtime/           this project's runtime package, with TVM's runtime library in lib/
-    NAME/requirements.txt   what the box installs with pip, at exact versions
+    NAME/install.sh         makes .venv from wheels/, without a network, and runs the doctor
+    NAME/requirements.txt   the packages in wheels/, at exact versions, with their sums
+    NAME/wheels/            for each Python of `--pythons`
+    NAME/artifact/          the artifact, with golden prompts and, where a key was given, a signature
+    NAME/runtime/           this project's runtime package, with TVM's runtime libraries in lib/
 
-The same inputs give the same bytes: names are sorted, times and owners are zero.
+The same inputs give the same bytes: names are sorted, times and owners are zero, the compressor's version is pinned.
 """
 
 import argparse
 import tarfile
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
 
+import zstandard
+from rich.table import Table
+
 import runtime
-from export.config import artifact_dir
+from build.golden import with_golden
+from build.keys import sign
+from build.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
+from export.config import artifact_dir, config_parser, load_config
 from export.console import byte_bar, console
 from runtime.artifact import Artifact
+from runtime.doctor import PYTHONS
 from runtime.errors import UserError, run_command
-from runtime.tvm_runtime import RUNTIME_LIBRARY, find_runtime_library
+from runtime.tvm_runtime import CUDA_LIBRARIES, find_runtime_library
 
-BOX_PACKAGES = ("numpy", "apache-tvm-ffi", "msgspec")
-TOKENIZER_PACKAGES = {"tokenizer.json": ("tokenizers", "jinja2"), "sentencepiece": ("sentencepiece", "jinja2")}
+LEVEL = 6  # of compression: weights hardly shrink, and more takes longer than the copy saves
+BLOCK = 2**20
+INSTALLER = Path(__file__).with_name("install.sh")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of the archive: where it comes from, a file or text, and the row of the summary that it counts in."""
+
+    source: Path | bytes
+    part: str
+    executable: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
 
 def main() -> int:
     """Write the file; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Put an artifact and its runtime into one file.")
-    parser.add_argument("config", type=Path, help="the YAML file that was compiled")
-    folder = artifact_dir(parser.parse_args().config)
-    artifact = Artifact.open(folder, for_this_machine=False)
-    target = folder.with_suffix(".tar")
-    ship(artifact, target)
-    console.print(f"{target}: {target.stat().st_size / 1e6:,.1f} MB; on the box:")
-    console.print(f"  tar xf {target.name} && cd {folder.name} && pip install -r requirements.txt")
-    console.print('  python -m runtime.generate artifact --prompt "..."')
+    arguments = parser().parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    folder = artifact_dir(arguments.config)
+    pythons = arguments.pythons.split()
+    unknown = [python for python in pythons if python not in PYTHONS]
+    if unknown or not pythons:
+        raise UserError(f"--pythons is {arguments.pythons!r}, expected some of {' '.join(PYTHONS)}")
+    artifact = with_golden(Artifact.open(folder, for_this_machine=False), config, arguments.config, arguments.overrides)
+    if arguments.key is not None:
+        sign(artifact.folder, arguments.key)
+    wheels = fetch_wheels(box_packages(artifact.manifest), pythons, config.workspace.path / "wheels")
+    target = folder.with_name(f"{folder.name}.tar.zst")
+    members = members_of(artifact, wheels, pythons)
+    write_archive(members, folder.name, target)
+    output = console
+    output.print(summary(members, target, wheels, pythons))
+    output.print(f"on the box:  tar --zstd -xf {target.name} && cd {folder.name} && ./install.sh")
+    output.print('             .venv/bin/python -m runtime.generate artifact --prompt "..."')
     return 0
 
 
-def ship(artifact: Artifact, target: Path) -> None:
-    """Write `target`, complete or not at all; UserError for an artifact whose target the shipped runtime cannot start."""
-    if artifact.manifest.target.kind != "llvm":
-        raise UserError(
-            f"{artifact.folder} is compiled for {artifact.manifest.target.kind}; only llvm artifacts can be shipped with a runtime so far"
-        )
-    name = target.stem
-    members = sorted({**_artifact_files(artifact, name), **_runtime_files(name)}.items())
-    fresh = target.with_suffix(".tar.tmp")
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = config_parser("Put an artifact, its runtime and their packages into one file.")
+    result.add_argument("--pythons", default=" ".join(PYTHONS), metavar="'3.11 ...'", help="Pythons that boxes have (default: %(default)s)")
+    result.add_argument("--key", type=Path, metavar="FILE", help="private key that signs the artifact, as `make keys` writes it")
+    return result
+
+
+def members_of(artifact: Artifact, wheels: Sequence[Path], pythons: Sequence[str]) -> dict[str, Member]:
+    """Everything in the archive by its path below NAME/, sorted."""
+    package = Path(runtime.__path__[0])
+    members = {
+        "install.sh": Member(INSTALLER.read_text().replace("@PYTHONS@", " ".join(pythons)).encode(), "runtime", executable=True),
+        "requirements.txt": Member(requirements_text(wheels).encode(), "runtime"),
+        **{f"wheels/{wheel.name}": Member(wheel, "packages") for wheel in wheels},
+        **{f"artifact/{path.name}": Member(path, "weights" if path.suffix == ".safetensors" else "artifact") for path in artifact.folder.iterdir()},
+        **{f"runtime/{path.name}": Member(path, "runtime") for path in package.glob("*.py")},
+        **{f"runtime/lib/{path.name}": Member(path, "TVM runtime") for path in runtime_libraries(artifact.manifest.target.kind)},
+        **{f"runtime/lib/LICENSE.{name}": Member(path, "TVM runtime") for name, path in licenses(artifact.manifest.target.kind)},
+    }
+    return dict(sorted(members.items()))
+
+
+def runtime_libraries(kind: str) -> list[Path]:
+    """The shared libraries that the box's runtime loads, but for the driver."""
+    core = find_runtime_library()
+    if kind == "llvm":
+        return [core]
+    packaged = {path.name: path for package in ("apache-tvm", "nvidia-cuda-runtime") for path in _files(package, ".so", ".so.13")}
+    missing = [name for name in CUDA_LIBRARIES if name not in packaged]
+    if missing:
+        raise UserError(f"{missing[0]} is in none of the installed packages; run `make setup`")
+    return [core, *(packaged[name] for name in CUDA_LIBRARIES)]
+
+
+def licenses(kind: str) -> Iterator[tuple[str, Path]]:
+    """The licence of each package whose libraries go along."""
+    for package in ("apache-tvm", *(("nvidia-cuda-runtime",) if kind == "cuda" else ())):
+        yield from ((f"{package}{path.suffix}", path) for path in _files(package, "LICENSE", "LICENSE.txt", "License.txt"))
+
+
+def _files(package: str, *endings: str) -> list[Path]:
+    return [Path(str(file.locate())) for file in distribution(package).files or () if str(file).endswith(endings)]
+
+
+def write_archive(members: dict[str, Member], name: str, target: Path) -> None:
+    """Write `target`, complete or not at all."""
+    fresh = target.with_name(f".{target.name}.tmp")
     try:
-        with tarfile.open(fresh, "w", format=tarfile.USTAR_FORMAT) as tar, byte_bar("shipping", sum(p.stat().st_size for _, p in members)) as bar:
-            _add_bytes(tar, f"{name}/requirements.txt", requirements(artifact).encode())
-            for path_in_tar, path in members:
-                _add_file(tar, path_in_tar, path)
-                bar.advance(path.stat().st_size)
+        compressor = zstandard.ZstdCompressor(level=LEVEL, threads=-1)
+        with (
+            fresh.open("wb") as file,
+            compressor.stream_writer(file) as stream,
+            tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+            byte_bar("shipping", sum(member.size for member in members.values())) as bar,
+        ):
+            for path, member in members.items():
+                info = tarfile.TarInfo(f"{name}/{path}")
+                info.size = member.size
+                info.mode = 0o755 if member.executable else 0o644
+                with BytesIO(member.source) if isinstance(member.source, bytes) else member.source.open("rb") as source:
+                    tar.addfile(info, source)
+                bar.advance(member.size)
         fresh.replace(target)
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def requirements(artifact: Artifact) -> str:
-    """What the box needs beside the file, one exact version a line."""
-    tokenizer = artifact.manifest.tokenizer
-    packages = BOX_PACKAGES + (TOKENIZER_PACKAGES[tokenizer.kind] if tokenizer else ())
-    return "".join(f"{package}=={version(package)}\n" for package in packages)
-
-
-def _artifact_files(artifact: Artifact, name: str) -> dict[str, Path]:
-    return {f"{name}/artifact/{path.name}": path for path in artifact.folder.iterdir()}
-
-
-def _runtime_files(name: str) -> dict[str, Path]:
-    folder = Path(runtime.__path__[0])
-    files = {f"{name}/runtime/{path.name}": path for path in folder.glob("*.py")}
-    return {**files, f"{name}/runtime/lib/{RUNTIME_LIBRARY}": find_runtime_library()}
-
-
-def _add_file(tar: tarfile.TarFile, name: str, path: Path) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = path.stat().st_size
-    with path.open("rb") as file:
-        tar.addfile(info, file)
-
-
-def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, BytesIO(data))
+def summary(members: dict[str, Member], target: Path, wheels: Sequence[Path], pythons: Sequence[str]) -> Table:
+    """What the file holds, in MB."""
+    table = Table(title=f"{target}: {target.stat().st_size / 1e6:,.1f} MB", title_justify="left")
+    table.add_column("part")
+    table.add_column("MB", justify="right")
+    for part in ("weights", "artifact", "runtime", "TVM runtime", "packages"):
+        table.add_row(part, f"{sum(member.size for member in members.values() if member.part == part) / 1e6:,.1f}")
+    table.add_row(f"packages, installed for Python {pythons[0]}", f"{installed_bytes(wheels, pythons[0]) / 1e6:,.1f}")
+    return table
 
 
 if __name__ == "__main__":

@@ -51,9 +51,14 @@ class TorchStepper:
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """As `Stepper.step`."""
+        assert ids.shape[1] == tokens
+        return self.outputs(ids, first)[:, -1]
+
+    def outputs(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `Stepper.step` for any T, with all that the head gives: (B, T, n_outputs), or (B, 1, n_outputs) for the last token."""
         with torch.no_grad():
-            logits, *self.caches = self.model(torch.from_numpy(ids), torch.from_numpy(positions(first, tokens)), *self.caches)
-        found: Logits = logits[:, -1].numpy()
+            outputs, *self.caches = self.model(torch.from_numpy(ids), torch.from_numpy(positions(first, ids.shape[1])), *self.caches)
+        found: NDArray[np.float32] = outputs.numpy()
         return found
 
 

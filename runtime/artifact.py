@@ -6,14 +6,16 @@ An artifact is a folder. Its name and place mean nothing; it MAY be moved, copie
     library.so            the compiled functions; for CUDA with machine code for `target.arch` inside
     weights.safetensors   every weight, in the order in which each compiled function takes them
     `tokenizer.file`, `tokenizer.chat_template`   as the manifest names them, where it has a tokenizer
+    `golden`              prompts with the outputs that they must give, where the manifest names such a file (`runtime.golden`)
+    manifest.sig          a signature of manifest.json, where it was signed (`runtime.signature`)
 
 Rules, each checked by `Artifact.open` before the library is loaded, cheapest first:
 
  1. The folder MUST exist. Everything in it MUST be a regular file: no folder, no link, no device.
  2. `manifest.json` MUST have at most 16 MiB and be JSON. Its `schema_version` MUST be this runtime's; only then is the rest decoded,
     and every key and type MUST be known.
- 3. `files` MUST list every file but `manifest.json`, each once, by a plain name: ASCII letters, digits, `.`, `_`, `-`, beginning with a
-    letter or digit. So there is no path to another folder, no hidden file, and no name that two systems read differently.
+ 3. `files` MUST list every file but `manifest.json` and `manifest.sig`, each once, by a plain name: ASCII letters, digits, `.`, `_`, `-`,
+    beginning with a letter or digit. So there is no path to another folder, no hidden file, and no name that two systems read differently.
  4. `library.so` and `weights.safetensors` MUST be listed; a file that no part of the manifest uses MUST NOT be.
  5. A file MUST NOT be empty; the library has at most 1 GiB, a tokenizer file or template at most 256 MiB.
  6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. A file above 16 MiB (2**24 bytes) MUST have in `blocks` the SHA-256
@@ -28,8 +30,9 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
     at a multiple of 64 bytes.
 11. Contents MUST have their sums. A file with `blocks` is checked by those alone, on all cores: they cover every byte.
 
-`parity` MAY be null. All of it is data: no file is code but the library, none is a pickle. The sums find damage; they are no signature,
-and whoever can write the folder can run code by its library.
+`parity` MAY be null. All of it is data: no file is code but the library, none is a pickle. The sums find damage. Whoever can write the folder
+can run code by its library, unless `open` is given a public key: then the signature of the manifest, and by its sums of every other byte, is
+checked before any of it is used.
 
 Weights on the CPU are mapped, not copied. Each open hashes all of them in parallel, at the speed of the disk or of the cores, and this same
 reading fills the page cache that the mapping then uses. Nothing watches the file afterwards: a change of its contents under a running
@@ -57,6 +60,7 @@ from runtime.cpu import check_cpu
 from runtime.errors import UserError
 from runtime.hashing import check_sums, file_entry
 from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from runtime.signature import SIGNATURE_FILE, check_signature
 from runtime.tensor_file import ALIGNMENT, TensorFile
 
 MANIFEST_LIMIT = 16 * 2**20  # bytes
@@ -79,13 +83,14 @@ class Artifact:
         return TensorFile.open(self.folder / WEIGHTS_FILE).map()
 
     @classmethod
-    def open(cls, folder: Path, *, for_this_machine: bool = True) -> Self:
+    def open(cls, folder: Path, *, for_this_machine: bool = True, public_key: Path | None = None) -> Self:
         """Check everything in this module's list and return the artifact; `UserError` at the first broken rule.
 
-        `for_this_machine=False` leaves out rule 9, for what was compiled for another machine.
+        `for_this_machine=False` leaves out rule 9, for what was compiled for another machine. With a `public_key`, the manifest must have been
+        signed by its owner, which is checked before anything else is read.
         """
         try:
-            manifest = _read_manifest(folder)
+            manifest = _read_manifest(folder, public_key)
             check_manifest(manifest, str(folder / MANIFEST_FILE))
             _check_listing(folder, manifest)
             if for_this_machine:
@@ -103,8 +108,8 @@ class _Version(msgspec.Struct):
     schema_version: int
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    """Rules 1 (for the folder and this file) and 2."""
+def _read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
+    """Rules 1 (for the folder and this file) and 2, and the signature where one is asked for."""
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise UserError(f"there is no artifact folder {folder}; compile one with `make compile CONFIG=...` or check the path")
@@ -116,6 +121,8 @@ def _read_manifest(folder: Path) -> Manifest:
     if info.st_size > MANIFEST_LIMIT:
         raise UserError(f"{path} has {info.st_size} bytes, expected at most {MANIFEST_LIMIT}; compile the artifact again")
     data = path.read_bytes()
+    if public_key is not None:
+        check_signature(folder, data, public_key)
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -132,7 +139,7 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
         if not entry.is_file(follow_symlinks=False):
             raise UserError(f"{entry.path} is not a regular file; copy the artifact again, with files and not links or folders")
         sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
-    for extra in sorted(sizes.keys() - {MANIFEST_FILE, *(entry.path for entry in manifest.files)}):
+    for extra in sorted(sizes.keys() - {MANIFEST_FILE, SIGNATURE_FILE, *(entry.path for entry in manifest.files)}):
         raise UserError(f"{folder / extra} is not listed in {MANIFEST_FILE}, and an artifact holds nothing else; remove it")
     for listed in manifest.files:
         path, size = folder / listed.path, sizes.get(listed.path)
@@ -195,7 +202,7 @@ def write_artifact(
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace `manifest.json` alone, in one step, by a manifest of the very same files (to add the parity summary)."""
+    """Replace `manifest.json` alone, in one step, by a manifest of the very same files (to add the parity summary); a signature goes."""
     folder = folder.resolve()
     assert manifest.files == _read_manifest(folder).files, "a manifest of other files needs write_artifact"
     check_manifest(manifest, str(folder / MANIFEST_FILE))
@@ -203,6 +210,7 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
     try:
         fresh.write_bytes(contract.encode(manifest))
         _sync(fresh)
+        (folder / SIGNATURE_FILE).unlink(missing_ok=True)
         fresh.replace(folder / MANIFEST_FILE)
     except BaseException:
         fresh.unlink(missing_ok=True)

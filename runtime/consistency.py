@@ -50,7 +50,7 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
         if count > 1:
             yield f"the file {name} is listed {count} times, expected once"
     tokenizer = manifest.tokenizer
-    used = [LIBRARY_FILE, WEIGHTS_FILE, *([tokenizer.file, tokenizer.chat_template] if tokenizer else [])]
+    used = [LIBRARY_FILE, WEIGHTS_FILE, *([tokenizer.file, tokenizer.chat_template] if tokenizer else []), manifest.golden]
     yield from (f"the file {name} is not listed, but an artifact needs it" for name in used if name and name not in names)
     yield from (f"the file {name} is listed, but nothing in the manifest uses it" for name in names if name not in used)
     for entry in manifest.files:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from runtime.artifact import Artifact
 from runtime.errors import UserError
 from runtime.manifest import HEADS, Manifest, TensorSpec
+from runtime.signature import key_of_environment
 from runtime.tensor_file import numpy_dtype
 from runtime.tvm_runtime import load_runtime, open_library
 
@@ -39,9 +40,12 @@ class Engine:
         self.lengths = np.zeros(self.batch, np.int64)
 
     @classmethod
-    def open(cls, artifact: Path, *, threads: int | None = None) -> Self:
-        """Open an artifact, checked in full first; `threads` defaults to the cores that this process may use."""
-        opened = Artifact.open(artifact)
+    def open(cls, artifact: Path, *, threads: int | None = None, public_key: Path | None = None) -> Self:
+        """Open an artifact, checked in full first; `threads` defaults to the cores that this process may use.
+
+        `public_key`, or the one that the environment names, must have signed it.
+        """
+        opened = Artifact.open(artifact, public_key=public_key or key_of_environment())
         manifest = opened.manifest
         if manifest.target.kind != "llvm":
             raise UserError(f"{artifact} is compiled for {manifest.target.kind}, which this engine cannot start; compile with backend.target: llvm")

@@ -11,7 +11,7 @@ import msgspec
 
 from runtime.errors import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -228,6 +228,7 @@ class Manifest(Record, frozen=True):
     tools: dict[str, str]  # versions of the tools that made it, "apache-tvm" and "apache-tvm-ffi" among them
     files: tuple[FileEntry, ...]  # every file but manifest.json
     parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
+    golden: str | None = None  # the file of golden prompts (`runtime.golden`); None until `make ship` has run
 
     @property
     def cache_dtype(self) -> CacheDType:

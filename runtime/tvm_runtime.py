@@ -10,6 +10,7 @@ from typing import Any
 from runtime.errors import UserError
 
 RUNTIME_LIBRARY = "libtvm_runtime.so"
+CUDA_LIBRARIES = ("libcudart.so.13", "libtvm_runtime_cuda.so")  # in the order in which they are loaded
 CPU_DEVICE, POOLED_ALLOCATOR = (1, 0), 2
 
 

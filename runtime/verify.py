@@ -1,7 +1,8 @@
-"""`python -m runtime.verify ARTIFACT`: is this folder whole, does it run here, and do its graphs agree with each other?
+"""`python -m runtime.verify ARTIFACT`: is this folder whole, does it run here, and does it compute what it was made to compute?
 
-Needs nothing but the artifact. Opening it checks every rule of `runtime.artifact`. Then random ids go through the graphs three ways, which
-must give the same logits: one by one, as one prefill, and as a prefill that decode continues.
+Needs nothing but the artifact. Opening it checks every rule of `runtime.artifact`, and the signature where a public key is given. Then random
+ids go through the graphs three ways, which must give the same logits: one by one, as one prefill, and as a prefill that decode continues.
+Last, the golden prompts that `make ship` has put in: the same outputs and greedy tokens as on the machine that compiled it, within the bound.
 """
 
 import argparse
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 
 from runtime.bounds import relative_bound
 from runtime.errors import UserError, run_command
+from runtime.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
 from runtime.manifest import Manifest
+from runtime.signature import KEY_VARIABLE, key_of_environment
 
-MAX_TOKENS = 300
-PAST_THE_END = 5  # tokens beyond a window or a chunk
 SEED = 0
 
 Logits = NDArray[np.float32]
@@ -41,6 +42,9 @@ class VerifiableEngine(Protocol):
     def room(self) -> int | None:
         """How many more ids the caches take; None without a limit."""
 
+    def encode(self, texts: Sequence[Sequence[int]]) -> list[Logits]:
+        """What a head that generates no text gives for one list of ids per row: (rows, n_outputs) each."""
+
     def reset(self) -> None:
         """Forget every id."""
 
@@ -55,19 +59,16 @@ class Check:
     ok: bool
 
 
-def sequence_length(manifest: Manifest, room: int | None) -> int:
-    """Tokens to feed: past the smallest cache if `MAX_TOKENS` allows, else past the largest chunk, and never more than fit."""
-    smallest = min(manifest.model.cache_lens(manifest.shape.cache_len))
-    affordable = [n + PAST_THE_END for n in (smallest, manifest.shape.prefill_chunks[0]) if n + PAST_THE_END <= MAX_TOKENS]
-    wanted = affordable[0] if affordable else MAX_TOKENS
-    return wanted if room is None else min(wanted, room)
+def bound_of(manifest: Manifest) -> float:
+    """How far two correct ways may be apart, relative to the largest output."""
+    return relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
 
 
 def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
-    """Run the same ids three ways and compare; the engine's caches are emptied before and after."""
+    """Run the same ids three ways and compare; the engine's caches are emptied before and after. The model must generate."""
     engine.reset()
     manifest = engine.manifest
-    length = sequence_length(manifest, engine.room())
+    length = sequence_length(manifest.model, manifest.shape, engine.room())
     ids = np.random.default_rng(SEED).integers(manifest.model.vocab_size, size=(manifest.shape.batch, length))
     head = max(1, length - PAST_THE_END)
     stepwise = _decode(engine, ids)
@@ -75,13 +76,42 @@ def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
     engine.reset()
     continued = np.concatenate([_prefill(engine, ids[:, :head]), _decode(engine, ids[:, head:], fresh=False)])
     engine.reset()
-    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
+    bound = bound_of(manifest)
     return (
         _finite(f"logits of {length} decode steps", stepwise),
         _finite(f"logits of a prefill of {length}", whole),
         _close("one prefill against decode steps", whole, stepwise[-1:], bound),
         _close(f"prefill of {head}, then decode, against decode steps", continued, stepwise[head - 1 :], bound),
     )
+
+
+def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[Check, ...]:
+    """Feed golden prompts and the greedy tokens behind them to every row, and compare; the engine's caches are emptied before and after."""
+    bound, batch = bound_of(engine.manifest), engine.manifest.shape.batch
+    checks: list[Check] = []
+    for prompt in prompts:
+        engine.reset()
+        rows = [prompt.ids.tolist()] * batch
+        if engine.manifest.model.generates:
+            found = np.stack([engine.prefill(rows), *(engine.decode([token_id] * batch) for token_id in prompt.next_ids.tolist())])
+        else:
+            found = np.stack(engine.encode(rows), axis=1)
+        expected = np.broadcast_to(prompt.outputs[:, None], found.shape)
+        checks.append(_close(f"golden prompt of {len(prompt.ids)} tokens", found, expected, bound))
+        if engine.manifest.model.generates:
+            checks.append(_same_tokens(f"greedy tokens behind {len(prompt.ids)}", found, expected, bound))
+    engine.reset()
+    return tuple(checks)
+
+
+def _same_tokens(name: str, found: Logits, expected: Logits, bound: float) -> Check:
+    """The likeliest tokens of (steps, B, vocab): the expected ones, or such as are expected within what both may be off by."""
+    chosen = found.argmax(-1)
+    best = expected.max(-1)
+    behind = best - np.take_along_axis(expected, chosen[..., None], -1)[..., 0]
+    same = int((chosen == expected.argmax(-1)).sum())
+    ok = bool((behind <= 2 * bound * np.abs(expected).max(-1)).all())
+    return Check(name, f"{same} of {chosen.size} the same", f"{chosen.size}, or as likely within the bound", ok)
 
 
 def _decode(engine: VerifiableEngine, ids: NDArray[np.int64], *, fresh: bool = True) -> Logits:
@@ -124,13 +154,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m runtime.verify", description="Check that an artifact is whole and computes what it should.")
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help=f"who must have signed it (default: ${KEY_VARIABLE}, where it is set)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     from runtime.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
 
-    engine = Engine.open(args.artifact, threads=args.threads)  # raises for a broken artifact
-    n_files = len(engine.manifest.files) + 1
-    checks = (Check("files", f"{n_files} sound", f"{n_files} sound", True), *verify(engine))
+    key = args.public_key or key_of_environment()
+    engine = Engine.open(args.artifact, threads=args.threads, public_key=key)  # raises for a broken artifact
+    manifest = engine.manifest
+    n_files = len(manifest.files) + 1
+    checks = [Check("files", f"{n_files} sound", f"{n_files} sound", True)]
+    if key is not None:
+        checks.append(Check("signature", f"by the owner of {key}", f"by the owner of {key}", True))
+    if manifest.model.generates:
+        checks += verify(engine)
+    if manifest.golden is not None:
+        checks += replay(engine, read_golden(args.artifact / manifest.golden))
     ok = all(check.ok for check in checks)
     print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}) if args.json else table(checks))
     if not ok:

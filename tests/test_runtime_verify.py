@@ -9,8 +9,9 @@ import pytest
 from runtime import verify as module
 from runtime.bounds import relative_bound
 from runtime.errors import UserError
+from runtime.golden import MAX_TOKENS, GoldenPrompt, sequence_length
 from runtime.manifest import Graph, Manifest, ModelConfig, Quantization, Shape, Signature, TargetSpec, TensorSpec
-from runtime.verify import MAX_TOKENS, sequence_length, table, verify
+from runtime.verify import replay, table, verify
 
 VOCAB, WINDOW, CHUNK = 50, 12, 8
 MODEL = ModelConfig(
@@ -42,7 +43,11 @@ def manifest_of(*, windows=(WINDOW, None), chunks=(CHUNK, 4), cache_len=64, batc
         shape=Shape(batch=batch, prefill_chunks=chunks, cache_len=cache_len),
         quantization=Quantization(scheme="none"),
         target=TargetSpec(kind="llvm", dtype=dtype, cpu="x86-64-v3", cpu_features=()),
-        graphs=(Graph(name="decode", tokens=1, signature=Signature(inputs=(TensorSpec(name="past", shape=(1,), dtype=STORED[dtype]),), outputs=())),),
+        graphs=(
+            Graph(
+                name="decode", tokens=1, signature=Signature(inputs=(IDS, IDS, TensorSpec(name="past", shape=(1,), dtype=STORED[dtype])), outputs=())
+            ),
+        ),
         weights=(),
         tokenizer=None,
         overrides={},
@@ -52,6 +57,7 @@ def manifest_of(*, windows=(WINDOW, None), chunks=(CHUNK, 4), cache_len=64, batc
 
 
 STORED = {"fp32": "float32", "fp16": "float16"}
+IDS = TensorSpec(name="ids", shape=(1, 1), dtype="int64")
 
 
 class FakeEngine:
@@ -64,7 +70,7 @@ class FakeEngine:
         self.reset()
 
     @classmethod
-    def open(cls, _path, threads):
+    def open(cls, _path, threads, public_key):
         assert threads is None
         return cls()
 
@@ -198,7 +204,8 @@ def test_full_attention_stays_within_its_room(room):
     ],
 )
 def test_sequence_length(options, room, length):
-    assert sequence_length(manifest_of(**options), room) == length
+    manifest = manifest_of(**options)
+    assert sequence_length(manifest.model, manifest.shape, room) == length
 
 
 def test_bound_in_numbers():
@@ -254,3 +261,30 @@ def test_command_fails_in_one_sentence(use_engine, capsys):
     with pytest.raises(UserError, match=rf"out/x does not compute .* \({ONE_PREFILL}: 1.0e-02 relative, expected at most 1.7e-05"):
         module.main(["out/x", "--json"])
     assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def golden_prompt(engine, ids, steps=3):
+    """What the engine itself answers."""
+    engine.reset()
+    outputs, chosen = [engine.prefill([ids] * engine.batch)[0].copy()], []
+    for _ in range(steps):
+        chosen.append(int(outputs[-1].argmax()))
+        outputs.append(engine.decode([chosen[-1]] * engine.batch)[0].copy())
+    return GoldenPrompt(np.array(ids), np.stack(outputs), np.array(chosen))
+
+
+def test_golden_prompts_hold_for_a_right_engine_and_fail_for_other_numbers():
+    engine = FakeEngine()
+    prompt = golden_prompt(engine, list(range(1, 2 * WINDOW)))
+    assert [check.ok for check in replay(engine, [prompt])] == [True, True]
+    other = prompt.outputs.copy()
+    other[-1, 3] += 0.01 * np.abs(other[-1]).max()  # one logit of one step
+    numbers, _ = replay(engine, [GoldenPrompt(prompt.ids, other, prompt.next_ids)])
+    assert not numbers.ok
+    swapped = prompt.outputs.copy()
+    best = swapped[0].argmax()
+    swapped[0, (best + 1) % VOCAB] = swapped[0, best] * 1.5  # another greedy token
+    _, tokens = replay(engine, [GoldenPrompt(prompt.ids, swapped, prompt.next_ids)])
+    assert not tokens.ok
+    assert tokens.found == f"{len(prompt.outputs) * engine.batch - engine.batch} of {len(prompt.outputs) * engine.batch} the same"
+    assert engine.room() == FakeEngine().room()

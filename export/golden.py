@@ -1,0 +1,119 @@
+"""`python -m export.golden yaml/x.yaml`: golden prompts of an exported model, answered by the static torch model on the weights as stored.
+
+One layer's weights are in memory at a time, so that a model which does not fit this machine has golden prompts too.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from export.config import artifact_dir, config_parser, load_config
+from export.console import step_bar
+from export.graphs import OnnxGraphs
+from export.model import StaticModel, constants
+from export.plan import export_key, workspace_of
+from export.quantize import load, specs
+from export.stage import stage_folder
+from export.steppers import TorchStepper
+from runtime.errors import run_command
+from runtime.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
+from runtime.manifest import HEADS, ModelConfig, Shape, TensorSpec
+from runtime.tensor_file import TensorFileWriter
+
+SHORT = 5  # tokens of the first prompt; the second one goes past the smallest cache or chunk
+STEPS = 4  # greedy tokens behind each
+SEED = 20261122
+
+
+def main() -> int:
+    """Write the config's golden prompts into its workspace; returns the exit status."""
+    arguments = config_parser("Compute golden prompts.").parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    workspace = workspace_of(config, artifact_dir(arguments.config))
+    graphs = OnnxGraphs.open(stage_folder(workspace, "graphs", export_key(config)))
+    write_golden(golden_prompts(graphs), workspace / GOLDEN_FILE)
+    return 0
+
+
+def write_golden(prompts: list[GoldenPrompt], path: Path) -> None:
+    """Write the file that `runtime.golden.read_golden` reads."""
+    tensors = tensors_of(prompts)
+    specs_of = [TensorSpec(name=name, shape=array.shape, dtype="int64" if array.dtype == np.int64 else "float32") for name, array in tensors.items()]
+    with TensorFileWriter(path, specs_of) as writer:
+        for name, array in tensors.items():
+            writer.write(name, array)
+
+
+def golden_prompts(graphs: OnnxGraphs) -> list[GoldenPrompt]:
+    """Random prompts of two lengths, one past the smallest cache where that is short, and the answers to them."""
+    record = graphs.record
+    lengths, steps = prompt_lengths(record.model, record.shape)
+    generator = np.random.default_rng(SEED)
+    prompts = [generator.integers(record.model.vocab_size, size=n) for n in lengths]
+    with step_bar("golden prompts", (1 + steps) * record.model.n_layers) as bar:
+        stepper = TorchStepper(streamed_model(graphs, lambda: bar.advance(1)), len(prompts), getattr(torch, record.cache_dtype))
+        longest = max(lengths)
+        padded = np.stack([np.pad(ids, (longest - len(ids), 0)) for ids in prompts])
+        first = np.array([n - longest for n in lengths])
+        answers = [stepper.outputs(padded, first)]
+        chosen: list[NDArray[np.int64]] = []
+        for step in range(steps if record.model.generates else 0):
+            chosen.append(answers[-1][:, -1].argmax(-1))
+            answers.append(stepper.outputs(chosen[-1][:, None], first + longest + step))
+    every_token = HEADS[record.model.head].every_token
+    return [
+        GoldenPrompt(
+            ids,
+            np.concatenate([answer[row, -len(ids) if every_token else -1 :] for answer in answers]),
+            np.array([ids_of_rows[row] for ids_of_rows in chosen], np.int64),
+        )
+        for row, ids in enumerate(prompts)
+    ]
+
+
+def prompt_lengths(model: ModelConfig, shape: Shape) -> tuple[list[int], int]:
+    """Tokens of each prompt, and how many more the caches take behind the longest."""
+    if all(model.sliding_window):
+        return [SHORT, sequence_length(model, shape, None)], STEPS
+    longest = sequence_length(model, shape, max(1, shape.cache_len - STEPS))
+    return [min(SHORT, longest), longest], min(STEPS, shape.cache_len - longest)
+
+
+def streamed_model(graphs: OnnxGraphs, after_layer: Callable[[], object]) -> StaticModel:
+    """The static model, each part of which reads its weights when it is called and lets go of them afterwards."""
+    record, stored = graphs.record, graphs.weights()
+    cache_lens = record.model.cache_lens(record.shape.cache_len)
+    with torch.device("meta"):
+        model = StaticModel(record.model, cache_lens).eval()
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in constants(record.model, cache_lens).items()}, strict=False, assign=True)
+    model.round_products({tensor.name: tensor.stored.rounded_together(tensor.shape[1]) for tensor in record.tensors if tensor.stored.dynamic})
+
+    def read(part: nn.Module, name: str) -> None:
+        weights = {
+            tensor.name.removeprefix(f"{name}."): torch.from_numpy(load(tensor, {spec.name: stored.read(spec.name) for spec in specs(tensor)}))
+            for tensor in record.tensors
+            if tensor.name.startswith(f"{name}.")
+        }
+        part.load_state_dict(weights, strict=True, assign=True)
+
+    def stream(part: nn.Module, name: str) -> None:
+        part.register_forward_pre_hook(lambda *_: read(part, name))
+        part.register_forward_hook(lambda *_: part.to("meta") and None)
+
+    for i, block in enumerate(model.layers):
+        stream(block, f"layers.{i}")
+        block.register_forward_hook(lambda *_: after_layer())
+    for name in ("tok_embeddings", "norm", "output"):
+        if name == "tok_embeddings" and record.model.tied_embeddings:
+            read(model.tok_embeddings, name)  # `finish` reads it again, as the head
+        elif hasattr(model, name):
+            stream(getattr(model, name), name)
+    return model
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,66 @@
+"""Ed25519 signatures (RFC 8032, by libsodium): who made an artifact. The manifest is signed, and the manifest holds the sum of every other byte.
+
+A key file and a signature file are one line of text: what it is, and its bytes in base64. The public key must reach the box by another way
+than the artifact does: whoever can replace the one could replace both.
+"""
+
+import base64
+import binascii
+import os
+from pathlib import Path
+
+from runtime.errors import UserError
+
+SIGNATURE_FILE = "manifest.sig"
+KEY_VARIABLE = "RUNTIME_PUBLIC_KEY"  # of the environment: a public key's file, which every command then asks for
+PUBLIC_KEY = "ed25519-public-key"
+PRIVATE_KEY = "ed25519-private-key"
+SIGNATURE = "ed25519-signature"
+SIZES = {PUBLIC_KEY: 32, PRIVATE_KEY: 32, SIGNATURE: 64}  # bytes
+LINE_LIMIT = 200
+
+
+def line(kind: str, data: bytes) -> str:
+    """One key or signature as the text of its file."""
+    return f"{kind} {base64.b64encode(data).decode()}\n"
+
+
+def read_line(path: Path, kind: str) -> bytes:
+    """The bytes of a key or signature; raises `UserError` for a file that is missing or holds anything else."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LINE_LIMIT)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; expected one line, `{kind} ...`") from error
+    found, _, encoded = text.decode("ascii", "replace").strip().partition(" ")
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        data = b""
+    if found != kind or len(data) != SIZES[kind]:
+        raise UserError(f"{path} holds no {kind}; expected one line, `{kind} ...`, as `make keys` and `make ship KEY=...` write it")
+    return data
+
+
+def key_of_environment() -> Path | None:
+    """The public key that this environment asks for, if it does."""
+    name = os.environ.get(KEY_VARIABLE)
+    return Path(name) if name else None
+
+
+def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
+    """Raise `UserError` unless `folder` holds a signature of `manifest` by the owner of `public_key`."""
+    key = read_line(public_key, PUBLIC_KEY)
+    path = folder / SIGNATURE_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} is not signed, but a signature by {public_key} is asked for; ship it again with `make ship KEY=...`")
+    signature = read_line(path, SIGNATURE)
+    from nacl.exceptions import BadSignatureError  # a box that asks for no signature needs no PyNaCl
+    from nacl.signing import VerifyKey
+
+    try:
+        VerifyKey(key).verify(manifest, signature)
+    except BadSignatureError as error:
+        raise UserError(
+            f"{folder} was changed after it was signed, or signed by another key than {public_key}; do not use it, and get it again from its maker"
+        ) from error

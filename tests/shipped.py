@@ -1,0 +1,41 @@
+"""A box for shipped files: a folder, an environment without a network's address, and what it weighs."""
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import zstandard
+
+PYTHON = "{}.{}".format(*sys.version_info)
+OWN_LIMIT = 30e6  # bytes installed beside weights, Python, numpy and the tokenizer libraries
+TOKENIZERS = ("tokenizers", "sentencepiece", "jinja2", "markupsafe")
+OTHERS = ("numpy", *TOKENIZERS, "pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence")
+
+
+def box_environment() -> dict[str, str]:
+    """As on a box: no project, no caches, and no package index that could be reached."""
+    return {"PATH": "/usr/bin:/bin", "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": "/dev/null", "HOME": "/nonexistent"}
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """The archive's one folder, unpacked in `folder`."""
+    with archive.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        tar.extractall(folder, filter="data")  # as `tar --zstd -xf` does; a test machine may have no zstd
+    (box,) = folder.iterdir()
+    return box
+
+
+def install(box: Path) -> str:
+    """Run the installer; what it prints."""
+    result = subprocess.run([box / "install.sh", sys.executable], env=box_environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def own_bytes(box: Path) -> int:
+    """Bytes of our package, TVM's libraries and what is installed for them."""
+    (packages,) = box.glob(".venv/lib/*/site-packages")
+    counted = [path for path in packages.iterdir() if not path.name.startswith(OTHERS)]
+    files = [file for path in [*counted, box / "runtime"] for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    return sum(file.stat().st_size for file in files)
