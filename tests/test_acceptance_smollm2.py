@@ -16,10 +16,12 @@ from runtime.engine import Engine
 from runtime.generate import generate
 from runtime.sampler import Sampler, SamplingOptions
 from runtime.tokenizer import open_tokenizer
+from tests.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
+HOST = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
 NEW_TOKENS = 64
 PROMPTS = (
     "The capital of France is",
@@ -53,7 +55,7 @@ def compiled(folder: Path, gguf: Path, name: str, **changes: object) -> Path:
     }
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
-    subprocess.run([sys.executable, "-m", "build", path.name], cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, check=True)
+    subprocess.run([sys.executable, "-m", "build", path.name], cwd=folder, env=HOST, check=True)
     return folder / "out" / name
 
 
@@ -124,3 +126,26 @@ def test_int8_costs_less_than_one_percent_of_perplexity(fp32, int8):
     assert baseline.tokens > 900
     assert quantized.perplexity < 1.01 * baseline.perplexity
     assert quantized.weight_bytes < 0.27 * baseline.weight_bytes
+
+
+def test_the_shipped_model_writes_the_same_text_in_an_empty_environment(int8, folder, tmp_path):
+    """No network, no torch, no onnx, no compiler; and the golden prompts, computed by torch here, hold there."""
+    subprocess.run([sys.executable, "-m", "build.ship", "int8.yaml", "--pythons", PYTHON], cwd=folder, env=HOST, check=True)
+    box = unpack(folder / "out" / "int8.tar.zst", tmp_path)
+    install(box)
+    arguments = ["--prompt", PROMPTS[0], "--max-tokens", "24", "--json"]
+
+    def run(python: Path | str, artifact: Path, *command: str) -> dict[str, object]:
+        result = subprocess.run(
+            [python, "-m", command[0], artifact, *command[1:]], cwd=box, env=box_environment(), check=False, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return json.loads(result.stdout)
+
+    there = run(box / ".venv/bin/python", box / "artifact", "runtime.generate", *arguments)
+    here = run(sys.executable, int8, "runtime.generate", *arguments)
+    assert there["token_ids"] == here["token_ids"]
+    assert "Paris" in there["text"]
+    checks = run(box / ".venv/bin/python", box / "artifact", "runtime.verify", "--json")["checks"]
+    assert sum("golden prompt" in check["check"] for check in checks) == 2
+    assert own_bytes(box) <= OWN_LIMIT
