@@ -15,7 +15,7 @@ from build.rules import RULES, Context, Region, Weight
 from export.graphs import GraphsRecord
 from export.quantize import EXPERTS, specs
 from runtime.errors import UserError
-from runtime.manifest import CALL_INPUTS, Graph, TargetSpec, WeightSpec
+from runtime.manifest import CALL_INPUTS, Graph, TargetKind, TargetSpec, WeightSpec
 from runtime.tensor_file import numpy_dtype
 
 DEFAULT_SCHEDULE = "TVM default schedule"
@@ -52,19 +52,19 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
     report: list[ReportRow] = []
     for graph in relax_module.record.graphs:
         function = relax_module.module[graph.name]
-        weights = weights_of(relax_module.record, function, graph)
+        weights = weights_of(relax_module.record, function, graph, target.kind)
         regions = find_regions(relax_module, graph, kernel_set, weights)
         emitted = _rewrite(builder, kernels, function, regions, weights, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
-    return DispatchedModule(relax_module, builder.get(), packed_weights(relax_module.record), tuple(report))
+    return DispatchedModule(relax_module, builder.get(), packed_weights(relax_module.record, target.kind), tuple(report))
 
 
-def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph) -> dict[Expr, Weight]:
+def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph, kind: TargetKind) -> dict[Expr, Weight]:
     """The model's tensors in order, by the parameter that stands for each, with new variables for their packed tensors."""
     weights = {}
     for tensor, parameter in zip(record.tensors, function.params[len(graph.signature.inputs) :], strict=True):
-        packed = [part.spec for part in packed_tensors(tensor, record.model.n_experts or 1)]
+        packed = [part.spec for part in packed_tensors(tensor, record.model.n_experts or 1, kind)]
         parts = tuple(relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in packed)
         nbytes = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs(tensor))
         weights[parameter] = Weight(tensor, parts, nbytes)

@@ -7,6 +7,11 @@ panels_32     (panels, K, 32)             a number for each output and step; als
 panels_32k4   (panels, ceil(K / 4), 32, 4) int8: four steps of an output side by side, as integer dot products take them; K padded with zeros
 panels_32q8   (panels, K / 8, 32)         int32: eight 4-bit numbers of an output; byte j holds step j in its lower and step 4 + j in its upper half
 ...xE         E matrices, each padded by itself, one on the other
+
+On a GPU a thread loads 16 bytes at once, and 32 neighbouring threads, one for each output of a panel, 512 bytes in a row:
+
+panels_32kJ   (panels, ceil(K / J), 32, J)  J steps of an output in 16 bytes: 4 of float32, 8 of float16, 16 of int8; K padded with zeros
+panels_32q8k4 (panels, ceil(K / 32), 32, 4) int32: 32 steps of 4 bits in four words as above
 """
 
 from collections.abc import Callable
@@ -18,12 +23,13 @@ from numpy.typing import NDArray
 
 from export.quantize import EXPERTS, SCALE_SUFFIX, ZERO_POINT_SUFFIX, MatrixFormat, ModelTensor, unpacked_int4
 from export.quantize import specs as stored_specs
-from runtime.manifest import DType, WeightSpec
+from runtime.manifest import DType, TargetKind, WeightSpec
 
 Array = NDArray[np.generic]
 PANEL = 32  # outputs: four AVX2 registers, two AVX-512, or the lanes of a warp
 DOT = 4  # steps that an integer dot product takes together
 WORD = 8  # 4-bit numbers in an int32
+VECTOR = 16  # bytes that a GPU's thread loads at once
 ROW_MAJOR = "row_major"
 RING_BLOCK = 16  # slots of a cache whose keys lie together, so that neighbouring numbers belong to neighbouring slots
 
@@ -58,6 +64,23 @@ def matrix_layout(stored: MatrixFormat, n: int, k: int) -> MatrixLayout:
     return MatrixLayout(f"panels_{PANEL}", (panels, k, PANEL), dtype, ((n,), "float32") if stored.scaled else None)
 
 
+def vector_steps(stored: MatrixFormat) -> int:
+    """Steps of K in the 16 bytes that a GPU's thread loads."""
+    return VECTOR * 2 if stored.dtype == "int4" else VECTOR // np.dtype(stored.dtype).itemsize
+
+
+def vector_layout(stored: MatrixFormat, n: int, k: int) -> MatrixLayout:
+    """The layout of one (N, K) matrix for a GPU; formats with rounded activations and bfloat16 have none."""
+    panels, steps = -(-n // PANEL), vector_steps(stored)
+    vectors = -(-k // steps)
+    if stored.dtype == "int4":
+        assert stored.group_size is not None
+        groups = (panels, -(-k // stored.group_size), PANEL)
+        zeros = (groups, "uint8") if stored.zero_points else None
+        return MatrixLayout(f"panels_{PANEL}q{WORD}k{steps // WORD}", (panels, vectors, PANEL, steps // WORD), "int32", (groups, "float16"), zeros)
+    return MatrixLayout(f"panels_{PANEL}k{steps}", (panels, vectors, PANEL, steps), stored.dtype, ((n,), "float32") if stored.scaled else None)
+
+
 @dataclass(frozen=True)
 class PackedTensor:
     """One stored tensor in the artifact, and how some rows of it are packed."""
@@ -68,18 +91,18 @@ class PackedTensor:
     pack: Callable[[Array, int], Array] | None  # rows, workers -> panels; None for row_major
 
 
-def packed_tensors(tensor: ModelTensor, n_experts: int) -> tuple[PackedTensor, ...]:
-    """What the artifact stores of one tensor of the model, in the order in which kernels take it."""
+def packed_tensors(tensor: ModelTensor, n_experts: int, kind: TargetKind) -> tuple[PackedTensor, ...]:
+    """What an artifact for one kind of target stores of one tensor of the model, in the order in which kernels take it."""
     specs = stored_specs(tensor)
     if len(tensor.shape) == 1:
         return (PackedTensor(WeightSpec(name=tensor.name, shape=tensor.shape, dtype=specs[0].dtype, layout=ROW_MAJOR), tensor.shape[0], 1, None),)
     stacked = n_experts if EXPERTS in tensor.name else 1
     n, k = tensor.shape[0] // stacked, tensor.shape[1]
-    layout = matrix_layout(tensor.stored, n, k)
+    layout = (vector_layout if kind == "cuda" else matrix_layout)(tensor.stored, n, k)
     suffix = f"x{stacked}" if stacked > 1 else ""
     shape = (stacked * layout.shape[0], *layout.shape[1:])
     main = WeightSpec(name=tensor.name, shape=shape, dtype=_dtype(layout.dtype), layout=layout.name + suffix)
-    found = [PackedTensor(main, n, stacked, _packer(tensor))]
+    found = [PackedTensor(main, n, stacked, (_vector_packer if kind == "cuda" else _packer)(tensor))]
     for part, suffix in ((layout.scales, SCALE_SUFFIX), (layout.zero_points, ZERO_POINT_SUFFIX)):
         if part is not None:
             size, dtype = part
@@ -123,8 +146,29 @@ def to_dot_panels(matrix: Array, workers: int = 1) -> Array:
 
 def to_word_panels(numbers: Array, workers: int = 1) -> Array:
     """(N, K) numbers from 0 to 15 to int32 (panels, K / WORD, PANEL)."""
+    return to_panels(int4_words(numbers), workers)
+
+
+def to_vector_panels(matrix: Array, workers: int = 1) -> Array:
+    """(N, K) numbers, or words of a row, to (panels, vectors, PANEL, J): J neighbours of a row fill VECTOR bytes; the rest is zero."""
+    steps = VECTOR // matrix.itemsize
+    padded = np.ascontiguousarray(np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % steps))))
+    vectors = padded.view(np.dtype((np.void, VECTOR)))  # whole vectors go where single numbers go in `to_panels`
+    packed = to_panels(vectors, workers)
+    return packed.reshape(-1).view(matrix.dtype).reshape(*packed.shape, steps)
+
+
+def int4_words(numbers: Array) -> Array:
+    """(N, K) numbers from 0 to 15 to int32 (N, K / WORD)."""
     halves = numbers.astype(np.uint8).reshape(len(numbers), -1, 2, WORD // 2)
-    return to_panels(np.ascontiguousarray(halves[:, :, 0] | halves[:, :, 1] << 4).view(np.int32)[..., 0], workers)
+    words: Array = np.ascontiguousarray(halves[:, :, 0] | halves[:, :, 1] << 4).view(np.int32)[..., 0]
+    return words
+
+
+def _vector_packer(tensor: ModelTensor) -> Callable[[Array, int], Array]:
+    if tensor.stored.dtype == "int4":
+        return lambda rows, workers: to_vector_panels(int4_words(unpacked_int4(tensor, rows)), workers)
+    return to_vector_panels
 
 
 def _packer(tensor: ModelTensor) -> Callable[[Array, int], Array]:

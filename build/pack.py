@@ -9,20 +9,20 @@ import numpy as np
 from build.layout import Array, PackedTensor, packed_tensors
 from export.console import byte_bar
 from export.graphs import GraphsRecord
-from runtime.manifest import WeightSpec
+from runtime.manifest import TargetKind, WeightSpec
 from runtime.tensor_file import TensorFile, TensorFileWriter
 
 BLOCK_ELEMENTS = 2**24  # packed at a time
 
 
-def packed(record: GraphsRecord) -> tuple[PackedTensor, ...]:
+def packed(record: GraphsRecord, kind: TargetKind) -> tuple[PackedTensor, ...]:
     """Every tensor of the artifact, in the order in which all compiled functions take them."""
-    return tuple(part for tensor in record.tensors for part in packed_tensors(tensor, record.model.n_experts or 1))
+    return tuple(part for tensor in record.tensors for part in packed_tensors(tensor, record.model.n_experts or 1, kind))
 
 
-def packed_weights(record: GraphsRecord) -> tuple[WeightSpec, ...]:
+def packed_weights(record: GraphsRecord, kind: TargetKind) -> tuple[WeightSpec, ...]:
     """How the artifact stores each weight."""
-    return tuple(part.spec for part in packed(record))
+    return tuple(part.spec for part in packed(record, kind))
 
 
 def pack_weights(source: TensorFile, tensors: tuple[PackedTensor, ...], path: Path, workers: int) -> None:

@@ -61,7 +61,7 @@ def read_report(folder: Path) -> list[ReportRow]:
 
 def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: str, artifact: Path) -> Artifact:
     """Pack the weights and write the artifact, complete or not at all."""
-    tensors = packed(graphs.record)
+    tensors = packed(graphs.record, spec.kind)
 
     def fill(folder: Path) -> None:
         shutil.copyfile(library / LIBRARY_FILE, folder / LIBRARY_FILE)

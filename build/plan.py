@@ -67,7 +67,7 @@ def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
     record = export_record(config, checkpoint)
     backend = config.backend
     target = TargetSpec(kind=backend.target, dtype=backend.dtype, cpu=backend.cpu, cpu_features=(), arch=backend.arch)
-    weights = packed_weights(record)
+    weights = packed_weights(record, target.kind)
     files = {WEIGHTS_FILE: file_bytes(weights), LIBRARY_FILE: library_bytes(record, target), **tokenizer_files(checkpoint, record)}
     files[MANIFEST_FILE] = manifest_bytes(record, target, weights, files)
     return Footprint(

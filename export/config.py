@@ -23,7 +23,7 @@ from runtime.manifest import CacheDType, KeptPart, Scheme
 StorageDType = Literal["fp32", "fp16", "bf16"]
 
 SCHEME_NAMES: tuple[str, ...] = get_args(Scheme)
-CUDA_SCHEMES = ("none", "int8")  # what its kernels read
+CUDA_SCHEMES = ("none", "int8", "int4")  # what its kernels read
 DEFAULT_DTYPES: dict[str, StorageDType] = {"llvm": "fp32", "cuda": "fp16"}
 DEFAULT_ARCHS: dict[str, tuple[str, ...]] = {"llvm": (), "cuda": ("sm_80", "sm_90a")}
 DEFAULT_CHUNKS = (128, 16)
@@ -172,7 +172,7 @@ class CompileConfig(Section):
         for key in ("scheme", "keep_scheme"):
             scheme = getattr(self.quantize, key)
             if self.backend.target == "cuda" and scheme not in CUDA_SCHEMES:
-                raise _conflict(f"quantize.{key}", f"is {scheme}, which this version does not compile for cuda; use {' or '.join(CUDA_SCHEMES)}")
+                raise _conflict(f"quantize.{key}", f"is {scheme}, which this version does not compile for cuda; use {', '.join(CUDA_SCHEMES)}")
         if self.backend.target == "cuda" and self.quantize.cache == "int8":
             raise _conflict("quantize.cache", "is int8, which this version does not compile for cuda; use fp16")
         return self

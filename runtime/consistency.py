@@ -18,8 +18,8 @@ ELEMENT_LIMIT = 2**40  # elements of one input or output
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 # panels_P: (ceil(N / P), K, P) from (N, K), N padded with zeros. panels_PkJ: (ceil(N / P), ceil(K / J), P, J), J steps of K side by side.
-# panels_PqJ: as panels_P, each int32 with J numbers of 4 bits. An ending xE: E such matrices, stacked.
-_PANELS = re.compile(r"panels_([1-9][0-9]{0,3})(?:k([1-9])|q8)?(?:x([1-9][0-9]{0,3}))?")
+# panels_PqJ: as panels_P, each int32 with J numbers of 4 bits. panels_PqJkI: as panels_PkI, of such words. An ending xE: E such matrices, stacked.
+_PANELS = re.compile(r"panels_([1-9][0-9]{0,3})(?:k([1-9][0-9]?)|q8(?:k([1-9]))?)?(?:x([1-9][0-9]{0,3}))?")
 _LAYER = re.compile(r"layers\.(0|[1-9][0-9]*)\.")
 _ARCH = re.compile(r"sm_[1-9][0-9]{1,2}[a-z]?")
 
@@ -153,10 +153,10 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
 def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
     panels = _PANELS.fullmatch(weight.layout)
     if weight.layout != "row_major" and not panels:
-        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, panels_P, panels_PkJ, panels_Pq8 or one of these with xE"
+        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, or panels as `build/layout.py` names them"
     if panels:
-        width, steps, stacked = (int(part) if part else None for part in panels.groups())
-        rest = (width,) if steps is None else (width, steps)
+        width, numbers, words, stacked = (int(part) if part else None for part in panels.groups())
+        rest = tuple(size for size in (width, numbers, words) if size is not None)
         if len(weight.shape) != 2 + len(rest) or weight.shape[2:] != rest:
             wanted = ", ".join(map(str, rest))
             yield f"the weight {weight.name} has shape {list(weight.shape)}, expected (panels, K, {wanted}) for layout {weight.layout}"

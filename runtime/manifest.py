@@ -19,6 +19,7 @@ InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.instruc
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
 CacheDType = Literal["fp32", "fp16", "int8"]
 CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
+TargetKind = Literal["llvm", "cuda"]
 Scheme = Literal["none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
 KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
@@ -170,7 +171,7 @@ class Quantization(Record, frozen=True):
 class TargetSpec(Record, frozen=True):
     """The machine that the library was compiled for."""
 
-    kind: Literal["llvm", "cuda"]
+    kind: TargetKind
     dtype: Literal["fp32", "fp16", "bf16"]  # storage of weights and caches
     cpu: str  # LLVM's name of the host CPU level, such as x86-64-v3
     cpu_features: tuple[str, ...]  # /proc/cpuinfo flags that the host code needs

@@ -22,10 +22,6 @@ def wide(weight, scale):
     return weight.astype(np.float64) * (1 if scale is None else scale.reshape(EXPERTS, -1, 1).astype(np.float64))
 
 
-def packed(weight):
-    return np.concatenate([to_panels(matrix) for matrix in weight])
-
-
 def expected(x, scores, w13, w2):
     """(tokens, dim), (tokens, experts), (experts, 2 hidden, dim) and (experts, dim, hidden) to (tokens, dim) and how far float32 may be off it.
 
@@ -47,8 +43,9 @@ def expected(x, scores, w13, w2):
     return result, bound
 
 
-def check(make_and_run, tokens, dim, hidden_dim, dtype):
-    """`make_and_run(shape, arrays)` calls the kernel and gives all its arrays back; the output follows the inputs."""
+def check(make_and_run, tokens, dim, hidden_dim, dtype, pack=to_panels):
+    """`make_and_run(shape, arrays)` calls the kernel and gives all its arrays back; the output follows the inputs. `pack` is the target's."""
+
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((1, tokens, dim)).astype(np.float32)
     scores = rng.standard_normal((1, tokens, EXPERTS)).astype(np.float32)
@@ -56,6 +53,10 @@ def check(make_and_run, tokens, dim, hidden_dim, dtype):
     scores[0, -1] = 1  # equal: the first experts count
     (w13, s13), (w2, s2) = (stacked_weight(rng, n, k, dtype) for n, k in ((2 * hidden_dim, dim), (dim, hidden_dim)))
     shape = Mixture((1, tokens), dim, hidden_dim, EXPERTS, PER_TOKEN, MatrixFormat(dtype=dtype))
+
+    def packed(weight):
+        return np.concatenate([pack(matrix) for matrix in weight])
+
     weights = [packed(w13), packed(w2)] if s13 is None else [packed(w13), s13, packed(w2), s2]
     scratch = [np.full(size, np.nan if kind == "float32" else -(2**30), kind) for size, kind in shape.scratch]
     inputs = [x, scores, *weights]

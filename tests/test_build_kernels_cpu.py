@@ -124,7 +124,7 @@ def product(shape, seed=0):
     tensor = ModelTensor(name="w", shape=(shape.n, shape.k), stored=shape.weight)
     stored = store(tensor, generator.standard_normal(tensor.shape).astype(np.float32) * generator.uniform(0.1, 2, (shape.n, 1)).astype(np.float32))
     weight = load(tensor, stored).astype(np.float64)
-    parts = [part.pack(stored[part.spec.name], 2) if part.pack else stored[part.spec.name] for part in packed_tensors(tensor, 1)]
+    parts = [part.pack(stored[part.spec.name], 2) if part.pack else stored[part.spec.name] for part in packed_tensors(tensor, 1, "llvm")]
     x = generator.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
     gain = generator.standard_normal(shape.k).astype(np.float32)
     residual = generator.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)
@@ -246,7 +246,7 @@ def test_embedding(name):
     stored = DYNAMIC["int8"] if name == "dynamic" else FORMATS[name]
     tensor = ModelTensor(name="w", shape=(301, 16), stored=stored)
     arrays = store(tensor, np.random.default_rng(0).standard_normal(tensor.shape).astype(np.float32))
-    parts = [part.pack(arrays[part.spec.name], 1) if part.pack else arrays[part.spec.name] for part in packed_tensors(tensor, 1)]
+    parts = [part.pack(arrays[part.spec.name], 1) if part.pack else arrays[part.spec.name] for part in packed_tensors(tensor, 1, "llvm")]
     ids = np.array([[0, 300, 1], [31, 32, 299]], np.int64)
     y = output(2, 3, 16)
     call(compiled(embedding(AVX2, Embedding((2, 3), 301, 16, stored))), ids, *parts, y)

@@ -7,12 +7,11 @@ from build.compiler import tvm
 from build.kernels.cuda import attention, embedding, linear, mixture, norm, swiglu
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
-from build.layout import to_panels
-from export.quantize import MatrixFormat
+from build.layout import packed_tensors, to_vector_panels
+from export.quantize import MatrixFormat, ModelTensor, load, store
 from tests.mixture_reference import check as check_mixture
 
 FLOAT32 = np.finfo(np.float32).eps
-STORED = ["float32", "float16", "int8"]
 
 
 def compiled(kernel):
@@ -31,44 +30,66 @@ def garbage(shape):
     return np.full(shape, np.nan, np.float32)
 
 
-def weights(rng, n, k, dtype):
-    """A (N, K) matrix, and its scales when it is int8."""
-    if dtype == "int8":
-        return rng.integers(-127, 128, (n, k), dtype=np.int8), rng.uniform(0.001, 0.01, n).astype(np.float32)
-    return rng.standard_normal((n, k)).astype(dtype), None
+def weights(rng, n, k, stored):
+    """The packed arrays of a random (N, K) matrix, and its numbers as kernels take them, in float64."""
+    tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
+    arrays = store(tensor, rng.standard_normal((n, k)).astype(np.float32))
+    parts = [part.pack(arrays[part.spec.name], 1) if part.pack else arrays[part.spec.name] for part in packed_tensors(tensor, 1, "cuda")]
+    return parts, load(tensor, arrays).astype(np.float64)
 
 
-# N and K below, at and beyond a panel (32), a step of depth (32) and the 8 warps; rows below, at and beyond a tile of 64.
-LINEAR_SHAPES = [((1, 1), 70, 61), ((1, 1), 32, 64), ((1, 3), 33, 5), ((1, 16), 64, 96), ((2, 1), 31, 40), ((5, 14), 45, 37)]
+INT4 = {
+    "int4": MatrixFormat(dtype="int4", group_size=32),
+    "int4-zeros": MatrixFormat(dtype="int4", group_size=64, zero_points=True),
+}
+FORMATS = {"float32": MatrixFormat(dtype="float32"), "float16": MatrixFormat(dtype="float16"), "int8": MatrixFormat(dtype="int8"), **INT4}
+
+# N and K below, at and beyond a panel (32), a vector (4 to 32) and the 8 warps; rows below, at and beyond a tile of 64. The third K goes through
+# the loop without guards, in every format.
+ODD = [((1, 1), 70, 61), ((1, 3), 33, 5), ((2, 1), 31, 40), ((5, 14), 45, 37), ((1, 1), 33, 2051)]
+EVEN = [((1, 1), 32, 64), ((1, 16), 64, 96), ((1, 1), 40, 1024), ((1, 1), 5, 8192), ((1, 7), 65, 40), ((1, 1), 32, 2080)]
+LINEAR = [(*s, name) for s in EVEN for name in FORMATS] + [(*s, name) for s in ODD for name in FORMATS if name not in INT4]
 
 
-@pytest.mark.parametrize(
-    ("lead", "n", "k", "dtype"), [(*s, "int8") for s in LINEAR_SHAPES] + [(*s, d) for s in LINEAR_SHAPES[::3] for d in STORED[:2]]
-)
-def test_linear(lead, n, k, dtype):
+@pytest.mark.parametrize(("lead", "n", "k", "name"), LINEAR)
+def test_linear(lead, n, k, name):
     rng = np.random.default_rng(n)
     x = rng.standard_normal((*lead, k)).astype(np.float32)
-    w, s = weights(rng, n, k, dtype)
-    kernel = compiled(linear.linear(Linear(lead, n, k, MatrixFormat(dtype=dtype)), on=SERIAL))
-    scales = () if s is None else (s,)
-    *_, y = run(kernel, x, to_panels(w), *scales, garbage((*lead, n)))
-    wide = w.astype(np.float64) * (1 if s is None else s[:, None].astype(np.float64))
-    # K float32 multiplications and additions and one scaling, each rounded: Higham's bound (K + 2) u sum |x w|, with eps = 2 u
-    bound = (k + 2) * FLOAT32 * (np.abs(x).astype(np.float64) @ np.abs(wide).T)
-    assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= bound)
+    arrays, wide = weights(rng, n, k, FORMATS[name])
+    *_, y = run(compiled(linear.linear(Linear(lead, n, k, FORMATS[name]), on=SERIAL)), x, *arrays, garbage((*lead, n)))
+    # K float32 multiplications and additions and a few scalings, each rounded: Higham's bound (K + 4) u sum |x w|, with eps = 2 u. int4 sums
+    # 16 (1 + q / 16) x and takes (16 + zero) x off again, each at most 31 |x| times the group's scale, which is at least a seventh of |w|'s largest.
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(wide).T
+    if name in INT4:
+        size = FORMATS[name].group_size
+        scales = np.repeat(to_rows(arrays[1], n), size, axis=1)[:, :k].astype(np.float64)
+        magnitude = 62 * np.abs(x).astype(np.float64) @ np.abs(scales).T
+    assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= (k + 4) * FLOAT32 * magnitude)
 
 
-@pytest.mark.parametrize("dtype", STORED)
-@pytest.mark.parametrize(("lead", "k"), [((1, 1), 64), ((2, 3), 300)])
-def test_embedding_is_exact(lead, k, dtype):
+def to_rows(panels, n):
+    """(panels, K, 32) back to (N, K)."""
+    return panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:n]
+
+
+BLOCKS = [(4096, 512, 16), (28672, 512, 8), (1024, 512, 32), (576, 72, 32), (64, 8, 8), (64, 16, 16), (64, 40, 32)]
+
+
+@pytest.mark.parametrize(("n", "k", "warps"), BLOCKS)
+def test_small_matrices_are_split_more(n, k, warps):
+    """`k` in vectors."""
+    assert linear.gemv_warps(-(-n // 32), k) == warps
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("lead", "k"), [((1, 1), 64), ((2, 3), 296)])
+def test_embedding_is_exact(lead, k, name):
     rng = np.random.default_rng(k)
-    w, s = weights(rng, 77, k, dtype)
+    arrays, wide = weights(rng, 77, k, FORMATS[name])
     ids = rng.integers(0, 77, lead)
     ids.flat[0] = 76  # in the padded last panel
-    kernel = compiled(embedding.embedding(Embedding(lead, 77, k, MatrixFormat(dtype=dtype)), on=SERIAL))
-    *_, y = run(kernel, ids, to_panels(w), *(() if s is None else (s,)), garbage((*lead, k)))
-    expected = w[ids].astype(np.float32) * (np.float32(1) if s is None else s[ids][..., None])
-    np.testing.assert_array_equal(y, expected)
+    *_, y = run(compiled(embedding.embedding(Embedding(lead, 77, k, FORMATS[name]), on=SERIAL)), ids, *arrays, garbage((*lead, k)))
+    np.testing.assert_array_equal(y, wide[ids].astype(np.float32))
 
 
 @pytest.mark.parametrize(("lead", "dim"), [((1, 1), 64), ((2, 3), 576), ((1, 16), 100)])
@@ -170,4 +191,4 @@ def reference(shape, qkv, cos, sin, positions, history):
     ("tokens", "dim", "hidden_dim", "dtype"), [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (5, 40, 33, "float16"), (70, 64, 48, "int8")]
 )
 def test_mixture(tokens, dim, hidden_dim, dtype):
-    check_mixture(lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays), tokens, dim, hidden_dim, dtype)
+    check_mixture(lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays), tokens, dim, hidden_dim, dtype, to_vector_panels)

@@ -148,7 +148,7 @@ def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
 
 def regions_of(module, graph):
     """What dispatch finds for the CPU."""
-    return find_regions(module, graph, kernel_set_of(TARGET), weights_of(module.record, module.module[graph.name], graph))
+    return find_regions(module, graph, kernel_set_of(TARGET), weights_of(module.record, module.module[graph.name], graph, TARGET.kind))
 
 
 @pytest.fixture(scope="module")

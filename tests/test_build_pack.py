@@ -62,7 +62,7 @@ def test_pack_weights_writes_every_tensor(tmp_path, workers):
         for name, array in arrays.items():
             writer.write(name, array)
     plain = MatrixFormat(dtype="float32")
-    tensors = tuple(part for n, a in arrays.items() for part in packed_tensors(ModelTensor(name=n, shape=a.shape, stored=plain), 1))
+    tensors = tuple(part for n, a in arrays.items() for part in packed_tensors(ModelTensor(name=n, shape=a.shape, stored=plain), 1, "llvm"))
     pack_weights(TensorFile.open(tmp_path / "in"), tensors, tmp_path / "out", workers)
     packed = TensorFile.open(tmp_path / "out")
     assert list(packed.tensors) == list(arrays)
@@ -104,6 +104,6 @@ def test_a_matrix_of_every_format_has_its_packed_parts():
     for stored, count in ((MatrixFormat(dtype="int8"), 2), (MatrixFormat(dtype="int4", group_size=32, zero_points=True), 3)):
         tensor = ModelTensor(name="w", shape=(40, 64), stored=stored)
         arrays = store(tensor, np.ones((40, 64), np.float32))
-        parts = packed_tensors(tensor, 1)
+        parts = packed_tensors(tensor, 1, "llvm")
         assert [part.spec.name for part in parts] == list(arrays)
         assert len(parts) == count

@@ -230,9 +230,9 @@ def test_how_weights_are_stored(write):
     assert config.cache_dtype == "fp16"
 
 
-@pytest.mark.parametrize(("key", "scheme"), [("scheme", "int4"), ("keep_scheme", "int8_dynamic")])
+@pytest.mark.parametrize(("key", "scheme"), [("scheme", "int4_dynamic"), ("keep_scheme", "int8_dynamic")])
 def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
-    with pytest.raises(UserError, match=rf"quantize\.{key} is {scheme}, which this version does not compile for cuda; use none or int8"):
+    with pytest.raises(UserError, match=rf"quantize\.{key} is {scheme}, which this version does not compile for cuda; use none, int8, int4"):
         load_config(write(FULL), [f"quantize.{key}={scheme}"])
 
 

@@ -9,13 +9,17 @@ from tvm.tirx import PrimFunc
 from build.kernels.shapes import Mixture
 
 
-def mixture_function(shape: Mixture, panel: int, attributes: Mapping[str, Any], body: Callable[..., Any]) -> PrimFunc:
+def mixture_function(
+    shape: Mixture, layout: Callable[[int, int], tuple[int, ...]], attributes: Mapping[str, Any], body: Callable[..., Any]
+) -> PrimFunc:
     """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each with its scales when `scaled`, to y (*lead, dim).
+
+    `layout(n, k)` is the shape of one expert's packed matrix; all experts' lie one on the other.
 
     Behind y come the scratch tensors of `shape`. `body` gets them all, x, scores and y with their tokens as rows, None for scales that are not.
     """
     rows, dim, hidden_dim, pairs, n_experts = shape.tokens, shape.dim, shape.hidden_dim, shape.pairs, shape.n_experts
-    panels_13, panels_2 = n_experts * -(-2 * hidden_dim // panel), n_experts * -(-dim // panel)
+    (panels_13, *rest_13), (panels_2, *rest_2) = layout(2 * hidden_dim, dim), layout(dim, hidden_dim)
 
     @T.inline
     def by_rows(x_in, scores_in, w13, s13, w2, s2, y_out, chosen, share, count, members, both, gated, mixed):
@@ -28,8 +32,8 @@ def mixture_function(shape: Mixture, panel: int, attributes: Mapping[str, Any], 
     def plain(
         x: T.Buffer((*shape.lead, dim), "float32"),
         scores: T.Buffer((*shape.lead, n_experts), "float32"),
-        w13: T.Buffer((panels_13, dim, panel), shape.weight_dtype),
-        w2: T.Buffer((panels_2, hidden_dim, panel), shape.weight_dtype),
+        w13: T.Buffer((n_experts * panels_13, *rest_13), shape.weight_dtype),
+        w2: T.Buffer((n_experts * panels_2, *rest_2), shape.weight_dtype),
         y: T.Buffer((*shape.lead, dim), "float32"),
         chosen: T.Buffer((pairs,), "int32"),
         share: T.Buffer((pairs,), "float32"),
@@ -46,9 +50,9 @@ def mixture_function(shape: Mixture, panel: int, attributes: Mapping[str, Any], 
     def dequantizing(
         x: T.Buffer((*shape.lead, dim), "float32"),
         scores: T.Buffer((*shape.lead, n_experts), "float32"),
-        w13: T.Buffer((panels_13, dim, panel), shape.weight_dtype),
+        w13: T.Buffer((n_experts * panels_13, *rest_13), shape.weight_dtype),
         s13: T.Buffer((n_experts * 2 * hidden_dim,), "float32"),
-        w2: T.Buffer((panels_2, hidden_dim, panel), shape.weight_dtype),
+        w2: T.Buffer((n_experts * panels_2, *rest_2), shape.weight_dtype),
         s2: T.Buffer((n_experts * dim,), "float32"),
         y: T.Buffer((*shape.lead, dim), "float32"),
         chosen: T.Buffer((pairs,), "int32"),

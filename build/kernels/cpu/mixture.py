@@ -44,7 +44,7 @@ def mixture(level: Level, shape: Mixture) -> PrimFunc:
                 for d in T.serial(dim):
                     y[i, d] = y[i, d] + share[i * per_token + 1 + j] * mixed[i * per_token + 1 + j, d]
 
-    return mixture_function(shape, PANEL, ATTRIBUTES, body)
+    return mixture_function(shape, lambda n, k: (-(-n // PANEL), k, PANEL), ATTRIBUTES, body)
 
 
 def _route(rows: int, n_experts: int, per_token: int):

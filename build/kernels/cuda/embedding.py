@@ -5,44 +5,49 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.linear import PANEL
+from build.kernels.cuda.weights import number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
 from build.kernels.shapes import Embedding
+from build.kernels.signature import without
+from build.layout import vector_layout, vector_steps
 
 THREADS = 256
 
 
 def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
-    """Kernel of ids (*lead) int64, w (panels, K, PANEL) and, when it is scaled, s (N,), to y (*lead, K) float32; N is the vocabulary."""
-    lead, n, k, rows, weight_dtype = shape.lead, shape.n, shape.k, shape.rows, shape.weight.dtype
-    panels, parts = -(-n // PANEL), -(-k // THREADS)
+    """Kernel of ids (*lead) int64, w as `vector_layout` has it, scales and zero points where there are any, to y (*lead, K) float32."""
+    lead, n, k, rows, stored = shape.lead, shape.n, shape.k, shape.rows, shape.weight
+    layout, steps = vector_layout(stored, n, k), vector_steps(stored)
+    vectors, words, read = -(-k // steps), layout.shape[-1], number(stored)
+    parts = -(-vectors // THREADS)
 
-    @T.inline
-    def gather(ids_in, w, s, y_out):
+    def scaled(value, s, z, token, at):
+        if stored.dtype == "int4":
+            g = at * steps // stored.group_size
+            return (value - zero_of(stored, z, token // PANEL, g, token % PANEL)) * scale_of(s, token // PANEL, g, token % PANEL)
+        return value * s[token] if stored.scaled else value
+
+    @T.prim_func
+    def kernel(
+        ids_in: T.Buffer(lead, "int64"),
+        w: T.Buffer(layout.shape, layout.dtype),
+        s: scales_buffer(layout),
+        z: zeros_buffer(layout),
+        y_out: T.Buffer((*lead, k), "float32"),
+    ):
+        T.func_attr(ATTRIBUTES)
         ids = T.decl_buffer((rows,), "int64", data=ids_in.data)
         y = T.decl_buffer((rows, k), "float32", data=y_out.data)
         for block in on.blocks(rows * parts):
             for t in on.threads(THREADS):
                 i = block // parts
-                j = block % parts * THREADS + t
+                at = block % parts * THREADS + t
                 token = T.Cast("int32", ids[i])
-                if j < k:
-                    if s is None:
-                        y[i, j] = T.Cast("float32", w[token // PANEL, j, token % PANEL])
-                    else:
-                        y[i, j] = T.Cast("float32", w[token // PANEL, j, token % PANEL]) * s[token]
+                if at < vectors:
+                    vector = T.alloc_buffer((words,), layout.dtype, scope=on.private)
+                    for v in T.vectorized(words):
+                        vector[v] = w[token // PANEL, at, token % PANEL, v]
+                    for v in T.unroll(steps):
+                        if at * steps + v < k:
+                            y[i, at * steps + v] = scaled(read(vector, 0, v), s, z, token, at)
 
-    @T.prim_func
-    def plain(ids: T.Buffer(lead, "int64"), w: T.Buffer((panels, k, PANEL), weight_dtype), y: T.Buffer((*lead, k), "float32")):
-        T.func_attr(ATTRIBUTES)
-        gather(ids, w, None, y)
-
-    @T.prim_func
-    def dequantizing(
-        ids: T.Buffer(lead, "int64"),
-        w: T.Buffer((panels, k, PANEL), weight_dtype),
-        s: T.Buffer((n,), "float32"),
-        y: T.Buffer((*lead, k), "float32"),
-    ):
-        T.func_attr(ATTRIBUTES)
-        gather(ids, w, s, y)
-
-    return dequantizing if shape.weight.scaled else plain
+    return without(kernel, unused(layout))

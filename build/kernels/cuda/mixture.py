@@ -9,9 +9,10 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
-from build.kernels.cuda.linear import PANEL, THREADS, TILE, RowTiles, panel_dot, tile_product
+from build.kernels.cuda.linear import PANEL, THREADS, TILE, RowTiles, gemv_warps, panel_dot, panel_total, tile_product
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
+from build.layout import vector_layout, vector_steps
 
 LOWEST = -3.4028234e38  # of float32
 
@@ -33,7 +34,7 @@ def mixture(shape: Mixture, on: Binding = GPU) -> PrimFunc:
         down(gated, w2, s2, chosen, count, members, mixed)
         combine(share, mixed, y)
 
-    return mixture_function(shape, PANEL, ATTRIBUTES, body)
+    return mixture_function(shape, lambda n, k: vector_layout(shape.weight, n, k).shape, ATTRIBUTES, body)
 
 
 def _route(shape: Mixture, on: Binding):
@@ -94,25 +95,19 @@ def _group(shape: Mixture, on: Binding):
 def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
     """One token: a block a panel of one of its experts."""
     panels = -(-n // PANEL)
-    dot = panel_dot(k, on)
+    warps = gemv_warps(shape.pairs * panels, -(-k // vector_steps(shape.weight)))
+    dot, total = panel_dot(shape.weight, k, warps, on), panel_total(shape.weight, warps)
 
     @T.inline
     def body(x, w, s, chosen, _count, _members, out):
         for block in on.blocks(shape.pairs * panels):
-            partial = T.alloc_buffer((TILE.warps, PANEL), "float32", scope=on.shared)
+            partial = T.alloc_buffer((warps, PANEL), "float32", scope=on.shared)
             pair = block // panels
             p = block % panels
-            dot(x, pair // pairs_per_row, w, chosen[pair] * panels + p, partial)
-            for t in on.threads(THREADS):
+            dot(x, pair // pairs_per_row, w, None, None, chosen[pair] * panels + p, partial)
+            for t in on.threads(warps * WARP):
                 if t < PANEL and p * PANEL + t < n:
-                    total = T.alloc_buffer((1,), "float32", scope=on.private)
-                    total[0] = T.float32(0)
-                    for warp in T.serial(TILE.warps):
-                        total[0] = total[0] + partial[warp, t]
-                    if s is None:
-                        out[pair, p * PANEL + t] = total[0]
-                    else:
-                        out[pair, p * PANEL + t] = total[0] * s[chosen[pair] * n + p * PANEL + t]
+                    out[pair, p * PANEL + t] = total(partial, s, chosen[pair] * n + p * PANEL + t, t)
 
     return body
 
@@ -121,7 +116,7 @@ def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bin
     """Several tokens: a block a panel of one expert times a tile of the pairs that chose it."""
     panels, n_experts = -(-n // PANEL), shape.n_experts
     tiles = RowTiles.of(shape.tokens)  # a token chooses an expert once
-    multiply = tile_product(k, tiles, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row)
+    multiply = tile_product(shape.weight, k, tiles, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row)
 
     @T.inline
     def body(x, w, s, _chosen, count, members, out):
@@ -132,7 +127,7 @@ def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bin
             e = block // (panels * tiles.count)
             p = block // tiles.count % panels
             m = block % tiles.count * tiles.tile_rows
-            multiply(x, (members, e), w, e * panels + p, m, count[e], x_tile, w_tile, acc)
+            multiply(x, (members, e), w, None, None, e * panels + p, m, count[e], x_tile, w_tile, acc)
             for t in on.threads(THREADS):
                 for r in T.unroll(tiles.per_warp):
                     i = m + t // WARP * tiles.per_warp + r

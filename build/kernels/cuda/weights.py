@@ -1,0 +1,85 @@
+"""Reading packed weights on a GPU: 16 bytes a thread at once, 512 neighbouring bytes a warp (the layouts panels_32kJ of `build/layout.py`).
+
+int4 numbers q stand for (q - zero) * scale, scale and zero one for each group. To convert is dearer than to multiply, so a dot product takes
+q as the float32 1 + q / 16, which is q's four bits in front of the mantissa of 1, and corrects the sum: the sum of (q - zero) x is
+16 (the sum of (1 + q / 16) x) - (16 + zero) (the sum of x).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+from build.kernels.shapes import Linear
+from build.kernels.signature import UNUSED
+from build.layout import DOT, WORD, MatrixLayout, vector_layout, vector_steps
+from export.quantize import INT4_ZERO, MatrixFormat
+
+ONE, TOP_BITS = 0x3F800000, 19  # float32 1; where the first four bits of a mantissa begin
+
+
+def layout_of(shape: Linear) -> MatrixLayout:
+    """The layout of a product's weight."""
+    return vector_layout(shape.weight, shape.n, shape.k)
+
+
+def scales_buffer(layout: MatrixLayout) -> Any:
+    """The parameter for scales, one that will be dropped where there are none."""
+    size, dtype = layout.scales or (UNUSED, "float32")
+    return T.Buffer(size, dtype)
+
+
+def zeros_buffer(layout: MatrixLayout) -> Any:
+    """As `scales_buffer`, for zero points."""
+    size, dtype = layout.zero_points or (UNUSED, "uint8")
+    return T.Buffer(size, dtype)
+
+
+def unused(layout: MatrixLayout) -> list[str]:
+    """The parameters s and z of a kernel that a layout has no use for."""
+    return [name for name, part in (("s", layout.scales), ("z", layout.zero_points)) if part is None]
+
+
+Reader = Callable[[Any, Any, Any], Any]
+
+
+def number(stored: MatrixFormat) -> Reader:
+    """`read(loaded, start, v)`: step v of the vector at loaded[start :] as float32, int4 as 0 to 15."""
+
+    def word(loaded: Any, start: Any, v: Any) -> Any:
+        return T.Cast("float32", _bits(loaded, start, v))
+
+    def plain(loaded: Any, start: Any, v: Any) -> Any:
+        return T.Cast("float32", loaded[start + v])
+
+    return word if stored.dtype == "int4" else plain
+
+
+def _bits(loaded: Any, start: Any, v: Any) -> Any:
+    """Step v of four words: byte j of a word holds step j in its lower and step 4 + j in its upper half."""
+    return (loaded[start + v // WORD] >> (8 * (v % DOT) + 4 * (v % WORD // DOT))) & 15
+
+
+def factor(stored: MatrixFormat) -> Reader:
+    """As `number`, but int4 q as 1 + q / 16."""
+
+    def in_mantissa(loaded: Any, start: Any, v: Any) -> Any:
+        return T.reinterpret("float32", (_bits(loaded, start, v) << TOP_BITS) | ONE)
+
+    return in_mantissa if stored.dtype == "int4" else number(stored)
+
+
+def group_of(stored: MatrixFormat, vector: Any) -> Any:
+    """The group that a vector of int4 lies in."""
+    assert stored.group_size is not None
+    return vector * vector_steps(stored) // stored.group_size
+
+
+def zero_of(stored: MatrixFormat, z: Any, p: Any, g: Any, lane: Any) -> Any:
+    """The zero of a group, as float32."""
+    return T.Cast("float32", z[p, g, lane]) if stored.zero_points else T.float32(INT4_ZERO)
+
+
+def scale_of(s: Any, p: Any, g: Any, lane: Any) -> Any:
+    """The scale of a group, as float32."""
+    return T.Cast("float32", s[p, g, lane])
