@@ -5,6 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from build.cuda import spilling, usage_of
 from build.layout import RING_BLOCK, ring_block
 from build.pipeline import build_key, build_library, package
 from build.target import target_spec
@@ -36,6 +37,8 @@ def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump
         for note in slow_rings(graphs.record) if spec.kind == "llvm" else ():
             console.print(f"warning: {note}", style="yellow")
         library = run_stage(workspace, "library", key, partial(build_library, graphs, spec, dump=None))
+        for note in spilling(usage_of(library)):
+            console.print(f"warning: {note}", style="yellow")
         return current or package(config, graphs, spec, library, key, artifact)
 
 

@@ -5,7 +5,6 @@ libcuda.so.1; where there is none, a stub takes its place in this process: it ha
 """
 
 import ctypes
-import json
 import os
 import re
 import shutil
@@ -13,13 +12,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import msgspec
+
 from build.compiler import tvm
 from runtime.errors import UserError
-from runtime.manifest import TargetSpec
+from runtime.manifest import KernelUsage, TargetSpec
 
 KERNELS_FILE = "kernels.json"
 SOURCE_FILE = "kernels.cu"
@@ -48,18 +48,6 @@ USAGE = re.compile(
 SHARED = re.compile(r"(\d+) bytes smem")
 
 
-@dataclass(frozen=True)
-class KernelUsage:
-    """What one kernel takes of one architecture's multiprocessor, as the assembler reports it."""
-
-    kernel: str
-    arch: str
-    registers: int  # a thread
-    shared_bytes: int  # a block, static
-    stack_bytes: int  # a thread
-    spill_bytes: int  # a thread, stores and loads
-
-
 @contextmanager
 def toolchain(spec: TargetSpec, folder: Path, dump: Path | None) -> Iterator[None]:
     """While this is open, TVM compiles CUDA kernels to machine code of `spec.arch` and to nothing else; `folder` receives their resource usage.
@@ -74,7 +62,7 @@ def toolchain(spec: TargetSpec, folder: Path, dump: Path | None) -> Iterator[Non
         if dump is not None:
             (dump / SOURCE_FILE).write_text(source)
         code, usage = compile_fatbin(nvcc, source, spec.arch)
-        (folder / KERNELS_FILE).write_text(json.dumps([asdict(row) for row in usage], indent=1))
+        (folder / KERNELS_FILE).write_bytes(msgspec.json.encode(usage))
         return bytearray(code)
 
     previous = tvm.get_global_func(COMPILE_CALLBACK)
@@ -144,9 +132,31 @@ def read_usage(report: str) -> list[KernelUsage]:
         shared = SHARED.search(match["rest"])
         spills = int(match["stores"]) + int(match["loads"])
         rows.append(
-            KernelUsage(match["kernel"], match["arch"], int(match["registers"]), int(shared[1]) if shared else 0, int(match["stack"]), spills)
+            KernelUsage(
+                kernel=match["kernel"],
+                arch=match["arch"],
+                registers=int(match["registers"]),
+                shared_bytes=int(shared[1]) if shared else 0,
+                stack_bytes=int(match["stack"]),
+                spill_bytes=spills,
+            )
         )
     return sorted(rows, key=lambda row: (row.kernel, row.arch))
+
+
+def usage_of(folder: Path) -> tuple[KernelUsage, ...]:
+    """What `toolchain` left of a library's kernels; nothing for other targets."""
+    path = folder / KERNELS_FILE
+    return msgspec.json.decode(path.read_bytes(), type=tuple[KernelUsage, ...]) if path.is_file() else ()
+
+
+def spilling(usage: Sequence[KernelUsage]) -> list[str]:
+    """A sentence for each kernel that keeps some of its registers in memory."""
+    return [
+        f"{row.kernel} spills {row.spill_bytes} bytes a thread on {row.arch} ({row.registers} registers): it will be slower there"
+        for row in usage
+        if row.spill_bytes
+    ]
 
 
 def _run(command: list[str]) -> str:

@@ -85,6 +85,7 @@ def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library
             overrides=record.overrides,
             tools=tool_versions(build_tools(spec)),
             files=files,
+            kernels=cuda.usage_of(library),
         )
 
     runs_here = spec.kind == "llvm" and not missing_features(spec.cpu_features)

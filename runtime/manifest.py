@@ -178,6 +178,17 @@ class TargetSpec(Record, frozen=True):
     arch: tuple[str, ...] = ()  # CUDA architectures with machine code inside, such as sm_80
 
 
+class KernelUsage(Record, frozen=True):
+    """What one CUDA kernel takes of one architecture's multiprocessor, as the assembler reports it."""
+
+    kernel: str
+    arch: str
+    registers: int  # a thread
+    shared_bytes: int  # a block, static
+    stack_bytes: int  # a thread
+    spill_bytes: int  # a thread, stores and loads
+
+
 class TokenizerSpec(Record, frozen=True):
     """Which tokenizer file the artifact carries and how prompts begin and end."""
 
@@ -229,6 +240,7 @@ class Manifest(Record, frozen=True):
     tools: dict[str, str]  # versions of the tools that made it, "apache-tvm" and "apache-tvm-ffi" among them
     files: tuple[FileEntry, ...]  # every file but manifest.json
     parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
+    kernels: tuple[KernelUsage, ...] = ()  # of CUDA, by name and architecture
     golden: str | None = None  # the file of golden prompts (`runtime.golden`); None until `make ship` has run
 
     @property

@@ -19,7 +19,7 @@ from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
 from build.kernels.cuda.weights import factor, group_of, layout_of, number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
 from build.kernels.shapes import Linear
 from build.kernels.signature import without
-from build.layout import vector_layout, vector_steps
+from build.layout import WORD, vector_layout, vector_steps
 from export.quantize import MatrixFormat
 
 PANEL = WARP
@@ -42,6 +42,7 @@ THREADS = TILE.warps * WARP
 WARPS = (8, 16, 32)  # in a block
 ALL_WARPS = 2048
 LOADS = 4  # of 16 bytes, that a thread starts before it needs the first
+INT4_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 of them sm_80 spills
 FLOATS = 4  # of x, in 16 bytes
 
 
@@ -111,8 +112,9 @@ def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
     vectors = -(-k // steps)
     layout = vector_layout(stored, PANEL, k)
     words = layout.shape[-1]
-    turns = vectors // (warps * LOADS)  # in which no warp lacks a vector
-    begun = turns * warps * LOADS
+    loads = INT4_LOADS if stored.dtype == "int4" else LOADS
+    turns = vectors // (warps * loads)  # in which no warp lacks a vector
+    begun = turns * warps * loads
     whole = k % steps == 0 and k % FLOATS == 0
     read, int4 = factor(stored), stored.dtype == "int4"
     threads = warps * WARP
@@ -165,11 +167,11 @@ def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
             acc = T.alloc_buffer((1,), "float32", scope=on.private)
             acc[0] = T.float32(0)
             for turn in T.serial(turns):
-                loaded = T.alloc_buffer((LOADS * words,), layout.dtype, scope=on.private)
-                for u in T.unroll(LOADS):
-                    load(w, p, (turn * LOADS + u) * warps + t // WARP, t % WARP, loaded, u * words)
-                for u in T.unroll(LOADS):
-                    multiply(x, i, s, z, x_sums, p, (turn * LOADS + u) * warps + t // WARP, t % WARP, loaded, u * words, acc)
+                loaded = T.alloc_buffer((loads * words,), layout.dtype, scope=on.private)
+                for u in T.unroll(loads):
+                    load(w, p, (turn * loads + u) * warps + t // WARP, t % WARP, loaded, u * words)
+                for u in T.unroll(loads):
+                    multiply(x, i, s, z, x_sums, p, (turn * loads + u) * warps + t // WARP, t % WARP, loaded, u * words, acc)
             for turn in T.serial(-(-(vectors - begun) // warps)):
                 at = begun + turn * warps + t // WARP
                 if at < vectors:
@@ -233,14 +235,14 @@ def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, 
     tile_rows, depth, per_warp = tiles.tile_rows, TILE.depth, tiles.per_warp
     steps = vector_steps(stored)
     vectors, layout = -(-k // steps), vector_layout(stored, PANEL, k)
-    words, read = layout.shape[-1], number(stored)
-    x_loads, w_vectors = -(-tile_rows * depth // THREADS), depth // steps * PANEL
+    x_loads, some = -(-tile_rows * depth // THREADS), depth * PANEL // THREADS  # steps of one output that a thread widens: part of a vector
+    words, read = (1 if stored.dtype == "int4" else some), number(stored)
 
-    def weight(vector, s, z, p, at, lane, v):
+    def weight(loaded, s, z, p, at, lane, v):
         if stored.dtype != "int4":
-            return read(vector, 0, v)
+            return read(loaded, 0, v)
         g = group_of(stored, at)
-        return (read(vector, 0, v) - zero_of(stored, z, p, g, lane)) * scale_of(s, p, g, lane)
+        return (read(loaded, 0, v) - zero_of(stored, z, p, g, lane)) * scale_of(s, p, g, lane)
 
     @T.inline
     def load(x, members, w, s, z, p, m, stop, x_tile, w_tile, kk, t):
@@ -254,17 +256,20 @@ def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, 
                     x_tile[r, d] = x[source(members, m + r), kk + d]
                 else:
                     x_tile[r, d] = T.float32(0)
-        if t < w_vectors:
-            d = t // PANEL
-            if kk // steps + d < vectors:
-                vector = T.alloc_buffer((words,), layout.dtype, scope=on.private)
-                for v in T.vectorized(words):
-                    vector[v] = w[p, kk // steps + d, t % PANEL, v]
-                for v in T.unroll(steps):
-                    w_tile[d * steps + v, t % PANEL] = weight(vector, s, z, p, kk // steps + d, t % PANEL, v)
+        d = t // PANEL * some
+        at = (kk + d) // steps
+        if at < vectors:
+            loaded = T.alloc_buffer((words,), layout.dtype, scope=on.private)
+            if stored.dtype == "int4":  # half a word: the lower or the upper halves of its bytes
+                loaded[0] = w[p, at, t % PANEL, d % steps // WORD] >> (4 * (d % WORD // some))
             else:
-                for v in T.unroll(steps):
-                    w_tile[d * steps + v, t % PANEL] = T.float32(0)
+                for v in T.vectorized(some):
+                    loaded[v] = w[p, at, t % PANEL, d % steps + v]
+            for v in T.unroll(some):
+                w_tile[d + v, t % PANEL] = weight(loaded, s, z, p, at, t % PANEL, v)
+        else:
+            for v in T.unroll(some):
+                w_tile[d + v, t % PANEL] = T.float32(0)
 
     @T.inline
     def multiply(x, members, w, s, z, p, m, stop, x_tile, w_tile, acc):

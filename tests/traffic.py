@@ -1,0 +1,51 @@
+"""What a kernel loads from memory, counted from its loops: the schedule, not the formula that the dispatch report states."""
+
+from collections import Counter
+
+import numpy as np
+
+from build.compiler import tvm
+
+EXPRESSIONS = ("a", "b", "value", "condition", "true_value", "false_value")
+
+
+def loaded_bytes(function) -> Counter[str]:
+    """Bytes that are loaded from each buffer of a TIR function, by name: every guard taken as true, every load counted, cached or not."""
+    found: Counter[str] = Counter()
+
+    def statement(node, times):
+        kind = type(node).__name__
+        if kind == "SeqStmt":
+            for child in node.seq:
+                statement(child, times)
+        elif kind == "For":
+            extent = node.extent
+            assert hasattr(extent, "value"), f"the loop over {node.loop_var} has no fixed length"
+            statement(node.body, times * int(extent.value))
+        elif kind == "IfThenElse":
+            expression(node.condition, times)
+            statement(node.then_case, times)
+            if node.else_case is not None:
+                statement(node.else_case, times)
+        elif kind == "BufferStore":
+            expression(node.value, times)
+            for index in node.indices:
+                expression(index, times)
+        elif hasattr(node, "value"):
+            expression(node.value, times)
+
+    def expression(node, times):
+        if type(node).__name__ == "TensorLoad":
+            found[node.source.name] += times * np.dtype(str(node.source.dtype)).itemsize
+            for index in node.indices:
+                expression(index, times)
+        for name in EXPRESSIONS:
+            child = getattr(node, name, None)
+            if isinstance(child, tvm.ir.Expr):
+                expression(child, times)
+        for child in getattr(node, "args", ()):
+            if isinstance(child, tvm.ir.Expr):
+                expression(child, times)
+
+    statement(function.body, 1)
+    return found
