@@ -24,7 +24,7 @@ GLIBC = (2, 28)  # what those packages are built for
 ALWAYS = ("numpy", "msgspec", "apache-tvm-ffi")
 TOKENIZERS = {"tokenizer.json": ("tokenizers", "jinja2"), "sentencepiece": ("sentencepiece", "jinja2")}
 SPARE_DISK = 100e6  # bytes: logs, caches of bytecode
-WORKSPACE = 300e6  # bytes beside weights and caches: the interpreter, libraries, activations
+WORKSPACE = 300e6  # bytes beside weights and caches: the interpreter or the driver, libraries, activations
 INSTALL = "run ./install.sh again, or `pip install --no-index --no-deps --find-links wheels -r requirements.txt`"
 
 

@@ -5,7 +5,7 @@ the first chunk is not full it is padded on the left with negative positions, wh
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.artifact import Artifact
 from runtime.errors import UserError
+from runtime.loaded import Loaded
 from runtime.manifest import HEADS, Manifest, TensorSpec
 from runtime.signature import key_of_environment
 from runtime.tensor_file import numpy_dtype
@@ -30,10 +31,9 @@ class Engine:
 
     manifest: Manifest
     folder: Path
-    functions: dict[int, Any]  # tokens per call to compiled function
-    inputs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]  # tokens per call to the (B, T) arrays that the tensors below share
-    arguments: dict[int, list[Any]]  # tokens per call to every tensor argument: ids, positions, caches, weights
-    caches: list[NDArray[Any]]
+    functions: dict[int, Callable[[], NDArray[np.float32]]]  # as `Loaded` has them, by tokens per call
+    inputs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]
+    caches: list[Any]
     lengths: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,23 +46,9 @@ class Engine:
         `public_key`, or the one that the environment names, must have signed it.
         """
         opened = Artifact.open(artifact, public_key=public_key or key_of_environment())
-        manifest = opened.manifest
-        if manifest.target.kind != "llvm":
-            raise UserError(f"{artifact} is compiled for {manifest.target.kind}, which this engine cannot start; compile with backend.target: llvm")
-        ffi = load_runtime(threads or len(os.sched_getaffinity(0)))
-        machine = open_library(ffi, opened.library)
-        mapped = opened.weights()
-        weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
-        caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]
-        cache_tensors = [_tensor(ffi, cache) for cache in caches]
-        inputs = {}
-        arguments = {}
-        for graph in manifest.graphs:
-            ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:2])
-            inputs[graph.tokens] = (ids, positions)
-            arguments[graph.tokens] = [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights]
-        functions = {graph.tokens: machine[graph.name] for graph in manifest.graphs}
-        return cls(manifest, opened.folder, functions, inputs, arguments, caches)
+        load = load_cuda if opened.manifest.target.kind == "cuda" else load_cpu
+        loaded = load(opened, threads or len(os.sched_getaffinity(0)))
+        return cls(opened.manifest, opened.folder, loaded.functions, loaded.inputs, loaded.caches)
 
     @property
     def batch(self) -> int:
@@ -144,7 +130,7 @@ class Engine:
         id_buffer, position_buffer = self.inputs[tokens]
         id_buffer[...] = ids
         position_buffer[...] = first[:, None] + np.arange(tokens)
-        return np.asarray(np.from_dlpack(self.functions[tokens](*self.arguments[tokens])), np.float32)
+        return self.functions[tokens]()
 
     def _check_head(self, *, generates: bool) -> None:
         model = self.manifest.model
@@ -190,6 +176,35 @@ def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool, may_dec
     if may_pad and chunks and rest > int(may_decode):
         return [chunks[-1], *sizes]
     return sizes + [1] * rest
+
+
+def load_cuda(opened: Artifact, threads: int) -> Loaded:
+    """As `runtime.cuda.load`, which only a CUDA artifact needs."""
+    from runtime import cuda
+
+    return cuda.load(opened, threads)
+
+
+def load_cpu(opened: Artifact, threads: int) -> Loaded:
+    """An artifact in this process: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
+    manifest = opened.manifest
+    ffi = load_runtime(threads)
+    machine = open_library(ffi, opened.library)
+    mapped = opened.weights()
+    weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
+    caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]
+    cache_tensors = [_tensor(ffi, cache) for cache in caches]
+    inputs, functions = {}, {}
+    for graph in manifest.graphs:
+        ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:2])
+        inputs[graph.tokens] = (ids, positions)
+        functions[graph.tokens] = _bound(machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights])
+    return Loaded(inputs, functions, caches)
+
+
+def _bound(function: Callable[..., Any], arguments: list[Any]) -> Callable[[], NDArray[np.float32]]:
+    """A compiled function with its arguments, whose memory stays the same."""
+    return lambda: np.asarray(np.from_dlpack(function(*arguments)), np.float32)
 
 
 def _aligned(spec: TensorSpec) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Stand-ins for NVIDIA's driver: libraries that answer the driver's questions as a given machine would."""
 
+import ctypes
 import subprocess
 from pathlib import Path
 
@@ -24,3 +25,37 @@ def stub_driver(folder: Path, **changes: object) -> str:
     text.write_text(SOURCE.format(**(H200 | changes)))
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, text], check=True)
     return str(library)
+
+
+RUNTIME = """
+#include <stdlib.h>
+#include <string.h>
+int launches = 0, capturing = 0, failing = 0;
+void set_failing(int status) {{ failing = status; }}
+int count_launches(void) {{ return launches; }}
+int is_capturing(void) {{ return capturing; }}
+int cudaStreamCreateWithFlags(void **stream, unsigned flags) {{ *stream = (void *)1; return failing; }}
+int cudaStreamSynchronize(void *stream) {{ return 0; }}
+int cudaMemGetInfo(size_t *free_, size_t *total) {{ *free_ = {free}; *total = {free}; return 0; }}
+int cudaMallocHost(void **place, size_t size) {{ *place = aligned_alloc(64, (size + 63) / 64 * 64); return *place ? 0 : 2; }}
+int cudaFreeHost(void *place) {{ free(place); return 0; }}
+int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {{ memcpy(to, from, size); return 0; }}
+int cudaEventCreateWithFlags(void **event, unsigned flags) {{ *event = (void *)2; return 0; }}
+int cudaEventRecord(void *event, void *stream) {{ return 0; }}
+int cudaEventSynchronize(void *event) {{ return 0; }}
+int cudaEventDestroy(void *event) {{ return 0; }}
+int cudaStreamBeginCapture(void *stream, int mode) {{ capturing = 1; return 0; }}
+int cudaStreamEndCapture(void *stream, void **graph) {{ capturing = 0; *graph = (void *)3; return 0; }}
+int cudaGraphInstantiate(void **executable, void *graph, unsigned long long flags) {{ *executable = (void *)4; return 0; }}
+int cudaGraphDestroy(void *graph) {{ return 0; }}
+int cudaGraphLaunch(void *graph, void *stream) {{ ++launches; return 0; }}
+const char *cudaGetErrorString(int status) {{ return "no device"; }}
+"""
+
+
+def stub_runtime(folder: Path, free: int = 10**10) -> ctypes.CDLL:
+    """A CUDA runtime whose device is this machine's own memory, and whose graphs do nothing but count their launches."""
+    text, library = folder / "runtime.c", folder / "libcudart-stub.so"
+    text.write_text(RUNTIME.format(free=free))
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, text], check=True)
+    return ctypes.CDLL(str(library))

@@ -426,6 +426,7 @@ def attention_reference(case, qkv, positions, cos, sin):
     return out, bounds, key, value
 
 
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name, indirect=True)
 @pytest.mark.parametrize("name", ATTENTION)
 def test_rolling_attention(level, name):
     case = ATTENTION[name]

@@ -1,0 +1,108 @@
+"""The few functions of the CUDA runtime library that the engine needs, through ctypes: pinned memory, one stream, copies, captured graphs.
+
+Names and numbers are those of the CUDA Runtime API, version 13 (https://docs.nvidia.com/cuda/cuda-runtime-api/).
+"""
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import UserError
+
+TO_DEVICE, TO_HOST = 1, 2  # cudaMemcpyKind
+NON_BLOCKING, NO_TIMING, RELAXED = 1, 2, 2  # of a stream, an event, a capture
+STAGE_BYTES = 32 * 2**20  # of each of two pinned buffers: while one is filled from the file, the other is on its way
+
+
+class CudaMemory:
+    """One stream of the current device."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        stream = ctypes.c_void_p()
+        self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), NON_BLOCKING)
+        self.stream = stream.value or 0
+
+    def free_bytes(self) -> int:
+        """Free memory of the device."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:  # noqa: ANN401 (numpy's dtypes)
+        """A new array whose memory copies to and from the device do not pass through another buffer; it lives as long as the process."""
+        dtype = np.dtype(dtype)
+        nbytes = max(int(np.prod(shape)) * dtype.itemsize, 1)
+        place = ctypes.c_void_p()
+        self._call("cudaMallocHost", ctypes.byref(place), ctypes.c_size_t(nbytes))
+        buffer = (ctypes.c_uint8 * nbytes).from_address(place.value or 0)
+        return np.frombuffer(buffer, np.uint8)[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+
+    def to_device(self, device: int, array: NDArray[Any]) -> None:
+        """Start a copy of a pinned array to an address on the device."""
+        self._copy(device, array.ctypes.data, array.nbytes, TO_DEVICE)
+
+    def to_host(self, array: NDArray[Any], device: int) -> None:
+        """Start a copy from the device into a pinned array."""
+        self._copy(array.ctypes.data, device, array.nbytes, TO_HOST)
+
+    def wait(self) -> None:
+        """Until all that was started has ended."""
+        self._call("cudaStreamSynchronize", ctypes.c_void_p(self.stream))
+
+    def upload(self, pairs: Iterable[tuple[int, NDArray[Any]]], advance: Callable[[int], object]) -> None:
+        """Copy arrays of any memory, such as a mapped file, to addresses on the device, a stage at a time; `advance` gets the bytes of each."""
+        stages = [self.pinned((STAGE_BYTES,), np.uint8) for _ in range(2)]
+        events = [self._event() for _ in stages]
+        turn = 0
+        for device, array in pairs:
+            data = array.reshape(-1).view(np.uint8)
+            for start in range(0, data.size, STAGE_BYTES):
+                part = data[start : start + STAGE_BYTES]
+                self._call("cudaEventSynchronize", events[turn])  # the copy before the last has left this stage
+                stages[turn][: part.size] = part
+                self.to_device(device + start, stages[turn][: part.size])
+                self._call("cudaEventRecord", events[turn], ctypes.c_void_p(self.stream))
+                advance(part.size)
+                turn = 1 - turn
+        self.wait()
+        for event, stage in zip(events, stages, strict=True):
+            self._call("cudaEventDestroy", event)
+            self._call("cudaFreeHost", ctypes.c_void_p(stage.ctypes.data))
+
+    @contextmanager
+    def capture(self) -> Iterator[list[ctypes.c_void_p]]:
+        """While this is open, launches on the stream are recorded and not run; the list that it gives then holds the graph, ready to launch."""
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        made: list[ctypes.c_void_p] = []
+        self._call("cudaStreamBeginCapture", ctypes.c_void_p(self.stream), RELAXED)
+        try:
+            yield made
+        finally:
+            self._call("cudaStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
+        self._call("cudaGraphInstantiate", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        self._call("cudaGraphDestroy", graph)
+        made.append(executable)
+
+    def launch(self, graph: ctypes.c_void_p) -> None:
+        """Start a captured graph."""
+        self._call("cudaGraphLaunch", graph, ctypes.c_void_p(self.stream))
+
+    def _copy(self, to: int, source: int, nbytes: int, kind: int) -> None:
+        self._call("cudaMemcpyAsync", ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(nbytes), kind, ctypes.c_void_p(self.stream))
+
+    def _event(self) -> ctypes.c_void_p:
+        event = ctypes.c_void_p()
+        self._call("cudaEventCreateWithFlags", ctypes.byref(event), NO_TIMING)
+        return event
+
+    def _call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 (C values)
+        status = getattr(self._library, name)(*arguments)
+        if status:
+            text = self._library.cudaGetErrorString
+            text.restype = ctypes.c_char_p
+            raise UserError(f"CUDA's {name} failed with error {status} ({(text(status) or b'').decode()}); see what `nvidia-smi` says, and try again")

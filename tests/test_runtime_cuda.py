@@ -1,0 +1,132 @@
+"""The CUDA engine's own part, with a runtime library whose device is this machine's memory: copies, captured graphs, and what it refuses."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from runtime import cuda, cuda_driver, cuda_memory
+from runtime.cuda import check_memory, find_library
+from runtime.cuda_memory import CudaMemory
+from runtime.engine import Engine
+from runtime.errors import UserError
+from runtime.manifest import Graph, Signature, TensorSpec
+from runtime.tvm_runtime import CUDA_LIBRARIES
+from tests.artifacts import CASES, Case
+from tests.artifacts import compiled as compile_in
+from tests.drivers import stub_driver, stub_runtime
+
+TOKENS, VOCAB = 3, 5
+
+
+@pytest.fixture
+def library(tmp_path):
+    return stub_runtime(tmp_path)
+
+
+def test_uploads_are_whole_whatever_the_stage(library, monkeypatch):
+    monkeypatch.setattr(cuda_memory, "STAGE_BYTES", 100)
+    generator = np.random.default_rng(0)
+    arrays = [generator.integers(0, 99, 1).astype(np.int64), generator.standard_normal((7, 11)).astype(np.float16), np.arange(50, dtype=np.int16)]
+    targets = [np.zeros_like(array) for array in arrays]
+    counted = []
+    CudaMemory(library).upload([(target.ctypes.data, array) for target, array in zip(targets, arrays, strict=True)], counted.append)
+    assert all(np.array_equal(target, array) for target, array in zip(targets, arrays, strict=True))
+    assert counted == [8, 100, 54, 100]
+
+
+def test_a_failure_is_one_sentence(library):
+    library.set_failing(100)
+    with pytest.raises(UserError, match=r"cudaStreamCreateWithFlags failed with error 100 \(no device\)"):
+        CudaMemory(library)
+
+
+class Tensor:
+    """A tensor on the stub's device."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+
+class Ffi:
+    """As much of tvm_ffi as a call needs."""
+
+    def __init__(self):
+        self.streams = []
+
+    def get_global_func(self, _name):
+        return lambda shape, dtype, device, _scope: Tensor(np.zeros(shape, dtype))
+
+    def use_raw_stream(self, device, stream):
+        self.streams.append(stream)
+        return contextlib.nullcontext()
+
+    Shape = tuple
+    dtype = staticmethod(np.dtype)
+    device = staticmethod(lambda *name: name)
+
+
+def test_a_call_runs_then_is_captured_then_launched(library):
+    """The first call runs the function, the second one records it and launches, later ones only launch; each reads ids and brings outputs back."""
+    ids = TensorSpec(name="input_ids", shape=(1, TOKENS), dtype="int64")
+    out = TensorSpec(name="logits", shape=(1, 1, VOCAB), dtype="float32")
+    graph = Graph(name="prefill_3", tokens=TOKENS, signature=Signature(inputs=(ids, ids), outputs=(out,)))
+    seen, output = [], Tensor(np.zeros((1, 1, VOCAB), np.float32))
+
+    def function(id_tensor, position_tensor, *rest):
+        seen.append((library.is_capturing(), id_tensor.array.tolist(), position_tensor.array.tolist(), rest))
+        return output
+
+    ffi = Ffi()
+    (id_array, positions), call = cuda._function(ffi, CudaMemory(library), function, graph, ["caches"])
+    for turn in range(4):
+        id_array[...], positions[...] = turn, 10 + turn
+        output.array[...] = 100 + turn
+        assert (call() == 100 + turn).all()
+    assert [capturing for capturing, *_ in seen] == [0, 1]
+    assert seen[0][1:] == ([[0] * TOKENS], [[10] * TOKENS], ("caches",))
+    assert library.count_launches() == 3
+    assert set(ffi.streams) == {1}
+
+
+def test_what_does_not_fit_is_refused_with_numbers():
+    weights = [TensorSpec(name="w", shape=(4096, 1000000), dtype="float16")]
+    check_memory(weights, 9 * 10**9)
+    with pytest.raises(UserError, match=r"the GPU has 8\.0 GB free, but weights and caches take 8\.2 GB and the workspace 0\.3 GB"):
+        check_memory(weights, 8 * 10**9)
+
+
+@pytest.mark.parametrize("name", CUDA_LIBRARIES)
+def test_libraries_are_found_on_a_compile_host(name):
+    assert find_library(name).is_file()
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"libabsent\.so was not found in .*lib; use the runtime folder"):
+        find_library("libabsent.so")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    backend = {"target": "cuda", "arch": ["sm_80"], "dtype": "fp16"}
+    case = Case({"sliding_window": 8, "num_hidden_layers": 1}, {"shape": {"prefill_chunk": 4, "cache_len": 16}, "backend": backend})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CASES, "cuda", case)
+        return compile_in("cuda", tmp_path_factory.mktemp("cuda")).artifact
+
+
+def test_a_machine_without_a_driver_is_told_so(artifact, monkeypatch):
+    monkeypatch.setattr(cuda_driver, "DRIVER", "libcuda-absent.so.1")
+    with pytest.raises(UserError, match=r"no CUDA driver found: .* install NVIDIA's driver"):
+        Engine.open(artifact)
+
+
+def test_another_gpu_is_refused_before_anything_is_loaded(artifact, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda_driver, "DRIVER", stub_driver(tmp_path, major=7, minor=5))
+    monkeypatch.setattr(cuda, "find_library", None)  # loading would fail
+    with pytest.raises(UserError, match="is sm_75, but the artifact has machine code for sm_80"):
+        Engine.open(artifact)
