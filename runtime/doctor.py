@@ -162,7 +162,7 @@ def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
         driver = read_driver()
         device = check_driver(driver, manifest.target.arch)
     except UserError as error:
-        yield Finding("CUDA", str(error), f"a driver and a GPU of {', '.join(manifest.target.arch)}", "as the message says")
+        yield Finding("CUDA", str(error), f"a driver and a GPU of {', '.join(manifest.target.arch)}", "do as it says")
         return
     yield Finding("CUDA driver", f"CUDA {version_text(driver.version)}", "CUDA 13.0 or newer")
     yield Finding("GPU", "{}, sm_{}{}".format(device.name, *device.capability), ", ".join(manifest.target.arch))
