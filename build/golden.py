@@ -33,7 +33,7 @@ def add_golden(artifact: Artifact, golden: Path) -> Artifact:
 
     def fill(folder: Path) -> None:
         for entry in artifact.folder.iterdir():
-            if entry.name not in (MANIFEST_FILE, SIGNATURE_FILE):
+            if entry.name not in (MANIFEST_FILE, SIGNATURE_FILE, GOLDEN_FILE):
                 os.link(entry, folder / entry.name)
         shutil.copyfile(golden, folder / GOLDEN_FILE)
 

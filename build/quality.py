@@ -98,7 +98,7 @@ def compile_variants(path: Path, overrides: list[str], wanted: str) -> dict[str,
     if unknown:
         raise UserError(f"--variants names {unknown[0]}, expected some of {', '.join(VARIANTS)}")
     own = load_config(path, overrides)
-    changes = {label: ["quantize.cache=auto", *VARIANTS[label]] for label in labels}
+    changes = {label: VARIANTS[label] for label in labels}
     same = [label for label in labels if _stores(load_config(path, [*overrides, *changes[label]])) == _stores(own)]
     shape = [f"shape.batch={ROWS}", f"shape.cache_len={LENGTH}", "shape.prefill_chunk=16"]
     variants = {

@@ -21,14 +21,16 @@ import zstandard
 from rich.table import Table
 
 import runtime
+from build.compile import compile_config
 from build.golden import with_golden
 from build.keys import sign
 from build.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
 from export.config import artifact_dir, config_parser, load_config
-from export.console import byte_bar, console
+from export.console import byte_bar, output
 from runtime.artifact import Artifact
 from runtime.doctor import PYTHONS
 from runtime.errors import UserError, run_command
+from runtime.signature import PRIVATE_KEY, SIGNATURE_FILE, read_line
 from runtime.tvm_runtime import CUDA_LIBRARIES, find_runtime_library
 
 LEVEL = 6  # of compression: weights hardly shrink, and more takes longer than the copy saves
@@ -59,14 +61,17 @@ def main() -> int:
     unknown = [python for python in pythons if python not in PYTHONS]
     if unknown or not pythons:
         raise UserError(f"--pythons is {arguments.pythons!r}, expected some of {' '.join(PYTHONS)}")
-    artifact = with_golden(Artifact.open(folder, for_this_machine=False), config, arguments.config, arguments.overrides)
+    if arguments.key is not None:
+        read_line(arguments.key, PRIVATE_KEY)  # refused before anything takes time
+    compiled = compile_config(config, arguments.config, arguments.overrides, None)  # found, unless something has changed
+    artifact = with_golden(compiled, config, arguments.config, arguments.overrides)
+    (artifact.folder / SIGNATURE_FILE).unlink(missing_ok=True)
     if arguments.key is not None:
         sign(artifact.folder, arguments.key)
     wheels = fetch_wheels(box_packages(artifact.manifest), pythons, config.workspace.path / "wheels")
     target = folder.with_name(f"{folder.name}.tar.zst")
     members = members_of(artifact, wheels, pythons)
     write_archive(members, folder.name, target)
-    output = console
     output.print(summary(members, target, wheels, pythons))
     output.print(f"on the box:  tar --zstd -xf {target.name} && cd {folder.name} && ./install.sh")
     output.print('             .venv/bin/python -m runtime.generate artifact --prompt "..."')

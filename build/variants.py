@@ -9,7 +9,7 @@ from runtime.artifact import Artifact
 
 BASELINE = "fp32"
 VARIANTS: dict[str, list[str]] = {  # ways to store weights and caches, by label, and what is set for each, whatever the config says
-    label: [*sets, "quantize.keep=[]"]
+    label: ["quantize.cache=auto", *sets, "quantize.keep=[]"]
     for label, sets in {
         BASELINE: ["quantize.scheme=none", "backend.dtype=fp32"],
         "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],

@@ -51,7 +51,7 @@ def _download(requirements: Sequence[str], python: str, place: Path) -> None:
     if result.returncode != 0:
         shutil.rmtree(fresh, ignore_errors=True)
         raise UserError(
-            f"pip cannot get the box's packages for Python {python}: {result.stdout.strip().splitlines()[-1]}; "
+            f"pip cannot get the box's packages for Python {python}: {(result.stdout.strip().splitlines() or ['it said nothing'])[-1]}; "
             "check the network of this host, or name other versions with PYTHONS=..."
         )
     fresh.replace(place)

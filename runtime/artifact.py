@@ -32,7 +32,7 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
 
 `parity` MAY be null. All of it is data: no file is code but the library, none is a pickle. The sums find damage. Whoever can write the folder
 can run code by its library, unless `open` is given a public key: then the signature of the manifest, and by its sums of every other byte, is
-checked before any of it is used.
+checked before any of it is used. Files that change between that check and their use are not detected: keep the folder from other writers.
 
 Weights on the CPU are mapped, not copied. Each open hashes all of them in parallel, at the speed of the disk or of the cores, and this same
 reading fills the page cache that the mapping then uses. Nothing watches the file afterwards: a change of its contents under a running

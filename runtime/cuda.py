@@ -1,8 +1,9 @@
 """An artifact on a CUDA device: weights and caches lie there, ids and positions are copied there, and a call is one captured graph.
 
-The first call of each function runs it as it is, which loads its kernels and makes its workspace. The second one records its launches without
-running them, and from then on a call is a launch of that graph, which reads ids, positions, caches and weights from where they were. Outputs come
-back into pinned memory, and nothing else is waited for.
+Loading ends with one run of each function on padding, which touches no cache but loads kernels and makes every workspace that will ever be needed:
+TVM keeps freed workspace and gives it back to the device only when an allocation fails, and none follows. The next call of a function records its
+launches without running them, and from then on a call is a launch of that graph, which reads ids, positions, caches and weights from where they
+were. Outputs come back into pinned memory, and nothing else is waited for.
 """
 
 import ctypes
@@ -11,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ from runtime.artifact import Artifact
 from runtime.cuda_driver import check_driver, read_driver
 from runtime.cuda_memory import CudaMemory
 from runtime.errors import UserError
-from runtime.loaded import Loaded
+from runtime.loaded import Loaded, device_bytes
 from runtime.manifest import Graph, TensorSpec, WeightSpec
 from runtime.tensor_file import numpy_dtype
 from runtime.tvm_runtime import CUDA_LIBRARIES, load_runtime
 
 CUDA, CPU, POOLED_ALLOCATOR = 2, 1, 2
-WORKSPACE = 300e6  # bytes beside weights and caches: activations, kernels, the driver's own
 
 
 def load(opened: Artifact, threads: int) -> Loaded:
@@ -40,7 +39,7 @@ def load(opened: Artifact, threads: int) -> Loaded:
     ctypes.CDLL(str(find_library(CUDA_LIBRARIES[1])), ctypes.RTLD_GLOBAL)
     memory = CudaMemory(cudart)
     specs = manifest.graphs[-1].signature.caches
-    check_memory([*manifest.weights, *specs], memory.free_bytes())
+    check_memory(device_bytes(manifest), memory.free_bytes())
     machine = ffi.load_module(str(opened.library.resolve()))["vm_load_executable"]()
     machine["vm_initialization"](CUDA, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)
     weights = [_tensor(ffi, spec) for spec in manifest.weights]
@@ -51,6 +50,9 @@ def load(opened: Artifact, threads: int) -> Loaded:
     inputs, functions = {}, {}
     for graph in manifest.graphs:
         inputs[graph.tokens], functions[graph.tokens] = _function(ffi, memory, machine[graph.name], graph, [*caches, *weights])
+    for tokens, (_, positions) in inputs.items():
+        positions[...] = np.arange(-tokens, 0)
+        functions[tokens]()
     return Loaded(inputs, functions, caches)
 
 
@@ -69,18 +71,13 @@ def find_library(name: str) -> Path:
     raise UserError(f"{name} was not found in {shipped.parent}; use the runtime folder that was shipped with a CUDA artifact")
 
 
-def check_memory(specs: list[WeightSpec | TensorSpec], free: int) -> None:
-    """Raise `UserError` unless tensors and workspace fit into `free` bytes of a device."""
-    needed = sum(_nbytes(spec) for spec in specs)
-    if needed + WORKSPACE > free:
+def check_memory(needed: int, free: int) -> None:
+    """Raise `UserError` unless `needed` bytes fit into the `free` ones of a device."""
+    if needed > free:
         raise UserError(
-            f"the GPU has {free / 1e9:,.1f} GB free, but weights and caches take {needed / 1e9:,.1f} GB and the workspace {WORKSPACE / 1e9:,.1f} GB; "
-            "end what else runs there, or compile with a smaller shape.cache_len or a narrower quantize.scheme"
+            f"the GPU has {free / 1e9:,.1f} GB free, but weights, caches and workspace take {needed / 1e9:,.1f} GB; end what else runs there, "
+            "or compile with a smaller shape.cache_len or a narrower quantize.scheme"
         )
-
-
-def _nbytes(spec: WeightSpec | TensorSpec) -> int:
-    return prod(spec.shape) * numpy_dtype(spec.dtype).itemsize
 
 
 def _tensor(ffi: Any, spec: WeightSpec | TensorSpec) -> Any:  # noqa: ANN401 (TVM's objects)

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,6 @@ GLIBC = (2, 28)  # what those packages are built for
 ALWAYS = ("numpy", "msgspec", "apache-tvm-ffi")
 TOKENIZERS = {"tokenizer.json": ("tokenizers", "jinja2"), "sentencepiece": ("sentencepiece", "jinja2")}
 SPARE_DISK = 100e6  # bytes: logs, caches of bytecode
-WORKSPACE = 300e6  # bytes beside weights and caches: the interpreter or the driver, libraries, activations
 INSTALL = "run ./install.sh again, or `pip install --no-index --no-deps --find-links wheels -r requirements.txt`"
 
 
@@ -56,15 +56,18 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield from (_package(name) for name in ALWAYS)
     try:
         from runtime.artifact import Artifact
+        from runtime.signature import key_of_environment
     except ImportError as error:
         yield Finding("artifact", "not looked at", "packages that can be imported", f"{error}; {INSTALL}")
         return
     try:
-        manifest = Artifact.open(folder, for_this_machine=False).manifest
+        key = key_of_environment()
+        manifest = Artifact.open(folder, for_this_machine=False, public_key=key).manifest
     except UserError as error:
         yield Finding("artifact", str(error), "files as they were made", "copy the artifact again")
         return
-    yield Finding("artifact", f"{manifest.name}, {len(manifest.files) + 1} files sound", "files as they were made")
+    signed = "" if key is None else f", signed by {key}"
+    yield Finding("artifact", f"{manifest.name}, {len(manifest.files) + 1} files sound{signed}", "files as they were made")
     yield _ffi(manifest)
     if manifest.tokenizer is not None:
         yield from (_package(name) for name in TOKENIZERS[manifest.tokenizer.kind])
@@ -97,7 +100,7 @@ def _package(name: str) -> Finding:
 
 def _ffi(manifest: "Manifest") -> Finding:
     found = _package("apache-tvm-ffi").found
-    wanted = manifest.tools["apache-tvm-ffi"]
+    wanted = manifest.tools.get("apache-tvm-ffi", "named by the artifact")
     return Finding("its version", found, wanted, "" if found == wanted else INSTALL)
 
 
@@ -127,7 +130,7 @@ def _answer(check: str, expected: str, ask: Callable[[], str], remedy: str) -> F
     """What `ask` finds, or the sentence that it raises."""
     try:
         return Finding(check, ask(), expected)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ImportError) as error:
         return Finding(check, str(error), expected, remedy)
 
 
@@ -137,26 +140,21 @@ def _disk(folder: Path) -> Finding:
     return Finding("disk", f"{free / 1e9:,.1f} GB free", f"{SPARE_DISK / 1e9:,.1f} GB", remedy)
 
 
-def needed_bytes(manifest: "Manifest") -> int:
-    """Weights, caches and the rest."""
-    from math import prod
-
-    from runtime.tensor_file import numpy_dtype
-
-    shapes = [(spec.shape, spec.dtype) for spec in manifest.weights] + [(spec.shape, spec.dtype) for spec in manifest.graphs[-1].signature.caches]
-    return sum(prod(shape) * numpy_dtype(dtype).itemsize for shape, dtype in shapes) + int(WORKSPACE)
-
-
 def _memory(manifest: "Manifest") -> Finding:
     """Weights are mapped files, which the kernel may drop and read again: too little memory is slow, and caches would be killed."""
+    from runtime.loaded import device_bytes
+
     available = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
-    needed = needed_bytes(manifest)
+    needed = device_bytes(manifest)
     remedy = "" if available >= needed else "free memory, or compile with a smaller shape.cache_len or a narrower quantize.scheme"
     return Finding("memory", f"{available / 1e9:,.1f} GB available", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy)
 
 
 def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
+    from runtime.cuda import find_library
     from runtime.cuda_driver import check_driver, read_driver, version_text
+    from runtime.loaded import device_bytes
+    from runtime.tvm_runtime import CUDA_LIBRARIES
 
     try:
         driver = read_driver()
@@ -164,9 +162,12 @@ def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
     except UserError as error:
         yield Finding("CUDA", str(error), f"a driver and a GPU of {', '.join(manifest.target.arch)}", "do as it says")
         return
+    for name in CUDA_LIBRARIES:
+        ask = partial(lambda library: find_library(library).parent.name, name)
+        yield _answer(name, "in runtime/lib", ask, "copy the shipped runtime folder again")
     yield Finding("CUDA driver", f"CUDA {version_text(driver.version)}", "CUDA 13.0 or newer")
     yield Finding("GPU", "{}, sm_{}{}".format(device.name, *device.capability), ", ".join(manifest.target.arch))
-    needed = needed_bytes(manifest)
+    needed = device_bytes(manifest)
     remedy = "" if device.memory >= needed else "use a larger GPU, or compile with a smaller shape.cache_len or a narrower quantize.scheme"
     yield Finding("GPU memory", f"{device.memory / 1e9:,.1f} GB", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy)
 

@@ -5,7 +5,6 @@ than the artifact does: whoever can replace the one could replace both.
 """
 
 import base64
-import binascii
 import os
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def read_line(path: Path, kind: str) -> bytes:
     found, _, encoded = text.decode("ascii", "replace").strip().partition(" ")
     try:
         data = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one
         data = b""
     if found != kind or len(data) != SIZES[kind]:
         raise UserError(f"{path} holds no {kind}; expected one line, `{kind} ...`, as `make keys` and `make ship KEY=...` write it")
@@ -43,9 +42,11 @@ def read_line(path: Path, kind: str) -> bytes:
 
 
 def key_of_environment() -> Path | None:
-    """The public key that this environment asks for, if it does."""
+    """The public key that this environment asks for, if it does; raises `UserError` where it names none."""
     name = os.environ.get(KEY_VARIABLE)
-    return Path(name) if name else None
+    if name == "":
+        raise UserError(f"{KEY_VARIABLE} is empty, expected a public key's file; set it, or unset it to check no signature")
+    return None if name is None else Path(name)
 
 
 def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
@@ -55,9 +56,11 @@ def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
     if not path.is_file():
         raise UserError(f"{folder} is not signed, but a signature by {public_key} is asked for; ship it again with `make ship KEY=...`")
     signature = read_line(path, SIGNATURE)
-    from nacl.exceptions import BadSignatureError  # a box that asks for no signature needs no PyNaCl
-    from nacl.signing import VerifyKey
-
+    try:
+        from nacl.exceptions import BadSignatureError  # a box that asks for no signature needs no PyNaCl
+        from nacl.signing import VerifyKey
+    except ImportError as error:
+        raise UserError(f"the signature of {folder} cannot be checked: {error}; install the shipped packages again with ./install.sh") from error
     try:
         VerifyKey(key).verify(manifest, signature)
     except BadSignatureError as error:

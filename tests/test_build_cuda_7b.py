@@ -2,7 +2,6 @@
 
 from math import prod
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -19,7 +18,6 @@ from export.graphs import WEIGHTS_FILE, OnnxGraphs
 from export.pipeline import trace_graphs
 from export.plan import export_record
 from runtime.consistency import LIBRARY_FILE
-from runtime.manifest import Quantization
 from runtime.tensor_file import TensorFileWriter, numpy_dtype
 from tests.traffic import loaded_bytes
 
@@ -32,7 +30,7 @@ quantize: {{scheme: {scheme}}}
 backend: {{target: cuda, arch: [{archs}]}}
 """
 SHARED_LIMIT = 48 * 1024  # bytes of a block that every architecture gives without asking
-THREADS_LIMIT_REGISTERS = 128  # of 512 threads a block, and 64 of the 1024 that a small matrix has
+REGISTERS_LIMIT = 128  # a thread, for 512 threads a block
 
 
 @pytest.fixture(scope="module", params=["none", "int8", "int4"])
@@ -49,6 +47,7 @@ def built(request, tmp_path_factory):
         for spec in record.weights:
             writer.write(spec.name, np.zeros(spec.shape, numpy_dtype(spec.dtype)))
     trace_graphs(record, folder)
+    assert record.quantization.scheme == request.param
     graphs, spec = OnnxGraphs(folder, record), target_spec(config.backend)
     build_library(graphs, spec, folder, dump=None)
     return graphs, spec, folder
@@ -61,7 +60,7 @@ def test_there_is_machine_code_for_every_architecture_and_nothing_spills(built):
     assert {row.arch for row in usage} == set(ARCHS)
     assert [row.kernel for row in usage if row.spill_bytes] == []
     assert all(row.shared_bytes <= SHARED_LIMIT for row in usage)
-    assert all(0 < row.registers <= THREADS_LIMIT_REGISTERS for row in usage)
+    assert all(0 < row.registers <= REGISTERS_LIMIT for row in usage)
 
 
 def test_no_weight_is_read_by_a_default_schedule(built):
@@ -75,7 +74,6 @@ def test_a_token_loads_each_weight_once(built):
     """What decode's products load, counted from their loops, is within 5 % of the stored bytes: groups of 32 have 0.6 % of rereads at most."""
     graphs, spec, _ = built
     dispatched = dispatch(import_graphs(graphs), spec)
-    kernels = {row.kernel: row.label for row in dispatched.report if row.graph == "decode" and row.op == "linear"}
     calls = [row for row in dispatched.report if row.graph == "decode" and row.op == "linear"]
     assert {row.label for row in calls} == {tensor.name for tensor in graphs.record.tensors if len(tensor.shape) == 2} - {"tok_embeddings.weight"}
     loaded = least = 0
@@ -84,11 +82,5 @@ def test_a_token_loads_each_weight_once(built):
         loaded += sum(bytes_of[name] for name in ("w", "s", "z"))
         least += row.bytes
     stored = sum(prod(s.shape) * numpy_dtype(s.dtype).itemsize for s in graphs.record.weights if len(s.shape) == 2 and "tok_embeddings" not in s.name)
-    assert kernels
     assert 0 < least <= loaded <= 1.05 * least
     assert abs(least / stored - 1) < 0.01  # the report's figure is the weight file's, but for scales of one a row
-
-
-def test_the_quantization_is_what_was_asked_for(built):
-    graphs, _, _ = built
-    assert msgspec.structs.replace(Quantization(scheme="none"), scheme=graphs.record.quantization.scheme) == graphs.record.quantization

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from build.compiler import tvm
-from build.kernels.cuda import attention, embedding, linear, mixture, norm, swiglu
+from build.kernels.cuda import attention, decode_attention, embedding, linear, mixture, norm, swiglu
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
-from build.layout import packed_tensors, to_vector_panels
+from build.layout import int4_words, packed_tensors, to_panels, to_vector_panels
 from export.quantize import MatrixFormat, ModelTensor, load, store
 from tests.mixture_reference import check as check_mixture
 
@@ -67,6 +67,26 @@ def test_linear(lead, n, k, name):
     assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= (k + 4) * FLOAT32 * magnitude)
 
 
+@pytest.mark.parametrize("name", ["float32", "float16", "int8", "int4", "int4-zeros"])
+@pytest.mark.parametrize("k", [2048, 8192, 8224])
+def test_large_products_of_small_whole_numbers_are_exact(name, k):
+    """Every sum is a whole number (int4: of sixteenths) below 2**24, so a vector that is left out or taken twice cannot hide behind a bound."""
+    rng, n, stored = np.random.default_rng(k), 40, FORMATS[name]
+    x, w = rng.integers(-4, 5, (1, 1, k)).astype(np.float32), rng.integers(0, 16, (n, k))
+    kernel = compiled(linear.linear(Linear((1, 1), n, k, stored), on=SERIAL))
+    if name in INT4:
+        zeros = rng.integers(0, 16, (n, -(-k // stored.group_size))).astype(np.uint8)
+        scales = to_panels(np.full(zeros.shape, 0.25, np.float16))
+        arrays = [to_vector_panels(int4_words(w)), scales, *([to_panels(zeros)] if stored.zero_points else [])]
+        offset = np.repeat(zeros, stored.group_size, axis=1)[:, :k].astype(np.int64) if stored.zero_points else 8
+        expected = 0.25 * (x[0, 0] @ (w - offset).T)
+    else:
+        arrays = [to_vector_panels((w - 8).astype(stored.dtype)), *([np.full(n, 0.25, np.float32)] if name == "int8" else [])]
+        expected = (0.25 if name == "int8" else 1) * (x[0, 0] @ (w - 8).T)
+    *_, y = run(kernel, x, *arrays, garbage((1, 1, n)))
+    np.testing.assert_array_equal(y[0, 0], expected)
+
+
 def to_rows(panels, n):
     """(panels, K, 32) back to (N, K)."""
     return panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:n]
@@ -112,6 +132,7 @@ def test_swiglu(lead, hidden_dim):
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=4 * FLOAT32)
 
 
+SHARED = "one token, shared by six heads, several splits"
 TWO_ROWS = "padded chunks across the window, two rows"
 CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one after the other, by the first positions of the rows
     "decode across the window": (1, 4, 2, 16, 8, [(1, (p,)) for p in range(19)]),
@@ -119,12 +140,31 @@ CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one af
     "chunk longer than the window": (1, 2, 1, 16, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
     "one key-value head a head, wide, several tiles": (1, 2, 2, 128, 80, [(40, (-2,)), (40, (38,)), (40, (78,)), (1, (118,))]),
     "a row that is all padding": (2, 2, 1, 16, 8, [(4, (-4, -1)), (4, (0, 3))]),
-    "heads wider than a block": (1, 1, 1, 160, 40, [(3, (0,)), (3, (3,))]),
+    "heads wider than a block": (1, 1, 1, 160, 40, [(3, (0,)), (3, (3,)), (1, (6,))]),
+    SHARED: (2, 6, 1, 32, 200, [(150, (0, -140)), (1, (150, 10)), (49, (151, 11)), (1, (200, 60))]),
+    "one token of padding": (2, 2, 1, 16, 8, [(1, (-1, 0)), (1, (0, 1))]),
 }
 
 
-@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), (TWO_ROWS, "float16")])
+@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), (TWO_ROWS, "float16"), (SHARED, "float16")])
 def test_rolling_attention(case, dtype):
+    check_attention(case, dtype)
+
+
+def test_a_split_of_several_tiles(monkeypatch):
+    """As where a device has fewer multiprocessors than tiles: 200 slots are 7 tiles, 4 for one block and 3 for the other."""
+    monkeypatch.setattr(decode_attention, "BLOCKS", 4)
+    assert decode_attention.splits(RollingAttention(2, 1, 6, 1, 32, 200, "float16", 1.0)) == 2
+    check_attention(SHARED, "float16")
+
+
+@pytest.mark.parametrize(("head_dim", "dtype", "keys"), [(128, "float16", 32), (128, "float32", 32), (256, "float16", 32), (256, "float32", 16)])
+def test_tiles_fit_shared_memory(head_dim, dtype, keys):
+    assert decode_attention.tile_keys(RollingAttention(1, 1, 8, 2, head_dim, 4096, dtype, 1.0)) == keys
+
+
+def check_attention(case, dtype):
+    """All chunks of a case, one after the other, each against the definition."""
     batch, heads, kv_heads, dim, window, chunks = CASES[case]
     rng = np.random.default_rng(7)
     rings = [np.zeros((batch, kv_heads, window, dim), dtype) for _ in range(2)]

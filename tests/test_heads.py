@@ -27,6 +27,7 @@ from build.compile import compile_config
 from build.parity import run_artifact_rungs
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.config import CompileConfig, artifact_dir, load_config
+from export.golden import golden_prompts
 from export.graphs import OnnxGraphs
 from export.ladder import load_trace
 from export.parity import run_rungs
@@ -440,7 +441,7 @@ def test_commands_refuse_other_heads(compile_head, tmp_path, monkeypatch):
         classify.main([str(spans), "--text", "", "--question", "b"])
     with pytest.raises(UserError, match="--max-answer-tokens is 0"):
         classify.main([str(spans), "--text", "a", "--question", "b", "--max-answer-tokens", "0"])
-    with pytest.raises(UserError, match="head embedding"):
+    with pytest.raises(UserError, match="has the head embedding and no golden prompts to compare with"):
         verify.main([str(vectors)])
     scripted_engine.install(monkeypatch, tmp_path, scripted_engine.ScriptedEngine([]))
     with pytest.raises(UserError, match=r"has the head causal_lm, .*run `python -m runtime.generate`"):
@@ -495,3 +496,14 @@ def test_a_manifest_that_disagrees_is_refused(compile_head, changes, message):
     weights = tuple(weight for weight in manifest.weights if weight.name != "output.bias")
     with pytest.raises(UserError, match=r"has the weights output.weight, expected output.weight, output.bias"):
         check_manifest(msgspec.structs.replace(manifest, weights=weights), "m")
+
+
+def test_golden_prompts_of_heads(case, engine):
+    """Computed by torch, one layer at a time; the artifact gives the same, and another number is found."""
+    prompts = golden_prompts(case.graphs)
+    assert [prompt.next_ids.size for prompt in prompts] == [0, 0]
+    checks = verify.replay(engine, prompts)
+    assert [check.ok for check in checks] == [True, True], checks
+    wrong = prompts[1].outputs.copy()
+    wrong[-1, 0] += 0.01 * np.abs(wrong).max()
+    assert [check.ok for check in verify.replay(engine, [replace(prompts[1], outputs=wrong)])] == [False]

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from runtime import cuda, cuda_driver, cuda_memory
+from runtime.artifact import Artifact
 from runtime.cuda import check_memory, find_library
 from runtime.cuda_memory import CudaMemory
 from runtime.engine import Engine
 from runtime.errors import UserError
+from runtime.loaded import PROCESS_BYTES, device_bytes
 from runtime.manifest import Graph, Signature, TensorSpec
 from runtime.tvm_runtime import CUDA_LIBRARIES
 from tests.artifacts import CASES, Case
@@ -81,11 +83,14 @@ def test_a_call_runs_then_is_captured_then_launched(library):
         return output
 
     ffi = Ffi()
+    devices = []
+    ffi.get_global_func = lambda _name: lambda shape, dtype, *_: devices.append(Tensor(np.zeros(shape, dtype))) or devices[-1]
     (id_array, positions), call = cuda._function(ffi, CudaMemory(library), function, graph, ["caches"])
     for turn in range(4):
         id_array[...], positions[...] = turn, 10 + turn
         output.array[...] = 100 + turn
         assert (call() == 100 + turn).all()
+        assert [tensor.array.tolist() for tensor in devices] == [[[turn] * TOKENS], [[10 + turn] * TOKENS]]
     assert [capturing for capturing, *_ in seen] == [0, 1]
     assert seen[0][1:] == ([[0] * TOKENS], [[10] * TOKENS], ("caches",))
     assert library.count_launches() == 3
@@ -93,10 +98,16 @@ def test_a_call_runs_then_is_captured_then_launched(library):
 
 
 def test_what_does_not_fit_is_refused_with_numbers():
-    weights = [TensorSpec(name="w", shape=(4096, 1000000), dtype="float16")]
-    check_memory(weights, 9 * 10**9)
-    with pytest.raises(UserError, match=r"the GPU has 8\.0 GB free, but weights and caches take 8\.2 GB and the workspace 0\.3 GB"):
-        check_memory(weights, 8 * 10**9)
+    check_memory(8 * 10**9, 8 * 10**9)
+    with pytest.raises(UserError, match=r"the GPU has 8\.0 GB free, but weights, caches and workspace take 8\.2 GB"):
+        check_memory(8_200_000_000, 8 * 10**9)
+
+
+def test_a_model_takes_its_weights_caches_and_a_little(compile_case):
+    manifest = Artifact.open(compile_case("fp16").artifact).manifest
+    stored = sum(array.nbytes for array in Artifact.open(compile_case("fp16").artifact).weights().values())
+    caches = sum(cache.nbytes for cache in Engine.open(compile_case("fp16").artifact, threads=1).caches)
+    assert 0 < device_bytes(manifest) - stored - caches - PROCESS_BYTES < 10**6
 
 
 @pytest.mark.parametrize("name", CUDA_LIBRARIES)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from importlib.metadata import PackageNotFoundError
 
 import msgspec
@@ -41,7 +42,7 @@ def test_a_sound_machine(artifact, capsys):
         (lambda m: m.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.17")), "C library", "use a newer Linux"),
         (lambda m: m.setattr(doctor.platform, "libc_ver", lambda: ("", "")), "C library", "use a newer Linux"),
         (lambda m: m.setattr(doctor, "SPARE_DISK", 1e18), "disk", "free some space"),
-        (lambda m: m.setattr(doctor, "WORKSPACE", 1e18), "memory", "free memory"),
+        (lambda m: m.setattr("runtime.loaded.PROCESS_BYTES", 10**18), "memory", "free memory"),
         (lambda m: m.setattr("runtime.cpu.machine_features", lambda: frozenset({"lm"})), "CPU", "compile for the level"),
         (lambda m: m.setattr("runtime.tvm_runtime.find_runtime_library", missing_library), "TVM's runtime", "install.sh"),
     ],
@@ -81,6 +82,13 @@ def test_missing_packages(artifact, monkeypatch):
     assert {"numpy", "msgspec", "apache-tvm-ffi", "tokenizers", "jinja2"} <= wrong(artifact).keys()
 
 
+def test_a_package_that_cannot_be_imported(artifact, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tvm_ffi", None)
+    found = wrong(artifact)
+    assert found.keys() == {"TVM's runtime"}
+    assert "install.sh" in found["TVM's runtime"].remedy
+
+
 def test_another_version_of_the_ffi(artifact, monkeypatch):
     monkeypatch.setattr(doctor, "version", lambda name: "9.9")
     assert wrong(artifact).keys() == {"its version"}
@@ -105,7 +113,7 @@ def test_a_gpu(artifact, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_driver, "DRIVER", stub_driver(tmp_path))
     findings = cuda_findings(artifact)
     assert not any(finding.remedy for finding in findings)
-    assert [finding.found for finding in findings] == ["CUDA 13.0", "NVIDIA H200, sm_90", "150.0 GB"]
+    assert [finding.found for finding in findings] == ["lib", "lib", "CUDA 13.0", "NVIDIA H200, sm_90", "150.0 GB"]
 
 
 @pytest.mark.parametrize(

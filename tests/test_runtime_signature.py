@@ -3,11 +3,13 @@
 import hashlib
 import shutil
 import stat
+import sys
 
 import pytest
 
 from build.keys import PRIVATE_FILE, PUBLIC_FILE, make_keys, sign
 from runtime.artifact import Artifact, replace_manifest
+from runtime.doctor import examine
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.signature import KEY_VARIABLE, SIGNATURE_FILE
@@ -88,10 +90,21 @@ def test_another_key_and_a_missing_signature_are_refused(signed, keys, tmp_path)
         Artifact.open(signed, public_key=keys[1])
 
 
-BROKEN = ["", "ed25519-signature", "ed25519-signature AAAA", "ed25519-signature ***", "ed25519-public-key " + "A" * 43 + "=", "\xff" * 99]
+BROKEN = [
+    "",
+    "ed25519-signature",
+    "ed25519-signature AAAA",
+    "ed25519-signature ***",
+    "ed25519-public-key " + "A" * 43 + "=",
+    "\xff" * 99,
+    "ed25519-signature " + "\xff" * 64,
+]
 
 
-@pytest.mark.parametrize("text", BROKEN)
+NO_SIGNATURES = ["", "ed25519-signature", "ed25519-signature AAAA", "ed25519-signature ***", "ed25519-public-key " + "A" * 43 + "="]
+
+
+@pytest.mark.parametrize("text", [*NO_SIGNATURES, "\xff" * 99, "ed25519-signature " + "\xff" * 64])
 def test_a_broken_signature_file_is_refused(signed, keys, text):
     (signed / SIGNATURE_FILE).write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="holds no ed25519-signature"):
@@ -118,4 +131,22 @@ def test_a_new_manifest_takes_the_signature_away(signed, keys):
     replace_manifest(signed, Artifact.open(signed).manifest)
     assert not (signed / SIGNATURE_FILE).exists()
     with pytest.raises(UserError, match="is not signed"):
+        Artifact.open(signed, public_key=keys[1])
+
+
+def test_an_empty_variable_is_refused_rather_than_no_check(signed, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "")
+    with pytest.raises(UserError, match="RUNTIME_PUBLIC_KEY is empty"):
+        Engine.open(signed, threads=1)
+
+
+def test_the_doctor_asks_too(signed, keys, compile_case, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, str(keys[1]))
+    assert [finding.found for finding in examine(signed) if finding.check == "artifact"] == [f"windowed, 5 files sound, signed by {keys[1]}"]
+    assert "is not signed" in next(finding.found for finding in examine(compile_case("windowed").artifact) if finding.check == "artifact")
+
+
+def test_without_the_library_nothing_is_taken_for_signed(signed, keys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nacl.signing", None)
+    with pytest.raises(UserError, match=r"cannot be checked: .*nacl"):
         Artifact.open(signed, public_key=keys[1])

@@ -1,4 +1,4 @@
-"""Rolling attention: split qkv, rotate, attend over past and new, then write the new columns into the ring. No copy of the cache.
+"""Rolling attention of several tokens: split qkv, rotate, attend over past and new, then write the new columns into the ring. No copy of the cache.
 
 The ring is the one of `build/kernels/cpu/attention.py`: the key of position p lies in slot p mod W. Two launches: all attention first, since the new
 columns replace positions that the first queries still see, then the ring. A block is one query of one head. It walks its keys in tiles
@@ -13,9 +13,9 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
+from build.kernels.cuda.decode_attention import decode_attention
+from build.kernels.cuda.ring import LOWEST, WRITERS, rotated_element
 from build.kernels.shapes import RollingAttention
-
-LOWEST = -3e38  # a score that no key has; exp(LOWEST - maximum) is 0
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Tile:
 
 # Not yet measured on a GPU. 32 keys of head_dim 128 are 16.5 kB of shared memory.
 TILE = Tile(threads=128, keys=32)
-WRITERS = 256  # threads a block of the launch that writes the ring
 
 
 def rolling_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
@@ -38,6 +37,8 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
     key ring, value ring (both updated in place), with `out` as a new tensor in front of the rings' results.
     """
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    if N == 1:
+        return decode_attention(shape, on)
     half, dtype = D // 2, shape.cache_dtype
     attend, write_ring = _attend(shape, on), _write_ring(shape, on)
 
@@ -58,18 +59,6 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
     return kernel
 
 
-def _rotated(shape: RollingAttention):
-    """Element d of a rotated head: (a cos - b sin, b cos + a sin) of its halves a and b."""
-    half = shape.head_dim // 2
-
-    def element(qkv, cos, sin, b, i, start, d):
-        pair = T.Select(d < half, d + half, d - half)
-        sign = T.Select(d < half, T.float32(-1), T.float32(1))
-        return qkv[b, i, start + d] * cos[b, 0, i, d % half] + sign * qkv[b, i, start + pair] * sin[b, 0, i, d % half]
-
-    return element
-
-
 def _attend(shape: RollingAttention, on: Binding):
     """The first launch: a block for each query of each head."""
     B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
@@ -80,7 +69,7 @@ def _attend(shape: RollingAttention, on: Binding):
     piece = -(-D // sharing)  # elements of it that one of them takes
     owned = -(-D // threads)  # elements of the output that one thread keeps
     stride = D + 1  # of a key in shared memory: threads that read neighbouring keys hit different banks; flat, since TVM would trim the padding
-    rotated = _rotated(shape)
+    rotated = rotated_element(shape)
 
     @T.inline
     def load_keys(qkv, cos, sin, keys, key_tile, b, h, first, n_past, count, start, new_start, t):
@@ -192,7 +181,7 @@ def _write_ring(shape: RollingAttention, on: Binding):
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     kept = min(N, W)
     elements, k_start, v_start, dtype = B * kept * KV * D, H * D, (H + KV) * D, shape.cache_dtype
-    rotated = _rotated(shape)
+    rotated = rotated_element(shape)
 
     @T.inline
     def body(qkv, cos, sin, positions, keys, values):

@@ -1,0 +1,233 @@
+"""Rolling attention for one token: three launches that read each visible key and value once, for all query heads that share it.
+
+The ring is the one of `build/kernels/cuda/attention.py`. First the new column is written, so that the ring alone holds all that is seen: its first
+min(position + 1, W) slots, whose order does not matter. Then a block takes some of one key head's slots, in tiles: keys pass through shared memory,
+and every query head of the group keeps a running maximum, sum and mixed values (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867).
+Last, the blocks' results are joined, each scaled by its maximum. The split over slots (as in Flash-Decoding, Dao et al. 2023) is what gives a
+single sequence enough blocks.
+Bytes per call: 2 visible n_kv_heads head_dim itemsize; operations: 4 visible n_heads head_dim.
+"""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
+from build.kernels.cuda.ring import LOWEST, WRITERS, rotated_element
+from build.kernels.shapes import RollingAttention
+from build.layout import VECTOR
+
+BLOCKS = 264  # two for each multiprocessor of an H200; not yet measured on a GPU
+THREADS, TILE_KEYS = 128, 32
+TILES_BYTES = 40 * 1024  # of a block's keys and values in shared memory, of the 48 kB that every architecture gives
+PADDING = 2  # numbers behind a key in shared memory: threads that read neighbouring keys hit different banks
+ITEMSIZE = {"float32": 4, "float16": 2}  # of a cache
+SMALLEST_TOTAL = 1e-30  # of shares: for padding, which sees nothing
+
+
+def decode_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
+    """As `rolling_attention`, for T = 1."""
+    B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    half, group, count = D // 2, H // KV, splits(shape)
+    write, attend, join = _write(shape, on), _attend(shape, count, on), _join(shape, count, on)
+
+    @T.prim_func
+    def kernel(
+        qkv: T.Buffer((B, 1, shape.qkv_dim), "float32"),
+        cos: T.Buffer((B, 1, 1, half), "float32"),
+        sin: T.Buffer((B, 1, 1, half), "float32"),
+        positions: T.Buffer((B, 1), "int64"),
+        keys: T.Buffer((B, KV, W, D), shape.cache_dtype),
+        values: T.Buffer((B, KV, W, D), shape.cache_dtype),
+        out: T.Buffer((B, 1, H * D), "float32"),
+    ):
+        T.func_attr(ATTRIBUTES)
+        largest = T.alloc_buffer((B * KV * count, group), "float32")
+        total = T.alloc_buffer((B * KV * count, group), "float32")
+        mixed = T.alloc_buffer((B * KV * count, group, D), "float32")
+        write(qkv, cos, sin, positions, keys, values)
+        attend(qkv, cos, sin, positions, keys, values, largest, total, mixed)
+        join(largest, total, mixed, out)
+
+    return kernel
+
+
+def splits(shape: RollingAttention) -> int:
+    """Blocks that share one key head's slots: as many as fill the device, and none without a tile."""
+    tiles = -(-shape.cache_len // tile_keys(shape))
+    return min(tiles, -(-BLOCKS // (shape.batch * shape.n_kv_heads)))
+
+
+def tile_keys(shape: RollingAttention) -> int:
+    """Keys of a tile, of which a block holds one with its values."""
+    column = (2 * shape.head_dim + PADDING) * ITEMSIZE[shape.cache_dtype]
+    return next(n for n in (TILE_KEYS, 16, 8, 4) if n * column <= TILES_BYTES)
+
+
+def _write(shape: RollingAttention, on: Binding):
+    """The first launch: a thread for each element of the new column; padding is not written."""
+    B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    rotated, dtype = rotated_element(shape), shape.cache_dtype
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values):
+        for block in on.blocks(-(-B * KV * D // WRITERS)):
+            for t in on.threads(WRITERS):
+                e = block * WRITERS + t
+                if e < B * KV * D:
+                    b = e // (KV * D)
+                    h = e // D % KV
+                    d = e % D
+                    position = T.Cast("int32", positions[b, 0])
+                    if position >= 0:
+                        keys[b, h, position % W, d] = T.Cast(dtype, rotated(qkv, cos, sin, b, 0, (H + h) * D, d))
+                        values[b, h, position % W, d] = T.Cast(dtype, qkv[b, 0, (H + KV + h) * D + d])
+
+    return body
+
+
+def _attend(shape: RollingAttention, count: int, on: Binding):
+    """The second launch: a block for each share of each key head's slots, all query heads of the group together."""
+    B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    group, threads, tile, dtype = H // KV, THREADS, tile_keys(shape), shape.cache_dtype
+    owned = -(-D // threads)  # elements of a head's output that one thread keeps
+    stride = D + PADDING
+    piece = next(n for n in (VECTOR // ITEMSIZE[dtype], 2, 1) if D % n == 0)  # numbers that a thread loads at once
+    pieces = D // piece  # of a column
+    rotated = rotated_element(shape)
+
+    @T.inline
+    def load_queries(qkv, cos, sin, b, h, queries, t):
+        for c in T.serial(-(-group * D // threads)):
+            e = c * threads + t
+            if e < group * D:
+                queries[e // D, e % D] = T.float32(shape.scale) * rotated(qkv, cos, sin, b, 0, (h * group + e // D) * D, e % D)
+
+    @T.inline
+    def load_columns(keys, values, b, h, first, used, key_tile, value_tile, t):
+        """The tile's keys and values as they are stored, a piece a thread; what lies behind the last slot stays as it was."""
+        for c in T.serial(-(-tile * pieces // threads)):
+            q = c * threads + t  # of the tile's pieces
+            slot = T.min(first + q // pieces, W - 1)
+            if q < tile * pieces and first + q // pieces < used:
+                loaded = T.alloc_buffer((2 * piece,), dtype, scope=on.private)
+                for v in T.vectorized(piece):
+                    loaded[v] = keys[b, h, slot, q % pieces, v]
+                for v in T.vectorized(piece):
+                    loaded[piece + v] = values[b, h, slot, q % pieces, v]
+                for v in T.unroll(piece):
+                    key_tile[q // pieces * stride + q % pieces * piece + v] = loaded[v]
+                for v in T.vectorized(piece):
+                    value_tile[q * piece + v] = loaded[piece + v]
+
+    @T.inline
+    def score(queries, key_tile, first, used, scores, t):
+        """scores[r, j] = query r . key j, or LOWEST behind the last slot; a thread a pair."""
+        for c in T.serial(-(-group * tile // threads)):
+            e = c * threads + t
+            if e < group * tile:
+                scores[e // tile, e % tile] = T.float32(LOWEST)
+                if first + e % tile < used:
+                    sum_ = T.alloc_buffer((1,), "float32", scope=on.private)
+                    sum_[0] = T.float32(0)
+                    for d in T.serial(D):
+                        sum_[0] = sum_[0] + queries[e // tile, d] * T.Cast("float32", key_tile[e % tile * stride + d])
+                    scores[e // tile, e % tile] = sum_[0]
+
+    @T.inline
+    def mix(value_tile, first, used, scores, maximum, sums, kept, t):
+        """Fold one tile into the thread's maxima, sums and outputs of every head."""
+        best = T.alloc_buffer((1,), "float32", scope=on.private)
+        weight = T.alloc_buffer((1,), "float32", scope=on.private)
+        shrink = T.alloc_buffer((1,), "float32", scope=on.private)
+        for r in T.unroll(group):
+            best[0] = maximum[on.own(t), r]
+            for j in T.serial(tile):
+                best[0] = T.max(best[0], scores[r, j])
+            shrink[0] = T.exp(maximum[on.own(t), r] - best[0])
+            maximum[on.own(t), r] = best[0]
+            sums[on.own(t), r] = sums[on.own(t), r] * shrink[0]
+            for c in T.unroll(owned):
+                kept[on.own(t), r * owned + c] = kept[on.own(t), r * owned + c] * shrink[0]
+        for j in T.serial(T.max(T.min(tile, used - first), 0)):
+            value = T.alloc_buffer((owned,), "float32", scope=on.private)
+            for c in T.unroll(owned):
+                if c * threads + t < D:
+                    value[c] = T.Cast("float32", value_tile[j * D + c * threads + t])
+            for r in T.unroll(group):
+                weight[0] = T.exp(scores[r, j] - maximum[on.own(t), r])
+                sums[on.own(t), r] = sums[on.own(t), r] + weight[0]
+                for c in T.unroll(owned):
+                    if c * threads + t < D:
+                        kept[on.own(t), r * owned + c] = kept[on.own(t), r * owned + c] + weight[0] * value[c]
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys_in, values_in, largest, total, mixed):
+        keys = T.decl_buffer((B, KV, W, pieces, piece), dtype, data=keys_in.data)
+        values = T.decl_buffer((B, KV, W, pieces, piece), dtype, data=values_in.data)
+        for block in on.blocks(B * KV * count):
+            queries = T.alloc_buffer((group, D), "float32", scope=on.shared)
+            key_tile = T.alloc_buffer((tile * stride,), dtype, scope=on.shared)
+            value_tile = T.alloc_buffer((tile * D,), dtype, scope=on.shared)
+            scores = T.alloc_buffer((group, tile), "float32", scope=on.shared)
+            maximum = T.alloc_buffer((on.copies(threads), group), "float32", scope=on.private)
+            sums = T.alloc_buffer((on.copies(threads), group), "float32", scope=on.private)
+            kept = T.alloc_buffer((on.copies(threads), group * owned), "float32", scope=on.private)
+            b = block // (KV * count)
+            h = block // count % KV
+            used = T.max(T.min(T.Cast("int32", positions[b, 0]) + 1, W), 0)  # slots that are seen
+            share = ((used + tile - 1) // tile + count - 1) // count  # tiles of a block
+            begin = block % count * share * tile
+            for t in on.threads(threads):
+                for r in T.unroll(group):
+                    maximum[on.own(t), r] = T.float32(LOWEST)
+                    sums[on.own(t), r] = T.float32(0)
+                    for c in T.unroll(owned):
+                        kept[on.own(t), r * owned + c] = T.float32(0)
+                load_queries(qkv, cos, sin, b, h, queries, t)
+            for step in T.serial(share):
+                for t in on.threads(threads):
+                    load_columns(keys, values, b, h, begin + step * tile, used, key_tile, value_tile, t)
+                for t in on.threads(threads):
+                    score(queries, key_tile, begin + step * tile, used, scores, t)
+                for t in on.threads(threads):
+                    mix(value_tile, begin + step * tile, used, scores, maximum, sums, kept, t)
+            for t in on.threads(threads):
+                for r in T.unroll(group):
+                    if t == 0:
+                        largest[block, r] = maximum[on.own(t), r]
+                        total[block, r] = sums[on.own(t), r]
+                    for c in T.unroll(owned):
+                        if c * threads + t < D:
+                            mixed[block, r, c * threads + t] = kept[on.own(t), r * owned + c]
+
+    return body
+
+
+def _join(shape: RollingAttention, count: int, on: Binding):
+    """The third launch: a block for each query head, a thread for each element of its output."""
+    B, H, KV, D = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim
+    group, threads = H // KV, THREADS
+
+    @T.inline
+    def body(largest, total, mixed, out):
+        for block in on.blocks(B * H):
+            for t in on.threads(threads):
+                first = block // group * count  # of the key head's shares
+                r = block % group
+                best = T.alloc_buffer((1,), "float32", scope=on.private)
+                sum_ = T.alloc_buffer((1,), "float32", scope=on.private)
+                best[0] = T.float32(LOWEST)
+                sum_[0] = T.float32(0)
+                for s in T.serial(count):
+                    best[0] = T.max(best[0], largest[first + s, r])
+                for s in T.serial(count):
+                    sum_[0] = sum_[0] + T.exp(largest[first + s, r] - best[0]) * total[first + s, r]
+                for c in T.unroll(-(-D // threads)):
+                    if c * threads + t < D:
+                        value = T.alloc_buffer((1,), "float32", scope=on.private)
+                        value[0] = T.float32(0)
+                        for s in T.serial(count):
+                            value[0] = value[0] + T.exp(largest[first + s, r] - best[0]) * mixed[first + s, r, c * threads + t]
+                        out[block // H, 0, block % H * D + c * threads + t] = value[0] / T.max(sum_[0], T.float32(SMALLEST_TOTAL))
+
+    return body
