@@ -11,7 +11,8 @@ from build.kernels.table import KernelSet, kernel_set_of
 from build.layout import packed_tensors
 from build.pack import packed_weights
 from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
-from build.rules import RULES, Context, Region, Weight
+from build.rules.context import Context, Region, Weight
+from build.rules.table import RULES
 from export.graphs import GraphsRecord
 from export.quantize import EXPERTS, specs
 from runtime.errors import UserError

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from tvm.script import tirx as T
 
 from build.kernels.cpu.level import Level, fitting_lanes
-from build.kernels.cpu.vector import exp, widened
+from build.kernels.cpu.vector import add_outer_product, clear, exp, widened
 from build.kernels.shapes import RollingAttention
 
 STEP = 4  # blocks of a step: 64 keys and values of 64 numbers are 32 kB
@@ -67,16 +67,11 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
         """scores[:, c : c + block] of the block of keys that begins at `column`."""
         keys, start = columns.keys, columns.start + column * D
         sums = T.alloc_buffer((R * block,), "float32")
-        for n in T.unroll(R * parts):
-            for v in T.vectorized(lanes):
-                sums[n * lanes + v] = T.float32(0)
+        clear(sums, R * parts, lanes)
         for d in T.serial(D):
-            for r in T.unroll(R):
-                for n in T.unroll(parts):
-                    for v in T.vectorized(lanes):
-                        sums[(r * parts + n) * lanes + v] = sums[(r * parts + n) * lanes + v] + queries.numbers[queries.start + d * R + r] * widened(
-                            keys[start + d * block + n * lanes + v]
-                        )
+            add_outer_product(
+                sums, 0, R, block, lanes, lambda r: queries.numbers[queries.start + d * R + r], lambda key: widened(keys[start + d * block + key])
+            )
         for r in T.unroll(R):
             for n in T.unroll(parts):
                 for v in T.vectorized(lanes):
@@ -154,12 +149,9 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
                     for v in T.vectorized(d_lanes):
                         sums[(r * d_parts + n) * d_lanes + v] = softmax.mixed[(softmax.at + r) * D + c * d_columns + n * d_lanes + v] * shrink[r]
             for j in T.serial(count):
-                for r in T.unroll(R):
-                    for n in T.unroll(d_parts):
-                        for v in T.vectorized(d_lanes):
-                            sums[(r * d_parts + n) * d_lanes + v] = sums[(r * d_parts + n) * d_lanes + v] + scores[r * width + j] * widened(
-                                values[start + j * D + c * d_columns + n * d_lanes + v]
-                            )
+                add_outer_product(
+                    sums, 0, R, d_columns, d_lanes, lambda r: scores[r * width + j], lambda d: widened(values[start + j * D + c * d_columns + d])
+                )
             for r in T.unroll(R):
                 for n in T.unroll(d_parts):
                     for v in T.vectorized(d_lanes):

@@ -11,6 +11,7 @@ from build.kernels.cpu.epilogue import panel_outputs
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import output_scale, panel_slab
 from build.kernels.cpu.row import prepared_row, rounded_row
+from build.kernels.cpu.vector import add_outer_product, clear
 from build.kernels.shapes import Linear
 from build.layout import PANEL
 
@@ -95,16 +96,11 @@ def _tile_product(level: Level, tile_rows: int):
     def multiply(packed, w, w_start, m, start, count, total):
         for c in T.serial(PANEL // columns):
             sums = T.alloc_buffer((tile_rows * columns,), "float32")
-            for i in T.unroll(tile_rows * parts):
-                for v in T.vectorized(lanes):
-                    sums[i * lanes + v] = T.float32(0)
+            clear(sums, tile_rows * parts, lanes)
             for d in T.serial(count):
-                for r in T.unroll(tile_rows):
-                    for i in T.unroll(parts):
-                        for v in T.vectorized(lanes):
-                            sums[(r * parts + i) * lanes + v] = (
-                                sums[(r * parts + i) * lanes + v] + packed[m, start + d, r] * w[w_start + d, c * columns + i * lanes + v]
-                            )
+                add_outer_product(
+                    sums, 0, tile_rows, columns, lanes, lambda r: packed[m, start + d, r], lambda column: w[w_start + d, c * columns + column]
+                )
             for r in T.unroll(tile_rows):
                 for i in T.unroll(parts):
                     for v in T.vectorized(lanes):

@@ -12,7 +12,7 @@ from build.kernels.cpu.epilogue import panel_outputs
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import output_scale
 from build.kernels.cpu.row import prepared_row, rounded_row
-from build.kernels.cpu.vector import AHEAD, LINE, NEAR, prefetch, widened
+from build.kernels.cpu.vector import AHEAD, LINE, NEAR, clear, prefetch, widened
 from build.kernels.shapes import Linear
 from build.layout import DOT, PANEL, WORD
 from export.quantize import INT4_ZERO
@@ -35,9 +35,7 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
 
     @T.inline
     def product(p, out, x, x_scales, x_sums, w, s, z):
-        for i in T.unroll(parts):
-            for v in T.vectorized(lanes):
-                out[i * lanes + v] = T.float32(0)
+        clear(out, parts, lanes)
         for b in T.serial(n_blocks):
             sums = T.alloc_buffer((PANEL * partials,), "int32")
             add_block(x, w, p, b, sums)

@@ -4,6 +4,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.level import Level
+from build.kernels.cpu.vector import clear
 
 
 def read_all(level: Level, threads: int, streams: int, vectors: int) -> PrimFunc:
@@ -19,9 +20,7 @@ def read_all(level: Level, threads: int, streams: int, vectors: int) -> PrimFunc
         T.func_attr({"tirx.noalias": True})
         for thread in T.parallel(threads):
             sums = T.alloc_buffer((streams * 4 * lanes,), "float32")
-            for i in T.unroll(4 * streams):
-                for v in T.vectorized(lanes):
-                    sums[i * lanes + v] = T.float32(0)
+            clear(sums, 4 * streams, lanes)
             for n in T.serial(vectors):
                 for s in T.unroll(streams):
                     for i in T.unroll(4):

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.level import Level, fitting_lanes
-from build.kernels.cpu.vector import exp, silu, widened
+from build.kernels.cpu.vector import add_outer_product, clear, exp, silu, widened
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
 from build.layout import PANEL
@@ -86,7 +86,6 @@ def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *,
     tile_rows, tile_columns = (1, PANEL) if rows == 1 else (level.tile.rows, level.tile.columns)
     lanes = level.lanes
     unroll = 2 if rows == 1 and k % 2 == 0 else 1  # two steps of K in flight hide the latency of the multiply-add
-    parts = tile_columns // lanes
     size = tile_rows * tile_columns
 
     @T.inline
@@ -102,17 +101,18 @@ def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *,
 
     @T.inline
     def multiply(x, w, acc, e, p, c, members, first, last):
-        for i in T.unroll(unroll * size // lanes):
-            for v in T.vectorized(lanes):
-                acc[i * lanes + v] = T.float32(0)
+        clear(acc, unroll * size // lanes, lanes)
         for kk in T.serial(k // unroll):
             for u in T.unroll(unroll):
-                for r in T.unroll(tile_rows):
-                    for i in T.unroll(parts):
-                        for v in T.vectorized(lanes):
-                            acc[u * size + (r * parts + i) * lanes + v] = acc[u * size + (r * parts + i) * lanes + v] + x[
-                                members[e, T.min(first + r, last)] // pairs_per_row, kk * unroll + u
-                            ] * widened(w[e * panels + p, kk * unroll + u, c * tile_columns + i * lanes + v])
+                add_outer_product(
+                    acc,
+                    u * size,
+                    tile_rows,
+                    tile_columns,
+                    lanes,
+                    lambda r: x[members[e, T.min(first + r, last)] // pairs_per_row, kk * unroll + u],
+                    lambda column: widened(w[e * panels + p, kk * unroll + u, c * tile_columns + column]),
+                )
         for i in T.unroll((unroll - 1) * size // lanes):
             for v in T.vectorized(lanes):
                 acc[i * lanes + v] = acc[i * lanes + v] + acc[size + i * lanes + v]

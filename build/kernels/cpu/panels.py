@@ -4,7 +4,7 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.level import Level
-from build.kernels.cpu.vector import AHEAD, LINE, NEAR, prefetch, widened
+from build.kernels.cpu.vector import AHEAD, LINE, NEAR, add_outer_product, clear, prefetch, widened
 from build.kernels.shapes import Linear
 from build.layout import DOT, PANEL, WORD, matrix_layout
 from export.quantize import INT4_ZERO, MatrixFormat
@@ -68,17 +68,13 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
     @T.inline
     def dot(p, out, x, x_sums, w, s, z):  # noqa: ARG001
         sums = T.alloc_buffer((unroll * PANEL,), "float32")
-        for i in T.unroll(unroll * parts):
-            for v in T.vectorized(lanes):
-                sums[i * lanes + v] = T.float32(0)
+        clear(sums, unroll * parts, lanes)
         for kk in T.serial(run // steps):
             for line in T.unroll(lines):
                 prefetch(w, p, kk * steps + (AHEAD + line * LINE) // step, 0)
             for u in T.unroll(unroll):
                 at = u // steps * run + kk * steps + u % steps
-                for i in T.unroll(parts):
-                    for v in T.vectorized(lanes):
-                        sums[u * PANEL + i * lanes + v] = sums[u * PANEL + i * lanes + v] + x[at] * widened(w[p, at, i * lanes + v])
+                add_outer_product(sums, u * PANEL, 1, PANEL, lanes, lambda _row: x[at], lambda column: widened(w[p, at, column]))
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
                 out[i * lanes + v] = sums[i * lanes + v]
@@ -100,25 +96,25 @@ def _word_dot(level: Level, stored: MatrixFormat, k: int):
 
     @T.inline
     def dot(p, out, x, x_sums, w, s, z):
-        for i in T.unroll(parts):
-            for v in T.vectorized(lanes):
-                out[i * lanes + v] = T.float32(0)
+        clear(out, parts, lanes)
         for g in T.serial(groups):
             sums = T.alloc_buffer((2 * PANEL,), "float32")  # of both halves of a word
-            for i in T.unroll(2 * parts):
-                for v in T.vectorized(lanes):
-                    sums[i * lanes + v] = T.float32(0)
+            clear(sums, 2 * parts, lanes)
             for word in T.serial(T.min(words, k // WORD - g * words)):
                 at = g * words + word
                 for line in T.unroll(PANEL * 4 // LINE):
                     prefetch(w, p, at + NEAR // (PANEL * 4), line * LINE // 4)
                 for half in T.unroll(2):
                     for j in T.unroll(DOT):
-                        for i in T.unroll(parts):
-                            for v in T.vectorized(lanes):
-                                sums[half * PANEL + i * lanes + v] = sums[half * PANEL + i * lanes + v] + x[at * WORD + half * DOT + j] * T.Cast(
-                                    "float32", (w[p, at, i * lanes + v] >> (4 * half)) & (15 << (8 * j))
-                                )
+                        add_outer_product(
+                            sums,
+                            half * PANEL,
+                            1,
+                            PANEL,
+                            lanes,
+                            lambda _row: x[at * WORD + half * DOT + j],
+                            lambda column: T.Cast("float32", (w[p, at, column] >> (4 * half)) & (15 << (8 * j))),
+                        )
             for i in T.unroll(parts):
                 for v in T.vectorized(lanes):
                     out[i * lanes + v] = out[i * lanes + v] + (

@@ -1,4 +1,4 @@
-"""Arithmetic that the CPU kernels share: an exponential that vectorises, SiLU, and stored numbers as float32."""
+"""Arithmetic that the CPU kernels share: tiles of sums, an exponential that vectorises, SiLU, and stored numbers as float32."""
 
 from tvm.ir import Expr
 from tvm.script import tirx as T
@@ -31,6 +31,23 @@ def exp(x: Expr) -> Expr:
 def silu(x: Expr) -> Expr:
     """x / (1 + exp(-x))."""
     return x / (T.float32(1) + exp(T.float32(0) - x))
+
+
+@T.inline
+def clear(sums, n, lanes):
+    """The first n vectors of sums to zero."""
+    for i in T.unroll(n):
+        for v in T.vectorized(lanes):
+            sums[i * lanes + v] = T.float32(0)
+
+
+@T.inline
+def add_outer_product(sums, at, rows, columns, lanes, left, right):
+    """sums[at :], (rows, columns), += left(row) * right(column): one step of a tile that stays in registers; left and right are Python functions."""
+    for r in T.unroll(rows):
+        for n in T.unroll(columns // lanes):
+            for v in T.vectorized(lanes):
+                sums[at + r * columns + n * lanes + v] = sums[at + r * columns + n * lanes + v] + left(r) * right(n * lanes + v)
 
 
 @T.inline

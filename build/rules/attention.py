@@ -1,0 +1,158 @@
+"""Attention over a rolling cache, which must have exactly its window: a graph that lost its window matches nothing."""
+
+from math import prod
+
+import numpy as np
+
+from build.kernels.shapes import RollingAttention
+from build.producers import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
+from build.rules.context import Context, Region
+from build.rules.shared import expect_last_axis, levels_of
+from export.model_constants import MASKED_SCORE
+
+ITEMSIZE = {"float32": 4, "float16": 2, "int8": 1}  # of a cache
+
+
+def rolling_attention(c: Context, root: Expr) -> Region:
+    """Everything between the stacked projection and wo: split, rotate, append, mask, softmax, mix, merge, and the roll of both caches."""
+    p, m = c.producers, c.model
+    if len(shape(root)) != 3:
+        raise NoMatch(f"expected a (B, T, dim) result, found {shape(root)}")
+    batch, tokens, _ = shape(root)
+    merged = p.permuted(p.args(root, "reshape")[0], (0, 2, 1, 3))  # (B, n_heads, T, head_dim)
+    weights, values = p.args(p.args(merged, "reshape")[0], "matmul")
+    scores, queries, keys, mask = _masked_scores(c, weights)
+    value_caches, new_values = _stored_columns(c, values)
+    key_caches, new_keys = _stored_columns(c, p.permuted(keys, (0, 1, 2, 4, 3)))
+    key_cache = key_caches[0]
+    cache_len = shape(key_cache)[2]
+    positions = _banded_mask(c, mask, cache_len)
+    query_heads, cos, sin = _rotated(c, p.args(queries, "reshape")[0])
+    key_heads, *key_rotation = _rotated(c, new_keys)
+    if key_rotation != [cos, sin]:
+        raise NoMatch("expected queries and keys to be rotated by the same angles")
+    bounds = [m.n_heads * m.head_dim, (m.n_heads + m.n_kv_heads) * m.head_dim]
+    parts = [
+        p.sliced(_projected(c, heads), 2, begin, end)
+        for heads, begin, end in (
+            (query_heads, 0, bounds[0]),
+            (key_heads, bounds[0], bounds[1]),
+            (new_values, bounds[1], END),
+        )
+    ]
+    if len({part.name for part in parts}) != 1:
+        raise NoMatch("expected queries, keys and values from one projection")
+    kernel = RollingAttention(batch, tokens, m.n_heads, m.n_kv_heads, m.head_dim, cache_len, dtype(key_cache), float(scores))
+    caches = tuple(cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair)
+    cache_bytes = sum(prod(shape(cache)) * ITEMSIZE[dtype(cache)] for cache in caches)
+    flops = 4 * batch * tokens * m.n_heads * m.head_dim * cache_len
+    inputs = (parts[0], cos, sin, positions, *caches)
+    updates = tuple(range(4, len(inputs)))
+    return Region("rolling_attention", (kernel,), inputs, root, c.input_name(key_cache), cache_bytes, flops, updates=updates)
+
+
+def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
+    """softmax(where(mask, q k^T * scale, MASKED_SCORE)) to scale, q, k^T and mask."""
+    p = c.producers
+    (masked,) = p.args(weights, "nn.softmax")
+    expect_last_axis(weights, p.calls[weights].attrs.axis)
+    mask, scaled, hidden = p.args(masked, "where")
+    expect_constant(hidden, MASKED_SCORE)
+    product, scale = p.args(scaled, "multiply")
+    queries, keys = p.args(product, "matmul")
+    inner = p.args(p.args(mask, "expand_dims")[0], "expand_dims")[0]
+    return float(constant(scale)), queries, keys, inner
+
+
+def _columns(c: Context, value: Expr) -> Expr:
+    """The cache columns behind a shared-by-broadcast view, perhaps widened from the cache's dtype."""
+    shared = c.producers.through(value, "astype")
+    columns = c.producers.args(shared, "expand_dims")[0]
+    axes = [integer(axis) for axis in c.producers.calls[shared].attrs.axis]
+    if axes != [2]:
+        raise NoMatch(f"expected cache columns that each group of heads shares (a new axis 2), found axis {axes}")
+    return columns
+
+
+def _stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
+    """Shared columns to the caches that they come from (numbers and, of int8, scales) and the new columns as they were before they were stored."""
+    p = c.producers
+    if not is_call(p.calls.get(value), "multiply"):
+        past, new = _appended(c, _columns(c, value))
+        return (past,), p.through(new, "astype")
+    numbers, scales = (_columns(c, part) for part in p.args(value, "multiply"))
+    (past, new), (past_scale, scale) = _appended(c, numbers), _appended(c, scales)
+    if dtype(past) != "int8":
+        raise NoMatch(f"expected scales with a cache of int8 alone, found {dtype(past)}")
+    return (past, past_scale), levels_of(c, _narrowed(c, new), scale)
+
+
+def _narrowed(c: Context, value: Expr) -> Expr:
+    """The source of a conversion to int8, which the importer spells out: numbers that are not finite to 0, then the low 8 bits with their sign."""
+    p = c.producers
+    negative, shifted, low = p.args(p.args(value, "astype")[0], "where")
+    compared, half = p.args(negative, "greater_equal")
+    subtracted, whole = p.args(shifted, "subtract")
+    bits, mask = p.args(low, "bitwise_and")
+    broken, zero, source = p.args(p.args(bits, "astype")[0], "where")
+    for number, expected in ((half, 128), (mask, 255), (p.args(whole, "add")[0], 255), (p.args(whole, "add")[1], 1), (zero, 0)):
+        expect_constant(number, expected)
+    checked = p.args(p.args(broken, "logical_not")[0], "isfinite")[0]
+    if not (compared == subtracted == low and checked == source):
+        raise NoMatch("expected a conversion to int8")
+    return source
+
+
+def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:
+    """Concat(past, new) along the slots to (past, new), after checking that the graph's new cache is exactly its last W columns."""
+    past, new = c.producers.concatenated(columns, 2)
+    name = c.input_name(past)
+    if c.present.get(past) is None or c.producers.sliced(c.present[past], 2, shape(new)[2], END) != columns:
+        raise NoMatch(f"expected {name} to be rolled by {shape(new)[2]}")
+    return past, new
+
+
+def _rotated(c: Context, value: Expr) -> tuple[Expr, Expr, Expr]:
+    """concat(a cos - b sin, b cos + a sin) of the halves a and b, to the unrotated heads, cos and sin."""
+    p = c.producers
+    first, second = p.concatenated(value, 3)
+    a_cos, b_sin = p.args(first, "subtract")
+    b_cos, a_sin = p.args(second, "add")
+    a, cos = p.args(a_cos, "multiply")
+    b, sin = p.args(b_sin, "multiply")
+    if tuple(p.args(b_cos, "multiply")) != (b, cos) or tuple(p.args(a_sin, "multiply")) != (a, sin):
+        raise NoMatch("expected a rotation of half-split pairs")
+    half = shape(value)[3] // 2
+    heads = p.sliced(a, 3, 0, half)
+    if p.sliced(b, 3, half, END) != heads:
+        raise NoMatch("expected both halves of one tensor")
+    return heads, cos, sin
+
+
+def _projected(c: Context, heads: Expr) -> Expr:
+    """(B, n, T, head_dim) back to the (B, T, n * head_dim) that it was split from."""
+    return c.producers.args(c.producers.permuted(heads, (0, 2, 1, 3)), "reshape")[0]
+
+
+def _banded_mask(c: Context, mask: Expr, window: int) -> Expr:
+    """(key >= 0) and (key <= query) and (key > query - window) over past and new columns, to the positions that it is made from."""
+    p = c.producers
+    written_causal, recent = p.args(mask, "logical_and")
+    written, causal = p.args(written_causal, "logical_and")
+    key, zero = p.args(written, "greater_equal")
+    expect_constant(zero, 0)
+    causal_key, query = p.args(causal, "less_equal")
+    recent_key, oldest = p.args(recent, "greater")
+    if not key == causal_key == recent_key:
+        raise NoMatch("expected one comparison of the same key positions each with zero, the query and the window")
+    shifted_query, distance = p.args(oldest, "subtract")
+    if integer(constant(distance)) != window:
+        raise NoMatch(f"expected a window of {window} positions in the mask, found {integer(constant(distance))}")
+    (positions,) = p.args(query, "expand_dims")
+    past, new = p.concatenated(p.args(key, "expand_dims")[0], 1)
+    first, ages = p.args(past, "subtract")
+    expect_constant(ages, np.arange(window, 0, -1))
+    start = p.sliced(first, 1, 0, 1) if shape(positions)[1] > 1 else first
+    if not positions == new == start or shifted_query != query:
+        raise NoMatch("expected key and query positions from one tensor")
+    return positions

@@ -1,0 +1,85 @@
+"""Products with a weight, and what the target's kernel computes in the same launch."""
+
+from dataclasses import replace
+from itertools import permutations
+
+from build.kernels.shapes import Linear
+from build.layout import PANEL
+from build.producers import Expr, NoMatch, is_call, shape
+from build.rules.context import Context, Region, Weight
+from build.rules.per_token import rms_norm
+from build.rules.shared import gated, levels_of
+
+
+def linear(c: Context, root: Expr) -> Region:
+    """matmul(x, transpose(weight)), with an RMSNorm in front where the target's kernel can compute it in the same launch."""
+    p = c.producers
+    rounded, transposed = p.args(root, "matmul")
+    w = c.weight(p.permuted(transposed, (1, 0)))
+    x = _rounded_source(c, rounded, w) if w.tensor.stored.dynamic else rounded
+    shape_of = Linear(tuple(shape(root)[:-1]), w.n, w.k, w.tensor.stored)
+    inputs: tuple[Expr, ...] = (x,)
+    nbytes = w.nbytes
+    if "norm" in c.fusions and p.uses[x] == 1:
+        try:
+            norm = rms_norm(c, x)
+        except NoMatch:
+            pass
+        else:
+            source, gain = norm.inputs
+            shape_of = replace(shape_of, norm_eps=norm.arguments[2])
+            nbytes += norm.bytes
+            last = _last_token(c, source)
+            if last is not None:
+                source, shape_of = last, replace(shape_of, last_of=shape(last)[1])
+            inputs = (source, gain)
+    flops = 2 * shape_of.rows * w.n * w.k
+    return Region("linear", (shape_of,), (*inputs, *w.parts), root, w.tensor.name, nbytes, flops)
+
+
+def _last_token(c: Context, value: Expr) -> Expr | None:
+    """The (B, T, dim) tensor whose last token `value` is, if it is."""
+    try:
+        (source, *_) = c.producers.args(value, "strided_slice")
+        tokens = shape(source)[1]
+        return c.producers.sliced(value, 1, tokens - 1, tokens) if len(shape(source)) == len(shape(value)) else None
+    except NoMatch:
+        return None
+
+
+def _rounded_source(c: Context, value: Expr, w: Weight) -> Expr:
+    """x, from round(x / s) * s with s = (max |x| + smallest) / levels, a scale for each group of a token."""
+    p = c.producers
+    together = w.tensor.stored.rounded_together(w.k)
+    x = levels_of(c, *p.args(p.args(value, "reshape")[0], "multiply"))
+    source = p.args(x, "reshape")[0]
+    if shape(x) != (*shape(source)[:-1], w.k // together, together) or shape(value) != shape(source):
+        raise NoMatch(f"expected groups of {together} numbers, found {shape(x)}")
+    return source
+
+
+def linear_with_residual(c: Context, root: Expr) -> Region:
+    """residual + matmul(x, transpose(weight))."""
+    _expect_fusion(c, "residual")
+    for residual, product in permutations(c.producers.args(root, "add")):
+        if is_call(c.producers.calls.get(product), "matmul") and shape(residual) == shape(root):
+            inner = linear(c, product)
+            (kernel,) = inner.arguments
+            return replace(inner, arguments=(replace(kernel, residual=True),), inputs=(*inner.inputs, residual), output=root)
+    raise NoMatch("expected a product and a residual")
+
+
+def linear_with_swiglu(c: Context, root: Expr) -> Region:
+    """silu(both[..., :F]) * both[..., F:] of a product `both`, for widths that both halves of the stored weight can be read by."""
+    _expect_fusion(c, "swiglu")
+    inner = linear(c, gated(c, root))
+    (kernel,) = inner.arguments
+    fused = replace(kernel, swiglu=True)
+    if fused.n_out % PANEL:
+        raise NoMatch(f"expected a width in whole panels of {PANEL}")
+    return replace(inner, arguments=(fused,), output=root)
+
+
+def _expect_fusion(c: Context, name: str) -> None:
+    if name not in c.fusions:
+        raise NoMatch(f"the target's products compute no {name}")

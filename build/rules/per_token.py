@@ -1,0 +1,74 @@
+"""What is computed for each token or position by itself, without a matrix product."""
+
+from math import prod
+
+from build.kernels.shapes import Embedding
+from build.producers import Expr, NoMatch, constant, expect_constant, is_call, shape
+from build.rules.context import Context, Region
+from build.rules.shared import expect_last_axis, gated
+
+
+def embedding(c: Context, root: Expr) -> Region:
+    """take(weight, ids), where the importer has added the wrap-around of negative ids, which token ids never are."""
+    table, wrapped = c.producers.args(root, "take")
+    _, _, ids = c.producers.args(wrapped, "where")
+    w = c.weight(table)
+    kernel = Embedding(tuple(shape(ids)), w.n, w.k, w.tensor.stored)
+    return Region("embedding", (kernel,), (ids, *w.parts), root, w.tensor.name, kernel.rows * w.nbytes // w.n, 0)
+
+
+def rms_norm(c: Context, root: Expr) -> Region:
+    """weight * (x * (1 / sqrt(mean(x * x) + eps)))."""
+    p = c.producers
+    gain, normed = p.args(root, "multiply")
+    x, inverse = p.args(normed, "multiply")
+    one, square_root = p.args(inverse, "divide")
+    expect_constant(one, 1.0)
+    mean, eps = p.args(p.args(square_root, "sqrt")[0], "add")
+    (squares,) = p.args(mean, "mean")
+    expect_last_axis(squares, *p.calls[mean].attrs.axis)
+    if tuple(p.args(squares, "multiply")) != (x, x):
+        raise NoMatch("expected the mean of x * x")
+    *lead, dim = shape(x)
+    w = c.weight(gain)
+    return Region("rms_norm", (tuple(lead), dim, float(constant(eps))), (x, *w.parts), root, w.tensor.name, w.nbytes, 4 * prod(lead) * dim)
+
+
+def residual(c: Context, root: Expr) -> Region:
+    """a + b of one shape, where no product takes it in."""
+    a, b = c.producers.args(root, "add")
+    if not shape(a) == shape(b) == shape(root) or len(shape(root)) != 3:  # (B, T, dim)
+        raise NoMatch("expected two states")
+    return Region("residual", (shape(root),), (a, b), root, "", 0, prod(shape(root)))
+
+
+def swiglu(c: Context, root: Expr) -> Region:
+    """silu(both[..., :F]) * both[..., F:]."""
+    *lead, hidden_dim = shape(root)
+    return Region("swiglu", (tuple(lead), hidden_dim), (gated(c, root),), root, "w13 output", 0, 4 * prod(lead) * hidden_dim)
+
+
+def rotation(c: Context, root: Expr) -> Region:
+    """cos or sin of positions (B, T) times the rotary frequencies, to (B, 1, T, head_dim / 2)."""
+    p = c.producers
+    function = next((name for name in ("cos", "sin") if is_call(p.calls.get(root), name)), None)
+    if function is None:
+        raise NoMatch("expected cos or sin")
+    column, frequencies = p.args(p.args(root, function)[0], "multiply")
+    positions = _positions(c, column)
+    half = constant(frequencies).size
+    batch, tokens = shape(positions)
+    if shape(root) != (batch, 1, tokens, half):
+        raise NoMatch(f"expected angles of every position, found {shape(root)}")
+    return Region("rotation", ((batch, tokens), half, function), (positions, frequencies), root, function, 4 * half, batch * tokens * half)
+
+
+def _positions(c: Context, column: Expr) -> Expr:
+    """(B, 1, T, 1) float32 positions to the int64 input that they come from."""
+    value = column
+    while value not in c.inputs:
+        source = c.producers.through(c.producers.through(value, "expand_dims"), "astype")
+        if source == value:
+            raise NoMatch("expected positions")
+        value = source
+    return value

@@ -1,0 +1,43 @@
+"""Patterns that several rules look for."""
+
+from typing import Any
+
+from build.producers import END, Expr, NoMatch, expect_constant, integer, shape
+from build.rules.context import Context
+from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+
+
+def expect_last_axis(value: Expr, *axes: Any) -> None:  # noqa: ANN401 (TVM's integers)
+    """What is computed along `axes` of `value` goes along its last axis alone."""
+    found = [integer(axis) % len(shape(value)) for axis in axes]
+    if found != [len(shape(value)) - 1]:
+        raise NoMatch(f"expected the last of {len(shape(value))} axes, found {found}")
+
+
+def levels_of(c: Context, whole: Expr, scale: Expr) -> Expr:
+    """x, from round(x / s) and s = (max |x| + smallest) / levels over its last axis."""
+    p = c.producers
+    x, divisor = p.args(p.args(whole, "round")[0], "divide")
+    peak, levels = p.args(scale, "divide")
+    expect_constant(levels, DYNAMIC_LEVELS)
+    largest, smallest = p.args(peak, "add")
+    expect_constant(smallest, SMALLEST_PEAK)
+    (magnitudes,) = p.args(largest, "max")
+    expect_last_axis(magnitudes, *p.calls[largest].attrs.axis)
+    if divisor != scale or p.args(magnitudes, "abs")[0] != x or not p.calls[largest].attrs.keepdims:
+        raise NoMatch("expected a group's own numbers and scale")
+    return x
+
+
+def gated(c: Context, root: Expr) -> Expr:
+    """silu(both[..., :F]) * both[..., F:] of three axes to `both`."""
+    p = c.producers
+    activated, up = p.args(root, "multiply")
+    gate, sigmoid = p.args(activated, "multiply")
+    if p.args(sigmoid, "sigmoid")[0] != gate:
+        raise NoMatch("expected gate * sigmoid(gate)")
+    hidden_dim = shape(root)[-1]
+    both = p.sliced(gate, 2, 0, hidden_dim)
+    if p.sliced(up, 2, hidden_dim, END) != both:
+        raise NoMatch("expected gate and up from one tensor")
+    return both
