@@ -65,8 +65,7 @@ bench: inputs  ## CONFIG=...: speed of every scheme against onnxruntime, transfo
 memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths, and what that means for all layers
 	$(PY) -m build.memory
 
-ship: inputs  ## CONFIG=...: artifact, runtime and packages in one file, out/NAME.tar.zst; KEY=file signs it, PYTHONS='3.12' carries packages for that one alone
-	$(COMPILE)
+ship: inputs  ## CONFIG=...: compile, then artifact, runtime and packages in one file, out/NAME.tar.zst; KEY=file signs it, PYTHONS='3.12' carries packages for that one alone
 	$(PY) -m build.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(PYTHONS),--pythons '$(PYTHONS)')
 
 keys: setup  ## FOLDER=keys: a new pair of Ed25519 keys: one signs artifacts, the other lets a box check them

@@ -18,14 +18,15 @@ from pathlib import Path
 import msgspec
 
 from build.compiler import tvm
+from runtime.cuda_driver import DRIVER
 from runtime.errors import UserError
 from runtime.manifest import KernelUsage, TargetSpec
+from runtime.tvm_runtime import CUDA_LIBRARIES, find_library
 
 KERNELS_FILE = "kernels.json"
 SOURCE_FILE = "kernels.cu"
 PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl", "nvidia-cuda-runtime")
 TOOLKIT_MAJOR = "13"  # TVM's CUDA library is linked against libcudart.so.13
-DRIVER, CUDART, TVM_CUDA = "libcuda.so.1", "libcudart.so.13", "libtvm_runtime_cuda.so"
 DRIVER_SYMBOLS = (  # all that TVM's CUDA library takes from the driver
     "cuDeviceGetName",
     "cuFuncSetAttribute",
@@ -81,7 +82,11 @@ def find_nvcc() -> Path:
     lacking = [name for name in ("gcc", "g++") if shutil.which(name) is None]
     if lacking:
         raise UserError(f"backend.target cuda needs {' and '.join(lacking)}, which nvcc calls; install them (Debian: apt install g++)")
-    return _packaged("nvidia-cuda-nvcc", "bin/nvcc")
+    package = distribution("nvidia-cuda-nvcc")
+    found = [Path(str(file.locate())) for file in package.files or () if str(file).endswith("/bin/nvcc")]
+    if not found:
+        raise UserError(f"the package nvidia-cuda-nvcc {package.version} holds no bin/nvcc; expected version {TOOLKIT_MAJOR}; run `make setup`")
+    return found[0]
 
 
 def _installed(package: str) -> bool:
@@ -89,16 +94,6 @@ def _installed(package: str) -> bool:
         return distribution(package).version.startswith(f"{TOOLKIT_MAJOR}.")
     except PackageNotFoundError:
         return False
-
-
-def _packaged(package: str, ending: str) -> Path:
-    """A file of an installed package."""
-    found = [Path(str(file.locate())) for file in distribution(package).files or () if str(file).endswith(f"/{ending}")]
-    if not found:
-        raise UserError(
-            f"the package {package} {distribution(package).version} holds no {ending}; expected version {TOOLKIT_MAJOR}; run `make setup`"
-        )
-    return found[0]
 
 
 def check_archs(nvcc: Path, archs: Sequence[str]) -> None:
@@ -174,8 +169,8 @@ def load_tvm_cuda() -> None:
         ctypes.CDLL(DRIVER, ctypes.RTLD_GLOBAL)
     except OSError:
         _load_driver_stub()
-    ctypes.CDLL(str(_packaged("nvidia-cuda-runtime", f"lib/{CUDART}")), ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / TVM_CUDA), ctypes.RTLD_GLOBAL)
+    for name in CUDA_LIBRARIES:
+        ctypes.CDLL(str(find_library(name)), ctypes.RTLD_GLOBAL)
 
 
 def _load_driver_stub() -> None:

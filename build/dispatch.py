@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from build.compiler import relax, tvm
@@ -17,7 +16,7 @@ from export.graphs import GraphsRecord
 from export.quantize import EXPERTS, specs
 from runtime.errors import UserError
 from runtime.manifest import CALL_INPUTS, Graph, TargetKind, TargetSpec, WeightSpec
-from runtime.tensor_file import numpy_dtype
+from runtime.tensor_file import tensor_bytes
 
 DEFAULT_SCHEDULE = "TVM default schedule"
 IN_PLACE_NEW = -1  # how call_tir_inplace writes "a new tensor"
@@ -67,8 +66,7 @@ def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph, kin
     for tensor, parameter in zip(record.tensors, function.params[len(graph.signature.inputs) :], strict=True):
         packed = [part.spec for part in packed_tensors(tensor, record.model.n_experts or 1, kind)]
         parts = tuple(relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in packed)
-        nbytes = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs(tensor))
-        weights[parameter] = Weight(tensor, parts, nbytes)
+        weights[parameter] = Weight(tensor, parts, sum(tensor_bytes(spec) for spec in specs(tensor)))
     return weights
 
 

@@ -9,23 +9,30 @@ from pathlib import Path
 import msgspec
 
 from export.config import CompileConfig, artifact_dir
-from export.plan import workspace_of
+from export.console import console
+from export.plan import GOLDEN_STAGE, golden_key, workspace_of
+from export.stage import locked, stage_folder
 from runtime.artifact import Artifact, write_artifact
 from runtime.consistency import MANIFEST_FILE
 from runtime.errors import UserError
 from runtime.golden import GOLDEN_FILE
+from runtime.hashing import file_entry
 from runtime.manifest import FileEntry, Manifest
 from runtime.signature import SIGNATURE_FILE
 
 
 def with_golden(artifact: Artifact, config: CompileConfig, path: Path, overrides: list[str]) -> Artifact:
     """The artifact with golden prompts inside; they are computed by torch, in a process of its own, unless they are there already."""
-    if artifact.manifest.golden is not None:
-        return artifact
-    status = subprocess.run([sys.executable, "-m", "export.golden", str(path), *(f"--set={text}" for text in overrides)], check=False).returncode
-    if status != 0:
-        raise UserError(f"the golden prompts ended with status {status}; the message is above")
-    return add_golden(artifact, workspace_of(config, artifact_dir(path)) / GOLDEN_FILE)
+    workspace = workspace_of(config, artifact_dir(path))
+    with locked(workspace, console.print):
+        folder = stage_folder(workspace, GOLDEN_STAGE, golden_key(config))
+        if not folder.is_dir():
+            command = [sys.executable, "-m", "export.golden", str(path), *(f"--set={text}" for text in overrides)]
+            status = subprocess.run(command, check=False).returncode
+            if status != 0:
+                raise UserError(f"the golden prompts ended with status {status}; the message is above")
+        golden = folder / GOLDEN_FILE
+        return artifact if file_entry(golden) in artifact.manifest.files else add_golden(artifact, golden)
 
 
 def add_golden(artifact: Artifact, golden: Path) -> Artifact:

@@ -19,7 +19,7 @@ def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: P
     row = TARGETS[spec.kind]
     target = row.make(spec)
     module = dispatched.module
-    with row.toolchain(spec, library.parent, dump), target:
+    with row.toolchain(spec, library.parent, dump), target, tvm.transform.PassContext(disabled_pass=list(row.skipped)):
         for number, (name, passes) in enumerate(row.passes(), start=3):
             module = tvm.transform.Sequential(list(passes))(module)
             dump_module(module, dump, f"{number}-{name}")

@@ -23,8 +23,9 @@ from export.source import SourceTensor
 from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from runtime.errors import run_command
 from runtime.hashing import n_blocks
+from runtime.loaded import PROCESS_BYTES, activation_bytes
 from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, encode
-from runtime.tensor_file import TensorFileWriter, numpy_dtype
+from runtime.tensor_file import TensorFileWriter, numpy_dtype, tensor_bytes
 
 MB = 1e6
 
@@ -134,9 +135,8 @@ def box_bytes(record: GraphsRecord, target: TargetSpec, weights: int) -> int:
     """Peak of the process that runs an llvm artifact once caches are full and every weight was read; device memory of a cuda artifact."""
     model = record.model
     caches = caches_of(model, record.graphs[-1], record.shape.cache_len)
-    tokens = record.shape.batch * sum(graph.tokens for graph in record.graphs)  # each graph keeps its own activations
-    activations = 4 * tokens * 3 * (model.dim + model.hidden_dim * (model.experts_per_token or 1))
-    base = BOX_LOADED + BOX_LAYER * model.n_layers if target.kind == "llvm" else 0
+    activations = activation_bytes(model, record.shape, record.graphs)
+    base = BOX_LOADED + BOX_LAYER * model.n_layers if target.kind == "llvm" else PROCESS_BYTES
     return round(base + weights + caches.sequences * caches.sequence_bytes + activations)
 
 
@@ -207,11 +207,11 @@ def block_rows(rows: int, at_once: int) -> list[int]:
 def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
     """How well each line is known, by its name."""
     sequence = "caches, a sequence"
-    table_bytes = sum(prod(s.shape) * numpy_dtype(s.dtype).itemsize for s in record.weights if s.name.startswith("tok_embeddings."))
+    table_bytes = sum(tensor_bytes(s) for s in record.weights if s.name.startswith("tok_embeddings."))
     rows = "" if record.model.tied_embeddings else f", of which {table_bytes / MB:,.0f} MB are the embedding table, read row by row"
     box = {
         "box: peak memory": f"3 % or 5 MB; with full caches{rows}",
-        "box: GPU memory": "weights, caches and activations; without the driver's context",
+        "box: GPU memory": f"weights, caches, activations and {PROCESS_BYTES / MB:,.0f} MB for what the driver keeps",
     }
     return {
         f"artifact: {WEIGHTS_FILE}": "exact",

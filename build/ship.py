@@ -31,10 +31,9 @@ from runtime.artifact import Artifact
 from runtime.doctor import PYTHONS
 from runtime.errors import UserError, run_command
 from runtime.signature import PRIVATE_KEY, SIGNATURE_FILE, read_line
-from runtime.tvm_runtime import CUDA_LIBRARIES, find_runtime_library
+from runtime.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY, find_library
 
 LEVEL = 6  # of compression: weights hardly shrink, and more takes longer than the copy saves
-BLOCK = 2**20
 INSTALLER = Path(__file__).with_name("install.sh")
 
 
@@ -103,24 +102,15 @@ def members_of(artifact: Artifact, wheels: Sequence[Path], pythons: Sequence[str
 
 def runtime_libraries(kind: str) -> list[Path]:
     """The shared libraries that the box's runtime loads, but for the driver."""
-    core = find_runtime_library()
-    if kind == "llvm":
-        return [core]
-    packaged = {path.name: path for package in ("apache-tvm", "nvidia-cuda-runtime") for path in _files(package, ".so", ".so.13")}
-    missing = [name for name in CUDA_LIBRARIES if name not in packaged]
-    if missing:
-        raise UserError(f"{missing[0]} is in none of the installed packages; run `make setup`")
-    return [core, *(packaged[name] for name in CUDA_LIBRARIES)]
+    return [find_library(name) for name in (RUNTIME_LIBRARY, *(CUDA_LIBRARIES if kind == "cuda" else ()))]
 
 
 def licenses(kind: str) -> Iterator[tuple[str, Path]]:
     """The licence of each package whose libraries go along."""
     for package in ("apache-tvm", *(("nvidia-cuda-runtime",) if kind == "cuda" else ())):
-        yield from ((f"{package}{path.suffix}", path) for path in _files(package, "LICENSE", "LICENSE.txt", "License.txt"))
-
-
-def _files(package: str, *endings: str) -> list[Path]:
-    return [Path(str(file.locate())) for file in distribution(package).files or () if str(file).endswith(endings)]
+        for file in distribution(package).files or ():
+            if file.name in ("LICENSE", "LICENSE.txt", "License.txt"):
+                yield f"{package}{file.suffix}", Path(str(file.locate()))
 
 
 def write_archive(members: dict[str, Member], name: str, target: Path) -> None:

@@ -1,29 +1,30 @@
 """The packages that a box installs without a network: wheels of the very versions that this host runs, for each Python that a box may have."""
 
 import hashlib
-import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from runtime.doctor import ALWAYS, TOKENIZERS
+from export.stage import made_whole
+from runtime.doctor import PACKAGES, TOKENIZER_PACKAGES
 from runtime.errors import UserError
 from runtime.manifest import Manifest
 
 # What the box's packages import themselves. pip's own resolution would add a hub client, an HTTP stack and a C parser, none of which is ever called.
-BENEATH = {"apache-tvm-ffi": ("typing_extensions",), "jinja2": ("MarkupSafe",), "pynacl": ("cffi",)}
+IMPORTED_BY = {"apache-tvm-ffi": ("typing_extensions",), "jinja2": ("MarkupSafe",), "pynacl": ("cffi",)}
 SIGNING = "pynacl"
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17)), "manylinux2014_x86_64")
 
 
 def box_packages(manifest: Manifest) -> list[str]:
     """Names of all that the artifact needs on the box."""
-    tokenizer = TOKENIZERS[manifest.tokenizer.kind] if manifest.tokenizer else ()
-    direct = [*ALWAYS, *tokenizer, SIGNING]
-    return [name for package in direct for name in (package, *BENEATH.get(package, ()))]
+    tokenizer = TOKENIZER_PACKAGES[manifest.tokenizer.kind] if manifest.tokenizer else ()
+    direct = [*PACKAGES, *tokenizer, SIGNING]
+    return [name for package in direct for name in (package, *IMPORTED_BY.get(package, ()))]
 
 
 def fetch_wheels(packages: Sequence[str], pythons: Sequence[str], folder: Path) -> list[Path]:
@@ -35,26 +36,21 @@ def fetch_wheels(packages: Sequence[str], pythons: Sequence[str], folder: Path) 
     by_name: dict[str, Path] = {}
     for python in pythons:
         place = folder / hashlib.sha256(f"{python} {requirements}".encode()).hexdigest()[:20]
-        if not place.is_dir():
-            _download(requirements, python, place)
+        made_whole(place, partial(_download, requirements, python))
         by_name.update({path.name: path for path in place.glob("*.whl")})  # what several Pythons share is carried once
     return [by_name[name] for name in sorted(by_name)]
 
 
-def _download(requirements: Sequence[str], python: str, place: Path) -> None:
-    fresh = place.with_suffix(".tmp")
+def _download(requirements: Sequence[str], python: str, folder: Path) -> None:
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--python-version", python, *platforms]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(fresh), *requirements]
-    shutil.rmtree(fresh, ignore_errors=True)  # what a killed run left
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), *requirements]
     result = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise UserError(
             f"pip cannot get the box's packages for Python {python}: {(result.stdout.strip().splitlines() or ['it said nothing'])[-1]}; "
             "check the network of this host, or name other versions with PYTHONS=..."
         )
-    fresh.replace(place)
 
 
 def requirements_text(wheels: Sequence[Path]) -> str:

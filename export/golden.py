@@ -15,9 +15,9 @@ from export.config import artifact_dir, config_parser, load_config
 from export.console import step_bar
 from export.graphs import OnnxGraphs
 from export.model import StaticModel, constants
-from export.plan import export_key, workspace_of
+from export.plan import GOLDEN_STAGE, export_key, golden_key, workspace_of
 from export.quantize import load, specs
-from export.stage import stage_folder
+from export.stage import run_stage, stage_folder
 from export.steppers import TorchStepper
 from runtime.errors import run_command
 from runtime.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
@@ -35,7 +35,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     workspace = workspace_of(config, artifact_dir(arguments.config))
     graphs = OnnxGraphs.open(stage_folder(workspace, "graphs", export_key(config)))
-    write_golden(golden_prompts(graphs), workspace / GOLDEN_FILE)
+    run_stage(workspace, GOLDEN_STAGE, golden_key(config), lambda folder: write_golden(golden_prompts(graphs), folder / GOLDEN_FILE))
     return 0
 
 
@@ -61,7 +61,7 @@ def golden_prompts(graphs: OnnxGraphs) -> list[GoldenPrompt]:
         first = np.array([n - longest for n in lengths])
         answers = [stepper.outputs(padded, first)]
         chosen: list[NDArray[np.int64]] = []
-        for step in range(steps if record.model.generates else 0):
+        for step in range(steps):
             chosen.append(answers[-1][:, -1].argmax(-1))
             answers.append(stepper.outputs(chosen[-1][:, None], first + longest + step))
     every_token = HEADS[record.model.head].every_token
@@ -76,11 +76,12 @@ def golden_prompts(graphs: OnnxGraphs) -> list[GoldenPrompt]:
 
 
 def prompt_lengths(model: ModelConfig, shape: Shape) -> tuple[list[int], int]:
-    """Tokens of each prompt, and how many more the caches take behind the longest."""
+    """Tokens of each prompt, and how many more are generated behind the longest: no more than the caches take."""
+    most = STEPS if model.generates else 0
     if all(model.sliding_window):
-        return [SHORT, sequence_length(model, shape, None)], STEPS
-    longest = sequence_length(model, shape, max(1, shape.cache_len - STEPS))
-    return [min(SHORT, longest), longest], min(STEPS, shape.cache_len - longest)
+        return [SHORT, sequence_length(model, shape, None)], most
+    longest = sequence_length(model, shape, max(1, shape.cache_len - most))
+    return [min(SHORT, longest), longest], min(most, shape.cache_len - longest)
 
 
 def streamed_model(graphs: OnnxGraphs, after_layer: Callable[[], object]) -> StaticModel:
@@ -90,7 +91,7 @@ def streamed_model(graphs: OnnxGraphs, after_layer: Callable[[], object]) -> Sta
     with torch.device("meta"):
         model = StaticModel(record.model, cache_lens).eval()
     model.load_state_dict({name: torch.from_numpy(values) for name, values in constants(record.model, cache_lens).items()}, strict=False, assign=True)
-    model.round_products({tensor.name: tensor.stored.rounded_together(tensor.shape[1]) for tensor in record.tensors if tensor.stored.dynamic})
+    model.round_products(record.rounded_weights)
 
     def read(part: nn.Module, name: str) -> None:
         weights = {

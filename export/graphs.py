@@ -41,6 +41,11 @@ class GraphsRecord(Record, frozen=True):
         return tuple(spec for tensor in self.tensors for spec in specs(tensor))
 
     @property
+    def rounded_weights(self) -> dict[str, int]:
+        """The weights whose tokens are rounded to int8, and how many neighbours share a scale."""
+        return {tensor.name: tensor.stored.rounded_together(tensor.shape[1]) for tensor in self.tensors if tensor.stored.dynamic}
+
+    @property
     def cache_dtype(self) -> DType:
         """What keys and values are stored as."""
         return self.graphs[-1].signature.caches[0].dtype

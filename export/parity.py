@@ -58,8 +58,7 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
         static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))
         torch_answers = answer(TorchStepper(static, record.shape.batch, torch.float32), cases, bar.advance)
         del static
-        rounded = {tensor.name: tensor.stored.rounded_together(tensor.shape[1]) for tensor in record.tensors if tensor.stored.dynamic}
-        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs), rounded)
+        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs), record.rounded_weights)
         effective_answers = answer(TorchStepper(effective, record.shape.batch, getattr(torch, record.cache_dtype)), cases, bar.advance)
         del effective
         onnx_answers = answer(OnnxStepper(graphs), cases, bar.advance)

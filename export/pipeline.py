@@ -1,6 +1,5 @@
 """The export stage: YAML and checkpoint to ONNX graphs over one shared weight file."""
 
-from math import prod
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from export.plan import export_record
 from export.quantize import store
 from export.to_onnx import export_graph
 from runtime import manifest
-from runtime.tensor_file import TensorFile, TensorFileWriter, numpy_dtype
+from runtime.tensor_file import TensorFile, TensorFileWriter, tensor_bytes
 
 
 def export_model(config: CompileConfig, checkpoint: Checkpoint, folder: Path) -> OnnxGraphs:
@@ -29,7 +28,7 @@ def export_model(config: CompileConfig, checkpoint: Checkpoint, folder: Path) ->
 
 def write_weights(checkpoint: Checkpoint, record: GraphsRecord, path: Path) -> None:
     """Read, quantize and store every tensor, a few rows at a time."""
-    total = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in record.weights)
+    total = sum(tensor_bytes(spec) for spec in record.weights)
     with TensorFileWriter(path, record.weights) as writer, byte_bar("storing weights", total) as bar:
         for tensor in record.tensors:
             for block in checkpoint.blocks(tensor.name):

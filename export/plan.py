@@ -12,6 +12,7 @@ from runtime.manifest import Quantization, Shape, TokenizerSpec
 
 EXPORT_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}
+GOLDEN_STAGE = "golden"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -72,6 +73,11 @@ def export_key(config: CompileConfig) -> str:
         "checkpoint": identity(checkpoint_files(config.frontend.checkpoint)),
     }
     return stage_key(inputs, "export.pipeline", EXPORT_TOOLS)
+
+
+def golden_key(config: CompileConfig) -> str:
+    """Identifies the golden prompts of an export."""
+    return stage_key({"graphs": export_key(config)}, "export.golden", ("torch", "numpy"))
 
 
 def workspace_of(config: CompileConfig, artifact: Path) -> Path:

@@ -57,13 +57,21 @@ def stage_folder(workspace: Path, stage: str, key: str) -> Path:
 
 
 def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], object]) -> Path:
-    """The stage's folder, made by `fill` in a temporary sibling unless it exists; results under other keys are removed."""
+    """The stage's folder, made by `fill` unless it exists; results under other keys are removed."""
     folder = stage_folder(workspace, stage, key)
     if folder.is_dir():
         return folder
     for stale in workspace.glob(f"{stage}-*"):
         shutil.rmtree(stale)
-    fresh = workspace / f"{stage}-{key}.tmp"
+    return made_whole(folder, fill)
+
+
+def made_whole(folder: Path, fill: Callable[[Path], object]) -> Path:
+    """The folder, made by `fill` unless it exists: in a temporary sibling, so that it appears complete or not at all."""
+    if folder.is_dir():
+        return folder
+    fresh = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)  # what a killed run left
     fresh.mkdir(parents=True)
     try:
         fill(fresh)

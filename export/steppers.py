@@ -78,7 +78,7 @@ class OnnxStepper:
 
     def reset(self) -> None:
         """Empty the caches."""
-        self.caches = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in next(iter(self.graphs.values())).signature.inputs[2:]}
+        self.caches = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in next(iter(self.graphs.values())).signature.caches}
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """As `Stepper.step`."""

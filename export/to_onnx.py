@@ -18,7 +18,7 @@ from export.graphs import GraphsRecord
 from export.model import StaticModel, distinct
 from export.onnx_weights import store_weights
 from export.stitch import Parts, stitch
-from runtime.manifest import Graph, Signature, TensorSpec
+from runtime.manifest import CALL_INPUTS, Graph, Signature, TensorSpec
 from runtime.tensor_file import TensorFile
 
 # The exporter builds its table of a few hundred operators anew for every trace, from their source code, which takes half of the trace's time.
@@ -53,7 +53,7 @@ class _Method(torch.nn.Module):
 
 def _trace_parts(model: StaticModel, graph: Graph, constants: dict[str, NDArray[np.generic]]) -> Parts:
     """Every different part of the model once."""
-    ids = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[:2]]
+    ids = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[:CALL_INPUTS]]
     x, cos, sin, *masks = model.begin(*ids)
     blocks = {}
     each = len(graph.signature.caches) // len(model.cache_lens)  # of a layer

@@ -17,7 +17,7 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
  3. `files` MUST list every file but `manifest.json` and `manifest.sig`, each once, by a plain name: ASCII letters, digits, `.`, `_`, `-`,
     beginning with a letter or digit. So there is no path to another folder, no hidden file, and no name that two systems read differently.
  4. `library.so` and `weights.safetensors` MUST be listed; a file that no part of the manifest uses MUST NOT be.
- 5. A file MUST NOT be empty; the library has at most 1 GiB, a tokenizer file or template at most 256 MiB.
+ 5. A file MUST NOT be empty; the library has at most 1 GiB, any other at most 256 MiB.
  6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. A file above 16 MiB (2**24 bytes) MUST have in `blocks` the SHA-256
     of each 16 MiB block, the last one shorter; a smaller file MUST have none.
  7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `prefill_T` for each chunk T and, where the head is
@@ -30,9 +30,9 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
     at a multiple of 64 bytes.
 11. Contents MUST have their sums. A file with `blocks` is checked by those alone, on all cores: they cover every byte.
 
-`parity` MAY be null. All of it is data: no file is code but the library, none is a pickle. The sums find damage. Whoever can write the folder
-can run code by its library, unless `open` is given a public key: then the signature of the manifest, and by its sums of every other byte, is
-checked before any of it is used. Files that change between that check and their use are not detected: keep the folder from other writers.
+`parity` and `golden` MAY be null. All of it is data: no file is code but the library, none is a pickle. The sums find damage. Whoever can write
+the folder can run code by its library, unless `open` is given a public key: then the signature of the manifest, and by its sums of every other
+byte, is checked before any of it is used. Files that change between that check and their use are not detected: keep the folder from other writers.
 
 Weights on the CPU are mapped, not copied. Each open hashes all of them in parallel, at the speed of the disk or of the cores, and this same
 reading fills the page cache that the mapping then uses. Nothing watches the file afterwards: a change of its contents under a running

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -22,7 +21,7 @@ from runtime.cpu import CPUINFO
 from runtime.errors import UserError, run_command
 from runtime.manifest import TensorSpec, WeightSpec
 from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
-from runtime.tensor_file import numpy_dtype
+from runtime.tensor_file import tensor_bytes
 
 SEED = 0
 EMBEDDING = "tok_embeddings."
@@ -130,12 +129,12 @@ class Report:
 def weight_bytes(weights: Iterable[TensorSpec | WeightSpec], *, tied: bool) -> int:
     """Bytes of weights that a decode step reads: all but an embedding table that is not the head too, of which it reads a row."""
     read = [spec for spec in weights if tied or not spec.name.startswith(EMBEDDING)]
-    return sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in read)
+    return sum(tensor_bytes(spec) for spec in read)
 
 
 def cache_bytes(caches: Iterable[TensorSpec], context: int) -> int:
     """Bytes of caches (B, n_kv_heads, slots, ...) that are visible from behind `context` tokens."""
-    return sum(prod(spec.shape) // spec.shape[2] * min(context, spec.shape[2]) * numpy_dtype(spec.dtype).itemsize for spec in caches)
+    return sum(tensor_bytes(spec) // spec.shape[2] * min(context, spec.shape[2]) for spec in caches)
 
 
 def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes: Callable[[int], int]) -> Speeds:

@@ -7,13 +7,13 @@ from math import prod
 
 from runtime.errors import UserError
 from runtime.hashing import n_blocks
-from runtime.manifest import CACHE_DTYPES, HEADS, FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
+from runtime.manifest import CACHE_DTYPES, HEADS, DType, FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
 
 MANIFEST_FILE = "manifest.json"
 LIBRARY_FILE = "library.so"
 WEIGHTS_FILE = "weights.safetensors"
 LIBRARY_LIMIT = 2**30  # bytes; many times what machine code for every architecture takes
-TEXT_LIMIT = 2**28  # bytes of a tokenizer file or template, which are read whole
+READ_WHOLE_LIMIT = 2**28  # bytes of a tokenizer file, a template or golden prompts, which are read whole
 ELEMENT_LIMIT = 2**40  # elements of one input or output
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -58,7 +58,7 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _size_problems(entry: FileEntry) -> Iterator[str]:
-    limit = {LIBRARY_FILE: LIBRARY_LIMIT, WEIGHTS_FILE: None}.get(entry.path, TEXT_LIMIT)
+    limit = {LIBRARY_FILE: LIBRARY_LIMIT, WEIGHTS_FILE: None}.get(entry.path, READ_WHOLE_LIMIT)
     if entry.size == 0 or (limit and entry.size > limit):
         yield f"the file {entry.path} has {entry.size} bytes, expected 1 to {limit or 'any number'}"
     expected = n_blocks(entry.size)
@@ -102,36 +102,42 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
 def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
     """Names, order and shapes of a graph's inputs and outputs, as `export` fixes them."""
     model, batch = manifest.model, manifest.shape.batch
-    ids = [(name, (batch, graph.tokens)) for name in ("input_ids", "position_ids")]
+    ids = [TensorSpec(name=name, shape=(batch, graph.tokens), dtype="int64") for name in ("input_ids", "position_ids")]
     head = HEADS[model.head]
-    output = [(head.output, (batch, graph.tokens if head.every_token else 1, model.n_outputs))]
+    output = [TensorSpec(name=head.output, shape=(batch, graph.tokens if head.every_token else 1, model.n_outputs), dtype="float32")]
     sides = (("inputs", graph.signature.inputs, ids, "past_key_values"), ("outputs", graph.signature.outputs, output, "present"))
-    key = next((spec for spec in graph.signature.caches), None)
+    key = next(iter(graph.signature.caches), None)
     if key is not None and key.dtype not in CACHE_DTYPES:
         yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_DTYPES)}"
     for side, specs, first, prefix in sides:
-        expected = [*first, *_caches(manifest, prefix, quantized=any(spec.dtype == "int8" for spec in specs))]
+        expected = [*first, *_caches(manifest, prefix, key.dtype if key else "float32")]
         yield from _spec_problems(f"graph {graph.name}", side, specs, expected)
 
 
-def _caches(manifest: Manifest, prefix: str, *, quantized: bool) -> list[tuple[str, tuple[int, ...]]]:
+def _caches(manifest: Manifest, prefix: str, dtype: DType) -> list[TensorSpec]:
     model, shape = manifest.model, manifest.shape
-    parts = {"key": model.head_dim, "value": model.head_dim, **({"key_scale": 1, "value_scale": 1} if quantized else {})}
+    parts: list[tuple[str, int, DType]] = [("key", model.head_dim, dtype), ("value", model.head_dim, dtype)]
+    if dtype == "int8":
+        parts += [("key_scale", 1, "float32"), ("value_scale", 1, "float32")]
     return [
-        (f"{prefix}.{i}.{part}", (shape.batch, model.n_kv_heads, length, width))
+        TensorSpec(name=f"{prefix}.{i}.{part}", shape=(shape.batch, model.n_kv_heads, length, width), dtype=kind)
         for i, length in enumerate(model.cache_lens(shape.cache_len))
-        for part, width in parts.items()
+        for part, width, kind in parts
     ]
 
 
-def _spec_problems(graph: str, side: str, specs: tuple[TensorSpec, ...], expected: list[tuple[str, tuple[int, ...]]]) -> Iterator[str]:
+def _spec_problems(graph: str, side: str, specs: tuple[TensorSpec, ...], expected: list[TensorSpec]) -> Iterator[str]:
     if len(specs) != len(expected):
         yield f"{graph} has {len(specs)} {side}, expected {len(expected)}"
-    for spec, (name, shape) in zip(specs, expected, strict=False):
-        if (spec.name, spec.shape) != (name, shape):
-            yield f"{graph} has {spec.name} {list(spec.shape)} among its {side}, expected {name} {list(shape)}"
-        if prod(shape) > ELEMENT_LIMIT:
-            yield f"{graph} has {name} of shape {list(shape)}, more than {ELEMENT_LIMIT} elements"
+    for spec, wanted in zip(specs, expected, strict=False):
+        if spec != wanted:
+            yield f"{graph} has {_told(spec)} among its {side}, expected {_told(wanted)}"
+        if prod(wanted.shape) > ELEMENT_LIMIT:
+            yield f"{graph} has {_told(wanted)}, more than {ELEMENT_LIMIT} elements"
+
+
+def _told(spec: TensorSpec) -> str:
+    return f"{spec.name} {list(spec.shape)} {spec.dtype}"
 
 
 def _weight_problems(manifest: Manifest) -> Iterator[str]:

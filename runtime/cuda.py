@@ -7,12 +7,9 @@ were. Outputs come back into pinned memory, and nothing else is waited for.
 """
 
 import ctypes
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,12 +19,10 @@ from runtime.artifact import Artifact
 from runtime.cuda_driver import check_driver, read_driver
 from runtime.cuda_memory import CudaMemory
 from runtime.errors import UserError
-from runtime.loaded import Loaded, device_bytes
-from runtime.manifest import Graph, TensorSpec, WeightSpec
+from runtime.loaded import PADDING_ID, SMALLER, Loaded, device_bytes
+from runtime.manifest import CALL_INPUTS, Graph, TensorSpec, WeightSpec
 from runtime.tensor_file import numpy_dtype
-from runtime.tvm_runtime import CUDA_LIBRARIES, load_runtime
-
-CUDA, CPU, POOLED_ALLOCATOR = 2, 1, 2
+from runtime.tvm_runtime import CPU_DEVICE, CUDA_DEVICE, CUDA_LIBRARIES, find_library, load_runtime, open_library
 
 
 def load(opened: Artifact, threads: int) -> Loaded:
@@ -40,8 +35,7 @@ def load(opened: Artifact, threads: int) -> Loaded:
     memory = CudaMemory(cudart)
     specs = manifest.graphs[-1].signature.caches
     check_memory(device_bytes(manifest), memory.free_bytes())
-    machine = ffi.load_module(str(opened.library.resolve()))["vm_load_executable"]()
-    machine["vm_initialization"](CUDA, 0, POOLED_ALLOCATOR, CPU, 0, POOLED_ALLOCATOR)
+    machine = open_library(ffi, opened.library, CUDA_DEVICE, CPU_DEVICE)
     weights = [_tensor(ffi, spec) for spec in manifest.weights]
     mapped = opened.weights()
     with progress("loading weights", sum(array.nbytes for array in mapped.values())) as advance:
@@ -50,25 +44,11 @@ def load(opened: Artifact, threads: int) -> Loaded:
     inputs, functions = {}, {}
     for graph in manifest.graphs:
         inputs[graph.tokens], functions[graph.tokens] = _function(ffi, memory, machine[graph.name], graph, [*caches, *weights])
-    for tokens, (_, positions) in inputs.items():
+    for tokens, (ids, positions) in inputs.items():
+        ids[...] = PADDING_ID
         positions[...] = np.arange(-tokens, 0)
         functions[tokens]()
     return Loaded(inputs, functions, caches)
-
-
-def find_library(name: str) -> Path:
-    """A library of the CUDA runtime: in this package's lib/ (as shipped), or in the installed packages of a compile host."""
-    shipped = Path(__file__).parent / "lib" / name
-    if shipped.is_file():
-        return shipped
-    spec = importlib.util.find_spec("tvm")
-    places = [Path(spec.origin).parent / "lib" / name] if spec is not None and spec.origin is not None else []
-    with suppress(PackageNotFoundError):
-        places += [Path(str(file.locate())) for file in distribution("nvidia-cuda-runtime").files or () if file.name == name]
-    for place in places:
-        if place.is_file():
-            return place
-    raise UserError(f"{name} was not found in {shipped.parent}; use the runtime folder that was shipped with a CUDA artifact")
 
 
 def check_memory(needed: int, free: int) -> None:
@@ -76,7 +56,7 @@ def check_memory(needed: int, free: int) -> None:
     if needed > free:
         raise UserError(
             f"the GPU has {free / 1e9:,.1f} GB free, but weights, caches and workspace take {needed / 1e9:,.1f} GB; end what else runs there, "
-            "or compile with a smaller shape.cache_len or a narrower quantize.scheme"
+            f"or {SMALLER}"
         )
 
 
@@ -94,7 +74,7 @@ def _function(
     rest: list[Any],
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], Callable[[], NDArray[np.float32]]]:
     """Pinned ids and positions, and a call of one compiled function on them, which becomes a launch of a graph."""
-    specs = graph.signature.inputs[:2]
+    specs = graph.signature.inputs[:CALL_INPUTS]
     host = [memory.pinned(spec.shape, np.int64) for spec in specs]
     device = [_tensor(ffi, spec) for spec in specs]
     outputs = memory.pinned(graph.signature.outputs[0].shape, np.float32)

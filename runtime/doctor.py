@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.aligned import aligned
 from runtime.errors import USER_ERROR_STATUS, UserError, run_command
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 PYTHONS = ("3.11", "3.12", "3.13")  # what `make ship` carries packages for
 GLIBC = (2, 28)  # what those packages are built for
-ALWAYS = ("numpy", "msgspec", "apache-tvm-ffi")
-TOKENIZERS = {"tokenizer.json": ("tokenizers", "jinja2"), "sentencepiece": ("sentencepiece", "jinja2")}
+PACKAGES = ("numpy", "msgspec", "apache-tvm-ffi")
+TOKENIZER_PACKAGES = {"tokenizer.json": ("tokenizers", "jinja2"), "sentencepiece": ("sentencepiece", "jinja2")}
 SPARE_DISK = 100e6  # bytes: logs, caches of bytecode
+AS_IT_SAYS = "do as it says"
 INSTALL = "run ./install.sh again, or `pip install --no-index --no-deps --find-links wheels -r requirements.txt`"
 
 
@@ -53,7 +55,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     """Everything that can be found out; what needs the manifest is left out where it cannot be read."""
     yield _python()
     yield _glibc()
-    yield from (_package(name) for name in ALWAYS)
+    yield from (_package(name) for name in PACKAGES)
     try:
         from runtime.artifact import Artifact
         from runtime.signature import key_of_environment
@@ -64,13 +66,13 @@ def examine(folder: Path) -> Iterator[Finding]:
         key = key_of_environment()
         manifest = Artifact.open(folder, for_this_machine=False, public_key=key).manifest
     except UserError as error:
-        yield Finding("artifact", str(error), "files as they were made", "copy the artifact again")
+        yield Finding("artifact", str(error), "files as they were made", AS_IT_SAYS)
         return
     signed = "" if key is None else f", signed by {key}"
     yield Finding("artifact", f"{manifest.name}, {len(manifest.files) + 1} files sound{signed}", "files as they were made")
     yield _ffi(manifest)
     if manifest.tokenizer is not None:
-        yield from (_package(name) for name in TOKENIZERS[manifest.tokenizer.kind])
+        yield from (_package(name) for name in TOKENIZER_PACKAGES[manifest.tokenizer.kind])
     yield _library()
     yield _cpu(manifest)
     yield _disk(folder)
@@ -101,7 +103,7 @@ def _package(name: str) -> Finding:
 def _ffi(manifest: "Manifest") -> Finding:
     found = _package("apache-tvm-ffi").found
     wanted = manifest.tools.get("apache-tvm-ffi", "named by the artifact")
-    return Finding("its version", found, wanted, "" if found == wanted else INSTALL)
+    return Finding("apache-tvm-ffi version", found, wanted, "" if found == wanted else INSTALL)
 
 
 def _library() -> Finding:
@@ -142,41 +144,44 @@ def _disk(folder: Path) -> Finding:
 
 def _memory(manifest: "Manifest") -> Finding:
     """Weights are mapped files, which the kernel may drop and read again: too little memory is slow, and caches would be killed."""
-    from runtime.loaded import device_bytes
+    from runtime.loaded import SMALLER, device_bytes
 
     available = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
     needed = device_bytes(manifest)
-    remedy = "" if available >= needed else "free memory, or compile with a smaller shape.cache_len or a narrower quantize.scheme"
+    remedy = "" if available >= needed else f"free memory, or {SMALLER}"
     return Finding("memory", f"{available / 1e9:,.1f} GB available", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy)
 
 
 def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
-    from runtime.cuda import find_library
-    from runtime.cuda_driver import check_driver, read_driver, version_text
-    from runtime.loaded import device_bytes
+    from runtime.cuda_driver import OLDEST_DRIVER, check_driver, read_driver, version_text
+    from runtime.loaded import SMALLER, device_bytes
     from runtime.tvm_runtime import CUDA_LIBRARIES
 
     try:
         driver = read_driver()
         device = check_driver(driver, manifest.target.arch)
     except UserError as error:
-        yield Finding("CUDA", str(error), f"a driver and a GPU of {', '.join(manifest.target.arch)}", "do as it says")
+        yield Finding("CUDA", str(error), f"a driver and a GPU of {', '.join(manifest.target.arch)}", AS_IT_SAYS)
         return
     for name in CUDA_LIBRARIES:
-        ask = partial(lambda library: find_library(library).parent.name, name)
-        yield _answer(name, "in runtime/lib", ask, "copy the shipped runtime folder again")
-    yield Finding("CUDA driver", f"CUDA {version_text(driver.version)}", "CUDA 13.0 or newer")
+        yield _answer(name, "found", partial(_place, name), "copy the shipped runtime folder again")
+    yield Finding("CUDA driver", f"CUDA {version_text(driver.version)}", f"CUDA {version_text(OLDEST_DRIVER)} or newer")
     yield Finding("GPU", "{}, sm_{}{}".format(device.name, *device.capability), ", ".join(manifest.target.arch))
     needed = device_bytes(manifest)
-    remedy = "" if device.memory >= needed else "use a larger GPU, or compile with a smaller shape.cache_len or a narrower quantize.scheme"
+    remedy = "" if device.memory >= needed else f"use a larger GPU, or {SMALLER}"
     yield Finding("GPU memory", f"{device.memory / 1e9:,.1f} GB", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy)
+
+
+def _place(library: str) -> str:
+    from runtime.tvm_runtime import find_library
+
+    return str(find_library(library))
 
 
 def table(findings: Sequence[Finding]) -> str:
     """The findings in aligned columns, and below them what to do."""
     cells = [("", "check", "found", "expected"), *(("NO" if f.remedy else "ok", f.check, _short(f.found), f.expected) for f in findings)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = aligned(cells)
     wrong = [f"{f.check}: {f.found}. What to do: {f.remedy}." for f in findings if f.remedy]
     return "\n".join([*lines, *(["", *wrong] if wrong else ["", "This machine can run it."])])
 

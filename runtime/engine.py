@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from runtime.artifact import Artifact
 from runtime.errors import UserError
-from runtime.loaded import Loaded
-from runtime.manifest import HEADS, Manifest, TensorSpec
+from runtime.loaded import PADDING_ID, Loaded
+from runtime.manifest import CALL_INPUTS, HEADS, Manifest, TensorSpec
 from runtime.signature import key_of_environment
 from runtime.tensor_file import numpy_dtype
-from runtime.tvm_runtime import load_runtime, open_library
+from runtime.tvm_runtime import CPU_DEVICE, load_runtime, open_library
 
 ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
-PADDING_ID = 0  # any valid id: its key and value are never seen
 
 
 @dataclass
@@ -189,14 +188,14 @@ def load_cpu(opened: Artifact, threads: int) -> Loaded:
     """An artifact in this process: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
     manifest = opened.manifest
     ffi = load_runtime(threads)
-    machine = open_library(ffi, opened.library)
+    machine = open_library(ffi, opened.library, CPU_DEVICE)
     mapped = opened.weights()
     weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
     caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]
     cache_tensors = [_tensor(ffi, cache) for cache in caches]
     inputs, functions = {}, {}
     for graph in manifest.graphs:
-        ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:2])
+        ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:CALL_INPUTS])
         inputs[graph.tokens] = (ids, positions)
         functions[graph.tokens] = _bound(machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights])
     return Loaded(inputs, functions, caches)

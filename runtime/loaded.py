@@ -1,18 +1,19 @@
 """An artifact's functions in memory, behind one surface for every kind of machine; and how much memory that takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.manifest import Manifest
-from runtime.tensor_file import numpy_dtype
+from runtime.manifest import Graph, Manifest, ModelConfig, Shape
+from runtime.tensor_file import tensor_bytes
 
-PROCESS_BYTES = 300 * 10**6  # beside weights, caches and activations: the interpreter or the driver's own, libraries, kernels
-ACTIVATIONS = 4  # of a token at once, each as wide as a state and both halves of a feed-forward, float32
+PROCESS_BYTES = 300 * 10**6  # beside weights, caches and activations, generously: the interpreter or the driver's own, libraries, kernels
+LIVE_STATES = 3  # of a token at once, each as wide as a state and a feed-forward; measured with `make memory` on the CPU
+PADDING_ID = 0  # any valid id: the key and value of padding are never seen
+SMALLER = "compile with a smaller shape.cache_len or a narrower quantize.scheme"  # what to do where memory is short
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class Loaded:
 
 
 def device_bytes(manifest: Manifest) -> int:
-    """What an artifact takes where it runs: weights, caches, and a generous estimate of activations and of what no tensor holds."""
-    model = manifest.model
-    weights = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in manifest.weights)
-    caches = sum(prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in manifest.graphs[-1].signature.caches)
-    tokens = manifest.shape.batch * sum(graph.tokens for graph in manifest.graphs)  # each graph keeps its own
-    experts = model.experts_per_token or 1
-    return weights + caches + PROCESS_BYTES + tokens * ACTIVATIONS * 4 * (model.dim + 2 * experts * model.hidden_dim)
+    """What an artifact takes where it runs: weights, caches, activations, and a generous estimate of what no tensor holds."""
+    held = sum(map(tensor_bytes, manifest.weights)) + sum(map(tensor_bytes, manifest.graphs[-1].signature.caches))
+    return held + activation_bytes(manifest.model, manifest.shape, manifest.graphs) + PROCESS_BYTES
+
+
+def activation_bytes(model: ModelConfig, shape: Shape, graphs: Sequence[Graph]) -> int:
+    """What the graphs' activations take, float32; each graph keeps its own."""
+    tokens = shape.batch * sum(graph.tokens for graph in graphs)
+    return 4 * tokens * LIVE_STATES * (model.dim + model.hidden_dim * (model.experts_per_token or 1))

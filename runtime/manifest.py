@@ -238,7 +238,7 @@ class Manifest(Record, frozen=True):
     tokenizer: TokenizerSpec | None
     overrides: dict[str, int | float | str | bool | tuple[int | None, ...] | None]  # model fields that the YAML changed
     tools: dict[str, str]  # versions of the tools that made it, "apache-tvm" and "apache-tvm-ffi" among them
-    files: tuple[FileEntry, ...]  # every file but manifest.json
+    files: tuple[FileEntry, ...]  # every file but manifest.json and manifest.sig
     parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
     kernels: tuple[KernelUsage, ...] = ()  # of CUDA, by name and architecture
     golden: str | None = None  # the file of golden prompts (`runtime.golden`); None until `make ship` has run

@@ -176,6 +176,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def tensor_bytes(spec: TensorSpec | WeightSpec) -> int:
+    """Bytes of a tensor."""
+    return prod(spec.shape) * _itemsize(spec.dtype)
+
+
 def _bits_dtype(name: str) -> np.dtype[Any]:
     return np.dtype("uint16" if name == "bfloat16" else name)
 
@@ -252,7 +257,7 @@ def _plan(specs: Sequence[TensorSpec | WeightSpec], metadata: Mapping[str, str])
     for index, spec in enumerate(specs):
         assert spec.name not in entries, f"{spec.name} appears twice"
         assert not spec.name.startswith(PADDING), f"{spec.name} is kept for padding"
-        end = position + prod(spec.shape) * _itemsize(spec.dtype)
+        end = position + tensor_bytes(spec)
         entries[spec.name] = {"dtype": CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
         places[spec.name] = (position, end)
         position = end + -end % ALIGNMENT

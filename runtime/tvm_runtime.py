@@ -4,6 +4,8 @@ import ctypes
 import importlib.util
 import os
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from runtime.errors import UserError
 
 RUNTIME_LIBRARY = "libtvm_runtime.so"
 CUDA_LIBRARIES = ("libcudart.so.13", "libtvm_runtime_cuda.so")  # in the order in which they are loaded
-CPU_DEVICE, POOLED_ALLOCATOR = (1, 0), 2
+CPU_DEVICE, CUDA_DEVICE = (1, 0), (2, 0)  # kind and number
+POOLED_ALLOCATOR = 2
 
 
 def import_ffi() -> Any:  # noqa: ANN401 (a module)
@@ -33,24 +36,26 @@ def load_runtime(threads: int) -> Any:  # noqa: ANN401
     os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, at the pool's first use
     ffi = import_ffi()
     if ffi.get_global_func("vm.builtin.reshape", allow_missing=True) is None:  # else the compiler, which contains the runtime, is loaded
-        ctypes.CDLL(str(find_runtime_library()), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(find_library(RUNTIME_LIBRARY)), ctypes.RTLD_GLOBAL)
     return ffi
 
 
-def find_runtime_library() -> Path:
-    """TVM's runtime library, in this package's lib/ (as shipped) or in an installed `apache-tvm`."""
-    spec = importlib.util.find_spec("tvm")
+def find_library(name: str) -> Path:
+    """A shared library of the runtime: in this package's lib/ (as shipped), or in the installed packages of a compile host."""
     folders = [Path(__file__).parent / "lib"]
+    spec = importlib.util.find_spec("tvm")
     if spec is not None and spec.origin is not None:
         folders += [Path(spec.origin).parent, Path(spec.origin).parent / "lib"]
+    with suppress(PackageNotFoundError):
+        folders += [Path(str(file.locate())).parent for file in distribution("nvidia-cuda-runtime").files or () if file.name == name]
     for folder in folders:
-        if (folder / RUNTIME_LIBRARY).is_file():
-            return folder / RUNTIME_LIBRARY
-    raise UserError(f"{RUNTIME_LIBRARY} was not found in {', '.join(map(str, folders))}; install apache-tvm, or use the shipped runtime folder")
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{name} was not found in {', '.join(map(str, folders))}; use the runtime folder that was shipped, or run `make setup`")
 
 
-def open_library(ffi: Any, path: Path) -> Any:  # noqa: ANN401
-    """The virtual machine of a compiled CPU library; its functions are items by name."""
+def open_library(ffi: Any, path: Path, *devices: tuple[int, int]) -> Any:  # noqa: ANN401
+    """The virtual machine of a compiled library on these devices, the host's last; its functions are items by name."""
     machine = ffi.load_module(str(path.resolve()))["vm_load_executable"]()
-    machine["vm_initialization"](*CPU_DEVICE, POOLED_ALLOCATOR)
+    machine["vm_initialization"](*(part for device in devices for part in (*device, POOLED_ALLOCATOR)))
     return machine

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.aligned import aligned
 from runtime.bounds import relative_bound
 from runtime.errors import UserError, run_command
 from runtime.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
@@ -150,8 +151,7 @@ def _close(name: str, found: Logits, expected: Logits, bound: float, *, whole: b
 def table(checks: Sequence[Check]) -> str:
     """The checks in aligned columns, under a heading."""
     rows = [("check", "found", "expected", "ok"), *((c.check, c.found, c.expected, "yes" if c.ok else "NO") for c in checks)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(aligned(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -121,12 +121,21 @@ def write_case(name: str, case: Case, folder: Path) -> Path:
     return path
 
 
-def compiled(name: str, shared: Path) -> Compiled:
-    """One of `CASES`, compiled in `shared`, which the processes of one test run share; export and build run in this process."""
+def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none") -> Case:
+    """The smallest case that reaches every kernel of a GPU but the mixture's."""
+    backend = {"target": "cuda", "arch": list(archs), "dtype": dtype}
+    return Case(
+        {"sliding_window": 8, "num_hidden_layers": 1},
+        {"shape": {"prefill_chunk": 4, "cache_len": 16}, "quantize": {"scheme": scheme}, "backend": backend},
+    )
+
+
+def compiled(name: str, shared: Path, case: Case | None = None) -> Compiled:
+    """A case, that of `CASES` by default, compiled in `shared`, which the processes of one test run share; export and build run in this process."""
     folder = shared / name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / f"{name}.lock"), contextlib.chdir(folder):
-        path = Path(write_case(name, CASES[name], folder).name)
+        path = Path(write_case(name, case or CASES[name], folder).name)
         config = load_config(path)
         checkpoint = open_configured(config)
         workspace = workspace_of(config, artifact_dir(path))
@@ -153,14 +162,9 @@ def static_model(
     return module
 
 
-def rounded_weights(graphs: OnnxGraphs) -> dict[str, int]:
-    """The weights whose tokens are rounded to int8, and how many neighbours share a scale."""
-    return {tensor.name: tensor.stored.rounded_together(tensor.shape[1]) for tensor in graphs.record.tensors if tensor.stored.dynamic}
-
-
 def bound(graphs: OnnxGraphs) -> float:
     """`tests.reference.bound` of exported graphs."""
-    return reference.bound(graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, rounded=bool(rounded_weights(graphs)))
+    return reference.bound(graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, rounded=bool(graphs.record.rounded_weights))
 
 
 class Shifted:
@@ -206,7 +210,7 @@ def onnx_shifted(graphs: OnnxGraphs) -> Shifted:
         session = sessions[arrays[0].shape[1]]
         return session.run(None, {spec.name: array for spec, array in zip(session.get_inputs(), arrays, strict=True)})
 
-    return Shifted(call, [np.zeros(spec.shape, spec.dtype) for spec in graphs.record.graphs[-1].signature.inputs[2:]])
+    return Shifted(call, [np.zeros(spec.shape, spec.dtype) for spec in graphs.record.graphs[-1].signature.caches])
 
 
 def onnx_session(path: Path) -> onnxruntime.InferenceSession:
@@ -220,9 +224,9 @@ def onnx_session(path: Path) -> onnxruntime.InferenceSession:
 def slot_of(caches: Sequence[NDArray[Any]], i: int, slot: int) -> NDArray[Any]:
     """One slot (B, n_kv_heads, head_dim) of an engine's ring i, as a view; see `by_slot`."""
     batch, heads, slots, head_dim = caches[i].shape
-    block = ring_block(slots) if i % 2 == 0 else 1
-    if i % 2:
+    if i % caches_per_layer(caches):
         return caches[i][:, :, slot]
+    block = ring_block(slots)
     return caches[i].reshape(batch, heads, slots // block, head_dim, block)[:, :, slot // block, :, slot % block]
 
 

@@ -132,7 +132,7 @@ def test_the_shipped_model_writes_the_same_text_in_an_empty_environment(int8, fo
     """No network, no torch, no onnx, no compiler; and the golden prompts, computed by torch here, hold there."""
     subprocess.run([sys.executable, "-m", "build.ship", "int8.yaml", "--pythons", PYTHON], cwd=folder, env=HOST, check=True)
     box = unpack(folder / "out" / "int8.tar.zst", tmp_path)
-    install(box)
+    assert install(box).returncode == 0
     arguments = ["--prompt", PROMPTS[0], "--max-tokens", "24", "--json"]
 
     def run(python: Path | str, artifact: Path, *command: str) -> dict[str, object]:

@@ -15,7 +15,7 @@ from build.machine_code import check_machine_code, device_code
 from export.config import load_config
 from runtime.artifact import Artifact
 from runtime.errors import UserError
-from tests.artifacts import Case, write_case
+from tests.artifacts import cuda_case, write_case
 from tests.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,14 +31,6 @@ with target:
 """
 
 
-def cuda_case(dtype: str, scheme: str) -> Case:
-    backend = {"target": "cuda", "arch": list(ARCHS), "dtype": dtype}
-    return Case(
-        {"sliding_window": 8, "num_hidden_layers": 1},
-        {"shape": {"prefill_chunk": 4, "cache_len": 16}, "quantize": {"scheme": scheme}, "backend": backend},
-    )
-
-
 def python(*arguments: str, cwd: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -49,7 +41,7 @@ def python(*arguments: str, cwd: Path) -> None:
 def folder(tmp_path_factory):
     """Where the command has compiled `fp16.yaml`."""
     folder = tmp_path_factory.mktemp("cuda")
-    write_case("fp16", cuda_case("fp16", "none"), folder)
+    write_case("fp16", cuda_case(ARCHS), folder)
     python("-m", "build", "fp16.yaml", cwd=folder)
     return folder
 
@@ -77,7 +69,7 @@ def test_every_kernel_reports_its_usage(folder):
 
 def test_a_mixture_in_int8(folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the export runs in a process of its own
-    case = cuda_case("fp16", "int8")
+    case = cuda_case(ARCHS, scheme="int8")
     with contextlib.chdir(folder):
         FAMILIES["mixtral"].write(Path("mixture"))
         path = Path("int8.yaml")

@@ -24,10 +24,11 @@ from build.kernels.cpu.residual import residual
 from build.kernels.cpu.rotation import rotation
 from build.kernels.cpu.swiglu import swiglu
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
-from build.layout import PANEL, packed_tensors, ring_block
+from build.layout import PANEL, ring_block
 from export.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.cpu import missing_features
 from runtime.errors import UserError
+from tests.kernels import compiled, packed
 from tests.mixture_reference import check as check_mixture
 
 U = 2.0**-24
@@ -36,7 +37,6 @@ ALIGNMENT = 64
 LANES = 8
 NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100}  # a number: what no query sees is multiplied by zero
 AVX2 = next(level for level in LEVELS if level.name == "avx2")
-TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
 
 
 def plain_dot(sums, weights, x, at):
@@ -65,10 +65,6 @@ def level(request):
     if request.param.dot is VNNI_DOT and missing_features(request.param.flags):
         pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
     return request.param
-
-
-def compiled(function):
-    return tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=TARGET)["kernel"]
 
 
 def aligned(array):
@@ -124,7 +120,7 @@ def product(shape, seed=0):
     tensor = ModelTensor(name="w", shape=(shape.n, shape.k), stored=shape.weight)
     stored = store(tensor, generator.standard_normal(tensor.shape).astype(np.float32) * generator.uniform(0.1, 2, (shape.n, 1)).astype(np.float32))
     weight = load(tensor, stored).astype(np.float64)
-    parts = [part.pack(stored[part.spec.name], 2) if part.pack else stored[part.spec.name] for part in packed_tensors(tensor, 1, "llvm")]
+    parts = packed(tensor, stored, "llvm", 2)
     x = generator.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
     gain = generator.standard_normal(shape.k).astype(np.float32)
     residual = generator.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)
@@ -246,7 +242,7 @@ def test_embedding(name):
     stored = DYNAMIC["int8"] if name == "dynamic" else FORMATS[name]
     tensor = ModelTensor(name="w", shape=(301, 16), stored=stored)
     arrays = store(tensor, np.random.default_rng(0).standard_normal(tensor.shape).astype(np.float32))
-    parts = [part.pack(arrays[part.spec.name], 1) if part.pack else arrays[part.spec.name] for part in packed_tensors(tensor, 1, "llvm")]
+    parts = packed(tensor, arrays, "llvm")
     ids = np.array([[0, 300, 1], [31, 32, 299]], np.int64)
     y = output(2, 3, 16)
     call(compiled(embedding(AVX2, Embedding((2, 3), 301, 16, stored))), ids, *parts, y)

@@ -7,16 +7,13 @@ from build.compiler import tvm
 from build.kernels.cuda import attention, decode_attention, embedding, linear, mixture, norm, swiglu
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
-from build.layout import int4_words, packed_tensors, to_panels, to_vector_panels
+from build.layout import int4_words, to_panels, to_vector_panels
 from export.quantize import MatrixFormat, ModelTensor, load, store
+from runtime.errors import UserError
+from tests.kernels import compiled, packed
 from tests.mixture_reference import check as check_mixture
 
 FLOAT32 = np.finfo(np.float32).eps
-
-
-def compiled(kernel):
-    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
-    return tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)["main"]
 
 
 def run(kernel, *arrays):
@@ -34,7 +31,7 @@ def weights(rng, n, k, stored):
     """The packed arrays of a random (N, K) matrix, and its numbers as kernels take them, in float64."""
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
     arrays = store(tensor, rng.standard_normal((n, k)).astype(np.float32))
-    parts = [part.pack(arrays[part.spec.name], 1) if part.pack else arrays[part.spec.name] for part in packed_tensors(tensor, 1, "cuda")]
+    parts = packed(tensor, arrays, "cuda")
     return parts, load(tensor, arrays).astype(np.float64)
 
 
@@ -158,9 +155,21 @@ def test_a_split_of_several_tiles(monkeypatch):
     check_attention(SHARED, "float16")
 
 
-@pytest.mark.parametrize(("head_dim", "dtype", "keys"), [(128, "float16", 32), (128, "float32", 32), (256, "float16", 32), (256, "float32", 16)])
-def test_tiles_fit_shared_memory(head_dim, dtype, keys):
-    assert decode_attention.tile_keys(RollingAttention(1, 1, 8, 2, head_dim, 4096, dtype, 1.0)) == keys
+TILES = [(4, 128, "float16", 32), (4, 128, "float32", 32), (4, 256, "float16", 32), (4, 256, "float32", 16), (32, 128, "float32", 16)]
+
+
+@pytest.mark.parametrize(("group", "head_dim", "dtype", "keys"), TILES)
+def test_tiles_fit_shared_memory(group, head_dim, dtype, keys):
+    """Of 48 kB: keys and values, and a group's queries and scores."""
+    shape = RollingAttention(1, 1, 2 * group, 2, head_dim, 4096, dtype, 1.0)
+    assert decode_attention.tile_keys(shape) == keys
+    itemsize = np.dtype(dtype).itemsize
+    assert keys * (2 * head_dim + 2) * itemsize + 4 * group * (head_dim + keys) <= 48 * 1024
+
+
+def test_queries_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="64 heads of 256 numbers share one key head"):
+        decode_attention.tile_keys(RollingAttention(1, 1, 64, 1, 256, 4096, "float16", 1.0))
 
 
 def check_attention(case, dtype):

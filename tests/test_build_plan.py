@@ -17,6 +17,7 @@ from export.plan import export_record
 from runtime.artifact import Artifact
 from runtime.engine import Engine
 from runtime.errors import UserError
+from runtime.loaded import PROCESS_BYTES
 from tests.artifacts import CASES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,7 +123,9 @@ def test_shipped_configs_are_planned_at_full_depth(name, shape, parameters):
     footprint = plan(settings, checkpoint)
     each = 1 if settings.quantize.scheme == "int8" else 2
     assert footprint.files["weights.safetensors"] == pytest.approx(each * parameters, rel=0.01)  # scales, and the embedding table as float16
-    assert footprint.box_peak == pytest.approx(footprint.files["weights.safetensors"] + footprint.caches.sequence_bytes, rel=0.02)
+    held = footprint.files["weights.safetensors"] + footprint.caches.sequence_bytes
+    process = PROCESS_BYTES if settings.backend.target == "cuda" else 0  # what the driver keeps beside them
+    assert footprint.box_peak == pytest.approx(held + process, rel=0.02)
     for peak in (footprint.export_peak, footprint.build_peak):
         assert peak < 10**9  # weights are streamed: a process holds blocks, not the model
 

@@ -15,7 +15,7 @@ from runtime.errors import UserError
 from runtime.golden import read_golden
 from runtime.verify import replay
 from tests import reference
-from tests.artifacts import CASES, bound, effective_weights, onnx_shifted, rounded_weights, static_model
+from tests.artifacts import CASES, bound, effective_weights, onnx_shifted, static_model
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -40,7 +40,7 @@ def test_the_long_prompt_crosses_the_window_and_all_fits(case, prompts):
 
 def test_one_layer_at_a_time_is_the_whole_model(case, prompts):
     record = case.graphs.record
-    model = static_model(record.model, record.model.cache_lens(record.shape.cache_len), effective_weights(case.graphs), rounded_weights(case.graphs))
+    model = static_model(record.model, record.model.cache_lens(record.shape.cache_len), effective_weights(case.graphs), record.rounded_weights)
     for prompt in prompts:
         stepper = TorchStepper(model, 1, getattr(torch, record.cache_dtype))
         expected = [stepper.step(len(prompt.ids), prompt.ids[None], np.zeros(1, np.int64))]

@@ -7,7 +7,7 @@ import pytest
 from export.graphs import WEIGHTS_FILE
 from runtime.tensor_file import TensorFile
 from tests import reference
-from tests.artifacts import CASES, bound, dequantized, effective_weights, onnx_shifted, random_ids, rounded_weights, static_model, torch_shifted
+from tests.artifacts import CASES, bound, dequantized, effective_weights, onnx_shifted, random_ids, static_model, torch_shifted
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
 MACHINE_WORDS = (b"/work", b"/root", b"/home", b"/tmp", b"site-packages", b".py", b"Traceback")
@@ -26,7 +26,7 @@ def test_onnxruntime_gives_what_torch_gives(graphs):
     """Logits and every cache, through every chunk size and past the window, with padding and with rows of different lengths."""
     record = graphs.record
     cache_lens = record.model.cache_lens(record.shape.cache_len)
-    module = static_model(record.model, cache_lens, effective_weights(graphs), rounded_weights(graphs))
+    module = static_model(record.model, cache_lens, effective_weights(graphs), graphs.record.rounded_weights)
     ours = torch_shifted(module, record.shape.batch, record.cache_dtype)
     theirs = onnx_shifted(graphs)
     sizes = [*reversed(record.shape.prefill_chunks), record.shape.prefill_chunks[0], 1, 1, 1]

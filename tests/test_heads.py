@@ -484,7 +484,7 @@ def test_chunk_sizes_without_decode(available):
         ({"head": "embedding"}, "has n_labels 5, expected none"),
         ({"labels": ("one",)}, "has 1 labels, expected n_labels = 5"),
         ({"tied_embeddings": True}, "is tied to the embeddings"),
-        ({"head": "sequence_classification"}, r"label_logits \[2, 5, 5\] among its outputs, expected label_logits \[2, 1, 5\]"),
+        ({"head": "sequence_classification"}, r"label_logits \[2, 5, 5\] float32 among its outputs, expected label_logits \[2, 1, 5\] float32"),
         ({"n_labels": 4, "labels": None}, r"expected label_logits \[2, 5, 4\]"),
     ],
 )

@@ -13,8 +13,9 @@ PACKAGES = ("runtime", "export", "build")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
 # What of the runtime the export stage may use: the contract types, the errors and the tensor format ...
 SHARED = {"runtime.manifest", "runtime.errors", "runtime.tensor_file", "runtime.hashing"}
-# ... and what a compile needs besides: it writes an artifact and opens it as the box will. (Other commands of build run the engine.)
-COMPILE_SHARED = SHARED | {"runtime.artifact", "runtime.consistency", "runtime.cpu"}
+# ... and what a compile needs besides: it writes an artifact and opens it as the box will, and finds the same libraries. (Other commands of build
+# run the engine.)
+COMPILE_SHARED = SHARED | {"runtime.artifact", "runtime.consistency", "runtime.cpu", "runtime.tvm_runtime", "runtime.cuda_driver"}
 
 
 def modules(package):

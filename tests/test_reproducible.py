@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifacts import CASES, Case, write_case
+from tests.artifacts import CASES, cuda_case, write_case
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = {"sliding_window": 8, "num_hidden_layers": 1}
-CUDA = Case(SMALL, {"shape": {"prefill_chunk": 4, "cache_len": 16}, "backend": {"target": "cuda", "arch": ["sm_80", "sm_90a"], "dtype": "fp16"}})
 
 
 def sums(folder: Path, name: str) -> dict[str, str]:
@@ -24,7 +22,7 @@ def sums(folder: Path, name: str) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "out" / name).iterdir()}
 
 
-@pytest.mark.parametrize(("name", "case"), [("int8_dynamic", CASES["int8_dynamic"]), ("cuda", CUDA)])
+@pytest.mark.parametrize(("name", "case"), [("int8_dynamic", CASES["int8_dynamic"]), ("cuda", cuda_case(["sm_80", "sm_90a"]))])
 def test_two_folders_one_artifact(tmp_path, name, case):
     first, second = tmp_path / "first", tmp_path / "a" / "longer" / "path"
     first.mkdir()

@@ -7,15 +7,14 @@ import pytest
 
 from runtime import cuda, cuda_driver, cuda_memory
 from runtime.artifact import Artifact
-from runtime.cuda import check_memory, find_library
+from runtime.cuda import check_memory
 from runtime.cuda_memory import CudaMemory
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.loaded import PROCESS_BYTES, device_bytes
 from runtime.manifest import Graph, Signature, TensorSpec
-from runtime.tvm_runtime import CUDA_LIBRARIES
-from tests.artifacts import CASES, Case
-from tests.artifacts import compiled as compile_in
+from runtime.tvm_runtime import CUDA_LIBRARIES, find_library
+from tests.artifacts import compiled, cuda_case
 from tests.drivers import stub_driver, stub_runtime
 
 TOKENS, VOCAB = 3, 5
@@ -116,18 +115,14 @@ def test_libraries_are_found_on_a_compile_host(name):
 
 
 def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UserError, match=r"libabsent\.so was not found in .*lib; use the runtime folder"):
         find_library("libabsent.so")
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
-    backend = {"target": "cuda", "arch": ["sm_80"], "dtype": "fp16"}
-    case = Case({"sliding_window": 8, "num_hidden_layers": 1}, {"shape": {"prefill_chunk": 4, "cache_len": 16}, "backend": backend})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CASES, "cuda", case)
-        return compile_in("cuda", tmp_path_factory.mktemp("cuda")).artifact
+    return compiled("cuda", tmp_path_factory.mktemp("cuda"), cuda_case(["sm_80"])).artifact
 
 
 def test_a_machine_without_a_driver_is_told_so(artifact, monkeypatch):

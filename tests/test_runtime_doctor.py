@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from runtime.artifact import Artifact
 from runtime.cuda_driver import Device, check_driver, read_driver
 from runtime.doctor import examine, table
 from runtime.errors import UserError
+from runtime.tvm_runtime import CUDA_LIBRARIES
 from tests.drivers import stub_driver
 
 
@@ -31,7 +33,7 @@ def test_a_sound_machine(artifact, capsys):
     assert "This machine can run it." in text
     assert doctor.main([str(artifact), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    packages = ["numpy", "msgspec", "apache-tvm-ffi", "artifact", "its version", "tokenizers", "jinja2"]
+    packages = ["numpy", "msgspec", "apache-tvm-ffi", "artifact", "apache-tvm-ffi version", "tokenizers", "jinja2"]
     assert [row["check"] for row in rows] == ["python", "C library", *packages, "TVM's runtime", "CPU", "disk", "memory"]
 
 
@@ -44,7 +46,7 @@ def test_a_sound_machine(artifact, capsys):
         (lambda m: m.setattr(doctor, "SPARE_DISK", 1e18), "disk", "free some space"),
         (lambda m: m.setattr("runtime.loaded.PROCESS_BYTES", 10**18), "memory", "free memory"),
         (lambda m: m.setattr("runtime.cpu.machine_features", lambda: frozenset({"lm"})), "CPU", "compile for the level"),
-        (lambda m: m.setattr("runtime.tvm_runtime.find_runtime_library", missing_library), "TVM's runtime", "install.sh"),
+        (lambda m: m.setattr("runtime.tvm_runtime.find_library", missing_library), "TVM's runtime", "install.sh"),
     ],
     ids=["python", "old glibc", "no glibc", "disk", "memory", "cpu", "runtime"],
 )
@@ -70,7 +72,7 @@ def without_runtime():
     return Ffi
 
 
-def missing_library():
+def missing_library(_name):
     raise UserError("libtvm_runtime.so was not found")
 
 
@@ -91,7 +93,7 @@ def test_a_package_that_cannot_be_imported(artifact, monkeypatch):
 
 def test_another_version_of_the_ffi(artifact, monkeypatch):
     monkeypatch.setattr(doctor, "version", lambda name: "9.9")
-    assert wrong(artifact).keys() == {"its version"}
+    assert wrong(artifact).keys() == {"apache-tvm-ffi version"}
 
 
 def test_a_damaged_artifact(artifact, tmp_path):
@@ -113,7 +115,8 @@ def test_a_gpu(artifact, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_driver, "DRIVER", stub_driver(tmp_path))
     findings = cuda_findings(artifact)
     assert not any(finding.remedy for finding in findings)
-    assert [finding.found for finding in findings] == ["lib", "lib", "CUDA 13.0", "NVIDIA H200, sm_90", "150.0 GB"]
+    assert [Path(finding.found).name for finding in findings[:2]] == list(CUDA_LIBRARIES)
+    assert [finding.found for finding in findings[2:]] == ["CUDA 13.0", "NVIDIA H200, sm_90", "150.0 GB"]
 
 
 @pytest.mark.parametrize(

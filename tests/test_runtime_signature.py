@@ -90,17 +90,6 @@ def test_another_key_and_a_missing_signature_are_refused(signed, keys, tmp_path)
         Artifact.open(signed, public_key=keys[1])
 
 
-BROKEN = [
-    "",
-    "ed25519-signature",
-    "ed25519-signature AAAA",
-    "ed25519-signature ***",
-    "ed25519-public-key " + "A" * 43 + "=",
-    "\xff" * 99,
-    "ed25519-signature " + "\xff" * 64,
-]
-
-
 NO_SIGNATURES = ["", "ed25519-signature", "ed25519-signature AAAA", "ed25519-signature ***", "ed25519-public-key " + "A" * 43 + "="]
 
 

@@ -1,7 +1,6 @@
 """Who takes part in the bench: a command each, which measures one engine once in a process of its own and prints JSON."""
 
 import importlib.util
-import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import msgspec
 from build.random_checkpoint import SHAPES, write_random_checkpoint
 from export.config import CompileConfig, load_config
 from export.console import console
+from export.stage import made_whole
 from runtime.bench import Workload
 
 OURS, ONNXRUNTIME, TRANSFORMERS, LLAMA, GENAI = "ours", "onnxruntime", "transformers", "llama.cpp", "ORT GenAI"
@@ -68,13 +68,8 @@ def contenders(config_path: Path, overrides: list[str], task: Task, *, large: bo
 
 def _large_checkpoint(workspace: Path) -> Path:
     """A random checkpoint of `LARGE` sizes, made now if it is not there."""
-    folder = workspace / f"random-{LARGE}"
-    if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        write_random_checkpoint(partial, LARGE, int(SHAPES[LARGE]["num_hidden_layers"]))
-        partial.rename(folder)
-    return folder
+    n_layers = int(SHAPES[LARGE]["num_hidden_layers"])
+    return made_whole(workspace / f"random-{LARGE}", lambda folder: write_random_checkpoint(folder, LARGE, n_layers))
 
 
 def _compiled(config_path: Path, overrides: list[str], scheme: str, task: Task, name: str) -> tuple[Contender, Path]:

@@ -3,9 +3,7 @@
 Its own builder makes the graph from a Hugging Face folder, once for each checkpoint and precision; a GGUF file becomes such a folder first.
 """
 
-import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +15,9 @@ import numpy as np
 import onnxruntime_genai as genai
 from numpy.typing import NDArray
 
+from export.checkpoint import checkpoint_files
+from export.source import identity
+from export.stage import made_whole
 from runtime.bench import Measured, Workload, measure
 from runtime.errors import UserError, run_command
 from runtime.memory import peak_rss_mb
@@ -59,8 +60,7 @@ class GenaiEngine:
 
 def built(checkpoint: Path, scheme: str) -> Path:
     """The folder with the graph of this checkpoint, made now, in processes of their own, if it is not there."""
-    stat = checkpoint.stat()
-    key = hashlib.sha256(f"{checkpoint.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    key = identity(checkpoint_files(checkpoint))[:12]
     source = checkpoint
     if checkpoint.suffix == ".gguf":
         source = _made(ROOT / key, lambda folder: (sys.executable, "-m", "build.bench.from_gguf", checkpoint, folder))
@@ -69,15 +69,14 @@ def built(checkpoint: Path, scheme: str) -> Path:
 
 
 def _made(target: Path, command: Callable[[Path], Sequence[object]]) -> Path:
-    """The folder that a program fills, complete or not there. The program says much, and is heard only when it fails."""
-    if not target.is_dir():
-        partial = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        done = subprocess.run([str(part) for part in command(partial)], check=False, capture_output=True, text=True)
+    """The folder that a program fills. The program says much, and is heard only when it fails."""
+
+    def fill(folder: Path) -> None:
+        done = subprocess.run([str(part) for part in command(folder)], check=False, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"building the graph of ONNX Runtime GenAI failed:\n{done.stdout}{done.stderr}")
-        partial.rename(target)
-    return target
+
+    return made_whole(target, fill)
 
 
 def main(checkpoint: str, workload: str, threads: str, scheme: str) -> int:

@@ -17,6 +17,7 @@ from export.graphs import OnnxGraphs
 from runtime.bench import Measured, Workload, cache_bytes, measure, weight_bytes
 from runtime.engine import chunk_sizes
 from runtime.errors import run_command
+from runtime.manifest import CALL_INPUTS
 from runtime.memory import peak_rss_mb
 from runtime.tensor_file import numpy_dtype
 
@@ -88,7 +89,7 @@ class _BoundGraph:
         options.log_severity_level = 3  # errors only
         graph = next(graph for graph in graphs.record.graphs if graph.name == name)
         self._session = onnxruntime.InferenceSession(graphs.onnx_path(graph), options, providers=["CPUExecutionProvider"])
-        self._ids, self._positions = (np.zeros(spec.shape, np.int64) for spec in graph.signature.inputs[:2])
+        self._ids, self._positions = (np.zeros(spec.shape, np.int64) for spec in graph.signature.inputs[:CALL_INPUTS])
         self._logits = np.zeros(graph.signature.outputs[0].shape, np.float32)
         inputs, outputs = ([spec.name for spec in specs] for specs in (graph.signature.inputs, graph.signature.outputs))
         self._bindings = []

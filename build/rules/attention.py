@@ -9,8 +9,7 @@ from build.producers import END, Expr, NoMatch, constant, dtype, expect_constant
 from build.rules.context import Context, Region
 from build.rules.shared import expect_last_axis, levels_of
 from export.model_constants import MASKED_SCORE
-
-ITEMSIZE = {"float32": 4, "float16": 2, "int8": 1}  # of a cache
+from runtime.tensor_file import numpy_dtype
 
 
 def rolling_attention(c: Context, root: Expr) -> Region:
@@ -25,6 +24,8 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     value_caches, new_values = _stored_columns(c, values)
     key_caches, new_keys = _stored_columns(c, p.permuted(keys, (0, 1, 2, 4, 3)))
     key_cache = key_caches[0]
+    if [dtype(cache) for cache in key_caches] != [dtype(cache) for cache in value_caches]:
+        raise NoMatch("expected keys and values to be stored alike")
     cache_len = shape(key_cache)[2]
     positions = _banded_mask(c, mask, cache_len)
     query_heads, cos, sin = _rotated(c, p.args(queries, "reshape")[0])
@@ -44,7 +45,7 @@ def rolling_attention(c: Context, root: Expr) -> Region:
         raise NoMatch("expected queries, keys and values from one projection")
     kernel = RollingAttention(batch, tokens, m.n_heads, m.n_kv_heads, m.head_dim, cache_len, dtype(key_cache), float(scores))
     caches = tuple(cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair)
-    cache_bytes = sum(prod(shape(cache)) * ITEMSIZE[dtype(cache)] for cache in caches)
+    cache_bytes = sum(prod(shape(cache)) * numpy_dtype(dtype(cache)).itemsize for cache in caches)
     flops = 4 * batch * tokens * m.n_heads * m.head_dim * cache_len
     inputs = (parts[0], cos, sin, positions, *caches)
     updates = tuple(range(4, len(inputs)))

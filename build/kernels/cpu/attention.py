@@ -33,7 +33,7 @@ def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
     """Kernel of qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T) and both rings, to out (B, T, n_heads * head_dim).
 
     Positions are consecutive in each row; negative ones are padding: they are neither written nor seen. Arguments: qkv, cos, sin, positions,
-    key ring, value ring (both updated in place), with `out` as a new tensor in front of the rings' results.
+    key ring, value ring and, of int8, both rings of scales (all updated in place), with `out` as a new tensor in front of the rings' results.
     """
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     body, scaled = (_one_token if N == 1 else _chunk)(level, shape), shape.cache_dtype == "int8"

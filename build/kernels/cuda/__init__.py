@@ -1,1 +1,1 @@
-"""Kernels for NVIDIA GPUs: plain TIR with bound thread loops, in phases; simple ones, made fast later."""
+"""Kernels for NVIDIA GPUs: plain TIR with bound thread loops, in phases."""

@@ -14,7 +14,7 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.decode_attention import decode_attention
-from build.kernels.cuda.ring import LOWEST, WRITERS, rotated_element
+from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
 
 
@@ -40,7 +40,7 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
     if N == 1:
         return decode_attention(shape, on)
     half, dtype = D // 2, shape.cache_dtype
-    attend, write_ring = _attend(shape, on), _write_ring(shape, on)
+    attend, write_ring = _attend(shape, on), ring_writer(shape, on)
 
     @T.prim_func
     def kernel(
@@ -97,14 +97,14 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def sum_scores(partial, scores, first, count, t):
-        """scores[j] = the sum of its pieces, or LOWEST beyond `count`."""
+        """scores[j] = the sum of its pieces, or HIDDEN beyond `count`."""
         if t < tile:
             if first + t < count:
                 scores[t] = T.float32(0)
                 for c in T.serial(sharing):
                     scores[t] = scores[t] + partial[c, t]
             else:
-                scores[t] = T.float32(LOWEST)
+                scores[t] = T.float32(HIDDEN)
 
     @T.inline
     def mix(qkv, values, scores, maximum, total, mixed, b, h, first, n_past, count, start, new_start, t):
@@ -153,7 +153,7 @@ def _attend(shape: RollingAttention, on: Binding):
             count = n_past + T.max(i + 1 - new_start, 0)
             start = oldest % W
             for t in on.threads(threads):
-                maximum[on.own(t)] = T.float32(LOWEST)
+                maximum[on.own(t)] = T.float32(HIDDEN)
                 total[on.own(t)] = T.float32(0)
                 for c in T.unroll(owned):
                     mixed[on.own(t), c] = T.float32(0)
@@ -171,31 +171,6 @@ def _attend(shape: RollingAttention, on: Binding):
             for t in on.threads(threads):
                 for c in T.unroll(owned):
                     if c * threads + t < D:
-                        out[b, i, head * D + c * threads + t] = mixed[on.own(t), c] / T.max(total[on.own(t)], T.float32(1e-30))
-
-    return body
-
-
-def _write_ring(shape: RollingAttention, on: Binding):
-    """The second launch: a thread for each element of the new columns; of a chunk longer than the ring, only the last W columns stay."""
-    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    kept = min(N, W)
-    elements, k_start, v_start, dtype = B * kept * KV * D, H * D, (H + KV) * D, shape.cache_dtype
-    rotated = rotated_element(shape)
-
-    @T.inline
-    def body(qkv, cos, sin, positions, keys, values):
-        for block in on.blocks(-(-elements // WRITERS)):
-            for t in on.threads(WRITERS):
-                e = block * WRITERS + t
-                if e < elements:
-                    b = e // (kept * KV * D)
-                    i = N - kept + e // (KV * D) % kept
-                    h = e // D % KV
-                    d = e % D
-                    position = T.Cast("int32", positions[b, i])
-                    if position >= 0:
-                        keys[b, h, position % W, d] = T.Cast(dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d))
-                        values[b, h, position % W, d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
+                        out[b, i, head * D + c * threads + t] = mixed[on.own(t), c] / T.max(total[on.own(t)], T.float32(SMALLEST_TOTAL))
 
     return body

@@ -12,23 +12,23 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
-from build.kernels.cuda.ring import LOWEST, WRITERS, rotated_element
+from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
 from build.layout import VECTOR
+from runtime.errors import UserError
+from runtime.tensor_file import numpy_dtype
 
 BLOCKS = 264  # two for each multiprocessor of an H200; not yet measured on a GPU
 THREADS, TILE_KEYS = 128, 32
-TILES_BYTES = 40 * 1024  # of a block's keys and values in shared memory, of the 48 kB that every architecture gives
+SHARED_BYTES = 48 * 1024  # of a block, on every architecture
 PADDING = 2  # numbers behind a key in shared memory: threads that read neighbouring keys hit different banks
-ITEMSIZE = {"float32": 4, "float16": 2}  # of a cache
-SMALLEST_TOTAL = 1e-30  # of shares: for padding, which sees nothing
 
 
 def decode_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
     """As `rolling_attention`, for T = 1."""
     B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     half, group, count = D // 2, H // KV, splits(shape)
-    write, attend, join = _write(shape, on), _attend(shape, count, on), _join(shape, count, on)
+    write, attend, join = ring_writer(shape, on), _attend(shape, count, on), _join(shape, count, on)
 
     @T.prim_func
     def kernel(
@@ -58,31 +58,17 @@ def splits(shape: RollingAttention) -> int:
 
 
 def tile_keys(shape: RollingAttention) -> int:
-    """Keys of a tile, of which a block holds one with its values."""
-    column = (2 * shape.head_dim + PADDING) * ITEMSIZE[shape.cache_dtype]
-    return next(n for n in (TILE_KEYS, 16, 8, 4) if n * column <= TILES_BYTES)
-
-
-def _write(shape: RollingAttention, on: Binding):
-    """The first launch: a thread for each element of the new column; padding is not written."""
-    B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    rotated, dtype = rotated_element(shape), shape.cache_dtype
-
-    @T.inline
-    def body(qkv, cos, sin, positions, keys, values):
-        for block in on.blocks(-(-B * KV * D // WRITERS)):
-            for t in on.threads(WRITERS):
-                e = block * WRITERS + t
-                if e < B * KV * D:
-                    b = e // (KV * D)
-                    h = e // D % KV
-                    d = e % D
-                    position = T.Cast("int32", positions[b, 0])
-                    if position >= 0:
-                        keys[b, h, position % W, d] = T.Cast(dtype, rotated(qkv, cos, sin, b, 0, (H + h) * D, d))
-                        values[b, h, position % W, d] = T.Cast(dtype, qkv[b, 0, (H + KV + h) * D + d])
-
-    return body
+    """Keys of a tile: a block holds one with its values and scores, and the queries of a group, in shared memory."""
+    group = shape.n_heads // shape.n_kv_heads
+    column = (2 * shape.head_dim + PADDING) * numpy_dtype(shape.cache_dtype).itemsize + 4 * group
+    left = SHARED_BYTES - 4 * group * shape.head_dim
+    fitting = [n for n in (TILE_KEYS, 16, 8, 4, 2, 1) if n * column <= left]
+    if not fitting:
+        raise UserError(
+            f"{group} heads of {shape.head_dim} numbers share one key head, whose queries do not fit the {SHARED_BYTES} bytes of a GPU's shared "
+            "memory; compile for backend.target llvm"
+        )
+    return fitting[0]
 
 
 def _attend(shape: RollingAttention, count: int, on: Binding):
@@ -91,7 +77,7 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
     group, threads, tile, dtype = H // KV, THREADS, tile_keys(shape), shape.cache_dtype
     owned = -(-D // threads)  # elements of a head's output that one thread keeps
     stride = D + PADDING
-    piece = next(n for n in (VECTOR // ITEMSIZE[dtype], 2, 1) if D % n == 0)  # numbers that a thread loads at once
+    piece = next(n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if D % n == 0)  # numbers that a thread loads at once
     pieces = D // piece  # of a column
     rotated = rotated_element(shape)
 
@@ -121,11 +107,11 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
 
     @T.inline
     def score(queries, key_tile, first, used, scores, t):
-        """scores[r, j] = query r . key j, or LOWEST behind the last slot; a thread a pair."""
+        """scores[r, j] = query r . key j, or HIDDEN behind the last slot; a thread a pair."""
         for c in T.serial(-(-group * tile // threads)):
             e = c * threads + t
             if e < group * tile:
-                scores[e // tile, e % tile] = T.float32(LOWEST)
+                scores[e // tile, e % tile] = T.float32(HIDDEN)
                 if first + e % tile < used:
                     sum_ = T.alloc_buffer((1,), "float32", scope=on.private)
                     sum_[0] = T.float32(0)
@@ -179,7 +165,7 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
             begin = block % count * share * tile
             for t in on.threads(threads):
                 for r in T.unroll(group):
-                    maximum[on.own(t), r] = T.float32(LOWEST)
+                    maximum[on.own(t), r] = T.float32(HIDDEN)
                     sums[on.own(t), r] = T.float32(0)
                     for c in T.unroll(owned):
                         kept[on.own(t), r * owned + c] = T.float32(0)
@@ -216,7 +202,7 @@ def _join(shape: RollingAttention, count: int, on: Binding):
                 r = block % group
                 best = T.alloc_buffer((1,), "float32", scope=on.private)
                 sum_ = T.alloc_buffer((1,), "float32", scope=on.private)
-                best[0] = T.float32(LOWEST)
+                best[0] = T.float32(HIDDEN)
                 sum_[0] = T.float32(0)
                 for s in T.serial(count):
                     best[0] = T.max(best[0], largest[first + s, r])

@@ -5,7 +5,7 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.linear import PANEL
-from build.kernels.cuda.weights import number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
+from build.kernels.cuda.weights import group_of, number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
 from build.kernels.shapes import Embedding
 from build.kernels.signature import without
 from build.layout import vector_layout, vector_steps
@@ -22,7 +22,7 @@ def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
 
     def scaled(value, s, z, token, at):
         if stored.dtype == "int4":
-            g = at * steps // stored.group_size
+            g = group_of(stored, at)
             return (value - zero_of(stored, z, token // PANEL, g, token % PANEL)) * scale_of(s, token // PANEL, g, token % PANEL)
         return value * s[token] if stored.scaled else value
 

@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
-from build.kernels.cuda.weights import factor, group_of, layout_of, number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
+from build.kernels.cuda.weights import factor, group_of, number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
 from build.kernels.shapes import Linear
 from build.kernels.signature import without
 from build.layout import WORD, vector_layout, vector_steps
@@ -48,7 +48,7 @@ FLOATS = 4  # of x, in 16 bytes
 
 def linear(shape: Linear, on: Binding = GPU) -> PrimFunc:
     """Kernel of x (*lead, K) float32, w as `vector_layout` has it, scales and zero points where there are any, to y (*lead, N) float32."""
-    lead, n, k, rows, layout = shape.lead, shape.n, shape.k, shape.rows, layout_of(shape)
+    lead, n, k, rows, layout = shape.lead, shape.n, shape.k, shape.rows, vector_layout(shape.weight, shape.n, shape.k)
     body = _gemv(shape, on) if rows == 1 else _gemm(shape, on)
 
     @T.prim_func

@@ -10,6 +10,7 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
 from build.kernels.cuda.linear import PANEL, THREADS, TILE, RowTiles, gemv_warps, panel_dot, panel_total, tile_product
+from build.kernels.cuda.swiglu import gated
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
 from build.layout import vector_layout, vector_steps
@@ -26,12 +27,12 @@ def mixture(shape: Mixture, on: Binding = GPU) -> PrimFunc:
     route, group, gate, combine = _route(shape, on), _group(shape, on), _gate(shape, on), _combine(shape, on)
 
     @T.inline
-    def body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, gated, mixed):
+    def body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, hidden, mixed):
         route(scores, chosen, share)
         group(chosen, count, members)
         up(x, w13, s13, chosen, count, members, both)
-        gate(both, gated)
-        down(gated, w2, s2, chosen, count, members, mixed)
+        gate(both, hidden)
+        down(hidden, w2, s2, chosen, count, members, mixed)
         combine(share, mixed, y)
 
     return mixture_function(shape, lambda n, k: vector_layout(shape.weight, n, k).shape, ATTRIBUTES, body)
@@ -142,17 +143,17 @@ def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bin
 
 
 def _gate(shape: Mixture, on: Binding):
-    """gated = silu(gate) * up; a thread an element."""
+    """hidden = silu(gate) * up; a thread an element."""
     hidden_dim, parts = shape.hidden_dim, -(-shape.hidden_dim // THREADS)
 
     @T.inline
-    def body(both, gated):
+    def body(both, hidden):
         for block in on.blocks(shape.pairs * parts):
             for t in on.threads(THREADS):
                 i = block // parts
                 j = block % parts * THREADS + t
                 if j < hidden_dim:
-                    gated[i, j] = both[i, j] / (T.float32(1) + T.exp(T.float32(0) - both[i, j])) * both[i, hidden_dim + j]
+                    hidden[i, j] = gated(both[i, j], both[i, hidden_dim + j])
 
     return body
 

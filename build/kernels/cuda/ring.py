@@ -2,9 +2,11 @@
 
 from tvm.script import tirx as T
 
+from build.kernels.cuda.binding import Binding
 from build.kernels.shapes import RollingAttention
 
-LOWEST = -3e38  # a score that no key has; exp(LOWEST - maximum) is 0
+HIDDEN = -3e38  # a score that no key has; exp(HIDDEN - maximum) is 0
+SMALLEST_TOTAL = 1e-30  # of shares: for padding, which sees nothing
 WRITERS = 256  # threads a block of the launch that writes the ring
 
 
@@ -18,3 +20,28 @@ def rotated_element(shape: RollingAttention):
         return qkv[b, i, start + d] * cos[b, 0, i, d % half] + sign * qkv[b, i, start + pair] * sin[b, 0, i, d % half]
 
     return element
+
+
+def ring_writer(shape: RollingAttention, on: Binding):
+    """A launch: a thread for each element of the new columns. Padding is not written; of a chunk longer than the ring, the last W columns stay."""
+    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    kept = min(N, W)
+    elements, k_start, v_start, dtype = B * kept * KV * D, H * D, (H + KV) * D, shape.cache_dtype
+    rotated = rotated_element(shape)
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values):
+        for block in on.blocks(-(-elements // WRITERS)):
+            for t in on.threads(WRITERS):
+                e = block * WRITERS + t
+                if e < elements:
+                    b = e // (kept * KV * D)
+                    i = N - kept + e // (KV * D) % kept
+                    h = e // D % KV
+                    d = e % D
+                    position = T.Cast("int32", positions[b, i])
+                    if position >= 0:
+                        keys[b, h, position % W, d] = T.Cast(dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d))
+                        values[b, h, position % W, d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
+
+    return body

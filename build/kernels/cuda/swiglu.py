@@ -1,6 +1,7 @@
 """SwiGLU's product: y = silu(gate) * up, with gate and up side by side in one tensor; a thread an output."""
 
 from math import prod
+from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -24,6 +25,11 @@ def swiglu(lead: tuple[int, ...], hidden_dim: int, on: Binding = GPU) -> PrimFun
                 i = block // parts
                 j = block % parts * THREADS + t
                 if j < hidden_dim:
-                    y[i, j] = both[i, j] / (T.float32(1) + T.exp(T.float32(0) - both[i, j])) * both[i, hidden_dim + j]
+                    y[i, j] = gated(both[i, j], both[i, hidden_dim + j])
 
     return kernel
+
+
+def gated(gate: Any, up: Any) -> Any:
+    """silu(gate) * up."""
+    return gate / (T.float32(1) + T.exp(T.float32(0) - gate)) * up

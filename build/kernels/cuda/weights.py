@@ -10,17 +10,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from build.kernels.shapes import Linear
 from build.kernels.signature import UNUSED
-from build.layout import DOT, WORD, MatrixLayout, vector_layout, vector_steps
+from build.layout import DOT, WORD, MatrixLayout, vector_steps
 from export.quantize import INT4_ZERO, MatrixFormat
 
 ONE, TOP_BITS = 0x3F800000, 19  # float32 1; where the first four bits of a mantissa begin
-
-
-def layout_of(shape: Linear) -> MatrixLayout:
-    """The layout of a product's weight."""
-    return vector_layout(shape.weight, shape.n, shape.k)
 
 
 def scales_buffer(layout: MatrixLayout) -> Any:
