@@ -1,8 +1,11 @@
 """Dispatch: replace every region that a rule knows by a call to our kernel; what no rule knows takes TVM's default schedule, and is reported."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from build.compiler import relax, tvm
 from build.importer import RelaxModule
@@ -15,7 +18,7 @@ from build.rules.table import RULES
 from export.graphs import GraphsRecord
 from export.quantize import EXPERTS, specs
 from runtime.errors import UserError
-from runtime.manifest import CALL_INPUTS, Graph, TargetKind, TargetSpec, WeightSpec
+from runtime.manifest import CALL_INPUTS, Graph, KernelCall, TargetKind, TargetSpec, TensorSpec, WeightSpec
 from runtime.tensor_file import tensor_bytes
 
 DEFAULT_SCHEDULE = "TVM default schedule"
@@ -42,6 +45,7 @@ class DispatchedModule:
     module: tvm.IRModule
     weights: tuple[WeightSpec, ...]
     report: tuple[ReportRow, ...]
+    calls: tuple[KernelCall, ...]
 
 
 def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
@@ -57,7 +61,7 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
         emitted = _rewrite(builder, kernels, function, regions, weights, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
-    return DispatchedModule(relax_module, builder.get(), packed_weights(relax_module.record, target.kind), tuple(report))
+    return DispatchedModule(relax_module, builder.get(), packed_weights(relax_module.record, target.kind), tuple(report), kernels.calls(report))
 
 
 def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph, kind: TargetKind) -> dict[Expr, Weight]:
@@ -135,13 +139,20 @@ def _outputs(function: relax.Function) -> list[Expr]:
     return list(body.fields)
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    name: str  # in the library
+    function: Any  # a tirx.PrimFunc
+    variable: Expr
+
+
 class _Kernels:
     """Kernels of one target, made once for each distinct set of arguments."""
 
     def __init__(self, builder: relax.BlockBuilder, kernel_set: KernelSet) -> None:
         self.builder = builder
         self.kernels = kernel_set.kernels
-        self.made: dict[tuple[str, tuple[Any, ...]], tuple[str, Any]] = {}
+        self.made: dict[tuple[str, tuple[Any, ...]], _Kernel] = {}
         self.counts: Counter[str] = Counter()
 
     def get(self, region: Region) -> Expr:
@@ -150,15 +161,33 @@ class _Kernels:
         if key not in self.made:
             name = f"{region.op}_{self.counts[region.op]}"
             self.counts[region.op] += 1
-            self.made[key] = (
-                name,
-                self.builder.add_func(self.kernels[region.op](*region.arguments).with_attr("global_symbol", name), name),
-            )
-        return self.made[key][1]
+            function = self.kernels[region.op](*region.arguments).with_attr("global_symbol", name)
+            self.made[key] = _Kernel(name, function, self.builder.add_func(function, name))
+        return self.made[key].variable
 
     def name(self, region: Region) -> str:
         """The kernel's name in the library."""
-        return self.made[region.op, region.arguments][0]
+        return self.made[region.op, region.arguments].name
+
+    def calls(self, report: Sequence[ReportRow]) -> tuple[KernelCall, ...]:
+        """What each kernel computes, and how often the reported graphs call it."""
+        by_kernel: dict[str, list[ReportRow]] = {}
+        for row in report:
+            by_kernel.setdefault(row.kernel, []).append(row)
+        return tuple(_kernel_use(op, arguments, kernel, by_kernel[kernel.name]) for (op, arguments), kernel in self.made.items())
+
+
+def _kernel_use(op: str, arguments: tuple[Any, ...], kernel: _Kernel, rows: Sequence[ReportRow]) -> KernelCall:
+    buffers = kernel.function.params
+    return KernelCall(
+        kernel=kernel.name,
+        op=op,
+        arguments=tuple(msgspec.to_builtins(argument) for argument in arguments),
+        parameters=tuple(TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in buffers),  # type: ignore[arg-type]
+        calls=dict(Counter(row.graph for row in rows)),
+        bytes=rows[0].bytes,
+        flops=rows[0].flops,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from build.lower import dump_module, lower
 from build.pack import pack_weights, packed
 from export.config import CompileConfig
 from export.console import step_bar
-from export.graphs import OnnxGraphs
+from export.graphs import GraphsRecord, OnnxGraphs
 from export.stage import stage_key, tool_versions
 from runtime.artifact import Artifact, write_artifact
 from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.cpu import missing_features
-from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec
+from runtime.manifest import SCHEMA_VERSION, FileEntry, KernelCall, Manifest, TargetSpec
 
 BUILD_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
 REPORT_FILE = "dispatch.json"
+CALLS_FILE = "calls.json"
 
 
 def build_key(graphs: OnnxGraphs, spec: TargetSpec) -> str:
@@ -52,6 +53,7 @@ def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path
 
 def _write_results(dispatched: DispatchedModule, folder: Path) -> None:
     (folder / REPORT_FILE).write_bytes(msgspec.json.encode([asdict(row) for row in dispatched.report]))
+    (folder / CALLS_FILE).write_bytes(msgspec.json.encode(dispatched.calls))
 
 
 def read_report(folder: Path) -> list[ReportRow]:
@@ -70,23 +72,29 @@ def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library
         pack_weights(graphs.weights(), tensors, folder / WEIGHTS_FILE, config.workspace.workers or os.cpu_count() or 1)
 
     def manifest(files: tuple[FileEntry, ...]) -> Manifest:
-        record = graphs.record
-        return Manifest(
-            schema_version=SCHEMA_VERSION,
-            name=record.name,
-            build_key=key,
-            model=record.model,
-            shape=record.shape,
-            quantization=record.quantization,
-            target=spec,
-            graphs=record.graphs,
-            weights=tuple(tensor.spec for tensor in tensors),
-            tokenizer=record.tokenizer,
-            overrides=record.overrides,
-            tools=tool_versions(build_tools(spec)),
-            files=files,
-            kernels=cuda.usage_of(library),
-        )
+        return manifest_of(graphs.record, spec, library, key, files)
 
     runs_here = spec.kind == "llvm" and not missing_features(spec.cpu_features)
     return write_artifact(artifact, fill, manifest, for_this_machine=runs_here)
+
+
+def manifest_of(record: GraphsRecord, spec: TargetSpec, library: Path, key: str, files: tuple[FileEntry, ...]) -> Manifest:
+    """The manifest of exported graphs and the folder of their compiled library."""
+    is_cuda = spec.kind == "cuda"
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=record.name,
+        build_key=key,
+        model=record.model,
+        shape=record.shape,
+        quantization=record.quantization,
+        target=spec,
+        graphs=record.graphs,
+        weights=tuple(tensor.spec for tensor in packed(record, spec.kind)),
+        tokenizer=record.tokenizer,
+        overrides=record.overrides,
+        tools=tool_versions(build_tools(spec)),
+        files=files,
+        kernels=cuda.usage_of(library) if is_cuda else (),
+        calls=msgspec.json.decode((library / CALLS_FILE).read_bytes(), type=tuple[KernelCall, ...]) if is_cuda else (),
+    )

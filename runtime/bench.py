@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.cpu import CPUINFO
 from runtime.errors import UserError, run_command
-from runtime.manifest import TensorSpec, WeightSpec
+from runtime.manifest import Manifest, TensorSpec, WeightSpec
 from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
 from runtime.tensor_file import tensor_bytes
 
@@ -119,9 +119,10 @@ class Report:
     threads: int
     load_s: float
     peak_rss_mb: float
-    held_mb: float  # weights, and caches up to the longest context, that a step reads: they are part of the peak
+    held_mb: float  # weights, and caches up to the longest context, that a step reads
+    held_where: str  # among the resident memory, or on a GPU
     weight_bytes_per_step: int
-    bandwidth_gb_s: float
+    bandwidth_gb_s: float | None  # of this machine's memory; None where another device does the work
     bandwidth_method: str
     speeds: Speeds
 
@@ -135,6 +136,13 @@ def weight_bytes(weights: Iterable[TensorSpec | WeightSpec], *, tied: bool) -> i
 def cache_bytes(caches: Iterable[TensorSpec], context: int) -> int:
     """Bytes of caches (B, n_kv_heads, slots, ...) that are visible from behind `context` tokens."""
     return sum(tensor_bytes(spec) // spec.shape[2] * min(context, spec.shape[2]) for spec in caches)
+
+
+def step_bytes_of(manifest: Manifest) -> Callable[[int], int]:
+    """What a decode step of an artifact has to read at a context: weights, and the visible part of the caches."""
+    weights = weight_bytes(manifest.weights, tied=manifest.model.tied_embeddings)
+    caches = manifest.graphs[-1].signature.caches
+    return lambda context: weights + cache_bytes(caches, context)
 
 
 def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes: Callable[[int], int]) -> Speeds:
@@ -193,18 +201,14 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
     """Open the artifact, time the workload, and measure the memory's bandwidth before and after; raises `UserError`."""
     from runtime.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
 
-    bandwidth = fresh_read_bandwidth(threads)
     start = time.perf_counter()
     engine = Engine.open(artifact, threads=threads)
     load_s = time.perf_counter() - start
     manifest = engine.manifest
-    model, caches = manifest.model, manifest.graphs[-1].signature.caches
-    weights = weight_bytes(manifest.weights, tied=model.tied_embeddings)
-
-    def step_bytes(context: int) -> int:
-        return weights + cache_bytes(caches, context)
-
-    speeds = measure(engine, model.vocab_size, workload, step_bytes)
+    step_bytes = step_bytes_of(manifest)
+    on_cpu = manifest.target.kind == "llvm"
+    bandwidth = fresh_read_bandwidth(threads) if on_cpu else None
+    speeds = measure(engine, manifest.model.vocab_size, workload, step_bytes)
     longest = max((p.prompt_tokens for p in speeds.prefill), default=0), max((d.context + workload.steps for d in speeds.decode), default=0)
     return Report(
         artifact=str(artifact),
@@ -216,9 +220,10 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
         load_s=load_s,
         peak_rss_mb=peak_rss_mb(),
         held_mb=step_bytes(max(longest)) / 1e6,
-        weight_bytes_per_step=weights,
-        bandwidth_gb_s=max(bandwidth, fresh_read_bandwidth(threads)),
-        bandwidth_method=METHOD,
+        held_where="among them" if on_cpu else "on the GPU",
+        weight_bytes_per_step=step_bytes(0),
+        bandwidth_gb_s=None if bandwidth is None else max(bandwidth, fresh_read_bandwidth(threads)),
+        bandwidth_method=METHOD if on_cpu else "`python -m runtime.gpucheck` measures a GPU's",
         speeds=speeds,
     )
 
@@ -240,15 +245,15 @@ def table(report: Report) -> str:
     for p in report.speeds.prefill:
         rows += [(f"TTFT, {p.prompt_tokens} tokens", f"{p.ttft_s * 1e3:,.1f}", "ms"), ("  prefill", f"{p.tok_s:,.1f}", "tok/s")]
     for d in report.speeds.decode:
-        share = d.gb_s / report.bandwidth_gb_s
+        share = "" if report.bandwidth_gb_s is None else f", {d.gb_s / report.bandwidth_gb_s:.0%} of the bandwidth"
         rows += [
             (f"decode, context {d.context}", f"{d.tok_s:,.1f}", f"tok/s ({d.step_s * 1e3:.2f} ms a step)"),
-            ("  reads", f"{d.gb_s:,.2f}", f"GB/s ({d.bytes_per_step / 1e6:,.1f} MB a step), {share:.0%} of the bandwidth"),
+            ("  reads", f"{d.gb_s:,.2f}", f"GB/s ({d.bytes_per_step / 1e6:,.1f} MB a step){share}"),
         ]
     rows += [
         ("weights read", f"{report.weight_bytes_per_step / 1e6:,.1f}", "MB a step"),
-        ("read bandwidth", f"{report.bandwidth_gb_s:,.2f}", f"GB/s, {report.bandwidth_method}"),
-        ("peak memory", f"{report.peak_rss_mb:,.0f}", f"MB resident, of which {report.held_mb:,.0f} MB are weights and caches"),
+        ("read bandwidth", "-" if report.bandwidth_gb_s is None else f"{report.bandwidth_gb_s:,.2f}", f"GB/s, {report.bandwidth_method}"),
+        ("peak memory", f"{report.peak_rss_mb:,.0f}", f"MB resident, {report.held_mb:,.0f} MB of weights and caches {report.held_where}"),
     ]
     first, second = (max(len(row[i]) for row in rows[2:]) for i in (0, 1))
     lines = [f"{name.ljust(first)}  {figure.rjust(second)}  {unit}" for name, figure, unit in rows]

@@ -8,42 +8,69 @@ were. Outputs come back into pinned memory, and nothing else is waited for.
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact import Artifact
+from runtime.cuda_driver import Device as DriverDevice
 from runtime.cuda_driver import check_driver, read_driver
 from runtime.cuda_memory import CudaMemory
 from runtime.errors import UserError
 from runtime.loaded import PADDING_ID, SMALLER, Loaded, device_bytes
-from runtime.manifest import CALL_INPUTS, Graph, TensorSpec, WeightSpec
+from runtime.manifest import CALL_INPUTS, Graph, Manifest, TensorSpec, WeightSpec
 from runtime.tensor_file import numpy_dtype
 from runtime.tvm_runtime import CPU_DEVICE, CUDA_DEVICE, CUDA_LIBRARIES, find_library, load_runtime, open_library
 
 
+@dataclass(frozen=True)
+class Device:
+    """The first GPU of this machine: TVM's runtime with its CUDA part, and one stream with its memory."""
+
+    description: DriverDevice
+    ffi: Any
+    memory: CudaMemory
+
+    @classmethod
+    def open(cls, archs: Sequence[str], threads: int) -> "Device":
+        """Load the libraries; raises `UserError` when there is no driver, or no device that machine code for `archs` runs on."""
+        description = check_driver(read_driver(), archs)
+        cudart = ctypes.CDLL(str(find_library(CUDA_LIBRARIES[0])), ctypes.RTLD_GLOBAL)
+        ffi = load_runtime(threads)
+        ctypes.CDLL(str(find_library(CUDA_LIBRARIES[1])), ctypes.RTLD_GLOBAL)
+        return cls(description, ffi, CudaMemory(cudart))
+
+    def tensor(self, spec: WeightSpec | TensorSpec) -> Any:  # noqa: ANN401 (TVM's objects)
+        """A new tensor on the device, of whatever its memory holds."""
+        allocate = self.ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        return allocate(self.ffi.Shape(spec.shape), self.ffi.dtype(str(numpy_dtype(spec.dtype))), self.ffi.device("cuda", 0), None)
+
+    def on_stream(self) -> Any:  # noqa: ANN401
+        """A context in which what TVM's functions launch goes to the stream."""
+        return self.ffi.use_raw_stream(self.ffi.device("cuda", 0), self.memory.stream)
+
+
 def load(opened: Artifact, threads: int) -> Loaded:
     """Bring an artifact onto the first device; raises `UserError` when there is no driver, no fitting device or too little memory."""
-    manifest = opened.manifest
-    check_driver(read_driver(), manifest.target.arch)
-    cudart = ctypes.CDLL(str(find_library(CUDA_LIBRARIES[0])), ctypes.RTLD_GLOBAL)
-    ffi = load_runtime(threads)
-    ctypes.CDLL(str(find_library(CUDA_LIBRARIES[1])), ctypes.RTLD_GLOBAL)
-    memory = CudaMemory(cudart)
-    specs = manifest.graphs[-1].signature.caches
-    check_memory(device_bytes(manifest), memory.free_bytes())
-    machine = open_library(ffi, opened.library, CUDA_DEVICE, CPU_DEVICE)
-    weights = [_tensor(ffi, spec) for spec in manifest.weights]
-    mapped = opened.weights()
-    with progress("loading weights", sum(array.nbytes for array in mapped.values())) as advance:
-        memory.upload(((tensor.data_ptr(), mapped[spec.name]) for tensor, spec in zip(weights, manifest.weights, strict=True)), advance)
-    caches = [_tensor(ffi, spec) for spec in specs]
+    return load_library(Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.library, opened.weights())
+
+
+def load_library(device: Device, manifest: Manifest, library: Path, arrays: Mapping[str, NDArray[Any]]) -> Loaded:
+    """Bring a compiled library and weights by name onto a device; raises `UserError` when they do not fit its free memory."""
+    check_memory(device_bytes(manifest), device.memory.free_bytes())
+    machine = open_library(device.ffi, library, CUDA_DEVICE, CPU_DEVICE)
+    weights = [device.tensor(spec) for spec in manifest.weights]
+    with progress("loading weights", sum(array.nbytes for array in arrays.values())) as advance:
+        device.memory.upload(((tensor.data_ptr(), arrays[spec.name]) for tensor, spec in zip(weights, manifest.weights, strict=True)), advance)
+    caches = [device.tensor(spec) for spec in manifest.graphs[-1].signature.caches]
     inputs, functions = {}, {}
     for graph in manifest.graphs:
-        inputs[graph.tokens], functions[graph.tokens] = _function(ffi, memory, machine[graph.name], graph, [*caches, *weights])
+        inputs[graph.tokens], functions[graph.tokens] = _function(device, machine[graph.name], graph, [*caches, *weights])
     for tokens, (ids, positions) in inputs.items():
         ids[...] = PADDING_ID
         positions[...] = np.arange(-tokens, 0)
@@ -60,33 +87,27 @@ def check_memory(needed: int, free: int) -> None:
         )
 
 
-def _tensor(ffi: Any, spec: WeightSpec | TensorSpec) -> Any:  # noqa: ANN401 (TVM's objects)
-    """A new tensor on the device, of whatever its memory holds."""
-    allocate = ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-    return allocate(ffi.Shape(spec.shape), ffi.dtype(str(numpy_dtype(spec.dtype))), ffi.device("cuda", 0), None)
-
-
 def _function(
-    ffi: Any,  # noqa: ANN401
-    memory: CudaMemory,
+    device: Device,
     function: Callable[..., Any],
     graph: Graph,
     rest: list[Any],
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], Callable[[], NDArray[np.float32]]]:
     """Pinned ids and positions, and a call of one compiled function on them, which becomes a launch of a graph."""
     specs = graph.signature.inputs[:CALL_INPUTS]
+    memory = device.memory
     host = [memory.pinned(spec.shape, np.int64) for spec in specs]
-    device = [_tensor(ffi, spec) for spec in specs]
+    copies = [device.tensor(spec) for spec in specs]
     outputs = memory.pinned(graph.signature.outputs[0].shape, np.float32)
     ran: list[Any] = []  # the output of a plain run; then of the captured one, which must stay where it is
     captured: list[ctypes.c_void_p] = []
 
     def run() -> Any:  # noqa: ANN401
-        with ffi.use_raw_stream(ffi.device("cuda", 0), memory.stream):
-            return function(*device, *rest)
+        with device.on_stream():
+            return function(*copies, *rest)
 
     def call() -> NDArray[np.float32]:
-        for array, tensor in zip(host, device, strict=True):
+        for array, tensor in zip(host, copies, strict=True):
             memory.to_device(tensor.data_ptr(), array)
         if not ran:
             ran.append(run())

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from runtime.errors import UserError
 
-TO_DEVICE, TO_HOST = 1, 2  # cudaMemcpyKind
-NON_BLOCKING, NO_TIMING, RELAXED = 1, 2, 2  # of a stream, an event, a capture
+TO_DEVICE, TO_HOST, ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
+NON_BLOCKING, TIMING, NO_TIMING, RELAXED = 1, 0, 2, 2  # of a stream, events, a capture
 STAGE_BYTES = 32 * 2**20  # of each of two pinned buffers: while one is filled from the file, the other is on its way
 
 
@@ -57,7 +57,7 @@ class CudaMemory:
     def upload(self, pairs: Iterable[tuple[int, NDArray[Any]]], advance: Callable[[int], object]) -> None:
         """Copy arrays of any memory, such as a mapped file, to addresses on the device, a stage at a time; `advance` gets the bytes of each."""
         stages = [self.pinned((STAGE_BYTES,), np.uint8) for _ in range(2)]
-        events = [self._event() for _ in stages]
+        events = [self._event(NO_TIMING) for _ in stages]
         turn = 0
         for device, array in pairs:
             data = array.reshape(-1).view(np.uint8)
@@ -92,12 +92,34 @@ class CudaMemory:
         """Start a captured graph."""
         self._call("cudaGraphLaunch", graph, ctypes.c_void_p(self.stream))
 
+    def forget(self, graph: ctypes.c_void_p) -> None:
+        """Free a captured graph, which must not be running."""
+        self._call("cudaGraphExecDestroy", graph)
+
+    def on_device(self, to: int, source: int, nbytes: int) -> None:
+        """Start a copy from one address on the device to another."""
+        self._copy(to, source, nbytes, ON_DEVICE)
+
+    def seconds(self, start: Callable[[], object]) -> float:
+        """How long the device takes for what `start` starts on the stream."""
+        before, after = self._event(TIMING), self._event(TIMING)
+        self.wait()
+        self._call("cudaEventRecord", before, ctypes.c_void_p(self.stream))
+        start()
+        self._call("cudaEventRecord", after, ctypes.c_void_p(self.stream))
+        self.wait()
+        milliseconds = ctypes.c_float()
+        self._call("cudaEventElapsedTime", ctypes.byref(milliseconds), before, after)
+        for event in (before, after):
+            self._call("cudaEventDestroy", event)
+        return milliseconds.value / 1e3
+
     def _copy(self, to: int, source: int, nbytes: int, kind: int) -> None:
         self._call("cudaMemcpyAsync", ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(nbytes), kind, ctypes.c_void_p(self.stream))
 
-    def _event(self) -> ctypes.c_void_p:
+    def _event(self, flags: int) -> ctypes.c_void_p:
         event = ctypes.c_void_p()
-        self._call("cudaEventCreateWithFlags", ctypes.byref(event), NO_TIMING)
+        self._call("cudaEventCreateWithFlags", ctypes.byref(event), flags)
         return event
 
     def _call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 (C values)

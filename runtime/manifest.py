@@ -5,13 +5,13 @@ Every type is frozen. `Manifest` is what `manifest.json` holds; reading it check
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from runtime.errors import UserError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -189,6 +189,18 @@ class KernelUsage(Record, frozen=True):
     spill_bytes: int  # a thread, stores and loads
 
 
+class KernelCall(Record, frozen=True):
+    """A CUDA kernel that is called: what it computes, on which tensors, and how often. `runtime.gpucheck` runs each by itself."""
+
+    kernel: str  # as the library has it
+    op: str  # a row of `build/kernels/table.py`
+    arguments: tuple[Any, ...]  # of the kernel's maker, as JSON
+    parameters: tuple[TensorSpec, ...]  # in order: inputs, the output, what it keeps between its steps
+    calls: dict[str, int]  # by graph
+    bytes: int  # least memory traffic of one call: weights and caches read
+    flops: int
+
+
 class TokenizerSpec(Record, frozen=True):
     """Which tokenizer file the artifact carries and how prompts begin and end."""
 
@@ -241,6 +253,7 @@ class Manifest(Record, frozen=True):
     files: tuple[FileEntry, ...]  # every file but manifest.json and manifest.sig
     parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
     kernels: tuple[KernelUsage, ...] = ()  # of CUDA, by name and architecture
+    calls: tuple[KernelCall, ...] = ()  # of CUDA, one for each kernel of ours
     golden: str | None = None  # the file of golden prompts (`runtime.golden`); None until `make ship` has run
 
     @property

@@ -43,6 +43,8 @@ int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *str
 int cudaEventCreateWithFlags(void **event, unsigned flags) {{ *event = (void *)2; return 0; }}
 int cudaEventRecord(void *event, void *stream) {{ return 0; }}
 int cudaEventSynchronize(void *event) {{ return 0; }}
+int cudaEventElapsedTime(float *ms, void *start, void *end) {{ *ms = 3; return 0; }}
+int cudaGraphExecDestroy(void *graph) {{ return 0; }}
 int cudaEventDestroy(void *event) {{ return 0; }}
 int cudaStreamBeginCapture(void *stream, int mode) {{ capturing = 1; return 0; }}
 int cudaStreamEndCapture(void *stream, void **graph) {{ capturing = 0; *graph = (void *)3; return 0; }}

@@ -84,7 +84,7 @@ def test_a_call_runs_then_is_captured_then_launched(library):
     ffi = Ffi()
     devices = []
     ffi.get_global_func = lambda _name: lambda shape, dtype, *_: devices.append(Tensor(np.zeros(shape, dtype))) or devices[-1]
-    (id_array, positions), call = cuda._function(ffi, CudaMemory(library), function, graph, ["caches"])
+    (id_array, positions), call = cuda._function(cuda.Device(None, ffi, CudaMemory(library)), function, graph, ["caches"])
     for turn in range(4):
         id_array[...], positions[...] = turn, 10 + turn
         output.array[...] = 100 + turn

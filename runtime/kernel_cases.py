@@ -1,0 +1,418 @@
+"""Seeded inputs for each kernel of a CUDA library, and what it must give for them: references in float64, with numpy alone.
+
+References are computed for a sample of rows and outputs, so that a model's full sizes take seconds; that every output is written is checked on
+all of it. Bounds follow from float32: any order of summing K products is off by at most (K + 1) u sum |x w|, u = 2**-24 (Higham, "Accuracy and
+Stability of Numerical Algorithms", section 3.1); exp is CUDA's, to 2 ulp.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.manifest import KernelCall, TensorSpec, WeightSpec
+from runtime.tensor_file import numpy_dtype
+
+Array = NDArray[Any]
+
+EPS = 2.0**-23  # 2 u of float32
+PANEL = 32  # outputs side by side in a packed matrix
+ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
+BLOCK_PANELS = 64  # of a matrix, in float64 at once
+POOL = 2**20 - 3  # random numbers that larger arrays repeat; no multiple of a row's length
+INT4_ZERO = 8
+SPREAD = {"int8": 73.3, "int4": 4.6}  # standard deviation of uniform numbers of -127 to 127 and of -8 to 7
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a packed matrix is stored, from the arguments of a kernel's maker."""
+
+    dtype: str
+    group_size: int | None = None
+    zero_points: bool = False
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "Stored":
+        """From the `weight` of a call's arguments."""
+        return cls(arguments["dtype"], arguments["group_size"], arguments["zero_points"])
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a part of one parameter must hold afterwards, and how far it may be off."""
+
+    parameter: int
+    part: Callable[[Array], Array]
+    values: Array
+    bound: Array
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One call of a kernel: an array for each parameter, which of them are weights and caches, and what must come out."""
+
+    arrays: list[Array]
+    held: tuple[int, ...]  # parameters that a call reads from memory each time: weights, caches
+    output: int  # the parameter that is written whole
+    expected: tuple[Expected, ...]
+
+    def error(self, found: Sequence[Array]) -> float:
+        """The largest error as a share of its bound; infinite where an output is not finite."""
+        if not np.isfinite(found[self.output]).all():
+            return float("inf")
+        return max(_share(check.part(found[check.parameter]).astype(np.float64) - check.values, check.bound) for check in self.expected)
+
+
+def _share(difference: Array, bound: Array) -> float:
+    worst = np.abs(difference) / np.maximum(bound, np.finfo(np.float64).tiny)
+    return float(worst.max(initial=0.0))
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """(N, K) numbers as a CUDA library reads them: w (panels, vectors, 32, J), one scale a row or a group, zero points."""
+
+    stored: Stored
+    n: int
+    k: int
+    w: Array
+    s: Array | None = None
+    z: Array | None = None
+
+    def rows(self, first: int, last: int) -> Array:
+        """The numbers of panels first .. last - 1 as float64 (rows, K)."""
+        rows = self.numbers(first, last)
+        return rows * self.scales(first, last) if self.s is not None else rows
+
+    def numbers(self, first: int, last: int) -> Array:
+        """As `rows`, before the scales."""
+        w = self.w[first:last]
+        if self.stored.dtype == "int4":
+            w = _int4(w)
+        count = min(last * PANEL, self.n) - first * PANEL
+        rows = w.transpose(0, 2, 1, 3).reshape(-1, w.shape[1] * w.shape[3])[:count, : self.k].astype(np.float64)
+        if self.stored.dtype == "int4":
+            rows -= INT4_ZERO if self.z is None else self._of_groups(self.z, first, last)
+        return rows
+
+    def scales(self, first: int, last: int) -> Array:
+        """Scales of those rows, (rows, 1) or (rows, K)."""
+        assert self.s is not None
+        return self._of_groups(self.s, first, last) if self.stored.dtype == "int4" else self.s[first * PANEL : last * PANEL, None].astype(np.float64)
+
+    def _of_groups(self, parts: Array, first: int, last: int) -> Array:
+        """(panels, groups, 32) to (rows, K)."""
+        count = min(last * PANEL, self.n) - first * PANEL
+        rows = parts[first:last].transpose(0, 2, 1).reshape(-1, parts.shape[1])[:count]
+        return np.repeat(rows, self.stored.group_size or self.k, axis=1)[:, : self.k].astype(np.float64)
+
+    def times(self, x: Array, first: int, last: int) -> tuple[Array, Array]:
+        """x (rows, K) times the rows of some panels, transposed; and how far a sum of such products in float32 may be off.
+
+        int4 sums 16 (1 + q / 16) x and takes (16 + zero) x off again, each at most 31 |x| times the scale.
+        """
+        rows = self.rows(first, last)
+        size = 62 * self.scales(first, last) if self.stored.dtype == "int4" else np.abs(rows)
+        return x @ rows.T, (self.k + 4) * EPS * (np.abs(x) @ size.T)
+
+    @property
+    def panels(self) -> int:
+        """Panels of 32 rows."""
+        return -(-self.n // PANEL)
+
+
+def _int4(words: Array) -> Array:
+    """int32 (panels, vectors, 32, 4) to numbers of 0 to 15, (panels, vectors, 32, 32): byte j of a word has step j below and 4 + j above."""
+    data = words.view(np.uint8).reshape(*words.shape, 4)
+    return np.stack([data & 15, data >> 4], axis=-2).reshape(*words.shape[:3], -1)
+
+
+@dataclass
+class Random:
+    """Seeded numbers; large arrays repeat a pool, since speed and sums do not depend on it."""
+
+    seed: int
+    generator: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = np.random.default_rng(self.seed)
+
+    def normal(self, shape: Sequence[int], dtype: str = "float32", scale: float = 1.0) -> Array:
+        """Normal numbers of a standard deviation."""
+        return self._repeated((self.generator.standard_normal(self._pool(shape), np.float32) * np.float32(scale)).astype(dtype), shape)
+
+    def uniform(self, shape: Sequence[int], low: float, high: float, dtype: str) -> Array:
+        """Numbers between two limits."""
+        return self._repeated(self.generator.uniform(low, high, self._pool(shape)).astype(dtype), shape)
+
+    def whole(self, shape: Sequence[int], low: int, high: int, dtype: str) -> Array:
+        """Whole numbers of low to high - 1."""
+        return self._repeated(self.generator.integers(low, high, self._pool(shape)).astype(dtype), shape)
+
+    def weight(self, spec: TensorSpec | WeightSpec, stored: Stored, k: int) -> Array:
+        """One tensor of a packed matrix: numbers, scales or zero points, such that entries are of about 1 / sqrt(K)."""
+        if spec.dtype == "int32":
+            return self.whole(spec.shape, -(2**31), 2**31, "int32")
+        if spec.dtype == "int8":
+            return self.whole(spec.shape, -127, 128, "int8")
+        if spec.dtype == "uint8":
+            return self.whole(spec.shape, 0, 16, "uint8")
+        if len(spec.shape) == 4:
+            return self.normal(spec.shape, spec.dtype, k**-0.5)
+        size = k**-0.5 / SPREAD[stored.dtype]
+        return self.uniform(spec.shape, 0.5 * size, 1.5 * size, spec.dtype)
+
+    @staticmethod
+    def _pool(shape: Sequence[int]) -> int:
+        return min(int(np.prod(shape)), POOL)
+
+    @staticmethod
+    def _repeated(pool: Array, shape: Sequence[int]) -> Array:
+        return pool.reshape(shape) if pool.size == np.prod(shape) else np.resize(pool, shape)
+
+    def sample(self, size: int, count: int) -> list[int]:
+        """At most `count` different indices, the first and the last among them."""
+        inner = self.generator.permutation(np.arange(1, max(size - 1, 1)))[: max(count - 2, 0)]
+        return sorted({0, size - 1, *inner.tolist()})
+
+
+def case_of(call: KernelCall, seed: int = 0) -> KernelCase:
+    """Inputs and expectations for one kernel."""
+    return MAKERS[call.op](call, Random(seed))
+
+
+def empty(spec: TensorSpec) -> Array:
+    """What an output or scratch holds before it is written: no number where there is such a thing."""
+    dtype = numpy_dtype(spec.dtype)
+    return np.full(spec.shape, np.nan if dtype.kind == "f" else -(2**20), dtype)
+
+
+def _matrix(
+    call: KernelCall, random: Random, names: Sequence[str], n: int, k: int, stored: Stored, stacked: int = 1
+) -> tuple[list[Array], list[PackedMatrix]]:
+    """The arrays of the parameters `names` (numbers, scales, zero points, as far as there are any), and the matrices that they hold."""
+    specs = {spec.name: spec for spec in call.parameters}
+    arrays = [random.weight(specs[name], stored, k) if name in specs else None for name in names]
+    parts = [[None] * stacked if array is None else np.split(array, stacked) for array in arrays]
+    matrices = [PackedMatrix(stored, n, k, *(part[i] for part in parts)) for i in range(stacked)]  # type: ignore[arg-type]
+    return [array for array in arrays if array is not None], matrices
+
+
+def _linear(call: KernelCall, random: Random) -> KernelCase:
+    """y = x W^T."""
+    (arguments,) = call.arguments
+    n, k, x_spec = arguments["n"], arguments["k"], call.parameters[0]
+    x = random.normal(x_spec.shape)
+    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, Stored.of(arguments["weight"]))
+    rows = random.sample(x.size // k, ROWS)
+    wide = x.reshape(-1, k)[rows].astype(np.float64)
+    output = len(call.parameters) - 1
+    expected = []
+    for p in random.sample(matrix.panels, PANELS):
+        columns = slice(p * PANEL, min((p + 1) * PANEL, n))
+        expected.append(Expected(output, lambda y, columns=columns: y.reshape(-1, n)[rows, columns], *matrix.times(wide, p, p + 1)))  # type: ignore[misc]
+    return KernelCase([x, *weights, empty(call.parameters[output])], tuple(range(1, output)), output, tuple(expected))
+
+
+def _embedding(call: KernelCall, random: Random) -> KernelCase:
+    """Rows of a matrix; exact, but for the rounding of an int8 number times its scale."""
+    (arguments,) = call.arguments
+    n, k = arguments["n"], arguments["k"]
+    ids = random.whole(call.parameters[0].shape, 0, n, "int64")
+    ids.flat[0] = n - 1
+    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, Stored.of(arguments["weight"]))
+    rows = random.sample(ids.size, ROWS)
+    values = np.concatenate([matrix.rows(t // PANEL, t // PANEL + 1)[t % PANEL : t % PANEL + 1] for t in ids.reshape(-1)[rows]])
+    output = len(call.parameters) - 1
+    expected = Expected(output, lambda y: y.reshape(-1, k)[rows], values, EPS * np.abs(values))
+    return KernelCase([ids, *weights, empty(call.parameters[output])], tuple(range(1, output)), output, (expected,))
+
+
+def _rms_norm(call: KernelCall, random: Random) -> KernelCase:
+    """x / sqrt(mean(x^2) + eps) * weight: a sum of dim squares, and some roundings."""
+    _, dim, eps = call.arguments
+    x, weight = random.normal(call.parameters[0].shape), random.normal((dim,))
+    wide = x.astype(np.float64)
+    values = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * weight
+    expected = Expected(2, lambda y: y, values, (dim + 8) * EPS * np.abs(values))
+    return KernelCase([x, weight, empty(call.parameters[2])], (1,), 2, (expected,))
+
+
+def _swiglu(call: KernelCall, random: Random) -> KernelCase:
+    """silu(gate) * up: exp to 2 ulp, an addition, a division, a product."""
+    both = random.normal(call.parameters[0].shape, scale=4.0)
+    values = _gated(both.astype(np.float64))
+    return KernelCase([both, empty(call.parameters[1])], (), 1, (Expected(1, lambda y: y, values, 4 * EPS * np.abs(values)),))
+
+
+def _gated(both: Array) -> Array:
+    gate, up = np.split(both, 2, axis=-1)
+    result: Array = gate / (1 + np.exp(-gate)) * up
+    return result
+
+
+def _rolling_attention(call: KernelCall, random: Random) -> KernelCase:
+    """Attention behind one and a half windows: the ring is full and has gone round.
+
+    Numbers are multiples of 1 / 64 and cos and sin of 1 / 4, up to 2 and 1, so that rotated keys are exact even as float16: none can round in another
+    way than here, and what is left is the error of float32.
+    """
+    (shape,) = call.arguments
+    batch, tokens, window, heads, kv_heads, dim = (shape[name] for name in ("batch", "tokens", "cache_len", "n_heads", "n_kv_heads", "head_dim"))
+    qkv = random.whole(call.parameters[0].shape, -128, 129, "float32") / np.float32(64)
+    first = window + window // 2
+    positions = np.broadcast_to(first + np.arange(tokens), (batch, tokens)).astype(np.int64)
+    cos, sin = (random.whole(spec.shape, -4, 5, "float32") / np.float32(4) for spec in call.parameters[1:3])
+    rings = [random.normal(spec.shape, spec.dtype) for spec in call.parameters[4:6]]
+    seen = _Seen.of(qkv, cos, sin, rings, first, heads, kv_heads, dim, window)
+    queries = [(b, i) for b in range(batch) for i in random.sample(tokens, QUERIES)]
+    values, bounds = zip(*(seen.attended(b, i, shape["scale"]) for b, i in queries), strict=True)
+    index = tuple(np.array(queries).T)
+    expected = [Expected(6, lambda out: out[index].reshape(len(queries), heads, dim), np.stack(values), np.stack(bounds))]
+    for ring, (columns, bound) in enumerate(seen.stored()):
+        expected.append(Expected(4 + ring, lambda found: found, columns, bound))
+    return KernelCase([qkv, cos, sin, positions, *rings, empty(call.parameters[6])], (4, 5), 6, tuple(expected))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """All that the queries of a call may see, in float64."""
+
+    queries: Array  # (B, T, heads, head_dim), rotated
+    keys: Array  # (B, T, kv_heads, head_dim), the new ones, rotated
+    values: Array
+    rings: Sequence[Array]  # (B, kv_heads, W, head_dim)
+    first: int
+    window: int
+
+    @classmethod
+    def of(cls, qkv: Array, cos: Array, sin: Array, rings: Sequence[Array], first: int, heads: int, kv_heads: int, dim: int, window: int) -> "_Seen":
+        """From a kernel's inputs."""
+        parts = qkv.astype(np.float64).reshape(*qkv.shape[:2], heads + 2 * kv_heads, dim)
+        c, s = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (cos, sin))  # (B, T, 1, head_dim / 2)
+
+        def rotated(x: Array) -> Array:
+            a, b = np.split(x, 2, axis=-1)
+            return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+
+        keys, values = parts[:, :, heads : heads + kv_heads], parts[:, :, heads + kv_heads :]
+        return cls(rotated(parts[:, :, :heads]), rotated(keys), values, rings, first, window)
+
+    def attended(self, b: int, i: int, scale: float) -> tuple[Array, Array]:
+        """One query's outputs (heads, head_dim) and their bounds.
+
+        Scaling rounds once, the dot product head_dim + 1 times. A score that is off by e moves its share by e, and the sum of shares by as much;
+        then exp and the sums over the columns.
+        """
+        position = self.first + i
+        past = np.arange(max(position - self.window + 1, 0), self.first) % self.window
+        new = slice(max(position - self.window + 1 - self.first, 0), i + 1)
+        key, value = (
+            np.concatenate([ring[b][:, past].astype(np.float64), columns[b, new].transpose(1, 0, 2)], axis=1)
+            for ring, columns in zip(self.rings, (self.keys, self.values), strict=True)
+        )  # (kv_heads, seen, head_dim)
+        query = self.queries[b, i].reshape(len(key), -1, key.shape[-1])  # (kv_heads, group, head_dim)
+        scores = query @ key.transpose(0, 2, 1) * scale
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        size = (np.abs(query) @ np.abs(key).transpose(0, 2, 1)).max() * scale
+        error = 2 * (key.shape[-1] + 4) * EPS * size + (key.shape[1] + 8) * EPS
+        mixed, magnitude = shares @ value, shares @ np.abs(value)
+        heads = self.queries.shape[2]
+        return mixed.reshape(heads, -1), (error * magnitude).reshape(heads, -1)
+
+    def stored(self) -> Iterator[tuple[Array, Array]]:
+        """Each ring afterwards, to the bit."""
+        tokens = self.keys.shape[1]
+        kept = np.arange(max(tokens - self.window, 0), tokens)
+        slots = (self.first + kept) % self.window
+        for ring, columns in zip(self.rings, (self.keys, self.values), strict=True):
+            after = ring.astype(np.float64)
+            after[:, :, slots] = columns[:, kept].transpose(0, 2, 1, 3)
+            yield after, np.zeros(ring.shape)
+
+
+def _mixture(call: KernelCall, random: Random) -> KernelCase:
+    """A sample of tokens: each one's best experts, silu(w1 x) * (w3 x) through w2, weighted by the softmax over their scores."""
+    (arguments,) = call.arguments
+    dim, hidden_dim, n_experts, per_token = (arguments[name] for name in ("dim", "hidden_dim", "n_experts", "experts_per_token"))
+    stored = Stored.of(arguments["weight"])
+    x, scores = (random.normal(spec.shape) for spec in call.parameters[:2])
+    up_arrays, up = _matrix(call, random, ("w13", "s13"), 2 * hidden_dim, dim, stored, n_experts)
+    down_arrays, down = _matrix(call, random, ("w2", "s2"), dim, hidden_dim, stored, n_experts)
+    inputs = [x, scores, *up_arrays, *down_arrays]
+    output = len(inputs)
+    rows = random.sample(x.size // dim, 2)
+    results = [_expert_sum(x.reshape(-1, dim)[i], scores.reshape(-1, n_experts)[i], up, down, per_token) for i in rows]
+    values, bounds = (np.stack(part) for part in zip(*results, strict=True))
+    expected = Expected(output, lambda y: y.reshape(-1, dim)[rows], values, bounds)
+    return KernelCase([*inputs, *(empty(spec) for spec in call.parameters[output:])], tuple(range(2, output)), output, (expected,))
+
+
+def _expert_sum(x: Array, scores: Array, up: Sequence[PackedMatrix], down: Sequence[PackedMatrix], per_token: int) -> tuple[Array, Array]:
+    """One token's output (dim,) and its bound: silu has a slope of at most 1.1 and some roundings of its own, the share likewise."""
+    best = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:per_token]
+    shares = np.exp(scores[best].astype(np.float64) - scores[best[0]])
+    result, bound = np.zeros(len(x)), np.zeros(len(x))
+    for expert, share in zip(best, shares / shares.sum(), strict=True):
+        both, error = _product(up[expert], x.astype(np.float64))
+        gate, raised = np.split(both, 2)
+        gate_error, up_error = np.split(error, 2)
+        silu = gate / (1 + np.exp(-gate))
+        hidden = silu * raised
+        hidden_error = np.abs(raised) * 1.1 * gate_error + np.abs(silu) * up_error + 4 * EPS * np.abs(hidden)
+        output, own_error = _product(down[expert], hidden)
+        carried, _ = _product(down[expert], hidden_error, magnitudes=True)
+        result += share * output
+        bound += share * (carried + own_error + 8 * EPS * np.abs(output))
+    return result, bound
+
+
+def _product(matrix: PackedMatrix, x: Array, *, magnitudes: bool = False) -> tuple[Array, Array]:
+    """A whole matrix, or the sizes of its entries, times x, some panels at a time; and the bound."""
+    values, bounds = [], []
+    for first in range(0, matrix.panels, BLOCK_PANELS):
+        last = min(first + BLOCK_PANELS, matrix.panels)
+        value, bound = (np.abs(matrix.rows(first, last)) @ x, np.zeros(1)) if magnitudes else matrix.times(x, first, last)
+        values.append(value)
+        bounds.append(bound)
+    return np.concatenate(values), np.concatenate(bounds)
+
+
+MAKERS: Mapping[str, Callable[[KernelCall, Random], KernelCase]] = {
+    "linear": _linear,
+    "embedding": _embedding,
+    "rms_norm": _rms_norm,
+    "swiglu": _swiglu,
+    "rolling_attention": _rolling_attention,
+    "mixture": _mixture,
+}
+
+
+def random_weights(specs: Sequence[WeightSpec], seed: int = 0) -> dict[str, Array]:
+    """Weights by name for a whole model; tensors of one shape and kind share their memory."""
+    made = lru_cache(maxsize=None)(lambda shape, dtype, k: _random_tensor(TensorSpec(name="w", shape=shape, dtype=dtype), k, seed))
+    inner = {spec.name: _inner(spec) for spec in specs}
+    return {spec.name: made(spec.shape, spec.dtype, inner.get(spec.name.removesuffix(_suffix(spec.name)))) for spec in specs}
+
+
+def _suffix(name: str) -> str:
+    return next((suffix for suffix in ("_scale", "_zero_point") if name.endswith(suffix)), "")
+
+
+def _inner(spec: WeightSpec) -> int:
+    """K of a packed matrix, padding included; 1 of a vector."""
+    return spec.shape[1] * (32 if spec.dtype == "int32" else spec.shape[3]) if len(spec.shape) == 4 else 1
+
+
+def _random_tensor(spec: TensorSpec, k: int, seed: int) -> Array:
+    """A vector of ones where it is a norm's gain, else as `Random.weight`."""
+    random = Random(seed)
+    if len(spec.shape) == 1 and k == 1:
+        return np.ones(spec.shape, numpy_dtype(spec.dtype))
+    stored = Stored("int8" if len(spec.shape) == 1 else "int4")
+    return random.weight(spec, stored, k)

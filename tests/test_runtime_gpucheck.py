@@ -1,0 +1,283 @@
+"""The GPU check without a GPU: its references judge the CUDA kernels in their serial form, and a stand-in for the CUDA runtime times them."""
+
+import contextlib
+import json
+import time
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from build.dispatch import dispatch
+from build.importer import import_graphs
+from build.kernels.cuda.binding import SERIAL
+from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
+from build.kernels.table import CUDA
+from build.layout import packed_tensors
+from export.quantize import MatrixFormat, ModelTensor, load, store
+from runtime import gpucheck, torch_limits
+from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds
+from runtime.cuda_memory import CudaMemory
+from runtime.errors import UserError
+from runtime.gpucheck import CudaKernels, KernelRow, Report, check_kernel, label_of, manifest_of, products_of, table
+from runtime.kernel_cases import PackedMatrix, Random, Stored, case_of, random_weights
+from runtime.manifest import KernelCall, TargetSpec, TensorSpec
+from runtime.torch_limits import TorchTimes
+from runtime.verify import Check
+from tests.artifacts import compiled as compiled_case
+from tests.artifacts import cuda_case
+from tests.drivers import stub_runtime
+from tests.kernels import compiled, packed
+
+SHAPES = {"linear": Linear, "embedding": Embedding, "rolling_attention": RollingAttention, "mixture": Mixture}
+
+
+def serial(call):
+    """The kernel of a call in its serial form."""
+    arguments = [msgspec.convert(argument, SHAPES[call.op]) for argument in call.arguments] if call.op in SHAPES else call.arguments
+    return compiled(CUDA[call.op](*arguments, on=SERIAL))
+
+
+class Host:
+    """Kernels of this machine."""
+
+    def upload(self, array):
+        from build.compiler import tvm
+
+        return tvm.runtime.tensor(array)
+
+    def download(self, tensor, spec):
+        array = tensor.numpy()
+        assert (array.shape, str(array.dtype)) == (spec.shape, spec.dtype)
+        return array
+
+    def run(self, function, tensors):
+        function(*tensors)
+
+    def seconds(self, function, sets):
+        start = time.perf_counter()
+        function(*sets[-1])
+        return time.perf_counter() - start
+
+
+def calls_of(compile_case, name):
+    """The kernels that a case would call on a GPU; no machine code is made."""
+    target = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
+    return dispatch(import_graphs(compile_case(name).graphs), target).calls
+
+
+def mixture_call(tokens, dtype):
+    """A mixture's kernel."""
+    shape = Mixture((1, tokens), 64, 48, 5, 2, MatrixFormat(dtype=dtype))
+    parameters = tuple(TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in CUDA["mixture"](shape).params)
+    arguments = (msgspec.to_builtins(shape),)
+    return KernelCall(kernel="mixture_0", op="mixture", arguments=arguments, parameters=parameters, calls={"decode": 1}, bytes=1, flops=1)
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, "int8"), (5, "float16"), (70, "int8")])
+def test_a_mixture_is_within_its_bound(tokens, dtype):
+    call = mixture_call(tokens, dtype)
+    assert 0 < check_kernel(call, serial(call), Host()).error <= 1
+
+
+@pytest.fixture(autouse=True)
+def _few_copies(monkeypatch):
+    monkeypatch.setattr(gpucheck, "COLD_BYTES", 1)
+
+
+# float16 and float32; int8 with two rows; int4 with zero points
+@pytest.mark.parametrize("name", ["windowed", "fp16", "int8", "int4"])
+def test_every_kernel_is_within_its_bound(compile_case, name):
+    calls = calls_of(compile_case, name)
+    rows = [check_kernel(call, serial(call), Host()) for call in calls]
+    assert {"rolling_attention", "embedding", "rms_norm"} <= {call.op for call in calls}
+    assert {row.kernel: row.error for row in rows if not row.error <= 1} == {}
+    assert all(row.seconds > 0 and row.bytes > 0 for row in rows)
+    assert any(row.error > 0 for row in rows)  # something was compared
+
+
+def wrong(function, change):
+    """A kernel that leaves something else behind."""
+
+    def call(*tensors):
+        function(*tensors)
+        change(tensors)
+
+    return call
+
+
+@pytest.mark.parametrize("op", ["linear", "embedding", "rms_norm", "swiglu", "rolling_attention", "mixture"])
+def test_a_wrong_kernel_is_seen(compile_case, op):
+    """A result a little too large, a number that was not written, and, of attention, a ring that was written one slot too far."""
+    call = mixture_call(5, "int8") if op == "mixture" else next(call for call in calls_of(compile_case, "fp16") if call.op == op)
+    right, output = serial(call), case_of(call).output
+
+    def scaled(tensors):
+        tensors[output].copyfrom(tensors[output].numpy() * np.float32(1.01))
+
+    def unwritten(tensors):
+        array = tensors[output].numpy()
+        array.flat[array.size // 2] = np.nan
+        tensors[output].copyfrom(array)
+
+    def shifted(tensors):
+        tensors[4].copyfrom(np.roll(tensors[4].numpy(), 1, axis=2))
+
+    for change in (scaled, unwritten, *([shifted] if op == "rolling_attention" else [])):
+        assert check_kernel(call, wrong(right, change), Host()).error > 1
+
+
+FORMATS = [
+    MatrixFormat(dtype="float16"),
+    MatrixFormat(dtype="int8"),
+    MatrixFormat(dtype="int4", group_size=32),
+    MatrixFormat(dtype="int4", group_size=64, zero_points=True),
+]
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=lambda stored: f"{stored.dtype}-{stored.group_size}")
+def test_packed_matrices_are_read_as_they_were_packed(stored):
+    """Against `export.quantize` and `build.layout`, which write them."""
+    n, k = 70, 160
+    tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
+    arrays = store(tensor, np.random.default_rng(0).standard_normal((n, k)).astype(np.float32))
+    matrix = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *packed(tensor, arrays, "cuda"))
+    expected = load(tensor, arrays)
+    np.testing.assert_allclose(np.concatenate([matrix.rows(0, 2), matrix.rows(2, 3)]), expected, rtol=2**-23)
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=lambda stored: f"{stored.dtype}-{stored.group_size}")
+def test_random_weights_have_the_size_of_a_models(stored):
+    n, k = 64, 256
+    specs = [part.spec for part in packed_tensors(ModelTensor(name="w", shape=(n, k), stored=stored), 1, "cuda")]
+    found = random_weights(specs)
+    assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {spec.name: (spec.shape, spec.dtype) for spec in specs}
+    parts = [found[spec.name] for spec in specs]
+    rows = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts).rows(0, 2)
+    assert 0.5 * k**-0.5 < rows.std() < 2 * k**-0.5
+
+
+def test_a_sample_has_both_ends():
+    assert Random(0).sample(1, 8) == [0]
+    assert Random(0).sample(2, 8) == [0, 1]
+    found = Random(0).sample(100, 8)
+    assert (len(found), found[0], found[-1]) == (8, 0, 99)
+
+
+class StubDevice:
+    """`runtime.cuda.Device` over this machine's memory."""
+
+    class Tensor:
+        def __init__(self, spec):
+            self.array = np.zeros(spec.shape, spec.dtype)
+
+        def data_ptr(self):
+            return self.array.ctypes.data
+
+    def __init__(self, library):
+        self.library = library
+        self.memory = CudaMemory(library)
+        self.tensor = self.Tensor
+        self.on_stream = contextlib.nullcontext
+
+
+def test_kernels_are_timed_in_a_graph_that_takes_copies_in_turn(tmp_path):
+    device = StubDevice(stub_runtime(tmp_path))
+    kernels = CudaKernels(device)
+    tensor = kernels.upload(np.arange(6, dtype=np.float32).reshape(2, 3))
+    spec = TensorSpec(name="x", shape=(2, 3), dtype="float32")
+    np.testing.assert_array_equal(kernels.download(tensor, spec), np.arange(6).reshape(2, 3))
+    seen = []
+    kernels.run(seen.append, [tensor])
+    assert seen == [tensor]
+    seen.clear()
+    seconds = kernels.seconds(lambda which: seen.append((device.library.is_capturing(), which)), [["a"], ["b"], ["c"]])
+    assert [which for _, which in seen[:4]] == ["a", "b", "c", "a"]
+    assert {capturing for capturing, _ in seen} == {1}
+    assert len(seen) == 66  # whole rounds of three, 64 at least
+    assert seconds == pytest.approx(0.003 / 66)  # what the stand-in's clock says of one launch of the graph
+    assert device.library.count_launches() == 6
+    assert kernels.copy_gb_s(3 * 10**6) == pytest.approx(2.0)
+
+
+@pytest.fixture(scope="module")
+def cuda_artifact(tmp_path_factory):
+    return compiled_case("cuda", tmp_path_factory.mktemp("cuda"), cuda_case(["sm_80"])).artifact
+
+
+def test_an_artifact_names_its_kernels(cuda_artifact):
+    manifest = manifest_of(cuda_artifact)
+    used = {row.kernel.removesuffix("_kernel").partition("_kernel_")[0] for row in manifest.kernels}
+    assert {call.kernel for call in manifest.calls} <= used
+    assert sum(call.calls.get("decode", 0) for call in manifest.calls if call.op == "linear") == 5  # wqkv, wo, w13, w2, head
+    products = products_of(manifest)
+    assert {(p.graph, p.rows) for p in products} == {("decode", 1), ("prefill_4", 2048), ("prefill_4", 1)}
+    assert random_weights(manifest.weights).keys() == {spec.name for spec in manifest.weights}
+
+
+def test_other_folders_are_refused(compile_case, tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+        manifest_of(tmp_path)
+    with pytest.raises(UserError, match="is of the target llvm, expected cuda"):
+        manifest_of(compile_case("windowed").artifact)
+
+
+def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
+    monkeypatch.setattr("runtime.cuda_driver.DRIVER", "libcuda-absent.so.1")
+    with pytest.raises(UserError, match="no CUDA driver found"):
+        gpucheck.main([str(cuda_artifact)])
+
+
+KERNEL = KernelRow("linear_0", "1 x 4096 -> 4096 int8", "decode", 0.25, 1e-5, 2 * 10**7, 10**8)
+SLOW = KernelRow("linear_1", "512 x 4096 -> 4096 int8", "prefill_512", 3.0, 1e-3, 2 * 10**7, 2 * 10**10)
+
+
+def report(*kernels, ok=True, torch=None):
+    speeds = Speeds((PrefillSpeed(2048, 0.1, 20480),), (DecodeSpeed(64, 0.005, 200, 10**10, 2000),), ())
+    return Report("7b", kernels, (Check("prefill", "0 apart", "less", ok),), speeds, torch)
+
+
+def test_the_table():
+    lines = table(report(KERNEL, SLOW, torch=TorchTimes(400.0, {"decode": 0.004, "prefill_512": 0.05})), 4000.0).splitlines()
+    assert lines[0] == "7b: copy 4,000 GB/s, matrix peak 400 TFLOP/s (torch, fp16)"
+    assert lines[2].split() == ["linear_0", "1", "x", "4096", "->", "4096", "int8", "decode", "0.25", "10.0", "2,000", "10.00", "50%", "of", "copy"]
+    assert lines[3].split()[-8:] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
+    assert "50% of copy, 1.25 of torch's products alone" in lines[5]
+    assert "2.00 of torch's products alone" in lines[6]
+
+
+def test_one_wrong_kernel_or_check_makes_it_wrong():
+    assert report(KERNEL).ok
+    assert not report(KERNEL, SLOW).ok
+    assert not report(KERNEL, ok=False).ok
+    assert not report(replace(KERNEL, error=float("nan"))).ok
+
+
+def test_labels():
+    call = KernelCall(kernel="rms_norm_0", op="rms_norm", arguments=([1, 4], 64, 1e-5), parameters=(), calls={}, bytes=0, flops=0)
+    assert label_of(call) == "4 x 64"
+
+
+def test_torch_of_another_python_is_asked(tmp_path, monkeypatch):
+    """A stand-in for that Python: it reads the products and answers."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"peak_tflop_s": 5.0, "seconds": {{"decode": 0.5}}}}\'\n')
+    python.chmod(0o755)
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(torch_limits, "PYTHONS", (str(tmp_path / "absent"), str(broken), str(python)))
+    product = torch_limits.Product("decode", 1, 4, 8, 2)
+    assert torch_limits.ask_torch([product]) == TorchTimes(5.0, {"decode": 0.5})
+    assert json.loads((tmp_path / "asked").read_text()) == [{"graph": "decode", "rows": 1, "n": 4, "k": 8, "calls": 2}]
+    monkeypatch.setattr(torch_limits, "PYTHONS", (str(broken),))
+    assert torch_limits.ask_torch([product]) is None
+
+
+def test_torch_without_a_gpu_is_no_torch():
+    """Of this machine: the script itself, up to the question for a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        assert torch_limits.ask_torch([]) is None
