@@ -14,7 +14,7 @@ NAME := $(basename $(notdir $(CONFIG)))
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup inputs demo plan compile parity quality bench memory ship keys check test clean
+.PHONY: help setup inputs demo plan compile parity quality bench memory ship gpucheck keys check test clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -67,6 +67,9 @@ memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths
 
 ship: inputs  ## CONFIG=...: compile, then artifact, runtime and packages in one file, out/NAME.tar.zst; KEY=file signs it, PYTHONS='3.12' carries packages for that one alone
 	$(PY) -m build.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(PYTHONS),--pythons '$(PYTHONS)')
+
+gpucheck: setup  ## CONFIG=yaml/fp16.yaml: kernels of known models, the runtime and packages in one file, out/gpucheck.tar.zst; CHECKS='7b:int8 tiny:none' picks them
+	$(PY) -m build.gpucheck $(ARGUMENTS) $(if $(CHECKS),--checks '$(CHECKS)') $(if $(PYTHONS),--pythons '$(PYTHONS)')
 
 keys: setup  ## FOLDER=keys: a new pair of Ed25519 keys: one signs artifacts, the other lets a box check them
 	$(PY) -m build.keys $(or $(FOLDER),keys)

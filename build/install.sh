@@ -11,4 +11,4 @@ case " @PYTHONS@ " in
 esac
 "$python" -m venv --clear .venv || { echo "error: $python cannot make a virtual environment (Debian: apt install python3-venv); or install with pip: $python -m pip install --no-index --no-deps --find-links wheels --requirement requirements.txt" >&2; exit 2; }
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --require-hashes --find-links wheels --requirement requirements.txt
-exec .venv/bin/python -m runtime.doctor artifact
+[ ! -d artifact ] || exec .venv/bin/python -m runtime.doctor artifact

@@ -136,10 +136,11 @@ class _Headers:
         raise AssertionError(f"{name} has no data to read {rows} of")
 
 
-def headers(shape: str, overrides: Mapping[str, object]) -> Checkpoint:
-    """The checkpoint that a shape of `SHAPES` describes at full depth in bfloat16, without files, data and tokenizer."""
+def headers(shape: str, overrides: Mapping[str, object], layers: int | None = None) -> Checkpoint:
+    """The checkpoint that a shape of `SHAPES` describes, at full depth or with some layers, in bfloat16, without files, data and tokenizer."""
     family, _ = model_config(shape, 1)
-    model = checked_config(family, {**SHAPES[shape], "rope_type": "default"}, overrides, shape)
+    values = SHAPES[shape] if layers is None else _at_depth(shape, layers)
+    model = checked_config(family, {**values, "rope_type": "default"}, overrides, shape)
     layout = tensor_layout.weights(family, model)
     parts = [part for weight in layout.values() for part in weight.parts]
     tensors = {part.source: SourceTensor(part.shape, "bfloat16", 2 * prod(part.shape)) for part in parts}

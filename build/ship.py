@@ -11,6 +11,7 @@ The same inputs give the same bytes: names are sorted, times and owners are zero
 
 import argparse
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -56,10 +57,7 @@ def main() -> int:
     arguments = parser().parse_args()
     config = load_config(arguments.config, arguments.overrides)
     folder = artifact_dir(arguments.config)
-    pythons = arguments.pythons.split()
-    unknown = [python for python in pythons if python not in PYTHONS]
-    if unknown or not pythons:
-        raise UserError(f"--pythons is {arguments.pythons!r}, expected some of {' '.join(PYTHONS)}")
+    pythons = pythons_of(arguments)
     if arguments.key is not None:
         read_line(arguments.key, PRIVATE_KEY)  # refused before anything takes time
     compiled = compile_config(config, arguments.config, arguments.overrides, None)  # found, unless something has changed
@@ -80,24 +78,42 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     result = config_parser("Put an artifact, its runtime and their packages into one file.")
-    result.add_argument("--pythons", default=" ".join(PYTHONS), metavar="'3.11 ...'", help="Pythons that boxes have (default: %(default)s)")
+    add_box_options(result)
     result.add_argument("--key", type=Path, metavar="FILE", help="private key that signs the artifact, as `make keys` writes it")
     return result
 
 
+def add_box_options(parser: argparse.ArgumentParser) -> None:
+    """What a box is like."""
+    parser.add_argument("--pythons", default=" ".join(PYTHONS), metavar="'3.11 ...'", help="Pythons that boxes have (default: %(default)s)")
+
+
+def pythons_of(arguments: argparse.Namespace) -> list[str]:
+    """The Pythons of `add_box_options`; UserError for others than there are packages for."""
+    pythons: list[str] = arguments.pythons.split()
+    if not pythons or not set(pythons) <= set(PYTHONS):
+        raise UserError(f"--pythons is {arguments.pythons!r}, expected some of {' '.join(PYTHONS)}")
+    return pythons
+
+
 def members_of(artifact: Artifact, wheels: Sequence[Path], pythons: Sequence[str]) -> dict[str, Member]:
     """Everything in the archive by its path below NAME/, sorted."""
+    parts = {path: "weights" if path.suffix == ".safetensors" else "artifact" for path in artifact.folder.iterdir()}
+    members = system_members(artifact.manifest.target.kind, wheels, pythons)
+    return dict(sorted((members | {f"artifact/{path.name}": Member(path, part) for path, part in parts.items()}).items()))
+
+
+def system_members(kind: str, wheels: Sequence[Path], pythons: Sequence[str]) -> dict[str, Member]:
+    """What a box runs an artifact of one kind of target with."""
     package = Path(runtime.__path__[0])
-    members = {
+    return {
         "install.sh": Member(INSTALLER.read_text().replace("@PYTHONS@", " ".join(pythons)).encode(), "runtime", executable=True),
         "requirements.txt": Member(requirements_text(wheels).encode(), "runtime"),
         **{f"wheels/{wheel.name}": Member(wheel, "packages") for wheel in wheels},
-        **{f"artifact/{path.name}": Member(path, "weights" if path.suffix == ".safetensors" else "artifact") for path in artifact.folder.iterdir()},
         **{f"runtime/{path.name}": Member(path, "runtime") for path in package.glob("*.py")},
-        **{f"runtime/lib/{path.name}": Member(path, "TVM runtime") for path in runtime_libraries(artifact.manifest.target.kind)},
-        **{f"runtime/lib/LICENSE.{name}": Member(path, "TVM runtime") for name, path in licenses(artifact.manifest.target.kind)},
+        **{f"runtime/lib/{path.name}": Member(path, "TVM runtime") for path in runtime_libraries(kind)},
+        **{f"runtime/lib/LICENSE.{name}": Member(path, "TVM runtime") for name, path in licenses(kind)},
     }
-    return dict(sorted(members.items()))
 
 
 def runtime_libraries(kind: str) -> list[Path]:
@@ -141,8 +157,11 @@ def summary(members: dict[str, Member], target: Path, wheels: Sequence[Path], py
     table = Table(title=f"{target}: {target.stat().st_size / 1e6:,.1f} MB", title_justify="left")
     table.add_column("part")
     table.add_column("MB", justify="right")
-    for part in ("weights", "artifact", "runtime", "TVM runtime", "packages"):
-        table.add_row(part, f"{sum(member.size for member in members.values() if member.part == part) / 1e6:,.1f}")
+    sizes: Counter[str] = Counter()
+    for member in members.values():
+        sizes[member.part] += member.size
+    for part, size in sizes.most_common():
+        table.add_row(part, f"{size / 1e6:,.1f}")
     table.add_row(f"packages, installed for Python {pythons[0]}", f"{installed_bytes(wheels, pythons[0]) / 1e6:,.1f}")
     return table
 

@@ -145,6 +145,10 @@ class TensorFileWriter:
         missing = sorted(name for name, written in self._written.items() if written < self._layout[name].nbytes)
         assert kind is not None or not missing, f"{self.path}: not fully written: {missing}"
 
+    def leave_zero(self) -> None:
+        """Leave what has not been written as zeros, which take no place on most disks."""
+        self._written = {name: tensor.nbytes for name, tensor in self._layout.items() if name in self._written}
+
     def write(self, name: str, array: Array) -> None:
         """Write a tensor, or its next rows, at their place; dtype and row shape must be those of its spec."""
         assert self._file is not None, f"{self.path} is not open"

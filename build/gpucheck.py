@@ -1,0 +1,137 @@
+"""`python -m build.gpucheck yaml/fp16.yaml`: one file for a GPU box, out/gpucheck.tar.zst, that checks and times the kernels of known models.
+
+    gpucheck/install.sh, requirements.txt, wheels/, runtime/   as `build.ship` has them
+    gpucheck/checks/SHAPE-SCHEME/                              a manifest and a library: sizes of a model, compiled without its weights
+
+On the box: `./install.sh`, then `.venv/bin/python -m runtime.gpucheck checks/*`, which makes random weights there. The config gives the
+architectures, the prefill chunks, the caches and the dtype; its checkpoint is not read.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from build.cuda import spilling
+from build.pipeline import build_key, build_library, manifest_of
+from build.random_checkpoint import SHAPES, headers
+from build.ship import Member, add_box_options, pythons_of, summary, system_members, write_archive
+from build.target import target_spec
+from build.wheels import box_packages, fetch_wheels
+from export.config import CompileConfig, artifact_dir, config_parser, load_config
+from export.console import console, output
+from export.graphs import RECORD_FILE, OnnxGraphs
+from export.plan import export_record
+from export.stage import locked, made_whole, stage_key
+from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE
+from runtime.errors import UserError, run_command
+from runtime.hashing import file_entry
+from runtime.manifest import Manifest, decode, encode
+
+NAME = "gpucheck"
+CHECKS = ("7b:none", "7b:int8", "7b:int4", "mixtral-8x7b/2:none", "tiny:none")
+TRACE_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
+
+
+@dataclass(frozen=True)
+class CheckSpec:
+    """A model's sizes, how many of its layers, and how its weights are stored."""
+
+    shape: str
+    layers: int | None
+    scheme: str
+
+    @classmethod
+    def parse(cls, text: str) -> "CheckSpec":
+        """From "7b:int8" or "mixtral-8x7b/2:none"; raises `UserError`."""
+        model, _, scheme = text.partition(":")
+        shape, _, layers = model.partition("/")
+        if shape not in SHAPES or not scheme or (layers and not (layers.isdecimal() and int(layers) > 0)):
+            raise UserError(f"{text!r} is no check, expected SHAPE:SCHEME or SHAPE/LAYERS:SCHEME with a shape of {', '.join(SHAPES)}")
+        return cls(shape, int(layers) if layers else None, scheme)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        depth = f"-{self.layers}-layers" if self.layers else ""
+        return f"{self.shape}{depth}-{'fp16' if self.scheme == 'none' else self.scheme}"
+
+
+def main() -> int:
+    """Compile the checks and write the file; returns the exit status."""
+    parser = config_parser("Put kernels of known models, the runtime and its packages into one file that checks a GPU.")
+    parser.add_argument("--checks", default=" ".join(CHECKS), metavar="'7b:int8 ...'", help="what to compile, SHAPE[/LAYERS]:SCHEME (%(default)s)")
+    add_box_options(parser)
+    arguments = parser.parse_args()
+    pythons = pythons_of(arguments)
+    checks = [CheckSpec.parse(text) for text in arguments.checks.split()]
+    configs = [check_config(arguments.config, arguments.overrides, check) for check in checks]
+    workspace = configs[0].workspace.path / NAME
+    with locked(workspace, console.print):
+        folders = [compiled_check(config, check, workspace) for config, check in zip(configs, checks, strict=True)]
+    manifest = manifest_in(folders[0])
+    wheels = fetch_wheels(box_packages(manifest), pythons, configs[0].workspace.path / "wheels")
+    members = system_members("cuda", wheels, pythons)
+    for folder, check in zip(folders, checks, strict=True):
+        members |= {f"checks/{check.name}/{path.name}": Member(path, "libraries") for path in folder.iterdir()}
+    target = artifact_dir(arguments.config).with_name(f"{NAME}.tar.zst")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_archive(dict(sorted(members.items())), NAME, target)
+    output.print(summary(members, target, wheels, pythons))
+    output.print(f"on the box:  tar --zstd -xf {target.name} && cd {NAME} && ./install.sh && .venv/bin/python -m runtime.gpucheck checks/*")
+    return 0
+
+
+def check_config(path: Path, overrides: Sequence[str], check: CheckSpec) -> CompileConfig:
+    """The config of one check; UserError when it is not for CUDA."""
+    config = load_config(path, [*overrides, f"name={check.name}", f"quantize.scheme={check.scheme}"])
+    if config.backend.target != "cuda":
+        raise UserError(f"{path} has backend.target {config.backend.target}, expected cuda: a GPU check is made of CUDA kernels")
+    return config
+
+
+def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> Path:
+    """The folder of one check, made unless its inputs, our code and tools are those of the one that is there."""
+    record = export_record(config, headers(check.shape, {}, check.layers))
+    spec = target_spec(config.backend)
+    inputs = {"record": msgspec.to_builtins(record), "target": msgspec.to_builtins(spec), "tracer": stage_key({}, "export.trace", TRACE_TOOLS)}
+    folder = workspace / f"{check.name}-{stage_key(inputs, 'build.gpucheck', ('apache-tvm', 'apache-tvm-ffi'))}"
+    if not folder.is_dir():
+        for stale in workspace.glob(f"{check.name}-*"):
+            shutil.rmtree(stale)
+    return made_whole(folder, partial(_compile, encode(record), config, workspace / "parts"))
+
+
+def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) -> None:
+    """Trace, compile, and keep the library and its manifest alone."""
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir()
+    try:
+        (parts / RECORD_FILE).write_bytes(record)
+        status = subprocess.run([sys.executable, "-m", "export.trace", str(parts)], check=False).returncode
+        if status != 0:
+            raise UserError(f"tracing the graphs ended with status {status}; the message is above")
+        graphs, spec = OnnxGraphs.open(parts), target_spec(config.backend)
+        build_library(graphs, spec, parts, dump=None)
+        shutil.copyfile(parts / LIBRARY_FILE, folder / LIBRARY_FILE)
+        manifest = manifest_of(graphs.record, spec, parts, build_key(graphs, spec), (file_entry(folder / LIBRARY_FILE),))
+        for note in spilling(manifest.kernels):
+            console.print(f"warning: {note}", style="yellow")
+        (folder / MANIFEST_FILE).write_bytes(encode(manifest))
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def manifest_in(folder: Path) -> Manifest:
+    """A check's manifest."""
+    path = folder / MANIFEST_FILE
+    return decode(path.read_bytes(), Manifest, str(path))
+
+
+if __name__ == "__main__":
+    run_command(main)
