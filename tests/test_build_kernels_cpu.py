@@ -28,12 +28,11 @@ from build.layout import PANEL, ring_block
 from export.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.cpu import missing_features
 from runtime.errors import UserError
-from tests.kernels import compiled, packed
+from tests.kernels import ALIGNMENT, aligned, compiled, packed
 from tests.mixture_reference import check as check_mixture
 
 U = 2.0**-24
 EXP_ULPS = 2  # of `vector.exp`; test_exp measures it
-ALIGNMENT = 64
 LANES = 8
 NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100}  # a number: what no query sees is multiplied by zero
 AVX2 = next(level for level in LEVELS if level.name == "avx2")
@@ -65,15 +64,6 @@ def level(request):
     if request.param.dot is VNNI_DOT and missing_features(request.param.flags):
         pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
     return request.param
-
-
-def aligned(array):
-    """A copy that begins where generated code assumes it to."""
-    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def call(kernel, *arrays):

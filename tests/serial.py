@@ -1,0 +1,81 @@
+"""A model made of the CUDA kernels in their serial form, compiled for the CPU: their graph, packing and calls, on a machine without a GPU."""
+
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from build import dispatch
+from build.compiler import tvm
+from build.kernels.cuda.binding import SERIAL
+from build.kernels.table import CUDA, KernelSet
+from build.layout import packed_tensors
+from build.pack import pack_weights, packed, packed_weights
+from build.pipeline import CALLS_FILE, build_library
+from build.target import target_spec
+from export.config import BackendConfig
+from export.graphs import OnnxGraphs
+from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.engine import Engine, load_cpu
+from runtime.manifest import SCHEMA_VERSION, KernelCall, Manifest
+from runtime.tensor_file import TensorFile
+
+SERIAL_KERNELS = KernelSet({op: partial(maker, on=SERIAL) for op, maker in CUDA.items()})
+
+
+def compile_serial(graphs: OnnxGraphs, folder: Path) -> Manifest:
+    """Fill `folder` with the library and the weights as a GPU's are packed; the manifest, whose target is this machine."""
+    spec = target_spec(BackendConfig(target="llvm"))
+    record = graphs.record
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "kernel_set_of", lambda _target: SERIAL_KERNELS)
+        patch.setattr(dispatch, "packed_tensors", lambda tensor, n_experts, _kind: packed_tensors(tensor, n_experts, "cuda"))
+        patch.setattr(dispatch, "packed_weights", lambda record, _kind: packed_weights(record, "cuda"))
+        build_library(graphs, spec, folder, dump=None)
+    pack_weights(graphs.weights(), packed(record, "cuda"), folder / WEIGHTS_FILE, 1)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=record.name,
+        build_key="0",
+        model=record.model,
+        shape=record.shape,
+        quantization=record.quantization,
+        target=spec,
+        graphs=record.graphs,
+        weights=packed_weights(record, "cuda"),
+        tokenizer=None,
+        overrides={},
+        tools={},
+        files=(),
+        calls=msgspec.json.decode((folder / CALLS_FILE).read_bytes(), type=tuple[KernelCall, ...]),
+    )
+
+
+def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
+    """An engine of it, with the weights of the folder or others."""
+    mapped = weights or TensorFile.open(folder / WEIGHTS_FILE).map()
+    loaded = load_cpu(SimpleNamespace(manifest=manifest, library=folder / LIBRARY_FILE, weights=lambda: mapped), threads=2)
+    return Engine(manifest, folder, loaded.functions, loaded.inputs, loaded.caches)
+
+
+class Host:
+    """The device of `runtime.gpucheck.check_kernel` that this machine is."""
+
+    def upload(self, array):
+        return tvm.runtime.tensor(array)
+
+    def download(self, tensor, spec):
+        array = tensor.numpy()
+        assert (array.shape, str(array.dtype)) == (spec.shape, spec.dtype)
+        return array
+
+    def run(self, function, tensors):
+        function(*tensors)
+
+    def seconds(self, function, sets):
+        start = time.perf_counter()
+        function(*sets[-1])
+        return time.perf_counter() - start

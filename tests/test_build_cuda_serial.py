@@ -1,0 +1,60 @@
+"""The CUDA kernels, put together to a whole model as for a GPU but run one thread after the other, against onnxruntime on the same graphs."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime import gpucheck
+from runtime.consistency import LIBRARY_FILE
+from runtime.tvm_runtime import load_runtime
+from runtime.verify import verify
+from tests import reference
+from tests.artifacts import CACHE_LEN, WINDOW, Case, bound, compiled, onnx_shifted, random_ids
+from tests.serial import Host, compile_serial, serial_engine
+
+LONGEST = 2 * WINDOW + 3
+
+
+INT4 = Case(
+    {"sliding_window": WINDOW, "num_hidden_layers": 1},
+    {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int4", "symmetric": False}},
+)
+
+
+# float32 with a window; float16; int8 with two rows and a tied head; int4 with zero points
+@pytest.fixture(scope="module", params=["windowed", "fp16", "int8", "int4"])
+def case(request, compile_case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    found = compiled("int4_groups", folder / "case", INT4) if request.param == "int4" else compile_case(request.param)
+    manifest = compile_serial(found.graphs, folder)
+    return SimpleNamespace(graphs=found.graphs, manifest=manifest, folder=folder, engine=serial_engine(manifest, folder))
+
+
+def test_every_kernel_is_within_its_bound(case, monkeypatch):
+    """By the references that check a GPU."""
+    monkeypatch.setattr(gpucheck, "COLD_BYTES", 1)
+    library = load_runtime(1).load_module(str(case.folder / LIBRARY_FILE)).imports[0]
+    rows = [gpucheck.check_kernel(call, library[call.kernel], Host()) for call in case.manifest.calls]
+    assert {"linear", "rolling_attention", "embedding", "rms_norm", "swiglu"} == {call.op for call in case.manifest.calls}
+    assert {row.kernel: row.error for row in rows if not row.error <= 1} == {}
+    assert all(row.seconds > 0 and row.bytes > 0 for row in rows)
+    assert any(row.error > 0 for row in rows)  # something was compared
+
+
+def test_tokens_one_by_one_and_at_once_follow_onnxruntime(case):
+    """Across the window, where a full cache rolls."""
+    graphs, engine = case.graphs, case.engine
+    rows = [random_ids(LONGEST, graphs.record.model.vocab_size, seed) for seed in range(graphs.record.shape.batch)]
+    theirs = onnx_shifted(graphs)
+    expected = [theirs.step(np.array([[row[i]] for row in rows]), np.full(len(rows), i)) for i in range(LONGEST)]
+    engine.reset()
+    for i in range(LONGEST):
+        assert reference.difference(engine.decode([row[i] for row in rows]), expected[i]) <= bound(graphs), i
+    for length in (1, WINDOW, LONGEST):
+        engine.reset()
+        assert reference.difference(engine.prefill([row[:length] for row in rows]), expected[length - 1]) <= bound(graphs), length
+
+
+def test_it_agrees_with_itself(case):
+    assert [check for check in verify(case.engine) if not check.ok] == []
