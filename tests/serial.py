@@ -11,7 +11,7 @@ import pytest
 from build import dispatch
 from build.compiler import tvm
 from build.kernels.cuda.binding import SERIAL
-from build.kernels.table import CUDA, KernelSet
+from build.kernels.table import KernelSet, kernel_set_of
 from build.layout import packed_tensors
 from build.pack import pack_weights, packed, packed_weights
 from build.pipeline import CALLS_FILE, build_library
@@ -20,18 +20,22 @@ from export.config import BackendConfig
 from export.graphs import OnnxGraphs
 from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.engine import Engine, load_cpu
-from runtime.manifest import SCHEMA_VERSION, KernelCall, Manifest
+from runtime.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
 from runtime.tensor_file import TensorFile
 
-SERIAL_KERNELS = KernelSet({op: partial(maker, on=SERIAL) for op, maker in CUDA.items()})
+
+def serial_kernels(target: TargetSpec) -> KernelSet:
+    """The kernels of a GPU for a target's dtype, in their serial form."""
+    kernels = kernel_set_of(msgspec.structs.replace(target, kind="cuda")).kernels
+    return KernelSet({op: partial(maker, on=SERIAL) for op, maker in kernels.items()})
 
 
-def compile_serial(graphs: OnnxGraphs, folder: Path) -> Manifest:
+def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Manifest:
     """Fill `folder` with the library and the weights as a GPU's are packed; the manifest, whose target is this machine."""
-    spec = target_spec(BackendConfig(target="llvm"))
+    spec = target_spec(BackendConfig(target="llvm", dtype=dtype))
     record = graphs.record
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "kernel_set_of", lambda _target: SERIAL_KERNELS)
+        patch.setattr(dispatch, "kernel_set_of", serial_kernels)
         patch.setattr(dispatch, "packed_tensors", lambda tensor, n_experts, _kind: packed_tensors(tensor, n_experts, "cuda"))
         patch.setattr(dispatch, "packed_weights", lambda record, _kind: packed_weights(record, "cuda"))
         build_library(graphs, spec, folder, dump=None)

@@ -3,18 +3,26 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from build import cuda
 from build.compile import compile_config
+from build.compiler import tvm
+from build.kernels.shapes import Linear
+from build.kernels.table import kernel_set_of
 from build.machine_code import check_machine_code, device_code
+from build.target import TARGETS
 from export.config import load_config
+from export.quantize import MatrixFormat
 from runtime.artifact import Artifact
 from runtime.errors import UserError
+from runtime.manifest import TargetSpec
 from tests.artifacts import cuda_case, write_case
 from tests.families import FAMILIES
 
@@ -156,3 +164,23 @@ def test_missing_tools_are_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(UserError, match=r"needs gcc and g\+\+"):
         cuda.find_nvcc()
+
+
+def test_registers_of_tensor_cores_are_whole_words(monkeypatch):
+    """What the serial form cannot show: TVM may give a buffer a vector type, which would move where `mma.sync` reads, or leave a barrier out."""
+    cuda.load_tvm_cuda()
+    sources = []
+    monkeypatch.setattr(cuda, "compile_fatbin", lambda _nvcc, source, _archs: (sources.append(source), (b"", []))[1])
+    spec = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
+    kernel = kernel_set_of(spec).kernels["linear"](Linear((1, 128), 128, 64, MatrixFormat(dtype="int8")))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        cuda.toolchain(spec, Path(folder), None),
+        contextlib.suppress(Exception),
+    ):  # there is no code to load
+        tvm.compile(tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")}), target=TARGETS["cuda"].make(spec))
+    (source,) = sources
+    assert "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in source
+    for register in (r"uint a_ptr\[16\]", r"uint b_ptr\[8\]", r"float acc_ptr\[64\]", r"__shared__ .*uint x_tile_ptr\["):
+        assert re.search(register, source), register
+    assert source.count("__syncthreads") >= 2  # between writing and reading a step's numbers, and before the next step's

@@ -16,18 +16,24 @@ from tests.serial import Host, compile_serial, serial_engine
 LONGEST = 2 * WINDOW + 3
 
 
-INT4 = Case(
-    {"sliding_window": WINDOW, "num_hidden_layers": 1},
-    {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int4", "symmetric": False}},
-)
+SMALL = {"sliding_window": WINDOW, "num_hidden_layers": 1}
+OWN = {
+    "int4": Case(SMALL, {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int4", "symmetric": False}}),
+    # chunks of many rows, for tensor cores
+    "fp16": Case(SMALL, {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}}),
+    "int8": Case(
+        SMALL,
+        {"shape": {"prefill_chunk": 16, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8"}, "backend": {"target": "llvm", "dtype": "fp16"}},
+    ),
+}
 
 
-# float32 with a window; float16; int8 with two rows and a tied head; int4 with zero points
-@pytest.fixture(scope="module", params=["windowed", "fp16", "int8", "int4"])
+# float32 with a window; float16 and int8, whose prefills are products on tensor cores; int4 with zero points
+@pytest.fixture(scope="module", params=["windowed", *OWN])
 def case(request, compile_case, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    found = compiled("int4_groups", folder / "case", INT4) if request.param == "int4" else compile_case(request.param)
-    manifest = compile_serial(found.graphs, folder)
+    found = compiled(request.param, folder / "case", OWN[request.param]) if request.param in OWN else compile_case(request.param)
+    manifest = compile_serial(found.graphs, folder, dtype=found.config.backend.dtype)
     return SimpleNamespace(graphs=found.graphs, manifest=manifest, folder=folder, engine=serial_engine(manifest, folder))
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from tvm.script import tirx as T
 
 from build.compiler import tvm
-from build.kernels.cuda import attention, decode_attention, embedding, linear, mixture, norm, swiglu
+from build.kernels.cuda import attention, decode_attention, embedding, linear, mixture, norm, swiglu, tensor_core
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
 from build.layout import int4_words, to_panels, to_vector_panels
@@ -62,6 +63,55 @@ def test_linear(lead, n, k, name):
         scales = np.repeat(to_rows(arrays[1], n), size, axis=1)[:, :k].astype(np.float64)
         magnitude = 62 * np.abs(x).astype(np.float64) @ np.abs(scales).T
     assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= (k + 4) * FLOAT32 * magnitude)
+
+
+# rows at and beyond 16, 64 and 128, and N and K beside a tile of 128 and a step of 32
+@pytest.mark.parametrize("name", ["float16", "int8"])
+@pytest.mark.parametrize(("rows", "n", "k"), [(16, 32, 64), (64, 128, 32), (70, 150, 60), (130, 257, 100)])
+def test_tensor_cores(rows, n, k, name):
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((1, rows, k)).astype(np.float32)
+    arrays, wide = weights(rng, n, k, FORMATS[name])
+    shape = Linear((1, rows), n, k, FORMATS[name])
+    assert tensor_core.suits(shape)
+    *_, y = run(compiled(linear.linear(shape, on=SERIAL, tensor_cores=True)), x, *arrays, garbage((1, rows, n)))
+    rounded = x.astype(np.float16).astype(np.float64)
+    assert np.all(np.abs(y - rounded @ wide.T) <= (k + 4) * FLOAT32 * (np.abs(rounded) @ np.abs(wide).T))
+
+
+def test_fragments_lie_as_the_ptx_manual_says():
+    """Its formulas for mma.m16n8k16, from lane and index to row and column, which the serial form inverts: one product by them alone."""
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-8, 9, (16, 16)), rng.integers(-8, 9, (16, 8))
+    a, b = np.zeros((32, 4, 2), np.float16), np.zeros((32, 2, 2), np.float16)
+    for lane in range(32):
+        group, thread = lane >> 2, lane % 4
+        for i in range(8):
+            row = group if i < 2 or 4 <= i < 6 else group + 8
+            column = thread * 2 + (i & 1) + (8 if i >= 4 else 0)
+            a[lane, i // 2, i % 2] = x[row, column]
+        for i in range(4):
+            b[lane, i // 2, i % 2] = w[thread * 2 + (i & 1) + (8 if i >= 2 else 0), group]
+
+    @T.prim_func
+    def warp(a: T.Buffer((32, 4), "uint32"), b: T.Buffer((32, 2), "uint32"), acc: T.Buffer((32, 4), "float32")):
+        for t in T.serial(32):
+            tensor_core.multiply_serially(acc, a, b, t, 0, 0, 0)
+
+    *_, acc = run(compiled(warp), a.view(np.uint32)[..., 0], b.view(np.uint32)[..., 0], np.ones((32, 4), np.float32))
+    expected = x @ w + 1
+    for lane in range(32):
+        group, thread = lane >> 2, lane % 4
+        for i in range(4):
+            assert acc[lane, i] == expected[group if i < 2 else group + 8, thread * 2 + (i & 1)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "name", "suits"),
+    [(16, 64, "float16", True), (15, 64, "float16", False), (16, 62, "int8", False), (64, 64, "int4", False), (64, 64, "float32", False)],
+)
+def test_what_goes_to_tensor_cores(rows, k, name, suits):
+    assert tensor_core.suits(Linear((1, rows), 32, k, FORMATS[name])) == suits
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "int8", "int4", "int4-zeros"])

@@ -57,6 +57,6 @@ CUDA: dict[str, Callable[..., PrimFunc]] = {
 def kernel_set_of(target: TargetSpec) -> KernelSet:
     """The kernels for one target, for what its processor can do."""
     if target.kind == "cuda":
-        return KernelSet(CUDA)
+        return KernelSet({**CUDA, "linear": partial(cuda_linear.linear, tensor_cores=target.dtype == "fp16")})
     level = level_of(target.cpu_features)
     return KernelSet({op: partial(maker, level) for op, maker in CPU.items()}, frozenset({"norm", "swiglu", "residual"}))

@@ -2,7 +2,8 @@
 
 One row: a block is a panel, its warps share K, each lane sums its output in float32, and the warps' sums meet in shared memory. A small N has
 few panels: then a block has more warps (the split of K), until there are as many as keep every multiprocessor's loads on their way.
-Several rows: a block is a panel times a tile of rows; x and W pass through shared memory, W widened to float32 on the way.
+Several rows: a block is a panel times a tile of rows; x and W pass through shared memory, W widened to float32 on the way. Where activations may be
+rounded to float16, tensor cores take this over (`tensor_core.py`).
 
 Bytes per call: the weights, N K itemsize, read once by the matrix-vector form and once per tile of rows (through the second-level cache) by the
 matrix product. Operations: 2 M N K.
@@ -16,6 +17,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
+from build.kernels.cuda.tensor_core import suits, tensor_core_gemm
 from build.kernels.cuda.weights import factor, group_of, number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
 from build.kernels.shapes import Linear
 from build.kernels.signature import without
@@ -46,10 +48,14 @@ INT4_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; 
 FLOATS = 4  # of x, in 16 bytes
 
 
-def linear(shape: Linear, on: Binding = GPU) -> PrimFunc:
-    """Kernel of x (*lead, K) float32, w as `vector_layout` has it, scales and zero points where there are any, to y (*lead, N) float32."""
+def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
+    """Kernel of x (*lead, K) float32, w as `vector_layout` has it, scales and zero points where there are any, to y (*lead, N) float32.
+
+    With `tensor_cores`, products of many rows may round x to float16.
+    """
     lead, n, k, rows, layout = shape.lead, shape.n, shape.k, shape.rows, vector_layout(shape.weight, shape.n, shape.k)
-    body = _gemv(shape, on) if rows == 1 else _gemm(shape, on)
+    several = tensor_core_gemm if tensor_cores and suits(shape) else _gemm
+    body = _gemv(shape, on) if rows == 1 else several(shape, on)
 
     @T.prim_func
     def kernel(
