@@ -26,16 +26,16 @@ from build.wheels import box_packages, fetch_wheels
 from export.config import CompileConfig, artifact_dir, config_parser, load_config
 from export.console import console, output
 from export.graphs import RECORD_FILE, OnnxGraphs
-from export.plan import export_record
+from export.plan import EXPORT_TOOLS, export_record
 from export.stage import locked, made_whole, stage_key
 from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.errors import UserError, run_command
+from runtime.gpucheck import checked_manifest
 from runtime.hashing import file_entry
-from runtime.manifest import Manifest, decode, encode
+from runtime.manifest import encode
 
 NAME = "gpucheck"
 CHECKS = ("7b:none", "7b:int8", "7b:int4", "mixtral-8x7b/2:none", "tiny:none")
-TRACE_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def main() -> int:
     workspace = configs[0].workspace.path / NAME
     with locked(workspace, console.print):
         folders = [compiled_check(config, check, workspace) for config, check in zip(configs, checks, strict=True)]
-    manifest = manifest_in(folders[0])
-    wheels = fetch_wheels(box_packages(manifest), pythons, configs[0].workspace.path / "wheels")
+    wheels = fetch_wheels(box_packages(checked_manifest(folders[0])), pythons, configs[0].workspace.path / "wheels")
     members = system_members("cuda", wheels, pythons)
     for folder, check in zip(folders, checks, strict=True):
         members |= {f"checks/{check.name}/{path.name}": Member(path, "libraries") for path in folder.iterdir()}
@@ -97,9 +96,9 @@ def check_config(path: Path, overrides: Sequence[str], check: CheckSpec) -> Comp
 
 def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> Path:
     """The folder of one check, made unless its inputs, our code and tools are those of the one that is there."""
-    record = export_record(config, headers(check.shape, {}, check.layers))
+    record = export_record(config, headers(check.shape, config.frontend.overrides, check.layers))
     spec = target_spec(config.backend)
-    inputs = {"record": msgspec.to_builtins(record), "target": msgspec.to_builtins(spec), "tracer": stage_key({}, "export.trace", TRACE_TOOLS)}
+    inputs = {"record": msgspec.to_builtins(record), "target": msgspec.to_builtins(spec), "tracer": stage_key({}, "export.trace", EXPORT_TOOLS)}
     folder = workspace / f"{check.name}-{stage_key(inputs, 'build.gpucheck', ('apache-tvm', 'apache-tvm-ffi'))}"
     if not folder.is_dir():
         for stale in workspace.glob(f"{check.name}-*"):
@@ -125,12 +124,6 @@ def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) ->
         (folder / MANIFEST_FILE).write_bytes(encode(manifest))
     finally:
         shutil.rmtree(parts, ignore_errors=True)
-
-
-def manifest_in(folder: Path) -> Manifest:
-    """A check's manifest."""
-    path = folder / MANIFEST_FILE
-    return decode(path.read_bytes(), Manifest, str(path))
 
 
 if __name__ == "__main__":

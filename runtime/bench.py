@@ -24,7 +24,7 @@ from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
 from runtime.tensor_file import tensor_bytes
 
 SEED = 0
-EMBEDDING = "tok_embeddings."
+EMBEDDING, EXPERTS = "tok_embeddings.", ".experts."
 
 
 class TimedEngine(Protocol):
@@ -127,10 +127,13 @@ class Report:
     speeds: Speeds
 
 
-def weight_bytes(weights: Iterable[TensorSpec | WeightSpec], *, tied: bool) -> int:
-    """Bytes of weights that a decode step reads: all but an embedding table that is not the head too, of which it reads a row."""
+def weight_bytes(weights: Iterable[TensorSpec | WeightSpec], *, tied: bool, experts: float = 1.0) -> int:
+    """Bytes of weights that a decode step reads: all but an embedding table that is not the head too, of which it reads a row.
+
+    Of a mixture's weights it reads the share `experts`.
+    """
     read = [spec for spec in weights if tied or not spec.name.startswith(EMBEDDING)]
-    return sum(tensor_bytes(spec) for spec in read)
+    return round(sum(tensor_bytes(spec) * (experts if EXPERTS in spec.name else 1) for spec in read))
 
 
 def cache_bytes(caches: Iterable[TensorSpec], context: int) -> int:
@@ -140,7 +143,9 @@ def cache_bytes(caches: Iterable[TensorSpec], context: int) -> int:
 
 def step_bytes_of(manifest: Manifest) -> Callable[[int], int]:
     """What a decode step of an artifact has to read at a context: weights, and the visible part of the caches."""
-    weights = weight_bytes(manifest.weights, tied=manifest.model.tied_embeddings)
+    model = manifest.model
+    chosen = min(manifest.shape.batch * (model.experts_per_token or 1), model.n_experts or 1) / (model.n_experts or 1)
+    weights = weight_bytes(manifest.weights, tied=model.tied_embeddings, experts=chosen)
     caches = manifest.graphs[-1].signature.caches
     return lambda context: weights + cache_bytes(caches, context)
 

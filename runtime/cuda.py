@@ -1,9 +1,11 @@
 """An artifact on a CUDA device: weights and caches lie there, ids and positions are copied there, and a call is one captured graph.
 
-Loading ends with one run of each function on padding, which touches no cache but loads kernels and makes every workspace that will ever be needed:
-TVM keeps freed workspace and gives it back to the device only when an allocation fails, and none follows. The next call of a function records its
-launches without running them, and from then on a call is a launch of that graph, which reads ids, positions, caches and weights from where they
-were. Outputs come back into pinned memory, and nothing else is waited for.
+Loading ends with one run of each function on padding, which touches no cache but loads kernels and makes the workspace that will be needed. The
+next call of a function records its launches without running them, and from then on a call is a launch of that graph, which reads ids, positions,
+caches and weights from where they were. Outputs come back into pinned memory, and nothing else is waited for.
+
+One model a process: TVM's workspace for what a kernel keeps between its launches is shared, and a page of it is freed where a larger one is asked
+for. A second model with larger decode attention would free what the first one's graphs point to.
 """
 
 import ctypes

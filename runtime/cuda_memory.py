@@ -26,6 +26,7 @@ class CudaMemory:
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), NON_BLOCKING)
         self.stream = stream.value or 0
+        self._stages: list[tuple[NDArray[np.uint8], ctypes.c_void_p]] = []  # pinned buffers, which take long to make, and an event of each
 
     def free_bytes(self) -> int:
         """Free memory of the device."""
@@ -43,11 +44,11 @@ class CudaMemory:
         return np.frombuffer(buffer, np.uint8)[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
     def to_device(self, device: int, array: NDArray[Any]) -> None:
-        """Start a copy of a pinned array to an address on the device."""
+        """Start a copy of an array, best a pinned one, to an address on the device."""
         self._copy(device, array.ctypes.data, array.nbytes, TO_DEVICE)
 
     def to_host(self, array: NDArray[Any], device: int) -> None:
-        """Start a copy from the device into a pinned array."""
+        """Start a copy from the device into an array, best a pinned one."""
         self._copy(array.ctypes.data, device, array.nbytes, TO_HOST)
 
     def wait(self) -> None:
@@ -56,23 +57,21 @@ class CudaMemory:
 
     def upload(self, pairs: Iterable[tuple[int, NDArray[Any]]], advance: Callable[[int], object]) -> None:
         """Copy arrays of any memory, such as a mapped file, to addresses on the device, a stage at a time; `advance` gets the bytes of each."""
-        stages = [self.pinned((STAGE_BYTES,), np.uint8) for _ in range(2)]
-        events = [self._event(NO_TIMING) for _ in stages]
+        if not self._stages:
+            self._stages = [(self.pinned((STAGE_BYTES,), np.uint8), self._event(NO_TIMING)) for _ in range(2)]
         turn = 0
         for device, array in pairs:
             data = array.reshape(-1).view(np.uint8)
             for start in range(0, data.size, STAGE_BYTES):
                 part = data[start : start + STAGE_BYTES]
-                self._call("cudaEventSynchronize", events[turn])  # the copy before the last has left this stage
-                stages[turn][: part.size] = part
-                self.to_device(device + start, stages[turn][: part.size])
-                self._call("cudaEventRecord", events[turn], ctypes.c_void_p(self.stream))
+                stage, event = self._stages[turn]
+                self._call("cudaEventSynchronize", event)  # the copy before the last has left this stage
+                stage[: part.size] = part
+                self.to_device(device + start, stage[: part.size])
+                self._call("cudaEventRecord", event, ctypes.c_void_p(self.stream))
                 advance(part.size)
                 turn = 1 - turn
         self.wait()
-        for event, stage in zip(events, stages, strict=True):
-            self._call("cudaEventDestroy", event)
-            self._call("cudaFreeHost", ctypes.c_void_p(stage.ctypes.data))
 
     @contextmanager
     def capture(self) -> Iterator[list[ctypes.c_void_p]]:
@@ -82,8 +81,10 @@ class CudaMemory:
         self._call("cudaStreamBeginCapture", ctypes.c_void_p(self.stream), RELAXED)
         try:
             yield made
-        finally:
-            self._call("cudaStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
+        except BaseException:
+            self._library.cudaStreamEndCapture(ctypes.c_void_p(self.stream), ctypes.byref(graph))  # whatever it says: what was raised says more
+            raise
+        self._call("cudaStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
         self._call("cudaGraphInstantiate", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
         self._call("cudaGraphDestroy", graph)
         made.append(executable)

@@ -1,18 +1,20 @@
 """`python -m runtime.gpucheck FOLDER ...`: is every kernel of a CUDA library right on this GPU, and how near to its limits does it run?
 
 A folder holds a manifest and a library: an artifact, or what `make gpucheck` has compiled of a model's sizes without its weights. Weights are
-random and made here, from a seed. Each kernel runs by itself, and its outputs are compared with a reference in float64 (`runtime.kernel_cases`).
-Then it is timed: a captured graph launches it many times, on several copies of its weights, so that they come from memory and not from a cache.
-Last the whole model runs: the same ids three ways (`runtime.verify`), and its speed (`runtime.bench`). Where some Python of this machine has
-torch, the matrix products and the matrix peak are measured with that too, in a process of its own.
+random and made here, from a seed. Each kernel of ours runs by itself, and its outputs are compared with a reference in float64
+(`runtime.kernel_cases`). Then it is timed: a captured graph launches it many times, on several copies of its weights, so that they come from
+memory and not from a cache. Its share is of the larger of two times: its bytes at the speed of a copy, its operations at the matrix peak. Rows
+appear as they are measured, so that nothing is lost where a run is killed. Last the whole model runs: the same ids three ways (`runtime.verify`),
+and its speed (`runtime.bench`). Where some Python of this machine has torch, the matrix peak and the matrix products are measured with that, in a
+process of its own.
 """
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
+from functools import partial
+from math import isfinite, prod
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -24,19 +26,19 @@ from runtime.aligned import aligned
 from runtime.bench import Speeds, Workload, measure, step_bytes_of
 from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.errors import UserError, run_command
-from runtime.kernel_cases import KernelCase, case_of, random_weights
+from runtime.hashing import check_sums
+from runtime.kernel_cases import case_of, random_weights
 from runtime.manifest import KernelCall, Manifest, TensorSpec, decode
 from runtime.tensor_file import numpy_dtype, tensor_bytes
-from runtime.torch_limits import Product, TorchTimes, ask_torch
+from runtime.torch_limits import Product, ask_torch
 from runtime.verify import Check, verify
 
 Array = NDArray[Any]
 
 COLD_BYTES = 256 * 2**20  # of copies of a kernel's weights, several times the second-level cache of any GPU
-MOST_COPIES = 64
-LAUNCHES, PASSES = 64, 5  # of a kernel in one graph, and how often the graph is timed
-COMPUTE_BOUND = 50  # operations a byte, above which operations are what counts
-WORKLOAD = Workload(prompt_tokens=(128, 512, 2048), contexts=(64, 2048), steps=64, repeats=5)
+LAUNCHES, PASSES = 64, 3  # of a kernel in one graph, at most, and how often the graph is timed
+GRAPH_SECONDS = 0.02  # that a graph of launches should take
+WORKLOAD = Workload(prompt_tokens=(128, 512, 2048), contexts=(64, 2048), steps=64, repeats=2)
 
 
 class KernelDevice(Protocol):
@@ -45,19 +47,22 @@ class KernelDevice(Protocol):
     def upload(self, array: Array) -> Any:  # noqa: ANN401 (tensors of a runtime)
         """A tensor with the array's numbers."""
 
+    def copy(self, tensor: Any, spec: TensorSpec) -> Any:  # noqa: ANN401
+        """Another tensor with the same numbers."""
+
     def download(self, tensor: Any, spec: TensorSpec) -> Array:  # noqa: ANN401
         """A tensor's numbers."""
 
     def run(self, function: Callable[..., Any], tensors: Sequence[Any]) -> None:
         """Call a kernel and wait for it."""
 
-    def seconds(self, function: Callable[..., Any], sets: Sequence[Sequence[Any]]) -> float:
-        """Time of one call, over calls that take one set of tensors after the other."""
+    def seconds(self, function: Callable[..., Any], sets: Sequence[Sequence[Any]], calls: int) -> float:
+        """Time of one of `calls` calls, which take one set of tensors after the other."""
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One kernel: its largest error as a share of the bound, and its speed."""
+    """One kernel: its largest error as a share of the bound, and its speed. `cold`: its weights and caches came from memory."""
 
     kernel: str
     label: str
@@ -66,6 +71,12 @@ class KernelRow:
     seconds: float
     bytes: int
     flops: int
+    cold: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the bound."""
+        return self.error <= 1
 
     @property
     def gb_s(self) -> float:
@@ -77,10 +88,21 @@ class KernelRow:
         """TFLOP/s."""
         return self.flops / self.seconds / 1e12
 
-    @property
-    def compute_bound(self) -> bool:
-        """Whether operations, not bytes, are what it should be held up by."""
-        return self.flops > COMPUTE_BOUND * self.bytes
+
+@dataclass(frozen=True)
+class Limits:
+    """What this GPU reaches: GB/s of a copy, bytes read and written, and TFLOP/s of a large product, where torch has measured it."""
+
+    copy_gb_s: float
+    peak_tflop_s: float | None
+
+    def share(self, row: KernelRow) -> str:
+        """A kernel's time against the larger of both limits; nothing for numbers that lay in a cache."""
+        times = {"copy": row.bytes / self.copy_gb_s / 1e9}
+        if self.peak_tflop_s is not None:
+            times["peak"] = row.flops / self.peak_tflop_s / 1e12
+        limit = max(times, key=lambda name: times[name])
+        return f"{times[limit] / row.seconds:.0%} of {limit}" if row.cold or limit == "peak" else "in cache"
 
 
 @dataclass(frozen=True)
@@ -91,12 +113,11 @@ class Report:
     kernels: tuple[KernelRow, ...]
     checks: tuple[Check, ...]
     speeds: Speeds | None
-    torch: TorchTimes | None
 
     @property
     def ok(self) -> bool:
         """Whether every kernel is within its bound and the whole model agrees with itself."""
-        return all(row.error <= 1 for row in self.kernels) and all(check.ok for check in self.checks)
+        return all(row.ok for row in self.kernels) and all(check.ok for check in self.checks)
 
 
 def check_kernel(call: KernelCall, function: Callable[..., Any], device: KernelDevice) -> KernelRow:
@@ -105,21 +126,19 @@ def check_kernel(call: KernelCall, function: Callable[..., Any], device: KernelD
     tensors = [device.upload(array) for array in case.arrays]
     device.run(function, tensors)
     found = [
-        device.download(tensor, spec) if i in _compared(case) else array
+        device.download(tensor, spec) if i in case.compared else array
         for i, (tensor, spec, array) in enumerate(zip(tensors, call.parameters, case.arrays, strict=True))
     ]
+    calls = max(1, min(LAUNCHES, round(GRAPH_SECONDS / device.seconds(function, [tensors], 1))))
     held = sum(case.arrays[i].nbytes for i in case.held)
-    copies = min(MOST_COPIES, -(-COLD_BYTES // max(held, 1))) if held else 1
+    copies = min(calls, -(-COLD_BYTES // max(held, 1))) if held else 1
     sets = [tensors]
     for _ in range(copies - 1):
-        sets.append([device.upload(array) if i in case.held else tensors[i] for i, array in enumerate(case.arrays)])
-    seconds = device.seconds(function, sets)
+        sets.append([device.copy(tensor, call.parameters[i]) if i in case.held else tensor for i, tensor in enumerate(tensors)])
+    seconds = device.seconds(function, sets, -(-calls // copies) * copies)
     moved = sum(tensor_bytes(spec) for i, spec in enumerate(call.parameters[: case.output + 1]) if i not in case.held)
-    return KernelRow(call.kernel, label_of(call), " ".join(sorted(call.calls)), case.error(found), seconds, call.bytes + moved, call.flops)
-
-
-def _compared(case: KernelCase) -> set[int]:
-    return {case.output, *(check.parameter for check in case.expected)}
+    cold = copies * held >= COLD_BYTES
+    return KernelRow(call.kernel, label_of(call), " ".join(sorted(call.calls)), case.error(found), seconds, call.bytes + moved, call.flops, cold)
 
 
 def label_of(call: KernelCall) -> str:
@@ -153,16 +172,22 @@ class CudaKernels:
         self._device.memory.wait()
         return array
 
+    def copy(self, tensor: Any, spec: TensorSpec) -> Any:  # noqa: ANN401
+        """Another tensor with the same numbers."""
+        other = self._device.tensor(spec)
+        self._device.memory.on_device(other.data_ptr(), tensor.data_ptr(), tensor_bytes(spec))
+        self._device.memory.wait()
+        return other
+
     def run(self, function: Callable[..., Any], tensors: Sequence[Any]) -> None:
         """Call a kernel and wait for it."""
         with self._device.on_stream():
             function(*tensors)
         self._device.memory.wait()
 
-    def seconds(self, function: Callable[..., Any], sets: Sequence[Sequence[Any]]) -> float:
-        """Median over passes of a graph of at least `LAUNCHES` calls."""
+    def seconds(self, function: Callable[..., Any], sets: Sequence[Sequence[Any]], calls: int) -> float:
+        """Time of one call in a graph of `calls`: the median of some launches of it."""
         memory = self._device.memory
-        calls = -(-LAUNCHES // len(sets)) * len(sets)
         with memory.capture() as made, self._device.on_stream():
             for i in range(calls):
                 function(*sets[i % len(sets)])
@@ -173,118 +198,154 @@ class CudaKernels:
 
     def copy_gb_s(self, nbytes: int = 2**30) -> float:
         """Bandwidth of a copy on the device, bytes read and written; the best of several."""
-        specs = [TensorSpec(name="", shape=(nbytes,), dtype="uint8") for _ in range(2)]
-        source, target = (self._device.tensor(spec).data_ptr() for spec in specs)
+        spec = TensorSpec(name="", shape=(nbytes,), dtype="uint8")
+        source, target = self._device.tensor(spec), self._device.tensor(spec)
         memory = self._device.memory
-        seconds = [memory.seconds(lambda: memory.on_device(target, source, nbytes)) for _ in range(PASSES + 1)]
-        return 2 * nbytes / min(seconds) / 1e9
+        copy = partial(memory.on_device, target.data_ptr(), source.data_ptr(), nbytes)
+        return 2 * nbytes / min(memory.seconds(copy) for _ in range(PASSES + 1)) / 1e9
 
 
-def check_folder(folder: Path, device: Any, *, whole: bool) -> Report:  # noqa: ANN401
-    """Every kernel of a folder's library, then the model."""
-    from runtime import cuda
-    from runtime.engine import Engine
-
-    manifest = manifest_of(folder)
+def check_kernels(folder: Path, manifest: Manifest, device: Any, told: Callable[[KernelRow], None]) -> tuple[KernelRow, ...]:  # noqa: ANN401
+    """Every kernel of ours in a folder's library; `told` gets each row at once."""
     kernels = CudaKernels(device)
     library = device.ffi.load_module(str((folder / LIBRARY_FILE).resolve())).imports[0]
     rows = []
-    for number, call in enumerate(manifest.calls, start=1):
-        _say(f"\r{manifest.name}: kernel {number} of {len(manifest.calls)}")
-        rows.append(check_kernel(call, library[call.kernel], kernels))
-    _say("\n")
-    checks: tuple[Check, ...] = ()
-    speeds = None
-    if whole and manifest.model.generates:
-        loaded = cuda.load_library(device, manifest, folder / LIBRARY_FILE, random_weights(manifest.weights))
-        engine = Engine(manifest, folder, loaded.functions, loaded.inputs, loaded.caches)
-        checks = verify(engine)
-        speeds = measure(engine, manifest.model.vocab_size, WORKLOAD, step_bytes_of(manifest))
-    return Report(manifest.name, tuple(rows), checks, speeds, ask_torch(products_of(manifest)))
+    for call in manifest.calls:
+        try:
+            row = check_kernel(call, library[call.kernel], kernels)
+        except UserError as error:  # after which the device answers nothing any more
+            raise UserError(f"{folder}: {call.kernel} ({label_of(call)}): {error}") from error
+        told(row)
+        rows.append(row)
+    return tuple(rows)
+
+
+def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Check, ...], Speeds | None]:  # noqa: ANN401
+    """The whole model, with random weights: the same ids three ways, and its speed; nothing of one that generates no text."""
+    from runtime import cuda
+    from runtime.engine import Engine
+
+    if not manifest.model.generates:
+        return (), None
+    loaded = cuda.load_library(device, manifest, folder / LIBRARY_FILE, random_weights(manifest.weights))
+    engine = Engine(manifest, folder, loaded.functions, loaded.inputs, loaded.caches)
+    return verify(engine), measure(engine, manifest.model.vocab_size, WORKLOAD, step_bytes_of(manifest))
 
 
 def products_of(manifest: Manifest) -> list[Product]:
-    """The matrix products of one token and of the longest timed prompt, by their sizes, and how many a pass has."""
+    """The matrix products of one token and of the longest timed prompt, by their sizes, and how many a pass has; none of a mixture."""
+    if manifest.model.n_experts is not None or not manifest.model.generates:
+        return []
     found = []
     longest = max(manifest.graphs, key=lambda graph: graph.tokens)
     for graph, rows in (("decode", manifest.shape.batch), (longest.name, manifest.shape.batch * max(WORKLOAD.prompt_tokens))):
         for call in manifest.calls:
             if call.op == "linear" and graph in call.calls:
                 first = call.arguments[0]
-                head_alone = prod(first["lead"]) == manifest.shape.batch
-                found.append(Product(graph, manifest.shape.batch if head_alone else rows, first["n"], first["k"], call.calls[graph]))
+                one_each = prod(first["lead"]) == manifest.shape.batch  # as of the head, which only a row's last token needs
+                label = f"{manifest.name} {'decode' if graph == 'decode' else 'prefill'}"
+                found.append(Product(label, manifest.shape.batch if one_each else rows, first["n"], first["k"], call.calls[graph]))
     return found
 
 
-def manifest_of(folder: Path) -> Manifest:
-    """The manifest of an artifact or of a check folder; UserError where there is none, or none with kernels."""
+def checked_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact or of a check folder, whose library has its sum; UserError where there is none, or none with kernels."""
     path = folder / MANIFEST_FILE
     try:
         manifest = decode(path.read_bytes(), Manifest, str(path))
+        check_sums(folder, [entry for entry in manifest.files if entry.path == LIBRARY_FILE])
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; name an artifact, or a folder of checks/ as `make gpucheck` ships it") from error
     if manifest.target.kind != "cuda":
         raise UserError(f"{path} is of the target {manifest.target.kind}, expected cuda: compile it with backend.target: cuda")
+    if not manifest.calls:
+        raise UserError(f"{path} names no kernel, expected those that the library calls; compile it again")
     return manifest
 
 
-def table(report: Report, copy_gb_s: float) -> str:
-    """The kernels, slowest pass first, and below them the model; shares are of the measured copy bandwidth and matrix peak."""
-    peak = report.torch.peak_tflop_s if report.torch else None
-    rows = [("kernel", "computes", "graphs", "error/bound", "us", "GB/s", "TFLOP/s", "share")]
-    for row in report.kernels:
-        share = (f"{row.tflop_s / peak:.0%} of peak" if peak else "") if row.compute_bound else f"{row.gb_s / copy_gb_s:.0%} of copy"
-        error = f"{row.error:.2g}{'' if row.error <= 1 else '  WRONG'}"
-        rows.append((row.kernel, row.label, row.graphs, error, f"{row.seconds * 1e6:,.1f}", f"{row.gb_s:,.0f}", f"{row.tflop_s:,.2f}", share))
-    lines = [f"{report.name}: copy {copy_gb_s:,.0f} GB/s" + (f", matrix peak {peak:,.0f} TFLOP/s (torch, fp16)" if peak else ""), *aligned(rows)]
-    lines += [f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}" for check in report.checks]
-    lines += _speed_lines(report, copy_gb_s)
-    return "\n".join(lines)
+HEADING = ("error/bound", "us", "GB/s", "TFLOP/s", "share", "kernel", "computes", "graphs")
+WIDTHS = (12, 10, 8, 9, 12, 20, 44, 0)
 
 
-def _speed_lines(report: Report, copy_gb_s: float) -> list[str]:
-    """tok/s and TTFT, beside what torch takes for the same matrix products."""
+def line(cells: Sequence[str]) -> str:
+    """A line of the table of kernels, whose columns have their widths before the first row is known."""
+    return "".join(cell.rjust(width) + "  " if i < 4 else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True)))
+
+
+def kernel_line(row: KernelRow, limits: Limits) -> str:
+    """One kernel."""
+    error = f"{row.error:.2g}{'' if row.ok else ' WRONG'}"
+    numbers = (error, f"{row.seconds * 1e6:,.1f}", f"{row.gb_s:,.0f}", f"{row.tflop_s:,.2f}")
+    return line((*numbers, limits.share(row), row.kernel, row.label, row.graphs))
+
+
+def model_lines(report: Report, limits: Limits, torch: Mapping[str, float]) -> list[str]:
+    """Checks, tok/s and TTFT, beside what torch takes for the same matrix products."""
+    lines = [f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}" for check in report.checks]
     if report.speeds is None:
-        return []
-    longest = max(WORKLOAD.prompt_tokens)
-    torch = {} if report.torch is None else report.torch.seconds
+        return lines
     rows = []
     for d in report.speeds.decode:
-        beside = f", {d.step_s / torch['decode']:.2f} of torch's products alone" if "decode" in torch else ""
-        share = f"{d.gb_s / copy_gb_s:.0%} of copy{beside}"
+        beside = _beside(d.step_s, torch.get(f"{report.name} decode"))
+        share = f"{d.gb_s / limits.copy_gb_s:.0%} of copy{beside}"
         rows.append((f"decode, context {d.context}", f"{d.tok_s:,.1f} tok/s", f"{d.step_s * 1e3:,.2f} ms", share))
-    prefill = [seconds for graph, seconds in torch.items() if graph != "decode"]
     for p in report.speeds.prefill:
-        share = f"{p.ttft_s / prefill[0]:.2f} of torch's products alone" if prefill and p.prompt_tokens == longest else ""
-        rows.append((f"TTFT, {p.prompt_tokens} tokens", f"{p.tok_s:,.1f} tok/s", f"{p.ttft_s * 1e3:,.2f} ms", share))
-    return [*aligned(rows), *report.speeds.skipped]
+        beside = _beside(p.ttft_s, torch.get(f"{report.name} prefill") if p.prompt_tokens == max(WORKLOAD.prompt_tokens) else None)
+        rows.append((f"TTFT, {p.prompt_tokens} tokens", f"{p.tok_s:,.1f} tok/s", f"{p.ttft_s * 1e3:,.2f} ms", beside.removeprefix(", ")))
+    return [*lines, *aligned(rows), *report.speeds.skipped]
 
 
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(text, end="", file=sys.stderr, flush=True)
+def _beside(seconds: float, torch: float | None) -> str:
+    return "" if torch is None else f", {seconds / torch:.2f} of torch's products alone"
+
+
+def as_json(report: Report, limits: Limits) -> str:
+    """One line; an error that is no number is null, and its row not ok."""
+    kernels = [
+        {**asdict(row), "error": row.error if isfinite(row.error) else None, "ok": row.ok, "gb_s": row.gb_s, "tflop_s": row.tflop_s}
+        for row in report.kernels
+    ]
+    return json.dumps({**asdict(report), **asdict(limits), "ok": report.ok, "kernels": kernels}, allow_nan=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check every folder and print a table for each; UserError when something is wrong."""
+    """Check every folder, the kernels of all before any whole model; UserError when something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m runtime.gpucheck", description="Check and time the kernels of CUDA libraries on this GPU.")
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="artifacts, or folders of checks/")
     parser.add_argument("--kernels-only", action="store_true", help="leave out the whole model, whose random weights take its full size")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a folder, a line each")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a folder, a line each, at the end")
     args = parser.parse_args(argv)
-    manifests = [manifest_of(folder) for folder in args.folders]
+    manifests = {folder: checked_manifest(folder) for folder in args.folders}
     from runtime.cuda import Device  # loads TVM's runtime, which `--help` and a wrong folder need not wait for
 
-    device = Device.open(manifests[0].target.arch, threads=1)
-    copy_gb_s = CudaKernels(device).copy_gb_s()
+    devices = [Device.open(manifest.target.arch, threads=1) for manifest in manifests.values()]  # each refuses a GPU that is not its own
+    device = devices[0]
+    say = _nothing if args.json else partial(print, flush=True)
+    torch = ask_torch([product for manifest in manifests.values() for product in products_of(manifest)])
+    limits = Limits(CudaKernels(device).copy_gb_s(), torch.peak_tflop_s if torch else None)
+    peak = "no torch" if torch is None else f"matrix peak {torch.peak_tflop_s:,.0f} TFLOP/s (torch, fp16)"
+    say(f"{device.description.name}: copy {limits.copy_gb_s:,.0f} GB/s, {peak}")
+    smallest = sorted(manifests, key=lambda folder: sum(map(tensor_bytes, manifests[folder].weights)))
+    kernels = {}
+    for folder in smallest:
+        say(f"\n{manifests[folder].name}\n{line(HEADING)}")
+        kernels[folder] = check_kernels(folder, manifests[folder], device, lambda row: say(kernel_line(row, limits)))
     wrong = []
-    for folder in args.folders:
-        report = check_folder(folder, device, whole=not args.kernels_only)
-        print(json.dumps({"ok": report.ok, "copy_gb_s": copy_gb_s, **asdict(report)}) if args.json else f"{table(report, copy_gb_s)}\n", flush=True)
+    for folder in smallest:
+        manifest = manifests[folder]
+        report = Report(manifest.name, kernels[folder], *(((), None) if args.kernels_only else check_model(folder, manifest, device)))
+        if args.json:
+            print(as_json(report, limits), flush=True)
+        elif not args.kernels_only:
+            say("\n".join(["", manifest.name, *model_lines(report, limits, torch.seconds if torch else {})]))
         wrong += [] if report.ok else [str(folder)]
     if wrong:
-        raise UserError(f"{', '.join(wrong)}: something is wrong on {device.description.name}; the table above says what")
+        raise UserError(f"{', '.join(wrong)}: something is wrong on {device.description.name}; what is printed above says what")
     return 0
+
+
+def _nothing(_text: str) -> None:
+    """In place of print."""
 
 
 if __name__ == "__main__":

@@ -60,9 +60,14 @@ class KernelCase:
     output: int  # the parameter that is written whole
     expected: tuple[Expected, ...]
 
+    @property
+    def compared(self) -> set[int]:
+        """The parameters that are looked at afterwards."""
+        return {self.output, *(check.parameter for check in self.expected)}
+
     def error(self, found: Sequence[Array]) -> float:
-        """The largest error as a share of its bound; infinite where an output is not finite."""
-        if not np.isfinite(found[self.output]).all():
+        """The largest error as a share of its bound; infinite where a number is not finite."""
+        if not all(np.isfinite(found[i]).all() for i in self.compared):
             return float("inf")
         return max(_share(check.part(found[check.parameter]).astype(np.float64) - check.values, check.bound) for check in self.expected)
 

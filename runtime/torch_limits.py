@@ -13,7 +13,7 @@ from pathlib import Path
 
 PYTHONS = (sys.executable, "python3", "/usr/bin/python3", "/usr/local/bin/python3")
 SCRIPT = Path(__file__).with_name("torch_script.py")
-LONGEST = 300  # seconds
+LONGEST = 90  # seconds
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,24 @@ class Product:
 
 @dataclass(frozen=True)
 class TorchTimes:
-    """Best TFLOP/s of a large fp16 product, and the seconds of all products of a pass, by graph."""
+    """TFLOP/s of a large fp16 product, and the seconds of all products of a pass, by graph."""
 
     peak_tflop_s: float
     seconds: dict[str, float]
 
 
 def ask_torch(products: Sequence[Product]) -> TorchTimes | None:
-    """Measure with the first Python here that has torch and a GPU; None where there is none."""
-    for name in PYTHONS:
-        python = shutil.which(name)
-        if python is None:
-            continue
+    """Measure with the first Python here that has torch and a GPU; None where there is none, and a line on standard error that says why."""
+    reasons = []
+    for python in dict.fromkeys(filter(None, map(shutil.which, PYTHONS))):
         asked = json.dumps([asdict(product) for product in products])
         try:
             done = subprocess.run([python, str(SCRIPT)], input=asked, capture_output=True, text=True, check=False, timeout=LONGEST)
         except subprocess.TimeoutExpired:
-            return None
+            reasons.append(f"{python}: nothing after {LONGEST} s")
+            break
         if done.returncode == 0:
             return TorchTimes(**json.loads(done.stdout))
+        reasons.append(f"{python}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+    print(f"without torch ({'; '.join(reasons) or 'no python3 here'})", file=sys.stderr)
     return None

@@ -6,34 +6,37 @@ A script for `runtime.torch_limits`, run by a Python that has torch; nothing of 
 import json
 import sys
 from collections import defaultdict
+from statistics import median
 
 import torch
 
 PEAK = 8192  # rows, columns and depth of the product that shows the peak
-PASSES = 5
+PASSES, CALLS = 5, 64  # launches of a graph, and products in it
+LARGE = 10**12  # operations, above which one product in a graph is enough
 COPIES_BYTES = 2**28  # of different weights, so that they do not stay in a cache
 
 
 def seconds_of(rows: int, n: int, k: int) -> float:
-    """Best time of x (rows, k) times the transpose of w (n, k) in fp16, over copies of w."""
-    copies = max(1, min(64, COPIES_BYTES // (2 * n * k)))
+    """Time of x (rows, k) times the transpose of w (n, k) in fp16, over copies of w: the median of some launches of a graph, as kernels are timed."""
+    calls = CALLS if 2 * rows * n * k < LARGE else 1
+    copies = max(1, min(calls, COPIES_BYTES // (2 * n * k)))
     x = torch.randn(rows, k, device="cuda", dtype=torch.float16)
     weights = [torch.randn(n, k, device="cuda", dtype=torch.float16) for _ in range(copies)]
     torch.nn.functional.linear(x, weights[0])  # loads the library before anything is captured
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):  # else small products would wait for Python
-        for w in weights:
-            torch.nn.functional.linear(x, w)
-    best = float("inf")
-    for _ in range(PASSES + 1):
+        for i in range(calls):
+            torch.nn.functional.linear(x, weights[i % copies])
+    samples = []
+    for _ in range(PASSES):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        best = min(best, start.elapsed_time(end) / 1e3 / copies)
-    return best
+        samples.append(start.elapsed_time(end) / 1e3 / calls)
+    return median(samples)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ LONGEST = 2 * WINDOW + 3
 
 
 SMALL = {"sliding_window": WINDOW, "num_hidden_layers": 1}
-OWN = {
+EXTRA_CASES = {
     "int4": Case(SMALL, {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int4", "symmetric": False}}),
     # chunks of many rows, for tensor cores
     "fp16": Case(SMALL, {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}}),
@@ -29,10 +29,10 @@ OWN = {
 
 
 # float32 with a window; float16 and int8, whose prefills are products on tensor cores; int4 with zero points
-@pytest.fixture(scope="module", params=["windowed", *OWN])
+@pytest.fixture(scope="module", params=["windowed", *EXTRA_CASES])
 def case(request, compile_case, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    found = compiled(request.param, folder / "case", OWN[request.param]) if request.param in OWN else compile_case(request.param)
+    found = compiled(request.param, folder / "case", EXTRA_CASES[request.param]) if request.param in EXTRA_CASES else compile_case(request.param)
     manifest = compile_serial(found.graphs, folder, dtype=found.config.backend.dtype)
     return SimpleNamespace(graphs=found.graphs, manifest=manifest, folder=folder, engine=serial_engine(manifest, folder))
 

@@ -14,7 +14,7 @@ from runtime import bench as module
 from runtime import memory
 from runtime.bench import Report, Workload, cache_bytes, counts, measure, weight_bytes
 from runtime.errors import UserError
-from runtime.manifest import ModelConfig, Quantization, Shape, WeightSpec
+from runtime.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
 from runtime.tensor_file import TensorFileWriter
 
 VOCAB = 50
@@ -120,6 +120,8 @@ def test_weight_bytes_are_the_bytes_of_the_file_without_an_untied_embedding(tmp_
         sizes[name] = (tmp_path / name).stat().st_size - int.from_bytes((tmp_path / name).read_bytes()[:8], "little") - 8
     assert weight_bytes(specs, tied=False) == sizes["without"]  # every size is a multiple of 64, so nothing is padding
     assert weight_bytes(specs, tied=True) == sizes["all"]
+    experts = [TensorSpec(name="layers.0.feed_forward.experts.w13.weight", shape=(8, 64), dtype="int8")]
+    assert weight_bytes(experts, tied=False, experts=0.25) == 128  # two of eight
 
 
 def test_cache_bytes_stop_growing_at_a_window():

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,11 +18,24 @@ from build.kernels.table import CUDA
 from build.layout import packed_tensors
 from export.quantize import MatrixFormat, ModelTensor, load, store
 from runtime import gpucheck, torch_limits
+from runtime.artifact import Artifact
 from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
 from runtime.cuda_memory import CudaMemory
 from runtime.engine import load_cpu
 from runtime.errors import UserError
-from runtime.gpucheck import CudaKernels, KernelRow, Report, check_kernel, label_of, manifest_of, products_of, table
+from runtime.gpucheck import (
+    CudaKernels,
+    KernelRow,
+    Limits,
+    Report,
+    as_json,
+    check_kernel,
+    checked_manifest,
+    kernel_line,
+    label_of,
+    model_lines,
+    products_of,
+)
 from runtime.kernel_cases import PackedMatrix, Random, Stored, case_of, random_weights
 from runtime.manifest import KernelCall, TargetSpec, TensorSpec, encode
 from runtime.torch_limits import TorchTimes
@@ -33,6 +47,7 @@ from tests.drivers import stub_runtime
 from tests.kernels import aligned, compiled, packed
 from tests.serial import Host, compile_serial
 
+CUDA_TARGET = TargetSpec(kind="cuda", dtype="fp32", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
 SHAPES = {"linear": Linear, "embedding": Embedding, "rolling_attention": RollingAttention, "mixture": Mixture}
 
 
@@ -94,7 +109,10 @@ def test_a_wrong_kernel_is_seen(compile_case, op):
     def shifted(tensors):
         tensors[4].copyfrom(np.roll(tensors[4].numpy(), 1, axis=2))
 
-    for change in (scaled, unwritten, *([shifted] if op == "rolling_attention" else [])):
+    def broken(tensors):
+        tensors[4].copyfrom(np.full_like(tensors[4].numpy(), np.nan))
+
+    for change in (scaled, unwritten, *([shifted, broken] if op == "rolling_attention" else [])):
         assert check_kernel(call, wrong(right, change), Host()).error > 1
 
 
@@ -136,20 +154,28 @@ def test_a_sample_has_both_ends():
 
 
 class StubDevice:
-    """`runtime.cuda.Device` over this machine's memory."""
-
-    class Tensor:
-        def __init__(self, spec):
-            self.array = np.zeros(spec.shape, spec.dtype)
-
-        def data_ptr(self):
-            return self.array.ctypes.data
+    """`runtime.cuda.Device` over this machine's memory; a copy must be from and to tensors that are still there."""
 
     def __init__(self, library):
         self.library = library
         self.memory = CudaMemory(library)
-        self.tensor = self.Tensor
         self.on_stream = contextlib.nullcontext
+        self.alive = weakref.WeakValueDictionary()
+        on_device = self.memory.on_device
+        self.memory.on_device = lambda to, source, nbytes: self.alive[to] and self.alive[source] and on_device(to, source, nbytes)
+
+    def tensor(self, spec):
+        made = StubTensor(spec)
+        self.alive[made.data_ptr()] = made
+        return made
+
+
+class StubTensor:
+    def __init__(self, spec):
+        self.array = np.zeros(spec.shape, spec.dtype)
+
+    def data_ptr(self):
+        return self.array.ctypes.data
 
 
 def test_kernels_are_timed_in_a_graph_that_takes_copies_in_turn(tmp_path):
@@ -157,18 +183,26 @@ def test_kernels_are_timed_in_a_graph_that_takes_copies_in_turn(tmp_path):
     kernels = CudaKernels(device)
     tensor = kernels.upload(np.arange(6, dtype=np.float32).reshape(2, 3))
     spec = TensorSpec(name="x", shape=(2, 3), dtype="float32")
-    np.testing.assert_array_equal(kernels.download(tensor, spec), np.arange(6).reshape(2, 3))
+    for same in (tensor, kernels.copy(tensor, spec)):
+        np.testing.assert_array_equal(kernels.download(same, spec), np.arange(6).reshape(2, 3))
     seen = []
     kernels.run(seen.append, [tensor])
     assert seen == [tensor]
     seen.clear()
-    seconds = kernels.seconds(lambda which: seen.append((device.library.is_capturing(), which)), [["a"], ["b"], ["c"]])
+    seconds = kernels.seconds(lambda which: seen.append((device.library.is_capturing(), which)), [["a"], ["b"], ["c"]], 66)
     assert [which for _, which in seen[:4]] == ["a", "b", "c", "a"]
     assert {capturing for capturing, _ in seen} == {1}
-    assert len(seen) == 66  # whole rounds of three, 64 at least
+    assert len(seen) == 66
     assert seconds == pytest.approx(0.003 / 66)  # what the stand-in's clock says of one launch of the graph
-    assert device.library.count_launches() == 6
+    assert device.library.count_launches() == 4
     assert kernels.copy_gb_s(3 * 10**6) == pytest.approx(2.0)
+
+
+def test_a_capture_that_fails_says_what_failed(tmp_path):
+    """And not that the capture did."""
+    memory = CudaMemory(stub_runtime(tmp_path))
+    with pytest.raises(ValueError, match="the launch"), memory.capture():
+        raise ValueError("the launch")
 
 
 class HostDevice:
@@ -189,8 +223,7 @@ class HostDevice:
 def serial_folder(compile_case, tmp_path):
     """A check folder whose library holds the kernels in their serial form."""
     manifest = compile_serial(compile_case("windowed").graphs, tmp_path)
-    target = TargetSpec(kind="cuda", dtype="fp32", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
-    (tmp_path / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, target=target)))
+    (tmp_path / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, target=CUDA_TARGET)))
     (tmp_path / "weights.safetensors").unlink()
     return tmp_path
 
@@ -205,9 +238,11 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
     monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
     assert gpucheck.main([str(serial_folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    manifest = manifest_of(serial_folder)
-    assert [line.split()[0] for line in lines[2 : 2 + len(manifest.calls)]] == [call.kernel for call in manifest.calls]
-    assert [line.split(",")[0] for line in lines if line.startswith(("TTFT", "decode"))] == ["decode", "TTFT", "TTFT"]
+    manifest = checked_manifest(serial_folder)
+    assert lines[0] == "this machine: copy 100 GB/s, no torch"
+    kernels = "\n".join(lines[4 : 4 + len(manifest.calls)])
+    assert all(f"  {call.kernel} " in kernels for call in manifest.calls)
+    assert [row.split(",")[0] for row in lines if row.startswith(("TTFT", "decode"))] == ["decode", "TTFT", "TTFT"]
     assert gpucheck.main([str(serial_folder), "--kernels-only", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["speeds"], len(found["kernels"])) == (True, None, len(manifest.calls))
@@ -215,6 +250,21 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
     with pytest.raises(UserError, match="something is wrong on this machine"):
         gpucheck.main([str(serial_folder), "--kernels-only"])
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_factory, monkeypatch):
+    device = HostDevice(stub_runtime(tmp_path_factory.mktemp("stub")))
+    monkeypatch.setattr("runtime.cuda.Device.open", lambda _archs, threads: device)
+    monkeypatch.setattr(torch_limits, "PYTHONS", ())
+    monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
+
+    def failing(*_):
+        raise UserError("error 700")
+
+    monkeypatch.setattr(gpucheck, "check_kernel", failing)
+    first = checked_manifest(serial_folder).calls[0]
+    with pytest.raises(UserError, match=rf"{first.kernel} \(.*\): error 700"):
+        gpucheck.main([str(serial_folder)])
 
 
 def load_here(_device, manifest, library, arrays):
@@ -228,20 +278,25 @@ def cuda_artifact(tmp_path_factory):
 
 
 def test_an_artifact_names_its_kernels(cuda_artifact):
-    manifest = manifest_of(cuda_artifact)
+    manifest = checked_manifest(cuda_artifact)
     used = {row.kernel.removesuffix("_kernel").partition("_kernel_")[0] for row in manifest.kernels}
     assert {call.kernel for call in manifest.calls} <= used
     assert sum(call.calls.get("decode", 0) for call in manifest.calls if call.op == "linear") == 5  # wqkv, wo, w13, w2, head
     products = products_of(manifest)
-    assert {(p.graph, p.rows) for p in products} == {("decode", 1), ("prefill_4", 2048), ("prefill_4", 1)}
+    name = manifest.name
+    assert {(p.graph, p.rows) for p in products} == {(f"{name} decode", 1), (f"{name} prefill", 2048), (f"{name} prefill", 1)}
     assert random_weights(manifest.weights).keys() == {spec.name for spec in manifest.weights}
 
 
 def test_other_folders_are_refused(compile_case, tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
-        manifest_of(tmp_path)
+        checked_manifest(tmp_path)
+    manifest = Artifact.open(compile_case("windowed").artifact).manifest
+    (tmp_path / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, files=(), target=CUDA_TARGET)))
+    with pytest.raises(UserError, match="names no kernel, expected those that the library calls"):
+        checked_manifest(tmp_path)
     with pytest.raises(UserError, match="is of the target llvm, expected cuda"):
-        manifest_of(compile_case("windowed").artifact)
+        checked_manifest(compile_case("windowed").artifact)
 
 
 def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
@@ -250,22 +305,25 @@ def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
         gpucheck.main([str(cuda_artifact)])
 
 
-KERNEL = KernelRow("linear_0", "1 x 4096 -> 4096 int8", "decode", 0.25, 1e-5, 2 * 10**7, 10**8)
-SLOW = KernelRow("linear_1", "512 x 4096 -> 4096 int8", "prefill_512", 3.0, 1e-3, 2 * 10**7, 2 * 10**10)
+KERNEL = KernelRow("linear_0", "1 x 4096 -> 4096 int8", "decode", 0.25, 1e-5, 2 * 10**7, 10**8, cold=True)
+SLOW = KernelRow("linear_1", "512 x 4096 -> 4096 int8", "prefill_512", 3.0, 1e-3, 2 * 10**7, 2 * 10**10, cold=True)
 
 
-def report(*kernels, ok=True, torch=None):
+def report(*kernels, ok=True):
     speeds = Speeds((PrefillSpeed(2048, 0.1, 20480),), (DecodeSpeed(64, 0.005, 200, 10**10, 2000),), ())
-    return Report("7b", kernels, (Check("prefill", "0 apart", "less", ok),), speeds, torch)
+    return Report("7b", kernels, (Check("prefill", "0 apart", "less", ok),), speeds)
 
 
-def test_the_table():
-    lines = table(report(KERNEL, SLOW, torch=TorchTimes(400.0, {"decode": 0.004, "prefill_512": 0.05})), 4000.0).splitlines()
-    assert lines[0] == "7b: copy 4,000 GB/s, matrix peak 400 TFLOP/s (torch, fp16)"
-    assert lines[2].split() == ["linear_0", "1", "x", "4096", "->", "4096", "int8", "decode", "0.25", "10.0", "2,000", "10.00", "50%", "of", "copy"]
-    assert lines[3].split()[-8:] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
-    assert "50% of copy, 1.25 of torch's products alone" in lines[5]
-    assert "2.00 of torch's products alone" in lines[6]
+def test_the_tables():
+    limits = Limits(4000.0, 400.0)
+    assert " ".join(kernel_line(KERNEL, limits).split()) == "0.25 10.0 2,000 10.00 50% of copy linear_0 1 x 4096 -> 4096 int8 decode"
+    assert kernel_line(SLOW, limits).split()[:8] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
+    assert limits.share(replace(KERNEL, cold=False)) == "in cache"
+    assert Limits(4000.0, None).share(SLOW) == "0% of copy"
+    _, decode, prefill = model_lines(report(KERNEL), limits, {"7b decode": 0.004, "7b prefill": 0.05})
+    assert "50% of copy, 1.25 of torch's products alone" in decode
+    assert "2.00 of torch's products alone" in prefill
+    assert "torch" not in " ".join(model_lines(report(KERNEL), limits, {}))
 
 
 def test_one_wrong_kernel_or_check_makes_it_wrong():
@@ -275,12 +333,18 @@ def test_one_wrong_kernel_or_check_makes_it_wrong():
     assert not report(replace(KERNEL, error=float("nan"))).ok
 
 
+def test_json_has_no_infinite_numbers():
+    found = json.loads(as_json(report(KERNEL, replace(SLOW, error=float("inf"))), Limits(4000.0, None)))
+    assert [(row["error"], row["ok"]) for row in found["kernels"]] == [(0.25, True), (None, False)]
+    assert (found["kernels"][0]["gb_s"], found["copy_gb_s"], found["ok"]) == (pytest.approx(2000.0), 4000.0, False)
+
+
 def test_labels():
     call = KernelCall(kernel="rms_norm_0", op="rms_norm", arguments=([1, 4], 64, 1e-5), parameters=(), calls={}, bytes=0, flops=0)
     assert label_of(call) == "4 x 64"
 
 
-def test_torch_of_another_python_is_asked(tmp_path, monkeypatch):
+def test_torch_of_another_python_is_asked(tmp_path, monkeypatch, capsys):
     """A stand-in for that Python: it reads the products and answers."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"peak_tflop_s": 5.0, "seconds": {{"decode": 0.5}}}}\'\n')
@@ -294,6 +358,7 @@ def test_torch_of_another_python_is_asked(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "asked").read_text()) == [{"graph": "decode", "rows": 1, "n": 4, "k": 8, "calls": 2}]
     monkeypatch.setattr(torch_limits, "PYTHONS", (str(broken),))
     assert torch_limits.ask_torch([product]) is None
+    assert "it said nothing" in capsys.readouterr().err
 
 
 def test_torch_without_a_gpu_is_no_torch():
