@@ -27,8 +27,9 @@ from runtime.bench import Speeds, Workload, measure, step_bytes_of
 from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.errors import UserError, run_command
 from runtime.hashing import check_sums
-from runtime.kernel_cases import case_of, random_weights
+from runtime.kernel_cases import case_of
 from runtime.manifest import KernelCall, Manifest, TensorSpec, decode
+from runtime.random_tensors import random_weights
 from runtime.tensor_file import numpy_dtype, tensor_bytes
 from runtime.torch_limits import Product, ask_torch
 from runtime.verify import Check, verify

@@ -6,39 +6,17 @@ Stability of Numerical Algorithms", section 3.1); exp is CUDA's, to 2 ulp.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from runtime.manifest import KernelCall, TensorSpec, WeightSpec
+from runtime.manifest import KernelCall, TensorSpec
+from runtime.packed_matrix import EPS, PANEL, Array, PackedMatrix, Stored
+from runtime.random_tensors import Random
 from runtime.tensor_file import numpy_dtype
 
-Array = NDArray[Any]
-
-EPS = 2.0**-23  # 2 u of float32
-PANEL = 32  # outputs side by side in a packed matrix
 ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
 BLOCK_PANELS = 64  # of a matrix, in float64 at once
-POOL = 2**20 - 3  # random numbers that larger arrays repeat; no multiple of a row's length
-INT4_ZERO = 8
-SPREAD = {"int8": 73.3, "int4": 4.6}  # standard deviation of uniform numbers of -127 to 127 and of -8 to 7
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How a packed matrix is stored, from the arguments of a kernel's maker."""
-
-    dtype: str
-    group_size: int | None = None
-    zero_points: bool = False
-
-    @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> "Stored":
-        """From the `weight` of a call's arguments."""
-        return cls(arguments["dtype"], arguments["group_size"], arguments["zero_points"])
 
 
 @dataclass(frozen=True)
@@ -76,114 +54,6 @@ def _share(difference: Array, bound: Array) -> float:
     with np.errstate(over="ignore"):  # any difference is far beyond a bound of zero
         worst = np.abs(difference) / np.maximum(bound, np.finfo(np.float64).tiny)
     return float(worst.max(initial=0.0))
-
-
-@dataclass(frozen=True)
-class PackedMatrix:
-    """(N, K) numbers as a CUDA library reads them: w (panels, vectors, 32, J), one scale a row or a group, zero points."""
-
-    stored: Stored
-    n: int
-    k: int
-    w: Array
-    s: Array | None = None
-    z: Array | None = None
-
-    def rows(self, first: int, last: int) -> Array:
-        """The numbers of panels first .. last - 1 as float64 (rows, K)."""
-        rows = self.numbers(first, last)
-        return rows * self.scales(first, last) if self.s is not None else rows
-
-    def numbers(self, first: int, last: int) -> Array:
-        """As `rows`, before the scales."""
-        w = self.w[first:last]
-        if self.stored.dtype == "int4":
-            w = _int4(w)
-        count = min(last * PANEL, self.n) - first * PANEL
-        rows = w.transpose(0, 2, 1, 3).reshape(-1, w.shape[1] * w.shape[3])[:count, : self.k].astype(np.float64)
-        if self.stored.dtype == "int4":
-            rows -= INT4_ZERO if self.z is None else self._of_groups(self.z, first, last)
-        return rows
-
-    def scales(self, first: int, last: int) -> Array:
-        """Scales of those rows, (rows, 1) or (rows, K)."""
-        assert self.s is not None
-        return self._of_groups(self.s, first, last) if self.stored.dtype == "int4" else self.s[first * PANEL : last * PANEL, None].astype(np.float64)
-
-    def _of_groups(self, parts: Array, first: int, last: int) -> Array:
-        """(panels, groups, 32) to (rows, K)."""
-        count = min(last * PANEL, self.n) - first * PANEL
-        rows = parts[first:last].transpose(0, 2, 1).reshape(-1, parts.shape[1])[:count]
-        return np.repeat(rows, self.stored.group_size or self.k, axis=1)[:, : self.k].astype(np.float64)
-
-    def times(self, x: Array, first: int, last: int) -> tuple[Array, Array]:
-        """x (rows, K) times the rows of some panels, transposed; and how far a sum of such products in float32 may be off.
-
-        int4 sums 16 (1 + q / 16) x and takes (16 + zero) x off again, each at most 31 |x| times the scale.
-        """
-        rows = self.rows(first, last)
-        size = 62 * self.scales(first, last) if self.stored.dtype == "int4" else np.abs(rows)
-        return x @ rows.T, (self.k + 4) * EPS * (np.abs(x) @ size.T)
-
-    @property
-    def panels(self) -> int:
-        """Panels of 32 rows."""
-        return -(-self.n // PANEL)
-
-
-def _int4(words: Array) -> Array:
-    """int32 (panels, vectors, 32, 4) to numbers of 0 to 15, (panels, vectors, 32, 32): byte j of a word has step j below and 4 + j above."""
-    data = words.view(np.uint8).reshape(*words.shape, 4)
-    return np.stack([data & 15, data >> 4], axis=-2).reshape(*words.shape[:3], -1)
-
-
-@dataclass
-class Random:
-    """Seeded numbers; large arrays repeat a pool, since speed and sums do not depend on it."""
-
-    seed: int
-    generator: np.random.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.generator = np.random.default_rng(self.seed)
-
-    def normal(self, shape: Sequence[int], dtype: str = "float32", scale: float = 1.0) -> Array:
-        """Normal numbers of a standard deviation."""
-        return self._repeated((self.generator.standard_normal(self._pool(shape), np.float32) * np.float32(scale)).astype(dtype), shape)
-
-    def uniform(self, shape: Sequence[int], low: float, high: float, dtype: str) -> Array:
-        """Numbers between two limits."""
-        return self._repeated(self.generator.uniform(low, high, self._pool(shape)).astype(dtype), shape)
-
-    def whole(self, shape: Sequence[int], low: int, high: int, dtype: str) -> Array:
-        """Whole numbers of low to high - 1."""
-        return self._repeated(self.generator.integers(low, high, self._pool(shape)).astype(dtype), shape)
-
-    def weight(self, spec: TensorSpec | WeightSpec, stored: Stored, k: int) -> Array:
-        """One tensor of a packed matrix: numbers, scales or zero points, such that entries are of about 1 / sqrt(K)."""
-        if spec.dtype == "int32":
-            return self.whole(spec.shape, -(2**31), 2**31, "int32")
-        if spec.dtype == "int8":
-            return self.whole(spec.shape, -127, 128, "int8")
-        if spec.dtype == "uint8":
-            return self.whole(spec.shape, 0, 16, "uint8")
-        if len(spec.shape) == 4:
-            return self.normal(spec.shape, spec.dtype, k**-0.5)
-        size = k**-0.5 / SPREAD[stored.dtype]
-        return self.uniform(spec.shape, 0.5 * size, 1.5 * size, spec.dtype)
-
-    @staticmethod
-    def _pool(shape: Sequence[int]) -> int:
-        return min(int(np.prod(shape)), POOL)
-
-    @staticmethod
-    def _repeated(pool: Array, shape: Sequence[int]) -> Array:
-        return pool.reshape(shape) if pool.size == np.prod(shape) else np.resize(pool, shape)
-
-    def sample(self, size: int, count: int) -> list[int]:
-        """At most `count` different indices, the first and the last among them."""
-        inner = self.generator.permutation(np.arange(1, max(size - 1, 1)))[: max(count - 2, 0)]
-        return sorted({0, size - 1, *inner.tolist()})
 
 
 def case_of(call: KernelCall, seed: int = 0) -> KernelCase:
@@ -397,28 +267,3 @@ MAKERS: Mapping[str, Callable[[KernelCall, Random], KernelCase]] = {
     "rolling_attention": _rolling_attention,
     "mixture": _mixture,
 }
-
-
-def random_weights(specs: Sequence[WeightSpec], seed: int = 0) -> dict[str, Array]:
-    """Weights by name for a whole model; tensors of one shape and kind share their memory."""
-    made = lru_cache(maxsize=None)(lambda shape, dtype, k: _random_tensor(TensorSpec(name="w", shape=shape, dtype=dtype), k, seed))
-    inner = {spec.name: _inner(spec) for spec in specs}
-    return {spec.name: made(spec.shape, spec.dtype, inner.get(spec.name.removesuffix(_suffix(spec.name)))) for spec in specs}
-
-
-def _suffix(name: str) -> str:
-    return next((suffix for suffix in ("_scale", "_zero_point") if name.endswith(suffix)), "")
-
-
-def _inner(spec: WeightSpec) -> int:
-    """K of a packed matrix, padding included; 1 of a vector."""
-    return spec.shape[1] * (32 if spec.dtype == "int32" else spec.shape[3]) if len(spec.shape) == 4 else 1
-
-
-def _random_tensor(spec: TensorSpec, k: int, seed: int) -> Array:
-    """A vector of ones where it is a norm's gain, else as `Random.weight`."""
-    random = Random(seed)
-    if len(spec.shape) == 1 and k == 1:
-        return np.ones(spec.shape, numpy_dtype(spec.dtype))
-    stored = Stored("int8" if len(spec.shape) == 1 else "int4")
-    return random.weight(spec, stored, k)

@@ -36,8 +36,10 @@ from runtime.gpucheck import (
     model_lines,
     products_of,
 )
-from runtime.kernel_cases import PackedMatrix, Random, Stored, case_of, random_weights
+from runtime.kernel_cases import case_of
 from runtime.manifest import KernelCall, TargetSpec, TensorSpec, encode
+from runtime.packed_matrix import PackedMatrix, Stored
+from runtime.random_tensors import Random, random_weights
 from runtime.torch_limits import TorchTimes
 from runtime.tvm_runtime import load_runtime
 from runtime.verify import Check
