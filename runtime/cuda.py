@@ -69,6 +69,7 @@ def load_library(device: Device, manifest: Manifest, library: Path, arrays: Mapp
     weights = [device.tensor(spec) for spec in manifest.weights]
     with progress("loading weights", sum(array.nbytes for array in arrays.values())) as advance:
         device.memory.upload(((tensor.data_ptr(), arrays[spec.name]) for tensor, spec in zip(weights, manifest.weights, strict=True)), advance)
+    device.memory.drop_stages()  # nothing as large follows
     caches = [device.tensor(spec) for spec in manifest.graphs[-1].signature.caches]
     inputs, functions = {}, {}
     for graph in manifest.graphs:

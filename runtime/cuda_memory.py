@@ -73,6 +73,13 @@ class CudaMemory:
                 turn = 1 - turn
         self.wait()
 
+    def drop_stages(self) -> None:
+        """Give the buffers of `upload` back, which has ended; the next one makes them again."""
+        for stage, event in self._stages:
+            self._call("cudaEventDestroy", event)
+            self._call("cudaFreeHost", ctypes.c_void_p(stage.ctypes.data))
+        self._stages.clear()
+
     @contextmanager
     def capture(self) -> Iterator[list[ctypes.c_void_p]]:
         """While this is open, launches on the stream are recorded and not run; the list that it gives then holds the graph, ready to launch."""

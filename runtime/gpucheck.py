@@ -1,4 +1,4 @@
-"""`python -m runtime.gpucheck FOLDER ...`: is every kernel of a CUDA library right on this GPU, and how near to its limits does it run?
+"""`python -m runtime.gpucheck FOLDER ...`: is every kernel of ours in a CUDA library right on this GPU, and how near to its limits does it run?
 
 A folder holds a manifest and a library: an artifact, or what `make gpucheck` has compiled of a model's sizes without its weights. Weights are
 random and made here, from a seed. Each kernel of ours runs by itself, and its outputs are compared with a reference in float64

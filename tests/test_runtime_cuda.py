@@ -31,8 +31,12 @@ def test_uploads_are_whole_whatever_the_stage(library, monkeypatch):
     arrays = [generator.integers(0, 99, 1).astype(np.int64), generator.standard_normal((7, 11)).astype(np.float16), np.arange(50, dtype=np.int16)]
     targets = [np.zeros_like(array) for array in arrays]
     counted = []
-    CudaMemory(library).upload([(target.ctypes.data, array) for target, array in zip(targets, arrays, strict=True)], counted.append)
+    memory = CudaMemory(library)
+    memory.upload([(target.ctypes.data, array) for target, array in zip(targets, arrays, strict=True)], counted.append)
     assert all(np.array_equal(target, array) for target, array in zip(targets, arrays, strict=True))
+    memory.drop_stages()
+    memory.upload([(targets[0].ctypes.data, arrays[0] + 1)], lambda _nbytes: None)
+    assert np.array_equal(targets[0], arrays[0] + 1)
     assert counted == [8, 100, 54, 100]
 
 
