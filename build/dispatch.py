@@ -9,7 +9,7 @@ import msgspec
 
 from build.compiler import relax, tvm
 from build.importer import RelaxModule
-from build.kernels.table import KernelSet, kernel_set_of
+from build.kernels.table import Kernels, kernels_of
 from build.layout import packed_tensors
 from build.pack import packed_weights
 from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
@@ -50,14 +50,13 @@ class DispatchedModule:
 
 def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
     """Rewrite every graph; UserError when one keeps a cache that no attention kernel owns."""
-    kernel_set = kernel_set_of(target)
     builder = relax.BlockBuilder()
-    kernels = _Kernels(builder, kernel_set)
+    kernels = _MadeKernels(builder, kernels_of(target))
     report: list[ReportRow] = []
     for graph in relax_module.record.graphs:
         function = relax_module.module[graph.name]
         weights = weights_of(relax_module.record, function, graph, target.kind)
-        regions = find_regions(relax_module, graph, kernel_set, weights)
+        regions = find_regions(relax_module, graph, weights)
         emitted = _rewrite(builder, kernels, function, regions, weights, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
@@ -74,7 +73,7 @@ def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph, kin
     return weights
 
 
-def find_regions(relax_module: RelaxModule, graph: Graph, kernel_set: KernelSet, weights: dict[Expr, Weight]) -> dict[Expr, Region]:
+def find_regions(relax_module: RelaxModule, graph: Graph, weights: dict[Expr, Weight]) -> dict[Expr, Region]:
     """Every region of one graph, by the value that it computes; `weights` are those of `weights_of`.
 
     Raises UserError if a cache belongs to no rolling attention.
@@ -86,7 +85,7 @@ def find_regions(relax_module: RelaxModule, graph: Graph, kernel_set: KernelSet,
     caches = function.params[CALL_INPUTS:n_inputs]
     outputs = _outputs(function)
     present = dict(zip(caches, outputs[1:], strict=True))
-    context = Context(producers, relax_module.record.model, inputs, weights, present, kernel_set.fusions)
+    context = Context(producers, relax_module.record.model, inputs, weights, present)
     regions: dict[Expr, Region] = {}
     reasons: list[str] = []
     for value, call in producers.calls.items():
@@ -94,10 +93,8 @@ def find_regions(relax_module: RelaxModule, graph: Graph, kernel_set: KernelSet,
             if not is_call(call, op):
                 continue
             try:
-                region = rule(context, value)
-                if region.op in kernel_set.kernels:
-                    regions[value] = region
-                    break
+                regions[value] = rule(context, value)
+                break
             except NoMatch as reason:
                 if op == "reshape" and _reads_softmax(producers, value):
                     reasons.append(str(reason))
@@ -146,12 +143,12 @@ class _Kernel:
     variable: Expr
 
 
-class _Kernels:
+class _MadeKernels:
     """Kernels of one target, made once for each distinct set of arguments."""
 
-    def __init__(self, builder: relax.BlockBuilder, kernel_set: KernelSet) -> None:
+    def __init__(self, builder: relax.BlockBuilder, kernels: Kernels) -> None:
         self.builder = builder
-        self.kernels = kernel_set.kernels
+        self.kernels = kernels
         self.made: dict[tuple[str, tuple[Any, ...]], _Kernel] = {}
         self.counts: Counter[str] = Counter()
 
@@ -198,7 +195,7 @@ class _Emitted:
 
 def _rewrite(
     builder: relax.BlockBuilder,
-    kernels: _Kernels,
+    kernels: _MadeKernels,
     function: relax.Function,
     regions: dict[Expr, Region],
     weights: dict[Expr, Weight],
@@ -254,7 +251,7 @@ def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
     return expression
 
 
-def _kernel_call(kernels: _Kernels, region: Region, new: dict[Expr, Expr]) -> Expr:
+def _kernel_call(kernels: _MadeKernels, region: Region, new: dict[Expr, Expr]) -> Expr:
     output = relax.TensorType(shape(region.output), dtype(region.output))
     arguments = [new.get(value, value) for value in region.inputs]  # constants stand for themselves
     if region.scratch:

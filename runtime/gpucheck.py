@@ -121,9 +121,9 @@ class Report:
         return all(row.ok for row in self.kernels) and all(check.ok for check in self.checks)
 
 
-def check_kernel(call: KernelCall, function: Callable[..., Any], device: KernelDevice) -> KernelRow:
-    """Run one kernel against its reference, and time it."""
-    case = case_of(call)
+def check_kernel(call: KernelCall, function: Callable[..., Any], device: KernelDevice, *, half: bool) -> KernelRow:
+    """Run one kernel against its reference, which lets it round to float16 where `half`, and time it."""
+    case = case_of(call, half=half)
     tensors = [device.upload(array) for array in case.arrays]
     device.run(function, tensors)
     found = [
@@ -146,7 +146,8 @@ def label_of(call: KernelCall) -> str:
     """What the kernel computes, in a few words."""
     first = call.arguments[0]
     if call.op in ("linear", "embedding"):
-        return f"{prod(first['lead'])} x {first['k']} -> {first['n']} {first['weight']['dtype']}"
+        fused = [name for key, name in FUSED.items() if first.get(key)]
+        return ", ".join([f"{prod(first['lead'])} x {first['k']} -> {first['n']} {first['weight']['dtype']}", *fused])
     if call.op == "rolling_attention":
         return f"{first['tokens']} tokens, {first['n_heads']}/{first['n_kv_heads']} heads of {first['head_dim']}, {first['cache_len']} slots"
     if call.op == "mixture":
@@ -213,7 +214,7 @@ def check_kernels(folder: Path, manifest: Manifest, device: Any, told: Callable[
     rows = []
     for call in manifest.calls:
         try:
-            row = check_kernel(call, library[call.kernel], kernels)
+            row = check_kernel(call, library[call.kernel], kernels, half=manifest.target.dtype == "fp16")
         except UserError as error:  # after which the device answers nothing any more
             raise UserError(f"{folder}: {call.kernel} ({label_of(call)}): {error}") from error
         told(row)
@@ -264,6 +265,7 @@ def checked_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+FUSED = {"norm_eps": "norm", "swiglu": "SwiGLU", "residual": "residual"}  # what `label_of` adds to a product
 HEADING = ("error/bound", "us", "GB/s", "TFLOP/s", "share", "kernel", "computes", "graphs")
 WIDTHS = (12, 10, 8, 9, 12, 20, 44, 0)
 

@@ -7,6 +7,7 @@ Stability of Numerical Algorithms", section 3.1); exp is CUDA's, to 2 ulp.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from runtime.tensor_file import numpy_dtype
 
 ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
 BLOCK_PANELS = 64  # of a matrix, in float64 at once
+HALF_ULP = 2.0**-11  # of float16, relative
+SMALLEST_HALF = 2.0**-24  # step of float16 near 0
+LONGEST_CONTEXT = 131072  # of any model of the family
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,21 @@ def _share(difference: Array, bound: Array) -> float:
     return float(worst.max(initial=0.0))
 
 
-def case_of(call: KernelCall, seed: int = 0) -> KernelCase:
-    """Inputs and expectations for one kernel."""
-    return MAKERS[call.op](call, Random(seed))
+def case_of(call: KernelCall, *, half: bool, seed: int = 0) -> KernelCase:
+    """Inputs and expectations for one kernel.
+
+    Where `half`, kernels of several rows may round what they multiply to float16, as tensor cores take it.
+    """
+    rounding = HALF_ULP if half and _rows(call) > 1 else 0.0
+    return MAKERS[call.op](call, Random(seed), rounding)
+
+
+def _rows(call: KernelCall) -> int:
+    """Tokens of one call, of all sequences."""
+    first = call.arguments[0]
+    if isinstance(first, Mapping):
+        return prod(first["lead"]) if "lead" in first else int(first["batch"] * first["tokens"])
+    return prod(first)
 
 
 def empty(spec: TensorSpec) -> Array:
@@ -78,23 +94,55 @@ def _matrix(
     return [array for array in arrays if array is not None], matrices
 
 
-def _linear(call: KernelCall, random: Random) -> KernelCase:
-    """y = x W^T. x is exact in float16, to which tensor cores round it."""
+def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
+    """y = x W^T, with a norm of x in front and SwiGLU or the residual behind where there are any. x is exact in float16.
+
+    What is rounded to float16 before it is multiplied adds its share of the product's size: a normed x, and int4 weights.
+    """
     (arguments,) = call.arguments
     n, k, x_spec = arguments["n"], arguments["k"], call.parameters[0]
+    stored, eps = Stored.of(arguments["weight"]), arguments["norm_eps"]
+    halves = 2 if arguments["swiglu"] else 1
+    names = [spec.name for spec in call.parameters]
     x = random.normal(x_spec.shape, "float16").astype(np.float32)
-    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, Stored.of(arguments["weight"]))
-    rows = random.sample(x.size // k, ROWS)
-    wide = x.reshape(-1, k)[rows].astype(np.float64)
-    output = len(call.parameters) - 1
+    gain = [random.uniform((k,), 0.5, 1.5, "float32")] if "gain" in names else []
+    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, stored)
+    residual = [random.normal(call.parameters[names.index("residual")].shape)] if "residual" in names else []
+    y_rows = random.sample(prod(arguments["lead"]), ROWS)
+    last_of = arguments["last_of"]
+    wide = x.reshape(-1, k)[y_rows if last_of is None else [i * last_of + last_of - 1 for i in y_rows]].astype(np.float64)
+    if gain:
+        wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * gain[0]
+    loss = (k / 4 + 8) * EPS * len(gain) + rounding * (len(gain) + (stored.dtype == "int4"))  # of what is multiplied, each by itself
+    output, n_out = len(call.parameters) - 1, n // halves
     expected = []
-    for p in random.sample(matrix.panels, PANELS):
-        columns = slice(p * PANEL, min((p + 1) * PANEL, n))
-        expected.append(Expected(output, lambda y, columns=columns: y.reshape(-1, n)[rows, columns], *matrix.times(wide, p, p + 1)))  # type: ignore[misc]
-    return KernelCase([x, *weights, empty(call.parameters[output])], tuple(range(1, output)), output, tuple(expected))
+    for p in random.sample(-(-n_out // PANEL), PANELS):
+        columns = slice(p * PANEL, min((p + 1) * PANEL, n_out))
+        results = [_lossy(matrix, wide, half * n_out // PANEL + p, loss) for half in range(halves)]
+        values, bound = _gated_products(*results) if halves == 2 else results[0]
+        if residual:
+            values = values + residual[0].reshape(-1, n_out)[y_rows, columns]
+            bound = bound + EPS * np.abs(values)
+        expected.append(Expected(output, lambda y, columns=columns: y.reshape(-1, n_out)[y_rows, columns], values, bound))  # type: ignore[misc]
+    held = tuple(i for i, name in enumerate(names) if name in ("w", "s", "z"))
+    return KernelCase([x, *gain, *weights, *residual, empty(call.parameters[output])], held, output, tuple(expected))
 
 
-def _embedding(call: KernelCall, random: Random) -> KernelCase:
+def _lossy(matrix: PackedMatrix, x: Array, p: int, loss: float) -> tuple[Array, Array]:
+    """x times one panel, and the bound, where the numbers that are multiplied are off by a relative `loss`."""
+    values, bound = matrix.times(x, p, p + 1)
+    return values, bound + loss * (np.abs(x) @ np.abs(matrix.rows(p, p + 1)).T)
+
+
+def _gated_products(gate: tuple[Array, Array], up: tuple[Array, Array]) -> tuple[Array, Array]:
+    """silu(gate) * up of two products with their bounds: silu has a slope of at most 1.1, and some roundings of its own."""
+    (gate_values, gate_bound), (up_values, up_bound) = gate, up
+    silu = gate_values / (1 + np.exp(-gate_values))
+    values = silu * up_values
+    return values, 1.1 * gate_bound * (np.abs(up_values) + up_bound) + np.abs(silu) * up_bound + 4 * EPS * np.abs(values)
+
+
+def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
     """Rows of a matrix; exact, but for the rounding of an int8 number times its scale."""
     (arguments,) = call.arguments
     n, k = arguments["n"], arguments["k"]
@@ -108,7 +156,7 @@ def _embedding(call: KernelCall, random: Random) -> KernelCase:
     return KernelCase([ids, *weights, empty(call.parameters[output])], tuple(range(1, output)), output, (expected,))
 
 
-def _rms_norm(call: KernelCall, random: Random) -> KernelCase:
+def _rms_norm(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
     """x / sqrt(mean(x^2) + eps) * weight: a sum of dim squares, and some roundings."""
     _, dim, eps = call.arguments
     x, weight = random.normal(call.parameters[0].shape), random.normal((dim,))
@@ -118,11 +166,30 @@ def _rms_norm(call: KernelCall, random: Random) -> KernelCase:
     return KernelCase([x, weight, empty(call.parameters[2])], (1,), 2, (expected,))
 
 
-def _swiglu(call: KernelCall, random: Random) -> KernelCase:
+def _swiglu(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
     """silu(gate) * up: exp to 2 ulp, an addition, a division, a product."""
     both = random.normal(call.parameters[0].shape, scale=4.0)
     values = _gated(both.astype(np.float64))
     return KernelCase([both, empty(call.parameters[1])], (), 1, (Expected(1, lambda y: y, values, 4 * EPS * np.abs(values)),))
+
+
+def _residual(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """a + b, rounded once."""
+    a, b = (random.normal(spec.shape) for spec in call.parameters[:2])
+    values = a.astype(np.float64) + b
+    return KernelCase([a, b, empty(call.parameters[2])], (), 2, (Expected(2, lambda y: y, values, EPS / 2 * np.abs(values)),))
+
+
+def _rotation(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """cos or sin of position times frequency: the angle is rounded once, the function is right to 2 ulp."""
+    _, _, function = call.arguments
+    positions_spec, frequencies_spec = call.parameters[:2]
+    positions = random.whole(positions_spec.shape, 0, LONGEST_CONTEXT, "int64")
+    frequencies = random.uniform(frequencies_spec.shape, 1e-6, 1.0, "float32")
+    angles = positions[:, None, :, None].astype(np.float64) * frequencies
+    values = {"cos": np.cos, "sin": np.sin}[function](angles)
+    expected = Expected(2, lambda y: y, values, EPS / 2 * np.abs(angles) + 2 * EPS)
+    return KernelCase([positions, frequencies, empty(call.parameters[2])], (), 2, (expected,))
 
 
 def _gated(both: Array) -> Array:
@@ -131,7 +198,7 @@ def _gated(both: Array) -> Array:
     return result
 
 
-def _rolling_attention(call: KernelCall, random: Random) -> KernelCase:
+def _rolling_attention(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     """Attention behind one and a half windows: the ring is full and has gone round.
 
     Numbers are multiples of 1 / 64 and cos and sin of 1 / 4, up to 2 and 1, so that rotated keys are exact even as float16: none can round in another
@@ -146,7 +213,7 @@ def _rolling_attention(call: KernelCall, random: Random) -> KernelCase:
     rings = [random.normal(spec.shape, spec.dtype) for spec in call.parameters[4:6]]
     seen = _Seen.of(qkv, cos, sin, rings, first, heads, kv_heads, dim, window)
     queries = [(b, i) for b in range(batch) for i in random.sample(tokens, QUERIES)]
-    values, bounds = zip(*(seen.attended(b, i, shape["scale"]) for b, i in queries), strict=True)
+    values, bounds = zip(*(seen.attended(b, i, shape["scale"], rounding) for b, i in queries), strict=True)
     index = tuple(np.array(queries).T)
     expected = [Expected(6, lambda out: out[index].reshape(len(queries), heads, dim), np.stack(values), np.stack(bounds))]
     for ring, (columns, bound) in enumerate(seen.stored()):
@@ -178,11 +245,12 @@ class _Seen:
         keys, values = parts[:, :, heads : heads + kv_heads], parts[:, :, heads + kv_heads :]
         return cls(rotated(parts[:, :, :heads]), rotated(keys), values, rings, first, window)
 
-    def attended(self, b: int, i: int, scale: float) -> tuple[Array, Array]:
+    def attended(self, b: int, i: int, scale: float, rounding: float) -> tuple[Array, Array]:
         """One query's outputs (heads, head_dim) and their bounds.
 
         Scaling rounds once, the dot product head_dim + 1 times. A score that is off by e moves its share by e, and the sum of shares by as much;
-        then exp and the sums over the columns.
+        then exp and the sums over the columns. Shares that are rounded to float16, as exp of at most 0, are off by `rounding` or half its smallest
+        step.
         """
         position = self.first + i
         past = np.arange(max(position - self.window + 1, 0), self.first) % self.window
@@ -199,7 +267,8 @@ class _Seen:
         error = 2 * (key.shape[-1] + 4) * EPS * size + (key.shape[1] + 8) * EPS
         mixed, magnitude = shares @ value, shares @ np.abs(value)
         heads = self.queries.shape[2]
-        return mixed.reshape(heads, -1), (error * magnitude).reshape(heads, -1)
+        rounded = rounding * magnitude + (SMALLEST_HALF / 2 if rounding else 0) * np.abs(value).sum(1, keepdims=True)
+        return mixed.reshape(heads, -1), (error * magnitude + rounded).reshape(heads, -1)
 
     def stored(self) -> Iterator[tuple[Array, Array]]:
         """Each ring afterwards, to the bit."""
@@ -212,35 +281,36 @@ class _Seen:
             yield after, np.zeros(ring.shape)
 
 
-def _mixture(call: KernelCall, random: Random) -> KernelCase:
+def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     """A sample of tokens: each one's best experts, silu(w1 x) * (w3 x) through w2, weighted by the softmax over their scores."""
     (arguments,) = call.arguments
     dim, hidden_dim, n_experts, per_token = (arguments[name] for name in ("dim", "hidden_dim", "n_experts", "experts_per_token"))
     stored = Stored.of(arguments["weight"])
-    x, scores = (random.normal(spec.shape) for spec in call.parameters[:2])
+    x = random.normal(call.parameters[0].shape, "float16").astype(np.float32)
+    scores = random.normal(call.parameters[1].shape)
     up_arrays, up = _matrix(call, random, ("w13", "s13"), 2 * hidden_dim, dim, stored, n_experts)
     down_arrays, down = _matrix(call, random, ("w2", "s2"), dim, hidden_dim, stored, n_experts)
     inputs = [x, scores, *up_arrays, *down_arrays]
     output = len(inputs)
     rows = random.sample(x.size // dim, 2)
-    results = [_expert_sum(x.reshape(-1, dim)[i], scores.reshape(-1, n_experts)[i], up, down, per_token) for i in rows]
+    results = [_expert_sum(x.reshape(-1, dim)[i], scores.reshape(-1, n_experts)[i], up, down, per_token, rounding) for i in rows]
     values, bounds = (np.stack(part) for part in zip(*results, strict=True))
     expected = Expected(output, lambda y: y.reshape(-1, dim)[rows], values, bounds)
     return KernelCase([*inputs, *(empty(spec) for spec in call.parameters[output:])], tuple(range(2, output)), output, (expected,))
 
 
-def _expert_sum(x: Array, scores: Array, up: Sequence[PackedMatrix], down: Sequence[PackedMatrix], per_token: int) -> tuple[Array, Array]:
-    """One token's output (dim,) and its bound: silu has a slope of at most 1.1 and some roundings of its own, the share likewise."""
+def _expert_sum(
+    x: Array, scores: Array, up: Sequence[PackedMatrix], down: Sequence[PackedMatrix], per_token: int, rounding: float
+) -> tuple[Array, Array]:
+    """One token's output (dim,) and its bound: the share has some roundings of its own, and what goes through w2 may be rounded first."""
     best = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:per_token]
     shares = np.exp(scores[best].astype(np.float64) - scores[best[0]])
     result, bound = np.zeros(len(x)), np.zeros(len(x))
     for expert, share in zip(best, shares / shares.sum(), strict=True):
         both, error = _product(up[expert], x.astype(np.float64))
-        gate, raised = np.split(both, 2)
-        gate_error, up_error = np.split(error, 2)
-        silu = gate / (1 + np.exp(-gate))
-        hidden = silu * raised
-        hidden_error = np.abs(raised) * 1.1 * gate_error + np.abs(silu) * up_error + 4 * EPS * np.abs(hidden)
+        (gate, raised), (gate_error, up_error) = np.split(both, 2), np.split(error, 2)
+        hidden, hidden_error = _gated_products((gate, gate_error), (raised, up_error))
+        hidden_error = hidden_error + rounding * np.abs(hidden)
         output, own_error = _product(down[expert], hidden)
         carried, _ = _product(down[expert], hidden_error, magnitudes=True)
         result += share * output
@@ -259,11 +329,13 @@ def _product(matrix: PackedMatrix, x: Array, *, magnitudes: bool = False) -> tup
     return np.concatenate(values), np.concatenate(bounds)
 
 
-MAKERS: Mapping[str, Callable[[KernelCall, Random], KernelCase]] = {
+MAKERS: Mapping[str, Callable[[KernelCall, Random, float], KernelCase]] = {
     "linear": _linear,
     "embedding": _embedding,
     "rms_norm": _rms_norm,
     "swiglu": _swiglu,
+    "residual": _residual,
+    "rotation": _rotation,
     "rolling_attention": _rolling_attention,
     "mixture": _mixture,
 }

@@ -22,8 +22,10 @@ def wide(weight, scale):
     return weight.astype(np.float64) * (1 if scale is None else scale.reshape(EXPERTS, -1, 1).astype(np.float64))
 
 
-def expected(x, scores, w13, w2):
+def expected(x, scores, w13, w2, rounding=0.0):
     """(tokens, dim), (tokens, experts), (experts, 2 hidden, dim) and (experts, dim, hidden) to (tokens, dim) and how far float32 may be off it.
+
+    `rounding` is the relative error of what goes into the second product.
 
     A sum of K products is off by at most (K + 2) u sum |w x|, a scale included (Higham, section 3.1). silu has a slope of at most 1.1 and is
     computed with some roundings of its own (exp to 2 ulp, addition, division, product); the share likewise.
@@ -36,18 +38,22 @@ def expected(x, scores, w13, w2):
             gate, up = np.split(w13[e] @ row, 2)
             gate_error, up_error = np.split((len(row) + 2) * U * (np.abs(w13[e]) @ np.abs(row)), 2)
             silu = gate / (1 + np.exp(-gate))
-            error = np.abs(up) * 1.1 * gate_error + np.abs(silu) * up_error + 8 * U * np.abs(silu * up)
+            error = np.abs(up) * 1.1 * gate_error + np.abs(silu) * up_error + (8 * U + rounding) * np.abs(silu * up)
             output = w2[e] @ (silu * up)
             result[i] += share * output
             bound[i] += share * (np.abs(w2[e]) @ error + (len(up) + 2) * U * (np.abs(w2[e]) @ np.abs(silu * up)) + 16 * U * np.abs(output))
     return result, bound
 
 
-def check(make_and_run, tokens, dim, hidden_dim, dtype, pack=to_panels):
-    """`make_and_run(shape, arrays)` calls the kernel and gives all its arrays back; the output follows the inputs. `pack` is the target's."""
+def check(make_and_run, tokens, dim, hidden_dim, dtype, pack=to_panels, *, rounds=False):
+    """`make_and_run(shape, arrays)` calls the kernel and gives all its arrays back; the output follows the inputs. `pack` is the target's.
+
+    A kernel that `rounds` may round activations to float16: x is exact in it.
+    """
 
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((1, tokens, dim)).astype(np.float32)
+    x = x.astype(np.float16).astype(np.float32) if rounds else x
     scores = rng.standard_normal((1, tokens, EXPERTS)).astype(np.float32)
     scores[..., UNLOVED] = -100
     scores[0, -1] = 1  # equal: the first experts count
@@ -61,5 +67,5 @@ def check(make_and_run, tokens, dim, hidden_dim, dtype, pack=to_panels):
     scratch = [np.full(size, np.nan if kind == "float32" else -(2**30), kind) for size, kind in shape.scratch]
     inputs = [x, scores, *weights]
     found = make_and_run(shape, [*inputs, np.full((1, tokens, dim), np.nan, np.float32), *scratch])[len(inputs)]
-    reference, bound = expected(x[0], scores[0], wide(w13, s13), wide(w2, s2))
+    reference, bound = expected(x[0], scores[0], wide(w13, s13), wide(w2, s2), 2.0**-11 if rounds else 0.0)
     assert np.all(np.abs(found[0] - reference) <= bound)

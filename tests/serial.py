@@ -11,7 +11,7 @@ import pytest
 from build import dispatch
 from build.compiler import tvm
 from build.kernels.cuda.binding import SERIAL
-from build.kernels.table import KernelSet, kernel_set_of
+from build.kernels.table import Kernels, kernels_of
 from build.layout import packed_tensors
 from build.pack import pack_weights, packed, packed_weights
 from build.pipeline import CALLS_FILE, build_library
@@ -24,10 +24,10 @@ from runtime.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
 from runtime.tensor_file import TensorFile
 
 
-def serial_kernels(target: TargetSpec) -> KernelSet:
+def serial_kernels(target: TargetSpec) -> Kernels:
     """The kernels of a GPU for a target's dtype, in their serial form."""
-    kernels = kernel_set_of(msgspec.structs.replace(target, kind="cuda")).kernels
-    return KernelSet({op: partial(maker, on=SERIAL) for op, maker in kernels.items()})
+    kernels = kernels_of(msgspec.structs.replace(target, kind="cuda"))
+    return {op: partial(maker, on=SERIAL) for op, maker in kernels.items()}
 
 
 def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Manifest:
@@ -35,7 +35,7 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
     spec = target_spec(BackendConfig(target="llvm", dtype=dtype))
     record = graphs.record
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "kernel_set_of", serial_kernels)
+        patch.setattr(dispatch, "kernels_of", serial_kernels)
         patch.setattr(dispatch, "packed_tensors", lambda tensor, n_experts, _kind: packed_tensors(tensor, n_experts, "cuda"))
         patch.setattr(dispatch, "packed_weights", lambda record, _kind: packed_weights(record, "cuda"))
         build_library(graphs, spec, folder, dump=None)

@@ -15,7 +15,7 @@ from build import cuda
 from build.compile import compile_config
 from build.compiler import tvm
 from build.kernels.shapes import Linear
-from build.kernels.table import kernel_set_of
+from build.kernels.table import kernels_of
 from build.machine_code import check_machine_code, device_code
 from build.target import TARGETS
 from export.config import load_config
@@ -172,7 +172,7 @@ def test_registers_of_tensor_cores_are_whole_words(monkeypatch):
     sources = []
     monkeypatch.setattr(cuda, "compile_fatbin", lambda _nvcc, source, _archs: (sources.append(source), (b"", []))[1])
     spec = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
-    kernel = kernel_set_of(spec).kernels["linear"](Linear((1, 128), 128, 64, MatrixFormat(dtype="int8")))
+    kernel = kernels_of(spec)["linear"](Linear((1, 128), 128, 64, MatrixFormat(dtype="int8")))
     with (
         tempfile.TemporaryDirectory() as folder,
         cuda.toolchain(spec, Path(folder), None),

@@ -5,7 +5,7 @@ import pytest
 from tvm.script import tirx as T
 
 from build.compiler import tvm
-from build.kernels.cuda import attention, decode_attention, embedding, linear, mixture, norm, swiglu, tensor_core
+from build.kernels.cuda import attention, decode_attention, embedding, flash_attention, gemv, linear, mixture, mma, norm, swiglu, tensor_core
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
 from build.layout import int4_words, to_panels, to_vector_panels
@@ -65,18 +65,79 @@ def test_linear(lead, n, k, name):
     assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= (k + 4) * FLOAT32 * magnitude)
 
 
-# rows at and beyond 16, 64 and 128, and N and K beside a tile of 128 and a step of 32
-@pytest.mark.parametrize("name", ["float16", "int8"])
-@pytest.mark.parametrize(("rows", "n", "k"), [(16, 32, 64), (64, 128, 32), (70, 150, 60), (130, 257, 100)])
+# rows at and beyond 16, 64 and 128, and N and K beside a tile of 128 and a step of 32; int4 in whole groups
+TENSOR = [(16, 32, 64), (64, 128, 32), (70, 150, 60), (130, 257, 100)]
+TENSOR_CASES = [(*sizes, name) for sizes in TENSOR for name in ("float16", "int8")]
+TENSOR_CASES += [(16, 32, 64, "int4"), (70, 150, 64, "int4-zeros"), (130, 257, 96, "int4")]
+
+
+@pytest.mark.parametrize(("rows", "n", "k", "name"), TENSOR_CASES)
 def test_tensor_cores(rows, n, k, name):
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((1, rows, k)).astype(np.float32)
     arrays, wide = weights(rng, n, k, FORMATS[name])
+    wide = wide.astype(np.float16).astype(np.float64) if name in INT4 else wide
     shape = Linear((1, rows), n, k, FORMATS[name])
     assert tensor_core.suits(shape)
     *_, y = run(compiled(linear.linear(shape, on=SERIAL, tensor_cores=True)), x, *arrays, garbage((1, rows, n)))
     rounded = x.astype(np.float16).astype(np.float64)
     assert np.all(np.abs(y - rounded @ wide.T) <= (k + 4) * FLOAT32 * (np.abs(rounded) @ np.abs(wide).T))
+
+
+NORM_EPS = 1e-5
+# One row, the last token of one and of two sequences, several rows in float32, and rows for tensor cores; widths that fill panels (SwiGLU needs that)
+# and do not; a K that leaves no room for a normed x in a block.
+FUSED = {
+    "norm": (Linear((1, 1), 70, 96, FORMATS["float16"], norm_eps=NORM_EPS), False),
+    "norm, int4": (Linear((1, 1), 40, 2080, FORMATS["int4-zeros"], norm_eps=NORM_EPS), False),
+    "norm, wide": (Linear((1, 1), 33, 12288, FORMATS["int8"], norm_eps=NORM_EPS), False),
+    "norm, last token": (Linear((1, 1), 70, 96, FORMATS["int8"], last_of=5, norm_eps=NORM_EPS), False),
+    "norm, last token of two": (Linear((2, 1), 70, 96, FORMATS["float32"], last_of=5, norm_eps=NORM_EPS), False),
+    "norm and SwiGLU": (Linear((1, 1), 128, 96, FORMATS["float16"], norm_eps=NORM_EPS, swiglu=True), False),
+    "norm and SwiGLU, int4": (Linear((1, 1), 192, 64, FORMATS["int4"], norm_eps=NORM_EPS, swiglu=True), False),
+    "SwiGLU, int8": (Linear((1, 1), 64, 1024, FORMATS["int8"], swiglu=True), False),
+    "residual": (Linear((1, 1), 70, 40, FORMATS["int8"], residual=True), False),
+    "norm and SwiGLU, rows": (Linear((2, 9), 64, 40, FORMATS["int8"], norm_eps=NORM_EPS, swiglu=True), False),
+    "residual, rows": (Linear((1, 18), 33, 40, FORMATS["float16"], residual=True), False),
+    "norm and SwiGLU, tensor cores": (Linear((1, 70), 320, 64, FORMATS["int8"], norm_eps=NORM_EPS, swiglu=True), True),
+    "SwiGLU, tensor cores, float16": (Linear((1, 130), 448, 40, FORMATS["float16"], swiglu=True), True),
+    "residual, tensor cores": (Linear((1, 16), 150, 64, FORMATS["int4"], residual=True), True),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_is_fused_with_a_product(name):
+    shape, tensor_cores = FUSED[name]
+    assert tensor_core.suits(shape) == tensor_cores or shape.rows == 18
+    rng = np.random.default_rng(len(name))
+    x = rng.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
+    gain = [rng.uniform(0.5, 1.5, shape.k).astype(np.float32)] if shape.norm_eps else []
+    residual = [rng.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)] if shape.residual else []
+    arrays, wide = weights(rng, shape.n, shape.k, shape.weight)
+    kernel = compiled(linear.linear(shape, on=SERIAL, tensor_cores=tensor_cores))
+    *_, y = run(kernel, x, *gain, *arrays, *residual, garbage((*shape.lead, shape.n_out)))
+    rows = x.reshape(-1, shape.k)[[shape.x_row(i) for i in range(shape.rows)]].astype(np.float64)
+    if gain:
+        rows = rows / np.sqrt(np.mean(rows**2, -1, keepdims=True) + NORM_EPS) * gain[0]
+    both, magnitude = rows @ wide.T, np.abs(rows) @ np.abs(wide).T
+    if shape.weight.dtype == "int4":  # as in `test_linear`
+        magnitude = magnitude * 62
+    # K products and sums as in `test_linear`, a norm of relative error (K / 4 + 4) eps; tensor cores round x, and int4 weights, by half an ulp each
+    error = (1.25 * shape.k + 8) * FLOAT32 * magnitude + (2.0**-10 * magnitude if tensor_cores else 0)
+    if shape.swiglu:  # silu has a slope of at most 1.1
+        (gate, up), (gate_error, up_error) = np.split(both, 2, axis=1), np.split(error, 2, axis=1)
+        silu = gate / (1 + np.exp(-gate))
+        both, error = silu * up, 1.1 * gate_error * (np.abs(up) + up_error) + np.abs(silu) * up_error + 4 * FLOAT32 * np.abs(silu * up)
+    if residual:
+        both = both + residual[0].reshape(both.shape)
+        error = error + FLOAT32 * np.abs(both)
+    assert np.all(np.abs(y.reshape(both.shape) - both) <= error)
+    assert y.std() > 0.1  # not a bound so wide that nothing would do
+
+
+def test_what_leaves_room_for_a_norm():
+    """12288 floats are all of a block's 48 kB."""
+    assert [gemv.fits_norm(Linear((1, 1), 64, k, FORMATS["int4"])) for k in (4096, 8192, 12288)] == [True, True, False]
 
 
 def test_fragments_lie_as_the_ptx_manual_says():
@@ -96,7 +157,7 @@ def test_fragments_lie_as_the_ptx_manual_says():
     @T.prim_func
     def warp(a: T.Buffer((32, 4), "uint32"), b: T.Buffer((32, 2), "uint32"), acc: T.Buffer((32, 4), "float32")):
         for t in T.serial(32):
-            tensor_core.multiply_serially(acc, a, b, t, 0, 0, 0)
+            mma.multiply_serially(acc, a, b, t, 0, 0, 0)
 
     *_, acc = run(compiled(warp), a.view(np.uint32)[..., 0], b.view(np.uint32)[..., 0], np.ones((32, 4), np.float32))
     expected = x @ w + 1
@@ -108,7 +169,7 @@ def test_fragments_lie_as_the_ptx_manual_says():
 
 @pytest.mark.parametrize(
     ("rows", "k", "name", "suits"),
-    [(16, 64, "float16", True), (15, 64, "float16", False), (16, 62, "int8", False), (64, 64, "int4", False), (64, 64, "float32", False)],
+    [(16, 64, "float16", True), (15, 64, "float16", False), (16, 62, "int8", False), (16, 64, "int4", True), (64, 64, "float32", False)],
 )
 def test_what_goes_to_tensor_cores(rows, k, name, suits):
     assert tensor_core.suits(Linear((1, rows), 32, k, FORMATS[name])) == suits
@@ -145,7 +206,7 @@ BLOCKS = [(4096, 512, 16), (28672, 512, 8), (1024, 512, 32), (576, 72, 32), (64,
 @pytest.mark.parametrize(("n", "k", "warps"), BLOCKS)
 def test_small_matrices_are_split_more(n, k, warps):
     """`k` in vectors."""
-    assert linear.gemv_warps(-(-n // 32), k) == warps
+    assert gemv.gemv_warps(-(-n // 32), k) == warps
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -222,9 +283,35 @@ def test_queries_that_do_not_fit_are_refused():
         decode_attention.tile_keys(RollingAttention(1, 1, 64, 1, 256, 4096, "float16", 1.0))
 
 
-def check_attention(case, dtype):
+FLASH_CASES = {  # as CASES, in float16: rows of queries, tiles of 64 columns, and heads of 32 to 128
+    **{name: CASES[name] for name in (TWO_ROWS, SHARED)},
+    "chunk longer than the window": (1, 2, 1, 32, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
+    "a row that is all padding": (2, 8, 2, 32, 8, [(4, (-4, -1)), (4, (0, 3))]),
+    "all of many tiles seen by all": (1, 4, 1, 128, 300, [(64, (p,)) for p in (-3, 61, 125, 189, 253, 317)]),
+    "short chunks, wide groups": (1, 8, 1, 96, 70, [(2, (2 * p,)) for p in range(40)]),
+}
+
+
+@pytest.mark.parametrize("case", FLASH_CASES)
+def test_rolling_attention_on_tensor_cores(case):
+    batch, heads, kv_heads, dim, window, chunks = FLASH_CASES[case]
+    shapes = [RollingAttention(batch, tokens, heads, kv_heads, dim, window, "float16", 1.0) for tokens, _ in chunks]
+    assert any(flash_attention.suits(shape) for shape in shapes)
+    check_attention(case, "float16", FLASH_CASES, tensor_cores=True)
+
+
+def test_what_attention_goes_to_tensor_cores():
+    def suits(tokens, heads, kv_heads, head_dim, dtype):
+        return flash_attention.suits(RollingAttention(1, tokens, heads, kv_heads, head_dim, 64, dtype, 1.0))
+
+    assert [suits(16, 8, 8, 128, "float16"), suits(4, 8, 2, 64, "float16")] == [True, True]
+    assert [suits(15, 8, 8, 128, "float16"), suits(16, 8, 8, 128, "float32")] == [False, False]
+    assert [suits(16, 8, 8, 160, "float16"), suits(16, 8, 8, 80, "float16"), suits(1, 32, 1, 64, "float16")] == [False, False, False]
+
+
+def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
     """All chunks of a case, one after the other, each against the definition."""
-    batch, heads, kv_heads, dim, window, chunks = CASES[case]
+    batch, heads, kv_heads, dim, window, chunks = cases[case]
     rng = np.random.default_rng(7)
     rings = [np.zeros((batch, kv_heads, window, dim), dtype) for _ in range(2)]
     history = [{} for _ in range(batch)]  # row: position to (rotated key, value), as stored
@@ -232,7 +319,7 @@ def check_attention(case, dtype):
     for tokens, firsts in chunks:
         shape = RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, dim**-0.5)
         if tokens not in kernels:
-            kernels[tokens] = compiled(attention.rolling_attention(shape, on=SERIAL))
+            kernels[tokens] = compiled(attention.rolling_attention(shape, on=SERIAL, tensor_cores=tensor_cores))
         positions = np.array(firsts)[:, None] + np.arange(tokens)
         qkv = rng.standard_normal((batch, tokens, shape.qkv_dim)).astype(np.float32)
         angles = positions[:, None, :, None] * 10.0 ** -np.arange(dim // 2)
@@ -291,3 +378,12 @@ def reference(shape, qkv, cos, sin, positions, history):
 )
 def test_mixture(tokens, dim, hidden_dim, dtype):
     check_mixture(lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays), tokens, dim, hidden_dim, dtype, to_vector_panels)
+
+
+# tiles with rows for all, some and no pairs; N beside a tile of 128
+@pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), [(16, 64, 48, "float16"), (70, 72, 100, "int8")])
+def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
+    def make_and_run(shape, arrays):
+        return run(compiled(mixture.mixture(shape, on=SERIAL, tensor_cores=True)), *arrays)
+
+    check_mixture(make_and_run, tokens, dim, hidden_dim, dtype, to_vector_panels, rounds=True)

@@ -13,7 +13,6 @@ from onnx import numpy_helper
 
 from build.dispatch import dispatch, find_regions, weights_of
 from build.importer import import_graphs
-from build.kernels.table import kernel_set_of
 from export.graphs import OnnxGraphs
 from export.stage import ROOT
 from runtime.errors import UserError
@@ -148,7 +147,7 @@ def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
 
 def regions_of(module, graph):
     """What dispatch finds for the CPU."""
-    return find_regions(module, graph, kernel_set_of(TARGET), weights_of(module.record, module.module[graph.name], graph, TARGET.kind))
+    return find_regions(module, graph, weights_of(module.record, module.module[graph.name], graph, TARGET.kind))
 
 
 @pytest.fixture(scope="module")

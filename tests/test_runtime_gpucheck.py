@@ -14,7 +14,7 @@ from build.dispatch import dispatch
 from build.importer import import_graphs
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
-from build.kernels.table import CUDA
+from build.kernels.table import CUDA, kernels_of
 from build.layout import packed_tensors
 from export.quantize import MatrixFormat, ModelTensor, load, store
 from runtime import gpucheck, torch_limits
@@ -50,33 +50,52 @@ from tests.kernels import aligned, compiled, packed
 from tests.serial import Host, compile_serial
 
 CUDA_TARGET = TargetSpec(kind="cuda", dtype="fp32", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
+HALF_TARGET = msgspec.structs.replace(CUDA_TARGET, dtype="fp16")
 SHAPES = {"linear": Linear, "embedding": Embedding, "rolling_attention": RollingAttention, "mixture": Mixture}
 
 
 def serial(call):
-    """The kernel of a call in its serial form."""
+    """The kernel of a call in its serial form, with products for tensor cores."""
     arguments = [msgspec.convert(argument, SHAPES[call.op]) for argument in call.arguments] if call.op in SHAPES else call.arguments
-    return compiled(CUDA[call.op](*arguments, on=SERIAL))
+    return compiled(kernels_of(HALF_TARGET)[call.op](*arguments, on=SERIAL))
 
 
 def calls_of(compile_case, name):
     """The kernels that a case would call on a GPU; no machine code is made."""
-    target = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
-    return dispatch(import_graphs(compile_case(name).graphs), target).calls
+    return dispatch(import_graphs(compile_case(name).graphs), HALF_TARGET).calls
+
+
+def call_of(op, *arguments):
+    """A kernel with these arguments of its maker."""
+    parameters = tuple(TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in CUDA[op](*arguments).params)
+    arguments = tuple(map(msgspec.to_builtins, arguments))
+    return KernelCall(kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"decode": 1}, bytes=1, flops=1)
 
 
 def mixture_call(tokens, dtype):
     """A mixture's kernel."""
-    shape = Mixture((1, tokens), 64, 48, 5, 2, MatrixFormat(dtype=dtype))
-    parameters = tuple(TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in CUDA["mixture"](shape).params)
-    arguments = (msgspec.to_builtins(shape),)
-    return KernelCall(kernel="mixture_0", op="mixture", arguments=arguments, parameters=parameters, calls={"decode": 1}, bytes=1, flops=1)
+    return call_of("mixture", Mixture((1, tokens), 64, 48, 5, 2, MatrixFormat(dtype=dtype)))
+
+
+OTHERS = [("rms_norm", (2, 3), 100, 1e-5), ("swiglu", (1, 5), 33), ("residual", (2, 3, 40)), ("rotation", (2, 3), 16, "sin")]
+
+
+@pytest.mark.parametrize("arguments", OTHERS, ids=lambda arguments: arguments[0])
+def test_what_stands_beside_products_is_within_its_bound(arguments):
+    call = call_of(*arguments)
+    right = serial(call)
+    assert 0 < check_kernel(call, right, Host(), half=True).error <= 1
+
+    def scaled(tensors):
+        tensors[-1].copyfrom(tensors[-1].numpy() * np.float32(1.01))
+
+    assert check_kernel(call, wrong(right, scaled), Host(), half=True).error > 1
 
 
 @pytest.mark.parametrize(("tokens", "dtype"), [(1, "int8"), (5, "float16"), (70, "int8")])
 def test_a_mixture_is_within_its_bound(tokens, dtype):
     call = mixture_call(tokens, dtype)
-    assert 0 < check_kernel(call, serial(call), Host()).error <= 1
+    assert 0 < check_kernel(call, serial(call), Host(), half=True).error <= 1
 
 
 @pytest.fixture(autouse=True)
@@ -94,11 +113,11 @@ def wrong(function, change):
     return call
 
 
-@pytest.mark.parametrize("op", ["linear", "embedding", "rms_norm", "swiglu", "rolling_attention", "mixture"])
+@pytest.mark.parametrize("op", ["linear", "embedding", "rotation", "rolling_attention", "mixture"])
 def test_a_wrong_kernel_is_seen(compile_case, op):
     """A result a little too large, a number that was not written, and, of attention, a ring that was written one slot too far."""
     call = mixture_call(5, "int8") if op == "mixture" else next(call for call in calls_of(compile_case, "fp16") if call.op == op)
-    right, output = serial(call), case_of(call).output
+    right, output = serial(call), case_of(call, half=True).output
 
     def scaled(tensors):
         tensors[output].copyfrom(tensors[output].numpy() * np.float32(1.01))
@@ -115,7 +134,7 @@ def test_a_wrong_kernel_is_seen(compile_case, op):
         tensors[4].copyfrom(np.full_like(tensors[4].numpy(), np.nan))
 
     for change in (scaled, unwritten, *([shifted, broken] if op == "rolling_attention" else [])):
-        assert check_kernel(call, wrong(right, change), Host()).error > 1
+        assert check_kernel(call, wrong(right, change), Host(), half=True).error > 1
 
 
 FORMATS = [
@@ -248,7 +267,7 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
     assert gpucheck.main([str(serial_folder), "--kernels-only", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["speeds"], len(found["kernels"])) == (True, None, len(manifest.calls))
-    monkeypatch.setattr(gpucheck, "check_kernel", lambda *_: replace(KERNEL, error=2.0))
+    monkeypatch.setattr(gpucheck, "check_kernel", lambda *_, **__: replace(KERNEL, error=2.0))
     with pytest.raises(UserError, match="something is wrong on this machine"):
         gpucheck.main([str(serial_folder), "--kernels-only"])
     assert "WRONG" in capsys.readouterr().out
@@ -260,7 +279,7 @@ def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_fac
     monkeypatch.setattr(torch_limits, "PYTHONS", ())
     monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
 
-    def failing(*_):
+    def failing(*_, **__):
         raise UserError("error 700")
 
     monkeypatch.setattr(gpucheck, "check_kernel", failing)

@@ -1,7 +1,6 @@
 """The operations that kernels exist for, and which kernel serves which target. A new kernel is a file and a row here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from tvm.tirx import PrimFunc
@@ -13,17 +12,12 @@ from build.kernels.cuda import embedding as cuda_embedding
 from build.kernels.cuda import linear as cuda_linear
 from build.kernels.cuda import mixture as cuda_mixture
 from build.kernels.cuda import norm as cuda_norm
+from build.kernels.cuda import residual as cuda_residual
+from build.kernels.cuda import rotation as cuda_rotation
 from build.kernels.cuda import swiglu as cuda_swiglu
 from runtime.manifest import TargetSpec
 
-
-@dataclass(frozen=True)
-class KernelSet:
-    """One target's kernels, by operation, and what its `linear` can compute in the same launch."""
-
-    kernels: Mapping[str, Callable[..., PrimFunc]]
-    fusions: frozenset[str] = frozenset()
-
+Kernels = Mapping[str, Callable[..., PrimFunc]]  # by operation
 
 # op                 computes
 # rolling_attention  split, rotate, attend, write the ring
@@ -49,14 +43,18 @@ CUDA: dict[str, Callable[..., PrimFunc]] = {
     "embedding": cuda_embedding.embedding,
     "rms_norm": cuda_norm.rms_norm,
     "swiglu": cuda_swiglu.swiglu,
+    "residual": cuda_residual.residual,
+    "rotation": cuda_rotation.rotation,
     "linear": cuda_linear.linear,
     "mixture": cuda_mixture.mixture,
 }
+ON_TENSOR_CORES = ("rolling_attention", "linear", "mixture")  # where activations may be rounded to float16
 
 
-def kernel_set_of(target: TargetSpec) -> KernelSet:
+def kernels_of(target: TargetSpec) -> Kernels:
     """The kernels for one target, for what its processor can do."""
     if target.kind == "cuda":
-        return KernelSet({**CUDA, "linear": partial(cuda_linear.linear, tensor_cores=target.dtype == "fp16")})
+        tensor_cores = {op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES} if target.dtype == "fp16" else {}
+        return {**CUDA, **tensor_cores}
     level = level_of(target.cpu_features)
-    return KernelSet({op: partial(maker, level) for op, maker in CPU.items()}, frozenset({"norm", "swiglu", "residual"}))
+    return {op: partial(maker, level) for op, maker in CPU.items()}

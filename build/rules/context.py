@@ -52,7 +52,6 @@ class Context:
     inputs: dict[Expr, str]  # parameters that are no weights, to their names
     weights: dict[Expr, Weight]  # parameters that are
     present: dict[Expr, Expr]  # cache parameter to the graph's output that replaces it
-    fusions: frozenset[str]  # what the target's `linear` can compute in the same launch
 
     def input_name(self, value: Expr) -> str:
         """Name of an input, or NoMatch."""

@@ -12,7 +12,7 @@ from build.rules.shared import gated, levels_of
 
 
 def linear(c: Context, root: Expr) -> Region:
-    """matmul(x, transpose(weight)), with an RMSNorm in front where the target's kernel can compute it in the same launch."""
+    """matmul(x, transpose(weight)), with an RMSNorm in front where nothing else reads what it gives."""
     p = c.producers
     rounded, transposed = p.args(root, "matmul")
     w = c.weight(p.permuted(transposed, (1, 0)))
@@ -20,7 +20,7 @@ def linear(c: Context, root: Expr) -> Region:
     shape_of = Linear(tuple(shape(root)[:-1]), w.n, w.k, w.tensor.stored)
     inputs: tuple[Expr, ...] = (x,)
     nbytes = w.nbytes
-    if "norm" in c.fusions and p.uses[x] == 1:
+    if p.uses[x] == 1:
         try:
             norm = rms_norm(c, x)
         except NoMatch:
@@ -60,7 +60,6 @@ def _rounded_source(c: Context, value: Expr, w: Weight) -> Expr:
 
 def linear_with_residual(c: Context, root: Expr) -> Region:
     """residual + matmul(x, transpose(weight))."""
-    _expect_fusion(c, "residual")
     for residual, product in permutations(c.producers.args(root, "add")):
         if is_call(c.producers.calls.get(product), "matmul") and shape(residual) == shape(root):
             inner = linear(c, product)
@@ -71,15 +70,9 @@ def linear_with_residual(c: Context, root: Expr) -> Region:
 
 def linear_with_swiglu(c: Context, root: Expr) -> Region:
     """silu(both[..., :F]) * both[..., F:] of a product `both`, for widths that both halves of the stored weight can be read by."""
-    _expect_fusion(c, "swiglu")
     inner = linear(c, gated(c, root))
     (kernel,) = inner.arguments
     fused = replace(kernel, swiglu=True)
     if fused.n_out % PANEL:
         raise NoMatch(f"expected a width in whole panels of {PANEL}")
     return replace(inner, arguments=(fused,), output=root)
-
-
-def _expect_fusion(c: Context, name: str) -> None:
-    if name not in c.fusions:
-        raise NoMatch(f"the target's products compute no {name}")

@@ -14,6 +14,7 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.decode_attention import decode_attention
+from build.kernels.cuda.flash_attention import flash_attention, suits
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
 
@@ -30,15 +31,18 @@ class Tile:
 TILE = Tile(threads=128, keys=32)
 
 
-def rolling_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
+def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
     """Kernel of qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T) and both rings, to out (B, T, n_heads * head_dim).
 
     Positions are consecutive in each row; negative ones are padding: they are neither written nor seen. Arguments: qkv, cos, sin, positions,
-    key ring, value ring (both updated in place), with `out` as a new tensor in front of the rings' results.
+    key ring, value ring (both updated in place), with `out` as a new tensor in front of the rings' results. With `tensor_cores`, queries and
+    shares of several tokens may be rounded to float16.
     """
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     if N == 1:
         return decode_attention(shape, on)
+    if tensor_cores and suits(shape):
+        return flash_attention(shape, on)
     half, dtype = D // 2, shape.cache_dtype
     attend, write_ring = _attend(shape, on), ring_writer(shape, on)
 

@@ -12,6 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 WARP = 32  # threads that run together, and whose neighbouring loads become one
+SHARED_BYTES = 48 * 1024  # that a block may have, on every architecture
 
 
 @dataclass(frozen=True)

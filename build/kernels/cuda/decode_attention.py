@@ -11,7 +11,7 @@ Bytes per call: 2 visible n_kv_heads head_dim itemsize; operations: 4 visible n_
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
+from build.kernels.cuda.binding import ATTRIBUTES, GPU, SHARED_BYTES, Binding
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
 from build.layout import VECTOR
@@ -20,7 +20,6 @@ from runtime.tensor_file import numpy_dtype
 
 BLOCKS = 264  # two for each multiprocessor of an H200; not yet measured on a GPU
 THREADS, TILE_KEYS = 128, 32
-SHARED_BYTES = 48 * 1024  # of a block, on every architecture
 PADDING = 2  # numbers behind a key in shared memory: threads that read neighbouring keys hit different banks
 
 

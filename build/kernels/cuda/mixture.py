@@ -1,30 +1,34 @@
 """Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by the softmax over their scores.
 
-Launches: route (a thread a token), group (a thread an expert), w13, gate, w2, sum. In the products a block is a panel of one expert times a tile
-of the pairs that chose it; a block whose tile is empty reads nothing. A pair is one token with one of its experts.
+Launches: route (a thread a token), group (a thread an expert), w13, gate, w2, sum. In the products a block is a panel (on tensor cores, four) of one
+expert times a tile of the pairs that chose it; a block whose tile is empty reads nothing. A pair is one token with one of its experts.
 Bytes per call: the matrices of the chosen experts, once per tile of pairs; operations: 6 pairs dim hidden_dim.
 """
+
+from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from build.kernels.cuda import mma, tensor_core
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
-from build.kernels.cuda.linear import PANEL, THREADS, TILE, RowTiles, gemv_warps, panel_dot, panel_total, tile_product
-from build.kernels.cuda.swiglu import gated
+from build.kernels.cuda.gemm import THREADS, TILE, RowTiles, tile_product
+from build.kernels.cuda.gemv import gemv_warps, panel_dot, panel_total
+from build.kernels.cuda.swiglu import gated_rows
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
-from build.layout import vector_layout, vector_steps
+from build.layout import PANEL, vector_layout, vector_steps
 
 LOWEST = -3.4028234e38  # of float32
 
 
-def mixture(shape: Mixture, on: Binding = GPU) -> PrimFunc:
-    """The kernel; its parameters are those of `mixture_function`."""
+def mixture(shape: Mixture, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
+    """The kernel; its parameters are those of `mixture_function`. With `tensor_cores`, products of many pairs may round activations to float16."""
     dim, hidden_dim = shape.dim, shape.hidden_dim
-    product = _pair_product if shape.tokens == 1 else _grouped_product
-    up = product(shape, 2 * hidden_dim, dim, shape.experts_per_token, on)
-    down = product(shape, dim, hidden_dim, 1, on)
-    route, group, gate, combine = _route(shape, on), _group(shape, on), _gate(shape, on), _combine(shape, on)
+    up = _product(shape, 2 * hidden_dim, dim, shape.experts_per_token, on, tensor_cores=tensor_cores)
+    down = _product(shape, dim, hidden_dim, 1, on, tensor_cores=tensor_cores)
+    route, group, combine = _route(shape, on), _group(shape, on), _combine(shape, on)
+    gate = gated_rows(shape.pairs, hidden_dim, on)
 
     @T.inline
     def body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, hidden, mixed):
@@ -93,6 +97,15 @@ def _group(shape: Mixture, on: Binding):
     return body
 
 
+def _product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding, *, tensor_cores: bool):
+    """Inline `product(x, w, s, chosen, count, members, out)`: row i of out = the chosen expert's matrix (n, k) times row i // pairs_per_row of x."""
+    if shape.tokens == 1:
+        return _pair_product(shape, n, k, pairs_per_row, on)
+    if tensor_cores and tensor_core.fits(shape.weight, shape.tokens, k):
+        return _tensor_core_product(shape, n, k, pairs_per_row, on)
+    return _grouped_product(shape, n, k, pairs_per_row, on)
+
+
 def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
     """One token: a block a panel of one of its experts."""
     panels = -(-n // PANEL)
@@ -105,10 +118,10 @@ def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bindin
             partial = T.alloc_buffer((warps, PANEL), "float32", scope=on.shared)
             pair = block // panels
             p = block % panels
-            dot(x, pair // pairs_per_row, w, None, None, chosen[pair] * panels + p, partial)
+            dot(x, pair // pairs_per_row, w, None, None, chosen[pair] * panels + p, partial, 0)
             for t in on.threads(warps * WARP):
                 if t < PANEL and p * PANEL + t < n:
-                    out[pair, p * PANEL + t] = total(partial, s, chosen[pair] * n + p * PANEL + t, t)
+                    out[pair, p * PANEL + t] = total(partial, 0, s, chosen[pair] * n + p * PANEL + t, t)
 
     return body
 
@@ -134,28 +147,40 @@ def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bin
                     i = m + t // WARP * tiles.per_warp + r
                     j = p * PANEL + t % WARP
                     if i < count[e] and j < n:
-                        if s is None:
-                            out[members[e, i], j] = acc[on.own(t), r]
-                        else:
-                            out[members[e, i], j] = acc[on.own(t), r] * s[e * n + j]
+                        out[members[e, i], j] = _scaled(acc[on.own(t), r], s, e * n + j)
 
     return body
 
 
-def _gate(shape: Mixture, on: Binding):
-    """hidden = silu(gate) * up; a thread an element."""
-    hidden_dim, parts = shape.hidden_dim, -(-shape.hidden_dim // THREADS)
+def _tensor_core_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
+    """As `_grouped_product`: a block some panels of one expert times a tile of the pairs that chose it."""
+    tiling = tensor_core.Tiling.of(shape.tokens)
+    row_blocks, column_blocks = -(-shape.tokens // tiling.rows), -(-n // tiling.outputs)
+    multiply = tensor_core.tile_product(shape.weight, n, k, tiling, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row)
 
     @T.inline
-    def body(both, hidden):
-        for block in on.blocks(shape.pairs * parts):
-            for t in on.threads(THREADS):
-                i = block // parts
-                j = block % parts * THREADS + t
-                if j < hidden_dim:
-                    hidden[i, j] = gated(both[i, j], both[i, hidden_dim + j])
+    def body(x, w, s, _chosen, count, members, out):
+        for block in on.blocks(shape.n_experts * column_blocks * row_blocks):
+            acc = T.alloc_buffer((on.copies(tensor_core.THREADS), tiling.sums), "float32", scope=on.private)
+            e = block // (column_blocks * row_blocks)
+            j = block // row_blocks % column_blocks * tiling.outputs
+            m = block % row_blocks * tiling.rows
+            multiply(x, (members, e), w, s, None, e, j // PANEL, m, count[e], acc)
+            for t in on.threads(tensor_core.THREADS):
+                for r in T.unroll(tiling.row_pieces):
+                    for c in T.unroll(tiling.output_pieces):
+                        for i in T.unroll(mma.C):
+                            row = m + tiling.row(t, r, i)
+                            column = j + tiling.output(t, c, i)
+                            if row < count[e] and column < n:
+                                out[members[e, row], column] = _scaled(acc[on.own(t), tiling.place(r, c, i)], s, e * n + column)
 
     return body
+
+
+def _scaled(found: Any, s: Any, row: Any) -> Any:
+    """A sum times the scale of its row, where there are scales."""
+    return found if s is None else found * s[row]
 
 
 def _combine(shape: Mixture, on: Binding):

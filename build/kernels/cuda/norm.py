@@ -1,6 +1,8 @@
 """RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight; a block a row."""
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -12,38 +14,70 @@ THREADS = 256
 
 def rms_norm(lead: tuple[int, ...], dim: int, eps: float, on: Binding = GPU) -> PrimFunc:
     """Kernel of x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
-    rows, parts = prod(lead), -(-dim // THREADS)
+    rows = prod(lead)
+    normalize = normalized_rows(rows, dim, eps, on, source=lambda i: i)
 
     @T.prim_func
     def kernel(x_in: T.Buffer((*lead, dim), "float32"), weight: T.Buffer((dim,), "float32"), y_out: T.Buffer((*lead, dim), "float32")):
         T.func_attr(ATTRIBUTES)
         x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
         y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
+        normalize(x, weight, y)
+
+    return kernel
+
+
+def normalized_rows(rows: int, dim: int, eps: float, on: Binding, *, source: Callable[[Any], Any]):
+    """A launch, inline `normalize(x, weight, y)`: row i of y = row source(i) of x, normed."""
+    parts = -(-dim // THREADS)
+    measure, inverse = sum_squares(dim, THREADS, on), inverse_rms(dim, eps)
+
+    @T.inline
+    def normalize(x, weight, y):
         for i in on.blocks(rows):
             squares = T.alloc_buffer((THREADS,), "float32", scope=on.shared)
             sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
+            measure(x, source(i), squares, sums)
             for t in on.threads(THREADS):
-                square = T.alloc_buffer((1,), "float32", scope=on.private)
-                square[0] = T.float32(0)
+                factor = T.alloc_buffer((1,), "float32", scope=on.private)
+                factor[0] = inverse(sums)
                 for c in T.serial(parts):
                     if c * THREADS + t < dim:
-                        square[0] = square[0] + x[i, c * THREADS + t] * x[i, c * THREADS + t]
-                squares[t] = square[0]
-            for t in on.threads(THREADS):
-                if t < WARP:
-                    part = T.alloc_buffer((1,), "float32", scope=on.private)
-                    part[0] = T.float32(0)
-                    for c in T.serial(THREADS // WARP):
-                        part[0] = part[0] + squares[c * WARP + t]
-                    sums[t] = part[0]
-            for t in on.threads(THREADS):
-                total = T.alloc_buffer((1,), "float32", scope=on.private)
-                total[0] = T.float32(0)
-                for c in T.serial(WARP):
-                    total[0] = total[0] + sums[c]
-                total[0] = T.float32(1) / T.sqrt(total[0] / T.float32(dim) + T.float32(eps))
-                for c in T.serial(parts):
-                    if c * THREADS + t < dim:
-                        y[i, c * THREADS + t] = x[i, c * THREADS + t] * total[0] * weight[c * THREADS + t]
+                        y[i, c * THREADS + t] = x[source(i), c * THREADS + t] * factor[0] * weight[c * THREADS + t]
 
-    return kernel
+    return normalize
+
+
+def sum_squares(dim: int, threads: int, on: Binding):
+    """Inline `measure(x, i, squares, sums)`: sums[:] = shares of the sum of squares of row i, one for each lane of a warp, by way of `squares`."""
+
+    @T.inline
+    def measure(x, i, squares, sums):
+        for t in on.threads(threads):
+            square = T.alloc_buffer((1,), "float32", scope=on.private)
+            square[0] = T.float32(0)
+            for c in T.serial(-(-dim // threads)):
+                if c * threads + t < dim:
+                    square[0] = square[0] + x[i, c * threads + t] * x[i, c * threads + t]
+            squares[t] = square[0]
+        for t in on.threads(threads):
+            if t < WARP:
+                part = T.alloc_buffer((1,), "float32", scope=on.private)
+                part[0] = T.float32(0)
+                for c in T.serial(threads // WARP):
+                    part[0] = part[0] + squares[c * WARP + t]
+                sums[t] = part[0]
+
+    return measure
+
+
+def inverse_rms(dim: int, eps: float):
+    """`inverse(sums)`: 1 / sqrt(mean(x^2) + eps) from the shares of `sum_squares`; a TIR expression."""
+
+    def inverse(sums: Any) -> Any:
+        total = sums[0]
+        for lane in range(1, WARP):
+            total = total + sums[lane]
+        return T.float32(1) / T.sqrt(total / T.float32(dim) + T.float32(eps))
+
+    return inverse

@@ -1,4 +1,7 @@
-"""What both attention kernels of a GPU share: the rotation of a head where it is read, and how a ring is written."""
+"""What the attention kernels of a GPU share: the rotation of a head where it is read, and how a ring is written."""
+
+from collections.abc import Callable
+from typing import Any
 
 from tvm.script import tirx as T
 
@@ -7,7 +10,7 @@ from build.kernels.shapes import RollingAttention
 
 HIDDEN = -3e38  # a score that no key has; exp(HIDDEN - maximum) is 0
 SMALLEST_TOTAL = 1e-30  # of shares: for padding, which sees nothing
-WRITERS = 256  # threads a block of the launch that writes the ring
+WRITERS = 256  # threads a block of the launch that writes columns
 
 
 def rotated_element(shape: RollingAttention):
@@ -23,9 +26,17 @@ def rotated_element(shape: RollingAttention):
 
 
 def ring_writer(shape: RollingAttention, on: Binding):
-    """A launch: a thread for each element of the new columns. Padding is not written; of a chunk longer than the ring, the last W columns stay."""
-    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    kept = min(N, W)
+    """A launch: the new columns into the ring. Of a chunk longer than the ring, the last W columns stay."""
+    return column_writer(shape, shape.cache_len, lambda position, _i: position % shape.cache_len, on)
+
+
+def column_writer(shape: RollingAttention, slots: int, slot: Callable[[Any, Any], Any], on: Binding):
+    """A launch, a thread for each element: the last new columns, rotated, into `slots` slots; that of token i goes to slot(its position, i).
+
+    Padding is not written.
+    """
+    B, N, H, KV, D = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim
+    kept = min(N, slots)
     elements, k_start, v_start, dtype = B * kept * KV * D, H * D, (H + KV) * D, shape.cache_dtype
     rotated = rotated_element(shape)
 
@@ -41,7 +52,7 @@ def ring_writer(shape: RollingAttention, on: Binding):
                     d = e % D
                     position = T.Cast("int32", positions[b, i])
                     if position >= 0:
-                        keys[b, h, position % W, d] = T.Cast(dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d))
-                        values[b, h, position % W, d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
+                        keys[b, h, slot(position, i), d] = T.Cast(dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d))
+                        values[b, h, slot(position, i), d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
 
     return body

@@ -1,93 +1,220 @@
-"""The matrix product on tensor cores: y = x W^T with x and W as float16 and float32 sums, for many rows.
+"""The matrix product on tensor cores: y = x W^T with x and W as float16 and float32 sums, for many rows, with SwiGLU or the residual behind.
 
-A block computes 128 outputs of a tile of rows, in steps of 32 along K that pass through shared memory as float16; what the next step needs is on
-its way from memory meanwhile. Its 8 warps take a part of the tile each, in pieces of 16 x 8 outputs: one `mma.sync.m16n8k16` multiplies 16 x 16
-numbers of x with 16 x 8 of W, each lane of the warp holding some of both and of the sums as the PTX manual lays them out ("Matrix Fragments for
-mma.m16n8k16 with floating point type"). Such a product is no thread's own work: in the serial form `multiply_serially` takes its place, which
-finds each number in the lane that holds it.
+A block computes 128 columns of a tile of rows, in steps of 32 along K that pass through shared memory as float16; what the next step needs is
+on its way from memory meanwhile. Its 8 warps take a part of the tile each, in products of 16 x 8 (`mma.py`). With SwiGLU the columns are 64 of gate
+and the 64 of up that go with them, so that a lane holds both numbers of an output.
 
-x is rounded to float16 here, once for each sum; int8 is exact in float16 and scaled in the end. Bytes per call: W once for each tile of rows, x once
-for each 128 outputs, most of it through the second-level cache. Operations: 2 M N K.
+x is rounded to float16 here, once for each block. int8 is exact in float16 and scaled in the end; int4 is rounded to float16 with its scale, as the
+graph's float16 weights are. Bytes per call: W once for each tile of rows, x once for each 128 columns, most of it through the second-level cache.
+Operations: 2 M N K.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
 
+from build.kernels.cuda import mma
 from build.kernels.cuda.binding import WARP, Binding
+from build.kernels.cuda.mma import PAIR, pair
+from build.kernels.cuda.swiglu import gated
+from build.kernels.cuda.weights import factor, group_of, scale_of, zero_of
 from build.kernels.shapes import Linear
-from build.layout import PANEL, vector_layout, vector_steps
+from build.layout import PANEL, WORD, vector_layout, vector_steps
+from export.quantize import MatrixFormat
 
 WARPS_ALONG_ROWS, WARPS_ALONG_COLUMNS = 2, 4
 THREADS = WARPS_ALONG_ROWS * WARPS_ALONG_COLUMNS * WARP
 COLUMNS, DEPTH = 128, 32
-PAIR = 2  # neighbours along K, as float16 in one uint32: the registers that `mma.sync` takes
+PANELS = COLUMNS // PANEL  # of a block
+COLUMN_PIECES = COLUMNS // WARPS_ALONG_COLUMNS // mma.COLUMNS  # of a warp
 PAIRS = DEPTH // PAIR  # of a row in one step
 STRIDE = PAIRS + 4  # of a row in shared memory, in pairs: lanes that read neighbouring rows hit different banks. Flat, or TVM would trim the padding
-MMA_ROWS, MMA_COLUMNS, MMA_DEPTH = 16, 8, 16
-A, B, C = 4, 2, 4  # pairs of x, pairs of W, and sums that a lane holds
 LEAST_ROWS = 16  # fewer would leave most of a product empty
 FLOATS = 4  # of x, in 16 bytes
 STORED_PAIRS = 4  # in 16 bytes of shared memory
+X_PARTS = DEPTH // FLOATS  # of a row in one step
+NUMBERS = COLUMNS * DEPTH // THREADS  # of W that a thread loads in one step
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What a block computes: `row_pieces` products of 16 rows for each warp, and `halves` = 2 columns for an output where they are gate and up."""
+
+    row_pieces: int
+    halves: int = 1
+
+    @classmethod
+    def of(cls, rows: int, *, swiglu: bool = False) -> "Tiling":
+        """Tiles of 128 rows, or of 64 where there are no more."""
+        return cls(2 if rows <= 64 else 4, 2 if swiglu else 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return WARPS_ALONG_ROWS * self.row_pieces * mma.ROWS
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a block."""
+        return COLUMNS // self.halves
+
+    @property
+    def output_pieces(self) -> int:
+        """Pieces of 8 outputs of a warp."""
+        return COLUMN_PIECES // self.halves
+
+    @property
+    def sums(self) -> int:
+        """Sums of a lane."""
+        return self.row_pieces * COLUMN_PIECES * mma.C
+
+    def panel(self, first: Any, q: Any, half: int) -> Any:
+        """Panel q of a block in the matrix, where `first` is the block's and `half` panels lie between gate and up."""
+        each = PANELS // self.halves
+        return first + q % each + q // each * half
+
+    def tile_row(self, q: Any, lane: Any) -> Any:
+        """Where output `lane` of the block's panel q lies in shared memory: each warp's part holds its outputs, for gate and then for up."""
+        each, part = PANELS // self.halves, self.output_pieces * mma.COLUMNS
+        output = q % each * PANEL + lane
+        return output // part * (COLUMNS // WARPS_ALONG_COLUMNS) + q // each * part + output % part
+
+    def row(self, t: Any, r: Any, i: Any) -> Any:
+        """The row of a lane's sum i of row piece r, in the block."""
+        return (t // WARP // WARPS_ALONG_COLUMNS * self.row_pieces + r) * mma.ROWS + mma.fragment_row(t, i // 2)
+
+    def output(self, t: Any, c: Any, i: Any) -> Any:
+        """The output of a lane's sum i of output piece c, in the block."""
+        return (t // WARP % WARPS_ALONG_COLUMNS * self.output_pieces + c) * mma.COLUMNS + t % mma.QUAD * 2 + i % 2
+
+    def place(self, r: int, c: int, i: int, half: int = 0) -> int:
+        """Where a lane keeps that sum; `half` 1 is up."""
+        return (r * COLUMN_PIECES + half * self.output_pieces + c) * mma.C + i
+
+
+def fits(stored: MatrixFormat, rows: int, k: int) -> bool:
+    """Whether `tile_product` computes such a product, and is worth it."""
+    return rows >= LEAST_ROWS and k % FLOATS == 0 and stored.dtype in ("float16", "int8", "int4")
 
 
 def suits(shape: Linear) -> bool:
-    """Whether `tensor_core_gemm` computes such a product, and is worth it."""
-    return shape.rows >= LEAST_ROWS and shape.k % FLOATS == 0 and shape.weight.dtype in ("float16", "int8")
+    """Whether `tensor_core_gemm` computes such a shape, and is worth it."""
+    return fits(shape.weight, shape.rows, shape.k)
 
 
 def tensor_core_gemm(shape: Linear, on: Binding):
-    """Body of `linear` for a shape that `suits`."""
-    rows, n, k, stored = shape.rows, shape.n, shape.k, shape.weight
-    row_pieces = 2 if rows <= 64 else 4  # of a warp; so a block has 64 or 128 rows
-    column_pieces = COLUMNS // WARPS_ALONG_COLUMNS // MMA_COLUMNS
-    tile_rows = WARPS_ALONG_ROWS * row_pieces * MMA_ROWS
-    row_blocks, column_blocks = -(-rows // tile_rows), -(-n // COLUMNS)
-    layout, steps = vector_layout(stored, n, k), vector_steps(stored)
-    panels, vectors, words = layout.shape[0], layout.shape[1], layout.shape[3]
-    x_parts = DEPTH // FLOATS  # of a row in one step
-    x_loads, w_loads = tile_rows * x_parts // THREADS, COLUMNS * DEPTH // (THREADS * steps)
-    scaled = stored.dtype == "int8"
-    multiply = _multiply(on)
+    """Body of `linear` for a shape that `suits`, without norm."""
+    rows, n, n_out, stored = shape.rows, shape.n, shape.n_out, shape.weight
+    tiling = Tiling.of(rows, swiglu=shape.swiglu)
+    row_blocks, column_blocks = -(-rows // tiling.rows), -(-n_out // tiling.outputs)
+    multiply = tile_product(stored, n, shape.k, tiling, on, source=lambda _members, i: i)
+
+    def output(acc, s, residual, t, place, i, j):
+        def scaled(half):
+            found = acc[on.own(t), place(half)]
+            return found * s[half * n_out + j] if stored.dtype == "int8" else found
+
+        found = gated(scaled(0), scaled(1)) if shape.swiglu else scaled(0)
+        return found if residual is None else residual[i, j] + found
 
     @T.inline
-    def fetch(x, w, m, p, depth, x_next, w_next, t):
+    def body(x, _gain, w, s, z, residual, y):
+        for block in on.blocks(row_blocks * column_blocks):
+            acc = T.alloc_buffer((on.copies(THREADS), tiling.sums), "float32", scope=on.private)
+            m = block % row_blocks * tiling.rows  # neighbouring blocks share their part of W
+            j = block // row_blocks * tiling.outputs
+            multiply(x, None, w, s, z, 0, j // PANEL, m, rows, acc)
+            for t in on.threads(THREADS):
+                for r in T.unroll(tiling.row_pieces):
+                    for c in T.unroll(tiling.output_pieces):
+                        for i in T.unroll(mma.C):
+                            if m + tiling.row(t, r, i) < rows and j + tiling.output(t, c, i) < n_out:
+                                y[m + tiling.row(t, r, i), j + tiling.output(t, c, i)] = output(
+                                    acc,
+                                    s,
+                                    residual,
+                                    t,
+                                    lambda half: tiling.place(r, c, i, half),
+                                    m + tiling.row(t, r, i),
+                                    j + tiling.output(t, c, i),
+                                )
+
+    return body
+
+
+def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Binding, *, source: Callable[[Any, Any], Any]):
+    """Inline `multiply(x, members, w, s, z, e, p, m, stop, acc)`: one block's sums.
+
+    They are those of rows m .. m + tiling.rows of x, below `stop`, times the panels from `p` on of matrix `e` of those that w holds; row i lies at
+    source(members, i) in x. Each lane's sums lie in acc where `Tiling.place` says. A scale per output is left to the caller; scales of groups are in.
+    """
+    layout, steps = vector_layout(stored, n, k), vector_steps(stored)
+    panels, vectors = layout.shape[0], layout.shape[1]
+    loaded_steps = min(steps, NUMBERS)  # of K, that a thread loads at once: 16 bytes, or 8 of int4
+    words = loaded_steps // WORD if stored.dtype == "int4" else loaded_steps
+    x_loads, w_loads = tiling.rows * X_PARTS // THREADS, NUMBERS // loaded_steps
+    row_pieces, half = tiling.row_pieces, panels // 2
+    grouped, groups = stored.dtype == "int4", layout.scales[0][1] if stored.dtype == "int4" and layout.scales else 1
+    read, product = factor(stored), mma.multiplier(on)
+
+    def weight(w_next, scale, zero, t, c, v):
+        """Number v of load c; int4 q is (1 + q / 16) 16 scale - (16 + zero) scale, which float32 holds exactly."""
+        number = read(w_next, (on.own(t) * w_loads + c) * words, v)
+        return number * (T.float32(16) * scale[on.own(t)]) - zero[on.own(t)] if grouped else number
+
+    @T.inline
+    def place_rows(members, m, stop, rows_at, t):
+        """Where a thread's rows lie in x; -1 beyond the last."""
+        for c in T.unroll(x_loads):
+            if m + (c * THREADS + t) // X_PARTS < stop:
+                rows_at[on.own(t), c] = source(members, m + (c * THREADS + t) // X_PARTS)
+            else:
+                rows_at[on.own(t), c] = -1
+
+    @T.inline
+    def fetch(x, rows_at, w, s, z, e, p, depth, x_next, w_next, scale, zero, t):
         """One thread's share of the step at `depth`, into registers. x is zero beyond the matrix, so that any number of W will do there."""
         for c in T.unroll(x_loads):
-            if m + (c * THREADS + t) // x_parts < rows and depth + (c * THREADS + t) % x_parts * FLOATS < k:
+            if rows_at[on.own(t), c] >= 0 and depth + t % X_PARTS * FLOATS < k:
                 for v in T.vectorized(FLOATS):
-                    x_next[on.own(t), c, v] = x[m + (c * THREADS + t) // x_parts, depth // FLOATS + (c * THREADS + t) % x_parts, v]
+                    x_next[on.own(t), c, v] = x[rows_at[on.own(t), c], depth // FLOATS + t % X_PARTS, v]
             else:
                 for v in T.unroll(FLOATS):
                     x_next[on.own(t), c, v] = T.float32(0)
+        panel = e * panels + T.min(tiling.panel(p, t // PANEL % PANELS, half), panels - 1)
         for c in T.unroll(w_loads):
+            first = depth + (c * THREADS + t) // COLUMNS * loaded_steps
             for v in T.vectorized(words):
-                w_next[on.own(t), c, v] = w[
-                    T.min(p + (c * THREADS + t) // PANEL % (COLUMNS // PANEL), panels - 1),
-                    T.min(depth // steps + (c * THREADS + t) // COLUMNS, vectors - 1),
-                    t % PANEL,
-                    v,
+                w_next[(on.own(t) * w_loads + c) * words + v] = w[
+                    panel, T.min(first // steps, vectors - 1), t % PANEL, first % steps // loaded_steps * words + v
                 ]
+        if grouped:
+            group = T.min(group_of(stored, depth // steps), groups - 1)
+            scale[on.own(t)] = scale_of(s, panel, group, t % PANEL)
+            zero[on.own(t)] = (T.float32(16) + zero_of(stored, z, panel, group, t % PANEL)) * scale[on.own(t)]
 
     @T.inline
-    def put(x_next, w_next, x_tile, w_tile, t):
+    def put(x_next, w_next, scale, zero, x_tile, w_tile, t):
         """What was fetched, as pairs of float16 into shared memory."""
         for c in T.unroll(x_loads):
             for v in T.unroll(FLOATS // PAIR):
-                x_tile[(c * THREADS + t) // x_parts * STRIDE + (c * THREADS + t) % x_parts * (FLOATS // PAIR) + v] = pair(
+                x_tile[(c * THREADS + t) // X_PARTS * STRIDE + t % X_PARTS * (FLOATS // PAIR) + v] = pair(
                     x_next[on.own(t), c, PAIR * v], x_next[on.own(t), c, PAIR * v + 1]
                 )
         for c in T.unroll(w_loads):
-            for part in T.unroll(steps // PAIR // STORED_PAIRS):
+            for part in T.unroll(loaded_steps // PAIR // STORED_PAIRS):
                 pairs = T.alloc_buffer((STORED_PAIRS,), "uint32", scope=on.private)
                 for v in T.unroll(STORED_PAIRS):
                     pairs[v] = pair(
-                        w_next[on.own(t), c, (part * STORED_PAIRS + v) * PAIR], w_next[on.own(t), c, (part * STORED_PAIRS + v) * PAIR + 1]
+                        weight(w_next, scale, zero, t, c, (part * STORED_PAIRS + v) * PAIR),
+                        weight(w_next, scale, zero, t, c, (part * STORED_PAIRS + v) * PAIR + 1),
                     )
                 for v in T.vectorized(STORED_PAIRS):
                     w_tile[
-                        (c * THREADS + t) % COLUMNS * STRIDE
-                        + ((c * THREADS + t) // COLUMNS * (steps // PAIR // STORED_PAIRS) + part) * STORED_PAIRS
+                        tiling.tile_row(t // PANEL % PANELS, t % PANEL) * STRIDE
+                        + ((c * THREADS + t) // COLUMNS * (loaded_steps // PAIR // STORED_PAIRS) + part) * STORED_PAIRS
                         + v
                     ] = pairs[v]
 
@@ -95,94 +222,44 @@ def tensor_core_gemm(shape: Linear, on: Binding):
     def load_fragments(x_tile, w_tile, first, a, b, t):
         """The pairs of x and W that a lane holds, from pair `first` of the step on."""
         for piece in T.unroll(row_pieces):
-            for i in T.unroll(A):
-                a[on.own(t), piece * A + i] = x_tile[
-                    ((t // WARP // WARPS_ALONG_COLUMNS * row_pieces + piece) * MMA_ROWS + t % WARP // 4 + i % 2 * 8) * STRIDE
-                    + (first + t % 4 + i // 2 * 4)
-                ]
-        for piece in T.unroll(column_pieces):
-            for i in T.unroll(B):
-                b[on.own(t), piece * B + i] = w_tile[
-                    ((t // WARP % WARPS_ALONG_COLUMNS * column_pieces + piece) * MMA_COLUMNS + t % WARP // 4) * STRIDE + (first + t % 4 + i * 4)
+            for i in T.unroll(mma.A):
+                a[on.own(t), piece * mma.A + i] = x_tile[tiling.row(t, piece, 2 * i) * STRIDE + (first + t % mma.QUAD + i // 2 * 4)]
+        for piece in T.unroll(COLUMN_PIECES):
+            for i in T.unroll(mma.B):
+                b[on.own(t), piece * mma.B + i] = w_tile[
+                    ((t // WARP % WARPS_ALONG_COLUMNS * COLUMN_PIECES + piece) * mma.COLUMNS + t % WARP // mma.QUAD) * STRIDE
+                    + (first + t % mma.QUAD + i * 4)
                 ]
 
     @T.inline
-    def store(acc, s, y, m, j, t):
-        """The sums that a lane holds: two neighbouring columns of two rows, of each piece."""
-        for r in T.unroll(row_pieces):
-            for c in T.unroll(column_pieces):
-                for i in T.unroll(C):
-                    row = m + (t // WARP // WARPS_ALONG_COLUMNS * row_pieces + r) * MMA_ROWS + t % WARP // 4 + i // 2 * 8
-                    column = j + (t // WARP % WARPS_ALONG_COLUMNS * column_pieces + c) * MMA_COLUMNS + t % 4 * 2 + i % 2
-                    if row < rows and column < n:
-                        if scaled:
-                            y[row, column] = acc[on.own(t), (r * column_pieces + c) * C + i] * s[column]
-                        else:
-                            y[row, column] = acc[on.own(t), (r * column_pieces + c) * C + i]
-
-    @T.inline
-    def body(x_in, w, s, _z, y):
-        x = T.decl_buffer((rows, k // FLOATS, FLOATS), "float32", data=x_in.data)
-        for block in on.blocks(row_blocks * column_blocks):
-            x_tile = T.alloc_buffer((tile_rows * STRIDE,), "uint32", scope=on.shared)
-            w_tile = T.alloc_buffer((COLUMNS * STRIDE,), "uint32", scope=on.shared)
-            x_next = T.alloc_buffer((on.copies(THREADS), x_loads, FLOATS), "float32", scope=on.private)
-            w_next = T.alloc_buffer((on.copies(THREADS), w_loads, words), layout.dtype, scope=on.private)
-            a = T.alloc_buffer((on.copies(THREADS), row_pieces * A), "uint32", scope=on.private)
-            b = T.alloc_buffer((on.copies(THREADS), column_pieces * B), "uint32", scope=on.private)
-            acc = T.alloc_buffer((on.copies(THREADS), row_pieces * column_pieces * C), "float32", scope=on.private)
-            m = block % row_blocks * tile_rows  # neighbouring blocks share their part of W
-            j = block // row_blocks * COLUMNS
+    def multiply(x_in, members, w, s, z, e, p, m, stop, acc):
+        x = T.decl_buffer((x_in.shape[0], k // FLOATS, FLOATS), "float32", data=x_in.data)
+        x_tile = T.alloc_buffer((tiling.rows * STRIDE,), "uint32", scope=on.shared)
+        w_tile = T.alloc_buffer((COLUMNS * STRIDE,), "uint32", scope=on.shared)
+        rows_at = T.alloc_buffer((on.copies(THREADS), x_loads), "int32", scope=on.private)
+        x_next = T.alloc_buffer((on.copies(THREADS), x_loads, FLOATS), "float32", scope=on.private)
+        w_next = T.alloc_buffer((on.copies(THREADS) * w_loads * words,), layout.dtype, scope=on.private)
+        scale = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
+        zero = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
+        a = T.alloc_buffer((on.copies(THREADS), row_pieces * mma.A), "uint32", scope=on.private)
+        b = T.alloc_buffer((on.copies(THREADS), COLUMN_PIECES * mma.B), "uint32", scope=on.private)
+        for t in on.threads(THREADS):
+            for i in T.unroll(tiling.sums):
+                acc[on.own(t), i] = T.float32(0)
+            place_rows(members, m, stop, rows_at, t)
+            if m < stop:
+                fetch(x, rows_at, w, s, z, e, p, 0, x_next, w_next, scale, zero, t)
+        for step in T.serial(T.if_then_else(m < stop, -(-k // DEPTH), 0)):  # a tile without rows reads nothing
             for t in on.threads(THREADS):
-                for i in T.unroll(row_pieces * column_pieces * C):
-                    acc[on.own(t), i] = T.float32(0)
-                fetch(x, w, m, j // PANEL, 0, x_next, w_next, t)
-            for step in T.serial(-(-k // DEPTH)):
-                for t in on.threads(THREADS):
-                    put(x_next, w_next, x_tile, w_tile, t)
-                for t in on.threads(THREADS):
-                    fetch(x, w, m, j // PANEL, (step + 1) * DEPTH, x_next, w_next, t)
-                for part in T.unroll(DEPTH // MMA_DEPTH):
-                    for t in on.threads(THREADS):
-                        load_fragments(x_tile, w_tile, part * MMA_DEPTH // PAIR, a, b, t)
-                    for t in on.threads(THREADS):
-                        for r in T.unroll(row_pieces):
-                            for c in T.unroll(column_pieces):
-                                multiply(acc, a, b, t, (r * column_pieces + c) * C, r * A, c * B)
+                put(x_next, w_next, scale, zero, x_tile, w_tile, t)
             for t in on.threads(THREADS):
-                store(acc, s, y, m, j, t)
+                fetch(x, rows_at, w, s, z, e, p, (step + 1) * DEPTH, x_next, w_next, scale, zero, t)
+            for part in T.unroll(DEPTH // mma.DEPTH):
+                for t in on.threads(THREADS):
+                    load_fragments(x_tile, w_tile, part * mma.DEPTH // PAIR, a, b, t)
+                for t in on.threads(THREADS):
+                    for r in T.unroll(row_pieces):
+                        for c in T.unroll(COLUMN_PIECES):
+                            product(acc, a, b, t, (r * COLUMN_PIECES + c) * mma.C, r * mma.A, c * mma.B)
 
-    return body
-
-
-def _multiply(on: Binding):
-    """Inline `multiply(acc, a, b, t, acc_at, a_at, b_at)`: the sums of lane t += those of its warp's x times W, from registers."""
-
-    @T.inline
-    def multiply(acc, a, b, _t, acc_at, a_at, b_at):
-        T.evaluate(
-            T.ptx_legacy.mma("m16n8k16", "row", "col", "fp16", "fp16", "fp32", a.data, a_at, b.data, b_at, acc.data, acc_at, False, dtype="float32")
-        )
-
-    return multiply_serially if on.serial else multiply
-
-
-def pair(low: Any, high: Any) -> Any:
-    """Two numbers as float16 in one uint32."""
-    bits = [T.Cast("uint32", T.reinterpret("uint16", T.Cast("float16", number))) for number in (low, high)]
-    return bits[0] | (bits[1] << T.uint32(16))
-
-
-def member(pairs: Any, which: Any) -> Any:
-    """The first or second number of a pair, as float32."""
-    return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", (pairs >> T.Cast("uint32", 16 * which)) & T.uint32(0xFFFF))))
-
-
-@T.inline
-def multiply_serially(acc, a, b, t, acc_at, a_at, b_at):
-    """As `mma.sync`, for one lane: depth d of x's row r lies in lane r % 8 * 4 + d % 8 / 2, and depth d of W's column c in lane c * 4 + d % 8 / 2."""
-    for i in T.serial(C):
-        for d in T.serial(MMA_DEPTH):
-            acc[t, acc_at + i] = acc[t, acc_at + i] + member(
-                a[t // WARP * WARP + (t % WARP // 4 + i // 2 * 8) % 8 * 4 + d % 8 // 2, a_at + d // 8 * 2 + (t % WARP // 4 + i // 2 * 8) // 8], d % 2
-            ) * member(b[t // WARP * WARP + (t % 4 * 2 + i % 2) * 4 + d % 8 // 2, b_at + d // 8], d % 2)
+    return multiply

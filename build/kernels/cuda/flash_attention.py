@@ -1,0 +1,277 @@
+"""Rolling attention of many tokens on tensor cores, for rings of float16: as `attention.py`, with queries and shares rounded to float16.
+
+Three launches. First the new columns are rotated and rounded into a scratch that is laid out like a ring, so that past and new are read alike.
+Then a block takes 64 rows of queries, which are a few tokens times the heads that share a key head, and walks all columns that any of them sees, 64
+at a time, by position: both products are `mma.sync` (`mma.py`), and a row's maximum and sum run along in the four lanes that hold it (online softmax,
+Milakov and Gimelshein 2018, arXiv 1805.02867; that the sums of the first product lie as the second takes its factor is FlashAttention-2's, Dao 2023,
+arXiv 2307.08691). While one product is computed, the columns of the next are on their way. Last, the ring is written.
+
+Bytes per block: all columns that it sees, keys and values, most through the second-level cache. Operations: 4 visible n_heads head_dim a token.
+"""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cuda import mma
+from build.kernels.cuda.binding import ATTRIBUTES, WARP, Binding
+from build.kernels.cuda.mma import PAIR, QUAD, pair
+from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, column_writer, ring_writer, rotated_element
+from build.kernels.shapes import RollingAttention
+
+# Not yet measured on a GPU. A head_dim of 128 takes 32 registers for queries, 64 for the outputs, 32 for scores and 32 for columns on their way.
+WARPS = 4
+THREADS = WARPS * WARP
+ROWS = WARPS * mma.ROWS  # of queries in a block
+TILE = 64  # columns
+HEAD_STEP, WIDEST_HEAD = 32, 128  # of head_dim: every thread loads as much of a tile; beyond, the registers do not suffice
+LEAST_ROWS = 16  # of queries that share a key head: fewer would leave most of a product empty
+LOG2_E = 1.4426950408889634
+PIECE = 8  # numbers of 16 bytes
+WORDS = PIECE // PAIR  # uint32 of 16 bytes
+LOWEST = -1e30  # what a maximum begins with: above HIDDEN, so that the share of a hidden column is exp(HIDDEN - LOWEST) = 0
+
+
+def suits(shape: RollingAttention) -> bool:
+    """Whether `flash_attention` computes such a shape, and is worth it."""
+    group = shape.n_heads // shape.n_kv_heads
+    fits = shape.head_dim % HEAD_STEP == 0 and shape.head_dim <= WIDEST_HEAD and shape.cache_dtype == "float16"
+    return fits and shape.tokens > 1 and shape.tokens * group >= LEAST_ROWS
+
+
+def flash_attention(shape: RollingAttention, on: Binding) -> PrimFunc:
+    """As `rolling_attention`, for a shape that `suits`."""
+    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
+    half, dtype = D // 2, shape.cache_dtype
+    write_new = column_writer(shape, N, lambda _position, i: i, on)
+    attend, write_ring = _attend(shape, on), ring_writer(shape, on)
+
+    @T.prim_func
+    def kernel(
+        qkv: T.Buffer((B, N, shape.qkv_dim), "float32"),
+        cos: T.Buffer((B, 1, N, half), "float32"),
+        sin: T.Buffer((B, 1, N, half), "float32"),
+        positions: T.Buffer((B, N), "int64"),
+        keys: T.Buffer((B, KV, W, D), dtype),
+        values: T.Buffer((B, KV, W, D), dtype),
+        out: T.Buffer((B, N, H * D), "float32"),
+    ):
+        T.func_attr(ATTRIBUTES)
+        new_keys = T.alloc_buffer((B, KV, N, D), dtype)
+        new_values = T.alloc_buffer((B, KV, N, D), dtype)
+        write_new(qkv, cos, sin, positions, new_keys, new_values)
+        attend(qkv, cos, sin, positions, keys, values, new_keys, new_values, out)
+        write_ring(qkv, cos, sin, positions, keys, values)
+
+    return kernel
+
+
+def _attend(shape: RollingAttention, on: Binding):
+    """The second launch: a block for each 64 rows of each key head; row r is head r % group of token r // group."""
+    B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
+    KV, group = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads
+    rows, pieces = N * group, D // PIECE
+    blocks = -(-rows // ROWS)
+    depths, d_pieces, c_pieces = D // mma.DEPTH, D // mma.COLUMNS, TILE // mma.COLUMNS  # products along a head, of outputs, of scores
+    key_stride = D // PAIR + 4  # of a key in shared memory, in pairs of d: lanes that read neighbouring keys hit different banks
+    value_stride = D + 8  # of two neighbouring values, in pairs of them: likewise for lanes that read neighbouring pairs
+    loads = TILE * pieces // THREADS  # of 16 bytes, for keys or values
+    rotated, multiply = rotated_element(shape), mma.multiplier(on)
+    largest_of_quad, sum_of_quad = mma.quad_reduction(on, T.max), mma.quad_reduction(on, lambda a, b: a + b)
+    scale = T.float32(shape.scale * LOG2_E)  # of scores, which go into powers of two
+
+    @T.inline
+    def load_queries(qkv, cos, sin, b, h, m, queries, t):
+        """A lane's pairs of its warp's 16 rows; rows beyond the last are computed twice."""
+        for depth in T.unroll(depths):
+            for i in T.unroll(mma.A):
+                r = T.min(m + t // WARP * mma.ROWS + mma.fragment_row(t, i), rows - 1)
+                d = depth * mma.DEPTH + (t % QUAD + i // 2 * 4) * PAIR
+                queries[on.own(t), depth * mma.A + i] = pair(
+                    rotated(qkv, cos, sin, b, r // group, (h * group + r % group) * D, d),
+                    rotated(qkv, cos, sin, b, r // group, (h * group + r % group) * D, d + 1),
+                )
+
+    @T.inline
+    def load_column(ring, new, b, h, position, begin, last, part, loaded, at):
+        """loaded[at :] = 16 bytes of the column of a position, which is in the ring or among the new; of the last one beyond it."""
+        column = T.min(position, last)
+        if column < begin:
+            for v in T.vectorized(WORDS):
+                loaded[at + v] = ring[b, h, column % W, part, v]
+        else:
+            for v in T.vectorized(WORDS):
+                loaded[at + v] = new[b, h, column - begin, part, v]
+
+    @T.inline
+    def fetch_keys(ring, new, b, h, first, begin, last, loaded, t):
+        for c in T.unroll(loads):
+            u = c * THREADS + t
+            load_column(ring, new, b, h, first + u // pieces, begin, last, u % pieces, loaded, (on.own(t) * loads + c) * WORDS)
+
+    @T.inline
+    def put_keys(loaded, key_tile, t):
+        for c in T.unroll(loads):
+            for v in T.vectorized(WORDS):
+                key_tile[(c * THREADS + t) // pieces * key_stride + (c * THREADS + t) % pieces * WORDS + v] = loaded[
+                    (on.own(t) * loads + c) * WORDS + v
+                ]
+
+    @T.inline
+    def fetch_values(ring, new, b, h, first, begin, last, loaded, t):
+        """The same 8 numbers of two neighbouring positions, by turns."""
+        for c in T.unroll(loads):
+            u = c // 2 * THREADS + t
+            position = first + u // pieces * 2 + c % 2
+            load_column(ring, new, b, h, position, begin, last, u % pieces, loaded, (on.own(t) * loads + c) * WORDS)
+
+    @T.inline
+    def put_values(loaded, value_tile, t):
+        """Pairs of neighbouring positions, as the second product takes them."""
+        for c in T.unroll(loads // 2):
+            for half in T.unroll(2):
+                mixed = T.alloc_buffer((WORDS,), "uint32", scope=on.private)
+                for word in T.unroll(WORDS // 2):
+                    even = loaded[(on.own(t) * loads + 2 * c) * WORDS + half * 2 + word]
+                    odd = loaded[(on.own(t) * loads + 2 * c + 1) * WORDS + half * 2 + word]
+                    mixed[2 * word] = (even & T.uint32(0xFFFF)) | (odd << T.uint32(16))
+                    mixed[2 * word + 1] = (even >> T.uint32(16)) | (odd & T.uint32(0xFFFF0000))
+                for v in T.vectorized(WORDS):
+                    value_tile[(c * THREADS + t) // pieces * value_stride + (c * THREADS + t) % pieces * PIECE + half * WORDS + v] = mixed[v]
+
+    @T.inline
+    def load_key_fragments(key_tile, depth, fragments, t):
+        for c in T.unroll(c_pieces):
+            for i in T.unroll(mma.B):
+                fragments[on.own(t), c * mma.B + i] = key_tile[
+                    (c * mma.COLUMNS + t % WARP // QUAD) * key_stride + (depth * (mma.DEPTH // PAIR) + t % QUAD + i * 4)
+                ]
+
+    @T.inline
+    def load_value_fragments(value_tile, depth, fragments, t):
+        for c in T.unroll(d_pieces):
+            for i in T.unroll(mma.B):
+                fragments[on.own(t), c * mma.B + i] = value_tile[
+                    (depth * (mma.DEPTH // PAIR) + t % QUAD + i * 4) * value_stride + (c * mma.COLUMNS + t % WARP // QUAD)
+                ]
+
+    @T.inline
+    def hide(scores, m, first, begin, t):
+        """Scores of columns that a row does not see, which are those after it and those behind its window."""
+        for c in T.unroll(c_pieces):
+            for i in T.unroll(mma.C):
+                position = first + c * mma.COLUMNS + t % QUAD * 2 + i % 2
+                query = begin + (m + t // WARP * mma.ROWS + mma.fragment_row(t, i // 2)) // group
+                if position > query or position <= query - W:
+                    scores[on.own(t), c * mma.C + i] = T.float32(HIDDEN)
+
+    @T.inline
+    def find_largest(scores, maximum, best, t):
+        for j in T.unroll(2):
+            best[on.own(t), j] = maximum[on.own(t), j]
+            for c in T.unroll(c_pieces):
+                for i in T.unroll(2):
+                    best[on.own(t), j] = T.max(best[on.own(t), j], scores[on.own(t), c * mma.C + 2 * j + i])
+
+    @T.inline
+    def share(scores, largest, maximum, total, mixed, shares, t):
+        """Scores to shares, as powers of two below their row's maximum, and what was mixed before scaled to it."""
+        for j in T.unroll(2):
+            shrink = T.alloc_buffer((1,), "float32", scope=on.private)
+            shrink[0] = T.exp2((maximum[on.own(t), j] - largest[on.own(t), j]) * scale)
+            maximum[on.own(t), j] = largest[on.own(t), j]
+            total[on.own(t), j] = total[on.own(t), j] * shrink[0]
+            for c in T.unroll(d_pieces):
+                for i in T.unroll(2):
+                    mixed[on.own(t), c * mma.C + 2 * j + i] = mixed[on.own(t), c * mma.C + 2 * j + i] * shrink[0]
+            for c in T.unroll(c_pieces):
+                both = T.alloc_buffer((2,), "float32", scope=on.private)
+                for i in T.unroll(2):
+                    both[i] = T.exp2((scores[on.own(t), c * mma.C + 2 * j + i] - largest[on.own(t), j]) * scale)
+                    total[on.own(t), j] = total[on.own(t), j] + both[i]
+                shares[on.own(t), c * 2 + j] = pair(both[0], both[1])
+
+    @T.inline
+    def store(mixed, total, out, b, h, m, t):
+        for j in T.unroll(2):
+            r = m + t // WARP * mma.ROWS + mma.fragment_row(t, j)
+            if r < rows:
+                for c in T.unroll(d_pieces):
+                    for i in T.vectorized(2):
+                        out[b, r // group, (h * group + r % group) * (D // 2) + c * (mma.COLUMNS // 2) + t % QUAD, i] = mixed[
+                            on.own(t), c * mma.C + 2 * j + i
+                        ] / T.max(total[on.own(t), j], T.float32(SMALLEST_TOTAL))
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys_in, values_in, new_keys_in, new_values_in, out_in):
+        keys = T.decl_buffer((B, KV, W, pieces, WORDS), "uint32", data=keys_in.data)
+        values = T.decl_buffer((B, KV, W, pieces, WORDS), "uint32", data=values_in.data)
+        new_keys = T.decl_buffer((B, KV, N, pieces, WORDS), "uint32", data=new_keys_in.data)
+        new_values = T.decl_buffer((B, KV, N, pieces, WORDS), "uint32", data=new_values_in.data)
+        out = T.decl_buffer((B, N, H * D // 2, 2), "float32", data=out_in.data)
+        for block in on.blocks(B * KV * blocks):
+            key_tile = T.alloc_buffer((TILE * key_stride,), "uint32", scope=on.shared)
+            value_tile = T.alloc_buffer((TILE // PAIR * value_stride,), "uint32", scope=on.shared)
+            loaded = T.alloc_buffer((on.copies(THREADS) * loads * WORDS,), "uint32", scope=on.private)
+            queries = T.alloc_buffer((on.copies(THREADS), depths * mma.A), "uint32", scope=on.private)
+            fragments = T.alloc_buffer((on.copies(THREADS), max(c_pieces, d_pieces) * mma.B), "uint32", scope=on.private)
+            scores = T.alloc_buffer((on.copies(THREADS), c_pieces * mma.C), "float32", scope=on.private)
+            shares = T.alloc_buffer((on.copies(THREADS), c_pieces * 2), "uint32", scope=on.private)
+            best = T.alloc_buffer((on.copies(THREADS), 2), "float32", scope=on.private)
+            largest = T.alloc_buffer((on.copies(THREADS), 2), "float32", scope=on.private)
+            maximum = T.alloc_buffer((on.copies(THREADS), 2), "float32", scope=on.private)
+            total = T.alloc_buffer((on.copies(THREADS), 2), "float32", scope=on.private)
+            mixed = T.alloc_buffer((on.copies(THREADS), d_pieces * mma.C), "float32", scope=on.private)
+            b = block // (KV * blocks)
+            h = block // blocks % KV
+            m = block % blocks * ROWS
+            begin = T.Cast("int32", positions[b, 0])  # of the chunk
+            newest = begin + T.min(m + ROWS - 1, rows - 1) // group  # the position of the last query
+            oldest = T.max(begin + m // group - (W - 1), 0)  # that the first query sees
+            for t in on.threads(THREADS):
+                for j in T.unroll(2):
+                    maximum[on.own(t), j] = T.float32(LOWEST)
+                    total[on.own(t), j] = T.float32(0)
+                for i in T.unroll(d_pieces * mma.C):
+                    mixed[on.own(t), i] = T.float32(0)
+                load_queries(qkv, cos, sin, b, h, m, queries, t)
+                fetch_keys(keys, new_keys, b, h, oldest, begin, newest, loaded, t)
+            for step in T.serial(T.max(newest - oldest + TILE, 0) // TILE):
+                first = oldest + step * TILE
+                for t in on.threads(THREADS):
+                    put_keys(loaded, key_tile, t)
+                for t in on.threads(THREADS):
+                    fetch_values(values, new_values, b, h, first, begin, newest, loaded, t)
+                    for i in T.unroll(c_pieces * mma.C):
+                        scores[on.own(t), i] = T.float32(0)
+                for depth in T.unroll(depths):
+                    for t in on.threads(THREADS):
+                        load_key_fragments(key_tile, depth, fragments, t)
+                    for t in on.threads(THREADS):
+                        for c in T.unroll(c_pieces):
+                            multiply(scores, queries, fragments, t, c * mma.C, depth * mma.A, c * mma.B)
+                for t in on.threads(THREADS):
+                    if first + TILE - 1 > begin + m // group or first <= newest - W:  # not all is seen by all
+                        hide(scores, m, first, begin, t)
+                for t in on.threads(THREADS):
+                    find_largest(scores, maximum, best, t)
+                for t in on.threads(THREADS):
+                    for j in T.unroll(2):
+                        largest_of_quad(best, largest, j, t)
+                for t in on.threads(THREADS):
+                    share(scores, largest, maximum, total, mixed, shares, t)
+                    put_values(loaded, value_tile, t)
+                for t in on.threads(THREADS):
+                    fetch_keys(keys, new_keys, b, h, first + TILE, begin, newest, loaded, t)
+                for depth in T.unroll(TILE // mma.DEPTH):
+                    for t in on.threads(THREADS):
+                        load_value_fragments(value_tile, depth, fragments, t)
+                    for t in on.threads(THREADS):
+                        for c in T.unroll(d_pieces):
+                            multiply(mixed, shares, fragments, t, c * mma.C, depth * mma.A, c * mma.B)
+            for t in on.threads(THREADS):
+                for j in T.unroll(2):
+                    sum_of_quad(total, best, j, t)
+            for t in on.threads(THREADS):
+                store(mixed, best, out, b, h, m, t)
+
+    return body

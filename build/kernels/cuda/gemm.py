@@ -1,0 +1,137 @@
+"""Several rows times a matrix, in float32: y = x W^T.
+
+A block is a panel of 32 outputs times a tile of rows; x and W pass through shared memory, W widened to float32 on the way. Where activations may be
+rounded to float16, tensor cores take this over (`tensor_core.py`).
+
+Bytes per call: the weights, N K itemsize, read once for each tile of rows, most of it through the second-level cache. Operations: 2 M N K.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from build.kernels.cuda.binding import WARP, Binding
+from build.kernels.cuda.weights import group_of, number, scale_of, zero_of
+from build.kernels.shapes import Linear
+from build.layout import PANEL, WORD, vector_layout, vector_steps
+from export.quantize import MatrixFormat
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Blocking of the matrix product: `warps` in a block, `rows` of x a block, `depth` steps of K in shared memory."""
+
+    warps: int
+    rows: int
+    depth: int
+
+
+# Not yet measured on a GPU. 8 warps hide the latency of the loads; 64 x 32 floats of x and 32 x 32 of W are 12 kB of shared memory.
+TILE = Tile(warps=8, rows=64, depth=32)
+THREADS = TILE.warps * WARP
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """How the rows of a matrix product are cut: rows of one thread and of one block, and how many such tiles."""
+
+    per_warp: int
+    tile_rows: int
+    count: int
+
+    @classmethod
+    def of(cls, rows: int) -> "RowTiles":
+        """Tiles of at most `TILE.rows`, and of fewer where there are no more."""
+        per_warp = -(-min(rows, TILE.rows) // TILE.warps)
+        return cls(per_warp, per_warp * TILE.warps, -(-rows // (per_warp * TILE.warps)))
+
+
+def gemm(shape: Linear, on: Binding):
+    """Body of `linear` for several rows, without norm or SwiGLU: a lane an output, a warp some of the rows."""
+    rows, n = shape.rows, shape.n
+    tiles = RowTiles.of(rows)
+    multiply = tile_product(shape.weight, shape.k, tiles, on, source=lambda _members, i: i)
+
+    def output(acc, s, residual, i, j):
+        found = acc * s[j] if shape.weight.dtype == "int8" else acc
+        return found if residual is None else residual[i, j] + found
+
+    @T.inline
+    def body(x, _gain, w, s, z, residual, y):
+        for block in on.blocks(-(-n // PANEL) * tiles.count):
+            x_tile = T.alloc_buffer((tiles.tile_rows, TILE.depth), "float32", scope=on.shared)
+            w_tile = T.alloc_buffer((TILE.depth, PANEL), "float32", scope=on.shared)
+            acc = T.alloc_buffer((on.copies(THREADS), tiles.per_warp), "float32", scope=on.private)
+            p = block // tiles.count
+            m = block % tiles.count * tiles.tile_rows
+            multiply(x, None, w, s, z, p, m, rows, x_tile, w_tile, acc)
+            for t in on.threads(THREADS):
+                for r in T.unroll(tiles.per_warp):
+                    i = m + t // WARP * tiles.per_warp + r
+                    j = p * PANEL + t % WARP
+                    if i < rows and j < n:
+                        y[i, j] = output(acc[on.own(t), r], s, residual, i, j)
+
+    return body
+
+
+def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, source: Callable[[Any, Any], Any]):
+    """Inline `multiply`: acc = rows m .. m + tile_rows of x, below `stop`, times panel `p` of w; `source(members, i)` is where row i lies in x.
+
+    A scale per output is left to the caller; scales of groups are multiplied in.
+    """
+    tile_rows, depth, per_warp = tiles.tile_rows, TILE.depth, tiles.per_warp
+    steps = vector_steps(stored)
+    vectors, layout = -(-k // steps), vector_layout(stored, PANEL, k)
+    x_loads, some = -(-tile_rows * depth // THREADS), depth * PANEL // THREADS  # steps of one output that a thread widens: part of a vector
+    words, read = (1 if stored.dtype == "int4" else some), number(stored)
+
+    def weight(loaded, s, z, p, at, lane, v):
+        if stored.dtype != "int4":
+            return read(loaded, 0, v)
+        g = group_of(stored, at)
+        return (read(loaded, 0, v) - zero_of(stored, z, p, g, lane)) * scale_of(s, p, g, lane)
+
+    @T.inline
+    def load(x, members, w, s, z, p, m, stop, x_tile, w_tile, kk, t):
+        """One thread's share of the tiles at depth kk; zeros beyond the matrix."""
+        for i in T.unroll(x_loads):
+            e = i * THREADS + t
+            r = e // depth
+            d = e % depth
+            if e < tile_rows * depth:
+                if m + r < stop and kk + d < k:
+                    x_tile[r, d] = x[source(members, m + r), kk + d]
+                else:
+                    x_tile[r, d] = T.float32(0)
+        d = t // PANEL * some
+        at = (kk + d) // steps
+        if at < vectors:
+            loaded = T.alloc_buffer((words,), layout.dtype, scope=on.private)
+            if stored.dtype == "int4":  # half a word: the lower or the upper halves of its bytes
+                loaded[0] = w[p, at, t % PANEL, d % steps // WORD] >> (4 * (d % WORD // some))
+            else:
+                for v in T.vectorized(some):
+                    loaded[v] = w[p, at, t % PANEL, d % steps + v]
+            for v in T.unroll(some):
+                w_tile[d + v, t % PANEL] = weight(loaded, s, z, p, at, t % PANEL, v)
+        else:
+            for v in T.unroll(some):
+                w_tile[d + v, t % PANEL] = T.float32(0)
+
+    @T.inline
+    def multiply(x, members, w, s, z, p, m, stop, x_tile, w_tile, acc):
+        for t in on.threads(THREADS):
+            for r in T.unroll(per_warp):
+                acc[on.own(t), r] = T.float32(0)
+        for kk in T.serial(T.if_then_else(m < stop, -(-k // depth), 0)):  # a tile without rows reads nothing
+            for t in on.threads(THREADS):
+                load(x, members, w, s, z, p, m, stop, x_tile, w_tile, kk * depth, t)
+            for t in on.threads(THREADS):
+                for d in T.serial(depth):
+                    for r in T.unroll(per_warp):
+                        acc[on.own(t), r] = acc[on.own(t), r] + x_tile[t // WARP * per_warp + r, d] * w_tile[d, t % WARP]
+
+    return multiply

@@ -1,0 +1,31 @@
+"""Cosines or sines of the rotary angles: position times frequency; a thread an angle, once for all layers."""
+
+from math import prod
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
+
+THREADS = 256
+
+
+def rotation(lead: tuple[int, int], half: int, function: str, on: Binding = GPU) -> PrimFunc:
+    """Kernel of positions (B, T) int64 and frequencies (head_dim / 2,) to y (B, 1, T, head_dim / 2) float32: cosine or sine of their products."""
+    batch, tokens = lead
+    size, apply = prod(lead) * half, {"cos": T.cos, "sin": T.sin}[function]
+
+    @T.prim_func
+    def kernel(
+        positions: T.Buffer((batch, tokens), "int64"), frequencies: T.Buffer((half,), "float32"), y: T.Buffer((batch, 1, tokens, half), "float32")
+    ):
+        T.func_attr(ATTRIBUTES)
+        for block in on.blocks(-(-size // THREADS)):
+            for t in on.threads(THREADS):
+                e = block * THREADS + t
+                if e < size:
+                    b = e // (tokens * half)
+                    i = e // half % tokens
+                    y[b, 0, i, e % half] = apply(T.Cast("float32", positions[b, i]) * frequencies[e % half])
+
+    return kernel
