@@ -60,7 +60,16 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
         emitted = _rewrite(builder, kernels, function, regions, weights, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
+    if _draws(relax_module.record, kernels):
+        kernel = kernels.add("sample", relax_module.record.model.vocab_size)
+        nbytes = 4 * relax_module.record.model.vocab_size
+        report.append(ReportRow("decode", "sample", "logits", kernel, nbytes, 0))
     return DispatchedModule(relax_module, builder.get(), packed_weights(relax_module.record, target.kind), tuple(report), kernels.calls(report))
+
+
+def _draws(record: GraphsRecord, kernels: "_MadeKernels") -> bool:
+    """Whether the library gets a kernel that draws ids: for one sequence, on targets that have one."""
+    return "sample" in kernels.makers and record.model.generates and record.shape.batch == 1
 
 
 def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph, kind: TargetKind) -> dict[Expr, Weight]:
@@ -148,19 +157,23 @@ class _MadeKernels:
 
     def __init__(self, builder: relax.BlockBuilder, kernels: Kernels) -> None:
         self.builder = builder
-        self.kernels = kernels
+        self.makers = kernels
         self.made: dict[tuple[str, tuple[Any, ...]], _Kernel] = {}
         self.counts: Counter[str] = Counter()
 
     def get(self, region: Region) -> Expr:
         """The global variable of the region's kernel."""
-        key = (region.op, region.arguments)
-        if key not in self.made:
-            name = f"{region.op}_{self.counts[region.op]}"
-            self.counts[region.op] += 1
-            function = self.kernels[region.op](*region.arguments).with_attr("global_symbol", name)
-            self.made[key] = _Kernel(name, function, self.builder.add_func(function, name))
-        return self.made[key].variable
+        self.add(region.op, *region.arguments)
+        return self.made[region.op, region.arguments].variable
+
+    def add(self, op: str, *arguments: Any) -> str:  # noqa: ANN401 (what a kernel's maker takes)
+        """Make a kernel, unless there is one with these arguments; its name in the library."""
+        if (op, arguments) not in self.made:
+            name = f"{op}_{self.counts[op]}"
+            self.counts[op] += 1
+            function = self.makers[op](*arguments).with_attr("global_symbol", name)
+            self.made[op, arguments] = _Kernel(name, function, self.builder.add_func(function, name))
+        return self.made[op, arguments].name
 
     def name(self, region: Region) -> str:
         """The kernel's name in the library."""

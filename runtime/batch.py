@@ -62,8 +62,13 @@ def next_step(logits: NDArray[np.float32], sampler: Sampler, history: list[int],
     """Draw an id from logits (vocab,) and add it to `history`; `left` ids, this one included, may still come."""
     token_id = sampler.sample(logits, history)
     history.append(token_id)
-    reason: FinishReason | None = "stop" if token_id in eos_ids else "length" if left == 1 else None
+    reason = finish_reason_of(token_id, left, eos_ids)
     return Step(token_id, None if logprobs is None else tuple(top_logprobs(logits, logprobs)), reason)
+
+
+def finish_reason_of(token_id: int, left: int, eos_ids: Sequence[int]) -> FinishReason | None:
+    """Why a sequence ends with this id, of which `left`, this one included, may come; None where it goes on."""
+    return "stop" if token_id in eos_ids else "length" if left == 1 else None
 
 
 def row_samplers(options: SamplingOptions, count: int) -> list[Sampler]:

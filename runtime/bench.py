@@ -21,6 +21,7 @@ from runtime.cpu import CPUINFO
 from runtime.errors import UserError, run_command
 from runtime.manifest import Manifest, TensorSpec, WeightSpec
 from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
+from runtime.sampler import GREEDY, DrawingModel, Sampler
 from runtime.tensor_file import tensor_bytes
 
 SEED = 0
@@ -187,8 +188,12 @@ def _step_seconds(engine: TimedEngine, context: NDArray[np.int64], steps: int) -
     engine.reset()
     chosen = engine.prefill(context.tolist()).argmax(-1)
     start = time.perf_counter()
-    for _ in range(steps):
-        chosen = engine.decode(chosen.tolist()).argmax(-1)
+    if isinstance(engine, DrawingModel) and engine.draws(GREEDY):
+        for _ in engine.draw(int(chosen[0]), Sampler(GREEDY), steps):
+            pass
+    else:
+        for _ in range(steps):
+            chosen = engine.decode(chosen.tolist()).argmax(-1)
     return (time.perf_counter() - start) / steps
 
 

@@ -4,8 +4,7 @@ Names and numbers are those of the CUDA Runtime API, version 13 (https://docs.nv
 """
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -55,20 +54,32 @@ class CudaMemory:
         """Until all that was started has ended."""
         self._call("cudaStreamSynchronize", ctypes.c_void_p(self.stream))
 
+    def event(self) -> ctypes.c_void_p:
+        """A mark for the stream, to wait for; it counts as passed until it is set."""
+        return self._event(NO_TIMING)
+
+    def mark(self, event: ctypes.c_void_p) -> None:
+        """Set a mark behind all that was started."""
+        self._call("cudaEventRecord", event, ctypes.c_void_p(self.stream))
+
+    def wait_for(self, event: ctypes.c_void_p) -> None:
+        """Until the device has come to where a mark was set last."""
+        self._call("cudaEventSynchronize", event)
+
     def upload(self, pairs: Iterable[tuple[int, NDArray[Any]]], advance: Callable[[int], object]) -> None:
         """Copy arrays of any memory, such as a mapped file, to addresses on the device, a stage at a time; `advance` gets the bytes of each."""
         if not self._stages:
-            self._stages = [(self.pinned((STAGE_BYTES,), np.uint8), self._event(NO_TIMING)) for _ in range(2)]
+            self._stages = [(self.pinned((STAGE_BYTES,), np.uint8), self.event()) for _ in range(2)]
         turn = 0
         for device, array in pairs:
             data = array.reshape(-1).view(np.uint8)
             for start in range(0, data.size, STAGE_BYTES):
                 part = data[start : start + STAGE_BYTES]
                 stage, event = self._stages[turn]
-                self._call("cudaEventSynchronize", event)  # the copy before the last has left this stage
+                self.wait_for(event)  # the copy before the last has left this stage
                 stage[: part.size] = part
                 self.to_device(device + start, stage[: part.size])
-                self._call("cudaEventRecord", event, ctypes.c_void_p(self.stream))
+                self.mark(event)
                 advance(part.size)
                 turn = 1 - turn
         self.wait()
@@ -80,28 +91,26 @@ class CudaMemory:
             self._call("cudaFreeHost", ctypes.c_void_p(stage.ctypes.data))
         self._stages.clear()
 
-    @contextmanager
-    def capture(self) -> Iterator[list[ctypes.c_void_p]]:
-        """While this is open, launches on the stream are recorded and not run; the list that it gives then holds the graph, ready to launch."""
+    def record(self, run: Callable[[], object]) -> ctypes.c_void_p:
+        """What `run` launches on the stream, recorded and not run: a graph, ready to launch."""
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        made: list[ctypes.c_void_p] = []
         self._call("cudaStreamBeginCapture", ctypes.c_void_p(self.stream), RELAXED)
         try:
-            yield made
+            run()
         except BaseException:
             self._library.cudaStreamEndCapture(ctypes.c_void_p(self.stream), ctypes.byref(graph))  # whatever it says: what was raised says more
             raise
         self._call("cudaStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
         self._call("cudaGraphInstantiate", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
         self._call("cudaGraphDestroy", graph)
-        made.append(executable)
+        return executable
 
     def launch(self, graph: ctypes.c_void_p) -> None:
-        """Start a captured graph."""
+        """Start a recorded graph."""
         self._call("cudaGraphLaunch", graph, ctypes.c_void_p(self.stream))
 
     def forget(self, graph: ctypes.c_void_p) -> None:
-        """Free a captured graph, which must not be running."""
+        """Free a recorded graph, which must not be running."""
         self._call("cudaGraphExecDestroy", graph)
 
     def on_device(self, to: int, source: int, nbytes: int) -> None:
@@ -112,9 +121,9 @@ class CudaMemory:
         """How long the device takes for what `start` starts on the stream."""
         before, after = self._event(TIMING), self._event(TIMING)
         self.wait()
-        self._call("cudaEventRecord", before, ctypes.c_void_p(self.stream))
+        self.mark(before)
         start()
-        self._call("cudaEventRecord", after, ctypes.c_void_p(self.stream))
+        self.mark(after)
         self.wait()
         milliseconds = ctypes.c_float()
         self._call("cudaEventElapsedTime", ctypes.byref(milliseconds), before, after)

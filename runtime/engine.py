@@ -17,10 +17,12 @@ from runtime.artifact import Artifact
 from runtime.errors import UserError
 from runtime.loaded import PADDING_ID, Loaded
 from runtime.manifest import CALL_INPUTS, HEADS, Manifest, TensorSpec
+from runtime.sampler import NOT_FINITE, Sampler, SamplingOptions
 from runtime.signature import key_of_environment
 from runtime.tensor_file import numpy_dtype
-from runtime.tvm_runtime import CPU_DEVICE, load_runtime, open_library
+from runtime.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
 
+STEPS_ON_THEIR_WAY = 2  # that draw their own ids
 ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
 
 
@@ -30,9 +32,7 @@ class Engine:
 
     manifest: Manifest
     folder: Path
-    functions: dict[int, Callable[[], NDArray[np.float32]]]  # as `Loaded` has them, by tokens per call
-    inputs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]
-    caches: list[Any]
+    loaded: Loaded
     lengths: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,13 +46,17 @@ class Engine:
         """
         opened = Artifact.open(artifact, public_key=public_key or key_of_environment())
         load = load_cuda if opened.manifest.target.kind == "cuda" else load_cpu
-        loaded = load(opened, threads or len(os.sched_getaffinity(0)))
-        return cls(opened.manifest, opened.folder, loaded.functions, loaded.inputs, loaded.caches)
+        return cls(opened.manifest, opened.folder, load(opened, threads or len(os.sched_getaffinity(0))))
 
     @property
     def batch(self) -> int:
         """Rows that every call computes."""
         return self.manifest.shape.batch
+
+    @property
+    def caches(self) -> list[Any]:
+        """One for each cache of the signature: arrays on a CPU, tensors on a GPU."""
+        return self.loaded.caches
 
     @property
     def position(self) -> int:
@@ -99,7 +103,7 @@ class Engine:
     def _chunks(self, prompts: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
         """Append one list of ids to each row, chunk by chunk: the outputs of each call, which the next call overwrites."""
         longest = max(len(prompt) for prompt in prompts)
-        sizes = chunk_sizes(longest, tuple(self.functions), may_pad=self.position == 0, may_decode=self.manifest.model.generates)
+        sizes = chunk_sizes(longest, tuple(self.loaded.functions), may_pad=self.position == 0, may_decode=self.manifest.model.generates)
         padded = sum(sizes)
         ids = np.full((self.batch, padded), PADDING_ID, np.int64)
         for row, prompt in enumerate(prompts):
@@ -120,16 +124,45 @@ class Engine:
         self.lengths += 1
         return logits
 
+    def draws(self, options: SamplingOptions) -> bool:
+        """Whether `draw` can take the place of `decode` and a sampler with these options."""
+        return self.loaded.draws is not None and options.only_top_k
+
+    def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
+        """As `decode` and `Sampler.sample` by turns, `steps` times from `token_id` on: the drawn ids, where `draws`.
+
+        The next step is started before an id is given out, so that the device need not wait for whoever asks for ids; its column is not counted until
+        the id after it is asked for, and lies where that of any other id would. Raises `UserError` as both do.
+        """
+        draws, room = self.loaded.draws, self.room()
+        assert draws is not None
+        assert room is None or steps <= room
+        self._check([[token_id]])
+        draws.begin(token_id, self.position)
+        started = 0
+        try:
+            for ended in range(steps):
+                while started < min(ended + STEPS_ON_THEIR_WAY, steps):
+                    draws.start(*sampler.device_options())
+                    started += 1
+                drawn = draws.finish()
+                if drawn < 0:
+                    raise UserError(NOT_FINITE)
+                self.lengths += 1
+                yield drawn
+        finally:
+            draws.abandon()
+
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
         """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to the last token's outputs (B, n_outputs)."""
         return self._call(tokens, ids, first)[:, -1].copy()
 
     def _call(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `step`, to outputs (B, T, n_outputs) or (B, 1, n_outputs) in memory that the machine uses again."""
-        id_buffer, position_buffer = self.inputs[tokens]
+        id_buffer, position_buffer = self.loaded.inputs[tokens]
         id_buffer[...] = ids
         position_buffer[...] = first[:, None] + np.arange(tokens)
-        return self.functions[tokens]()
+        return self.loaded.functions[tokens]()
 
     def _check_head(self, *, generates: bool) -> None:
         model = self.manifest.model
@@ -188,7 +221,7 @@ def load_cpu(opened: Artifact, threads: int) -> Loaded:
     """An artifact in this process: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
     manifest = opened.manifest
     ffi = load_runtime(threads)
-    machine = open_library(ffi, opened.library, CPU_DEVICE)
+    machine = start_machine(open_library(ffi, opened.library), CPU_DEVICE)
     mapped = opened.weights()
     weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
     caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]

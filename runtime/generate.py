@@ -1,6 +1,7 @@
 """Generation: a stream of steps from any model that can prefill and decode, and the command that prints it."""
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -13,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli, outcome
-from runtime.batch import BatchModel, check_prompts, generate_batch, next_step, row_samplers
+from runtime.batch import BatchModel, check_prompts, finish_reason_of, generate_batch, next_step, row_samplers
 from runtime.errors import INTERRUPTED_STATUS, UserError, run_command
 from runtime.outcome import Outcome
-from runtime.sampler import Sampler
+from runtime.sampler import DrawingModel, Sampler
 from runtime.stream import Step, TextStream, with_text
 from runtime.tokenizer import Tokenizer, open_tokenizer
 
@@ -64,12 +65,26 @@ def generate(
     history = [*fed, *prompt_ids]
     logits = model.prefill([prompt_ids])[0]
     room = model.room()
-    for left in range(max_tokens if room is None else min(max_tokens, room + 1), 0, -1):
+    most = max_tokens if room is None else min(max_tokens, room + 1)
+    if logprobs is None and isinstance(model, DrawingModel) and model.draws(sampler.options):
+        first = sampler.sample(logits, history)
+        yield from _ended(itertools.chain([first], model.draw(first, sampler, most - 1)), most, eos_ids)
+        return
+    for left in range(most, 0, -1):
         step = next_step(logits, sampler, history, left=left, eos_ids=eos_ids, logprobs=logprobs)
         yield step
         if step.finish_reason is not None:
             return
         logits = model.decode([step.token_id])[0]
+
+
+def _ended(ids: Iterator[int], most: int, eos_ids: Sequence[int]) -> Iterator[Step]:
+    """At most `most` ids as steps, up to an end of sequence."""
+    for left, token_id in zip(range(most, 0, -1), ids, strict=False):
+        step = Step(token_id, finish_reason=finish_reason_of(token_id, left, eos_ids))
+        yield step
+        if step.finish_reason is not None:
+            return
 
 
 class AnyModel(TokenModel, BatchModel, Protocol):

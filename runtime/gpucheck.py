@@ -32,6 +32,7 @@ from runtime.manifest import KernelCall, Manifest, TensorSpec, decode
 from runtime.random_tensors import random_weights
 from runtime.tensor_file import numpy_dtype, tensor_bytes
 from runtime.torch_limits import Product, ask_torch
+from runtime.tvm_runtime import kernel_of, open_library
 from runtime.verify import Check, verify
 
 Array = NDArray[Any]
@@ -152,13 +153,15 @@ def label_of(call: KernelCall) -> str:
         return f"{first['tokens']} tokens, {first['n_heads']}/{first['n_kv_heads']} heads of {first['head_dim']}, {first['cache_len']} slots"
     if call.op == "mixture":
         return f"{prod(first['lead'])} x {first['dim']}, {first['experts_per_token']} of {first['n_experts']} {first['weight']['dtype']}"
+    if call.op == "sample":
+        return f"the next id from {first} logits"
     return " x ".join(map(str, (prod(first), *call.arguments[1:2])))
 
 
 class CudaKernels:
     """The device of `runtime.cuda`, as kernels are called on it one by one."""
 
-    def __init__(self, device: Any) -> None:  # noqa: ANN401 (runtime.cuda.Device, which loads TVM's runtime)
+    def __init__(self, device: Any) -> None:  # noqa: ANN401 (runtime.cuda_device.Device, which loads TVM's runtime)
         self._device = device
 
     def upload(self, array: Array) -> Any:  # noqa: ANN401
@@ -190,12 +193,16 @@ class CudaKernels:
     def seconds(self, function: Callable[..., Any], sets: Sequence[Sequence[Any]], calls: int) -> float:
         """Time of one call in a graph of `calls`: the median of some launches of it."""
         memory = self._device.memory
-        with memory.capture() as made, self._device.on_stream():
-            for i in range(calls):
-                function(*sets[i % len(sets)])
-        memory.launch(made[0])
-        samples = [memory.seconds(lambda: memory.launch(made[0])) for _ in range(PASSES)]
-        memory.forget(made[0])
+
+        def launch_all() -> None:
+            with self._device.on_stream():
+                for i in range(calls):
+                    function(*sets[i % len(sets)])
+
+        graph = memory.record(launch_all)
+        memory.launch(graph)
+        samples = [memory.seconds(lambda: memory.launch(graph)) for _ in range(PASSES)]
+        memory.forget(graph)
         return median(samples) / calls
 
     def copy_gb_s(self, nbytes: int = 2**30) -> float:
@@ -210,11 +217,11 @@ class CudaKernels:
 def check_kernels(folder: Path, manifest: Manifest, device: Any, told: Callable[[KernelRow], None]) -> tuple[KernelRow, ...]:  # noqa: ANN401
     """Every kernel of ours in a folder's library; `told` gets each row at once."""
     kernels = CudaKernels(device)
-    library = device.ffi.load_module(str((folder / LIBRARY_FILE).resolve())).imports[0]
+    library = open_library(device.ffi, folder / LIBRARY_FILE)
     rows = []
     for call in manifest.calls:
         try:
-            row = check_kernel(call, library[call.kernel], kernels, half=manifest.target.dtype == "fp16")
+            row = check_kernel(call, kernel_of(library, call.kernel), kernels, half=manifest.target.dtype == "fp16")
         except UserError as error:  # after which the device answers nothing any more
             raise UserError(f"{folder}: {call.kernel} ({label_of(call)}): {error}") from error
         told(row)
@@ -230,7 +237,7 @@ def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Ch
     if not manifest.model.generates:
         return (), None
     loaded = cuda.load_library(device, manifest, folder / LIBRARY_FILE, random_weights(manifest.weights))
-    engine = Engine(manifest, folder, loaded.functions, loaded.inputs, loaded.caches)
+    engine = Engine(manifest, folder, loaded)
     return verify(engine), measure(engine, manifest.model.vocab_size, WORKLOAD, step_bytes_of(manifest))
 
 
@@ -319,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object a folder, a line each, at the end")
     args = parser.parse_args(argv)
     manifests = {folder: checked_manifest(folder) for folder in args.folders}
-    from runtime.cuda import Device  # loads TVM's runtime, which `--help` and a wrong folder need not wait for
+    from runtime.cuda_device import Device  # loads TVM's runtime, which `--help` and a wrong folder need not wait for
 
     devices = [Device.open(manifest.target.arch, threads=1) for manifest in manifests.values()]  # each refuses a GPU that is not its own
     device = devices[0]

@@ -20,6 +20,7 @@ ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
 BLOCK_PANELS = 64  # of a matrix, in float64 at once
 HALF_ULP = 2.0**-11  # of float16, relative
 SMALLEST_HALF = 2.0**-24  # step of float16 near 0
+TEMPERATURE, TOP_K = 0.75, 40  # of a sampled id
 LONGEST_CONTEXT = 131072  # of any model of the family
 
 
@@ -74,7 +75,7 @@ def _rows(call: KernelCall) -> int:
     first = call.arguments[0]
     if isinstance(first, Mapping):
         return prod(first["lead"]) if "lead" in first else int(first["batch"] * first["tokens"])
-    return prod(first)
+    return prod(first) if isinstance(first, Sequence) else 1
 
 
 def empty(spec: TensorSpec) -> Array:
@@ -281,6 +282,22 @@ class _Seen:
             yield after, np.zeros(ring.shape)
 
 
+def _sample(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """Top-k of logits at a temperature, with a draw in the middle of an id's share, which float32 does not move across its ends."""
+    (vocab_size,) = call.arguments
+    logits = random.normal((1, 1, vocab_size), scale=3.0)
+    scores = logits.reshape(-1).astype(np.float64) / TEMPERATURE
+    ids = np.sort(np.argsort(scores)[-min(TOP_K, vocab_size) :])
+    mass = np.cumsum(np.exp(scores[ids] - scores.max()))
+    chosen = int(np.searchsorted(mass, mass[-1] / 2, side="right"))
+    draw = (mass[chosen] + (mass[chosen - 1] if chosen else 0.0)) / 2 / mass[-1]
+    options = np.array([TEMPERATURE, TOP_K, draw], np.float32)
+    position = random.whole((1, 1), 0, LONGEST_CONTEXT, "int64")
+    found = ((2, np.full((1, 1), ids[chosen])), (3, position + 1), (4, np.full(1, ids[chosen])))
+    expected = tuple(Expected(i, lambda y: y, values.astype(np.float64), np.zeros(values.shape)) for i, values in found)
+    return KernelCase([logits, options, np.zeros((1, 1), np.int64), position, empty(call.parameters[4])], (), 4, expected)
+
+
 def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     """A sample of tokens: each one's best experts, silu(w1 x) * (w3 x) through w2, weighted by the softmax over their scores."""
     (arguments,) = call.arguments
@@ -338,4 +355,5 @@ MAKERS: Mapping[str, Callable[[KernelCall, Random, float], KernelCase]] = {
     "rotation": _rotation,
     "rolling_attention": _rolling_attention,
     "mixture": _mixture,
+    "sample": _sample,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,22 @@ PADDING_ID = 0  # any valid id: the key and value of padding are never seen
 SMALLER = "compile with a smaller shape.cache_len or a narrower quantize.scheme"  # what to do where memory is short
 
 
+class Draws(Protocol):
+    """Decode steps of one sequence that draw their own ids: a step reads the id that the one before it drew, and needs nobody in between."""
+
+    def begin(self, token_id: int, position: int) -> None:
+        """The id that the next step is fed, and its position."""
+
+    def start(self, temperature: float, top_k: int, draw: float) -> None:
+        """Start a step; two may be on their way. `top_k` 0 is all ids, `draw` a number of 0 to 1."""
+
+    def finish(self) -> int:
+        """The id that the oldest step on its way has drawn; -1 where its logits were infinite or no numbers."""
+
+    def abandon(self) -> None:
+        """Wait for the steps on their way, and forget what they drew."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What the engine calls, by tokens per call."""
@@ -23,6 +39,7 @@ class Loaded:
     inputs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]  # ids and positions (B, T), which the next call reads
     functions: dict[int, Callable[[], NDArray[np.float32]]]  # to the outputs (B, T or 1, n_outputs), in memory that the next call uses again
     caches: list[Any]  # one for each cache of the signature: arrays on a CPU, tensors on a GPU
+    draws: Draws | None = None  # where the library can draw ids
 
 
 def device_bytes(manifest: Manifest) -> int:

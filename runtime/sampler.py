@@ -4,13 +4,16 @@ The filters and their order are those of Hugging Face transformers: repetition p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
+
+NOT_FINITE = "the model's logits hold nan or infinity; check the artifact with `python -m runtime.verify`, or compile with dtype fp32"
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class SamplingOptions:
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+
+    @property
+    def only_top_k(self) -> bool:
+        """Whether no filter but top-k is asked for, which is what a device can draw by itself."""
+        return self.top_p is None and self.min_p is None and self.repetition_penalty is None
 
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number of at least 0 (0 is greedy)")
@@ -43,6 +51,9 @@ def _require(name: str, value: float, holds: bool, expected: str) -> None:
         raise UserError(f"the sampling option {name} is {value}, expected {expected}")
 
 
+GREEDY = SamplingOptions()
+
+
 class Sampler:
     """Draws token ids; the same seed and the same calls give the same ids."""
 
@@ -53,7 +64,7 @@ class Sampler:
     def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
         """One id from logits (vocab,); `history` is every id so far, the prompt's included. Raises `UserError` on NaN or infinity."""
         if not np.isfinite(logits.max()):
-            raise UserError("the model's logits hold nan or infinity; check the artifact with `python -m runtime.verify`, or compile with dtype fp32")
+            raise UserError(NOT_FINITE)
         scores = penalized(logits, history, self.options.repetition_penalty)
         if self.options.temperature == 0:
             return int(scores.argmax())
@@ -61,6 +72,23 @@ class Sampler:
         mass = np.cumsum(weights)
         drawn = np.searchsorted(mass, self._random.random() * mass[-1], side="right")
         return int(ids[min(drawn, ids.size - 1)])  # the product may round up to the whole mass
+
+    def device_options(self) -> tuple[float, int, float]:
+        """Temperature, top-k and draw of a step for `runtime.loaded.Draws`, which gives the id that `sample` would; of `only_top_k` options."""
+        if self.options.temperature == 0:
+            return 1.0, 1, 0.0
+        return self.options.temperature, self.options.top_k or 0, self._random.random()
+
+
+@runtime_checkable
+class DrawingModel(Protocol):
+    """A model that can draw ids itself, so that it need not wait for whoever reads them."""
+
+    def draws(self, options: SamplingOptions) -> bool:
+        """Whether it can, with these options."""
+
+    def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
+        """As decode steps and `Sampler.sample` by turns, from `token_id` on: that many ids."""
 
 
 def penalized(logits: NDArray[np.float32], history: Sequence[int], penalty: float | None) -> NDArray[np.float64]:

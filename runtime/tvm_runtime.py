@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -54,8 +55,19 @@ def find_library(name: str) -> Path:
     raise UserError(f"{name} was not found in {', '.join(map(str, folders))}; use the runtime folder that was shipped, or run `make setup`")
 
 
-def open_library(ffi: Any, path: Path, *devices: tuple[int, int]) -> Any:  # noqa: ANN401
-    """The virtual machine of a compiled library on these devices, the host's last; its functions are items by name."""
-    machine = ffi.load_module(str(path.resolve()))["vm_load_executable"]()
+def open_library(ffi: Any, path: Path) -> Any:  # noqa: ANN401
+    """A compiled library."""
+    return ffi.load_module(str(path.resolve()))
+
+
+def kernel_of(library: Any, name: str) -> Callable[..., Any]:  # noqa: ANN401
+    """A kernel of an open library, to be called with its tensors."""
+    kernel: Callable[..., Any] = library.imports[0][name]
+    return kernel
+
+
+def start_machine(library: Any, *devices: tuple[int, int]) -> Any:  # noqa: ANN401
+    """The virtual machine of an open library on these devices, the host's last; its functions are items by name."""
+    machine = library["vm_load_executable"]()
     machine["vm_initialization"](*(part for device in devices for part in (*device, POOLED_ALLOCATOR)))
     return machine

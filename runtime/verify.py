@@ -20,6 +20,7 @@ from runtime.bounds import relative_bound
 from runtime.errors import UserError, run_command
 from runtime.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
 from runtime.manifest import Manifest
+from runtime.sampler import GREEDY, DrawingModel, Sampler
 from runtime.signature import KEY_VARIABLE, key_of_environment
 
 SEED = 0
@@ -76,6 +77,7 @@ def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
     whole = _prefill(engine, ids)
     engine.reset()
     continued = np.concatenate([_prefill(engine, ids[:, :head]), _decode(engine, ids[:, head:], fresh=False)])
+    drawn = _drawn(engine, ids[:, :head], length - head)
     engine.reset()
     bound = bound_of(manifest)
     return (
@@ -83,7 +85,21 @@ def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
         _finite(f"logits of a prefill of {length}", whole),
         _close("one prefill against decode steps", whole, stepwise[-1:], bound),
         _close(f"prefill of {head}, then decode, against decode steps", continued, stepwise[head - 1 :], bound),
+        *drawn,
     )
+
+
+def _drawn(engine: VerifiableEngine, ids: NDArray[np.int64], steps: int) -> tuple[Check, ...]:
+    """The ids that the device draws greedily behind a prompt, against the largest logits of steps; nothing where it draws none."""
+    if not (isinstance(engine, DrawingModel) and engine.draws(GREEDY) and steps):
+        return ()
+    first = int(_prefill(engine, ids)[0, 0].argmax())
+    found = list(engine.draw(first, Sampler(GREEDY), steps))
+    chosen = [int(_prefill(engine, ids)[0, 0].argmax())]
+    for _ in range(steps):
+        chosen.append(int(engine.decode(chosen[-1:])[0].argmax()))
+    same = sum(a == b for a, b in zip(found, chosen[1:], strict=True))
+    return (Check("ids that the device draws", f"{same} of {steps} the likeliest", f"{steps}", same == steps),)
 
 
 def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[Check, ...]:

@@ -1,5 +1,6 @@
 """A model made of the CUDA kernels in their serial form, compiled for the CPU: their graph, packing and calls, on a machine without a GPU."""
 
+import contextlib
 import time
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,11 @@ from build.target import target_spec
 from export.config import BackendConfig
 from export.graphs import OnnxGraphs
 from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.cuda_memory import CudaMemory
 from runtime.engine import Engine, load_cpu
 from runtime.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
 from runtime.tensor_file import TensorFile
+from runtime.tvm_runtime import load_runtime
 
 
 def serial_kernels(target: TargetSpec) -> Kernels:
@@ -62,7 +65,31 @@ def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
     """An engine of it, with the weights of the folder or others."""
     mapped = weights or TensorFile.open(folder / WEIGHTS_FILE).map()
     loaded = load_cpu(SimpleNamespace(manifest=manifest, library=folder / LIBRARY_FILE, weights=lambda: mapped), threads=2)
-    return Engine(manifest, folder, loaded.functions, loaded.inputs, loaded.caches)
+    return Engine(manifest, folder, loaded)
+
+
+class HostDevice:
+    """`runtime.cuda_device.Device` with TVM's own tensors in this machine's memory."""
+
+    def __init__(self, memory: CudaMemory) -> None:
+        self.description = SimpleNamespace(name="this machine")
+        self.ffi = load_runtime(1)
+        self.memory = memory
+        self.on_stream = contextlib.nullcontext
+
+    def tensor(self, spec):
+        allocate = self.ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        return allocate(self.ffi.Shape(spec.shape), self.ffi.dtype(spec.dtype), self.ffi.device("cpu", 0), None)
+
+
+class ReplayMemory(CudaMemory):
+    """A stand-in whose graphs are what was to be recorded: a launch of one runs it."""
+
+    def record(self, run):
+        return run
+
+    def launch(self, graph):
+        graph()
 
 
 class Host:

@@ -7,7 +7,7 @@ import pytest
 
 from build import random_checkpoint
 from build.cuda import usage_of
-from build.dispatch import dispatch
+from build.dispatch import DEFAULT_SCHEDULE, dispatch
 from build.importer import import_graphs
 from build.machine_code import check_machine_code
 from build.pipeline import build_library, read_report
@@ -31,7 +31,9 @@ quantize: {{scheme: {scheme}}}
 backend: {{target: cuda, arch: [{archs}]}}
 """
 SHARED_LIMIT = 48 * 1024  # bytes of a block that every architecture gives without asking
-REGISTERS_LIMIT = 128  # a thread, for 512 threads a block
+REGISTERS = 65536  # of a multiprocessor
+PREFILL_ATTENTION, PREFILL_ATTENTION_THREADS = "rolling_attention_0_kernel_1", 128  # keeps its outputs in registers, and has few threads for that
+THREADS = 512  # of a block, or fewer, but for one that needs few registers
 
 
 @pytest.fixture(scope="module", params=["none", "int8", "int4"])
@@ -61,14 +63,18 @@ def test_there_is_machine_code_for_every_architecture_and_nothing_spills(built):
     assert {row.arch for row in usage} == set(spec.arch)
     assert [row.kernel for row in usage if row.spill_bytes] == []
     assert all(row.shared_bytes <= SHARED_LIMIT for row in usage)
-    assert all(0 < row.registers <= REGISTERS_LIMIT for row in usage)
+    assert all(0 < row.registers * THREADS <= REGISTERS for row in usage if row.kernel != PREFILL_ATTENTION)
+    attention = [row for row in usage if row.kernel == PREFILL_ATTENTION]
+    assert attention
+    assert all(2 * row.registers * PREFILL_ATTENTION_THREADS <= REGISTERS for row in attention)  # two blocks a multiprocessor
 
 
-def test_no_weight_is_read_by_a_default_schedule(built):
+def test_no_operation_is_left_to_a_default_schedule(built):
     graphs, _, folder = built
     rows = read_report(folder)
     read = {row.label for row in rows if row.graph == "decode"}
-    assert {tensor.name for tensor in graphs.record.tensors} <= read
+    assert {tensor.name for tensor in graphs.record.tensors if len(tensor.shape) == 2} <= read
+    assert {row.op for row in rows if row.kernel == DEFAULT_SCHEDULE} == set()
 
 
 def test_a_token_loads_each_weight_once(built):
@@ -81,7 +87,7 @@ def test_a_token_loads_each_weight_once(built):
     for row in calls:
         bytes_of = loaded_bytes(dispatched.module[row.kernel])
         loaded += sum(bytes_of[name] for name in ("w", "s", "z"))
-        least += row.bytes
+        least += row.bytes - (4 * graphs.record.model.dim if bytes_of["gain"] else 0)  # a norm's, which is read from a cache but for the first time
     stored = sum(prod(s.shape) * numpy_dtype(s.dtype).itemsize for s in graphs.record.weights if len(s.shape) == 2 and "tok_embeddings" not in s.name)
     assert 0 < least <= loaded <= 1.05 * least
     assert abs(least / stored - 1) < 0.01  # the report's figure is the weight file's, but for scales of one a row

@@ -5,12 +5,13 @@ import pytest
 from tvm.script import tirx as T
 
 from build.compiler import tvm
-from build.kernels.cuda import attention, decode_attention, embedding, flash_attention, gemv, linear, mixture, mma, norm, swiglu, tensor_core
+from build.kernels.cuda import attention, decode_attention, embedding, flash_attention, gemv, linear, mixture, mma, norm, sample, swiglu, tensor_core
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
 from build.layout import int4_words, to_panels, to_vector_panels
 from export.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.errors import UserError
+from runtime.sampler import SamplingOptions, candidates
 from tests.kernels import compiled, packed
 from tests.mixture_reference import check as check_mixture
 
@@ -387,3 +388,44 @@ def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
         return run(compiled(mixture.mixture(shape, on=SERIAL, tensor_cores=True)), *arrays)
 
     check_mixture(make_and_run, tokens, dim, hidden_dim, dtype, to_vector_panels, rounds=True)
+
+
+SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperature and top-k; greedy is 1
+
+
+@pytest.mark.parametrize("vocab_size", [50, 3000])
+def test_sample_draws_as_the_host_does(vocab_size):
+    """Against `runtime.sampler`'s filters with the same draw; every third time among equal logits."""
+    kernel, rng = compiled(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
+    for temperature, top_k in SAMPLING:
+        options = SamplingOptions(temperature=temperature, top_k=top_k or None)
+        for turn in range(30):
+            logits = (3 * rng.standard_normal(vocab_size)).astype(np.float32)
+            logits = np.round(logits) if turn % 3 == 0 else logits
+            draw = np.float32(0 if top_k == 1 else rng.random())
+            arrays = (logits.reshape(1, 1, -1), np.array([temperature, top_k, draw], np.float32), np.array([[3]]), np.array([[7]]), np.array([9]))
+            *_, ids, positions, token = run(kernel, *arrays)
+            kept, weights_of_kept = candidates(logits.astype(np.float64), options)
+            mass = np.cumsum(weights_of_kept)
+            expected = kept[np.searchsorted(mass, draw * mass[-1], side="right")]
+            assert (token[0], ids[0, 0], positions[0, 0]) == (expected, expected, 8)
+
+
+def test_the_largest_draw_takes_the_last_candidate():
+    """A draw that float32 has rounded up to one."""
+    logits = np.array([1, 3, 2, 3, 0] * 2, np.float32)
+    kernel = compiled(sample.sample(10, on=SERIAL))
+    for top_k, last in ((0, 9), (4, 8)):
+        found = run(
+            kernel, logits.reshape(1, 1, -1), np.array([1, top_k, 1], np.float32), np.zeros((1, 1), int), np.zeros((1, 1), int), np.array([9])
+        )
+        assert found[-1][0] == last
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -np.nan, np.inf, -np.inf])
+def test_sample_tells_of_what_is_no_number(wrong):
+    logits = np.zeros((1, 1, 40), np.float32)
+    logits[..., 33] = wrong
+    arrays = (logits, np.array([1, 1, 0], np.float32), np.array([[3]]), np.array([[7]]), np.array([9]))
+    *_, ids, _, token = run(compiled(sample.sample(40, on=SERIAL)), *arrays)
+    assert (token[0], ids[0, 0]) == (-1, 0)

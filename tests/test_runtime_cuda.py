@@ -5,9 +5,11 @@ import contextlib
 import numpy as np
 import pytest
 
-from runtime import cuda, cuda_driver, cuda_memory
+from runtime import cuda_device, cuda_driver, cuda_memory
 from runtime.artifact import Artifact
 from runtime.cuda import check_memory
+from runtime.cuda_device import Device
+from runtime.cuda_function import GraphFunction
 from runtime.cuda_memory import CudaMemory
 from runtime.engine import Engine
 from runtime.errors import UserError
@@ -88,7 +90,8 @@ def test_a_call_runs_then_is_captured_then_launched(library):
     ffi = Ffi()
     devices = []
     ffi.get_global_func = lambda _name: lambda shape, dtype, *_: devices.append(Tensor(np.zeros(shape, dtype))) or devices[-1]
-    (id_array, positions), call = cuda._function(cuda.Device(None, ffi, CudaMemory(library)), function, graph, ["caches"])
+    call = GraphFunction(Device(None, ffi, CudaMemory(library)), function, graph, ["caches"])
+    id_array, positions = call.inputs
     for turn in range(4):
         id_array[...], positions[...] = turn, 10 + turn
         output.array[...] = 100 + turn
@@ -137,6 +140,6 @@ def test_a_machine_without_a_driver_is_told_so(artifact, monkeypatch):
 
 def test_another_gpu_is_refused_before_anything_is_loaded(artifact, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_driver, "DRIVER", stub_driver(tmp_path, major=7, minor=5))
-    monkeypatch.setattr(cuda, "find_library", None)  # loading would fail
+    monkeypatch.setattr(cuda_device, "find_library", None)  # loading would fail
     with pytest.raises(UserError, match="is sm_75, but the artifact has machine code for sm_80"):
         Engine.open(artifact)

@@ -41,13 +41,12 @@ from runtime.manifest import KernelCall, TargetSpec, TensorSpec, encode
 from runtime.packed_matrix import PackedMatrix, Stored
 from runtime.random_tensors import Random, random_weights
 from runtime.torch_limits import TorchTimes
-from runtime.tvm_runtime import load_runtime
 from runtime.verify import Check
 from tests.artifacts import compiled as compiled_case
 from tests.artifacts import cuda_case
 from tests.drivers import stub_runtime
 from tests.kernels import aligned, compiled, packed
-from tests.serial import Host, compile_serial
+from tests.serial import Host, HostDevice, compile_serial
 
 CUDA_TARGET = TargetSpec(kind="cuda", dtype="fp32", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
 HALF_TARGET = msgspec.structs.replace(CUDA_TARGET, dtype="fp16")
@@ -175,7 +174,7 @@ def test_a_sample_has_both_ends():
 
 
 class StubDevice:
-    """`runtime.cuda.Device` over this machine's memory; a copy must be from and to tensors that are still there."""
+    """`runtime.cuda_device.Device` over this machine's memory; a copy must be from and to tensors that are still there."""
 
     def __init__(self, library):
         self.library = library
@@ -222,22 +221,12 @@ def test_kernels_are_timed_in_a_graph_that_takes_copies_in_turn(tmp_path):
 def test_a_capture_that_fails_says_what_failed(tmp_path):
     """And not that the capture did."""
     memory = CudaMemory(stub_runtime(tmp_path))
-    with pytest.raises(ValueError, match="the launch"), memory.capture():
+
+    def failing():
         raise ValueError("the launch")
 
-
-class HostDevice:
-    """`runtime.cuda.Device` with TVM's own tensors in this machine's memory."""
-
-    def __init__(self, library):
-        self.description = SimpleNamespace(name="this machine")
-        self.ffi = load_runtime(1)
-        self.memory = CudaMemory(library)
-        self.on_stream = contextlib.nullcontext
-
-    def tensor(self, spec):
-        allocate = self.ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-        return allocate(self.ffi.Shape(spec.shape), self.ffi.dtype(spec.dtype), self.ffi.device("cpu", 0), None)
+    with pytest.raises(ValueError, match="the launch"):
+        memory.record(failing)
 
 
 @pytest.fixture
@@ -251,8 +240,8 @@ def serial_folder(compile_case, tmp_path):
 
 def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch, capsys):
     """As on a GPU, but that the device is this machine: kernels from the library, random weights, verify, speeds, the table, and the status."""
-    device = HostDevice(stub_runtime(tmp_path_factory.mktemp("stub")))
-    monkeypatch.setattr("runtime.cuda.Device.open", lambda _archs, threads: device)
+    device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
+    monkeypatch.setattr("runtime.cuda_device.Device.open", lambda _archs, threads: device)
     monkeypatch.setattr("runtime.cuda.load_library", load_here)
     monkeypatch.setattr(gpucheck, "WORKLOAD", Workload((8, 20), (8,), 2, 1))
     monkeypatch.setattr(torch_limits, "PYTHONS", ())
@@ -274,8 +263,8 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
 
 
 def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_factory, monkeypatch):
-    device = HostDevice(stub_runtime(tmp_path_factory.mktemp("stub")))
-    monkeypatch.setattr("runtime.cuda.Device.open", lambda _archs, threads: device)
+    device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
+    monkeypatch.setattr("runtime.cuda_device.Device.open", lambda _archs, threads: device)
     monkeypatch.setattr(torch_limits, "PYTHONS", ())
     monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
 

@@ -14,6 +14,7 @@ from build.kernels.cuda import mixture as cuda_mixture
 from build.kernels.cuda import norm as cuda_norm
 from build.kernels.cuda import residual as cuda_residual
 from build.kernels.cuda import rotation as cuda_rotation
+from build.kernels.cuda import sample as cuda_sample
 from build.kernels.cuda import swiglu as cuda_swiglu
 from runtime.manifest import TargetSpec
 
@@ -28,6 +29,7 @@ Kernels = Mapping[str, Callable[..., PrimFunc]]  # by operation
 # rotation           cos or sin of the rotary angles
 # linear             x W^T, with what is fused around it
 # mixture            each token's best experts, weighted
+# sample             the next id from logits; of targets whose host would have to wait for them
 CPU: dict[str, Callable[..., PrimFunc]] = {
     "rolling_attention": attention.rolling_attention,
     "embedding": embedding.embedding,
@@ -47,6 +49,7 @@ CUDA: dict[str, Callable[..., PrimFunc]] = {
     "rotation": cuda_rotation.rotation,
     "linear": cuda_linear.linear,
     "mixture": cuda_mixture.mixture,
+    "sample": cuda_sample.sample,
 }
 ON_TENSOR_CORES = ("rolling_attention", "linear", "mixture")  # where activations may be rounded to float16
 

@@ -1,0 +1,269 @@
+"""The next id, drawn where the logits are: the filters of `runtime.sampler` as far as temperature and top-k go, and the next step's inputs.
+
+One block. Top-k keeps every logit that is at least as large as the k-th largest, which four passes find byte by byte (radix selection: a histogram
+of the next byte of those whose higher bytes are known). Then each thread sums the weights exp((x - largest) / temperature) of some ids in a row, and
+the id at which the sum over all, in the order of ids, passes the drawn share of the whole is the one. Greedy is k = 1 and a draw of 0.
+
+Bytes per call: the logits once from memory, then once a pass from a cache.
+"""
+
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
+
+THREADS = 1024
+PARTS = THREADS // WARP  # what a lane joins of what the threads have found
+BYTES, BINS = 4, 256  # of a float32; values of a byte
+GROUP = BINS // WARP  # bins that a lane joins
+SIGN, INFINITE = 0x80000000, 0x7F800000  # bits of a float32
+LARGEST, THRESHOLD, WANTED, SIZE = 0, 1, 2, 3  # places of the block's state
+
+
+def sample(vocab_size: int, on: Binding = GPU) -> PrimFunc:
+    """Kernel of logits (1, 1, vocab) float32 and options (3,) float32: temperature, top-k (0 for all) and a draw of 0 to 1.
+
+    Writes the id to token (1,) int64 and to ids (1, 1) int64, and adds one to positions (1, 1) int64. Where a logit is infinite or no number, token
+    is -1 and ids 0.
+    """
+    select, draw = _select(vocab_size, on), _draw(vocab_size, on)
+
+    @T.prim_func
+    def kernel(
+        logits_in: T.Buffer((1, 1, vocab_size), "float32"),
+        options: T.Buffer((3,), "float32"),
+        ids: T.Buffer((1, 1), "int64"),
+        positions: T.Buffer((1, 1), "int64"),
+        token: T.Buffer((1,), "int64"),
+    ):
+        T.func_attr(ATTRIBUTES)
+        logits = T.decl_buffer((vocab_size,), "float32", data=logits_in.data)
+        for _block in on.blocks(1):
+            state = T.alloc_buffer((4,), "uint32", scope=on.shared)
+            select(logits, options, state)
+            draw(logits, options, state, ids, positions, token)
+
+    return kernel
+
+
+def _key(number: Any) -> Any:
+    """The bits of a float32, changed so that they are ordered as the numbers are."""
+    bits = T.reinterpret("uint32", number)
+    return bits ^ T.if_then_else(bits < T.uint32(SIGN), T.uint32(SIGN), T.uint32(0xFFFFFFFF))
+
+
+def _number(key: Any) -> Any:
+    """The float32 of a key."""
+    return T.reinterpret("float32", key ^ T.if_then_else(key < T.uint32(SIGN), T.uint32(0xFFFFFFFF), T.uint32(SIGN)))
+
+
+def _select(vocab_size: int, on: Binding):
+    """Inline `select(logits, options, state)`: the keys of the largest and of the smallest logit that may be drawn, into `state`.
+
+    And the bits of the largest absolute value, which tell whether a logit is infinite or no number.
+    """
+    count = _counter(on)
+
+    @T.inline
+    def measure(logits, keys, sizes, t):
+        key = T.alloc_buffer((1,), "uint32", scope=on.private)
+        size = T.alloc_buffer((1,), "uint32", scope=on.private)
+        key[0] = T.uint32(0)
+        size[0] = T.uint32(0)
+        for c in T.serial(-(-vocab_size // THREADS)):
+            if c * THREADS + t < vocab_size:
+                key[0] = T.max(key[0], _key(logits[c * THREADS + t]))
+                size[0] = T.max(size[0], T.reinterpret("uint32", logits[c * THREADS + t]) & T.uint32(SIGN - 1))
+        keys[t] = key[0]
+        sizes[t] = size[0]
+
+    @T.inline
+    def find_largest(count, value, found):
+        found[0] = T.uint32(0)
+        for c in T.serial(count):
+            found[0] = T.max(found[0], value(c))
+
+    @T.inline
+    def join(keys, sizes, lane_keys, lane_sizes, t):
+        if t < WARP:
+            found = T.alloc_buffer((1,), "uint32", scope=on.private)
+            find_largest(PARTS, lambda c: keys[c * WARP + t], found)
+            lane_keys[t] = found[0]
+            find_largest(PARTS, lambda c: sizes[c * WARP + t], found)
+            lane_sizes[t] = found[0]
+
+    @T.inline
+    def begin(options, lane_keys, lane_sizes, state, t):
+        if t == 0:
+            found = T.alloc_buffer((1,), "uint32", scope=on.private)
+            find_largest(WARP, lambda c: lane_sizes[c], found)
+            state[SIZE] = found[0]
+            find_largest(WARP, lambda c: lane_keys[c], found)
+            state[LARGEST] = found[0]
+            state[THRESHOLD] = T.if_then_else(options[1] == T.float32(1), found[0], T.uint32(0))
+            state[WANTED] = T.Cast("uint32", options[1])
+
+    @T.inline
+    def fill(logits, state, bins, byte, t):
+        """Count the next byte of the keys that begin as the threshold does; `byte` 0 is the first."""
+        begins = T.alloc_buffer((1,), "uint32", scope=on.private)
+        begins[0] = state[THRESHOLD]
+        for c in T.serial(-(-vocab_size // THREADS)):
+            if c * THREADS + t < vocab_size:
+                rest = _key(logits[c * THREADS + t]) >> T.Cast("uint32", 24 - 8 * byte)
+                if (rest >> T.uint32(8)) == begins[0]:
+                    count(bins, T.Cast("int32", rest & T.uint32(BINS - 1)))
+
+    @T.inline
+    def walk_down(steps, counts, at, wanted):
+        """From `at`, at most some steps down to the first count that reaches `wanted`, less those above it."""
+        held = T.alloc_buffer((1,), "int32", scope=on.private)
+        walks = T.alloc_buffer((1,), "int32", scope=on.private)
+        walks[0] = 1
+        for _step in T.serial(steps):
+            held[0] = counts[at[0]]
+            if held[0] >= wanted[0]:
+                walks[0] = 0
+            if walks[0] == 1:
+                wanted[0] = wanted[0] - held[0]
+                at[0] = at[0] - 1
+
+    @T.inline
+    def narrow(bins, groups, state, narrowed, t):
+        """The largest byte at which the counts from above reach what is wanted: the new threshold, and what is wanted of those that begin so.
+
+        They become the block's state a phase later, since TVM puts no barrier into a condition.
+        """
+        if t == 0:
+            at = T.alloc_buffer((1,), "int32", scope=on.private)
+            wanted = T.alloc_buffer((1,), "int32", scope=on.private)
+            at[0] = WARP - 1
+            wanted[0] = T.Cast("int32", state[WANTED])
+            walk_down(WARP - 1, groups, at, wanted)
+            at[0] = at[0] * GROUP + GROUP - 1
+            walk_down(GROUP - 1, bins, at, wanted)
+            narrowed[on.own(t), 0] = (state[THRESHOLD] << T.uint32(8)) | T.Cast("uint32", at[0])
+            narrowed[on.own(t), 1] = T.Cast("uint32", wanted[0])
+
+    @T.inline
+    def select(logits, options, state):
+        keys = T.alloc_buffer((THREADS,), "uint32", scope=on.shared)
+        sizes = T.alloc_buffer((THREADS,), "uint32", scope=on.shared)
+        lane_keys = T.alloc_buffer((WARP,), "uint32", scope=on.shared)
+        lane_sizes = T.alloc_buffer((WARP,), "uint32", scope=on.shared)
+        bins = T.alloc_buffer((BINS,), "int32", scope=on.shared)
+        groups = T.alloc_buffer((WARP,), "int32", scope=on.shared)
+        narrowed = T.alloc_buffer((on.copies(THREADS), 2), "uint32", scope=on.private)
+        for t in on.threads(THREADS):
+            measure(logits, keys, sizes, t)
+        for t in on.threads(THREADS):
+            join(keys, sizes, lane_keys, lane_sizes, t)
+        for t in on.threads(THREADS):
+            begin(options, lane_keys, lane_sizes, state, t)
+        for byte in T.serial(T.if_then_else(options[1] > T.float32(1) and options[1] < T.float32(vocab_size), BYTES, 0)):
+            for t in on.threads(THREADS):
+                if t < BINS:
+                    bins[t] = 0
+            for t in on.threads(THREADS):
+                fill(logits, state, bins, byte, t)
+            for t in on.threads(THREADS):
+                if t < WARP:
+                    held = T.alloc_buffer((1,), "int32", scope=on.private)
+                    held[0] = 0
+                    for c in T.serial(GROUP):
+                        held[0] = held[0] + bins[t * GROUP + c]
+                    groups[t] = held[0]
+            for t in on.threads(THREADS):
+                narrow(bins, groups, state, narrowed, t)
+            for t in on.threads(THREADS):
+                if t == 0:
+                    state[THRESHOLD] = narrowed[on.own(t), 0]
+                    state[WANTED] = narrowed[on.own(t), 1]
+
+    return select
+
+
+def _draw(vocab_size: int, on: Binding):
+    """Inline `draw`: the id among those whose key reaches the threshold, and the next step's inputs."""
+    each = -(-vocab_size // THREADS)
+
+    def weight(logits, options, state, i):
+        share = T.exp((logits[i] - _number(state[LARGEST])) / options[0])
+        return T.if_then_else(_key(logits[i]) >= state[THRESHOLD], share, T.float32(0))
+
+    @T.inline
+    def walk(count, part, at, below, goal):
+        """at = the first part at which the sum, from `below` on, passes `goal`, or else the last that is not empty; below = the sum before it."""
+        found = T.alloc_buffer((1,), "int32", scope=on.private)
+        upto = T.alloc_buffer((1,), "float32", scope=on.private)
+        held = T.alloc_buffer((1,), "float32", scope=on.private)
+        found[0] = 0
+        upto[0] = below[0]
+        for i in T.serial(count):
+            held[0] = part(i)
+            if (found[0] == 0 or upto[0] <= goal) and held[0] > T.float32(0):
+                found[0] = 1
+                at[0] = i
+                below[0] = upto[0]
+                upto[0] = upto[0] + held[0]
+
+    @T.inline
+    def choose(logits, options, state, masses, sums, ids, positions, token, t):
+        if t == 0:
+            at = T.alloc_buffer((1,), "int32", scope=on.private)
+            first = T.alloc_buffer((1,), "int32", scope=on.private)
+            below = T.alloc_buffer((1,), "float32", scope=on.private)
+            goal = T.alloc_buffer((1,), "float32", scope=on.private)
+            at[0] = 0
+            below[0] = T.float32(0)
+            goal[0] = T.float32(0)
+            for lane in T.serial(WARP):
+                goal[0] = goal[0] + sums[lane]
+            goal[0] = goal[0] * options[2]
+            walk(WARP, lambda i: sums[i], at, below, goal[0])
+            first[0] = at[0] * PARTS
+            walk(PARTS, lambda i: masses[first[0] + i], at, below, goal[0])
+            first[0] = (first[0] + at[0]) * each
+            walk(T.min(each, vocab_size - first[0]), lambda i: weight(logits, options, state, first[0] + i), at, below, goal[0])
+            token[0] = T.if_then_else(state[SIZE] < T.uint32(INFINITE), T.Cast("int64", first[0] + at[0]), T.int64(-1))
+            ids[0, 0] = T.max(token[0], T.int64(0))
+            positions[0, 0] = positions[0, 0] + T.int64(1)
+
+    @T.inline
+    def draw(logits, options, state, ids, positions, token):
+        masses = T.alloc_buffer((THREADS,), "float32", scope=on.shared)
+        sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
+        for t in on.threads(THREADS):
+            mass = T.alloc_buffer((1,), "float32", scope=on.private)
+            mass[0] = T.float32(0)
+            for c in T.serial(each):
+                if t * each + c < vocab_size:
+                    mass[0] = mass[0] + weight(logits, options, state, t * each + c)
+            masses[t] = mass[0]
+        for t in on.threads(THREADS):
+            if t < WARP:
+                total = T.alloc_buffer((1,), "float32", scope=on.private)
+                total[0] = T.float32(0)
+                for c in T.serial(PARTS):
+                    total[0] = total[0] + masses[t * PARTS + c]
+                sums[t] = total[0]
+        for t in on.threads(THREADS):
+            choose(logits, options, state, masses, sums, ids, positions, token, t)
+
+    return draw
+
+
+def _counter(on: Binding):
+    """Inline `count(bins, i)`: bins[i] += 1, by many threads at once."""
+
+    @T.inline
+    def count(bins, i):
+        T.evaluate(T.cuda.atomic_add(T.address_of(bins[i]), T.int32(1)))
+
+    @T.inline
+    def count_serially(bins, i):
+        bins[i] = bins[i] + 1
+
+    return count_serially if on.serial else count
