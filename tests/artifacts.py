@@ -136,12 +136,25 @@ def compiled(name: str, shared: Path, case: Case | None = None) -> Compiled:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / f"{name}.lock"), contextlib.chdir(folder):
         path = Path(write_case(name, case or CASES[name], folder).name)
-        config = load_config(path)
-        checkpoint = open_configured(config)
-        workspace = workspace_of(config, artifact_dir(path))
-        graphs = run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint))
+        config, checkpoint, graphs = _exported(path)
         compile_config(config, path, [], None)
     return Compiled(name, folder, config, checkpoint, OnnxGraphs.open(folder / graphs))
+
+
+def exported(name: str, folder: Path, case: Case) -> tuple[CompileConfig, OnnxGraphs]:
+    """A case's configuration and graphs, for who needs no artifact of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(folder):
+        config, _, graphs = _exported(Path(write_case(name, case, folder).name))
+    return config, OnnxGraphs.open(folder / graphs)
+
+
+def _exported(path: Path) -> tuple[CompileConfig, Checkpoint, Path]:
+    """From the current folder; that of the graphs as well."""
+    config = load_config(path)
+    checkpoint = open_configured(config)
+    workspace = workspace_of(config, artifact_dir(path))
+    return config, checkpoint, run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint))
 
 
 def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:

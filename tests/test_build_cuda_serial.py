@@ -10,7 +10,7 @@ from runtime.consistency import LIBRARY_FILE
 from runtime.tvm_runtime import load_runtime
 from runtime.verify import verify
 from tests import reference
-from tests.artifacts import CACHE_LEN, WINDOW, Case, bound, compiled, onnx_shifted, random_ids
+from tests.artifacts import CACHE_LEN, WINDOW, Case, bound, exported, onnx_shifted, random_ids
 from tests.serial import Host, compile_serial, serial_engine
 
 LONGEST = 2 * WINDOW + 3
@@ -32,9 +32,12 @@ EXTRA_CASES = {
 @pytest.fixture(scope="module", params=["windowed", *EXTRA_CASES])
 def case(request, compile_case, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    found = compiled(request.param, folder / "case", EXTRA_CASES[request.param]) if request.param in EXTRA_CASES else compile_case(request.param)
-    manifest = compile_serial(found.graphs, folder, dtype=found.config.backend.dtype)
-    return SimpleNamespace(graphs=found.graphs, manifest=manifest, folder=folder, engine=serial_engine(manifest, folder))
+    if request.param in EXTRA_CASES:
+        config, graphs = exported(request.param, folder / "case", EXTRA_CASES[request.param])
+    else:
+        config, graphs = compile_case(request.param).config, compile_case(request.param).graphs
+    manifest = compile_serial(graphs, folder, dtype=config.backend.dtype)
+    return SimpleNamespace(graphs=graphs, manifest=manifest, folder=folder, engine=serial_engine(manifest, folder))
 
 
 def test_every_kernel_is_within_its_bound(case, monkeypatch):

@@ -17,7 +17,7 @@ from runtime.sampler import GREEDY, Sampler, SamplingOptions
 from runtime.tensor_file import TensorFile
 from runtime.tvm_runtime import CPU_DEVICE, start_machine
 from runtime.verify import verify
-from tests.artifacts import WINDOW, Case, compiled, random_ids
+from tests.artifacts import WINDOW, Case, exported, random_ids
 from tests.drivers import stub_runtime
 from tests.serial import HostDevice, ReplayMemory, compile_serial, serial_engine
 
@@ -31,8 +31,8 @@ OPTIONS = [GREEDY, SAMPLED, SamplingOptions(temperature=1.5, seed=1)]
 def engines(request, compile_case, tmp_path_factory):
     """One that draws as a GPU does, and one whose host draws; both with the same kernels."""
     folder = tmp_path_factory.mktemp(request.param)
-    case = compiled("full", folder / "case", FULL) if request.param == "full" else compile_case(request.param)
-    manifest = compile_serial(case.graphs, folder)
+    graphs = exported("full", folder / "case", FULL)[1] if request.param == "full" else compile_case(request.param).graphs
+    manifest = compile_serial(graphs, folder)
     device = HostDevice(ReplayMemory(stub_runtime(folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "start_machine", lambda library, *_: start_machine(library, CPU_DEVICE))

@@ -121,12 +121,12 @@ def _attend(shape: RollingAttention, on: Binding):
         weight[0] = T.exp(maximum[on.own(t)] - best[0])
         maximum[on.own(t)] = best[0]
         total[on.own(t)] = total[on.own(t)] * weight[0]
-        for c in T.unroll(owned):
+        for c in on.unroll(owned):
             mixed[on.own(t), c] = mixed[on.own(t), c] * weight[0]
         for j in T.serial(T.min(tile, count - first)):
             weight[0] = T.exp(scores[j] - best[0])
             total[on.own(t)] = total[on.own(t)] + weight[0]
-            for c in T.unroll(owned):
+            for c in on.unroll(owned):
                 d = c * threads + t
                 if d < D:
                     if first + j < n_past:
@@ -159,7 +159,7 @@ def _attend(shape: RollingAttention, on: Binding):
             for t in on.threads(threads):
                 maximum[on.own(t)] = T.float32(HIDDEN)
                 total[on.own(t)] = T.float32(0)
-                for c in T.unroll(owned):
+                for c in on.unroll(owned):
                     mixed[on.own(t), c] = T.float32(0)
                     if c * threads + t < D:
                         query[c * threads + t] = T.float32(shape.scale) * rotated(qkv, cos, sin, b, i, head * D, c * threads + t)
@@ -173,7 +173,7 @@ def _attend(shape: RollingAttention, on: Binding):
                 for t in on.threads(threads):
                     mix(qkv, values, scores, maximum, total, mixed, b, h, step * tile, n_past, count, start, new_start, t)
             for t in on.threads(threads):
-                for c in T.unroll(owned):
+                for c in on.unroll(owned):
                     if c * threads + t < D:
                         out[b, i, head * D + c * threads + t] = mixed[on.own(t), c] / T.max(total[on.own(t)], T.float32(SMALLEST_TOTAL))
 

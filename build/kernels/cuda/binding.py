@@ -23,6 +23,7 @@ class Binding:
     threads: Callable[[int], Any]  # loop over the threads of one block
     shared: str  # storage scope of what the threads of a block share
     private: str  # storage scope of what one thread keeps from phase to phase
+    unroll: Callable[[int], Any]  # loop over what a thread keeps: written out on a GPU, so that it lies in registers
     serial: bool
 
     def copies(self, threads: int) -> int:
@@ -39,9 +40,10 @@ GPU = Binding(
     threads=lambda n: T.thread_binding(n, thread="threadIdx.x"),
     shared="shared",
     private="local",
+    unroll=T.unroll,
     serial=False,
 )
-SERIAL = Binding(blocks=T.serial, threads=T.serial, shared="global", private="global", serial=True)
+SERIAL = Binding(blocks=T.serial, threads=T.serial, shared="global", private="global", unroll=T.serial, serial=True)
 ATTRIBUTES = {  # of every kernel: no fusion into it, and no automatic schedule
     "tirx.noalias": True,
     "op_pattern": 8,

@@ -99,7 +99,7 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
                     loaded[v] = keys[b, h, slot, q % pieces, v]
                 for v in T.vectorized(piece):
                     loaded[piece + v] = values[b, h, slot, q % pieces, v]
-                for v in T.unroll(piece):
+                for v in on.unroll(piece):
                     key_tile[q // pieces * stride + q % pieces * piece + v] = loaded[v]
                 for v in T.vectorized(piece):
                     value_tile[q * piece + v] = loaded[piece + v]
@@ -124,24 +124,24 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
         best = T.alloc_buffer((1,), "float32", scope=on.private)
         weight = T.alloc_buffer((1,), "float32", scope=on.private)
         shrink = T.alloc_buffer((1,), "float32", scope=on.private)
-        for r in T.unroll(group):
+        for r in on.unroll(group):
             best[0] = maximum[on.own(t), r]
             for j in T.serial(tile):
                 best[0] = T.max(best[0], scores[r, j])
             shrink[0] = T.exp(maximum[on.own(t), r] - best[0])
             maximum[on.own(t), r] = best[0]
             sums[on.own(t), r] = sums[on.own(t), r] * shrink[0]
-            for c in T.unroll(owned):
+            for c in on.unroll(owned):
                 kept[on.own(t), r * owned + c] = kept[on.own(t), r * owned + c] * shrink[0]
         for j in T.serial(T.max(T.min(tile, used - first), 0)):
             value = T.alloc_buffer((owned,), "float32", scope=on.private)
-            for c in T.unroll(owned):
+            for c in on.unroll(owned):
                 if c * threads + t < D:
                     value[c] = T.Cast("float32", value_tile[j * D + c * threads + t])
-            for r in T.unroll(group):
+            for r in on.unroll(group):
                 weight[0] = T.exp(scores[r, j] - maximum[on.own(t), r])
                 sums[on.own(t), r] = sums[on.own(t), r] + weight[0]
-                for c in T.unroll(owned):
+                for c in on.unroll(owned):
                     if c * threads + t < D:
                         kept[on.own(t), r * owned + c] = kept[on.own(t), r * owned + c] + weight[0] * value[c]
 
@@ -163,10 +163,10 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
             share = ((used + tile - 1) // tile + count - 1) // count  # tiles of a block
             begin = block % count * share * tile
             for t in on.threads(threads):
-                for r in T.unroll(group):
+                for r in on.unroll(group):
                     maximum[on.own(t), r] = T.float32(HIDDEN)
                     sums[on.own(t), r] = T.float32(0)
-                    for c in T.unroll(owned):
+                    for c in on.unroll(owned):
                         kept[on.own(t), r * owned + c] = T.float32(0)
                 load_queries(qkv, cos, sin, b, h, queries, t)
             for step in T.serial(share):
@@ -177,11 +177,11 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
                 for t in on.threads(threads):
                     mix(value_tile, begin + step * tile, used, scores, maximum, sums, kept, t)
             for t in on.threads(threads):
-                for r in T.unroll(group):
+                for r in on.unroll(group):
                     if t == 0:
                         largest[block, r] = maximum[on.own(t), r]
                         total[block, r] = sums[on.own(t), r]
-                    for c in T.unroll(owned):
+                    for c in on.unroll(owned):
                         if c * threads + t < D:
                             mixed[block, r, c * threads + t] = kept[on.own(t), r * owned + c]
 
@@ -207,7 +207,7 @@ def _join(shape: RollingAttention, count: int, on: Binding):
                     best[0] = T.max(best[0], largest[first + s, r])
                 for s in T.serial(count):
                     sum_[0] = sum_[0] + T.exp(largest[first + s, r] - best[0]) * total[first + s, r]
-                for c in T.unroll(-(-D // threads)):
+                for c in on.unroll(-(-D // threads)):
                     if c * threads + t < D:
                         value = T.alloc_buffer((1,), "float32", scope=on.private)
                         value[0] = T.float32(0)

@@ -45,7 +45,7 @@ def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
                     vector = T.alloc_buffer((words,), layout.dtype, scope=on.private)
                     for v in T.vectorized(words):
                         vector[v] = w[token // PANEL, at, token % PANEL, v]
-                    for v in T.unroll(steps):
+                    for v in on.unroll(steps):
                         if at * steps + v < k:
                             y[i, at * steps + v] = scaled(read(vector, 0, v), s, z, token, at)
 

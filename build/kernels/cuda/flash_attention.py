@@ -82,8 +82,8 @@ def _attend(shape: RollingAttention, on: Binding):
     @T.inline
     def load_queries(qkv, cos, sin, b, h, m, queries, t):
         """A lane's pairs of its warp's 16 rows; rows beyond the last are computed twice."""
-        for depth in T.unroll(depths):
-            for i in T.unroll(mma.A):
+        for depth in on.unroll(depths):
+            for i in on.unroll(mma.A):
                 r = T.min(m + t // WARP * mma.ROWS + mma.fragment_row(t, i), rows - 1)
                 d = depth * mma.DEPTH + (t % QUAD + i // 2 * 4) * PAIR
                 queries[on.own(t), depth * mma.A + i] = pair(
@@ -104,13 +104,13 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def fetch_keys(ring, new, b, h, first, begin, last, loaded, t):
-        for c in T.unroll(loads):
+        for c in on.unroll(loads):
             u = c * THREADS + t
             load_column(ring, new, b, h, first + u // pieces, begin, last, u % pieces, loaded, (on.own(t) * loads + c) * WORDS)
 
     @T.inline
     def put_keys(loaded, key_tile, t):
-        for c in T.unroll(loads):
+        for c in on.unroll(loads):
             for v in T.vectorized(WORDS):
                 key_tile[(c * THREADS + t) // pieces * key_stride + (c * THREADS + t) % pieces * WORDS + v] = loaded[
                     (on.own(t) * loads + c) * WORDS + v
@@ -119,7 +119,7 @@ def _attend(shape: RollingAttention, on: Binding):
     @T.inline
     def fetch_values(ring, new, b, h, first, begin, last, loaded, t):
         """The same 8 numbers of two neighbouring positions, by turns."""
-        for c in T.unroll(loads):
+        for c in on.unroll(loads):
             u = c // 2 * THREADS + t
             position = first + u // pieces * 2 + c % 2
             load_column(ring, new, b, h, position, begin, last, u % pieces, loaded, (on.own(t) * loads + c) * WORDS)
@@ -127,10 +127,10 @@ def _attend(shape: RollingAttention, on: Binding):
     @T.inline
     def put_values(loaded, value_tile, t):
         """Pairs of neighbouring positions, as the second product takes them."""
-        for c in T.unroll(loads // 2):
-            for half in T.unroll(2):
+        for c in on.unroll(loads // 2):
+            for half in on.unroll(2):
                 mixed = T.alloc_buffer((WORDS,), "uint32", scope=on.private)
-                for word in T.unroll(WORDS // 2):
+                for word in on.unroll(WORDS // 2):
                     even = loaded[(on.own(t) * loads + 2 * c) * WORDS + half * 2 + word]
                     odd = loaded[(on.own(t) * loads + 2 * c + 1) * WORDS + half * 2 + word]
                     mixed[2 * word] = (even & T.uint32(0xFFFF)) | (odd << T.uint32(16))
@@ -140,16 +140,16 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def load_key_fragments(key_tile, depth, fragments, t):
-        for c in T.unroll(c_pieces):
-            for i in T.unroll(mma.B):
+        for c in on.unroll(c_pieces):
+            for i in on.unroll(mma.B):
                 fragments[on.own(t), c * mma.B + i] = key_tile[
                     (c * mma.COLUMNS + t % WARP // QUAD) * key_stride + (depth * (mma.DEPTH // PAIR) + t % QUAD + i * 4)
                 ]
 
     @T.inline
     def load_value_fragments(value_tile, depth, fragments, t):
-        for c in T.unroll(d_pieces):
-            for i in T.unroll(mma.B):
+        for c in on.unroll(d_pieces):
+            for i in on.unroll(mma.B):
                 fragments[on.own(t), c * mma.B + i] = value_tile[
                     (depth * (mma.DEPTH // PAIR) + t % QUAD + i * 4) * value_stride + (c * mma.COLUMNS + t % WARP // QUAD)
                 ]
@@ -157,8 +157,8 @@ def _attend(shape: RollingAttention, on: Binding):
     @T.inline
     def hide(scores, m, first, begin, t):
         """Scores of columns that a row does not see, which are those after it and those behind its window."""
-        for c in T.unroll(c_pieces):
-            for i in T.unroll(mma.C):
+        for c in on.unroll(c_pieces):
+            for i in on.unroll(mma.C):
                 position = first + c * mma.COLUMNS + t % QUAD * 2 + i % 2
                 query = begin + (m + t // WARP * mma.ROWS + mma.fragment_row(t, i // 2)) // group
                 if position > query or position <= query - W:
@@ -166,36 +166,36 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def find_largest(scores, maximum, best, t):
-        for j in T.unroll(2):
+        for j in on.unroll(2):
             best[on.own(t), j] = maximum[on.own(t), j]
-            for c in T.unroll(c_pieces):
-                for i in T.unroll(2):
+            for c in on.unroll(c_pieces):
+                for i in on.unroll(2):
                     best[on.own(t), j] = T.max(best[on.own(t), j], scores[on.own(t), c * mma.C + 2 * j + i])
 
     @T.inline
     def share(scores, largest, maximum, total, mixed, shares, t):
         """Scores to shares, as powers of two below their row's maximum, and what was mixed before scaled to it."""
-        for j in T.unroll(2):
+        for j in on.unroll(2):
             shrink = T.alloc_buffer((1,), "float32", scope=on.private)
             shrink[0] = T.exp2((maximum[on.own(t), j] - largest[on.own(t), j]) * scale)
             maximum[on.own(t), j] = largest[on.own(t), j]
             total[on.own(t), j] = total[on.own(t), j] * shrink[0]
-            for c in T.unroll(d_pieces):
-                for i in T.unroll(2):
+            for c in on.unroll(d_pieces):
+                for i in on.unroll(2):
                     mixed[on.own(t), c * mma.C + 2 * j + i] = mixed[on.own(t), c * mma.C + 2 * j + i] * shrink[0]
-            for c in T.unroll(c_pieces):
+            for c in on.unroll(c_pieces):
                 both = T.alloc_buffer((2,), "float32", scope=on.private)
-                for i in T.unroll(2):
+                for i in on.unroll(2):
                     both[i] = T.exp2((scores[on.own(t), c * mma.C + 2 * j + i] - largest[on.own(t), j]) * scale)
                     total[on.own(t), j] = total[on.own(t), j] + both[i]
                 shares[on.own(t), c * 2 + j] = pair(both[0], both[1])
 
     @T.inline
     def store(mixed, total, out, b, h, m, t):
-        for j in T.unroll(2):
+        for j in on.unroll(2):
             r = m + t // WARP * mma.ROWS + mma.fragment_row(t, j)
             if r < rows:
-                for c in T.unroll(d_pieces):
+                for c in on.unroll(d_pieces):
                     for i in T.vectorized(2):
                         out[b, r // group, (h * group + r % group) * (D // 2) + c * (mma.COLUMNS // 2) + t % QUAD, i] = mixed[
                             on.own(t), c * mma.C + 2 * j + i
@@ -228,10 +228,10 @@ def _attend(shape: RollingAttention, on: Binding):
             newest = begin + T.min(m + ROWS - 1, rows - 1) // group  # the position of the last query
             oldest = T.max(begin + m // group - (W - 1), 0)  # that the first query sees
             for t in on.threads(THREADS):
-                for j in T.unroll(2):
+                for j in on.unroll(2):
                     maximum[on.own(t), j] = T.float32(LOWEST)
                     total[on.own(t), j] = T.float32(0)
-                for i in T.unroll(d_pieces * mma.C):
+                for i in on.unroll(d_pieces * mma.C):
                     mixed[on.own(t), i] = T.float32(0)
                 load_queries(qkv, cos, sin, b, h, m, queries, t)
                 fetch_keys(keys, new_keys, b, h, oldest, begin, newest, loaded, t)
@@ -241,13 +241,13 @@ def _attend(shape: RollingAttention, on: Binding):
                     put_keys(loaded, key_tile, t)
                 for t in on.threads(THREADS):
                     fetch_values(values, new_values, b, h, first, begin, newest, loaded, t)
-                    for i in T.unroll(c_pieces * mma.C):
+                    for i in on.unroll(c_pieces * mma.C):
                         scores[on.own(t), i] = T.float32(0)
-                for depth in T.unroll(depths):
+                for depth in on.unroll(depths):
                     for t in on.threads(THREADS):
                         load_key_fragments(key_tile, depth, fragments, t)
                     for t in on.threads(THREADS):
-                        for c in T.unroll(c_pieces):
+                        for c in on.unroll(c_pieces):
                             multiply(scores, queries, fragments, t, c * mma.C, depth * mma.A, c * mma.B)
                 for t in on.threads(THREADS):
                     if first + TILE - 1 > begin + m // group or first <= newest - W:  # not all is seen by all
@@ -255,21 +255,21 @@ def _attend(shape: RollingAttention, on: Binding):
                 for t in on.threads(THREADS):
                     find_largest(scores, maximum, best, t)
                 for t in on.threads(THREADS):
-                    for j in T.unroll(2):
+                    for j in on.unroll(2):
                         largest_of_quad(best, largest, j, t)
                 for t in on.threads(THREADS):
                     share(scores, largest, maximum, total, mixed, shares, t)
                     put_values(loaded, value_tile, t)
                 for t in on.threads(THREADS):
                     fetch_keys(keys, new_keys, b, h, first + TILE, begin, newest, loaded, t)
-                for depth in T.unroll(TILE // mma.DEPTH):
+                for depth in on.unroll(TILE // mma.DEPTH):
                     for t in on.threads(THREADS):
                         load_value_fragments(value_tile, depth, fragments, t)
                     for t in on.threads(THREADS):
-                        for c in T.unroll(d_pieces):
+                        for c in on.unroll(d_pieces):
                             multiply(mixed, shares, fragments, t, c * mma.C, depth * mma.A, c * mma.B)
             for t in on.threads(THREADS):
-                for j in T.unroll(2):
+                for j in on.unroll(2):
                     sum_of_quad(total, best, j, t)
             for t in on.threads(THREADS):
                 store(mixed, best, out, b, h, m, t)

@@ -68,7 +68,7 @@ def gemm(shape: Linear, on: Binding):
             m = block % tiles.count * tiles.tile_rows
             multiply(x, None, w, s, z, p, m, rows, x_tile, w_tile, acc)
             for t in on.threads(THREADS):
-                for r in T.unroll(tiles.per_warp):
+                for r in on.unroll(tiles.per_warp):
                     i = m + t // WARP * tiles.per_warp + r
                     j = p * PANEL + t % WARP
                     if i < rows and j < n:
@@ -97,7 +97,7 @@ def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, 
     @T.inline
     def load(x, members, w, s, z, p, m, stop, x_tile, w_tile, kk, t):
         """One thread's share of the tiles at depth kk; zeros beyond the matrix."""
-        for i in T.unroll(x_loads):
+        for i in on.unroll(x_loads):
             e = i * THREADS + t
             r = e // depth
             d = e % depth
@@ -115,23 +115,23 @@ def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, 
             else:
                 for v in T.vectorized(some):
                     loaded[v] = w[p, at, t % PANEL, d % steps + v]
-            for v in T.unroll(some):
+            for v in on.unroll(some):
                 w_tile[d + v, t % PANEL] = weight(loaded, s, z, p, at, t % PANEL, v)
         else:
-            for v in T.unroll(some):
+            for v in on.unroll(some):
                 w_tile[d + v, t % PANEL] = T.float32(0)
 
     @T.inline
     def multiply(x, members, w, s, z, p, m, stop, x_tile, w_tile, acc):
         for t in on.threads(THREADS):
-            for r in T.unroll(per_warp):
+            for r in on.unroll(per_warp):
                 acc[on.own(t), r] = T.float32(0)
         for kk in T.serial(T.if_then_else(m < stop, -(-k // depth), 0)):  # a tile without rows reads nothing
             for t in on.threads(THREADS):
                 load(x, members, w, s, z, p, m, stop, x_tile, w_tile, kk * depth, t)
             for t in on.threads(THREADS):
                 for d in T.serial(depth):
-                    for r in T.unroll(per_warp):
+                    for r in on.unroll(per_warp):
                         acc[on.own(t), r] = acc[on.own(t), r] + x_tile[t // WARP * per_warp + r, d] * w_tile[d, t % WARP]
 
     return multiply

@@ -145,14 +145,14 @@ def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
         total = T.alloc_buffer((1,), "float32", scope=on.private)
         total[0] = T.float32(0)
         if whole:
-            for c in T.unroll(steps // FLOATS):
+            for c in on.unroll(steps // FLOATS):
                 some = T.alloc_buffer((FLOATS,), "float32", scope=on.private)
                 for v in T.vectorized(FLOATS):
                     some[v] = x[i, at * steps + c * FLOATS + v]
-                for v in T.unroll(FLOATS):
+                for v in on.unroll(FLOATS):
                     total[0] = total[0] + some[v] * read(loaded, start, c * FLOATS + v)
         else:
-            for v in T.unroll(steps):
+            for v in on.unroll(steps):
                 total[0] = total[0] + T.if_then_else(at * steps + v < k, x[i, at * steps + v], T.float32(0)) * read(loaded, start, v)
         if int4:
             g = group_of(stored, at)
@@ -170,9 +170,9 @@ def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
             acc[0] = T.float32(0)
             for turn in T.serial(turns):
                 loaded = T.alloc_buffer((loads * words,), layout.dtype, scope=on.private)
-                for u in T.unroll(loads):
+                for u in on.unroll(loads):
                     load(w, p, (turn * loads + u) * warps + t // WARP, t % WARP, loaded, u * words)
-                for u in T.unroll(loads):
+                for u in on.unroll(loads):
                     multiply(x, i, s, z, x_sums, p, (turn * loads + u) * warps + t // WARP, t % WARP, loaded, u * words, acc)
             for turn in T.serial(-(-(vectors - begun) // warps)):
                 at = begun + turn * warps + t // WARP

@@ -143,7 +143,7 @@ def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bin
             m = block % tiles.count * tiles.tile_rows
             multiply(x, (members, e), w, None, None, e * panels + p, m, count[e], x_tile, w_tile, acc)
             for t in on.threads(THREADS):
-                for r in T.unroll(tiles.per_warp):
+                for r in on.unroll(tiles.per_warp):
                     i = m + t // WARP * tiles.per_warp + r
                     j = p * PANEL + t % WARP
                     if i < count[e] and j < n:
@@ -167,9 +167,9 @@ def _tensor_core_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on:
             m = block % row_blocks * tiling.rows
             multiply(x, (members, e), w, s, None, e, j // PANEL, m, count[e], acc)
             for t in on.threads(tensor_core.THREADS):
-                for r in T.unroll(tiling.row_pieces):
-                    for c in T.unroll(tiling.output_pieces):
-                        for i in T.unroll(mma.C):
+                for r in on.unroll(tiling.row_pieces):
+                    for c in on.unroll(tiling.output_pieces):
+                        for i in on.unroll(mma.C):
                             row = m + tiling.row(t, r, i)
                             column = j + tiling.output(t, c, i)
                             if row < count[e] and column < n:

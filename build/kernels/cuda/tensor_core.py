@@ -127,9 +127,9 @@ def tensor_core_gemm(shape: Linear, on: Binding):
             j = block // row_blocks * tiling.outputs
             multiply(x, None, w, s, z, 0, j // PANEL, m, rows, acc)
             for t in on.threads(THREADS):
-                for r in T.unroll(tiling.row_pieces):
-                    for c in T.unroll(tiling.output_pieces):
-                        for i in T.unroll(mma.C):
+                for r in on.unroll(tiling.row_pieces):
+                    for c in on.unroll(tiling.output_pieces):
+                        for i in on.unroll(mma.C):
                             if m + tiling.row(t, r, i) < rows and j + tiling.output(t, c, i) < n_out:
                                 y[m + tiling.row(t, r, i), j + tiling.output(t, c, i)] = output(
                                     acc,
@@ -167,7 +167,7 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
     @T.inline
     def place_rows(members, m, stop, rows_at, t):
         """Where a thread's rows lie in x; -1 beyond the last."""
-        for c in T.unroll(x_loads):
+        for c in on.unroll(x_loads):
             if m + (c * THREADS + t) // X_PARTS < stop:
                 rows_at[on.own(t), c] = source(members, m + (c * THREADS + t) // X_PARTS)
             else:
@@ -176,15 +176,15 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
     @T.inline
     def fetch(x, rows_at, w, s, z, e, p, depth, x_next, w_next, scale, zero, t):
         """One thread's share of the step at `depth`, into registers. x is zero beyond the matrix, so that any number of W will do there."""
-        for c in T.unroll(x_loads):
+        for c in on.unroll(x_loads):
             if rows_at[on.own(t), c] >= 0 and depth + t % X_PARTS * FLOATS < k:
                 for v in T.vectorized(FLOATS):
                     x_next[on.own(t), c, v] = x[rows_at[on.own(t), c], depth // FLOATS + t % X_PARTS, v]
             else:
-                for v in T.unroll(FLOATS):
+                for v in on.unroll(FLOATS):
                     x_next[on.own(t), c, v] = T.float32(0)
         panel = e * panels + T.min(tiling.panel(p, t // PANEL % PANELS, half), panels - 1)
-        for c in T.unroll(w_loads):
+        for c in on.unroll(w_loads):
             first = depth + (c * THREADS + t) // COLUMNS * loaded_steps
             for v in T.vectorized(words):
                 w_next[(on.own(t) * w_loads + c) * words + v] = w[
@@ -198,15 +198,15 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
     @T.inline
     def put(x_next, w_next, scale, zero, x_tile, w_tile, t):
         """What was fetched, as pairs of float16 into shared memory."""
-        for c in T.unroll(x_loads):
-            for v in T.unroll(FLOATS // PAIR):
+        for c in on.unroll(x_loads):
+            for v in on.unroll(FLOATS // PAIR):
                 x_tile[(c * THREADS + t) // X_PARTS * STRIDE + t % X_PARTS * (FLOATS // PAIR) + v] = pair(
                     x_next[on.own(t), c, PAIR * v], x_next[on.own(t), c, PAIR * v + 1]
                 )
-        for c in T.unroll(w_loads):
-            for part in T.unroll(loaded_steps // PAIR // STORED_PAIRS):
+        for c in on.unroll(w_loads):
+            for part in on.unroll(loaded_steps // PAIR // STORED_PAIRS):
                 pairs = T.alloc_buffer((STORED_PAIRS,), "uint32", scope=on.private)
-                for v in T.unroll(STORED_PAIRS):
+                for v in on.unroll(STORED_PAIRS):
                     pairs[v] = pair(
                         weight(w_next, scale, zero, t, c, (part * STORED_PAIRS + v) * PAIR),
                         weight(w_next, scale, zero, t, c, (part * STORED_PAIRS + v) * PAIR + 1),
@@ -221,11 +221,11 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
     @T.inline
     def load_fragments(x_tile, w_tile, first, a, b, t):
         """The pairs of x and W that a lane holds, from pair `first` of the step on."""
-        for piece in T.unroll(row_pieces):
-            for i in T.unroll(mma.A):
+        for piece in on.unroll(row_pieces):
+            for i in on.unroll(mma.A):
                 a[on.own(t), piece * mma.A + i] = x_tile[tiling.row(t, piece, 2 * i) * STRIDE + (first + t % mma.QUAD + i // 2 * 4)]
-        for piece in T.unroll(COLUMN_PIECES):
-            for i in T.unroll(mma.B):
+        for piece in on.unroll(COLUMN_PIECES):
+            for i in on.unroll(mma.B):
                 b[on.own(t), piece * mma.B + i] = w_tile[
                     ((t // WARP % WARPS_ALONG_COLUMNS * COLUMN_PIECES + piece) * mma.COLUMNS + t % WARP // mma.QUAD) * STRIDE
                     + (first + t % mma.QUAD + i * 4)
@@ -244,7 +244,7 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
         a = T.alloc_buffer((on.copies(THREADS), row_pieces * mma.A), "uint32", scope=on.private)
         b = T.alloc_buffer((on.copies(THREADS), COLUMN_PIECES * mma.B), "uint32", scope=on.private)
         for t in on.threads(THREADS):
-            for i in T.unroll(tiling.sums):
+            for i in on.unroll(tiling.sums):
                 acc[on.own(t), i] = T.float32(0)
             place_rows(members, m, stop, rows_at, t)
             if m < stop:
@@ -254,12 +254,12 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
                 put(x_next, w_next, scale, zero, x_tile, w_tile, t)
             for t in on.threads(THREADS):
                 fetch(x, rows_at, w, s, z, e, p, (step + 1) * DEPTH, x_next, w_next, scale, zero, t)
-            for part in T.unroll(DEPTH // mma.DEPTH):
+            for part in on.unroll(DEPTH // mma.DEPTH):
                 for t in on.threads(THREADS):
                     load_fragments(x_tile, w_tile, part * mma.DEPTH // PAIR, a, b, t)
                 for t in on.threads(THREADS):
-                    for r in T.unroll(row_pieces):
-                        for c in T.unroll(COLUMN_PIECES):
+                    for r in on.unroll(row_pieces):
+                        for c in on.unroll(COLUMN_PIECES):
                             product(acc, a, b, t, (r * COLUMN_PIECES + c) * mma.C, r * mma.A, c * mma.B)
 
     return multiply
