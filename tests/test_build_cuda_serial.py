@@ -18,9 +18,16 @@ LONGEST = 2 * WINDOW + 3
 
 SMALL = {"sliding_window": WINDOW, "num_hidden_layers": 1}
 EXTRA_CASES = {
-    "int4": Case(SMALL, {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int4", "symmetric": False}}),
-    # chunks of many rows, for tensor cores
-    "fp16": Case(SMALL, {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}}),
+    # chunks of many rows, for tensor cores, and a head_dim for those of attention
+    "int4": Case(
+        SMALL,
+        {
+            "shape": {"prefill_chunk": [16, 6], "cache_len": CACHE_LEN},
+            "quantize": {"scheme": "int4", "symmetric": False},
+            "backend": {"target": "llvm", "dtype": "fp16"},
+        },
+    ),
+    "fp16": Case({**SMALL, "head_dim": 32}, {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}}),
     "int8": Case(
         SMALL,
         {"shape": {"prefill_chunk": 16, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8"}, "backend": {"target": "llvm", "dtype": "fp16"}},
@@ -28,7 +35,7 @@ EXTRA_CASES = {
 }
 
 
-# float32 with a window; float16 and int8, whose prefills are products on tensor cores; int4 with zero points
+# float32 with a window; float16, int8 and int4 with zero points, whose prefills are products on tensor cores
 @pytest.fixture(scope="module", params=["windowed", *EXTRA_CASES])
 def case(request, compile_case, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
