@@ -5,15 +5,15 @@ random and made here, from a seed. Each kernel of ours runs by itself, and its o
 (`runtime.kernel_cases`). Then it is timed: a captured graph launches it many times, on several copies of its weights, so that they come from
 memory and not from a cache. Its share is of the larger of two times: its bytes at the speed of a copy, its operations at the matrix peak. Rows
 appear as they are measured, so that nothing is lost where a run is killed. Last the whole model runs: the same ids three ways (`runtime.verify`),
-and its speed (`runtime.bench`). Where some Python of this machine has torch, the matrix peak and the matrix products are measured with that, in a
-process of its own.
+and its speed (`runtime.bench`). Where some Python of this machine has torch, the matrix peak and the matrix products are measured with that, and with
+transformers, where it is there, a model of the same sizes, in processes of their own.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import isfinite, prod
 from pathlib import Path
 from statistics import median
@@ -31,7 +31,7 @@ from runtime.kernel_cases import case_of
 from runtime.manifest import KernelCall, Manifest, TensorSpec, decode
 from runtime.random_tensors import random_weights
 from runtime.tensor_file import numpy_dtype, tensor_bytes
-from runtime.torch_limits import Product, ask_torch
+from runtime.torch_process import Product, TorchTimes, TransformersTimes, ask_torch, ask_transformers
 from runtime.tvm_runtime import kernel_of, open_library
 from runtime.verify import Check, verify
 
@@ -289,24 +289,54 @@ def kernel_line(row: KernelRow, limits: Limits) -> str:
     return line((*numbers, limits.share(row), row.kernel, row.label, row.graphs))
 
 
-def model_lines(report: Report, limits: Limits, torch: Mapping[str, float]) -> list[str]:
-    """Checks, tok/s and TTFT, beside what torch takes for the same matrix products."""
+@dataclass(frozen=True)
+class Rivals:
+    """What others take for the same work on this GPU, in fp16; None where they are not there."""
+
+    torch: TorchTimes | None = None  # the matrix products alone
+    transformers: TransformersTimes | None = None  # the whole model
+
+    def beside_decode(self, name: str, context: int, seconds: float) -> str:
+        """A step against theirs."""
+        return _joined(
+            _beside(seconds, self.torch.seconds.get(f"{name} decode") if self.torch else None, "torch's products alone"),
+            _beside(seconds, self.transformers.decode.get(context) if self.transformers else None, self._transformers_step),
+        )
+
+    def beside_prefill(self, name: str, tokens: int, seconds: float) -> str:
+        """A prompt against theirs; torch's products are those of the longest."""
+        products = self.torch.seconds.get(f"{name} prefill") if self.torch and tokens == max(WORKLOAD.prompt_tokens) else None
+        return _joined(
+            _beside(seconds, products, "torch's products alone"),
+            _beside(seconds, self.transformers.ttft.get(tokens) if self.transformers else None, "transformers"),
+        )
+
+    @property
+    def _transformers_step(self) -> str:
+        return "transformers' graph" if self.transformers and self.transformers.graph else "transformers without a graph"
+
+
+def model_lines(report: Report, limits: Limits, rivals: Rivals) -> list[str]:
+    """Checks, tok/s and TTFT, beside what torch takes for the same matrix products and transformers for the same model."""
     lines = [f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}" for check in report.checks]
     if report.speeds is None:
         return lines
     rows = []
     for d in report.speeds.decode:
-        beside = _beside(d.step_s, torch.get(f"{report.name} decode"))
-        share = f"{d.gb_s / limits.copy_gb_s:.0%} of copy{beside}"
+        share = _joined(f"{d.gb_s / limits.copy_gb_s:.0%} of copy", rivals.beside_decode(report.name, d.context, d.step_s))
         rows.append((f"decode, context {d.context}", f"{d.tok_s:,.1f} tok/s", f"{d.step_s * 1e3:,.2f} ms", share))
     for p in report.speeds.prefill:
-        beside = _beside(p.ttft_s, torch.get(f"{report.name} prefill") if p.prompt_tokens == max(WORKLOAD.prompt_tokens) else None)
-        rows.append((f"TTFT, {p.prompt_tokens} tokens", f"{p.tok_s:,.1f} tok/s", f"{p.ttft_s * 1e3:,.2f} ms", beside.removeprefix(", ")))
+        beside = rivals.beside_prefill(report.name, p.prompt_tokens, p.ttft_s)
+        rows.append((f"TTFT, {p.prompt_tokens} tokens", f"{p.tok_s:,.1f} tok/s", f"{p.ttft_s * 1e3:,.2f} ms", beside))
     return [*lines, *aligned(rows), *report.speeds.skipped]
 
 
-def _beside(seconds: float, torch: float | None) -> str:
-    return "" if torch is None else f", {seconds / torch:.2f} of torch's products alone"
+def _beside(seconds: float, theirs: float | None, whose: str) -> str:
+    return "" if theirs is None else f"{seconds / theirs:.2f} of the time of {whose}"
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def as_json(report: Report, limits: Limits) -> str:
@@ -341,13 +371,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"\n{manifests[folder].name}\n{line(HEADING)}")
         kernels[folder] = check_kernels(folder, manifests[folder], device, lambda row: say(kernel_line(row, limits)))
     wrong = []
+    transformers = lru_cache(maxsize=None)(lambda model: ask_transformers(model, WORKLOAD.prompt_tokens, WORKLOAD.contexts))
     for folder in smallest:
         manifest = manifests[folder]
+        rival = transformers(manifest.model) if manifest.model.generates and not args.kernels_only else None  # before our weights take memory
         report = Report(manifest.name, kernels[folder], *(((), None) if args.kernels_only else check_model(folder, manifest, device)))
         if args.json:
             print(as_json(report, limits), flush=True)
         elif not args.kernels_only:
-            say("\n".join(["", manifest.name, *model_lines(report, limits, torch.seconds if torch else {})]))
+            say("\n".join(["", manifest.name, *model_lines(report, limits, Rivals(torch, rival))]))
         wrong += [] if report.ok else [str(folder)]
     if wrong:
         raise UserError(f"{', '.join(wrong)}: something is wrong on {device.description.name}; what is printed above says what")

@@ -1,6 +1,6 @@
 """Times matrix products with torch: a list of {graph, rows, n, k, calls} as JSON on its input, {peak_tflop_s, seconds by graph} on its output.
 
-A script for `runtime.torch_limits`, run by a Python that has torch; nothing of the runtime imports it.
+A script for `runtime.torch_process`, run by a Python that has torch; nothing of the runtime imports it.
 """
 
 import json

@@ -27,7 +27,9 @@ EXTRA_CASES = {
             "backend": {"target": "llvm", "dtype": "fp16"},
         },
     ),
-    "fp16": Case({**SMALL, "head_dim": 32}, {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}}),
+    "fp16": Case(
+        {**SMALL, "head_dim": 32}, {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}}
+    ),
     "int8": Case(
         SMALL,
         {"shape": {"prefill_chunk": 16, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8"}, "backend": {"target": "llvm", "dtype": "fp16"}},

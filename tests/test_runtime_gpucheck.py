@@ -17,7 +17,7 @@ from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from build.kernels.table import CUDA, kernels_of
 from build.layout import packed_tensors
 from export.quantize import MatrixFormat, ModelTensor, load, store
-from runtime import gpucheck, torch_limits
+from runtime import gpucheck, torch_process, transformers_script
 from runtime.artifact import Artifact
 from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
 from runtime.cuda_memory import CudaMemory
@@ -28,6 +28,7 @@ from runtime.gpucheck import (
     KernelRow,
     Limits,
     Report,
+    Rivals,
     as_json,
     check_kernel,
     checked_manifest,
@@ -40,10 +41,10 @@ from runtime.kernel_cases import case_of
 from runtime.manifest import KernelCall, TargetSpec, TensorSpec, encode
 from runtime.packed_matrix import PackedMatrix, Stored
 from runtime.random_tensors import Random, random_weights
-from runtime.torch_limits import TorchTimes
+from runtime.torch_process import TorchTimes, TransformersTimes, ask_transformers
 from runtime.verify import Check
+from tests.artifacts import WINDOW, cuda_case
 from tests.artifacts import compiled as compiled_case
-from tests.artifacts import cuda_case
 from tests.drivers import stub_runtime
 from tests.kernels import aligned, compiled, packed
 from tests.serial import Host, HostDevice, compile_serial
@@ -244,7 +245,7 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
     monkeypatch.setattr("runtime.cuda_device.Device.open", lambda _archs, threads: device)
     monkeypatch.setattr("runtime.cuda.load_library", load_here)
     monkeypatch.setattr(gpucheck, "WORKLOAD", Workload((8, 20), (8,), 2, 1))
-    monkeypatch.setattr(torch_limits, "PYTHONS", ())
+    monkeypatch.setattr(torch_process, "PYTHONS", ())
     monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
     assert gpucheck.main([str(serial_folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -265,7 +266,7 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
 def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_factory, monkeypatch):
     device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
     monkeypatch.setattr("runtime.cuda_device.Device.open", lambda _archs, threads: device)
-    monkeypatch.setattr(torch_limits, "PYTHONS", ())
+    monkeypatch.setattr(torch_process, "PYTHONS", ())
     monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
 
     def failing(*_, **__):
@@ -330,10 +331,13 @@ def test_the_tables():
     assert kernel_line(SLOW, limits).split()[:8] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
     assert limits.share(replace(KERNEL, cold=False)) == "in cache"
     assert Limits(4000.0, None).share(SLOW) == "0% of copy"
-    _, decode, prefill = model_lines(report(KERNEL), limits, {"7b decode": 0.004, "7b prefill": 0.05})
-    assert "50% of copy, 1.25 of torch's products alone" in decode
-    assert "2.00 of torch's products alone" in prefill
-    assert "torch" not in " ".join(model_lines(report(KERNEL), limits, {}))
+    rivals = Rivals(TorchTimes(400.0, {"7b decode": 0.004, "7b prefill": 0.05}), TransformersTimes({2048: 0.2}, {64: 0.01}, graph=True))
+    _, decode, prefill = model_lines(report(KERNEL), limits, rivals)
+    assert "50% of copy, 1.25 of the time of torch's products alone, 0.50 of the time of transformers' graph" in decode
+    assert "2.00 of the time of torch's products alone, 0.50 of the time of transformers" in prefill
+    assert "of the time" not in " ".join(model_lines(report(KERNEL), limits, Rivals()))
+    plain = Rivals(transformers=TransformersTimes({}, {64: 0.01}, graph=False))
+    assert "of transformers without a graph" in model_lines(report(KERNEL), limits, plain)[1]
 
 
 def test_one_wrong_kernel_or_check_makes_it_wrong():
@@ -362,12 +366,12 @@ def test_torch_of_another_python_is_asked(tmp_path, monkeypatch, capsys):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(torch_limits, "PYTHONS", (str(tmp_path / "absent"), str(broken), str(python)))
-    product = torch_limits.Product("decode", 1, 4, 8, 2)
-    assert torch_limits.ask_torch([product]) == TorchTimes(5.0, {"decode": 0.5})
+    monkeypatch.setattr(torch_process, "PYTHONS", (str(tmp_path / "absent"), str(broken), str(python)))
+    product = torch_process.Product("decode", 1, 4, 8, 2)
+    assert torch_process.ask_torch([product]) == TorchTimes(5.0, {"decode": 0.5})
     assert json.loads((tmp_path / "asked").read_text()) == [{"graph": "decode", "rows": 1, "n": 4, "k": 8, "calls": 2}]
-    monkeypatch.setattr(torch_limits, "PYTHONS", (str(broken),))
-    assert torch_limits.ask_torch([product]) is None
+    monkeypatch.setattr(torch_process, "PYTHONS", (str(broken),))
+    assert torch_process.ask_torch([product]) is None
     assert "it said nothing" in capsys.readouterr().err
 
 
@@ -376,4 +380,41 @@ def test_torch_without_a_gpu_is_no_torch():
     import torch
 
     if not torch.cuda.is_available():
-        assert torch_limits.ask_torch([]) is None
+        assert torch_process.ask_torch([]) is None
+
+
+def test_transformers_is_asked_for_a_model_of_the_same_sizes(compile_case, tmp_path, monkeypatch):
+    """A stand-in for its Python; a mixture and layers with different windows are not asked for."""
+    model = Artifact.open(compile_case("windowed").artifact).manifest.model
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"ttft": {{"8": 0.5}}, "decode": {{"4": 0.25}}, "graph": true}}\'\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(torch_process, "PYTHONS", (str(python),))
+    assert ask_transformers(model, [8], [4]) == TransformersTimes({8: 0.5}, {4: 0.25}, graph=True)
+    asked = json.loads((tmp_path / "asked").read_text())
+    assert (asked["prompts"], asked["contexts"]) == ([8], [4])
+    assert (asked["config"]["hidden_size"], asked["config"]["sliding_window"]) == (model.dim, WINDOW)
+    (tmp_path / "asked").unlink()
+    for other in ({"n_experts": 4, "experts_per_token": 2}, {"sliding_window": (8, None)}):
+        assert ask_transformers(msgspec.structs.replace(model, **other), [8], [4]) is None
+    assert not (tmp_path / "asked").exists()
+
+
+def test_the_script_times_a_model_of_transformers():
+    """On this machine's CPU, and so without a graph."""
+    import torch
+
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+    }
+    model = transformers_script.random_model({**config, "head_dim": 8, "sliding_window": 8}, "cpu", torch.float32)
+    found = transformers_script.measured(model, [4, 20], [4, 20])
+    assert (found["ttft"].keys(), found["decode"].keys()) == ({4, 20}, {4, 20})
+    assert all(seconds > 0 for part in ("ttft", "decode") for seconds in found[part].values())
+    assert found["graph"] == torch.cuda.is_available()
+    assert torch.get_default_dtype() == torch.float32
