@@ -13,13 +13,11 @@ from tvm.tirx import PrimFunc
 from build.kernels.cuda import mma, tensor_core
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
 from build.kernels.cuda.gemm import THREADS, TILE, RowTiles, tile_product
-from build.kernels.cuda.gemv import gemv_warps, panel_dot, panel_total
+from build.kernels.cuda.gemv import Held, gemv_warps, held_sizes, panel_dot, panel_total
 from build.kernels.cuda.swiglu import gated_rows
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
 from build.layout import PANEL, vector_layout, vector_steps
-
-LOWEST = -3.4028234e38  # of float32
 
 
 def mixture(shape: Mixture, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
@@ -56,10 +54,10 @@ def _route(shape: Mixture, on: Binding):
         total[0] = T.float32(0)
         for j in T.serial(per_token):
             pair = i * per_token + j
-            chosen[pair] = j  # what stays if the scores are no numbers
-            best[0] = T.float32(LOWEST)
-            for e in T.serial(n_experts):
-                if taken[n_experts - 1 - e] == 0 and scores[i, n_experts - 1 - e] >= best[0]:
+            chosen[pair] = -1
+            best[0] = T.float32(0)
+            for e in T.serial(n_experts):  # where scores are no numbers, another expert still
+                if taken[n_experts - 1 - e] == 0 and (chosen[pair] < 0 or scores[i, n_experts - 1 - e] >= best[0]):
                     chosen[pair] = n_experts - 1 - e
                     best[0] = scores[i, n_experts - 1 - e]
             taken[chosen[pair]] = 1
@@ -110,7 +108,8 @@ def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bindin
     """One token: a block a panel of one of its experts."""
     panels = -(-n // PANEL)
     warps = gemv_warps(shape.pairs * panels, -(-k // vector_steps(shape.weight)))
-    dot, total = panel_dot(shape.weight, k, warps, on), panel_total(shape.weight, warps)
+    (hold, dot), total = panel_dot(shape.weight, k, warps, on), panel_total(shape.weight, warps)
+    sizes, dtype = held_sizes(shape.weight, k), shape.weight_dtype
 
     @T.inline
     def body(x, w, s, chosen, _count, _members, out):
@@ -118,7 +117,9 @@ def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bindin
             partial = T.alloc_buffer((warps, PANEL), "float32", scope=on.shared)
             pair = block // panels
             p = block % panels
-            dot(x, pair // pairs_per_row, w, None, None, chosen[pair] * panels + p, partial, 0)
+            words = T.alloc_buffer((on.copies(warps * WARP) * sizes[0],), dtype, scope=on.private)
+            hold(w, None, None, chosen[pair] * panels + p, Held(words, None, None))
+            dot(x, pair // pairs_per_row, w, None, None, None, chosen[pair] * panels + p, Held(words, None, None), partial, 0)
             for t in on.threads(warps * WARP):
                 if t < PANEL and p * PANEL + t < n:
                     out[pair, p * PANEL + t] = total(partial, 0, s, chosen[pair] * n + p * PANEL + t, t)
@@ -154,7 +155,7 @@ def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bin
 
 def _tensor_core_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
     """As `_grouped_product`: a block some panels of one expert times a tile of the pairs that chose it."""
-    tiling = tensor_core.Tiling.of(shape.tokens)
+    tiling = tensor_core.Tiling.of(shape.tokens, n)  # as if all tokens chose the same expert
     row_blocks, column_blocks = -(-shape.tokens // tiling.rows), -(-n // tiling.outputs)
     multiply = tensor_core.tile_product(shape.weight, n, k, tiling, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row)
 

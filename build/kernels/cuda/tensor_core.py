@@ -32,6 +32,8 @@ COLUMN_PIECES = COLUMNS // WARPS_ALONG_COLUMNS // mma.COLUMNS  # of a warp
 PAIRS = DEPTH // PAIR  # of a row in one step
 STRIDE = PAIRS + 4  # of a row in shared memory, in pairs: lanes that read neighbouring rows hit different banks. Flat, or TVM would trim the padding
 LEAST_ROWS = 16  # fewer would leave most of a product empty
+BLOCKS = 132  # the multiprocessors of an H200: smaller tiles where larger ones are fewer. Not yet measured on a GPU
+ROW_PIECES = (4, 2, 1)  # of a warp: tiles of 128, 64 or 32 rows
 FLOATS = 4  # of x, in 16 bytes
 STORED_PAIRS = 4  # in 16 bytes of shared memory
 X_PARTS = DEPTH // FLOATS  # of a row in one step
@@ -46,9 +48,14 @@ class Tiling:
     halves: int = 1
 
     @classmethod
-    def of(cls, rows: int, *, swiglu: bool = False) -> "Tiling":
-        """Tiles of 128 rows, or of 64 where there are no more."""
-        return cls(2 if rows <= 64 else 4, 2 if swiglu else 1)
+    def of(cls, rows: int, outputs: int, *, swiglu: bool = False) -> "Tiling":
+        """The largest tiles that give every multiprocessor one, and that are not half empty."""
+        tilings = [cls(pieces, 2 if swiglu else 1) for pieces in ROW_PIECES]
+        return next((t for t in tilings if 2 * rows > t.rows and t.blocks(rows, outputs) >= BLOCKS), tilings[-1])
+
+    def blocks(self, rows: int, outputs: int) -> int:
+        """Blocks of a product."""
+        return -(-rows // self.rows) * -(-outputs // self.outputs)
 
     @property
     def rows(self) -> int:
@@ -107,21 +114,30 @@ def suits(shape: Linear) -> bool:
 def tensor_core_gemm(shape: Linear, on: Binding):
     """Body of `linear` for a shape that `suits`, without norm."""
     rows, n, n_out, stored = shape.rows, shape.n, shape.n_out, shape.weight
-    tiling = Tiling.of(rows, swiglu=shape.swiglu)
-    row_blocks, column_blocks = -(-rows // tiling.rows), -(-n_out // tiling.outputs)
+    tiling = Tiling.of(rows, n_out, swiglu=shape.swiglu)
+    row_blocks = -(-rows // tiling.rows)
+    whole = rows % tiling.rows == 0 and n_out % tiling.outputs == 0  # where no store needs a guard, behind each of which the next would wait
     multiply = tile_product(stored, n, shape.k, tiling, on, source=lambda _members, i: i)
 
-    def output(acc, s, residual, t, place, i, j):
+    def output(acc, s, residual, t, r, c, i, row, column):
         def scaled(half):
-            found = acc[on.own(t), place(half)]
-            return found * s[half * n_out + j] if stored.dtype == "int8" else found
+            found = acc[on.own(t), tiling.place(r, c, i, half)]
+            return found * s[half * n_out + column] if stored.dtype == "int8" else found
 
         found = gated(scaled(0), scaled(1)) if shape.swiglu else scaled(0)
-        return found if residual is None else residual[i, j] + found
+        return found if residual is None else residual[row, column] + found
+
+    @T.inline
+    def store(acc, s, residual, y, t, r, c, i, row, column):
+        if whole:
+            y[row, column] = output(acc, s, residual, t, r, c, i, row, column)
+        else:
+            if row < rows and column < n_out:
+                y[row, column] = output(acc, s, residual, t, r, c, i, row, column)
 
     @T.inline
     def body(x, _gain, w, s, z, residual, y):
-        for block in on.blocks(row_blocks * column_blocks):
+        for block in on.blocks(tiling.blocks(rows, n_out)):
             acc = T.alloc_buffer((on.copies(THREADS), tiling.sums), "float32", scope=on.private)
             m = block % row_blocks * tiling.rows  # neighbouring blocks share their part of W
             j = block // row_blocks * tiling.outputs
@@ -130,16 +146,7 @@ def tensor_core_gemm(shape: Linear, on: Binding):
                 for r in on.unroll(tiling.row_pieces):
                     for c in on.unroll(tiling.output_pieces):
                         for i in on.unroll(mma.C):
-                            if m + tiling.row(t, r, i) < rows and j + tiling.output(t, c, i) < n_out:
-                                y[m + tiling.row(t, r, i), j + tiling.output(t, c, i)] = output(
-                                    acc,
-                                    s,
-                                    residual,
-                                    t,
-                                    lambda half: tiling.place(r, c, i, half),
-                                    m + tiling.row(t, r, i),
-                                    j + tiling.output(t, c, i),
-                                )
+                            store(acc, s, residual, y, t, r, c, i, m + tiling.row(t, r, i), j + tiling.output(t, c, i))
 
     return body
 
@@ -153,7 +160,10 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
     layout, steps = vector_layout(stored, n, k), vector_steps(stored)
     panels, vectors = layout.shape[0], layout.shape[1]
     loaded_steps = min(steps, NUMBERS)  # of K, that a thread loads at once: 16 bytes, or 8 of int4
-    words = loaded_steps // WORD if stored.dtype == "int4" else loaded_steps
+    halves = stored.dtype == "float16"  # which are pairs already
+    words = loaded_steps // {"float16": PAIR, "int8": 1, "int4": WORD}[stored.dtype]
+    dtype = "uint32" if halves else layout.dtype
+    vector_words = words * (steps // loaded_steps)
     x_loads, w_loads = tiling.rows * X_PARTS // THREADS, NUMBERS // loaded_steps
     row_pieces, half = tiling.row_pieces, panels // 2
     grouped, groups = stored.dtype == "int4", layout.scales[0][1] if stored.dtype == "int4" and layout.scales else 1
@@ -163,6 +173,12 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
         """Number v of load c; int4 q is (1 + q / 16) 16 scale - (16 + zero) scale, which float32 holds exactly."""
         number = read(w_next, (on.own(t) * w_loads + c) * words, v)
         return number * (T.float32(16) * scale[on.own(t)]) - zero[on.own(t)] if grouped else number
+
+    def weights(w_next, scale, zero, t, c, v):
+        """Pair v of load c."""
+        if halves:
+            return w_next[(on.own(t) * w_loads + c) * words + v]
+        return pair(weight(w_next, scale, zero, t, c, PAIR * v), weight(w_next, scale, zero, t, c, PAIR * v + 1))
 
     @T.inline
     def place_rows(members, m, stop, rows_at, t):
@@ -207,10 +223,7 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
             for part in on.unroll(loaded_steps // PAIR // STORED_PAIRS):
                 pairs = T.alloc_buffer((STORED_PAIRS,), "uint32", scope=on.private)
                 for v in on.unroll(STORED_PAIRS):
-                    pairs[v] = pair(
-                        weight(w_next, scale, zero, t, c, (part * STORED_PAIRS + v) * PAIR),
-                        weight(w_next, scale, zero, t, c, (part * STORED_PAIRS + v) * PAIR + 1),
-                    )
+                    pairs[v] = weights(w_next, scale, zero, t, c, part * STORED_PAIRS + v)
                 for v in T.vectorized(STORED_PAIRS):
                     w_tile[
                         tiling.tile_row(t // PANEL % PANELS, t % PANEL) * STRIDE
@@ -232,13 +245,14 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
                 ]
 
     @T.inline
-    def multiply(x_in, members, w, s, z, e, p, m, stop, acc):
+    def multiply(x_in, members, w_in, s, z, e, p, m, stop, acc):
         x = T.decl_buffer((x_in.shape[0], k // FLOATS, FLOATS), "float32", data=x_in.data)
+        w = T.decl_buffer((*w_in.shape[:3], vector_words), dtype, data=w_in.data)
         x_tile = T.alloc_buffer((tiling.rows * STRIDE,), "uint32", scope=on.shared)
         w_tile = T.alloc_buffer((COLUMNS * STRIDE,), "uint32", scope=on.shared)
         rows_at = T.alloc_buffer((on.copies(THREADS), x_loads), "int32", scope=on.private)
         x_next = T.alloc_buffer((on.copies(THREADS), x_loads, FLOATS), "float32", scope=on.private)
-        w_next = T.alloc_buffer((on.copies(THREADS) * w_loads * words,), layout.dtype, scope=on.private)
+        w_next = T.alloc_buffer((on.copies(THREADS) * w_loads * words,), dtype, scope=on.private)
         scale = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
         zero = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
         a = T.alloc_buffer((on.copies(THREADS), row_pieces * mma.A), "uint32", scope=on.private)
