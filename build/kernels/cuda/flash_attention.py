@@ -195,11 +195,13 @@ def _attend(shape: RollingAttention, on: Binding):
         for j in on.unroll(2):
             r = m + t // WARP * mma.ROWS + mma.fragment_row(t, j)
             if r < rows:
+                factor = T.alloc_buffer((1,), "float32", scope=on.private)
+                factor[0] = T.float32(1) / T.max(total[on.own(t), j], T.float32(SMALLEST_TOTAL))
                 for c in on.unroll(d_pieces):
                     for i in T.vectorized(2):
-                        out[b, r // group, (h * group + r % group) * (D // 2) + c * (mma.COLUMNS // 2) + t % QUAD, i] = mixed[
-                            on.own(t), c * mma.C + 2 * j + i
-                        ] / T.max(total[on.own(t), j], T.float32(SMALLEST_TOTAL))
+                        out[b, r // group, (h * group + r % group) * (D // 2) + c * (mma.COLUMNS // 2) + t % QUAD, i] = (
+                            mixed[on.own(t), c * mma.C + 2 * j + i] * factor[0]
+                        )
 
     @T.inline
     def body(qkv, cos, sin, positions, keys_in, values_in, new_keys_in, new_values_in, out_in):
@@ -223,7 +225,7 @@ def _attend(shape: RollingAttention, on: Binding):
             mixed = T.alloc_buffer((on.copies(THREADS), d_pieces * mma.C), "float32", scope=on.private)
             b = block // (KV * blocks)
             h = block // blocks % KV
-            m = block % blocks * ROWS
+            m = (blocks - 1 - block % blocks) * ROWS  # the last rows see the most, and so begin first
             begin = T.Cast("int32", positions[b, 0])  # of the chunk
             newest = begin + T.min(m + ROWS - 1, rows - 1) // group  # the position of the last query
             oldest = T.max(begin + m // group - (W - 1), 0)  # that the first query sees

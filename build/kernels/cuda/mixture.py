@@ -1,6 +1,6 @@
 """Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by the softmax over their scores.
 
-Launches: route (a thread a token), group (a thread an expert), w13, gate, w2, sum. In the products a block is a panel (on tensor cores, four) of one
+Launches: route (a thread a token), group (a block an expert), w13, gate, w2, sum. In the products a block is a panel (on tensor cores, four) of one
 expert times a tile of the pairs that chose it; a block whose tile is empty reads nothing. A pair is one token with one of its experts.
 Bytes per call: the matrices of the chosen experts, once per tile of pairs; operations: 6 pairs dim hidden_dim.
 """
@@ -77,20 +77,42 @@ def _route(shape: Mixture, on: Binding):
 
 
 def _group(shape: Mixture, on: Binding):
-    """Each expert's pairs in order; a thread an expert."""
-    parts = -(-shape.n_experts // WARP)
+    """Each expert's pairs in order; a block an expert, whose threads look at some pairs each."""
+    each = -(-shape.pairs // THREADS)
+
+    def is_own(chosen, e, pair):
+        return T.And(pair < shape.pairs, chosen[T.min(pair, shape.pairs - 1)] == e)
+
+    @T.inline
+    def count_own(chosen, e, found, t):
+        own = T.alloc_buffer((1,), "int32", scope=on.private)
+        own[0] = 0
+        for c in T.serial(each):
+            if is_own(chosen, e, t * each + c):
+                own[0] = own[0] + 1
+        found[t] = own[0]
+
+    @T.inline
+    def list_own(chosen, e, found, count, members, t):
+        at = T.alloc_buffer((1,), "int32", scope=on.private)
+        at[0] = 0
+        for before in T.serial(t):
+            at[0] = at[0] + found[before]
+        for c in T.serial(each):
+            if is_own(chosen, e, t * each + c):
+                members[e, at[0]] = t * each + c
+                at[0] = at[0] + 1
+        if t == THREADS - 1:
+            count[e] = at[0]
 
     @T.inline
     def body(chosen, count, members):
-        for block in on.blocks(parts):
-            for t in on.threads(WARP):
-                e = block * WARP + t
-                if e < shape.n_experts:
-                    count[e] = 0
-                    for pair in T.serial(shape.pairs):
-                        if chosen[pair] == e:
-                            members[e, count[e]] = pair
-                            count[e] = count[e] + 1
+        for e in on.blocks(shape.n_experts):
+            found = T.alloc_buffer((THREADS,), "int32", scope=on.shared)
+            for t in on.threads(THREADS):
+                count_own(chosen, e, found, t)
+            for t in on.threads(THREADS):
+                list_own(chosen, e, found, count, members, t)
 
     return body
 

@@ -16,10 +16,11 @@ from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
 
 THREADS = 1024
 PARTS = THREADS // WARP  # what a lane joins of what the threads have found
+FLOATS = 4  # in 16 bytes
 BYTES, BINS = 4, 256  # of a float32; values of a byte
 GROUP = BINS // WARP  # bins that a lane joins
 SIGN, INFINITE = 0x80000000, 0x7F800000  # bits of a float32
-LARGEST, THRESHOLD, WANTED, SIZE = 0, 1, 2, 3  # places of the block's state
+LARGEST, BEST, THRESHOLD, WANTED, SIZE, STATE = range(6)  # places of the block's state, and how many
 
 
 def sample(vocab_size: int, on: Binding = GPU) -> PrimFunc:
@@ -41,7 +42,7 @@ def sample(vocab_size: int, on: Binding = GPU) -> PrimFunc:
         T.func_attr(ATTRIBUTES)
         logits = T.decl_buffer((vocab_size,), "float32", data=logits_in.data)
         for _block in on.blocks(1):
-            state = T.alloc_buffer((4,), "uint32", scope=on.shared)
+            state = T.alloc_buffer((STATE,), "uint32", scope=on.shared)
             select(logits, options, state)
             draw(logits, options, state, ids, positions, token)
 
@@ -54,55 +55,61 @@ def _key(number: Any) -> Any:
     return bits ^ T.if_then_else(bits < T.uint32(SIGN), T.uint32(SIGN), T.uint32(0xFFFFFFFF))
 
 
+def _rank(number: Any, token_id: Any) -> Any:
+    """What is largest for the first id of the largest logits: its key, and how far the id is from the last one there could be."""
+    return (T.Cast("uint64", _key(number)) << T.uint64(32)) | (T.uint64(0xFFFFFFFF) - T.Cast("uint64", token_id))
+
+
 def _number(key: Any) -> Any:
     """The float32 of a key."""
     return T.reinterpret("float32", key ^ T.if_then_else(key < T.uint32(SIGN), T.uint32(0xFFFFFFFF), T.uint32(SIGN)))
 
 
 def _select(vocab_size: int, on: Binding):
-    """Inline `select(logits, options, state)`: the keys of the largest and of the smallest logit that may be drawn, into `state`.
+    """Inline `select(logits, options, state)`: the largest logit's key and first id, and the key of the smallest that may be drawn, into `state`.
 
     And the bits of the largest absolute value, which tell whether a logit is infinite or no number.
     """
     count = _counter(on)
 
     @T.inline
-    def measure(logits, keys, sizes, t):
-        key = T.alloc_buffer((1,), "uint32", scope=on.private)
-        size = T.alloc_buffer((1,), "uint32", scope=on.private)
-        key[0] = T.uint32(0)
-        size[0] = T.uint32(0)
+    def measure(logits, ranks, sizes, t):
+        rank = T.alloc_buffer((1,), "uint64", scope=on.private)
+        size = T.alloc_buffer((1,), "uint64", scope=on.private)
+        rank[0] = T.uint64(0)
+        size[0] = T.uint64(0)
         for c in T.serial(-(-vocab_size // THREADS)):
             if c * THREADS + t < vocab_size:
-                key[0] = T.max(key[0], _key(logits[c * THREADS + t]))
-                size[0] = T.max(size[0], T.reinterpret("uint32", logits[c * THREADS + t]) & T.uint32(SIGN - 1))
-        keys[t] = key[0]
+                rank[0] = T.max(rank[0], _rank(logits[c * THREADS + t], c * THREADS + t))
+                size[0] = T.max(size[0], T.Cast("uint64", T.reinterpret("uint32", logits[c * THREADS + t]) & T.uint32(SIGN - 1)))
+        ranks[t] = rank[0]
         sizes[t] = size[0]
 
     @T.inline
     def find_largest(count, value, found):
-        found[0] = T.uint32(0)
+        found[0] = T.uint64(0)
         for c in T.serial(count):
             found[0] = T.max(found[0], value(c))
 
     @T.inline
-    def join(keys, sizes, lane_keys, lane_sizes, t):
+    def join(ranks, sizes, lane_ranks, lane_sizes, t):
         if t < WARP:
-            found = T.alloc_buffer((1,), "uint32", scope=on.private)
-            find_largest(PARTS, lambda c: keys[c * WARP + t], found)
-            lane_keys[t] = found[0]
+            found = T.alloc_buffer((1,), "uint64", scope=on.private)
+            find_largest(PARTS, lambda c: ranks[c * WARP + t], found)
+            lane_ranks[t] = found[0]
             find_largest(PARTS, lambda c: sizes[c * WARP + t], found)
             lane_sizes[t] = found[0]
 
     @T.inline
-    def begin(options, lane_keys, lane_sizes, state, t):
+    def begin(options, lane_ranks, lane_sizes, state, t):
         if t == 0:
-            found = T.alloc_buffer((1,), "uint32", scope=on.private)
+            found = T.alloc_buffer((1,), "uint64", scope=on.private)
             find_largest(WARP, lambda c: lane_sizes[c], found)
-            state[SIZE] = found[0]
-            find_largest(WARP, lambda c: lane_keys[c], found)
-            state[LARGEST] = found[0]
-            state[THRESHOLD] = T.if_then_else(options[1] == T.float32(1), found[0], T.uint32(0))
+            state[SIZE] = T.Cast("uint32", found[0])
+            find_largest(WARP, lambda c: lane_ranks[c], found)
+            state[LARGEST] = T.Cast("uint32", found[0] >> T.uint64(32))
+            state[BEST] = T.uint32(0xFFFFFFFF) - T.Cast("uint32", found[0] & T.uint64(0xFFFFFFFF))
+            state[THRESHOLD] = T.if_then_else(options[1] == T.float32(1), T.Cast("uint32", found[0] >> T.uint64(32)), T.uint32(0))
             state[WANTED] = T.Cast("uint32", options[1])
 
     @T.inline
@@ -149,19 +156,19 @@ def _select(vocab_size: int, on: Binding):
 
     @T.inline
     def select(logits, options, state):
-        keys = T.alloc_buffer((THREADS,), "uint32", scope=on.shared)
-        sizes = T.alloc_buffer((THREADS,), "uint32", scope=on.shared)
-        lane_keys = T.alloc_buffer((WARP,), "uint32", scope=on.shared)
-        lane_sizes = T.alloc_buffer((WARP,), "uint32", scope=on.shared)
+        ranks = T.alloc_buffer((THREADS,), "uint64", scope=on.shared)
+        sizes = T.alloc_buffer((THREADS,), "uint64", scope=on.shared)
+        lane_ranks = T.alloc_buffer((WARP,), "uint64", scope=on.shared)
+        lane_sizes = T.alloc_buffer((WARP,), "uint64", scope=on.shared)
         bins = T.alloc_buffer((BINS,), "int32", scope=on.shared)
         groups = T.alloc_buffer((WARP,), "int32", scope=on.shared)
         narrowed = T.alloc_buffer((on.copies(THREADS), 2), "uint32", scope=on.private)
         for t in on.threads(THREADS):
-            measure(logits, keys, sizes, t)
+            measure(logits, ranks, sizes, t)
         for t in on.threads(THREADS):
-            join(keys, sizes, lane_keys, lane_sizes, t)
+            join(ranks, sizes, lane_ranks, lane_sizes, t)
         for t in on.threads(THREADS):
-            begin(options, lane_keys, lane_sizes, state, t)
+            begin(options, lane_ranks, lane_sizes, state, t)
         for byte in T.serial(T.if_then_else(options[1] > T.float32(1) and options[1] < T.float32(vocab_size), BYTES, 0)):
             for t in on.threads(THREADS):
                 if t < BINS:
@@ -187,47 +194,66 @@ def _select(vocab_size: int, on: Binding):
 
 def _draw(vocab_size: int, on: Binding):
     """Inline `draw`: the id among those whose key reaches the threshold, and the next step's inputs."""
-    each = -(-vocab_size // THREADS)
+    width = FLOATS if vocab_size % FLOATS == 0 else 1
+    loads = -(-vocab_size // (THREADS * width))  # of a thread
+    each = loads * width  # ids in a row, of a thread
+    assert each <= THREADS, f"a vocabulary of {vocab_size} is larger than any"
 
-    def weight(logits, options, state, i):
-        share = T.exp((logits[i] - _number(state[LARGEST])) / options[0])
-        return T.if_then_else(_key(logits[i]) >= state[THRESHOLD], share, T.float32(0))
+    def weight(number, options, state):
+        share = T.exp((number - _number(state[LARGEST])) / options[0])
+        return T.if_then_else(_key(number) >= state[THRESHOLD], share, T.float32(0))
 
     @T.inline
-    def walk(count, part, at, below, goal):
+    def sum_weights(logits_in, options, state, masses, count, t):
+        logits = T.decl_buffer((vocab_size // width, width), "float32", data=logits_in.data)
+        mass = T.alloc_buffer((1,), "float32", scope=on.private)
+        mass[0] = T.float32(0)
+        for c in T.serial(count):
+            if t * loads + c < vocab_size // width:
+                some = T.alloc_buffer((width,), "float32", scope=on.private)
+                for v in T.vectorized(width):
+                    some[v] = logits[t * loads + c, v]
+                for v in on.unroll(width):
+                    mass[0] = mass[0] + weight(some[v], options, state)
+        masses[t] = mass[0]
+
+    @T.inline
+    def walk(count, part, at, below, goal, t):
         """at = the first part at which the sum, from `below` on, passes `goal`, or else the last that is not empty; below = the sum before it."""
         found = T.alloc_buffer((1,), "int32", scope=on.private)
         upto = T.alloc_buffer((1,), "float32", scope=on.private)
         held = T.alloc_buffer((1,), "float32", scope=on.private)
         found[0] = 0
-        upto[0] = below[0]
+        upto[0] = below[on.own(t)]
+        at[on.own(t)] = 0
         for i in T.serial(count):
             held[0] = part(i)
-            if (found[0] == 0 or upto[0] <= goal) and held[0] > T.float32(0):
+            if (found[0] == 0 or upto[0] <= goal[on.own(t)]) and held[0] > T.float32(0):
                 found[0] = 1
-                at[0] = i
-                below[0] = upto[0]
+                at[on.own(t)] = i
+                below[on.own(t)] = upto[0]
                 upto[0] = upto[0] + held[0]
 
     @T.inline
-    def choose(logits, options, state, masses, sums, ids, positions, token, t):
+    def choose_thread(options, masses, sums, first, at, below, goal, t):
+        """first[0] = the first id of the thread among whose ids the sum passes the goal."""
         if t == 0:
-            at = T.alloc_buffer((1,), "int32", scope=on.private)
-            first = T.alloc_buffer((1,), "int32", scope=on.private)
-            below = T.alloc_buffer((1,), "float32", scope=on.private)
-            goal = T.alloc_buffer((1,), "float32", scope=on.private)
-            at[0] = 0
-            below[0] = T.float32(0)
-            goal[0] = T.float32(0)
+            below[on.own(t)] = T.float32(0)
+            goal[on.own(t)] = T.float32(0)
             for lane in T.serial(WARP):
-                goal[0] = goal[0] + sums[lane]
-            goal[0] = goal[0] * options[2]
-            walk(WARP, lambda i: sums[i], at, below, goal[0])
-            first[0] = at[0] * PARTS
-            walk(PARTS, lambda i: masses[first[0] + i], at, below, goal[0])
-            first[0] = (first[0] + at[0]) * each
-            walk(T.min(each, vocab_size - first[0]), lambda i: weight(logits, options, state, first[0] + i), at, below, goal[0])
-            token[0] = T.if_then_else(state[SIZE] < T.uint32(INFINITE), T.Cast("int64", first[0] + at[0]), T.int64(-1))
+                goal[on.own(t)] = goal[on.own(t)] + sums[lane]
+            goal[on.own(t)] = goal[on.own(t)] * options[2]
+            walk(WARP, lambda i: sums[i], at, below, goal, t)
+            lane_first = at[on.own(t)] * PARTS
+            walk(PARTS, lambda i: masses[lane_first + i], at, below, goal, t)
+            first[0] = (lane_first + at[on.own(t)]) * each
+
+    @T.inline
+    def choose(is_greedy, state, weights, first, at, below, goal, ids, positions, token, t):
+        if t == 0:
+            walk(each, lambda i: weights[i], at, below, goal, t)
+            drawn = T.if_then_else(is_greedy, T.Cast("int32", state[BEST]), first[0] + at[on.own(t)])
+            token[0] = T.if_then_else(state[SIZE] < T.uint32(INFINITE), T.Cast("int64", drawn), T.int64(-1))
             ids[0, 0] = T.max(token[0], T.int64(0))
             positions[0, 0] = positions[0, 0] + T.int64(1)
 
@@ -235,13 +261,14 @@ def _draw(vocab_size: int, on: Binding):
     def draw(logits, options, state, ids, positions, token):
         masses = T.alloc_buffer((THREADS,), "float32", scope=on.shared)
         sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
+        weights = T.alloc_buffer((each,), "float32", scope=on.shared)
+        first = T.alloc_buffer((1,), "int32", scope=on.shared)
+        at = T.alloc_buffer((on.copies(THREADS),), "int32", scope=on.private)
+        below = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
+        goal = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
+        is_greedy = options[1] == T.float32(1) and options[2] == T.float32(0)  # whose id is known
         for t in on.threads(THREADS):
-            mass = T.alloc_buffer((1,), "float32", scope=on.private)
-            mass[0] = T.float32(0)
-            for c in T.serial(each):
-                if t * each + c < vocab_size:
-                    mass[0] = mass[0] + weight(logits, options, state, t * each + c)
-            masses[t] = mass[0]
+            sum_weights(logits, options, state, masses, T.if_then_else(is_greedy, 0, loads), t)
         for t in on.threads(THREADS):
             if t < WARP:
                 total = T.alloc_buffer((1,), "float32", scope=on.private)
@@ -250,7 +277,14 @@ def _draw(vocab_size: int, on: Binding):
                     total[0] = total[0] + masses[t * PARTS + c]
                 sums[t] = total[0]
         for t in on.threads(THREADS):
-            choose(logits, options, state, masses, sums, ids, positions, token, t)
+            choose_thread(options, masses, sums, first, at, below, goal, t)
+        for t in on.threads(THREADS):
+            if t < each:
+                weights[t] = T.if_then_else(
+                    first[0] + t < vocab_size, weight(logits[T.min(first[0] + t, vocab_size - 1)], options, state), T.float32(0)
+                )
+        for t in on.threads(THREADS):
+            choose(is_greedy, state, weights, first, at, below, goal, ids, positions, token, t)
 
     return draw
 
