@@ -61,9 +61,7 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
     if _draws(relax_module.record, kernels):
-        kernel = kernels.add("sample", relax_module.record.model.vocab_size)
-        nbytes = 4 * relax_module.record.model.vocab_size
-        report.append(ReportRow("decode", "sample", "logits", kernel, nbytes, 0))
+        report.append(ReportRow("decode", "sample", "logits", kernels.add("sample", relax_module.record.model.vocab_size), 0, 0))
     return DispatchedModule(relax_module, builder.get(), packed_weights(relax_module.record, target.kind), tuple(report), kernels.calls(report))
 
 

@@ -188,7 +188,7 @@ def _step_seconds(engine: TimedEngine, context: NDArray[np.int64], steps: int) -
     engine.reset()
     chosen = engine.prefill(context.tolist()).argmax(-1)
     start = time.perf_counter()
-    if isinstance(engine, DrawingModel) and engine.draws(GREEDY):
+    if isinstance(engine, DrawingModel) and engine.can_draw(GREEDY):
         for _ in engine.draw(int(chosen[0]), Sampler(GREEDY), steps):
             pass
     else:

@@ -5,8 +5,8 @@ next call of a function records its launches without running them, and from then
 caches and weights from where they were. Outputs come back into pinned memory, and nothing else is waited for. Steps that draw their own ids
 (`runtime.cuda_draws`) leave the outputs where they are.
 
-One model a process: TVM's workspace for what a kernel keeps between its launches is shared, and a page of it is freed where a larger one is asked
-for. A second model with larger decode attention would free what the first one's graphs point to.
+One model a process, called by one thread: TVM's workspace for what a kernel keeps between its launches is the thread's, and a page of it is freed
+where a larger one is asked for. A second model could free what the first one's graphs point to.
 """
 
 import sys

@@ -11,9 +11,9 @@ import numpy as np
 
 from runtime.cuda_device import Device
 from runtime.cuda_function import GraphFunction, RecordedCall
+from runtime.loaded import STEPS_ON_THEIR_WAY
 from runtime.manifest import TensorSpec
 
-ON_THEIR_WAY = 2
 OPTIONS = TensorSpec(name="options", shape=(3,), dtype="float32")
 TOKEN = TensorSpec(name="token", shape=(1,), dtype="int64")
 
@@ -29,9 +29,9 @@ class CudaDraws:
         self._options, self._token = device.tensor(OPTIONS), device.tensor(TOKEN)
         self._slots = [
             (device.memory.pinned(OPTIONS.shape, np.float32), device.memory.pinned(TOKEN.shape, np.int64), device.memory.event())
-            for _ in range(ON_THEIR_WAY)
+            for _ in range(STEPS_ON_THEIR_WAY)
         ]
-        self._step = RecordedCall(device.memory, self._run)
+        self._step = RecordedCall(device.memory)
         self._started = self._finished = 0
 
     def _run(self) -> Any:  # noqa: ANN401 (a tensor)
@@ -48,12 +48,12 @@ class CudaDraws:
         self._decode.send_inputs()
 
     def start(self, temperature: float, top_k: int, draw: float) -> None:
-        """Start a step; two may be on their way."""
-        assert self._started - self._finished < ON_THEIR_WAY
-        options, token, event = self._slots[self._started % ON_THEIR_WAY]
+        """Start a step."""
+        assert self._started - self._finished < STEPS_ON_THEIR_WAY
+        options, token, event = self._slots[self._started % STEPS_ON_THEIR_WAY]
         options[...] = temperature, top_k, draw
         self._memory.to_device(self._options.data_ptr(), options)
-        self._step()
+        self._step(self._run)
         self._memory.to_host(token, self._token.data_ptr())
         self._memory.mark(event)
         self._started += 1
@@ -61,7 +61,7 @@ class CudaDraws:
     def finish(self) -> int:
         """The id that the oldest step on its way has drawn."""
         assert self._finished < self._started
-        _, token, event = self._slots[self._finished % ON_THEIR_WAY]
+        _, token, event = self._slots[self._finished % STEPS_ON_THEIR_WAY]
         self._memory.wait_for(event)
         self._finished += 1
         return int(token[0])

@@ -12,28 +12,30 @@ from runtime.manifest import CALL_INPUTS, Graph
 
 
 class RecordedCall:
-    """Something that launches kernels, always on the same memory: run as it is the first time, then recorded, and launched from there."""
+    """Something that launches kernels, always on the same memory: run as it is the first time, then recorded, and launched from there.
 
-    def __init__(self, memory: CudaMemory, run: Callable[[], Any]) -> None:
+    It is handed what to run and does not keep it: who is run holds weights, and would hold them as long as both held each other.
+    """
+
+    def __init__(self, memory: CudaMemory) -> None:
         self._memory = memory
-        self._run = run
         self._output: Any = None  # of the plain run; then of the recorded one, which must stay where it is
         self._graph: Any = None
 
-    def __call__(self) -> Any:  # noqa: ANN401 (a tensor)
-        """Start it; what it gives, whose memory the next call uses again."""
+    def __call__(self, run: Callable[[], Any]) -> Any:  # noqa: ANN401 (a tensor)
+        """Start it, which is the same each time; what it gives, whose memory the next call uses again."""
         if self._output is None:
-            self._again()
+            self._output = run()
             return self._output
         if self._graph is None:
             self._memory.wait()
             self._output = None
-            self._graph = self._memory.record(self._again)
+            self._graph = self._memory.record(lambda: self._keep(run()))
         self._memory.launch(self._graph)
         return self._output
 
-    def _again(self) -> None:
-        self._output = self._run()
+    def _keep(self, output: Any) -> None:  # noqa: ANN401
+        self._output = output
 
 
 class GraphFunction:
@@ -51,7 +53,7 @@ class GraphFunction:
         )
         self.on_device = (device.tensor(ids), device.tensor(positions))
         self._outputs = device.memory.pinned(graph.signature.outputs[0].shape, np.float32)
-        self._call = RecordedCall(device.memory, self.run)
+        self._call = RecordedCall(device.memory)
 
     def run(self) -> Any:  # noqa: ANN401 (a tensor)
         """Launch the function's kernels on the ids and positions that are on the device; its outputs there."""
@@ -66,7 +68,7 @@ class GraphFunction:
     def __call__(self) -> NDArray[np.float32]:
         """The outputs (B, T or 1, n_outputs) for the inputs as they are now, in pinned memory that the next call uses again."""
         self.send_inputs()
-        outputs = self._call()
+        outputs = self._call(self.run)
         self._memory.to_host(self._outputs, outputs.data_ptr())
         self._memory.wait()
         return self._outputs

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from runtime.artifact import Artifact
 from runtime.errors import UserError
-from runtime.loaded import PADDING_ID, Loaded
+from runtime.loaded import PADDING_ID, STEPS_ON_THEIR_WAY, Loaded
 from runtime.manifest import CALL_INPUTS, HEADS, Manifest, TensorSpec
 from runtime.sampler import NOT_FINITE, Sampler, SamplingOptions
 from runtime.signature import key_of_environment
 from runtime.tensor_file import numpy_dtype
 from runtime.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
 
-STEPS_ON_THEIR_WAY = 2  # that draw their own ids
 ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
 
 
@@ -34,6 +33,7 @@ class Engine:
     folder: Path
     loaded: Loaded
     lengths: NDArray[np.int64] = field(init=False)
+    _turn: object = field(init=False, default=None)  # whose the steps on their way are
 
     def __post_init__(self) -> None:
         self.lengths = np.zeros(self.batch, np.int64)
@@ -124,34 +124,41 @@ class Engine:
         self.lengths += 1
         return logits
 
-    def draws(self, options: SamplingOptions) -> bool:
+    def can_draw(self, options: SamplingOptions) -> bool:
         """Whether `draw` can take the place of `decode` and a sampler with these options."""
-        return self.loaded.draws is not None and options.only_top_k
+        return self.loaded.draws is not None and options.top_k_alone
 
     def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
-        """As `decode` and `Sampler.sample` by turns, `steps` times from `token_id` on: the drawn ids, where `draws`.
+        """As `decode` and `Sampler.sample` by turns, but for the rounding of float32: `steps` ids from `token_id` on, where `can_draw`.
 
         The next step is started before an id is given out, so that the device need not wait for whoever asks for ids; its column is not counted until
-        the id after it is asked for, and lies where that of any other id would. Raises `UserError` as both do.
+        the id after it is asked for, and lies where that of any other id would. An iterator ends when another one begins. Raises `UserError` as
+        `decode`, and for any logit that is infinite or no number.
         """
         draws, room = self.loaded.draws, self.room()
         assert draws is not None
         assert room is None or steps <= room
         self._check([[token_id]])
         draws.begin(token_id, self.position)
-        started = 0
+        turn = self._turn = object()
+        ahead: list[tuple[float, int, float]] = []  # the options of the steps on their way
         try:
-            for ended in range(steps):
-                while started < min(ended + STEPS_ON_THEIR_WAY, steps):
-                    draws.start(*sampler.device_options())
-                    started += 1
+            for left in range(steps, 0, -1):
+                while len(ahead) < min(STEPS_ON_THEIR_WAY, left):
+                    ahead.append(sampler.device_options())
+                    draws.start(*ahead[-1])
                 drawn = draws.finish()
+                ahead.pop(0)
                 if drawn < 0:
                     raise UserError(NOT_FINITE)
                 self.lengths += 1
                 yield drawn
+                if self._turn is not turn:
+                    return
         finally:
-            draws.abandon()
+            sampler.take_back(ahead)
+            if self._turn is turn:
+                draws.abandon()
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
         """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to the last token's outputs (B, n_outputs)."""

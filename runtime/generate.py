@@ -66,7 +66,7 @@ def generate(
     logits = model.prefill([prompt_ids])[0]
     room = model.room()
     most = max_tokens if room is None else min(max_tokens, room + 1)
-    if logprobs is None and isinstance(model, DrawingModel) and model.draws(sampler.options):
+    if logprobs is None and isinstance(model, DrawingModel) and model.can_draw(sampler.options):
         first = sampler.sample(logits, history)
         yield from _ended(itertools.chain([first], model.draw(first, sampler, most - 1)), most, eos_ids)
         return

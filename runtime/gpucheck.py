@@ -230,7 +230,7 @@ def check_kernels(folder: Path, manifest: Manifest, device: Any, told: Callable[
 
 
 def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Check, ...], Speeds | None]:  # noqa: ANN401
-    """The whole model, with random weights: the same ids three ways, and its speed; nothing of one that generates no text."""
+    """The whole model, with random weights: what `runtime.verify` checks, and its speed if that holds; nothing of one that generates no text."""
     from runtime import cuda
     from runtime.engine import Engine
 
@@ -238,7 +238,10 @@ def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Ch
         return (), None
     loaded = cuda.load_library(device, manifest, folder / LIBRARY_FILE, random_weights(manifest.weights))
     engine = Engine(manifest, folder, loaded)
-    return verify(engine), measure(engine, manifest.model.vocab_size, WORKLOAD, step_bytes_of(manifest))
+    checks = verify(engine)
+    if not all(check.ok for check in checks):
+        return checks, None
+    return checks, measure(engine, manifest.model.vocab_size, WORKLOAD, step_bytes_of(manifest))
 
 
 def products_of(manifest: Manifest) -> list[Product]:

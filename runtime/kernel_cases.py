@@ -1,8 +1,8 @@
 """Seeded inputs for each kernel of a CUDA library, and what it must give for them: references in float64, with numpy alone.
 
 References are computed for a sample of rows and outputs, so that a model's full sizes take seconds; that every output is written is checked on
-all of it. Bounds follow from float32: any order of summing K products is off by at most (K + 1) u sum |x w|, u = 2**-24 (Higham, "Accuracy and
-Stability of Numerical Algorithms", section 3.1); exp is CUDA's, to 2 ulp.
+all of it. Bounds follow from float32 (`runtime.packed_matrix.sum_error`), and from float16 where activations may be rounded to it; exp is CUDA's,
+to 2 ulp.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +19,8 @@ from runtime.tensor_file import numpy_dtype
 ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
 BLOCK_PANELS = 64  # of a matrix, in float64 at once
 HALF_ULP = 2.0**-11  # of float16, relative
+SMALL = 2.0**-7  # of an x in front of a norm
+NORM_ERROR = 64 * EPS  # of a norm: no thread sums more than some dozens of squares, nor the lanes after it; then a root, a division, products
 SMALLEST_HALF = 2.0**-24  # step of float16 near 0
 TEMPERATURE, TOP_K = 0.75, 40  # of a sampled id
 LONGEST_CONTEXT = 131072  # of any model of the family
@@ -71,10 +73,10 @@ def case_of(call: KernelCall, *, half: bool, seed: int = 0) -> KernelCase:
 
 
 def _rows(call: KernelCall) -> int:
-    """Tokens of one call, of all sequences."""
+    """Rows of one call's products: its tokens, in attention those of one sequence."""
     first = call.arguments[0]
     if isinstance(first, Mapping):
-        return prod(first["lead"]) if "lead" in first else int(first["batch"] * first["tokens"])
+        return prod(first["lead"]) if "lead" in first else int(first["tokens"])
     return prod(first) if isinstance(first, Sequence) else 1
 
 
@@ -105,7 +107,7 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     stored, eps = Stored.of(arguments["weight"]), arguments["norm_eps"]
     halves = 2 if arguments["swiglu"] else 1
     names = [spec.name for spec in call.parameters]
-    x = random.normal(x_spec.shape, "float16").astype(np.float32)
+    x = random.normal(x_spec.shape, "float16", 1.0 if eps is None else SMALL).astype(np.float32)
     gain = [random.uniform((k,), 0.5, 1.5, "float32")] if "gain" in names else []
     weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, stored)
     residual = [random.normal(call.parameters[names.index("residual")].shape)] if "residual" in names else []
@@ -114,12 +116,12 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     wide = x.reshape(-1, k)[y_rows if last_of is None else [i * last_of + last_of - 1 for i in y_rows]].astype(np.float64)
     if gain:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * gain[0]
-    loss = (k / 4 + 8) * EPS * len(gain) + rounding * (len(gain) + (stored.dtype == "int4"))  # of what is multiplied, each by itself
+    loss = NORM_ERROR * len(gain) + rounding * (len(gain) + (stored.dtype == "int4"))  # of what is multiplied, each by itself
     output, n_out = len(call.parameters) - 1, n // halves
     expected = []
     for p in random.sample(-(-n_out // PANEL), PANELS):
         columns = slice(p * PANEL, min((p + 1) * PANEL, n_out))
-        results = [_lossy(matrix, wide, half * n_out // PANEL + p, loss) for half in range(halves)]
+        results = [_lossy(matrix, wide, half * n_out // PANEL + p, loss, one=len(y_rows) == 1) for half in range(halves)]
         values, bound = _gated_products(*results) if halves == 2 else results[0]
         if residual:
             values = values + residual[0].reshape(-1, n_out)[y_rows, columns]
@@ -129,9 +131,9 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     return KernelCase([x, *gain, *weights, *residual, empty(call.parameters[output])], held, output, tuple(expected))
 
 
-def _lossy(matrix: PackedMatrix, x: Array, p: int, loss: float) -> tuple[Array, Array]:
-    """x times one panel, and the bound, where the numbers that are multiplied are off by a relative `loss`."""
-    values, bound = matrix.times(x, p, p + 1)
+def _lossy(matrix: PackedMatrix, x: Array, p: int, loss: float, *, one: bool) -> tuple[Array, Array]:
+    """x times one panel, and the bound, where the numbers that are multiplied are off by a relative `loss`; x may be `one` row."""
+    values, bound = matrix.times(x, p, p + 1, mantissas=one)
     return values, bound + loss * (np.abs(x) @ np.abs(matrix.rows(p, p + 1)).T)
 
 
@@ -158,20 +160,21 @@ def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase
 
 
 def _rms_norm(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
-    """x / sqrt(mean(x^2) + eps) * weight: a sum of dim squares, and some roundings."""
+    """x / sqrt(mean(x^2) + eps) * weight, of an x that is so small that eps counts."""
     _, dim, eps = call.arguments
-    x, weight = random.normal(call.parameters[0].shape), random.normal((dim,))
+    x, weight = random.normal(call.parameters[0].shape, scale=SMALL), random.normal((dim,))
     wide = x.astype(np.float64)
     values = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * weight
-    expected = Expected(2, lambda y: y, values, (dim + 8) * EPS * np.abs(values))
+    expected = Expected(2, lambda y: y, values, NORM_ERROR * np.abs(values))
     return KernelCase([x, weight, empty(call.parameters[2])], (1,), 2, (expected,))
 
 
 def _swiglu(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
     """silu(gate) * up: exp to 2 ulp, an addition, a division, a product."""
     both = random.normal(call.parameters[0].shape, scale=4.0)
-    values = _gated(both.astype(np.float64))
-    return KernelCase([both, empty(call.parameters[1])], (), 1, (Expected(1, lambda y: y, values, 4 * EPS * np.abs(values)),))
+    gate, up = np.split(both.astype(np.float64), 2, axis=-1)
+    values, bound = _gated_products((gate, np.zeros(1)), (up, np.zeros(1)))
+    return KernelCase([both, empty(call.parameters[1])], (), 1, (Expected(1, lambda y: y, values, bound),))
 
 
 def _residual(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
@@ -191,12 +194,6 @@ def _rotation(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
     values = {"cos": np.cos, "sin": np.sin}[function](angles)
     expected = Expected(2, lambda y: y, values, EPS / 2 * np.abs(angles) + 2 * EPS)
     return KernelCase([positions, frequencies, empty(call.parameters[2])], (), 2, (expected,))
-
-
-def _gated(both: Array) -> Array:
-    gate, up = np.split(both, 2, axis=-1)
-    result: Array = gate / (1 + np.exp(-gate)) * up
-    return result
 
 
 def _rolling_attention(call: KernelCall, random: Random, rounding: float) -> KernelCase:

@@ -16,14 +16,20 @@ PADDING_ID = 0  # any valid id: the key and value of padding are never seen
 SMALLER = "compile with a smaller shape.cache_len or a narrower quantize.scheme"  # what to do where memory is short
 
 
+STEPS_ON_THEIR_WAY = 2  # one that is waited for, and one that the device goes on with
+
+
 class Draws(Protocol):
-    """Decode steps of one sequence that draw their own ids: a step reads the id that the one before it drew, and needs nobody in between."""
+    """Decode steps of one sequence that draw their own ids: a step reads the id that the one before it drew, and needs nobody in between.
+
+    At most STEPS_ON_THEIR_WAY may be started and not yet finished.
+    """
 
     def begin(self, token_id: int, position: int) -> None:
         """The id that the next step is fed, and its position."""
 
     def start(self, temperature: float, top_k: int, draw: float) -> None:
-        """Start a step; two may be on their way. `top_k` 0 is all ids, `draw` a number of 0 to 1."""
+        """Start a step. `top_k` 0 is all ids, `draw` a number of 0 to 1."""
 
     def finish(self) -> int:
         """The id that the oldest step on its way has drawn; -1 where its logits were infinite or no numbers."""

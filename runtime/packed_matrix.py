@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -66,19 +67,29 @@ class PackedMatrix:
         rows = parts[first:last].transpose(0, 2, 1).reshape(-1, parts.shape[1])[:count]
         return np.repeat(rows, self.stored.group_size or self.k, axis=1)[:, : self.k].astype(np.float64)
 
-    def times(self, x: Array, first: int, last: int) -> tuple[Array, Array]:
+    def times(self, x: Array, first: int, last: int, *, mantissas: bool = False) -> tuple[Array, Array]:
         """x (rows, K) times the rows of some panels, transposed; and how far a sum of such products in float32 may be off.
 
-        int4 sums 16 (1 + q / 16) x and takes (16 + zero) x off again, each at most 31 |x| times the scale.
+        Where int4 goes into the sum as `mantissas`, 16 (1 + q / 16) x is summed and (16 + zero) x taken off again, each at most 31 |x| times the
+        scale.
         """
         rows = self.rows(first, last)
-        size = 62 * self.scales(first, last) if self.stored.dtype == "int4" else np.abs(rows)
-        return x @ rows.T, (self.k + 4) * EPS * (np.abs(x) @ size.T)
+        size = 62 * self.scales(first, last) if mantissas and self.stored.dtype == "int4" else np.abs(rows)
+        return x @ rows.T, sum_error(self.k) * (np.abs(x) @ size.T)
 
     @property
     def panels(self) -> int:
         """Panels of 32 rows."""
         return -(-self.n // PANEL)
+
+
+def sum_error(terms: int) -> float:
+    """How far a float32 sum of products in any order may be off, relative to the sum of their sizes.
+
+    8 sqrt(K) u, but with a probability below 2 K exp(-32) (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", theorem
+    3.1, lambda = 8), and a few roundings around it. K u, which no order exceeds, would let pass what leaves out a tenth of a long sum.
+    """
+    return (8 * sqrt(terms) + 4) * EPS / 2
 
 
 def _int4(words: Array) -> Array:

@@ -28,8 +28,8 @@ class SamplingOptions:
     seed: int | None = None
 
     @property
-    def only_top_k(self) -> bool:
-        """Whether no filter but top-k is asked for, which is what a device can draw by itself."""
+    def top_k_alone(self) -> bool:
+        """Whether no filter beside top-k is asked for, which is what a device can draw by itself."""
         return self.top_p is None and self.min_p is None and self.repetition_penalty is None
 
     def __post_init__(self) -> None:
@@ -52,6 +52,7 @@ def _require(name: str, value: float, holds: bool, expected: str) -> None:
 
 
 GREEDY = SamplingOptions()
+TINY = float(np.finfo(np.float32).tiny)  # a smaller temperature, which may be zero where a device draws, is greedy
 
 
 class Sampler:
@@ -60,6 +61,7 @@ class Sampler:
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
+        self._returned: list[float] = []
 
     def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
         """One id from logits (vocab,); `history` is every id so far, the prompt's included. Raises `UserError` on NaN or infinity."""
@@ -70,25 +72,35 @@ class Sampler:
             return int(scores.argmax())
         ids, weights = candidates(scores, self.options)
         mass = np.cumsum(weights)
-        drawn = np.searchsorted(mass, self._random.random() * mass[-1], side="right")
+        drawn = np.searchsorted(mass, self._uniform() * mass[-1], side="right")
         return int(ids[min(drawn, ids.size - 1)])  # the product may round up to the whole mass
 
     def device_options(self) -> tuple[float, int, float]:
-        """Temperature, top-k and draw of a step for `runtime.loaded.Draws`, which gives the id that `sample` would; of `only_top_k` options."""
-        if self.options.temperature == 0:
+        """Temperature, top-k and draw of a step for `runtime.loaded.Draws`, which gives the id that `sample` would, but for the rounding of float32.
+
+        For options with no filter beside top-k (`SamplingOptions.top_k_alone`).
+        """
+        if self.options.temperature < TINY:
             return 1.0, 1, 0.0
-        return self.options.temperature, self.options.top_k or 0, self._random.random()
+        return self.options.temperature, self.options.top_k or 0, self._uniform()
+
+    def take_back(self, options: Sequence[tuple[float, int, float]]) -> None:
+        """What `device_options` gave and nothing was drawn with: it is given again, so that the next ids are those of who draws no step ahead."""
+        self._returned[:0] = [draw for _, top_k, draw in options if (top_k, draw) != (1, 0.0)]
+
+    def _uniform(self) -> float:
+        return self._returned.pop(0) if self._returned else self._random.random()
 
 
 @runtime_checkable
 class DrawingModel(Protocol):
     """A model that can draw ids itself, so that it need not wait for whoever reads them."""
 
-    def draws(self, options: SamplingOptions) -> bool:
-        """Whether it can, with these options."""
+    def can_draw(self, options: SamplingOptions) -> bool:
+        """Whether it can with these options."""
 
     def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
-        """As decode steps and `Sampler.sample` by turns, from `token_id` on: that many ids."""
+        """As decode steps and `Sampler.sample` by turns, from `token_id` on, but for the rounding of float32: that many ids."""
 
 
 def penalized(logits: NDArray[np.float32], history: Sequence[int], penalty: float | None) -> NDArray[np.float64]:

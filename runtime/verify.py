@@ -1,7 +1,8 @@
 """`python -m runtime.verify ARTIFACT`: is this folder whole, does it run here, and does it compute what it was made to compute?
 
 Needs nothing but the artifact. Opening it checks every rule of `runtime.artifact`, and the signature where a public key is given. Then random
-ids go through the graphs three ways, which must give the same logits: one by one, as one prefill, and as a prefill that decode continues.
+ids go through the graphs three ways, which must give the same logits: one by one, as one prefill, and as a prefill that decode continues. Where the
+device draws ids itself, they must be the likeliest ones.
 Last, the golden prompts that `make ship` has put in: the same outputs and greedy tokens as on the machine that compiled it, within the bound.
 """
 
@@ -67,7 +68,10 @@ def bound_of(manifest: Manifest) -> float:
 
 
 def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
-    """Run the same ids three ways and compare; the engine's caches are emptied before and after. The model must generate."""
+    """Run the same ids three ways and compare, and let the device draw ids where it can; the engine's caches are emptied before and after.
+
+    The model must generate.
+    """
     engine.reset()
     manifest = engine.manifest
     length = sequence_length(manifest.model, manifest.shape, engine.room())
@@ -91,10 +95,13 @@ def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
 
 def _drawn(engine: VerifiableEngine, ids: NDArray[np.int64], steps: int) -> tuple[Check, ...]:
     """The ids that the device draws greedily behind a prompt, against the largest logits of steps; nothing where it draws none."""
-    if not (isinstance(engine, DrawingModel) and engine.draws(GREEDY) and steps):
+    if not (isinstance(engine, DrawingModel) and engine.can_draw(GREEDY) and steps):
         return ()
     first = int(_prefill(engine, ids)[0, 0].argmax())
-    found = list(engine.draw(first, Sampler(GREEDY), steps))
+    try:
+        found = list(engine.draw(first, Sampler(GREEDY), steps))
+    except UserError as error:
+        return (Check("ids that the device draws", str(error), f"{steps}", ok=False),)
     chosen = [int(_prefill(engine, ids)[0, 0].argmax())]
     for _ in range(steps):
         chosen.append(int(engine.decode(chosen[-1:])[0].argmax()))

@@ -137,6 +137,19 @@ def test_a_wrong_kernel_is_seen(compile_case, op):
         assert check_kernel(call, wrong(right, change), Host(), half=True).error > 1
 
 
+@pytest.mark.parametrize("stored", [MatrixFormat(dtype="float16"), MatrixFormat(dtype="int8"), MatrixFormat(dtype="int4", group_size=128)], ids=str)
+@pytest.mark.parametrize("rows", [1, 16])
+def test_the_bound_of_a_long_sum_sees_what_is_left_out(stored, rows):
+    """With the K of a 7B model's w2: all of it, in float32, is right, and without its last fiftieth it is not."""
+    n, k = 32, 14336
+    case = case_of(call_of("linear", Linear((1, rows), n, k, stored)), half=False)
+    x, *parts, y = case.arrays
+    matrix = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts).rows(0, 1).astype(np.float32)
+    for kept, right in ((k, True), (k - k // 50, False)):
+        found = [*case.arrays[:-1], (x[..., :kept] @ matrix[:, :kept].T).reshape(y.shape)]
+        assert (case.error(found) <= 1) == right, kept
+
+
 FORMATS = [
     MatrixFormat(dtype="float16"),
     MatrixFormat(dtype="int8"),
