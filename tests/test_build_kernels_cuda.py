@@ -72,6 +72,21 @@ TENSOR_CASES = [(*sizes, name) for sizes in TENSOR for name in ("float16", "int8
 TENSOR_CASES += [(16, 32, 64, "int4"), (70, 150, 64, "int4-zeros"), (130, 257, 96, "int4")]
 
 
+@pytest.fixture(params=["large tiles", "small tiles"])
+def tiles(request, monkeypatch):
+    """Of a device with one multiprocessor, where tiles are as large as the rows allow, and of a real one, where those of small products are small."""
+    if request.param == "large tiles":
+        monkeypatch.setattr(tensor_core, "BLOCKS", 1)
+
+
+def test_tiles_fill_a_device():
+    found = {(rows, n): tensor_core.Tiling.of(rows, n).rows for rows in (16, 64, 128, 512) for n in (1024, 4096, 32768)}
+    assert [found[rows, 4096] for rows in (16, 64, 128, 512)] == [32, 32, 32, 64]
+    assert [found[rows, 32768] for rows in (16, 64, 128, 512)] == [32, 64, 128, 128]
+    assert [found[512, n] for n in (1024, 4096, 32768)] == [32, 64, 128]
+
+
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize(("rows", "n", "k", "name"), TENSOR_CASES)
 def test_tensor_cores(rows, n, k, name):
     rng = np.random.default_rng(rows)
@@ -106,6 +121,7 @@ FUSED = {
 }
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("name", FUSED)
 def test_what_is_fused_with_a_product(name):
     shape, tensor_cores = FUSED[name]
@@ -383,6 +399,7 @@ def test_mixture(tokens, dim, hidden_dim, dtype):
 
 
 # tiles with rows for all, some and no pairs; N beside a tile of 128
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), [(16, 64, 48, "float16"), (70, 72, 100, "int8")])
 def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
     def make_and_run(shape, arrays):
