@@ -19,10 +19,10 @@ from build.kernels.cuda import mma
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.mma import PAIR, pair
 from build.kernels.cuda.swiglu import gated
-from build.kernels.cuda.weights import factor, group_of, scale_of, zero_of
+from build.kernels.cuda.weights import factor, group_of
 from build.kernels.shapes import Linear
 from build.layout import PANEL, WORD, vector_layout, vector_steps
-from export.quantize import MatrixFormat
+from export.quantize import INT4_ZERO, MatrixFormat
 
 WARPS_ALONG_ROWS, WARPS_ALONG_COLUMNS = 2, 4
 THREADS = WARPS_ALONG_ROWS * WARPS_ALONG_COLUMNS * WARP
@@ -169,16 +169,19 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
     grouped, groups = stored.dtype == "int4", layout.scales[0][1] if stored.dtype == "int4" and layout.scales else 1
     read, product = factor(stored), mma.multiplier(on)
 
-    def weight(w_next, scale, zero, t, c, v):
+    def weight(w_next, scaling, t, c, v):
         """Number v of load c; int4 q is (1 + q / 16) 16 scale - (16 + zero) scale, which float32 holds exactly."""
         number = read(w_next, (on.own(t) * w_loads + c) * words, v)
-        return number * (T.float32(16) * scale[on.own(t)]) - zero[on.own(t)] if grouped else number
+        return number * scaling[0] - scaling[1] if grouped else number
 
-    def weights(w_next, scale, zero, t, c, v):
+    def zero_point(zero, t):
+        return T.Cast("float32", zero[on.own(t)]) if stored.zero_points else T.float32(INT4_ZERO)
+
+    def weights(w_next, scaling, t, c, v):
         """Pair v of load c."""
         if halves:
             return w_next[(on.own(t) * w_loads + c) * words + v]
-        return pair(weight(w_next, scale, zero, t, c, PAIR * v), weight(w_next, scale, zero, t, c, PAIR * v + 1))
+        return pair(weight(w_next, scaling, t, c, PAIR * v), weight(w_next, scaling, t, c, PAIR * v + 1))
 
     @T.inline
     def place_rows(members, m, stop, rows_at, t):
@@ -208,8 +211,9 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
                 ]
         if grouped:
             group = T.min(group_of(stored, depth // steps), groups - 1)
-            scale[on.own(t)] = scale_of(s, panel, group, t % PANEL)
-            zero[on.own(t)] = (T.float32(16) + zero_of(stored, z, panel, group, t % PANEL)) * scale[on.own(t)]
+            scale[on.own(t)] = s[panel, group, t % PANEL]
+            if stored.zero_points:
+                zero[on.own(t)] = z[panel, group, t % PANEL]
 
     @T.inline
     def put(x_next, w_next, scale, zero, x_tile, w_tile, t):
@@ -219,11 +223,15 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
                 x_tile[(c * THREADS + t) // X_PARTS * STRIDE + t % X_PARTS * (FLOATS // PAIR) + v] = pair(
                     x_next[on.own(t), c, PAIR * v], x_next[on.own(t), c, PAIR * v + 1]
                 )
+        scaling = T.alloc_buffer((2,), "float32", scope=on.private)
+        if grouped:
+            scaling[0] = T.float32(16) * T.Cast("float32", scale[on.own(t)])
+            scaling[1] = (T.float32(16) + zero_point(zero, t)) * T.Cast("float32", scale[on.own(t)])
         for c in on.unroll(w_loads):
             for part in on.unroll(loaded_steps // PAIR // STORED_PAIRS):
                 pairs = T.alloc_buffer((STORED_PAIRS,), "uint32", scope=on.private)
                 for v in on.unroll(STORED_PAIRS):
-                    pairs[v] = weights(w_next, scale, zero, t, c, part * STORED_PAIRS + v)
+                    pairs[v] = weights(w_next, scaling, t, c, part * STORED_PAIRS + v)
                 for v in T.vectorized(STORED_PAIRS):
                     w_tile[
                         tiling.tile_row(t // PANEL % PANELS, t % PANEL) * STRIDE
@@ -253,8 +261,8 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
         rows_at = T.alloc_buffer((on.copies(THREADS), x_loads), "int32", scope=on.private)
         x_next = T.alloc_buffer((on.copies(THREADS), x_loads, FLOATS), "float32", scope=on.private)
         w_next = T.alloc_buffer((on.copies(THREADS) * w_loads * words,), dtype, scope=on.private)
-        scale = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
-        zero = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
+        scale = T.alloc_buffer((on.copies(THREADS),), "float16", scope=on.private)
+        zero = T.alloc_buffer((on.copies(THREADS),), "uint8", scope=on.private)
         a = T.alloc_buffer((on.copies(THREADS), row_pieces * mma.A), "uint32", scope=on.private)
         b = T.alloc_buffer((on.copies(THREADS), COLUMN_PIECES * mma.B), "uint32", scope=on.private)
         for t in on.threads(THREADS):
