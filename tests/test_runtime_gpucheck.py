@@ -23,20 +23,8 @@ from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
 from runtime.cuda_memory import CudaMemory
 from runtime.engine import load_cpu
 from runtime.errors import UserError
-from runtime.gpucheck import (
-    CudaKernels,
-    KernelRow,
-    Limits,
-    Report,
-    Rivals,
-    as_json,
-    check_kernel,
-    checked_manifest,
-    kernel_line,
-    label_of,
-    model_lines,
-    products_of,
-)
+from runtime.gpucheck import CudaKernels, check_kernel, checked_manifest, products_of
+from runtime.gpucheck_report import KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, model_lines
 from runtime.kernel_cases import case_of
 from runtime.manifest import KernelCall, TargetSpec, TensorSpec, encode
 from runtime.packed_matrix import PackedMatrix, Stored
