@@ -13,11 +13,12 @@ from tvm.tirx import PrimFunc
 from build.kernels.cuda import mma, tensor_core
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
 from build.kernels.cuda.gemm import THREADS, TILE, RowTiles, tile_product
-from build.kernels.cuda.gemv import Held, gemv_warps, held_sizes, panel_dot, panel_total
+from build.kernels.cuda.gemv import gemv_warps
+from build.kernels.cuda.panel_dot import Held, held_sizes, panel_dot, panel_total, vectors_of
 from build.kernels.cuda.swiglu import gated_rows
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
-from build.layout import PANEL, vector_layout, vector_steps
+from build.layout import PANEL, vector_layout
 
 
 def mixture(shape: Mixture, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
@@ -129,7 +130,7 @@ def _product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding, *,
 def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
     """One token: a block a panel of one of its experts."""
     panels = -(-n // PANEL)
-    warps = gemv_warps(shape.pairs * panels, -(-k // vector_steps(shape.weight)))
+    warps = gemv_warps(shape.pairs * panels, vectors_of(shape.weight, k))
     (hold, dot), total = panel_dot(shape.weight, k, warps, on), panel_total(shape.weight, warps)
     sizes, dtype = held_sizes(shape.weight, k), shape.weight_dtype
 

@@ -1,0 +1,161 @@
+"""One row times panels of a packed matrix, as the lanes of a block's warps share it: the inside of `gemv.py` and of a mixture's products.
+
+A lane is an output of the panel, and the warps share K, 16 bytes of each output at a time. Several loads start before the first is needed, those of a
+turn together and the very first ahead of all, so that memory is busy while a block prepares x.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from build.kernels.cuda.binding import WARP, Binding
+from build.kernels.cuda.weights import factor, group_of
+from build.layout import PANEL, vector_layout, vector_steps
+from export.quantize import INT4_ZERO, MatrixFormat
+
+# Not yet measured on a GPU.
+LOADS = 4  # of 16 bytes, that a thread starts before it needs the first
+INT4_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 of them sm_80 spills
+FLOATS = 4  # of x, in 16 bytes
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a thread has loaded of a panel and not yet used: for each of some vectors its words and, of int4, its group's scale and zero point."""
+
+    words: Any
+    scales: Any
+    zeros: Any
+
+
+def vectors_of(stored: MatrixFormat, k: int) -> int:
+    """Vectors of 16 bytes in one output's K."""
+    return -(-k // vector_steps(stored))
+
+
+def vector_sums(stored: MatrixFormat, k: int, threads: int, on: Binding):
+    """Inline `add_up(x, i, quarters, x_sums)`: x_sums[v] = the sum of row i of x over the steps of vector v, for int4.
+
+    By way of `quarters`, the sums of four numbers, so that neighbouring threads read neighbouring ones.
+    """
+    each = vector_steps(stored) // FLOATS  # quarters of a vector
+
+    @T.inline
+    def add_up(x_in, i, quarters, x_sums):
+        x = T.decl_buffer((x_in.shape[0], k // FLOATS, FLOATS), "float32", data=x_in.data, scope=x_in.scope())
+        for t in on.threads(threads):
+            for c in T.serial(-(-k // FLOATS // threads)):
+                if c * threads + t < k // FLOATS:
+                    some = T.alloc_buffer((FLOATS,), "float32", scope=on.private)
+                    for v in T.vectorized(FLOATS):
+                        some[v] = x[i, c * threads + t, v]
+                    quarters[c * threads + t] = (some[0] + some[1]) + (some[2] + some[3])
+        for t in on.threads(threads):
+            for c in T.serial(-(-vectors_of(stored, k) // threads)):
+                if c * threads + t < vectors_of(stored, k):
+                    total = T.alloc_buffer((1,), "float32", scope=on.private)
+                    total[0] = T.float32(0)
+                    for v in T.serial(each):
+                        if (c * threads + t) * each + v < k // FLOATS:
+                            total[0] = total[0] + quarters[(c * threads + t) * each + v]
+                    x_sums[c * threads + t] = total[0]
+
+    return add_up
+
+
+def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
+    """Inlines `hold(w, s, z, p, held)`, which starts the first loads, and `dot(x, i, w, s, z, x_sums, p, held, partial, first)`.
+
+    After both, partial[first + warp, lane] is this warp's share of row `i` of x times panel `p` of w; `x_sums` are those of `vector_sums`. A scale
+    per output is left to the caller; scales of groups are multiplied in.
+    """
+    steps, vectors = vector_steps(stored), vectors_of(stored, k)
+    words, loads, int4 = vector_layout(stored, PANEL, k).shape[-1], _loads(stored), stored.dtype == "int4"
+    turns = vectors // (warps * loads)  # in which no warp lacks a vector
+    begun = turns * warps * loads
+    whole = k % steps == 0 and k % FLOATS == 0
+    read = factor(stored)
+    threads = warps * WARP
+
+    @T.inline
+    def load(w, s, z, p, at, lane, held, u):
+        for v in T.vectorized(words):
+            held.words[u * words + v] = w[p, at, lane, v]
+        if int4:
+            held.scales[u] = s[p, group_of(stored, at), lane]
+            if stored.zero_points:
+                held.zeros[u] = z[p, group_of(stored, at), lane]
+
+    @T.inline
+    def load_turn(w, s, z, p, turn, held, t):
+        for u in on.unroll(loads):
+            load(w, s, z, p, (turn * loads + u) * warps + t // WARP, t % WARP, held, on.own(t) * loads + u)
+
+    @T.inline
+    def multiply(x, i, x_sums, at, held, u, acc):
+        """acc += the vector that is held at u times its steps of x."""
+        total = T.alloc_buffer((1,), "float32", scope=on.private)
+        total[0] = T.float32(0)
+        if whole:
+            for c in on.unroll(steps // FLOATS):
+                some = T.alloc_buffer((FLOATS,), "float32", scope=on.private)
+                for v in T.vectorized(FLOATS):
+                    some[v] = x[i, at * steps + c * FLOATS + v]
+                for v in on.unroll(FLOATS):
+                    total[0] = total[0] + some[v] * read(held.words, u * words, c * FLOATS + v)
+        else:
+            for v in on.unroll(steps):
+                total[0] = total[0] + T.if_then_else(at * steps + v < k, x[i, at * steps + v], T.float32(0)) * read(held.words, u * words, v)
+        if int4:
+            zero = T.float32(16) + (T.Cast("float32", held.zeros[u]) if stored.zero_points else T.float32(INT4_ZERO))
+            acc[0] = acc[0] + (T.float32(16) * total[0] - zero * x_sums[at]) * T.Cast("float32", held.scales[u])
+        else:
+            acc[0] = acc[0] + total[0]
+
+    @T.inline
+    def hold(w, s, z, p, held):
+        if turns > 0:
+            for t in on.threads(threads):
+                load_turn(w, s, z, p, 0, held, t)
+
+    @T.inline
+    def dot(x, i, w, s, z, x_sums, p, held, partial, first):
+        for t in on.threads(threads):
+            acc = T.alloc_buffer((1,), "float32", scope=on.private)
+            acc[0] = T.float32(0)
+            for turn in T.serial(turns):
+                if turn > 0:
+                    load_turn(w, s, z, p, turn, held, t)
+                for u in on.unroll(loads):
+                    multiply(x, i, x_sums, (turn * loads + u) * warps + t // WARP, held, on.own(t) * loads + u, acc)
+            for turn in T.serial(-(-(vectors - begun) // warps)):
+                if begun + turn * warps + t // WARP < vectors:
+                    load(w, s, z, p, begun + turn * warps + t // WARP, t % WARP, held, on.own(t) * loads)
+                    multiply(x, i, x_sums, begun + turn * warps + t // WARP, held, on.own(t) * loads, acc)
+            partial[first + t // WARP, t % WARP] = acc[0]
+
+    return hold, dot
+
+
+def _loads(stored: MatrixFormat) -> int:
+    """Of 16 bytes, that a thread starts before it needs the first."""
+    return INT4_LOADS if stored.dtype == "int4" else LOADS
+
+
+def held_sizes(stored: MatrixFormat, k: int) -> tuple[int, int, int]:
+    """Numbers of `Held` for a thread: words, scales, zero points; those that a format lacks take one place."""
+    loads, int4 = _loads(stored), stored.dtype == "int4"
+    return loads * vector_layout(stored, PANEL, k).shape[-1], loads if int4 else 1, loads if stored.zero_points else 1
+
+
+def panel_total(stored: MatrixFormat, warps: int):
+    """`total(partial, first, s, row, lane)`: one output's sums by `warps` warps from `first` on, one by one, times its scale; a TIR expression."""
+
+    def total(partial: Any, first: int, s: Any, row: Any, lane: Any) -> Any:
+        found = partial[first, lane]
+        for warp in range(first + 1, first + warps):
+            found = found + partial[warp, lane]
+        return found if s is None or stored.dtype != "int8" else found * s[row]
+
+    return total
