@@ -14,7 +14,7 @@ import pytest
 from build import cuda
 from build.compile import compile_config
 from build.compiler import tvm
-from build.kernels.shapes import Linear
+from build.kernels.shapes import Linear, RollingAttention
 from build.kernels.table import kernels_of
 from build.machine_code import check_machine_code, device_code
 from build.target import TARGETS
@@ -166,13 +166,26 @@ def test_missing_tools_are_named(monkeypatch):
         cuda.find_nvcc()
 
 
-def test_registers_of_tensor_cores_are_whole_words(monkeypatch):
+PRODUCT = Linear((1, 128), 32768, 64, MatrixFormat(dtype="int8"))
+ATTENTION = RollingAttention(1, 16, 8, 2, 128, 64, "float16", 1.0)
+REGISTERS = {
+    "linear": (PRODUCT, (r"uint a_ptr\[16\]", r"uint b_ptr\[8\]", r"float acc_ptr\[64\]", r"__shared__ .*uint x_tile_ptr\[")),
+    "rolling_attention": (
+        ATTENTION,
+        (r"uint queries_ptr\[32\]", r"uint fragments_ptr\[32\]", r"uint shares_ptr\[16\]", r"float scores_ptr\[32\]", r"float mixed_ptr\[64\]"),
+    ),
+}
+
+
+@pytest.mark.parametrize("op", REGISTERS)
+def test_registers_of_tensor_cores_are_whole_words(op, monkeypatch):
     """What the serial form cannot show: TVM may give a buffer a vector type, which would move where `mma.sync` reads, or leave a barrier out."""
+    shape, registers = REGISTERS[op]
     cuda.load_tvm_cuda()
     sources = []
     monkeypatch.setattr(cuda, "compile_fatbin", lambda _nvcc, source, _archs: (sources.append(source), (b"", []))[1])
     spec = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
-    kernel = kernels_of(spec)["linear"](Linear((1, 128), 128, 64, MatrixFormat(dtype="int8")))
+    kernel = kernels_of(spec)[op](shape)
     with (
         tempfile.TemporaryDirectory() as folder,
         cuda.toolchain(spec, Path(folder), None),
@@ -181,6 +194,6 @@ def test_registers_of_tensor_cores_are_whole_words(monkeypatch):
         tvm.compile(tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")}), target=TARGETS["cuda"].make(spec))
     (source,) = sources
     assert "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in source
-    for register in (r"uint a_ptr\[16\]", r"uint b_ptr\[8\]", r"float acc_ptr\[64\]", r"__shared__ .*uint x_tile_ptr\["):
+    for register in registers:
         assert re.search(register, source), register
     assert source.count("__syncthreads") >= 2  # between writing and reading a step's numbers, and before the next step's

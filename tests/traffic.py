@@ -10,8 +10,12 @@ EXPRESSIONS = ("a", "b", "value", "condition", "true_value", "false_value")
 
 
 def loaded_bytes(function) -> Counter[str]:
-    """Bytes that are loaded from each buffer of a TIR function, by name: every guard taken as true, every load counted, cached or not."""
+    """Bytes that are loaded from each buffer of a TIR function, by name: every load counted, cached or not.
+
+    Every guard is taken as true, but for one that leaves out the first round of a loop (0 < variable).
+    """
     found: Counter[str] = Counter()
+    extents = {}
 
     def statement(node, times):
         kind = type(node).__name__
@@ -21,10 +25,12 @@ def loaded_bytes(function) -> Counter[str]:
         elif kind == "For":
             extent = node.extent
             assert hasattr(extent, "value"), f"the loop over {node.loop_var} has no fixed length"
+            extents[node.loop_var] = int(extent.value)
             statement(node.body, times * int(extent.value))
         elif kind == "IfThenElse":
             expression(node.condition, times)
-            statement(node.then_case, times)
+            extent = first_round(node.condition)
+            statement(node.then_case, times // extent * (extent - 1) if extent else times)
             if node.else_case is not None:
                 statement(node.else_case, times)
         elif kind == "BufferStore":
@@ -33,6 +39,12 @@ def loaded_bytes(function) -> Counter[str]:
                 expression(index, times)
         elif hasattr(node, "value"):
             expression(node.value, times)
+
+    def first_round(condition):
+        """The extent of the loop whose first round a condition leaves out, if it does."""
+        kind = type(condition).__name__
+        low, high = (condition.a, condition.b) if kind == "LT" else (condition.b, condition.a) if kind == "GT" else (None, None)
+        return extents.get(high) if isinstance(low, tvm.tirx.IntImm) and int(low) == 0 else None
 
     def expression(node, times):
         if type(node).__name__ == "TensorLoad":
