@@ -39,12 +39,8 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
     shares of several tokens may be rounded to float16.
     """
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    if N == 1:
-        return decode_attention(shape, on)
-    if tensor_cores and suits(shape):
-        return flash_attention(shape, on)
     half, dtype = D // 2, shape.cache_dtype
-    attend, write_ring = _attend(shape, on), ring_writer(shape, on)
+    body = _body(shape, on, tensor_cores=tensor_cores)
 
     @T.prim_func
     def kernel(
@@ -57,10 +53,25 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
         out: T.Buffer((B, N, H * D), "float32"),
     ):
         T.func_attr(ATTRIBUTES)
+        body(qkv, cos, sin, positions, keys, values, out)
+
+    return kernel
+
+
+def _body(shape: RollingAttention, on: Binding, *, tensor_cores: bool):
+    """Inline `body(qkv, cos, sin, positions, keys, values, out)`: the launches that a shape asks for."""
+    if shape.tokens == 1:
+        return decode_attention(shape, on)
+    if tensor_cores and suits(shape):
+        return flash_attention(shape, on)
+    attend, write_ring = _attend(shape, on), ring_writer(shape, on)
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values, out):
         attend(qkv, cos, sin, positions, keys, values, out)
         write_ring(qkv, cos, sin, positions, keys, values)
 
-    return kernel
+    return body
 
 
 def _attend(shape: RollingAttention, on: Binding):

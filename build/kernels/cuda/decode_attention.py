@@ -9,9 +9,8 @@ Bytes per call: 2 visible n_kv_heads head_dim itemsize; operations: 4 visible n_
 """
 
 from tvm.script import tirx as T
-from tvm.tirx import PrimFunc
 
-from build.kernels.cuda.binding import ATTRIBUTES, GPU, SHARED_BYTES, Binding
+from build.kernels.cuda.binding import SHARED_BYTES, Binding
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
 from build.layout import VECTOR
@@ -23,23 +22,14 @@ THREADS, TILE_KEYS = 128, 32
 PADDING = 2  # numbers behind a key in shared memory: threads that read neighbouring keys hit different banks
 
 
-def decode_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
-    """As `rolling_attention`, for T = 1."""
-    B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    half, group, count = D // 2, H // KV, splits(shape)
+def decode_attention(shape: RollingAttention, on: Binding):
+    """Body of `rolling_attention` for T = 1."""
+    B, KV, D = shape.batch, shape.n_kv_heads, shape.head_dim
+    group, count = shape.n_heads // KV, splits(shape)
     write, attend, join = ring_writer(shape, on), _attend(shape, count, on), _join(shape, count, on)
 
-    @T.prim_func
-    def kernel(
-        qkv: T.Buffer((B, 1, shape.qkv_dim), "float32"),
-        cos: T.Buffer((B, 1, 1, half), "float32"),
-        sin: T.Buffer((B, 1, 1, half), "float32"),
-        positions: T.Buffer((B, 1), "int64"),
-        keys: T.Buffer((B, KV, W, D), shape.cache_dtype),
-        values: T.Buffer((B, KV, W, D), shape.cache_dtype),
-        out: T.Buffer((B, 1, H * D), "float32"),
-    ):
-        T.func_attr(ATTRIBUTES)
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values, out):
         largest = T.alloc_buffer((B * KV * count, group), "float32")
         total = T.alloc_buffer((B * KV * count, group), "float32")
         mixed = T.alloc_buffer((B * KV * count, group, D), "float32")
@@ -47,7 +37,7 @@ def decode_attention(shape: RollingAttention, on: Binding = GPU) -> PrimFunc:
         attend(qkv, cos, sin, positions, keys, values, largest, total, mixed)
         join(largest, total, mixed, out)
 
-    return kernel
+    return body
 
 
 def splits(shape: RollingAttention) -> int:

@@ -10,10 +10,9 @@ Bytes per block: all columns that it sees, keys and values, most through the sec
 """
 
 from tvm.script import tirx as T
-from tvm.tirx import PrimFunc
 
 from build.kernels.cuda import mma
-from build.kernels.cuda.binding import ATTRIBUTES, WARP, Binding
+from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.mma import PAIR, QUAD, pair
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, column_writer, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
@@ -38,31 +37,21 @@ def suits(shape: RollingAttention) -> bool:
     return fits and shape.tokens > 1 and shape.tokens * group >= LEAST_ROWS
 
 
-def flash_attention(shape: RollingAttention, on: Binding) -> PrimFunc:
-    """As `rolling_attention`, for a shape that `suits`."""
-    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    half, dtype = D // 2, shape.cache_dtype
+def flash_attention(shape: RollingAttention, on: Binding):
+    """Body of `rolling_attention` for a shape that `suits`."""
+    B, N, KV, D = shape.batch, shape.tokens, shape.n_kv_heads, shape.head_dim
     write_new = column_writer(shape, N, lambda _position, i: i, on)
     attend, write_ring = _attend(shape, on), ring_writer(shape, on)
 
-    @T.prim_func
-    def kernel(
-        qkv: T.Buffer((B, N, shape.qkv_dim), "float32"),
-        cos: T.Buffer((B, 1, N, half), "float32"),
-        sin: T.Buffer((B, 1, N, half), "float32"),
-        positions: T.Buffer((B, N), "int64"),
-        keys: T.Buffer((B, KV, W, D), dtype),
-        values: T.Buffer((B, KV, W, D), dtype),
-        out: T.Buffer((B, N, H * D), "float32"),
-    ):
-        T.func_attr(ATTRIBUTES)
-        new_keys = T.alloc_buffer((B, KV, N, D), dtype)
-        new_values = T.alloc_buffer((B, KV, N, D), dtype)
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values, out):
+        new_keys = T.alloc_buffer((B, KV, N, D), shape.cache_dtype)
+        new_values = T.alloc_buffer((B, KV, N, D), shape.cache_dtype)
         write_new(qkv, cos, sin, positions, new_keys, new_values)
         attend(qkv, cos, sin, positions, keys, values, new_keys, new_values, out)
         write_ring(qkv, cos, sin, positions, keys, values)
 
-    return kernel
+    return body
 
 
 def _attend(shape: RollingAttention, on: Binding):
