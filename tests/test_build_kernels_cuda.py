@@ -72,11 +72,10 @@ TENSOR_CASES = [(*sizes, name) for sizes in TENSOR for name in ("float16", "int8
 TENSOR_CASES += [(16, 32, 64, "int4"), (70, 150, 64, "int4-zeros"), (130, 257, 96, "int4")]
 
 
-@pytest.fixture(params=["large tiles", "small tiles"])
-def tiles(request, monkeypatch):
-    """Of a device with one multiprocessor, where tiles are as large as the rows allow, and of a real one, where those of small products are small."""
-    if request.param == "large tiles":
-        monkeypatch.setattr(tensor_core, "BLOCKS", 1)
+@pytest.fixture
+def large_tiles(monkeypatch):
+    """As of a device with one multiprocessor: as large as the rows allow. Those of small products are small otherwise."""
+    monkeypatch.setattr(tensor_core, "BLOCKS", 1)
 
 
 def test_tiles_fill_a_device():
@@ -86,9 +85,18 @@ def test_tiles_fill_a_device():
     assert [found[512, n] for n in (1024, 4096, 32768)] == [32, 64, 128]
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(("rows", "n", "k", "name"), TENSOR_CASES)
 def test_tensor_cores(rows, n, k, name):
+    check_tensor_cores(rows, n, k, name)
+
+
+@pytest.mark.parametrize(("rows", "n", "k", "name"), [(70, 150, 64, "int4-zeros"), (130, 257, 100, "int8")])
+def test_tensor_cores_in_small_tiles(rows, n, k, name):
+    check_tensor_cores(rows, n, k, name)
+
+
+def check_tensor_cores(rows, n, k, name):
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((1, rows, k)).astype(np.float32)
     arrays, wide = weights(rng, n, k, FORMATS[name])
@@ -121,7 +129,7 @@ FUSED = {
 }
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("name", FUSED)
 def test_what_is_fused_with_a_product(name):
     shape, tensor_cores = FUSED[name]
@@ -399,7 +407,7 @@ def test_mixture(tokens, dim, hidden_dim, dtype):
 
 
 # tiles with rows for all, some and no pairs; N beside a tile of 128
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), [(16, 64, 48, "float16"), (70, 72, 100, "int8")])
 def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
     def make_and_run(shape, arrays):
