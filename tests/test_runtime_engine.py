@@ -72,7 +72,7 @@ def test_one_prefill(engine, rows, steps, bound, length):
 @pytest.mark.parametrize("length", LENGTHS)
 def test_every_chunk_size(engine, rows, steps, bound, length):
     """The same prompt through each compiled function alone, padded on the left as far as that takes."""
-    for size in engine.functions:
+    for size in engine.loaded.functions:
         total = -(-length // size) * size
         padded = np.array([[0] * (total - length) + row[:length] for row in rows])
         for start in range(0, total, size):
