@@ -4,7 +4,7 @@ A folder holds a manifest and a library: an artifact, or what `make gpucheck` ha
 random and made here, from a seed. Each kernel of ours runs by itself, and its outputs are compared with a reference in float64
 (`runtime.kernel_cases`). Then it is timed: a captured graph launches it many times, on several copies of its weights, so that they come from
 memory and not from a cache. Its share is of the larger of two times: its bytes at the speed of a copy, its operations at the matrix peak. Rows
-appear as they are measured, so that nothing is lost where a run is killed. Last the whole model runs: the same ids three ways (`runtime.verify`),
+appear as they are measured, so that nothing is lost where a run is killed. Last the whole model runs: what `runtime.verify` checks,
 and its speed (`runtime.bench`). Where some Python of this machine has torch, the matrix peak and the matrix products are measured with that, and with
 transformers, where it is there, a model of the same sizes, in processes of their own.
 """
@@ -225,7 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in smallest:
         manifest = manifests[folder]
         rival = transformers(manifest.model) if manifest.model.generates and not args.kernels_only else None  # before our weights take memory
-        report = Report(manifest.name, kernels[folder], *(((), None) if args.kernels_only else check_model(folder, manifest, device)))
+        try:
+            report = Report(manifest.name, kernels[folder], *(((), None) if args.kernels_only else check_model(folder, manifest, device)))
+        except UserError as error:  # such as too little memory, which a smaller model may not need
+            report = Report(manifest.name, kernels[folder], (Check("whole model", str(error), "a run", ok=False),), None)
         if args.json:
             print(as_json(report, limits), flush=True)
         elif not args.kernels_only:

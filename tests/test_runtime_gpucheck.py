@@ -240,6 +240,10 @@ def serial_folder(compile_case, tmp_path):
     return tmp_path
 
 
+def refuse(*_):
+    raise UserError("the GPU is full")
+
+
 def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch, capsys):
     """As on a GPU, but that the device is this machine: kernels from the library, random weights, verify, speeds, the table, and the status."""
     device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
@@ -258,6 +262,11 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
     assert gpucheck.main([str(serial_folder), "--kernels-only", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["speeds"], len(found["kernels"])) == (True, None, len(manifest.calls))
+    monkeypatch.setattr(gpucheck, "check_kernel", lambda *_, **__: KERNEL)
+    monkeypatch.setattr(gpucheck, "check_model", refuse)
+    with pytest.raises(UserError, match="something is wrong on this machine"):
+        gpucheck.main([str(serial_folder)])
+    assert "whole model: the GPU is full, expected a run  WRONG" in capsys.readouterr().out
     monkeypatch.setattr(gpucheck, "check_kernel", lambda *_, **__: replace(KERNEL, error=2.0))
     with pytest.raises(UserError, match="something is wrong on this machine"):
         gpucheck.main([str(serial_folder), "--kernels-only"])
