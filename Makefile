@@ -80,7 +80,7 @@ check: setup  ## formatting, lint and types
 	$(PY) -m mypy
 
 test: check  ## everything above that can fail: check, then the tests
-	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 clean:  ## remove what was made, not what was downloaded
 	rm -rf out/.work $(filter-out out/downloads,$(wildcard out/*))

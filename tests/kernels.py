@@ -7,13 +7,24 @@ from build.layout import packed_tensors
 from build.target import TARGETS
 
 ALIGNMENT = 64  # bytes
-TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
+# LLVM's name of the least processor that has all flags of a level. Code for a lesser one cannot hold the level's own instructions.
+PROCESSORS = {"any": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4", "avx512-vnni": "cascadelake"}
 
 
-def compiled(function):
-    """A kernel for the CPU, as `build.lower` compiles it."""
+def _executable(function, processor):
+    target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
     with tvm.transform.PassContext(disabled_pass=list(TARGETS["llvm"].skipped)):
-        return tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=TARGET)["kernel"]
+        return tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=target)
+
+
+def compiled(function, processor=PROCESSORS["avx2"]):
+    """A kernel for the CPU, as `build.lower` compiles it."""
+    return _executable(function, processor)["kernel"]
+
+
+def machine_code(function, processor):
+    """A kernel's instructions as text, whether or not this machine can run them."""
+    return _executable(function, processor).mod.inspect_source("s")
 
 
 def packed(tensor, arrays, kind, workers=1):

@@ -11,7 +11,7 @@ import pytest
 import tvm_ffi
 from tvm.script import tirx as T
 
-from build.compiler import tvm
+from build.compiler import codegen, tvm
 from build.kernels.cpu import vector
 from build.kernels.cpu.attention import rolling_attention
 from build.kernels.cpu.dot import VNNI_DOT, WordDot
@@ -26,9 +26,9 @@ from build.kernels.cpu.swiglu import swiglu
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from build.layout import PANEL, ring_block
 from export.quantize import MatrixFormat, ModelTensor, load, store
-from runtime.cpu import missing_features
+from runtime.cpu import cpuinfo_flags, missing_features
 from runtime.errors import UserError
-from tests.kernels import ALIGNMENT, aligned, compiled, packed
+from tests.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed
 from tests.mixture_reference import check as check_mixture
 
 U = 2.0**-24
@@ -60,10 +60,15 @@ SPELLED_OUT = replace(LEVELS[0], name="vnni-spelled-out", flags=(), dot=replace(
 
 @pytest.fixture(params=[*LEVELS, SPELLED_OUT], ids=lambda level: level.name)
 def level(request):
-    """Every level that this machine can run; without integer products of its own, a wider one is only wider, and the compiler splits its vectors."""
+    """Every level that this machine can run; the machine code of all of them is looked at by `test_each_level_compiles_to_its_own_instructions`."""
     if request.param.dot is VNNI_DOT and missing_features(request.param.flags):
         pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
     return request.param
+
+
+def processor_of(level):
+    """What a level is compiled for to run here: its own processor, or one without its wide registers, for which the compiler splits its vectors."""
+    return PROCESSORS["avx2"] if level is SPELLED_OUT or missing_features(level.flags) else PROCESSORS[level.name]
 
 
 def call(kernel, *arrays):
@@ -135,19 +140,43 @@ def in_levels(wide, shape):
 
 def run_product(level, made):
     y = output(*made.shape.lead, made.shape.n_out)
-    call(compiled(linear(level, made.shape)), *made.arrays, y)
+    call(compiled(linear(level, made.shape), processor_of(level)), *made.arrays, y)
     return y
+
+
+def test_every_level_has_a_processor_with_its_flags():
+    assert {level.name for level in LEVELS} == set(PROCESSORS)
+    for level in LEVELS:
+        features = codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": PROCESSORS[level.name]}))
+        assert not missing_features(level.flags, frozenset(cpuinfo_flags(map(str, features))))
+
+
+# By level: its registers, its multiply-add of floats (in either order of operands) and, of int8 activations, its product.
+REGISTERS = {"avx512-vnni": "zmm", "avx512": "zmm", "avx2": "ymm", "any": "xmm"}
+WIDER = {"avx512-vnni": (), "avx512": (), "avx2": ("zmm",), "any": ("zmm", "ymm")}
+MULTIPLY_ADD = {"avx512-vnni": "vfmadd", "avx512": "vfmadd", "avx2": "vfmadd", "any": "mulps"}
+INTEGER_PRODUCT = {"avx512-vnni": "vpdpbusd", "avx512": "vpmadd", "avx2": "vpmadd"}
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("own", LEVELS, ids=lambda level: level.name)
+def test_each_level_compiles_to_its_own_instructions(own, name, rows):
+    """For a processor that has them, whatever this machine has, so that no level is ever untested."""
+    code = machine_code(linear(own, Linear((1, rows), 64, 64, FORMATS[name])), PROCESSORS[own.name])
+    assert REGISTERS[own.name] in code
+    assert MULTIPLY_ADD[own.name] in code
+    assert not [wider for wider in WIDER[own.name] if wider in code]
 
 
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("name", DYNAMIC)
-def test_vnni_multiplies_with_its_own_instruction(name, rows):
-    """Compiled for a processor that has it, whatever this one has: 16 sums at a time; several rows of int4 go through float32."""
-    function = linear(LEVELS[0], Linear((1, rows), 64, 64, DYNAMIC[name])).with_attr("global_symbol", "kernel")
-    target = tvm.target.Target({"kind": "llvm", "mcpu": "znver4"})
-    code = tvm.compile(tvm.IRModule({"kernel": function}), target=target).mod.inspect_source("s")
-    assert "zmm" in code
-    assert ("vpdpbusd" in code) == (rows == 1 or name == "int8")
+@pytest.mark.parametrize("own", LEVELS[:3], ids=lambda level: level.name)
+def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows):
+    """Several rows of int4 go through float32."""
+    code = machine_code(linear(own, Linear((1, rows), 64, 64, DYNAMIC[name])), PROCESSORS[own.name])
+    assert REGISTERS[own.name] in code
+    assert (INTEGER_PRODUCT[own.name] in code) == (rows == 1 or name == "int8")
 
 
 def check_product(level, shape, seed=0):
@@ -424,7 +453,8 @@ def test_rolling_attention(level, name):
     found = []
     start = 0
     kernels = {
-        t: compiled(rolling_attention(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale))) for t in set(case.chunks)
+        t: compiled(rolling_attention(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale)), processor_of(level))
+        for t in set(case.chunks)
     }
     for tokens in case.chunks:
         part = slice(start, start + tokens)
