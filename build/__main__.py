@@ -10,8 +10,8 @@ from export.console import console, output
 from export.memory import noted_peak, peak_memory, return_freed_blocks
 from export.plan import export_key, workspace_of
 from export.stage import stage_folder
-from runtime.artifact import Artifact
-from runtime.consistency import MANIFEST_FILE
+from runtime.artifact.consistency import MANIFEST_FILE
+from runtime.artifact.folder import Artifact
 from runtime.errors import run_command
 
 

@@ -14,7 +14,7 @@ from export.console import console
 from export.graphs import GraphsRecord, OnnxGraphs
 from export.plan import export_key, workspace_of
 from export.stage import locked, run_stage, stage_folder
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
 from runtime.errors import UserError
 
 SLOW_BLOCK = 8  # slots: fewer do not fill a register of AVX2

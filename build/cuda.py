@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 
 from build.compiler import tvm
-from runtime.cuda_driver import DRIVER
+from runtime.artifact.manifest import KernelUsage, TargetSpec
+from runtime.engines.cuda_driver import DRIVER
+from runtime.engines.tvm_runtime import CUDA_LIBRARIES, find_library
 from runtime.errors import UserError
-from runtime.manifest import KernelUsage, TargetSpec
-from runtime.tvm_runtime import CUDA_LIBRARIES, find_library
 
 KERNELS_FILE = "kernels.json"
 SOURCE_FILE = "kernels.cu"

@@ -17,9 +17,9 @@ from build.rules.context import Context, Region, Weight
 from build.rules.table import RULES
 from export.graphs import GraphsRecord
 from export.quantize import EXPERTS, specs
+from runtime.artifact.manifest import CALL_INPUTS, Graph, KernelCall, TargetKind, TargetSpec, TensorSpec, WeightSpec
+from runtime.artifact.tensor_file import tensor_bytes
 from runtime.errors import UserError
-from runtime.manifest import CALL_INPUTS, Graph, KernelCall, TargetKind, TargetSpec, TensorSpec, WeightSpec
-from runtime.tensor_file import tensor_bytes
 
 DEFAULT_SCHEDULE = "TVM default schedule"
 IN_PLACE_NEW = -1  # how call_tir_inplace writes "a new tensor"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
-from runtime.manifest import Graph, ModelConfig, Quantization, TargetSpec
-from runtime.tensor_file import numpy_dtype
+from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.artifact.manifest import Graph, ModelConfig, Quantization, TargetSpec
+from runtime.artifact.tensor_file import numpy_dtype
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from export.config import CompileConfig, artifact_dir
 from export.console import console
 from export.plan import GOLDEN_STAGE, golden_key, workspace_of
 from export.stage import locked, stage_folder
-from runtime.artifact import Artifact, write_artifact
-from runtime.consistency import MANIFEST_FILE
+from runtime.artifact.consistency import MANIFEST_FILE
+from runtime.artifact.folder import Artifact, write_artifact
+from runtime.artifact.golden import GOLDEN_FILE
+from runtime.artifact.hashing import file_entry
+from runtime.artifact.manifest import FileEntry, Manifest
+from runtime.artifact.signing import SIGNATURE_FILE
 from runtime.errors import UserError
-from runtime.golden import GOLDEN_FILE
-from runtime.hashing import file_entry
-from runtime.manifest import FileEntry, Manifest
-from runtime.signature import SIGNATURE_FILE
 
 
 def with_golden(artifact: Artifact, config: CompileConfig, path: Path, overrides: list[str]) -> Artifact:

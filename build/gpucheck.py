@@ -28,11 +28,11 @@ from export.console import console, output
 from export.graphs import RECORD_FILE, OnnxGraphs
 from export.plan import EXPORT_TOOLS, export_record
 from export.stage import locked, made_whole, stage_key
-from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE
+from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
+from runtime.artifact.hashing import file_entry
+from runtime.artifact.manifest import encode
 from runtime.errors import UserError, run_command
 from runtime.gpucheck import checked_manifest
-from runtime.hashing import file_entry
-from runtime.manifest import encode
 
 NAME = "gpucheck"
 CHECKS = ("7b:none", "7b:int8", "7b:int4", "mixtral-8x7b/2:none", "tiny:none")

@@ -13,8 +13,8 @@ import onnx
 from build.compiler import from_onnx, relax, tvm
 from export.graphs import GraphsRecord, OnnxGraphs
 from export.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
+from runtime.artifact.manifest import Graph
 from runtime.errors import UserError
-from runtime.manifest import Graph
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
 FLOAT = onnx.TensorProto.FLOAT

@@ -7,8 +7,8 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from export.console import console
+from runtime.artifact.signing import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, SIGNATURE_FILE, line, read_line
 from runtime.errors import UserError, run_command
-from runtime.signature import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, SIGNATURE_FILE, line, read_line
 
 PRIVATE_FILE, PUBLIC_FILE = "signing.key", "signing.pub"
 

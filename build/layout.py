@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from export.quantize import EXPERTS, SCALE_SUFFIX, ZERO_POINT_SUFFIX, MatrixFormat, ModelTensor, unpacked_int4
 from export.quantize import specs as stored_specs
-from runtime.manifest import DType, TargetKind, WeightSpec
+from runtime.artifact.manifest import DType, TargetKind, WeightSpec
 
 Array = NDArray[np.generic]
 PANEL = 32  # outputs: four AVX2 registers, two AVX-512, or the lanes of a warp

@@ -5,8 +5,8 @@ from pathlib import Path
 from build.compiler import cc, relax, tvm
 from build.dispatch import DispatchedModule
 from build.target import TARGETS
+from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
-from runtime.manifest import TargetSpec
 
 
 def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:

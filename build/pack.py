@@ -9,8 +9,8 @@ import numpy as np
 from build.layout import Array, PackedTensor, packed_tensors
 from export.console import byte_bar
 from export.graphs import GraphsRecord
-from runtime.manifest import TargetKind, WeightSpec
-from runtime.tensor_file import TensorFile, TensorFileWriter
+from runtime.artifact.manifest import TargetKind, WeightSpec
+from runtime.artifact.tensor_file import TensorFile, TensorFileWriter
 
 BLOCK_ELEMENTS = 2**24  # packed at a time
 

@@ -15,11 +15,11 @@ from export.config import CompileConfig, artifact_dir, config_parser, load_confi
 from export.console import console, output, step_bar
 from export.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, load_trace, pairs_with, ways_agree
 from export.plan import workspace_of
-from runtime.artifact import Artifact, replace_manifest
-from runtime.bounds import relative_bound
-from runtime.engine import Engine
+from runtime.artifact.bounds import relative_bound
+from runtime.artifact.folder import Artifact, replace_manifest
+from runtime.artifact.manifest import ParityRow
+from runtime.engines.engine import Engine
 from runtime.errors import UserError, run_command
-from runtime.manifest import ParityRow
 
 FAILED_STATUS = 1
 

@@ -16,10 +16,10 @@ from export.config import CompileConfig
 from export.console import step_bar
 from export.graphs import GraphsRecord, OnnxGraphs
 from export.stage import stage_key, tool_versions
-from runtime.artifact import Artifact, write_artifact
-from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
-from runtime.cpu import missing_features
-from runtime.manifest import SCHEMA_VERSION, FileEntry, KernelCall, Manifest, TargetSpec
+from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.artifact.folder import Artifact, write_artifact
+from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, KernelCall, Manifest, TargetSpec
+from runtime.engines.cpu import missing_features
 
 BUILD_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
 REPORT_FILE = "dispatch.json"

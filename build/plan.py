@@ -20,12 +20,12 @@ from export.gguf_checkpoint import ROWS_AT_ONCE
 from export.graphs import GraphsRecord
 from export.plan import export_record, open_configured
 from export.source import SourceTensor
-from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from runtime.artifact.hashing import n_blocks
+from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, encode
+from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype, tensor_bytes
+from runtime.engines.loaded import PROCESS_BYTES, activation_bytes
 from runtime.errors import run_command
-from runtime.hashing import n_blocks
-from runtime.loaded import PROCESS_BYTES, activation_bytes
-from runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, encode
-from runtime.tensor_file import TensorFileWriter, numpy_dtype, tensor_bytes
 
 MB = 1e6
 

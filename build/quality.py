@@ -25,9 +25,9 @@ from export.graphs import OnnxGraphs
 from export.plan import export_key, open_configured, quantization_of, workspace_of
 from export.quantize import load, specs
 from export.stage import stage_folder
-from runtime.engine import Engine
+from runtime.engines.engine import Engine
 from runtime.errors import UserError, run_command
-from runtime.tokenizer import open_tokenizer
+from runtime.text.tokenizer import open_tokenizer
 
 ROWS, LENGTH = 8, 1024  # sequences, and tokens of each that are predicted: 8192 in all
 TEXT = ("tvm_ffi", "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt")

@@ -21,9 +21,9 @@ from export.checkpoint import Checkpoint
 from export.console import byte_bar
 from export.hyperparameters import model_config as checked_config
 from export.source import Array, SourceTensor
+from runtime.artifact.manifest import ModelConfig, TensorSpec
+from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import UserError, run_command
-from runtime.manifest import ModelConfig, TensorSpec
-from runtime.tensor_file import TensorFileWriter
 
 BLOCK = 2**20  # random numbers, repeated as often as a tensor needs them
 STANDARD_DEVIATION = 0.02  # initializer_range of Mistral

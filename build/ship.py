@@ -28,11 +28,11 @@ from build.keys import sign
 from build.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
 from export.config import artifact_dir, config_parser, load_config
 from export.console import byte_bar, output
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
+from runtime.artifact.signing import PRIVATE_KEY, SIGNATURE_FILE, read_line
 from runtime.doctor import PYTHONS
+from runtime.engines.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY, find_library
 from runtime.errors import UserError, run_command
-from runtime.signature import PRIVATE_KEY, SIGNATURE_FILE, read_line
-from runtime.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY, find_library
 
 LEVEL = 6  # of compression: weights hardly shrink, and more takes longer than the copy saves
 INSTALLER = Path(__file__).with_name("install.sh")
@@ -110,7 +110,7 @@ def system_members(kind: str, wheels: Sequence[Path], pythons: Sequence[str]) ->
         "install.sh": Member(INSTALLER.read_text().replace("@PYTHONS@", " ".join(pythons)).encode(), "runtime", executable=True),
         "requirements.txt": Member(requirements_text(wheels).encode(), "runtime"),
         **{f"wheels/{wheel.name}": Member(wheel, "packages") for wheel in wheels},
-        **{f"runtime/{path.name}": Member(path, "runtime") for path in package.glob("*.py")},
+        **{f"runtime/{path.relative_to(package)}": Member(path, "runtime") for path in package.rglob("*.py")},
         **{f"runtime/lib/{path.name}": Member(path, "TVM runtime") for path in runtime_libraries(kind)},
         **{f"runtime/lib/LICENSE.{name}": Member(path, "TVM runtime") for name, path in licenses(kind)},
     }

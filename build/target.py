@@ -10,9 +10,9 @@ from build import cuda
 from build.compiler import codegen, relax, tvm
 from build.machine_code import check_machine_code
 from export.config import BackendConfig
-from runtime.cpu import cpuinfo_flags
+from runtime.artifact.manifest import TargetSpec
+from runtime.engines.cpu import cpuinfo_flags
 from runtime.errors import UserError
-from runtime.manifest import TargetSpec
 
 NATIVE = "native"
 

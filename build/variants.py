@@ -5,7 +5,7 @@ from pathlib import Path
 
 from build.compile import compile_config
 from export.config import artifact_dir, describe_defaults, load_config
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
 
 BASELINE = "fp32"
 VARIANTS: dict[str, list[str]] = {  # ways to store weights and caches, by label, and what is set for each, whatever the config says

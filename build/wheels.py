@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from export.stage import made_whole
+from runtime.artifact.manifest import Manifest
 from runtime.doctor import PACKAGES, TOKENIZER_PACKAGES
 from runtime.errors import UserError
-from runtime.manifest import Manifest
 
 # What the box's packages import themselves. pip's own resolution would add a hub client, an HTTP stack and a C parser, none of which is ever called.
 IMPORTED_BY = {"apache-tvm-ffi": ("typing_extensions",), "jinja2": ("MarkupSafe",), "pynacl": ("cffi",)}

@@ -12,9 +12,9 @@ from export import gguf_checkpoint, heads, huggingface, mistral_format
 from export.hyperparameters import model_config
 from export.source import Array, Opened, TensorSource, TokenizerSource
 from export.tensor_layout import HEAD, Weight, ignored, weights
+from runtime.artifact.manifest import ModelConfig
+from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
-from runtime.manifest import ModelConfig
-from runtime.tensor_file import numpy_dtype
 
 __all__ = ["Checkpoint", "TokenizerSource", "open_checkpoint"]
 
@@ -68,7 +68,7 @@ def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object], *, i
     """Open a checkpoint of a `kind` of `KINDS` or "auto"; `overrides` replace fields of the model, such as sliding_window for all layers.
 
     `instruct` says that a model in Mistral's own format, whose files do not tell, is tuned for conversations.
-    `head` is one of `runtime.manifest.HEADS`, or "auto": the one that the checkpoint's files name.
+    `head` is one of `runtime.artifact.manifest.HEADS`, or "auto": the one that the checkpoint's files name.
     Every tensor is accounted for by name, shape and dtype before any data is read; raises `UserError` for what is missing or does not fit.
     """
     checkpoint_files(path)

@@ -17,8 +17,8 @@ from pydantic_core import PydanticCustomError
 
 from export.config_errors import CONFLICT, explain
 from export.yaml_source import read_yaml, with_override, yaml_text
+from runtime.artifact.manifest import CacheDType, KeptPart, Scheme
 from runtime.errors import UserError
-from runtime.manifest import CacheDType, KeptPart, Scheme
 
 StorageDType = Literal["fp32", "fp16", "bf16"]
 

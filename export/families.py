@@ -6,8 +6,8 @@ To add a family, add a row. Hugging Face's, GGUF's and Mistral's own names appea
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from runtime.artifact.manifest import HeadName
 from runtime.errors import UserError
-from runtime.manifest import HeadName
 
 HUGGINGFACE_KEYS = {
     "dim": "hidden_size",

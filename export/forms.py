@@ -10,8 +10,8 @@ from export.families import FAMILIES, MISTRAL_EXPERT_KEYS, Family
 from export.mistral_format import window_pattern
 from export.source import Array
 from export.tensor_layout import Weight, weights
+from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
-from runtime.manifest import ModelConfig
 
 HUGGINGFACE_MODELS = {"mistral": "MistralForCausalLM", "ministral": "MinistralForCausalLM", "mixtral": "MixtralForCausalLM"}
 

@@ -12,8 +12,8 @@ from gguf.quants import dequantize
 from export import families
 from export.gguf_tokenizer import recover
 from export.source import Array, Opened, SourceTensor
+from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
-from runtime.tensor_file import numpy_dtype
 
 ROWS_AT_ONCE = 1024  # of a quantized tensor; bounds what the package allocates on the way
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # read as they are

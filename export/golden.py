@@ -19,10 +19,10 @@ from export.plan import GOLDEN_STAGE, export_key, golden_key, workspace_of
 from export.quantize import load, specs
 from export.stage import run_stage, stage_folder
 from export.steppers import TorchStepper
+from runtime.artifact.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
+from runtime.artifact.manifest import HEADS, ModelConfig, Shape, TensorSpec
+from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import run_command
-from runtime.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
-from runtime.manifest import HEADS, ModelConfig, Shape, TensorSpec
-from runtime.tensor_file import TensorFileWriter
 
 SHORT = 5  # tokens of the first prompt; the second one goes past the smallest cache or chunk
 STEPS = 4  # greedy tokens behind each
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def write_golden(prompts: list[GoldenPrompt], path: Path) -> None:
-    """Write the file that `runtime.golden.read_golden` reads."""
+    """Write the file that `runtime.artifact.golden.read_golden` reads."""
     tensors = tensors_of(prompts)
     specs_of = [TensorSpec(name=name, shape=array.shape, dtype="int64" if array.dtype == np.int64 else "float32") for name, array in tensors.items()]
     with TensorFileWriter(path, specs_of) as writer:

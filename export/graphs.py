@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from export.quantize import ModelTensor, specs
-from runtime import manifest
+from runtime.artifact import manifest
+from runtime.artifact.manifest import HEADS, DType, Graph, ModelConfig, Quantization, Record, Shape, Signature, TensorSpec, TokenizerSpec
+from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
-from runtime.manifest import HEADS, DType, Graph, ModelConfig, Quantization, Record, Shape, Signature, TensorSpec, TokenizerSpec
-from runtime.tensor_file import TensorFile
 
 RECORD_FILE = "graphs.json"
 WEIGHTS_FILE = "weights.safetensors"

@@ -9,8 +9,8 @@ import msgspec
 from export.families import Family
 from export.json_files import convert
 from export.source import Opened
+from runtime.artifact.manifest import HEADS, HeadName, LabelScores
 from runtime.errors import UserError
-from runtime.manifest import HEADS, HeadName, LabelScores
 
 OWN = "output."  # in front of our names of the head's tensors
 SPAN_ENDS = 2  # outputs of question answering: the logit that the answer starts at a token, and that it ends there

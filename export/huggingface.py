@@ -14,8 +14,8 @@ from export.json_files import T, convert, read_json
 from export.mistral_format import overruled
 from export.mistral_tokenizer import declared_tokenizer
 from export.source import Array, Opened, SourceTensor, TokenizerSource
+from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
-from runtime.tensor_file import TensorFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

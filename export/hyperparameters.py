@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from export.families import Family
+from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
-from runtime.manifest import ModelConfig
 
 LAYER_LIMIT = 4096  # refuses absurd counts before anything is made for each layer
 OVERRIDABLE = ("context_length", "norm_eps", "rope_theta", "sliding_window")  # the fields that leave every weight's shape alone

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.manifest import ModelConfig, ParityRow, Shape
+from runtime.artifact.manifest import ModelConfig, ParityRow, Shape
 
 TRACE_FILE, ROWS_FILE = "parity-trace.npz", "parity-rows.json"
 SEED = 20260101

@@ -17,8 +17,8 @@ from export.json_files import convert, read_json
 from export.mistral_tokenizer import mistral_tokenizer
 from export.pth_file import PthTensors
 from export.source import Array, Opened, SourceTensor, TensorSource
+from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
-from runtime.tensor_file import TensorFile
 
 PARAMS_FILE = "params.json"
 SAFETENSORS_FILE = "consolidated.safetensors"

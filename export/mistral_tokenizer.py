@@ -10,8 +10,8 @@ from sentencepiece import SentencePieceProcessor
 
 from export import tekken
 from export.source import TokenizerSource
+from runtime.artifact.manifest import InstructVersion
 from runtime.errors import UserError
-from runtime.manifest import InstructVersion
 
 TEKKEN = "tekken.json"
 MODEL = re.compile(r"tokenizer\.model(?:\.v(\d+)(?:m\d+)?)?")  # such as tokenizer.model.v3; m1 speaks of images

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from export import cache, rope
 from export.model_constants import DYNAMIC_LEVELS, MASKED_SCORE, SMALLEST_PEAK
-from runtime.manifest import HEADS, ModelConfig
+from runtime.artifact.manifest import HEADS, ModelConfig
 
 
 class RMSNorm(nn.Module):

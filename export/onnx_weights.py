@@ -14,7 +14,7 @@ import onnx_ir as ir
 from export.graphs import WEIGHTS_FILE
 from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 from export.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
-from runtime.tensor_file import StoredTensor, TensorFile
+from runtime.artifact.tensor_file import StoredTensor, TensorFile
 
 OPSET_OF_BLOCKS = 21  # the first whose DequantizeLinear knows groups
 

@@ -16,9 +16,9 @@ from export.plan import export_key, open_configured, workspace_of
 from export.reference_model import load_reference, reference_logits
 from export.stage import stage_folder
 from export.steppers import OnnxStepper, Stepper, TorchStepper, checkpoint_weights, static_model, stored_weights
-from runtime.bounds import relative_bound
+from runtime.artifact.bounds import relative_bound
+from runtime.artifact.manifest import ModelConfig, ParityRow
 from runtime.errors import UserError, run_command
-from runtime.manifest import ModelConfig, ParityRow
 
 COPIES = 3  # of the float32 weights that a rung holds at worst: the reader's, the model's and a tied or fused copy
 

@@ -12,8 +12,8 @@ from export.model import StaticModel, constants
 from export.plan import export_record
 from export.quantize import store
 from export.to_onnx import export_graph
-from runtime import manifest
-from runtime.tensor_file import TensorFile, TensorFileWriter, tensor_bytes
+from runtime.artifact import manifest
+from runtime.artifact.tensor_file import TensorFile, TensorFileWriter, tensor_bytes
 
 
 def export_model(config: CompileConfig, checkpoint: Checkpoint, folder: Path) -> OnnxGraphs:

@@ -8,7 +8,7 @@ from export.graphs import GraphsRecord, make_graphs
 from export.quantize import CACHE_STORAGE, STORAGE, FormatRules
 from export.source import TokenizerSource, identity
 from export.stage import stage_key
-from runtime.manifest import Quantization, Shape, TokenizerSpec
+from runtime.artifact.manifest import Quantization, Shape, TokenizerSpec
 
 EXPORT_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.model_constants import DYNAMIC_GROUP
-from runtime.manifest import DType, Quantization, Record, TensorSpec
+from runtime.artifact.manifest import DType, Quantization, Record, TensorSpec
 
 Array = NDArray[np.generic]
 Float32 = NDArray[np.float32]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from export.checkpoint import detect
 from export.convert import convert
+from runtime.artifact.manifest import HeadName, ModelConfig
 from runtime.errors import UserError
-from runtime.manifest import HeadName, ModelConfig
 
 PADDING_ID = 0  # any valid id: only which position is the last depends on it, and every position is looked at
 

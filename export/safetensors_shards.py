@@ -1,6 +1,6 @@
 """Checkpoints as other software expects them: safetensors in one file, or in shards with an index, written a block of rows at a time.
 
-Unlike the artifact's file (`runtime/tensor_file.py`), these hold the model's tensors alone: no padding, which loaders would take for tensors.
+Unlike the artifact's file (`runtime/artifact/tensor_file.py`), these hold the model's tensors alone: no padding, which loaders would take for tensors.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from export.forms import FormTensors
-from runtime.tensor_file import CODES, METADATA, numpy_dtype
+from runtime.artifact.tensor_file import CODES, METADATA, numpy_dtype
 
 HEADER_ALIGNMENT = 8  # bytes, as the `safetensors` package writes it
 MADE_FOR = {"format": "pt"}  # transformers refuses a file that does not say it

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from export.families import Family
-from runtime.manifest import InstructVersion
+from runtime.artifact.manifest import InstructVersion
 
 SMALL_FILE = 16 * 2**20  # bytes; files up to here count with all their bytes
 HEAD = 2**20  # bytes of a larger file that count: they hold its header, so names, dtypes and shapes

@@ -12,7 +12,7 @@ from export.checkpoint import Checkpoint
 from export.graphs import OnnxGraphs
 from export.model import StaticModel, constants
 from export.quantize import load, specs
-from runtime.manifest import ModelConfig
+from runtime.artifact.manifest import ModelConfig
 
 Logits = NDArray[np.float32]
 

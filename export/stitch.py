@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from runtime.manifest import CALL_INPUTS, Signature, TensorSpec
+from runtime.artifact.manifest import CALL_INPUTS, Signature, TensorSpec
 
 
 @dataclass(frozen=True)

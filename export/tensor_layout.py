@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from export.families import Family
-from runtime.manifest import ModelConfig
+from runtime.artifact.manifest import ModelConfig
 
 HEAD = "output.weight"  # left out of a model with tied embeddings
 EXPERT = "{e}"  # stands for the expert's number in the names of source tensors

@@ -18,8 +18,8 @@ from export.graphs import GraphsRecord
 from export.model import StaticModel, distinct
 from export.onnx_weights import store_weights
 from export.stitch import Parts, stitch
-from runtime.manifest import CALL_INPUTS, Graph, Signature, TensorSpec
-from runtime.tensor_file import TensorFile
+from runtime.artifact.manifest import CALL_INPUTS, Graph, Signature, TensorSpec
+from runtime.artifact.tensor_file import TensorFile
 
 # The exporter builds its table of a few hundred operators anew for every trace, from their source code, which takes half of the trace's time.
 # It depends on the opset alone, and torch, which is pinned, has no public way to hand it over.

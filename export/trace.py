@@ -8,8 +8,8 @@ from pathlib import Path
 
 from export.graphs import WEIGHTS_FILE, OnnxGraphs
 from export.pipeline import trace_graphs
+from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import run_command
-from runtime.tensor_file import TensorFileWriter
 
 
 def main() -> int:

@@ -17,12 +17,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.cpu import CPUINFO
+from runtime.artifact.manifest import Manifest, TensorSpec, WeightSpec
+from runtime.artifact.tensor_file import tensor_bytes
+from runtime.decoding.sampler import GREEDY, DrawingModel, Sampler
+from runtime.engines.cpu import CPUINFO
+from runtime.engines.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
 from runtime.errors import UserError, run_command
-from runtime.manifest import Manifest, TensorSpec, WeightSpec
-from runtime.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
-from runtime.sampler import GREEDY, DrawingModel, Sampler
-from runtime.tensor_file import tensor_bytes
 
 SEED = 0
 EMBEDDING, EXPERTS = "tok_embeddings.", ".experts."
@@ -209,7 +209,7 @@ def _skipped(asked: Workload, fitting: Workload, room: int | None) -> tuple[str,
 
 def bench(artifact: Path, workload: Workload, threads: int) -> Report:
     """Open the artifact, time the workload, and measure the memory's bandwidth before and after; raises `UserError`."""
-    from runtime.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
+    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
 
     start = time.perf_counter()
     engine = Engine.open(artifact, threads=threads)

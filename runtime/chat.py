@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from runtime import cli
-from runtime.conversation import ConversationEncoder, open_conversation_encoder
+from runtime.decoding.sampler import Sampler
 from runtime.errors import UserError, run_command
 from runtime.generate import TokenModel, generate
-from runtime.messages import Message
-from runtime.sampler import Sampler
-from runtime.stream import Step, TextStream, with_text
-from runtime.tokenizer import Tokenizer, open_tokenizer
+from runtime.text.conversation import ConversationEncoder, open_conversation_encoder
+from runtime.text.messages import Message
+from runtime.text.stream import Step, TextStream, with_text
+from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 DEFAULT_MAX_TOKENS = 1024
 

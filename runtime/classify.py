@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli
-from runtime.encode import OpenedEncoder, Outputs, encode_all, encode_parser, open_encoder, softmax
+from runtime.artifact.manifest import HeadName, LabelScores, ModelConfig
+from runtime.decoding.encode import OpenedEncoder, Outputs, encode_all, encode_parser, open_encoder, softmax
 from runtime.errors import UserError, run_command
-from runtime.manifest import HeadName, LabelScores, ModelConfig
 
 MAX_ANSWER_TOKENS = 30
 

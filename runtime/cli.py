@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from runtime.artifact.manifest import HEADS, HeadName
+from runtime.decoding.sampler import SamplingOptions
 from runtime.errors import UserError
-from runtime.manifest import HEADS, HeadName
-from runtime.sampler import SamplingOptions
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine
+    from runtime.engines.engine import Engine
 
 
 def model_parser(command: str, description: str, *, max_tokens: int) -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def open_engine(artifact: Path, threads: int | None) -> "Engine":
 
 def open_batch_engine(artifact: Path, threads: int | None, heads: Sequence[HeadName] = ("causal_lm",)) -> "Engine":
     """Open an artifact of any batch; raises `UserError` for one that does not check out, or has none of the `heads` that the command uses."""
-    from runtime.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
+    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
 
     engine = Engine.open(artifact, threads=threads)
     head = engine.manifest.model.head

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from runtime import cli
-from runtime.batch import row_samplers
+from runtime.decoding.batch import row_samplers
+from runtime.decoding.sampler import SamplingOptions
 from runtime.errors import UserError, run_command
 from runtime.generate import AnyModel, generate_all
-from runtime.sampler import SamplingOptions
-from runtime.stream import Step, TextStream
-from runtime.tokenizer import Tokenizer, open_tokenizer
+from runtime.text.stream import Step, TextStream
+from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 DEFAULT_MAX_TOKENS = 35
 PROMPTS = ("This is a test", "This is another great test", "This is a third test, mistral AI is very good at testing. ")

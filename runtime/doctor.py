@@ -19,7 +19,7 @@ from runtime.aligned import aligned
 from runtime.errors import USER_ERROR_STATUS, UserError, run_command
 
 if TYPE_CHECKING:
-    from runtime.manifest import Manifest
+    from runtime.artifact.manifest import Manifest
 
 PYTHONS = ("3.11", "3.12", "3.13")  # what `make ship` carries packages for
 GLIBC = (2, 28)  # what those packages are built for
@@ -57,8 +57,8 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield _glibc()
     yield from (_package(name) for name in PACKAGES)
     try:
-        from runtime.artifact import Artifact
-        from runtime.signature import key_of_environment
+        from runtime.artifact.folder import Artifact
+        from runtime.artifact.signing import key_of_environment
     except ImportError as error:
         yield Finding("artifact", "not looked at", "packages that can be imported", f"{error}; {INSTALL}")
         return
@@ -107,7 +107,7 @@ def _ffi(manifest: "Manifest") -> Finding:
 
 
 def _library() -> Finding:
-    from runtime.tvm_runtime import load_runtime
+    from runtime.engines.tvm_runtime import load_runtime
 
     def ask() -> str:
         load_runtime(1)
@@ -117,7 +117,7 @@ def _library() -> Finding:
 
 
 def _cpu(manifest: "Manifest") -> Finding:
-    from runtime.cpu import check_cpu
+    from runtime.engines.cpu import check_cpu
 
     level = manifest.target.cpu
 
@@ -144,7 +144,7 @@ def _disk(folder: Path) -> Finding:
 
 def _memory(manifest: "Manifest") -> Finding:
     """Weights are mapped files, which the kernel may drop and read again: too little memory is slow, and caches would be killed."""
-    from runtime.loaded import SMALLER, device_bytes
+    from runtime.engines.loaded import SMALLER, device_bytes
 
     available = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
     needed = device_bytes(manifest)
@@ -153,9 +153,9 @@ def _memory(manifest: "Manifest") -> Finding:
 
 
 def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
-    from runtime.cuda_driver import OLDEST_DRIVER, check_driver, read_driver, version_text
-    from runtime.loaded import SMALLER, device_bytes
-    from runtime.tvm_runtime import CUDA_LIBRARIES
+    from runtime.engines.cuda_driver import OLDEST_DRIVER, check_driver, read_driver, version_text
+    from runtime.engines.loaded import SMALLER, device_bytes
+    from runtime.engines.tvm_runtime import CUDA_LIBRARIES
 
     try:
         driver = read_driver()
@@ -173,7 +173,7 @@ def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
 
 
 def _place(library: str) -> str:
-    from runtime.tvm_runtime import find_library
+    from runtime.engines.tvm_runtime import find_library
 
     return str(find_library(library))
 

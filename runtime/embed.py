@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli
-from runtime.encode import Outputs, encode_all, encode_parser, open_encoder
+from runtime.decoding.encode import Outputs, encode_all, encode_parser, open_encoder
 from runtime.errors import run_command
 
 POOLS: Mapping[str, Callable[[Outputs], NDArray[np.float32]]] = {  # (tokens, dim) to (dim,)

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import cli, outcome
-from runtime.batch import BatchModel, check_prompts, finish_reason_of, generate_batch, next_step, row_samplers
+from runtime import cli
+from runtime.decoding import outcome
+from runtime.decoding.batch import BatchModel, check_prompts, finish_reason_of, generate_batch, next_step, row_samplers
+from runtime.decoding.outcome import Outcome
+from runtime.decoding.sampler import DrawingModel, Sampler
 from runtime.errors import INTERRUPTED_STATUS, UserError, run_command
-from runtime.outcome import Outcome
-from runtime.sampler import DrawingModel, Sampler
-from runtime.stream import Step, TextStream, with_text
-from runtime.tokenizer import Tokenizer, open_tokenizer
+from runtime.text.stream import Step, TextStream, with_text
+from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine
+    from runtime.engines.engine import Engine
 
 DEFAULT_MAX_TOKENS = 128
 
@@ -189,8 +190,8 @@ def _prompt_ids(args: argparse.Namespace, text: str | None, engine: "Engine", to
         raise UserError(f"--prompt needs a tokenizer, and {args.artifact} has none: pass --prompt-ids")
     if not args.chat:
         return tokenizer.encode(text)
-    from runtime.conversation import open_conversation_encoder  # loads Jinja, which only a chat needs
-    from runtime.messages import Message
+    from runtime.text.conversation import open_conversation_encoder  # loads Jinja, which only a chat needs
+    from runtime.text.messages import Message
 
     system = [] if args.system is None else [Message(role="system", content=args.system)]
     encoder = open_conversation_encoder(tokenizer.spec, engine.folder, tokenizer)

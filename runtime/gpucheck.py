@@ -2,7 +2,7 @@
 
 A folder holds a manifest and a library: an artifact, or what `make gpucheck` has compiled of a model's sizes without its weights. Weights are
 random and made here, from a seed. Each kernel of ours runs by itself, and its outputs are compared with a reference in float64
-(`runtime.kernel_cases`). Then it is timed: a captured graph launches it many times, on several copies of its weights, so that they come from
+(`runtime.gpu_check.kernel_cases`). Then it is timed: a captured graph launches it many times, on several copies of its weights, so that they come from
 memory and not from a cache. Its share is of the larger of two times: its bytes at the speed of a copy, its operations at the matrix peak. Rows
 appear as they are measured, so that nothing is lost where a run is killed. Last the whole model runs: what `runtime.verify` checks,
 and its speed (`runtime.bench`). Where some Python of this machine has torch, the matrix peak and the matrix products are measured with that, and with
@@ -20,17 +20,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
+from runtime.artifact.hashing import check_sums
+from runtime.artifact.manifest import KernelCall, Manifest, TensorSpec, decode
+from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
 from runtime.bench import Speeds, Workload, measure, step_bytes_of
-from runtime.consistency import LIBRARY_FILE, MANIFEST_FILE
+from runtime.engines.tvm_runtime import kernel_of, open_library
 from runtime.errors import UserError, run_command
-from runtime.gpucheck_report import HEADING, KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, line, model_lines
-from runtime.hashing import check_sums
-from runtime.kernel_cases import case_of
-from runtime.manifest import KernelCall, Manifest, TensorSpec, decode
-from runtime.random_tensors import random_weights
-from runtime.tensor_file import numpy_dtype, tensor_bytes
-from runtime.torch_process import Product, ask_torch, ask_transformers
-from runtime.tvm_runtime import kernel_of, open_library
+from runtime.gpu_check.kernel_cases import case_of
+from runtime.gpu_check.random_tensors import random_weights
+from runtime.gpu_check.report import HEADING, KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, line, model_lines
+from runtime.gpu_check.torch_process import Product, ask_torch, ask_transformers
 from runtime.verify import Check, verify
 
 Array = NDArray[Any]
@@ -82,9 +82,9 @@ def check_kernel(call: KernelCall, function: Callable[..., Any], device: KernelD
 
 
 class CudaKernels:
-    """The device of `runtime.cuda`, as kernels are called on it one by one."""
+    """The device of `runtime.engines.cuda`, as kernels are called on it one by one."""
 
-    def __init__(self, device: Any) -> None:  # noqa: ANN401 (runtime.cuda_device.Device, which loads TVM's runtime)
+    def __init__(self, device: Any) -> None:  # noqa: ANN401 (runtime.engines.cuda_device.Device, which loads TVM's runtime)
         self._device = device
 
     def upload(self, array: Array) -> Any:  # noqa: ANN401
@@ -154,8 +154,8 @@ def check_kernels(folder: Path, manifest: Manifest, device: Any, told: Callable[
 
 def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Check, ...], Speeds | None]:  # noqa: ANN401
     """The whole model, with random weights: what `runtime.verify` checks, and its speed if that holds; nothing of one that generates no text."""
-    from runtime import cuda
-    from runtime.engine import Engine
+    from runtime.engines import cuda
+    from runtime.engines.engine import Engine
 
     if not manifest.model.generates:
         return (), None
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object a folder, a line each, at the end")
     args = parser.parse_args(argv)
     manifests = {folder: checked_manifest(folder) for folder in args.folders}
-    from runtime.cuda_device import Device  # loads TVM's runtime, which `--help` and a wrong folder need not wait for
+    from runtime.engines.cuda_device import Device  # loads TVM's runtime, which `--help` and a wrong folder need not wait for
 
     devices = [Device.open(manifest.target.arch, threads=1) for manifest in manifests.values()]  # each refuses a GPU that is not its own
     device = devices[0]

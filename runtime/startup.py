@@ -49,8 +49,8 @@ def report(artifact: str, threads: int, started: float) -> None:
 
 def _report(artifact: Path, threads: int, started: float) -> int:
     moments = [started, time.monotonic()]
-    from runtime.engine import Engine
-    from runtime.tokenizer import open_tokenizer
+    from runtime.engines.engine import Engine
+    from runtime.text.tokenizer import open_tokenizer
 
     moments.append(time.monotonic())
     engine = Engine.open(artifact, threads=threads)

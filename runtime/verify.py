@@ -1,6 +1,6 @@
 """`python -m runtime.verify ARTIFACT`: is this folder whole, does it run here, and does it compute what it was made to compute?
 
-Needs nothing but the artifact. Opening it checks every rule of `runtime.artifact`, and the signature where a public key is given. Then random
+Needs nothing but the artifact. Opening it checks every rule of `runtime.artifact.folder`, and the signature where a public key is given. Then random
 ids go through the graphs three ways, which must give the same logits: one by one, as one prefill, and as a prefill that decode continues. Where the
 device draws ids itself, they must be the likeliest ones.
 Last, the golden prompts that `make ship` has put in: the same outputs and greedy tokens as on the machine that compiled it, within the bound.
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.aligned import aligned
-from runtime.bounds import relative_bound
+from runtime.artifact.bounds import relative_bound
+from runtime.artifact.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
+from runtime.artifact.manifest import Manifest
+from runtime.artifact.signing import KEY_VARIABLE, key_of_environment
+from runtime.decoding.sampler import GREEDY, DrawingModel, Sampler
 from runtime.errors import UserError, run_command
-from runtime.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
-from runtime.manifest import Manifest
-from runtime.sampler import GREEDY, DrawingModel, Sampler
-from runtime.signature import KEY_VARIABLE, key_of_environment
 
 SEED = 0
 
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--public-key", type=Path, metavar="FILE", help=f"who must have signed it (default: ${KEY_VARIABLE}, where it is set)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    from runtime.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
+    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
 
     key = args.public_key or key_of_environment()
     engine = Engine.open(args.artifact, threads=args.threads, public_key=key)  # raises for a broken artifact

@@ -24,7 +24,7 @@ from export.pipeline import export_model
 from export.plan import export_key, open_configured, workspace_of
 from export.quantize import load
 from export.stage import run_stage
-from runtime.manifest import ModelConfig
+from runtime.artifact.manifest import ModelConfig
 from tests import reference
 from tests.tiny import write_tiny_mistral
 

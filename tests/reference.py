@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.manifest import ModelConfig
+from runtime.artifact.manifest import ModelConfig
 
 Float64 = NDArray[np.float64]
 FLOAT32_ROUNDOFF = 2.0**-24

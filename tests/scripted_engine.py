@@ -1,13 +1,13 @@
-"""A stand-in for `runtime.engine` that says what it is told to and records what it was fed."""
+"""A stand-in for `runtime.engines.engine` that says what it is told to and records what it was fed."""
 
 import importlib.resources
 import types
 
 import numpy as np
 
-import runtime.engine
+import runtime.engines.engine
+from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
-from runtime.manifest import TokenizerSpec
 
 VOCAB = 32768
 EOS = 2
@@ -67,7 +67,7 @@ def write_tokenizer(folder):
 
 
 def install(monkeypatch, folder, engine, spec=SPEC):
-    """Make `runtime.engine.Engine.open` answer with `engine`, whose artifact is `folder` with Mistral's v3 tokenizer."""
+    """Make `runtime.engines.engine.Engine.open` answer with `engine`, whose artifact is `folder` with Mistral's v3 tokenizer."""
     write_tokenizer(folder)
     engine.folder = folder
     engine.manifest = types.SimpleNamespace(tokenizer=spec, model=types.SimpleNamespace(head="causal_lm"))
@@ -77,4 +77,4 @@ def install(monkeypatch, folder, engine, spec=SPEC):
         engine.threads = threads
         return engine
 
-    monkeypatch.setattr(runtime.engine.Engine, "open", open_engine)
+    monkeypatch.setattr(runtime.engines.engine.Engine, "open", open_engine)

@@ -19,12 +19,12 @@ from build.pipeline import CALLS_FILE, build_library
 from build.target import target_spec
 from export.config import BackendConfig
 from export.graphs import OnnxGraphs
-from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
-from runtime.cuda_memory import CudaMemory
-from runtime.engine import Engine, load_cpu
-from runtime.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
-from runtime.tensor_file import TensorFile
-from runtime.tvm_runtime import load_runtime
+from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.artifact.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
+from runtime.artifact.tensor_file import TensorFile
+from runtime.engines.cuda_memory import CudaMemory
+from runtime.engines.engine import Engine, load_cpu
+from runtime.engines.tvm_runtime import load_runtime
 
 
 def serial_kernels(target: TargetSpec) -> Kernels:
@@ -69,7 +69,7 @@ def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
 
 
 class HostDevice:
-    """`runtime.cuda_device.Device` with TVM's own tensors in this machine's memory."""
+    """`runtime.engines.cuda_device.Device` with TVM's own tensors in this machine's memory."""
 
     def __init__(self, memory: CudaMemory) -> None:
         self.description = SimpleNamespace(name="this machine")

@@ -12,10 +12,10 @@ from build.quality import measure, text
 from export.checkpoint import open_checkpoint
 from export.fetch import DOWNLOADS, fetch
 from export.reference_model import load_reference
-from runtime.engine import Engine
+from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.engines.engine import Engine
 from runtime.generate import generate
-from runtime.sampler import Sampler, SamplingOptions
-from runtime.tokenizer import open_tokenizer
+from runtime.text.tokenizer import open_tokenizer
 from tests.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
 
 pytestmark = pytest.mark.slow

@@ -16,10 +16,10 @@ from build.bench.report import Limits, Result, goals_table, ratios, results_tabl
 from build.bench.rival_onnxruntime import OnnxruntimeEngine
 from build.bench.rival_transformers import TransformersEngine, load_model
 from build.variants import VARIANTS
-from runtime.artifact import Artifact
+from runtime.artifact.bounds import relative_bound
+from runtime.artifact.folder import Artifact
 from runtime.bench import DecodeSpeed, Measured, PrefillSpeed, Speeds, Workload
-from runtime.bounds import relative_bound
-from runtime.engine import Engine
+from runtime.engines.engine import Engine
 from runtime.errors import UserError
 from tests.artifacts import WINDOW
 

@@ -20,9 +20,9 @@ from build.machine_code import check_machine_code, device_code
 from build.target import TARGETS
 from export.config import load_config
 from export.quantize import MatrixFormat
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
-from runtime.manifest import TargetSpec
 from tests.artifacts import cuda_case, write_case
 from tests.families import FAMILIES
 

@@ -17,8 +17,8 @@ from export.config import load_config
 from export.graphs import WEIGHTS_FILE, OnnxGraphs
 from export.pipeline import trace_graphs
 from export.plan import export_record
-from runtime.consistency import LIBRARY_FILE
-from runtime.tensor_file import TensorFileWriter, numpy_dtype
+from runtime.artifact.consistency import LIBRARY_FILE
+from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype
 from tests.traffic import loaded_bytes
 
 TWO = ("sm_80", "sm_90a")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from runtime import gpucheck
-from runtime.consistency import LIBRARY_FILE
-from runtime.tvm_runtime import kernel_of, load_runtime, open_library
+from runtime.artifact.consistency import LIBRARY_FILE
+from runtime.engines.tvm_runtime import kernel_of, load_runtime, open_library
 from runtime.verify import verify
 from tests import reference
 from tests.artifacts import CACHE_LEN, WINDOW, Case, bound, exported, onnx_shifted, random_ids

@@ -13,7 +13,7 @@ from build.importer import import_graphs
 from build.layout import PANEL
 from build.pipeline import read_report
 from build.target import TARGETS, target_spec
-from runtime.tensor_file import numpy_dtype
+from runtime.artifact.tensor_file import numpy_dtype
 from tests.artifacts import CASES
 
 

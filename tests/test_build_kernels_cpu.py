@@ -26,7 +26,7 @@ from build.kernels.cpu.swiglu import swiglu
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from build.layout import PANEL, ring_block
 from export.quantize import MatrixFormat, ModelTensor, load, store
-from runtime.cpu import cpuinfo_flags, missing_features
+from runtime.engines.cpu import cpuinfo_flags, missing_features
 from runtime.errors import UserError
 from tests.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed
 from tests.mixture_reference import check as check_mixture

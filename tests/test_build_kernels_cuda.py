@@ -10,8 +10,8 @@ from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
 from build.layout import int4_words, to_panels, to_vector_panels
 from export.quantize import MatrixFormat, ModelTensor, load, store
+from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError
-from runtime.sampler import SamplingOptions, candidates
 from tests.kernels import compiled, packed
 from tests.mixture_reference import check as check_mixture
 
@@ -421,7 +421,7 @@ SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperatur
 
 @pytest.mark.parametrize("vocab_size", [50, 3000])
 def test_sample_draws_as_the_host_does(vocab_size):
-    """Against `runtime.sampler`'s filters with the same draw; every third time among equal logits."""
+    """Against `runtime.decoding.sampler`'s filters with the same draw; every third time among equal logits."""
     kernel, rng = compiled(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
     for temperature, top_k in SAMPLING:
         options = SamplingOptions(temperature=temperature, top_k=top_k or None)

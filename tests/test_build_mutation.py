@@ -15,8 +15,8 @@ from build.dispatch import dispatch, find_regions, weights_of
 from build.importer import import_graphs
 from export.graphs import OnnxGraphs
 from export.stage import ROOT
+from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
-from runtime.manifest import TargetSpec
 from tests.artifacts import WINDOW
 
 Graph = onnx.GraphProto

@@ -6,9 +6,9 @@ import pytest
 from build.layout import DOT, PANEL, WORD, PackedTensor, packed_tensors, to_dot_panels, to_panels, to_word_panels
 from build.pack import pack_weights
 from export.quantize import MatrixFormat, ModelTensor, store, unpacked_int4
-from runtime.artifact import Artifact
-from runtime.manifest import TensorSpec, WeightSpec
-from runtime.tensor_file import TensorFile, TensorFileWriter
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import TensorSpec, WeightSpec
+from runtime.artifact.tensor_file import TensorFile, TensorFileWriter
 from tests.artifacts import CASES
 
 SHAPES = [(1, 1), (31, 5), (32, 5), (33, 7), (100, 3)]

@@ -8,8 +8,8 @@ import pytest
 
 from build import parity
 from export.ladder import TRACE_FILE, load_trace
-from runtime.artifact import Artifact
-from runtime.manifest import ParityRow
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import ParityRow
 
 ROOT = Path(__file__).resolve().parent.parent
 

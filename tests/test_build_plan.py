@@ -14,10 +14,10 @@ from build.random_checkpoint import SHAPES, headers, write_random_checkpoint
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.config import CompileConfig, load_config
 from export.plan import export_record
-from runtime.artifact import Artifact
-from runtime.engine import Engine
+from runtime.artifact.folder import Artifact
+from runtime.engines.engine import Engine
+from runtime.engines.loaded import PROCESS_BYTES
 from runtime.errors import UserError
-from runtime.loaded import PROCESS_BYTES
 from tests.artifacts import CASES
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,9 +19,9 @@ import zstandard
 from build import ship
 from build.keys import make_keys
 from build.wheels import fetch_wheels
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
+from runtime.engines.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY
 from runtime.errors import UserError
-from runtime.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY
 from tests.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
 
 ROOT = Path(__file__).resolve().parent.parent

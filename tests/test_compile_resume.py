@@ -9,7 +9,7 @@ import time
 import pytest
 
 from export.stage import ROOT
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
 from runtime.errors import UserError
 from tests.artifacts import Case, write_case
 

@@ -9,10 +9,10 @@ import torch
 from build.golden import add_golden
 from export.golden import SHORT, golden_prompts, prompt_lengths, write_golden
 from export.steppers import TorchStepper
-from runtime.artifact import Artifact
-from runtime.engine import Engine
+from runtime.artifact.folder import Artifact
+from runtime.artifact.golden import read_golden
+from runtime.engines.engine import Engine
 from runtime.errors import UserError
-from runtime.golden import read_golden
 from runtime.verify import replay
 from tests import reference
 from tests.artifacts import CASES, bound, effective_weights, onnx_shifted, static_model

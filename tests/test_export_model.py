@@ -11,7 +11,7 @@ from transformers import MistralForCausalLM
 
 from export.checkpoint import open_checkpoint
 from export.model import StaticModel
-from runtime.manifest import ModelConfig
+from runtime.artifact.manifest import ModelConfig
 from tests import reference
 from tests.artifacts import WINDOW, random_ids, static_model, torch_shifted
 from tests.tiny import write_tiny_mistral

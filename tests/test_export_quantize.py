@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.quantize import SCHEMES, FormatRules, MatrixFormat, ModelTensor, load, specs, store, unpacked_int4
-from runtime.manifest import Quantization
+from runtime.artifact.manifest import Quantization
 
 ROUNDOFF = 2.0**-24
 

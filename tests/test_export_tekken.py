@@ -9,9 +9,9 @@ from conversations import text
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from export import tekken
+from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
-from runtime.manifest import TokenizerSpec
-from runtime.tokenizer import open_tokenizer
+from runtime.text.tokenizer import open_tokenizer
 
 FILE = Path(str(importlib.resources.files("mistral_common") / "data" / "tekken_240718.json"))
 BYTES = [{"rank": i, "token_bytes": data, "token_str": None} for i, data in enumerate([b64encode(bytes([byte])).decode() for byte in range(256)])]

@@ -22,8 +22,8 @@ from export.parity import run_rungs
 from export.pipeline import export_model
 from export.plan import export_key, open_configured, workspace_of
 from export.stage import run_stage
-from runtime.bounds import relative_bound
-from runtime.manifest import ModelConfig, ParityRow
+from runtime.artifact.bounds import relative_bound
+from runtime.artifact.manifest import ModelConfig, ParityRow
 from tests import raw_mistral, reference
 from tests.families import FAMILIES, WINDOW
 

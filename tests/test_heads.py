@@ -36,11 +36,11 @@ from export.plan import export_key, open_configured, workspace_of
 from export.stage import run_stage
 from export.steppers import checkpoint_weights, static_model
 from runtime import chat, classify, embed, generate, verify
-from runtime.artifact import Artifact
-from runtime.bounds import relative_bound
-from runtime.consistency import check_manifest
-from runtime.encode import encode_all
-from runtime.engine import Engine, chunk_sizes
+from runtime.artifact.bounds import relative_bound
+from runtime.artifact.consistency import check_manifest
+from runtime.artifact.folder import Artifact
+from runtime.decoding.encode import encode_all
+from runtime.engines.engine import Engine, chunk_sizes
 from runtime.errors import UserError
 from tests import reference, scripted_engine
 from tests.artifacts import Shifted, onnx_shifted, random_ids, torch_shifted

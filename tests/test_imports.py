@@ -12,10 +12,16 @@ from export.stage import ROOT, our_modules
 PACKAGES = ("runtime", "export", "build")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
 # What of the runtime the export stage may use: the contract types, the errors and the tensor format ...
-SHARED = {"runtime.manifest", "runtime.errors", "runtime.tensor_file", "runtime.hashing"}
+SHARED = {"runtime.artifact.manifest", "runtime.errors", "runtime.artifact.tensor_file", "runtime.artifact.hashing"}
 # ... and what a compile needs besides: it writes an artifact and opens it as the box will, and finds the same libraries. (Other commands of build
 # run the engine.)
-COMPILE_SHARED = SHARED | {"runtime.artifact", "runtime.consistency", "runtime.cpu", "runtime.tvm_runtime", "runtime.cuda_driver"}
+COMPILE_SHARED = SHARED | {
+    "runtime.artifact.folder",
+    "runtime.artifact.consistency",
+    "runtime.engines.cpu",
+    "runtime.engines.tvm_runtime",
+    "runtime.engines.cuda_driver",
+}
 
 
 def modules(package):
@@ -46,7 +52,10 @@ def test_there_is_something_to_check():
     assert all(len(modules(package)) > 5 for package in PACKAGES)
 
 
-SCRIPTS = {"runtime.torch_script", "runtime.transformers_script"}  # run by another Python of the machine, one that has torch; no module imports them
+SCRIPTS = {
+    "runtime.gpu_check.torch_script",
+    "runtime.gpu_check.transformers_script",
+}  # run by another Python of the machine, one that has torch; no module imports them
 
 
 @pytest.mark.parametrize("module", sorted(set(modules("runtime")) - SCRIPTS))
@@ -61,7 +70,7 @@ def test_runtime_imports_no_stage_and_no_compiler(module):
 def test_export_uses_only_the_contract_of_the_runtime(module):
     names = imported(modules("export")[module])
     assert not ours(names, "build")
-    assert ours(names, "runtime") <= SHARED | {"runtime.bounds", "runtime.golden"}
+    assert ours(names, "runtime") <= SHARED | {"runtime.artifact.bounds", "runtime.artifact.golden"}
     assert "tvm" not in {name.partition(".")[0] for name in names}
 
 
@@ -102,7 +111,7 @@ def loaded_after(statement):
     return set(json.loads(result.stdout))
 
 
-@pytest.mark.parametrize("module", ["runtime.engine", "runtime.generate", "runtime.artifact", "runtime.chat", "runtime.verify"])
+@pytest.mark.parametrize("module", ["runtime.engines.engine", "runtime.generate", "runtime.artifact.folder", "runtime.chat", "runtime.verify"])
 def test_the_runtime_loads_no_stage_and_no_compiler(module):
     loaded = loaded_after(f"import {module}")
     assert module.partition(".")[0] in loaded
@@ -111,7 +120,7 @@ def test_the_runtime_loads_no_stage_and_no_compiler(module):
 
 def test_starting_an_engine_loads_no_compiler_and_no_torch():
     """The TVM runtime itself, not only our modules."""
-    loaded = loaded_after("from runtime.tvm_runtime import load_runtime; load_runtime(1)")
+    loaded = loaded_after("from runtime.engines.tvm_runtime import load_runtime; load_runtime(1)")
     assert "tvm_ffi" in loaded
     assert not loaded & (HEAVY | {"export", "build"})
 

@@ -10,9 +10,9 @@ import torch
 from transformers import MistralForCausalLM
 
 from runtime.bench import Workload, cache_bytes, measure, weight_bytes
-from runtime.engine import Engine
+from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.engines.engine import Engine
 from runtime.generate import generate
-from runtime.sampler import Sampler, SamplingOptions
 from tests.artifacts import CACHE_LEN, WINDOW, random_ids, slot_of
 
 VOCAB = 320
@@ -62,9 +62,9 @@ def test_four_windows_past_the_window_are_those_of_transformers(engine, referenc
 LONG_GENERATION = """
 import json, sys
 from pathlib import Path
-from runtime.engine import Engine
+from runtime.engines.engine import Engine
 from runtime.generate import generate
-from runtime.sampler import Sampler, SamplingOptions
+from runtime.decoding.sampler import Sampler, SamplingOptions
 
 engine, window, windows = Engine.open(Path(sys.argv[1]), threads=1), int(sys.argv[2]), int(sys.argv[3])
 resident = [0] * (windows + 1)

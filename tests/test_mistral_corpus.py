@@ -11,9 +11,9 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from export.mistral_tokenizer import mistral_tokenizer
-from runtime.conversation import open_conversation_encoder
-from runtime.manifest import TokenizerSpec
-from runtime.tokenizer import open_tokenizer
+from runtime.artifact.manifest import TokenizerSpec
+from runtime.text.conversation import open_conversation_encoder
+from runtime.text.tokenizer import open_tokenizer
 
 DATA = Path(str(importlib.resources.files("mistral_common") / "data"))
 FILES = {

@@ -15,12 +15,12 @@ import pytest
 import safetensors.numpy
 
 from export.graphs import make_graphs
-from runtime.artifact import Artifact, replace_manifest, write_artifact
-from runtime.cpu import machine_features
+from runtime.artifact.folder import Artifact, replace_manifest, write_artifact
+from runtime.artifact.hashing import BLOCK_BYTES, n_blocks
+from runtime.artifact.manifest import SCHEMA_VERSION, Manifest, ModelConfig, ParityRow, Quantization, Shape, TargetSpec, TokenizerSpec, WeightSpec
+from runtime.artifact.tensor_file import TensorFileWriter
+from runtime.engines.cpu import machine_features
 from runtime.errors import UserError
-from runtime.hashing import BLOCK_BYTES, n_blocks
-from runtime.manifest import SCHEMA_VERSION, Manifest, ModelConfig, ParityRow, Quantization, Shape, TargetSpec, TokenizerSpec, WeightSpec
-from runtime.tensor_file import TensorFileWriter
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = b"this is no ELF file"
@@ -592,7 +592,7 @@ def test_another_run_in_between(folder, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from runtime.artifact import write_artifact
+from runtime.artifact.folder import write_artifact
 
 def fill(folder):
     (folder / "library.so").write_text("half")
@@ -705,7 +705,7 @@ def test_replace_manifest_refuses_other_files(folder):
 def test_opening_loads_no_library_and_no_tvm(folder):
     """In a fresh interpreter: neither the artifact's library nor TVM is mapped after a successful open."""
     code = (
-        "import sys; from pathlib import Path; from runtime.artifact import Artifact; Artifact.open(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from runtime.artifact.folder import Artifact; Artifact.open(Path(sys.argv[1]));"
         "maps = Path('/proc/self/maps').read_text(); assert 'library.so' not in maps and 'tvm' not in maps;"
         "assert not {'tvm', 'tvm_ffi', 'torch', 'onnx', 'transformers', 'ctypes.util'} & set(sys.modules)"
     )

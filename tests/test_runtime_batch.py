@@ -12,10 +12,10 @@ import torch
 from transformers import MistralForCausalLM
 
 from runtime import generate
-from runtime.batch import generate_batch, row_samplers
-from runtime.engine import Engine
+from runtime.decoding.batch import generate_batch, row_samplers
+from runtime.decoding.sampler import SamplingOptions
+from runtime.engines.engine import Engine
 from runtime.errors import UserError
-from runtime.sampler import SamplingOptions
 from tests import reference
 from tests.artifacts import CACHE_LEN, WINDOW, random_ids
 from tests.artifacts import bound as artifacts_bound

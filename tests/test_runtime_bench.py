@@ -11,11 +11,11 @@ import pytest
 
 from export.graphs import make_graphs
 from runtime import bench as module
-from runtime import memory
+from runtime.artifact.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
+from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.bench import Report, Workload, cache_bytes, counts, measure, weight_bytes
+from runtime.engines import memory
 from runtime.errors import UserError
-from runtime.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
-from runtime.tensor_file import TensorFileWriter
 
 VOCAB = 50
 TOKEN_S, STEP_S = 0.25, 0.5  # exact in binary, so that sums of them are exact too
@@ -151,7 +151,7 @@ def test_bandwidth_is_within_what_memory_can_give():
 
 
 def test_peak_memory_is_that_of_this_process_alone():
-    program = "import numpy as np; from runtime.memory import peak_rss_mb as peak; a = peak(); np.ones(200 * 125_000); print(a, peak())"
+    program = "import numpy as np; from runtime.engines.memory import peak_rss_mb as peak; a = peak(); np.ones(200 * 125_000); print(a, peak())"
     ballast = np.ones(300 * 125_000)  # 300 MB in the process that starts the other, which getrusage would count there
     run = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
     before, after = map(float, run.stdout.split())
@@ -181,7 +181,7 @@ def fake_command(monkeypatch):
             engine.manifest = manifest
             return engine
 
-    monkeypatch.setattr("runtime.engine.Engine", FakeEngine)
+    monkeypatch.setattr("runtime.engines.engine.Engine", FakeEngine)
     monkeypatch.setattr(module, "fresh_read_bandwidth", lambda _threads: 10.0)
     return ["folder", "--prompt-tokens", "8,100", "--context", "16", "--tokens", "4", "--threads", "3", "--repeats", "2"]
 

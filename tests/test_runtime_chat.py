@@ -6,9 +6,9 @@ import pytest
 from scripted_engine import EOS, SPEC, ScriptedEngine, install, write_tokenizer
 
 from runtime.chat import Conversation, converse, main
-from runtime.chat_template import ChatTemplate, TemplateEncoder
-from runtime.sampler import Sampler, SamplingOptions
-from runtime.tokenizer import open_tokenizer
+from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.text.chat_template import ChatTemplate, TemplateEncoder
+from runtime.text.tokenizer import open_tokenizer
 
 # the v3 template of Mistral's checkpoints, with a system message in the first turn
 TEMPLATE = (

@@ -8,11 +8,11 @@ import tokenizers
 from conversations import WORDS, text
 from transformers import PreTrainedTokenizerFast
 
-from runtime.chat_template import ChatTemplate, TemplateEncoder, open_chat_template
-from runtime.conversation import open_conversation_encoder
+from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
-from runtime.manifest import TokenizerSpec
-from runtime.tokenizer import open_tokenizer
+from runtime.text.chat_template import ChatTemplate, TemplateEncoder, open_chat_template
+from runtime.text.conversation import open_conversation_encoder
+from runtime.text.tokenizer import open_tokenizer
 
 MISTRAL = """\
 {%- if messages[0]['role'] == 'system' %}

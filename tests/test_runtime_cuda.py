@@ -5,17 +5,17 @@ import contextlib
 import numpy as np
 import pytest
 
-from runtime import cuda_device, cuda_driver, cuda_memory
-from runtime.artifact import Artifact
-from runtime.cuda import check_memory
-from runtime.cuda_device import Device
-from runtime.cuda_function import GraphFunction
-from runtime.cuda_memory import CudaMemory
-from runtime.engine import Engine
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import Graph, Signature, TensorSpec
+from runtime.engines import cuda_device, cuda_driver, cuda_memory
+from runtime.engines.cuda import check_memory
+from runtime.engines.cuda_device import Device
+from runtime.engines.cuda_function import GraphFunction
+from runtime.engines.cuda_memory import CudaMemory
+from runtime.engines.engine import Engine
+from runtime.engines.loaded import PROCESS_BYTES, device_bytes
+from runtime.engines.tvm_runtime import CUDA_LIBRARIES, find_library
 from runtime.errors import UserError
-from runtime.loaded import PROCESS_BYTES, device_bytes
-from runtime.manifest import Graph, Signature, TensorSpec
-from runtime.tvm_runtime import CUDA_LIBRARIES, find_library
 from tests.artifacts import compiled, cuda_case
 from tests.drivers import stub_driver, stub_runtime
 

@@ -7,20 +7,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime import cuda
+from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.artifact.manifest import Graph, Signature, TensorSpec
+from runtime.artifact.tensor_file import TensorFile
 from runtime.bench import Workload, measure
-from runtime.consistency import LIBRARY_FILE, WEIGHTS_FILE
-from runtime.cuda_draws import CudaDraws
-from runtime.cuda_function import GraphFunction
-from runtime.cuda_memory import CudaMemory
-from runtime.engine import Engine
+from runtime.decoding.sampler import GREEDY, Sampler, SamplingOptions
+from runtime.engines import cuda
+from runtime.engines.cuda_draws import CudaDraws
+from runtime.engines.cuda_function import GraphFunction
+from runtime.engines.cuda_memory import CudaMemory
+from runtime.engines.engine import Engine
+from runtime.engines.loaded import Loaded
+from runtime.engines.tvm_runtime import CPU_DEVICE, start_machine
 from runtime.errors import UserError
 from runtime.generate import generate
-from runtime.loaded import Loaded
-from runtime.manifest import Graph, Signature, TensorSpec
-from runtime.sampler import GREEDY, Sampler, SamplingOptions
-from runtime.tensor_file import TensorFile
-from runtime.tvm_runtime import CPU_DEVICE, start_machine
 from runtime.verify import verify
 from tests.artifacts import WINDOW, Case, exported, random_ids
 from tests.drivers import stub_runtime
@@ -146,7 +146,7 @@ def test_the_benchmark_times_drawn_steps(engines, monkeypatch):
 
 
 class Scripted:
-    """`runtime.loaded.Draws` that tells what is asked of it."""
+    """`runtime.engines.loaded.Draws` that tells what is asked of it."""
 
     def __init__(self, drawn):
         self.drawn = drawn

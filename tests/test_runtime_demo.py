@@ -10,7 +10,7 @@ from test_runtime_generate import PIECES
 
 from runtime import generate
 from runtime.demo import DEFAULT_MAX_TOKENS, PROMPTS, main
-from runtime.engine import Engine
+from runtime.engines.engine import Engine
 from runtime.errors import run_command
 
 REPLIES = ([*PIECES.encode("of patience"), EOS], [*PIECES.encode("for the win"), EOS], PIECES.encode("so " * 40))

@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from runtime import cuda_driver, doctor
-from runtime.artifact import Artifact
-from runtime.cuda_driver import Device, check_driver, read_driver
+from runtime import doctor
+from runtime.artifact.folder import Artifact
 from runtime.doctor import examine, table
+from runtime.engines import cuda_driver
+from runtime.engines.cuda_driver import Device, check_driver, read_driver
+from runtime.engines.tvm_runtime import CUDA_LIBRARIES
 from runtime.errors import UserError
-from runtime.tvm_runtime import CUDA_LIBRARIES
 from tests.drivers import stub_driver
 
 
@@ -44,14 +45,14 @@ def test_a_sound_machine(artifact, capsys):
         (lambda m: m.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.17")), "C library", "use a newer Linux"),
         (lambda m: m.setattr(doctor.platform, "libc_ver", lambda: ("", "")), "C library", "use a newer Linux"),
         (lambda m: m.setattr(doctor, "SPARE_DISK", 1e18), "disk", "free some space"),
-        (lambda m: m.setattr("runtime.loaded.PROCESS_BYTES", 10**18), "memory", "free memory"),
-        (lambda m: m.setattr("runtime.cpu.machine_features", lambda: frozenset({"lm"})), "CPU", "compile for the level"),
-        (lambda m: m.setattr("runtime.tvm_runtime.find_library", missing_library), "TVM's runtime", "install.sh"),
+        (lambda m: m.setattr("runtime.engines.loaded.PROCESS_BYTES", 10**18), "memory", "free memory"),
+        (lambda m: m.setattr("runtime.engines.cpu.machine_features", lambda: frozenset({"lm"})), "CPU", "compile for the level"),
+        (lambda m: m.setattr("runtime.engines.tvm_runtime.find_library", missing_library), "TVM's runtime", "install.sh"),
     ],
     ids=["python", "old glibc", "no glibc", "disk", "memory", "cpu", "runtime"],
 )
 def test_what_is_wrong_is_named(artifact, monkeypatch, change, check, remedy):
-    monkeypatch.setattr("runtime.tvm_runtime.import_ffi", without_runtime)
+    monkeypatch.setattr("runtime.engines.tvm_runtime.import_ffi", without_runtime)
     change(monkeypatch)
     found = wrong(artifact)
     assert check in found

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.engine import Engine, chunk_sizes
+from runtime.engines.engine import Engine, chunk_sizes
 from runtime.errors import UserError
 from tests import reference
 from tests.artifacts import CACHE_LEN, CASES, WINDOW, by_slot, dequantized, onnx_shifted, random_ids

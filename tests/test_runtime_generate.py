@@ -13,9 +13,9 @@ import torch
 from scripted_engine import EOS, MISTRAL_V3, SPEC, ScriptedEngine, install
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
+from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.errors import UserError, run_command
 from runtime.generate import generate, main
-from runtime.sampler import Sampler, SamplingOptions
 
 PIECES = sentencepiece.SentencePieceProcessor(model_proto=MISTRAL_V3.read_bytes())
 PROMPT = [3, 14, 15, 92, 6]
@@ -328,7 +328,7 @@ def test_an_artifact_without_a_tokenizer_takes_ids_alone(command):
 
 
 def test_import_stays_light():
-    heavy = ["torch", "onnx", "transformers", "tvm", "tvm_ffi", "tokenizers", "sentencepiece", "jinja2", "runtime.engine"]
+    heavy = ["torch", "onnx", "transformers", "tvm", "tvm_ffi", "tokenizers", "sentencepiece", "jinja2", "runtime.engines.engine"]
     code = f"import sys, runtime.generate; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

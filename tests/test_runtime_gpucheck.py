@@ -17,19 +17,20 @@ from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from build.kernels.table import CUDA, kernels_of
 from build.layout import packed_tensors
 from export.quantize import MatrixFormat, ModelTensor, load, store
-from runtime import gpucheck, torch_process, transformers_script
-from runtime.artifact import Artifact
+from runtime import gpucheck
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, encode
 from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
-from runtime.cuda_memory import CudaMemory
-from runtime.engine import load_cpu
+from runtime.engines.cuda_memory import CudaMemory
+from runtime.engines.engine import load_cpu
 from runtime.errors import UserError
+from runtime.gpu_check import torch_process, transformers_script
+from runtime.gpu_check.kernel_cases import case_of
+from runtime.gpu_check.packed_matrix import PackedMatrix, Stored
+from runtime.gpu_check.random_tensors import Random, random_weights
+from runtime.gpu_check.report import KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, model_lines
+from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, ask_transformers
 from runtime.gpucheck import CudaKernels, check_kernel, checked_manifest, products_of
-from runtime.gpucheck_report import KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, model_lines
-from runtime.kernel_cases import case_of
-from runtime.manifest import KernelCall, TargetSpec, TensorSpec, encode
-from runtime.packed_matrix import PackedMatrix, Stored
-from runtime.random_tensors import Random, random_weights
-from runtime.torch_process import TorchTimes, TransformersTimes, ask_transformers
 from runtime.verify import Check
 from tests.artifacts import WINDOW, cuda_case
 from tests.artifacts import compiled as compiled_case
@@ -176,7 +177,7 @@ def test_a_sample_has_both_ends():
 
 
 class StubDevice:
-    """`runtime.cuda_device.Device` over this machine's memory; a copy must be from and to tensors that are still there."""
+    """`runtime.engines.cuda_device.Device` over this machine's memory; a copy must be from and to tensors that are still there."""
 
     def __init__(self, library):
         self.library = library
@@ -247,8 +248,8 @@ def refuse(*_):
 def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch, capsys):
     """As on a GPU, but that the device is this machine: kernels from the library, random weights, verify, speeds, the table, and the status."""
     device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
-    monkeypatch.setattr("runtime.cuda_device.Device.open", lambda _archs, threads: device)
-    monkeypatch.setattr("runtime.cuda.load_library", load_here)
+    monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
+    monkeypatch.setattr("runtime.engines.cuda.load_library", load_here)
     monkeypatch.setattr(gpucheck, "WORKLOAD", Workload((8, 20), (8,), 2, 1))
     monkeypatch.setattr(torch_process, "PYTHONS", ())
     monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
@@ -275,7 +276,7 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
 
 def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_factory, monkeypatch):
     device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
-    monkeypatch.setattr("runtime.cuda_device.Device.open", lambda _archs, threads: device)
+    monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
     monkeypatch.setattr(torch_process, "PYTHONS", ())
     monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
 
@@ -321,7 +322,7 @@ def test_other_folders_are_refused(compile_case, tmp_path):
 
 
 def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
-    monkeypatch.setattr("runtime.cuda_driver.DRIVER", "libcuda-absent.so.1")
+    monkeypatch.setattr("runtime.engines.cuda_driver.DRIVER", "libcuda-absent.so.1")
     with pytest.raises(UserError, match="no CUDA driver found"):
         gpucheck.main([str(cuda_artifact)])
 

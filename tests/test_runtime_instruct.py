@@ -10,11 +10,11 @@ from mistral_common.exceptions import MistralCommonException
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from runtime.conversation import open_conversation_encoder
+from runtime.artifact.manifest import InstructVersion, TokenizerSpec, decode, encode
 from runtime.errors import UserError
-from runtime.instruct import INSTRUCT_FORMATS, InstructEncoder
-from runtime.manifest import InstructVersion, TokenizerSpec, decode, encode
-from runtime.tokenizer import open_tokenizer
+from runtime.text.conversation import open_conversation_encoder
+from runtime.text.instruct import INSTRUCT_FORMATS, InstructEncoder
+from runtime.text.tokenizer import open_tokenizer
 
 DATA = Path(str(importlib.resources.files("mistral_common") / "data"))
 FILES = {
@@ -163,5 +163,5 @@ def test_the_format_wins_over_the_template_and_a_base_model_has_neither(tmp_path
 
 
 def test_the_box_needs_no_tokenizer_library_of_the_tests():
-    code = "import sys, runtime.conversation; sys.exit(bool({'mistral_common', 'tiktoken', 'transformers'} & set(sys.modules)))"
+    code = "import sys, runtime.text.conversation; sys.exit(bool({'mistral_common', 'tiktoken', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=60, check=False).returncode == 0

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
+from runtime.decoding.sampler import Sampler, SamplingOptions, candidates, penalized, top_logprobs
 from runtime.errors import UserError
-from runtime.sampler import Sampler, SamplingOptions, candidates, penalized, top_logprobs
 
 VOCAB = 1000
 LOGITS = np.random.default_rng(0).normal(0, 4, VOCAB).astype(np.float32)

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from build.keys import PRIVATE_FILE, PUBLIC_FILE, make_keys, sign
-from runtime.artifact import Artifact, replace_manifest
+from runtime.artifact.folder import Artifact, replace_manifest
+from runtime.artifact.signing import KEY_VARIABLE, SIGNATURE_FILE
 from runtime.doctor import examine
-from runtime.engine import Engine
+from runtime.engines.engine import Engine
 from runtime.errors import UserError
-from runtime.signature import KEY_VARIABLE, SIGNATURE_FILE
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from runtime.errors import UserError
-from runtime.stream import Step, StreamDecoder, TextStream, with_text
+from runtime.text.stream import Step, StreamDecoder, TextStream, with_text
 
 
 def characters(ids):

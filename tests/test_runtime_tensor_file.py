@@ -10,9 +10,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from runtime.artifact.manifest import TensorSpec, WeightSpec
+from runtime.artifact.tensor_file import ALIGNMENT, HEADER_LIMIT, TensorFile, TensorFileWriter
 from runtime.errors import UserError
-from runtime.manifest import TensorSpec, WeightSpec
-from runtime.tensor_file import ALIGNMENT, HEADER_LIMIT, TensorFile, TensorFileWriter
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

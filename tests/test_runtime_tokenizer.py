@@ -10,9 +10,9 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
-from runtime.manifest import TokenizerSpec
-from runtime.tokenizer import open_tokenizer
+from runtime.text.tokenizer import open_tokenizer
 
 V1 = "tokenizer.model.v1"
 V3 = "mistral_instruct_tokenizer_240323.model.v3"

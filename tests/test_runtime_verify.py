@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from runtime import verify as module
-from runtime.bounds import relative_bound
+from runtime.artifact.bounds import relative_bound
+from runtime.artifact.golden import MAX_TOKENS, GoldenPrompt, sequence_length
+from runtime.artifact.manifest import Graph, Manifest, ModelConfig, Quantization, Shape, Signature, TargetSpec, TensorSpec
 from runtime.errors import UserError
-from runtime.golden import MAX_TOKENS, GoldenPrompt, sequence_length
-from runtime.manifest import Graph, Manifest, ModelConfig, Quantization, Shape, Signature, TargetSpec, TensorSpec
 from runtime.verify import replay, table, verify
 
 VOCAB, WINDOW, CHUNK = 50, 12, 8
@@ -234,10 +234,10 @@ def test_table_is_aligned():
 
 @pytest.fixture
 def use_engine(monkeypatch):
-    """Make `runtime.engine` offer this class; which the command imports when it starts; the true one needs a compiled library."""
+    """Make `runtime.engines.engine` offer this class; which the command imports when it starts; the true one needs a compiled library."""
 
     def use(kind):
-        monkeypatch.setattr("runtime.engine.Engine", kind)
+        monkeypatch.setattr("runtime.engines.engine.Engine", kind)
 
     return use
 

@@ -19,15 +19,15 @@ from export.checkpoint import checkpoint_files
 from export.source import identity
 from export.stage import made_whole
 from runtime.bench import Measured, Workload, measure
+from runtime.engines.memory import peak_rss_mb
 from runtime.errors import UserError, run_command
-from runtime.memory import peak_rss_mb
 
 BUILDER = Path(genai.__file__).parent / "models" / "builder.py"
 ROOT = Path("out/.work/genai")
 
 
 class GenaiEngine:
-    """A generator with the face of `runtime.engine.Engine`, for one sequence."""
+    """A generator with the face of `runtime.engines.engine.Engine`, for one sequence."""
 
     batch = 1
 

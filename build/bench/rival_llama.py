@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bench import Measured, Workload, measure
+from runtime.engines.memory import peak_rss_mb
 from runtime.errors import run_command
-from runtime.memory import peak_rss_mb
 
 TYPES = {
     "F32": llama_cpp.LLAMA_FTYPE_ALL_F32,
@@ -29,7 +29,7 @@ BATCH = 512
 
 
 class LlamaEngine:
-    """A llama.cpp context with the face of `runtime.engine.Engine`, for one sequence."""
+    """A llama.cpp context with the face of `runtime.engines.engine.Engine`, for one sequence."""
 
     batch = 1
 

@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.graphs import OnnxGraphs
+from runtime.artifact.manifest import CALL_INPUTS
+from runtime.artifact.tensor_file import numpy_dtype
 from runtime.bench import Measured, Workload, cache_bytes, measure, weight_bytes
-from runtime.engine import chunk_sizes
+from runtime.engines.engine import chunk_sizes
+from runtime.engines.memory import peak_rss_mb
 from runtime.errors import run_command
-from runtime.manifest import CALL_INPUTS
-from runtime.memory import peak_rss_mb
-from runtime.tensor_file import numpy_dtype
 
 Array = NDArray[Any]
 
 
 class OnnxruntimeEngine:
-    """Exported graphs under onnxruntime, with the face of `runtime.engine.Engine`; batch rows advance together.
+    """Exported graphs under onnxruntime, with the face of `runtime.engines.engine.Engine`; batch rows advance together.
 
     Two sets of caches take turns: a call reads one and writes the other, whole, as the graph says. Every input and output is bound once
     to a numpy array, so that a call copies nothing but what the graph itself copies.

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from runtime.bench import Measured, Workload, measure
+from runtime.engines.memory import peak_rss_mb
 from runtime.errors import run_command
-from runtime.memory import peak_rss_mb
 
 DTYPES = {"fp32": torch.float32}
 
@@ -30,7 +30,7 @@ def load_model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class TransformersEngine:
-    """A model and its cache with the face of `runtime.engine.Engine`, for one sequence."""
+    """A model and its cache with the face of `runtime.engines.engine.Engine`, for one sequence."""
 
     batch = 1
 

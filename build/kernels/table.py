@@ -16,7 +16,7 @@ from build.kernels.cuda import residual as cuda_residual
 from build.kernels.cuda import rotation as cuda_rotation
 from build.kernels.cuda import sample as cuda_sample
 from build.kernels.cuda import swiglu as cuda_swiglu
-from runtime.manifest import TargetSpec
+from runtime.artifact.manifest import TargetSpec
 
 Kernels = Mapping[str, Callable[..., PrimFunc]]  # by operation
 

@@ -9,7 +9,7 @@ from build.producers import END, Expr, NoMatch, constant, dtype, expect_constant
 from build.rules.context import Context, Region
 from build.rules.shared import expect_last_axis, levels_of
 from export.model_constants import MASKED_SCORE
-from runtime.tensor_file import numpy_dtype
+from runtime.artifact.tensor_file import numpy_dtype
 
 
 def rolling_attention(c: Context, root: Expr) -> Region:

@@ -6,7 +6,7 @@ from typing import Any
 
 from build.producers import Expr, NoMatch, Producers
 from export.quantize import ModelTensor
-from runtime.manifest import ModelConfig
+from runtime.artifact.manifest import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from build.kernels.cuda.binding import SHARED_BYTES, Binding
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
 from build.layout import VECTOR
+from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
-from runtime.tensor_file import numpy_dtype
 
 BLOCKS = 264  # two for each multiprocessor of an H200; not yet measured on a GPU
 THREADS, TILE_KEYS = 128, 32

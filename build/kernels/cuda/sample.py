@@ -1,4 +1,4 @@
-"""The next id, drawn where the logits are: the filters of `runtime.sampler` as far as temperature and top-k go, and the next step's inputs.
+"""The next id, drawn where the logits are: the filters of `runtime.decoding.sampler` as far as temperature and top-k go, and the next step's inputs.
 
 One block. Top-k keeps every logit that is at least as large as the k-th largest, which four passes find byte by byte (radix selection: a histogram
 of the next byte of those whose higher bytes are known). Then each thread sums the weights exp((x - largest) / temperature) of some ids in a row, and

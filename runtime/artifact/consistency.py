@@ -1,0 +1,190 @@
+"""Does a manifest agree with itself: file names, model, graphs, weights, tokenizer and target. No file is opened here."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from math import prod
+
+from runtime.artifact.hashing import n_blocks
+from runtime.artifact.manifest import CACHE_DTYPES, HEADS, DType, FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
+from runtime.errors import UserError
+
+MANIFEST_FILE = "manifest.json"
+LIBRARY_FILE = "library.so"
+WEIGHTS_FILE = "weights.safetensors"
+LIBRARY_LIMIT = 2**30  # bytes; many times what machine code for every architecture takes
+READ_WHOLE_LIMIT = 2**28  # bytes of a tokenizer file, a template or golden prompts, which are read whole
+ELEMENT_LIMIT = 2**40  # elements of one input or output
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+# panels_P: (ceil(N / P), K, P) from (N, K), N padded with zeros. panels_PkJ: (ceil(N / P), ceil(K / J), P, J), J steps of K side by side.
+# panels_PqJ: as panels_P, each int32 with J numbers of 4 bits. panels_PqJkI: as panels_PkI, of such words. An ending xE: E such matrices, stacked.
+_PANELS = re.compile(r"panels_([1-9][0-9]{0,3})(?:k([1-9][0-9]?)|q8(?:k([1-9]))?)?(?:x([1-9][0-9]{0,3}))?")
+_LAYER = re.compile(r"layers\.(0|[1-9][0-9]*)\.")
+_ARCH = re.compile(r"sm_[1-9][0-9]{1,2}[a-z]?")
+
+
+def check_manifest(manifest: Manifest, where: str) -> None:
+    """Raise `UserError` for the first thing that does not fit; `where` names the manifest's file."""
+    for problem in _problems(manifest):
+        raise UserError(f"{where}: {problem}; copy the artifact again or compile it again")
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Every disagreement as a clause, lazily: a later check may rely on the earlier ones."""
+    yield from _file_problems(manifest)
+    yield from _model_problems(manifest.model)
+    yield from _graph_problems(manifest)
+    yield from _weight_problems(manifest)
+    yield from _tokenizer_problems(manifest)
+    yield from _target_problems(manifest)
+
+
+def _file_problems(manifest: Manifest) -> Iterator[str]:
+    names = [entry.path for entry in manifest.files]
+    for name, count in Counter(names).items():
+        if not _NAME.fullmatch(name):
+            yield f"the file name {name!r} is not allowed, expected letters, digits, '.', '_' and '-' alone, since no file lies elsewhere"
+        if name == MANIFEST_FILE:
+            yield f"the file {name} is listed by itself, expected every other file"
+        if count > 1:
+            yield f"the file {name} is listed {count} times, expected once"
+    tokenizer = manifest.tokenizer
+    used = [LIBRARY_FILE, WEIGHTS_FILE, *([tokenizer.file, tokenizer.chat_template] if tokenizer else []), manifest.golden]
+    yield from (f"the file {name} is not listed, but an artifact needs it" for name in used if name and name not in names)
+    yield from (f"the file {name} is listed, but nothing in the manifest uses it" for name in names if name not in used)
+    for entry in manifest.files:
+        yield from _size_problems(entry)
+
+
+def _size_problems(entry: FileEntry) -> Iterator[str]:
+    limit = {LIBRARY_FILE: LIBRARY_LIMIT, WEIGHTS_FILE: None}.get(entry.path, READ_WHOLE_LIMIT)
+    if entry.size == 0 or (limit and entry.size > limit):
+        yield f"the file {entry.path} has {entry.size} bytes, expected 1 to {limit or 'any number'}"
+    expected = n_blocks(entry.size)
+    if len(entry.blocks) != expected:
+        yield f"the file {entry.path} has {len(entry.blocks)} block sums, expected {expected} for {entry.size} bytes"
+
+
+def _model_problems(model: ModelConfig) -> Iterator[str]:
+    if len(model.sliding_window) != model.n_layers:
+        yield f"the model has {model.n_layers} layers, but {len(model.sliding_window)} entries in sliding_window"
+    if model.n_heads % model.n_kv_heads:
+        yield f"the model has {model.n_heads} heads, expected a multiple of its {model.n_kv_heads} n_kv_heads"
+    if not (model.norm_eps > 0 and model.rope_theta > 0):
+        yield f"the model has norm_eps {model.norm_eps} and rope_theta {model.rope_theta}, expected both above 0"
+    yield from _head_problems(model)
+
+
+def _head_problems(model: ModelConfig) -> Iterator[str]:
+    labelled = HEADS[model.head].size == "n_labels"
+    if labelled != (model.n_labels is not None):
+        yield f"the head {model.head} has n_labels {model.n_labels}, expected " + ("a number" if labelled else "none")
+    if model.labels is not None and len(model.labels) != model.n_labels:
+        yield f"the head {model.head} has {len(model.labels)} labels, expected n_labels = {model.n_labels}"
+    if model.tied_embeddings and not model.generates:
+        yield f"the head {model.head} is tied to the embeddings, expected that of a causal language model"
+
+
+def _graph_problems(manifest: Manifest) -> Iterator[str]:
+    chunks = manifest.shape.prefill_chunks
+    if not chunks or list(chunks) != sorted(set(chunks), reverse=True):
+        yield f"the prefill chunks are {list(chunks)}, expected at least one, each once and the largest first"
+    decode = [("decode", 1)] if manifest.model.generates else []
+    expected = sorted([*decode, *((f"prefill_{tokens}", tokens) for tokens in chunks)])
+    found = sorted((graph.name, graph.tokens) for graph in manifest.graphs)
+    if found != expected:
+        yield f"the graphs (name, tokens) are {found}, expected {expected}"
+    for graph in manifest.graphs:
+        yield from _signature_problems(manifest, graph)
+
+
+def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
+    """Names, order and shapes of a graph's inputs and outputs, as `export` fixes them."""
+    model, batch = manifest.model, manifest.shape.batch
+    ids = [TensorSpec(name=name, shape=(batch, graph.tokens), dtype="int64") for name in ("input_ids", "position_ids")]
+    head = HEADS[model.head]
+    output = [TensorSpec(name=head.output, shape=(batch, graph.tokens if head.every_token else 1, model.n_outputs), dtype="float32")]
+    sides = (("inputs", graph.signature.inputs, ids, "past_key_values"), ("outputs", graph.signature.outputs, output, "present"))
+    key = next(iter(graph.signature.caches), None)
+    if key is not None and key.dtype not in CACHE_DTYPES:
+        yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_DTYPES)}"
+    for side, specs, first, prefix in sides:
+        expected = [*first, *_caches(manifest, prefix, key.dtype if key else "float32")]
+        yield from _spec_problems(f"graph {graph.name}", side, specs, expected)
+
+
+def _caches(manifest: Manifest, prefix: str, dtype: DType) -> list[TensorSpec]:
+    model, shape = manifest.model, manifest.shape
+    parts: list[tuple[str, int, DType]] = [("key", model.head_dim, dtype), ("value", model.head_dim, dtype)]
+    if dtype == "int8":
+        parts += [("key_scale", 1, "float32"), ("value_scale", 1, "float32")]
+    return [
+        TensorSpec(name=f"{prefix}.{i}.{part}", shape=(shape.batch, model.n_kv_heads, length, width), dtype=kind)
+        for i, length in enumerate(model.cache_lens(shape.cache_len))
+        for part, width, kind in parts
+    ]
+
+
+def _spec_problems(graph: str, side: str, specs: tuple[TensorSpec, ...], expected: list[TensorSpec]) -> Iterator[str]:
+    if len(specs) != len(expected):
+        yield f"{graph} has {len(specs)} {side}, expected {len(expected)}"
+    for spec, wanted in zip(specs, expected, strict=False):
+        if spec != wanted:
+            yield f"{graph} has {_told(spec)} among its {side}, expected {_told(wanted)}"
+        if prod(wanted.shape) > ELEMENT_LIMIT:
+            yield f"{graph} has {_told(wanted)}, more than {ELEMENT_LIMIT} elements"
+
+
+def _told(spec: TensorSpec) -> str:
+    return f"{spec.name} {list(spec.shape)} {spec.dtype}"
+
+
+def _weight_problems(manifest: Manifest) -> Iterator[str]:
+    names = {weight.name for weight in manifest.weights}
+    if len(names) != len(manifest.weights):
+        yield "a weight is listed twice"
+    expected = () if manifest.model.tied_embeddings else HEADS[manifest.model.head].tensors
+    found = tuple(sorted(name for name in names if name in ("output.weight", "output.bias")))
+    if found != tuple(sorted(expected)):
+        yield f"the head {manifest.model.head} has the weights {', '.join(found) or 'none'}, expected {', '.join(expected) or 'none'}"
+    layers = {int(match[1]) for match in map(_LAYER.match, names) if match}
+    if layers != set(range(manifest.model.n_layers)):
+        wrong = min(layers ^ set(range(manifest.model.n_layers)))
+        yield f"the model has {manifest.model.n_layers} layers, but layer {wrong} " + ("has weights too" if wrong in layers else "has no weights")
+    for weight in manifest.weights:
+        yield from _layout_problems(weight, manifest.model)
+
+
+def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
+    panels = _PANELS.fullmatch(weight.layout)
+    if weight.layout != "row_major" and not panels:
+        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, or panels as `build/layout.py` names them"
+    if panels:
+        width, numbers, words, stacked = (int(part) if part else None for part in panels.groups())
+        rest = tuple(size for size in (width, numbers, words) if size is not None)
+        if len(weight.shape) != 2 + len(rest) or weight.shape[2:] != rest:
+            wanted = ", ".join(map(str, rest))
+            yield f"the weight {weight.name} has shape {list(weight.shape)}, expected (panels, K, {wanted}) for layout {weight.layout}"
+        elif stacked and weight.shape[0] % stacked:
+            yield f"the weight {weight.name} has {weight.shape[0]} panels, expected a multiple of {stacked} for layout {weight.layout}"
+    if weight.name == "tok_embeddings.weight" and not panels and weight.shape != (model.vocab_size, model.dim):
+        yield f"the weight {weight.name} has shape {list(weight.shape)}, expected {[model.vocab_size, model.dim]} (vocab_size, dim)"
+
+
+def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
+    if tokenizer := manifest.tokenizer:
+        ids = [*tokenizer.eos_ids, *(token_id for token_id in (tokenizer.bos_id, tokenizer.end_id) if token_id is not None)]
+        size = manifest.model.vocab_size
+        yield from (f"the tokenizer has the special id {token_id}, expected 0 to {size - 1}" for token_id in ids if not 0 <= token_id < size)
+        if tokenizer.add_bos and tokenizer.bos_id is None:
+            yield "the tokenizer has add_bos but no bos_id"
+
+
+def _target_problems(manifest: Manifest) -> Iterator[str]:
+    target = manifest.target
+    if target.kind == "llvm" and target.arch:
+        yield f"the target llvm lists the CUDA architectures {', '.join(target.arch)}, expected none"
+    if target.kind == "cuda" and not target.arch:
+        yield "the target cuda lists no architecture, expected one at least, such as sm_80"
+    yield from (f"the target lists the architecture {name!r}, expected a name such as sm_80" for name in target.arch if not _ARCH.fullmatch(name))

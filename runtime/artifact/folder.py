@@ -1,0 +1,282 @@
+"""The artifact on disk: what the folder holds, how it is opened, how it is written.
+
+An artifact is a folder. Its name and place mean nothing; it MAY be moved, copied and renamed. It holds these files and nothing else:
+
+    manifest.json         `runtime.artifact.manifest.Manifest` as JSON
+    library.so            the compiled functions; for CUDA with machine code for `target.arch` inside
+    weights.safetensors   every weight, in the order in which each compiled function takes them
+    `tokenizer.file`, `tokenizer.chat_template`   as the manifest names them, where it has a tokenizer
+    `golden`              prompts with the outputs that they must give, where the manifest names such a file (`runtime.artifact.golden`)
+    manifest.sig          a signature of manifest.json, where it was signed (`runtime.artifact.signing`)
+
+Rules, each checked by `Artifact.open` before the library is loaded, cheapest first:
+
+ 1. The folder MUST exist. Everything in it MUST be a regular file: no folder, no link, no device.
+ 2. `manifest.json` MUST have at most 16 MiB and be JSON. Its `schema_version` MUST be this runtime's; only then is the rest decoded,
+    and every key and type MUST be known.
+ 3. `files` MUST list every file but `manifest.json` and `manifest.sig`, each once, by a plain name: ASCII letters, digits, `.`, `_`, `-`,
+    beginning with a letter or digit. So there is no path to another folder, no hidden file, and no name that two systems read differently.
+ 4. `library.so` and `weights.safetensors` MUST be listed; a file that no part of the manifest uses MUST NOT be.
+ 5. A file MUST NOT be empty; the library has at most 1 GiB, any other at most 256 MiB.
+ 6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. A file above 16 MiB (2**24 bytes) MUST have in `blocks` the SHA-256
+    of each 16 MiB block, the last one shorter; a smaller file MUST have none.
+ 7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `prefill_T` for each chunk T and, where the head is
+    a causal language model, one graph `decode` (one token), each with the inputs and outputs that model and shape imply
+    (`runtime.artifact.consistency` has the details).
+ 8. Every listed file MUST exist with its size, and no other file may.
+ 9. This machine's CPU MUST have every flag in `target.cpu_features`. Whether a CUDA device fits `target.arch`
+    is for the engine to find out.
+10. The header of `weights.safetensors` MUST hold exactly the tensors of `weights`: same names, order, dtypes and shapes, each beginning
+    at a multiple of 64 bytes.
+11. Contents MUST have their sums. A file with `blocks` is checked by those alone, on all cores: they cover every byte.
+
+`parity` and `golden` MAY be null. All of it is data: no file is code but the library, none is a pickle. The sums find damage. Whoever can write
+the folder can run code by its library, unless `open` is given a public key: then the signature of the manifest, and by its sums of every other
+byte, is checked before any of it is used. Files that change between that check and their use are not detected: keep the folder from other writers.
+
+Weights on the CPU are mapped, not copied. Each open hashes all of them in parallel, at the speed of the disk or of the cores, and this same
+reading fills the page cache that the mapping then uses. Nothing watches the file afterwards: a change of its contents under a running
+process is not detected. Replacing the artifact through `write_artifact` is safe, since the old files live on until they are unmapped.
+An `open` that meets a replacement half-way finds sums that do not match, and says so.
+"""
+
+import errno
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from numpy.typing import NDArray
+
+from runtime.artifact import manifest as contract
+from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_manifest
+from runtime.artifact.hashing import check_sums, file_entry
+from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from runtime.artifact.signing import SIGNATURE_FILE, check_signature
+from runtime.artifact.tensor_file import ALIGNMENT, TensorFile
+from runtime.engines.cpu import check_cpu
+from runtime.errors import UserError
+
+MANIFEST_LIMIT = 16 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that has passed every check of this module."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def library(self) -> Path:
+        """The compiled library."""
+        return self.folder / LIBRARY_FILE
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Every weight by name, as views of one mapping of the file (bfloat16 as uint16 bits)."""
+        return TensorFile.open(self.folder / WEIGHTS_FILE).map()
+
+    @classmethod
+    def open(cls, folder: Path, *, for_this_machine: bool = True, public_key: Path | None = None) -> Self:
+        """Check everything in this module's list and return the artifact; `UserError` at the first broken rule.
+
+        `for_this_machine=False` leaves out rule 9, for what was compiled for another machine. With a `public_key`, the manifest must have been
+        signed by its owner, which is checked before anything else is read.
+        """
+        try:
+            manifest = _read_manifest(folder, public_key)
+            check_manifest(manifest, str(folder / MANIFEST_FILE))
+            _check_listing(folder, manifest)
+            if for_this_machine:
+                check_cpu(manifest.target.cpu_features, manifest.target.cpu)
+            _check_weights(folder / WEIGHTS_FILE, manifest)
+            check_sums(folder, manifest.files)
+        except OSError as error:
+            raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+        return cls(folder, manifest)
+
+
+class _Version(msgspec.Struct):
+    """The one key that every schema has."""
+
+    schema_version: int
+
+
+def _read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
+    """Rules 1 (for the folder and this file) and 2, and the signature where one is asked for."""
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise UserError(f"there is no artifact folder {folder}; compile one with `make compile CONFIG=...` or check the path")
+    if not os.path.lexists(path):
+        raise UserError(f"{folder} is no artifact: it has no {MANIFEST_FILE}; compile one with `make compile CONFIG=...` or check the path")
+    info = path.lstat()
+    if not stat.S_ISREG(info.st_mode):
+        raise UserError(f"{path} is not a regular file; copy the artifact again, with files and not links")
+    if info.st_size > MANIFEST_LIMIT:
+        raise UserError(f"{path} has {info.st_size} bytes, expected at most {MANIFEST_LIMIT}; compile the artifact again")
+    data = path.read_bytes()
+    if public_key is not None:
+        check_signature(folder, data, public_key)
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a valid manifest: {error}; copy the artifact again or compile it again") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use its own runtime or compile it again")
+    return contract.decode(data, Manifest, str(path))
+
+
+def _check_listing(folder: Path, manifest: Manifest) -> None:
+    """Rules 1 and 8: the files that are there are the files that are listed, in name and size."""
+    sizes = {}
+    for entry in os.scandir(folder):
+        if not entry.is_file(follow_symlinks=False):
+            raise UserError(f"{entry.path} is not a regular file; copy the artifact again, with files and not links or folders")
+        sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+    for extra in sorted(sizes.keys() - {MANIFEST_FILE, SIGNATURE_FILE, *(entry.path for entry in manifest.files)}):
+        raise UserError(f"{folder / extra} is not listed in {MANIFEST_FILE}, and an artifact holds nothing else; remove it")
+    for listed in manifest.files:
+        path, size = folder / listed.path, sizes.get(listed.path)
+        if size is None:
+            raise UserError(f"{path} is missing, but {MANIFEST_FILE} lists it; copy the artifact again or compile it again")
+        if size != listed.size:
+            raise UserError(f"{path} has {size} bytes, expected {listed.size}; copy the artifact again or compile it again")
+
+
+def _check_weights(path: Path, manifest: Manifest) -> None:
+    """Rule 10."""
+    stored = list(TensorFile.open(path).tensors.values())
+    remedy = "copy the artifact again or compile it again"
+    if len(stored) != len(manifest.weights):
+        raise UserError(f"{path} holds {len(stored)} tensors, {MANIFEST_FILE} lists {len(manifest.weights)}; {remedy}")
+    for i, (found, expected) in enumerate(zip(stored, manifest.weights, strict=True)):
+        if (found.name, found.dtype, found.shape) != (expected.name, expected.dtype, expected.shape):
+            raise UserError(
+                f"{path}: tensor {i} is {found.name} {found.dtype} {list(found.shape)}, {MANIFEST_FILE} lists "
+                f"{expected.name} {expected.dtype} {list(expected.shape)}; {remedy}"
+            )
+        if found.offset % ALIGNMENT:
+            raise UserError(f"{path}: {found.name} begins at byte {found.offset}, expected a multiple of {ALIGNMENT}; {remedy}")
+
+
+def write_artifact(
+    folder: Path,
+    fill: Callable[[Path], None],
+    make_manifest: Callable[[tuple[FileEntry, ...]], Manifest],
+    *,
+    for_this_machine: bool = True,
+) -> Artifact:
+    """Write an artifact so that `folder` is at every moment the old one, the new one, or (for an instant) absent.
+
+    `fill` writes the files into an empty folder that it is given; `make_manifest` turns their entries into the manifest. The result is
+    opened as a check (`for_this_machine` as in `Artifact.open`) and then renamed into place. Whatever is raised on the way, a keyboard
+    interrupt too, leaves `folder` as it was and nothing beside it; what a killed process left is removed by the next call.
+    """
+    folder = folder.resolve()
+    _refuse_other_folder(folder)
+    fresh = _sibling(folder, "tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
+        fresh.mkdir()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder or mend its permissions") from error
+    try:
+        fill(fresh)
+        manifest = make_manifest(tuple(file_entry(path) for path in sorted(fresh.iterdir())))
+        (fresh / MANIFEST_FILE).write_bytes(contract.encode(manifest))
+        for path in [*fresh.iterdir(), fresh]:
+            _sync(path)
+        Artifact.open(fresh, for_this_machine=for_this_machine)
+        _swap_in(fresh, folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return Artifact(folder, manifest)
+
+
+def replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace `manifest.json` alone, in one step, by a manifest of the very same files (to add the parity summary); a signature goes."""
+    folder = folder.resolve()
+    assert manifest.files == _read_manifest(folder).files, "a manifest of other files needs write_artifact"
+    check_manifest(manifest, str(folder / MANIFEST_FILE))
+    fresh = _sibling(folder, "manifest")  # outside the folder, where a reader would find a file too many
+    try:
+        fresh.write_bytes(contract.encode(manifest))
+        _sync(fresh)
+        (folder / SIGNATURE_FILE).unlink(missing_ok=True)
+        fresh.replace(folder / MANIFEST_FILE)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    _sync(folder)
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    """Never replace what is not ours: a folder with contents but no manifest."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file()):
+        raise UserError(f"{folder} exists and is no artifact (it has no {MANIFEST_FILE}); remove it or choose another name")
+
+
+def _sibling(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{kind}")
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what a killed writer left; an old artifact that it had moved aside comes back if nothing took its place."""
+    for path in folder.parent.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(folder.name)}\.([0-9]{{1,9}})\.(tmp|old|manifest)", path.name)
+        if not match or _runs_elsewhere(int(match[1])):
+            continue
+        if match[2] == "old" and not folder.exists():
+            path.rename(folder)
+        elif match[2] == "manifest":
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs_elsewhere(pid: int) -> bool:
+    """Whether `pid` is a live process other than this one (in a container, a new process often has the old one's number)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def _swap_in(fresh: Path, folder: Path) -> None:
+    """Rename `fresh` to `folder`; what was there is moved aside first and removed last, or put back on failure."""
+    aside = _sibling(folder, "old")
+    while True:
+        with suppress(FileNotFoundError):
+            folder.rename(aside)
+        try:
+            fresh.rename(folder)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                shutil.rmtree(aside, ignore_errors=True)  # another run put its artifact there in between: replace that one
+                continue
+            if aside.exists():
+                aside.rename(folder)
+            raise
+        break
+    _sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's or a folder's contents to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

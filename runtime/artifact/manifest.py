@@ -1,0 +1,278 @@
+"""The contract between the stages: what a model is, what its graphs take and give, what an artifact holds.
+
+Every type is frozen. `Manifest` is what `manifest.json` holds; reading it checks every key and type.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from runtime.errors import UserError
+
+SCHEMA_VERSION = 4
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.text.instruct
+DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
+CacheDType = Literal["fp32", "fp16", "int8"]
+CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
+TargetKind = Literal["llvm", "cuda"]
+Scheme = Literal["none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
+KeptPart = Literal["head", "first", "last"]
+HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
+LabelScores = Literal["softmax", "sigmoid", "logits"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands on the decoder: which tensors it has, and what a graph gives."""
+
+    output: str  # name of the graphs' first output, float32 (B, tokens, n_outputs)
+    size: str  # the field of `ModelConfig` that counts its outputs
+    tensors: tuple[str, ...]  # those that it has of its own; none is tied, or gives the normed state as it is
+    every_token: bool  # outputs for each token of a call, or for the last one alone
+    command: str  # the module of the runtime that uses it
+
+
+HEADS: Mapping[str, Head] = {
+    "causal_lm": Head("logits", "vocab_size", ("output.weight",), every_token=False, command="runtime.generate"),
+    "sequence_classification": Head("label_logits", "n_labels", ("output.weight",), every_token=False, command="runtime.classify"),
+    "token_classification": Head("label_logits", "n_labels", ("output.weight", "output.bias"), every_token=True, command="runtime.classify"),
+    "question_answering": Head("span_logits", "n_labels", ("output.weight", "output.bias"), every_token=True, command="runtime.classify"),
+    "embedding": Head("hidden_states", "dim", (), every_token=True, command="runtime.embed"),
+}
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every type in the manifest: frozen, by keyword, no unknown keys."""
+
+
+class ModelConfig(Record, frozen=True):
+    """Hyper-parameters of a Mistral-family decoder, complete on arrival."""
+
+    family: str
+    dim: Count
+    hidden_dim: Count
+    n_layers: Count
+    n_heads: Count
+    n_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    norm_eps: float
+    rope_theta: float
+    sliding_window: tuple[Count | None, ...]  # one entry a layer; None means full attention
+    tied_embeddings: bool
+    n_experts: Count | None = None  # feed-forwards of a mixture; None for a dense model
+    experts_per_token: Count | None = None
+    context_length: Count | None = None  # positions that the model was trained for, where it says so
+    head: HeadName = "causal_lm"
+    n_labels: Count | None = None  # of a classification; 2, the start and the end, of question answering
+    labels: tuple[str, ...] | None = None  # their names, where the checkpoint has them
+    label_scores: LabelScores = "softmax"  # how a sequence's label logits become its labels' scores
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers that the head gives for a token."""
+        size = getattr(self, HEADS[self.head].size)
+        assert isinstance(size, int), f"{self.head} without {HEADS[self.head].size}"
+        return size
+
+    @property
+    def generates(self) -> bool:
+        """Whether text can be generated, for which there is a decode graph; any other head is for whole texts."""
+        return self.head == "causal_lm"
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.n_heads // self.n_kv_heads
+
+    def cache_lens(self, cache_len: int) -> tuple[int, ...]:
+        """Slots of each layer's cache: its sliding window, or `cache_len` under full attention.
+
+        Where one layer attends to everything, no position goes beyond `cache_len`: then a longer window never moves and needs no more slots.
+        """
+        limit = cache_len if None in self.sliding_window else None
+        return tuple(min(window or cache_len, limit or window or cache_len) for window in self.sliding_window)
+
+
+class TensorSpec(Record, frozen=True):
+    """Name, shape and dtype of one tensor at a graph's boundary."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: DType
+
+
+CALL_INPUTS = 2  # ids and positions
+
+
+class Signature(Record, frozen=True):
+    """Ordered inputs and outputs of one graph, weights left out."""
+
+    inputs: tuple[TensorSpec, ...]  # ids, positions, caches
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def caches(self) -> tuple[TensorSpec, ...]:
+        """Of layer 0, of layer 1 and so on: key, value and, of int8, the scales of both."""
+        return self.inputs[CALL_INPUTS:]
+
+
+class Graph(Record, frozen=True):
+    """One compiled function: its name, the tokens that one call takes (T), and its signature."""
+
+    name: str
+    tokens: Count
+    signature: Signature
+
+
+class WeightSpec(Record, frozen=True):
+    """One tensor of `weights.safetensors`, in the order in which every compiled function takes it."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: DType
+    layout: str  # "row_major", or packed as `runtime.artifact.consistency` says
+
+
+class Shape(Record, frozen=True):
+    """Static sizes that the artifact was compiled for."""
+
+    batch: Count
+    prefill_chunks: tuple[Count, ...]  # descending
+    cache_len: Count
+
+
+class Quantization(Record, frozen=True):
+    """How the weights were stored."""
+
+    scheme: Scheme
+    group_size: Count = 32  # of int4
+    symmetric: bool = True  # int4 without zero points
+    keep: tuple[KeptPart, ...] = ()  # parts of the model that are stored by `keep_scheme`
+    keep_scheme: Scheme = "int8"
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether some activations are rounded to int8."""
+        return self.scheme.endswith("_dynamic") or (bool(self.keep) and self.keep_scheme.endswith("_dynamic"))
+
+    @property
+    def label(self) -> str:
+        """The scheme and what is not its default, in a few words."""
+        grouped = f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}" if self.scheme.startswith("int4") else ""
+        return self.scheme + grouped + (f", {' '.join(self.keep)} {self.keep_scheme}" if self.keep else "")
+
+
+class TargetSpec(Record, frozen=True):
+    """The machine that the library was compiled for."""
+
+    kind: TargetKind
+    dtype: Literal["fp32", "fp16", "bf16"]  # storage of weights and caches
+    cpu: str  # LLVM's name of the host CPU level, such as x86-64-v3
+    cpu_features: tuple[str, ...]  # /proc/cpuinfo flags that the host code needs
+    arch: tuple[str, ...] = ()  # CUDA architectures with machine code inside, such as sm_80
+
+
+class KernelUsage(Record, frozen=True):
+    """What one CUDA kernel takes of one architecture's multiprocessor, as the assembler reports it."""
+
+    kernel: str
+    arch: str
+    registers: int  # a thread
+    shared_bytes: int  # a block, static
+    stack_bytes: int  # a thread
+    spill_bytes: int  # a thread, stores and loads
+
+
+class KernelCall(Record, frozen=True):
+    """A CUDA kernel that is called: what it computes, on which tensors, and how often. `runtime.gpucheck` runs each by itself."""
+
+    kernel: str  # as the library has it
+    op: str  # a row of `build/kernels/table.py`
+    arguments: tuple[Any, ...]  # of the kernel's maker, as JSON
+    parameters: tuple[TensorSpec, ...]  # in order: inputs, the output, what it keeps between its steps
+    calls: dict[str, int]  # by graph
+    bytes: int  # least memory traffic of one call: weights and caches read
+    flops: int
+
+
+class TokenizerSpec(Record, frozen=True):
+    """Which tokenizer file the artifact carries and how prompts begin and end."""
+
+    kind: Literal["tokenizer.json", "sentencepiece"]
+    file: str
+    bos_id: int | None
+    add_bos: bool
+    eos_ids: tuple[int, ...]
+    chat_template: str | None = None  # file name of a Jinja template; None for a base model
+    instruct: InstructVersion | None = None  # the format of conversations, which wins over the template
+    end_id: int | None = None  # goes behind a whole text that is classified or embedded; never behind a prompt
+
+
+class ParityRow(Record, frozen=True):
+    """One rung of the correctness ladder: what was compared and how far apart the two were."""
+
+    rung: str
+    compared: str
+    max_abs: float
+    max_rel: float
+    top1_agreement: float  # share of steps whose highest logit is the same token
+    bound: float  # on max_rel
+    passed: bool
+
+
+class FileEntry(Record, frozen=True):
+    """One file of the artifact. `blocks` are SHA-256 sums of each 16 MiB block, for hashing in parallel."""
+
+    path: str
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**50)]
+    sha256: Sha256
+    blocks: tuple[Sha256, ...] = ()
+
+
+class Manifest(Record, frozen=True):
+    """Everything that the runtime needs to know, and everything that can be checked before it runs."""
+
+    schema_version: int
+    name: str
+    build_key: str  # identifies the inputs, code and tools that made this artifact
+    model: ModelConfig
+    shape: Shape
+    quantization: Quantization
+    target: TargetSpec
+    graphs: tuple[Graph, ...]
+    weights: tuple[WeightSpec, ...]
+    tokenizer: TokenizerSpec | None
+    overrides: dict[str, int | float | str | bool | tuple[int | None, ...] | None]  # model fields that the YAML changed
+    tools: dict[str, str]  # versions of the tools that made it, "apache-tvm" and "apache-tvm-ffi" among them
+    files: tuple[FileEntry, ...]  # every file but manifest.json and manifest.sig
+    parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
+    kernels: tuple[KernelUsage, ...] = ()  # of CUDA, by name and architecture
+    calls: tuple[KernelCall, ...] = ()  # of CUDA, one for each kernel of ours
+    golden: str | None = None  # the file of golden prompts (`runtime.artifact.golden`); None until `make ship` has run
+
+    @property
+    def cache_dtype(self) -> CacheDType:
+        """What keys and values are stored as."""
+        return CACHE_DTYPES[self.graphs[-1].signature.caches[0].dtype]
+
+
+T = TypeVar("T", bound=Record)
+
+
+def encode(record: Record) -> bytes:
+    """A record as indented JSON with a fixed key order."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+
+
+def decode(data: bytes, kind: type[T], where: str) -> T:
+    """Read a record from JSON; `where` names the file in the `UserError` raised when it does not fit."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where} is not a valid {kind.__name__.lower()}: {error}; compile the artifact again") from error

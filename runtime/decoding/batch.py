@@ -1,0 +1,137 @@
+"""Generation for several sequences at once: each row of a batch with its own positions, sampler and end.
+
+No row sees another: a row's tokens are the same bits whatever the other rows hold. A row that has ended, or that no prompt has filled, is fed
+at a negative position until the last one ends: the kernels neither write nor see such a token, so even full caches stay as they are.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.decoding.sampler import Sampler, SamplingOptions, top_logprobs
+from runtime.errors import UserError
+from runtime.text.stream import FinishReason, Step, TextStream, with_text
+
+FILLER_ID = 0  # any valid id: nothing ever sees it
+HIDDEN = -1  # a position that is neither written nor seen
+
+
+class BatchModel(Protocol):
+    """What batched generation needs of a model that keeps the caches of several sequences."""
+
+    @property
+    def batch(self) -> int:
+        """Rows that every call computes."""
+
+    def room(self) -> int | None:
+        """How many more ids the caches take; None without a limit."""
+
+    def reset(self) -> None:
+        """Forget every id."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """One list of ids per row into empty caches; logits (B, vocab) after each row's last id."""
+
+    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Ids (B, T) at positions first .. first + T - 1 of each row, to logits (B, vocab)."""
+
+
+@dataclass
+class _Row:
+    """One sequence in the making; `left` more ids may come, none once it has ended."""
+
+    index: int  # of its prompt
+    sampler: Sampler
+    text: TextStream | None
+    history: list[int]
+    left: int
+
+    def take(self, logits: NDArray[np.float32], eos_ids: Sequence[int], logprobs: int | None) -> Step:
+        """The next step, with its text, from logits (vocab,)."""
+        step = next_step(logits, self.sampler, self.history, left=self.left, eos_ids=eos_ids, logprobs=logprobs)
+        if self.text is not None:
+            step = next(with_text(iter((step,)), self.text))
+        self.left = self.left - 1 if step.finish_reason is None else 0
+        return step
+
+
+def next_step(logits: NDArray[np.float32], sampler: Sampler, history: list[int], *, left: int, eos_ids: Sequence[int], logprobs: int | None) -> Step:
+    """Draw an id from logits (vocab,) and add it to `history`; `left` ids, this one included, may still come."""
+    token_id = sampler.sample(logits, history)
+    history.append(token_id)
+    reason = finish_reason_of(token_id, left, eos_ids)
+    return Step(token_id, None if logprobs is None else tuple(top_logprobs(logits, logprobs)), reason)
+
+
+def finish_reason_of(token_id: int, left: int, eos_ids: Sequence[int]) -> FinishReason | None:
+    """Why a sequence ends with this id, of which `left`, this one included, may come; None where it goes on."""
+    return "stop" if token_id in eos_ids else "length" if left == 1 else None
+
+
+def row_samplers(options: SamplingOptions, count: int) -> list[Sampler]:
+    """A sampler for each prompt, seeded with the options' seed plus the prompt's index, so that none draws what another leaves."""
+    return [Sampler(options if options.seed is None else replace(options, seed=options.seed + i)) for i in range(count)]
+
+
+def generate_batch(
+    model: BatchModel,
+    prompts: Sequence[Sequence[int]],
+    samplers: Sequence[Sampler],
+    *,
+    max_tokens: int,
+    eos_ids: Sequence[int],
+    logprobs: int | None = None,
+    texts: Sequence[TextStream] = (),
+) -> Iterator[tuple[int, Step]]:
+    """Steps of all prompts with the prompt's index, as many prompts side by side as the model has rows, then the next ones.
+
+    Each prompt ends by itself: at an end of sequence, a stop string, `max_tokens`, or when its own caches are full. `texts`, one a prompt, put
+    text into the steps. The model is empty afterwards. Raises `UserError` before the first step when any prompt is empty or does not fit.
+    """
+    assert len(samplers) == len(prompts)
+    assert len(texts) in (0, len(prompts))
+    model.reset()
+    slots = model.room()
+    check_prompts(prompts, max_tokens, slots)
+    rows = [
+        _Row(i, sampler, texts[i] if texts else None, list(prompt), max_tokens if slots is None else min(max_tokens, slots - len(prompt) + 1))
+        for i, (prompt, sampler) in enumerate(zip(prompts, samplers, strict=True))
+    ]
+    for start in range(0, len(rows), model.batch):
+        try:
+            yield from _generate_side_by_side(model, rows[start : start + model.batch], eos_ids, logprobs)
+        finally:
+            model.reset()
+
+
+def _generate_side_by_side(model: BatchModel, rows: Sequence[_Row], eos_ids: Sequence[int], logprobs: int | None) -> Iterator[tuple[int, Step]]:
+    """Steps of at most as many rows as the model has, from empty caches."""
+    unused = model.batch - len(rows)
+    logits = model.prefill([*(row.history for row in rows), *([[FILLER_ID]] * unused)])
+    ids = np.full((model.batch, 1), FILLER_ID, np.int64)
+    first = np.full(model.batch, HIDDEN, np.int64)
+    while True:
+        for i, row in enumerate(rows):
+            if row.left:
+                step = row.take(logits[i], eos_ids, logprobs)
+                ids[i] = step.token_id
+                first[i] = len(row.history) - 1 if row.left else HIDDEN
+                yield row.index, step
+        if not any(row.left for row in rows):
+            return
+        logits = model.step(1, ids, first)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], max_tokens: int, slots: int | None) -> None:
+    """Raise `UserError` for what would fail later; `slots` is the room of empty caches, None without a limit."""
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}, expected at least 1")
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise UserError(f"prompt {number} has no tokens, expected at least one; pass some text")
+        if slots is not None and len(prompt) > slots:
+            remedy = "shorten it, or compile with a larger shape.cache_len"
+            raise UserError(f"prompt {number} has {len(prompt)} tokens, expected at most {slots}, the slots of a cache: {remedy}")

@@ -1,0 +1,82 @@
+"""Whole texts through an artifact whose head generates nothing: what the commands that classify and embed share."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime import cli
+from runtime.artifact.manifest import HeadName, ModelConfig
+from runtime.errors import UserError
+from runtime.text.tokenizer import Tokenizer, open_tokenizer
+
+FILLER_ID = 0  # what a row without a text holds: any valid id, since no row sees another
+
+Outputs = NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """What encoding needs of an engine."""
+
+    @property
+    def batch(self) -> int:
+        """Rows that every call computes."""
+
+    def encode(self, texts: Sequence[Sequence[int]]) -> list[Outputs]:
+        """What the head gives for one list of ids per row: (tokens, n_outputs), or (1, n_outputs) for the last token."""
+
+
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """An artifact that is ready to encode, and its tokenizer."""
+
+    engine: Encoder
+    model: ModelConfig
+    tokenizer: Tokenizer
+
+    def ids(self, text: str) -> list[int]:
+        """A whole text as the model was trained on it: behind bos and before the id that ends a text, where the tokenizer puts them."""
+        end_id = self.tokenizer.spec.end_id
+        return self.tokenizer.encode(text) + ([] if end_id is None else [end_id])
+
+    def inside(self, ids: Sequence[int]) -> range:
+        """Which of the ids of `ids()` are the text's own."""
+        spec = self.tokenizer.spec
+        return range(int(spec.add_bos and spec.bos_id is not None), len(ids) - int(spec.end_id is not None))
+
+
+def encode_all(engine: Encoder, texts: Sequence[Sequence[int]]) -> Iterator[Outputs]:
+    """`Encoder.encode` for any number of texts: as many side by side as the engine has rows, the last group filled up."""
+    for start in range(0, len(texts), engine.batch):
+        group = texts[start : start + engine.batch]
+        yield from engine.encode([*group, *([[FILLER_ID]] * (engine.batch - len(group)))])[: len(group)]
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities over the last axis."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    result: NDArray[np.float64] = shifted / shifted.sum(-1, keepdims=True)
+    return result
+
+
+def encode_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the artifact and the flags that every command on whole texts takes."""
+    parser = argparse.ArgumentParser(prog=f"python -m {command}", description=description)
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
+    parser.add_argument("--text", action="append", required=True, metavar="TEXT", help="may be given several times")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with one object a text")
+    return parser
+
+
+def open_encoder(artifact: Path, threads: int | None, heads: Sequence[HeadName]) -> OpenedEncoder:
+    """Open an artifact with one of the `heads`; raises `UserError` for any other and for one without a tokenizer."""
+    engine = cli.open_batch_engine(artifact, threads, heads)
+    spec = engine.manifest.tokenizer
+    if spec is None:
+        raise UserError(f"{artifact} has no tokenizer, and --text needs one; compile a checkpoint that has one")
+    return OpenedEncoder(engine, engine.manifest.model, open_tokenizer(spec, engine.folder))

@@ -1,0 +1,1 @@
+"""An opened artifact in memory, on each kind of machine."""

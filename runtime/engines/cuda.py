@@ -1,0 +1,84 @@
+"""An artifact on a CUDA device: weights and caches lie there, ids and positions are copied there, and a call is one captured graph.
+
+Loading ends with one run of each function on padding, which touches no cache but loads kernels and makes the workspace that will be needed. The
+next call of a function records its launches without running them, and from then on a call is a launch of that graph, which reads ids, positions,
+caches and weights from where they were. Outputs come back into pinned memory, and nothing else is waited for. Steps that draw their own ids
+(`runtime.engines.cuda_draws`) leave the outputs where they are.
+
+One model a process, called by one thread: TVM's workspace for what a kernel keeps between its launches is the thread's, and a page of it is freed
+where a larger one is asked for. A second model could free what the first one's graphs point to.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import Manifest
+from runtime.engines.cuda_device import Device
+from runtime.engines.cuda_draws import CudaDraws
+from runtime.engines.cuda_function import GraphFunction
+from runtime.engines.loaded import PADDING_ID, SMALLER, Loaded, device_bytes
+from runtime.engines.tvm_runtime import CPU_DEVICE, CUDA_DEVICE, kernel_of, open_library, start_machine
+from runtime.errors import UserError
+
+
+def load(opened: Artifact, threads: int) -> Loaded:
+    """Bring an artifact onto the first device; raises `UserError` when there is no driver, no fitting device or too little memory."""
+    return load_library(Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.library, opened.weights())
+
+
+def load_library(device: Device, manifest: Manifest, library: Path, arrays: Mapping[str, NDArray[Any]]) -> Loaded:
+    """Bring a compiled library and weights by name onto a device; raises `UserError` when they do not fit its free memory."""
+    check_memory(device_bytes(manifest), device.memory.free_bytes())
+    opened = open_library(device.ffi, library)
+    machine = start_machine(opened, CUDA_DEVICE, CPU_DEVICE)
+    weights = [device.tensor(spec) for spec in manifest.weights]
+    with progress("loading weights", sum(array.nbytes for array in arrays.values())) as advance:
+        device.memory.upload(((tensor.data_ptr(), arrays[spec.name]) for tensor, spec in zip(weights, manifest.weights, strict=True)), advance)
+    device.memory.drop_stages()  # nothing as large follows
+    caches = [device.tensor(spec) for spec in manifest.graphs[-1].signature.caches]
+    functions = {graph.tokens: GraphFunction(device, machine[graph.name], graph, [*caches, *weights]) for graph in manifest.graphs}
+    for tokens, function in functions.items():
+        ids, positions = function.inputs
+        ids[...] = PADDING_ID
+        positions[...] = np.arange(-tokens, 0)
+        function()
+    sample = next((call.kernel for call in manifest.calls if call.op == "sample"), None)
+    draws = None
+    if sample is not None:
+        draws = CudaDraws(device, functions[1], kernel_of(opened, sample))
+        draws.begin(PADDING_ID, -1)
+        draws.start(temperature=1.0, top_k=1, draw=0.0)
+        draws.finish()
+    return Loaded({tokens: function.inputs for tokens, function in functions.items()}, dict(functions), caches, draws)
+
+
+def check_memory(needed: int, free: int) -> None:
+    """Raise `UserError` unless `needed` bytes fit into the `free` ones of a device."""
+    if needed > free:
+        raise UserError(
+            f"the GPU has {free / 1e9:,.1f} GB free, but weights, caches and workspace take {needed / 1e9:,.1f} GB; end what else runs there, "
+            f"or {SMALLER}"
+        )
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A line on a terminal that counts bytes; nothing elsewhere."""
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if sys.stderr.isatty():
+            print(f"\r{what} {done / 1e9:6.2f} of {total / 1e9:.2f} GB", end="", file=sys.stderr, flush=True)
+
+    yield advance
+    if sys.stderr.isatty():
+        print(file=sys.stderr)

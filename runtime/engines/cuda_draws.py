@@ -1,0 +1,72 @@
+"""Decode steps that draw their own ids on the device (`runtime.engines.loaded.Draws`): one graph is a decode, the draw, and the next step's id and position.
+
+A step's options go up and its id comes down through pinned memory, of which two steps that are on their way each have their own. So the device goes
+from step to step by itself, and the host waits for nothing but an id.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from runtime.artifact.manifest import TensorSpec
+from runtime.engines.cuda_device import Device
+from runtime.engines.cuda_function import GraphFunction, RecordedCall
+from runtime.engines.loaded import STEPS_ON_THEIR_WAY
+
+OPTIONS = TensorSpec(name="options", shape=(3,), dtype="float32")
+TOKEN = TensorSpec(name="token", shape=(1,), dtype="int64")
+
+
+class CudaDraws:
+    """`runtime.engines.loaded.Draws` of a decode graph and the library's kernel `sample`."""
+
+    def __init__(self, device: Device, decode: GraphFunction, sample: Callable[..., Any]) -> None:
+        self._memory = device.memory
+        self._on_stream = device.on_stream
+        self._decode = decode
+        self._sample = sample
+        self._options, self._token = device.tensor(OPTIONS), device.tensor(TOKEN)
+        self._slots = [
+            (device.memory.pinned(OPTIONS.shape, np.float32), device.memory.pinned(TOKEN.shape, np.int64), device.memory.event())
+            for _ in range(STEPS_ON_THEIR_WAY)
+        ]
+        self._step = RecordedCall(device.memory)
+        self._started = self._finished = 0
+
+    def _run(self) -> Any:  # noqa: ANN401 (a tensor)
+        logits = self._decode.run()
+        with self._on_stream():
+            self._sample(logits, self._options, *self._decode.on_device, self._token)
+        return logits
+
+    def begin(self, token_id: int, position: int) -> None:
+        """The id that the next step is fed, and its position."""
+        self.abandon()
+        ids, positions = self._decode.inputs
+        ids[...], positions[...] = token_id, position
+        self._decode.send_inputs()
+
+    def start(self, temperature: float, top_k: int, draw: float) -> None:
+        """Start a step."""
+        assert self._started - self._finished < STEPS_ON_THEIR_WAY
+        options, token, event = self._slots[self._started % STEPS_ON_THEIR_WAY]
+        options[...] = temperature, top_k, draw
+        self._memory.to_device(self._options.data_ptr(), options)
+        self._step(self._run)
+        self._memory.to_host(token, self._token.data_ptr())
+        self._memory.mark(event)
+        self._started += 1
+
+    def finish(self) -> int:
+        """The id that the oldest step on its way has drawn."""
+        assert self._finished < self._started
+        _, token, event = self._slots[self._finished % STEPS_ON_THEIR_WAY]
+        self._memory.wait_for(event)
+        self._finished += 1
+        return int(token[0])
+
+    def abandon(self) -> None:
+        """Wait for the steps on their way, and forget what they drew."""
+        self._memory.wait()
+        self._finished = self._started

@@ -1,0 +1,74 @@
+"""Calls of compiled functions on a device, each of which becomes a launch of a recorded graph."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.artifact.manifest import CALL_INPUTS, Graph
+from runtime.engines.cuda_device import Device
+from runtime.engines.cuda_memory import CudaMemory
+
+
+class RecordedCall:
+    """Something that launches kernels, always on the same memory: run as it is the first time, then recorded, and launched from there.
+
+    It is handed what to run and does not keep it: who is run holds weights, and would hold them as long as both held each other.
+    """
+
+    def __init__(self, memory: CudaMemory) -> None:
+        self._memory = memory
+        self._output: Any = None  # of the plain run; then of the recorded one, which must stay where it is
+        self._graph: Any = None
+
+    def __call__(self, run: Callable[[], Any]) -> Any:  # noqa: ANN401 (a tensor)
+        """Start it, which is the same each time; what it gives, whose memory the next call uses again."""
+        if self._output is None:
+            self._output = run()
+            return self._output
+        if self._graph is None:
+            self._memory.wait()
+            self._output = None
+            self._graph = self._memory.record(lambda: self._keep(run()))
+        self._memory.launch(self._graph)
+        return self._output
+
+    def _keep(self, output: Any) -> None:  # noqa: ANN401
+        self._output = output
+
+
+class GraphFunction:
+    """One compiled graph on its tensors: `inputs` are pinned ids and positions (B, T), which a call reads."""
+
+    def __init__(self, device: Device, function: Callable[..., Any], graph: Graph, rest: Sequence[Any]) -> None:
+        self._memory = device.memory
+        self._on_stream = device.on_stream
+        self._function = function
+        self._rest = rest  # caches and weights
+        ids, positions = graph.signature.inputs[:CALL_INPUTS]
+        self.inputs: tuple[NDArray[np.int64], NDArray[np.int64]] = (
+            device.memory.pinned(ids.shape, np.int64),
+            device.memory.pinned(positions.shape, np.int64),
+        )
+        self.on_device = (device.tensor(ids), device.tensor(positions))
+        self._outputs = device.memory.pinned(graph.signature.outputs[0].shape, np.float32)
+        self._call = RecordedCall(device.memory)
+
+    def run(self) -> Any:  # noqa: ANN401 (a tensor)
+        """Launch the function's kernels on the ids and positions that are on the device; its outputs there."""
+        with self._on_stream():
+            return self._function(*self.on_device, *self._rest)
+
+    def send_inputs(self) -> None:
+        """Start the copy of the inputs to the device."""
+        for array, tensor in zip(self.inputs, self.on_device, strict=True):
+            self._memory.to_device(tensor.data_ptr(), array)
+
+    def __call__(self) -> NDArray[np.float32]:
+        """The outputs (B, T or 1, n_outputs) for the inputs as they are now, in pinned memory that the next call uses again."""
+        self.send_inputs()
+        outputs = self._call(self.run)
+        self._memory.to_host(self._outputs, outputs.data_ptr())
+        self._memory.wait()
+        return self._outputs

@@ -1,0 +1,260 @@
+"""The engine: one opened artifact with its caches, fed with token ids, answering logits, or what another head gives.
+
+Caches are rings: the key of position p lies in slot p mod W, and the compiled functions update them in place. A prompt runs in chunks; where
+the first chunk is not full it is padded on the left with negative positions, which the kernels neither write nor see.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import CALL_INPUTS, HEADS, Manifest, TensorSpec
+from runtime.artifact.signing import key_of_environment
+from runtime.artifact.tensor_file import numpy_dtype
+from runtime.decoding.sampler import NOT_FINITE, Sampler, SamplingOptions
+from runtime.engines.loaded import PADDING_ID, STEPS_ON_THEIR_WAY, Loaded
+from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
+from runtime.errors import UserError
+
+ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
+
+
+@dataclass
+class Engine:
+    """An artifact ready to run. `lengths` counts the tokens that each batch row has been fed."""
+
+    manifest: Manifest
+    folder: Path
+    loaded: Loaded
+    lengths: NDArray[np.int64] = field(init=False)
+    _turn: object = field(init=False, default=None)  # whose the steps on their way are
+
+    def __post_init__(self) -> None:
+        self.lengths = np.zeros(self.batch, np.int64)
+
+    @classmethod
+    def open(cls, artifact: Path, *, threads: int | None = None, public_key: Path | None = None) -> Self:
+        """Open an artifact, checked in full first; `threads` defaults to the cores that this process may use.
+
+        `public_key`, or the one that the environment names, must have signed it.
+        """
+        opened = Artifact.open(artifact, public_key=public_key or key_of_environment())
+        load = load_cuda if opened.manifest.target.kind == "cuda" else load_cpu
+        return cls(opened.manifest, opened.folder, load(opened, threads or len(os.sched_getaffinity(0))))
+
+    @property
+    def batch(self) -> int:
+        """Rows that every call computes."""
+        return self.manifest.shape.batch
+
+    @property
+    def caches(self) -> list[Any]:
+        """One for each cache of the signature: arrays on a CPU, tensors on a GPU."""
+        return self.loaded.caches
+
+    @property
+    def position(self) -> int:
+        """Tokens fed so far (row 0)."""
+        return int(self.lengths[0])
+
+    def room(self) -> int | None:
+        """How many more tokens fit the caches; None when every layer has a window, so that any number does."""
+        if all(self.manifest.model.sliding_window):
+            return None
+        return self.manifest.shape.cache_len - int(self.lengths.max())
+
+    def reset(self) -> None:
+        """Forget everything fed so far. Stale slots need no clearing: no position that could see them is ever asked for."""
+        self.lengths[:] = 0
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Append one list of ids to each row; float32 logits (B, vocab) after each row's last token.
+
+        Rows may differ in length while the engine is empty; after that, they must be equally long. Raises `UserError` for ids outside the
+        vocabulary, empty or uneven prompts, prompts that do not fit the caches, and a head that generates no text.
+        """
+        self._check_head(generates=True)
+        self._check(prompts)
+        logits = np.empty(0, np.float32)
+        for outputs in self._chunks(prompts):
+            logits = outputs[:, -1].copy()
+        return logits
+
+    def encode(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """What the head gives for one list of ids per row, from empty caches: for each row (tokens, n_outputs), or (1, n_outputs) for the last token.
+
+        Rows may differ in length; the caches are empty afterwards. Raises `UserError` as `prefill`, and for a head that generates text.
+        """
+        self._check_head(generates=False)
+        self.reset()
+        self._check(texts)
+        every_token = HEADS[self.manifest.model.head].every_token
+        columns = [outputs.copy() for outputs in self._chunks(texts)]
+        self.reset()
+        joined = np.concatenate(columns if every_token else columns[-1:], axis=1)
+        return [joined[row, -len(text) if every_token else -1 :] for row, text in enumerate(texts)]
+
+    def _chunks(self, prompts: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
+        """Append one list of ids to each row, chunk by chunk: the outputs of each call, which the next call overwrites."""
+        longest = max(len(prompt) for prompt in prompts)
+        sizes = chunk_sizes(longest, tuple(self.loaded.functions), may_pad=self.position == 0, may_decode=self.manifest.model.generates)
+        padded = sum(sizes)
+        ids = np.full((self.batch, padded), PADDING_ID, np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, padded - len(prompt) :] = prompt
+        first = self.lengths + np.array([len(prompt) for prompt in prompts]) - padded  # position of each row's first column
+        start = 0
+        for size in sizes:
+            yield self._call(size, ids[:, start : start + size], first + start)
+            start += size
+        self.lengths += [len(prompt) for prompt in prompts]
+
+    def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append one id to each row; float32 logits (B, vocab). Raises `UserError` as `prefill`."""
+        self._check_head(generates=True)
+        prompts = [[token_id] for token_id in ids]
+        self._check(prompts)
+        logits = self.step(1, np.array(prompts, np.int64), self.lengths)
+        self.lengths += 1
+        return logits
+
+    def can_draw(self, options: SamplingOptions) -> bool:
+        """Whether `draw` can take the place of `decode` and a sampler with these options."""
+        return self.loaded.draws is not None and options.top_k_alone
+
+    def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
+        """As `decode` and `Sampler.sample` by turns, but for the rounding of float32: `steps` ids from `token_id` on, where `can_draw`.
+
+        The next step is started before an id is given out, so that the device need not wait for whoever asks for ids; its column is not counted until
+        the id after it is asked for, and lies where that of any other id would. An iterator ends when another one begins. Raises `UserError` as
+        `decode`, and for any logit that is infinite or no number.
+        """
+        draws, room = self.loaded.draws, self.room()
+        assert draws is not None
+        assert room is None or steps <= room
+        self._check([[token_id]])
+        draws.begin(token_id, self.position)
+        turn = self._turn = object()
+        ahead: list[tuple[float, int, float]] = []  # the options of the steps on their way
+        try:
+            for left in range(steps, 0, -1):
+                while len(ahead) < min(STEPS_ON_THEIR_WAY, left):
+                    ahead.append(sampler.device_options())
+                    draws.start(*ahead[-1])
+                drawn = draws.finish()
+                ahead.pop(0)
+                if drawn < 0:
+                    raise UserError(NOT_FINITE)
+                self.lengths += 1
+                yield drawn
+                if self._turn is not turn:
+                    return
+        finally:
+            sampler.take_back(ahead)
+            if self._turn is turn:
+                draws.abandon()
+
+    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+        """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to the last token's outputs (B, n_outputs)."""
+        return self._call(tokens, ids, first)[:, -1].copy()
+
+    def _call(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `step`, to outputs (B, T, n_outputs) or (B, 1, n_outputs) in memory that the machine uses again."""
+        id_buffer, position_buffer = self.loaded.inputs[tokens]
+        id_buffer[...] = ids
+        position_buffer[...] = first[:, None] + np.arange(tokens)
+        return self.loaded.functions[tokens]()
+
+    def _check_head(self, *, generates: bool) -> None:
+        model = self.manifest.model
+        if model.generates != generates:
+            use = "generates text" if model.generates else "generates none"
+            raise UserError(f"the artifact {self.manifest.name} has the head {model.head}, which {use}; run `python -m {HEADS[model.head].command}`")
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Everything that could make a call wrong is refused before the caches change."""
+        if len(prompts) != self.batch:
+            raise UserError(f"{len(prompts)} sequences were given, expected shape.batch = {self.batch}, which the artifact was compiled for")
+        if not all(len(prompt) for prompt in prompts):
+            raise UserError("a prompt is empty; expected at least one token")
+        if self.position > 0 and len({len(prompt) for prompt in prompts}) > 1:
+            raise UserError("rows of a batch can only be continued by equally many tokens; give them at once, or reset first")
+        vocab_size = self.manifest.model.vocab_size
+        for prompt in prompts:
+            if min(prompt) < 0 or max(prompt) >= vocab_size:
+                raise UserError(f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of {vocab_size}")
+        room, longest = self.room(), max(len(prompt) for prompt in prompts)
+        if room is not None and longest > room:
+            cache_len = self.manifest.shape.cache_len
+            raise UserError(
+                f"{longest} more tokens do not fit: the caches have {room} of {cache_len} slots free; compile with a larger shape.cache_len"
+            )
+
+
+def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool, may_decode: bool = True) -> list[int]:
+    """Sizes of the calls that feed `length` tokens, in order; `available` are the graphs' sizes, 1 (decode) among them if `may_decode`.
+
+    Greedy, largest first. What is left below the smallest chunk fills one more such chunk, padded and put first, where `may_pad`; else, or if it
+    is a single token and `may_decode`, it is fed token by token. So the sum exceeds `length` by less than the first size, and only where that is
+    a chunk.
+    Worked example with sizes 16, 4 and 1: 23 tokens are 4 + 16 + 4 with one padded, or 16 + 4 + 1 + 1 + 1 without padding.
+    """
+    assert may_pad or may_decode, "nothing could feed the tokens that are left"
+    chunks = sorted(available, reverse=True)[: -1 if may_decode else None]
+    sizes: list[int] = []
+    rest = length
+    for chunk in chunks:
+        sizes += [chunk] * (rest // chunk)
+        rest %= chunk
+    if may_pad and chunks and rest > int(may_decode):
+        return [chunks[-1], *sizes]
+    return sizes + [1] * rest
+
+
+def load_cuda(opened: Artifact, threads: int) -> Loaded:
+    """As `runtime.engines.cuda.load`, which only a CUDA artifact needs."""
+    from runtime.engines import cuda
+
+    return cuda.load(opened, threads)
+
+
+def load_cpu(opened: Artifact, threads: int) -> Loaded:
+    """An artifact in this process: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
+    manifest = opened.manifest
+    ffi = load_runtime(threads)
+    machine = start_machine(open_library(ffi, opened.library), CPU_DEVICE)
+    mapped = opened.weights()
+    weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
+    caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]
+    cache_tensors = [_tensor(ffi, cache) for cache in caches]
+    inputs, functions = {}, {}
+    for graph in manifest.graphs:
+        ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:CALL_INPUTS])
+        inputs[graph.tokens] = (ids, positions)
+        functions[graph.tokens] = _bound(machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights])
+    return Loaded(inputs, functions, caches)
+
+
+def _bound(function: Callable[..., Any], arguments: list[Any]) -> Callable[[], NDArray[np.float32]]:
+    """A compiled function with its arguments, whose memory stays the same."""
+    return lambda: np.asarray(np.from_dlpack(function(*arguments)), np.float32)
+
+
+def _aligned(spec: TensorSpec) -> NDArray[Any]:
+    """A zeroed array whose data begins at a multiple of ALIGNMENT."""
+    dtype = numpy_dtype(spec.dtype)
+    nbytes = int(np.prod(spec.shape)) * dtype.itemsize
+    buffer = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + nbytes].view(dtype).reshape(spec.shape)
+
+
+def _tensor(ffi: Any, array: NDArray[Any]) -> Any:  # noqa: ANN401
+    """A tensor that shares the array's memory."""
+    return ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)

@@ -1,0 +1,73 @@
+"""TVM's runtime without its compiler: `tvm_ffi` and libtvm_runtime, and a compiled library opened as a virtual machine."""
+
+import ctypes
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+
+RUNTIME_LIBRARY = "libtvm_runtime.so"
+CUDA_LIBRARIES = ("libcudart.so.13", "libtvm_runtime_cuda.so")  # in the order in which they are loaded
+CPU_DEVICE, CUDA_DEVICE = (1, 0), (2, 0)  # kind and number
+POOLED_ALLOCATOR = 2
+
+
+def import_ffi() -> Any:  # noqa: ANN401 (a module)
+    """`tvm_ffi`; where torch is installed too, it is hidden during the import, which would otherwise load all of it."""
+    if "tvm_ffi" in sys.modules or "torch" in sys.modules:
+        import tvm_ffi
+
+        return tvm_ffi
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    finally:
+        del sys.modules["torch"]
+    return tvm_ffi
+
+
+def load_runtime(threads: int) -> Any:  # noqa: ANN401
+    """`tvm_ffi` with TVM's runtime loaded and its thread pool set to `threads`; raises `UserError` when the runtime is not installed."""
+    os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, at the pool's first use
+    ffi = import_ffi()
+    if ffi.get_global_func("vm.builtin.reshape", allow_missing=True) is None:  # else the compiler, which contains the runtime, is loaded
+        ctypes.CDLL(str(find_library(RUNTIME_LIBRARY)), ctypes.RTLD_GLOBAL)
+    return ffi
+
+
+def find_library(name: str) -> Path:
+    """A shared library of the runtime: in this package's lib/ (as shipped), or in the installed packages of a compile host."""
+    folders = [Path(__file__).parents[1] / "lib"]
+    spec = importlib.util.find_spec("tvm")
+    if spec is not None and spec.origin is not None:
+        folders += [Path(spec.origin).parent, Path(spec.origin).parent / "lib"]
+    with suppress(PackageNotFoundError):
+        folders += [Path(str(file.locate())).parent for file in distribution("nvidia-cuda-runtime").files or () if file.name == name]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{name} was not found in {', '.join(map(str, folders))}; use the runtime folder that was shipped, or run `make setup`")
+
+
+def open_library(ffi: Any, path: Path) -> Any:  # noqa: ANN401
+    """A compiled library."""
+    return ffi.load_module(str(path.resolve()))
+
+
+def kernel_of(library: Any, name: str) -> Callable[..., Any]:  # noqa: ANN401
+    """A kernel of an open library, to be called with its tensors."""
+    kernel: Callable[..., Any] = library.imports[0][name]
+    return kernel
+
+
+def start_machine(library: Any, *devices: tuple[int, int]) -> Any:  # noqa: ANN401
+    """The virtual machine of an open library on these devices, the host's last; its functions are items by name."""
+    machine = library["vm_load_executable"]()
+    machine["vm_initialization"](*(part for device in devices for part in (*device, POOLED_ALLOCATOR)))
+    return machine

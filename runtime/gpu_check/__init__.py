@@ -1,0 +1,1 @@
+"""Kernels of a CUDA library against references and this GPU's limits; shipped by `build.gpucheck` alone."""

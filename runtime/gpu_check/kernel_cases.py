@@ -1,0 +1,356 @@
+"""Seeded inputs for each kernel of a CUDA library, and what it must give for them: references in float64, with numpy alone.
+
+References are computed for a sample of rows and outputs, so that a model's full sizes take seconds; that every output is written is checked on
+all of it. Bounds follow from float32 (`runtime.gpu_check.packed_matrix.sum_error`), and from float16 where activations may be rounded to it; exp is CUDA's,
+to 2 ulp.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from runtime.artifact.manifest import KernelCall, TensorSpec
+from runtime.artifact.tensor_file import numpy_dtype
+from runtime.gpu_check.packed_matrix import EPS, PANEL, Array, PackedMatrix, Stored
+from runtime.gpu_check.random_tensors import Random
+
+ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
+BLOCK_PANELS = 64  # of a matrix, in float64 at once
+HALF_ULP = 2.0**-11  # of float16, relative
+SMALL = 2.0**-7  # of an x in front of a norm
+NORM_ERROR = 64 * EPS  # of a norm: no thread sums more than some dozens of squares, nor the lanes after it; then a root, a division, products
+SMALLEST_HALF = 2.0**-24  # step of float16 near 0
+TEMPERATURE, TOP_K = 0.75, 40  # of a sampled id
+LONGEST_CONTEXT = 131072  # of any model of the family
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a part of one parameter must hold afterwards, and how far it may be off."""
+
+    parameter: int
+    part: Callable[[Array], Array]
+    values: Array
+    bound: Array
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One call of a kernel: an array for each parameter, which of them are weights and caches, and what must come out."""
+
+    arrays: list[Array]
+    held: tuple[int, ...]  # parameters that a call reads from memory each time: weights, caches
+    output: int  # the parameter that is written whole
+    expected: tuple[Expected, ...]
+
+    @property
+    def compared(self) -> set[int]:
+        """The parameters that are looked at afterwards."""
+        return {self.output, *(check.parameter for check in self.expected)}
+
+    def error(self, found: Sequence[Array]) -> float:
+        """The largest error as a share of its bound; infinite where a number is not finite."""
+        if not all(np.isfinite(found[i]).all() for i in self.compared):
+            return float("inf")
+        return max(_share(check.part(found[check.parameter]).astype(np.float64) - check.values, check.bound) for check in self.expected)
+
+
+def _share(difference: Array, bound: Array) -> float:
+    with np.errstate(over="ignore"):  # any difference is far beyond a bound of zero
+        worst = np.abs(difference) / np.maximum(bound, np.finfo(np.float64).tiny)
+    return float(worst.max(initial=0.0))
+
+
+def case_of(call: KernelCall, *, half: bool, seed: int = 0) -> KernelCase:
+    """Inputs and expectations for one kernel.
+
+    Where `half`, kernels of several rows may round what they multiply to float16, as tensor cores take it.
+    """
+    rounding = HALF_ULP if half and _rows(call) > 1 else 0.0
+    return MAKERS[call.op](call, Random(seed), rounding)
+
+
+def _rows(call: KernelCall) -> int:
+    """Rows of one call's products: its tokens, in attention those of one sequence."""
+    first = call.arguments[0]
+    if isinstance(first, Mapping):
+        return prod(first["lead"]) if "lead" in first else int(first["tokens"])
+    return prod(first) if isinstance(first, Sequence) else 1
+
+
+def empty(spec: TensorSpec) -> Array:
+    """What an output or scratch holds before it is written: no number where there is such a thing."""
+    dtype = numpy_dtype(spec.dtype)
+    return np.full(spec.shape, np.nan if dtype.kind == "f" else -(2**20), dtype)
+
+
+def _matrix(
+    call: KernelCall, random: Random, names: Sequence[str], n: int, k: int, stored: Stored, stacked: int = 1
+) -> tuple[list[Array], list[PackedMatrix]]:
+    """The arrays of the parameters `names` (numbers, scales, zero points, as far as there are any), and the matrices that they hold."""
+    specs = {spec.name: spec for spec in call.parameters}
+    arrays = [random.weight(specs[name], stored, k) if name in specs else None for name in names]
+    parts = [[None] * stacked if array is None else np.split(array, stacked) for array in arrays]
+    matrices = [PackedMatrix(stored, n, k, *(part[i] for part in parts)) for i in range(stacked)]  # type: ignore[arg-type]
+    return [array for array in arrays if array is not None], matrices
+
+
+def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
+    """y = x W^T, with a norm of x in front and SwiGLU or the residual behind where there are any. x is exact in float16.
+
+    What is rounded to float16 before it is multiplied adds its share of the product's size: a normed x, and int4 weights.
+    """
+    (arguments,) = call.arguments
+    n, k, x_spec = arguments["n"], arguments["k"], call.parameters[0]
+    stored, eps = Stored.of(arguments["weight"]), arguments["norm_eps"]
+    halves = 2 if arguments["swiglu"] else 1
+    names = [spec.name for spec in call.parameters]
+    x = random.normal(x_spec.shape, "float16", 1.0 if eps is None else SMALL).astype(np.float32)
+    gain = [random.uniform((k,), 0.5, 1.5, "float32")] if "gain" in names else []
+    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, stored)
+    residual = [random.normal(call.parameters[names.index("residual")].shape)] if "residual" in names else []
+    y_rows = random.sample(prod(arguments["lead"]), ROWS)
+    last_of = arguments["last_of"]
+    wide = x.reshape(-1, k)[y_rows if last_of is None else [i * last_of + last_of - 1 for i in y_rows]].astype(np.float64)
+    if gain:
+        wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * gain[0]
+    loss = NORM_ERROR * len(gain) + rounding * (len(gain) + (stored.dtype == "int4"))  # of what is multiplied, each by itself
+    output, n_out = len(call.parameters) - 1, n // halves
+    expected = []
+    for p in random.sample(-(-n_out // PANEL), PANELS):
+        columns = slice(p * PANEL, min((p + 1) * PANEL, n_out))
+        results = [_lossy(matrix, wide, half * n_out // PANEL + p, loss, one=len(y_rows) == 1) for half in range(halves)]
+        values, bound = _gated_products(*results) if halves == 2 else results[0]
+        if residual:
+            values = values + residual[0].reshape(-1, n_out)[y_rows, columns]
+            bound = bound + EPS * np.abs(values)
+        expected.append(Expected(output, lambda y, columns=columns: y.reshape(-1, n_out)[y_rows, columns], values, bound))  # type: ignore[misc]
+    held = tuple(i for i, name in enumerate(names) if name in ("w", "s", "z"))
+    return KernelCase([x, *gain, *weights, *residual, empty(call.parameters[output])], held, output, tuple(expected))
+
+
+def _lossy(matrix: PackedMatrix, x: Array, p: int, loss: float, *, one: bool) -> tuple[Array, Array]:
+    """x times one panel, and the bound, where the numbers that are multiplied are off by a relative `loss`; x may be `one` row."""
+    values, bound = matrix.times(x, p, p + 1, mantissas=one)
+    return values, bound + loss * (np.abs(x) @ np.abs(matrix.rows(p, p + 1)).T)
+
+
+def _gated_products(gate: tuple[Array, Array], up: tuple[Array, Array]) -> tuple[Array, Array]:
+    """silu(gate) * up of two products with their bounds: silu has a slope of at most 1.1, and some roundings of its own."""
+    (gate_values, gate_bound), (up_values, up_bound) = gate, up
+    silu = gate_values / (1 + np.exp(-gate_values))
+    values = silu * up_values
+    return values, 1.1 * gate_bound * (np.abs(up_values) + up_bound) + np.abs(silu) * up_bound + 4 * EPS * np.abs(values)
+
+
+def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """Rows of a matrix; exact, but for the rounding of an int8 number times its scale."""
+    (arguments,) = call.arguments
+    n, k = arguments["n"], arguments["k"]
+    ids = random.whole(call.parameters[0].shape, 0, n, "int64")
+    ids.flat[0] = n - 1
+    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, Stored.of(arguments["weight"]))
+    rows = random.sample(ids.size, ROWS)
+    values = np.concatenate([matrix.rows(t // PANEL, t // PANEL + 1)[t % PANEL : t % PANEL + 1] for t in ids.reshape(-1)[rows]])
+    output = len(call.parameters) - 1
+    expected = Expected(output, lambda y: y.reshape(-1, k)[rows], values, EPS * np.abs(values))
+    return KernelCase([ids, *weights, empty(call.parameters[output])], tuple(range(1, output)), output, (expected,))
+
+
+def _rms_norm(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """x / sqrt(mean(x^2) + eps) * weight, of an x that is so small that eps counts."""
+    _, dim, eps = call.arguments
+    x, weight = random.normal(call.parameters[0].shape, scale=SMALL), random.normal((dim,))
+    wide = x.astype(np.float64)
+    values = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * weight
+    expected = Expected(2, lambda y: y, values, NORM_ERROR * np.abs(values))
+    return KernelCase([x, weight, empty(call.parameters[2])], (1,), 2, (expected,))
+
+
+def _swiglu(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """silu(gate) * up: exp to 2 ulp, an addition, a division, a product."""
+    both = random.normal(call.parameters[0].shape, scale=4.0)
+    gate, up = np.split(both.astype(np.float64), 2, axis=-1)
+    values, bound = _gated_products((gate, np.zeros(1)), (up, np.zeros(1)))
+    return KernelCase([both, empty(call.parameters[1])], (), 1, (Expected(1, lambda y: y, values, bound),))
+
+
+def _residual(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """a + b, rounded once."""
+    a, b = (random.normal(spec.shape) for spec in call.parameters[:2])
+    values = a.astype(np.float64) + b
+    return KernelCase([a, b, empty(call.parameters[2])], (), 2, (Expected(2, lambda y: y, values, EPS / 2 * np.abs(values)),))
+
+
+def _rotation(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """cos or sin of position times frequency: the angle is rounded once, the function is right to 2 ulp."""
+    _, _, function = call.arguments
+    positions_spec, frequencies_spec = call.parameters[:2]
+    positions = random.whole(positions_spec.shape, 0, LONGEST_CONTEXT, "int64")
+    frequencies = random.uniform(frequencies_spec.shape, 1e-6, 1.0, "float32")
+    angles = positions[:, None, :, None].astype(np.float64) * frequencies
+    values = {"cos": np.cos, "sin": np.sin}[function](angles)
+    expected = Expected(2, lambda y: y, values, EPS / 2 * np.abs(angles) + 2 * EPS)
+    return KernelCase([positions, frequencies, empty(call.parameters[2])], (), 2, (expected,))
+
+
+def _rolling_attention(call: KernelCall, random: Random, rounding: float) -> KernelCase:
+    """Attention behind one and a half windows: the ring is full and has gone round.
+
+    Numbers are multiples of 1 / 64 and cos and sin of 1 / 4, up to 2 and 1, so that rotated keys are exact even as float16: none can round in another
+    way than here, and what is left is the error of float32.
+    """
+    (shape,) = call.arguments
+    batch, tokens, window, heads, kv_heads, dim = (shape[name] for name in ("batch", "tokens", "cache_len", "n_heads", "n_kv_heads", "head_dim"))
+    qkv = random.whole(call.parameters[0].shape, -128, 129, "float32") / np.float32(64)
+    first = window + window // 2
+    positions = np.broadcast_to(first + np.arange(tokens), (batch, tokens)).astype(np.int64)
+    cos, sin = (random.whole(spec.shape, -4, 5, "float32") / np.float32(4) for spec in call.parameters[1:3])
+    rings = [random.normal(spec.shape, spec.dtype) for spec in call.parameters[4:6]]
+    seen = _Seen.of(qkv, cos, sin, rings, first, heads, kv_heads, dim, window)
+    queries = [(b, i) for b in range(batch) for i in random.sample(tokens, QUERIES)]
+    values, bounds = zip(*(seen.attended(b, i, shape["scale"], rounding) for b, i in queries), strict=True)
+    index = tuple(np.array(queries).T)
+    expected = [Expected(6, lambda out: out[index].reshape(len(queries), heads, dim), np.stack(values), np.stack(bounds))]
+    for ring, (columns, bound) in enumerate(seen.stored()):
+        expected.append(Expected(4 + ring, lambda found: found, columns, bound))
+    return KernelCase([qkv, cos, sin, positions, *rings, empty(call.parameters[6])], (4, 5), 6, tuple(expected))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """All that the queries of a call may see, in float64."""
+
+    queries: Array  # (B, T, heads, head_dim), rotated
+    keys: Array  # (B, T, kv_heads, head_dim), the new ones, rotated
+    values: Array
+    rings: Sequence[Array]  # (B, kv_heads, W, head_dim)
+    first: int
+    window: int
+
+    @classmethod
+    def of(cls, qkv: Array, cos: Array, sin: Array, rings: Sequence[Array], first: int, heads: int, kv_heads: int, dim: int, window: int) -> "_Seen":
+        """From a kernel's inputs."""
+        parts = qkv.astype(np.float64).reshape(*qkv.shape[:2], heads + 2 * kv_heads, dim)
+        c, s = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (cos, sin))  # (B, T, 1, head_dim / 2)
+
+        def rotated(x: Array) -> Array:
+            a, b = np.split(x, 2, axis=-1)
+            return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+
+        keys, values = parts[:, :, heads : heads + kv_heads], parts[:, :, heads + kv_heads :]
+        return cls(rotated(parts[:, :, :heads]), rotated(keys), values, rings, first, window)
+
+    def attended(self, b: int, i: int, scale: float, rounding: float) -> tuple[Array, Array]:
+        """One query's outputs (heads, head_dim) and their bounds.
+
+        Scaling rounds once, the dot product head_dim + 1 times. A score that is off by e moves its share by e, and the sum of shares by as much;
+        then exp and the sums over the columns. Shares that are rounded to float16, as exp of at most 0, are off by `rounding` or half its smallest
+        step.
+        """
+        position = self.first + i
+        past = np.arange(max(position - self.window + 1, 0), self.first) % self.window
+        new = slice(max(position - self.window + 1 - self.first, 0), i + 1)
+        key, value = (
+            np.concatenate([ring[b][:, past].astype(np.float64), columns[b, new].transpose(1, 0, 2)], axis=1)
+            for ring, columns in zip(self.rings, (self.keys, self.values), strict=True)
+        )  # (kv_heads, seen, head_dim)
+        query = self.queries[b, i].reshape(len(key), -1, key.shape[-1])  # (kv_heads, group, head_dim)
+        scores = query @ key.transpose(0, 2, 1) * scale
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        size = (np.abs(query) @ np.abs(key).transpose(0, 2, 1)).max() * scale
+        error = 2 * (key.shape[-1] + 4) * EPS * size + (key.shape[1] + 8) * EPS
+        mixed, magnitude = shares @ value, shares @ np.abs(value)
+        heads = self.queries.shape[2]
+        rounded = rounding * magnitude + (SMALLEST_HALF / 2 if rounding else 0) * np.abs(value).sum(1, keepdims=True)
+        return mixed.reshape(heads, -1), (error * magnitude + rounded).reshape(heads, -1)
+
+    def stored(self) -> Iterator[tuple[Array, Array]]:
+        """Each ring afterwards, to the bit."""
+        tokens = self.keys.shape[1]
+        kept = np.arange(max(tokens - self.window, 0), tokens)
+        slots = (self.first + kept) % self.window
+        for ring, columns in zip(self.rings, (self.keys, self.values), strict=True):
+            after = ring.astype(np.float64)
+            after[:, :, slots] = columns[:, kept].transpose(0, 2, 1, 3)
+            yield after, np.zeros(ring.shape)
+
+
+def _sample(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
+    """Top-k of logits at a temperature, with a draw in the middle of an id's share, which float32 does not move across its ends."""
+    (vocab_size,) = call.arguments
+    logits = random.normal((1, 1, vocab_size), scale=3.0)
+    scores = logits.reshape(-1).astype(np.float64) / TEMPERATURE
+    ids = np.sort(np.argsort(scores)[-min(TOP_K, vocab_size) :])
+    mass = np.cumsum(np.exp(scores[ids] - scores.max()))
+    chosen = int(np.searchsorted(mass, mass[-1] / 2, side="right"))
+    draw = (mass[chosen] + (mass[chosen - 1] if chosen else 0.0)) / 2 / mass[-1]
+    options = np.array([TEMPERATURE, TOP_K, draw], np.float32)
+    position = random.whole((1, 1), 0, LONGEST_CONTEXT, "int64")
+    found = ((2, np.full((1, 1), ids[chosen])), (3, position + 1), (4, np.full(1, ids[chosen])))
+    expected = tuple(Expected(i, lambda y: y, values.astype(np.float64), np.zeros(values.shape)) for i, values in found)
+    return KernelCase([logits, options, np.zeros((1, 1), np.int64), position, empty(call.parameters[4])], (), 4, expected)
+
+
+def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
+    """A sample of tokens: each one's best experts, silu(w1 x) * (w3 x) through w2, weighted by the softmax over their scores."""
+    (arguments,) = call.arguments
+    dim, hidden_dim, n_experts, per_token = (arguments[name] for name in ("dim", "hidden_dim", "n_experts", "experts_per_token"))
+    stored = Stored.of(arguments["weight"])
+    x = random.normal(call.parameters[0].shape, "float16").astype(np.float32)
+    scores = random.normal(call.parameters[1].shape)
+    up_arrays, up = _matrix(call, random, ("w13", "s13"), 2 * hidden_dim, dim, stored, n_experts)
+    down_arrays, down = _matrix(call, random, ("w2", "s2"), dim, hidden_dim, stored, n_experts)
+    inputs = [x, scores, *up_arrays, *down_arrays]
+    output = len(inputs)
+    rows = random.sample(x.size // dim, 2)
+    results = [_expert_sum(x.reshape(-1, dim)[i], scores.reshape(-1, n_experts)[i], up, down, per_token, rounding) for i in rows]
+    values, bounds = (np.stack(part) for part in zip(*results, strict=True))
+    expected = Expected(output, lambda y: y.reshape(-1, dim)[rows], values, bounds)
+    return KernelCase([*inputs, *(empty(spec) for spec in call.parameters[output:])], tuple(range(2, output)), output, (expected,))
+
+
+def _expert_sum(
+    x: Array, scores: Array, up: Sequence[PackedMatrix], down: Sequence[PackedMatrix], per_token: int, rounding: float
+) -> tuple[Array, Array]:
+    """One token's output (dim,) and its bound: the share has some roundings of its own, and what goes through w2 may be rounded first."""
+    best = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:per_token]
+    shares = np.exp(scores[best].astype(np.float64) - scores[best[0]])
+    result, bound = np.zeros(len(x)), np.zeros(len(x))
+    for expert, share in zip(best, shares / shares.sum(), strict=True):
+        both, error = _product(up[expert], x.astype(np.float64))
+        (gate, raised), (gate_error, up_error) = np.split(both, 2), np.split(error, 2)
+        hidden, hidden_error = _gated_products((gate, gate_error), (raised, up_error))
+        hidden_error = hidden_error + rounding * np.abs(hidden)
+        output, own_error = _product(down[expert], hidden)
+        carried, _ = _product(down[expert], hidden_error, magnitudes=True)
+        result += share * output
+        bound += share * (carried + own_error + 8 * EPS * np.abs(output))
+    return result, bound
+
+
+def _product(matrix: PackedMatrix, x: Array, *, magnitudes: bool = False) -> tuple[Array, Array]:
+    """A whole matrix, or the sizes of its entries, times x, some panels at a time; and the bound."""
+    values, bounds = [], []
+    for first in range(0, matrix.panels, BLOCK_PANELS):
+        last = min(first + BLOCK_PANELS, matrix.panels)
+        value, bound = (np.abs(matrix.rows(first, last)) @ x, np.zeros(1)) if magnitudes else matrix.times(x, first, last)
+        values.append(value)
+        bounds.append(bound)
+    return np.concatenate(values), np.concatenate(bounds)
+
+
+MAKERS: Mapping[str, Callable[[KernelCall, Random, float], KernelCase]] = {
+    "linear": _linear,
+    "embedding": _embedding,
+    "rms_norm": _rms_norm,
+    "swiglu": _swiglu,
+    "residual": _residual,
+    "rotation": _rotation,
+    "rolling_attention": _rolling_attention,
+    "mixture": _mixture,
+    "sample": _sample,
+}

@@ -1,0 +1,162 @@
+"""What `runtime.gpucheck` has found, for people and as JSON: kernels beside this GPU's limits, whole models beside torch and transformers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite, prod
+
+from runtime.aligned import aligned
+from runtime.artifact.manifest import KernelCall
+from runtime.bench import Speeds
+from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes
+from runtime.verify import Check
+
+FUSED = {"norm_eps": "norm", "swiglu": "SwiGLU", "residual": "residual"}  # what `label_of` adds to a product
+HEADING = ("error/bound", "us", "GB/s", "TFLOP/s", "share", "kernel", "computes", "graphs")
+WIDTHS = (12, 10, 8, 9, 12, 20, 44, 0)
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One kernel: its largest error as a share of the bound, and its speed. `cold`: its weights and caches came from memory."""
+
+    kernel: str
+    label: str
+    graphs: str
+    error: float
+    seconds: float
+    bytes: int
+    flops: int
+    cold: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the bound."""
+        return self.error <= 1
+
+    @property
+    def gb_s(self) -> float:
+        """GB/s of the least memory traffic."""
+        return self.bytes / self.seconds / 1e9
+
+    @property
+    def tflop_s(self) -> float:
+        """TFLOP/s."""
+        return self.flops / self.seconds / 1e12
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this GPU reaches: GB/s of a copy, bytes read and written, and TFLOP/s of a large product, where torch has measured it."""
+
+    copy_gb_s: float
+    peak_tflop_s: float | None
+
+    def share(self, row: KernelRow) -> str:
+        """A kernel's time against the larger of both limits; nothing for numbers that lay in a cache."""
+        times = {"copy": row.bytes / self.copy_gb_s / 1e9}
+        if self.peak_tflop_s is not None:
+            times["peak"] = row.flops / self.peak_tflop_s / 1e12
+        limit = max(times, key=lambda name: times[name])
+        return f"{times[limit] / row.seconds:.0%} of {limit}" if row.cold or limit == "peak" else "in cache"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that one folder's check says."""
+
+    name: str
+    kernels: tuple[KernelRow, ...]
+    checks: tuple[Check, ...]
+    speeds: Speeds | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every kernel is within its bound and the whole model agrees with itself."""
+        return all(row.ok for row in self.kernels) and all(check.ok for check in self.checks)
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of the table of kernels, whose columns have their widths before the first row is known."""
+    return "".join(cell.rjust(width) + "  " if i < 4 else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True)))
+
+
+def kernel_line(row: KernelRow, limits: Limits) -> str:
+    """One kernel."""
+    error = f"{row.error:.2g}{'' if row.ok else ' WRONG'}"
+    numbers = (error, f"{row.seconds * 1e6:,.1f}", f"{row.gb_s:,.0f}", f"{row.tflop_s:,.2f}")
+    return line((*numbers, limits.share(row), row.kernel, row.label, row.graphs))
+
+
+def label_of(call: KernelCall) -> str:
+    """What the kernel computes, in a few words."""
+    first = call.arguments[0]
+    if call.op in ("linear", "embedding"):
+        fused = [name for key, name in FUSED.items() if first.get(key)]
+        return ", ".join([f"{prod(first['lead'])} x {first['k']} -> {first['n']} {first['weight']['dtype']}", *fused])
+    if call.op == "rolling_attention":
+        return f"{first['tokens']} tokens, {first['n_heads']}/{first['n_kv_heads']} heads of {first['head_dim']}, {first['cache_len']} slots"
+    if call.op == "mixture":
+        return f"{prod(first['lead'])} x {first['dim']}, {first['experts_per_token']} of {first['n_experts']} {first['weight']['dtype']}"
+    if call.op == "sample":
+        return f"the next id from {first} logits"
+    return " x ".join(map(str, (prod(first), *call.arguments[1:2])))
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What others take for the same work on this GPU, in fp16; None where they are not there."""
+
+    torch: TorchTimes | None = None  # the matrix products alone
+    transformers: TransformersTimes | None = None  # the whole model
+
+    def beside_decode(self, name: str, context: int, seconds: float) -> str:
+        """A step against theirs."""
+        return _joined(
+            _beside(seconds, self.torch.seconds.get(f"{name} decode") if self.torch else None, "torch's products alone"),
+            _beside(seconds, self.transformers.decode.get(context) if self.transformers else None, self._transformers_step),
+        )
+
+    def beside_prefill(self, name: str, tokens: int, seconds: float, *, longest: bool) -> str:
+        """A prompt against theirs; torch's products are those of the longest."""
+        return _joined(
+            _beside(seconds, self.torch.seconds.get(f"{name} prefill") if self.torch and longest else None, "torch's products alone"),
+            _beside(seconds, self.transformers.ttft.get(tokens) if self.transformers else None, "transformers"),
+        )
+
+    @property
+    def _transformers_step(self) -> str:
+        return "transformers' graph" if self.transformers and self.transformers.graph else "transformers without a graph"
+
+
+def model_lines(report: Report, limits: Limits, rivals: Rivals) -> list[str]:
+    """Checks, tok/s and TTFT, beside what torch takes for the same matrix products and transformers for the same model."""
+    lines = [f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}" for check in report.checks]
+    if report.speeds is None:
+        return lines
+    rows = []
+    for d in report.speeds.decode:
+        share = _joined(f"{d.gb_s / limits.copy_gb_s:.0%} of copy", rivals.beside_decode(report.name, d.context, d.step_s))
+        rows.append((f"decode, context {d.context}", f"{d.tok_s:,.1f} tok/s", f"{d.step_s * 1e3:,.2f} ms", share))
+    longest = max((p.prompt_tokens for p in report.speeds.prefill), default=0)
+    for p in report.speeds.prefill:
+        beside = rivals.beside_prefill(report.name, p.prompt_tokens, p.ttft_s, longest=p.prompt_tokens == longest)
+        rows.append((f"TTFT, {p.prompt_tokens} tokens", f"{p.tok_s:,.1f} tok/s", f"{p.ttft_s * 1e3:,.2f} ms", beside))
+    return [*lines, *aligned(rows), *report.speeds.skipped]
+
+
+def _beside(seconds: float, theirs: float | None, whose: str) -> str:
+    return "" if theirs is None else f"{seconds / theirs:.2f} of the time of {whose}"
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def as_json(report: Report, limits: Limits) -> str:
+    """One line; an error that is no number is null, and its row not ok."""
+    kernels = [
+        {**asdict(row), "error": row.error if isfinite(row.error) else None, "ok": row.ok, "gb_s": row.gb_s, "tflop_s": row.tflop_s}
+        for row in report.kernels
+    ]
+    return json.dumps({**asdict(report), **asdict(limits), "ok": report.ok, "kernels": kernels}, allow_nan=False)

@@ -1,0 +1,115 @@
+"""From messages to the prompt text that a chat model was trained on, by its own Jinja template.
+
+The environment is that of Hugging Face's `apply_chat_template`, in Jinja's sandbox:
+templates come with the checkpoint and are not trusted.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import nodes
+from jinja2.exceptions import TemplateError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from runtime.artifact.manifest import TokenizerSpec
+from runtime.errors import UserError
+from runtime.text.look_alikes import StandIns
+from runtime.text.messages import Message, Tool
+from runtime.text.tokenizer import Tokenizer
+
+
+class GenerationTag(Extension):
+    """`{% generation %}` marks what a model learns to write in training; here its body is plain template text."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The nodes between the tag and its end."""
+        next(parser.stream)
+        body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return body
+
+
+class ChatTemplate:
+    """A compiled template; raises `UserError` when its source is no Jinja. `where` names it in errors."""
+
+    def __init__(self, source: str, *, bos_token: str | None, eos_token: str | None, where: str = "the chat template") -> None:
+        tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._tokens = {name: text for name, text in tokens.items() if text is not None}
+        self._where = where
+        self.source = source
+        try:
+            self._template = _environment().from_string(source)
+        except TemplateError as error:
+            raise UserError(f"{where} is not a valid jinja template: {error}; mend it in the checkpoint and compile again") from error
+
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True) -> str:
+        """The prompt text of a conversation, ready for the next reply; raises `UserError` with the reason when the template refuses it."""
+        try:
+            # without tools and documents both are None, since templates ask whether they are none, not whether they are defined
+            return str(
+                self._template.render(
+                    messages=[dict(message) for message in messages],
+                    tools=[dict(tool) for tool in tools] or None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._tokens,
+                )
+            )
+        except Exception as error:  # a template's expressions can raise anything
+            raise UserError(f"{self._where} cannot render this conversation: {error}") from error
+
+
+def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template that `spec` names in `folder`; raises `UserError` when the model has none or its file is unreadable."""
+    if spec.chat_template is None:
+        raise UserError("the artifact has no chat template, so its model is no chat model: use `python -m runtime.generate` without --chat")
+    path = folder / spec.chat_template
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the chat template {path} cannot be read: {error}; compile the artifact again") from error
+    bos_token = None if spec.bos_id is None else tokenizer.token_text(spec.bos_id)
+    eos_token = tokenizer.token_text(spec.eos_ids[0]) if spec.eos_ids else None
+    return ChatTemplate(source, bos_token=bos_token, eos_token=eos_token, where=str(path))
+
+
+class TemplateEncoder:
+    """Conversations to ids through a template. Control tokens are those that the template wrote; nothing within a message is one."""
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """Ids up to where the next reply begins; the template itself writes bos where the model wants it. Raises `UserError` as `render` does."""
+        stand_ins = StandIns(self._tokenizer.control_tokens, given=(self._template.source, messages, tools))
+        text = self._template.render(stand_ins.hide(list(messages)), tools=stand_ins.hide(list(tools)))
+        return self._tokenizer.encode_rendered(text, stand_ins.meanings)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag])
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(
+    value: object, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
+) -> str:
+    """JSON without the HTML escapes of Jinja's own filter, which no model was trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

@@ -1,0 +1,81 @@
+"""Conversations that no model was trained on are refused before they become tokens, by the rules of Mistral's reference encoder."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from runtime.errors import UserError
+from runtime.text.messages import Message, Tool
+
+FOLLOWERS: Mapping[str, tuple[str, ...]] = {  # which roles may follow a role
+    "system": ("system", "user", "assistant"),
+    "user": ("system", "user", "assistant"),
+    "assistant": ("user", "assistant", "tool"),
+    "tool": ("user", "assistant", "tool"),
+}
+FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
+
+def check_order(messages: Sequence[Message]) -> None:
+    """Each role may follow the one before, no assistant says nothing, and the last message wants a reply; raises `UserError`."""
+    for i, message in enumerate(messages):
+        if message["role"] not in FOLLOWERS:
+            raise UserError(f"message {i} has the role {message['role']!r}, expected one of {', '.join(FOLLOWERS)}")
+        if message["role"] == "assistant" and not message["content"] and not message.get("tool_calls"):
+            raise UserError(f"message {i} is an assistant's and has neither content nor tool calls; leave it out")
+    for i, (before, after) in enumerate(pairwise(messages), 1):
+        if after["role"] not in FOLLOWERS[before["role"]]:
+            expected = ", ".join(FOLLOWERS[before["role"]])
+            raise UserError(f"message {i} has the role {after['role']} after {before['role']}, expected one of {expected}")
+    if not messages or messages[-1]["role"] == "assistant":
+        raise UserError("the conversation does not end with a message that wants a reply; end it with one of a user or a tool")
+
+
+def check_tools(messages: Sequence[Message], tools: Sequence[Tool], *, needs_ids: bool, several_results: bool) -> None:
+    """Names and ids are well-formed, and each call has one result; raises `UserError`.
+
+    Without `several_results` there is no way to write the results of more than one call since the last user message.
+    """
+    for tool in tools:
+        _check_name(tool["function"]["name"], "a tool")
+    for i, message in enumerate(messages):
+        for call in message.get("tool_calls", ()):
+            _check_name(call["function"]["name"], f"a call in message {i}")
+        if needs_ids:
+            _check_ids(message, i)
+    _check_pairs(messages)
+    last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    if not several_results and any(len(message.get("tool_calls", ())) > 1 for message in messages[last_user + 1 :]):
+        raise UserError("an assistant's message calls several tools, and this model takes one result for each; let it call one at a time")
+
+
+def _check_name(name: str, owner: str) -> None:
+    if not FUNCTION_NAME.fullmatch(name):
+        raise UserError(f"{owner} has the function name {name!r}, expected 1 to 64 letters, digits, underscores or dashes")
+
+
+def _check_ids(message: Message, index: int) -> None:
+    ids = [call["id"] for call in message.get("tool_calls", ())]
+    ids += [message.get("tool_call_id", "")] if message["role"] == "tool" else []
+    for call_id in ids:
+        if not CALL_ID.fullmatch(call_id):
+            raise UserError(f"message {index} has the tool call id {call_id!r}, expected nine letters or digits")
+
+
+def _check_pairs(messages: Sequence[Message]) -> None:
+    """As many results as calls before anybody else speaks for the model."""
+    unanswered = 0
+    for i, message in enumerate(messages):
+        if message["role"] == "tool":
+            unanswered -= 1
+        elif message["role"] == "assistant":
+            if unanswered:
+                raise UserError(
+                    f"message {i} is an assistant's while {unanswered} tool calls have no result; add a message with the role tool for each"
+                )
+            unanswered = len(message.get("tool_calls", ()))
+        if unanswered < 0:
+            raise UserError(f"message {i} is a tool's result that answers no call; leave it out")
+    if unanswered:
+        raise UserError(f"{unanswered} tool calls have no result; add a message with the role tool for each")

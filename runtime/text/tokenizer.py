@@ -1,0 +1,217 @@
+"""Text to token ids and back, with the tokenizer file that the artifact carries.
+
+The library (`tokenizers` or `sentencepiece`) is imported only when a tokenizer is opened.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from runtime.artifact.manifest import TokenizerSpec
+from runtime.errors import UserError
+from runtime.text.stream import StreamDecoder
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+
+class TokenizerLibrary(Protocol):
+    """What a tokenizer library does for us; bos is none of its business."""
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the control tokens by their names."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; names of control tokens in it are text."""
+
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Ids of a text; names of control tokens in it are the tokens. A character of `stand_ins` stands for the text that it maps to."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids from the start of a text; control tokens and ids without a token give nothing."""
+
+    def token_text(self, token_id: int) -> str | None:
+        """The vocabulary's entry; None outside of the vocabulary."""
+
+
+class Tokenizer:
+    """A tokenizer and its habits: whether bos goes in front, and which ids end a text."""
+
+    def __init__(self, spec: TokenizerSpec, library: TokenizerLibrary) -> None:
+        self.spec = spec
+        self._library = library
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the control tokens by their names, such as `</s>`."""
+        return self._library.control_tokens
+
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Ids of a text, behind bos as `add_bos` says, else as the model wants it; text that looks like a control token stays text.
+
+        Raises `UserError` when the text holds lone surrogates, which bytes that are no UTF-8 become on the command line.
+        """
+        _check_unicode(text)
+        wants_bos = self.spec.add_bos if add_bos is None else add_bos
+        ids = self._library.encode(text)
+        return [self.spec.bos_id, *ids] if wants_bos and self.spec.bos_id is not None else ids
+
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str] | None = None) -> list[int]:
+        """Ids of what a chat template wrote, which puts bos and other control tokens in by name.
+
+        `stand_ins` maps characters to the texts that they stand for, in which nothing is a control token. Raises `UserError` as `encode` does.
+        """
+        _check_unicode(text)
+        return self._library.encode_rendered(text, stand_ins or {})
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, control tokens left out; incomplete characters become U+FFFD."""
+        stream = self.stream()
+        pieces = [stream.push(token_id) for token_id in ids]
+        return "".join(pieces) + stream.flush()
+
+    def stream(self, after: Sequence[int] = ()) -> StreamDecoder:
+        """A decoder for ids that come one by one; `after` are the ids that they continue, so that a space between the two is kept."""
+        return StreamDecoder(self._library.decode, after)
+
+    def token_text(self, token_id: int) -> str | None:
+        """The vocabulary's entry for an id, such as `</s>`; None outside of the vocabulary."""
+        return self._library.token_text(token_id)
+
+
+class JsonLibrary:
+    """`tokenizer.json`, read by the package tokenizers. Raises `UserError` when the file does not load."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more specific
+            raise _broken(path, error) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.control_tokens: Mapping[str, int] = {token.content: token_id for token_id, token in added.items() if token.special}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without those that the file's post-processor would add."""
+        self._tokenizer.encode_special_tokens = True  # that is: encode them as text
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Ids as the library gives them; a stretch between control tokens that holds a stand-in is encoded once more, as a text of its own."""
+        self._tokenizer.encode_special_tokens = False
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if not stand_ins:
+            return list(encoding.ids)
+        meant = str.maketrans(dict(stand_ins))
+        ids: list[int] = []
+        next_token = next_character = 0
+        for token, start, end in [*self._controls(encoding, text), (len(encoding.ids), len(text), len(text))]:
+            stretch = text[next_character:start]
+            if stand_ins.keys().isdisjoint(stretch):
+                ids += encoding.ids[next_token:token]
+            else:
+                ids += self._encode_stretch(stretch.translate(meant), at_start=not ids)
+            ids += encoding.ids[token : token + 1]
+            next_token, next_character = token + 1, end
+        return ids
+
+    def _controls(self, encoding: "Encoding", text: str) -> Iterator[tuple[int, int, int]]:
+        """Which of the tokens are control tokens, and where their names begin and end; a model may give the id of one for other text, as <unk>."""
+        for token, (token_id, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+            if self.control_tokens.get(text[start:end].strip()) == token_id:
+                yield token, start, end
+
+    def _encode_stretch(self, text: str, *, at_start: bool) -> list[int]:
+        """Ids of a part of a text; some tokenizers put a space in front of a whole text, but not in front of a part within."""
+        space = self._tokenizer.pre_tokenizer
+        if at_start or getattr(space, "prepend_scheme", None) != "first":
+            return self.encode(text)
+        space.prepend_scheme = "never"
+        try:
+            return self.encode(text)
+        finally:
+            space.prepend_scheme = "first"
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_text(self, token_id: int) -> str | None:
+        """The vocabulary's entry."""
+        text = self._tokenizer.id_to_token(token_id)
+        return None if text is None else str(text)
+
+
+class SentencePieceLibrary:
+    """`tokenizer.model`, read by the package sentencepiece. Raises `UserError` when the file does not load."""
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise _broken(path, error) from error
+        self._size = self._model.vocab_size()
+        if self._size == 0:  # the library takes an empty file for a model
+            raise _broken(path, ValueError("its vocabulary is empty"))
+        self.control_tokens: Mapping[str, int] = {self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)}
+        longest_first = sorted(self.control_tokens, key=len, reverse=True)
+        self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else r"(?!)")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without bos."""
+        return list(self._model.encode(text))
+
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Ids; each stretch between control tokens is a text of its own, as in Mistral's reference encoder."""
+        meant = str.maketrans(dict(stand_ins))
+        ids: list[int] = []
+        for part in self._control_pattern.split(text):
+            if part in self.control_tokens:
+                ids.append(self.control_tokens[part])
+            else:  # the library puts a space in front of each text: one that the template has put there is the same space
+                ids += self._model.encode((part.removeprefix(" ") if ids else part).translate(meant))
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without control pieces; ids beyond the vocabulary, which a padded embedding may give, are left out."""
+        return str(self._model.decode([token_id for token_id in ids if token_id < self._size]))
+
+    def token_text(self, token_id: int) -> str | None:
+        """The vocabulary's entry."""
+        return str(self._model.id_to_piece(token_id)) if 0 <= token_id < self._size else None
+
+
+LIBRARIES: dict[str, type[JsonLibrary] | type[SentencePieceLibrary]] = {
+    "tokenizer.json": JsonLibrary,
+    "sentencepiece": SentencePieceLibrary,
+}
+
+
+def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
+    """Read the tokenizer file that `spec` names in `folder`; raises `UserError` when it is broken or lacks the ids that `spec` names."""
+    path = folder / spec.file
+    tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path))
+    for token_id in (*spec.eos_ids, *(() if spec.bos_id is None else (spec.bos_id,))):
+        if tokenizer.token_text(token_id) is None:
+            raise UserError(f"{path} has no token {token_id}, which the manifest names as bos or eos; compile the artifact again")
+    if spec.add_bos and spec.bos_id is None:
+        raise UserError(f"the manifest beside {path} says add_bos without a bos_id; compile the artifact again")
+    return tokenizer
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text is not valid Unicode at character {error.start}: pass it as UTF-8") from error
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} does not load as a tokenizer: {error}; compile the artifact again")
