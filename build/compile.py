@@ -9,9 +9,9 @@ from build.cuda import spilling, usage_of
 from build.layout import RING_BLOCK, ring_block
 from build.pipeline import build_key, build_library, package
 from build.target import target_spec
-from export.config import CompileConfig, artifact_dir
+from export.configuration.config import CompileConfig, artifact_dir
 from export.console import console
-from export.graphs import GraphsRecord, OnnxGraphs
+from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
 from export.plan import export_key, workspace_of
 from export.stage import locked, run_stage, stage_folder
 from runtime.artifact.folder import Artifact

@@ -15,8 +15,8 @@ from build.pack import packed_weights
 from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
 from build.rules.context import Context, Region, Weight
 from build.rules.table import RULES
-from export.graphs import GraphsRecord
-from export.quantize import EXPERTS, specs
+from export.onnx_graphs.graphs import GraphsRecord
+from export.onnx_graphs.quantize import EXPERTS, specs
 from runtime.artifact.manifest import CALL_INPUTS, Graph, KernelCall, TargetKind, TargetSpec, TensorSpec, WeightSpec
 from runtime.artifact.tensor_file import tensor_bytes
 from runtime.errors import UserError

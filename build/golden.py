@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from export.config import CompileConfig, artifact_dir
+from export.configuration.config import CompileConfig, artifact_dir
 from export.console import console
 from export.plan import GOLDEN_STAGE, golden_key, workspace_of
 from export.stage import locked, stage_folder

@@ -23,9 +23,9 @@ from build.random_checkpoint import SHAPES, headers
 from build.ship import Member, add_box_options, pythons_of, summary, system_members, write_archive
 from build.target import target_spec
 from build.wheels import box_packages, fetch_wheels
-from export.config import CompileConfig, artifact_dir, config_parser, load_config
+from export.configuration.config import CompileConfig, artifact_dir, config_parser, load_config
 from export.console import console, output
-from export.graphs import RECORD_FILE, OnnxGraphs
+from export.onnx_graphs.graphs import RECORD_FILE, OnnxGraphs
 from export.plan import EXPORT_TOOLS, export_record
 from export.stage import locked, made_whole, stage_key
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import onnx
 
 from build.compiler import from_onnx, relax, tvm
-from export.graphs import GraphsRecord, OnnxGraphs
-from export.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
+from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
+from export.onnx_graphs.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
 from runtime.artifact.manifest import Graph
 from runtime.errors import UserError
 
@@ -83,7 +83,7 @@ def _weights_to_inputs(proto: onnx.ModelProto, record: GraphsRecord, where: str)
 
 
 def _check_widening(tensor: ModelTensor, last: onnx.NodeProto, makers: dict[str, onnx.NodeProto], where: str) -> set[str]:
-    """Outputs of the nodes that widen a stored tensor, after checking that they are those of `export.onnx_weights`, and no others."""
+    """Outputs of the nodes that widen a stored tensor, after checking that they are those of `export.onnx_graphs.weights`, and no others."""
     stored, name = tensor.stored, tensor.name
 
     def described(node: onnx.NodeProto) -> tuple[str, dict[str, object]]:

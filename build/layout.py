@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.quantize import EXPERTS, SCALE_SUFFIX, ZERO_POINT_SUFFIX, MatrixFormat, ModelTensor, unpacked_int4
-from export.quantize import specs as stored_specs
+from export.onnx_graphs.quantize import EXPERTS, SCALE_SUFFIX, ZERO_POINT_SUFFIX, MatrixFormat, ModelTensor, unpacked_int4
+from export.onnx_graphs.quantize import specs as stored_specs
 from runtime.artifact.manifest import DType, TargetKind, WeightSpec
 
 Array = NDArray[np.generic]

@@ -20,8 +20,8 @@ from pathlib import Path
 from rich.table import Table
 
 from build.random_checkpoint import SHAPES, model_config, write_random_checkpoint
-from export import tensor_layout
-from export.config import SCHEME_NAMES
+from export.checkpoints import tensor_layout
+from export.configuration.config import SCHEME_NAMES
 from export.console import output
 from export.stage import ROOT
 from runtime.bench import counts

@@ -8,7 +8,7 @@ import numpy as np
 
 from build.layout import Array, PackedTensor, packed_tensors
 from export.console import byte_bar
-from export.graphs import GraphsRecord
+from export.onnx_graphs.graphs import GraphsRecord
 from runtime.artifact.manifest import TargetKind, WeightSpec
 from runtime.artifact.tensor_file import TensorFile, TensorFileWriter
 

@@ -11,10 +11,10 @@ import numpy as np
 from rich.table import Table
 
 from build.compile import compile_config
-from export.config import CompileConfig, artifact_dir, config_parser, load_config
+from export.configuration.config import CompileConfig, artifact_dir, config_parser, load_config
 from export.console import console, output, step_bar
-from export.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, load_trace, pairs_with, ways_agree
 from export.plan import workspace_of
+from export.proof.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, load_trace, pairs_with, ways_agree
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact, replace_manifest
 from runtime.artifact.manifest import ParityRow

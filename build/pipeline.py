@@ -12,9 +12,9 @@ from build.dispatch import DispatchedModule, ReportRow, dispatch
 from build.importer import import_graphs
 from build.lower import dump_module, lower
 from build.pack import pack_weights, packed
-from export.config import CompileConfig
+from export.configuration.config import CompileConfig
 from export.console import step_bar
-from export.graphs import GraphsRecord, OnnxGraphs
+from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
 from export.stage import stage_key, tool_versions
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.artifact.folder import Artifact, write_artifact

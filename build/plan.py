@@ -13,13 +13,13 @@ from build.layout import ROW_MAJOR
 from build.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
 from build.pack import packed_weights
 from build.random_checkpoint import SHAPES, headers
-from export.checkpoint import BLOCK_ELEMENTS, Checkpoint
-from export.config import CompileConfig, config_parser, load_config
+from export.checkpoints.checkpoint import BLOCK_ELEMENTS, Checkpoint
+from export.checkpoints.gguf_checkpoint import ROWS_AT_ONCE
+from export.checkpoints.source import SourceTensor
+from export.configuration.config import CompileConfig, config_parser, load_config
 from export.console import console, output
-from export.gguf_checkpoint import ROWS_AT_ONCE
-from export.graphs import GraphsRecord
+from export.onnx_graphs.graphs import GraphsRecord
 from export.plan import export_record, open_configured
-from export.source import SourceTensor
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.hashing import n_blocks
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, encode

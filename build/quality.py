@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from build.quality_report import Quality, draw_errors, draw_quality, table
 from build.variants import BASELINE, VARIANTS, Variant, compile_variant
-from export.checkpoint import Checkpoint
-from export.config import CompileConfig, config_parser, load_config
+from export.checkpoints.checkpoint import Checkpoint
+from export.configuration.config import CompileConfig, config_parser, load_config
 from export.console import output, step_bar
-from export.graphs import OnnxGraphs
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.quantize import load, specs
 from export.plan import export_key, open_configured, quantization_of, workspace_of
-from export.quantize import load, specs
 from export.stage import stage_folder
 from runtime.engines.engine import Engine
 from runtime.errors import UserError, run_command

@@ -16,11 +16,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from export import families, tensor_layout
-from export.checkpoint import Checkpoint
+from export.checkpoints import families, tensor_layout
+from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.hyperparameters import model_config as checked_config
+from export.checkpoints.source import Array, SourceTensor
 from export.console import byte_bar
-from export.hyperparameters import model_config as checked_config
-from export.source import Array, SourceTensor
 from runtime.artifact.manifest import ModelConfig, TensorSpec
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import UserError, run_command

@@ -26,7 +26,7 @@ from build.compile import compile_config
 from build.golden import with_golden
 from build.keys import sign
 from build.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
-from export.config import artifact_dir, config_parser, load_config
+from export.configuration.config import artifact_dir, config_parser, load_config
 from export.console import byte_bar, output
 from runtime.artifact.folder import Artifact
 from runtime.artifact.signing import PRIVATE_KEY, SIGNATURE_FILE, read_line

@@ -9,7 +9,7 @@ from typing import Any
 from build import cuda
 from build.compiler import codegen, relax, tvm
 from build.machine_code import check_machine_code
-from export.config import BackendConfig
+from export.configuration.config import BackendConfig
 from runtime.artifact.manifest import TargetSpec
 from runtime.engines.cpu import cpuinfo_flags
 from runtime.errors import UserError

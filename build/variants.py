@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build.compile import compile_config
-from export.config import artifact_dir, describe_defaults, load_config
+from export.configuration.config import artifact_dir, describe_defaults, load_config
 from runtime.artifact.folder import Artifact
 
 BASELINE = "fp32"

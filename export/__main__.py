@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from export.config import artifact_dir, load_config, stage_parser
+from export.configuration.config import artifact_dir, load_config, stage_parser
 from export.console import console
-from export.graphs import OnnxGraphs
 from export.memory import note_peak, return_freed_blocks
+from export.onnx_graphs.graphs import OnnxGraphs
 from export.plan import export_key, open_configured, workspace_of
 from export.stage import locked, run_stage, stage_folder
 from runtime.errors import run_command

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.config import artifact_dir, config_parser, load_config
+from export.configuration.config import artifact_dir, config_parser, load_config
 from export.console import step_bar
-from export.graphs import OnnxGraphs
-from export.model import StaticModel, constants
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.quantize import load, specs
 from export.plan import GOLDEN_STAGE, export_key, golden_key, workspace_of
-from export.quantize import load, specs
+from export.proof.steppers import TorchStepper
 from export.stage import run_stage, stage_folder
-from export.steppers import TorchStepper
+from export.static_model.model import StaticModel, constants
 from runtime.artifact.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
 from runtime.artifact.manifest import HEADS, ModelConfig, Shape, TensorSpec
 from runtime.artifact.tensor_file import TensorFileWriter

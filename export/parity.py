@@ -7,15 +7,15 @@ import msgspec
 import psutil
 import torch
 
-from export.checkpoint import Checkpoint
-from export.config import CompileConfig, artifact_dir, config_parser, load_config
+from export.checkpoints.checkpoint import Checkpoint
+from export.configuration.config import CompileConfig, artifact_dir, config_parser, load_config
 from export.console import step_bar
-from export.graphs import OnnxGraphs
-from export.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, make_cases, pairs_with, save_trace, ways_agree
+from export.onnx_graphs.graphs import OnnxGraphs
 from export.plan import export_key, open_configured, workspace_of
-from export.reference_model import load_reference, reference_logits
+from export.proof.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, make_cases, pairs_with, save_trace, ways_agree
+from export.proof.reference_model import load_reference, reference_logits
+from export.proof.steppers import OnnxStepper, Stepper, TorchStepper, checkpoint_weights, static_model, stored_weights
 from export.stage import stage_folder
-from export.steppers import OnnxStepper, Stepper, TorchStepper, checkpoint_weights, static_model, stored_weights
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow
 from runtime.errors import UserError, run_command

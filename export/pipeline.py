@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from export.checkpoint import Checkpoint
-from export.config import CompileConfig
+from export.checkpoints.checkpoint import Checkpoint
+from export.configuration.config import CompileConfig
 from export.console import byte_bar, step_bar
-from export.graphs import RECORD_FILE, WEIGHTS_FILE, GraphsRecord, OnnxGraphs
-from export.model import StaticModel, constants
+from export.onnx_graphs.graphs import RECORD_FILE, WEIGHTS_FILE, GraphsRecord, OnnxGraphs
+from export.onnx_graphs.quantize import store
+from export.onnx_graphs.to_onnx import export_graph
 from export.plan import export_record
-from export.quantize import store
-from export.to_onnx import export_graph
+from export.static_model.model import StaticModel, constants
 from runtime.artifact import manifest
 from runtime.artifact.tensor_file import TensorFile, TensorFileWriter, tensor_bytes
 

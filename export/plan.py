@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from export.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
-from export.config import CompileConfig
-from export.graphs import GraphsRecord, make_graphs
-from export.quantize import CACHE_STORAGE, STORAGE, FormatRules
-from export.source import TokenizerSource, identity
+from export.checkpoints.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
+from export.checkpoints.source import TokenizerSource, identity
+from export.configuration.config import CompileConfig
+from export.onnx_graphs.graphs import GraphsRecord, make_graphs
+from export.onnx_graphs.quantize import CACHE_STORAGE, STORAGE, FormatRules
 from export.stage import stage_key
 from runtime.artifact.manifest import Quantization, Shape, TokenizerSpec
 

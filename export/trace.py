@@ -6,7 +6,7 @@ For a model of known sizes without a checkpoint: what is compiled from it is che
 import argparse
 from pathlib import Path
 
-from export.graphs import WEIGHTS_FILE, OnnxGraphs
+from export.onnx_graphs.graphs import WEIGHTS_FILE, OnnxGraphs
 from export.pipeline import trace_graphs
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import run_command

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from build.compile import compile_config
 from build.layout import ring_block
-from export.checkpoint import Checkpoint
-from export.config import CompileConfig, artifact_dir, load_config
-from export.graphs import OnnxGraphs
-from export.model import StaticModel, constants
+from export.checkpoints.checkpoint import Checkpoint
+from export.configuration.config import CompileConfig, artifact_dir, load_config
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.quantize import load
 from export.pipeline import export_model
 from export.plan import export_key, open_configured, workspace_of
-from export.quantize import load
 from export.stage import run_stage
+from export.static_model.model import StaticModel, constants
 from runtime.artifact.manifest import ModelConfig
 from tests import reference
 from tests.tiny import write_tiny_mistral

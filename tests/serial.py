@@ -17,8 +17,8 @@ from build.layout import packed_tensors
 from build.pack import pack_weights, packed, packed_weights
 from build.pipeline import CALLS_FILE, build_library
 from build.target import target_spec
-from export.config import BackendConfig
-from export.graphs import OnnxGraphs
+from export.configuration.config import BackendConfig
+from export.onnx_graphs.graphs import OnnxGraphs
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.artifact.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
 from runtime.artifact.tensor_file import TensorFile

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from build.quality import measure, text
-from export.checkpoint import open_checkpoint
+from export.checkpoints.checkpoint import open_checkpoint
 from export.fetch import DOWNLOADS, fetch
-from export.reference_model import load_reference
+from export.proof.reference_model import load_reference
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.engines.engine import Engine
 from runtime.generate import generate

@@ -18,8 +18,8 @@ from build.kernels.shapes import Linear, RollingAttention
 from build.kernels.table import kernels_of
 from build.machine_code import check_machine_code, device_code
 from build.target import TARGETS
-from export.config import load_config
-from export.quantize import MatrixFormat
+from export.configuration.config import load_config
+from export.onnx_graphs.quantize import MatrixFormat
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError

@@ -13,8 +13,8 @@ from build.machine_code import check_machine_code
 from build.pipeline import build_library, read_report
 from build.random_checkpoint import SEVEN_B, headers
 from build.target import target_spec
-from export.config import load_config
-from export.graphs import WEIGHTS_FILE, OnnxGraphs
+from export.configuration.config import load_config
+from export.onnx_graphs.graphs import WEIGHTS_FILE, OnnxGraphs
 from export.pipeline import trace_graphs
 from export.plan import export_record
 from runtime.artifact.consistency import LIBRARY_FILE

@@ -9,7 +9,7 @@ from build.kernels.cuda import attention, decode_attention, embedding, flash_att
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
 from build.layout import int4_words, to_panels, to_vector_panels
-from export.quantize import MatrixFormat, ModelTensor, load, store
+from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError
 from tests.kernels import compiled, packed

@@ -9,7 +9,7 @@ from transformers import AutoConfig, MistralForCausalLM
 from build import memory as module
 from build.memory import Compile, Usage, largest_tensor, measure, results_table, run_measured, slope
 from build.random_checkpoint import SHAPES, write_random_checkpoint
-from export.checkpoint import open_checkpoint
+from export.checkpoints.checkpoint import open_checkpoint
 from runtime.errors import UserError
 
 MB = 10**6

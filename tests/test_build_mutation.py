@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from build.dispatch import dispatch, find_regions, weights_of
 from build.importer import import_graphs
-from export.graphs import OnnxGraphs
+from export.onnx_graphs.graphs import OnnxGraphs
 from export.stage import ROOT
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from build import parity
-from export.ladder import TRACE_FILE, load_trace
+from export.proof.ladder import TRACE_FILE, load_trace
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import ParityRow
 

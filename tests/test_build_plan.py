@@ -11,8 +11,8 @@ from build.footprint import Footprint, caches_of
 from build.pack import packed_weights
 from build.plan import file_bytes, plan
 from build.random_checkpoint import SHAPES, headers, write_random_checkpoint
-from export.checkpoint import Checkpoint, open_checkpoint
-from export.config import CompileConfig, load_config
+from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from export.configuration.config import CompileConfig, load_config
 from export.plan import export_record
 from runtime.artifact.folder import Artifact
 from runtime.engines.engine import Engine

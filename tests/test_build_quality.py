@@ -12,8 +12,8 @@ from build import quality as module
 from build.quality import LENGTH, OVER_BUDGET, OWN, ROWS, Sums, check_budget, layer_errors, log_softmax, text
 from build.quality_report import Quality, draw_errors, draw_quality, table
 from build.variants import BASELINE, VARIANTS
-from export.graphs import OnnxGraphs
-from export.quantize import SCHEMES
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.quantize import SCHEMES
 from export.stage import ROOT
 from runtime.errors import UserError
 

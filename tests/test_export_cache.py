@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from export import cache
+from export.static_model import cache
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8])

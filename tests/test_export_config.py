@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from yaml import safe_load
 
-from export.config import CompileConfig, artifact_dir, describe_defaults, load_config, stage_parser
+from export.configuration.config import CompileConfig, artifact_dir, describe_defaults, load_config, stage_parser
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -407,6 +407,6 @@ def test_command_line_of_a_stage():
 
 
 def test_import_loads_no_heavy_package():
-    code = "import sys, export.config; print(*sorted({'torch', 'onnx', 'tvm', 'transformers', 'numpy'} & set(sys.modules)))"
+    code = "import sys, export.configuration.config; print(*sorted({'torch', 'onnx', 'tvm', 'transformers', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "\n"

@@ -23,11 +23,11 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from export import checkpoint as checkpoint_module
-from export import convert as convert_module
-from export.checkpoint import half_split_rows, open_checkpoint
-from export.convert import convert, main, other_form
-from export.forms import huggingface_config, huggingface_tensors, mistral_params, neighbour_rows
+from export.checkpoints import checkpoint as checkpoint_module
+from export.checkpoints.checkpoint import half_split_rows, open_checkpoint
+from export.conversion import convert as convert_module
+from export.conversion.convert import convert, main, other_form
+from export.conversion.forms import huggingface_config, huggingface_tensors, mistral_params, neighbour_rows
 from runtime.errors import UserError
 from tests.raw_mistral import MOE, PARAMS, raw_logits, raw_of_transformers, raw_tensors, write_raw
 from tests.reference import bound, difference
@@ -352,7 +352,7 @@ def test_a_source_that_shrinks_leaves_nothing(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from export import convert
+from export.conversion import convert
 inner = convert.write_shards
 def write(folder, stem, tensors, shard_bytes, advance):
     written = []

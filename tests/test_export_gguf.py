@@ -14,10 +14,10 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoints.gguf_checkpoint import QUANTIZED
+from export.checkpoints.gguf_tokenizer import recover
 from export.fetch import DOWNLOADS, fetch
-from export.gguf_checkpoint import QUANTIZED
-from export.gguf_tokenizer import recover
 from runtime.errors import UserError
 from tests.tiny import write_tiny_mistral
 

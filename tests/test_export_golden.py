@@ -8,7 +8,7 @@ import torch
 
 from build.golden import add_golden
 from export.golden import SHORT, golden_prompts, prompt_lengths, write_golden
-from export.steppers import TorchStepper
+from export.proof.steppers import TorchStepper
 from runtime.artifact.folder import Artifact
 from runtime.artifact.golden import read_golden
 from runtime.engines.engine import Engine

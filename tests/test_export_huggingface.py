@@ -9,7 +9,7 @@ from mistral_common import __file__ as mistral_common_file
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from export.checkpoint import open_checkpoint
+from export.checkpoints.checkpoint import open_checkpoint
 from runtime.errors import UserError
 from tests.tiny import write_tiny_mistral
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.checkpoint import open_checkpoint
-from export.hyperparameters import layer_windows
+from export.checkpoints.checkpoint import open_checkpoint
+from export.checkpoints.hyperparameters import layer_windows
 from runtime.errors import UserError
 from tests.tiny import write_tiny_mistral
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.ladder import Case, compare, lengths, load_trace, make_cases, pairs_with, save_trace, ways_agree
+from export.proof.ladder import Case, compare, lengths, load_trace, make_cases, pairs_with, save_trace, ways_agree
 from runtime.artifact.manifest import ModelConfig, Shape
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from export.checkpoint import open_checkpoint
-from export.model import StaticModel
+from export.checkpoints.checkpoint import open_checkpoint
+from export.static_model.model import StaticModel
 from runtime.artifact.manifest import ModelConfig
 from tests import reference
 from tests.artifacts import WINDOW, random_ids, static_model, torch_shifted

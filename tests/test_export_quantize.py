@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from export.quantize import SCHEMES, FormatRules, MatrixFormat, ModelTensor, load, specs, store, unpacked_int4
+from export.onnx_graphs.quantize import SCHEMES, FormatRules, MatrixFormat, ModelTensor, load, specs, store, unpacked_int4
 from runtime.artifact.manifest import Quantization
 
 ROUNDOFF = 2.0**-24

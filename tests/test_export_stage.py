@@ -61,7 +61,13 @@ def test_tool_versions_are_the_installed_ones():
 
 def test_our_modules_follows_imports():
     found = our_modules("export.pipeline")
-    assert {"export.pipeline", "export.model", "export.rope", "runtime.artifact.manifest", "runtime.artifact.tensor_file"} <= set(found)
+    assert {
+        "export.pipeline",
+        "export.static_model.model",
+        "export.static_model.rope",
+        "runtime.artifact.manifest",
+        "runtime.artifact.tensor_file",
+    } <= set(found)
     assert not [name for name in found if name.startswith("build")]
 
 

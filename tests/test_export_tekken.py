@@ -8,7 +8,7 @@ import pytest
 from conversations import text
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from export import tekken
+from export.checkpoints import tekken
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.tokenizer import open_tokenizer

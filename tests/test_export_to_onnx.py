@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.graphs import WEIGHTS_FILE
+from export.onnx_graphs.graphs import WEIGHTS_FILE
 from runtime.artifact.tensor_file import TensorFile
 from tests import reference
 from tests.artifacts import CASES, bound, dequantized, effective_weights, onnx_shifted, random_ids, static_model, torch_shifted

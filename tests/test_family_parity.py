@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from build.compile import compile_config
 from build.parity import run_artifact_rungs
-from export.config import artifact_dir, load_config
-from export.graphs import OnnxGraphs
-from export.ladder import Case, Logits, load_trace
+from export.configuration.config import artifact_dir, load_config
+from export.onnx_graphs.graphs import OnnxGraphs
 from export.parity import run_rungs
 from export.pipeline import export_model
 from export.plan import export_key, open_configured, workspace_of
+from export.proof.ladder import Case, Logits, load_trace
 from export.stage import run_stage
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow

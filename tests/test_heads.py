@@ -25,16 +25,16 @@ from transformers import (
 
 from build.compile import compile_config
 from build.parity import run_artifact_rungs
-from export.checkpoint import Checkpoint, open_checkpoint
-from export.config import CompileConfig, artifact_dir, load_config
+from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from export.configuration.config import CompileConfig, artifact_dir, load_config
 from export.golden import golden_prompts
-from export.graphs import OnnxGraphs
-from export.ladder import load_trace
+from export.onnx_graphs.graphs import OnnxGraphs
 from export.parity import run_rungs
 from export.pipeline import export_model
 from export.plan import export_key, open_configured, workspace_of
+from export.proof.ladder import load_trace
+from export.proof.steppers import checkpoint_weights, static_model
 from export.stage import run_stage
-from export.steppers import checkpoint_weights, static_model
 from runtime import chat, classify, embed, generate, verify
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.consistency import check_manifest

@@ -10,7 +10,7 @@ from conversations import LOOK_ALIKES, conversation, text
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from export.mistral_tokenizer import mistral_tokenizer
+from export.checkpoints.mistral_tokenizer import mistral_tokenizer
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.text.conversation import open_conversation_encoder
 from runtime.text.tokenizer import open_tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.config import CompileConfig, Section, load_config
+from export.configuration.config import CompileConfig, Section, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from export.graphs import make_graphs
+from export.onnx_graphs.graphs import make_graphs
 from runtime.artifact.folder import Artifact, replace_manifest, write_artifact
 from runtime.artifact.hashing import BLOCK_BYTES, n_blocks
 from runtime.artifact.manifest import SCHEMA_VERSION, Manifest, ModelConfig, ParityRow, Quantization, Shape, TargetSpec, TokenizerSpec, WeightSpec

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from export.graphs import make_graphs
+from export.onnx_graphs.graphs import make_graphs
 from runtime import bench as module
 from runtime.artifact.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
 from runtime.artifact.tensor_file import TensorFileWriter

@@ -19,7 +19,7 @@ import msgspec
 from build.bench.contenders import OURS, Contender, Task, contenders
 from build.bench.plot import draw_speeds
 from build.bench.report import CONTEXTS, PROMPT, Limits, Result, goals_table, ratios, results_table, write_json
-from export.config import CompileConfig, load_config
+from export.configuration.config import CompileConfig, load_config
 from export.console import console, output
 from runtime.bench import Measured, Report, Workload, cpu_name
 from runtime.errors import UserError, run_command

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from build.random_checkpoint import SHAPES, write_random_checkpoint
-from export.config import CompileConfig, load_config
+from export.configuration.config import CompileConfig, load_config
 from export.console import console
 from export.stage import made_whole
 from runtime.bench import Workload

@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime_genai as genai
 from numpy.typing import NDArray
 
-from export.checkpoint import checkpoint_files
-from export.source import identity
+from export.checkpoints.checkpoint import checkpoint_files
+from export.checkpoints.source import identity
 from export.stage import made_whole
 from runtime.bench import Measured, Workload, measure
 from runtime.engines.memory import peak_rss_mb

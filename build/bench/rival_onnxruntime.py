@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graphs import OnnxGraphs
+from export.onnx_graphs.graphs import OnnxGraphs
 from runtime.artifact.manifest import CALL_INPUTS
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.bench import Measured, Workload, cache_bytes, measure, weight_bytes

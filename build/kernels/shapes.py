@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from build.layout import matrix_layout
-from export.quantize import MatrixFormat
+from export.onnx_graphs.quantize import MatrixFormat
 
 
 @dataclass(frozen=True)

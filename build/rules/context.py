@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from build.producers import Expr, NoMatch, Producers
-from export.quantize import ModelTensor
+from export.onnx_graphs.quantize import ModelTensor
 from runtime.artifact.manifest import ModelConfig
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from build.producers import END, Expr, NoMatch, expect_constant, integer, shape
 from build.rules.context import Context
-from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 
 def expect_last_axis(value: Expr, *axes: Any) -> None:  # noqa: ANN401 (TVM's integers)

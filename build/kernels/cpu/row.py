@@ -5,7 +5,7 @@ from tvm.script import tirx as T
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.norm import inverse_rms
 from build.kernels.shapes import Linear
-from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 
 def prepared_row(level: Level, shape: Linear):

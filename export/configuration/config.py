@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from export.config_errors import CONFLICT, explain
-from export.yaml_source import read_yaml, with_override, yaml_text
+from export.configuration.errors import CONFLICT, explain
+from export.configuration.yaml_source import read_yaml, with_override, yaml_text
 from runtime.artifact.manifest import CacheDType, KeptPart, Scheme
 from runtime.errors import UserError
 

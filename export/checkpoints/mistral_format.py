@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import msgspec
 
-from export import families
-from export.hyperparameters import layer_windows
-from export.json_files import convert, read_json
-from export.mistral_tokenizer import mistral_tokenizer
-from export.pth_file import PthTensors
-from export.source import Array, Opened, SourceTensor, TensorSource
+from export.checkpoints import families
+from export.checkpoints.hyperparameters import layer_windows
+from export.checkpoints.json_files import convert, read_json
+from export.checkpoints.mistral_tokenizer import mistral_tokenizer
+from export.checkpoints.pth_file import PthTensors
+from export.checkpoints.source import Array, Opened, SourceTensor, TensorSource
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 

@@ -8,10 +8,10 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from export.checkpoint import Checkpoint
-from export.graphs import OnnxGraphs
-from export.model import StaticModel, constants
-from export.quantize import load, specs
+from export.checkpoints.checkpoint import Checkpoint
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.quantize import load, specs
+from export.static_model.model import StaticModel, constants
 from runtime.artifact.manifest import ModelConfig
 
 Logits = NDArray[np.float32]

@@ -148,7 +148,7 @@ MISTRAL_EXPERT_KEYS = {"n_experts": "num_experts", "experts_per_token": "num_exp
 class Family:
     """How one family is stored in one format."""
 
-    family: str  # names the mathematics: which block of `export/model.py`
+    family: str  # names the mathematics: which block of `export/static_model/model.py`
     keys: Mapping[str, str]  # our field -> the format's key
     defaults: Mapping[str, object]  # what the format's own software assumes of a key that is left out
     supported: Mapping[str, tuple[object, ...]]  # key -> the values that our block implements; None: absent or null

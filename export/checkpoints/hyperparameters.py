@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from export.families import Family
+from export.checkpoints.families import Family
 from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from export.families import Family
+from export.checkpoints.families import Family
 from runtime.artifact.manifest import ModelConfig
 
 HEAD = "output.weight"  # left out of a model with tied embeddings

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from export.families import Family
+from export.checkpoints.families import Family
 from runtime.artifact.manifest import InstructVersion
 
 SMALL_FILE = 16 * 2**20  # bytes; files up to here count with all their bytes

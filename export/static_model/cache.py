@@ -12,7 +12,7 @@ padding on the left of a first chunk both have negative positions, so one compar
 
 import torch
 
-from export.model_constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 Stored = tuple[torch.Tensor, ...]  # one tensor, or int8 numbers and the float32 scale of each token's head
 

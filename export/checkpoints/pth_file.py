@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from export.source import Array, SourceTensor
+from export.checkpoints.source import Array, SourceTensor
 from runtime.errors import UserError
 
 CODE = re.compile(r"GLOBAL (\S+)")  # how torch's loader names what a file would call

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from export import gguf_checkpoint, heads, huggingface, mistral_format
-from export.hyperparameters import model_config
-from export.source import Array, Opened, TensorSource, TokenizerSource
-from export.tensor_layout import HEAD, Weight, ignored, weights
+from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
+from export.checkpoints.hyperparameters import model_config
+from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource
+from export.checkpoints.tensor_layout import HEAD, Weight, ignored, weights
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError

@@ -9,9 +9,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
-from export import families
-from export.gguf_tokenizer import recover
-from export.source import Array, Opened, SourceTensor
+from export.checkpoints import families
+from export.checkpoints.gguf_tokenizer import recover
+from export.checkpoints.source import Array, Opened, SourceTensor
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.quantize import ModelTensor, specs
+from export.onnx_graphs.quantize import ModelTensor, specs
 from runtime.artifact import manifest
 from runtime.artifact.manifest import HEADS, DType, Graph, ModelConfig, Quantization, Record, Shape, Signature, TensorSpec, TokenizerSpec
 from runtime.artifact.tensor_file import TensorFile

@@ -9,11 +9,11 @@ import msgspec
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
-from export import families
-from export.json_files import T, convert, read_json
-from export.mistral_format import overruled
-from export.mistral_tokenizer import declared_tokenizer
-from export.source import Array, Opened, SourceTensor, TokenizerSource
+from export.checkpoints import families
+from export.checkpoints.json_files import T, convert, read_json
+from export.checkpoints.mistral_format import overruled
+from export.checkpoints.mistral_tokenizer import declared_tokenizer
+from export.checkpoints.source import Array, Opened, SourceTensor, TokenizerSource
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 

@@ -8,7 +8,7 @@ import msgspec
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from export.source import TokenizerSource
+from export.checkpoints.source import TokenizerSource
 from runtime.errors import UserError
 
 PREFIX = "tokenizer.ggml."

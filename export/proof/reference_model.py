@@ -11,8 +11,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from export.checkpoint import detect
-from export.convert import convert
+from export.checkpoints.checkpoint import detect
+from export.conversion.convert import convert
 from runtime.artifact.manifest import HeadName, ModelConfig
 from runtime.errors import UserError
 

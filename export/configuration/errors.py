@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from export.yaml_source import KeyPath, Sourced, key_text, yaml_text
+from export.configuration.yaml_source import KeyPath, Sourced, key_text, yaml_text
 
 CONFLICT = "conflict"  # error type of a rule between settings, whose context names the key to report it at
 UNKNOWN, MISSING, CONSEQUENCE = "extra_forbidden", "missing", "default_factory_not_called"

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from export import cache, rope
-from export.model_constants import DYNAMIC_LEVELS, MASKED_SCORE, SMALLEST_PEAK
+from export.static_model import cache, rope
+from export.static_model.constants import DYNAMIC_LEVELS, MASKED_SCORE, SMALLEST_PEAK
 from runtime.artifact.manifest import HEADS, ModelConfig
 
 

@@ -8,8 +8,8 @@ from typing import get_args
 
 from sentencepiece import SentencePieceProcessor
 
-from export import tekken
-from export.source import TokenizerSource
+from export.checkpoints import tekken
+from export.checkpoints.source import TokenizerSource
 from runtime.artifact.manifest import InstructVersion
 from runtime.errors import UserError
 

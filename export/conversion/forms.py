@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from export.checkpoint import Checkpoint
-from export.families import FAMILIES, MISTRAL_EXPERT_KEYS, Family
-from export.mistral_format import window_pattern
-from export.source import Array
-from export.tensor_layout import Weight, weights
+from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.families import FAMILIES, MISTRAL_EXPERT_KEYS, Family
+from export.checkpoints.mistral_format import window_pattern
+from export.checkpoints.source import Array
+from export.checkpoints.tensor_layout import Weight, weights
 from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
 

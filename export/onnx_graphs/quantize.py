@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from export.model_constants import DYNAMIC_GROUP
+from export.static_model.constants import DYNAMIC_GROUP
 from runtime.artifact.manifest import DType, Quantization, Record, TensorSpec
 
 Array = NDArray[np.generic]

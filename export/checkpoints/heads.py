@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from export.families import Family
-from export.json_files import convert
-from export.source import Opened
+from export.checkpoints.families import Family
+from export.checkpoints.json_files import convert
+from export.checkpoints.source import Opened
 from runtime.artifact.manifest import HEADS, HeadName, LabelScores
 from runtime.errors import UserError
 

@@ -1,4 +1,4 @@
-"""StaticModel to ONNX: traced on the meta device, so that no weight is ever allocated; `export.onnx_weights` puts the weights in their place."""
+"""StaticModel to ONNX: traced on the meta device, so that no weight is ever allocated; `export.onnx_graphs.weights` puts the weights in their place."""
 
 import logging
 import warnings
@@ -14,10 +14,10 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpres
 from onnxscript import optimizer
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from export.graphs import GraphsRecord
-from export.model import StaticModel, distinct
-from export.onnx_weights import store_weights
-from export.stitch import Parts, stitch
+from export.onnx_graphs.graphs import GraphsRecord
+from export.onnx_graphs.stitch import Parts, stitch
+from export.onnx_graphs.weights import store_weights
+from export.static_model.model import StaticModel, distinct
 from runtime.artifact.manifest import CALL_INPUTS, Graph, Signature, TensorSpec
 from runtime.artifact.tensor_file import TensorFile
 

@@ -1,0 +1,1 @@
+"""The correctness ladder: implementations that are compared, and how."""

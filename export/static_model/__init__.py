@@ -1,0 +1,1 @@
+"""The model as a torch module whose every shape is fixed."""
