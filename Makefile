@@ -48,7 +48,7 @@ demo: setup  ## fetch a real small model, compile it for this CPU, and let it wr
 	@$(PY) -m runtime.generate out/demo --chat --prompt "What is the capital of France, and what is it known for?" --max-tokens 96
 
 plan: inputs  ## CONFIG=...: sizes of the artifact, caches, memory and disk, from the checkpoint's headers alone, before a compile
-	@$(PY) -m build.plan $(ARGUMENTS) $(if $(SHAPE),--shape $(SHAPE))
+	@$(PY) -m build.tools.plan $(ARGUMENTS) $(if $(SHAPE),--shape $(SHAPE))
 
 compile: inputs  ## CONFIG=...: YAML and checkpoint to an artifact in out/NAME/
 	$(COMPILE)
@@ -57,22 +57,22 @@ parity: inputs  ## CONFIG=...: transformers == static torch == onnxruntime == co
 	$(PY) -m build.parity $(ARGUMENTS)
 
 quality: inputs  ## CONFIG=...: perplexity, KL divergence and top-1 of every scheme on a fixed English text; quantize.budget is its limit
-	$(PY) -m build.quality $(ARGUMENTS)
+	$(PY) -m build.tools.quality $(ARGUMENTS)
 
 bench: inputs  ## CONFIG=...: speed of every scheme against onnxruntime, transformers and, after `make setup BENCH=1`, llama.cpp and ONNX Runtime GenAI
 	$(PY) -m build.bench $(ARGUMENTS)
 
 memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths, and what that means for all layers
-	$(PY) -m build.memory
+	$(PY) -m build.tools.memory
 
 ship: inputs  ## CONFIG=...: compile, then artifact, runtime and packages in one file, out/NAME.tar.zst; KEY=file signs it, PYTHONS='3.12' carries packages for that one alone
-	$(PY) -m build.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(PYTHONS),--pythons '$(PYTHONS)')
+	$(PY) -m build.shipping.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(PYTHONS),--pythons '$(PYTHONS)')
 
 gpucheck: setup  ## CONFIG=yaml/fp16.yaml: kernels of known models, the runtime and packages in one file, out/gpucheck.tar.zst; CHECKS='7b:int8 tiny:none' picks them
 	$(PY) -m build.gpucheck $(ARGUMENTS) $(if $(CHECKS),--checks '$(CHECKS)') $(if $(PYTHONS),--pythons '$(PYTHONS)')
 
 keys: setup  ## FOLDER=keys: a new pair of Ed25519 keys: one signs artifacts, the other lets a box check them
-	$(PY) -m build.keys $(or $(FOLDER),keys)
+	$(PY) -m build.shipping.keys $(or $(FOLDER),keys)
 
 check: setup  ## formatting, lint and types
 	$(PY) -m ruff format --check .

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from build.compile import compile_config
-from build.footprint import Footprint, caches_of, description, table
+from build.tools.footprint import Footprint, caches_of, description, table
 from export.configuration.config import CompileConfig, artifact_dir, describe_defaults, load_config, stage_parser
 from export.console import console, output
 from export.memory import noted_peak, peak_memory, return_freed_blocks

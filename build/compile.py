@@ -5,10 +5,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from build.cuda import spilling, usage_of
-from build.layout import RING_BLOCK, ring_block
+from build.packing.layout import RING_BLOCK, ring_block
 from build.pipeline import build_key, build_library, package
-from build.target import target_spec
+from build.tvm_stage.cuda import spilling, usage_of
+from build.tvm_stage.target import target_spec
 from export.configuration.config import CompileConfig, artifact_dir
 from export.console import console
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs

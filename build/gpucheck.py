@@ -1,6 +1,6 @@
 """`python -m build.gpucheck yaml/fp16.yaml`: one file for a GPU box, out/gpucheck.tar.zst, that checks and times the kernels of known models.
 
-    gpucheck/install.sh, requirements.txt, wheels/, runtime/   as `build.ship` has them
+    gpucheck/install.sh, requirements.txt, wheels/, runtime/   as `build.shipping.ship` has them
     gpucheck/checks/SHAPE-SCHEME/                              a manifest and a library: sizes of a model, compiled without its weights
 
 On the box: `./install.sh`, then `.venv/bin/python -m runtime.gpucheck checks/*`, which makes random weights there. The config gives the
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import msgspec
 
-from build.cuda import spilling
 from build.pipeline import build_key, build_library, manifest_of
-from build.random_checkpoint import SHAPES, headers
-from build.ship import Member, add_box_options, pythons_of, summary, system_members, write_archive
-from build.target import target_spec
-from build.wheels import box_packages, fetch_wheels
+from build.shipping.ship import Member, add_box_options, pythons_of, summary, system_members, write_archive
+from build.shipping.wheels import box_packages, fetch_wheels
+from build.tools.random_checkpoint import SHAPES, headers
+from build.tvm_stage.cuda import spilling
+from build.tvm_stage.target import target_spec
 from export.configuration.config import CompileConfig, artifact_dir, config_parser, load_config
 from export.console import console, output
 from export.onnx_graphs.graphs import RECORD_FILE, OnnxGraphs

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from build import cuda
-from build.dispatch import DispatchedModule, ReportRow, dispatch
-from build.importer import import_graphs
-from build.lower import dump_module, lower
-from build.pack import pack_weights, packed
+from build.packing.pack import pack_weights, packed
+from build.tvm_stage import cuda
+from build.tvm_stage.dispatch import DispatchedModule, ReportRow, dispatch
+from build.tvm_stage.importer import import_graphs
+from build.tvm_stage.lower import dump_module, lower
 from export.configuration.config import CompileConfig
 from export.console import step_bar
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs

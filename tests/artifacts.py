@@ -15,7 +15,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from build.compile import compile_config
-from build.layout import ring_block
+from build.packing.layout import ring_block
 from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig, artifact_dir, load_config
 from export.onnx_graphs.graphs import OnnxGraphs

@@ -3,8 +3,8 @@
 import numpy as np
 
 from build.compiler import tvm
-from build.layout import packed_tensors
-from build.target import TARGETS
+from build.packing.layout import packed_tensors
+from build.tvm_stage.target import TARGETS
 
 ALIGNMENT = 64  # bytes
 # LLVM's name of the least processor that has all flags of a level. Code for a lesser one cannot hold the level's own instructions.
@@ -18,7 +18,7 @@ def _executable(function, processor):
 
 
 def compiled(function, processor=PROCESSORS["avx2"]):
-    """A kernel for the CPU, as `build.lower` compiles it."""
+    """A kernel for the CPU, as `build.tvm_stage.lower` compiles it."""
     return _executable(function, processor)["kernel"]
 
 

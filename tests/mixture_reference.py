@@ -3,7 +3,7 @@
 import numpy as np
 
 from build.kernels.shapes import Mixture
-from build.layout import to_panels
+from build.packing.layout import to_panels
 from export.onnx_graphs.quantize import MatrixFormat
 
 U = 2.0**-24

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from build import dispatch
 from build.compiler import tvm
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.table import Kernels, kernels_of
-from build.layout import packed_tensors
-from build.pack import pack_weights, packed, packed_weights
+from build.packing.layout import packed_tensors
+from build.packing.pack import pack_weights, packed, packed_weights
 from build.pipeline import CALLS_FILE, build_library
-from build.target import target_spec
+from build.tvm_stage import dispatch
+from build.tvm_stage.target import target_spec
 from export.configuration.config import BackendConfig
 from export.onnx_graphs.graphs import OnnxGraphs
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE

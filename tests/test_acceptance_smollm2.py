@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from build.quality import measure, text
+from build.tools.quality import measure, text
 from export.checkpoints.checkpoint import open_checkpoint
 from export.fetch import DOWNLOADS, fetch
 from export.proof.reference_model import load_reference
@@ -130,7 +130,7 @@ def test_int8_costs_less_than_one_percent_of_perplexity(fp32, int8):
 
 def test_the_shipped_model_writes_the_same_text_in_an_empty_environment(int8, folder, tmp_path):
     """No network, no torch, no onnx, no compiler; and the golden prompts, computed by torch here, hold there."""
-    subprocess.run([sys.executable, "-m", "build.ship", "int8.yaml", "--pythons", PYTHON], cwd=folder, env=HOST, check=True)
+    subprocess.run([sys.executable, "-m", "build.shipping.ship", "int8.yaml", "--pythons", PYTHON], cwd=folder, env=HOST, check=True)
     box = unpack(folder / "out" / "int8.tar.zst", tmp_path)
     assert install(box).returncode == 0
     arguments = ["--prompt", PROMPTS[0], "--max-tokens", "24", "--json"]

@@ -15,7 +15,7 @@ from build.bench.plot import draw_speeds
 from build.bench.report import Limits, Result, goals_table, ratios, results_table
 from build.bench.rival_onnxruntime import OnnxruntimeEngine
 from build.bench.rival_transformers import TransformersEngine, load_model
-from build.variants import VARIANTS
+from build.tools.variants import VARIANTS
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact
 from runtime.bench import DecodeSpeed, Measured, PrefillSpeed, Speeds, Workload

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from build import cuda
 from build.compile import compile_config
 from build.compiler import tvm
 from build.kernels.shapes import Linear, RollingAttention
 from build.kernels.table import kernels_of
-from build.machine_code import check_machine_code, device_code
-from build.target import TARGETS
+from build.tvm_stage import cuda
+from build.tvm_stage.machine_code import check_machine_code, device_code
+from build.tvm_stage.target import TARGETS
 from export.configuration.config import load_config
 from export.onnx_graphs.quantize import MatrixFormat
 from runtime.artifact.folder import Artifact

@@ -5,14 +5,14 @@ from math import prod
 import numpy as np
 import pytest
 
-from build import random_checkpoint
-from build.cuda import usage_of
-from build.dispatch import DEFAULT_SCHEDULE, dispatch
-from build.importer import import_graphs
-from build.machine_code import check_machine_code
 from build.pipeline import build_library, read_report
-from build.random_checkpoint import SEVEN_B, headers
-from build.target import target_spec
+from build.tools import random_checkpoint
+from build.tools.random_checkpoint import SEVEN_B, headers
+from build.tvm_stage.cuda import usage_of
+from build.tvm_stage.dispatch import DEFAULT_SCHEDULE, dispatch
+from build.tvm_stage.importer import import_graphs
+from build.tvm_stage.machine_code import check_machine_code
+from build.tvm_stage.target import target_spec
 from export.configuration.config import load_config
 from export.onnx_graphs.graphs import WEIGHTS_FILE, OnnxGraphs
 from export.pipeline import trace_graphs

@@ -8,11 +8,11 @@ from msgspec.structs import replace
 
 from build.compile import slow_rings
 from build.compiler import relax, tvm
-from build.dispatch import DEFAULT_SCHEDULE, dispatch
-from build.importer import import_graphs
-from build.layout import PANEL
+from build.packing.layout import PANEL
 from build.pipeline import read_report
-from build.target import TARGETS, target_spec
+from build.tvm_stage.dispatch import DEFAULT_SCHEDULE, dispatch
+from build.tvm_stage.importer import import_graphs
+from build.tvm_stage.target import TARGETS, target_spec
 from runtime.artifact.tensor_file import numpy_dtype
 from tests.artifacts import CASES
 

@@ -24,7 +24,7 @@ from build.kernels.cpu.residual import residual
 from build.kernels.cpu.rotation import rotation
 from build.kernels.cpu.swiglu import swiglu
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
-from build.layout import PANEL, ring_block
+from build.packing.layout import PANEL, ring_block
 from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.engines.cpu import cpuinfo_flags, missing_features
 from runtime.errors import UserError

@@ -8,7 +8,7 @@ from build.compiler import tvm
 from build.kernels.cuda import attention, decode_attention, embedding, flash_attention, gemv, linear, mixture, mma, norm, sample, swiglu, tensor_core
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
-from build.layout import int4_words, to_panels, to_vector_panels
+from build.packing.layout import int4_words, to_panels, to_vector_panels
 from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, MistralForCausalLM
 
-from build import memory as module
-from build.memory import Compile, Usage, largest_tensor, measure, results_table, run_measured, slope
-from build.random_checkpoint import SHAPES, write_random_checkpoint
+from build.tools import memory as module
+from build.tools.memory import Compile, Usage, largest_tensor, measure, results_table, run_measured, slope
+from build.tools.random_checkpoint import SHAPES, write_random_checkpoint
 from export.checkpoints.checkpoint import open_checkpoint
 from runtime.errors import UserError
 

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from build.dispatch import dispatch, find_regions, weights_of
-from build.importer import import_graphs
+from build.tvm_stage.dispatch import dispatch, find_regions, weights_of
+from build.tvm_stage.importer import import_graphs
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.stage import ROOT
 from runtime.artifact.manifest import TargetSpec

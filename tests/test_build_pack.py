@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from build.layout import DOT, PANEL, WORD, PackedTensor, packed_tensors, to_dot_panels, to_panels, to_word_panels
-from build.pack import pack_weights
+from build.packing.layout import DOT, PANEL, WORD, PackedTensor, packed_tensors, to_dot_panels, to_panels, to_word_panels
+from build.packing.pack import pack_weights
 from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, store, unpacked_int4
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TensorSpec, WeightSpec

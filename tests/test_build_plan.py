@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from build.footprint import Footprint, caches_of
-from build.pack import packed_weights
-from build.plan import file_bytes, plan
-from build.random_checkpoint import SHAPES, headers, write_random_checkpoint
+from build.packing.pack import packed_weights
+from build.tools.footprint import Footprint, caches_of
+from build.tools.plan import file_bytes, plan
+from build.tools.random_checkpoint import SHAPES, headers, write_random_checkpoint
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.configuration.config import CompileConfig, load_config
 from export.plan import export_record
@@ -85,7 +85,7 @@ def command(tmp_path_factory):
 
 def test_the_plan_is_within_three_percent_of_the_compile(command):
     """Line by line, as printed. The weights (86 MB here) are large enough that the library's 0.3 MB do not count."""
-    planned = rows(command("build.plan").stdout)
+    planned = rows(command("build.tools.plan").stdout)
     made = command("build")
     assert made.returncode == 0, made.stderr
     measured = rows(made.stdout)
@@ -155,7 +155,7 @@ def test_rows_that_pair_neighbours_are_read_whole(tmp_path):
     plain = open_checkpoint(tmp_path / "x", "auto", {})
     weights = {name: replace(w, parts=tuple(replace(p, interleaved_heads=4) for p in w.parts)) for name, w in plain.weights.items() if "wo" in name}
     interleaved = Checkpoint(plain.model, None, plain.source_bytes, weights, plain.source)
-    from build.plan import storing_bytes
+    from build.tools.plan import storing_bytes
 
     whole = 64 * 64 * (2 + 2 + 4)  # bfloat16 as read, in its other order, and as float32
     assert storing_bytes(interleaved, export_record(config(), plain)) == whole
@@ -181,7 +181,7 @@ def test_nothing_but_headers_is_read(tmp_path):
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):
     (tmp_path / "x.yaml").write_text(json.dumps({"name": "x", "frontend": {"checkpoint": "nowhere"}, "backend": {"target": "llvm"}}))
-    command = [sys.executable, "-m", "build.plan", "x.yaml"]
+    command = [sys.executable, "-m", "build.tools.plan", "x.yaml"]
     result = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert result.returncode == 2
     assert "the checkpoint nowhere does not exist" in result.stderr
@@ -191,5 +191,5 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path):
 
 
 def test_the_plan_loads_no_torch_and_no_tvm():
-    code = "import sys, build.plan; print([name for name in ('torch', 'tvm', 'tvm_ffi', 'onnx', 'transformers') if name in sys.modules])"
+    code = "import sys, build.tools.plan; print([name for name in ('torch', 'tvm', 'tvm_ffi', 'onnx', 'transformers') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"

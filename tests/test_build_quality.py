@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from build import quality as module
-from build.quality import LENGTH, OVER_BUDGET, OWN, ROWS, Sums, check_budget, layer_errors, log_softmax, text
-from build.quality_report import Quality, draw_errors, draw_quality, table
-from build.variants import BASELINE, VARIANTS
+from build.tools import quality as module
+from build.tools.quality import LENGTH, OVER_BUDGET, OWN, ROWS, Sums, check_budget, layer_errors, log_softmax, text
+from build.tools.quality_report import Quality, draw_errors, draw_quality, table
+from build.tools.variants import BASELINE, VARIANTS
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.onnx_graphs.quantize import SCHEMES
 from export.stage import ROOT
@@ -95,7 +95,7 @@ def test_layer_errors_are_those_of_the_stored_numbers(compile_case):
     ],
 )
 def test_wrong_use_is_one_sentence(arguments, message):
-    command = [sys.executable, "-m", "build.quality", "yaml/tiny.yaml", *arguments]
+    command = [sys.executable, "-m", "build.tools.quality", "yaml/tiny.yaml", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 2
     assert message in result.stderr

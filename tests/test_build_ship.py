@@ -16,9 +16,9 @@ import msgspec
 import pytest
 import zstandard
 
-from build import ship
-from build.keys import make_keys
-from build.wheels import fetch_wheels
+from build.shipping import ship
+from build.shipping.keys import make_keys
+from build.shipping.wheels import fetch_wheels
 from runtime.artifact.folder import Artifact
 from runtime.engines.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY
 from runtime.errors import UserError
@@ -34,7 +34,7 @@ def shipped(compile_case, tmp_path_factory):
     shutil.copytree(compile_case("windowed").folder, folder)
     private, public = make_keys(folder / "keys")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "build.ship", "windowed.yaml", "--pythons", PYTHON, "--key", private]
+    command = [sys.executable, "-m", "build.shipping.ship", "windowed.yaml", "--pythons", PYTHON, "--key", private]
     result = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
     assert "tar --zstd -xf windowed.tar.zst && cd windowed && ./install.sh" in result.stdout + result.stderr
     return folder, public
@@ -150,7 +150,7 @@ def test_pythons_without_packages_are_refused(shipped, pythons, monkeypatch):
 
 
 def test_packages_that_cannot_be_had_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("build.wheels.version", lambda name: "0.0.0.1")
+    monkeypatch.setattr("build.shipping.wheels.version", lambda name: "0.0.0.1")
     with pytest.raises(UserError, match=r"pip cannot get the box's packages for Python 3\.11: .*no-such"):
         fetch_wheels(["no-such-package-of-ours"], ["3.11"], tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from build.golden import add_golden
+from build.shipping.golden import add_golden
 from export.golden import SHORT, golden_prompts, prompt_lengths, write_golden
 from export.proof.steppers import TorchStepper
 from runtime.artifact.folder import Artifact

@@ -126,7 +126,7 @@ def test_starting_an_engine_loads_no_compiler_and_no_torch():
 
 
 @pytest.mark.parametrize(
-    "module", ["build.compile", "build.pipeline", "build.plan", "export.plan", "export.configuration.config", "export.checkpoints.checkpoint"]
+    "module", ["build.compile", "build.pipeline", "build.tools.plan", "export.plan", "export.configuration.config", "export.checkpoints.checkpoint"]
 )
 def test_the_build_stage_loads_no_torch(module):
     assert not loaded_after(f"import {module}") & {"torch", "transformers", "onnxscript", "onnxruntime"}

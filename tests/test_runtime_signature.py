@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from build.keys import PRIVATE_FILE, PUBLIC_FILE, make_keys, sign
+from build.shipping.keys import PRIVATE_FILE, PUBLIC_FILE, make_keys, sign
 from runtime.artifact.folder import Artifact, replace_manifest
 from runtime.artifact.signing import KEY_VARIABLE, SIGNATURE_FILE
 from runtime.doctor import examine

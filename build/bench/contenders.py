@@ -9,14 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from build.random_checkpoint import SHAPES, write_random_checkpoint
+from build.tools.random_checkpoint import SHAPES, write_random_checkpoint
 from export.configuration.config import CompileConfig, load_config
 from export.console import console
 from export.stage import made_whole
 from runtime.bench import Workload
 
 OURS, ONNXRUNTIME, TRANSFORMERS, LLAMA, GENAI = "ours", "onnxruntime", "transformers", "llama.cpp", "ORT GenAI"
-SCHEMES = ("fp32", "bf16", "fp16", "int8", "int8_dynamic", "int4", "int4_dynamic")  # of ours, rows of `build.variants.VARIANTS`
+SCHEMES = ("fp32", "bf16", "fp16", "int8", "int8_dynamic", "int4", "int4_dynamic")  # of ours, rows of `build.tools.variants.VARIANTS`
 RIVAL_SCHEMES = {  # what each rival stores, in its own words
     ONNXRUNTIME: ("fp32", "int8"),  # our graphs
     TRANSFORMERS: ("fp32",),
@@ -74,7 +74,7 @@ def _large_checkpoint(workspace: Path) -> Path:
 
 def _compiled(config_path: Path, overrides: list[str], scheme: str, task: Task, name: str) -> tuple[Contender, Path]:
     """Our contender, compiled as variant `name`, and the config that it was compiled from."""
-    from build.variants import VARIANTS, compile_variant  # these load TVM's compiler, which the workers must not
+    from build.tools.variants import VARIANTS, compile_variant  # these load TVM's compiler, which the workers must not
 
     config = load_config(config_path, overrides)
     workload = task.workload

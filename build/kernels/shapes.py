@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from build.layout import matrix_layout
+from build.packing.layout import matrix_layout
 from export.onnx_graphs.quantize import MatrixFormat
 
 

@@ -5,9 +5,9 @@ from math import prod
 import numpy as np
 
 from build.kernels.shapes import RollingAttention
-from build.producers import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
 from build.rules.context import Context, Region
 from build.rules.shared import expect_last_axis, levels_of
+from build.tvm_stage.producers import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
 from export.static_model.constants import MASKED_SCORE
 from runtime.artifact.tensor_file import numpy_dtype
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from build.producers import Expr, NoMatch, Producers
+from build.tvm_stage.producers import Expr, NoMatch, Producers
 from export.onnx_graphs.quantize import ModelTensor
 from runtime.artifact.manifest import ModelConfig
 

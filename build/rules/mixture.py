@@ -5,9 +5,9 @@ from math import prod
 import numpy as np
 
 from build.kernels.shapes import Mixture
-from build.producers import Expr, NoMatch, expect_constant, integer, shape
 from build.rules.context import Context, Region
 from build.rules.shared import gated
+from build.tvm_stage.producers import Expr, NoMatch, expect_constant, integer, shape
 
 
 def mixture(c: Context, root: Expr) -> Region:

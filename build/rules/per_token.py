@@ -3,9 +3,9 @@
 from math import prod
 
 from build.kernels.shapes import Embedding
-from build.producers import Expr, NoMatch, constant, expect_constant, is_call, shape
 from build.rules.context import Context, Region
 from build.rules.shared import expect_last_axis, gated
+from build.tvm_stage.producers import Expr, NoMatch, constant, expect_constant, is_call, shape
 
 
 def embedding(c: Context, root: Expr) -> Region:

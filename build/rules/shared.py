@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from build.producers import END, Expr, NoMatch, expect_constant, integer, shape
 from build.rules.context import Context
+from build.tvm_stage.producers import END, Expr, NoMatch, expect_constant, integer, shape
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 

@@ -159,7 +159,7 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
 def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
     panels = _PANELS.fullmatch(weight.layout)
     if weight.layout != "row_major" and not panels:
-        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, or panels as `build/layout.py` names them"
+        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, or panels as `build/packing/layout.py` names them"
     if panels:
         width, numbers, words, stacked = (int(part) if part else None for part in panels.groups())
         rest = tuple(size for size in (width, numbers, words) if size is not None)

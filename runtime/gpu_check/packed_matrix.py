@@ -1,4 +1,4 @@
-"""A matrix as a CUDA library reads it, back to its numbers: the layouts of `build/layout.py`, with numpy alone."""
+"""A matrix as a CUDA library reads it, back to its numbers: the layouts of `build/packing/layout.py`, with numpy alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ from build.kernels.cpu.level import Level
 from build.kernels.cpu.vector import exp
 from build.kernels.shapes import RollingAttention
 from build.kernels.signature import without
-from build.layout import RING_BLOCK, ring_block
+from build.packing.layout import RING_BLOCK, ring_block
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 SPLITS = 8  # tasks that share one token's keys, at most: enough to keep uneven numbers of heads and threads busy

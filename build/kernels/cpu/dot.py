@@ -13,7 +13,7 @@ from typing import Any
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
-from build.layout import DOT
+from build.packing.layout import DOT
 
 NIBBLES = 0x0F0F0F0F
 

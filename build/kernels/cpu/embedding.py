@@ -7,7 +7,7 @@ from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import weight_at
 from build.kernels.shapes import Embedding
 from build.kernels.signature import UNUSED, without
-from build.layout import matrix_layout
+from build.packing.layout import matrix_layout
 
 
 def embedding(_level: Level, shape: Embedding) -> PrimFunc:

@@ -13,7 +13,7 @@ from build.kernels.cpu.panels import output_scale, panel_slab
 from build.kernels.cpu.row import prepared_row, rounded_row
 from build.kernels.cpu.vector import add_outer_product, clear
 from build.kernels.shapes import Linear
-from build.layout import PANEL
+from build.packing.layout import PANEL
 
 
 def gemm(level: Level, shape: Linear):

@@ -1,6 +1,6 @@
 """y = x W^T, with what stands around it in a layer: RMSNorm of x in front, SwiGLU and the residual behind. One launch for all of it.
 
-W lies in panels (see `build.layout`): a panel is what one loop over K turns into PANEL neighbouring outputs, so weights are read strictly in
+W lies in panels (see `build.packing.layout`): a panel is what one loop over K turns into PANEL neighbouring outputs, so weights are read strictly in
 order, once per call. Threads share the panels; the norm is computed once per call, before they start.
 Bytes per call: the weights as stored, plus x and y. Operations: 2 M N K.
 """
@@ -17,7 +17,7 @@ from build.kernels.cpu.integer import integer_gemm, integer_gemv
 from build.kernels.cpu.level import Level
 from build.kernels.shapes import Linear
 from build.kernels.signature import UNUSED, without
-from build.layout import matrix_layout
+from build.packing.layout import matrix_layout
 from runtime.errors import UserError
 
 Body = Callable[..., Any]

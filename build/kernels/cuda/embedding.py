@@ -7,7 +7,7 @@ from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.weights import group_of, number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
 from build.kernels.shapes import Embedding
 from build.kernels.signature import without
-from build.layout import PANEL, vector_layout, vector_steps
+from build.packing.layout import PANEL, vector_layout, vector_steps
 
 THREADS = 256
 

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import group_of, number, scale_of, zero_of
 from build.kernels.shapes import Linear
-from build.layout import PANEL, WORD, vector_layout, vector_steps
+from build.packing.layout import PANEL, WORD, vector_layout, vector_steps
 from export.onnx_graphs.quantize import MatrixFormat
 
 

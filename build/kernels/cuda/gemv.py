@@ -15,7 +15,7 @@ from build.kernels.cuda.norm import inverse_rms, sum_squares
 from build.kernels.cuda.panel_dot import FLOATS, Held, held_sizes, panel_dot, panel_total, vector_sums, vectors_of
 from build.kernels.cuda.swiglu import gated
 from build.kernels.shapes import Linear
-from build.layout import PANEL, vector_layout
+from build.packing.layout import PANEL, vector_layout
 
 # Not yet measured on a GPU. 4.8 TB/s for about 700 ns are 3.4 MB on their way; 2048 warps with 4 loads of 512 bytes are 4.2.
 WARPS = (8, 16, 32)  # in a block

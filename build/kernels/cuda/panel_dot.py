@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import factor, group_of
-from build.layout import PANEL, vector_layout, vector_steps
+from build.packing.layout import PANEL, vector_layout, vector_steps
 from export.onnx_graphs.quantize import INT4_ZERO, MatrixFormat
 
 # Not yet measured on a GPU.

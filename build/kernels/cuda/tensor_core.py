@@ -21,7 +21,7 @@ from build.kernels.cuda.mma import PAIR, pair
 from build.kernels.cuda.swiglu import gated
 from build.kernels.cuda.weights import factor, group_of
 from build.kernels.shapes import Linear
-from build.layout import PANEL, WORD, vector_layout, vector_steps
+from build.packing.layout import PANEL, WORD, vector_layout, vector_steps
 from export.onnx_graphs.quantize import INT4_ZERO, MatrixFormat
 
 WARPS_ALONG_ROWS, WARPS_ALONG_COLUMNS = 2, 4

@@ -1,4 +1,4 @@
-"""Reading packed weights on a GPU: 16 bytes a thread at once, 512 neighbouring bytes a warp (the layouts panels_32kJ of `build/layout.py`).
+"""Reading packed weights on a GPU: 16 bytes a thread at once, 512 neighbouring bytes a warp (the layouts panels_32kJ of `build/packing/layout.py`).
 
 int4 numbers q stand for (q - zero) * scale, scale and zero one for each group. To convert is dearer than to multiply, so a dot product takes
 q as the float32 1 + q / 16, which is q's four bits in front of the mantissa of 1, and corrects the sum: the sum of (q - zero) x is
@@ -11,7 +11,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from build.kernels.signature import UNUSED
-from build.layout import DOT, WORD, MatrixLayout, vector_steps
+from build.packing.layout import DOT, WORD, MatrixLayout, vector_steps
 from export.onnx_graphs.quantize import INT4_ZERO, MatrixFormat
 
 ONE, TOP_BITS = 0x3F800000, 19  # float32 1; where the first four bits of a mantissa begin

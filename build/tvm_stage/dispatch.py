@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 
 from build.compiler import relax, tvm
-from build.importer import RelaxModule
 from build.kernels.table import Kernels, kernels_of
-from build.layout import packed_tensors
-from build.pack import packed_weights
-from build.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
+from build.packing.layout import packed_tensors
+from build.packing.pack import packed_weights
 from build.rules.context import Context, Region, Weight
 from build.rules.table import RULES
+from build.tvm_stage.importer import RelaxModule
+from build.tvm_stage.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
 from export.onnx_graphs.graphs import GraphsRecord
 from export.onnx_graphs.quantize import EXPERTS, specs
 from runtime.artifact.manifest import CALL_INPUTS, Graph, KernelCall, TargetKind, TargetSpec, TensorSpec, WeightSpec

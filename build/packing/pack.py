@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from build.layout import Array, PackedTensor, packed_tensors
+from build.packing.layout import Array, PackedTensor, packed_tensors
 from export.console import byte_bar
 from export.onnx_graphs.graphs import GraphsRecord
 from runtime.artifact.manifest import TargetKind, WeightSpec

@@ -1,4 +1,4 @@
-"""`python -m build.plan yaml/x.yaml [--set key.path=value ...]`: what a compile will make and take, before any work, from the headers alone.
+"""`python -m build.tools.plan yaml/x.yaml [--set key.path=value ...]`: what a compile will make and take, before any work, from the headers alone.
 
 The compile prints the same lines as measured. Weights and caches are exact, since they follow from shapes. The rest is constants, each with how it
 was measured, plus what the sizes of the model add. Loads neither torch nor TVM. Constants were measured with the versions of requirements.lock.
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from build.footprint import Footprint, caches_of, description, table
-from build.layout import ROW_MAJOR
-from build.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
-from build.pack import packed_weights
-from build.random_checkpoint import SHAPES, headers
+from build.packing.layout import ROW_MAJOR
+from build.packing.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
+from build.packing.pack import packed_weights
+from build.tools.footprint import Footprint, caches_of, description, table
+from build.tools.random_checkpoint import SHAPES, headers
 from export.checkpoints.checkpoint import BLOCK_ELEMENTS, Checkpoint
 from export.checkpoints.gguf_checkpoint import ROWS_AT_ONCE
 from export.checkpoints.source import SourceTensor

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from build.compiler import cc, relax, tvm
-from build.dispatch import DispatchedModule
-from build.target import TARGETS
+from build.tvm_stage.dispatch import DispatchedModule
+from build.tvm_stage.target import TARGETS
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What a compile makes and takes: the same quantities predicted by `python -m build.plan` and measured by `python -m build`, line by line."""
+"""What a compile makes and takes: the same quantities predicted by `python -m build.tools.plan` and measured by `python -m build`, line by line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`python -m build.keys FOLDER`: a new pair of keys for signing artifacts. The private one stays here; the public one goes to the boxes."""
+"""`python -m build.shipping.keys FOLDER`: a new pair of keys for signing artifacts. The private one stays here; the public one goes to the boxes."""
 
 import argparse
 import os

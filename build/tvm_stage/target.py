@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build import cuda
 from build.compiler import codegen, relax, tvm
-from build.machine_code import check_machine_code
+from build.tvm_stage import cuda
+from build.tvm_stage.machine_code import check_machine_code
 from export.configuration.config import BackendConfig
 from runtime.artifact.manifest import TargetSpec
 from runtime.engines.cpu import cpuinfo_flags

@@ -1,4 +1,4 @@
-"""`python -m build.random_checkpoint FOLDER [--shape 7b] [--layers 2]`: a checkpoint of random weights in Hugging Face form.
+"""`python -m build.tools.random_checkpoint FOLDER [--shape 7b] [--layers 2]`: a checkpoint of random weights in Hugging Face form.
 
 For measuring a compile of a large model without its weights: shapes, dtype, sharding and names are the real ones, the text it writes is not.
 """
@@ -202,7 +202,7 @@ def _write_json(path: Path, value: object) -> None:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m build.random_checkpoint", description="Write a checkpoint of random weights.")
+    parser = argparse.ArgumentParser(prog="python -m build.tools.random_checkpoint", description="Write a checkpoint of random weights.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--shape", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=2, metavar="N", help="layers (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""`python -m build.quality yaml/x.yaml`: what each way of storing weights costs in quality, against float32, on a fixed English text.
+"""`python -m build.tools.quality yaml/x.yaml`: what each way of storing weights costs in quality, against float32, on a fixed English text.
 
 The text is the first pages of Newton's Opticks (4th edition, 1730, Project Gutenberg), which the pinned package `apache-tvm-ffi` carries as test
 data. It is cut into `ROWS` sequences that a batch reads side by side, all variants in step, so that no distribution has to be kept. Exit status 1
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from build.quality_report import Quality, draw_errors, draw_quality, table
-from build.variants import BASELINE, VARIANTS, Variant, compile_variant
+from build.tools.quality_report import Quality, draw_errors, draw_quality, table
+from build.tools.variants import BASELINE, VARIANTS, Variant, compile_variant
 from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig, config_parser, load_config
 from export.console import output, step_bar

@@ -1,4 +1,4 @@
-"""`python -m build.ship yaml/x.yaml`: one file for the inference box, out/NAME.tar.zst.
+"""`python -m build.shipping.ship yaml/x.yaml`: one file for the inference box, out/NAME.tar.zst.
 
     NAME/install.sh         makes .venv from wheels/, without a network, and runs the doctor
     NAME/requirements.txt   the packages in wheels/, at exact versions, with their sums
@@ -23,9 +23,9 @@ from rich.table import Table
 
 import runtime
 from build.compile import compile_config
-from build.golden import with_golden
-from build.keys import sign
-from build.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
+from build.shipping.golden import with_golden
+from build.shipping.keys import sign
+from build.shipping.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
 from export.configuration.config import artifact_dir, config_parser, load_config
 from export.console import byte_bar, output
 from runtime.artifact.folder import Artifact

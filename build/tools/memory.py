@@ -1,4 +1,4 @@
-"""`python -m build.memory`: what memory a compile takes, measured on a random model at a few depths and extended to its full depth.
+"""`python -m build.tools.memory`: what memory a compile takes, measured on a random model at a few depths and extended to its full depth.
 
 A compile must not hold the model: its peak may follow the largest tensor, not the number of layers. Each depth gets a random checkpoint on
 disk and a fresh workspace; export and build run one after the other as the processes that they are in a real compile. What counts is
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from build.random_checkpoint import SHAPES, model_config, write_random_checkpoint
+from build.tools.random_checkpoint import SHAPES, model_config, write_random_checkpoint
 from export.checkpoints import tensor_layout
 from export.configuration.config import SCHEME_NAMES
 from export.console import output
@@ -146,7 +146,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m build.memory", description="Measure the memory that a compile takes.")
+    parser = argparse.ArgumentParser(prog="python -m build.tools.memory", description="Measure the memory that a compile takes.")
     parser.add_argument("--layers", default="2,4", metavar="N,N", help="depths to measure (default: %(default)s)")
     parser.add_argument("--shape", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
     parser.add_argument("--scheme", choices=SCHEME_NAMES, default="int8", help="weight storage (default: %(default)s)")

@@ -1,0 +1,1 @@
+"""One file for the inference box: artifact, runtime, packages, golden prompts and signature."""

@@ -1,0 +1,1 @@
+"""ONNX graphs to a compiled library, with TVM."""
