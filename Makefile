@@ -12,7 +12,7 @@ NAME := $(basename $(notdir $(CONFIG)))
 
 # Checkpoints that the shipped configs use and that can be had without a model hub.
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
-INPUT_tiny := $(PY) -m tests.tiny out/downloads/tiny-mistral
+INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
 .PHONY: help setup inputs demo plan compile parity quality bench memory ship gpucheck keys check test clean
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.artifacts import Compiled, compiled
+from tests.helpers.artifacts import Compiled, compiled
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,5 +34,5 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
 
 @pytest.fixture(scope="session")
 def compile_case(shared_folder: Path) -> Callable[[str], Compiled]:
-    """`compile_case(name)` gives one of `tests.artifacts.CASES`, compiled at its first use."""
+    """`compile_case(name)` gives one of `tests.helpers.artifacts.CASES`, compiled at its first use."""
     return cache(lambda name: compiled(name, shared_folder / "compiled"))

@@ -2,7 +2,7 @@
 
 A fatbin is a header (magic, version, header size, size of all entries) and entries, each a header and a payload. Offsets in an entry's header:
 0 kind (2 bytes: 1 PTX, 2 machine code), 4 header size (4), 8 payload size (8), 28 architecture (4), 40 flags (8), little endian. No public text
-describes it; `tests/test_build_cuda.py` checks this reading against nvcc's output.
+describes it; `tests/build_stage/tvm_stage/test_cuda.py` checks this reading against nvcc's output.
 """
 
 import struct

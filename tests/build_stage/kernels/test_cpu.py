@@ -1,0 +1,516 @@
+"""Every CPU kernel against numpy in float64, at shapes that divide by nothing.
+
+Bounds follow from float32 alone: any order of summing K products, fused or not, is off by at most (K + 1) u sum |x w|, with u = 2**-24
+(Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import tvm_ffi
+from tvm.script import tirx as T
+
+from build.compiler import codegen, tvm
+from build.kernels.cpu import vector
+from build.kernels.cpu.attention import rolling_attention
+from build.kernels.cpu.dot import VNNI_DOT, WordDot
+from build.kernels.cpu.embedding import embedding
+from build.kernels.cpu.level import LEVELS
+from build.kernels.cpu.linear import linear
+from build.kernels.cpu.mixture import mixture
+from build.kernels.cpu.norm import rms_norm
+from build.kernels.cpu.residual import residual
+from build.kernels.cpu.rotation import rotation
+from build.kernels.cpu.swiglu import swiglu
+from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
+from build.packing.layout import PANEL, ring_block
+from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
+from runtime.engines.cpu import cpuinfo_flags, missing_features
+from runtime.errors import UserError
+from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed
+from tests.helpers.mixture_reference import check as check_mixture
+
+U = 2.0**-24
+EXP_ULPS = 2  # of `vector.exp`; test_exp measures it
+LANES = 8
+NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100}  # a number: what no query sees is multiplied by zero
+AVX2 = next(level for level in LEVELS if level.name == "avx2")
+
+
+def plain_dot(sums, weights, x, at):
+    """What `vpdpbusd` computes, from shifts and products: byte j of each word of weights, without sign, times byte j of x, with its sign."""
+    words, four = T.reinterpret("int32x16", weights), T.broadcast(T.reinterpret("int32", x[T.ramp(at, 1, 4)]), 16)
+    for j in range(4):
+        unsigned = (words >> T.broadcast(T.int32(8 * j), 16)) & T.broadcast(T.int32(255), 16)
+        sums = sums + unsigned * ((four << T.broadcast(T.int32(24 - 8 * j), 16)) >> T.broadcast(T.int32(24), 16))
+    return sums
+
+
+def plain_words(sums, words, x, at):
+    """The same for words of eight numbers."""
+    mask = T.broadcast(T.int32(0x0F0F0F0F), 16)
+    low = plain_dot(sums, T.reinterpret("uint8x64", words & mask), x, at)
+    return plain_dot(low, T.reinterpret("uint8x64", (words >> T.broadcast(T.int32(4), 16)) & mask), x, at + 4)
+
+
+# The kernels of AVX-512 VNNI with its one instruction spelled out, so that everything around it is proved on every machine.
+SPELLED_OUT = replace(LEVELS[0], name="vnni-spelled-out", flags=(), dot=replace(VNNI_DOT, add=plain_dot), words=WordDot(16, plain_words))
+
+
+@pytest.fixture(params=[*LEVELS, SPELLED_OUT], ids=lambda level: level.name)
+def level(request):
+    """Every level that this machine can run; the machine code of all of them is looked at by `test_each_level_compiles_to_its_own_instructions`."""
+    if request.param.dot is VNNI_DOT and missing_features(request.param.flags):
+        pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
+    return request.param
+
+
+def processor_of(level):
+    """What a level is compiled for to run here: its own processor, or one without its wide registers, for which the compiler splits its vectors."""
+    return PROCESSORS["avx2"] if level is SPELLED_OUT or missing_features(level.flags) else PROCESSORS[level.name]
+
+
+def call(kernel, *arrays):
+    """Arrays changed in place must be `aligned` by the caller; the others are copied."""
+    kernel(*(tvm_ffi.from_dlpack(array if array.ctypes.data % ALIGNMENT == 0 else aligned(array)) for array in arrays))
+
+
+def output(*shape):
+    """Filled with NaN, so that an element that is never written shows."""
+    return aligned(np.full(shape, np.nan, np.float32))
+
+
+FORMATS = {
+    "float32": MatrixFormat(dtype="float32"),
+    "float16": MatrixFormat(dtype="float16"),
+    "bfloat16": MatrixFormat(dtype="bfloat16"),
+    "int8": MatrixFormat(dtype="int8"),
+    "int4-32": MatrixFormat(dtype="int4", group_size=32),
+    "int4-128-zero-points": MatrixFormat(dtype="int4", group_size=128, zero_points=True),
+}
+DYNAMIC = {
+    "int8": MatrixFormat(dtype="int8", dynamic=True),
+    "int4-32": MatrixFormat(dtype="int4", group_size=32, dynamic=True),
+    "int4-128-zero-points": MatrixFormat(dtype="int4", group_size=128, zero_points=True, dynamic=True),
+}
+# rows, N, K: N below, at, beside and beyond one panel, and in whole panels of gate and up; K odd, prime, below and beyond a block and a group
+SIZES = [(1, 31, 33), (7, 64, 256), (1, 64, 192), (2, 1, 1), (7, 45, 331), (512, 65, 40)]
+WHOLE_WORDS = [(1, 31, 40), (7, 64, 256), (1, 64, 256), (1, 64, 136), (2, 1, 8), (7, 45, 136), (512, 65, 40)]  # of int4
+FUSED = {"alone": {}, "norm, residual": {"norm_eps": 1e-5, "residual": True}, "norm, swiglu": {"norm_eps": 0.1, "swiglu": True}}
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a product kernel is called with, and what it must give, in float64."""
+
+    shape: Linear
+    arrays: list
+    exact: np.ndarray
+    size: np.ndarray  # sum |x w|, what errors of products are measured by
+
+
+def product(shape, seed=0):
+    generator = np.random.default_rng(seed)
+    tensor = ModelTensor(name="w", shape=(shape.n, shape.k), stored=shape.weight)
+    stored = store(tensor, generator.standard_normal(tensor.shape).astype(np.float32) * generator.uniform(0.1, 2, (shape.n, 1)).astype(np.float32))
+    weight = load(tensor, stored).astype(np.float64)
+    parts = packed(tensor, stored, "llvm", 2)
+    x = generator.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
+    gain = generator.standard_normal(shape.k).astype(np.float32)
+    residual = generator.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)
+    wide = x.astype(np.float64) if shape.last_of is None else x[:, -1:].astype(np.float64)
+    if shape.norm_eps is not None:
+        wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(shape.norm_eps)) * gain
+    if shape.weight.dynamic:
+        levels, scales = in_levels(wide, shape)
+        wide = (np.rint(levels) * scales).reshape(wide.shape)
+    exact, size = wide @ weight.T, np.abs(wide) @ np.abs(weight).T
+    arrays = [x, *([gain] if shape.norm_eps is not None else []), *parts, *([residual] if shape.residual else [])]
+    return Product(shape, arrays, exact + (residual if shape.residual else 0), size)
+
+
+def in_levels(wide, shape):
+    """x (..., K) as (..., groups, numbers) in units of its groups' scales, and those: 64 numbers together, or a group of the weight's, or all."""
+    group = shape.weight.group_size or 64
+    groups = wide.reshape(*wide.shape[:-1], -1, shape.k if shape.k % group else group)
+    scales = np.abs(groups).max(-1, keepdims=True) / 127
+    return groups / scales, scales
+
+
+def run_product(level, made):
+    y = output(*made.shape.lead, made.shape.n_out)
+    call(compiled(linear(level, made.shape), processor_of(level)), *made.arrays, y)
+    return y
+
+
+def test_every_level_has_a_processor_with_its_flags():
+    assert {level.name for level in LEVELS} == set(PROCESSORS)
+    for level in LEVELS:
+        features = codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": PROCESSORS[level.name]}))
+        assert not missing_features(level.flags, frozenset(cpuinfo_flags(map(str, features))))
+
+
+# By level: its registers, its multiply-add of floats (in either order of operands) and, of int8 activations, its product.
+REGISTERS = {"avx512-vnni": "zmm", "avx512": "zmm", "avx2": "ymm", "any": "xmm"}
+WIDER = {"avx512-vnni": (), "avx512": (), "avx2": ("zmm",), "any": ("zmm", "ymm")}
+MULTIPLY_ADD = {"avx512-vnni": "vfmadd", "avx512": "vfmadd", "avx2": "vfmadd", "any": "mulps"}
+INTEGER_PRODUCT = {"avx512-vnni": "vpdpbusd", "avx512": "vpmadd", "avx2": "vpmadd"}
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("own", LEVELS, ids=lambda level: level.name)
+def test_each_level_compiles_to_its_own_instructions(own, name, rows):
+    """For a processor that has them, whatever this machine has, so that no level is ever untested."""
+    code = machine_code(linear(own, Linear((1, rows), 64, 64, FORMATS[name])), PROCESSORS[own.name])
+    assert REGISTERS[own.name] in code
+    assert MULTIPLY_ADD[own.name] in code
+    assert not [wider for wider in WIDER[own.name] if wider in code]
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("own", LEVELS[:3], ids=lambda level: level.name)
+def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows):
+    """Several rows of int4 go through float32."""
+    code = machine_code(linear(own, Linear((1, rows), 64, 64, DYNAMIC[name])), PROCESSORS[own.name])
+    assert REGISTERS[own.name] in code
+    assert (INTEGER_PRODUCT[own.name] in code) == (rows == 1 or name == "int8")
+
+
+def check_product(level, shape, seed=0):
+    """A sum of K products is off by (K + 1) u of what was added, and by as much again for each rounding of its terms before.
+
+    Terms are rounded by the norm ((K + 1) / 2 + 6, see `test_rms_norm`), the scale, and the zero point, which is taken off as up to 15 / 8 times the
+    sizes of all terms of int4. SwiGLU's derivative is at most 1.1 on either side, times the other side.
+    """
+    made = product(shape, seed)
+    y = run_product(level, made)
+    terms = (shape.k + 4) * (4 if shape.weight.dtype == "int4" else 1) + ((shape.k + 1) / 2 + 6 if shape.norm_eps is not None else 0)
+    bound = terms * U * made.size + 2 * U * np.abs(made.exact)
+    if shape.swiglu:
+        (gate, up), (gate_bound, up_bound) = np.split(made.exact, 2, -1), np.split(bound, 2, -1)
+        activated = gate / (1 + np.exp(-gate))
+        exact = activated * up
+        bound = 1.1 * gate_bound * np.abs(up) + np.abs(activated) * up_bound + 2 * gate_bound * up_bound + (2 * EXP_ULPS + 4) * U * np.abs(exact)
+    else:
+        exact = made.exact
+    assert (np.abs(y - exact) <= bound).all()
+
+
+def sizes(level, name, fused):
+    """All sizes on the level that every machine of ours has; one row and several, of whole panels, of the other levels and with other work."""
+    every = WHOLE_WORDS if name.startswith("int4") else SIZES
+    if level is AVX2:
+        return every if fused == "alone" else every[1:3]
+    return every[:2] if fused == "alone" else []
+
+
+@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("name", FORMATS)
+def test_linear(level, name, fused):
+    for rows, n, k in sizes(level, name, fused):
+        check_product(level, Linear((1, rows), n, k, FORMATS[name], **FUSED[fused]))
+
+
+@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_linear_of_rounded_tokens(level, name, fused):
+    """Integers are exact, so the error is that of scales alone; x is kept away from halves, where the last bit of the norm would decide."""
+    if level.dot is None:
+        with pytest.raises(UserError, match=r"no AVX2, .* compile for x86-64-v3"):
+            linear(level, Linear((1, 1), 32, 8, DYNAMIC[name]))
+        return
+    for rows, n, k in sizes(level, name, fused):
+        seed = next(seed for seed in range(100) if far_from_halves(product(Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed)))
+        check_product(level, Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed)
+
+
+def far_from_halves(made):
+    """Whether no number that is rounded lies so near to the middle of two levels that float32 might take the other one."""
+    wide = made.arrays[0].astype(np.float64)
+    if made.shape.norm_eps is not None:
+        wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(made.shape.norm_eps)) * made.arrays[1]
+    levels, _ = in_levels(wide, made.shape)
+    roundings = 4 + ((made.shape.k + 1) / 2 + 6 if made.shape.norm_eps is not None else 0)
+    return (np.abs(np.abs(levels - np.rint(levels)) - 0.5) > 127 * roundings * U).all()
+
+
+def test_linear_of_the_last_token_of_two_rows(level):
+    check_product(level, Linear((2, 1), 40, 9, FORMATS["float32"], last_of=3, norm_eps=1e-5))
+
+
+def test_linear_of_two_batch_rows_and_three_tokens(level):
+    """The leading dimensions are flattened, in order."""
+    check_product(level, Linear((2, 3), 40, 9, FORMATS["float32"]))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_linear_never_reads_the_padding_of_the_last_panel(rows):
+    """Whatever lies behind the last output changes nothing."""
+    made = product(Linear((1, rows), 35, 8, FORMATS["float32"]))
+    clean = run_product(AVX2, made)
+    made.arrays[1][-1, :, 3:] = np.nan
+    assert np.array_equal(clean, run_product(AVX2, made))
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "dynamic"])
+def test_embedding(name):
+    """A gather and at most two products: exact, the last row of the last panel included."""
+    stored = DYNAMIC["int8"] if name == "dynamic" else FORMATS[name]
+    tensor = ModelTensor(name="w", shape=(301, 16), stored=stored)
+    arrays = store(tensor, np.random.default_rng(0).standard_normal(tensor.shape).astype(np.float32))
+    parts = packed(tensor, arrays, "llvm")
+    ids = np.array([[0, 300, 1], [31, 32, 299]], np.int64)
+    y = output(2, 3, 16)
+    call(compiled(embedding(AVX2, Embedding((2, 3), 301, 16, stored))), ids, *parts, y)
+    assert np.array_equal(y, load(tensor, arrays)[ids])
+
+
+@pytest.mark.parametrize("function", ["cos", "sin"])
+def test_rotation(function):
+    """The angle is rounded once, which moves the result by as much; the library's cosine is off by 1 ulp or less."""
+    positions = np.array([[-3, 0, 1], [5, 4095, 131071]], np.int64)
+    frequencies = (1e6 ** -(np.arange(8) / 8)).astype(np.float32)
+    y = output(2, 1, 3, 8)
+    call(compiled(rotation(AVX2, (2, 3), 8, function)), positions, frequencies, y)
+    angles = (positions[:, None, :, None].astype(np.float32) * frequencies).astype(np.float64)
+    assert (np.abs(y - getattr(np, function)(angles)) <= 2 * U).all()
+
+
+def test_residual():
+    a, b = (np.random.default_rng(seed).standard_normal((1, 5, 33)).astype(np.float32) for seed in (0, 1))
+    y = output(1, 5, 33)
+    call(compiled(residual(AVX2, (1, 5, 33))), a, b, y)
+    assert np.array_equal(y, a + b)
+
+
+@pytest.mark.parametrize(("lead", "dim"), [((1, 1), 64), ((1, 1), 7), ((2, 3), 20), ((1, 16), 33), ((1, 2), 2)])
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+def test_rms_norm(lead, dim, eps):
+    generator = np.random.default_rng(0)
+    x = (generator.standard_normal((*lead, dim)) * generator.choice([1e-3, 1, 1e15], (*lead, 1))).astype(np.float32)
+    x[0, 0] = 0 if lead == (2, 3) else x[0, 0]  # a row of zeros stays zero
+    weight = generator.standard_normal(dim).astype(np.float32)
+    y = output(*lead, dim)
+    call(compiled(rms_norm(AVX2, lead, dim, eps)), x, weight, y)
+    wide = x.astype(np.float64)
+    exact = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(eps)) * weight
+    # dim + 1 roundings of the sum count half behind the root; then the mean, eps, root, inverse and two products: 6 more.
+    assert (np.abs(y - exact) <= ((dim + 1) / 2 + 6) * U * np.abs(exact)).all()
+
+
+@pytest.mark.parametrize(("lead", "hidden"), [((1, 1), 96), ((1, 1), 45), ((2, 3), 90), ((1, 16), 7)])
+def test_swiglu(lead, hidden):
+    generator = np.random.default_rng(0)
+    gate = generator.choice([-1e4, -200, -90, -88, -20, -1, -1e-6, 0, 1e-6, 1, 20, 88, 90, 200, 1e4], (*lead, hidden))
+    gate = (gate * generator.uniform(0.9, 1.1, gate.shape)).astype(np.float32)
+    up = generator.standard_normal(gate.shape).astype(np.float32)
+    y = output(*lead, hidden)
+    call(compiled(swiglu(AVX2, lead, hidden)), np.concatenate([gate, up], -1), y)
+    wide = gate.astype(np.float64)
+    exact = wide / (1 + np.exp(np.minimum(-wide, 700))) * up
+    # exp, sum, quotient and product each round; where exp is clamped (gate < -88.37), gate / exp(88.37) is all that is left of either side.
+    bound = (2 * EXP_ULPS + 4) * U * np.abs(exact) + np.where(gate < -88, 2 * np.abs(wide * up) * np.exp(-vector.LARGEST), 0)
+    assert (np.abs(y - exact) <= bound).all()
+
+
+@pytest.fixture(scope="module")
+def exp_kernel():
+    @T.prim_func
+    def kernel(x: T.Buffer((4096,), "float32"), y: T.Buffer((4096,), "float32")):
+        T.func_attr({"tirx.noalias": True})
+        for i in T.serial(4096 // LANES):
+            for v in T.vectorized(LANES):
+                y[i * LANES + v] = vector.exp(x[i * LANES + v])
+
+    return compiled(kernel)
+
+
+def exp_of(kernel, values):
+    x = np.resize(np.asarray(values, np.float32), (-(-len(values) // 4096), 4096))
+    y = output(*x.shape)
+    for row in range(len(x)):
+        call(kernel, x[row], y[row])
+    return y.ravel()[: len(values)].copy()
+
+
+def test_exp(exp_kernel):
+    """Over the whole range, 2 ulp: Cephes states 1.7e-7 = 1.4 ulp of relative error for this polynomial, and the last product rounds once more."""
+    x = np.linspace(vector.SMALLEST, vector.LARGEST, 4096 * 40).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    assert (np.abs(exp_of(exp_kernel, x) - exact) <= EXP_ULPS * 2 * U * exact).all()
+
+
+def test_exp_at_its_ends(exp_kernel):
+    x = [0, -0.0, -1e30, -3e38, -88, -87.33, 88.37, 100, 1e30]
+    found = exp_of(exp_kernel, x)
+    assert found[:2].tolist() == [1, 1]
+    assert np.isfinite(found).all()
+    assert (found[2:6] <= 2.0**-125).all()  # next to nothing, and never negative
+    assert (found[2:6] >= 0).all()
+    assert (found[6:] >= 2.3e38).all()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One sequence of calls: `padding` is how many negative positions each batch row begins with."""
+
+    chunks: tuple[int, ...]
+    padding: tuple[int, ...]
+    heads: tuple[int, int]
+    head_dim: int
+    window: int
+    dtype: str = "float32"
+    scale: float = 0.25
+
+
+ATTENTION = {
+    "decode-crosses-the-window-twice": Attention((1,) * 11, (0,), (4, 2), 16, 5),
+    "one-chunk-far-longer-than-the-window": Attention((16,), (0,), (3, 1), 20, 5),
+    "chunks-and-decode-with-padding": Attention((3, 3, 16, 1, 1, 3), (2,), (4, 4), 20, 8),
+    "two-rows-one-padded-beyond-a-chunk": Attention((3, 3, 16, 3, 1, 1), (1, 5), (6, 2), 16, 8, scale=0.7),
+    "window-of-one": Attention((3, 1, 1), (0,), (4, 1), 16, 1),
+    "window-never-full": Attention((16, 3, 1), (4,), (3, 1), 64, 64),
+    "head-dim-128": Attention((3, 3, 1), (1, 0), (4, 1), 128, 4),
+    "float16": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "float16"),
+    "steps-seen-whole-and-in-part": Attention((80, 80, 1, 1), (3,), (2, 1), 16, 96),
+    "float16-long": Attention((16,) * 3, (3,), (2, 2), 64, 33, "float16"),
+    "int8": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "int8"),
+    "int8-long": Attention((80, 80, 1, 1), (3,), (2, 2), 16, 96, "int8"),
+}
+
+
+def attention_inputs(case, generator):
+    """qkv, positions, cos and sin of all tokens. Padding is NaN, to show whether anything reads it; narrow rings get quarter turns, whose
+    rotation is exact, so that no rounding to float16 can fall on either side, and numbers in whole levels of int8."""
+    total, batch, half = sum(case.chunks), len(case.padding), case.head_dim // 2
+    qkv = generator.standard_normal((batch, total, (case.heads[0] + 2 * case.heads[1]) * case.head_dim)).astype(np.float32)
+    positions = np.arange(total) - np.array(case.padding)[:, None]
+    qkv[positions < 0] = np.nan
+    if case.dtype == "int8":
+        columns = qkv.reshape(batch, total, -1, case.head_dim)[:, :, case.heads[0] :]
+        columns[...] = np.clip(np.rint(columns * 40), -127, 127)
+        columns[..., 0] = 127 * 2.0 ** generator.integers(-8, -5, columns.shape[:-1])  # the largest, which makes the scale a power of two
+        columns[..., 1:] *= columns[..., :1] / 127
+        qkv[positions < 0] = np.nan
+    if case.dtype != "float32":
+        turns = generator.integers(0, 4, (batch, 1, total, half))
+        return qkv, positions, np.array([1, 0, -1, 0], np.float32)[turns], np.array([0, 1, 0, -1], np.float32)[turns]
+    angles = generator.uniform(-np.pi, np.pi, (batch, 1, total, half))
+    return qkv, positions, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rotated(x, cos, sin):
+    """x (tokens, heads, D), cos and sin (tokens, D / 2)."""
+    a, b = np.split(x, 2, axis=-1)
+    c, s = cos[:, None], sin[:, None]
+    return np.concatenate([a * c - b * s, b * c + a * s], -1)
+
+
+def as_stored(columns, dtype):
+    """Columns (tokens, heads, D) as a ring holds them, in float64."""
+    if dtype != "int8":
+        return columns.astype(dtype).astype(np.float64)
+    scales = np.abs(columns).max(-1, keepdims=True) / 127
+    return np.rint(columns / scales) * scales
+
+
+def attention_reference(case, qkv, positions, cos, sin):
+    """One row's outputs (tokens, heads, D), their error bounds, and its keys and values as stored, in float64."""
+    h, kv = case.heads
+    d = case.head_dim
+    parts = qkv.astype(np.float64).reshape(len(qkv), h + 2 * kv, d)
+    query = rotated(parts[:, :h], cos, sin)
+    key, value = (as_stored(x, case.dtype) for x in (rotated(parts[:, h : h + kv], cos, sin), parts[:, h + kv :]))
+    out, bounds = np.zeros(query.shape), np.zeros(query.shape)
+    for i in np.flatnonzero(positions >= 0):
+        seen = (positions >= 0) & (positions <= positions[i]) & (positions > positions[i] - case.window)
+        for head in range(h):
+            k, v = key[seen, head // (h // kv)], value[seen, head // (h // kv)]
+            scores = k @ query[i, head] * case.scale
+            shares = np.exp(scores - scores.max())
+            shares /= shares.sum()
+            out[i, head] = shares @ v
+            # Rotation and scaling: 3 roundings on q, 3 on k, relative to what is rotated; the dot D + 1. A score that is off by e moves its
+            # share by e, and the sum of shares by as much; then exp and the sums over the seen columns.
+            size = np.abs(np.concatenate([k, np.roll(k, d // 2, -1)])).max(-1).max() * np.abs(parts[i, head]).sum() * 2 * case.scale
+            error = 2 * (d + 7) * U * size + (2 * EXP_ULPS + 2 * len(k) + 4) * U
+            bounds[i, head] = error * (shares @ np.abs(v))
+    return out, bounds, key, value
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name, indirect=True)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_rolling_attention(level, name):
+    case = ATTENTION[name]
+    generator = np.random.default_rng(0)
+    qkv, positions, cos, sin = attention_inputs(case, generator)
+    (h, kv), d, batch = case.heads, case.head_dim, len(case.padding)
+    rings = [aligned(np.full((batch, kv, case.window, d), NEVER_WRITTEN[case.dtype], case.dtype)) for _ in range(2)]
+    scales = [aligned(np.ones((batch, kv, case.window, 1), np.float32)) for _ in range(2 if case.dtype == "int8" else 0)]
+    found = []
+    start = 0
+    kernels = {
+        t: compiled(rolling_attention(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale)), processor_of(level))
+        for t in set(case.chunks)
+    }
+    for tokens in case.chunks:
+        part = slice(start, start + tokens)
+        out = output(batch, tokens, h * d)
+        inputs = (np.ascontiguousarray(x) for x in (qkv[:, part], cos[:, :, part], sin[:, :, part], positions[:, part]))
+        call(kernels[tokens], *inputs, *rings, *scales, out)
+        found.append(out)
+        start += tokens
+    found = np.concatenate(found, 1).reshape(batch, -1, h, d)
+    for b in range(batch):
+        expected, bounds, key, value = attention_reference(case, qkv[b], positions[b], cos[b, 0], sin[b, 0])
+        assert (np.abs(found[b] - expected) <= bounds).all()  # rows of padding included: zero, not NaN
+        block = ring_block(case.window)
+        by_slot = rings[0][b].reshape(kv, case.window // block, d, block).swapaxes(2, 3).reshape(kv, case.window, d)
+        found_columns = [by_slot, rings[1][b]]
+        if scales:
+            found_columns = [numbers.astype(np.float64) * scale[b] for numbers, scale in zip(found_columns, scales, strict=True)]
+        check_ring(found_columns[0], key, positions[b], NEVER_WRITTEN[case.dtype], 3 * U * 2 if case.dtype == "float32" else 0)
+        check_ring(found_columns[1], value, positions[b], NEVER_WRITTEN[case.dtype], 0)
+
+
+def check_ring(ring, columns, positions, untouched, relative):
+    """The last W positions lie at slot = position mod W; what was never written is still what it was."""
+    window = ring.shape[1]
+    last = positions[-1]
+    for slot in range(window):
+        position = last - (last - slot) % window
+        if position < 0:
+            assert (ring[:, slot] == ring.dtype.type(untouched)).all()
+        else:
+            expected = columns[position - positions[0]]
+            assert (np.abs(ring[:, slot] - expected) <= relative * np.nanmax(np.abs(columns))).all()
+
+
+def called(function, arrays):
+    """All arrays, as the kernel left them."""
+    held = [aligned(array) for array in arrays]
+    call(compiled(function), *held)
+    return held
+
+
+# One token (its own code) and several, sizes that are and are not multiples of a panel or a vector, more pairs of an expert than a tile of rows.
+MIXTURE = [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (1, 34, 30, "float16"), (5, 40, 33, "float16"), (7, 33, 7, "float32"), (70, 64, 48, "int8")]
+
+
+@pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), MIXTURE)
+def test_mixture(tokens, dim, hidden_dim, dtype):
+    check_mixture(lambda shape, arrays: called(mixture(AVX2, shape), arrays), tokens, dim, hidden_dim, dtype)
+
+
+def test_mixture_survives_scores_that_are_no_numbers():
+    """The answer is meaningless, but every token still goes to experts that exist, so that nothing is read or written beyond the arrays."""
+    shape = Mixture((1, 3), 8, 8, 4, 2, FORMATS["float32"])
+    x, weights = np.ones((1, 3, 8), np.float32), [np.ones((4, 8, PANEL), np.float32)] * 2
+    scores = np.full((1, 3, 4), np.nan, np.float32)
+    scratch = [np.zeros(size, kind) for size, kind in shape.scratch]
+    *_, chosen, _share, count, _members, _both, _gated, _mixed = called(mixture(AVX2, shape), [x, scores, *weights, output(1, 3, 8), *scratch])
+    assert set(chosen.tolist()) <= {0, 1, 2, 3}
+    assert count.sum() == 6

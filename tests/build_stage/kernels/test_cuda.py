@@ -1,0 +1,457 @@
+"""Every CUDA kernel in its serial form, run on the CPU, against numpy in float64."""
+
+import numpy as np
+import pytest
+from tvm.script import tirx as T
+
+from build.compiler import tvm
+from build.kernels.cuda import attention, decode_attention, embedding, flash_attention, gemv, linear, mixture, mma, norm, sample, swiglu, tensor_core
+from build.kernels.cuda.binding import SERIAL
+from build.kernels.shapes import Embedding, Linear, RollingAttention
+from build.packing.layout import int4_words, to_panels, to_vector_panels
+from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
+from runtime.decoding.sampler import SamplingOptions, candidates
+from runtime.errors import UserError
+from tests.helpers.kernels import compiled, packed
+from tests.helpers.mixture_reference import check as check_mixture
+
+FLOAT32 = np.finfo(np.float32).eps
+
+
+def run(kernel, *arrays):
+    """Call a compiled kernel; the arrays as it left them."""
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    kernel(*tensors)
+    return [tensor.numpy() for tensor in tensors]
+
+
+def garbage(shape):
+    return np.full(shape, np.nan, np.float32)
+
+
+def weights(rng, n, k, stored):
+    """The packed arrays of a random (N, K) matrix, and its numbers as kernels take them, in float64."""
+    tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
+    arrays = store(tensor, rng.standard_normal((n, k)).astype(np.float32))
+    parts = packed(tensor, arrays, "cuda")
+    return parts, load(tensor, arrays).astype(np.float64)
+
+
+INT4 = {
+    "int4": MatrixFormat(dtype="int4", group_size=32),
+    "int4-zeros": MatrixFormat(dtype="int4", group_size=64, zero_points=True),
+}
+FORMATS = {"float32": MatrixFormat(dtype="float32"), "float16": MatrixFormat(dtype="float16"), "int8": MatrixFormat(dtype="int8"), **INT4}
+
+# N and K below, at and beyond a panel (32), a vector (4 to 32) and the 8 warps; rows below, at and beyond a tile of 64. The third K goes through
+# the loop without guards, in every format.
+ODD = [((1, 1), 70, 61), ((1, 3), 33, 5), ((2, 1), 31, 40), ((5, 14), 45, 37), ((1, 1), 33, 2051)]
+EVEN = [((1, 1), 32, 64), ((1, 16), 64, 96), ((1, 1), 40, 1024), ((1, 1), 5, 8192), ((1, 7), 65, 40), ((1, 1), 32, 2080)]
+LINEAR = [(*s, name) for s in EVEN for name in FORMATS] + [(*s, name) for s in ODD for name in FORMATS if name not in INT4]
+
+
+@pytest.mark.parametrize(("lead", "n", "k", "name"), LINEAR)
+def test_linear(lead, n, k, name):
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((*lead, k)).astype(np.float32)
+    arrays, wide = weights(rng, n, k, FORMATS[name])
+    *_, y = run(compiled(linear.linear(Linear(lead, n, k, FORMATS[name]), on=SERIAL)), x, *arrays, garbage((*lead, n)))
+    # K float32 multiplications and additions and a few scalings, each rounded: Higham's bound (K + 4) u sum |x w|, with eps = 2 u. int4 sums
+    # 16 (1 + q / 16) x and takes (16 + zero) x off again, each at most 31 |x| times the group's scale, which is at least a seventh of |w|'s largest.
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(wide).T
+    if name in INT4:
+        size = FORMATS[name].group_size
+        scales = np.repeat(to_rows(arrays[1], n), size, axis=1)[:, :k].astype(np.float64)
+        magnitude = 62 * np.abs(x).astype(np.float64) @ np.abs(scales).T
+    assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= (k + 4) * FLOAT32 * magnitude)
+
+
+# rows at and beyond 16, 64 and 128, and N and K beside a tile of 128 and a step of 32; int4 in whole groups
+TENSOR = [(16, 32, 64), (64, 128, 32), (70, 150, 60), (130, 257, 100)]
+TENSOR_CASES = [(*sizes, name) for sizes in TENSOR for name in ("float16", "int8")]
+TENSOR_CASES += [(16, 32, 64, "int4"), (70, 150, 64, "int4-zeros"), (130, 257, 96, "int4")]
+
+
+@pytest.fixture
+def large_tiles(monkeypatch):
+    """As of a device with one multiprocessor: as large as the rows allow. Those of small products are small otherwise."""
+    monkeypatch.setattr(tensor_core, "BLOCKS", 1)
+
+
+def test_tiles_fill_a_device():
+    found = {(rows, n): tensor_core.Tiling.of(rows, n).rows for rows in (16, 64, 128, 512) for n in (1024, 4096, 32768)}
+    assert [found[rows, 4096] for rows in (16, 64, 128, 512)] == [32, 32, 32, 64]
+    assert [found[rows, 32768] for rows in (16, 64, 128, 512)] == [32, 64, 128, 128]
+    assert [found[512, n] for n in (1024, 4096, 32768)] == [32, 64, 128]
+
+
+@pytest.mark.usefixtures("large_tiles")
+@pytest.mark.parametrize(("rows", "n", "k", "name"), TENSOR_CASES)
+def test_tensor_cores(rows, n, k, name):
+    check_tensor_cores(rows, n, k, name)
+
+
+@pytest.mark.parametrize(("rows", "n", "k", "name"), [(70, 150, 64, "int4-zeros"), (130, 257, 100, "int8")])
+def test_tensor_cores_in_small_tiles(rows, n, k, name):
+    check_tensor_cores(rows, n, k, name)
+
+
+def check_tensor_cores(rows, n, k, name):
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((1, rows, k)).astype(np.float32)
+    arrays, wide = weights(rng, n, k, FORMATS[name])
+    wide = wide.astype(np.float16).astype(np.float64) if name in INT4 else wide
+    shape = Linear((1, rows), n, k, FORMATS[name])
+    assert tensor_core.suits(shape)
+    *_, y = run(compiled(linear.linear(shape, on=SERIAL, tensor_cores=True)), x, *arrays, garbage((1, rows, n)))
+    rounded = x.astype(np.float16).astype(np.float64)
+    assert np.all(np.abs(y - rounded @ wide.T) <= (k + 4) * FLOAT32 * (np.abs(rounded) @ np.abs(wide).T))
+
+
+NORM_EPS = 1e-5
+# One row, the last token of one and of two sequences, several rows in float32, and rows for tensor cores; widths that fill panels (SwiGLU needs that)
+# and do not; a K that leaves no room for a normed x in a block.
+FUSED = {
+    "norm": (Linear((1, 1), 70, 96, FORMATS["float16"], norm_eps=NORM_EPS), False),
+    "norm, int4": (Linear((1, 1), 40, 2080, FORMATS["int4-zeros"], norm_eps=NORM_EPS), False),
+    "norm, wide": (Linear((1, 1), 33, 12288, FORMATS["int8"], norm_eps=NORM_EPS), False),
+    "norm, last token": (Linear((1, 1), 70, 96, FORMATS["int8"], last_of=5, norm_eps=NORM_EPS), False),
+    "norm, last token of two": (Linear((2, 1), 70, 96, FORMATS["float32"], last_of=5, norm_eps=NORM_EPS), False),
+    "norm and SwiGLU": (Linear((1, 1), 128, 96, FORMATS["float16"], norm_eps=NORM_EPS, swiglu=True), False),
+    "norm and SwiGLU, int4": (Linear((1, 1), 192, 64, FORMATS["int4"], norm_eps=NORM_EPS, swiglu=True), False),
+    "SwiGLU, int8": (Linear((1, 1), 64, 1024, FORMATS["int8"], swiglu=True), False),
+    "residual": (Linear((1, 1), 70, 40, FORMATS["int8"], residual=True), False),
+    "norm and SwiGLU, rows": (Linear((2, 9), 64, 40, FORMATS["int8"], norm_eps=NORM_EPS, swiglu=True), False),
+    "residual, rows": (Linear((1, 18), 33, 40, FORMATS["float16"], residual=True), False),
+    "norm and SwiGLU, tensor cores": (Linear((1, 70), 320, 64, FORMATS["int8"], norm_eps=NORM_EPS, swiglu=True), True),
+    "SwiGLU, tensor cores, float16": (Linear((1, 130), 448, 40, FORMATS["float16"], swiglu=True), True),
+    "residual, tensor cores": (Linear((1, 16), 150, 64, FORMATS["int4"], residual=True), True),
+}
+
+
+@pytest.mark.usefixtures("large_tiles")
+@pytest.mark.parametrize("name", FUSED)
+def test_what_is_fused_with_a_product(name):
+    shape, tensor_cores = FUSED[name]
+    assert tensor_core.suits(shape) == tensor_cores or shape.rows == 18
+    rng = np.random.default_rng(len(name))
+    x = rng.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
+    gain = [rng.uniform(0.5, 1.5, shape.k).astype(np.float32)] if shape.norm_eps else []
+    residual = [rng.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)] if shape.residual else []
+    arrays, wide = weights(rng, shape.n, shape.k, shape.weight)
+    kernel = compiled(linear.linear(shape, on=SERIAL, tensor_cores=tensor_cores))
+    *_, y = run(kernel, x, *gain, *arrays, *residual, garbage((*shape.lead, shape.n_out)))
+    rows = x.reshape(-1, shape.k)[[shape.x_row(i) for i in range(shape.rows)]].astype(np.float64)
+    if gain:
+        rows = rows / np.sqrt(np.mean(rows**2, -1, keepdims=True) + NORM_EPS) * gain[0]
+    both, magnitude = rows @ wide.T, np.abs(rows) @ np.abs(wide).T
+    if shape.weight.dtype == "int4":  # as in `test_linear`
+        magnitude = magnitude * 62
+    # K products and sums as in `test_linear`, a norm of relative error (K / 4 + 4) eps; tensor cores round x, and int4 weights, by half an ulp each
+    error = (1.25 * shape.k + 8) * FLOAT32 * magnitude + (2.0**-10 * magnitude if tensor_cores else 0)
+    if shape.swiglu:  # silu has a slope of at most 1.1
+        (gate, up), (gate_error, up_error) = np.split(both, 2, axis=1), np.split(error, 2, axis=1)
+        silu = gate / (1 + np.exp(-gate))
+        both, error = silu * up, 1.1 * gate_error * (np.abs(up) + up_error) + np.abs(silu) * up_error + 4 * FLOAT32 * np.abs(silu * up)
+    if residual:
+        both = both + residual[0].reshape(both.shape)
+        error = error + FLOAT32 * np.abs(both)
+    assert np.all(np.abs(y.reshape(both.shape) - both) <= error)
+    assert y.std() > 0.1  # not a bound so wide that nothing would do
+
+
+def test_what_leaves_room_for_a_norm():
+    """12288 floats are all of a block's 48 kB; int4 has sums of x beside them."""
+    found = {name: [gemv.fits_norm(Linear((1, 1), 64, k, FORMATS[name])) for k in (4096, 8192, 12288)] for name in ("float16", "int4")}
+    assert found == {"float16": [True, True, False], "int4": [True, False, False]}
+
+
+def test_fragments_lie_as_the_ptx_manual_says():
+    """Its formulas for mma.m16n8k16, from lane and index to row and column, which the serial form inverts: one product by them alone."""
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-8, 9, (16, 16)), rng.integers(-8, 9, (16, 8))
+    a, b = np.zeros((32, 4, 2), np.float16), np.zeros((32, 2, 2), np.float16)
+    for lane in range(32):
+        group, thread = lane >> 2, lane % 4
+        for i in range(8):
+            row = group if i < 2 or 4 <= i < 6 else group + 8
+            column = thread * 2 + (i & 1) + (8 if i >= 4 else 0)
+            a[lane, i // 2, i % 2] = x[row, column]
+        for i in range(4):
+            b[lane, i // 2, i % 2] = w[thread * 2 + (i & 1) + (8 if i >= 2 else 0), group]
+
+    @T.prim_func
+    def warp(a: T.Buffer((32, 4), "uint32"), b: T.Buffer((32, 2), "uint32"), acc: T.Buffer((32, 4), "float32")):
+        for t in T.serial(32):
+            mma.multiply_serially(acc, a, b, t, 0, 0, 0)
+
+    *_, acc = run(compiled(warp), a.view(np.uint32)[..., 0], b.view(np.uint32)[..., 0], np.ones((32, 4), np.float32))
+    expected = x @ w + 1
+    for lane in range(32):
+        group, thread = lane >> 2, lane % 4
+        for i in range(4):
+            assert acc[lane, i] == expected[group if i < 2 else group + 8, thread * 2 + (i & 1)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "name", "suits"),
+    [(16, 64, "float16", True), (15, 64, "float16", False), (16, 62, "int8", False), (16, 64, "int4", True), (64, 64, "float32", False)],
+)
+def test_what_goes_to_tensor_cores(rows, k, name, suits):
+    assert tensor_core.suits(Linear((1, rows), 32, k, FORMATS[name])) == suits
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "int8", "int4", "int4-zeros"])
+@pytest.mark.parametrize("k", [2048, 8192, 8224])
+def test_large_products_of_small_whole_numbers_are_exact(name, k):
+    """Every sum is a whole number (int4: of sixteenths) below 2**24, so a vector that is left out or taken twice cannot hide behind a bound."""
+    rng, n, stored = np.random.default_rng(k), 40, FORMATS[name]
+    x, w = rng.integers(-4, 5, (1, 1, k)).astype(np.float32), rng.integers(0, 16, (n, k))
+    kernel = compiled(linear.linear(Linear((1, 1), n, k, stored), on=SERIAL))
+    if name in INT4:
+        zeros = rng.integers(0, 16, (n, -(-k // stored.group_size))).astype(np.uint8)
+        scales = to_panels(np.full(zeros.shape, 0.25, np.float16))
+        arrays = [to_vector_panels(int4_words(w)), scales, *([to_panels(zeros)] if stored.zero_points else [])]
+        offset = np.repeat(zeros, stored.group_size, axis=1)[:, :k].astype(np.int64) if stored.zero_points else 8
+        expected = 0.25 * (x[0, 0] @ (w - offset).T)
+    else:
+        arrays = [to_vector_panels((w - 8).astype(stored.dtype)), *([np.full(n, 0.25, np.float32)] if name == "int8" else [])]
+        expected = (0.25 if name == "int8" else 1) * (x[0, 0] @ (w - 8).T)
+    *_, y = run(kernel, x, *arrays, garbage((1, 1, n)))
+    np.testing.assert_array_equal(y[0, 0], expected)
+
+
+def to_rows(panels, n):
+    """(panels, K, 32) back to (N, K)."""
+    return panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:n]
+
+
+BLOCKS = [(4096, 512, 16), (28672, 512, 8), (1024, 512, 32), (576, 72, 32), (64, 8, 8), (64, 16, 16), (64, 40, 32)]
+
+
+@pytest.mark.parametrize(("n", "k", "warps"), BLOCKS)
+def test_small_matrices_are_split_more(n, k, warps):
+    """`k` in vectors."""
+    assert gemv.gemv_warps(-(-n // 32), k) == warps
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("lead", "k"), [((1, 1), 64), ((2, 3), 296)])
+def test_embedding_is_exact(lead, k, name):
+    rng = np.random.default_rng(k)
+    arrays, wide = weights(rng, 77, k, FORMATS[name])
+    ids = rng.integers(0, 77, lead)
+    ids.flat[0] = 76  # in the padded last panel
+    *_, y = run(compiled(embedding.embedding(Embedding(lead, 77, k, FORMATS[name]), on=SERIAL)), ids, *arrays, garbage((*lead, k)))
+    np.testing.assert_array_equal(y, wide[ids].astype(np.float32))
+
+
+@pytest.mark.parametrize(("lead", "dim"), [((1, 1), 64), ((2, 3), 576), ((1, 16), 100)])
+def test_rms_norm(lead, dim):
+    rng = np.random.default_rng(dim)
+    x, gain = rng.standard_normal((*lead, dim)).astype(np.float32), rng.uniform(0.5, 1.5, dim).astype(np.float32)
+    *_, y = run(compiled(norm.rms_norm(lead, dim, 1e-5, on=SERIAL)), x, gain, garbage((*lead, dim)))
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + np.float32(1e-5)) * gain
+    # the sum's relative error is at most (dim + 1) u, halved by the root; six more roundings follow
+    np.testing.assert_allclose(y, expected, rtol=(dim / 4 + 4) * FLOAT32)
+
+
+@pytest.mark.parametrize(("lead", "hidden_dim"), [((1, 1), 96), ((2, 3), 300), ((1, 16), 256)])
+def test_swiglu(lead, hidden_dim):
+    both = np.random.default_rng(hidden_dim).uniform(-20, 20, (*lead, 2 * hidden_dim)).astype(np.float32)
+    _, y = run(compiled(swiglu.swiglu(lead, hidden_dim, on=SERIAL)), both, garbage((*lead, hidden_dim)))
+    gate, up = both[..., :hidden_dim].astype(np.float64), both[..., hidden_dim:].astype(np.float64)
+    # exp to 2 ulp (CUDA's and the C library's bound), then an addition, a division and a multiplication
+    np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=4 * FLOAT32)
+
+
+SHARED = "one token, shared by six heads, several splits"
+TWO_ROWS = "padded chunks across the window, two rows"
+CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one after the other, by the first positions of the rows
+    "decode across the window": (1, 4, 2, 16, 8, [(1, (p,)) for p in range(19)]),
+    TWO_ROWS: (2, 4, 2, 64, 24, [(16, (-5, 0)), (16, (11, 16)), (16, (27, 32)), (1, (43, 48)), (3, (44, 49))]),
+    "chunk longer than the window": (1, 2, 1, 16, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
+    "one key-value head a head, wide, several tiles": (1, 2, 2, 128, 80, [(40, (-2,)), (40, (38,)), (40, (78,)), (1, (118,))]),
+    "a row that is all padding": (2, 2, 1, 16, 8, [(4, (-4, -1)), (4, (0, 3))]),
+    "heads wider than a block": (1, 1, 1, 160, 40, [(3, (0,)), (3, (3,)), (1, (6,))]),
+    SHARED: (2, 6, 1, 32, 200, [(150, (0, -140)), (1, (150, 10)), (49, (151, 11)), (1, (200, 60))]),
+    "one token of padding": (2, 2, 1, 16, 8, [(1, (-1, 0)), (1, (0, 1))]),
+}
+
+
+@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), (TWO_ROWS, "float16"), (SHARED, "float16")])
+def test_rolling_attention(case, dtype):
+    check_attention(case, dtype)
+
+
+def test_a_split_of_several_tiles(monkeypatch):
+    """As where a device has fewer multiprocessors than tiles: 200 slots are 7 tiles, 4 for one block and 3 for the other."""
+    monkeypatch.setattr(decode_attention, "BLOCKS", 4)
+    assert decode_attention.splits(RollingAttention(2, 1, 6, 1, 32, 200, "float16", 1.0)) == 2
+    check_attention(SHARED, "float16")
+
+
+TILES = [(4, 128, "float16", 32), (4, 128, "float32", 32), (4, 256, "float16", 32), (4, 256, "float32", 16), (32, 128, "float32", 16)]
+
+
+@pytest.mark.parametrize(("group", "head_dim", "dtype", "keys"), TILES)
+def test_tiles_fit_shared_memory(group, head_dim, dtype, keys):
+    """Of 48 kB: keys and values, and a group's queries and scores."""
+    shape = RollingAttention(1, 1, 2 * group, 2, head_dim, 4096, dtype, 1.0)
+    assert decode_attention.tile_keys(shape) == keys
+    itemsize = np.dtype(dtype).itemsize
+    assert keys * (2 * head_dim + 2) * itemsize + 4 * group * (head_dim + keys) <= 48 * 1024
+
+
+def test_queries_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="64 heads of 256 numbers share one key head"):
+        decode_attention.tile_keys(RollingAttention(1, 1, 64, 1, 256, 4096, "float16", 1.0))
+
+
+FLASH_CASES = {  # as CASES, in float16: rows of queries, tiles of 64 columns, and heads of 32 to 128
+    **{name: CASES[name] for name in (TWO_ROWS, SHARED)},
+    "chunk longer than the window": (1, 2, 1, 32, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
+    "a row that is all padding": (2, 8, 2, 32, 8, [(4, (-4, -1)), (4, (0, 3))]),
+    "all of many tiles seen by all": (1, 4, 1, 128, 300, [(64, (p,)) for p in (-3, 61, 125, 189, 253, 317)]),
+    "short chunks, wide groups": (1, 8, 1, 96, 70, [(2, (2 * p,)) for p in range(40)]),
+}
+
+
+@pytest.mark.parametrize("case", FLASH_CASES)
+def test_rolling_attention_on_tensor_cores(case):
+    batch, heads, kv_heads, dim, window, chunks = FLASH_CASES[case]
+    shapes = [RollingAttention(batch, tokens, heads, kv_heads, dim, window, "float16", 1.0) for tokens, _ in chunks]
+    assert any(flash_attention.suits(shape) for shape in shapes)
+    check_attention(case, "float16", FLASH_CASES, tensor_cores=True)
+
+
+def test_what_attention_goes_to_tensor_cores():
+    def suits(tokens, heads, kv_heads, head_dim, dtype):
+        return flash_attention.suits(RollingAttention(1, tokens, heads, kv_heads, head_dim, 64, dtype, 1.0))
+
+    assert [suits(16, 8, 8, 128, "float16"), suits(4, 8, 2, 64, "float16")] == [True, True]
+    assert [suits(15, 8, 8, 128, "float16"), suits(16, 8, 8, 128, "float32")] == [False, False]
+    assert [suits(16, 8, 8, 160, "float16"), suits(16, 8, 8, 80, "float16"), suits(1, 32, 1, 64, "float16")] == [False, False, False]
+
+
+def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
+    """All chunks of a case, one after the other, each against the definition."""
+    batch, heads, kv_heads, dim, window, chunks = cases[case]
+    rng = np.random.default_rng(7)
+    rings = [np.zeros((batch, kv_heads, window, dim), dtype) for _ in range(2)]
+    history = [{} for _ in range(batch)]  # row: position to (rotated key, value), as stored
+    kernels = {}
+    for tokens, firsts in chunks:
+        shape = RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, dim**-0.5)
+        if tokens not in kernels:
+            kernels[tokens] = compiled(attention.rolling_attention(shape, on=SERIAL, tensor_cores=tensor_cores))
+        positions = np.array(firsts)[:, None] + np.arange(tokens)
+        qkv = rng.standard_normal((batch, tokens, shape.qkv_dim)).astype(np.float32)
+        angles = positions[:, None, :, None] * 10.0 ** -np.arange(dim // 2)
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        *_, keys, values, out = run(kernels[tokens], qkv, cos, sin, positions, *rings, garbage((batch, tokens, heads * dim)))
+        expected = reference(shape, qkv, cos, sin, positions, history)
+        # float16 keys may round the other way after a float32 rotation: half an ulp of 2^-11 on scores of about 4 and on the values
+        np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 if dtype == "float32" else 4e-3)
+        check_rings(keys, values, rings, history, window)
+        rings = [keys, values]
+
+
+def check_rings(keys, values, before, history, window):
+    """Slot p mod W holds position p of the last W; slots never written keep their bytes."""
+    ulp = np.finfo(keys.dtype).eps
+    for row, seen in enumerate(history):
+        newest = {position % window: seen[position] for position in sorted(seen)}
+        for slot in range(window):
+            if slot in newest:
+                np.testing.assert_allclose(keys[row, :, slot], newest[slot][0], rtol=ulp, atol=4 * FLOAT32)
+                np.testing.assert_array_equal(values[row, :, slot], newest[slot][1].astype(values.dtype))
+            else:
+                np.testing.assert_array_equal(keys[row, :, slot], before[0][row, :, slot])
+                np.testing.assert_array_equal(values[row, :, slot], before[1][row, :, slot])
+
+
+def rotate(heads, cos, sin):
+    a, b = np.split(heads.astype(np.float64), 2, axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def reference(shape, qkv, cos, sin, positions, history):
+    """Attention by its definition, from a dictionary of everything ever seen; adds the new columns to it."""
+    group = shape.n_heads // shape.n_kv_heads
+    out = np.zeros((shape.batch, shape.tokens, shape.n_heads * shape.head_dim))
+    for row in range(shape.batch):
+        for i, position in enumerate(positions[row]):
+            parts = qkv[row, i].reshape(-1, shape.head_dim)
+            q, k, v = np.split(parts, [shape.n_heads, shape.n_heads + shape.n_kv_heads])
+            if position < 0:
+                continue
+            rotated_k = rotate(k, cos[row, 0, i], sin[row, 0, i]).astype(shape.cache_dtype)
+            history[row][position] = (rotated_k, v.astype(shape.cache_dtype).astype(np.float64))
+            visible = [history[row][p] for p in range(max(position - shape.cache_len + 1, 0), position + 1) if p in history[row]]
+            for h, query in enumerate(rotate(q, cos[row, 0, i], sin[row, 0, i])):
+                scores = np.array([shape.scale * (query @ key[h // group].astype(np.float64)) for key, _ in visible])
+                weight = np.exp(scores - scores.max())
+                mixed = sum(w * value[h // group] for w, (_, value) in zip(weight / weight.sum(), visible, strict=True))
+                out[row, i, h * shape.head_dim : (h + 1) * shape.head_dim] = mixed
+    return out
+
+
+# One token and several, sizes that are and are not multiples of a panel, more tokens than a tile of rows, and an expert that nobody chooses.
+@pytest.mark.parametrize(
+    ("tokens", "dim", "hidden_dim", "dtype"), [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (5, 40, 33, "float16"), (70, 64, 48, "int8")]
+)
+def test_mixture(tokens, dim, hidden_dim, dtype):
+    check_mixture(lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays), tokens, dim, hidden_dim, dtype, to_vector_panels)
+
+
+# tiles with rows for all, some and no pairs; N beside a tile of 128
+@pytest.mark.usefixtures("large_tiles")
+@pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), [(16, 64, 48, "float16"), (70, 72, 100, "int8")])
+def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
+    def make_and_run(shape, arrays):
+        return run(compiled(mixture.mixture(shape, on=SERIAL, tensor_cores=True)), *arrays)
+
+    check_mixture(make_and_run, tokens, dim, hidden_dim, dtype, to_vector_panels, rounds=True)
+
+
+SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperature and top-k; greedy is 1
+
+
+@pytest.mark.parametrize("vocab_size", [50, 3000])
+def test_sample_draws_as_the_host_does(vocab_size):
+    """Against `runtime.decoding.sampler`'s filters with the same draw; every third time among equal logits."""
+    kernel, rng = compiled(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
+    for temperature, top_k in SAMPLING:
+        options = SamplingOptions(temperature=temperature, top_k=top_k or None)
+        for turn in range(30):
+            logits = (3 * rng.standard_normal(vocab_size)).astype(np.float32)
+            logits = np.round(logits) if turn % 3 == 0 else logits
+            draw = np.float32(0 if top_k == 1 else rng.random())
+            arrays = (logits.reshape(1, 1, -1), np.array([temperature, top_k, draw], np.float32), np.array([[3]]), np.array([[7]]), np.array([9]))
+            *_, ids, positions, token = run(kernel, *arrays)
+            kept, weights_of_kept = candidates(logits.astype(np.float64), options)
+            mass = np.cumsum(weights_of_kept)
+            expected = kept[np.searchsorted(mass, draw * mass[-1], side="right")]
+            assert (token[0], ids[0, 0], positions[0, 0]) == (expected, expected, 8)
+
+
+def test_the_largest_draw_takes_the_last_candidate():
+    """A draw that float32 has rounded up to one."""
+    logits = np.array([1, 3, 2, 3, 0] * 2, np.float32)
+    kernel = compiled(sample.sample(10, on=SERIAL))
+    for top_k, last in ((0, 9), (4, 8)):
+        found = run(
+            kernel, logits.reshape(1, 1, -1), np.array([1, top_k, 1], np.float32), np.zeros((1, 1), int), np.zeros((1, 1), int), np.array([9])
+        )
+        assert found[-1][0] == last
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -np.nan, np.inf, -np.inf])
+def test_sample_tells_of_what_is_no_number(wrong):
+    logits = np.zeros((1, 1, 40), np.float32)
+    logits[..., 33] = wrong
+    arrays = (logits, np.array([1, 1, 0], np.float32), np.array([[3]]), np.array([[7]]), np.array([9]))
+    *_, ids, _, token = run(compiled(sample.sample(40, on=SERIAL)), *arrays)
+    assert (token[0], ids[0, 0]) == (-1, 0)

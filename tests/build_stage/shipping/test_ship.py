@@ -1,0 +1,163 @@
+"""The shipped file: installed without a network in an empty environment it verifies, signed and whole; and it has the same bytes every time."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import msgspec
+import pytest
+import zstandard
+
+from build.shipping import ship
+from build.shipping.keys import make_keys
+from build.shipping.wheels import fetch_wheels
+from export.stage import ROOT
+from runtime.artifact.folder import Artifact
+from runtime.engines.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY
+from runtime.errors import UserError
+from tests.helpers.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
+
+
+@pytest.fixture(scope="module")
+def shipped(compile_case, tmp_path_factory):
+    """The folder where a copy of a case was shipped, signed, and the public key."""
+    folder = tmp_path_factory.mktemp("ship") / "windowed"
+    shutil.copytree(compile_case("windowed").folder, folder)
+    private, public = make_keys(folder / "keys")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "build.shipping.ship", "windowed.yaml", "--pythons", PYTHON, "--key", private]
+    result = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+    assert "tar --zstd -xf windowed.tar.zst && cd windowed && ./install.sh" in result.stdout + result.stderr
+    return folder, public
+
+
+@pytest.fixture(scope="module")
+def box(shipped, tmp_path_factory):
+    """The unpacked and installed file."""
+    folder, _ = shipped
+    box = unpack(folder / "out" / "windowed.tar.zst", tmp_path_factory.mktemp("box"))
+    assert "This machine can run it." in install(box).stdout
+    return box
+
+
+def on_the_box(box, *arguments, **environment):
+    return subprocess.run(
+        [box / ".venv/bin/python", "-m", *arguments], cwd=box, env=box_environment() | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_it_generates_the_same_tokens(shipped, box):
+    folder, _ = shipped
+    arguments = ["--prompt-ids", "1,2,3", "--max-tokens", "6", "--json"]
+    there = on_the_box(box, "runtime.generate", "artifact", *arguments)
+    assert there.returncode == 0, there.stderr
+    here = subprocess.run([sys.executable, "-m", "runtime.generate", folder / "out/windowed", *arguments], capture_output=True, text=True, check=True)
+    assert json.loads(there.stdout)["token_ids"] == json.loads(here.stdout)["token_ids"]
+
+
+def test_the_box_has_no_compiler_and_little_of_ours(box):
+    names = {path.name for path in next(box.glob(".venv/lib/*/site-packages")).iterdir()}
+    assert not {"torch", "onnx", "onnxruntime", "tvm", "transformers"} & names
+    assert {"tvm_ffi", "msgspec", "nacl"} <= names
+    assert (box / "runtime" / "lib" / RUNTIME_LIBRARY).is_file()
+    assert own_bytes(box) <= OWN_LIMIT
+
+
+def test_verify_replays_golden_prompts_and_checks_the_signature(shipped, box):
+    _, public = shipped
+    result = on_the_box(box, "runtime.verify", "artifact", "--public-key", str(public), "--json")
+    assert result.returncode == 0, result.stderr
+    checks = {check["check"]: check["ok"] for check in json.loads(result.stdout)["checks"]}
+    assert all(checks.values())
+    assert {"signature", "golden prompt of 5 tokens", "greedy tokens behind 5"} <= checks.keys()
+    assert sum("golden prompt" in name for name in checks) == 2
+
+
+def test_tampering_on_the_box_is_refused(shipped, box, tmp_path):
+    _, public = shipped
+    folder = tmp_path / "artifact"
+    shutil.copytree(box / "artifact", folder)
+    data = bytearray((folder / "library.so").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "library.so").write_bytes(data)
+    result = on_the_box(box, "runtime.generate", str(folder), "--prompt-ids", "1", RUNTIME_PUBLIC_KEY=str(public))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "library.so is damaged" in result.stderr
+    (folder / "manifest.sig").unlink()
+    result = on_the_box(box, "runtime.generate", str(folder), "--prompt-ids", "1", RUNTIME_PUBLIC_KEY=str(public))
+    assert "is not signed, but a signature by" in result.stderr
+
+
+def test_the_same_inputs_give_the_same_bytes(shipped, tmp_path):
+    folder, _ = shipped
+    with contextlib.chdir(folder):
+        artifact = Artifact.open(Path("out/windowed"))
+        wheels = fetch_wheels(ship.box_packages(artifact.manifest), [PYTHON], Path("out/.work/wheels"))
+        ship.write_archive(ship.members_of(artifact, wheels, [PYTHON]), "windowed", tmp_path / "again.tar.zst")
+    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "out/windowed.tar.zst", tmp_path / "again.tar.zst"))
+    assert first == second
+    assert [path.name for path in tmp_path.iterdir()] == ["again.tar.zst"]
+
+
+def test_names_are_sorted_and_nothing_tells_who_made_it(shipped):
+    folder, _ = shipped
+    data = zstandard.ZstdDecompressor().stream_reader(BytesIO((folder / "out/windowed.tar.zst").read_bytes())).read()
+    with tarfile.open(fileobj=BytesIO(data)) as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == sorted(member.name for member in members)
+    assert {(member.mtime, member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, 0, "", "")}
+    assert [member.name for member in members if member.mode & stat.S_IXUSR] == ["windowed/install.sh"]
+
+
+def test_a_changed_package_is_not_installed(shipped, tmp_path):
+    folder, _ = shipped
+    box = unpack(folder / "out" / "windowed.tar.zst", tmp_path)
+    wheel = next(box.glob("wheels/msgspec*.whl"))
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    result = install(box)
+    assert result.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in result.stdout + result.stderr
+
+
+def test_another_python_is_refused_in_a_sentence(shipped, tmp_path):
+    folder, _ = shipped
+    box = unpack(folder / "out" / "windowed.tar.zst", tmp_path)
+    (box / "install.sh").write_text((box / "install.sh").read_text().replace(f" {PYTHON} ", " 3.99 "))
+    result = install(box)
+    assert result.returncode == 2
+    assert f"is Python {PYTHON}, and the packages here are for" in result.stderr
+    result = install(box, "python-absent")
+    assert result.returncode == 2
+    assert "there is no python-absent here" in result.stderr
+
+
+@pytest.mark.parametrize("pythons", ["2.7", "", "3.11 9.9"])
+def test_pythons_without_packages_are_refused(shipped, pythons, monkeypatch):
+    monkeypatch.chdir(shipped[0])
+    monkeypatch.setattr(sys, "argv", ["ship", "windowed.yaml", "--pythons", pythons])
+    with pytest.raises(UserError, match=r"expected some of 3\.11 3\.12 3\.13"):
+        ship.main()
+
+
+def test_packages_that_cannot_be_had_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("build.shipping.wheels.version", lambda name: "0.0.0.1")
+    with pytest.raises(UserError, match=r"pip cannot get the box's packages for Python 3\.11: .*no-such"):
+        fetch_wheels(["no-such-package-of-ours"], ["3.11"], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cuda_artifact_takes_the_cuda_libraries_along(shipped):
+    artifact = Artifact.open(shipped[0] / "out/windowed")
+    target = msgspec.structs.replace(artifact.manifest.target, kind="cuda")
+    members = ship.members_of(Artifact(artifact.folder, msgspec.structs.replace(artifact.manifest, target=target)), [], [PYTHON])
+    assert {f"runtime/lib/{name}" for name in (RUNTIME_LIBRARY, *CUDA_LIBRARIES)} <= members.keys()
+    assert sum(member.size for path, member in members.items() if path.startswith("runtime/")) < 6e6

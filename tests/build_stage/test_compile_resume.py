@@ -1,0 +1,125 @@
+"""`python -m build` as a person runs it: killed, started again, started once more, and given a damaged artifact."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from export.stage import ROOT
+from runtime.artifact.folder import Artifact
+from runtime.errors import UserError
+from tests.helpers.artifacts import Case, write_case
+
+NAME = "resumed"
+CASE = Case({"sliding_window": 8, "num_hidden_layers": 1}, {"shape": {"prefill_chunk": 4, "cache_len": 8}})
+LIMIT = 240  # seconds
+
+
+class Project:
+    """A folder with one YAML and its checkpoint, and the command."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.artifact = folder / "out" / NAME
+        self.workspace = folder / "out" / ".work" / NAME
+        write_case(NAME, CASE, folder)
+
+    def start(self, *arguments):
+        command = [sys.executable, "-m", "build", f"{NAME}.yaml", *arguments]
+        environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+        return subprocess.Popen(command, cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def run(self, *arguments):
+        process = self.start(*arguments)
+        _, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, errors
+
+    def files(self):
+        """Every file below out/ but the locks, with what changes when it is written again."""
+        paths = sorted(path for path in (self.folder / "out").rglob("*") if path.is_file() and path.name != "lock")
+        return {path.relative_to(self.folder): (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
+
+    def stage(self, name):
+        (folder,) = self.workspace.glob(f"{name}-*")
+        return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project whose first run was killed in the middle of the export, and whose second run finished."""
+    project = Project(tmp_path_factory.mktemp("resume"))
+    process = project.start()
+    deadline = time.monotonic() + LIMIT
+    while not list(project.workspace.glob("graphs-*.tmp/weights.safetensors")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    project.after_kill = {path.name for path in project.folder.joinpath("out").iterdir()}, [path.name for path in project.workspace.glob("graphs-*")]
+    project.run()
+    return project
+
+
+def test_a_killed_run_leaves_no_artifact(project):
+    outputs, stages = project.after_kill
+    assert NAME not in outputs
+    assert [name.endswith(".tmp") for name in stages] == [True]
+
+
+def test_the_next_run_finishes_and_cleans_up(project):
+    assert Artifact.open(project.artifact).manifest.name == NAME
+    assert not list((project.folder / "out").rglob("*.tmp"))
+    assert sorted(path.name.partition("-")[0] for path in project.workspace.iterdir() if path.is_dir() and "-" in path.name) == ["graphs", "library"]
+
+
+def test_a_run_with_nothing_changed_writes_nothing(project):
+    before = project.files()
+    project.run()
+    assert project.files() == before
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "weights.safetensors"])
+def test_a_damaged_artifact_is_made_again_from_finished_stages(project, file):
+    stages = {path: seen for path, seen in project.files().items() if ".work" in path.parts}
+    path = project.artifact / file
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-3] + b"???")
+    with pytest.raises(UserError):
+        Artifact.open(project.artifact)
+    project.run()
+    assert path.read_bytes() == intact
+    assert {path: seen for path, seen in project.files().items() if ".work" in path.parts} == stages
+
+
+def test_a_lost_library_stage_alone_is_no_reason_to_work(project):
+    """The artifact is whole and of the right key."""
+    library = project.stage("library")
+    hidden = library.rename(library.parent / "hidden")
+    try:
+        project.run()
+        assert not library.exists()
+    finally:
+        hidden.rename(library)
+
+
+def test_a_dump_shows_every_step_even_when_all_is_finished(project):
+    before = project.files()
+    project.run("--dump", "dump")
+    names = sorted(path.name for path in (project.folder / "dump").iterdir())
+    for step in ("0-export-decode.onnx", "0-export-prefill_4.onnx", "1-import.py", "2-dispatch.py", "3-legalize.py"):
+        assert step in names
+    assert project.files() == before
+
+
+def test_a_changed_setting_makes_only_what_depends_on_it(project):
+    graphs = project.files()
+    project.run("--set", "backend.cpu=x86-64-v2")
+    after = project.files()
+    assert Artifact.open(project.artifact).manifest.target.cpu == "x86-64-v2"
+    kept = {path for path in graphs if path.parent.name.startswith("graphs-")}
+    assert kept
+    assert all(after[path] == graphs[path] for path in kept)

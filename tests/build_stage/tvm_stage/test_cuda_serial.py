@@ -1,0 +1,81 @@
+"""The CUDA kernels, put together to a whole model as for a GPU but run one thread after the other, against onnxruntime on the same graphs."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime import gpucheck
+from runtime.artifact.consistency import LIBRARY_FILE
+from runtime.engines.tvm_runtime import kernel_of, load_runtime, open_library
+from runtime.verify import verify
+from tests.helpers import reference
+from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, bound, exported, onnx_shifted, random_ids
+from tests.helpers.serial import Host, compile_serial, serial_engine
+
+LONGEST = 2 * WINDOW + 3
+
+
+SMALL = {"sliding_window": WINDOW, "num_hidden_layers": 1}
+EXTRA_CASES = {
+    # chunks of many rows, for tensor cores, and a head_dim for those of attention
+    "int4": Case(
+        SMALL,
+        {
+            "shape": {"prefill_chunk": [16, 6], "cache_len": CACHE_LEN},
+            "quantize": {"scheme": "int4", "symmetric": False},
+            "backend": {"target": "llvm", "dtype": "fp16"},
+        },
+    ),
+    "fp16": Case(
+        {**SMALL, "head_dim": 32}, {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}}
+    ),
+    "int8": Case(
+        SMALL,
+        {"shape": {"prefill_chunk": 16, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8"}, "backend": {"target": "llvm", "dtype": "fp16"}},
+    ),
+}
+
+
+# float32 with a window; float16, int8 and int4 with zero points, whose prefills are products on tensor cores
+@pytest.fixture(scope="module", params=["windowed", *EXTRA_CASES])
+def case(request, compile_case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param in EXTRA_CASES:
+        config, graphs = exported(request.param, folder / "case", EXTRA_CASES[request.param])
+    else:
+        config, graphs = compile_case(request.param).config, compile_case(request.param).graphs
+    manifest = compile_serial(graphs, folder, dtype=config.backend.dtype)
+    return SimpleNamespace(graphs=graphs, manifest=manifest, folder=folder, engine=serial_engine(manifest, folder))
+
+
+def test_every_kernel_is_within_its_bound(case, monkeypatch):
+    """By the references that check a GPU."""
+    monkeypatch.setattr(gpucheck, "COLD_BYTES", 1)
+    library = open_library(load_runtime(1), case.folder / LIBRARY_FILE)
+    rows = [
+        gpucheck.check_kernel(call, kernel_of(library, call.kernel), Host(), half=case.manifest.target.dtype == "fp16")
+        for call in case.manifest.calls
+    ]
+    assert {"linear", "rolling_attention", "embedding", "rotation", "sample"} == {call.op for call in case.manifest.calls}
+    assert {row.kernel: row.error for row in rows if not row.error <= 1} == {}
+    assert all(row.seconds > 0 and row.bytes > 0 for row in rows)
+    assert any(row.error > 0 for row in rows)  # something was compared
+
+
+def test_tokens_one_by_one_and_at_once_follow_onnxruntime(case):
+    """Across the window, where a full cache rolls."""
+    graphs, engine = case.graphs, case.engine
+    rows = [random_ids(LONGEST, graphs.record.model.vocab_size, seed) for seed in range(graphs.record.shape.batch)]
+    theirs = onnx_shifted(graphs)
+    expected = [theirs.step(np.array([[row[i]] for row in rows]), np.full(len(rows), i)) for i in range(LONGEST)]
+    engine.reset()
+    for i in range(LONGEST):
+        assert reference.difference(engine.decode([row[i] for row in rows]), expected[i]) <= bound(graphs), i
+    for length in (1, WINDOW, LONGEST):
+        engine.reset()
+        assert reference.difference(engine.prefill([row[:length] for row in rows]), expected[length - 1]) <= bound(graphs), length
+
+
+def test_it_agrees_with_itself(case):
+    assert [check for check in verify(case.engine) if not check.ok] == []

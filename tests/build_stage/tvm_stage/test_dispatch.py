@@ -1,0 +1,111 @@
+"""Dispatch: every region that costs anything is a kernel of ours, and caches are never copied."""
+
+import math
+from collections import Counter
+
+import pytest
+from msgspec.structs import replace
+
+from build.compile import slow_rings
+from build.compiler import relax, tvm
+from build.packing.layout import PANEL
+from build.pipeline import read_report
+from build.tvm_stage.dispatch import DEFAULT_SCHEDULE, dispatch
+from build.tvm_stage.importer import import_graphs
+from build.tvm_stage.target import TARGETS, target_spec
+from runtime.artifact.tensor_file import numpy_dtype
+from tests.helpers.artifacts import CASES
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, compile_case):
+    return compile_case(request.param)
+
+
+@pytest.fixture(scope="module")
+def report(case):
+    (folder,) = case.workspace.glob("library-*")
+    return read_report(folder)
+
+
+def test_every_region_becomes_a_kernel(case, report):
+    record = case.graphs.record
+    layers = record.model.n_layers
+    expected = {"rolling_attention": layers, "linear": 4 * layers + 1, "embedding": 1, "rotation": 2}
+    if record.model.hidden_dim % PANEL:
+        expected["swiglu"] = layers  # gate and up share a panel, so that no product can pair them
+    for graph in record.graphs:
+        assert Counter(row.op for row in report if row.graph == graph.name) == expected, graph.name
+
+
+def test_nothing_is_left_to_default_schedules(report):
+    assert not [row for row in report if row.kernel == DEFAULT_SCHEDULE]
+
+
+def test_each_weight_is_read_by_one_kernel_in_each_graph(case, report):
+    """A tied head is read twice: by the embedding and by the last linear."""
+    record = case.graphs.record
+    matrices = {tensor.name for tensor in record.tensors if len(tensor.shape) == 2}  # norms belong to the products behind them
+    for graph in record.graphs:
+        labels = Counter(row.label for row in report if row.graph == graph.name and row.op in ("linear", "embedding"))
+        assert set(labels) == matrices
+        assert {name for name, count in labels.items() if count > 1} == ({"tok_embeddings.weight"} if record.model.tied_embeddings else set())
+
+
+def test_reported_bytes_are_the_weights_and_caches(case, report):
+    """The decode step of one row reads each stored matrix once, the caches once, and one row of the embedding for each id."""
+    record = case.graphs.record
+    table = [spec for spec in record.weights if spec.name.startswith("tok_embeddings.")]
+    caches = sum(nbytes(spec) for spec in record.graphs[-1].signature.caches)
+    weights = sum(nbytes(spec) for spec in record.weights if spec not in table or record.model.tied_embeddings)
+    found = Counter()
+    for entry in report:
+        if entry.graph == "decode":
+            found[entry.op] += entry.bytes
+    assert found["rolling_attention"] == caches
+    assert found["embedding"] == record.shape.batch * sum(map(nbytes, table)) // record.model.vocab_size
+    assert found["linear"] == weights
+
+
+def nbytes(spec):
+    return math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize
+
+
+@pytest.mark.parametrize("case_name", ["windowed", "int8"])
+def test_compiled_functions_make_no_tensor_of_a_caches_shape(compile_case, case_name):
+    """Past the last pass, the functions allocate nothing with a cache's slots, rolled or joined with the new columns, and copy no cache."""
+    case = compile_case(case_name)
+    record = case.graphs.record
+    row, spec = TARGETS["llvm"], target_spec(case.config.backend)
+    dispatched = dispatch(import_graphs(case.graphs), spec)
+    module = dispatched.module
+    with row.make(spec):
+        for _, passes in row.passes():
+            module = tvm.transform.Sequential(list(passes))(module)
+    heads, head_dim = record.model.n_kv_heads, record.model.head_dim
+    for graph in record.graphs:
+        lengths = {n for w in record.model.cache_lens(record.shape.cache_len) for n in (w, w + graph.tokens)}
+        banned = {(record.shape.batch, heads, n, head_dim) for n in lengths}
+        shapes = allocated_shapes(module[graph.name])
+        assert shapes, "no allocation was found, so this test sees nothing"
+        assert not banned & shapes
+
+
+def allocated_shapes(function):
+    """Shapes of all tensors that a lowered Relax function allocates."""
+    shapes = set()
+
+    def visit(expression):
+        if isinstance(expression, relax.Call) and isinstance(expression.op, tvm.ir.Op) and expression.op.name.endswith("alloc_tensor"):
+            shapes.update(tuple(int(n) for n in arg.values) for arg in expression.args if isinstance(arg, relax.ShapeExpr))
+
+    relax.analysis.post_order_visit(function, visit)
+    return shapes
+
+
+@pytest.mark.parametrize(("cache_len", "found"), [(40, []), (48, []), (41, ["shape.cache_len is 41,", "in blocks of 1 slots", "set it to 48"])])
+def test_lengths_of_caches_that_are_slow_to_read_are_named(compile_case, cache_len, found):
+    record = compile_case("int8").graphs.record
+    notes = slow_rings(replace(record, shape=replace(record.shape, cache_len=cache_len)))
+    assert len(notes) == bool(found)
+    assert all(part in notes[0] for part in found)

@@ -1,0 +1,268 @@
+"""Mutation: a graph that lost its window, or any other thing that the attention kernel takes for granted, must not compile."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from build.tvm_stage.dispatch import dispatch, find_regions, weights_of
+from build.tvm_stage.importer import import_graphs
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.stage import ROOT
+from runtime.artifact.manifest import TargetSpec
+from runtime.errors import UserError
+from tests.helpers.artifacts import WINDOW
+
+Graph = onnx.GraphProto
+TARGET = TargetSpec(kind="llvm", dtype="fp32", cpu="x86-64-v3", cpu_features=("avx2", "fma"))
+
+
+def producer(graph: Graph, name: str) -> onnx.NodeProto:
+    (node,) = [node for node in graph.node if name in node.output]
+    return node
+
+
+def only(graph: Graph, operator: str) -> onnx.NodeProto:
+    (node,) = [node for node in graph.node if node.op_type == operator]
+    return node
+
+
+def first(graph: Graph, operator: str) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.op_type == operator)
+
+
+def set_constant(graph: Graph, node: onnx.NodeProto, index: int, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Give one input of one node another constant, and no other node."""
+    (old,) = [t for t in graph.initializer if t.name == node.input[index]]
+    changed = np.array(change(numpy_helper.to_array(old)), numpy_helper.to_array(old).dtype)
+    graph.initializer.append(numpy_helper.from_array(changed, f"mutated_{len(graph.initializer)}"))
+    node.input[index] = graph.initializer[-1].name
+
+
+def outer_and(graph: Graph) -> onnx.NodeProto:
+    """And(And(written, causal), recent)."""
+    conjunctions = {node.output[0]: node for node in graph.node if node.op_type == "And"}
+    return next(node for node in conjunctions.values() if node.input[0] in conjunctions)
+
+
+def window_made(size: int):
+    def mutate(graph: Graph) -> None:
+        oldest = producer(graph, only(graph, "Greater").input[1])
+        assert oldest.op_type == "Sub"
+        set_constant(graph, oldest, 1, lambda _: size)
+
+    return mutate
+
+
+def window_left_out(graph: Graph) -> None:
+    conjunction = outer_and(graph)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == conjunction.output[0]:
+                node.input[i] = conjunction.input[0]
+    graph.node.remove(conjunction)
+
+
+def causality_left_out(graph: Graph) -> None:
+    conjunction = outer_and(graph)
+    conjunction.input[0] = producer(graph, conjunction.input[0]).input[0]
+
+
+def not_rolled(kind: str):
+    def mutate(graph: Graph) -> None:
+        node = producer(graph, f"present.0.{kind}")
+        assert node.op_type == "Slice"
+        set_constant(graph, node, 1, lambda start: start * 0)
+        set_constant(graph, node, 2, lambda end: end * 0 + WINDOW)
+
+    return mutate
+
+
+def ages_shifted(graph: Graph) -> None:
+    (node,) = [node for node in graph.node if any(name.endswith(f"slot_ages_{WINDOW}") for name in node.input)]
+    set_constant(graph, node, 1, lambda ages: ages - 1)
+
+
+def padding_seen(graph: Graph) -> None:
+    set_constant(graph, only(graph, "GreaterOrEqual"), 1, lambda zero: zero - 5)
+
+
+def masked_with_little(graph: Graph) -> None:
+    set_constant(graph, first(graph, "Where"), 2, lambda score: score * 0 - 1)
+
+
+def softmax_over_queries(graph: Graph) -> None:
+    (axis,) = [attribute for attribute in first(graph, "Softmax").attribute if attribute.name == "axis"]
+    axis.i = -2
+
+
+def other_heads_share(graph: Graph) -> None:
+    """Query heads 0 2 and 1 3 share a key head instead of 0 1 and 2 3: with as many groups as heads in one, every shape stays the same."""
+    for kind in ("key", "value"):
+        (joined,) = [node for node in graph.node if node.op_type == "Concat" and f"past_key_values.0.{kind}" in node.input]
+        (shared,) = [node for node in graph.node if node.op_type == "Unsqueeze" and node.input[0] == joined.output[0]]
+        set_constant(graph, shared, 1, lambda axis: axis - 1)
+    del graph.value_info[:]  # states the old shapes
+
+
+def caches_swapped(graph: Graph) -> None:
+    """The graph answers the key cache where the value cache belongs."""
+    key, value = producer(graph, "present.0.key"), producer(graph, "present.0.value")
+    key.output[0], value.output[0] = value.output[0], key.output[0]
+
+
+MUTATIONS = {
+    "window-huge": window_made(2**31),
+    "window-one-more": window_made(WINDOW + 1),
+    "window-one-less": window_made(WINDOW - 1),
+    "window-left-out": window_left_out,
+    "causality-left-out": causality_left_out,
+    "key-not-rolled": not_rolled("key"),
+    "value-not-rolled": not_rolled("value"),
+    "slot-ages-shifted": ages_shifted,
+    "padding-seen": padding_seen,
+    "mask-finite-and-small": masked_with_little,
+    "softmax-over-queries": softmax_over_queries,
+    "other-heads-share": other_heads_share,
+    "caches-swapped": caches_swapped,
+}
+
+
+def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
+    """A copy of exported graphs, one of them changed and still accepted by onnx."""
+    shutil.copytree(graphs.folder, folder)
+    path = folder / f"{name}.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    mutate(proto.graph)
+    onnx.save(proto, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    return OnnxGraphs.open(folder)
+
+
+def regions_of(module, graph):
+    """What dispatch finds for the CPU."""
+    return find_regions(module, graph, weights_of(module.record, module.module[graph.name], graph, TARGET.kind))
+
+
+@pytest.fixture(scope="module")
+def case(compile_case):
+    return compile_case("windowed")
+
+
+@pytest.mark.parametrize("name", ["decode", "prefill_4"])
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mutated_graph_is_refused(case, tmp_path, name, mutation):
+    graphs = mutated(case.graphs, name, MUTATIONS[mutation], tmp_path / "graphs")
+    module = import_graphs(graphs)
+    (graph,) = [graph for graph in graphs.record.graphs if graph.name == name]
+    with pytest.raises(UserError, match=rf"^{name}: past_key_values\.0\.(key|value) .*window"):
+        regions_of(module, graph)
+    (intact,) = [graph for graph in graphs.record.graphs if graph.name == "prefill_16"]
+    assert regions_of(module, intact)  # the other graphs of the same folder still match
+
+
+@pytest.mark.parametrize("name", ["decode", "prefill_4"])
+def test_nothing_changed_is_accepted(case, tmp_path, name):
+    graphs = mutated(case.graphs, name, lambda _: None, tmp_path / "graphs")
+    (graph,) = [graph for graph in graphs.record.graphs if graph.name == name]
+    assert regions_of(import_graphs(graphs), graph)
+
+
+def dequantized_by_column(graph: Graph) -> None:
+    """int8 with its scales taken for those of columns."""
+    (axis,) = [a for a in producer(graph, "layers.0.attention.wqkv.weight.float32").attribute if a.name == "axis"]
+    axis.i = 1
+
+
+def in_larger_groups(graph: Graph) -> None:
+    """int4 with groups of other sizes."""
+    (size,) = [a for a in producer(graph, "layers.0.attention.wo.weight.float32").attribute if a.name == "block_size"]
+    size.i = 16
+
+
+def scales_swapped(graph: Graph) -> None:
+    """Two matrices of one shape, each with the other's scales."""
+    one, other = (producer(graph, f"layers.{i}.feed_forward.w2.weight.float32") for i in (0, 1))
+    one.input[1], other.input[1] = other.input[1], one.input[1]
+
+
+@pytest.mark.parametrize(
+    ("case_name", "mutation", "name"),
+    [
+        ("int8", dequantized_by_column, "layers.0.attention.wqkv"),
+        ("int4", in_larger_groups, "layers.0.attention.wo"),
+        ("int4", scales_swapped, "layers.0.feed_forward.w2"),
+    ],
+)
+def test_weights_that_are_widened_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation, name):
+    """The record says how weights are stored; a graph that reads them otherwise would be compiled to something else than onnxruntime runs."""
+    folder = tmp_path / "graphs"
+    shutil.copytree(compile_case(case_name).graphs.folder, folder)
+    proto = onnx.load(folder / "decode.onnx", load_external_data=False)
+    mutation(proto.graph)
+    onnx.save(proto, folder / "decode.onnx")
+    with pytest.raises(UserError, match=rf"decode.onnx: {name}.weight is not widened as int. by .*, as its record says; export the graphs again"):
+        import_graphs(OnnxGraphs.open(folder))
+
+
+def levels_changed(graph: Graph) -> None:
+    """Tokens rounded to fewer levels than the kernels round them to."""
+    (levels,) = [t for t in graph.initializer if t.name == "dynamic.levels"]
+    levels.CopyFrom(numpy_helper.from_array(np.array(63, np.float32), "dynamic.levels"))
+
+
+def groups_halved(graph: Graph) -> None:
+    """Half as many numbers share a scale as the kernels take together."""
+    (groups,) = [t for t in graph.initializer if t.name == "dynamic.1x1x2x64"]
+    groups.CopyFrom(numpy_helper.from_array(np.array([1, 1, 4, 32]), groups.name))
+    del graph.value_info[:]  # shapes of what follows, which the checker then infers
+
+
+@pytest.mark.parametrize(("case_name", "mutation"), [("int4", levels_changed), ("int8_dynamic", groups_halved)])
+def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation):
+    graphs = mutated(compile_case(case_name).graphs, "decode", mutation, tmp_path / "graphs")
+    with pytest.raises(UserError, match=r"reads the weight .* in a form that no kernel has"):
+        dispatch(import_graphs(graphs), TARGET)
+
+
+def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
+    """The kernel takes the factor of the scores from the graph, so a change of it is followed, in the layer where it was made."""
+
+    def halve(graph: Graph) -> None:
+        scaled = producer(graph, first(graph, "Where").input[1])
+        assert scaled.op_type == "Mul"
+        set_constant(graph, scaled, 1, lambda scale: scale / 2)
+
+    graphs = mutated(case.graphs, "decode", halve, tmp_path / "graphs")
+    graph = graphs.record.graphs[-1]
+    regions = regions_of(import_graphs(graphs), graph).values()
+    assert [region.arguments[0].scale for region in regions if region.op == "rolling_attention"] == [16**-0.5 / 2, 16**-0.5]
+
+
+def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
+    """`python -m build` on a finished export whose decode graph lost its window: status 2, one sentence, no artifact."""
+    folder = tmp_path / "copy"
+    shutil.copytree(case.folder, folder)
+    shutil.rmtree(folder / "out" / case.name)
+    for library in (folder / "out" / ".work" / case.name).glob("library-*"):
+        shutil.rmtree(library)
+    (exported,) = (folder / "out" / ".work" / case.name).glob("graphs-*")
+    path = exported / "decode.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    window_left_out(proto.graph)
+    onnx.save(proto, path)
+    command = [sys.executable, "-m", "build", f"{case.name}.yaml"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2, result.stderr
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    for words in ("decode", "past_key_values.0.key", "window", "export"):
+        assert words in message
+    assert "Traceback" not in result.stderr
+    assert not (folder / "out" / case.name).exists()

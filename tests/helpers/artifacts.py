@@ -1,0 +1,272 @@
+"""Tiny models, exported and compiled once for all tests, and the two things that a compiled artifact is compared with: torch and onnxruntime."""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from build.compile import compile_config
+from build.packing.layout import ring_block
+from export.checkpoints.checkpoint import Checkpoint
+from export.configuration.config import CompileConfig, artifact_dir, load_config
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.quantize import load
+from export.pipeline import export_model
+from export.plan import export_key, open_configured, workspace_of
+from export.stage import run_stage
+from export.static_model.model import StaticModel, constants
+from runtime.artifact.manifest import ModelConfig
+from tests.helpers import reference
+from tests.helpers.tiny import write_tiny_mistral
+
+WINDOW = 8
+CACHE_LEN = 40  # of models without a window
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model and how it is compiled."""
+
+    model: Mapping[str, Any]  # arguments of MistralConfig
+    config: Mapping[str, Any]  # sections of the YAML
+
+
+CASES = {
+    # float32, a window shorter than the largest chunk, two layers
+    "windowed": Case({"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN}}),
+    # int8 with a tied head (the embedding is then int8 as well), full attention, two rows, no grouping, odd sizes
+    "int8": Case(
+        {
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 1,
+            "num_key_value_heads": 4,
+            "vocab_size": 301,
+            "intermediate_size": 90,
+        },
+        {"shape": {"prefill_chunk": 5, "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"scheme": "int8"}},
+    ),
+    # float16 weights and caches, two rows, a window, head_dim unlike dim / n_heads, groups of four
+    "fp16": Case(
+        {"sliding_window": WINDOW, "num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 20},
+        {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "batch": 2}, "backend": {"target": "llvm", "dtype": "fp16"}},
+    ),
+    # int4 with zero points and rounded tokens, the head kept in int8, a tied head, full attention
+    "int4": Case(
+        {"sliding_window": None, "tie_word_embeddings": True},
+        {
+            "shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN},
+            "quantize": {"scheme": "int4_dynamic", "symmetric": False, "keep": ["head"], "keep_scheme": "int8"},
+        },
+    ),
+    # int8 with rounded tokens: two groups of 64 in front of wqkv and w13, one of wo, and all 96 numbers together in front of w2
+    "int8_dynamic": Case(
+        {"sliding_window": WINDOW, "num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 96},
+        {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8_dynamic"}},
+    ),
+    # int8 caches of two layers and rows, a window that is no whole block of slots, two chunks, groups of heads that share a key
+    "int8_cache": Case(
+        {"sliding_window": WINDOW},
+        {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"cache": "int8"}},
+    ),
+    # bfloat16 weights, float16 caches, two layers of which the last is kept in int4
+    "bf16": Case(
+        {"sliding_window": WINDOW},
+        {
+            "shape": {"prefill_chunk": 4, "cache_len": CACHE_LEN},
+            "quantize": {"keep": ["last"], "keep_scheme": "int4"},
+            "backend": {"target": "llvm", "dtype": "bf16"},
+        },
+    ),
+    # float32, a window, three rows: what batched generation is tested on
+    "batched": Case({"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN, "batch": 3}}),
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A case's folder, in which `NAME.yaml` was compiled: everything in it is relative, so that a copy of it works as well."""
+
+    name: str
+    folder: Path
+    config: CompileConfig
+    checkpoint: Checkpoint
+    graphs: OnnxGraphs
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "out" / self.name
+
+    @property
+    def workspace(self) -> Path:
+        return self.folder / "out" / ".work" / self.name
+
+
+def write_case(name: str, case: Case, folder: Path) -> Path:
+    """The checkpoint and the YAML of a case, in `folder`; the YAML's path."""
+    if not (folder / "checkpoint").is_dir():
+        write_tiny_mistral(folder / "checkpoint", **case.model)
+    path = folder / f"{name}.yaml"
+    frontend = {"checkpoint": "checkpoint", "type": "huggingface"}
+    path.write_text(json.dumps({"name": name, "frontend": frontend, "backend": {"target": "llvm"}, **case.config}))
+    return path
+
+
+def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none") -> Case:
+    """The smallest case that reaches every operation of a GPU but the mixture; `test_build_cuda_7b` compiles what is for tensor cores."""
+    backend = {"target": "cuda", "arch": list(archs), "dtype": dtype}
+    return Case(
+        {"sliding_window": 8, "num_hidden_layers": 1},
+        {"shape": {"prefill_chunk": 4, "cache_len": 16}, "quantize": {"scheme": scheme}, "backend": backend},
+    )
+
+
+def compiled(name: str, shared: Path, case: Case | None = None) -> Compiled:
+    """A case, that of `CASES` by default, compiled in `shared`, which the processes of one test run share; export and build run in this process."""
+    folder = shared / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(shared / f"{name}.lock"), contextlib.chdir(folder):
+        path = Path(write_case(name, case or CASES[name], folder).name)
+        config, checkpoint, graphs = _exported(path)
+        compile_config(config, path, [], None)
+    return Compiled(name, folder, config, checkpoint, OnnxGraphs.open(folder / graphs))
+
+
+def exported(name: str, folder: Path, case: Case) -> tuple[CompileConfig, OnnxGraphs]:
+    """A case's configuration and graphs, for who needs no artifact of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(folder):
+        config, _, graphs = _exported(Path(write_case(name, case, folder).name))
+    return config, OnnxGraphs.open(folder / graphs)
+
+
+def _exported(path: Path) -> tuple[CompileConfig, Checkpoint, Path]:
+    """From the current folder; that of the graphs as well."""
+    config = load_config(path)
+    checkpoint = open_configured(config)
+    workspace = workspace_of(config, artifact_dir(path))
+    return config, checkpoint, run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint))
+
+
+def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
+    """The float32 tensors that exported graphs compute with, dequantized, by the model's names."""
+    stored = graphs.weights()
+    arrays = {name: stored.read(name) for name in stored.tensors}
+    return {tensor.name: load(tensor, arrays) for tensor in graphs.record.tensors}
+
+
+def static_model(
+    model: ModelConfig, cache_lens: tuple[int, ...], weights: Mapping[str, NDArray[Any]], rounded: Mapping[str, int] | None = None
+) -> StaticModel:
+    """Our torch module with weights and constants in place."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**weights, **constants(model, cache_lens)}.items()}
+    module = StaticModel(model, cache_lens).eval()
+    module.load_state_dict(tensors, strict=True)
+    module.round_products(rounded or {})
+    return module
+
+
+def bound(graphs: OnnxGraphs) -> float:
+    """`tests.helpers.reference.bound` of exported graphs."""
+    return reference.bound(graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, rounded=bool(graphs.record.rounded_weights))
+
+
+class Shifted:
+    """Whatever takes (ids, positions, *caches) and gives (logits, *caches), with the caches carried from call to call, newest slot last."""
+
+    def __init__(self, call: Callable[..., list[NDArray[Any]]], caches: Sequence[NDArray[Any]]) -> None:
+        self.call = call
+        self.caches = list(caches)
+
+    def step(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Ids (B, T) at positions first (B,) and on, to logits (B, vocab)."""
+        positions = first[:, None] + np.arange(ids.shape[1])
+        logits, *self.caches = self.call(ids, positions, *self.caches)
+        return logits[:, 0]
+
+    def feed(self, rows: Sequence[Sequence[int]], sizes: Sequence[int]) -> NDArray[np.float32]:
+        """Sequences from position 0, padded on the left to the sum of `sizes`; the last logits (B, vocab)."""
+        total = sum(sizes)
+        ids = np.array([[0] * (total - len(row)) + list(row) for row in rows], np.int64)
+        first = np.array([len(row) - total for row in rows])
+        starts = np.cumsum([0, *sizes[:-1]])
+        return [self.step(ids[:, start : start + size], first + start) for start, size in zip(starts, sizes, strict=True)][-1]
+
+
+def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Shifted:
+    """StaticModel with empty caches; any chunk size."""
+    c = module.config
+    parts = [(c.head_dim, dtype)] * 2 + [(1, "float32")] * (2 if dtype == "int8" else 0)
+    caches = [np.zeros((batch, c.n_kv_heads, w, width), part) for w in module.cache_lens for width, part in parts]
+
+    @torch.no_grad()
+    def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        return [tensor.numpy() for tensor in module(*map(torch.from_numpy, arrays))]
+
+    return Shifted(call, caches)
+
+
+def onnx_shifted(graphs: OnnxGraphs) -> Shifted:
+    """onnxruntime on exported graphs, with empty caches; the chunk sizes that were exported."""
+    sessions = {graph.tokens: onnx_session(graphs.onnx_path(graph)) for graph in graphs.record.graphs}
+
+    def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        session = sessions[arrays[0].shape[1]]
+        return session.run(None, {spec.name: array for spec, array in zip(session.get_inputs(), arrays, strict=True)})
+
+    return Shifted(call, [np.zeros(spec.shape, spec.dtype) for spec in graphs.record.graphs[-1].signature.caches])
+
+
+def onnx_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session that computes every node as it is written: no fusion, and no weight quantized a second time."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def slot_of(caches: Sequence[NDArray[Any]], i: int, slot: int) -> NDArray[Any]:
+    """One slot (B, n_kv_heads, head_dim) of an engine's ring i, as a view; see `by_slot`."""
+    batch, heads, slots, head_dim = caches[i].shape
+    if i % caches_per_layer(caches):
+        return caches[i][:, :, slot]
+    block = ring_block(slots)
+    return caches[i].reshape(batch, heads, slots // block, head_dim, block)[:, :, slot // block, :, slot % block]
+
+
+def by_slot(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """An engine's caches in order of slots: keys (B, n_kv_heads, slots, head_dim) lie in blocks of slots, (slots / block, head_dim, block)."""
+    return [_unblocked(ring) if i % caches_per_layer(caches) == 0 else ring for i, ring in enumerate(caches)]
+
+
+def _unblocked(keys: NDArray[Any]) -> NDArray[Any]:
+    batch, heads, slots, head_dim = keys.shape
+    block = ring_block(slots)
+    return keys.reshape(batch, heads, slots // block, head_dim, block).swapaxes(3, 4).reshape(keys.shape)
+
+
+def caches_per_layer(caches: Sequence[NDArray[Any]]) -> int:
+    """Key and value and, of int8, the scales of both."""
+    return 4 if caches[0].dtype == np.int8 else 2
+
+
+def dequantized(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Keys and values of all layers as numbers."""
+    each = caches_per_layer(caches)
+    if each == 2:
+        return list(caches)
+    return [caches[i + part] * caches[i + part + 2] for i in range(0, len(caches), each) for part in range(2)]
+
+
+def random_ids(count: int, vocab_size: int, seed: int = 0) -> list[int]:
+    """Token ids, the same for the same arguments."""
+    return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()

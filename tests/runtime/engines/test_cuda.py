@@ -1,0 +1,145 @@
+"""The CUDA engine's own part, with a runtime library whose device is this machine's memory: copies, captured graphs, and what it refuses."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import Graph, Signature, TensorSpec
+from runtime.engines import cuda_device, cuda_driver, cuda_memory
+from runtime.engines.cuda import check_memory
+from runtime.engines.cuda_device import Device
+from runtime.engines.cuda_function import GraphFunction
+from runtime.engines.cuda_memory import CudaMemory
+from runtime.engines.engine import Engine
+from runtime.engines.loaded import PROCESS_BYTES, device_bytes
+from runtime.engines.tvm_runtime import CUDA_LIBRARIES, find_library
+from runtime.errors import UserError
+from tests.helpers.artifacts import compiled, cuda_case
+from tests.helpers.drivers import stub_driver, stub_runtime
+
+TOKENS, VOCAB = 3, 5
+
+
+@pytest.fixture
+def library(tmp_path):
+    return stub_runtime(tmp_path)
+
+
+def test_uploads_are_whole_whatever_the_stage(library, monkeypatch):
+    monkeypatch.setattr(cuda_memory, "STAGE_BYTES", 100)
+    generator = np.random.default_rng(0)
+    arrays = [generator.integers(0, 99, 1).astype(np.int64), generator.standard_normal((7, 11)).astype(np.float16), np.arange(50, dtype=np.int16)]
+    targets = [np.zeros_like(array) for array in arrays]
+    counted = []
+    memory = CudaMemory(library)
+    memory.upload([(target.ctypes.data, array) for target, array in zip(targets, arrays, strict=True)], counted.append)
+    assert all(np.array_equal(target, array) for target, array in zip(targets, arrays, strict=True))
+    memory.drop_stages()
+    memory.upload([(targets[0].ctypes.data, arrays[0] + 1)], lambda _nbytes: None)
+    assert np.array_equal(targets[0], arrays[0] + 1)
+    assert counted == [8, 100, 54, 100]
+
+
+def test_a_failure_is_one_sentence(library):
+    library.set_failing(100)
+    with pytest.raises(UserError, match=r"cudaStreamCreateWithFlags failed with error 100 \(no device\)"):
+        CudaMemory(library)
+
+
+class Tensor:
+    """A tensor on the stub's device."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+
+class Ffi:
+    """As much of tvm_ffi as a call needs."""
+
+    def __init__(self):
+        self.streams = []
+
+    def get_global_func(self, _name):
+        return lambda shape, dtype, device, _scope: Tensor(np.zeros(shape, dtype))
+
+    def use_raw_stream(self, device, stream):
+        self.streams.append(stream)
+        return contextlib.nullcontext()
+
+    Shape = tuple
+    dtype = staticmethod(np.dtype)
+    device = staticmethod(lambda *name: name)
+
+
+def test_a_call_runs_then_is_captured_then_launched(library):
+    """The first call runs the function, the second one records it and launches, later ones only launch; each reads ids and brings outputs back."""
+    ids = TensorSpec(name="input_ids", shape=(1, TOKENS), dtype="int64")
+    out = TensorSpec(name="logits", shape=(1, 1, VOCAB), dtype="float32")
+    graph = Graph(name="prefill_3", tokens=TOKENS, signature=Signature(inputs=(ids, ids), outputs=(out,)))
+    seen, output = [], Tensor(np.zeros((1, 1, VOCAB), np.float32))
+
+    def function(id_tensor, position_tensor, *rest):
+        seen.append((library.is_capturing(), id_tensor.array.tolist(), position_tensor.array.tolist(), rest))
+        return output
+
+    ffi = Ffi()
+    devices = []
+    ffi.get_global_func = lambda _name: lambda shape, dtype, *_: devices.append(Tensor(np.zeros(shape, dtype))) or devices[-1]
+    call = GraphFunction(Device(None, ffi, CudaMemory(library)), function, graph, ["caches"])
+    id_array, positions = call.inputs
+    for turn in range(4):
+        id_array[...], positions[...] = turn, 10 + turn
+        output.array[...] = 100 + turn
+        assert (call() == 100 + turn).all()
+        assert [tensor.array.tolist() for tensor in devices] == [[[turn] * TOKENS], [[10 + turn] * TOKENS]]
+    assert [capturing for capturing, *_ in seen] == [0, 1]
+    assert seen[0][1:] == ([[0] * TOKENS], [[10] * TOKENS], ("caches",))
+    assert library.count_launches() == 3
+    assert set(ffi.streams) == {1}
+
+
+def test_what_does_not_fit_is_refused_with_numbers():
+    check_memory(8 * 10**9, 8 * 10**9)
+    with pytest.raises(UserError, match=r"the GPU has 8\.0 GB free, but weights, caches and workspace take 8\.2 GB"):
+        check_memory(8_200_000_000, 8 * 10**9)
+
+
+def test_a_model_takes_its_weights_caches_and_a_little(compile_case):
+    manifest = Artifact.open(compile_case("fp16").artifact).manifest
+    stored = sum(array.nbytes for array in Artifact.open(compile_case("fp16").artifact).weights().values())
+    caches = sum(cache.nbytes for cache in Engine.open(compile_case("fp16").artifact, threads=1).caches)
+    assert 0 < device_bytes(manifest) - stored - caches - PROCESS_BYTES < 10**6
+
+
+@pytest.mark.parametrize("name", CUDA_LIBRARIES)
+def test_libraries_are_found_on_a_compile_host(name):
+    assert find_library(name).is_file()
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"libabsent\.so was not found in .*lib; use the runtime folder"):
+        find_library("libabsent.so")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    return compiled("cuda", tmp_path_factory.mktemp("cuda"), cuda_case(["sm_80"])).artifact
+
+
+def test_a_machine_without_a_driver_is_told_so(artifact, monkeypatch):
+    monkeypatch.setattr(cuda_driver, "DRIVER", "libcuda-absent.so.1")
+    with pytest.raises(UserError, match=r"no CUDA driver found: .* install NVIDIA's driver"):
+        Engine.open(artifact)
+
+
+def test_another_gpu_is_refused_before_anything_is_loaded(artifact, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda_driver, "DRIVER", stub_driver(tmp_path, major=7, minor=5))
+    monkeypatch.setattr(cuda_device, "find_library", None)  # loading would fail
+    with pytest.raises(UserError, match="is sm_75, but the artifact has machine code for sm_80"):
+        Engine.open(artifact)

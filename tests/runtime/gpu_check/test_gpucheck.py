@@ -1,0 +1,431 @@
+"""The GPU check without a GPU: its references judge the CUDA kernels in their serial form, and a stand-in for the CUDA runtime times them."""
+
+import contextlib
+import json
+import weakref
+from dataclasses import replace
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+
+from build.kernels.cuda.binding import SERIAL
+from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
+from build.kernels.table import CUDA, kernels_of
+from build.packing.layout import packed_tensors
+from build.tvm_stage.dispatch import dispatch
+from build.tvm_stage.importer import import_graphs
+from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
+from runtime import gpucheck
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, encode
+from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
+from runtime.engines.cuda_memory import CudaMemory
+from runtime.engines.engine import load_cpu
+from runtime.errors import UserError
+from runtime.gpu_check import torch_process, transformers_script
+from runtime.gpu_check.kernel_cases import case_of
+from runtime.gpu_check.packed_matrix import PackedMatrix, Stored
+from runtime.gpu_check.random_tensors import Random, random_weights
+from runtime.gpu_check.report import KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, model_lines
+from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, ask_transformers
+from runtime.gpucheck import CudaKernels, check_kernel, checked_manifest, products_of
+from runtime.verify import Check
+from tests.helpers.artifacts import WINDOW, cuda_case
+from tests.helpers.artifacts import compiled as compiled_case
+from tests.helpers.drivers import stub_runtime
+from tests.helpers.kernels import aligned, compiled, packed
+from tests.helpers.serial import Host, HostDevice, compile_serial
+
+CUDA_TARGET = TargetSpec(kind="cuda", dtype="fp32", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
+HALF_TARGET = msgspec.structs.replace(CUDA_TARGET, dtype="fp16")
+SHAPES = {"linear": Linear, "embedding": Embedding, "rolling_attention": RollingAttention, "mixture": Mixture}
+
+
+def serial(call):
+    """The kernel of a call in its serial form, with products for tensor cores."""
+    arguments = [msgspec.convert(argument, SHAPES[call.op]) for argument in call.arguments] if call.op in SHAPES else call.arguments
+    return compiled(kernels_of(HALF_TARGET)[call.op](*arguments, on=SERIAL))
+
+
+def calls_of(compile_case, name):
+    """The kernels that a case would call on a GPU; no machine code is made."""
+    return dispatch(import_graphs(compile_case(name).graphs), HALF_TARGET).calls
+
+
+def call_of(op, *arguments):
+    """A kernel with these arguments of its maker."""
+    parameters = tuple(TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in CUDA[op](*arguments).params)
+    arguments = tuple(map(msgspec.to_builtins, arguments))
+    return KernelCall(kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"decode": 1}, bytes=1, flops=1)
+
+
+def mixture_call(tokens, dtype):
+    """A mixture's kernel."""
+    return call_of("mixture", Mixture((1, tokens), 64, 48, 5, 2, MatrixFormat(dtype=dtype)))
+
+
+OTHERS = [("rms_norm", (2, 3), 100, 1e-5), ("swiglu", (1, 5), 33), ("residual", (2, 3, 40)), ("rotation", (2, 3), 16, "sin")]
+
+
+@pytest.mark.parametrize("arguments", OTHERS, ids=lambda arguments: arguments[0])
+def test_what_stands_beside_products_is_within_its_bound(arguments):
+    call = call_of(*arguments)
+    right = serial(call)
+    assert 0 < check_kernel(call, right, Host(), half=True).error <= 1
+
+    def scaled(tensors):
+        tensors[-1].copyfrom(tensors[-1].numpy() * np.float32(1.01))
+
+    assert check_kernel(call, wrong(right, scaled), Host(), half=True).error > 1
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, "int8"), (5, "float16"), (70, "int8")])
+def test_a_mixture_is_within_its_bound(tokens, dtype):
+    call = mixture_call(tokens, dtype)
+    assert 0 < check_kernel(call, serial(call), Host(), half=True).error <= 1
+
+
+@pytest.fixture(autouse=True)
+def _few_copies(monkeypatch):
+    monkeypatch.setattr(gpucheck, "COLD_BYTES", 1)
+
+
+def wrong(function, change):
+    """A kernel that leaves something else behind."""
+
+    def call(*tensors):
+        function(*tensors)
+        change(tensors)
+
+    return call
+
+
+@pytest.mark.parametrize("op", ["linear", "embedding", "rotation", "rolling_attention", "mixture"])
+def test_a_wrong_kernel_is_seen(compile_case, op):
+    """A result a little too large, a number that was not written, and, of attention, a ring that was written one slot too far."""
+    call = mixture_call(5, "int8") if op == "mixture" else next(call for call in calls_of(compile_case, "fp16") if call.op == op)
+    right, output = serial(call), case_of(call, half=True).output
+
+    def scaled(tensors):
+        tensors[output].copyfrom(tensors[output].numpy() * np.float32(1.01))
+
+    def unwritten(tensors):
+        array = tensors[output].numpy()
+        array.flat[array.size // 2] = np.nan
+        tensors[output].copyfrom(array)
+
+    def shifted(tensors):
+        tensors[4].copyfrom(np.roll(tensors[4].numpy(), 1, axis=2))
+
+    def broken(tensors):
+        tensors[4].copyfrom(np.full_like(tensors[4].numpy(), np.nan))
+
+    for change in (scaled, unwritten, *([shifted, broken] if op == "rolling_attention" else [])):
+        assert check_kernel(call, wrong(right, change), Host(), half=True).error > 1
+
+
+@pytest.mark.parametrize("stored", [MatrixFormat(dtype="float16"), MatrixFormat(dtype="int8"), MatrixFormat(dtype="int4", group_size=128)], ids=str)
+@pytest.mark.parametrize("rows", [1, 16])
+def test_the_bound_of_a_long_sum_sees_what_is_left_out(stored, rows):
+    """With the K of a 7B model's w2: all of it, in float32, is right, and without its last fiftieth it is not."""
+    n, k = 32, 14336
+    case = case_of(call_of("linear", Linear((1, rows), n, k, stored)), half=False)
+    x, *parts, y = case.arrays
+    matrix = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts).rows(0, 1).astype(np.float32)
+    for kept, right in ((k, True), (k - k // 50, False)):
+        found = [*case.arrays[:-1], (x[..., :kept] @ matrix[:, :kept].T).reshape(y.shape)]
+        assert (case.error(found) <= 1) == right, kept
+
+
+FORMATS = [
+    MatrixFormat(dtype="float16"),
+    MatrixFormat(dtype="int8"),
+    MatrixFormat(dtype="int4", group_size=32),
+    MatrixFormat(dtype="int4", group_size=64, zero_points=True),
+]
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=lambda stored: f"{stored.dtype}-{stored.group_size}")
+def test_packed_matrices_are_read_as_they_were_packed(stored):
+    """Against `export.onnx_graphs.quantize` and `build.packing.layout`, which write them."""
+    n, k = 70, 160
+    tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
+    arrays = store(tensor, np.random.default_rng(0).standard_normal((n, k)).astype(np.float32))
+    matrix = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *packed(tensor, arrays, "cuda"))
+    expected = load(tensor, arrays)
+    np.testing.assert_allclose(np.concatenate([matrix.rows(0, 2), matrix.rows(2, 3)]), expected, rtol=2**-23)
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=lambda stored: f"{stored.dtype}-{stored.group_size}")
+def test_random_weights_have_the_size_of_a_models(stored):
+    n, k = 64, 256
+    specs = [part.spec for part in packed_tensors(ModelTensor(name="w", shape=(n, k), stored=stored), 1, "cuda")]
+    found = random_weights(specs)
+    assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {spec.name: (spec.shape, spec.dtype) for spec in specs}
+    parts = [found[spec.name] for spec in specs]
+    rows = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts).rows(0, 2)
+    assert 0.5 * k**-0.5 < rows.std() < 2 * k**-0.5
+
+
+def test_a_sample_has_both_ends():
+    assert Random(0).sample(1, 8) == [0]
+    assert Random(0).sample(2, 8) == [0, 1]
+    found = Random(0).sample(100, 8)
+    assert (len(found), found[0], found[-1]) == (8, 0, 99)
+
+
+class StubDevice:
+    """`runtime.engines.cuda_device.Device` over this machine's memory; a copy must be from and to tensors that are still there."""
+
+    def __init__(self, library):
+        self.library = library
+        self.memory = CudaMemory(library)
+        self.on_stream = contextlib.nullcontext
+        self.alive = weakref.WeakValueDictionary()
+        on_device = self.memory.on_device
+        self.memory.on_device = lambda to, source, nbytes: self.alive[to] and self.alive[source] and on_device(to, source, nbytes)
+
+    def tensor(self, spec):
+        made = StubTensor(spec)
+        self.alive[made.data_ptr()] = made
+        return made
+
+
+class StubTensor:
+    def __init__(self, spec):
+        self.array = np.zeros(spec.shape, spec.dtype)
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+
+def test_kernels_are_timed_in_a_graph_that_takes_copies_in_turn(tmp_path):
+    device = StubDevice(stub_runtime(tmp_path))
+    kernels = CudaKernels(device)
+    tensor = kernels.upload(np.arange(6, dtype=np.float32).reshape(2, 3))
+    spec = TensorSpec(name="x", shape=(2, 3), dtype="float32")
+    for same in (tensor, kernels.copy(tensor, spec)):
+        np.testing.assert_array_equal(kernels.download(same, spec), np.arange(6).reshape(2, 3))
+    seen = []
+    kernels.run(seen.append, [tensor])
+    assert seen == [tensor]
+    seen.clear()
+    seconds = kernels.seconds(lambda which: seen.append((device.library.is_capturing(), which)), [["a"], ["b"], ["c"]], 66)
+    assert [which for _, which in seen[:4]] == ["a", "b", "c", "a"]
+    assert {capturing for capturing, _ in seen} == {1}
+    assert len(seen) == 66
+    assert seconds == pytest.approx(0.003 / 66)  # what the stand-in's clock says of one launch of the graph
+    assert device.library.count_launches() == 4
+    assert kernels.copy_gb_s(3 * 10**6) == pytest.approx(2.0)
+
+
+def test_a_capture_that_fails_says_what_failed(tmp_path):
+    """And not that the capture did."""
+    memory = CudaMemory(stub_runtime(tmp_path))
+
+    def failing():
+        raise ValueError("the launch")
+
+    with pytest.raises(ValueError, match="the launch"):
+        memory.record(failing)
+
+
+@pytest.fixture
+def serial_folder(compile_case, tmp_path):
+    """A check folder whose library holds the kernels in their serial form."""
+    manifest = compile_serial(compile_case("windowed").graphs, tmp_path)
+    (tmp_path / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, target=CUDA_TARGET)))
+    (tmp_path / "weights.safetensors").unlink()
+    return tmp_path
+
+
+def refuse(*_):
+    raise UserError("the GPU is full")
+
+
+def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch, capsys):
+    """As on a GPU, but that the device is this machine: kernels from the library, random weights, verify, speeds, the table, and the status."""
+    device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
+    monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
+    monkeypatch.setattr("runtime.engines.cuda.load_library", load_here)
+    monkeypatch.setattr(gpucheck, "WORKLOAD", Workload((8, 20), (8,), 2, 1))
+    monkeypatch.setattr(torch_process, "PYTHONS", ())
+    monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
+    assert gpucheck.main([str(serial_folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    manifest = checked_manifest(serial_folder)
+    assert lines[0] == "this machine: copy 100 GB/s, no torch"
+    kernels = "\n".join(lines[4 : 4 + len(manifest.calls)])
+    assert all(f"  {call.kernel} " in kernels for call in manifest.calls)
+    assert [row.split(",")[0] for row in lines if row.startswith(("TTFT", "decode"))] == ["decode", "TTFT", "TTFT"]
+    assert gpucheck.main([str(serial_folder), "--kernels-only", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["speeds"], len(found["kernels"])) == (True, None, len(manifest.calls))
+    monkeypatch.setattr(gpucheck, "check_kernel", lambda *_, **__: KERNEL)
+    monkeypatch.setattr(gpucheck, "check_model", refuse)
+    with pytest.raises(UserError, match="something is wrong on this machine"):
+        gpucheck.main([str(serial_folder)])
+    assert "whole model: the GPU is full, expected a run  WRONG" in capsys.readouterr().out
+    monkeypatch.setattr(gpucheck, "check_kernel", lambda *_, **__: replace(KERNEL, error=2.0))
+    with pytest.raises(UserError, match="something is wrong on this machine"):
+        gpucheck.main([str(serial_folder), "--kernels-only"])
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_factory, monkeypatch):
+    device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
+    monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
+    monkeypatch.setattr(torch_process, "PYTHONS", ())
+    monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
+
+    def failing(*_, **__):
+        raise UserError("error 700")
+
+    monkeypatch.setattr(gpucheck, "check_kernel", failing)
+    first = checked_manifest(serial_folder).calls[0]
+    with pytest.raises(UserError, match=rf"{first.kernel} \(.*\): error 700"):
+        gpucheck.main([str(serial_folder)])
+
+
+def load_here(_device, manifest, library, arrays):
+    weights = {name: aligned(array) for name, array in arrays.items()}
+    return load_cpu(SimpleNamespace(manifest=manifest, library=library, weights=lambda: weights), threads=1)
+
+
+@pytest.fixture(scope="module")
+def cuda_artifact(tmp_path_factory):
+    return compiled_case("cuda", tmp_path_factory.mktemp("cuda"), cuda_case(["sm_80"])).artifact
+
+
+def test_an_artifact_names_its_kernels(cuda_artifact):
+    manifest = checked_manifest(cuda_artifact)
+    used = {row.kernel.removesuffix("_kernel").partition("_kernel_")[0] for row in manifest.kernels}
+    assert {call.kernel for call in manifest.calls} <= used
+    assert sum(call.calls.get("decode", 0) for call in manifest.calls if call.op == "linear") == 5  # wqkv, wo, w13, w2, head
+    products = products_of(manifest)
+    name = manifest.name
+    assert {(p.graph, p.rows) for p in products} == {(f"{name} decode", 1), (f"{name} prefill", 2048), (f"{name} prefill", 1)}
+    assert random_weights(manifest.weights).keys() == {spec.name for spec in manifest.weights}
+
+
+def test_other_folders_are_refused(compile_case, tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+        checked_manifest(tmp_path)
+    manifest = Artifact.open(compile_case("windowed").artifact).manifest
+    (tmp_path / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, files=(), target=CUDA_TARGET)))
+    with pytest.raises(UserError, match="names no kernel, expected those that the library calls"):
+        checked_manifest(tmp_path)
+    with pytest.raises(UserError, match="is of the target llvm, expected cuda"):
+        checked_manifest(compile_case("windowed").artifact)
+
+
+def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
+    monkeypatch.setattr("runtime.engines.cuda_driver.DRIVER", "libcuda-absent.so.1")
+    with pytest.raises(UserError, match="no CUDA driver found"):
+        gpucheck.main([str(cuda_artifact)])
+
+
+KERNEL = KernelRow("linear_0", "1 x 4096 -> 4096 int8", "decode", 0.25, 1e-5, 2 * 10**7, 10**8, cold=True)
+SLOW = KernelRow("linear_1", "512 x 4096 -> 4096 int8", "prefill_512", 3.0, 1e-3, 2 * 10**7, 2 * 10**10, cold=True)
+
+
+def report(*kernels, ok=True):
+    speeds = Speeds((PrefillSpeed(2048, 0.1, 20480),), (DecodeSpeed(64, 0.005, 200, 10**10, 2000),), ())
+    return Report("7b", kernels, (Check("prefill", "0 apart", "less", ok),), speeds)
+
+
+def test_the_tables():
+    limits = Limits(4000.0, 400.0)
+    assert " ".join(kernel_line(KERNEL, limits).split()) == "0.25 10.0 2,000 10.00 50% of copy linear_0 1 x 4096 -> 4096 int8 decode"
+    assert kernel_line(SLOW, limits).split()[:8] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
+    assert limits.share(replace(KERNEL, cold=False)) == "in cache"
+    assert Limits(4000.0, None).share(SLOW) == "0% of copy"
+    rivals = Rivals(TorchTimes(400.0, {"7b decode": 0.004, "7b prefill": 0.05}), TransformersTimes({2048: 0.2}, {64: 0.01}, graph=True))
+    _, decode, prefill = model_lines(report(KERNEL), limits, rivals)
+    assert "50% of copy, 1.25 of the time of torch's products alone, 0.50 of the time of transformers' graph" in decode
+    assert "2.00 of the time of torch's products alone, 0.50 of the time of transformers" in prefill
+    assert "of the time" not in " ".join(model_lines(report(KERNEL), limits, Rivals()))
+    plain = Rivals(transformers=TransformersTimes({}, {64: 0.01}, graph=False))
+    assert "of transformers without a graph" in model_lines(report(KERNEL), limits, plain)[1]
+
+
+def test_one_wrong_kernel_or_check_makes_it_wrong():
+    assert report(KERNEL).ok
+    assert not report(KERNEL, SLOW).ok
+    assert not report(KERNEL, ok=False).ok
+    assert not report(replace(KERNEL, error=float("nan"))).ok
+
+
+def test_json_has_no_infinite_numbers():
+    found = json.loads(as_json(report(KERNEL, replace(SLOW, error=float("inf"))), Limits(4000.0, None)))
+    assert [(row["error"], row["ok"]) for row in found["kernels"]] == [(0.25, True), (None, False)]
+    assert (found["kernels"][0]["gb_s"], found["copy_gb_s"], found["ok"]) == (pytest.approx(2000.0), 4000.0, False)
+
+
+def test_labels():
+    call = KernelCall(kernel="rms_norm_0", op="rms_norm", arguments=([1, 4], 64, 1e-5), parameters=(), calls={}, bytes=0, flops=0)
+    assert label_of(call) == "4 x 64"
+
+
+def test_torch_of_another_python_is_asked(tmp_path, monkeypatch, capsys):
+    """A stand-in for that Python: it reads the products and answers."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"peak_tflop_s": 5.0, "seconds": {{"decode": 0.5}}}}\'\n')
+    python.chmod(0o755)
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(torch_process, "PYTHONS", (str(tmp_path / "absent"), str(broken), str(python)))
+    product = torch_process.Product("decode", 1, 4, 8, 2)
+    assert torch_process.ask_torch([product]) == TorchTimes(5.0, {"decode": 0.5})
+    assert json.loads((tmp_path / "asked").read_text()) == [{"graph": "decode", "rows": 1, "n": 4, "k": 8, "calls": 2}]
+    monkeypatch.setattr(torch_process, "PYTHONS", (str(broken),))
+    assert torch_process.ask_torch([product]) is None
+    assert "it said nothing" in capsys.readouterr().err
+
+
+def test_torch_without_a_gpu_is_no_torch():
+    """Of this machine: the script itself, up to the question for a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        assert torch_process.ask_torch([]) is None
+
+
+def test_transformers_is_asked_for_a_model_of_the_same_sizes(compile_case, tmp_path, monkeypatch):
+    """A stand-in for its Python; a mixture and layers with different windows are not asked for."""
+    model = Artifact.open(compile_case("windowed").artifact).manifest.model
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"ttft": {{"8": 0.5}}, "decode": {{"4": 0.25}}, "graph": true}}\'\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(torch_process, "PYTHONS", (str(python),))
+    assert ask_transformers(model, [8], [4]) == TransformersTimes({8: 0.5}, {4: 0.25}, graph=True)
+    asked = json.loads((tmp_path / "asked").read_text())
+    assert (asked["prompts"], asked["contexts"]) == ([8], [4])
+    assert (asked["config"]["hidden_size"], asked["config"]["sliding_window"]) == (model.dim, WINDOW)
+    (tmp_path / "asked").unlink()
+    for other in ({"n_experts": 4, "experts_per_token": 2}, {"sliding_window": (8, None)}):
+        assert ask_transformers(msgspec.structs.replace(model, **other), [8], [4]) is None
+    assert not (tmp_path / "asked").exists()
+
+
+def test_the_script_times_a_model_of_transformers():
+    """On this machine's CPU, and so without a graph."""
+    import torch
+
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+    }
+    model = transformers_script.random_model({**config, "head_dim": 8, "sliding_window": 8}, "cpu", torch.float32)
+    found = transformers_script.measured(model, [4, 20], [4, 20])
+    assert (found["ttft"].keys(), found["decode"].keys()) == ({4, 20}, {4, 20})
+    assert all(seconds > 0 for part in ("ttft", "decode") for seconds in found[part].values())
+    assert found["graph"] == torch.cuda.is_available()
+    assert torch.get_default_dtype() == torch.float32

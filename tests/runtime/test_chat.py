@@ -1,0 +1,192 @@
+import os
+import signal
+
+import msgspec
+import pytest
+
+from runtime.chat import Conversation, converse, main
+from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.text.chat_template import ChatTemplate, TemplateEncoder
+from runtime.text.tokenizer import open_tokenizer
+from tests.helpers.scripted_engine import EOS, SPEC, ScriptedEngine, install, write_tokenizer
+
+# the v3 template of Mistral's checkpoints, with a system message in the first turn
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+    "{% elif m.role == 'system' %}[PREFIX] {{ m.content }}{% else %} {{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifact")
+    write_tokenizer(folder)
+    return open_tokenizer(SPEC, folder)
+
+
+def conversation(engine, tokenizer, *, max_tokens=100, system=None):
+    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"), tokenizer)
+    return Conversation(engine, tokenizer, encoder, Sampler(SamplingOptions()), max_tokens=max_tokens, system=system)
+
+
+def chat(conversation, *lines):
+    """Types the lines and gives back what was written."""
+    lines, written = iter(lines), []
+
+    def read():
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    converse(conversation, read, written.append)
+    return "".join(written)
+
+
+@pytest.fixture
+def ids(tokenizer):
+    return tokenizer.encode_rendered
+
+
+def reply_of(ids, text):
+    return [*ids(text), EOS]
+
+
+def interrupt_at(step):
+    return lambda n: os.kill(os.getpid(), signal.SIGINT) if n == step else None
+
+
+def test_each_turn_feeds_only_what_is_new(tokenizer, ids):
+    engine = ScriptedEngine([reply_of(ids, "Hello there!"), reply_of(ids, "I am fine 🎉."), reply_of(ids, "Bye")])
+    talk = conversation(engine, tokenizer)
+    assert chat(talk, "Hi", "How are you?", "", "See you") == "Hello there!\nI am fine 🎉.\nBye\n\n"
+    first, second, third = engine.prefills
+    assert first == ids("<s>[INST] Hi[/INST]")
+    assert second == ids("</s>[INST] How are you?[/INST]")
+    assert third == ids("</s>[INST] See you[/INST]")
+    whole = "<s>[INST] Hi[/INST] Hello there!</s>[INST] How are you?[/INST] I am fine 🎉.</s>[INST] See you[/INST] Bye"
+    assert engine.fed == ids(whole)
+    assert engine.resets == 1  # before the first turn, since what the caches held was unknown
+
+
+def test_the_sampler_sees_the_whole_conversation(tokenizer, ids):
+    histories = []
+
+    class Recorder(Sampler):
+        def sample(self, logits, history):
+            histories.append(list(history))
+            return super().sample(logits, history)
+
+    engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Fine")])
+    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"), tokenizer)
+    chat(Conversation(engine, tokenizer, encoder, Recorder(SamplingOptions()), max_tokens=9), "Hi", "How?")
+    assert histories[-1] == ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST] Fine")
+
+
+def test_a_reply_that_reads_back_as_other_ids_is_fed_anew(tokenizer, ids):
+    spelled = [*ids("H"), *(ids(f"x{letter}")[-1] for letter in "ello"), EOS]  # letter by letter, as no tokenizer would
+    assert spelled != reply_of(ids, "Hello")
+    engine = ScriptedEngine([spelled, reply_of(ids, "Fine")])
+    assert chat(conversation(engine, tokenizer), "Hi", "How?").startswith("Hello\n")
+    assert engine.prefills[1] == ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST]")
+    assert engine.resets == 2
+
+
+def test_reset_starts_anew_with_the_system_message(tokenizer, ids):
+    engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Hello")])
+    written = chat(conversation(engine, tokenizer, system="Be brief."), "Hi", "/reset", "Hi", "/exit", "never read")
+    assert written == "Hello\n[the conversation starts anew]\nHello\n"
+    assert engine.prefills == [ids("<s>[PREFIX] Be brief.[INST] Hi[/INST]")] * 2
+    assert engine.fed == ids("<s>[PREFIX] Be brief.[INST] Hi[/INST] Hello")
+
+
+def test_a_limit_is_told_and_the_cut_reply_stays_in_the_cache(tokenizer, ids):
+    engine = ScriptedEngine([reply_of(ids, "one two three"), reply_of(ids, "four")])
+    written = chat(conversation(engine, tokenizer, max_tokens=2), "Count", "Go on")
+    assert written.startswith("one two\n[the reply has reached 2 tokens, the limit that --max-tokens sets]\n")
+    assert engine.prefills[1] == ids("one two</s>[INST] Go on[/INST]")[1:]  # "two" was generated but never fed
+
+
+def test_no_room_is_told_in_one_sentence_and_reset_helps(tokenizer, ids):
+    first = ids("<s>[INST] Hi[/INST]")
+    engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Hello")], cache_len=len(first) + 4)
+    written = chat(conversation(engine, tokenizer), "Hi", "one two three four", "/reset", "Hi")
+    tokens = len(ids("</s>[INST] one two three four[/INST]"))
+    sentence = f"[the next {tokens} tokens of the conversation do not fit, the cache has room for 3: type /reset to start anew"
+    assert written.split("\n")[2].startswith(sentence)
+    assert written.endswith("[the conversation starts anew]\nHello\n\n")
+    assert engine.prefills == [first, first]
+
+
+def test_a_message_that_did_not_fit_is_not_part_of_the_conversation(tokenizer, ids):
+    engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Hello")], cache_len=20)
+    chat(conversation(engine, tokenizer), "Hi", "word " * 30, "And?")
+    assert engine.prefills[1] == ids("</s>[INST] And?[/INST]")
+
+
+def test_a_cache_that_fills_up_ends_the_reply(tokenizer, ids):
+    first = ids("<s>[INST] Count[/INST]")
+    engine = ScriptedEngine([reply_of(ids, "one two three four")], cache_len=len(first) + 1)
+    written = chat(conversation(engine, tokenizer), "Count")
+    assert written.startswith("one two\n[the cache is full: type /reset to start anew")
+
+
+def test_ctrl_c_ends_the_reply_after_the_step_and_keeps_the_caches(tokenizer, ids):
+    engine = ScriptedEngine([reply_of(ids, "one two three four"), reply_of(ids, "Fine")], on_decode=interrupt_at(2))
+    before = signal.getsignal(signal.SIGINT)
+    written = chat(conversation(engine, tokenizer), "Count", "Why?")
+    assert written.startswith("one two three\n[interrupted]\n")
+    assert engine.prefills[1] == ids("one two three</s>[INST] Why?[/INST]")[2:]
+    assert engine.resets == 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_in_prefill_drops_the_message_and_empties_the_caches(tokenizer, ids):
+    interrupts = iter([True, False])
+
+    def on_prefill():
+        if next(interrupts):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    engine = ScriptedEngine([reply_of(ids, "Fine")], on_prefill=on_prefill)
+    written = chat(conversation(engine, tokenizer), "A long text", "Hi")
+    assert written.startswith("\n[interrupted before the reply began: the message is dropped]\nFine\n")
+    assert engine.fed == ids("<s>[INST] Hi[/INST] Fine")
+    assert engine.resets == 2
+
+
+def test_an_interrupt_within_a_step_empties_the_caches(tokenizer, ids):
+    def fail(n):
+        if n == 2:
+            raise KeyboardInterrupt  # as a second Ctrl-C, or one from within the model, would
+
+    engine = ScriptedEngine([reply_of(ids, "one two three four"), reply_of(ids, "F")], on_decode=fail)
+    written = chat(conversation(engine, tokenizer), "Count", "Why?")
+    assert written.startswith("one two\n[interrupted]\n")
+    assert engine.prefills[1] == ids("<s>[INST] Count[/INST] one two</s>[INST] Why?[/INST]")
+    assert engine.resets == 2
+
+
+def test_ctrl_c_at_the_prompt_asks_again(tokenizer):
+    answers = iter([KeyboardInterrupt, "/exit"])
+
+    def read():
+        answer = next(answers)
+        if answer is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return answer
+
+    written = []
+    converse(conversation(ScriptedEngine([]), tokenizer), read, written.append)
+    assert written == ["\n"]
+
+
+def test_command_talks_through_stdin_and_stdout(monkeypatch, tmp_path, capsys, ids):
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    engine = ScriptedEngine([reply_of(ids, "Hello")])
+    install(monkeypatch, tmp_path, engine, msgspec.structs.replace(SPEC, chat_template="chat.jinja"))
+    lines = iter(["Hi", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
+    assert main([str(tmp_path), "--system", "Be brief.", "--seed", "3", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.split("\n")[1:] == ["Hello", ""]
+    assert engine.prefills == [ids("<s>[PREFIX] Be brief.[INST] Hi[/INST]")]

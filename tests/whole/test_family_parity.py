@@ -1,0 +1,101 @@
+"""Every model and checkpoint form of the family, through torch, onnxruntime and the compiled artifact, against `transformers`.
+
+The raw rows and the interleaved windows are also compared with a plain reference, written from the definitions, at the same lengths.
+"""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from build.compile import compile_config
+from build.parity import run_artifact_rungs
+from export.configuration.config import artifact_dir, load_config
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.parity import run_rungs
+from export.pipeline import export_model
+from export.plan import export_key, open_configured, workspace_of
+from export.proof.ladder import Case, Logits, load_trace
+from export.stage import run_stage
+from runtime.artifact.bounds import relative_bound
+from runtime.artifact.manifest import ModelConfig, ParityRow
+from tests.helpers import raw_mistral, reference
+from tests.helpers.families import FAMILIES, WINDOW
+
+CHUNK = 4  # divides the window, but not the other lengths
+CACHE_LEN = 2 * WINDOW + 3
+
+
+@dataclass(frozen=True)
+class Proved:
+    """A compiled family: its rows of the ladder, and what onnxruntime answered in every case."""
+
+    name: str
+    checkpoint: Path
+    model: ModelConfig
+    weights: dict[str, NDArray[Any]]
+    rows: list[ParityRow]
+    cases: list[Case]
+    answers: list[list[Logits]]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def proved(request, tmp_path_factory) -> Proved:
+    folder = tmp_path_factory.mktemp(request.param)
+    FAMILIES[request.param].write(folder / "checkpoint")
+    config = {
+        "name": request.param,
+        "frontend": {"checkpoint": "checkpoint"},
+        "shape": {"prefill_chunk": [CHUNK], "cache_len": CACHE_LEN},
+        "backend": {"target": "llvm"},
+    }
+    with contextlib.chdir(folder):
+        path = Path("model.yaml")
+        path.write_text(json.dumps(config))
+        config = load_config(path)
+        checkpoint = open_configured(config)
+        workspace = workspace_of(config, artifact_dir(path))
+        graphs = OnnxGraphs.open(run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint)))
+        artifact = compile_config(config, path, [], None)
+        rows = run_rungs(config, checkpoint, graphs, folder / "trace.npz")
+        cases, answers = load_trace(folder / "trace.npz")
+        rows += run_artifact_rungs(artifact, cases, answers)
+        weights = {tensor: checkpoint.tensor(tensor) for tensor in checkpoint.names()}
+        return Proved(request.param, folder / "checkpoint", checkpoint.model, weights, rows, cases, answers)
+
+
+def test_every_rung_passes_at_every_length(proved):
+    size = WINDOW if any(proved.model.sliding_window) else CHUNK  # without a window, chunks are what lengths can go wrong at
+    assert {case.ids.shape[1] for case in proved.cases} >= {1, size - 1, size, size + 1, 2 * size + 3}
+    assert {row.rung for row in proved.rows} == {"1", "2", "3", "4"}
+    assert [row.compared for row in proved.rows if not row.passed] == []
+    assert all(row.top1_agreement == 1 for row in proved.rows)
+
+
+def test_a_plain_reference_says_the_same(proved):
+    """In float64, from our weights, or for the raw format from the file's own tensors, whose neighbouring rows are rotated as complex numbers."""
+    bound = relative_bound(proved.model, CACHE_LEN, "fp32")
+    for case, found in zip(proved.cases, proved.answers, strict=True):
+        expected = plain_logits(proved, case.ids[0].tolist())
+        for end, logits in zip(case.ends(), found, strict=True):
+            assert end < 0 or reference.difference(logits[0], expected[end]) <= bound, (case.label, end)
+
+
+def plain_logits(proved, ids):
+    path = proved.checkpoint / "params.json"
+    if not path.is_file():
+        return reference.logits(proved.model, proved.weights, ids)
+    params = json.loads(path.read_text())
+    return raw_mistral.raw_logits(params, raw_mistral.raw_tensors(params), ids)
+
+
+def test_layers_have_the_windows_of_their_row(proved):
+    full = {"mistral-v0.2", "nemo", "mixtral", "raw-mixtral"}
+    expected = (None, WINDOW, WINDOW, WINDOW) if "ministral" in proved.name else (None if proved.name in full else WINDOW,) * proved.model.n_layers
+    assert proved.model.sliding_window == expected
+    assert proved.model.cache_lens(CACHE_LEN) == tuple(window or CACHE_LEN for window in expected)

@@ -1,0 +1,128 @@
+"""Generation far past the window: the tokens of transformers, memory that stays, and as many keys to visit at each step."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import MistralForCausalLM
+
+from runtime.bench import Workload, cache_bytes, measure, weight_bytes
+from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.engines.engine import Engine
+from runtime.generate import generate
+from tests.helpers.artifacts import CACHE_LEN, WINDOW, random_ids, slot_of
+
+VOCAB = 320
+FAR = 512  # windows; far enough for what a step keeps to show in the memory of a process
+
+
+@pytest.fixture(scope="module")
+def case(compile_case):
+    return compile_case("windowed")
+
+
+@pytest.fixture(scope="module")
+def opened(case):
+    return Engine.open(case.artifact, threads=2)
+
+
+@pytest.fixture
+def engine(opened):
+    opened.reset()
+    return opened
+
+
+@pytest.fixture(scope="module")
+def reference(case):
+    model = MistralForCausalLM.from_pretrained(case.folder / "checkpoint", dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def steps_of(engine, prompt, max_tokens):
+    return generate(engine, prompt, Sampler(SamplingOptions()), max_tokens=max_tokens, eos_ids=())
+
+
+@pytest.mark.parametrize("length", [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3])
+def test_four_windows_past_the_window_are_those_of_transformers(engine, reference, length):
+    prompt = random_ids(length, VOCAB, length)
+    count = max(WINDOW - length, 0) + 4 * WINDOW
+    given = torch.tensor([prompt])
+    made = reference.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, pad_token_id=0)
+    found = [step.token_id for step in steps_of(engine, prompt, count)]
+    assert found == made[0, length:].tolist()
+    assert len(found) == count
+    assert len(set(found)) > WINDOW  # not one token for ever, which any cache would give
+
+
+# Resident memory that no file backs, in kB, after each window of a long generation, in a process where nothing else allocates.
+LONG_GENERATION = """
+import json, sys
+from pathlib import Path
+from runtime.engines.engine import Engine
+from runtime.generate import generate
+from runtime.decoding.sampler import Sampler, SamplingOptions
+
+engine, window, windows = Engine.open(Path(sys.argv[1]), threads=1), int(sys.argv[2]), int(sys.argv[3])
+resident = [0] * (windows + 1)
+for count, _ in enumerate(generate(engine, [1], Sampler(SamplingOptions()), max_tokens=windows * window, eos_ids=()), 1):
+    if count % window == 0:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        resident[count // window] = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+print(json.dumps([engine.position, resident]))
+"""
+
+
+def test_memory_does_not_grow_past_the_second_window(case, engine):
+    """Neither up to the fourth window nor, as two windows of a tiny model are fewer bytes than an allocator rounds by, up to the 512th.
+
+    The bound is one arena of Python's allocator (1 MiB), the unit in which memory comes for the ids of the history (36 bytes each, 144 KiB in
+    all). A cache that kept every column would grow by twice as much.
+    """
+    column = sum(cache.nbytes for cache in engine.caches) // WINDOW  # bytes of one position's keys and values
+    bound = 2**20
+    assert (FAR - 2) * WINDOW * column > 1.9 * bound
+    command = [sys.executable, "-c", LONG_GENERATION, str(case.artifact), str(WINDOW), str(FAR)]
+    position, resident = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert position == FAR * WINDOW
+    assert 1024 * (max(resident[windows] for windows in (3, 4, FAR // 2, FAR)) - resident[2]) < bound
+
+
+def visited_slots(engine, i, token_id):
+    """How many slots of one cache the next step reads: NaN there changes its logits, a value's whatever its weight. The engine stays as it was."""
+    ids = np.array([[token_id]])
+    before = [array.copy() for array in engine.caches]
+    clean = engine.step(1, ids, engine.lengths)
+    visited = 0
+    for slot in range(engine.caches[i].shape[2]):
+        slot_of(engine.caches, i, slot)[...] = np.nan
+        visited += not np.array_equal(engine.step(1, ids, engine.lengths), clean)
+        for array, old in zip(engine.caches, before, strict=True):
+            array[...] = old
+    return visited
+
+
+def test_each_step_visits_as_many_keys_once_the_window_is_full(engine):
+    """At position p: min(p, W - 1) of the past in each layer's keys and values, beside the step's own. So no step costs more than the W-th."""
+    for position, token_id in enumerate(random_ids(5 * WINDOW, VOCAB, 1)):
+        assert [visited_slots(engine, i, token_id) for i in range(len(engine.caches))] == [min(position, WINDOW - 1)] * len(engine.caches), position
+        engine.decode([token_id])
+    assert all(cache.shape[2] == WINDOW for cache in engine.caches)
+
+
+def test_bench_decodes_from_contexts_beyond_the_window(engine):
+    """None is left out, and from a full window on a step has the same bytes to read."""
+    contexts = (WINDOW // 2, WINDOW, WINDOW + 1, 5 * WINDOW, CACHE_LEN + 1, FAR)
+    manifest = engine.manifest
+    weights = weight_bytes(manifest.weights, tied=manifest.model.tied_embeddings)
+    speeds = measure(
+        engine, VOCAB, Workload((), contexts, steps=2, repeats=1), lambda n: weights + cache_bytes(manifest.graphs[-1].signature.caches, n)
+    )
+    assert speeds.skipped == ()
+    assert [speed.context for speed in speeds.decode] == list(contexts)
+    full = weights + sum(cache.nbytes for cache in engine.caches)
+    assert [speed.bytes_per_step < full for speed in speeds.decode] == [True] + [False] * 5
+    assert {speed.bytes_per_step for speed in speeds.decode[1:]} == {full}
