@@ -26,7 +26,9 @@ def main() -> int:
     made = (artifact.folder / MANIFEST_FILE).stat().st_mtime >= start
     footprint = measured(config, artifact, workspace_of(config, artifact_dir(arguments.config)), made=made)
     m = artifact.manifest
-    output.print(table(f"{artifact.folder}: {description(m.name, m.model, m.target, m.quantization)}", footprint.rows(), {}))
+    output.print(
+        table(f"{artifact.folder}: {description(m.name, m.model, m.target, m.quantization)}", footprint.rows(), {})
+    )
     output.print(
         f"{'made' if made else 'was up to date'}, {time.time() - start:,.1f} s; memory of the box: python -m runtime.bench {artifact.folder}"
     )

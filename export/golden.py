@@ -35,14 +35,22 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     workspace = workspace_of(config, artifact_dir(arguments.config))
     graphs = OnnxGraphs.open(stage_folder(workspace, "graphs", export_key(config)))
-    run_stage(workspace, GOLDEN_STAGE, golden_key(config), lambda folder: write_golden(golden_prompts(graphs), folder / GOLDEN_FILE))
+    run_stage(
+        workspace,
+        GOLDEN_STAGE,
+        golden_key(config),
+        lambda folder: write_golden(golden_prompts(graphs), folder / GOLDEN_FILE),
+    )
     return 0
 
 
 def write_golden(prompts: list[GoldenPrompt], path: Path) -> None:
     """Write the file that `runtime.artifact.golden.read_golden` reads."""
     tensors = tensors_of(prompts)
-    specs_of = [TensorSpec(name=name, shape=array.shape, dtype="int64" if array.dtype == np.int64 else "float32") for name, array in tensors.items()]
+    specs_of = [
+        TensorSpec(name=name, shape=array.shape, dtype="int64" if array.dtype == np.int64 else "float32")
+        for name, array in tensors.items()
+    ]
     with TensorFileWriter(path, specs_of) as writer:
         for name, array in tensors.items():
             writer.write(name, array)
@@ -55,7 +63,9 @@ def golden_prompts(graphs: OnnxGraphs) -> list[GoldenPrompt]:
     generator = np.random.default_rng(SEED)
     prompts = [generator.integers(record.model.vocab_size, size=n) for n in lengths]
     with step_bar("golden prompts", (1 + steps) * record.model.n_layers) as bar:
-        stepper = TorchStepper(streamed_model(graphs, lambda: bar.advance(1)), len(prompts), getattr(torch, record.cache_dtype))
+        stepper = TorchStepper(
+            streamed_model(graphs, lambda: bar.advance(1)), len(prompts), getattr(torch, record.cache_dtype)
+        )
         longest = max(lengths)
         padded = np.stack([np.pad(ids, (longest - len(ids), 0)) for ids in prompts])
         first = np.array([n - longest for n in lengths])
@@ -90,12 +100,18 @@ def streamed_model(graphs: OnnxGraphs, after_layer: Callable[[], object]) -> Sta
     cache_lens = record.model.cache_lens(record.shape.cache_len)
     with torch.device("meta"):
         model = StaticModel(record.model, cache_lens).eval()
-    model.load_state_dict({name: torch.from_numpy(values) for name, values in constants(record.model, cache_lens).items()}, strict=False, assign=True)
+    model.load_state_dict(
+        {name: torch.from_numpy(values) for name, values in constants(record.model, cache_lens).items()},
+        strict=False,
+        assign=True,
+    )
     model.round_products(record.rounded_weights)
 
     def read(part: nn.Module, name: str) -> None:
         weights = {
-            tensor.name.removeprefix(f"{name}."): torch.from_numpy(load(tensor, {spec.name: stored.read(spec.name) for spec in specs(tensor)}))
+            tensor.name.removeprefix(f"{name}."): torch.from_numpy(
+                load(tensor, {spec.name: stored.read(spec.name) for spec in specs(tensor)})
+            )
             for tensor in record.tensors
             if tensor.name.startswith(f"{name}.")
         }

@@ -12,7 +12,17 @@ from export.configuration.config import CompileConfig, artifact_dir, config_pars
 from export.console import step_bar
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.plan import export_key, open_configured, workspace_of
-from export.proof.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, make_cases, pairs_with, save_trace, ways_agree
+from export.proof.ladder import (
+    ROWS_FILE,
+    TRACE_FILE,
+    Case,
+    Logits,
+    compare,
+    make_cases,
+    pairs_with,
+    save_trace,
+    ways_agree,
+)
 from export.proof.reference_model import load_reference, reference_logits
 from export.proof.steppers import OnnxStepper, Stepper, TorchStepper, checkpoint_weights, static_model, stored_weights
 from export.stage import stage_folder
@@ -52,25 +62,38 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
     record = graphs.record
     cases = make_cases(record.model, record.shape)
     exact = relative_bound(record.model, record.shape.cache_len, "fp32")
-    stored = relative_bound(record.model, record.shape.cache_len, config.cache_dtype, rounded=record.quantization.dynamic)
+    stored = relative_bound(
+        record.model, record.shape.cache_len, config.cache_dtype, rounded=record.quantization.dynamic
+    )
     with step_bar("parity", 4 * len(cases)) as bar:
         reference = _reference_answers(config, record.model, cases, bar.advance)
         static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))
         torch_answers = answer(TorchStepper(static, record.shape.batch, torch.float32), cases, bar.advance)
         del static
         effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs), record.rounded_weights)
-        effective_answers = answer(TorchStepper(effective, record.shape.batch, getattr(torch, record.cache_dtype)), cases, bar.advance)
+        effective_answers = answer(
+            TorchStepper(effective, record.shape.batch, getattr(torch, record.cache_dtype)), cases, bar.advance
+        )
         del effective
         onnx_answers = answer(OnnxStepper(graphs), cases, bar.advance)
     save_trace(trace, cases, onnx_answers)
     return [
-        compare("1", "transformers and static torch, checkpoint weights", pairs_with(cases, torch_answers, reference), exact),
-        compare("2", "static torch and onnxruntime, stored weights", pairs_with(cases, onnx_answers, effective_answers), stored),
+        compare(
+            "1", "transformers and static torch, checkpoint weights", pairs_with(cases, torch_answers, reference), exact
+        ),
+        compare(
+            "2",
+            "static torch and onnxruntime, stored weights",
+            pairs_with(cases, onnx_answers, effective_answers),
+            stored,
+        ),
         compare("4", "onnxruntime: one by one, chunked and whole", ways_agree(cases, onnx_answers), stored),
     ]
 
 
-def _reference_answers(config: CompileConfig, model_config: ModelConfig, cases: list[Case], advance: Callable[[int], None]) -> list[list[Logits]]:
+def _reference_answers(
+    config: CompileConfig, model_config: ModelConfig, cases: list[Case], advance: Callable[[int], None]
+) -> list[list[Logits]]:
     """transformers' logits, or what another head gives, at the last token of each call; one pass per case."""
     model = load_reference(config.frontend.checkpoint, config.frontend.type, model_config)
     answers = []

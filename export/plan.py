@@ -19,14 +19,20 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 def open_configured(config: CompileConfig) -> Checkpoint:
     """The checkpoint that a config names, with its overrides."""
     frontend = config.frontend
-    return open_checkpoint(frontend.checkpoint, frontend.type, frontend.overrides, instruct=frontend.instruct, head=frontend.head)
+    return open_checkpoint(
+        frontend.checkpoint, frontend.type, frontend.overrides, instruct=frontend.instruct, head=frontend.head
+    )
 
 
 def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord:
     """The record of the graphs that an export makes."""
-    shape = Shape(batch=config.shape.batch, prefill_chunks=config.shape.prefill_chunks, cache_len=config.shape.cache_len)
+    shape = Shape(
+        batch=config.shape.batch, prefill_chunks=config.shape.prefill_chunks, cache_len=config.shape.cache_len
+    )
     quantization = quantization_of(config)
-    rules = FormatRules(quantization, STORAGE[config.backend.dtype], checkpoint.model.tied_embeddings, checkpoint.model.n_layers)
+    rules = FormatRules(
+        quantization, STORAGE[config.backend.dtype], checkpoint.model.tied_embeddings, checkpoint.model.n_layers
+    )
     return GraphsRecord(
         name=config.name,
         model=checkpoint.model,
@@ -35,7 +41,10 @@ def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord
         graphs=make_graphs(checkpoint.model, shape, CACHE_STORAGE[config.cache_dtype]),
         tensors=tuple(rules.tensor(name, checkpoint.shape(name)) for name in checkpoint.names()),
         tokenizer=_tokenizer_spec(checkpoint.tokenizer) if checkpoint.tokenizer else None,
-        overrides={name: tuple(value) if isinstance(value, list) else value for name, value in config.frontend.overrides.items()},
+        overrides={
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in config.frontend.overrides.items()
+        },
         source_bytes=checkpoint.source_bytes,
     )
 
@@ -43,7 +52,9 @@ def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord
 def quantization_of(config: CompileConfig) -> Quantization:
     """How the config stores weights."""
     q = config.quantize
-    return Quantization(scheme=q.scheme, group_size=q.group_size, symmetric=q.symmetric, keep=q.keep, keep_scheme=q.keep_scheme)
+    return Quantization(
+        scheme=q.scheme, group_size=q.group_size, symmetric=q.symmetric, keep=q.keep, keep_scheme=q.keep_scheme
+    )
 
 
 def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:

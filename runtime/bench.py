@@ -155,7 +155,9 @@ def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes
     """Time the workload, each repeat going through all of it; `step_bytes` gives what a step reads at a context."""
     engine.reset()
     fitting = workload.within(engine.room())
-    ids = np.random.default_rng(SEED).integers(vocab_size, size=(engine.batch, max((*workload.prompt_tokens, *workload.contexts, 1))))
+    ids = np.random.default_rng(SEED).integers(
+        vocab_size, size=(engine.batch, max((*workload.prompt_tokens, *workload.contexts, 1)))
+    )
     prefill: dict[int, list[float]] = {n: [] for n in fitting.prompt_tokens}
     decode: dict[int, list[float]] = {n: [] for n in fitting.contexts}
     if fitting.prompt_tokens:  # what touches code and weights for the first time is not counted
@@ -219,7 +221,10 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
     on_cpu = manifest.target.kind == "llvm"
     bandwidth = fresh_read_bandwidth(threads) if on_cpu else None
     speeds = measure(engine, manifest.model.vocab_size, workload, step_bytes)
-    longest = max((p.prompt_tokens for p in speeds.prefill), default=0), max((d.context + workload.steps for d in speeds.decode), default=0)
+    longest = (
+        max((p.prompt_tokens for p in speeds.prefill), default=0),
+        max((d.context + workload.steps for d in speeds.decode), default=0),
+    )
     return Report(
         artifact=str(artifact),
         model=manifest.name,
@@ -253,7 +258,10 @@ def table(report: Report) -> str:
         ("load", f"{report.load_s:.2f}", "s, every file hashed"),
     ]
     for p in report.speeds.prefill:
-        rows += [(f"TTFT, {p.prompt_tokens} tokens", f"{p.ttft_s * 1e3:,.1f}", "ms"), ("  prefill", f"{p.tok_s:,.1f}", "tok/s")]
+        rows += [
+            (f"TTFT, {p.prompt_tokens} tokens", f"{p.ttft_s * 1e3:,.1f}", "ms"),
+            ("  prefill", f"{p.tok_s:,.1f}", "tok/s"),
+        ]
     for d in report.speeds.decode:
         share = "" if report.bandwidth_gb_s is None else f", {d.gb_s / report.bandwidth_gb_s:.0%} of the bandwidth"
         rows += [
@@ -262,8 +270,16 @@ def table(report: Report) -> str:
         ]
     rows += [
         ("weights read", f"{report.weight_bytes_per_step / 1e6:,.1f}", "MB a step"),
-        ("read bandwidth", "-" if report.bandwidth_gb_s is None else f"{report.bandwidth_gb_s:,.2f}", f"GB/s, {report.bandwidth_method}"),
-        ("peak memory", f"{report.peak_rss_mb:,.0f}", f"MB resident, {report.held_mb:,.0f} MB of weights and caches {report.held_where}"),
+        (
+            "read bandwidth",
+            "-" if report.bandwidth_gb_s is None else f"{report.bandwidth_gb_s:,.2f}",
+            f"GB/s, {report.bandwidth_method}",
+        ),
+        (
+            "peak memory",
+            f"{report.peak_rss_mb:,.0f}",
+            f"MB resident, {report.held_mb:,.0f} MB of weights and caches {report.held_where}",
+        ),
     ]
     first, second = (max(len(row[i]) for row in rows[2:]) for i in (0, 1))
     lines = [f"{name.ljust(first)}  {figure.rjust(second)}  {unit}" for name, figure, unit in rows]
@@ -274,20 +290,38 @@ def counts(text: str) -> tuple[int, ...]:
     """Distinct positive numbers from "128,512"; raises `UserError`."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"{text!r} is not a list of token counts; expected positive numbers with commas, such as 128,512")
+        raise UserError(
+            f"{text!r} is not a list of token counts; expected positive numbers with commas, such as 128,512"
+        )
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure one artifact and print the table, or one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.bench", description="Measure the speed of an artifact on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.bench", description="Measure the speed of an artifact on this machine."
+    )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--prompt-tokens", default="128,512", metavar="N,N", help="prompt lengths to prefill (default: %(default)s)")
-    parser.add_argument("--context", default="64,1024", metavar="N,N", help="contexts to decode from (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="decode steps at each context (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times that each is measured (default: %(default)s)")
+    parser.add_argument(
+        "--prompt-tokens", default="128,512", metavar="N,N", help="prompt lengths to prefill (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--context", default="64,1024", metavar="N,N", help="contexts to decode from (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=32, metavar="N", help="decode steps at each context (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="CPU threads (default: all cores)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="times that each is measured (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     for flag in ("tokens", "threads", "repeats"):
         if getattr(args, flag) < 1:

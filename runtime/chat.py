@@ -168,7 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine = cli.open_engine(args.artifact, args.threads)
     spec = engine.manifest.tokenizer
     if spec is None:
-        raise UserError(f"a chat needs a tokenizer, and {args.artifact} has none: compile from a checkpoint that has one")
+        raise UserError(
+            f"a chat needs a tokenizer, and {args.artifact} has none: compile from a checkpoint that has one"
+        )
     tokenizer = open_tokenizer(spec, engine.folder)
     encoder = open_conversation_encoder(spec, engine.folder, tokenizer)
     conversation = Conversation(engine, tokenizer, encoder, sampler, max_tokens=args.max_tokens, system=args.system)

@@ -46,7 +46,9 @@ def best_span(logits: Outputs, max_tokens: int) -> Span:
     """
     starts, ends = softmax(logits.T)
     longest = min(max_tokens, len(starts))
-    firsts = [int(np.argmax(starts[: len(starts) - more] * ends[more:])) for more in range(longest)]  # of the best span of each length
+    firsts = [
+        int(np.argmax(starts[: len(starts) - more] * ends[more:])) for more in range(longest)
+    ]  # of the best span of each length
     spans = [Span(first, first + more, float(starts[first] * ends[first + more])) for more, first in enumerate(firsts)]
     return max(spans, key=lambda span: span.score)
 
@@ -76,7 +78,12 @@ def _label_tokens(opened: OpenedEncoder, args: argparse.Namespace) -> Iterator[A
     for row, outputs in zip(ids, encode_all(opened.engine, ids), strict=True):
         labels, scores = outputs.argmax(-1), softmax(outputs).max(-1)
         tokens = [
-            {"token": tokenizer.token_text(row[i]), "token_id": row[i], "label": label_name(model, int(labels[i])), "score": float(scores[i])}
+            {
+                "token": tokenizer.token_text(row[i]),
+                "token_id": row[i],
+                "label": label_name(model, int(labels[i])),
+                "score": float(scores[i]),
+            }
             for i in opened.inside(row)
         ]
         yield Answer({"tokens": tokens}, tuple(f"{t['token']}\t{t['label']} {t['score']:.4f}" for t in tokens))
@@ -127,10 +134,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = encode_parser("runtime.classify", "Label texts or their tokens, or find an answer in them, with a compiled artifact.")
-    parser.add_argument("--question", metavar="TEXT", help="what each --text is asked, for an artifact that answers questions")
+    parser = encode_parser(
+        "runtime.classify", "Label texts or their tokens, or find an answer in them, with a compiled artifact."
+    )
     parser.add_argument(
-        "--max-answer-tokens", type=int, default=MAX_ANSWER_TOKENS, metavar="N", help="answers have at most N tokens (default: %(default)s)"
+        "--question", metavar="TEXT", help="what each --text is asked, for an artifact that answers questions"
+    )
+    parser.add_argument(
+        "--max-answer-tokens",
+        type=int,
+        default=MAX_ANSWER_TOKENS,
+        metavar="N",
+        help="answers have at most N tokens (default: %(default)s)",
     )
     return parser
 

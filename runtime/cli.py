@@ -19,12 +19,28 @@ def model_parser(command: str, description: str, *, max_tokens: int) -> argparse
     defaults = SamplingOptions()
     parser = argparse.ArgumentParser(prog=f"python -m {command}", description=description)
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
-    parser.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="generate at most N tokens (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=defaults.temperature, metavar="T", help="0 is greedy (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=max_tokens,
+        metavar="N",
+        help="generate at most N tokens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=defaults.temperature,
+        metavar="T",
+        help="0 is greedy (default: %(default)s)",
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P of the probability")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P of the probability"
+    )
     parser.add_argument("--min-p", type=float, metavar="P", help="drop tokens less likely than P times the likeliest")
-    parser.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens that have occurred less likely")
+    parser.add_argument(
+        "--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens that have occurred less likely"
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed draws the same tokens")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     return parser
@@ -39,7 +55,9 @@ def open_engine(artifact: Path, threads: int | None) -> "Engine":
     """Open an artifact of batch 1; raises `UserError` for any other and for an artifact that does not check out."""
     engine = open_batch_engine(artifact, threads)
     if engine.batch != 1:
-        raise UserError(f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: set shape.batch: 1 in its yaml and compile again")
+        raise UserError(
+            f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: set shape.batch: 1 in its yaml and compile again"
+        )
     return engine
 
 
@@ -50,7 +68,9 @@ def open_batch_engine(artifact: Path, threads: int | None, heads: Sequence[HeadN
     engine = Engine.open(artifact, threads=threads)
     head = engine.manifest.model.head
     if head not in heads:
-        raise UserError(f"{artifact} has the head {head}, which this command does not use; run `python -m {HEADS[head].command}`")
+        raise UserError(
+            f"{artifact} has the head {head}, which this command does not use; run `python -m {HEADS[head].command}`"
+        )
     return engine
 
 

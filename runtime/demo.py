@@ -22,7 +22,9 @@ PROMPTS = ("This is a test", "This is another great test", "This is a third test
 RULE = "\n=====\n"
 
 
-def continuations(model: AnyModel, tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Iterator[tuple[int, Step]]:
+def continuations(
+    model: AnyModel, tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
+) -> Iterator[tuple[int, Step]]:
     """Greedy steps of each text's continuation, with the index of the text."""
     prompts = [tokenizer.encode(text) for text in texts]
     return generate_all(
@@ -42,7 +44,9 @@ def show(model: AnyModel, tokenizer: Tokenizer, max_tokens: int, write: Callable
         pages.push(index, step.text, ended=step.finish_reason is not None)
 
 
-def converse(model: AnyModel, tokenizer: Tokenizer, max_tokens: int, read: Callable[[], str], write: Callable[[str], None]) -> None:
+def converse(
+    model: AnyModel, tokenizer: Tokenizer, max_tokens: int, read: Callable[[], str], write: Callable[[str], None]
+) -> None:
     """Continue each line on its own until the input ends; Ctrl-C ends a continuation, and a line that cannot be continued says why."""
     while True:
         remark = ""
@@ -71,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine = cli.open_batch_engine(args.artifact, args.threads)
     spec = engine.manifest.tokenizer
     if spec is None:
-        raise UserError(f"the demo needs a tokenizer, and {args.artifact} has none: compile from a checkpoint that has one")
+        raise UserError(
+            f"the demo needs a tokenizer, and {args.artifact} has none: compile from a checkpoint that has one"
+        )
     tokenizer = open_tokenizer(spec, engine.folder)
     if not args.interactive:
         show(engine, tokenizer, args.max_tokens, cli.write)
@@ -84,10 +90,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m runtime.demo", description="Let a base model continue three prompts, or those that you type.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.demo", description="Let a base model continue three prompts, or those that you type."
+    )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
-    parser.add_argument("--interactive", action="store_true", help="continue prompts typed at the terminal; Ctrl-D ends")
-    parser.add_argument("--max-tokens", type=int, default=DEFAULT_MAX_TOKENS, metavar="N", help="tokens of each continuation (default: %(default)s)")
+    parser.add_argument(
+        "--interactive", action="store_true", help="continue prompts typed at the terminal; Ctrl-D ends"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=DEFAULT_MAX_TOKENS,
+        metavar="N",
+        help="tokens of each continuation (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     return parser
 

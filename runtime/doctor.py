@@ -42,7 +42,9 @@ class Finding:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; status 0 if nothing is wrong, else 2."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.doctor", description="Check whether this machine can run an artifact.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.doctor", description="Check whether this machine can run an artifact."
+    )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
@@ -69,7 +71,9 @@ def examine(folder: Path) -> Iterator[Finding]:
         yield Finding("artifact", str(error), "files as they were made", AS_IT_SAYS)
         return
     signed = "" if key is None else f", signed by {key}"
-    yield Finding("artifact", f"{manifest.name}, {len(manifest.files) + 1} files sound{signed}", "files as they were made")
+    yield Finding(
+        "artifact", f"{manifest.name}, {len(manifest.files) + 1} files sound{signed}", "files as they were made"
+    )
     yield _ffi(manifest)
     if manifest.tokenizer is not None:
         yield from (_package(name) for name in TOKENIZER_PACKAGES[manifest.tokenizer.kind])
@@ -146,10 +150,16 @@ def _memory(manifest: "Manifest") -> Finding:
     """Weights are mapped files, which the kernel may drop and read again: too little memory is slow, and caches would be killed."""
     from runtime.engines.loaded import SMALLER, device_bytes
 
-    available = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+    available = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable:")
+    )
     needed = device_bytes(manifest)
     remedy = "" if available >= needed else f"free memory, or {SMALLER}"
-    return Finding("memory", f"{available / 1e9:,.1f} GB available", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy)
+    return Finding(
+        "memory", f"{available / 1e9:,.1f} GB available", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy
+    )
 
 
 def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
@@ -169,7 +179,9 @@ def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
     yield Finding("GPU", "{}, sm_{}{}".format(device.name, *device.capability), ", ".join(manifest.target.arch))
     needed = device_bytes(manifest)
     remedy = "" if device.memory >= needed else f"use a larger GPU, or {SMALLER}"
-    yield Finding("GPU memory", f"{device.memory / 1e9:,.1f} GB", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy)
+    yield Finding(
+        "GPU memory", f"{device.memory / 1e9:,.1f} GB", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy
+    )
 
 
 def _place(library: str) -> str:
@@ -180,7 +192,10 @@ def _place(library: str) -> str:
 
 def table(findings: Sequence[Finding]) -> str:
     """The findings in aligned columns, and below them what to do."""
-    cells = [("", "check", "found", "expected"), *(("NO" if f.remedy else "ok", f.check, _short(f.found), f.expected) for f in findings)]
+    cells = [
+        ("", "check", "found", "expected"),
+        *(("NO" if f.remedy else "ok", f.check, _short(f.found), f.expected) for f in findings),
+    ]
     lines = aligned(cells)
     wrong = [f"{f.check}: {f.found}. What to do: {f.remedy}." for f in findings if f.remedy]
     return "\n".join([*lines, *(["", *wrong] if wrong else ["", "This machine can run it."])])

@@ -25,8 +25,16 @@ def pooled(states: Outputs, pool: str, *, normalize: bool) -> NDArray[np.float32
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed each text, as `python -m runtime.embed --help` tells."""
-    parser = encode_parser("runtime.embed", "Turn texts into vectors with a compiled artifact; without --json, the numbers of one vector a line.")
-    parser.add_argument("--pool", choices=POOLS, default="last", help="the last token's state, or the mean over all tokens (default: %(default)s)")
+    parser = encode_parser(
+        "runtime.embed",
+        "Turn texts into vectors with a compiled artifact; without --json, the numbers of one vector a line.",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=POOLS,
+        default="last",
+        help="the last token's state, or the mean over all tokens (default: %(default)s)",
+    )
     parser.add_argument("--normalize", action="store_true", help="scale each vector to length 1")
     args = parser.parse_args(argv)
     opened = open_encoder(args.artifact, args.threads, ("embedding",))
@@ -34,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     vectors = [pooled(states, args.pool, normalize=args.normalize) for states in encode_all(opened.engine, ids)]
     if args.json:
         rows = zip(args.text, ids, vectors, strict=True)
-        print(json.dumps([{"text": text, "tokens": len(tokens), "embedding": vector.tolist()} for text, tokens, vector in rows]))
+        print(
+            json.dumps(
+                [{"text": text, "tokens": len(tokens), "embedding": vector.tolist()} for text, tokens, vector in rows]
+            )
+        )
         return 0
     for vector in vectors:
         cli.write(" ".join(map(str, vector)) + "\n")

@@ -104,7 +104,9 @@ def generate_all(
 ) -> Iterator[tuple[int, Step]]:
     """`generate_batch` for a model of any batch: one of batch 1 takes the prompts one after the other."""
     if model.batch > 1:
-        yield from generate_batch(model, prompts, samplers, max_tokens=max_tokens, eos_ids=eos_ids, logprobs=logprobs, texts=texts)
+        yield from generate_batch(
+            model, prompts, samplers, max_tokens=max_tokens, eos_ids=eos_ids, logprobs=logprobs, texts=texts
+        )
         return
     model.reset()
     check_prompts(prompts, max_tokens, model.room())
@@ -136,25 +138,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         eos_ids=spec.eos_ids if spec else (),
         logprobs=args.logprobs,
         # a reply in a chat begins a text, a continuation goes on with one
-        texts=[TextStream(tokenizer.stream(after=() if args.chat else ids), args.stop) for ids in prompts] if tokenizer else (),
+        texts=[TextStream(tokenizer.stream(after=() if args.chat else ids), args.stop) for ids in prompts]
+        if tokenizer
+        else (),
     )
     has_text = tokenizer is not None
     collect = partial(outcome.collect, steps, [len(ids) for ids in prompts], load_s, batch=engine.batch)
-    outcomes = _print_json(args, collect, has_text=has_text) if args.json else _print_texts(texts, collect, has_text=has_text)
+    outcomes = (
+        _print_json(args, collect, has_text=has_text) if args.json else _print_texts(texts, collect, has_text=has_text)
+    )
     return INTERRUPTED_STATUS if any(each.finish_reason == "interrupted" for each in outcomes) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.model_parser("runtime.generate", "Generate text from a compiled artifact.", max_tokens=DEFAULT_MAX_TOKENS)
+    parser = cli.model_parser(
+        "runtime.generate", "Generate text from a compiled artifact.", max_tokens=DEFAULT_MAX_TOKENS
+    )
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue, or to answer with --chat; may be given several times")
-    prompt.add_argument("--prompts-file", type=Path, metavar="PATH", help="a text file with one prompt a line; empty lines are left out")
+    prompt.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="text to continue, or to answer with --chat; may be given several times",
+    )
+    prompt.add_argument(
+        "--prompts-file", type=Path, metavar="PATH", help="a text file with one prompt a line; empty lines are left out"
+    )
     prompt.add_argument("--prompt-ids", metavar="1,2,3", help="token ids to continue, as they are")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+    )
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message in front, with --chat")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, or a list of them for several prompts")
-    parser.add_argument("--logprobs", type=int, metavar="K", help="add the K likeliest tokens of each step, with --json")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, or a list of them for several prompts"
+    )
+    parser.add_argument(
+        "--logprobs", type=int, metavar="K", help="add the K likeliest tokens of each step, with --json"
+    )
     return parser
 
 
@@ -176,7 +197,9 @@ def _texts(args: argparse.Namespace) -> list[str | None]:
     try:
         lines = args.prompts_file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{args.prompts_file} does not read as text: {error}; name a UTF-8 file with one prompt a line") from error
+        raise UserError(
+            f"{args.prompts_file} does not read as text: {error}; name a UTF-8 file with one prompt a line"
+        ) from error
     prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"{args.prompts_file} holds no prompt, expected one a line")
@@ -202,7 +225,9 @@ def _parse_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--prompt-ids is {text!r}, expected whole numbers with commas between them, such as 1,2,3") from error
+        raise UserError(
+            f"--prompt-ids is {text!r}, expected whole numbers with commas between them, such as 1,2,3"
+        ) from error
 
 
 def _print_json(args: argparse.Namespace, collect: Callable[..., list[Outcome]], *, has_text: bool) -> list[Outcome]:
@@ -213,12 +238,16 @@ def _print_json(args: argparse.Namespace, collect: Callable[..., list[Outcome]],
     return outcomes
 
 
-def _print_texts(texts: Sequence[str | None], collect: Callable[..., list[Outcome]], *, has_text: bool) -> list[Outcome]:
+def _print_texts(
+    texts: Sequence[str | None], collect: Callable[..., list[Outcome]], *, has_text: bool
+) -> list[Outcome]:
     """Each text as it comes; several are under headings, and those that run beside the first follow when it has ended."""
     several = len(texts) > 1
     pages = cli.InOrder([_heading(text, first=i == 0) if several else "" for i, text in enumerate(texts)], cli.write)
     outcomes = collect(
-        show=lambda i, step: pages.push(i, step.text if has_text else f"{step.token_id} ", ended=step.finish_reason is not None),
+        show=lambda i, step: pages.push(
+            i, step.text if has_text else f"{step.token_id} ", ended=step.finish_reason is not None
+        ),
     )
     pages.finish()
     for number, each in enumerate(outcomes, 1):

@@ -29,7 +29,18 @@ from runtime.engines.tvm_runtime import kernel_of, open_library
 from runtime.errors import UserError, run_command
 from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.random_tensors import random_weights
-from runtime.gpu_check.report import HEADING, KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, line, model_lines
+from runtime.gpu_check.report import (
+    HEADING,
+    KernelRow,
+    Limits,
+    Report,
+    Rivals,
+    as_json,
+    kernel_line,
+    label_of,
+    line,
+    model_lines,
+)
 from runtime.gpu_check.torch_process import Product, ask_torch, ask_transformers
 from runtime.verify import Check, verify
 
@@ -74,11 +85,22 @@ def check_kernel(call: KernelCall, function: Callable[..., Any], device: KernelD
     copies = min(calls, -(-COLD_BYTES // max(held, 1))) if held else 1
     sets = [tensors]
     for _ in range(copies - 1):
-        sets.append([device.copy(tensor, call.parameters[i]) if i in case.held else tensor for i, tensor in enumerate(tensors)])
+        sets.append(
+            [device.copy(tensor, call.parameters[i]) if i in case.held else tensor for i, tensor in enumerate(tensors)]
+        )
     seconds = device.seconds(function, sets, -(-calls // copies) * copies)
     moved = sum(tensor_bytes(spec) for i, spec in enumerate(call.parameters[: case.output + 1]) if i not in case.held)
     cold = copies * held >= COLD_BYTES
-    return KernelRow(call.kernel, label_of(call), " ".join(sorted(call.calls)), case.error(found), seconds, call.bytes + moved, call.flops, cold)
+    return KernelRow(
+        call.kernel,
+        label_of(call),
+        " ".join(sorted(call.calls)),
+        case.error(found),
+        seconds,
+        call.bytes + moved,
+        call.flops,
+        cold,
+    )
 
 
 class CudaKernels:
@@ -137,7 +159,9 @@ class CudaKernels:
         return 2 * nbytes / min(memory.seconds(copy) for _ in range(PASSES + 1)) / 1e9
 
 
-def check_kernels(folder: Path, manifest: Manifest, device: Any, told: Callable[[KernelRow], None]) -> tuple[KernelRow, ...]:  # noqa: ANN401
+def check_kernels(
+    folder: Path, manifest: Manifest, device: Any, told: Callable[[KernelRow], None]
+) -> tuple[KernelRow, ...]:  # noqa: ANN401
     """Every kernel of ours in a folder's library; `told` gets each row at once."""
     kernels = CudaKernels(device)
     library = open_library(device.ffi, folder / LIBRARY_FILE)
@@ -173,13 +197,22 @@ def products_of(manifest: Manifest) -> list[Product]:
         return []
     found = []
     longest = max(manifest.graphs, key=lambda graph: graph.tokens)
-    for graph, rows in (("decode", manifest.shape.batch), (longest.name, manifest.shape.batch * max(WORKLOAD.prompt_tokens))):
+    for graph, rows in (
+        ("decode", manifest.shape.batch),
+        (longest.name, manifest.shape.batch * max(WORKLOAD.prompt_tokens)),
+    ):
         for call in manifest.calls:
             if call.op == "linear" and graph in call.calls:
                 first = call.arguments[0]
-                one_each = prod(first["lead"]) == manifest.shape.batch  # as of the head, which only a row's last token needs
+                one_each = (
+                    prod(first["lead"]) == manifest.shape.batch
+                )  # as of the head, which only a row's last token needs
                 label = f"{manifest.name} {'decode' if graph == 'decode' else 'prefill'}"
-                found.append(Product(label, manifest.shape.batch if one_each else rows, first["n"], first["k"], call.calls[graph]))
+                found.append(
+                    Product(
+                        label, manifest.shape.batch if one_each else rows, first["n"], first["k"], call.calls[graph]
+                    )
+                )
     return found
 
 
@@ -190,9 +223,13 @@ def checked_manifest(folder: Path) -> Manifest:
         manifest = decode(path.read_bytes(), Manifest, str(path))
         check_sums(folder, [entry for entry in manifest.files if entry.path == LIBRARY_FILE])
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; name an artifact, or a folder of checks/ as `make gpucheck` ships it") from error
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; name an artifact, or a folder of checks/ as `make gpucheck` ships it"
+        ) from error
     if manifest.target.kind != "cuda":
-        raise UserError(f"{path} is of the target {manifest.target.kind}, expected cuda: compile it with backend.target: cuda")
+        raise UserError(
+            f"{path} is of the target {manifest.target.kind}, expected cuda: compile it with backend.target: cuda"
+        )
     if not manifest.calls:
         raise UserError(f"{path} names no kernel, expected those that the library calls; compile it again")
     return manifest
@@ -200,15 +237,23 @@ def checked_manifest(folder: Path) -> Manifest:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check every folder, the kernels of all before any whole model; UserError when something is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.gpucheck", description="Check and time the kernels of CUDA libraries on this GPU.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.gpucheck", description="Check and time the kernels of CUDA libraries on this GPU."
+    )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="artifacts, or folders of checks/")
-    parser.add_argument("--kernels-only", action="store_true", help="leave out the whole model, whose random weights take its full size")
+    parser.add_argument(
+        "--kernels-only", action="store_true", help="leave out the whole model, whose random weights take its full size"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a folder, a line each, at the end")
     args = parser.parse_args(argv)
     manifests = {folder: checked_manifest(folder) for folder in args.folders}
-    from runtime.engines.cuda_device import Device  # loads TVM's runtime, which `--help` and a wrong folder need not wait for
+    from runtime.engines.cuda_device import (
+        Device,
+    )  # loads TVM's runtime, which `--help` and a wrong folder need not wait for
 
-    devices = [Device.open(manifest.target.arch, threads=1) for manifest in manifests.values()]  # each refuses a GPU that is not its own
+    devices = [
+        Device.open(manifest.target.arch, threads=1) for manifest in manifests.values()
+    ]  # each refuses a GPU that is not its own
     device = devices[0]
     say = _nothing if args.json else partial(print, flush=True)
     torch = ask_torch([product for manifest in manifests.values() for product in products_of(manifest)])
@@ -221,21 +266,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"\n{manifests[folder].name}\n{line(HEADING)}")
         kernels[folder] = check_kernels(folder, manifests[folder], device, lambda row: say(kernel_line(row, limits)))
     wrong = []
-    transformers = lru_cache(maxsize=None)(lambda model: ask_transformers(model, WORKLOAD.prompt_tokens, WORKLOAD.contexts))
+    transformers = lru_cache(maxsize=None)(
+        lambda model: ask_transformers(model, WORKLOAD.prompt_tokens, WORKLOAD.contexts)
+    )
     for folder in smallest:
         manifest = manifests[folder]
-        rival = transformers(manifest.model) if manifest.model.generates and not args.kernels_only else None  # before our weights take memory
+        rival = (
+            transformers(manifest.model) if manifest.model.generates and not args.kernels_only else None
+        )  # before our weights take memory
         try:
-            report = Report(manifest.name, kernels[folder], *(((), None) if args.kernels_only else check_model(folder, manifest, device)))
+            report = Report(
+                manifest.name,
+                kernels[folder],
+                *(((), None) if args.kernels_only else check_model(folder, manifest, device)),
+            )
         except UserError as error:  # such as too little memory, which a smaller model may not need
-            report = Report(manifest.name, kernels[folder], (Check("whole model", str(error), "a run", ok=False),), None)
+            report = Report(
+                manifest.name, kernels[folder], (Check("whole model", str(error), "a run", ok=False),), None
+            )
         if args.json:
             print(as_json(report, limits), flush=True)
         elif not args.kernels_only:
             say("\n".join(["", manifest.name, *model_lines(report, limits, Rivals(torch, rival))]))
         wrong += [] if report.ok else [str(folder)]
     if wrong:
-        raise UserError(f"{', '.join(wrong)}: something is wrong on {device.description.name}; what is printed above says what")
+        raise UserError(
+            f"{', '.join(wrong)}: something is wrong on {device.description.name}; what is printed above says what"
+        )
     return 0
 
 

@@ -78,7 +78,11 @@ def table(samples: Sequence[Sample]) -> str:
     rows += [
         ("process start to first token", f"{total * 1e3:,.0f}", f"ms, median of {len(samples)} processes"),
         ("memory of its own", f"{median(each.own_mb for each in samples):,.0f}", "MB"),
-        ("memory shared with others", f"{median(each.mapped_mb for each in samples):,.0f}", "MB, pages of mapped files"),
+        (
+            "memory shared with others",
+            f"{median(each.mapped_mb for each in samples):,.0f}",
+            "MB, pages of mapped files",
+        ),
     ]
     first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
     return "\n".join(f"{name.ljust(first)}  {figure.rjust(second)}  {unit}" for name, figure, unit in rows)
@@ -86,10 +90,18 @@ def table(samples: Sequence[Sample]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.startup", description="Measure the time from process start to the first token.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.startup", description="Measure the time from process start to the first token."
+    )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="processes to start (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="CPU threads (default: all cores)",
+    )
     args = parser.parse_args(argv)
     for flag in ("repeats", "threads"):
         if getattr(args, flag) < 1:

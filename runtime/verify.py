@@ -64,7 +64,9 @@ class Check:
 
 def bound_of(manifest: Manifest) -> float:
     """How far two correct ways may be apart, relative to the largest output."""
-    return relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
+    return relative_bound(
+        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
+    )
 
 
 def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
@@ -117,14 +119,26 @@ def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[C
         engine.reset()
         rows = [prompt.ids.tolist()] * batch
         if engine.manifest.model.generates:
-            found = np.stack([engine.prefill(rows), *(engine.decode([token_id] * batch) for token_id in prompt.next_ids.tolist())])
+            found = np.stack(
+                [engine.prefill(rows), *(engine.decode([token_id] * batch) for token_id in prompt.next_ids.tolist())]
+            )
         else:
             found = np.stack(engine.encode(rows), axis=1)
         if (len(found), found.shape[2]) != prompt.outputs.shape:
             shape = list(prompt.outputs.shape)
-            raise UserError(f"a golden prompt has outputs {shape}, but the model gives {[len(found), found.shape[2]]}; copy the artifact again")
+            raise UserError(
+                f"a golden prompt has outputs {shape}, but the model gives {[len(found), found.shape[2]]}; copy the artifact again"
+            )
         expected = np.broadcast_to(prompt.outputs[:, None], found.shape)
-        checks.append(_close(f"golden prompt of {len(prompt.ids)} tokens", found, expected, bound, whole=not engine.manifest.model.generates))
+        checks.append(
+            _close(
+                f"golden prompt of {len(prompt.ids)} tokens",
+                found,
+                expected,
+                bound,
+                whole=not engine.manifest.model.generates,
+            )
+        )
         if engine.manifest.model.generates:
             checks.append(_same_tokens(f"greedy tokens behind {len(prompt.ids)}", found, expected, bound))
     engine.reset()
@@ -173,16 +187,26 @@ def _close(name: str, found: Logits, expected: Logits, bound: float, *, whole: b
 
 def table(checks: Sequence[Check]) -> str:
     """The checks in aligned columns, under a heading."""
-    rows = [("check", "found", "expected", "ok"), *((c.check, c.found, c.expected, "yes" if c.ok else "NO") for c in checks)]
+    rows = [
+        ("check", "found", "expected", "ok"),
+        *((c.check, c.found, c.expected, "yes" if c.ok else "NO") for c in checks),
+    ]
     return "\n".join(aligned(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify one artifact; status 0 if every check holds, else 2."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.verify", description="Check that an artifact is whole and computes what it should.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.verify", description="Check that an artifact is whole and computes what it should."
+    )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--public-key", type=Path, metavar="FILE", help=f"who must have signed it (default: ${KEY_VARIABLE}, where it is set)")
+    parser.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="FILE",
+        help=f"who must have signed it (default: ${KEY_VARIABLE}, where it is set)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
@@ -199,7 +223,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if manifest.golden is not None:
         checks += replay(engine, read_golden(args.artifact / manifest.golden))
     elif not manifest.model.generates:
-        raise UserError(f"{args.artifact} has the head {manifest.model.head} and no golden prompts to compare with; `make ship` puts them in")
+        raise UserError(
+            f"{args.artifact} has the head {manifest.model.head} and no golden prompts to compare with; `make ship` puts them in"
+        )
     ok = all(check.ok for check in checks)
     print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}) if args.json else table(checks))
     if not ok:

@@ -40,7 +40,9 @@ def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str
 
 def measured_limits(threads: int, cpu: str) -> Limits:
     """`build.bench.limits` in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "build.bench.limits", str(threads), cpu], check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, "-m", "build.bench.limits", str(threads), cpu], check=True, stdout=subprocess.PIPE
+    )
     return msgspec.json.decode(done.stdout, type=Limits)
 
 
@@ -48,7 +50,9 @@ def run_once(entry: Contender) -> Measured:
     """One contender's process, to its end; the last line that it prints is JSON."""
     done = subprocess.run(entry.command, stdout=subprocess.PIPE, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
     if done.returncode:
-        raise UserError(f"measuring {entry.what} {entry.scheme} ended with status {done.returncode}; its own message is above")
+        raise UserError(
+            f"measuring {entry.what} {entry.scheme} ended with status {done.returncode}; its own message is above"
+        )
     line = done.stdout.splitlines()[-1]
     if entry.what != OURS:
         return msgspec.json.decode(line, type=Measured)
@@ -98,14 +102,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m build.bench", description="Measure our artifacts against other engines on the same weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m build.bench", description="Measure our artifacts against other engines on the same weights."
+    )
     parser.add_argument("config", type=Path, help="YAML file, such as yaml/demo.yaml")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set one value, may be repeated")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set one value, may be repeated",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go (default: out/bench/NAME.json)")
-    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="decode steps at each context (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times that each contender runs (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="CPU threads of each (default: all cores)")
-    parser.add_argument("--no-large", action="store_true", help="leave out the random model of 1.1 B parameters, which takes 5 GB of disk")
+    parser.add_argument(
+        "--tokens", type=int, default=32, metavar="N", help="decode steps at each context (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="times that each contender runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="CPU threads of each (default: all cores)",
+    )
+    parser.add_argument(
+        "--no-large",
+        action="store_true",
+        help="leave out the random model of 1.1 B parameters, which takes 5 GB of disk",
+    )
     return parser
 
 
@@ -114,7 +141,9 @@ def _check(config: CompileConfig, args: argparse.Namespace) -> None:
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} is {getattr(args, flag)}, expected at least 1")
     if config.backend.target != "llvm":
-        raise UserError(f"backend.target is {config.backend.target}, expected llvm, the target whose rivals run here; add --set backend.target=llvm")
+        raise UserError(
+            f"backend.target is {config.backend.target}, expected llvm, the target whose rivals run here; add --set backend.target=llvm"
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,15 @@ from export.stage import made_whole
 from runtime.bench import Workload
 
 OURS, ONNXRUNTIME, TRANSFORMERS, LLAMA, GENAI = "ours", "onnxruntime", "transformers", "llama.cpp", "ORT GenAI"
-SCHEMES = ("fp32", "bf16", "fp16", "int8", "int8_dynamic", "int4", "int4_dynamic")  # of ours, rows of `build.tools.variants.VARIANTS`
+SCHEMES = (
+    "fp32",
+    "bf16",
+    "fp16",
+    "int8",
+    "int8_dynamic",
+    "int4",
+    "int4_dynamic",
+)  # of ours, rows of `build.tools.variants.VARIANTS`
 RIVAL_SCHEMES = {  # what each rival stores, in its own words
     ONNXRUNTIME: ("fp32", "int8"),  # our graphs
     TRANSFORMERS: ("fp32",),
@@ -58,7 +66,13 @@ def contenders(config_path: Path, overrides: list[str], task: Task, *, large: bo
         if label in RIVAL_SCHEMES[ONNXRUNTIME]:
             theirs.append(Contender(ONNXRUNTIME, label, _rival("rival_onnxruntime", _graphs(path), task)))
     if large_checkpoint is not None:
-        frontend = {"checkpoint": large_checkpoint, "type": "huggingface", "head": "auto", "instruct": "false", "overrides": "{}"}
+        frontend = {
+            "checkpoint": large_checkpoint,
+            "type": "huggingface",
+            "head": "auto",
+            "instruct": "false",
+            "overrides": "{}",
+        }
         source = [f"name=random-{LARGE}", *(f"frontend.{key}={value}" for key, value in frontend.items())]
         short = replace(task, workload=replace(task.workload, contexts=task.workload.contexts[:1]))
         entry, _ = _compiled(config_path, [*overrides, *source], LARGE_SCHEME, short, f"bench-{LARGE}")
@@ -90,7 +104,14 @@ def _compiled(config_path: Path, overrides: list[str], scheme: str, task: Task, 
         "--repeats": str(workload.repeats),
         "--threads": str(task.threads),
     }
-    command = (sys.executable, "-m", "runtime.bench", str(variant.artifact.folder), "--json", *(part for pair in flags.items() for part in pair))
+    command = (
+        sys.executable,
+        "-m",
+        "runtime.bench",
+        str(variant.artifact.folder),
+        "--json",
+        *(part for pair in flags.items() for part in pair),
+    )
     return Contender(OURS, scheme, command, seconds), variant.path
 
 
@@ -110,7 +131,11 @@ def _installed_rivals(config: CompileConfig, task: Task) -> list[Contender]:
     modules = {TRANSFORMERS: "rival_transformers", LLAMA: "rival_llama", GENAI: "rival_genai"}
     checkpoint = config.frontend.checkpoint
     is_gguf = checkpoint.suffix == ".gguf"
-    reasons = {what: "it needs `make setup BENCH=1`" for what, module in INSTALLED.items() if importlib.util.find_spec(module) is None}
+    reasons = {
+        what: "it needs `make setup BENCH=1`"
+        for what, module in INSTALLED.items()
+        if importlib.util.find_spec(module) is None
+    }
     if not is_gguf:
         reasons[LLAMA] = "it reads only GGUF checkpoints"
         if not (checkpoint / "config.json").is_file():

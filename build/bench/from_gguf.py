@@ -13,7 +13,9 @@ def main(file: str, folder: str) -> None:
     """Write weights as float32, the config and the tokenizer."""
     gguf = Path(file)
     loaded = load_model(gguf, torch.float32)
-    del loaded.config.quantization_config  # it says that the weights are still those of the file, and then they are not saved
+    del (
+        loaded.config.quantization_config
+    )  # it says that the weights are still those of the file, and then they are not saved
     model = type(loaded)(loaded.config)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)

@@ -22,7 +22,9 @@ from runtime.engines.cpu import machine_features
 BYTES = 2**28  # many times any last-level cache
 PASSES = 7
 STREAMS = 3  # that a thread reads at once; two read a tenth less, four need more registers than AVX2 has
-CHAINS = 10  # independent sums of a thread: enough for two multiply-adds a cycle of latency 4, and they fit 16 registers
+CHAINS = (
+    10  # independent sums of a thread: enough for two multiply-adds a cycle of latency 4, and they fit 16 registers
+)
 STEPS = 200_000
 
 
@@ -35,7 +37,9 @@ def measure(threads: int, cpu: str) -> Limits:
     data = tvm.runtime.tensor(np.ones((threads * STREAMS, vectors, 4 * lanes), np.float32))
     out = tvm.runtime.tensor(np.zeros(threads * lanes, np.float32))
     factors = tvm.runtime.tensor(np.array([0.5] * lanes + [1.0] * lanes, np.float32))
-    reading, arithmetic = (_best(_compiled(kernel, cpu), first, out) for kernel, first in ((read, data), (multiply, factors)))
+    reading, arithmetic = (
+        _best(_compiled(kernel, cpu), first, out) for kernel, first in ((read, data), (multiply, factors))
+    )
     return Limits(4 * prod(data.shape) / reading / 1e9, 2 * threads * STEPS * CHAINS * lanes / arithmetic / 1e9)
 
 

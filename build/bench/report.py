@@ -77,14 +77,28 @@ def ratios(results: Sequence[Result], limits: Limits) -> list[tuple[Goal, float]
         figures[r.what, r.scheme, "read"] = r.gb_s
         if LONG in r.decode_tok_s:
             figures[r.what, r.scheme, "long decode"] = r.decode_tok_s[LONG]
-    return [(goal, figures[OURS, *goal.ours] / figures[goal.other]) for goal in GOALS if (OURS, *goal.ours) in figures and goal.other in figures]
+    return [
+        (goal, figures[OURS, *goal.ours] / figures[goal.other])
+        for goal in GOALS
+        if (OURS, *goal.ours) in figures and goal.other in figures
+    ]
 
 
 def results_table(results: Sequence[Result], limits: Limits, flops: float) -> Table:
     """One row a contender. The share of decode is of the read bandwidth, that of prefill of the float32 peak (`flops`: operations per token)."""
     table = Table(title="medians: tokens per second; time to the first token of a prompt; memory")
     contexts = list(results[0].decode_tok_s)
-    headers = [f"prefill {PROMPT}", "of peak", "TTFT ms", *(f"decode {n}" for n in contexts), "GB/s", "of read", "peak MB", "over MB", "compile s"]
+    headers = [
+        f"prefill {PROMPT}",
+        "of peak",
+        "TTFT ms",
+        *(f"decode {n}" for n in contexts),
+        "GB/s",
+        "of read",
+        "peak MB",
+        "over MB",
+        "compile s",
+    ]
     for name in ("what", "weights", *headers):
         table.add_column(name, justify="left" if name in ("what", "weights") else "right")
     for r in results:
@@ -112,7 +126,10 @@ def goals_table(results: Sequence[Result], measured: Sequence[tuple[Goal, float]
     over = [r.peak_rss_mb - r.held_mb for r in results if r.held_mb is not None]
     if over:
         table.add_row(
-            "peak memory over weights and caches, MB", f"{max(over):.0f}", f"<= {MEMORY_GOAL_MB:.0f}", _verdict(reached=max(over) <= MEMORY_GOAL_MB)
+            "peak memory over weights and caches, MB",
+            f"{max(over):.0f}",
+            f"<= {MEMORY_GOAL_MB:.0f}",
+            _verdict(reached=max(over) <= MEMORY_GOAL_MB),
         )
     return table
 
@@ -122,9 +139,20 @@ def _verdict(*, reached: bool) -> str:
 
 
 def write_json(
-    path: Path, machine: str, results: Sequence[Result], limits: Limits, measured: Sequence[tuple[Goal, float]], how: Mapping[str, int]
+    path: Path,
+    machine: str,
+    results: Sequence[Result],
+    limits: Limits,
+    measured: Sequence[tuple[Goal, float]],
+    how: Mapping[str, int],
 ) -> None:
     """All figures, for a program."""
     goals = [{"what": goal.what, "measured": value, "at_least": goal.at_least} for goal, value in measured]
-    record = {"machine": machine, "limits": asdict(limits), **how, "results": [asdict(r) for r in results], "ratios": goals}
+    record = {
+        "machine": machine,
+        "limits": asdict(limits),
+        **how,
+        "results": [asdict(r) for r in results],
+        "ratios": goals,
+    }
     path.write_text(json.dumps(record, indent=1) + "\n")

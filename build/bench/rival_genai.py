@@ -65,7 +65,9 @@ def built(checkpoint: Path, scheme: str) -> Path:
     if checkpoint.suffix == ".gguf":
         source = _made(ROOT / key, lambda folder: (sys.executable, "-m", "build.bench.from_gguf", checkpoint, folder))
     options = ("-p", scheme, "-e", "cpu", "-c", ROOT / "cache")
-    return _made(ROOT / f"{key}-{scheme}", lambda folder: (sys.executable, BUILDER, "-i", source, "-o", folder, *options))
+    return _made(
+        ROOT / f"{key}-{scheme}", lambda folder: (sys.executable, BUILDER, "-i", source, "-o", folder, *options)
+    )
 
 
 def _made(target: Path, command: Callable[[Path], Sequence[object]]) -> Path:

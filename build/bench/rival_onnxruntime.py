@@ -35,7 +35,9 @@ class OnnxruntimeEngine:
         self.record = graphs.record
         self.position = 0
         decode = self.record.graphs[-1]
-        self._caches = [[np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.caches] for _ in range(2)]
+        self._caches = [
+            [np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.caches] for _ in range(2)
+        ]
         self._current = 0  # the set that holds the past
         used = (self.record.graphs[0], decode)  # the largest chunk is enough: it takes padding
         self._calls = {graph.tokens: _BoundGraph(graphs, graph.name, self._caches, threads) for graph in used}
@@ -88,7 +90,9 @@ class _BoundGraph:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only
         graph = next(graph for graph in graphs.record.graphs if graph.name == name)
-        self._session = onnxruntime.InferenceSession(graphs.onnx_path(graph), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            graphs.onnx_path(graph), options, providers=["CPUExecutionProvider"]
+        )
         self._ids, self._positions = (np.zeros(spec.shape, np.int64) for spec in graph.signature.inputs[:CALL_INPUTS])
         self._logits = np.zeros(graph.signature.outputs[0].shape, np.float32)
         inputs, outputs = ([spec.name for spec in specs] for specs in (graph.signature.inputs, graph.signature.outputs))
@@ -96,7 +100,9 @@ class _BoundGraph:
         for past, present in (caches, reversed(caches)):
             binding = self._session.io_binding()
             for input_name, array in zip(inputs, [self._ids, self._positions, *past], strict=True):
-                binding.bind_ortvalue_input(input_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))  # shares the array's memory
+                binding.bind_ortvalue_input(
+                    input_name, onnxruntime.OrtValue.ortvalue_from_numpy(array)
+                )  # shares the array's memory
             for output_name, array in zip(outputs, [self._logits, *present], strict=True):
                 binding.bind_ortvalue_output(output_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
             self._bindings.append(binding)

@@ -25,7 +25,9 @@ def load_model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a Hugging Face folder or a GGUF file."""
     logging.disable_progress_bar()
     folder, file = (checkpoint.parent, checkpoint.name) if checkpoint.suffix == ".gguf" else (checkpoint, None)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype, attn_implementation="sdpa")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=dtype, attn_implementation="sdpa"
+    )
     return model.eval()
 
 
@@ -64,7 +66,12 @@ def main(checkpoint: str, workload: str, threads: str, scheme: str) -> int:
     torch.set_num_threads(int(threads))
     model = load_model(Path(checkpoint), DTYPES[scheme])
     nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    speeds = measure(TransformersEngine(model), model.config.vocab_size, msgspec.json.decode(workload, type=Workload), lambda _: nbytes)
+    speeds = measure(
+        TransformersEngine(model),
+        model.config.vocab_size,
+        msgspec.json.decode(workload, type=Workload),
+        lambda _: nbytes,
+    )
     print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
     return 0
 

@@ -10,7 +10,10 @@ from build.kernels.shapes import Mixture
 
 
 def mixture_function(
-    shape: Mixture, layout: Callable[[int, int], tuple[int, ...]], attributes: Mapping[str, Any], body: Callable[..., Any]
+    shape: Mixture,
+    layout: Callable[[int, int], tuple[int, ...]],
+    attributes: Mapping[str, Any],
+    body: Callable[..., Any],
 ) -> PrimFunc:
     """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each with its scales when `scaled`, to y (*lead, dim).
 

@@ -57,7 +57,9 @@ ON_TENSOR_CORES = ("rolling_attention", "linear", "mixture")  # where activation
 def kernels_of(target: TargetSpec) -> Kernels:
     """The kernels for one target, for what its processor can do."""
     if target.kind == "cuda":
-        tensor_cores = {op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES} if target.dtype == "fp16" else {}
+        tensor_cores = (
+            {op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES} if target.dtype == "fp16" else {}
+        )
         return {**CUDA, **tensor_cores}
     level = level_of(target.cpu_features)
     return {op: partial(maker, level) for op, maker in CPU.items()}

@@ -21,7 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_graphs.quantize import EXPERTS, SCALE_SUFFIX, ZERO_POINT_SUFFIX, MatrixFormat, ModelTensor, unpacked_int4
+from export.onnx_graphs.quantize import (
+    EXPERTS,
+    SCALE_SUFFIX,
+    ZERO_POINT_SUFFIX,
+    MatrixFormat,
+    ModelTensor,
+    unpacked_int4,
+)
 from export.onnx_graphs.quantize import specs as stored_specs
 from runtime.artifact.manifest import DType, TargetKind, WeightSpec
 
@@ -60,7 +67,9 @@ def matrix_layout(stored: MatrixFormat, n: int, k: int) -> MatrixLayout:
         return MatrixLayout(f"panels_{PANEL}q{WORD}", (panels, k // WORD, PANEL), "int32", (groups, "float16"), zeros)
     if stored.dtype == "int8" and stored.dynamic:
         return MatrixLayout(f"panels_{PANEL}k{DOT}", (panels, -(-k // DOT), PANEL, DOT), "int8", ((n,), "float32"))
-    dtype = "uint16" if stored.dtype == "bfloat16" else stored.dtype  # numpy, which hands weights over, knows no bfloat16
+    dtype = (
+        "uint16" if stored.dtype == "bfloat16" else stored.dtype
+    )  # numpy, which hands weights over, knows no bfloat16
     return MatrixLayout(f"panels_{PANEL}", (panels, k, PANEL), dtype, ((n,), "float32") if stored.scaled else None)
 
 
@@ -77,8 +86,19 @@ def vector_layout(stored: MatrixFormat, n: int, k: int) -> MatrixLayout:
         assert stored.group_size is not None
         groups = (panels, -(-k // stored.group_size), PANEL)
         zeros = (groups, "uint8") if stored.zero_points else None
-        return MatrixLayout(f"panels_{PANEL}q{WORD}k{steps // WORD}", (panels, vectors, PANEL, steps // WORD), "int32", (groups, "float16"), zeros)
-    return MatrixLayout(f"panels_{PANEL}k{steps}", (panels, vectors, PANEL, steps), stored.dtype, ((n,), "float32") if stored.scaled else None)
+        return MatrixLayout(
+            f"panels_{PANEL}q{WORD}k{steps // WORD}",
+            (panels, vectors, PANEL, steps // WORD),
+            "int32",
+            (groups, "float16"),
+            zeros,
+        )
+    return MatrixLayout(
+        f"panels_{PANEL}k{steps}",
+        (panels, vectors, PANEL, steps),
+        stored.dtype,
+        ((n,), "float32") if stored.scaled else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,14 @@ def packed_tensors(tensor: ModelTensor, n_experts: int, kind: TargetKind) -> tup
     """What an artifact for one kind of target stores of one tensor of the model, in the order in which kernels take it."""
     specs = stored_specs(tensor)
     if len(tensor.shape) == 1:
-        return (PackedTensor(WeightSpec(name=tensor.name, shape=tensor.shape, dtype=specs[0].dtype, layout=ROW_MAJOR), tensor.shape[0], 1, None),)
+        return (
+            PackedTensor(
+                WeightSpec(name=tensor.name, shape=tensor.shape, dtype=specs[0].dtype, layout=ROW_MAJOR),
+                tensor.shape[0],
+                1,
+                None,
+            ),
+        )
     stacked = n_experts if EXPERTS in tensor.name else 1
     n, k = tensor.shape[0] // stacked, tensor.shape[1]
     layout = (vector_layout if kind == "cuda" else matrix_layout)(tensor.stored, n, k)
@@ -141,7 +168,11 @@ def to_panels(matrix: Array, workers: int = 1) -> Array:
 def to_dot_panels(matrix: Array, workers: int = 1) -> Array:
     """(N, K) int8 to (panels, ceil(K / DOT), PANEL, DOT): whole int32 of DOT steps each go where single numbers go in `to_panels`."""
     padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % DOT)))
-    return to_panels(np.ascontiguousarray(padded).view(np.int32), workers).view(np.int8).reshape(-1, padded.shape[1] // DOT, PANEL, DOT)
+    return (
+        to_panels(np.ascontiguousarray(padded).view(np.int32), workers)
+        .view(np.int8)
+        .reshape(-1, padded.shape[1] // DOT, PANEL, DOT)
+    )
 
 
 def to_word_panels(numbers: Array, workers: int = 1) -> Array:
@@ -176,4 +207,8 @@ def _packer(tensor: ModelTensor) -> Callable[[Array, int], Array]:
         return lambda rows, workers: to_word_panels(unpacked_int4(tensor, rows), workers)
     if tensor.stored.dtype == "bfloat16":
         return lambda rows, workers: to_panels(rows.view(np.uint16), workers)
-    return to_dot_panels if tensor.stored.dtype == "int8" and tensor.stored.dynamic and EXPERTS not in tensor.name else to_panels
+    return (
+        to_dot_panels
+        if tensor.stored.dtype == "int8" and tensor.stored.dynamic and EXPERTS not in tensor.name
+        else to_panels
+    )

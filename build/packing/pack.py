@@ -17,7 +17,9 @@ BLOCK_ELEMENTS = 2**24  # packed at a time
 
 def packed(record: GraphsRecord, kind: TargetKind) -> tuple[PackedTensor, ...]:
     """Every tensor of the artifact, in the order in which all compiled functions take them."""
-    return tuple(part for tensor in record.tensors for part in packed_tensors(tensor, record.model.n_experts or 1, kind))
+    return tuple(
+        part for tensor in record.tensors for part in packed_tensors(tensor, record.model.n_experts or 1, kind)
+    )
 
 
 def packed_weights(record: GraphsRecord, kind: TargetKind) -> tuple[WeightSpec, ...]:

@@ -43,13 +43,17 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     ]
     if len({part.name for part in parts}) != 1:
         raise NoMatch("expected queries, keys and values from one projection")
-    kernel = RollingAttention(batch, tokens, m.n_heads, m.n_kv_heads, m.head_dim, cache_len, dtype(key_cache), float(scores))
+    kernel = RollingAttention(
+        batch, tokens, m.n_heads, m.n_kv_heads, m.head_dim, cache_len, dtype(key_cache), float(scores)
+    )
     caches = tuple(cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair)
     cache_bytes = sum(prod(shape(cache)) * numpy_dtype(dtype(cache)).itemsize for cache in caches)
     flops = 4 * batch * tokens * m.n_heads * m.head_dim * cache_len
     inputs = (parts[0], cos, sin, positions, *caches)
     updates = tuple(range(4, len(inputs)))
-    return Region("rolling_attention", (kernel,), inputs, root, c.input_name(key_cache), cache_bytes, flops, updates=updates)
+    return Region(
+        "rolling_attention", (kernel,), inputs, root, c.input_name(key_cache), cache_bytes, flops, updates=updates
+    )
 
 
 def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
@@ -96,7 +100,13 @@ def _narrowed(c: Context, value: Expr) -> Expr:
     subtracted, whole = p.args(shifted, "subtract")
     bits, mask = p.args(low, "bitwise_and")
     broken, zero, source = p.args(p.args(bits, "astype")[0], "where")
-    for number, expected in ((half, 128), (mask, 255), (p.args(whole, "add")[0], 255), (p.args(whole, "add")[1], 1), (zero, 0)):
+    for number, expected in (
+        (half, 128),
+        (mask, 255),
+        (p.args(whole, "add")[0], 255),
+        (p.args(whole, "add")[1], 1),
+        (zero, 0),
+    ):
         expect_constant(number, expected)
     checked = p.args(p.args(broken, "logical_not")[0], "isfinite")[0]
     if not (compared == subtracted == low and checked == source):

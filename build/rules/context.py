@@ -21,7 +21,9 @@ class Region:
     bytes: int  # least memory traffic of one call: weights and caches read, without activations
     flops: int
     updates: tuple[int, ...] = ()  # positions of inputs that are updated in place
-    scratch: tuple[tuple[tuple[int, ...], str], ...] = ()  # shape and dtype of what the kernel keeps between its steps; written after the output
+    scratch: tuple[
+        tuple[tuple[int, ...], str], ...
+    ] = ()  # shape and dtype of what the kernel keeps between its steps; written after the output
 
 
 @dataclass(frozen=True)

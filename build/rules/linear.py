@@ -64,7 +64,9 @@ def linear_with_residual(c: Context, root: Expr) -> Region:
         if is_call(c.producers.calls.get(product), "matmul") and shape(residual) == shape(root):
             inner = linear(c, product)
             (kernel,) = inner.arguments
-            return replace(inner, arguments=(replace(kernel, residual=True),), inputs=(*inner.inputs, residual), output=root)
+            return replace(
+                inner, arguments=(replace(kernel, residual=True),), inputs=(*inner.inputs, residual), output=root
+            )
     raise NoMatch("expected a product and a residual")
 
 

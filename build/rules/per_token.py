@@ -31,7 +31,15 @@ def rms_norm(c: Context, root: Expr) -> Region:
         raise NoMatch("expected the mean of x * x")
     *lead, dim = shape(x)
     w = c.weight(gain)
-    return Region("rms_norm", (tuple(lead), dim, float(constant(eps))), (x, *w.parts), root, w.tensor.name, w.nbytes, 4 * prod(lead) * dim)
+    return Region(
+        "rms_norm",
+        (tuple(lead), dim, float(constant(eps))),
+        (x, *w.parts),
+        root,
+        w.tensor.name,
+        w.nbytes,
+        4 * prod(lead) * dim,
+    )
 
 
 def residual(c: Context, root: Expr) -> Region:
@@ -45,7 +53,9 @@ def residual(c: Context, root: Expr) -> Region:
 def swiglu(c: Context, root: Expr) -> Region:
     """silu(both[..., :F]) * both[..., F:]."""
     *lead, hidden_dim = shape(root)
-    return Region("swiglu", (tuple(lead), hidden_dim), (gated(c, root),), root, "w13 output", 0, 4 * prod(lead) * hidden_dim)
+    return Region(
+        "swiglu", (tuple(lead), hidden_dim), (gated(c, root),), root, "w13 output", 0, 4 * prod(lead) * hidden_dim
+    )
 
 
 def rotation(c: Context, root: Expr) -> Region:
@@ -60,7 +70,15 @@ def rotation(c: Context, root: Expr) -> Region:
     batch, tokens = shape(positions)
     if shape(root) != (batch, 1, tokens, half):
         raise NoMatch(f"expected angles of every position, found {shape(root)}")
-    return Region("rotation", ((batch, tokens), half, function), (positions, frequencies), root, function, 4 * half, batch * tokens * half)
+    return Region(
+        "rotation",
+        ((batch, tokens), half, function),
+        (positions, frequencies),
+        root,
+        function,
+        4 * half,
+        batch * tokens * half,
+    )
 
 
 def _positions(c: Context, column: Expr) -> Expr:

@@ -28,7 +28,9 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
     private, public = folder / PRIVATE_FILE, folder / PUBLIC_FILE
     for path in (private, public):
         if path.exists():
-            raise UserError(f"{path} exists, and a key that was replaced is lost for good; choose another folder, or remove it first")
+            raise UserError(
+                f"{path} exists, and a key that was replaced is lost for good; choose another folder, or remove it first"
+            )
     key = SigningKey.generate()
     folder.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -41,7 +43,9 @@ def sign(folder: Path, private_key: Path) -> None:
     """Sign an artifact's manifest as it is now; raises `UserError` for a file that is no private key."""
     manifest = (folder / "manifest.json").read_bytes()
     signature = SigningKey(read_line(private_key, PRIVATE_KEY)).sign(manifest).signature
-    fresh = folder.with_name(f".{folder.name}.{SIGNATURE_FILE}")  # outside the folder, where a reader would find a file too many
+    fresh = folder.with_name(
+        f".{folder.name}.{SIGNATURE_FILE}"
+    )  # outside the folder, where a reader would find a file too many
     try:
         fresh.write_text(line(SIGNATURE, signature))
         fresh.replace(folder / SIGNATURE_FILE)

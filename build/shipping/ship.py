@@ -60,7 +60,9 @@ def main() -> int:
     pythons = pythons_of(arguments)
     if arguments.key is not None:
         read_line(arguments.key, PRIVATE_KEY)  # refused before anything takes time
-    compiled = compile_config(config, arguments.config, arguments.overrides, None)  # found, unless something has changed
+    compiled = compile_config(
+        config, arguments.config, arguments.overrides, None
+    )  # found, unless something has changed
     artifact = with_golden(compiled, config, arguments.config, arguments.overrides)
     (artifact.folder / SIGNATURE_FILE).unlink(missing_ok=True)
     if arguments.key is not None:
@@ -79,13 +81,20 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     result = config_parser("Put an artifact, its runtime and their packages into one file.")
     add_box_options(result)
-    result.add_argument("--key", type=Path, metavar="FILE", help="private key that signs the artifact, as `make keys` writes it")
+    result.add_argument(
+        "--key", type=Path, metavar="FILE", help="private key that signs the artifact, as `make keys` writes it"
+    )
     return result
 
 
 def add_box_options(parser: argparse.ArgumentParser) -> None:
     """What a box is like."""
-    parser.add_argument("--pythons", default=" ".join(PYTHONS), metavar="'3.11 ...'", help="Pythons that boxes have (default: %(default)s)")
+    parser.add_argument(
+        "--pythons",
+        default=" ".join(PYTHONS),
+        metavar="'3.11 ...'",
+        help="Pythons that boxes have (default: %(default)s)",
+    )
 
 
 def pythons_of(arguments: argparse.Namespace) -> list[str]:
@@ -100,14 +109,18 @@ def members_of(artifact: Artifact, wheels: Sequence[Path], pythons: Sequence[str
     """Everything in the archive by its path below NAME/, sorted."""
     parts = {path: "weights" if path.suffix == ".safetensors" else "artifact" for path in artifact.folder.iterdir()}
     members = system_members(artifact.manifest.target.kind, wheels, pythons)
-    return dict(sorted((members | {f"artifact/{path.name}": Member(path, part) for path, part in parts.items()}).items()))
+    return dict(
+        sorted((members | {f"artifact/{path.name}": Member(path, part) for path, part in parts.items()}).items())
+    )
 
 
 def system_members(kind: str, wheels: Sequence[Path], pythons: Sequence[str]) -> dict[str, Member]:
     """What a box runs an artifact of one kind of target with."""
     package = Path(runtime.__path__[0])
     return {
-        "install.sh": Member(INSTALLER.read_text().replace("@PYTHONS@", " ".join(pythons)).encode(), "runtime", executable=True),
+        "install.sh": Member(
+            INSTALLER.read_text().replace("@PYTHONS@", " ".join(pythons)).encode(), "runtime", executable=True
+        ),
         "requirements.txt": Member(requirements_text(wheels).encode(), "runtime"),
         **{f"wheels/{wheel.name}": Member(wheel, "packages") for wheel in wheels},
         **{f"runtime/{path.relative_to(package)}": Member(path, "runtime") for path in package.rglob("*.py")},

@@ -43,7 +43,15 @@ def fetch_wheels(packages: Sequence[str], pythons: Sequence[str], folder: Path) 
 
 def _download(requirements: Sequence[str], python: str, folder: Path) -> None:
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--python-version", python, *platforms]
+    options = [
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        python,
+        *platforms,
+    ]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), *requirements]
     result = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
@@ -58,8 +66,13 @@ def requirements_text(wheels: Sequence[Path]) -> str:
     sums: dict[str, list[str]] = {}
     for wheel in wheels:
         name, number = wheel.name.split("-")[:2]
-        sums.setdefault(f"{name.replace('_', '-')}=={number}", []).append(hashlib.sha256(wheel.read_bytes()).hexdigest())
-    return "".join(f"{pin}{''.join(f' --hash=sha256:{digest}' for digest in sorted(digests))}\n" for pin, digests in sorted(sums.items()))
+        sums.setdefault(f"{name.replace('_', '-')}=={number}", []).append(
+            hashlib.sha256(wheel.read_bytes()).hexdigest()
+        )
+    return "".join(
+        f"{pin}{''.join(f' --hash=sha256:{digest}' for digest in sorted(digests))}\n"
+        for pin, digests in sorted(sums.items())
+    )
 
 
 def installed_bytes(wheels: Sequence[Path], python: str) -> int:

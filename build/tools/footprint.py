@@ -88,7 +88,9 @@ def caches_of(model: ModelConfig, graph: Graph, cache_len: int) -> Caches:
 
 def table(title: str, rows: Sequence[tuple[str, int | None]], notes: Mapping[str, str]) -> Table:
     """Aligned: what, MB (1e6 bytes), and a note where there is one."""
-    result = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    result = Table(
+        title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
+    )
     result.add_column()
     result.add_column(justify="right")
     result.add_column()

@@ -69,12 +69,18 @@ def anonymous_bytes(pid: int, parent: bytes | None = None) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
     except (FileNotFoundError, ProcessLookupError):
         return 0
     if command == parent:
         return 0
-    own = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")]  # the kernel's kB are 1024
+    own = [
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")
+    ]  # the kernel's kB are 1024
     return sum(own) + sum(anonymous_bytes(child, command) for child in children)
 
 
@@ -117,9 +123,13 @@ def results_table(compiles: Sequence[Compile], full_depth: int, largest: int) ->
     for stage in STAGES:
         peaks = [compile.stages[stage].peak_bytes for compile in compiles]
         extended = peaks[-1] + slope(depths, peaks) * (full_depth - depths[-1])
-        table.add_row(f"{stage}: peak, MB", *_row([p / 1e6 for p in peaks], depths, full_depth), f"{extended / largest:.1f}")
+        table.add_row(
+            f"{stage}: peak, MB", *_row([p / 1e6 for p in peaks], depths, full_depth), f"{extended / largest:.1f}"
+        )
     for stage in STAGES:  # not extended: it depends on what else the machine does
-        table.add_row(f"{stage}: time, s", *(f"{compile.stages[stage].seconds:,.1f}" for compile in compiles), "", "", "")
+        table.add_row(
+            f"{stage}: time, s", *(f"{compile.stages[stage].seconds:,.1f}" for compile in compiles), "", "", ""
+        )
     table.add_row("artifact, MB", *_row([compile.artifact_bytes / 1e6 for compile in compiles], depths, full_depth), "")
     return table
 
@@ -134,24 +144,36 @@ def main() -> int:
     arguments = _parser().parse_args()
     depths = sorted(counts(arguments.layers))
     if len(depths) < 2:
-        raise UserError(f"--layers is {arguments.layers}, expected at least two depths, such as 2,4, to tell what a layer adds")
+        raise UserError(
+            f"--layers is {arguments.layers}, expected at least two depths, such as 2,4, to tell what a layer adds"
+        )
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    compiles = [measure(arguments.shape, layers, arguments.scheme, arguments.target, arguments.folder) for layers in depths]
+    compiles = [
+        measure(arguments.shape, layers, arguments.scheme, arguments.target, arguments.folder) for layers in depths
+    ]
     name, largest = largest_tensor(arguments.shape)
     full_depth = SHAPES[arguments.shape]["num_hidden_layers"]
-    output.print(f"compiling a random model with the sizes of {arguments.shape}, scheme {arguments.scheme}, target {arguments.target}")
+    output.print(
+        f"compiling a random model with the sizes of {arguments.shape}, scheme {arguments.scheme}, target {arguments.target}"
+    )
     output.print(results_table(compiles, full_depth, largest))
     output.print(f"* extended in a straight line. The largest tensor is {name}: {largest / 1e6:,.1f} MB in float32.")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m build.tools.memory", description="Measure the memory that a compile takes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m build.tools.memory", description="Measure the memory that a compile takes."
+    )
     parser.add_argument("--layers", default="2,4", metavar="N,N", help="depths to measure (default: %(default)s)")
     parser.add_argument("--shape", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
     parser.add_argument("--scheme", choices=SCHEME_NAMES, default="int8", help="weight storage (default: %(default)s)")
-    parser.add_argument("--target", choices=("llvm", "cuda"), default="llvm", help="machine to compile for (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("out/.work"), help="where the files go meanwhile (default: %(default)s)")
+    parser.add_argument(
+        "--target", choices=("llvm", "cuda"), default="llvm", help="machine to compile for (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("out/.work"), help="where the files go meanwhile (default: %(default)s)"
+    )
     return parser
 
 

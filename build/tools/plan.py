@@ -46,7 +46,10 @@ EXPORT_TRACED = 447 * MB  # tiny, 2 layers
 EXPORT_LAYER = 0.4 * MB  # SmolLM2-135M, 30 layers, ends its tracing 12 MB above tiny
 # Build: with TVM loaded and tiny compiled; then the weights are packed.
 BUILD_COMPILED = 350.5 * MB
-BUILD_LAYER = {False: 0.43 * MB, True: 1.15 * MB}  # by whether it is a mixture: SmolLM2-135M (30 layers), a narrow Mixtral (24 layers)
+BUILD_LAYER = {
+    False: 0.43 * MB,
+    True: 1.15 * MB,
+}  # by whether it is a mixture: SmolLM2-135M (30 layers), a narrow Mixtral (24 layers)
 
 # What is held for an element while it is stored, by the stored dtype, beside the block and its float32 form: what the scheme makes of it (int8:
 # quotients and their rounding), and after that until the next block is stored (of int8 only the scales stay).
@@ -69,7 +72,11 @@ def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
     backend = config.backend
     target = TargetSpec(kind=backend.target, dtype=backend.dtype, cpu=backend.cpu, cpu_features=(), arch=backend.arch)
     weights = packed_weights(record, target.kind)
-    files = {WEIGHTS_FILE: file_bytes(weights), LIBRARY_FILE: library_bytes(record, target), **tokenizer_files(checkpoint, record)}
+    files = {
+        WEIGHTS_FILE: file_bytes(weights),
+        LIBRARY_FILE: library_bytes(record, target),
+        **tokenizer_files(checkpoint, record),
+    }
     files[MANIFEST_FILE] = manifest_bytes(record, target, weights, files)
     return Footprint(
         files=files,
@@ -92,7 +99,11 @@ def tokenizer_files(checkpoint: Checkpoint, record: GraphsRecord) -> dict[str, i
     source, spec = checkpoint.tokenizer, record.tokenizer
     if source is None or spec is None:
         return {}
-    template = {spec.chat_template: len(source.chat_template.encode())} if source.chat_template is not None and spec.chat_template else {}
+    template = (
+        {spec.chat_template: len(source.chat_template.encode())}
+        if source.chat_template is not None and spec.chat_template
+        else {}
+    )
     return {spec.file: len(source.data), **template}
 
 
@@ -102,9 +113,13 @@ def library_bytes(record: GraphsRecord, target: TargetSpec) -> int:
     return round(len(record.graphs) * (kernels + LIBRARY_CALLS * record.model.n_layers))
 
 
-def manifest_bytes(record: GraphsRecord, target: TargetSpec, weights: tuple[WeightSpec, ...], files: Mapping[str, int]) -> int:
+def manifest_bytes(
+    record: GraphsRecord, target: TargetSpec, weights: tuple[WeightSpec, ...], files: Mapping[str, int]
+) -> int:
     """The manifest, written with sums and keys of the right length."""
-    entries = tuple(FileEntry(path=name, size=size, sha256=SUM, blocks=(SUM,) * n_blocks(size)) for name, size in files.items())
+    entries = tuple(
+        FileEntry(path=name, size=size, sha256=SUM, blocks=(SUM,) * n_blocks(size)) for name, size in files.items()
+    )
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=record.name,
@@ -143,7 +158,12 @@ def box_bytes(record: GraphsRecord, target: TargetSpec, weights: int) -> int:
 def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
     """Peak of the export process: where it stores weights, or where it traces."""
     vocabulary = VOCABULARY_ENTRY * record.model.vocab_size if checkpoint.tokenizer else 0
-    return round(max(EXPORT_LOADED + vocabulary + storing_bytes(checkpoint, record), EXPORT_TRACED + EXPORT_LAYER * record.model.n_layers))
+    return round(
+        max(
+            EXPORT_LOADED + vocabulary + storing_bytes(checkpoint, record),
+            EXPORT_TRACED + EXPORT_LAYER * record.model.n_layers,
+        )
+    )
 
 
 def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
@@ -208,7 +228,11 @@ def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
     """How well each line is known, by its name."""
     sequence = "caches, a sequence"
     table_bytes = sum(tensor_bytes(s) for s in record.weights if s.name.startswith("tok_embeddings."))
-    rows = "" if record.model.tied_embeddings else f", of which {table_bytes / MB:,.0f} MB are the embedding table, read row by row"
+    rows = (
+        ""
+        if record.model.tied_embeddings
+        else f", of which {table_bytes / MB:,.0f} MB are the embedding table, read row by row"
+    )
     box = {
         "box: peak memory": f"3 % or 5 MB; with full caches{rows}",
         "box: GPU memory": f"weights, caches, activations and {PROCESS_BYTES / MB:,.0f} MB for what the driver keeps",
@@ -227,14 +251,24 @@ def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
 def main() -> int:
     """Print the plan; returns the exit status."""
     parser = config_parser("Predict what a compile makes and takes, from the checkpoint's headers.")
-    parser.add_argument("--shape", choices=SHAPES, help="plan for a model of these sizes, without a tokenizer, in place of the config's checkpoint")
+    parser.add_argument(
+        "--shape",
+        choices=SHAPES,
+        help="plan for a model of these sizes, without a tokenizer, in place of the config's checkpoint",
+    )
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
     checkpoint = headers(arguments.shape, config.frontend.overrides) if arguments.shape else open_configured(config)
     for note in checkpoint.notes:
         console.print(f"warning: {note}", style="yellow", markup=False)
     footprint, record = plan(config, checkpoint), export_record(config, checkpoint)
-    output.print(table(description(config.name, record.model, footprint.target, record.quantization), footprint.rows(), notes(footprint, record)))
+    output.print(
+        table(
+            description(config.name, record.model, footprint.target, record.quantization),
+            footprint.rows(),
+            notes(footprint, record),
+        )
+    )
     return 0
 
 

@@ -56,7 +56,9 @@ class Sums:
     def quality(self, variant: str, weight_bytes: int) -> Quality:
         """The means."""
         perplexity = float(np.exp(-self.likelihood / self.tokens))
-        return Quality(variant, self.tokens, perplexity, self.divergence / self.tokens, self.agreed / self.tokens, weight_bytes)
+        return Quality(
+            variant, self.tokens, perplexity, self.divergence / self.tokens, self.agreed / self.tokens, weight_bytes
+        )
 
 
 def main() -> int:
@@ -64,15 +66,21 @@ def main() -> int:
     arguments = parser().parse_args()
     config = load_config(arguments.config, arguments.overrides)
     if config.backend.target != "llvm":
-        raise UserError(f"backend.target is {config.backend.target}, expected llvm, which runs here; add --set backend.target=llvm")
+        raise UserError(
+            f"backend.target is {config.backend.target}, expected llvm, which runs here; add --set backend.target=llvm"
+        )
     variants = compile_variants(arguments.config, arguments.overrides, arguments.variants)
     results = measure({label: variant.artifact.folder for label, variant in variants.items()})
     folder = Path("out/quality")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = open_configured(config)
-    errors = {label: found for label, variant in variants.items() if (found := layer_errors(checkpoint, graphs_of(variant)))}
+    errors = {
+        label: found for label, variant in variants.items() if (found := layer_errors(checkpoint, graphs_of(variant)))
+    }
     stem = arguments.config.stem
-    (folder / f"{stem}.json").write_text(json.dumps({"quality": [asdict(row) for row in results], "layer_errors": errors}, indent=1) + "\n")
+    (folder / f"{stem}.json").write_text(
+        json.dumps({"quality": [asdict(row) for row in results], "layer_errors": errors}, indent=1) + "\n"
+    )
     draw_quality(results, folder / f"{stem}.svg")
     files = [f"{stem}.json", f"{stem}.svg"]
     if errors:
@@ -87,7 +95,12 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     result = config_parser("Compare the quality of weight schemes.")
     names = ",".join(VARIANTS)
-    result.add_argument("--variants", default=names, metavar="A,B", help=f"what to compare with {BASELINE} and the config (default: {names})")
+    result.add_argument(
+        "--variants",
+        default=names,
+        metavar="A,B",
+        help=f"what to compare with {BASELINE} and the config (default: {names})",
+    )
     return result
 
 
@@ -102,7 +115,9 @@ def compile_variants(path: Path, overrides: list[str], wanted: str) -> dict[str,
     same = [label for label in labels if _stores(load_config(path, [*overrides, *changes[label]])) == _stores(own)]
     shape = [f"shape.batch={ROWS}", f"shape.cache_len={LENGTH}", "shape.prefill_chunk=16"]
     variants = {
-        f"{label} ({OWN})" if label in same else label: compile_variant(path, overrides, f"quality-{label}", [*shape, *changes[label]])
+        f"{label} ({OWN})" if label in same else label: compile_variant(
+            path, overrides, f"quality-{label}", [*shape, *changes[label]]
+        )
         for label in labels
     }
     if not same:
@@ -128,13 +143,17 @@ def measure(folders: Mapping[str, Path]) -> list[Quality]:
                 baseline = scores if baseline is None else baseline
                 sums[label].add(scores, baseline, rows[:, i + 1])
             bar.advance(1)
-    return [sums[label].quality(label, (folder / "weights.safetensors").stat().st_size) for label, folder in folders.items()]
+    return [
+        sums[label].quality(label, (folder / "weights.safetensors").stat().st_size) for label, folder in folders.items()
+    ]
 
 
 def text_rows(folder: Path, engine: Engine) -> NDArray[np.int64]:
     """The text's tokens as (rows, length + 1) for the engine's batch; each row goes on where the one before ends, and the caches hold it."""
     if engine.manifest.tokenizer is None:
-        raise UserError(f"{folder} has no tokenizer, without which a text cannot be read; quality needs a checkpoint with a tokenizer")
+        raise UserError(
+            f"{folder} has no tokenizer, without which a text cannot be read; quality needs a checkpoint with a tokenizer"
+        )
     length = min(LENGTH, engine.room() or LENGTH)
     ids = open_tokenizer(engine.manifest.tokenizer, folder).encode(text())
     wanted = engine.batch * length + 1
@@ -150,7 +169,9 @@ def text() -> str:
     path = Path(spec.origin).parent / member if spec and spec.origin else Path(package) / member
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != TEXT_SHA256:
-        raise UserError(f"{path} is not the text that quality is measured on; install the pinned packages again with `make setup`")
+        raise UserError(
+            f"{path} is not the text that quality is measured on; install the pinned packages again with `make setup`"
+        )
     whole = data.decode("utf-8").replace("\r\n", "\n")
     return whole[whole.index(TEXT_START) :]
 
@@ -188,7 +209,9 @@ def check_budget(results: Sequence[Quality], budget: float | None) -> int:
     own = next(row for row in results if OWN in row.variant)
     change = 100 * (own.perplexity / results[0].perplexity - 1)
     kept = change <= budget
-    output.print(f"quantize.budget: {change:+.3f} % of perplexity, {'within' if kept else 'more than'} the {budget:g} % that the config allows")
+    output.print(
+        f"quantize.budget: {change:+.3f} % of perplexity, {'within' if kept else 'more than'} the {budget:g} % that the config allows"
+    )
     return 0 if kept else OVER_BUDGET
 
 

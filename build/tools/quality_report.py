@@ -42,7 +42,9 @@ def draw_quality(results: Sequence[Quality], path: Path) -> None:
         size = row.weight_bytes / 1e6
         line = above[round(size, -1)] = above.get(round(size, -1), -1) + 1
         axes.plot(size, row.perplexity, "o")
-        axes.annotate(row.variant, (size, row.perplexity), textcoords="offset points", xytext=(6, 4 + 9 * line), fontsize=8)
+        axes.annotate(
+            row.variant, (size, row.perplexity), textcoords="offset points", xytext=(6, 4 + 9 * line), fontsize=8
+        )
     axes.axhline(results[0].perplexity, linewidth=0.8, linestyle="--", color="grey")
     axes.set(xlabel="weights, MB", ylabel="perplexity (lower is better)", title="What a smaller file costs")
     axes.margins(x=0.18, y=0.25)

@@ -202,7 +202,9 @@ def _write_json(path: Path, value: object) -> None:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m build.tools.random_checkpoint", description="Write a checkpoint of random weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m build.tools.random_checkpoint", description="Write a checkpoint of random weights."
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--shape", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=2, metavar="N", help="layers (default: %(default)s)")

@@ -8,7 +8,9 @@ from export.configuration.config import artifact_dir, describe_defaults, load_co
 from runtime.artifact.folder import Artifact
 
 BASELINE = "fp32"
-VARIANTS: dict[str, list[str]] = {  # ways to store weights and caches, by label, and what is set for each, whatever the config says
+VARIANTS: dict[
+    str, list[str]
+] = {  # ways to store weights and caches, by label, and what is set for each, whatever the config says
     label: ["quantize.cache=auto", *sets, "quantize.keep=[]"]
     for label, sets in {
         BASELINE: ["quantize.scheme=none", "backend.dtype=fp32"],
@@ -18,8 +20,18 @@ VARIANTS: dict[str, list[str]] = {  # ways to store weights and caches, by label
         "int8": ["quantize.scheme=int8", "backend.dtype=fp32"],
         "int8_dynamic": ["quantize.scheme=int8_dynamic", "backend.dtype=fp32"],
         "int4": ["quantize.scheme=int4", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],
-        "int4-zero-points": ["quantize.scheme=int4", "quantize.symmetric=false", "quantize.group_size=32", "backend.dtype=fp32"],
-        "int4_dynamic": ["quantize.scheme=int4_dynamic", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],
+        "int4-zero-points": [
+            "quantize.scheme=int4",
+            "quantize.symmetric=false",
+            "quantize.group_size=32",
+            "backend.dtype=fp32",
+        ],
+        "int4_dynamic": [
+            "quantize.scheme=int4_dynamic",
+            "quantize.symmetric=true",
+            "quantize.group_size=32",
+            "backend.dtype=fp32",
+        ],
     }.items()
 }
 

@@ -78,14 +78,20 @@ def find_nvcc() -> Path:
     """The registry's nvcc; UserError when a package that it needs, or the host's C++ compiler, is missing."""
     missing = [name for name in PACKAGES if not _installed(name)]
     if missing:
-        raise UserError(f"cuda needs packages of version {TOOLKIT_MAJOR} that are not installed: {', '.join(missing)}; run `make setup`")
+        raise UserError(
+            f"cuda needs packages of version {TOOLKIT_MAJOR} that are not installed: {', '.join(missing)}; run `make setup`"
+        )
     lacking = [name for name in ("gcc", "g++") if shutil.which(name) is None]
     if lacking:
-        raise UserError(f"backend.target cuda needs {' and '.join(lacking)}, which nvcc calls; install them (Debian: apt install g++)")
+        raise UserError(
+            f"backend.target cuda needs {' and '.join(lacking)}, which nvcc calls; install them (Debian: apt install g++)"
+        )
     package = distribution("nvidia-cuda-nvcc")
     found = [Path(str(file.locate())) for file in package.files or () if str(file).endswith("/bin/nvcc")]
     if not found:
-        raise UserError(f"the package nvidia-cuda-nvcc {package.version} holds no bin/nvcc; expected version {TOOLKIT_MAJOR}; run `make setup`")
+        raise UserError(
+            f"the package nvidia-cuda-nvcc {package.version} holds no bin/nvcc; expected version {TOOLKIT_MAJOR}; run `make setup`"
+        )
     return found[0]
 
 
@@ -99,7 +105,9 @@ def _installed(package: str) -> bool:
 def check_archs(nvcc: Path, archs: Sequence[str]) -> None:
     """UserError when nvcc makes no machine code for one of `archs`."""
     known = _run([str(nvcc), "--list-gpu-code"]).split()
-    unknown = [arch for arch in archs if arch.removesuffix("a") not in known or (arch.endswith("a") and int(arch[3:-1]) < 90)]
+    unknown = [
+        arch for arch in archs if arch.removesuffix("a") not in known or (arch.endswith("a") and int(arch[3:-1]) < 90)
+    ]
     if unknown:
         raise UserError(
             f"backend.arch holds {unknown[0]}, which nvcc cannot compile for; expected some of {', '.join(known)} (from sm_90 on also with an a)"
@@ -115,7 +123,14 @@ def compile_fatbin(nvcc: Path, source: str, archs: Sequence[str]) -> tuple[bytes
     with tempfile.TemporaryDirectory() as name:
         text, binary = Path(name) / SOURCE_FILE, Path(name) / "kernels.fatbin"
         text.write_text(source)
-        flags = ["--fatbin", "-O3", "--no-compress", "--threads=0", "--resource-usage", "-diag-suppress=177"]  # 177: unused variable
+        flags = [
+            "--fatbin",
+            "-O3",
+            "--no-compress",
+            "--threads=0",
+            "--resource-usage",
+            "-diag-suppress=177",
+        ]  # 177: unused variable
         report = _run([str(nvcc), *flags, *codes, "-o", str(binary), str(text)])
         return binary.read_bytes(), read_usage(report)
 
@@ -157,7 +172,9 @@ def spilling(usage: Sequence[KernelUsage]) -> list[str]:
 def _run(command: list[str]) -> str:
     """Output of a compiler's run. Its environment holds PATH alone, so that nobody's NVCC_APPEND_FLAGS changes the result."""
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    result = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with status {result.returncode}:\n{result.stdout}")
     return result.stdout

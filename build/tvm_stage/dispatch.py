@@ -59,10 +59,21 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
         regions = find_regions(relax_module, graph, weights)
         emitted = _rewrite(builder, kernels, function, regions, weights, graph)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
-        report += [ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0) for op, count in sorted(emitted.others.items())]
+        report += [
+            ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0)
+            for op, count in sorted(emitted.others.items())
+        ]
     if _draws(relax_module.record, kernels):
-        report.append(ReportRow("decode", "sample", "logits", kernels.add("sample", relax_module.record.model.vocab_size), 0, 0))
-    return DispatchedModule(relax_module, builder.get(), packed_weights(relax_module.record, target.kind), tuple(report), kernels.calls(report))
+        report.append(
+            ReportRow("decode", "sample", "logits", kernels.add("sample", relax_module.record.model.vocab_size), 0, 0)
+        )
+    return DispatchedModule(
+        relax_module,
+        builder.get(),
+        packed_weights(relax_module.record, target.kind),
+        tuple(report),
+        kernels.calls(report),
+    )
 
 
 def _draws(record: GraphsRecord, kernels: "_MadeKernels") -> bool:
@@ -75,7 +86,9 @@ def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph, kin
     weights = {}
     for tensor, parameter in zip(record.tensors, function.params[len(graph.signature.inputs) :], strict=True):
         packed = [part.spec for part in packed_tensors(tensor, record.model.n_experts or 1, kind)]
-        parts = tuple(relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in packed)
+        parts = tuple(
+            relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in packed
+        )
         weights[parameter] = Weight(tensor, parts, sum(tensor_bytes(spec) for spec in specs(tensor)))
     return weights
 
@@ -122,14 +135,18 @@ def _check_experts(context: Context, regions: dict[Expr, Region], graph: Graph) 
     used = {part for region in regions.values() if region.op == "mixture" for part in region.inputs[2:]}
     left = [w.tensor.name for w in context.weights.values() if EXPERTS in w.tensor.name and w.parts[0] not in used]
     if left:
-        raise UserError(f"{graph.name}: {left[0]} is not used by a mixture of experts in the form of `python -m export`; export the graphs again")
+        raise UserError(
+            f"{graph.name}: {left[0]} is not used by a mixture of experts in the form of `python -m export`; export the graphs again"
+        )
 
 
 def _reads_softmax(producers: Producers, value: Expr) -> bool:
     """Whether a reshape is the end of an attention, so that its mismatch is worth telling."""
     try:
         merged = producers.permuted(producers.args(value, "reshape")[0], (0, 2, 1, 3))
-        return is_call(producers.calls.get(producers.args(producers.args(merged, "reshape")[0], "matmul")[0]), "nn.softmax")
+        return is_call(
+            producers.calls.get(producers.args(producers.args(merged, "reshape")[0], "matmul")[0]), "nn.softmax"
+        )
     except NoMatch:
         return False
 
@@ -182,7 +199,9 @@ class _MadeKernels:
         by_kernel: dict[str, list[ReportRow]] = {}
         for row in report:
             by_kernel.setdefault(row.kernel, []).append(row)
-        return tuple(_kernel_use(op, arguments, kernel, by_kernel[kernel.name]) for (op, arguments), kernel in self.made.items())
+        return tuple(
+            _kernel_use(op, arguments, kernel, by_kernel[kernel.name]) for (op, arguments), kernel in self.made.items()
+        )
 
 
 def _kernel_use(op: str, arguments: tuple[Any, ...], kernel: _Kernel, rows: Sequence[ReportRow]) -> KernelCall:
@@ -191,7 +210,9 @@ def _kernel_use(op: str, arguments: tuple[Any, ...], kernel: _Kernel, rows: Sequ
         kernel=kernel.name,
         op=op,
         arguments=tuple(msgspec.to_builtins(argument) for argument in arguments),
-        parameters=tuple(TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in buffers),  # type: ignore[arg-type]
+        parameters=tuple(
+            TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in buffers
+        ),  # type: ignore[arg-type]
         calls=dict(Counter(row.graph for row in rows)),
         bytes=rows[0].bytes,
         flops=rows[0].flops,
@@ -253,12 +274,16 @@ def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
     """The same expression over new variables."""
     if isinstance(expression, relax.Var):
         if expression not in new:
-            raise UserError(f"the graph reads the weight {expression.name} in a form that no kernel has; export the graphs again")
+            raise UserError(
+                f"the graph reads the weight {expression.name} in a form that no kernel has; export the graphs again"
+            )
         return new[expression]
     if isinstance(expression, relax.Tuple):
         return relax.Tuple([_substitute(field, new) for field in expression.fields])
     if isinstance(expression, relax.Call):
-        return relax.Call(expression.op, [_substitute(arg, new) for arg in expression.args], expression.attrs, expression.ty_args)
+        return relax.Call(
+            expression.op, [_substitute(arg, new) for arg in expression.args], expression.attrs, expression.ty_args
+        )
     return expression
 
 

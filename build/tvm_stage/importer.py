@@ -58,7 +58,9 @@ def _weights_to_inputs(proto: onnx.ModelProto, record: GraphsRecord, where: str)
     small = [t for t in proto.graph.initializer if t.data_location != EXTERNAL]
     missing = [spec.name for spec in record.weights if spec.name not in external]
     if missing or len(external) != len(record.weights):
-        raise UserError(f"{where} uses {len(external)} external weights, expected the {len(record.weights)} of the weight file; export again")
+        raise UserError(
+            f"{where} uses {len(external)} external weights, expected the {len(record.weights)} of the weight file; export again"
+        )
     makers = {name: node for node in proto.graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in proto.graph.node:
@@ -82,18 +84,26 @@ def _weights_to_inputs(proto: onnx.ModelProto, record: GraphsRecord, where: str)
         proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, FLOAT, list(tensor.shape)))
 
 
-def _check_widening(tensor: ModelTensor, last: onnx.NodeProto, makers: dict[str, onnx.NodeProto], where: str) -> set[str]:
+def _check_widening(
+    tensor: ModelTensor, last: onnx.NodeProto, makers: dict[str, onnx.NodeProto], where: str
+) -> set[str]:
     """Outputs of the nodes that widen a stored tensor, after checking that they are those of `export.onnx_graphs.weights`, and no others."""
     stored, name = tensor.stored, tensor.name
 
     def described(node: onnx.NodeProto) -> tuple[str, dict[str, object]]:
-        return node.op_type, {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        return node.op_type, {
+            attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
+        }
 
     def cast(suffix: str, to: int) -> tuple[list[str], tuple[str, dict[str, object]]]:
         return [name + suffix], ("Cast", {"to": to})
 
     number = onnx.TensorProto.UINT4 if stored.zero_points else onnx.TensorProto.INT4
-    parts = [cast(SCALE_SUFFIX, FLOAT), *([cast(ZERO_POINT_SUFFIX, number)] if stored.zero_points else [])] if stored.dtype == "int4" else []
+    parts = (
+        [cast(SCALE_SUFFIX, FLOAT), *([cast(ZERO_POINT_SUFFIX, number)] if stored.zero_points else [])]
+        if stored.dtype == "int4"
+        else []
+    )
     if stored.dtype == "int4":
         expected = ("DequantizeLinear", {"axis": 1, "block_size": stored.group_size})
     elif stored.dtype == "int8":
@@ -108,12 +118,16 @@ def _check_widening(tensor: ModelTensor, last: onnx.NodeProto, makers: dict[str,
         and [(list(node.input), described(node)) for node in casts] == parts
     )
     if not right:
-        raise UserError(f"{where}: {name} is not widened as {stored.dtype} by {last.name}, as its record says; export the graphs again")
+        raise UserError(
+            f"{where}: {name} is not widened as {stored.dtype} by {last.name}, as its record says; export the graphs again"
+        )
     return {output for node in (*casts, last) for output in node.output}
 
 
 def _check_parameters(function: relax.Function, graph: Graph, record: GraphsRecord, where: str) -> None:
     """The Relax function takes what the signature says, in its order."""
     found = [(tuple(int(n) for n in p.ty.shape), str(p.ty.dtype)) for p in function.params]
-    wanted = [(spec.shape, str(spec.dtype)) for spec in graph.signature.inputs] + [(tensor.shape, "float32") for tensor in record.tensors]
+    wanted = [(spec.shape, str(spec.dtype)) for spec in graph.signature.inputs] + [
+        (tensor.shape, "float32") for tensor in record.tensors
+    ]
     assert found == wanted, f"{where}: imported parameters differ from the signature: {found} against {wanted}"

@@ -15,7 +15,9 @@ def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: P
     Raises `UserError` when the host has no linker, or when the library fails the target's own check.
     """
     if cc.get_cc() is None:
-        raise UserError("no C++ compiler was found on PATH, expected g++ or clang++ to link the library; install one (apt-get install g++)")
+        raise UserError(
+            "no C++ compiler was found on PATH, expected g++ or clang++ to link the library; install one (apt-get install g++)"
+        )
     row = TARGETS[spec.kind]
     target = row.make(spec)
     module = dispatched.module

@@ -62,8 +62,12 @@ def check_machine_code(library: Path, archs: Sequence[str]) -> None:
             f"{library} holds device code as text ({', '.join(marks) or 'PTX'}), expected machine code only; compile with `python -m build`"
         )
     if not modules:
-        raise UserError(f"{library} holds no device code, expected machine code for {', '.join(archs)}; compile with backend.target: cuda")
+        raise UserError(
+            f"{library} holds no device code, expected machine code for {', '.join(archs)}; compile with backend.target: cuda"
+        )
     for module in modules:
         found = [code.arch for code in module]
         if sorted(found) != sorted(archs):
-            raise UserError(f"{library} holds machine code for {', '.join(found) or 'nothing'}, expected {', '.join(archs)}; compile again")
+            raise UserError(
+                f"{library} holds machine code for {', '.join(found) or 'nothing'}, expected {', '.join(archs)}; compile again"
+            )

@@ -46,7 +46,9 @@ class Producers:
         found = tuple(integer(part.fields[0]) for part in (axes, begins, ends, strides))
         first = found[1] + length if found[1] < 0 else found[1]
         if (found[0], first, min(found[2], length), found[3]) != (axis, begin, min(end, length), 1):
-            raise NoMatch(f"expected slice {begin}:{end} of axis {axis}, found {found[1]}:{found[2]} of axis {found[0]}")
+            raise NoMatch(
+                f"expected slice {begin}:{end} of axis {axis}, found {found[1]}:{found[2]} of axis {found[0]}"
+            )
         return source
 
     def concatenated(self, value: Expr, axis: int) -> Sequence[Expr]:

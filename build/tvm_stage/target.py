@@ -23,7 +23,9 @@ class TargetRow:
 
     make: Callable[[TargetSpec], Any]  # to a TVM target
     passes: Callable[[], Sequence[tuple[str, Sequence[Any]]]]  # named groups of Relax passes, in order
-    toolchain: Callable[[TargetSpec, Path, Path | None], AbstractContextManager[None]]  # open while TVM compiles; library's folder, dump
+    toolchain: Callable[
+        [TargetSpec, Path, Path | None], AbstractContextManager[None]
+    ]  # open while TVM compiles; library's folder, dump
     check: Callable[[Path, TargetSpec], None]  # of the library; raises UserError
     skipped: tuple[str, ...] = ()  # passes of TVM's that it does without
 
@@ -33,7 +35,9 @@ def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
 
 
 def _cuda(spec: TargetSpec) -> Any:  # noqa: ANN401
-    arch = spec.arch[0].removesuffix("a")  # TVM's schedules know no sm_90a; nvcc compiles what they make for every listed architecture
+    arch = spec.arch[0].removesuffix(
+        "a"
+    )  # TVM's schedules know no sm_90a; nvcc compiles what they make for every listed architecture
     return tvm.target.Target({"kind": "cuda", "arch": arch}, host=_llvm(spec))
 
 
@@ -46,7 +50,9 @@ def _legalize() -> list[Any]:
 def _schedule() -> Any:  # noqa: ANN401
     """Bind the loops that no kernel of ours computes to blocks and threads; functions marked as scheduled stay as they are."""
     dlight, gpu = tvm.s_tir.dlight, tvm.s_tir.dlight.gpu
-    return dlight.ApplyDefaultSchedule(gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
+    return dlight.ApplyDefaultSchedule(
+        gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()
+    )
 
 
 def _lower() -> list[Any]:
@@ -104,7 +110,9 @@ def target_spec(backend: BackendConfig) -> TargetSpec:
     cpu = str(codegen.llvm_get_system_cpu()) if backend.cpu == NATIVE else backend.cpu
     known = {str(name) for name in codegen.llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm"}))}
     if cpu not in known:
-        raise UserError(f"backend.cpu is {cpu!r}, which LLVM does not know; expected native, x86-64-v3 or another of LLVM's names, such as znver4")
+        raise UserError(
+            f"backend.cpu is {cpu!r}, which LLVM does not know; expected native, x86-64-v3 or another of LLVM's names, such as znver4"
+        )
     features = codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
     flags = cpuinfo_flags([str(name) for name in features])
     return TargetSpec(kind=backend.target, dtype=backend.dtype, cpu=cpu, cpu_features=flags, arch=backend.arch)

@@ -64,7 +64,9 @@ class Checkpoint:
                 yield block if part.interleaved_heads is None else half_split_rows(block, part.interleaved_heads)
 
 
-def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object], *, instruct: bool = False, head: str = "auto") -> Checkpoint:
+def open_checkpoint(
+    path: Path, kind: str, overrides: Mapping[str, object], *, instruct: bool = False, head: str = "auto"
+) -> Checkpoint:
     """Open a checkpoint of a `kind` of `KINDS` or "auto"; `overrides` replace fields of the model, such as sliding_window for all layers.
 
     `instruct` says that a model in Mistral's own format, whose files do not tell, is tuned for conversations.
@@ -76,7 +78,9 @@ def open_checkpoint(path: Path, kind: str, overrides: Mapping[str, object], *, i
     if found not in KINDS:
         raise UserError(f"frontend.type is {kind!r}, expected one of {', '.join(('auto', *KINDS))}")
     if instruct and found != "mistral":
-        raise UserError(f"frontend.instruct is true, but {path} is of the type {found}, whose chat template says it; remove frontend.instruct")
+        raise UserError(
+            f"frontend.instruct is true, but {path} is of the type {found}, whose chat template says it; remove frontend.instruct"
+        )
     opened = mistral_format.open_folder(path, instruct=instruct) if found == "mistral" else KINDS[found](path)
     opened, head_fields = heads.attach(opened, head)
     plain = model_config(opened.family, opened.values, overrides, opened.where)
@@ -114,10 +118,14 @@ def check_tensors(opened: Opened, layout: Mapping[str, Weight], unused: set[str]
     parts = {part.source: part for weight in layout.values() for part in weight.parts}
     missing = [name for name in parts if name not in stored]
     if missing:
-        raise UserError(f"{path} lacks the tensor {missing[0]}{_more(missing)}, which {opened.where} calls for; fetch the checkpoint again")
+        raise UserError(
+            f"{path} lacks the tensor {missing[0]}{_more(missing)}, which {opened.where} calls for; fetch the checkpoint again"
+        )
     extra = sorted(set(stored) - set(parts) - unused)
     if extra:
-        raise UserError(f"{path} holds the tensor {extra[0]}{_more(extra)}, which a {opened.family.family} of {opened.where} has no place for")
+        raise UserError(
+            f"{path} holds the tensor {extra[0]}{_more(extra)}, which a {opened.family.family} of {opened.where} has no place for"
+        )
     for name, part in parts.items():
         if stored[name].shape != part.shape:
             raise UserError(f"{path}: {name} has shape {stored[name].shape}, expected {part.shape} by {opened.where}")

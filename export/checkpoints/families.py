@@ -29,7 +29,10 @@ HUGGINGFACE_SOURCES = {
     "layers.{i}.attention.wqkv.weight": tuple(f"model.layers.{{i}}.self_attn.{x}_proj.weight" for x in "qkv"),
     "layers.{i}.attention.wo.weight": ("model.layers.{i}.self_attn.o_proj.weight",),
     "layers.{i}.ffn_norm.weight": ("model.layers.{i}.post_attention_layernorm.weight",),
-    "layers.{i}.feed_forward.w13.weight": ("model.layers.{i}.mlp.gate_proj.weight", "model.layers.{i}.mlp.up_proj.weight"),
+    "layers.{i}.feed_forward.w13.weight": (
+        "model.layers.{i}.mlp.gate_proj.weight",
+        "model.layers.{i}.mlp.up_proj.weight",
+    ),
     "layers.{i}.feed_forward.w2.weight": ("model.layers.{i}.mlp.down_proj.weight",),
     "norm.weight": ("model.norm.weight",),
     "output.weight": ("lm_head.weight",),
@@ -45,7 +48,9 @@ HUGGINGFACE_SUPPORTED = {
 HUGGINGFACE_MOE_SOURCES = {
     **{ours: theirs for ours, theirs in HUGGINGFACE_SOURCES.items() if ".feed_forward." not in ours},
     "layers.{i}.feed_forward.gate.weight": ("model.layers.{i}.block_sparse_moe.gate.weight",),
-    "layers.{i}.feed_forward.experts.w13.weight": tuple(f"model.layers.{{i}}.block_sparse_moe.experts.{{e}}.w{x}.weight" for x in "13"),
+    "layers.{i}.feed_forward.experts.w13.weight": tuple(
+        f"model.layers.{{i}}.block_sparse_moe.experts.{{e}}.w{x}.weight" for x in "13"
+    ),
     "layers.{i}.feed_forward.experts.w2.weight": ("model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",),
 }
 # A class of transformers is named after its decoder and its head; the tensors of each head.
@@ -57,7 +62,9 @@ HUGGINGFACE_CLASSES: Mapping[str, HeadName] = {
     "Model": "embedding",
 }
 HUGGINGFACE_ARCHITECTURES = {
-    decoder + suffix: head for decoder in ("Mistral", "Ministral", "Mixtral", "Llama") for suffix, head in HUGGINGFACE_CLASSES.items()
+    decoder + suffix: head
+    for decoder in ("Mistral", "Ministral", "Mixtral", "Llama")
+    for suffix, head in HUGGINGFACE_CLASSES.items()
 }
 HUGGINGFACE_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {
     "causal_lm": {"output.weight": ("lm_head.weight",)},
@@ -66,8 +73,14 @@ HUGGINGFACE_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {
     "question_answering": {"output.weight": ("qa_outputs.weight",), "output.bias": ("qa_outputs.bias",)},
     "embedding": {},
 }
-HUGGINGFACE_DECODERS = ("model.", "", "transformer.")  # the second in a bare model, the third in LlamaForQuestionAnswering
-HUGGINGFACE_IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)  # written by old releases; follows from rope_theta
+HUGGINGFACE_DECODERS = (
+    "model.",
+    "",
+    "transformer.",
+)  # the second in a bare model, the third in LlamaForQuestionAnswering
+HUGGINGFACE_IGNORED = (
+    "model.layers.{i}.self_attn.rotary_emb.inv_freq",
+)  # written by old releases; follows from rope_theta
 
 GGUF_KEYS = {
     "dim": "embedding_length",
@@ -125,7 +138,9 @@ MISTRAL_SOURCES = {
 MISTRAL_MOE_SOURCES = {
     **{ours: theirs for ours, theirs in MISTRAL_SOURCES.items() if ".feed_forward." not in ours},
     "layers.{i}.feed_forward.gate.weight": ("layers.{i}.feed_forward.gate.weight",),
-    "layers.{i}.feed_forward.experts.w13.weight": tuple(f"layers.{{i}}.feed_forward.experts.{{e}}.w{x}.weight" for x in "13"),
+    "layers.{i}.feed_forward.experts.w13.weight": tuple(
+        f"layers.{{i}}.feed_forward.experts.{{e}}.w{x}.weight" for x in "13"
+    ),
     "layers.{i}.feed_forward.experts.w2.weight": ("layers.{i}.feed_forward.experts.{e}.w2.weight",),
 }
 MISTRAL_SUPPORTED = {
@@ -139,7 +154,10 @@ MISTRAL_SUPPORTED = {
     "causal": (True, None),
 }
 MISTRAL_INTERLEAVED = {"layers.{i}.attention.wq.weight": "n_heads", "layers.{i}.attention.wk.weight": "n_kv_heads"}
-PLAIN_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {"causal_lm": {"output.weight": ("output.weight",)}, "embedding": {}}
+PLAIN_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {
+    "causal_lm": {"output.weight": ("output.weight",)},
+    "embedding": {},
+}
 EXPERT_KEYS = {"n_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
 MISTRAL_EXPERT_KEYS = {"n_experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
 
@@ -152,12 +170,18 @@ class Family:
     keys: Mapping[str, str]  # our field -> the format's key
     defaults: Mapping[str, object]  # what the format's own software assumes of a key that is left out
     supported: Mapping[str, tuple[object, ...]]  # key -> the values that our block implements; None: absent or null
-    sources: Mapping[str, tuple[str, ...]]  # our tensor -> the tensors whose rows make it up, in order; {e}: once for each expert
+    sources: Mapping[
+        str, tuple[str, ...]
+    ]  # our tensor -> the tensors whose rows make it up, in order; {e}: once for each expert
     ignored: tuple[str, ...] = ()  # tensors that carry nothing
-    interleaved: Mapping[str, str] | None = None  # tensors whose rotary pairs are rows 2d, 2d + 1 -> the field that counts their heads
+    interleaved: Mapping[str, str] | None = (
+        None  # tensors whose rotary pairs are rows 2d, 2d + 1 -> the field that counts their heads
+    )
     repeats_windows: bool = False  # a list of windows that is shorter than the layers is repeated
     architectures: Mapping[str, HeadName] = field(default_factory=dict)  # names of whole models -> their head
-    heads: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # head -> `sources` of its tensors
+    heads: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = field(
+        default_factory=dict
+    )  # head -> `sources` of its tensors
     decoders: tuple[str, ...] = ()  # what may stand in front of the decoder's tensors; in the table it is the first
 
 
@@ -207,7 +231,12 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
         "llama": Family(  # a Mistral without a window
             family="mistral",
             keys=HUGGINGFACE_KEYS,
-            defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "max_position_embeddings": 2048},
+            defaults={
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 10000.0,
+                "tie_word_embeddings": False,
+                "max_position_embeddings": 2048,
+            },
             supported=HUGGINGFACE_SUPPORTED | {"layer_types": (None,)},
             sources=HUGGINGFACE_SOURCES,
             ignored=HUGGINGFACE_IGNORED,

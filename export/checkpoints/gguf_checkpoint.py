@@ -41,7 +41,10 @@ class GgufTensors:
     @cached_property
     def tensors(self) -> Mapping[str, SourceTensor]:
         """Every tensor by name; a packing that nothing here unpacks shows as its dtype."""
-        return {name: SourceTensor(tensor.shape, _dtype(tensor.packing), tensor.nbytes) for name, tensor in self.stored.items()}
+        return {
+            name: SourceTensor(tensor.shape, _dtype(tensor.packing), tensor.nbytes)
+            for name, tensor in self.stored.items()
+        }
 
     def read(self, name: str, rows: slice) -> Array:
         """Rows of one tensor: float32, float16 and bfloat16 as stored, a quantized one dequantized to float32."""
@@ -51,7 +54,9 @@ class GgufTensors:
         wanted = (stop - start) * row_bytes
         data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
         if data.nbytes != wanted:
-            raise UserError(f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, {data.nbytes} are left")
+            raise UserError(
+                f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, {data.nbytes} are left"
+            )
         shape = (stop - start, *tensor.shape[1:])
         if tensor.packing.name in PLAIN:
             return data.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(shape)
@@ -70,7 +75,9 @@ def open_file(path: Path) -> Opened:
     architecture = metadata.get("general.architecture")
     family = families.find("gguf", architecture, where)
     if metadata.get("split.count", 1) != 1:
-        raise UserError(f"{path} is one of {metadata['split.count']} parts of a split GGUF; join them first with llama-gguf-split --merge")
+        raise UserError(
+            f"{path} is one of {metadata['split.count']} parts of a split GGUF; join them first with llama-gguf-split --merge"
+        )
     values = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
     if EMBEDDING in stored:
         values["vocab_size"] = stored[EMBEDDING].shape[0]
@@ -93,14 +100,25 @@ def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
         reader = GGUFReader(path)
         if reader.byte_order != "I":
             raise ValueError("its byte order is not this machine's")
-        metadata = {key: field.contents() for key, field in reader.fields.items() if field.types and not key.startswith("GGUF.")}
+        metadata = {
+            key: field.contents() for key, field in reader.fields.items() if field.types and not key.startswith("GGUF.")
+        }
         stored = {
             tensor.name: GgufTensor(
-                tensor.tensor_type, tuple(int(n) for n in reversed(tensor.shape.tolist())), int(tensor.data_offset), int(tensor.n_bytes)
+                tensor.tensor_type,
+                tuple(int(n) for n in reversed(tensor.shape.tolist())),
+                int(tensor.data_offset),
+                int(tensor.n_bytes),
             )
             for tensor in reader.tensors
         }
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:  # what the package raises on a damaged file
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        OSError,
+    ) as error:  # what the package raises on a damaged file
         raise UserError(f"{path} is not a whole GGUF file: {error}; fetch it again") from error
     return metadata, stored
 

@@ -60,10 +60,14 @@ def recover(metadata: Mapping[str, object], where: str) -> TokenizerSource | Non
     header = _header(keys | {"chat_template": metadata.get("tokenizer.chat_template")}, where)
     kind = _look_up(KINDS, header.model, "model", where)
     if len(header.token_type) != len(header.tokens) or len(set(header.tokens)) != len(header.tokens):
-        raise UserError(f"{where} has {len(header.tokens)} tokens, some of them twice or without a type; convert the model again")
+        raise UserError(
+            f"{where} has {len(header.tokens)} tokens, some of them twice or without a type; convert the model again"
+        )
     ends = dict.fromkeys(token for token in (header.eos_token_id, header.eot_token_id) if token is not None)
     add_bos = kind.add_bos if header.add_bos_token is None else header.add_bos_token
-    return TokenizerSource(kind.kind, kind.build(header, where), header.chat_template, header.bos_token_id, tuple(ends), add_bos)
+    return TokenizerSource(
+        kind.kind, kind.build(header, where), header.chat_template, header.bos_token_id, tuple(ends), add_bos
+    )
 
 
 def _byte_level(header: _Header, where: str) -> bytes:
@@ -78,15 +82,21 @@ def _byte_level(header: _Header, where: str) -> bytes:
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     typed = list(zip(header.tokens, header.token_type, strict=True))
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in typed if kind == CONTROL])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token, kind in typed if kind == USER_DEFINED])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, kind in typed if kind == CONTROL]
+    )
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token, kind in typed if kind == USER_DEFINED]
+    )
     return str(tokenizer.to_str()).encode()
 
 
 def _sentencepiece(header: _Header, where: str) -> bytes:
     """The serialized ModelProto of a SentencePiece BPE, with the settings that llama.cpp assumes of this kind."""
     if len(header.scores) != len(header.tokens):
-        raise UserError(f"{where} has {len(header.tokens)} tokens and {len(header.scores)} scores, expected as many; convert the model again")
+        raise UserError(
+            f"{where} has {len(header.tokens)} tokens and {len(header.scores)} scores, expected as many; convert the model again"
+        )
     proto = sentencepiece_model_pb2.ModelProto()
     for token, score, kind in zip(header.tokens, header.scores, header.token_type, strict=True):
         proto.pieces.add(piece=token, score=score, type=kind)
@@ -113,13 +123,17 @@ def _piece(header: _Header, token_id: int | None, absent: str, where: str) -> tu
     if token_id is None:
         return -1, absent
     if not 0 <= token_id < len(header.tokens):
-        raise UserError(f"{where} names the special token {token_id}, expected an id below {len(header.tokens)}; convert the model again")
+        raise UserError(
+            f"{where} names the special token {token_id}, expected an id below {len(header.tokens)}; convert the model again"
+        )
     return token_id, header.tokens[token_id]
 
 
 def _look_up(table: Mapping[str, T], key: str | None, name: str, where: str) -> T:
     if key is None or key not in table:
-        raise UserError(f"{where} has {PREFIX}{name}: {key!r}, which is not supported; expected one of {', '.join(table)}")
+        raise UserError(
+            f"{where} has {PREFIX}{name}: {key!r}, which is not supported; expected one of {', '.join(table)}"
+        )
     return table[key]
 
 

@@ -52,12 +52,16 @@ def _find(opened: Opened, wanted: str) -> HeadName:
             return "causal_lm"
         known = [name for name in family.architectures if name.lower().startswith(str(opened.values.get("model_type")))]
         if not isinstance(named, list) or len(named) != 1 or named[0] not in list(family.architectures):
-            raise UserError(f"{where} names the architectures {named}, expected one of {', '.join(known)}; set frontend.head to say what the head is")
+            raise UserError(
+                f"{where} names the architectures {named}, expected one of {', '.join(known)}; set frontend.head to say what the head is"
+            )
         return family.architectures[named[0]]
     for head in family.heads:
         if head == wanted:
             return head
-    raise UserError(f"frontend.head is {wanted}, which {where} has no form of, expected auto or one of {', '.join(family.heads)}")
+    raise UserError(
+        f"frontend.head is {wanted}, which {where} has no form of, expected auto or one of {', '.join(family.heads)}"
+    )
 
 
 def _with_head(family: Family, head: HeadName) -> Family:
@@ -90,7 +94,9 @@ def _fields(opened: Opened, head: HeadName) -> dict[str, object]:
         return {}
     said = convert(opened.values, _Labels, opened.where)
     if head == "token_classification" and said.token_classification_bias is False:
-        raise UserError(f"{opened.where} has token_classification_bias: False, which is not supported; expected true or none")
+        raise UserError(
+            f"{opened.where} has token_classification_bias: False, which is not supported; expected true or none"
+        )
     n_labels = len(said.id2label) if said.id2label else said.num_labels or DEFAULT_LABELS
     fields: dict[str, object] = {"n_labels": n_labels, "labels": _names(said, opened.where)}
     if head == "sequence_classification" and (said.problem_type or n_labels == 1):
@@ -104,5 +110,7 @@ def _names(said: _Labels, where: str) -> tuple[str, ...] | None:
         return None
     numbers = [str(i) for i in range(len(said.id2label))]
     if set(numbers) != set(said.id2label):
-        raise UserError(f"{where} has id2label with the keys {', '.join(sorted(said.id2label))}, expected 0 to {len(numbers) - 1}")
+        raise UserError(
+            f"{where} has id2label with the keys {', '.join(sorted(said.id2label))}, expected 0 to {len(numbers) - 1}"
+        )
     return tuple(said.id2label[number] for number in numbers)

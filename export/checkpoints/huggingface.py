@@ -91,7 +91,11 @@ def open_folder(folder: Path) -> Opened:
     config = read_json(folder / "config.json")
     family = families.find("huggingface", config.get("model_type"), where)
     config = config | _rope_values(config, where)
-    changes, notes = overruled(folder, config, family.defaults.get("sliding_window")) if "sliding_window" in family.keys else ({}, ())
+    changes, notes = (
+        overruled(folder, config, family.defaults.get("sliding_window"))
+        if "sliding_window" in family.keys
+        else ({}, ())
+    )
     source = _open_tensors(folder)
     return Opened(family, config | changes, where, source, _tokenizer(folder, config), notes)
 
@@ -101,7 +105,9 @@ def _rope_values(config: Mapping[str, object], where: str) -> dict[str, object]:
     keys = convert(config, _RopeKeys, where)
     rope = keys.rope_scaling or keys.rope_parameters or _Rope()
     given = {"rope_theta": rope.rope_theta, "partial_rotary_factor": rope.partial_rotary_factor}
-    return {"rope_type": rope.rope_type or rope.type or "default"} | {key: value for key, value in given.items() if value is not None}
+    return {"rope_type": rope.rope_type or rope.type or "default"} | {
+        key: value for key, value in given.items() if value is not None
+    }
 
 
 def _open_tensors(folder: Path) -> ShardedTensors:
@@ -111,7 +117,9 @@ def _open_tensors(folder: Path) -> ShardedTensors:
         return ShardedTensors(dict.fromkeys(file.tensors, file))
     if (folder / INDEX).is_file():
         return _open_shards(folder)
-    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}; save the checkpoint as safetensors, no other format is read")
+    raise UserError(
+        f"{folder} has neither {SINGLE} nor {INDEX}; save the checkpoint as safetensors, no other format is read"
+    )
 
 
 def _open_shards(folder: Path) -> ShardedTensors:
@@ -119,18 +127,28 @@ def _open_shards(folder: Path) -> ShardedTensors:
     weight_map = convert(read_json(index), _Index, index).weight_map
     for shard in weight_map.values():
         # Only the written path is judged: in the Hugging Face cache the files themselves are links to another folder.
-        if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or not shard.endswith(".safetensors"):
+        if (
+            PurePosixPath(shard).is_absolute()
+            or ".." in PurePosixPath(shard).parts
+            or not shard.endswith(".safetensors")
+        ):
             raise UserError(f"{index} names the shard {shard!r}, expected a .safetensors file inside the folder")
         if not (folder / shard).is_file():
-            raise UserError(f"{index} names the shard {shard!r}, which {folder} does not have; fetch the checkpoint again")
+            raise UserError(
+                f"{index} names the shard {shard!r}, which {folder} does not have; fetch the checkpoint again"
+            )
     opened = {shard: TensorFile.open(folder / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in opened[shard].tensors:
-            raise UserError(f"{folder / shard} lacks the tensor {name}, which {index} says is there; fetch the checkpoint again")
+            raise UserError(
+                f"{folder / shard} lacks the tensor {name}, which {index} says is there; fetch the checkpoint again"
+            )
     for shard, file in opened.items():
         for name in file.tensors:
             if weight_map.get(name) != shard:
-                raise UserError(f"{file.path} holds the tensor {name}, which {index} does not say is there; fetch the checkpoint again")
+                raise UserError(
+                    f"{file.path} holds the tensor {name}, which {index} does not say is there; fetch the checkpoint again"
+                )
     return ShardedTensors({name: opened[shard] for name, shard in weight_map.items()})
 
 
@@ -154,7 +172,9 @@ def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | 
         data = (folder / "tokenizer.model").read_bytes()
         bos = _sentencepiece_bos(data, folder)
         add_bos = bos is not None and options.add_bos_token is not False
-        return TokenizerSource("sentencepiece", data, template, bos, eos, add_bos, eos[0] if eos and options.add_eos_token else None)
+        return TokenizerSource(
+            "sentencepiece", data, template, bos, eos, add_bos, eos[0] if eos and options.add_eos_token else None
+        )
     return None
 
 
@@ -180,7 +200,9 @@ def _json_tokenizer(data: bytes, folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(data)
     except Exception as error:  # the package raises nothing narrower
-        raise UserError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; fetch the checkpoint again") from error
+        raise UserError(
+            f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; fetch the checkpoint again"
+        ) from error
 
 
 def _json_bos(tokenizer: Tokenizer, options: _TokenizerConfig, configured: int | None) -> tuple[int | None, bool]:
@@ -196,6 +218,8 @@ def _sentencepiece_bos(data: bytes, folder: Path) -> int | None:
         processor = SentencePieceProcessor()
         processor.LoadFromSerializedProto(data)
     except RuntimeError as error:
-        raise UserError(f"{folder / 'tokenizer.model'} is not a SentencePiece model: {error}; fetch the checkpoint again") from error
+        raise UserError(
+            f"{folder / 'tokenizer.model'} is not a SentencePiece model: {error}; fetch the checkpoint again"
+        ) from error
     bos: int = processor.bos_id()
     return bos if bos >= 0 else None

@@ -23,8 +23,16 @@ from runtime.errors import UserError
 PARAMS_FILE = "params.json"
 SAFETENSORS_FILE = "consolidated.safetensors"
 PTH_PATTERN = "consolidated.*.pth"
-WINDOW_KEYS = ("sliding_window", "_sliding_window")  # the second is how a window is hidden from software that knows one for all layers only
-IGNORED_KEYS = ("max_batch_size", "max_position_embeddings", "moe", "_sliding_window")  # those that `_values` reads, or that carry nothing
+WINDOW_KEYS = (
+    "sliding_window",
+    "_sliding_window",
+)  # the second is how a window is hidden from software that knows one for all layers only
+IGNORED_KEYS = (
+    "max_batch_size",
+    "max_position_embeddings",
+    "moe",
+    "_sliding_window",
+)  # those that `_values` reads, or that carry nothing
 DENSE_THETA_WITH_WINDOW, DENSE_THETA = 10000.0, 1e6  # what mistral-inference infers for a rope_theta that is left out
 T = TypeVar("T")
 
@@ -45,7 +53,9 @@ class SafetensorsSource:
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:
         """Every tensor by name."""
-        return {name: SourceTensor(tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in self.file.tensors.items()}
+        return {
+            name: SourceTensor(tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in self.file.tensors.items()
+        }
 
     def read(self, name: str, rows: slice) -> Array:
         """Rows of one tensor, as stored."""
@@ -63,7 +73,9 @@ def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
     params = read_json(path)
     family = families.find("mistral", "dense" if params.get("moe") is None else "moe", str(path))
     _check_keys(params, family, path)
-    return Opened(family, _values(params, path), str(path), _open_tensors(folder), mistral_tokenizer(folder, instruct=instruct))
+    return Opened(
+        family, _values(params, path), str(path), _open_tensors(folder), mistral_tokenizer(folder, instruct=instruct)
+    )
 
 
 def overruled(folder: Path, config: Mapping[str, object], default: object) -> tuple[dict[str, object], tuple[str, ...]]:
@@ -83,7 +95,11 @@ def overruled(folder: Path, config: Mapping[str, object], default: object) -> tu
         raise UserError(f"{found}, expected files of one model; remove the one that does not belong here")
     own = layer_windows(_window(params, path), None, n_layers, repeats=True, where=str(path))
     theirs = layer_windows(
-        config.get("sliding_window", default), config.get("layer_types"), n_layers, repeats=False, where=str(folder / "config.json")
+        config.get("sliding_window", default),
+        config.get("layer_types"),
+        n_layers,
+        repeats=False,
+        where=str(folder / "config.json"),
     )
     context, their_context = params.get("max_seq_len"), config.get("max_position_embeddings")
     changes: dict[str, object] = {}
@@ -98,12 +114,18 @@ def overruled(folder: Path, config: Mapping[str, object], default: object) -> tu
     if theta is not None and their_theta is not None and theta != their_theta:
         changes["rope_theta"] = theta
         said.append(f"rope_theta is {theta}, not {their_theta}")
-    return changes, (f"{path} overrules config.json, since Mistral's own software reads it: {' and '.join(said)}",) if said else ()
+    return changes, (
+        f"{path} overrules config.json, since Mistral's own software reads it: {' and '.join(said)}",
+    ) if said else ()
 
 
 def window_pattern(windows: tuple[T, ...]) -> tuple[T, ...]:
     """The shortest pattern of windows that gives those of all layers when it is repeated."""
-    return next(windows[:n] for n in range(1, len(windows) + 1) if len(windows) % n == 0 and windows == windows[:n] * (len(windows) // n))
+    return next(
+        windows[:n]
+        for n in range(1, len(windows) + 1)
+        if len(windows) % n == 0 and windows == windows[:n] * (len(windows) // n)
+    )
 
 
 def _summary(windows: tuple[object, ...]) -> str:
@@ -115,10 +137,14 @@ def _summary(windows: tuple[object, ...]) -> str:
 
 def _check_keys(params: Mapping[str, object], family: families.Family, path: Path) -> None:
     """An unknown key may change the mathematics, so it is refused and not passed over."""
-    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS} - set(_Experts.__struct_fields__)  # which are in `moe` alone
+    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS} - set(
+        _Experts.__struct_fields__
+    )  # which are in `moe` alone
     unknown = sorted(set(params) - known)
     if unknown:
-        raise UserError(f"{path} has the key {unknown[0]!r}, which is not known; expected keys of a text model: {', '.join(sorted(known))}")
+        raise UserError(
+            f"{path} has the key {unknown[0]!r}, which is not known; expected keys of a text model: {', '.join(sorted(known))}"
+        )
 
 
 def _values(params: Mapping[str, object], path: Path) -> dict[str, object]:
@@ -146,7 +172,9 @@ def _open_tensors(folder: Path) -> TensorSource:
     """consolidated.safetensors, or all consolidated.*.pth."""
     single, shards = folder / SAFETENSORS_FILE, sorted(folder.glob(PTH_PATTERN))
     if single.is_file() and shards:
-        raise UserError(f"{folder} has both {SAFETENSORS_FILE} and {shards[0].name}, expected one of them; remove the other")
+        raise UserError(
+            f"{folder} has both {SAFETENSORS_FILE} and {shards[0].name}, expected one of them; remove the other"
+        )
     if single.is_file():
         return SafetensorsSource(TensorFile.open(single))
     if shards:

@@ -31,7 +31,11 @@ class TokenizerFile:
 def find(folder: Path) -> TokenizerFile | None:
     """tekken.json, else the SentencePiece model of the highest version, else None."""
     if (folder / TEKKEN).is_file():
-        return TokenizerFile(folder / TEKKEN, tekken.declared_version((folder / TEKKEN).read_bytes(), str(folder / TEKKEN)), declared=True)
+        return TokenizerFile(
+            folder / TEKKEN,
+            tekken.declared_version((folder / TEKKEN).read_bytes(), str(folder / TEKKEN)),
+            declared=True,
+        )
     matches = [match for path in folder.iterdir() if path.is_file() and (match := MODEL.fullmatch(path.name))]
     if not matches:
         return None
@@ -59,7 +63,11 @@ def mistral_tokenizer(folder: Path, *, instruct: bool) -> TokenizerSource | None
 def declared_tokenizer(folder: Path) -> TokenizerSource | None:
     """Mistral's own tokenizer where its file tells a version whose conversations are known; None leaves the choice to other files."""
     file = find(folder)
-    return mistral_tokenizer(folder, instruct=True) if file is not None and file.declared and file.version in INSTRUCT_VERSIONS else None
+    return (
+        mistral_tokenizer(folder, instruct=True)
+        if file is not None and file.declared and file.version in INSTRUCT_VERSIONS
+        else None
+    )
 
 
 def _read_tekken(path: Path) -> TokenizerSource:
@@ -76,5 +84,7 @@ def _read_sentencepiece(path: Path) -> TokenizerSource:
         raise UserError(f"{path} is not a SentencePiece model: {error}; fetch the checkpoint again") from error
     bos, eos = processor.bos_id(), processor.eos_id()
     if bos < 0 or eos < 0:
-        raise UserError(f"{path} has no tokens for the beginning and the end of a text, expected both; fetch the checkpoint again")
+        raise UserError(
+            f"{path} has no tokens for the beginning and the end of a text, expected both; fetch the checkpoint again"
+        )
     return TokenizerSource("sentencepiece", data, None, bos, (eos,), add_bos=True)

@@ -33,7 +33,9 @@ class PthTensors:
             loaded = _load(path)
             twice = sorted(set(stored) & set(loaded))
             if twice:
-                raise UserError(f"{path} holds the tensor {twice[0]}, which another file has too, expected whole tensors, each in one file")
+                raise UserError(
+                    f"{path} holds the tensor {twice[0]}, which another file has too, expected whole tensors, each in one file"
+                )
             stored |= loaded
         return cls(stored)
 
@@ -41,7 +43,8 @@ class PthTensors:
     def tensors(self) -> Mapping[str, SourceTensor]:
         """Every tensor by name."""
         return {
-            name: SourceTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes) for name, tensor in self.stored.items()
+            name: SourceTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
+            for name, tensor in self.stored.items()
         }
 
     def read(self, name: str, rows: slice) -> Array:
@@ -64,8 +67,12 @@ def _load(path: Path) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the loader interprets the file's bytes and raises whatever they lead to
         raise UserError(f"{path} {_reason(error)}; fetch it again, or as safetensors") from error
-    if not isinstance(loaded, dict) or not all(isinstance(name, str) and _is_plain(value) for name, value in loaded.items()):
-        raise UserError(f"{path} holds something other than tensors by name, expected a state dict; fetch the checkpoint as safetensors")
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and _is_plain(value) for name, value in loaded.items()
+    ):
+        raise UserError(
+            f"{path} holds something other than tensors by name, expected a state dict; fetch the checkpoint as safetensors"
+        )
     return {name: tensor.detach() for name, tensor in loaded.items()}
 
 
@@ -79,14 +86,21 @@ def _check_container(path: Path) -> None:
     except zipfile.BadZipFile:  # is_zipfile raises it of some damage and answers False to the rest
         complete = False
     if not complete:
-        raise UserError(f"{path} is truncated or no zip file of tensors, as torch saves them; fetch it again, or as safetensors")
+        raise UserError(
+            f"{path} is truncated or no zip file of tensors, as torch saves them; fetch it again, or as safetensors"
+        )
 
 
 def _is_plain(value: object) -> bool:
     """Whether it is a tensor with a number for each element: not sparse, quantized, or without data."""
     import torch
 
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and value.device.type == "cpu"
+    )
 
 
 def _reason(error: Exception) -> str:

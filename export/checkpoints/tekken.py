@@ -65,11 +65,17 @@ def convert(data: bytes, where: str) -> Tekken:
     pieces = _byte_characters()
     tokens = {_as_text(token, pieces): len(specials) + rank for token, rank in ranks.items()}
     if set(tokens) & set(specials):
-        raise UserError(f"{where} has {sorted(set(tokens) & set(specials))[0]!r} as a special token and as text; fetch the checkpoint again")
+        raise UserError(
+            f"{where} has {sorted(set(tokens) & set(specials))[0]!r} as a special token and as text; fetch the checkpoint again"
+        )
     merges = [(_as_text(left, pieces), _as_text(right, pieces)) for left, right in _merges(ranks)]
-    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(specials)} | tokens, merges=merges, ignore_merges=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={name: i for i, name in enumerate(specials)} | tokens, merges=merges, ignore_merges=True)
+    )
     split = _split(file.config.pattern, specials, where)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
     return Tekken(str(tokenizer.to_str()).encode(), file.config.version, specials.index(BOS), specials.index(EOS))
@@ -91,12 +97,20 @@ def _specials(file: _File, where: str) -> list[str]:
     """The special tokens' names by id, the unnamed ones filled up as Mistral's reference does."""
     listed = file.special_tokens
     if listed is None and file.config.version not in UNLISTED_VERSIONS:
-        raise UserError(f"{where} is of version {file.config.version} and lists no special tokens; fetch the checkpoint again")
+        raise UserError(
+            f"{where} is of version {file.config.version} and lists no special tokens; fetch the checkpoint again"
+        )
     names = list(UNLISTED) if listed is None else [token.token_str for token in listed]
     if listed is not None and [token.rank for token in listed] != list(range(len(listed))):
-        raise UserError(f"{where} lists its special tokens out of order, expected ranks 0 to {len(listed) - 1}; fetch the checkpoint again")
+        raise UserError(
+            f"{where} lists its special tokens out of order, expected ranks 0 to {len(listed) - 1}; fetch the checkpoint again"
+        )
     names += [f"<SPECIAL_{i}>" for i in range(len(names), file.config.default_num_special_tokens)]
-    if len(names) != file.config.default_num_special_tokens or len(set(names)) != len(names) or not {BOS, EOS} <= set(names):
+    if (
+        len(names) != file.config.default_num_special_tokens
+        or len(set(names)) != len(names)
+        or not {BOS, EOS} <= set(names)
+    ):
         expected = f"{file.config.default_num_special_tokens} of different names, {BOS} and {EOS} among them"
         raise UserError(f"{where} has {len(names)} special tokens, expected {expected}; fetch the checkpoint again")
     return names
@@ -110,7 +124,9 @@ def _ranks(file: _File, where: str) -> dict[bytes, int]:
     except (binascii.Error, ValueError) as error:
         raise UserError(f"{where} has a token that is not base64: {error}; fetch the checkpoint again") from error
     if list(ranks.values()) != list(range(size)) or any(bytes([byte]) not in ranks for byte in range(256)):
-        raise UserError(f"{where} has a vocabulary that is not {size} different tokens in the order of their ranks; fetch the checkpoint again")
+        raise UserError(
+            f"{where} has a vocabulary that is not {size} different tokens in the order of their ranks; fetch the checkpoint again"
+        )
     return ranks
 
 
@@ -139,7 +155,9 @@ def _split(pattern: str, specials: Sequence[str], where: str) -> pre_tokenizers.
         raise UserError(f"{where} has a pattern that does not compile: {error}; fetch the checkpoint again") from error
     whole = [name for name in specials if len(split.pre_tokenize_str(name)) < 2]
     if whole:
-        raise UserError(f"{where} has the special token {whole[0]!r}, which is one word of ordinary text; no tokenizer.json can tell the two apart")
+        raise UserError(
+            f"{where} has the special token {whole[0]!r}, which is one word of ordinary text; no tokenizer.json can tell the two apart"
+        )
     return split
 
 

@@ -60,7 +60,9 @@ def weights(family: Family, config: ModelConfig) -> dict[str, Weight]:
     outside = [name for name in OUTSIDE if name in family.sources and not (name == HEAD and config.tied_embeddings)]
     result = {name: _weight(family, config, name, OUTSIDE[name], 0) for name in outside}
     for i in range(config.n_layers):
-        result |= {name.format(i=i): _weight(family, config, name, entry, i) for name, entry in LAYERS[family.family].items()}
+        result |= {
+            name.format(i=i): _weight(family, config, name, entry, i) for name, entry in LAYERS[family.family].items()
+        }
     return result
 
 
@@ -82,7 +84,9 @@ def sizes(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def _weight(family: Family, config: ModelConfig, name: str, entry: tuple[tuple[str, ...], str | None], layer: int) -> Weight:
+def _weight(
+    family: Family, config: ModelConfig, name: str, entry: tuple[tuple[str, ...], str | None], layer: int
+) -> Weight:
     n = sizes(config)
     rows, columns = entry
     tail = () if columns is None else (n[columns],)

@@ -12,7 +12,16 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from export.configuration.errors import CONFLICT, explain
@@ -64,7 +73,11 @@ Budget = Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)]
 Arch = Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}a?$")]
 Archs = Annotated[tuple[Arch, ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]
 Chunks = Annotated[
-    tuple[Count, ...], Field(min_length=1), BeforeValidator(_listed_or_one), AfterValidator(_check_distinct), AfterValidator(_descending)
+    tuple[Count, ...],
+    Field(min_length=1),
+    BeforeValidator(_listed_or_one),
+    AfterValidator(_check_distinct),
+    AfterValidator(_descending),
 ]
 
 
@@ -89,7 +102,9 @@ class FrontendConfig(Section):
 
     checkpoint: FilePath = Field(description="the path of a checkpoint folder or file, as text")
     type: Literal["auto", "huggingface", "mistral", "gguf"] = "auto"
-    head: Literal["auto", "causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"] = "auto"
+    head: Literal[
+        "auto", "causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"
+    ] = "auto"
     instruct: bool = False  # Mistral's own format does not say whether the model was tuned for conversations
     overrides: Mapping[str, bool | int | FiniteFloat | str | list[int | None] | None] = Field(
         default_factory=dict, description="a number, text, true, false, null or a list of windows for each model field"
@@ -100,7 +115,9 @@ class ShapeConfig(Section):
     """The sizes that stay fixed in the artifact; `prefill_chunks` is the YAML's `prefill_chunk`, descending."""
 
     batch: Count = Field(default=1, description=A_COUNT)
-    prefill_chunks: Chunks = Field(default=DEFAULT_CHUNKS, alias="prefill_chunk", description=f"{A_COUNT}, or a list of different ones")
+    prefill_chunks: Chunks = Field(
+        default=DEFAULT_CHUNKS, alias="prefill_chunk", description=f"{A_COUNT}, or a list of different ones"
+    )
     cache_len: Count = Field(default=4096, description=A_COUNT)
 
     @model_validator(mode="after")
@@ -108,7 +125,9 @@ class ShapeConfig(Section):
         largest = self.prefill_chunks[0]
         if largest > self.cache_len:
             remedy = f"set shape.prefill_chunk to at most {self.cache_len}, or shape.cache_len to at least {largest}"
-            raise _conflict("prefill_chunk", f"holds {largest}, which exceeds shape.cache_len ({self.cache_len}); {remedy}")
+            raise _conflict(
+                "prefill_chunk", f"holds {largest}, which exceeds shape.cache_len ({self.cache_len}); {remedy}"
+            )
         return self
 
 
@@ -120,27 +139,38 @@ class QuantizeConfig(Section):
     symmetric: bool = True  # of int4; false adds a zero point to each group
     keep: Kept = Field(default=(), description=f"a list of {', '.join(KEPT)}")  # what is stored by `keep_scheme`
     keep_scheme: Scheme = Field(default="int8", description=ONE_SCHEME)
-    cache: Literal["auto", "fp32", "fp16", "int8"] = "auto"  # how keys and values are stored; auto is backend.dtype, fp16 for bf16
-    budget: Budget | None = Field(default=None, description="a number of percent above 0, or null")  # of perplexity, in `make quality`
+    cache: Literal["auto", "fp32", "fp16", "int8"] = (
+        "auto"  # how keys and values are stored; auto is backend.dtype, fp16 for bf16
+    )
+    budget: Budget | None = Field(
+        default=None, description="a number of percent above 0, or null"
+    )  # of perplexity, in `make quality`
 
 
 class BackendConfig(Section):
     """The machine that runs the artifact. `dtype` is the storage of weights and caches; `arch` is empty for llvm."""
 
     target: Literal["llvm", "cuda"]
-    cpu: Name = Field(default="x86-64-v3", description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native")
+    cpu: Name = Field(
+        default="x86-64-v3", description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native"
+    )
     arch: Archs = Field(
         default_factory=lambda given: DEFAULT_ARCHS[given["target"]],
         description="a list of different CUDA architectures, such as [sm_80, sm_90a]",
     )
-    dtype: StorageDType = Field(default_factory=lambda given: DEFAULT_DTYPES[given["target"]], description="fp32, fp16 or bf16")
+    dtype: StorageDType = Field(
+        default_factory=lambda given: DEFAULT_DTYPES[given["target"]], description="fp32, fp16 or bf16"
+    )
 
     @model_validator(mode="after")
     def _arch_is_for_cuda(self) -> Self:
         if self.target == "llvm" and self.arch:
             raise _conflict("arch", "is for cuda, but backend.target is llvm; remove backend.arch, or make it []")
         if self.target == "cuda" and not self.arch:
-            raise _conflict("arch", "is empty, but backend.target is cuda; list an architecture, such as [sm_80], or remove backend.arch")
+            raise _conflict(
+                "arch",
+                "is empty, but backend.target is cuda; list an architecture, such as [sm_80], or remove backend.arch",
+            )
         return self
 
     @model_validator(mode="after")
@@ -160,7 +190,9 @@ class WorkspaceConfig(Section):
 class CompileConfig(Section):
     """Everything that a person chose for one compile, with every default filled in."""
 
-    name: Name = Field(description="text of letters, digits, '.', '_' and '-', no dot first, in quotes if it looks like a number")
+    name: Name = Field(
+        description="text of letters, digits, '.', '_' and '-', no dot first, in quotes if it looks like a number"
+    )
     frontend: FrontendConfig
     shape: ShapeConfig = ShapeConfig()
     quantize: QuantizeConfig = QuantizeConfig()
@@ -172,7 +204,10 @@ class CompileConfig(Section):
         for key in ("scheme", "keep_scheme"):
             scheme = getattr(self.quantize, key)
             if self.backend.target == "cuda" and scheme not in CUDA_SCHEMES:
-                raise _conflict(f"quantize.{key}", f"is {scheme}, which this version does not compile for cuda; use {', '.join(CUDA_SCHEMES)}")
+                raise _conflict(
+                    f"quantize.{key}",
+                    f"is {scheme}, which this version does not compile for cuda; use {', '.join(CUDA_SCHEMES)}",
+                )
         if self.backend.target == "cuda" and self.quantize.cache == "int8":
             raise _conflict("quantize.cache", "is int8, which this version does not compile for cuda; use fp16")
         return self
@@ -210,7 +245,9 @@ def _describe(section: Section, indent: str) -> list[str]:
         if isinstance(value, Section):
             lines += [f"{indent}{key}:", *_describe(value, indent + "  ")]
         else:
-            lines.append(f"{indent}{key}: {yaml_text(values[key])}" + ("" if name in section.model_fields_set else "  # default"))
+            lines.append(
+                f"{indent}{key}: {yaml_text(values[key])}" + ("" if name in section.model_fields_set else "  # default")
+            )
     return lines
 
 
@@ -218,7 +255,9 @@ def artifact_dir(config_path: Path) -> Path:
     """The folder that a config compiles to: `out/NAME` for `NAME.yaml`; raises `UserError` for a name that makes no folder there."""
     name = config_path.stem
     if not NAME.fullmatch(name):
-        raise UserError(f"config {config_path} names no artifact folder, expected letters, digits, '.', '_' and '-' in its name; rename it")
+        raise UserError(
+            f"config {config_path} names no artifact folder, expected letters, digits, '.', '_' and '-' in its name; rename it"
+        )
     return Path("out") / name
 
 
@@ -226,12 +265,21 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     """The arguments that every command on a config takes: `config` (Path) and `overrides` (list of texts)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", type=Path, help="YAML file, such as yaml/demo.yaml")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set one value, may be repeated")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set one value, may be repeated",
+    )
     return parser
 
 
 def stage_parser(description: str) -> argparse.ArgumentParser:
     """Those of a command that compiles: also `dump` (Path or None)."""
     parser = config_parser(description)
-    parser.add_argument("--dump", type=Path, metavar="DIR", help="write the intermediate form after each named step to this folder")
+    parser.add_argument(
+        "--dump", type=Path, metavar="DIR", help="write the intermediate form after each named step to this folder"
+    )
     return parser

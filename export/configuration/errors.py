@@ -23,7 +23,9 @@ def explain(errors: Sequence[ErrorDetails], root: Section, source: Sourced) -> s
     if unknown:
         return _unknown_key(unknown[0], root, source)
     if wrong:
-        return _conflict(wrong[0], source) if wrong[0]["type"] == CONFLICT else _wrong_value(wrong[0]["loc"], root, source)
+        return (
+            _conflict(wrong[0], source) if wrong[0]["type"] == CONFLICT else _wrong_value(wrong[0]["loc"], root, source)
+        )
     return _missing_keys([error["loc"] for error in errors if error["type"] == MISSING], root, source)
 
 
@@ -104,4 +106,6 @@ def _required(path: KeyPath, root: Section) -> list[KeyPath]:
     section = _inner(_keys(_section(root, path[:-1]))[str(path[-1])]) if path else root
     if section is None:
         return [path]
-    return [inner for key, field in _keys(section).items() if field.is_required() for inner in _required((*path, key), root)]
+    return [
+        inner for key, field in _keys(section).items() if field.is_required() for inner in _required((*path, key), root)
+    ]

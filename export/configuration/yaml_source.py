@@ -90,7 +90,11 @@ def yaml_text(value: Value) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, str):
-        return value if _is_plain(value) else safe_dump(value, default_style='"', width=2**31, allow_unicode=True).rstrip("\n")
+        return (
+            value
+            if _is_plain(value)
+            else safe_dump(value, default_style='"', width=2**31, allow_unicode=True).rstrip("\n")
+        )
     return repr(value)
 
 
@@ -105,11 +109,17 @@ def read_yaml(path: Path) -> Sourced:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(f"config {path} does not exist; give the path of a YAML file, such as yaml/demo.yaml") from error
+        raise UserError(
+            f"config {path} does not exist; give the path of a YAML file, such as yaml/demo.yaml"
+        ) from error
     except OSError as error:
-        raise UserError(f"config {path} cannot be read ({error.strerror}); give the path of a YAML file, such as yaml/demo.yaml") from error
+        raise UserError(
+            f"config {path} cannot be read ({error.strerror}); give the path of a YAML file, such as yaml/demo.yaml"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"config {path} is not UTF-8 text (byte {error.start}), expected a YAML file; save it as UTF-8") from error
+        raise UserError(
+            f"config {path} is not UTF-8 text (byte {error.start}), expected a YAML file; save it as UTF-8"
+        ) from error
     source = parse_yaml(text, str(path), lines=True)
     if not isinstance(source.data, dict):
         found = "nothing" if source.data is None else yaml_text(source.data)[:60]
@@ -167,7 +177,9 @@ def _unique_items(node: MappingNode) -> Iterator[tuple[str, Node, int]]:
     seen: dict[str, int] = {}
     for key_node, child in node.value:
         if not isinstance(key_node, ScalarNode):
-            raise MarkedYAMLError(problem="a key is a list or a mapping, expected text", problem_mark=key_node.start_mark)
+            raise MarkedYAMLError(
+                problem="a key is a list or a mapping, expected text", problem_mark=key_node.start_mark
+            )
         key, line = key_node.value, key_node.start_mark.line + 1
         if key in seen:
             problem = f"key {key!r} is given twice (first on line {seen[key]})"
@@ -199,13 +211,17 @@ def with_override(source: Sourced, override: str) -> Sourced:
     key, equals, text = override.partition("=")
     path: tuple[str, ...] = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise UserError(f"{where} is not an override; expected --set key.path=value, such as --set shape.cache_len=2048")
+        raise UserError(
+            f"{where} is not an override; expected --set key.path=value, such as --set shape.cache_len=2048"
+        )
     given = parse_yaml(text, where, lines=False)
     parents: list[KeyPath] = [path[:depth] for depth in range(1, len(path))]
     for parent in parents:
         found = source.get(parent) if parent in source.origins else None
         if not isinstance(found, dict | None):
-            raise UserError(f"{where}: {key_text(parent)} is {yaml_text(found)} ({source.origin(parent)}), so it has no keys to set")
+            raise UserError(
+                f"{where}: {key_text(parent)} is {yaml_text(found)} ({source.origin(parent)}), so it has no keys to set"
+            )
     kept = {old: origin for old, origin in source.origins.items() if old[: len(path)] != path}
     made = {parent: where for parent in parents if parent not in source.origins}
     new: dict[KeyPath, str] = {(*path, *below): where for below in given.origins}

@@ -18,23 +18,36 @@ from export.checkpoints import mistral_tokenizer
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoints.source import TokenizerSource
 from export.console import byte_bar, console
-from export.conversion.forms import FormTensors, huggingface_config, huggingface_tensors, mistral_params, mistral_tensors
+from export.conversion.forms import (
+    FormTensors,
+    huggingface_config,
+    huggingface_tensors,
+    mistral_params,
+    mistral_tensors,
+)
 from export.conversion.safetensors_shards import total_bytes, write_file, write_shards
 from runtime.errors import UserError
 
 SHARD_BYTES = 5 * 10**9  # of a Hugging Face folder; Mistral's own format has one file
 OTHER = {"huggingface": "mistral", "mistral": "huggingface"}  # the form that is written -> the one that is read
 MARKS = {"huggingface": "config.json", "mistral": "params.json"}  # the file that tells a form
-PLAIN_TOKENIZERS = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # kind -> file of a Hugging Face folder
+PLAIN_TOKENIZERS = {
+    "tokenizer.json": "tokenizer.json",
+    "sentencepiece": "tokenizer.model",
+}  # kind -> file of a Hugging Face folder
 KEPT_FREE = 64 * 10**6  # bytes on the disk for everything besides the weights
 
 
 def main() -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m export.convert", description="Convert a checkpoint from Mistral's own format, or to it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.convert", description="Convert a checkpoint from Mistral's own format, or to it."
+    )
     parser.add_argument("source", type=Path, help="the checkpoint's folder")
     parser.add_argument("target", type=Path, help="the folder to write, which is absent or empty")
-    parser.add_argument("--to", choices=tuple(OTHER), help="the form to write; the other one than that of the source if left out")
+    parser.add_argument(
+        "--to", choices=tuple(OTHER), help="the form to write; the other one than that of the source if left out"
+    )
     arguments = parser.parse_args()
     notes = convert(arguments.source, arguments.target, arguments.to or other_form(arguments.source))
     for note in notes:
@@ -49,7 +62,9 @@ def other_form(source: Path) -> str:
     if not found:
         raise UserError(f"{source} has neither {' nor '.join(MARKS.values())}, expected a checkpoint's folder")
     if len(found) > 1:
-        raise UserError(f"{source} has both {' and '.join(MARKS.values())}; say with --to huggingface or --to mistral which form to write")
+        raise UserError(
+            f"{source} has both {' and '.join(MARKS.values())}; say with --to huggingface or --to mistral which form to write"
+        )
     return OTHER[found[0]]
 
 
@@ -110,7 +125,10 @@ def _to_mistral(checkpoint: Checkpoint, source: Path, _shard_bytes: int) -> tupl
     return tensors, write
 
 
-_WRITERS: Mapping[str, Callable[[Checkpoint, Path, int], tuple[FormTensors, Write]]] = {"huggingface": _to_huggingface, "mistral": _to_mistral}
+_WRITERS: Mapping[str, Callable[[Checkpoint, Path, int], tuple[FormTensors, Write]]] = {
+    "huggingface": _to_huggingface,
+    "mistral": _to_mistral,
+}
 
 
 def _ids(checkpoint: Checkpoint) -> dict[str, object]:
@@ -118,7 +136,11 @@ def _ids(checkpoint: Checkpoint) -> dict[str, object]:
     if checkpoint.tokenizer is None:
         return {}
     bos, eos = checkpoint.tokenizer.bos_id, checkpoint.tokenizer.eos_ids
-    return {key: value for key, value in (("bos_token_id", bos), ("eos_token_id", eos[0] if len(eos) == 1 else list(eos))) if value not in (None, [])}
+    return {
+        key: value
+        for key, value in (("bos_token_id", bos), ("eos_token_id", eos[0] if len(eos) == 1 else list(eos)))
+        if value not in (None, [])
+    }
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -127,7 +149,11 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
 
 def _own_tokenizers(source: Path) -> list[Path]:
     """Files of Mistral's own tokenizers, which both forms hold under the same names."""
-    return [path for path in sorted(source.iterdir()) if path.name == mistral_tokenizer.TEKKEN or mistral_tokenizer.MODEL.fullmatch(path.name)]
+    return [
+        path
+        for path in sorted(source.iterdir())
+        if path.name == mistral_tokenizer.TEKKEN or mistral_tokenizer.MODEL.fullmatch(path.name)
+    ]
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
@@ -147,11 +173,17 @@ def _tokenizer_notes(checkpoint: Checkpoint, source: Path, to: str) -> tuple[str
     if tokenizer is None:
         return (f"{source} has no tokenizer, so none was written",)
     if to == "mistral" and not _own_tokenizers(source):
-        return (f"{source} has no tokenizer that Mistral's own format knows, such as tokenizer.model or tekken.json, so none was written",)
+        return (
+            f"{source} has no tokenizer that Mistral's own format knows, such as tokenizer.model or tekken.json, so none was written",
+        )
     if to == "mistral" and (tokenizer.chat_template is not None or tokenizer.instruct is not None):
-        return ("Mistral's own format has no place for a chat template; for conversations compile what was written with frontend.instruct: true",)
+        return (
+            "Mistral's own format has no place for a chat template; for conversations compile what was written with frontend.instruct: true",
+        )
     if to == "huggingface":
-        return (f"{source} has no chat template, so none was written; if the model is tuned for conversations, compile it from there",)
+        return (
+            f"{source} has no chat template, so none was written; if the model is tuned for conversations, compile it from there",
+        )
     return ()
 
 

@@ -13,7 +13,11 @@ from export.checkpoints.tensor_layout import Weight, weights
 from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
 
-HUGGINGFACE_MODELS = {"mistral": "MistralForCausalLM", "ministral": "MinistralForCausalLM", "mixtral": "MixtralForCausalLM"}
+HUGGINGFACE_MODELS = {
+    "mistral": "MistralForCausalLM",
+    "ministral": "MinistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,9 @@ class FormTensors:
     """A checkpoint's tensors under the names of another format, each with the dtype that it is stored in, read a block at a time."""
 
     checkpoint: Checkpoint  # its names are the format's, and each tensor has one part
-    interleaved_heads: Mapping[str, int]  # tensors whose rotary pairs the format has in neighbouring rows -> their heads
+    interleaved_heads: Mapping[
+        str, int
+    ]  # tensors whose rotary pairs the format has in neighbouring rows -> their heads
 
     def names(self) -> tuple[str, ...]:
         """Every tensor by the format's name."""
@@ -38,7 +44,9 @@ class FormTensors:
     def blocks(self, name: str) -> Iterator[Array]:
         """The rows of one tensor in order, a bounded number of bytes at a time."""
         heads = self.interleaved_heads.get(name)
-        yield from self.checkpoint.blocks(name) if heads is None else (neighbour_rows(self.checkpoint.tensor(name), heads),)
+        yield from (
+            self.checkpoint.blocks(name) if heads is None else (neighbour_rows(self.checkpoint.tensor(name), heads),)
+        )
 
     def tensor(self, name: str) -> Array:
         """One tensor, whole."""
@@ -55,7 +63,9 @@ def huggingface_config(model: ModelConfig) -> dict[str, object]:
     config = {"architectures": [HUGGINGFACE_MODELS[key]], "model_type": key, "hidden_act": "silu", **fields}
     config["sliding_window"] = next((window for window in model.sliding_window if window is not None), None)
     if key == "ministral":
-        config["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in model.sliding_window]
+        config["layer_types"] = [
+            "full_attention" if window is None else "sliding_attention" for window in model.sliding_window
+        ]
     return config
 
 
@@ -93,9 +103,13 @@ def _huggingface_key(model: ModelConfig) -> str:
     sizes = sorted({window for window in model.sliding_window if window is not None})
     interleaved, mixture = len(set(model.sliding_window)) > 1, model.n_experts is not None
     if len(sizes) > 1:
-        raise UserError(f"the layers have windows of {sizes} positions, which no class of transformers has, expected one size")
+        raise UserError(
+            f"the layers have windows of {sizes} positions, which no class of transformers has, expected one size"
+        )
     if interleaved and mixture:
-        raise UserError("the layers of a mixture of experts differ in their window, which no class of transformers has, expected the same in all")
+        raise UserError(
+            "the layers of a mixture of experts differ in their window, which no class of transformers has, expected the same in all"
+        )
     return "mixtral" if mixture else "ministral" if interleaved else "mistral"
 
 
@@ -106,19 +120,29 @@ def _mistral_key(model: ModelConfig) -> str:
 
 def _check_head(model: ModelConfig) -> None:
     if not model.generates:
-        raise UserError(f"the model has the head {model.head}, which only its own format has a place for, expected a causal language model")
+        raise UserError(
+            f"the model has the head {model.head}, which only its own format has a place for, expected a causal language model"
+        )
 
 
 def _values(model: ModelConfig, family: Family) -> dict[str, object]:
     """The hyper-parameters that a model has, windows left out, by the format's keys."""
-    fields = {ours: getattr(model, ours) for ours in family.keys if ours in ModelConfig.__struct_fields__ and ours != "sliding_window"}
+    fields = {
+        ours: getattr(model, ours)
+        for ours in family.keys
+        if ours in ModelConfig.__struct_fields__ and ours != "sliding_window"
+    }
     return {family.keys[ours]: value for ours, value in fields.items() if value is not None}
 
 
 def _renamed(checkpoint: Checkpoint, family: Family) -> FormTensors:
     """The parts of our tensors, which both formats cut in the same places, under the names of `family`."""
     layout = weights(family, checkpoint.model)
-    pairs = [(wanted, stored) for name, weight in layout.items() for wanted, stored in zip(weight.parts, checkpoint.weights[name].parts, strict=True)]
+    pairs = [
+        (wanted, stored)
+        for name, weight in layout.items()
+        for wanted, stored in zip(weight.parts, checkpoint.weights[name].parts, strict=True)
+    ]
     single = {wanted.source: Weight(wanted.shape, (stored,)) for wanted, stored in pairs}
     heads = {wanted.source: wanted.interleaved_heads for wanted, _ in pairs if wanted.interleaved_heads is not None}
     return FormTensors(replace(checkpoint, weights=single), heads)

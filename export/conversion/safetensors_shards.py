@@ -23,7 +23,9 @@ def total_bytes(tensors: FormTensors) -> int:
     return sum(_nbytes(tensors, name) for name in tensors.names())
 
 
-def write_shards(folder: Path, stem: str, tensors: FormTensors, shard_bytes: int, advance: Callable[[int], None]) -> None:
+def write_shards(
+    folder: Path, stem: str, tensors: FormTensors, shard_bytes: int, advance: Callable[[int], None]
+) -> None:
     """STEM.safetensors, or STEM-00001-of-0000N.safetensors and STEM.safetensors.index.json beyond `shard_bytes`; `advance` hears of bytes."""
     shards = list(_shards(tensors, shard_bytes))
     if len(shards) == 1:
@@ -44,7 +46,9 @@ def write_file(path: Path, tensors: FormTensors, names: Sequence[str], advance: 
         file.write(_header(tensors, ordered))
         for name in ordered:
             for block in tensors.blocks(name):
-                assert str(block.dtype) == tensors.dtype(name), f"{name} gave {block.dtype}, expected {tensors.dtype(name)}"
+                assert str(block.dtype) == tensors.dtype(name), (
+                    f"{name} gave {block.dtype}, expected {tensors.dtype(name)}"
+                )
                 file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
                 advance(block.nbytes)
 
@@ -54,7 +58,11 @@ def _header(tensors: FormTensors, names: Sequence[str]) -> bytes:
     position = 0
     for name in names:
         end = position + _nbytes(tensors, name)
-        entries[name] = {"dtype": CODES[tensors.dtype(name)], "shape": list(tensors.shape(name)), "data_offsets": [position, end]}
+        entries[name] = {
+            "dtype": CODES[tensors.dtype(name)],
+            "shape": list(tensors.shape(name)),
+            "data_offsets": [position, end],
+        }
         position = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % HEADER_ALIGNMENT)

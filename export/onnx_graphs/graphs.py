@@ -14,7 +14,18 @@ from typing import Any
 
 from export.onnx_graphs.quantize import ModelTensor, specs
 from runtime.artifact import manifest
-from runtime.artifact.manifest import HEADS, DType, Graph, ModelConfig, Quantization, Record, Shape, Signature, TensorSpec, TokenizerSpec
+from runtime.artifact.manifest import (
+    HEADS,
+    DType,
+    Graph,
+    ModelConfig,
+    Quantization,
+    Record,
+    Shape,
+    Signature,
+    TensorSpec,
+    TokenizerSpec,
+)
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
@@ -43,7 +54,11 @@ class GraphsRecord(Record, frozen=True):
     @property
     def rounded_weights(self) -> dict[str, int]:
         """The weights whose tokens are rounded to int8, and how many neighbours share a scale."""
-        return {tensor.name: tensor.stored.rounded_together(tensor.shape[1]) for tensor in self.tensors if tensor.stored.dynamic}
+        return {
+            tensor.name: tensor.stored.rounded_together(tensor.shape[1])
+            for tensor in self.tensors
+            if tensor.stored.dynamic
+        }
 
     @property
     def cache_dtype(self) -> DType:
@@ -63,7 +78,9 @@ class OnnxGraphs:
         """Read the folder's record; UserError when it is missing or malformed."""
         path = folder / RECORD_FILE
         if not path.is_file():
-            raise UserError(f"{path} is missing: expected the export stage's output there; run `python -m export` again")
+            raise UserError(
+                f"{path} is missing: expected the export stage's output there; run `python -m export` again"
+            )
         return cls(folder, manifest.decode(path.read_bytes(), GraphsRecord, str(path)))
 
     def onnx_path(self, graph: Graph) -> Path:
@@ -106,5 +123,7 @@ def _signature(model: ModelConfig, shape: Shape, tokens: int, cache_dtype: str) 
 
     ids = [TensorSpec(name=name, shape=(shape.batch, tokens), dtype="int64") for name in ("input_ids", "position_ids")]
     head = HEADS[model.head]
-    output = TensorSpec(name=head.output, shape=(shape.batch, tokens if head.every_token else 1, model.n_outputs), dtype="float32")
+    output = TensorSpec(
+        name=head.output, shape=(shape.batch, tokens if head.every_token else 1, model.n_outputs), dtype="float32"
+    )
     return Signature(inputs=(*ids, *caches("past_key_values")), outputs=(output, *caches("present")))

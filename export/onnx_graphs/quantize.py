@@ -25,7 +25,11 @@ INT4_MAX = 15
 INT4_SEARCH = 2**18  # numbers whose scales are searched for together
 INT4_MULTIPLE = 8  # of K: eight 4-bit numbers are packed together
 HEAD = ("output.weight", "tok_embeddings.weight")  # the second where embeddings are tied
-STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # backend.dtype to that of matrices
+STORAGE: dict[str, DType] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}  # backend.dtype to that of matrices
 CACHE_STORAGE: dict[str, DType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
@@ -123,7 +127,9 @@ def _int4_specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
     n, k = tensor.shape
     shape = (n, groups(tensor))
     found = [
-        TensorSpec(name=tensor.name, shape=(n, k // 2), dtype="uint8"),  # two numbers a byte, the lower half first, as in ONNX
+        TensorSpec(
+            name=tensor.name, shape=(n, k // 2), dtype="uint8"
+        ),  # two numbers a byte, the lower half first, as in ONNX
         TensorSpec(name=tensor.name + SCALE_SUFFIX, shape=shape, dtype="float16"),
     ]
     if tensor.stored.zero_points:
@@ -202,7 +208,9 @@ def _int4_load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
         return np.repeat(values.astype(np.float32), size, axis=1)[:, :k]
 
     zero = spread(stored[tensor.name + ZERO_POINT_SUFFIX]) if tensor.stored.zero_points else np.float32(INT4_ZERO)
-    return (unpacked_int4(tensor, stored[tensor.name]).astype(np.float32) - zero) * spread(stored[tensor.name + SCALE_SUFFIX])
+    return (unpacked_int4(tensor, stored[tensor.name]).astype(np.float32) - zero) * spread(
+        stored[tensor.name + SCALE_SUFFIX]
+    )
 
 
 _PLAIN = Codec(_plain_specs, _plain_store, _plain_load)
@@ -219,7 +227,9 @@ SCHEMES: dict[str, Callable[[Quantization, DType], MatrixFormat]] = {  # the sec
     "int8": lambda *_: MatrixFormat(dtype="int8"),
     "int8_dynamic": lambda *_: MatrixFormat(dtype="int8", dynamic=True),
     "int4": lambda q, _: MatrixFormat(dtype="int4", group_size=q.group_size, zero_points=not q.symmetric),
-    "int4_dynamic": lambda q, _: MatrixFormat(dtype="int4", group_size=q.group_size, zero_points=not q.symmetric, dynamic=True),
+    "int4_dynamic": lambda q, _: MatrixFormat(
+        dtype="int4", group_size=q.group_size, zero_points=not q.symmetric, dynamic=True
+    ),
 }
 
 
@@ -240,13 +250,17 @@ class FormatRules:
         if len(shape) == 1 or name.endswith(ROUTER):
             return MatrixFormat(dtype="float32")  # a few kilobytes, and precision that every layer feels
         if name == "tok_embeddings.weight" and not self.tied_embeddings:
-            return MatrixFormat(dtype=self.dtype)  # only one row a token is read, so a narrower store would save nothing but disk
+            return MatrixFormat(
+                dtype=self.dtype
+            )  # only one row a token is read, so a narrower store would save nothing but disk
         scheme = self.quantization.keep_scheme if self._is_kept(name) else self.quantization.scheme
         chosen = SCHEMES[scheme](self.quantization, self.dtype)
         if EXPERTS in name or (chosen.dtype == "int4" and shape[1] % INT4_MULTIPLE):
             return MatrixFormat(dtype="int8") if chosen.scaled else chosen  # what their kernels have
         if name in HEAD and chosen.dtype == "int8":
-            return MatrixFormat(dtype="int8")  # a language model's head sees one token a call and waits for memory: rounding it would gain nothing
+            return MatrixFormat(
+                dtype="int8"
+            )  # a language model's head sees one token a call and waits for memory: rounding it would gain nothing
         return chosen
 
     def _is_kept(self, name: str) -> bool:

@@ -29,7 +29,14 @@ def stitch(parts: Parts, cache_lens: Sequence[int], signature: Signature) -> ir.
     each = len(caches) // len(cache_lens)  # of a layer
     for i, cache_len in enumerate(cache_lens):
         arguments = [x, cos, sin, mask_of[cache_len], *caches[each * i : each * (i + 1)]]
-        x, *new = _append(graph, parts.blocks[cache_len].graph, arguments, f"layers.{i}", f"layers.{i}.{{}}".format, f"block_{cache_len}")
+        x, *new = _append(
+            graph,
+            parts.blocks[cache_len].graph,
+            arguments,
+            f"layers.{i}",
+            f"layers.{i}.{{}}".format,
+            f"block_{cache_len}",
+        )
         present += new
     outputs = [*_append(graph, parts.finish.graph, [x], "finish", str), *present]
     for value, spec in zip(outputs, signature.outputs, strict=True):
@@ -44,7 +51,12 @@ def _declare(spec: TensorSpec) -> ir.Value:
 
 
 def _append(
-    graph: ir.Graph, part: ir.Graph, arguments: Sequence[ir.Value], scope: str, weight_name: Callable[[str], str], constants: str | None = None
+    graph: ir.Graph,
+    part: ir.Graph,
+    arguments: Sequence[ir.Value],
+    scope: str,
+    weight_name: Callable[[str], str],
+    constants: str | None = None,
 ) -> list[ir.Value]:
     """Copy a part's nodes behind those of `graph`, fed with `arguments`; returns the copies of the part's outputs.
 
@@ -55,11 +67,20 @@ def _append(
     for name, value in part.initializers.items():
         own = weight_name(name) if value.const_value is None else f"{constants or scope}.{name}"
         if own not in graph.initializers:
-            graph.initializers[own] = ir.Value(name=own, shape=value.shape, type=value.type, const_value=value.const_value)
+            graph.initializers[own] = ir.Value(
+                name=own, shape=value.shape, type=value.type, const_value=value.const_value
+            )
         new[value] = graph.initializers[own]
     for node in part:
         inputs = [None if value is None else new[value] for value in node.inputs]
-        copy = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs), name=f"{scope}.{node.name}")
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            inputs,
+            node.attributes.values(),
+            num_outputs=len(node.outputs),
+            name=f"{scope}.{node.name}",
+        )
         for old, value in zip(node.outputs, copy.outputs, strict=True):
             value.name, value.shape, value.type = f"{scope}.{old.name}", old.shape, old.type
             new[old] = value

@@ -10,7 +10,11 @@ import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass, LiftConstantsToInitializersPass
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    CommonSubexpressionEliminationPass,
+    LiftConstantsToInitializersPass,
+)
 from onnxscript import optimizer
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -29,7 +33,12 @@ OPSET = 20  # the newest at which TVM 0.27 imports every operator that the trace
 
 
 def export_graph(
-    model: StaticModel, record: GraphsRecord, graph: Graph, constants: dict[str, NDArray[np.generic]], weights: TensorFile, path: Path
+    model: StaticModel,
+    record: GraphsRecord,
+    graph: Graph,
+    constants: dict[str, NDArray[np.generic]],
+    weights: TensorFile,
+    path: Path,
 ) -> None:
     """Trace `model` (on the meta device) at the graph's shapes and write `path`, checked; weights stay in their file beside it."""
     traced = stitch(_trace_parts(model, graph, constants), model.cache_lens, graph.signature)
@@ -61,7 +70,9 @@ def _trace_parts(model: StaticModel, graph: Graph, constants: dict[str, NDArray[
         layer = model.cache_lens.index(cache_len)
         caches = [_meta(spec.shape, spec.dtype) for spec in graph.signature.caches[each * layer : each * (layer + 1)]]
         blocks[cache_len] = _trace(model.layers[layer], [x, cos, sin, mask, *caches], constants)
-    begin, finish = (_trace(_Method(model, name), given, constants) for name, given in (("begin", ids), ("finish", [x])))
+    begin, finish = (
+        _trace(_Method(model, name), given, constants) for name, given in (("begin", ids), ("finish", [x]))
+    )
     return Parts(begin, blocks, finish)
 
 
@@ -69,7 +80,9 @@ def _meta(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
 
 
-def _trace(module: torch.nn.Module, arguments: list[torch.Tensor], constants: dict[str, NDArray[np.generic]]) -> ir.Model:
+def _trace(
+    module: torch.nn.Module, arguments: list[torch.Tensor], constants: dict[str, NDArray[np.generic]]
+) -> ir.Model:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -101,7 +114,9 @@ def _name_initializers(model: ir.Model, constants: dict[str, NDArray[np.generic]
 def _fold(model: ir.Model) -> None:
     optimizer.fold_constants(model, onnx_shape_inference=False)
     optimizer.remove_unused_nodes(model)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)  # TVM reads no Constant with value_ints
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
+        model
+    )  # TVM reads no Constant with value_ints
     CommonSubexpressionEliminationPass()(model)
     ClearMetadataAndDocStringPass()(model)  # the tracer's stack traces hold this machine's paths
 
@@ -112,7 +127,9 @@ def _check_signature(model: ir.Model, graph: Graph) -> None:
     assert found == graph.signature, f"{graph.name}: exported {found}, expected {graph.signature}"
     for node in model.graph:
         for value in node.outputs:
-            assert value.shape is None or value.shape.is_static(), f"{graph.name}: {value.name} has dynamic shape {value.shape}"
+            assert value.shape is None or value.shape.is_static(), (
+                f"{graph.name}: {value.name} has dynamic shape {value.shape}"
+            )
 
 
 def _specs(values: "list[ir.Value] | ir.GraphInputs") -> tuple[TensorSpec, ...]:

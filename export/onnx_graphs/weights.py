@@ -53,14 +53,20 @@ def _widening(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> list
         inputs = [_initializer(model, matrix), _initializer(model, weights.tensors[name + SCALE_SUFFIX])]
         return [ir.node("DequantizeLinear", inputs, attributes={"axis": 0}, name=f"{name}.dequantize")]
     if stored.dtype != "int4":
-        return [ir.node("Cast", [_initializer(model, matrix)], attributes={"to": ir.DataType.FLOAT}, name=f"{name}.cast")]
+        return [
+            ir.node("Cast", [_initializer(model, matrix)], attributes={"to": ir.DataType.FLOAT}, name=f"{name}.cast")
+        ]
     numbers = ir.DataType.UINT4 if stored.zero_points else ir.DataType.INT4
     parts = [(SCALE_SUFFIX, ir.DataType.FLOAT), *([(ZERO_POINT_SUFFIX, numbers)] if stored.zero_points else [])]
     casts = []
     for suffix, dtype in parts:
         source = weights.tensors[name + suffix]
         cast = ir.node("Cast", [_initializer(model, source)], attributes={"to": dtype}, name=f"{name}{suffix}.cast")
-        cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].dtype = f"{name}{suffix}.cast", ir.Shape(source.shape), dtype
+        cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].dtype = (
+            f"{name}{suffix}.cast",
+            ir.Shape(source.shape),
+            dtype,
+        )
         casts.append(cast)
     inputs = [_initializer(model, matrix, numbers, tensor.shape), *(cast.outputs[0] for cast in casts)]
     attributes = {"axis": 1, "block_size": stored.group_size}
@@ -79,22 +85,40 @@ def _round_tokens(model: ir.Model, matmul: ir.Node, together: int) -> None:
     assert x is not None
     assert x.shape is not None
     *leading, k = x.shape.numpy()
-    whole_shape, split, one = ir.Shape([*leading, k]), ir.Shape([*leading, k // together, together]), ir.Shape([*leading, k // together, 1])
+    whole_shape, split, one = (
+        ir.Shape([*leading, k]),
+        ir.Shape([*leading, k // together, together]),
+        ir.Shape([*leading, k // together, 1]),
+    )
     nodes: list[ir.Node] = []
 
     def add(operator: str, inputs: list[ir.Value], shape: ir.Shape, label: str) -> ir.Value:
-        node = ir.node(operator, inputs, attributes={"keepdims": 1} if operator == "ReduceMax" else {}, name=f"{name}.{label}")
+        node = ir.node(
+            operator, inputs, attributes={"keepdims": 1} if operator == "ReduceMax" else {}, name=f"{name}.{label}"
+        )
         output = node.outputs[0]
         output.name, output.shape, output.dtype = f"{name}.{label}", shape, ir.DataType.FLOAT
         nodes.append(node)
         return output
 
     def reshaped(value: ir.Value, shape: ir.Shape, label: str) -> ir.Value:
-        return add("Reshape", [value, _constant(model, "x".join(map(str, shape)), np.array(shape.numpy(), np.int64))], shape, label)
+        return add(
+            "Reshape",
+            [value, _constant(model, "x".join(map(str, shape)), np.array(shape.numpy(), np.int64))],
+            shape,
+            label,
+        )
 
     groups = reshaped(x, split, "groups")
-    peak = add("ReduceMax", [add("Abs", [groups], split, "abs"), _constant(model, "last_axis", np.array([-1], np.int64))], one, "peak")
-    above_zero = add("Add", [peak, _constant(model, "smallest_peak", np.array(SMALLEST_PEAK, np.float32))], one, "above_zero")
+    peak = add(
+        "ReduceMax",
+        [add("Abs", [groups], split, "abs"), _constant(model, "last_axis", np.array([-1], np.int64))],
+        one,
+        "peak",
+    )
+    above_zero = add(
+        "Add", [peak, _constant(model, "smallest_peak", np.array(SMALLEST_PEAK, np.float32))], one, "above_zero"
+    )
     scale = add("Div", [above_zero, _constant(model, "levels", np.array(DYNAMIC_LEVELS, np.float32))], one, "scale")
     whole = add("Round", [add("Div", [groups, scale], split, "levels")], split, "whole")
     matmul.replace_input_with(0, reshaped(add("Mul", [whole, scale], split, "scaled"), whole_shape, "rounded"))
@@ -106,11 +130,15 @@ def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     name = f"dynamic.{name}"
     if name not in model.graph.initializers:
         tensor = ir.tensor(array, name=name)
-        model.graph.initializers[name] = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        model.graph.initializers[name] = ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
     return model.graph.initializers[name]
 
 
-def _initializer(model: ir.Model, stored: StoredTensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None) -> ir.Value:
+def _initializer(
+    model: ir.Model, stored: StoredTensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None
+) -> ir.Value:
     """A tensor of the weight file; `dtype` and `shape` for what ONNX packs, and safetensors holds as bytes."""
     tensor = _external(stored, dtype, shape)
     value = ir.Value(name=stored.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
@@ -118,7 +146,11 @@ def _initializer(model: ir.Model, stored: StoredTensor, dtype: ir.DataType | Non
     return value
 
 
-def _external(stored: StoredTensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None) -> ir.ExternalTensor:
+def _external(
+    stored: StoredTensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None
+) -> ir.ExternalTensor:
     if dtype is None:
         dtype = ir.DataType.BFLOAT16 if stored.dtype == "bfloat16" else ir.DataType.from_numpy(np.dtype(stored.dtype))
-    return ir.ExternalTensor(WEIGHTS_FILE, stored.offset, stored.nbytes, dtype, shape=ir.Shape(shape or stored.shape), name=stored.name)
+    return ir.ExternalTensor(
+        WEIGHTS_FILE, stored.offset, stored.nbytes, dtype, shape=ir.Shape(shape or stored.shape), name=stored.name
+    )

@@ -56,7 +56,9 @@ class Case:
 def lengths(model: ModelConfig, shape: Shape) -> list[int]:
     """Lengths around what can go wrong: the window (1, W-1, W, W+1, 2W+3) where it is short enough, else around the chunk sizes alike."""
     windows = sorted({w for w in model.sliding_window if w is not None and 2 * w + 3 <= MAX_CASE})
-    around = [n for w in windows for n in (w - 1, w, w + 1, 2 * w + 3)] or [n for c in shape.prefill_chunks for n in (c - 1, c, c + 1, 2 * c + 3)]
+    around = [n for w in windows for n in (w - 1, w, w + 1, 2 * w + 3)] or [
+        n for c in shape.prefill_chunks for n in (c - 1, c, c + 1, 2 * c + 3)
+    ]
     limit = min(MAX_CASE, shape.cache_len if None in model.sliding_window else MAX_CASE)
     return sorted({n for n in (1, *around) if 1 <= n <= limit})
 
@@ -93,10 +95,20 @@ def compare(rung: str, compared: str, pairs: list[tuple[Logits, Logits]], bound:
         agreed += int((found.argmax(-1) == expected.argmax(-1)).sum())
         total += len(found)
     passed = worst_rel <= bound
-    return ParityRow(rung=rung, compared=compared, max_abs=worst_abs, max_rel=worst_rel, top1_agreement=agreed / total, bound=bound, passed=passed)
+    return ParityRow(
+        rung=rung,
+        compared=compared,
+        max_abs=worst_abs,
+        max_rel=worst_rel,
+        top1_agreement=agreed / total,
+        bound=bound,
+        passed=passed,
+    )
 
 
-def pairs_with(cases: list[Case], found: list[list[Logits]], expected: list[list[Logits]]) -> list[tuple[Logits, Logits]]:
+def pairs_with(
+    cases: list[Case], found: list[list[Logits]], expected: list[list[Logits]]
+) -> list[tuple[Logits, Logits]]:
     """(found, expected) of every call that ends in a real token."""
     return [
         (mine, theirs)
@@ -121,7 +133,11 @@ def ways_agree(cases: list[Case], answers: list[list[Logits]]) -> list[tuple[Log
 
 def save_trace(path: Path, cases: list[Case], logits: list[list[Logits]]) -> None:
     """Write what one implementation answered."""
-    arrays = {f"{i}.{kind}": array for i, case in enumerate(cases) for kind, array in (("ids", case.ids), ("schedule", np.array(case.schedule)))}
+    arrays = {
+        f"{i}.{kind}": array
+        for i, case in enumerate(cases)
+        for kind, array in (("ids", case.ids), ("schedule", np.array(case.schedule)))
+    }
     arrays |= {f"{i}.logits": np.stack(answers) for i, answers in enumerate(logits)}
     np.savez(path, labels=np.array([case.label for case in cases]), **arrays)  # type: ignore[arg-type]
 
@@ -129,5 +145,8 @@ def save_trace(path: Path, cases: list[Case], logits: list[list[Logits]]) -> Non
 def load_trace(path: Path) -> tuple[list[Case], list[list[Logits]]]:
     """Read a trace."""
     with np.load(path, allow_pickle=False) as data:
-        cases = [Case(str(label), data[f"{i}.ids"], tuple(int(t) for t in data[f"{i}.schedule"])) for i, label in enumerate(data["labels"])]
+        cases = [
+            Case(str(label), data[f"{i}.ids"], tuple(int(t) for t in data[f"{i}.schedule"]))
+            for i, label in enumerate(data["labels"])
+        ]
         return cases, [list(data[f"{i}.logits"]) for i in range(len(cases))]

@@ -45,8 +45,14 @@ def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module
     config = reference_config(model, loaded.config.to_dict())
     with torch.device("meta"):
         reference = automatic.from_config(config, attn_implementation="eager")
-    theirs, ours = f"{loaded.base_model_prefix}.", f"{reference.base_model_prefix}."  # LlamaForQuestionAnswering has a name of its own
-    weights = {ours + name.removeprefix(theirs) if name.startswith(theirs) else name: tensor for name, tensor in loaded.state_dict().items()}
+    theirs, ours = (
+        f"{loaded.base_model_prefix}.",
+        f"{reference.base_model_prefix}.",
+    )  # LlamaForQuestionAnswering has a name of its own
+    weights = {
+        ours + name.removeprefix(theirs) if name.startswith(theirs) else name: tensor
+        for name, tensor in loaded.state_dict().items()
+    }
     reference.load_state_dict(weights, strict=True, assign=True)
     reference.tie_weights()
     decoder = reference.base_model
@@ -74,7 +80,9 @@ def reference_config(model: ModelConfig, values: dict[str, object]) -> transform
     interleaved = len(set(model.sliding_window)) > 1
     if len(sizes) > 1 or (interleaved and model.n_experts is not None):
         mixture = " and a mixture of experts" if model.n_experts is not None else ""
-        raise UserError(f"the layers have windows of {sorted(sizes)} positions{mixture}, which no model of transformers has; it cannot be compared")
+        raise UserError(
+            f"the layers have windows of {sorted(sizes)} positions{mixture}, which no model of transformers has; it cannot be compared"
+        )
     left_out = ("model_type", "architectures", "transformers_version", "layer_types")
     kept = {name: value for name, value in values.items() if name not in left_out}
     kept |= {
@@ -101,7 +109,9 @@ def reference_logits(model: torch.nn.Module, ids: NDArray[np.int64], head: HeadN
     Taken where the head gives it: a sequence classification answers with the last position alone.
     """
     outputs: list[torch.Tensor] = []
-    hook = model.get_submodule(REFERENCE_HEADS[head].module).register_forward_hook(lambda _module, _inputs, result: outputs.append(result))
+    hook = model.get_submodule(REFERENCE_HEADS[head].module).register_forward_hook(
+        lambda _module, _inputs, result: outputs.append(result)
+    )
     with torch.no_grad():
         model(torch.from_numpy(ids), use_cache=False)
     hook.remove()

@@ -46,7 +46,9 @@ class TorchStepper:
         c = self.model.config
         parts = [(c.head_dim, self.dtype)] * 2 + [(1, torch.float32)] * (2 if self.dtype == torch.int8 else 0)
         self.caches = [
-            torch.zeros((self.batch, c.n_kv_heads, length, width), dtype=dtype) for length in self.model.cache_lens for width, dtype in parts
+            torch.zeros((self.batch, c.n_kv_heads, length, width), dtype=dtype)
+            for length in self.model.cache_lens
+            for width, dtype in parts
         ]
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
@@ -57,7 +59,9 @@ class TorchStepper:
     def outputs(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `Stepper.step` for any T, with all that the head gives: (B, T, n_outputs), or (B, 1, n_outputs) for the last token."""
         with torch.no_grad():
-            outputs, *self.caches = self.model(torch.from_numpy(ids), torch.from_numpy(positions(first, ids.shape[1])), *self.caches)
+            outputs, *self.caches = self.model(
+                torch.from_numpy(ids), torch.from_numpy(positions(first, ids.shape[1])), *self.caches
+            )
         found: NDArray[np.float32] = outputs.numpy()
         return found
 
@@ -70,7 +74,9 @@ class OnnxStepper:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.graphs = {graph.tokens: graph for graph in graphs.record.graphs}
         self.sessions = {
-            graph.tokens: onnxruntime.InferenceSession(str(graphs.onnx_path(graph)), options, providers=["CPUExecutionProvider"])
+            graph.tokens: onnxruntime.InferenceSession(
+                str(graphs.onnx_path(graph)), options, providers=["CPUExecutionProvider"]
+            )
             for graph in graphs.record.graphs
         }
         self.caches: dict[str, NDArray[np.generic]] = {}
@@ -78,7 +84,9 @@ class OnnxStepper:
 
     def reset(self) -> None:
         """Empty the caches."""
-        self.caches = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in next(iter(self.graphs.values())).signature.caches}
+        self.caches = {
+            spec.name: np.zeros(spec.shape, spec.dtype) for spec in next(iter(self.graphs.values())).signature.caches
+        }
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """As `Stepper.step`."""
@@ -90,7 +98,10 @@ class OnnxStepper:
 
 
 def static_model(
-    config: ModelConfig, cache_len: int, weights: dict[str, NDArray[np.float32]], rounded: Mapping[str, int] | None = None
+    config: ModelConfig,
+    cache_len: int,
+    weights: dict[str, NDArray[np.float32]],
+    rounded: Mapping[str, int] | None = None,
 ) -> StaticModel:
     """The static model with these weights; every parameter must be given. `rounded`: see `StaticModel.round_products`."""
     cache_lens = config.cache_lens(cache_len)
@@ -110,4 +121,7 @@ def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]
 def stored_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
     """All weights as the graphs compute with them: stored by the scheme, widened to float32 again."""
     source = graphs.weights()
-    return {tensor.name: load(tensor, {spec.name: source.read(spec.name) for spec in specs(tensor)}) for tensor in graphs.record.tensors}
+    return {
+        tensor.name: load(tensor, {spec.name: source.read(spec.name) for spec in specs(tensor)})
+        for tensor in graphs.record.tensors
+    }

@@ -110,20 +110,29 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, config: ModelConfig, n_experts: int, experts_per_token: int) -> None:
         super().__init__()
-        self.dim, self.hidden_dim, self.n_experts, self.experts_per_token = config.dim, config.hidden_dim, n_experts, experts_per_token
+        self.dim, self.hidden_dim, self.n_experts, self.experts_per_token = (
+            config.dim,
+            config.hidden_dim,
+            n_experts,
+            experts_per_token,
+        )
         self.gate = nn.Linear(config.dim, n_experts, bias=False)
         self.experts = Experts(config, n_experts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, dim) to (B, T, dim)."""
         scores, chosen = self.gate(x).topk(self.experts_per_token)  # (B, T, experts_per_token) each
-        shares = torch.where(chosen[..., None] == torch.arange(self.n_experts, device=x.device), scores.softmax(-1)[..., None], 0.0).sum(
-            -2
-        )  # (B, T, n_experts)
+        shares = torch.where(
+            chosen[..., None] == torch.arange(self.n_experts, device=x.device), scores.softmax(-1)[..., None], 0.0
+        ).sum(-2)  # (B, T, n_experts)
         tokens = x.reshape(-1, self.dim)  # (B T, dim)
         both = tokens @ self.experts.w13.weight.view(self.n_experts, 2 * self.hidden_dim, self.dim).transpose(1, 2)
-        hidden = functional.silu(both[..., : self.hidden_dim]) * both[..., self.hidden_dim :]  # (n_experts, B T, hidden_dim)
-        outputs = hidden @ self.experts.w2.weight.view(self.n_experts, self.dim, self.hidden_dim).transpose(1, 2)  # (n_experts, B T, dim)
+        hidden = (
+            functional.silu(both[..., : self.hidden_dim]) * both[..., self.hidden_dim :]
+        )  # (n_experts, B T, hidden_dim)
+        outputs = hidden @ self.experts.w2.weight.view(self.n_experts, self.dim, self.hidden_dim).transpose(
+            1, 2
+        )  # (n_experts, B T, dim)
         return (outputs * shares.view(-1, self.n_experts).transpose(0, 1)[..., None]).sum(0).view(x.shape)
 
 
@@ -187,7 +196,9 @@ class StaticModel(nn.Module):
         for name, values in constants(config, cache_lens).items():
             self.register_buffer(name, torch.empty(values.shape, dtype=getattr(torch, str(values.dtype))))
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, *caches: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Ids and positions (B, T), caches (B, n_kv_heads, W_i, head_dim), to what `finish` gives and the new caches."""
         x, cos, sin, *by_length = self.begin(input_ids, position_ids)
         masks = dict(zip(distinct(self.cache_lens), by_length, strict=True))
@@ -205,7 +216,9 @@ class StaticModel(nn.Module):
                 self.rounds_head = together
             else:
                 linear = self.get_submodule(name.removesuffix(".weight"))
-                linear.register_forward_pre_hook(lambda _, inputs, together=together: (rounded_tokens(inputs[0], together),))
+                linear.register_forward_pre_hook(
+                    lambda _, inputs, together=together: (rounded_tokens(inputs[0], together),)
+                )
 
     def begin(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What all layers share: embeddings (B, T, dim), cos and sin (B, 1, T, head_dim / 2), a mask (B, T, W + T) per distinct W, ascending."""
@@ -217,7 +230,9 @@ class StaticModel(nn.Module):
         """(B, T, dim) to outputs for every token (B, T, n_outputs), or for the last one (B, 1, n_outputs), the only one that is sampled from."""
         normed = self.norm(x if HEADS[self.config.head].every_token else x[:, -1:])
         if self.config.tied_embeddings:
-            return functional.linear(rounded_tokens(normed, self.rounds_head) if self.rounds_head else normed, self.tok_embeddings.weight)
+            return functional.linear(
+                rounded_tokens(normed, self.rounds_head) if self.rounds_head else normed, self.tok_embeddings.weight
+            )
         outputs: torch.Tensor = self.output(normed)
         return outputs
 

@@ -6,7 +6,11 @@ from runtime.artifact.manifest import ModelConfig
 
 SUMS_PER_LAYER = 8  # two norms, wqkv, scores, mixed values, wo, w13, w2
 LEVEL_ROUNDOFF = 0.5 / 127  # half a level of what is rounded to int8, relative to the largest
-UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "int8": LEVEL_ROUNDOFF}  # by the dtype that keys and values are stored in
+UNIT_ROUNDOFF = {
+    "fp32": 2.0**-24,
+    "fp16": 2.0**-11,
+    "int8": LEVEL_ROUNDOFF,
+}  # by the dtype that keys and values are stored in
 
 
 def relative_bound(model: ModelConfig, cache_len: int, dtype: str, *, rounded: bool = False) -> float:

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from math import prod
 
 from runtime.artifact.hashing import n_blocks
-from runtime.artifact.manifest import CACHE_DTYPES, HEADS, DType, FileEntry, Graph, Manifest, ModelConfig, TensorSpec, WeightSpec
+from runtime.artifact.manifest import (
+    CACHE_DTYPES,
+    HEADS,
+    DType,
+    FileEntry,
+    Graph,
+    Manifest,
+    ModelConfig,
+    TensorSpec,
+    WeightSpec,
+)
 from runtime.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
@@ -50,8 +60,15 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
         if count > 1:
             yield f"the file {name} is listed {count} times, expected once"
     tokenizer = manifest.tokenizer
-    used = [LIBRARY_FILE, WEIGHTS_FILE, *([tokenizer.file, tokenizer.chat_template] if tokenizer else []), manifest.golden]
-    yield from (f"the file {name} is not listed, but an artifact needs it" for name in used if name and name not in names)
+    used = [
+        LIBRARY_FILE,
+        WEIGHTS_FILE,
+        *([tokenizer.file, tokenizer.chat_template] if tokenizer else []),
+        manifest.golden,
+    ]
+    yield from (
+        f"the file {name} is not listed, but an artifact needs it" for name in used if name and name not in names
+    )
     yield from (f"the file {name} is listed, but nothing in the manifest uses it" for name in names if name not in used)
     for entry in manifest.files:
         yield from _size_problems(entry)
@@ -104,8 +121,15 @@ def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
     model, batch = manifest.model, manifest.shape.batch
     ids = [TensorSpec(name=name, shape=(batch, graph.tokens), dtype="int64") for name in ("input_ids", "position_ids")]
     head = HEADS[model.head]
-    output = [TensorSpec(name=head.output, shape=(batch, graph.tokens if head.every_token else 1, model.n_outputs), dtype="float32")]
-    sides = (("inputs", graph.signature.inputs, ids, "past_key_values"), ("outputs", graph.signature.outputs, output, "present"))
+    output = [
+        TensorSpec(
+            name=head.output, shape=(batch, graph.tokens if head.every_token else 1, model.n_outputs), dtype="float32"
+        )
+    ]
+    sides = (
+        ("inputs", graph.signature.inputs, ids, "past_key_values"),
+        ("outputs", graph.signature.outputs, output, "present"),
+    )
     key = next(iter(graph.signature.caches), None)
     if key is not None and key.dtype not in CACHE_DTYPES:
         yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_DTYPES)}"
@@ -151,7 +175,9 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
     layers = {int(match[1]) for match in map(_LAYER.match, names) if match}
     if layers != set(range(manifest.model.n_layers)):
         wrong = min(layers ^ set(range(manifest.model.n_layers)))
-        yield f"the model has {manifest.model.n_layers} layers, but layer {wrong} " + ("has weights too" if wrong in layers else "has no weights")
+        yield f"the model has {manifest.model.n_layers} layers, but layer {wrong} " + (
+            "has weights too" if wrong in layers else "has no weights"
+        )
     for weight in manifest.weights:
         yield from _layout_problems(weight, manifest.model)
 
@@ -174,9 +200,16 @@ def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
 
 def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
     if tokenizer := manifest.tokenizer:
-        ids = [*tokenizer.eos_ids, *(token_id for token_id in (tokenizer.bos_id, tokenizer.end_id) if token_id is not None)]
+        ids = [
+            *tokenizer.eos_ids,
+            *(token_id for token_id in (tokenizer.bos_id, tokenizer.end_id) if token_id is not None),
+        ]
         size = manifest.model.vocab_size
-        yield from (f"the tokenizer has the special id {token_id}, expected 0 to {size - 1}" for token_id in ids if not 0 <= token_id < size)
+        yield from (
+            f"the tokenizer has the special id {token_id}, expected 0 to {size - 1}"
+            for token_id in ids
+            if not 0 <= token_id < size
+        )
         if tokenizer.add_bos and tokenizer.bos_id is None:
             yield "the tokenizer has add_bos but no bos_id"
 
@@ -187,4 +220,8 @@ def _target_problems(manifest: Manifest) -> Iterator[str]:
         yield f"the target llvm lists the CUDA architectures {', '.join(target.arch)}, expected none"
     if target.kind == "cuda" and not target.arch:
         yield "the target cuda lists no architecture, expected one at least, such as sm_80"
-    yield from (f"the target lists the architecture {name!r}, expected a name such as sm_80" for name in target.arch if not _ARCH.fullmatch(name))
+    yield from (
+        f"the target lists the architecture {name!r}, expected a name such as sm_80"
+        for name in target.arch
+        if not _ARCH.fullmatch(name)
+    )

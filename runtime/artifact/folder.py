@@ -112,23 +112,33 @@ def _read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
     """Rules 1 (for the folder and this file) and 2, and the signature where one is asked for."""
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
-        raise UserError(f"there is no artifact folder {folder}; compile one with `make compile CONFIG=...` or check the path")
+        raise UserError(
+            f"there is no artifact folder {folder}; compile one with `make compile CONFIG=...` or check the path"
+        )
     if not os.path.lexists(path):
-        raise UserError(f"{folder} is no artifact: it has no {MANIFEST_FILE}; compile one with `make compile CONFIG=...` or check the path")
+        raise UserError(
+            f"{folder} is no artifact: it has no {MANIFEST_FILE}; compile one with `make compile CONFIG=...` or check the path"
+        )
     info = path.lstat()
     if not stat.S_ISREG(info.st_mode):
         raise UserError(f"{path} is not a regular file; copy the artifact again, with files and not links")
     if info.st_size > MANIFEST_LIMIT:
-        raise UserError(f"{path} has {info.st_size} bytes, expected at most {MANIFEST_LIMIT}; compile the artifact again")
+        raise UserError(
+            f"{path} has {info.st_size} bytes, expected at most {MANIFEST_LIMIT}; compile the artifact again"
+        )
     data = path.read_bytes()
     if public_key is not None:
         check_signature(folder, data, public_key)
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not a valid manifest: {error}; copy the artifact again or compile it again") from error
+        raise UserError(
+            f"{path} is not a valid manifest: {error}; copy the artifact again or compile it again"
+        ) from error
     if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use its own runtime or compile it again")
+        raise UserError(
+            f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use its own runtime or compile it again"
+        )
     return contract.decode(data, Manifest, str(path))
 
 
@@ -137,16 +147,24 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
     sizes = {}
     for entry in os.scandir(folder):
         if not entry.is_file(follow_symlinks=False):
-            raise UserError(f"{entry.path} is not a regular file; copy the artifact again, with files and not links or folders")
+            raise UserError(
+                f"{entry.path} is not a regular file; copy the artifact again, with files and not links or folders"
+            )
         sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
     for extra in sorted(sizes.keys() - {MANIFEST_FILE, SIGNATURE_FILE, *(entry.path for entry in manifest.files)}):
-        raise UserError(f"{folder / extra} is not listed in {MANIFEST_FILE}, and an artifact holds nothing else; remove it")
+        raise UserError(
+            f"{folder / extra} is not listed in {MANIFEST_FILE}, and an artifact holds nothing else; remove it"
+        )
     for listed in manifest.files:
         path, size = folder / listed.path, sizes.get(listed.path)
         if size is None:
-            raise UserError(f"{path} is missing, but {MANIFEST_FILE} lists it; copy the artifact again or compile it again")
+            raise UserError(
+                f"{path} is missing, but {MANIFEST_FILE} lists it; copy the artifact again or compile it again"
+            )
         if size != listed.size:
-            raise UserError(f"{path} has {size} bytes, expected {listed.size}; copy the artifact again or compile it again")
+            raise UserError(
+                f"{path} has {size} bytes, expected {listed.size}; copy the artifact again or compile it again"
+            )
 
 
 def _check_weights(path: Path, manifest: Manifest) -> None:
@@ -162,7 +180,9 @@ def _check_weights(path: Path, manifest: Manifest) -> None:
                 f"{expected.name} {expected.dtype} {list(expected.shape)}; {remedy}"
             )
         if found.offset % ALIGNMENT:
-            raise UserError(f"{path}: {found.name} begins at byte {found.offset}, expected a multiple of {ALIGNMENT}; {remedy}")
+            raise UserError(
+                f"{path}: {found.name} begins at byte {found.offset}, expected a multiple of {ALIGNMENT}; {remedy}"
+            )
 
 
 def write_artifact(
@@ -186,7 +206,9 @@ def write_artifact(
         _remove_stale(folder)
         fresh.mkdir()
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another folder or mend its permissions") from error
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}; choose another folder or mend its permissions"
+        ) from error
     try:
         fill(fresh)
         manifest = make_manifest(tuple(file_entry(path) for path in sorted(fresh.iterdir())))
@@ -221,7 +243,9 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 def _refuse_other_folder(folder: Path) -> None:
     """Never replace what is not ours: a folder with contents but no manifest."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file()):
-        raise UserError(f"{folder} exists and is no artifact (it has no {MANIFEST_FILE}); remove it or choose another name")
+        raise UserError(
+            f"{folder} exists and is no artifact (it has no {MANIFEST_FILE}); remove it or choose another name"
+        )
 
 
 def _sibling(folder: Path, kind: str) -> Path:
@@ -263,7 +287,9 @@ def _swap_in(fresh: Path, folder: Path) -> None:
             fresh.rename(folder)
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                shutil.rmtree(aside, ignore_errors=True)  # another run put its artifact there in between: replace that one
+                shutil.rmtree(
+                    aside, ignore_errors=True
+                )  # another run put its artifact there in between: replace that one
                 continue
             if aside.exists():
                 aside.rename(folder)

@@ -56,9 +56,13 @@ def read_golden(path: Path) -> list[GoldenPrompt]:
         names = [f"{part}.{len(prompts)}" for part in ("ids", "outputs", "next")]
         ids, outputs, next_ids = (file.read(name) if name in file.tensors else np.empty(0, np.int64) for name in names)
         found = [(str(array.dtype), array.ndim) for array in (ids, outputs, next_ids)]
-        if found != [("int64", 1), ("float32", 2), ("int64", 1)] or (next_ids.size and len(outputs) != next_ids.size + 1):
+        if found != [("int64", 1), ("float32", 2), ("int64", 1)] or (
+            next_ids.size and len(outputs) != next_ids.size + 1
+        ):
             raise UserError(f"{path}: {names} are no golden prompt; copy the artifact again or ship it again")
-        prompts.append(GoldenPrompt(np.asarray(ids, np.int64), np.asarray(outputs, np.float32), np.asarray(next_ids, np.int64)))
+        prompts.append(
+            GoldenPrompt(np.asarray(ids, np.int64), np.asarray(outputs, np.float32), np.asarray(next_ids, np.int64))
+        )
     if not prompts:
         raise UserError(f"{path} holds no golden prompt; copy the artifact again or ship it again")
     return prompts

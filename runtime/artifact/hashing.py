@@ -39,7 +39,9 @@ def file_entry(path: Path) -> FileEntry:
             digest = pool.submit(hashlib.sha256, block)
             whole.update(block)
             blocks.append(digest.result().hexdigest())
-    return FileEntry(path=path.name, size=size, sha256=whole.hexdigest(), blocks=tuple(blocks) if n_blocks(size) else ())
+    return FileEntry(
+        path=path.name, size=size, sha256=whole.hexdigest(), blocks=tuple(blocks) if n_blocks(size) else ()
+    )
 
 
 def check_sums(folder: Path, entries: Iterable[FileEntry]) -> None:
@@ -63,7 +65,9 @@ def _spans(folder: Path, entry: FileEntry) -> list[Span]:
         return [Span(path, "the file", 0, entry.size, entry.sha256)]
     starts = range(0, entry.size, BLOCK_BYTES)
     return [
-        Span(path, f"block {i} of {len(starts)} (from byte {start})", start, min(BLOCK_BYTES, entry.size - start), sha256)
+        Span(
+            path, f"block {i} of {len(starts)} (from byte {start})", start, min(BLOCK_BYTES, entry.size - start), sha256
+        )
         for i, (start, sha256) in enumerate(zip(starts, entry.blocks, strict=True), start=1)
     ]
 

@@ -39,9 +39,15 @@ class Head:
 
 HEADS: Mapping[str, Head] = {
     "causal_lm": Head("logits", "vocab_size", ("output.weight",), every_token=False, command="runtime.generate"),
-    "sequence_classification": Head("label_logits", "n_labels", ("output.weight",), every_token=False, command="runtime.classify"),
-    "token_classification": Head("label_logits", "n_labels", ("output.weight", "output.bias"), every_token=True, command="runtime.classify"),
-    "question_answering": Head("span_logits", "n_labels", ("output.weight", "output.bias"), every_token=True, command="runtime.classify"),
+    "sequence_classification": Head(
+        "label_logits", "n_labels", ("output.weight",), every_token=False, command="runtime.classify"
+    ),
+    "token_classification": Head(
+        "label_logits", "n_labels", ("output.weight", "output.bias"), every_token=True, command="runtime.classify"
+    ),
+    "question_answering": Head(
+        "span_logits", "n_labels", ("output.weight", "output.bias"), every_token=True, command="runtime.classify"
+    ),
     "embedding": Head("hidden_states", "dim", (), every_token=True, command="runtime.embed"),
 }
 
@@ -164,7 +170,11 @@ class Quantization(Record, frozen=True):
     @property
     def label(self) -> str:
         """The scheme and what is not its default, in a few words."""
-        grouped = f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}" if self.scheme.startswith("int4") else ""
+        grouped = (
+            f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}"
+            if self.scheme.startswith("int4")
+            else ""
+        )
         return self.scheme + grouped + (f", {' '.join(self.keep)} {self.keep_scheme}" if self.keep else "")
 
 
@@ -275,4 +285,6 @@ def decode(data: bytes, kind: type[T], where: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} is not a valid {kind.__name__.lower()}: {error}; compile the artifact again") from error
+        raise UserError(
+            f"{where} is not a valid {kind.__name__.lower()}: {error}; compile the artifact again"
+        ) from error

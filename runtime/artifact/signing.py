@@ -37,7 +37,9 @@ def read_line(path: Path, kind: str) -> bytes:
     except ValueError:  # binascii.Error is one
         data = b""
     if found != kind or len(data) != SIZES[kind]:
-        raise UserError(f"{path} holds no {kind}; expected one line, `{kind} ...`, as `make keys` and `make ship KEY=...` write it")
+        raise UserError(
+            f"{path} holds no {kind}; expected one line, `{kind} ...`, as `make keys` and `make ship KEY=...` write it"
+        )
     return data
 
 
@@ -45,7 +47,9 @@ def key_of_environment() -> Path | None:
     """The public key that this environment asks for, if it does; raises `UserError` where it names none."""
     name = os.environ.get(KEY_VARIABLE)
     if name == "":
-        raise UserError(f"{KEY_VARIABLE} is empty, expected a public key's file; set it, or unset it to check no signature")
+        raise UserError(
+            f"{KEY_VARIABLE} is empty, expected a public key's file; set it, or unset it to check no signature"
+        )
     return None if name is None else Path(name)
 
 
@@ -54,13 +58,17 @@ def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
     key = read_line(public_key, PUBLIC_KEY)
     path = folder / SIGNATURE_FILE
     if not path.is_file():
-        raise UserError(f"{folder} is not signed, but a signature by {public_key} is asked for; ship it again with `make ship KEY=...`")
+        raise UserError(
+            f"{folder} is not signed, but a signature by {public_key} is asked for; ship it again with `make ship KEY=...`"
+        )
     signature = read_line(path, SIGNATURE)
     try:
         from nacl.exceptions import BadSignatureError  # a box that asks for no signature needs no PyNaCl
         from nacl.signing import VerifyKey
     except ImportError as error:
-        raise UserError(f"the signature of {folder} cannot be checked: {error}; install the shipped packages again with ./install.sh") from error
+        raise UserError(
+            f"the signature of {folder} cannot be checked: {error}; install the shipped packages again with ./install.sh"
+        ) from error
     try:
         VerifyKey(key).verify(manifest, signature)
     except BadSignatureError as error:

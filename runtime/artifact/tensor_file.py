@@ -93,7 +93,9 @@ class TensorFile:
         wanted = (stop - start) * row_bytes
         data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
         if data.nbytes != wanted:
-            raise UserError(f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, {data.nbytes} are left")
+            raise UserError(
+                f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, {data.nbytes} are left"
+            )
         return data.view(numpy_dtype(tensor.dtype)).reshape((stop - start, *tensor.shape[1:]) if tensor.shape else ())
 
     def map(self) -> dict[str, Array]:
@@ -107,7 +109,9 @@ class TensorFile:
                 raise UserError(f"{place}, expected a multiple of {ALIGNMENT}; compile the artifact again")
         mapping = np.memmap(self.path, np.uint8, "c").view(np.ndarray)
         return {
-            name: mapping[tensor.offset : tensor.offset + tensor.nbytes].view(_bits_dtype(tensor.dtype)).reshape(tensor.shape)
+            name: mapping[tensor.offset : tensor.offset + tensor.nbytes]
+            .view(_bits_dtype(tensor.dtype))
+            .reshape(tensor.shape)
             for name, tensor in self.tensors.items()
         }
 
@@ -139,7 +143,9 @@ class TensorFileWriter:
         self._file.truncate(self.nbytes)  # padding is zero without being written
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._file is not None
         self._file.close()
         missing = sorted(name for name, written in self._written.items() if written < self._layout[name].nbytes)
@@ -154,9 +160,13 @@ class TensorFileWriter:
         assert self._file is not None, f"{self.path} is not open"
         assert name in self._layout, f"{self.path}: {name} is not in the specs"
         tensor, written = self._layout[name], self._written[name]
-        assert array.shape[1:] == tensor.shape[1:], f"{name} has rows of shape {array.shape[1:]}, expected {tensor.shape[1:]}"
+        assert array.shape[1:] == tensor.shape[1:], (
+            f"{name} has rows of shape {array.shape[1:]}, expected {tensor.shape[1:]}"
+        )
         assert str(array.dtype) == tensor.dtype, f"{name} has dtype {array.dtype}, expected {tensor.dtype}"
-        assert written + array.nbytes <= tensor.nbytes, f"{name} gets {written + array.nbytes} bytes, expected {tensor.nbytes}"
+        assert written + array.nbytes <= tensor.nbytes, (
+            f"{name} gets {written + array.nbytes} bytes, expected {tensor.nbytes}"
+        )
         self._file.seek(tensor.offset + written)
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._written[name] = written + array.nbytes
@@ -199,9 +209,13 @@ def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any],
         raise UserError(f"{path} is no safetensors file: it has {size} bytes, expected at least 8; fetch it again")
     (length,) = struct.unpack("<Q", file.read(8))
     if length > HEADER_LIMIT:
-        raise UserError(f"{path} is no safetensors file: its header would have {length} bytes, the limit is {HEADER_LIMIT}; fetch it again")
+        raise UserError(
+            f"{path} is no safetensors file: its header would have {length} bytes, the limit is {HEADER_LIMIT}; fetch it again"
+        )
     if 8 + length > size:
-        raise UserError(f"{path} is truncated: its header ends at byte {8 + length}, the file has {size}; fetch it again")
+        raise UserError(
+            f"{path} is truncated: its header ends at byte {8 + length}, the file has {size}; fetch it again"
+        )
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -246,14 +260,18 @@ def _check_cover(tensors: Sequence[StoredTensor], data_start: int, size: int, pa
     for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != position:
             fault = "overlaps the tensor before it" if tensor.offset < position else "follows a hole"
-            raise UserError(f"{path}: {tensor.name} begins at byte {tensor.offset} and {fault}, expected byte {position}; fetch the file again")
+            raise UserError(
+                f"{path}: {tensor.name} begins at byte {tensor.offset} and {fault}, expected byte {position}; fetch the file again"
+            )
         position += tensor.nbytes
     if position != size:
         fault = "is truncated" if size < position else "has bytes that belong to no tensor"
         raise UserError(f"{path} {fault}: it has {size} bytes, its header describes {position}; fetch the file again")
 
 
-def _plan(specs: Sequence[TensorSpec | WeightSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, StoredTensor], int]:
+def _plan(
+    specs: Sequence[TensorSpec | WeightSpec], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, StoredTensor], int]:
     """The header's bytes, which depend on the arguments alone, each tensor's place in the file, and the file's size."""
     entries: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
     places: dict[str, tuple[int, int]] = {}
@@ -271,5 +289,8 @@ def _plan(specs: Sequence[TensorSpec | WeightSpec], metadata: Mapping[str, str])
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     start = 8 + len(text)
     header = struct.pack("<Q", len(text)) + text
-    layout = {s.name: StoredTensor(s.name, s.dtype, s.shape, start + places[s.name][0], places[s.name][1] - places[s.name][0]) for s in specs}
+    layout = {
+        s.name: StoredTensor(s.name, s.dtype, s.shape, start + places[s.name][0], places[s.name][1] - places[s.name][0])
+        for s in specs
+    }
     return header, layout, start + position

@@ -58,7 +58,15 @@ class _Row:
         return step
 
 
-def next_step(logits: NDArray[np.float32], sampler: Sampler, history: list[int], *, left: int, eos_ids: Sequence[int], logprobs: int | None) -> Step:
+def next_step(
+    logits: NDArray[np.float32],
+    sampler: Sampler,
+    history: list[int],
+    *,
+    left: int,
+    eos_ids: Sequence[int],
+    logprobs: int | None,
+) -> Step:
     """Draw an id from logits (vocab,) and add it to `history`; `left` ids, this one included, may still come."""
     token_id = sampler.sample(logits, history)
     history.append(token_id)
@@ -97,7 +105,13 @@ def generate_batch(
     slots = model.room()
     check_prompts(prompts, max_tokens, slots)
     rows = [
-        _Row(i, sampler, texts[i] if texts else None, list(prompt), max_tokens if slots is None else min(max_tokens, slots - len(prompt) + 1))
+        _Row(
+            i,
+            sampler,
+            texts[i] if texts else None,
+            list(prompt),
+            max_tokens if slots is None else min(max_tokens, slots - len(prompt) + 1),
+        )
         for i, (prompt, sampler) in enumerate(zip(prompts, samplers, strict=True))
     ]
     for start in range(0, len(rows), model.batch):
@@ -107,7 +121,9 @@ def generate_batch(
             model.reset()
 
 
-def _generate_side_by_side(model: BatchModel, rows: Sequence[_Row], eos_ids: Sequence[int], logprobs: int | None) -> Iterator[tuple[int, Step]]:
+def _generate_side_by_side(
+    model: BatchModel, rows: Sequence[_Row], eos_ids: Sequence[int], logprobs: int | None
+) -> Iterator[tuple[int, Step]]:
     """Steps of at most as many rows as the model has, from empty caches."""
     unused = model.batch - len(rows)
     logits = model.prefill([*(row.history for row in rows), *([[FILLER_ID]] * unused)])
@@ -134,4 +150,6 @@ def check_prompts(prompts: Sequence[Sequence[int]], max_tokens: int, slots: int 
             raise UserError(f"prompt {number} has no tokens, expected at least one; pass some text")
         if slots is not None and len(prompt) > slots:
             remedy = "shorten it, or compile with a larger shape.cache_len"
-            raise UserError(f"prompt {number} has {len(prompt)} tokens, expected at most {slots}, the slots of a cache: {remedy}")
+            raise UserError(
+                f"prompt {number} has {len(prompt)} tokens, expected at most {slots}, the slots of a cache: {remedy}"
+            )

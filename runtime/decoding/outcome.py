@@ -29,7 +29,12 @@ class Outcome:
 
 
 def collect(
-    steps: Iterator[tuple[int, Step]], prompt_tokens: Sequence[int], load_s: float, show: Callable[[int, Step], None], *, batch: int = 1
+    steps: Iterator[tuple[int, Step]],
+    prompt_tokens: Sequence[int],
+    load_s: float,
+    show: Callable[[int, Step], None],
+    *,
+    batch: int = 1,
 ) -> list[Outcome]:
     """Show each step, which comes with its prompt's index, and time them all; Ctrl-C ends the collection, not the program.
 
@@ -48,7 +53,12 @@ def collect(
             taken[index].append(step)
             show(index, step)
     return [
-        Outcome(tuple(made), count, _finish_reason(made), _timings(starts[min(i // batch, len(starts) - 1)], at, count, load_s))
+        Outcome(
+            tuple(made),
+            count,
+            _finish_reason(made),
+            _timings(starts[min(i // batch, len(starts) - 1)], at, count, load_s),
+        )
         for i, (made, at, count) in enumerate(zip(taken, times, prompt_tokens, strict=True))
     ]
 

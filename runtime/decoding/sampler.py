@@ -33,7 +33,12 @@ class SamplingOptions:
         return self.top_p is None and self.min_p is None and self.repetition_penalty is None
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number of at least 0 (0 is greedy)")
+        _require(
+            "temperature",
+            self.temperature,
+            0 <= self.temperature < math.inf,
+            "a finite number of at least 0 (0 is greedy)",
+        )
         if self.top_k is not None:
             _require("top_k", self.top_k, self.top_k >= 1, "at least 1")
         if self.top_p is not None:
@@ -41,7 +46,12 @@ class SamplingOptions:
         if self.min_p is not None:
             _require("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
         if self.repetition_penalty is not None:
-            _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "a finite number above 0")
+            _require(
+                "repetition_penalty",
+                self.repetition_penalty,
+                0 < self.repetition_penalty < math.inf,
+                "a finite number above 0",
+            )
         if self.seed is not None:
             _require("seed", self.seed, self.seed >= 0, "at least 0")
 

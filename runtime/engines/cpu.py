@@ -28,7 +28,8 @@ _V3 = (*_V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsav
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 LEVELS: dict[str, Level] = {  # ascending: each holds all of the one before
-    level.name: level for level in (Level("x86-64", _V1), Level("x86-64-v2", _V2), Level("x86-64-v3", _V3), Level("x86-64-v4", _V4))
+    level.name: level
+    for level in (Level("x86-64", _V1), Level("x86-64-v2", _V2), Level("x86-64-v3", _V3), Level("x86-64-v4", _V4))
 }
 
 # LLVM's names of the features that its code generator uses of its own accord (tuning hints and system instructions are
@@ -91,7 +92,9 @@ def machine_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return frozenset()
-    lines = [value.split() for key, _, value in (line.partition(":") for line in text.splitlines()) if key.strip() == "flags"]
+    lines = [
+        value.split() for key, _, value in (line.partition(":") for line in text.splitlines()) if key.strip() == "flags"
+    ]
     return frozenset.intersection(*map(frozenset, lines)) if lines else frozenset()
 
 
@@ -106,7 +109,9 @@ def best_level(features: frozenset[str] | None = None) -> str:
     have = machine_features() if features is None else features
     fitting = [level.name for level in LEVELS.values() if not missing_features(level.flags, have)]
     if not fitting:
-        raise UserError(f"this machine ({platform.machine()}) has no level of {', '.join(LEVELS)}; only x86-64 processors are supported")
+        raise UserError(
+            f"this machine ({platform.machine()}) has no level of {', '.join(LEVELS)}; only x86-64 processors are supported"
+        )
     return fitting[-1]
 
 

@@ -30,7 +30,9 @@ from runtime.errors import UserError
 
 def load(opened: Artifact, threads: int) -> Loaded:
     """Bring an artifact onto the first device; raises `UserError` when there is no driver, no fitting device or too little memory."""
-    return load_library(Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.library, opened.weights())
+    return load_library(
+        Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.library, opened.weights()
+    )
 
 
 def load_library(device: Device, manifest: Manifest, library: Path, arrays: Mapping[str, NDArray[Any]]) -> Loaded:
@@ -40,10 +42,16 @@ def load_library(device: Device, manifest: Manifest, library: Path, arrays: Mapp
     machine = start_machine(opened, CUDA_DEVICE, CPU_DEVICE)
     weights = [device.tensor(spec) for spec in manifest.weights]
     with progress("loading weights", sum(array.nbytes for array in arrays.values())) as advance:
-        device.memory.upload(((tensor.data_ptr(), arrays[spec.name]) for tensor, spec in zip(weights, manifest.weights, strict=True)), advance)
+        device.memory.upload(
+            ((tensor.data_ptr(), arrays[spec.name]) for tensor, spec in zip(weights, manifest.weights, strict=True)),
+            advance,
+        )
     device.memory.drop_stages()  # nothing as large follows
     caches = [device.tensor(spec) for spec in manifest.graphs[-1].signature.caches]
-    functions = {graph.tokens: GraphFunction(device, machine[graph.name], graph, [*caches, *weights]) for graph in manifest.graphs}
+    functions = {
+        graph.tokens: GraphFunction(device, machine[graph.name], graph, [*caches, *weights])
+        for graph in manifest.graphs
+    }
     for tokens, function in functions.items():
         ids, positions = function.inputs
         ids[...] = PADDING_ID

@@ -33,7 +33,9 @@ class Device:
     def tensor(self, spec: WeightSpec | TensorSpec) -> Any:  # noqa: ANN401 (TVM's objects)
         """A new tensor on the device, of whatever its memory holds."""
         allocate = self.ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-        return allocate(self.ffi.Shape(spec.shape), self.ffi.dtype(str(numpy_dtype(spec.dtype))), self.ffi.device("cuda", 0), None)
+        return allocate(
+            self.ffi.Shape(spec.shape), self.ffi.dtype(str(numpy_dtype(spec.dtype))), self.ffi.device("cuda", 0), None
+        )
 
     def on_stream(self) -> Any:  # noqa: ANN401
         """A context in which what TVM's functions launch goes to the stream."""

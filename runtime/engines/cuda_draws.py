@@ -28,7 +28,11 @@ class CudaDraws:
         self._sample = sample
         self._options, self._token = device.tensor(OPTIONS), device.tensor(TOKEN)
         self._slots = [
-            (device.memory.pinned(OPTIONS.shape, np.float32), device.memory.pinned(TOKEN.shape, np.int64), device.memory.event())
+            (
+                device.memory.pinned(OPTIONS.shape, np.float32),
+                device.memory.pinned(TOKEN.shape, np.int64),
+                device.memory.event(),
+            )
             for _ in range(STEPS_ON_THEIR_WAY)
         ]
         self._step = RecordedCall(device.memory)

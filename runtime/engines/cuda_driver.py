@@ -74,7 +74,9 @@ def _check(library: ctypes.CDLL, status: int) -> None:
     text = ctypes.c_char_p()
     library.cuGetErrorString(status, ctypes.byref(text))
     reason = (text.value or b"unknown error").decode(errors="replace")
-    raise UserError(f"the CUDA driver answers with error {status} ({reason}); expected a GPU that works: see what `nvidia-smi` says")
+    raise UserError(
+        f"the CUDA driver answers with error {status} ({reason}); expected a GPU that works: see what `nvidia-smi` says"
+    )
 
 
 def check_driver(driver: Driver, archs: Sequence[str]) -> Device:
@@ -85,11 +87,15 @@ def check_driver(driver: Driver, archs: Sequence[str]) -> Device:
             "install driver R580 or newer"
         )
     if not driver.devices:
-        raise UserError("the CUDA driver found no GPU; see what `nvidia-smi` says, and whether CUDA_VISIBLE_DEVICES hides it")
+        raise UserError(
+            "the CUDA driver found no GPU; see what `nvidia-smi` says, and whether CUDA_VISIBLE_DEVICES hides it"
+        )
     device = driver.devices[0]
     if not any(device.runs(arch) for arch in archs):
         own = "sm_{}{}".format(*device.capability)
-        raise UserError(f"{device.name} is {own}, but the artifact has machine code for {', '.join(archs)}; compile it with backend.arch: [{own}]")
+        raise UserError(
+            f"{device.name} is {own}, but the artifact has machine code for {', '.join(archs)}; compile it with backend.arch: [{own}]"
+        )
     return device
 
 

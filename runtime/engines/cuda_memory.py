@@ -25,7 +25,9 @@ class CudaMemory:
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), NON_BLOCKING)
         self.stream = stream.value or 0
-        self._stages: list[tuple[NDArray[np.uint8], ctypes.c_void_p]] = []  # pinned buffers, which take long to make, and an event of each
+        self._stages: list[
+            tuple[NDArray[np.uint8], ctypes.c_void_p]
+        ] = []  # pinned buffers, which take long to make, and an event of each
 
     def free_bytes(self) -> int:
         """Free memory of the device."""
@@ -98,7 +100,9 @@ class CudaMemory:
         try:
             run()
         except BaseException:
-            self._library.cudaStreamEndCapture(ctypes.c_void_p(self.stream), ctypes.byref(graph))  # whatever it says: what was raised says more
+            self._library.cudaStreamEndCapture(
+                ctypes.c_void_p(self.stream), ctypes.byref(graph)
+            )  # whatever it says: what was raised says more
             raise
         self._call("cudaStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
         self._call("cudaGraphInstantiate", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
@@ -132,7 +136,14 @@ class CudaMemory:
         return milliseconds.value / 1e3
 
     def _copy(self, to: int, source: int, nbytes: int, kind: int) -> None:
-        self._call("cudaMemcpyAsync", ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(nbytes), kind, ctypes.c_void_p(self.stream))
+        self._call(
+            "cudaMemcpyAsync",
+            ctypes.c_void_p(to),
+            ctypes.c_void_p(source),
+            ctypes.c_size_t(nbytes),
+            kind,
+            ctypes.c_void_p(self.stream),
+        )
 
     def _event(self, flags: int) -> ctypes.c_void_p:
         event = ctypes.c_void_p()
@@ -144,4 +155,6 @@ class CudaMemory:
         if status:
             text = self._library.cudaGetErrorString
             text.restype = ctypes.c_char_p
-            raise UserError(f"CUDA's {name} failed with error {status} ({(text(status) or b'').decode()}); see what `nvidia-smi` says, and try again")
+            raise UserError(
+                f"CUDA's {name} failed with error {status} ({(text(status) or b'').decode()}); see what `nvidia-smi` says, and try again"
+            )

@@ -103,12 +103,16 @@ class Engine:
     def _chunks(self, prompts: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
         """Append one list of ids to each row, chunk by chunk: the outputs of each call, which the next call overwrites."""
         longest = max(len(prompt) for prompt in prompts)
-        sizes = chunk_sizes(longest, tuple(self.loaded.functions), may_pad=self.position == 0, may_decode=self.manifest.model.generates)
+        sizes = chunk_sizes(
+            longest, tuple(self.loaded.functions), may_pad=self.position == 0, may_decode=self.manifest.model.generates
+        )
         padded = sum(sizes)
         ids = np.full((self.batch, padded), PADDING_ID, np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, padded - len(prompt) :] = prompt
-        first = self.lengths + np.array([len(prompt) for prompt in prompts]) - padded  # position of each row's first column
+        first = (
+            self.lengths + np.array([len(prompt) for prompt in prompts]) - padded
+        )  # position of each row's first column
         start = 0
         for size in sizes:
             yield self._call(size, ids[:, start : start + size], first + start)
@@ -175,20 +179,28 @@ class Engine:
         model = self.manifest.model
         if model.generates != generates:
             use = "generates text" if model.generates else "generates none"
-            raise UserError(f"the artifact {self.manifest.name} has the head {model.head}, which {use}; run `python -m {HEADS[model.head].command}`")
+            raise UserError(
+                f"the artifact {self.manifest.name} has the head {model.head}, which {use}; run `python -m {HEADS[model.head].command}`"
+            )
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Everything that could make a call wrong is refused before the caches change."""
         if len(prompts) != self.batch:
-            raise UserError(f"{len(prompts)} sequences were given, expected shape.batch = {self.batch}, which the artifact was compiled for")
+            raise UserError(
+                f"{len(prompts)} sequences were given, expected shape.batch = {self.batch}, which the artifact was compiled for"
+            )
         if not all(len(prompt) for prompt in prompts):
             raise UserError("a prompt is empty; expected at least one token")
         if self.position > 0 and len({len(prompt) for prompt in prompts}) > 1:
-            raise UserError("rows of a batch can only be continued by equally many tokens; give them at once, or reset first")
+            raise UserError(
+                "rows of a batch can only be continued by equally many tokens; give them at once, or reset first"
+            )
         vocab_size = self.manifest.model.vocab_size
         for prompt in prompts:
             if min(prompt) < 0 or max(prompt) >= vocab_size:
-                raise UserError(f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of {vocab_size}")
+                raise UserError(
+                    f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of {vocab_size}"
+                )
         room, longest = self.room(), max(len(prompt) for prompt in prompts)
         if room is not None and longest > room:
             cache_len = self.manifest.shape.cache_len
@@ -237,7 +249,9 @@ def load_cpu(opened: Artifact, threads: int) -> Loaded:
     for graph in manifest.graphs:
         ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:CALL_INPUTS])
         inputs[graph.tokens] = (ids, positions)
-        functions[graph.tokens] = _bound(machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights])
+        functions[graph.tokens] = _bound(
+            machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights]
+        )
     return Loaded(inputs, functions, caches)
 
 

@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 from runtime.artifact.manifest import Graph, Manifest, ModelConfig, Shape
 from runtime.artifact.tensor_file import tensor_bytes
 
-PROCESS_BYTES = 300 * 10**6  # beside weights, caches and activations, generously: the interpreter or the driver's own, libraries, kernels
-LIVE_STATES = 3  # of a token at once, each as wide as a state and a feed-forward; measured with `make memory` on the CPU
+PROCESS_BYTES = (
+    300 * 10**6
+)  # beside weights, caches and activations, generously: the interpreter or the driver's own, libraries, kernels
+LIVE_STATES = (
+    3  # of a token at once, each as wide as a state and a feed-forward; measured with `make memory` on the CPU
+)
 PADDING_ID = 0  # any valid id: the key and value of padding are never seen
 SMALLER = "compile with a smaller shape.cache_len or a narrower quantize.scheme"  # what to do where memory is short
 
@@ -42,8 +46,12 @@ class Draws(Protocol):
 class Loaded:
     """What the engine calls, by tokens per call."""
 
-    inputs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]  # ids and positions (B, T), which the next call reads
-    functions: dict[int, Callable[[], NDArray[np.float32]]]  # to the outputs (B, T or 1, n_outputs), in memory that the next call uses again
+    inputs: dict[
+        int, tuple[NDArray[np.int64], NDArray[np.int64]]
+    ]  # ids and positions (B, T), which the next call reads
+    functions: dict[
+        int, Callable[[], NDArray[np.float32]]
+    ]  # to the outputs (B, T or 1, n_outputs), in memory that the next call uses again
     caches: list[Any]  # one for each cache of the signature: arrays on a CPU, tensors on a GPU
     draws: Draws | None = None  # where the library can draw ids
 

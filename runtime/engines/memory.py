@@ -56,8 +56,12 @@ def peak_rss_mb() -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the bandwidth."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.engines.memory", description="Measure the read bandwidth of this machine's memory.")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="threads (default: all cores)")
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.engines.memory", description="Measure the read bandwidth of this machine's memory."
+    )
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="threads (default: all cores)"
+    )
     threads = parser.parse_args(argv).threads
     if threads < 1:
         raise UserError(f"--threads is {threads}, expected at least 1")

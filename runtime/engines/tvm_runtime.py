@@ -36,7 +36,9 @@ def load_runtime(threads: int) -> Any:  # noqa: ANN401
     """`tvm_ffi` with TVM's runtime loaded and its thread pool set to `threads`; raises `UserError` when the runtime is not installed."""
     os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, at the pool's first use
     ffi = import_ffi()
-    if ffi.get_global_func("vm.builtin.reshape", allow_missing=True) is None:  # else the compiler, which contains the runtime, is loaded
+    if (
+        ffi.get_global_func("vm.builtin.reshape", allow_missing=True) is None
+    ):  # else the compiler, which contains the runtime, is loaded
         ctypes.CDLL(str(find_library(RUNTIME_LIBRARY)), ctypes.RTLD_GLOBAL)
     return ffi
 
@@ -48,11 +50,17 @@ def find_library(name: str) -> Path:
     if spec is not None and spec.origin is not None:
         folders += [Path(spec.origin).parent, Path(spec.origin).parent / "lib"]
     with suppress(PackageNotFoundError):
-        folders += [Path(str(file.locate())).parent for file in distribution("nvidia-cuda-runtime").files or () if file.name == name]
+        folders += [
+            Path(str(file.locate())).parent
+            for file in distribution("nvidia-cuda-runtime").files or ()
+            if file.name == name
+        ]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{name} was not found in {', '.join(map(str, folders))}; use the runtime folder that was shipped, or run `make setup`")
+    raise UserError(
+        f"{name} was not found in {', '.join(map(str, folders))}; use the runtime folder that was shipped, or run `make setup`"
+    )
 
 
 def open_library(ffi: Any, path: Path) -> Any:  # noqa: ANN401

@@ -20,7 +20,9 @@ ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
 BLOCK_PANELS = 64  # of a matrix, in float64 at once
 HALF_ULP = 2.0**-11  # of float16, relative
 SMALL = 2.0**-7  # of an x in front of a norm
-NORM_ERROR = 64 * EPS  # of a norm: no thread sums more than some dozens of squares, nor the lanes after it; then a root, a division, products
+NORM_ERROR = (
+    64 * EPS
+)  # of a norm: no thread sums more than some dozens of squares, nor the lanes after it; then a root, a division, products
 SMALLEST_HALF = 2.0**-24  # step of float16 near 0
 TEMPERATURE, TOP_K = 0.75, 40  # of a sampled id
 LONGEST_CONTEXT = 131072  # of any model of the family
@@ -54,7 +56,10 @@ class KernelCase:
         """The largest error as a share of its bound; infinite where a number is not finite."""
         if not all(np.isfinite(found[i]).all() for i in self.compared):
             return float("inf")
-        return max(_share(check.part(found[check.parameter]).astype(np.float64) - check.values, check.bound) for check in self.expected)
+        return max(
+            _share(check.part(found[check.parameter]).astype(np.float64) - check.values, check.bound)
+            for check in self.expected
+        )
 
 
 def _share(difference: Array, bound: Array) -> float:
@@ -113,20 +118,28 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     residual = [random.normal(call.parameters[names.index("residual")].shape)] if "residual" in names else []
     y_rows = random.sample(prod(arguments["lead"]), ROWS)
     last_of = arguments["last_of"]
-    wide = x.reshape(-1, k)[y_rows if last_of is None else [i * last_of + last_of - 1 for i in y_rows]].astype(np.float64)
+    wide = x.reshape(-1, k)[y_rows if last_of is None else [i * last_of + last_of - 1 for i in y_rows]].astype(
+        np.float64
+    )
     if gain:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * gain[0]
-    loss = NORM_ERROR * len(gain) + rounding * (len(gain) + (stored.dtype == "int4"))  # of what is multiplied, each by itself
+    loss = NORM_ERROR * len(gain) + rounding * (
+        len(gain) + (stored.dtype == "int4")
+    )  # of what is multiplied, each by itself
     output, n_out = len(call.parameters) - 1, n // halves
     expected = []
     for p in random.sample(-(-n_out // PANEL), PANELS):
         columns = slice(p * PANEL, min((p + 1) * PANEL, n_out))
-        results = [_lossy(matrix, wide, half * n_out // PANEL + p, loss, one=len(y_rows) == 1) for half in range(halves)]
+        results = [
+            _lossy(matrix, wide, half * n_out // PANEL + p, loss, one=len(y_rows) == 1) for half in range(halves)
+        ]
         values, bound = _gated_products(*results) if halves == 2 else results[0]
         if residual:
             values = values + residual[0].reshape(-1, n_out)[y_rows, columns]
             bound = bound + EPS * np.abs(values)
-        expected.append(Expected(output, lambda y, columns=columns: y.reshape(-1, n_out)[y_rows, columns], values, bound))  # type: ignore[misc]
+        expected.append(
+            Expected(output, lambda y, columns=columns: y.reshape(-1, n_out)[y_rows, columns], values, bound)
+        )  # type: ignore[misc]
     held = tuple(i for i, name in enumerate(names) if name in ("w", "s", "z"))
     return KernelCase([x, *gain, *weights, *residual, empty(call.parameters[output])], held, output, tuple(expected))
 
@@ -142,7 +155,9 @@ def _gated_products(gate: tuple[Array, Array], up: tuple[Array, Array]) -> tuple
     (gate_values, gate_bound), (up_values, up_bound) = gate, up
     silu = gate_values / (1 + np.exp(-gate_values))
     values = silu * up_values
-    return values, 1.1 * gate_bound * (np.abs(up_values) + up_bound) + np.abs(silu) * up_bound + 4 * EPS * np.abs(values)
+    return values, 1.1 * gate_bound * (np.abs(up_values) + up_bound) + np.abs(silu) * up_bound + 4 * EPS * np.abs(
+        values
+    )
 
 
 def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
@@ -153,7 +168,9 @@ def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase
     ids.flat[0] = n - 1
     weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, Stored.of(arguments["weight"]))
     rows = random.sample(ids.size, ROWS)
-    values = np.concatenate([matrix.rows(t // PANEL, t // PANEL + 1)[t % PANEL : t % PANEL + 1] for t in ids.reshape(-1)[rows]])
+    values = np.concatenate(
+        [matrix.rows(t // PANEL, t // PANEL + 1)[t % PANEL : t % PANEL + 1] for t in ids.reshape(-1)[rows]]
+    )
     output = len(call.parameters) - 1
     expected = Expected(output, lambda y: y.reshape(-1, k)[rows], values, EPS * np.abs(values))
     return KernelCase([ids, *weights, empty(call.parameters[output])], tuple(range(1, output)), output, (expected,))
@@ -181,7 +198,9 @@ def _residual(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
     """a + b, rounded once."""
     a, b = (random.normal(spec.shape) for spec in call.parameters[:2])
     values = a.astype(np.float64) + b
-    return KernelCase([a, b, empty(call.parameters[2])], (), 2, (Expected(2, lambda y: y, values, EPS / 2 * np.abs(values)),))
+    return KernelCase(
+        [a, b, empty(call.parameters[2])], (), 2, (Expected(2, lambda y: y, values, EPS / 2 * np.abs(values)),)
+    )
 
 
 def _rotation(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
@@ -203,7 +222,9 @@ def _rolling_attention(call: KernelCall, random: Random, rounding: float) -> Ker
     way than here, and what is left is the error of float32.
     """
     (shape,) = call.arguments
-    batch, tokens, window, heads, kv_heads, dim = (shape[name] for name in ("batch", "tokens", "cache_len", "n_heads", "n_kv_heads", "head_dim"))
+    batch, tokens, window, heads, kv_heads, dim = (
+        shape[name] for name in ("batch", "tokens", "cache_len", "n_heads", "n_kv_heads", "head_dim")
+    )
     qkv = random.whole(call.parameters[0].shape, -128, 129, "float32") / np.float32(64)
     first = window + window // 2
     positions = np.broadcast_to(first + np.arange(tokens), (batch, tokens)).astype(np.int64)
@@ -213,7 +234,9 @@ def _rolling_attention(call: KernelCall, random: Random, rounding: float) -> Ker
     queries = [(b, i) for b in range(batch) for i in random.sample(tokens, QUERIES)]
     values, bounds = zip(*(seen.attended(b, i, shape["scale"], rounding) for b, i in queries), strict=True)
     index = tuple(np.array(queries).T)
-    expected = [Expected(6, lambda out: out[index].reshape(len(queries), heads, dim), np.stack(values), np.stack(bounds))]
+    expected = [
+        Expected(6, lambda out: out[index].reshape(len(queries), heads, dim), np.stack(values), np.stack(bounds))
+    ]
     for ring, (columns, bound) in enumerate(seen.stored()):
         expected.append(Expected(4 + ring, lambda found: found, columns, bound))
     return KernelCase([qkv, cos, sin, positions, *rings, empty(call.parameters[6])], (4, 5), 6, tuple(expected))
@@ -231,7 +254,18 @@ class _Seen:
     window: int
 
     @classmethod
-    def of(cls, qkv: Array, cos: Array, sin: Array, rings: Sequence[Array], first: int, heads: int, kv_heads: int, dim: int, window: int) -> "_Seen":
+    def of(
+        cls,
+        qkv: Array,
+        cos: Array,
+        sin: Array,
+        rings: Sequence[Array],
+        first: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        window: int,
+    ) -> "_Seen":
         """From a kernel's inputs."""
         parts = qkv.astype(np.float64).reshape(*qkv.shape[:2], heads + 2 * kv_heads, dim)
         c, s = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (cos, sin))  # (B, T, 1, head_dim / 2)
@@ -292,13 +326,17 @@ def _sample(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
     position = random.whole((1, 1), 0, LONGEST_CONTEXT, "int64")
     found = ((2, np.full((1, 1), ids[chosen])), (3, position + 1), (4, np.full(1, ids[chosen])))
     expected = tuple(Expected(i, lambda y: y, values.astype(np.float64), np.zeros(values.shape)) for i, values in found)
-    return KernelCase([logits, options, np.zeros((1, 1), np.int64), position, empty(call.parameters[4])], (), 4, expected)
+    return KernelCase(
+        [logits, options, np.zeros((1, 1), np.int64), position, empty(call.parameters[4])], (), 4, expected
+    )
 
 
 def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     """A sample of tokens: each one's best experts, silu(w1 x) * (w3 x) through w2, weighted by the softmax over their scores."""
     (arguments,) = call.arguments
-    dim, hidden_dim, n_experts, per_token = (arguments[name] for name in ("dim", "hidden_dim", "n_experts", "experts_per_token"))
+    dim, hidden_dim, n_experts, per_token = (
+        arguments[name] for name in ("dim", "hidden_dim", "n_experts", "experts_per_token")
+    )
     stored = Stored.of(arguments["weight"])
     x = random.normal(call.parameters[0].shape, "float16").astype(np.float32)
     scores = random.normal(call.parameters[1].shape)
@@ -307,10 +345,15 @@ def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     inputs = [x, scores, *up_arrays, *down_arrays]
     output = len(inputs)
     rows = random.sample(x.size // dim, 2)
-    results = [_expert_sum(x.reshape(-1, dim)[i], scores.reshape(-1, n_experts)[i], up, down, per_token, rounding) for i in rows]
+    results = [
+        _expert_sum(x.reshape(-1, dim)[i], scores.reshape(-1, n_experts)[i], up, down, per_token, rounding)
+        for i in rows
+    ]
     values, bounds = (np.stack(part) for part in zip(*results, strict=True))
     expected = Expected(output, lambda y: y.reshape(-1, dim)[rows], values, bounds)
-    return KernelCase([*inputs, *(empty(spec) for spec in call.parameters[output:])], tuple(range(2, output)), output, (expected,))
+    return KernelCase(
+        [*inputs, *(empty(spec) for spec in call.parameters[output:])], tuple(range(2, output)), output, (expected,)
+    )
 
 
 def _expert_sum(
@@ -337,7 +380,9 @@ def _product(matrix: PackedMatrix, x: Array, *, magnitudes: bool = False) -> tup
     values, bounds = [], []
     for first in range(0, matrix.panels, BLOCK_PANELS):
         last = min(first + BLOCK_PANELS, matrix.panels)
-        value, bound = (np.abs(matrix.rows(first, last)) @ x, np.zeros(1)) if magnitudes else matrix.times(x, first, last)
+        value, bound = (
+            (np.abs(matrix.rows(first, last)) @ x, np.zeros(1)) if magnitudes else matrix.times(x, first, last)
+        )
         values.append(value)
         bounds.append(bound)
     return np.concatenate(values), np.concatenate(bounds)

@@ -59,7 +59,11 @@ class PackedMatrix:
     def scales(self, first: int, last: int) -> Array:
         """Scales of those rows, (rows, 1) or (rows, K)."""
         assert self.s is not None
-        return self._of_groups(self.s, first, last) if self.stored.dtype == "int4" else self.s[first * PANEL : last * PANEL, None].astype(np.float64)
+        return (
+            self._of_groups(self.s, first, last)
+            if self.stored.dtype == "int4"
+            else self.s[first * PANEL : last * PANEL, None].astype(np.float64)
+        )
 
     def _of_groups(self, parts: Array, first: int, last: int) -> Array:
         """(panels, groups, 32) to (rows, K)."""

@@ -26,7 +26,9 @@ class Random:
 
     def normal(self, shape: Sequence[int], dtype: str = "float32", scale: float = 1.0) -> Array:
         """Normal numbers of a standard deviation."""
-        return self._repeated((self.generator.standard_normal(self._pool(shape), np.float32) * np.float32(scale)).astype(dtype), shape)
+        return self._repeated(
+            (self.generator.standard_normal(self._pool(shape), np.float32) * np.float32(scale)).astype(dtype), shape
+        )
 
     def uniform(self, shape: Sequence[int], low: float, high: float, dtype: str) -> Array:
         """Numbers between two limits."""
@@ -65,9 +67,13 @@ class Random:
 
 def random_weights(specs: Sequence[WeightSpec], seed: int = 0) -> dict[str, Array]:
     """Weights by name for a whole model; tensors of one shape and kind share their memory."""
-    made = lru_cache(maxsize=None)(lambda shape, dtype, k: _random_tensor(TensorSpec(name="w", shape=shape, dtype=dtype), k, seed))
+    made = lru_cache(maxsize=None)(
+        lambda shape, dtype, k: _random_tensor(TensorSpec(name="w", shape=shape, dtype=dtype), k, seed)
+    )
     inner = {spec.name: _inner(spec) for spec in specs}
-    return {spec.name: made(spec.shape, spec.dtype, inner.get(spec.name.removesuffix(_suffix(spec.name)))) for spec in specs}
+    return {
+        spec.name: made(spec.shape, spec.dtype, inner.get(spec.name.removesuffix(_suffix(spec.name)))) for spec in specs
+    }
 
 
 def _suffix(name: str) -> str:

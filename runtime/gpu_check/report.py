@@ -78,7 +78,10 @@ class Report:
 
 def line(cells: Sequence[str]) -> str:
     """A line of the table of kernels, whose columns have their widths before the first row is known."""
-    return "".join(cell.rjust(width) + "  " if i < 4 else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True)))
+    return "".join(
+        cell.rjust(width) + "  " if i < 4 else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
+    )
 
 
 def kernel_line(row: KernelRow, limits: Limits) -> str:
@@ -113,30 +116,45 @@ class Rivals:
     def beside_decode(self, name: str, context: int, seconds: float) -> str:
         """A step against theirs."""
         return _joined(
-            _beside(seconds, self.torch.seconds.get(f"{name} decode") if self.torch else None, "torch's products alone"),
-            _beside(seconds, self.transformers.decode.get(context) if self.transformers else None, self._transformers_step),
+            _beside(
+                seconds, self.torch.seconds.get(f"{name} decode") if self.torch else None, "torch's products alone"
+            ),
+            _beside(
+                seconds, self.transformers.decode.get(context) if self.transformers else None, self._transformers_step
+            ),
         )
 
     def beside_prefill(self, name: str, tokens: int, seconds: float, *, longest: bool) -> str:
         """A prompt against theirs; torch's products are those of the longest."""
         return _joined(
-            _beside(seconds, self.torch.seconds.get(f"{name} prefill") if self.torch and longest else None, "torch's products alone"),
+            _beside(
+                seconds,
+                self.torch.seconds.get(f"{name} prefill") if self.torch and longest else None,
+                "torch's products alone",
+            ),
             _beside(seconds, self.transformers.ttft.get(tokens) if self.transformers else None, "transformers"),
         )
 
     @property
     def _transformers_step(self) -> str:
-        return "transformers' graph" if self.transformers and self.transformers.graph else "transformers without a graph"
+        return (
+            "transformers' graph" if self.transformers and self.transformers.graph else "transformers without a graph"
+        )
 
 
 def model_lines(report: Report, limits: Limits, rivals: Rivals) -> list[str]:
     """Checks, tok/s and TTFT, beside what torch takes for the same matrix products and transformers for the same model."""
-    lines = [f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}" for check in report.checks]
+    lines = [
+        f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}"
+        for check in report.checks
+    ]
     if report.speeds is None:
         return lines
     rows = []
     for d in report.speeds.decode:
-        share = _joined(f"{d.gb_s / limits.copy_gb_s:.0%} of copy", rivals.beside_decode(report.name, d.context, d.step_s))
+        share = _joined(
+            f"{d.gb_s / limits.copy_gb_s:.0%} of copy", rivals.beside_decode(report.name, d.context, d.step_s)
+        )
         rows.append((f"decode, context {d.context}", f"{d.tok_s:,.1f} tok/s", f"{d.step_s * 1e3:,.2f} ms", share))
     longest = max((p.prompt_tokens for p in report.speeds.prefill), default=0)
     for p in report.speeds.prefill:
@@ -156,7 +174,13 @@ def _joined(*parts: str) -> str:
 def as_json(report: Report, limits: Limits) -> str:
     """One line; an error that is no number is null, and its row not ok."""
     kernels = [
-        {**asdict(row), "error": row.error if isfinite(row.error) else None, "ok": row.ok, "gb_s": row.gb_s, "tflop_s": row.tflop_s}
+        {
+            **asdict(row),
+            "error": row.error if isfinite(row.error) else None,
+            "ok": row.ok,
+            "gb_s": row.gb_s,
+            "tflop_s": row.tflop_s,
+        }
         for row in report.kernels
     ]
     return json.dumps({**asdict(report), **asdict(limits), "ok": report.ok, "kernels": kernels}, allow_nan=False)

@@ -15,7 +15,9 @@ from typing import Any
 from runtime.artifact.manifest import ModelConfig
 
 PYTHONS = (sys.executable, "python3", "/usr/bin/python3", "/usr/local/bin/python3")
-TORCH_SCRIPT, TRANSFORMERS_SCRIPT = (Path(__file__).with_name(name) for name in ("torch_script.py", "transformers_script.py"))
+TORCH_SCRIPT, TRANSFORMERS_SCRIPT = (
+    Path(__file__).with_name(name) for name in ("torch_script.py", "transformers_script.py")
+)
 LONGEST = 150  # seconds
 
 
@@ -80,7 +82,14 @@ def _ask(script: Path, what: str, asked: Any) -> Any:  # noqa: ANN401 (what JSON
     reasons = []
     for python in dict.fromkeys(filter(None, map(shutil.which, PYTHONS))):
         try:
-            done = subprocess.run([python, str(script)], input=json.dumps(asked), capture_output=True, text=True, check=False, timeout=LONGEST)
+            done = subprocess.run(
+                [python, str(script)],
+                input=json.dumps(asked),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=LONGEST,
+            )
         except subprocess.TimeoutExpired:
             reasons.append(f"{python}: nothing after {LONGEST} s")
             break

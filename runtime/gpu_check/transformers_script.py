@@ -32,8 +32,16 @@ def random_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> Mis
 
 def static_cache(model: MistralForCausalLM, slots: int) -> StaticCache:
     """A cache of fixed size; its arguments differ between releases of transformers."""
-    wanted = {"config": model.config, "max_batch_size": 1, "max_cache_len": slots, "device": model.device, "dtype": model.dtype}
-    return StaticCache(**{name: value for name, value in wanted.items() if name in signature(StaticCache.__init__).parameters})
+    wanted = {
+        "config": model.config,
+        "max_batch_size": 1,
+        "max_cache_len": slots,
+        "device": model.device,
+        "dtype": model.dtype,
+    }
+    return StaticCache(
+        **{name: value for name, value in wanted.items() if name in signature(StaticCache.__init__).parameters}
+    )
 
 
 def prefill_seconds(model: MistralForCausalLM, tokens: int) -> float:
@@ -100,7 +108,11 @@ def measured(model: MistralForCausalLM, prompts: Sequence[int], contexts: Sequen
     with torch.inference_mode():
         ttft = {tokens: prefill_seconds(model, tokens) for tokens in prompts}
         decode = {context: step_seconds(model, context) for context in contexts}
-    return {"ttft": ttft, "decode": {n: s for n, (s, _) in decode.items()}, "graph": all(graph for _, graph in decode.values())}
+    return {
+        "ttft": ttft,
+        "decode": {n: s for n, (s, _) in decode.items()},
+        "graph": all(graph for _, graph in decode.values()),
+    }
 
 
 def main() -> None:
@@ -108,7 +120,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU")
     asked = json.load(sys.stdin)
-    print(json.dumps(measured(random_model(asked["config"], "cuda", torch.float16), asked["prompts"], asked["contexts"])))
+    print(
+        json.dumps(measured(random_model(asked["config"], "cuda", torch.float16), asked["prompts"], asked["contexts"]))
+    )
 
 
 if __name__ == "__main__":

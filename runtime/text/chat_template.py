@@ -37,7 +37,9 @@ class GenerationTag(Extension):
 class ChatTemplate:
     """A compiled template; raises `UserError` when its source is no Jinja. `where` names it in errors."""
 
-    def __init__(self, source: str, *, bos_token: str | None, eos_token: str | None, where: str = "the chat template") -> None:
+    def __init__(
+        self, source: str, *, bos_token: str | None, eos_token: str | None, where: str = "the chat template"
+    ) -> None:
         tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._tokens = {name: text for name, text in tokens.items() if text is not None}
         self._where = where
@@ -45,9 +47,13 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:
-            raise UserError(f"{where} is not a valid jinja template: {error}; mend it in the checkpoint and compile again") from error
+            raise UserError(
+                f"{where} is not a valid jinja template: {error}; mend it in the checkpoint and compile again"
+            ) from error
 
-    def render(self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True
+    ) -> str:
         """The prompt text of a conversation, ready for the next reply; raises `UserError` with the reason when the template refuses it."""
         try:
             # without tools and documents both are None, since templates ask whether they are none, not whether they are defined
@@ -67,7 +73,9 @@ class ChatTemplate:
 def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
     """The template that `spec` names in `folder`; raises `UserError` when the model has none or its file is unreadable."""
     if spec.chat_template is None:
-        raise UserError("the artifact has no chat template, so its model is no chat model: use `python -m runtime.generate` without --chat")
+        raise UserError(
+            "the artifact has no chat template, so its model is no chat model: use `python -m runtime.generate` without --chat"
+        )
     path = folder / spec.chat_template
     try:
         source = path.read_text(encoding="utf-8")
@@ -93,7 +101,9 @@ class TemplateEncoder:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -101,7 +111,11 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _tojson(
-    value: object, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
     """JSON without the HTML escapes of Jinja's own filter, which no model was trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -31,7 +31,11 @@ BOS, EOS = Control("<s>"), Control("</s>")
 BEGIN_USER, END_USER = Control("[INST]"), Control("[/INST]")
 BEGIN_SYSTEM, END_SYSTEM = Control("[SYSTEM_PROMPT]"), Control("[/SYSTEM_PROMPT]")
 BEGIN_TOOLS, END_TOOLS = Control("[AVAILABLE_TOOLS]"), Control("[/AVAILABLE_TOOLS]")
-BEGIN_RESULT, RESULT_CONTENT, END_RESULT = Control("[TOOL_RESULTS]"), Control("[TOOL_CONTENT]"), Control("[/TOOL_RESULTS]")
+BEGIN_RESULT, RESULT_CONTENT, END_RESULT = (
+    Control("[TOOL_RESULTS]"),
+    Control("[TOOL_CONTENT]"),
+    Control("[/TOOL_RESULTS]"),
+)
 TOOL_CALLS = Control("[TOOL_CALLS]")
 
 
@@ -99,14 +103,24 @@ class InstructFormat:
 
 _TEXT_CONTROLS = (BOS, EOS)
 _TOOL_CONTROLS = (*_TEXT_CONTROLS, BEGIN_USER, END_USER, BEGIN_TOOLS, END_TOOLS, TOOL_CALLS, BEGIN_RESULT, END_RESULT)
-_V2_TOOLS = ToolFormat(_call, _named_result, needs_ids=False, keeps_history=False, several_results=False, beside_text=False)
-_V3_TOOLS = ToolFormat(_call_with_id, _result_with_id, needs_ids=True, keeps_history=True, several_results=True, beside_text=False)
-_V7_TOOLS = ToolFormat(_call_with_id, _result_as_text, needs_ids=True, keeps_history=True, several_results=True, beside_text=True)
+_V2_TOOLS = ToolFormat(
+    _call, _named_result, needs_ids=False, keeps_history=False, several_results=False, beside_text=False
+)
+_V3_TOOLS = ToolFormat(
+    _call_with_id, _result_with_id, needs_ids=True, keeps_history=True, several_results=True, beside_text=False
+)
+_V7_TOOLS = ToolFormat(
+    _call_with_id, _result_as_text, needs_ids=True, keeps_history=True, several_results=True, beside_text=True
+)
 
 INSTRUCT_FORMATS: Mapping[InstructVersion, InstructFormat] = {
     "v1": InstructFormat(_user_as_text, "first user", strips_reply=False, tools=None, controls=_TEXT_CONTROLS),
-    "v2": InstructFormat(_user_between_controls, "last user", strips_reply=True, tools=_V2_TOOLS, controls=_TOOL_CONTROLS),
-    "v3": InstructFormat(_user_between_controls, "last user", strips_reply=True, tools=_V3_TOOLS, controls=_TOOL_CONTROLS),
+    "v2": InstructFormat(
+        _user_between_controls, "last user", strips_reply=True, tools=_V2_TOOLS, controls=_TOOL_CONTROLS
+    ),
+    "v3": InstructFormat(
+        _user_between_controls, "last user", strips_reply=True, tools=_V3_TOOLS, controls=_TOOL_CONTROLS
+    ),
     "v7": InstructFormat(
         _user_between_controls,
         "own turn",
@@ -127,7 +141,9 @@ class InstructEncoder:
         known = tokenizer.control_tokens
         missing = [control.name for control in self._format.controls if control.name not in known]
         if missing:
-            raise UserError(f"the tokenizer lacks {missing[0]}, which the instruct format {name} needs; compile the artifact again")
+            raise UserError(
+                f"the tokenizer lacks {missing[0]}, which the instruct format {name} needs; compile the artifact again"
+            )
         self._ids = {control: known[control.name] for control in self._format.controls}
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
@@ -144,7 +160,9 @@ class InstructEncoder:
         if rules is not None:
             check_tools(messages, tools, needs_ids=rules.needs_ids, several_results=rules.several_results)
         elif tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
-            raise UserError(f"the conversation has tools, and the instruct format {self._name} knows none: leave them out")
+            raise UserError(
+                f"the conversation has tools, and the instruct format {self._name} knows none: leave them out"
+            )
 
 
 def _pieces(layout: InstructFormat, messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[Piece]:
@@ -153,7 +171,9 @@ def _pieces(layout: InstructFormat, messages: Sequence[Message], tools: Sequence
     users = [i for i, turn in enumerate(turns) if turn.role == "user"]
     first, last = (users[0], users[-1]) if users else (-1, -1)
     system_at = {"first user": first, "last user": last, "own turn": None}[layout.system]
-    system = SEPARATOR.join(message["content"] for message in messages if message["role"] == "system" and message["content"])
+    system = SEPARATOR.join(
+        message["content"] for message in messages if message["role"] == "system" and message["content"]
+    )
     yield BOS
     for i, turn in enumerate(turns):
         if turn.role == "user":
@@ -171,7 +191,9 @@ def _model_turn(layout: InstructFormat, turn: Turn, *, is_history: bool) -> Iter
     tools = layout.tools
     if (turn.calls or turn.role == "tool") and tools is not None:
         if turn.content and turn.calls and not tools.beside_text:
-            raise UserError("an assistant's turn has both text and tool calls, which this model was not trained on; keep one of the two")
+            raise UserError(
+                "an assistant's turn has both text and tool calls, which this model was not trained on; keep one of the two"
+            )
         if is_history and not tools.keeps_history:
             return
         if turn.role == "tool":
@@ -193,7 +215,10 @@ def _turns(layout: InstructFormat, messages: Sequence[Message]) -> list[Turn]:
             content = SEPARATOR.join(message["content"] for message in same if message["content"])
             turns.append(Turn(role, content, tuple(call for message in same for call in message.get("tool_calls", ()))))
         elif role == "tool":
-            turns += [Turn(role, message["content"], call_id=message.get("tool_call_id", ""), name=message.get("name")) for message in same]
+            turns += [
+                Turn(role, message["content"], call_id=message.get("tool_call_id", ""), name=message.get("name"))
+                for message in same
+            ]
         elif layout.system == "own turn":
             turns += [Turn(role, message["content"]) for message in same]
     if layout.system != "own turn" and (not turns or turns[0].role != "user"):
@@ -203,7 +228,11 @@ def _turns(layout: InstructFormat, messages: Sequence[Message]) -> list[Turn]:
 
 def _tool(tool: Tool) -> dict[str, object]:
     function = tool["function"]
-    described = {"name": function["name"], "description": function.get("description", ""), "parameters": function.get("parameters", {})}
+    described = {
+        "name": function["name"],
+        "description": function.get("description", ""),
+        "parameters": function.get("parameters", {}),
+    }
     return {"type": tool["type"], "function": described}
 
 

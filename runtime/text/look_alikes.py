@@ -61,7 +61,9 @@ class StandIns:
         if text not in self._by_text:
             character = next(self._free, None)
             if character is None:
-                raise UserError("the conversation uses every private-use character of Unicode, which leaves none to work with; leave some out")
+                raise UserError(
+                    "the conversation uses every private-use character of Unicode, which leaves none to work with; leave some out"
+                )
             self._by_text[text] = character
             self.meanings[character] = text
         return self._by_text[text]

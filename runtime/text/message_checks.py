@@ -27,9 +27,13 @@ def check_order(messages: Sequence[Message]) -> None:
     for i, (before, after) in enumerate(pairwise(messages), 1):
         if after["role"] not in FOLLOWERS[before["role"]]:
             expected = ", ".join(FOLLOWERS[before["role"]])
-            raise UserError(f"message {i} has the role {after['role']} after {before['role']}, expected one of {expected}")
+            raise UserError(
+                f"message {i} has the role {after['role']} after {before['role']}, expected one of {expected}"
+            )
     if not messages or messages[-1]["role"] == "assistant":
-        raise UserError("the conversation does not end with a message that wants a reply; end it with one of a user or a tool")
+        raise UserError(
+            "the conversation does not end with a message that wants a reply; end it with one of a user or a tool"
+        )
 
 
 def check_tools(messages: Sequence[Message], tools: Sequence[Tool], *, needs_ids: bool, several_results: bool) -> None:
@@ -47,12 +51,16 @@ def check_tools(messages: Sequence[Message], tools: Sequence[Tool], *, needs_ids
     _check_pairs(messages)
     last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
     if not several_results and any(len(message.get("tool_calls", ())) > 1 for message in messages[last_user + 1 :]):
-        raise UserError("an assistant's message calls several tools, and this model takes one result for each; let it call one at a time")
+        raise UserError(
+            "an assistant's message calls several tools, and this model takes one result for each; let it call one at a time"
+        )
 
 
 def _check_name(name: str, owner: str) -> None:
     if not FUNCTION_NAME.fullmatch(name):
-        raise UserError(f"{owner} has the function name {name!r}, expected 1 to 64 letters, digits, underscores or dashes")
+        raise UserError(
+            f"{owner} has the function name {name!r}, expected 1 to 64 letters, digits, underscores or dashes"
+        )
 
 
 def _check_ids(message: Message, index: int) -> None:

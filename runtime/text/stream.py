@@ -7,7 +7,9 @@ from typing import Literal
 from runtime.errors import UserError
 
 FinishReason = Literal["stop", "length"]
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what tokenizer libraries put for bytes that are not yet, or not at all, UTF-8
+REPLACEMENT = (
+    "\N{REPLACEMENT CHARACTER}"  # what tokenizer libraries put for bytes that are not yet, or not at all, UTF-8
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class TextStream:
 
     def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = ()) -> None:
         if "" in stops:
-            raise UserError("a stop string is empty, expected at least one character; leave the option out to stop nowhere")
+            raise UserError(
+                "a stop string is empty, expected at least one character; leave the option out to stop nowhere"
+            )
         self.stopped = False
         self._decoder = decoder
         self._stops = tuple(stops)

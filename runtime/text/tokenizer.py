@@ -94,7 +94,9 @@ class JsonLibrary:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
-        self.control_tokens: Mapping[str, int] = {token.content: token_id for token_id, token in added.items() if token.special}
+        self.control_tokens: Mapping[str, int] = {
+            token.content: token_id for token_id, token in added.items() if token.special
+        }
 
     def encode(self, text: str) -> list[int]:
         """Ids without those that the file's post-processor would add."""
@@ -160,7 +162,9 @@ class SentencePieceLibrary:
         self._size = self._model.vocab_size()
         if self._size == 0:  # the library takes an empty file for a model
             raise _broken(path, ValueError("its vocabulary is empty"))
-        self.control_tokens: Mapping[str, int] = {self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)}
+        self.control_tokens: Mapping[str, int] = {
+            self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)
+        }
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
         self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else r"(?!)")
 
@@ -200,7 +204,9 @@ def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
     tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path))
     for token_id in (*spec.eos_ids, *(() if spec.bos_id is None else (spec.bos_id,))):
         if tokenizer.token_text(token_id) is None:
-            raise UserError(f"{path} has no token {token_id}, which the manifest names as bos or eos; compile the artifact again")
+            raise UserError(
+                f"{path} has no token {token_id}, which the manifest names as bos or eos; compile the artifact again"
+            )
     if spec.add_bos and spec.bos_id is None:
         raise UserError(f"the manifest beside {path} says add_bos without a bos_id; compile the artifact again")
     return tokenizer

@@ -30,7 +30,9 @@ class Project:
     def start(self, *arguments):
         command = [sys.executable, "-m", "build", f"{NAME}.yaml", *arguments]
         environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def run(self, *arguments):
         process = self.start(*arguments)
@@ -40,7 +42,10 @@ class Project:
     def files(self):
         """Every file below out/ but the locks, with what changes when it is written again."""
         paths = sorted(path for path in (self.folder / "out").rglob("*") if path.is_file() and path.name != "lock")
-        return {path.relative_to(self.folder): (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
+        return {
+            path.relative_to(self.folder): (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size)
+            for path in paths
+        }
 
     def stage(self, name):
         (folder,) = self.workspace.glob(f"{name}-*")
@@ -59,7 +64,10 @@ def project(tmp_path_factory):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    project.after_kill = {path.name for path in project.folder.joinpath("out").iterdir()}, [path.name for path in project.workspace.glob("graphs-*")]
+    project.after_kill = (
+        {path.name for path in project.folder.joinpath("out").iterdir()},
+        [path.name for path in project.workspace.glob("graphs-*")],
+    )
     project.run()
     return project
 
@@ -73,7 +81,9 @@ def test_a_killed_run_leaves_no_artifact(project):
 def test_the_next_run_finishes_and_cleans_up(project):
     assert Artifact.open(project.artifact).manifest.name == NAME
     assert not list((project.folder / "out").rglob("*.tmp"))
-    assert sorted(path.name.partition("-")[0] for path in project.workspace.iterdir() if path.is_dir() and "-" in path.name) == ["graphs", "library"]
+    assert sorted(
+        path.name.partition("-")[0] for path in project.workspace.iterdir() if path.is_dir() and "-" in path.name
+    ) == ["graphs", "library"]
 
 
 def test_a_run_with_nothing_changed_writes_nothing(project):

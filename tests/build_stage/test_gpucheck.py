@@ -19,7 +19,9 @@ frontend: {checkpoint: none}
 shape: {prefill_chunk: 4, cache_len: 16}
 backend: {target: cuda, arch: [sm_80]}
 """
-SIZE_LIMIT = 50e6  # bytes of the whole file with one small library; another one is 1 MB or so, and 60 MB must hold them all
+SIZE_LIMIT = (
+    50e6  # bytes of the whole file with one small library; another one is 1 MB or so, and 60 MB must hold them all
+)
 
 
 def build(folder, *arguments):
@@ -70,7 +72,10 @@ def test_what_is_no_check_is_refused(text):
 
 
 def test_checks_are_named_after_what_they_are():
-    assert [CheckSpec.parse(text).name for text in ("7b:none", "mixtral-8x7b/2:int8")] == ["7b-fp16", "mixtral-8x7b-2-layers-int8"]
+    assert [CheckSpec.parse(text).name for text in ("7b:none", "mixtral-8x7b/2:int8")] == [
+        "7b-fp16",
+        "mixtral-8x7b-2-layers-int8",
+    ]
 
 
 def test_a_config_for_the_cpu_is_refused(folder, monkeypatch):

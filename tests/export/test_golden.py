@@ -40,7 +40,12 @@ def test_the_long_prompt_crosses_the_window_and_all_fits(case, prompts):
 
 def test_one_layer_at_a_time_is_the_whole_model(case, prompts):
     record = case.graphs.record
-    model = static_model(record.model, record.model.cache_lens(record.shape.cache_len), effective_weights(case.graphs), record.rounded_weights)
+    model = static_model(
+        record.model,
+        record.model.cache_lens(record.shape.cache_len),
+        effective_weights(case.graphs),
+        record.rounded_weights,
+    )
     for prompt in prompts:
         stepper = TorchStepper(model, 1, getattr(torch, record.cache_dtype))
         expected = [stepper.step(len(prompt.ids), prompt.ids[None], np.zeros(1, np.int64))]
@@ -57,7 +62,9 @@ def test_onnxruntime_gives_the_same(case, prompts):
         for i, token_id in enumerate([*prompt.ids, *prompt.next_ids]):
             found = theirs.step(np.full((batch, 1), token_id), np.full(batch, i))
             if i >= len(prompt.ids) - 1:
-                assert reference.difference(found[:1], prompt.outputs[i - len(prompt.ids) + 1][None]) <= bound(case.graphs)
+                assert reference.difference(found[:1], prompt.outputs[i - len(prompt.ids) + 1][None]) <= bound(
+                    case.graphs
+                )
 
 
 def test_the_artifact_answers_as_its_golden_prompts_say(case, prompts):
@@ -71,8 +78,12 @@ def test_they_go_into_an_artifact_and_out_again(compile_case, tmp_path):
     before = Artifact.open(tmp_path / "artifact")
     write_golden(golden_prompts(case.graphs), tmp_path / "golden")
     after = add_golden(before, tmp_path / "golden")
-    assert {entry.path for entry in after.manifest.files} - {entry.path for entry in before.manifest.files} == {after.manifest.golden}
-    for prompt, again in zip(golden_prompts(case.graphs), read_golden(after.folder / after.manifest.golden), strict=True):
+    assert {entry.path for entry in after.manifest.files} - {entry.path for entry in before.manifest.files} == {
+        after.manifest.golden
+    }
+    for prompt, again in zip(
+        golden_prompts(case.graphs), read_golden(after.folder / after.manifest.golden), strict=True
+    ):
         assert all(np.array_equal(a, b) for a, b in zip(vars(prompt).values(), vars(again).values(), strict=True))
     assert Engine.open(after.folder, threads=1).manifest.build_key == before.manifest.build_key
 

@@ -117,7 +117,9 @@ with locked(Path(sys.argv[1]), print):
 
 
 def test_a_second_process_waits_and_says_so(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=stage.ROOT, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=stage.ROOT, text=True
+    ) as holder:
         assert holder.stdout.readline() == "held\n"
         told, entered = threading.Event(), threading.Event()
         messages = []
@@ -142,7 +144,9 @@ def test_a_second_process_waits_and_says_so(tmp_path):
 
 
 def test_a_killed_process_holds_no_lock(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=stage.ROOT, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=stage.ROOT, text=True
+    ) as holder:
         assert holder.stdout.readline() == "held\n"
         holder.kill()
     messages = []

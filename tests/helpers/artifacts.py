@@ -58,7 +58,10 @@ CASES = {
     # float16 weights and caches, two rows, a window, head_dim unlike dim / n_heads, groups of four
     "fp16": Case(
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 20},
-        {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "batch": 2}, "backend": {"target": "llvm", "dtype": "fp16"}},
+        {
+            "shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "batch": 2},
+            "backend": {"target": "llvm", "dtype": "fp16"},
+        },
     ),
     # int4 with zero points and rounded tokens, the head kept in int8, a tied head, full attention
     "int4": Case(
@@ -88,7 +91,9 @@ CASES = {
         },
     ),
     # float32, a window, three rows: what batched generation is tested on
-    "batched": Case({"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN, "batch": 3}}),
+    "batched": Case(
+        {"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN, "batch": 3}}
+    ),
 }
 
 
@@ -154,7 +159,11 @@ def _exported(path: Path) -> tuple[CompileConfig, Checkpoint, Path]:
     config = load_config(path)
     checkpoint = open_configured(config)
     workspace = workspace_of(config, artifact_dir(path))
-    return config, checkpoint, run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint))
+    return (
+        config,
+        checkpoint,
+        run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint)),
+    )
 
 
 def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
@@ -165,10 +174,15 @@ def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
 
 
 def static_model(
-    model: ModelConfig, cache_lens: tuple[int, ...], weights: Mapping[str, NDArray[Any]], rounded: Mapping[str, int] | None = None
+    model: ModelConfig,
+    cache_lens: tuple[int, ...],
+    weights: Mapping[str, NDArray[Any]],
+    rounded: Mapping[str, int] | None = None,
 ) -> StaticModel:
     """Our torch module with weights and constants in place."""
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**weights, **constants(model, cache_lens)}.items()}
+    tensors = {
+        name: torch.from_numpy(np.array(array)) for name, array in {**weights, **constants(model, cache_lens)}.items()
+    }
     module = StaticModel(model, cache_lens).eval()
     module.load_state_dict(tensors, strict=True)
     module.round_products(rounded or {})
@@ -177,7 +191,9 @@ def static_model(
 
 def bound(graphs: OnnxGraphs) -> float:
     """`tests.helpers.reference.bound` of exported graphs."""
-    return reference.bound(graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, rounded=bool(graphs.record.rounded_weights))
+    return reference.bound(
+        graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, rounded=bool(graphs.record.rounded_weights)
+    )
 
 
 class Shifted:
@@ -199,7 +215,9 @@ class Shifted:
         ids = np.array([[0] * (total - len(row)) + list(row) for row in rows], np.int64)
         first = np.array([len(row) - total for row in rows])
         starts = np.cumsum([0, *sizes[:-1]])
-        return [self.step(ids[:, start : start + size], first + start) for start, size in zip(starts, sizes, strict=True)][-1]
+        return [
+            self.step(ids[:, start : start + size], first + start) for start, size in zip(starts, sizes, strict=True)
+        ][-1]
 
 
 def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Shifted:

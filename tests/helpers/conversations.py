@@ -39,7 +39,22 @@ SCRIPTS = (  # first and last code point
     (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xE000, 0xE0FF), (0xFE00, 0xFE0F), (0xFF00, 0xFFEF), (0x10300, 0x1032F), (0x1D400, 0x1D7FF),
     (0x1F300, 0x1F64F), (0x1F900, 0x1F9FF), (0x20000, 0x2A6DF), (0xE0001, 0xE007F), (0xF0000, 0xF00FF),
 )  # fmt: skip
-SPACES = (" ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", " \n ", "\u00a0", "\u3000", "\u200b", "\u2028", "\x00", "\x0b\x0c")
+SPACES = (
+    " ",
+    "  ",
+    "   ",
+    "\n",
+    "\n\n",
+    "\t",
+    "\r\n",
+    " \n ",
+    "\u00a0",
+    "\u3000",
+    "\u200b",
+    "\u2028",
+    "\x00",
+    "\x0b\x0c",
+)
 WORDS = [
     "the",
     "capital",
@@ -130,9 +145,17 @@ def call_id(draw):
 
 
 def tool(draw):
-    kinds = [{"type": "string", "description": text(draw, 4)}, {"type": "number"}, {"enum": [text(draw, 1) for _ in range(2)]}]
+    kinds = [
+        {"type": "string", "description": text(draw, 4)},
+        {"type": "number"},
+        {"enum": [text(draw, 1) for _ in range(2)]},
+    ]
     properties = {name(draw): draw.choice(kinds) for _ in range(draw.randrange(3))}
-    function = {"name": name(draw), "description": text(draw, 5), "parameters": {"type": "object", "properties": properties}}
+    function = {
+        "name": name(draw),
+        "description": text(draw, 5),
+        "parameters": {"type": "object", "properties": properties},
+    }
     return {"type": "function", "function": function}
 
 
@@ -143,7 +166,10 @@ def tool_round(draw, *, several, beside_text):
         for _ in range(draw.randint(1, 3 if several else 1))
     ]
     content = said(draw) if beside_text and draw.random() < 0.5 else ""
-    results = [{"role": "tool", "content": json_text(draw), "tool_call_id": call["id"], "name": call["function"]["name"]} for call in calls]
+    results = [
+        {"role": "tool", "content": json_text(draw), "tool_call_id": call["id"], "name": call["function"]["name"]}
+        for call in calls
+    ]
     return [{"role": "assistant", "content": content, "tool_calls": calls}, *results]
 
 

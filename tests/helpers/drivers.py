@@ -16,7 +16,15 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {{ *value = attr
 int cuDeviceTotalMem_v2(size_t *bytes, int device) {{ *bytes = {memory}; return 0; }}
 int cuGetErrorString(int error, const char **text) {{ *text = "no device"; return 0; }}
 """
-H200 = {"status": 0, "version": 13000, "count": 1, "name": "NVIDIA H200", "major": 9, "minor": 0, "memory": 150_000_000_000}
+H200 = {
+    "status": 0,
+    "version": 13000,
+    "count": 1,
+    "name": "NVIDIA H200",
+    "major": 9,
+    "minor": 0,
+    "memory": 150_000_000_000,
+}
 
 
 def stub_driver(folder: Path, **changes: object) -> str:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MinistralConfig, MinistralForCausalLM, MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    MinistralConfig,
+    MinistralForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from tests.helpers.raw_mistral import MOE, PARAMS, raw_tensors, write_raw
 
@@ -60,14 +67,21 @@ FAMILIES: Mapping[str, FamilyRow] = {
         "Mistral-7B-Instruct-v0.2, v0.3: no window, theta 1e6",
         mistral({"sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     ),
-    "nemo": FamilyRow("Mistral-Nemo: head_dim is not dim / n_heads", mistral({"sliding_window": None, "head_dim": 12, "hidden_size": 40})),
-    "ministral": FamilyRow(
-        "Ministral-8B: one full layer to three with a window", ministral({"sliding_window": WINDOW, "num_hidden_layers": 4, "layer_types": PATTERN})
+    "nemo": FamilyRow(
+        "Mistral-Nemo: head_dim is not dim / n_heads",
+        mistral({"sliding_window": None, "head_dim": 12, "hidden_size": 40}),
     ),
-    "mixtral": FamilyRow("Mixtral-8x7B: 8 experts, 2 for each token", mixtral({"num_local_experts": 8, "num_experts_per_tok": 2})),
+    "ministral": FamilyRow(
+        "Ministral-8B: one full layer to three with a window",
+        ministral({"sliding_window": WINDOW, "num_hidden_layers": 4, "layer_types": PATTERN}),
+    ),
+    "mixtral": FamilyRow(
+        "Mixtral-8x7B: 8 experts, 2 for each token", mixtral({"num_local_experts": 8, "num_experts_per_tok": 2})
+    ),
     "raw": FamilyRow("Mistral's own format, safetensors, one window", raw({"sliding_window": WINDOW}, 0)),
     "raw-ministral": FamilyRow(
-        "Mistral's own format, .pth, interleaved windows", raw({"n_layers": 4, "_sliding_window": [None, WINDOW, WINDOW, WINDOW]}, 2)
+        "Mistral's own format, .pth, interleaved windows",
+        raw({"n_layers": 4, "_sliding_window": [None, WINDOW, WINDOW, WINDOW]}, 2),
     ),
     "raw-mixtral": FamilyRow("Mistral's own format, mixture of experts", raw({"n_layers": 1, "moe": MOE}, 0)),
 }

@@ -29,7 +29,10 @@ def machine_code(function, processor):
 
 def packed(tensor, arrays, kind, workers=1):
     """The arrays of a stored tensor, as an artifact of a target's kind holds them."""
-    return [part.pack(arrays[part.spec.name], workers) if part.pack else arrays[part.spec.name] for part in packed_tensors(tensor, 1, kind)]
+    return [
+        part.pack(arrays[part.spec.name], workers) if part.pack else arrays[part.spec.name]
+        for part in packed_tensors(tensor, 1, kind)
+    ]
 
 
 def aligned(array):

@@ -14,7 +14,9 @@ UNLOVED = 3  # an expert that no token chooses
 def stacked_weight(rng, n, k, dtype):
     """One (N, K) matrix for each expert, stacked, and scales when it is int8; entries of about 1 / sqrt(K)."""
     if dtype == "int8":
-        return rng.integers(-127, 128, (EXPERTS, n, k), dtype=np.int8), rng.uniform(0.5, 1, EXPERTS * n).astype(np.float32) / np.float32(127 * k**0.5)
+        return rng.integers(-127, 128, (EXPERTS, n, k), dtype=np.int8), rng.uniform(0.5, 1, EXPERTS * n).astype(
+            np.float32
+        ) / np.float32(127 * k**0.5)
     return (rng.standard_normal((EXPERTS, n, k)) / k**0.5).astype(dtype), None
 
 
@@ -41,7 +43,11 @@ def expected(x, scores, w13, w2, rounding=0.0):
             error = np.abs(up) * 1.1 * gate_error + np.abs(silu) * up_error + (8 * U + rounding) * np.abs(silu * up)
             output = w2[e] @ (silu * up)
             result[i] += share * output
-            bound[i] += share * (np.abs(w2[e]) @ error + (len(up) + 2) * U * (np.abs(w2[e]) @ np.abs(silu * up)) + 16 * U * np.abs(output))
+            bound[i] += share * (
+                np.abs(w2[e]) @ error
+                + (len(up) + 2) * U * (np.abs(w2[e]) @ np.abs(silu * up))
+                + 16 * U * np.abs(output)
+            )
     return result, bound
 
 

@@ -37,9 +37,14 @@ def raw_tensors(params: Mapping[str, Any], seed: int = 0, dtype: torch.dtype = t
     for i in range(p["n_layers"]):
         layer = f"layers.{i}."
         shapes |= {
-            f"{layer}attention.{name}.weight": shape for name, shape in (("wq", (q, p["dim"])), ("wk", (kv, p["dim"])), ("wv", (kv, p["dim"])))
+            f"{layer}attention.{name}.weight": shape
+            for name, shape in (("wq", (q, p["dim"])), ("wk", (kv, p["dim"])), ("wv", (kv, p["dim"])))
         }
-        shapes |= {f"{layer}attention.wo.weight": (p["dim"], q), f"{layer}attention_norm.weight": (p["dim"],), f"{layer}ffn_norm.weight": (p["dim"],)}
+        shapes |= {
+            f"{layer}attention.wo.weight": (p["dim"], q),
+            f"{layer}attention_norm.weight": (p["dim"],),
+            f"{layer}ffn_norm.weight": (p["dim"],),
+        }
         where = [f"{layer}feed_forward."]
         if p.get("moe"):
             where = [f"{layer}feed_forward.experts.{e}." for e in range(p["moe"]["num_experts"])]
@@ -53,9 +58,11 @@ def raw_tensors(params: Mapping[str, Any], seed: int = 0, dtype: torch.dtype = t
     shapes |= {"norm.weight": (p["dim"],), "output.weight": (p["vocab_size"], p["dim"])}
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: (torch.rand(shape, generator=generator) + 0.5 if len(shape) == 1 else torch.randn(shape, generator=generator) * 2 / shape[1] ** 0.5).to(
-            dtype
-        )
+        name: (
+            torch.rand(shape, generator=generator) + 0.5
+            if len(shape) == 1
+            else torch.randn(shape, generator=generator) * 2 / shape[1] ** 0.5
+        ).to(dtype)
         for name, shape in shapes.items()
     }
 
@@ -74,7 +81,12 @@ def write_raw(folder: Path, params: Mapping[str, Any], tensors: Tensors, *, pth_
 def interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """wq or wk of transformers as Mistral stores it: of each head, dimension d and d + head_dim / 2 become neighbours."""
     head_dim = len(rows) // heads
-    order = [head * head_dim + d + half * head_dim // 2 for head in range(heads) for d in range(head_dim // 2) for half in (0, 1)]
+    order = [
+        head * head_dim + d + half * head_dim // 2
+        for head in range(heads)
+        for d in range(head_dim // 2)
+        for half in (0, 1)
+    ]
     return rows[order].contiguous()
 
 
@@ -105,7 +117,9 @@ def raw_logits(params: Mapping[str, Any], tensors: Tensors, ids: Sequence[int]) 
     """Logits (tokens, vocab) of one sequence: neighbours rotated as complex numbers, the windows of `get_cache_sizes`, the experts of `MoeLayer`."""
     w = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     window = params.get("sliding_window") or params.get("_sliding_window")
-    windows = window * (params["n_layers"] // len(window)) if isinstance(window, list) else [window] * params["n_layers"]
+    windows = (
+        window * (params["n_layers"] // len(window)) if isinstance(window, list) else [window] * params["n_layers"]
+    )
     theta = params.get("rope_theta") or (1e6 if window is None else 1e4)
     x = w["tok_embeddings.weight"][list(ids)]
     for i in range(params["n_layers"]):
@@ -122,7 +136,9 @@ def normed(x: Float64, weight: Float64, eps: float) -> Float64:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
 
 
-def attended(params: Mapping[str, Any], window: int | None, theta: float, q: Float64, k: Float64, v: Float64) -> Float64:
+def attended(
+    params: Mapping[str, Any], window: int | None, theta: float, q: Float64, k: Float64, v: Float64
+) -> Float64:
     tokens, d, group = len(q), params["head_dim"], params["n_heads"] // params["n_kv_heads"]
     turns = np.exp(1j * np.arange(tokens)[:, None] * theta ** (-np.arange(0, d, 2) / d))  # (tokens, head_dim / 2)
 

@@ -20,12 +20,24 @@ def logits(model: ModelConfig, weights: Mapping[str, NDArray[Any]], ids: Sequenc
     for i, window in enumerate(model.sliding_window):
         layer = f"layers.{i}."
         normed = rms_norm(x, w[layer + "attention_norm.weight"], model.norm_eps)
-        x = x + attention(model, window, normed @ w[layer + "attention.wqkv.weight"].T) @ w[layer + "attention.wo.weight"].T
+        x = (
+            x
+            + attention(model, window, normed @ w[layer + "attention.wqkv.weight"].T)
+            @ w[layer + "attention.wo.weight"].T
+        )
         normed = rms_norm(x, w[layer + "ffn_norm.weight"], model.norm_eps)
         if model.n_experts is None:
             x = x + swiglu(normed, w[layer + "feed_forward.w13.weight"], w[layer + "feed_forward.w2.weight"])
         else:
-            x = x + mixture(model, {name.removeprefix(layer + "feed_forward."): array for name, array in w.items() if name.startswith(layer)}, normed)
+            x = x + mixture(
+                model,
+                {
+                    name.removeprefix(layer + "feed_forward."): array
+                    for name, array in w.items()
+                    if name.startswith(layer)
+                },
+                normed,
+            )
     return rms_norm(x, w["norm.weight"], model.norm_eps) @ w.get("output.weight", w["tok_embeddings.weight"]).T
 
 
@@ -42,7 +54,9 @@ def mixture(model: ModelConfig, w: Mapping[str, Float64], x: Float64) -> Float64
         scores = w["gate.weight"] @ row
         best = np.argsort(-scores)[: model.experts_per_token]
         shares = np.exp(scores[best] - scores.max())
-        result[i] = sum(share * swiglu(row, w13[e], w2[e]) for e, share in zip(best, shares / shares.sum(), strict=True))
+        result[i] = sum(
+            share * swiglu(row, w13[e], w2[e]) for e, share in zip(best, shares / shares.sum(), strict=True)
+        )
     return result
 
 
@@ -57,7 +71,11 @@ def attention(model: ModelConfig, window: int | None, qkv: Float64) -> Float64:
     out = np.empty((tokens, model.n_heads, d))
     for h in range(model.n_heads):
         kv = model.n_heads + h // (model.n_heads // model.n_kv_heads)
-        query, key, value = rotated(heads[:, h], model.rope_theta), rotated(heads[:, kv], model.rope_theta), heads[:, kv + model.n_kv_heads]
+        query, key, value = (
+            rotated(heads[:, h], model.rope_theta),
+            rotated(heads[:, kv], model.rope_theta),
+            heads[:, kv + model.n_kv_heads],
+        )
         for i in range(tokens):
             seen = slice(0 if window is None else max(0, i - window + 1), i + 1)
             scores = key[seen] @ query[i] / np.sqrt(d)

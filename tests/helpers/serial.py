@@ -39,7 +39,9 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
     record = graphs.record
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "kernels_of", serial_kernels)
-        patch.setattr(dispatch, "packed_tensors", lambda tensor, n_experts, _kind: packed_tensors(tensor, n_experts, "cuda"))
+        patch.setattr(
+            dispatch, "packed_tensors", lambda tensor, n_experts, _kind: packed_tensors(tensor, n_experts, "cuda")
+        )
         patch.setattr(dispatch, "packed_weights", lambda record, _kind: packed_weights(record, "cuda"))
         build_library(graphs, spec, folder, dump=None)
     pack_weights(graphs.weights(), packed(record, "cuda"), folder / WEIGHTS_FILE, 1)
@@ -64,7 +66,9 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
 def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
     """An engine of it, with the weights of the folder or others."""
     mapped = weights or TensorFile.open(folder / WEIGHTS_FILE).map()
-    loaded = load_cpu(SimpleNamespace(manifest=manifest, library=folder / LIBRARY_FILE, weights=lambda: mapped), threads=2)
+    loaded = load_cpu(
+        SimpleNamespace(manifest=manifest, library=folder / LIBRARY_FILE, weights=lambda: mapped), threads=2
+    )
     return Engine(manifest, folder, loaded)
 
 

@@ -15,12 +15,21 @@ OTHERS = ("numpy", *TOKENIZERS, "pip", "setuptools", "pkg_resources", "_distutil
 
 def box_environment() -> dict[str, str]:
     """As on a box: no project, no caches, and no package index that could be reached."""
-    return {"PATH": "/usr/bin:/bin", "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": "/dev/null", "HOME": "/nonexistent"}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "PIP_INDEX_URL": "http://127.0.0.1:9/",
+        "PIP_CONFIG_FILE": "/dev/null",
+        "HOME": "/nonexistent",
+    }
 
 
 def unpack(archive: Path, folder: Path) -> Path:
     """The archive's one folder, unpacked in `folder`."""
-    with archive.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+    with (
+        archive.open("rb") as file,
+        zstandard.ZstdDecompressor().stream_reader(file) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as tar,
+    ):
         tar.extractall(folder, filter="data")  # as `tar --zstd -xf` does; a test machine may have no zstd
     (box,) = folder.iterdir()
     return box
@@ -28,12 +37,19 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 def install(box: Path, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     """Run the installer."""
-    return subprocess.run([box / "install.sh", python], env=box_environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [box / "install.sh", python], env=box_environment(), capture_output=True, text=True, check=False
+    )
 
 
 def own_bytes(box: Path) -> int:
     """Bytes of our package, TVM's libraries and what is installed for them."""
     (packages,) = box.glob(".venv/lib/*/site-packages")
     counted = [path for path in packages.iterdir() if not path.name.startswith(OTHERS)]
-    files = [file for path in [*counted, box / "runtime"] for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    files = [
+        file
+        for path in [*counted, box / "runtime"]
+        for file in ([path] if path.is_file() else path.rglob("*"))
+        if file.is_file()
+    ]
     return sum(file.stat().st_size for file in files)

@@ -56,7 +56,10 @@ def write_tiny_mistral(folder: Path, *, seed: int = 0, **config_changes: Any) ->
     folder.parent.mkdir(parents=True, exist_ok=True)
     dtype = config_changes.pop("dtype", torch.float32)
     config = MistralConfig(**(DEFAULTS | config_changes))
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory(prefix=".tiny-", dir=folder.parent) as temporary:
+    with (
+        torch.random.fork_rng(devices=[]),
+        tempfile.TemporaryDirectory(prefix=".tiny-", dir=folder.parent) as temporary,
+    ):
         torch.manual_seed(seed)
         model = MistralForCausalLM(config).to(dtype)
         with torch.no_grad():
@@ -78,13 +81,17 @@ def byte_tokenizer(vocab_size: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
     return tokenizer
 
 
 def main() -> int:
     """The command; a folder that is already there stays as it is."""
-    parser = argparse.ArgumentParser(prog="python -m tests.helpers.tiny", description="Write a tiny random Mistral checkpoint.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.helpers.tiny", description="Write a tiny random Mistral checkpoint."
+    )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     if not (folder / "config.json").is_file():

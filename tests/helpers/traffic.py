@@ -43,7 +43,9 @@ def loaded_bytes(function) -> Counter[str]:
     def first_round(condition):
         """The extent of the loop whose first round a condition leaves out, if it does."""
         kind = type(condition).__name__
-        low, high = (condition.a, condition.b) if kind == "LT" else (condition.b, condition.a) if kind == "GT" else (None, None)
+        low, high = (
+            (condition.a, condition.b) if kind == "LT" else (condition.b, condition.a) if kind == "GT" else (None, None)
+        )
         return extents.get(high) if isinstance(low, tvm.tirx.IntImm) and int(low) == 0 else None
 
     def expression(node, times):

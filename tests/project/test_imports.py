@@ -26,7 +26,9 @@ COMPILE_SHARED = SHARED | {
 
 def modules(package):
     """Module names of a package, with their files."""
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / package).rglob("*.py"))}
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / package).rglob("*.py"))
+    }
 
 
 def imported(path):
@@ -74,7 +76,10 @@ def test_export_uses_only_the_contract_of_the_runtime(module):
     assert "tvm" not in {name.partition(".")[0] for name in names}
 
 
-RIVAL_PROCESSES = {"build.bench.rival_transformers", "build.bench.from_gguf"}  # nothing of ours runs beside torch in them
+RIVAL_PROCESSES = {
+    "build.bench.rival_transformers",
+    "build.bench.from_gguf",
+}  # nothing of ours runs beside torch in them
 
 
 @pytest.mark.parametrize("module", sorted(set(modules("build")) - RIVAL_PROCESSES))
@@ -83,7 +88,9 @@ def test_build_uses_of_export_only_what_loads_no_torch(module):
     assert "torch" not in {name.partition(".")[0] for name in names}
     for name in ours(names, "export"):
         for reached, path in our_modules(name).items():
-            assert not {n.partition(".")[0] for n in top_level(path)} & {"torch", "transformers", "onnxscript"}, f"{name} reaches {reached}"
+            assert not {n.partition(".")[0] for n in top_level(path)} & {"torch", "transformers", "onnxscript"}, (
+                f"{name} reaches {reached}"
+            )
 
 
 def top_level(path):
@@ -107,11 +114,16 @@ def test_a_compile_uses_only_what_it_needs_of_the_runtime():
 def loaded_after(statement):
     """Root names in sys.modules of a fresh process after one statement."""
     code = f"import json, sys; {statement}; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules if sys.modules[name]}})))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
     return set(json.loads(result.stdout))
 
 
-@pytest.mark.parametrize("module", ["runtime.engines.engine", "runtime.generate", "runtime.artifact.folder", "runtime.chat", "runtime.verify"])
+@pytest.mark.parametrize(
+    "module",
+    ["runtime.engines.engine", "runtime.generate", "runtime.artifact.folder", "runtime.chat", "runtime.verify"],
+)
 def test_the_runtime_loads_no_stage_and_no_compiler(module):
     loaded = loaded_after(f"import {module}")
     assert module.partition(".")[0] in loaded
@@ -126,7 +138,15 @@ def test_starting_an_engine_loads_no_compiler_and_no_torch():
 
 
 @pytest.mark.parametrize(
-    "module", ["build.compile", "build.pipeline", "build.tools.plan", "export.plan", "export.configuration.config", "export.checkpoints.checkpoint"]
+    "module",
+    [
+        "build.compile",
+        "build.pipeline",
+        "build.tools.plan",
+        "export.plan",
+        "export.configuration.config",
+        "export.checkpoints.checkpoint",
+    ],
 )
 def test_the_build_stage_loads_no_torch(module):
     assert not loaded_after(f"import {module}") & {"torch", "transformers", "onnxscript", "onnxruntime"}

@@ -10,7 +10,17 @@ from export.stage import ROOT
 
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-PROMISED = {"setup", "demo", "compile", "parity", "test", "bench", "ship", "check", "help"}  # scripts outside rely on these
+PROMISED = {
+    "setup",
+    "demo",
+    "compile",
+    "parity",
+    "test",
+    "bench",
+    "ship",
+    "check",
+    "help",
+}  # scripts outside rely on these
 
 
 def targets() -> set[str]:
@@ -58,7 +68,11 @@ def test_readme_tells_every_key():
 
 
 def test_direct_dependencies_are_locked():
-    lock = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line}
+    lock = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    }
     block = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     assert block is not None
     named = {re.split(r"[=<>]", name)[0].lower().replace("_", "-") for name in re.findall(r'"([^"]+)"', block.group(1))}

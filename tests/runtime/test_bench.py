@@ -73,8 +73,16 @@ def clock(monkeypatch):
 
 
 def test_rates_are_those_of_the_engine_for_all_rows(clock):
-    speeds = measure(ClockedEngine(clock, batch=3), VOCAB, Workload((8, 20), (4,), steps=6, repeats=2), lambda context: 1000 * context)
-    assert [(p.prompt_tokens, p.ttft_s, p.tok_s) for p in speeds.prefill] == [(8, 8 * TOKEN_S, 3 / TOKEN_S), (20, 20 * TOKEN_S, 3 / TOKEN_S)]
+    speeds = measure(
+        ClockedEngine(clock, batch=3),
+        VOCAB,
+        Workload((8, 20), (4,), steps=6, repeats=2),
+        lambda context: 1000 * context,
+    )
+    assert [(p.prompt_tokens, p.ttft_s, p.tok_s) for p in speeds.prefill] == [
+        (8, 8 * TOKEN_S, 3 / TOKEN_S),
+        (20, 20 * TOKEN_S, 3 / TOKEN_S),
+    ]
     (decode,) = speeds.decode
     assert (decode.context, decode.step_s, decode.tok_s) == (4, STEP_S, 3 / STEP_S)
     assert decode.bytes_per_step == 7000  # 4 tokens at the first step, 10 after the last, 7 in the middle
@@ -98,7 +106,9 @@ def test_the_first_round_does_not_count(clock):
 
 
 def test_what_does_not_fit_the_caches_is_skipped_aloud(clock):
-    speeds = measure(ClockedEngine(clock, cache_len=32), VOCAB, Workload((32, 33), (28, 29), steps=4, repeats=1), lambda _: 1)
+    speeds = measure(
+        ClockedEngine(clock, cache_len=32), VOCAB, Workload((32, 33), (28, 29), steps=4, repeats=1), lambda _: 1
+    )
     assert [p.prompt_tokens for p in speeds.prefill] == [32]
     assert [d.context for d in speeds.decode] == [28]
     assert len(speeds.skipped) == 2
@@ -110,14 +120,20 @@ def test_weight_bytes_are_the_bytes_of_the_file_without_an_untied_embedding(tmp_
     def spec(name, shape, dtype):
         return WeightSpec(name=name, shape=shape, dtype=dtype, layout="row_major")
 
-    head = [spec("output.weight", (64, 16), "int8"), spec("output.weight_scale", (64,), "float32"), spec("norm.weight", (16,), "float32")]
+    head = [
+        spec("output.weight", (64, 16), "int8"),
+        spec("output.weight_scale", (64,), "float32"),
+        spec("norm.weight", (16,), "float32"),
+    ]
     specs = [spec("tok_embeddings.weight", (64, 16), "float16"), *head]
     sizes = {}
     for name, chosen in {"all": specs, "without": head}.items():
         with TensorFileWriter(tmp_path / name, chosen) as writer:
             for s in chosen:
                 writer.write(s.name, np.zeros(s.shape, s.dtype))
-        sizes[name] = (tmp_path / name).stat().st_size - int.from_bytes((tmp_path / name).read_bytes()[:8], "little") - 8
+        sizes[name] = (
+            (tmp_path / name).stat().st_size - int.from_bytes((tmp_path / name).read_bytes()[:8], "little") - 8
+        )
     assert weight_bytes(specs, tied=False) == sizes["without"]  # every size is a multiple of 64, so nothing is padding
     assert weight_bytes(specs, tied=True) == sizes["all"]
     experts = [TensorSpec(name="layers.0.feed_forward.experts.w13.weight", shape=(8, 64), dtype="int8")]
@@ -183,7 +199,19 @@ def fake_command(monkeypatch):
 
     monkeypatch.setattr("runtime.engines.engine.Engine", FakeEngine)
     monkeypatch.setattr(module, "fresh_read_bandwidth", lambda _threads: 10.0)
-    return ["folder", "--prompt-tokens", "8,100", "--context", "16", "--tokens", "4", "--threads", "3", "--repeats", "2"]
+    return [
+        "folder",
+        "--prompt-tokens",
+        "8,100",
+        "--context",
+        "16",
+        "--tokens",
+        "4",
+        "--threads",
+        "3",
+        "--repeats",
+        "2",
+    ]
 
 
 def test_json_is_one_object_that_reads_back_as_the_report(fake_command, capsys):
@@ -191,9 +219,16 @@ def test_json_is_one_object_that_reads_back_as_the_report(fake_command, capsys):
     text = capsys.readouterr().out
     report = msgspec.json.decode(text, type=Report)
     assert text == json.dumps(json.loads(text)) + "\n"
-    assert (report.threads, report.scheme, report.bandwidth_gb_s, report.weight_bytes_per_step) == (3, "int8", 10.0, 4000)
+    assert (report.threads, report.scheme, report.bandwidth_gb_s, report.weight_bytes_per_step) == (
+        3,
+        "int8",
+        10.0,
+        4000,
+    )
     assert [p.prompt_tokens for p in report.speeds.prefill] == [8]
-    assert report.speeds.decode[0].bytes_per_step == 4000 + 2 * (12 + 18) * 2 * 8 * 4  # keys and values of a window of 12 and of 18 tokens
+    assert (
+        report.speeds.decode[0].bytes_per_step == 4000 + 2 * (12 + 18) * 2 * 8 * 4
+    )  # keys and values of a window of 12 and of 18 tokens
     assert report.peak_rss_mb > 10
     assert len(report.speeds.skipped) == 1
 
@@ -201,7 +236,15 @@ def test_json_is_one_object_that_reads_back_as_the_report(fake_command, capsys):
 def test_table_has_every_figure_and_its_unit(fake_command, capsys):
     assert module.main(fake_command) == 0
     text = capsys.readouterr().out
-    for part in ("TTFT, 8 tokens", "decode, context 16", "tok/s", "GB/s", "of the bandwidth", "MB resident", "skipped: a prompt of 100"):
+    for part in (
+        "TTFT, 8 tokens",
+        "decode, context 16",
+        "tok/s",
+        "GB/s",
+        "of the bandwidth",
+        "MB resident",
+        "skipped: a prompt of 100",
+    ):
         assert part in text
 
 

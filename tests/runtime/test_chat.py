@@ -112,7 +112,9 @@ def test_no_room_is_told_in_one_sentence_and_reset_helps(tokenizer, ids):
     engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Hello")], cache_len=len(first) + 4)
     written = chat(conversation(engine, tokenizer), "Hi", "one two three four", "/reset", "Hi")
     tokens = len(ids("</s>[INST] one two three four[/INST]"))
-    sentence = f"[the next {tokens} tokens of the conversation do not fit, the cache has room for 3: type /reset to start anew"
+    sentence = (
+        f"[the next {tokens} tokens of the conversation do not fit, the cache has room for 3: type /reset to start anew"
+    )
     assert written.split("\n")[2].startswith(sentence)
     assert written.endswith("[the conversation starts anew]\nHello\n\n")
     assert engine.prefills == [first, first]

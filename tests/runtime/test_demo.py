@@ -42,7 +42,11 @@ def test_three_prompts_each_with_its_continuation(command):
     engine = ScriptedEngine(REPLIES)
     status, out, err = command(engine, "--threads", "3")
     assert (status, err) == (0, "")
-    continuations = (" of patience", " for the win", PIECES.decode([*PIECES.encode("x"), *REPLIES[2][:DEFAULT_MAX_TOKENS]])[1:])
+    continuations = (
+        " of patience",
+        " for the win",
+        PIECES.decode([*PIECES.encode("x"), *REPLIES[2][:DEFAULT_MAX_TOKENS]])[1:],
+    )
     assert out == "".join(f"{prompt}{text}\n=====\n" for prompt, text in zip(PROMPTS, continuations, strict=True))
     assert engine.prefills == [[1, *PIECES.encode(prompt)] for prompt in PROMPTS]
     assert engine.threads == 3
@@ -69,7 +73,9 @@ def test_ctrl_c_ends_a_continuation_and_not_the_demo(command):
     engine = ScriptedEngine([REPLIES[2], REPLIES[0]], on_decode=interrupt)
     status, out, _ = command(engine, "--interactive", lines=["x", None, "y"], spec=SPEC)
     assert status == 0
-    assert out.partition("\n")[2] == "x so so so\n[interrupted]\n=====\n\n[interrupted]\n=====\ny of patience\n=====\n\n"
+    assert (
+        out.partition("\n")[2] == "x so so so\n[interrupted]\n=====\n\n[interrupted]\n=====\ny of patience\n=====\n\n"
+    )
 
 
 def test_a_typed_prompt_that_does_not_fit_says_so_and_the_next_one_runs(command):
@@ -80,7 +86,8 @@ def test_a_typed_prompt_that_does_not_fit_says_so_and_the_next_one_runs(command)
 
 
 @pytest.mark.parametrize(
-    ("flags", "spec", "message"), [([], None, "the demo needs a tokenizer"), (["--max-tokens", "0"], SPEC, "--max-tokens is 0, expected at least 1")]
+    ("flags", "spec", "message"),
+    [([], None, "the demo needs a tokenizer"), (["--max-tokens", "0"], SPEC, "--max-tokens is 0, expected at least 1")],
 )
 def test_wrong_use_is_one_sentence(command, flags, spec, message):
     status, out, err = command(ScriptedEngine(REPLIES), *flags, spec=spec)
@@ -98,5 +105,7 @@ def test_an_artifact_of_three_rows_continues_all_three_in_one_batch(compile_case
     prefill, calls = Engine.prefill, []
     monkeypatch.setattr(Engine, "prefill", lambda self, prompts: calls.append(len(prompts)) or prefill(self, prompts))
     assert main([artifact]) == 0
-    assert capsys.readouterr().out == "".join(f"{prompt}{text}\n=====\n" for prompt, text in zip(PROMPTS, texts, strict=True))
+    assert capsys.readouterr().out == "".join(
+        f"{prompt}{text}\n=====\n" for prompt, text in zip(PROMPTS, texts, strict=True)
+    )
     assert calls == [3]

@@ -35,7 +35,15 @@ def test_a_sound_machine(artifact, capsys):
     assert doctor.main([str(artifact), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     packages = ["numpy", "msgspec", "apache-tvm-ffi", "artifact", "apache-tvm-ffi version", "tokenizers", "jinja2"]
-    assert [row["check"] for row in rows] == ["python", "C library", *packages, "TVM's runtime", "CPU", "disk", "memory"]
+    assert [row["check"] for row in rows] == [
+        "python",
+        "C library",
+        *packages,
+        "TVM's runtime",
+        "CPU",
+        "disk",
+        "memory",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -46,8 +54,16 @@ def test_a_sound_machine(artifact, capsys):
         (lambda m: m.setattr(doctor.platform, "libc_ver", lambda: ("", "")), "C library", "use a newer Linux"),
         (lambda m: m.setattr(doctor, "SPARE_DISK", 1e18), "disk", "free some space"),
         (lambda m: m.setattr("runtime.engines.loaded.PROCESS_BYTES", 10**18), "memory", "free memory"),
-        (lambda m: m.setattr("runtime.engines.cpu.machine_features", lambda: frozenset({"lm"})), "CPU", "compile for the level"),
-        (lambda m: m.setattr("runtime.engines.tvm_runtime.find_library", missing_library), "TVM's runtime", "install.sh"),
+        (
+            lambda m: m.setattr("runtime.engines.cpu.machine_features", lambda: frozenset({"lm"})),
+            "CPU",
+            "compile for the level",
+        ),
+        (
+            lambda m: m.setattr("runtime.engines.tvm_runtime.find_library", missing_library),
+            "TVM's runtime",
+            "install.sh",
+        ),
     ],
     ids=["python", "old glibc", "no glibc", "disk", "memory", "cpu", "runtime"],
 )
@@ -126,7 +142,10 @@ def test_a_gpu(artifact, monkeypatch, tmp_path):
         ({"status": 100}, r"answers with error 100 \(no device\)"),
         ({"version": 12080}, "supports CUDA 12.8, expected 13.0 or newer; install driver R580"),
         ({"count": 0}, "found no GPU"),
-        ({"major": 7, "minor": 5}, r"is sm_75, but the artifact has machine code for sm_80, sm_90a; compile it with backend.arch: \[sm_75\]"),
+        (
+            {"major": 7, "minor": 5},
+            r"is sm_75, but the artifact has machine code for sm_80, sm_90a; compile it with backend.arch: \[sm_75\]",
+        ),
         ({"major": 10}, "is sm_100, but"),
     ],
 )
@@ -153,7 +172,14 @@ NEWER = [((10, 0), "sm_100", True), ((10, 3), "sm_100a", False), ((12, 0), "sm_1
 
 @pytest.mark.parametrize(
     ("capability", "arch", "runs"),
-    [((8, 0), "sm_80", True), ((8, 9), "sm_80", True), ((8, 0), "sm_89", False), ((9, 0), "sm_80", False), ((9, 0), "sm_90a", True), *NEWER],
+    [
+        ((8, 0), "sm_80", True),
+        ((8, 9), "sm_80", True),
+        ((8, 0), "sm_89", False),
+        ((9, 0), "sm_80", False),
+        ((9, 0), "sm_90a", True),
+        *NEWER,
+    ],
 )
 def test_which_code_runs_where(capability, arch, runs):
     """CUDA's rule: machine code runs on its own generation from its version on, and code of an `a` architecture on that very one."""

@@ -69,7 +69,16 @@ def test_greedy_ids_equal_those_of_transformers(model, penalty):
         output_logits=True,
         return_dict_in_generate=True,
     )
-    steps = list(generate(TorchModel(model), PROMPT, Sampler(SamplingOptions(repetition_penalty=penalty)), max_tokens=24, eos_ids=(), logprobs=5))
+    steps = list(
+        generate(
+            TorchModel(model),
+            PROMPT,
+            Sampler(SamplingOptions(repetition_penalty=penalty)),
+            max_tokens=24,
+            eos_ids=(),
+            logprobs=5,
+        )
+    )
     assert [step.token_id for step in steps] == expected.sequences[0, len(PROMPT) :].tolist()
     assert [step.finish_reason for step in steps] == [None] * 23 + ["length"]
     for step, logits in zip(steps, expected.logits, strict=True):
@@ -137,7 +146,9 @@ def test_command_streams_the_continuation_and_one_line_of_timings(command):
     engine = ScriptedEngine([[*PIECES.encode("Paris, 東京 🎉."), EOS]])
     status, out, err = command(engine, "--prompt", "The capital is", "--threads", "3")
     assert (status, out) == (0, " Paris, 東京 🎉.\n")
-    assert re.fullmatch(r"load .* s \| TTFT \d+ ms \| prompt 4 tokens at .* tok/s \| \d+ tokens at .* tok/s \| stop\n", err)
+    assert re.fullmatch(
+        r"load .* s \| TTFT \d+ ms \| prompt 4 tokens at .* tok/s \| \d+ tokens at .* tok/s \| stop\n", err
+    )
     assert engine.prefills == [[1, *PIECES.encode("The capital is")]]
     assert engine.threads == 3
 
@@ -179,7 +190,9 @@ def test_command_takes_ids_with_and_without_a_tokenizer(command):
 
 
 def test_command_wraps_a_chat_in_the_template(command, tmp_path):
-    (tmp_path / "chat.jinja").write_text("{{ bos_token }}{% for m in messages %}[{{ m.role }}][INST] {{ m.content }}[/INST]{% endfor %}")
+    (tmp_path / "chat.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}][INST] {{ m.content }}[/INST]{% endfor %}"
+    )
     spec = msgspec.structs.replace(SPEC, chat_template="chat.jinja")
     engine = ScriptedEngine([[*PIECES.encode("Hello"), EOS]])
     status, out, _ = command(engine, "--chat", "--system", "Be brief.", "--prompt", "Hi", spec=spec)
@@ -193,7 +206,9 @@ REPLIES = ([*PIECES.encode("Paris"), EOS], [*PIECES.encode("Rome"), EOS], PIECES
 
 def test_several_prompts_run_one_after_the_other_under_headings(command):
     engine = ScriptedEngine(REPLIES)
-    status, out, err = command(engine, "--prompt", "France", "--prompt", "It\naly", "--prompt", "x", "--max-tokens", "3")
+    status, out, err = command(
+        engine, "--prompt", "France", "--prompt", "It\naly", "--prompt", "x", "--max-tokens", "3"
+    )
     assert (status, out) == (0, "> France\n Paris\n\n> It aly\n Rome\n\n> x\n one two three\n")
     assert engine.prefills == [[1, *PIECES.encode(text)] for text in ("France", "It\naly", "x")]
     assert engine.fed == [*engine.prefills[-1], *REPLIES[2][:2]]  # each prompt begins with empty caches
@@ -269,7 +284,11 @@ def test_no_prompt_runs_when_one_of_them_cannot(command):
 
 def test_a_file_of_prompts_that_cannot_be_read_is_one_sentence(command, tmp_path):
     contents = {"absent": None, "empty": b" \n\n", "latin": "é\n".encode("latin-1")}
-    messages = {"absent": "does not read as text: ", "empty": "holds no prompt, expected one a line", "latin": "name a UTF-8 file"}
+    messages = {
+        "absent": "does not read as text: ",
+        "empty": "holds no prompt, expected one a line",
+        "latin": "name a UTF-8 file",
+    }
     for name, content in contents.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
@@ -326,7 +345,17 @@ def test_an_artifact_without_a_tokenizer_takes_ids_alone(command):
 
 
 def test_import_stays_light():
-    heavy = ["torch", "onnx", "transformers", "tvm", "tvm_ffi", "tokenizers", "sentencepiece", "jinja2", "runtime.engines.engine"]
+    heavy = [
+        "torch",
+        "onnx",
+        "transformers",
+        "tvm",
+        "tvm_ffi",
+        "tokenizers",
+        "sentencepiece",
+        "jinja2",
+        "runtime.engines.engine",
+    ]
     code = f"import sys, runtime.generate; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -9,7 +9,16 @@ import pytest
 from runtime import verify as module
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.golden import MAX_TOKENS, GoldenPrompt, sequence_length
-from runtime.artifact.manifest import Graph, Manifest, ModelConfig, Quantization, Shape, Signature, TargetSpec, TensorSpec
+from runtime.artifact.manifest import (
+    Graph,
+    Manifest,
+    ModelConfig,
+    Quantization,
+    Shape,
+    Signature,
+    TargetSpec,
+    TensorSpec,
+)
 from runtime.errors import UserError
 from runtime.verify import replay, table, verify
 
@@ -31,7 +40,9 @@ MODEL = ModelConfig(
 
 
 def bound_of(manifest):
-    return relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
+    return relative_bound(
+        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
+    )
 
 
 def manifest_of(*, windows=(WINDOW, None), chunks=(CHUNK, 4), cache_len=64, batch=2, dtype="fp32"):
@@ -45,7 +56,11 @@ def manifest_of(*, windows=(WINDOW, None), chunks=(CHUNK, 4), cache_len=64, batc
         target=TargetSpec(kind="llvm", dtype=dtype, cpu="x86-64-v3", cpu_features=()),
         graphs=(
             Graph(
-                name="decode", tokens=1, signature=Signature(inputs=(IDS, IDS, TensorSpec(name="past", shape=(1,), dtype=STORED[dtype])), outputs=())
+                name="decode",
+                tokens=1,
+                signature=Signature(
+                    inputs=(IDS, IDS, TensorSpec(name="past", shape=(1,), dtype=STORED[dtype])), outputs=()
+                ),
             ),
         ),
         weights=(),
@@ -88,7 +103,12 @@ class FakeEngine:
         return row[-WINDOW:]
 
     def logits(self):
-        return np.stack([np.arange(1, len(seen) + 1, dtype=np.float32) @ self._embeddings[seen] for seen in map(self.visible, self.rows)])
+        return np.stack(
+            [
+                np.arange(1, len(seen) + 1, dtype=np.float32) @ self._embeddings[seen]
+                for seen in map(self.visible, self.rows)
+            ]
+        )
 
     def append(self, columns):
         for row, new in zip(self.rows, columns, strict=True):
@@ -258,7 +278,9 @@ def test_command_prints_json(use_engine, capsys):
 
 def test_command_fails_in_one_sentence(use_engine, capsys):
     use_engine(Imprecise)
-    with pytest.raises(UserError, match=rf"out/x does not compute .* \({ONE_PREFILL}: 1.0e-02 relative, expected at most 1.7e-05"):
+    with pytest.raises(
+        UserError, match=rf"out/x does not compute .* \({ONE_PREFILL}: 1.0e-02 relative, expected at most 1.7e-05"
+    ):
         module.main(["out/x", "--json"])
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
@@ -286,5 +308,8 @@ def test_golden_prompts_hold_for_a_right_engine_and_fail_for_other_numbers():
     swapped[0, (best + 1) % VOCAB] = swapped[0, best] * 1.5  # another greedy token
     _, tokens = replay(engine, [GoldenPrompt(prompt.ids, swapped, prompt.next_ids)])
     assert not tokens.ok
-    assert tokens.found == f"{len(prompt.outputs) * engine.batch - engine.batch} of {len(prompt.outputs) * engine.batch} the same"
+    assert (
+        tokens.found
+        == f"{len(prompt.outputs) * engine.batch - engine.batch} of {len(prompt.outputs) * engine.batch} the same"
+    )
     assert engine.room() == FakeEngine().room()

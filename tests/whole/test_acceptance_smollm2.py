@@ -95,7 +95,9 @@ def theirs(gguf: Path, overrides: dict[str, object], prompts: list[list[int]]) -
     answers = []
     for ids in prompts:
         given = torch.tensor([ids])
-        made = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+        made = model.generate(
+            given, attention_mask=torch.ones_like(given), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+        )
         answers.append(made[0, len(ids) :].tolist())
     return answers
 
@@ -130,14 +132,24 @@ def test_int8_costs_less_than_one_percent_of_perplexity(fp32, int8):
 
 def test_the_shipped_model_writes_the_same_text_in_an_empty_environment(int8, folder, tmp_path):
     """No network, no torch, no onnx, no compiler; and the golden prompts, computed by torch here, hold there."""
-    subprocess.run([sys.executable, "-m", "build.shipping.ship", "int8.yaml", "--pythons", PYTHON], cwd=folder, env=HOST, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "build.shipping.ship", "int8.yaml", "--pythons", PYTHON],
+        cwd=folder,
+        env=HOST,
+        check=True,
+    )
     box = unpack(folder / "out" / "int8.tar.zst", tmp_path)
     assert install(box).returncode == 0
     arguments = ["--prompt", PROMPTS[0], "--max-tokens", "24", "--json"]
 
     def run(python: Path | str, artifact: Path, *command: str) -> dict[str, object]:
         result = subprocess.run(
-            [python, "-m", command[0], artifact, *command[1:]], cwd=box, env=box_environment(), check=False, capture_output=True, text=True
+            [python, "-m", command[0], artifact, *command[1:]],
+            cwd=box,
+            env=box_environment(),
+            check=False,
+            capture_output=True,
+            text=True,
         )
         assert result.returncode == 0, result.stdout + result.stderr
         return json.loads(result.stdout)

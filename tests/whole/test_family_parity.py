@@ -60,7 +60,9 @@ def proved(request, tmp_path_factory) -> Proved:
         config = load_config(path)
         checkpoint = open_configured(config)
         workspace = workspace_of(config, artifact_dir(path))
-        graphs = OnnxGraphs.open(run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint)))
+        graphs = OnnxGraphs.open(
+            run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint))
+        )
         artifact = compile_config(config, path, [], None)
         rows = run_rungs(config, checkpoint, graphs, folder / "trace.npz")
         cases, answers = load_trace(folder / "trace.npz")
@@ -70,7 +72,9 @@ def proved(request, tmp_path_factory) -> Proved:
 
 
 def test_every_rung_passes_at_every_length(proved):
-    size = WINDOW if any(proved.model.sliding_window) else CHUNK  # without a window, chunks are what lengths can go wrong at
+    size = (
+        WINDOW if any(proved.model.sliding_window) else CHUNK
+    )  # without a window, chunks are what lengths can go wrong at
     assert {case.ids.shape[1] for case in proved.cases} >= {1, size - 1, size, size + 1, 2 * size + 3}
     assert {row.rung for row in proved.rows} == {"1", "2", "3", "4"}
     assert [row.compared for row in proved.rows if not row.passed] == []
@@ -96,6 +100,10 @@ def plain_logits(proved, ids):
 
 def test_layers_have_the_windows_of_their_row(proved):
     full = {"mistral-v0.2", "nemo", "mixtral", "raw-mixtral"}
-    expected = (None, WINDOW, WINDOW, WINDOW) if "ministral" in proved.name else (None if proved.name in full else WINDOW,) * proved.model.n_layers
+    expected = (
+        (None, WINDOW, WINDOW, WINDOW)
+        if "ministral" in proved.name
+        else (None if proved.name in full else WINDOW,) * proved.model.n_layers
+    )
     assert proved.model.sliding_window == expected
     assert proved.model.cache_lens(CACHE_LEN) == tuple(window or CACHE_LEN for window in expected)

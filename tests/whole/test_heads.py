@@ -67,7 +67,9 @@ class Case:
 
 
 CASES = {
-    "sequence_classification": Case(MistralForSequenceClassification, {"sliding_window": WINDOW, "id2label": LABELS}, (4,)),
+    "sequence_classification": Case(
+        MistralForSequenceClassification, {"sliding_window": WINDOW, "id2label": LABELS}, (4,)
+    ),
     "token_classification": Case(MistralForTokenClassification, {"sliding_window": WINDOW, "id2label": LABELS}, (5,)),
     "question_answering": Case(MistralForQuestionAnswering, {"sliding_window": None}, (5,)),
     "embedding": Case(MistralForCausalLM, {"sliding_window": WINDOW}, (6,), head="embedding", ends=True),
@@ -90,7 +92,9 @@ class Compiled:
         return relative_bound(self.checkpoint.model, CACHE_LEN, "fp32")
 
 
-def write_checkpoint(folder: Path, kind: type[transformers.PreTrainedModel], *, ends: bool = False, **changes: Any) -> transformers.PreTrainedModel:
+def write_checkpoint(
+    folder: Path, kind: type[transformers.PreTrainedModel], *, ends: bool = False, **changes: Any
+) -> transformers.PreTrainedModel:
     """A random model of one layer and the byte tokenizer, as transformers saves them; no bias is zero and no norm is one."""
     config = kind.config_class(**(DEFAULTS | {"num_hidden_layers": 1, "pad_token_id": PAD} | changes))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -102,7 +106,9 @@ def write_checkpoint(folder: Path, kind: type[transformers.PreTrainedModel], *, 
     model.save_pretrained(folder)
     tokenizer = byte_tokenizer(config.vocab_size)
     if ends:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"pad_token": "[INST]"}))
     return model
@@ -118,10 +124,17 @@ def compile_head(tmp_path_factory):
         path = Path(f"{name}.yaml")
         with contextlib.chdir(folder):
             frontend = {"checkpoint": str(folder / "checkpoint"), "head": case.head}
-            path.write_text(json.dumps({"name": name, "frontend": frontend, "shape": shape, "backend": {"target": "llvm"}}))
+            path.write_text(
+                json.dumps({"name": name, "frontend": frontend, "shape": shape, "backend": {"target": "llvm"}})
+            )
             config = load_config(path)
             checkpoint = open_configured(config)
-            graphs = run_stage(workspace_of(config, artifact_dir(path)), "graphs", export_key(config), partial(export_model, config, checkpoint))
+            graphs = run_stage(
+                workspace_of(config, artifact_dir(path)),
+                "graphs",
+                export_key(config),
+                partial(export_model, config, checkpoint),
+            )
             compile_config(config, path, [], None)
         return Compiled(case, folder, config, checkpoint, OnnxGraphs.open(folder / graphs), folder / "out" / name)
 
@@ -170,7 +183,9 @@ def expected_outputs(model: transformers.PreTrainedModel, rows: list[list[int]])
     return [row[-len(ids) :] for row, ids in zip(found.numpy(), rows, strict=True)]
 
 
-def chunked_outputs(model: Shifted, rows: list[list[int]], size: int, *, every_token: bool) -> list[NDArray[np.float32]]:
+def chunked_outputs(
+    model: Shifted, rows: list[list[int]], size: int, *, every_token: bool
+) -> list[NDArray[np.float32]]:
     """Rows from position 0 in chunks of one size, padded on the left: the same as `expected_outputs`."""
     total = -(-max(map(len, rows)) // size) * size
     ids = np.array([[0] * (total - len(row)) + row for row in rows], np.int64)
@@ -197,7 +212,9 @@ def test_static_torch(case, theirs, length):
     rows = rows_of(length, model.vocab_size)
     expected = expected_outputs(theirs, rows)
     for size in (1, 3, WINDOW):
-        found = chunked_outputs(torch_shifted(module, BATCH), rows, size, every_token=model.head != "sequence_classification")
+        found = chunked_outputs(
+            torch_shifted(module, BATCH), rows, size, every_token=model.head != "sequence_classification"
+        )
         assert difference(found, expected) <= case.bound, size
 
 
@@ -207,7 +224,9 @@ def test_onnxruntime(case, theirs, length):
     rows = rows_of(length, model.vocab_size)
     expected = expected_outputs(theirs, rows)
     for size in case.case.chunks:
-        found = chunked_outputs(onnx_shifted(case.graphs), rows, size, every_token=model.head != "sequence_classification")
+        found = chunked_outputs(
+            onnx_shifted(case.graphs), rows, size, every_token=model.head != "sequence_classification"
+        )
         assert difference(found, expected) <= case.bound, size
 
 
@@ -238,7 +257,10 @@ def test_every_rung_of_the_ladder(case, engine, tmp_path):
 
 def test_the_manifest_says_what_the_graphs_give(case, engine, name):
     model = engine.manifest.model
-    assert (model.head, [graph.name for graph in engine.manifest.graphs]) == (name, [f"prefill_{size}" for size in case.case.chunks])
+    assert (model.head, [graph.name for graph in engine.manifest.graphs]) == (
+        name,
+        [f"prefill_{size}" for size in case.case.chunks],
+    )
     assert model.labels == (tuple(LABELS.values()) if "id2label" in case.case.model else None)
     stored = {weight.name for weight in engine.manifest.weights if weight.name.startswith("output")}
     assert (
@@ -283,8 +305,12 @@ def test_classify_labels_tokens_as_the_pipeline_does(compile_head, capsys):
     found = json.loads(run(classify, capsys, case.artifact, *text_flags(), "--json"))
     for answer in found:
         expected = pipeline(answer["text"], ignore_labels=[])
-        assert [(token["token"], token["label"]) for token in answer["tokens"]] == [(token["word"], token["entity"]) for token in expected]
-        assert [token["score"] for token in answer["tokens"]] == pytest.approx([float(token["score"]) for token in expected], rel=1e-4)
+        assert [(token["token"], token["label"]) for token in answer["tokens"]] == [
+            (token["word"], token["entity"]) for token in expected
+        ]
+        assert [token["score"] for token in answer["tokens"]] == pytest.approx(
+            [float(token["score"]) for token in expected], rel=1e-4
+        )
     lines = run(classify, capsys, case.artifact, *text_flags()).splitlines()
     assert len(lines) == sum(len(answer["tokens"]) for answer in found)
 
@@ -297,7 +323,9 @@ def test_classify_answers_a_question(compile_head, capsys):
     model = MistralForQuestionAnswering.from_pretrained(case.folder / "checkpoint").eval()
     texts = ("some text", "one more text")
     flags = [flag for text in texts for flag in ("--text", text)]
-    found = json.loads(run(classify, capsys, case.artifact, "--question", question, *flags, "--max-answer-tokens", limit, "--json"))
+    found = json.loads(
+        run(classify, capsys, case.artifact, "--question", question, *flags, "--max-answer-tokens", limit, "--json")
+    )
     for answer, text in zip(found, texts, strict=True):
         pair = tokenizer(question, text, return_tensors="pt")["input_ids"]
         own = len(text)  # one token a byte
@@ -307,9 +335,9 @@ def test_classify_answers_a_question(compile_head, capsys):
         score, start, end = max((starts[i] * ends[j], i, j) for i in range(own) for j in range(i, min(i + limit, own)))
         assert answer["answer"] == text[start : end + 1].strip()
         assert answer["score"] == pytest.approx(score, rel=1e-4)
-    assert run(classify, capsys, case.artifact, "--question", question, *flags, "--max-answer-tokens", limit).splitlines() == [
-        f"{answer['answer']} {answer['score']:.4f}" for answer in found
-    ]
+    assert run(
+        classify, capsys, case.artifact, "--question", question, *flags, "--max-answer-tokens", limit
+    ).splitlines() == [f"{answer['answer']} {answer['score']:.4f}" for answer in found]
 
 
 @pytest.mark.parametrize("pool", ["last", "mean"])
@@ -324,9 +352,13 @@ def test_embed_pools_the_last_hidden_states(compile_head, capsys, pool, normaliz
         vector = hidden[-1] if pool == "last" else hidden.mean(0)
         vector = vector / np.linalg.norm(vector) if normalize else vector
         assert answer["tokens"] == len(hidden)
-        assert reference.difference(np.array(answer["embedding"]), vector) <= 2 * case.bound  # a pooled vector is smaller than its largest state
+        assert (
+            reference.difference(np.array(answer["embedding"]), vector) <= 2 * case.bound
+        )  # a pooled vector is smaller than its largest state
     lines = run(embed, capsys, case.artifact, *text_flags(), *flags).splitlines()
-    assert [list(map(float, line.split())) for line in lines] == [pytest.approx(answer["embedding"]) for answer in found]
+    assert [list(map(float, line.split())) for line in lines] == [
+        pytest.approx(answer["embedding"]) for answer in found
+    ]
 
 
 def test_best_span_prefers_what_both_ends_say():
@@ -341,7 +373,10 @@ def test_best_span_prefers_what_both_ends_say():
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        (transformers.MixtralForTokenClassification, {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": WINDOW}),
+        (
+            transformers.MixtralForTokenClassification,
+            {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+        ),
         (transformers.MinistralForSequenceClassification, {"sliding_window": WINDOW, "id2label": LABELS}),
         (transformers.LlamaForQuestionAnswering, {}),
         (transformers.LlamaForSequenceClassification, {"num_labels": 1, "tie_word_embeddings": True}),
@@ -353,7 +388,9 @@ def test_other_families(tmp_path, kind, changes):
     checkpoint = open_checkpoint(tmp_path, "auto", {})
     module = static_model(checkpoint.model, CACHE_LEN, checkpoint_weights(checkpoint))
     rows = rows_of(LENGTHS[-1], checkpoint.model.vocab_size)
-    found = chunked_outputs(torch_shifted(module, BATCH), rows, 5, every_token=checkpoint.model.head != "sequence_classification")
+    found = chunked_outputs(
+        torch_shifted(module, BATCH), rows, 5, every_token=checkpoint.model.head != "sequence_classification"
+    )
     assert difference(found, expected_outputs(theirs, rows)) <= relative_bound(checkpoint.model, CACHE_LEN, "fp32")
 
 
@@ -363,7 +400,10 @@ def test_a_bare_model_is_an_embedding(tmp_path):
     bare = MistralModel(whole.config).eval()
     bare.load_state_dict(whole.model.state_dict())
     bare.save_pretrained(tmp_path / "bare")
-    ours, forced = open_checkpoint(tmp_path / "bare", "auto", {}), open_checkpoint(tmp_path / "whole", "auto", {}, head="embedding")
+    ours, forced = (
+        open_checkpoint(tmp_path / "bare", "auto", {}),
+        open_checkpoint(tmp_path / "whole", "auto", {}, head="embedding"),
+    )
     assert ours.model == forced.model
     assert ours.names() == forced.names()
     assert all(np.array_equal(ours.tensor(name), forced.tensor(name)) for name in ours.names())
@@ -424,7 +464,9 @@ def test_refused_checkpoints(classifier, tmp_path, changes, head, message):
 
 
 def test_commands_refuse_other_heads(compile_head, tmp_path, monkeypatch):
-    labels, vectors, spans = (compile_head(name).artifact for name in ("token_classification", "embedding", "question_answering"))
+    labels, vectors, spans = (
+        compile_head(name).artifact for name in ("token_classification", "embedding", "question_answering")
+    )
     with pytest.raises(UserError, match=r"has the head token_classification, .*run `python -m runtime.classify`"):
         generate.main([str(labels), "--prompt", "a"])
     with pytest.raises(UserError, match=r"has the head embedding, .*run `python -m runtime.embed`"):
@@ -453,7 +495,9 @@ def test_the_engine_refuses_other_uses(engine):
         with pytest.raises(UserError, match="which generates none; run"):
             use()
     model = msgspec.structs.replace(engine.manifest.model, head="causal_lm")
-    with pytest.raises(UserError, match=r"has the head causal_lm, which generates text; run `python -m runtime.generate`"):
+    with pytest.raises(
+        UserError, match=r"has the head causal_lm, which generates text; run `python -m runtime.generate`"
+    ):
         replace(engine, manifest=msgspec.structs.replace(engine.manifest, model=model)).encode([[1]] * BATCH)
     with pytest.raises(UserError, match="outside the vocabulary"):
         engine.encode([[1], [engine.manifest.model.vocab_size]])
@@ -484,7 +528,10 @@ def test_chunk_sizes_without_decode(available):
         ({"head": "embedding"}, "has n_labels 5, expected none"),
         ({"labels": ("one",)}, "has 1 labels, expected n_labels = 5"),
         ({"tied_embeddings": True}, "is tied to the embeddings"),
-        ({"head": "sequence_classification"}, r"label_logits \[2, 5, 5\] float32 among its outputs, expected label_logits \[2, 1, 5\] float32"),
+        (
+            {"head": "sequence_classification"},
+            r"label_logits \[2, 5, 5\] float32 among its outputs, expected label_logits \[2, 1, 5\] float32",
+        ),
         ({"n_labels": 4, "labels": None}, r"expected label_logits \[2, 5, 4\]"),
     ],
 )

@@ -51,7 +51,9 @@ def test_four_windows_past_the_window_are_those_of_transformers(engine, referenc
     prompt = random_ids(length, VOCAB, length)
     count = max(WINDOW - length, 0) + 4 * WINDOW
     given = torch.tensor([prompt])
-    made = reference.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, pad_token_id=0)
+    made = reference.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, pad_token_id=0
+    )
     found = [step.token_id for step in steps_of(engine, prompt, count)]
     assert found == made[0, length:].tolist()
     assert len(found) == count
@@ -108,7 +110,9 @@ def visited_slots(engine, i, token_id):
 def test_each_step_visits_as_many_keys_once_the_window_is_full(engine):
     """At position p: min(p, W - 1) of the past in each layer's keys and values, beside the step's own. So no step costs more than the W-th."""
     for position, token_id in enumerate(random_ids(5 * WINDOW, VOCAB, 1)):
-        assert [visited_slots(engine, i, token_id) for i in range(len(engine.caches))] == [min(position, WINDOW - 1)] * len(engine.caches), position
+        assert [visited_slots(engine, i, token_id) for i in range(len(engine.caches))] == [
+            min(position, WINDOW - 1)
+        ] * len(engine.caches), position
         engine.decode([token_id])
     assert all(cache.shape[2] == WINDOW for cache in engine.caches)
 
@@ -119,7 +123,10 @@ def test_bench_decodes_from_contexts_beyond_the_window(engine):
     manifest = engine.manifest
     weights = weight_bytes(manifest.weights, tied=manifest.model.tied_embeddings)
     speeds = measure(
-        engine, VOCAB, Workload((), contexts, steps=2, repeats=1), lambda n: weights + cache_bytes(manifest.graphs[-1].signature.caches, n)
+        engine,
+        VOCAB,
+        Workload((), contexts, steps=2, repeats=1),
+        lambda n: weights + cache_bytes(manifest.graphs[-1].signature.caches, n),
     )
     assert speeds.skipped == ()
     assert [speed.context for speed in speeds.decode] == list(contexts)

@@ -95,7 +95,12 @@ def _one_token(level: Level, shape: RollingAttention):
             for h in T.serial(KV * tiles * R):
                 if h % (tiles * R) < group:
                     head = (h // (tiles * R) * group + h % (tiles * R)) * D
-                    rotate(Angles(qkv, cos, sin, b, 0), head, Places(queries, (b * KV * tiles + h // R) * D * R + h % R, R), scale)
+                    rotate(
+                        Angles(qkv, cos, sin, b, 0),
+                        head,
+                        Places(queries, (b * KV * tiles + h // R) * D * R + h % R, R),
+                        scale,
+                    )
             if position >= 0:
                 for h in T.serial(KV):
                     column = ((b * KV + h) * W + slot // block * block) * D + slot % block
@@ -126,7 +131,16 @@ def _one_token(level: Level, shape: RollingAttention):
                 if column < used:
                     attend(
                         Queries(queries, task // splits * D * R),
-                        Columns(ring_keys, ring_values, head * W * D, end - end % W, end % W, key_scales, value_scales, head * W),
+                        Columns(
+                            ring_keys,
+                            ring_values,
+                            head * W * D,
+                            end - end % W,
+                            end % W,
+                            key_scales,
+                            value_scales,
+                            head * W,
+                        ),
                         column,
                         T.min(STEP * block, used - column),
                         Softmax(oldest, newest, largest, total, mixed, task * R),
@@ -149,7 +163,8 @@ def _one_token(level: Level, shape: RollingAttention):
             for s in T.serial(splits):
                 for d in T.serial(D):
                     out[row // H, 0, row % H * D + d] = (
-                        out[row // H, 0, row % H * D + d] + largest[(tile + s) * R + r] * joined[1] * mixed[((tile + s) * R + r) * D + d]
+                        out[row // H, 0, row % H * D + d]
+                        + largest[(tile + s) * R + r] * joined[1] * mixed[((tile + s) * R + r) * D + d]
                     )
 
     return body
@@ -185,7 +200,10 @@ def _chunk(level: Level, shape: RollingAttention):
                 for h in T.serial(H):
                     row = i * group + h % group
                     rotate(
-                        Angles(qkv, cos, sin, b, i), h * D, Places(queries, ((b * KV + h // group) * tiles + row // R) * D * R + row % R, R), scale
+                        Angles(qkv, cos, sin, b, i),
+                        h * D,
+                        Places(queries, ((b * KV + h // group) * tiles + row // R) * D * R + row % R, R),
+                        scale,
                     )
                 for h in T.serial(KV):
                     column = ((b * KV + h) * columns + i // RING_BLOCK * RING_BLOCK) * D + i % RING_BLOCK
@@ -224,7 +242,16 @@ def _chunk(level: Level, shape: RollingAttention):
             for step in T.serial((used + STEP * block - 1) // (STEP * block)):
                 attend_ring(
                     Queries(queries, (head * tiles + tile) * D * R),
-                    Columns(ring_keys, ring_values, head * W * D, first - first % W, first % W, key_scales, value_scales, head * W),
+                    Columns(
+                        ring_keys,
+                        ring_values,
+                        head * W * D,
+                        first - first % W,
+                        first % W,
+                        key_scales,
+                        value_scales,
+                        head * W,
+                    ),
                     step * STEP * block,
                     T.min(STEP * block, used - step * STEP * block),
                     Softmax(oldest, newest, largest, total, mixed, 0),
@@ -233,7 +260,16 @@ def _chunk(level: Level, shape: RollingAttention):
                 if (step + 1) * STEP * RING_BLOCK > oldest[0] - first:
                     attend_new(
                         Queries(queries, (head * tiles + tile) * D * R),
-                        Columns(new_keys, new_values, head * columns * D, first, columns, new_key_scales, new_value_scales, head * columns),
+                        Columns(
+                            new_keys,
+                            new_values,
+                            head * columns * D,
+                            first,
+                            columns,
+                            new_key_scales,
+                            new_value_scales,
+                            head * columns,
+                        ),
                         step * STEP * RING_BLOCK,
                         T.min(STEP * RING_BLOCK, columns - step * STEP * RING_BLOCK),
                         Softmax(oldest, newest, largest, total, mixed, 0),
@@ -242,7 +278,9 @@ def _chunk(level: Level, shape: RollingAttention):
                 row = tile * R + r
                 if row < N * group:
                     for d in T.serial(D):
-                        out[b, row // group, (head % KV * group + row % group) * D + d] = mixed[r * D + d] / T.max(total[r], T.float32(1e-30))
+                        out[b, row // group, (head % KV * group + row % group) * D + d] = mixed[r * D + d] / T.max(
+                            total[r], T.float32(1e-30)
+                        )
         for head in T.parallel(B * KV):
             for i in T.serial(N):
                 position = T.Cast("int32", positions[head // KV, i])

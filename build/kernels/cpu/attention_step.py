@@ -70,14 +70,21 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
         clear(sums, R * parts, lanes)
         for d in T.serial(D):
             add_outer_product(
-                sums, 0, R, block, lanes, lambda r: queries.numbers[queries.start + d * R + r], lambda key: widened(keys[start + d * block + key])
+                sums,
+                0,
+                R,
+                block,
+                lanes,
+                lambda r: queries.numbers[queries.start + d * R + r],
+                lambda key: widened(keys[start + d * block + key]),
             )
         for r in T.unroll(R):
             for n in T.unroll(parts):
                 for v in T.vectorized(lanes):
                     if scaled:
                         scores[r * width + c + n * lanes + v] = (
-                            sums[(r * parts + n) * lanes + v] * columns.key_scales[columns.scale_start + column + n * lanes + v]
+                            sums[(r * parts + n) * lanes + v]
+                            * columns.key_scales[columns.scale_start + column + n * lanes + v]
                         )
                     else:
                         scores[r * width + c + n * lanes + v] = sums[(r * parts + n) * lanes + v]
@@ -91,7 +98,9 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
     def sees_all(columns, column, count, low, high):
         """Whether positions low .. high cover `count` columns, which must lie on one side of the cut."""
         first = position(columns, column)
-        return T.And(T.Or(column >= columns.cut, column + count <= columns.cut), T.And(first >= low, first + count - 1 <= high))
+        return T.And(
+            T.Or(column >= columns.cut, column + count <= columns.cut), T.And(first >= low, first + count - 1 <= high)
+        )
 
     @T.inline
     def soften(scores, r, columns, column, count, softmax, shrink, hides):
@@ -124,7 +133,9 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
             for v in T.vectorized(lanes):
                 if hides:
                     scores[r * width + n * lanes + v] = T.Select(
-                        scores[r * width + n * lanes + v] > T.float32(HIDDEN), exp(scores[r * width + n * lanes + v] - top[0]), T.float32(0)
+                        scores[r * width + n * lanes + v] > T.float32(HIDDEN),
+                        exp(scores[r * width + n * lanes + v] - top[0]),
+                        T.float32(0),
                     )
                 else:
                     scores[r * width + n * lanes + v] = exp(scores[r * width + n * lanes + v] - top[0])
@@ -133,7 +144,8 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
             if scaled:  # of the value that the share will be multiplied with
                 for v in T.vectorized(lanes):
                     scores[r * width + n * lanes + v] = (
-                        scores[r * width + n * lanes + v] * columns.value_scales[columns.scale_start + column + n * lanes + v]
+                        scores[r * width + n * lanes + v]
+                        * columns.value_scales[columns.scale_start + column + n * lanes + v]
                     )
         softmax.total[softmax.at + r] = softmax.total[softmax.at + r] * shrink[r]
         for v in T.unroll(lanes):
@@ -147,15 +159,25 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
             for r in T.unroll(R):
                 for n in T.unroll(d_parts):
                     for v in T.vectorized(d_lanes):
-                        sums[(r * d_parts + n) * d_lanes + v] = softmax.mixed[(softmax.at + r) * D + c * d_columns + n * d_lanes + v] * shrink[r]
+                        sums[(r * d_parts + n) * d_lanes + v] = (
+                            softmax.mixed[(softmax.at + r) * D + c * d_columns + n * d_lanes + v] * shrink[r]
+                        )
             for j in T.serial(count):
                 add_outer_product(
-                    sums, 0, R, d_columns, d_lanes, lambda r: scores[r * width + j], lambda d: widened(values[start + j * D + c * d_columns + d])
+                    sums,
+                    0,
+                    R,
+                    d_columns,
+                    d_lanes,
+                    lambda r: scores[r * width + j],
+                    lambda d: widened(values[start + j * D + c * d_columns + d]),
                 )
             for r in T.unroll(R):
                 for n in T.unroll(d_parts):
                     for v in T.vectorized(d_lanes):
-                        softmax.mixed[(softmax.at + r) * D + c * d_columns + n * d_lanes + v] = sums[(r * d_parts + n) * d_lanes + v]
+                        softmax.mixed[(softmax.at + r) * D + c * d_columns + n * d_lanes + v] = sums[
+                            (r * d_parts + n) * d_lanes + v
+                        ]
 
     @T.inline
     def attend(queries, columns, column, count, softmax):

@@ -70,7 +70,12 @@ def _avx2_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:
     """Pairs of products stay within 2 * 2 * 15 * 127, so that sums of them fit int16."""
 
     def pairs(numbers: Expr, at: Expr) -> Expr:
-        return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", T.reinterpret("uint8x32", numbers), _four(x, at, "int32", 8, "int8x32"))
+        return _intrinsic(
+            "llvm.x86.avx2.pmadd.ub.sw",
+            "int16x16",
+            T.reinterpret("uint8x32", numbers),
+            _four(x, at, "int32", 8, "int8x32"),
+        )
 
     mask = T.broadcast(T.int32(NIBBLES), 8)
     both = pairs(words & mask, at) + pairs((words >> T.broadcast(T.int32(4), 8)) & mask, at + DOT)
@@ -84,6 +89,14 @@ def _vnni_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:
 
 
 AVX2_DOT = Dot(8, 4, "int16", "int16", 0, lambda weights, n: T.Cast(f"int16x{n}", weights), _avx2_add)
-VNNI_DOT = Dot(16, 16, "int8", "uint8", 128, lambda weights, n: T.reinterpret(f"uint8x{n}", weights) ^ T.broadcast(T.uint8(128), n), _vnni_add)
+VNNI_DOT = Dot(
+    16,
+    16,
+    "int8",
+    "uint8",
+    128,
+    lambda weights, n: T.reinterpret(f"uint8x{n}", weights) ^ T.broadcast(T.uint8(128), n),
+    _vnni_add,
+)
 AVX2_WORDS = WordDot(8, _avx2_add_words)
 VNNI_WORDS = WordDot(16, _vnni_add_words)

@@ -99,13 +99,20 @@ def _tile_product(level: Level, tile_rows: int):
             clear(sums, tile_rows * parts, lanes)
             for d in T.serial(count):
                 add_outer_product(
-                    sums, 0, tile_rows, columns, lanes, lambda r: packed[m, start + d, r], lambda column: w[w_start + d, c * columns + column]
+                    sums,
+                    0,
+                    tile_rows,
+                    columns,
+                    lanes,
+                    lambda r: packed[m, start + d, r],
+                    lambda column: w[w_start + d, c * columns + column],
                 )
             for r in T.unroll(tile_rows):
                 for i in T.unroll(parts):
                     for v in T.vectorized(lanes):
                         total[(m * tile_rows + r) * PANEL + c * columns + i * lanes + v] = (
-                            total[(m * tile_rows + r) * PANEL + c * columns + i * lanes + v] + sums[(r * parts + i) * lanes + v]
+                            total[(m * tile_rows + r) * PANEL + c * columns + i * lanes + v]
+                            + sums[(r * parts + i) * lanes + v]
                         )
 
     return multiply

@@ -82,7 +82,9 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
             for m in T.serial(tiles):
                 multiply(x, slab, m * x_steps + b * block_steps, count, sums)
                 for r in T.serial(tile_rows):
-                    row_sums = T.decl_buffer((PANEL * dot.partials,), "int32", data=sums.data, elem_offset=r * PANEL * dot.partials)
+                    row_sums = T.decl_buffer(
+                        (PANEL * dot.partials,), "int32", data=sums.data, elem_offset=r * PANEL * dot.partials
+                    )
                     fold(row_sums, x_scales, x_sums, m * tile_rows + r, s, z, p, b, total, (m * tile_rows + r) * PANEL)
         for m in T.serial(rows):
             scale_outputs(total, m * PANEL, s, p)
@@ -189,7 +191,10 @@ def _word_sums(shape: Linear, words: WordDot):
                 prefetch(flat, at + (NEAR + line * LINE) // 4)
             for i in T.unroll(PANEL // lanes):
                 sums[T.ramp(i * lanes, 1, lanes)] = words.add(
-                    sums[T.ramp(i * lanes, 1, lanes)], flat[T.ramp(at + i * lanes, 1, lanes)], x, (b * per_group + d) * WORD
+                    sums[T.ramp(i * lanes, 1, lanes)],
+                    flat[T.ramp(at + i * lanes, 1, lanes)],
+                    x,
+                    (b * per_group + d) * WORD,
                 )
 
     return add_block
@@ -235,7 +240,9 @@ def _tile_product(level: Level, dot: Dot, tile_rows: int):
                         )
             for r in T.unroll(tile_rows):
                 for i in T.unroll(wide):
-                    sums[T.ramp(r * row + (c * wide + i) * dot.lanes, 1, dot.lanes)] = kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)]
+                    sums[T.ramp(r * row + (c * wide + i) * dot.lanes, 1, dot.lanes)] = kept[
+                        T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)
+                    ]
 
     return multiply
 
@@ -262,10 +269,12 @@ def _fold(level: Level, shape: Linear, partials: int, offset: int):
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
                 if shape.weight.group_size is None:
-                    out[at + i * lanes + v] = out[at + i * lanes + v] + scaled(sums, x_scales, x_sums, row, z, p, b, i * lanes + v)
-                else:
-                    out[at + i * lanes + v] = out[at + i * lanes + v] + scaled(sums, x_scales, x_sums, row, z, p, b, i * lanes + v) * widened(
-                        s[p, b, i * lanes + v]
+                    out[at + i * lanes + v] = out[at + i * lanes + v] + scaled(
+                        sums, x_scales, x_sums, row, z, p, b, i * lanes + v
                     )
+                else:
+                    out[at + i * lanes + v] = out[at + i * lanes + v] + scaled(
+                        sums, x_scales, x_sums, row, z, p, b, i * lanes + v
+                    ) * widened(s[p, b, i * lanes + v])
 
     return fold

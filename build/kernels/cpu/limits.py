@@ -16,7 +16,9 @@ def read_all(level: Level, threads: int, streams: int, vectors: int) -> PrimFunc
     join = _join(lanes, 4 * streams)
 
     @T.prim_func
-    def kernel(data: T.Buffer((threads * streams, vectors, 4 * lanes), "float32"), out: T.Buffer((threads * lanes,), "float32")):
+    def kernel(
+        data: T.Buffer((threads * streams, vectors, 4 * lanes), "float32"), out: T.Buffer((threads * lanes,), "float32")
+    ):
         T.func_attr({"tirx.noalias": True})
         for thread in T.parallel(threads):
             sums = T.alloc_buffer((streams * 4 * lanes,), "float32")
@@ -25,7 +27,9 @@ def read_all(level: Level, threads: int, streams: int, vectors: int) -> PrimFunc
                 for s in T.unroll(streams):
                     for i in T.unroll(4):
                         for v in T.vectorized(lanes):
-                            sums[(s * 4 + i) * lanes + v] = sums[(s * 4 + i) * lanes + v] + data[thread * streams + s, n, i * lanes + v]
+                            sums[(s * 4 + i) * lanes + v] = (
+                                sums[(s * 4 + i) * lanes + v] + data[thread * streams + s, n, i * lanes + v]
+                            )
             join(sums, out, thread)
 
     return kernel

@@ -52,7 +52,12 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
         else:
             body(x_rows, gain, w, s, z, None, y_rows)
 
-    present = {"gain": shape.norm_eps is not None, "s": layout.scales, "z": layout.zero_points, "residual": shape.residual}
+    present = {
+        "gain": shape.norm_eps is not None,
+        "s": layout.scales,
+        "z": layout.zero_points,
+        "residual": shape.residual,
+    }
     return without(kernel, [name for name, there in present.items() if not there])
 
 

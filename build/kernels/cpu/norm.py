@@ -16,7 +16,11 @@ def rms_norm(level: Level, lead: tuple[int, ...], dim: int, eps: float) -> PrimF
     loop = T.parallel if rows > 1 else T.serial
 
     @T.prim_func
-    def kernel(x_in: T.Buffer((*lead, dim), "float32"), weight: T.Buffer((dim,), "float32"), y_out: T.Buffer((*lead, dim), "float32")):
+    def kernel(
+        x_in: T.Buffer((*lead, dim), "float32"),
+        weight: T.Buffer((dim,), "float32"),
+        y_out: T.Buffer((*lead, dim), "float32"),
+    ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
         y = T.decl_buffer((rows, dim), "float32", data=y_out.data)

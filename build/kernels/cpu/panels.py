@@ -74,7 +74,9 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
                 prefetch(w, p, kk * steps + (AHEAD + line * LINE) // step, 0)
             for u in T.unroll(unroll):
                 at = u // steps * run + kk * steps + u % steps
-                add_outer_product(sums, u * PANEL, 1, PANEL, lanes, lambda _row: x[at], lambda column: widened(w[p, at, column]))
+                add_outer_product(
+                    sums, u * PANEL, 1, PANEL, lanes, lambda _row: x[at], lambda column: widened(w[p, at, column])
+                )
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
                 out[i * lanes + v] = sums[i * lanes + v]
@@ -118,7 +120,9 @@ def _word_dot(level: Level, stored: MatrixFormat, k: int):
             for i in T.unroll(parts):
                 for v in T.vectorized(lanes):
                     out[i * lanes + v] = out[i * lanes + v] + (
-                        sums[i * lanes + v] + sums[PANEL + i * lanes + v] - x_sums[g] * zero_point(stored, z, p, g, i * lanes + v)
+                        sums[i * lanes + v]
+                        + sums[PANEL + i * lanes + v]
+                        - x_sums[g] * zero_point(stored, z, p, g, i * lanes + v)
                     ) * widened(s[p, g, i * lanes + v])
 
     return dot
@@ -183,7 +187,9 @@ def panel_slab(level: Level, shape: Linear):
                     for i in T.unroll(parts):
                         for v in T.vectorized(lanes):
                             slab[word * WORD + half * DOT + j, i * lanes + v] = (
-                                T.Cast("float32", (w[p, start // WORD + word, i * lanes + v] >> (8 * j + 4 * half)) & 15)
+                                T.Cast(
+                                    "float32", (w[p, start // WORD + word, i * lanes + v] >> (8 * j + 4 * half)) & 15
+                                )
                                 - zero_point(stored, z, p, g, i * lanes + v)
                             ) * widened(s[p, g, i * lanes + v])
 

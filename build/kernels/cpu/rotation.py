@@ -20,11 +20,15 @@ def rotation(_level: Level, lead: tuple[int, int], half: int, function: str) -> 
 
     @T.prim_func
     def kernel(
-        positions: T.Buffer((batch, tokens), "int64"), frequencies: T.Buffer((half,), "float32"), y: T.Buffer((batch, 1, tokens, half), "float32")
+        positions: T.Buffer((batch, tokens), "int64"),
+        frequencies: T.Buffer((half,), "float32"),
+        y: T.Buffer((batch, 1, tokens, half), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         for token in loop(batch * tokens):
             for j in T.serial(half):
-                y[token // tokens, 0, token % tokens, j] = apply(T.Cast("float32", positions[token // tokens, token % tokens]) * frequencies[j])
+                y[token // tokens, 0, token % tokens, j] = apply(
+                    T.Cast("float32", positions[token // tokens, token % tokens]) * frequencies[j]
+                )
 
     return kernel

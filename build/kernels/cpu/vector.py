@@ -47,13 +47,19 @@ def add_outer_product(sums, at, rows, columns, lanes, left, right):
     for r in T.unroll(rows):
         for n in T.unroll(columns // lanes):
             for v in T.vectorized(lanes):
-                sums[at + r * columns + n * lanes + v] = sums[at + r * columns + n * lanes + v] + left(r) * right(n * lanes + v)
+                sums[at + r * columns + n * lanes + v] = sums[at + r * columns + n * lanes + v] + left(r) * right(
+                    n * lanes + v
+                )
 
 
 @T.inline
 def prefetch(buffer, *index):
     """Ask for the line of buffer[index], which need not exist."""
-    T.evaluate(T.call_llvm_intrin(T.llvm_lookup_intrinsic_id("llvm.prefetch"), T.address_of(buffer[index]), READ, SOON, DATA, dtype="void"))
+    T.evaluate(
+        T.call_llvm_intrin(
+            T.llvm_lookup_intrinsic_id("llvm.prefetch"), T.address_of(buffer[index]), READ, SOON, DATA, dtype="void"
+        )
+    )
 
 
 def widened(x: Expr) -> Expr:

@@ -83,7 +83,9 @@ def _attend(shape: RollingAttention, on: Binding):
     sharing = threads // tile  # threads of one dot product
     piece = -(-D // sharing)  # elements of it that one of them takes
     owned = -(-D // threads)  # elements of the output that one thread keeps
-    stride = D + 1  # of a key in shared memory: threads that read neighbouring keys hit different banks; flat, since TVM would trim the padding
+    stride = (
+        D + 1
+    )  # of a key in shared memory: threads that read neighbouring keys hit different banks; flat, since TVM would trim the padding
     rotated = rotated_element(shape)
 
     @T.inline
@@ -97,7 +99,8 @@ def _attend(shape: RollingAttention, on: Binding):
                     key_tile[e // D * stride + e % D] = T.Cast("float32", keys[b, h, (start + j) % W, e % D])
                 else:
                     key_tile[e // D * stride + e % D] = T.Cast(
-                        "float32", T.Cast(dtype, rotated(qkv, cos, sin, b, new_start + j - n_past, k_start + h * D, e % D))
+                        "float32",
+                        T.Cast(dtype, rotated(qkv, cos, sin, b, new_start + j - n_past, k_start + h * D, e % D)),
                     )
 
     @T.inline
@@ -141,7 +144,9 @@ def _attend(shape: RollingAttention, on: Binding):
                 d = c * threads + t
                 if d < D:
                     if first + j < n_past:
-                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * T.Cast("float32", values[b, h, (start + first + j) % W, d])
+                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * T.Cast(
+                            "float32", values[b, h, (start + first + j) % W, d]
+                        )
                     else:
                         mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * T.Cast(
                             "float32", T.Cast(dtype, qkv[b, new_start + first + j - n_past, v_start + h * D + d])
@@ -164,7 +169,9 @@ def _attend(shape: RollingAttention, on: Binding):
             begin = T.Cast("int32", positions[b, 0])  # of the chunk
             oldest = T.max(begin + i - (W - 1), 0)  # the first position that this query sees
             n_past = T.max(begin - oldest, 0)
-            new_start = T.max(oldest - begin, 0)  # the first new column that it sees: padding and a chunk longer than W hide some
+            new_start = T.max(
+                oldest - begin, 0
+            )  # the first new column that it sees: padding and a chunk longer than W hide some
             count = n_past + T.max(i + 1 - new_start, 0)
             start = oldest % W
             for t in on.threads(threads):
@@ -173,7 +180,9 @@ def _attend(shape: RollingAttention, on: Binding):
                 for c in on.unroll(owned):
                     mixed[on.own(t), c] = T.float32(0)
                     if c * threads + t < D:
-                        query[c * threads + t] = T.float32(shape.scale) * rotated(qkv, cos, sin, b, i, head * D, c * threads + t)
+                        query[c * threads + t] = T.float32(shape.scale) * rotated(
+                            qkv, cos, sin, b, i, head * D, c * threads + t
+                        )
             for step in T.serial((count + tile - 1) // tile):
                 for t in on.threads(threads):
                     load_keys(qkv, cos, sin, keys, key_tile, b, h, step * tile, n_past, count, start, new_start, t)
@@ -182,10 +191,27 @@ def _attend(shape: RollingAttention, on: Binding):
                 for t in on.threads(threads):
                     sum_scores(partial, scores, step * tile, count, t)
                 for t in on.threads(threads):
-                    mix(qkv, values, scores, maximum, total, mixed, b, h, step * tile, n_past, count, start, new_start, t)
+                    mix(
+                        qkv,
+                        values,
+                        scores,
+                        maximum,
+                        total,
+                        mixed,
+                        b,
+                        h,
+                        step * tile,
+                        n_past,
+                        count,
+                        start,
+                        new_start,
+                        t,
+                    )
             for t in on.threads(threads):
                 for c in on.unroll(owned):
                     if c * threads + t < D:
-                        out[b, i, head * D + c * threads + t] = mixed[on.own(t), c] / T.max(total[on.own(t)], T.float32(SMALLEST_TOTAL))
+                        out[b, i, head * D + c * threads + t] = mixed[on.own(t), c] / T.max(
+                            total[on.own(t)], T.float32(SMALLEST_TOTAL)
+                        )
 
     return body

@@ -66,7 +66,9 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
     group, threads, tile, dtype = H // KV, THREADS, tile_keys(shape), shape.cache_dtype
     owned = -(-D // threads)  # elements of a head's output that one thread keeps
     stride = D + PADDING
-    piece = next(n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if D % n == 0)  # numbers that a thread loads at once
+    piece = next(
+        n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if D % n == 0
+    )  # numbers that a thread loads at once
     pieces = D // piece  # of a column
     rotated = rotated_element(shape)
 
@@ -75,7 +77,9 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
         for c in T.serial(-(-group * D // threads)):
             e = c * threads + t
             if e < group * D:
-                queries[e // D, e % D] = T.float32(shape.scale) * rotated(qkv, cos, sin, b, 0, (h * group + e // D) * D, e % D)
+                queries[e // D, e % D] = T.float32(shape.scale) * rotated(
+                    qkv, cos, sin, b, 0, (h * group + e // D) * D, e % D
+                )
 
     @T.inline
     def load_columns(keys, values, b, h, first, used, key_tile, value_tile, t):
@@ -202,7 +206,11 @@ def _join(shape: RollingAttention, count: int, on: Binding):
                         value = T.alloc_buffer((1,), "float32", scope=on.private)
                         value[0] = T.float32(0)
                         for s in T.serial(count):
-                            value[0] = value[0] + T.exp(largest[first + s, r] - best[0]) * mixed[first + s, r, c * threads + t]
-                        out[block // H, 0, block % H * D + c * threads + t] = value[0] / T.max(sum_[0], T.float32(SMALLEST_TOTAL))
+                            value[0] = (
+                                value[0] + T.exp(largest[first + s, r] - best[0]) * mixed[first + s, r, c * threads + t]
+                            )
+                        out[block // H, 0, block % H * D + c * threads + t] = value[0] / T.max(
+                            sum_[0], T.float32(SMALLEST_TOTAL)
+                        )
 
     return body

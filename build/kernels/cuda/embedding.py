@@ -22,7 +22,9 @@ def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
     def scaled(value, s, z, token, at):
         if stored.dtype == "int4":
             g = group_of(stored, at)
-            return (value - zero_of(stored, z, token // PANEL, g, token % PANEL)) * scale_of(s, token // PANEL, g, token % PANEL)
+            return (value - zero_of(stored, z, token // PANEL, g, token % PANEL)) * scale_of(
+                s, token // PANEL, g, token % PANEL
+            )
         return value * s[token] if stored.scaled else value
 
     @T.prim_func

@@ -22,12 +22,17 @@ WARPS = 4
 THREADS = WARPS * WARP
 ROWS = WARPS * mma.ROWS  # of queries in a block
 TILE = 64  # columns
-HEAD_STEP, WIDEST_HEAD = 32, 128  # of head_dim: every thread loads as much of a tile; beyond, the registers do not suffice
+HEAD_STEP, WIDEST_HEAD = (
+    32,
+    128,
+)  # of head_dim: every thread loads as much of a tile; beyond, the registers do not suffice
 LEAST_ROWS = 16  # of queries that share a key head: fewer would leave most of a product empty
 LOG2_E = 1.4426950408889634
 PIECE = 8  # numbers of 16 bytes
 WORDS = PIECE // PAIR  # uint32 of 16 bytes
-LOWEST = -1e30  # what a maximum begins with: above HIDDEN, so that the share of a hidden column is exp(HIDDEN - LOWEST) = 0
+LOWEST = (
+    -1e30
+)  # what a maximum begins with: above HIDDEN, so that the share of a hidden column is exp(HIDDEN - LOWEST) = 0
 
 
 def suits(shape: RollingAttention) -> bool:
@@ -60,9 +65,17 @@ def _attend(shape: RollingAttention, on: Binding):
     KV, group = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads
     rows, pieces = N * group, D // PIECE
     blocks = -(-rows // ROWS)
-    depths, d_pieces, c_pieces = D // mma.DEPTH, D // mma.COLUMNS, TILE // mma.COLUMNS  # products along a head, of outputs, of scores
-    key_stride = D // PAIR + 4  # of a key in shared memory, in pairs of d: lanes that read neighbouring keys hit different banks
-    value_stride = D + 8  # of two neighbouring values, in pairs of them: likewise for lanes that read neighbouring pairs
+    depths, d_pieces, c_pieces = (
+        D // mma.DEPTH,
+        D // mma.COLUMNS,
+        TILE // mma.COLUMNS,
+    )  # products along a head, of outputs, of scores
+    key_stride = (
+        D // PAIR + 4
+    )  # of a key in shared memory, in pairs of d: lanes that read neighbouring keys hit different banks
+    value_stride = (
+        D + 8
+    )  # of two neighbouring values, in pairs of them: likewise for lanes that read neighbouring pairs
     loads = TILE * pieces // THREADS  # of 16 bytes, for keys or values
     rotated, multiply = rotated_element(shape), mma.multiplier(on)
     largest_of_quad, sum_of_quad = mma.quad_reduction(on, T.max), mma.quad_reduction(on, lambda a, b: a + b)
@@ -95,7 +108,9 @@ def _attend(shape: RollingAttention, on: Binding):
     def fetch_keys(ring, new, b, h, first, begin, last, loaded, t):
         for c in on.unroll(loads):
             u = c * THREADS + t
-            load_column(ring, new, b, h, first + u // pieces, begin, last, u % pieces, loaded, (on.own(t) * loads + c) * WORDS)
+            load_column(
+                ring, new, b, h, first + u // pieces, begin, last, u % pieces, loaded, (on.own(t) * loads + c) * WORDS
+            )
 
     @T.inline
     def put_keys(loaded, key_tile, t):
@@ -125,7 +140,12 @@ def _attend(shape: RollingAttention, on: Binding):
                     mixed[2 * word] = (even & T.uint32(0xFFFF)) | (odd << T.uint32(16))
                     mixed[2 * word + 1] = (even >> T.uint32(16)) | (odd & T.uint32(0xFFFF0000))
                 for v in T.vectorized(WORDS):
-                    value_tile[(c * THREADS + t) // pieces * value_stride + (c * THREADS + t) % pieces * PIECE + half * WORDS + v] = mixed[v]
+                    value_tile[
+                        (c * THREADS + t) // pieces * value_stride
+                        + (c * THREADS + t) % pieces * PIECE
+                        + half * WORDS
+                        + v
+                    ] = mixed[v]
 
     @T.inline
     def load_key_fragments(key_tile, depth, fragments, t):
@@ -140,7 +160,8 @@ def _attend(shape: RollingAttention, on: Binding):
         for c in on.unroll(d_pieces):
             for i in on.unroll(mma.B):
                 fragments[on.own(t), c * mma.B + i] = value_tile[
-                    (depth * (mma.DEPTH // PAIR) + t % QUAD + i * 4) * value_stride + (c * mma.COLUMNS + t % WARP // QUAD)
+                    (depth * (mma.DEPTH // PAIR) + t % QUAD + i * 4) * value_stride
+                    + (c * mma.COLUMNS + t % WARP // QUAD)
                 ]
 
     @T.inline
@@ -188,9 +209,9 @@ def _attend(shape: RollingAttention, on: Binding):
                 factor[0] = T.float32(1) / T.max(total[on.own(t), j], T.float32(SMALLEST_TOTAL))
                 for c in on.unroll(d_pieces):
                     for i in T.vectorized(2):
-                        out[b, r // group, (h * group + r % group) * (D // 2) + c * (mma.COLUMNS // 2) + t % QUAD, i] = (
-                            mixed[on.own(t), c * mma.C + 2 * j + i] * factor[0]
-                        )
+                        out[
+                            b, r // group, (h * group + r % group) * (D // 2) + c * (mma.COLUMNS // 2) + t % QUAD, i
+                        ] = mixed[on.own(t), c * mma.C + 2 * j + i] * factor[0]
 
     @T.inline
     def body(qkv, cos, sin, positions, keys_in, values_in, new_keys_in, new_values_in, out_in):
@@ -204,7 +225,9 @@ def _attend(shape: RollingAttention, on: Binding):
             value_tile = T.alloc_buffer((TILE // PAIR * value_stride,), "uint32", scope=on.shared)
             loaded = T.alloc_buffer((on.copies(THREADS) * loads * WORDS,), "uint32", scope=on.private)
             queries = T.alloc_buffer((on.copies(THREADS), depths * mma.A), "uint32", scope=on.private)
-            fragments = T.alloc_buffer((on.copies(THREADS), max(c_pieces, d_pieces) * mma.B), "uint32", scope=on.private)
+            fragments = T.alloc_buffer(
+                (on.copies(THREADS), max(c_pieces, d_pieces) * mma.B), "uint32", scope=on.private
+            )
             scores = T.alloc_buffer((on.copies(THREADS), c_pieces * mma.C), "float32", scope=on.private)
             shares = T.alloc_buffer((on.copies(THREADS), c_pieces * 2), "uint32", scope=on.private)
             best = T.alloc_buffer((on.copies(THREADS), 2), "float32", scope=on.private)

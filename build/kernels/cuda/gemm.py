@@ -85,7 +85,10 @@ def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, 
     tile_rows, depth, per_warp = tiles.tile_rows, TILE.depth, tiles.per_warp
     steps = vector_steps(stored)
     vectors, layout = -(-k // steps), vector_layout(stored, PANEL, k)
-    x_loads, some = -(-tile_rows * depth // THREADS), depth * PANEL // THREADS  # steps of one output that a thread widens: part of a vector
+    x_loads, some = (
+        -(-tile_rows * depth // THREADS),
+        depth * PANEL // THREADS,
+    )  # steps of one output that a thread widens: part of a vector
     words, read = (1 if stored.dtype == "int4" else some), number(stored)
 
     def weight(loaded, s, z, p, at, lane, v):
@@ -132,6 +135,8 @@ def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, 
             for t in on.threads(THREADS):
                 for d in T.serial(depth):
                     for r in on.unroll(per_warp):
-                        acc[on.own(t), r] = acc[on.own(t), r] + x_tile[t // WARP * per_warp + r, d] * w_tile[d, t % WARP]
+                        acc[on.own(t), r] = (
+                            acc[on.own(t), r] + x_tile[t // WARP * per_warp + r, d] * w_tile[d, t % WARP]
+                        )
 
     return multiply

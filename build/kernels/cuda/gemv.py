@@ -43,7 +43,10 @@ def gemv(shape: Linear, on: Binding):
     threads, row, int4 = warps * WARP, shape.x_row(0), stored.dtype == "int4"
     (hold, dot), total = panel_dot(stored, k, warps, on), panel_total(stored, warps)
     add_up, sizes, layout = vector_sums(stored, k, threads, on), held_sizes(stored, k), vector_layout(stored, n, k)
-    measure, inverse = sum_squares(k, threads, on), inverse_rms(k, shape.norm_eps or 0.0)  # of use where there is a norm
+    measure, inverse = (
+        sum_squares(k, threads, on),
+        inverse_rms(k, shape.norm_eps or 0.0),
+    )  # of use where there is a norm
 
     def output(partial, sums, s, residual, p, lane):
         column = p * PANEL + lane

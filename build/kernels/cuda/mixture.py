@@ -142,7 +142,18 @@ def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bindin
             p = block % panels
             words = T.alloc_buffer((on.copies(warps * WARP) * sizes[0],), dtype, scope=on.private)
             hold(w, None, None, chosen[pair] * panels + p, Held(words, None, None))
-            dot(x, pair // pairs_per_row, w, None, None, None, chosen[pair] * panels + p, Held(words, None, None), partial, 0)
+            dot(
+                x,
+                pair // pairs_per_row,
+                w,
+                None,
+                None,
+                None,
+                chosen[pair] * panels + p,
+                Held(words, None, None),
+                partial,
+                0,
+            )
             for t in on.threads(warps * WARP):
                 if t < PANEL and p * PANEL + t < n:
                     out[pair, p * PANEL + t] = total(partial, 0, s, chosen[pair] * n + p * PANEL + t, t)
@@ -180,7 +191,9 @@ def _tensor_core_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on:
     """As `_grouped_product`: a block some panels of one expert times a tile of the pairs that chose it."""
     tiling = tensor_core.Tiling.of(shape.tokens, n)  # as if all tokens chose the same expert
     row_blocks, column_blocks = -(-shape.tokens // tiling.rows), -(-n // tiling.outputs)
-    multiply = tensor_core.tile_product(shape.weight, n, k, tiling, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row)
+    multiply = tensor_core.tile_product(
+        shape.weight, n, k, tiling, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row
+    )
 
     @T.inline
     def body(x, w, s, _chosen, count, members, out):
@@ -197,7 +210,9 @@ def _tensor_core_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on:
                             row = m + tiling.row(t, r, i)
                             column = j + tiling.output(t, c, i)
                             if row < count[e] and column < n:
-                                out[members[e, row], column] = _scaled(acc[on.own(t), tiling.place(r, c, i)], s, e * n + column)
+                                out[members[e, row], column] = _scaled(
+                                    acc[on.own(t), tiling.place(r, c, i)], s, e * n + column
+                                )
 
     return body
 

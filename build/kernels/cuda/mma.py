@@ -32,7 +32,22 @@ def multiplier(on: Binding):
     @T.inline
     def multiply(acc, a, b, _t, acc_at, a_at, b_at):
         T.evaluate(
-            T.ptx_legacy.mma("m16n8k16", "row", "col", "fp16", "fp16", "fp32", a.data, a_at, b.data, b_at, acc.data, acc_at, False, dtype="float32")
+            T.ptx_legacy.mma(
+                "m16n8k16",
+                "row",
+                "col",
+                "fp16",
+                "fp16",
+                "fp32",
+                a.data,
+                a_at,
+                b.data,
+                b_at,
+                acc.data,
+                acc_at,
+                False,
+                dtype="float32",
+            )
         )
 
     return multiply_serially if on.serial else multiply
@@ -65,7 +80,10 @@ def pair(low: Any, high: Any) -> Any:
 
 def member(pairs: Any, which: Any) -> Any:
     """The first or second number of a pair, as float32."""
-    return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", (pairs >> T.Cast("uint32", 16 * which)) & T.uint32(0xFFFF))))
+    return T.Cast(
+        "float32",
+        T.reinterpret("float16", T.Cast("uint16", (pairs >> T.Cast("uint32", 16 * which)) & T.uint32(0xFFFF))),
+    )
 
 
 @T.inline
@@ -74,5 +92,9 @@ def multiply_serially(acc, a, b, t, acc_at, a_at, b_at):
     for i in T.serial(C):
         for d in T.serial(DEPTH):
             acc[t, acc_at + i] = acc[t, acc_at + i] + member(
-                a[t // WARP * WARP + (t % WARP // 4 + i // 2 * 8) % 8 * 4 + d % 8 // 2, a_at + d // 8 * 2 + (t % WARP // 4 + i // 2 * 8) // 8], d % 2
+                a[
+                    t // WARP * WARP + (t % WARP // 4 + i // 2 * 8) % 8 * 4 + d % 8 // 2,
+                    a_at + d // 8 * 2 + (t % WARP // 4 + i // 2 * 8) // 8,
+                ],
+                d % 2,
             ) * member(b[t // WARP * WARP + (t % 4 * 2 + i % 2) * 4 + d % 8 // 2, b_at + d // 8], d % 2)

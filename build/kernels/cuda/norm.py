@@ -18,7 +18,11 @@ def rms_norm(lead: tuple[int, ...], dim: int, eps: float, on: Binding = GPU) -> 
     normalize = normalized_rows(rows, dim, eps, on, source=lambda i: i)
 
     @T.prim_func
-    def kernel(x_in: T.Buffer((*lead, dim), "float32"), weight: T.Buffer((dim,), "float32"), y_out: T.Buffer((*lead, dim), "float32")):
+    def kernel(
+        x_in: T.Buffer((*lead, dim), "float32"),
+        weight: T.Buffer((dim,), "float32"),
+        y_out: T.Buffer((*lead, dim), "float32"),
+    ):
         T.func_attr(ATTRIBUTES)
         x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
         y = T.decl_buffer((rows, dim), "float32", data=y_out.data)

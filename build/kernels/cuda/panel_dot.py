@@ -106,7 +106,9 @@ def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
                     total[0] = total[0] + some[v] * read(held.words, u * words, c * FLOATS + v)
         else:
             for v in on.unroll(steps):
-                total[0] = total[0] + T.if_then_else(at * steps + v < k, x[i, at * steps + v], T.float32(0)) * read(held.words, u * words, v)
+                total[0] = total[0] + T.if_then_else(at * steps + v < k, x[i, at * steps + v], T.float32(0)) * read(
+                    held.words, u * words, v
+                )
         if int4:
             zero = T.float32(16) + (T.Cast("float32", held.zeros[u]) if stored.zero_points else T.float32(INT4_ZERO))
             acc[0] = acc[0] + (T.float32(16) * total[0] - zero * x_sums[at]) * T.Cast("float32", held.scales[u])

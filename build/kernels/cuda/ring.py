@@ -52,7 +52,9 @@ def column_writer(shape: RollingAttention, slots: int, slot: Callable[[Any, Any]
                     d = e % D
                     position = T.Cast("int32", positions[b, i])
                     if position >= 0:
-                        keys[b, h, slot(position, i), d] = T.Cast(dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d))
+                        keys[b, h, slot(position, i), d] = T.Cast(
+                            dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d)
+                        )
                         values[b, h, slot(position, i), d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
 
     return body

@@ -17,7 +17,9 @@ def rotation(lead: tuple[int, int], half: int, function: str, on: Binding = GPU)
 
     @T.prim_func
     def kernel(
-        positions: T.Buffer((batch, tokens), "int64"), frequencies: T.Buffer((half,), "float32"), y: T.Buffer((batch, 1, tokens, half), "float32")
+        positions: T.Buffer((batch, tokens), "int64"),
+        frequencies: T.Buffer((half,), "float32"),
+        y: T.Buffer((batch, 1, tokens, half), "float32"),
     ):
         T.func_attr(ATTRIBUTES)
         for block in on.blocks(-(-size // THREADS)):

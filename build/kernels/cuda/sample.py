@@ -81,7 +81,9 @@ def _select(vocab_size: int, on: Binding):
         for c in T.serial(-(-vocab_size // THREADS)):
             if c * THREADS + t < vocab_size:
                 rank[0] = T.max(rank[0], _rank(logits[c * THREADS + t], c * THREADS + t))
-                size[0] = T.max(size[0], T.Cast("uint64", T.reinterpret("uint32", logits[c * THREADS + t]) & T.uint32(SIGN - 1)))
+                size[0] = T.max(
+                    size[0], T.Cast("uint64", T.reinterpret("uint32", logits[c * THREADS + t]) & T.uint32(SIGN - 1))
+                )
         ranks[t] = rank[0]
         sizes[t] = size[0]
 
@@ -109,7 +111,9 @@ def _select(vocab_size: int, on: Binding):
             find_largest(WARP, lambda c: lane_ranks[c], found)
             state[LARGEST] = T.Cast("uint32", found[0] >> T.uint64(32))
             state[BEST] = T.uint32(0xFFFFFFFF) - T.Cast("uint32", found[0] & T.uint64(0xFFFFFFFF))
-            state[THRESHOLD] = T.if_then_else(options[1] == T.float32(1), T.Cast("uint32", found[0] >> T.uint64(32)), T.uint32(0))
+            state[THRESHOLD] = T.if_then_else(
+                options[1] == T.float32(1), T.Cast("uint32", found[0] >> T.uint64(32)), T.uint32(0)
+            )
             state[WANTED] = T.Cast("uint32", options[1])
 
     @T.inline
@@ -169,7 +173,9 @@ def _select(vocab_size: int, on: Binding):
             join(ranks, sizes, lane_ranks, lane_sizes, t)
         for t in on.threads(THREADS):
             begin(options, lane_ranks, lane_sizes, state, t)
-        for byte in T.serial(T.if_then_else(options[1] > T.float32(1) and options[1] < T.float32(vocab_size), BYTES, 0)):
+        for byte in T.serial(
+            T.if_then_else(options[1] > T.float32(1) and options[1] < T.float32(vocab_size), BYTES, 0)
+        ):
             for t in on.threads(THREADS):
                 if t < BINS:
                     bins[t] = 0
@@ -281,7 +287,9 @@ def _draw(vocab_size: int, on: Binding):
         for t in on.threads(THREADS):
             if t < each:
                 weights[t] = T.if_then_else(
-                    first[0] + t < vocab_size, weight(logits[T.min(first[0] + t, vocab_size - 1)], options, state), T.float32(0)
+                    first[0] + t < vocab_size,
+                    weight(logits[T.min(first[0] + t, vocab_size - 1)], options, state),
+                    T.float32(0),
                 )
         for t in on.threads(THREADS):
             choose(is_greedy, state, weights, first, at, below, goal, ids, positions, token, t)

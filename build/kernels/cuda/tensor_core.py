@@ -30,7 +30,9 @@ COLUMNS, DEPTH = 128, 32
 PANELS = COLUMNS // PANEL  # of a block
 COLUMN_PIECES = COLUMNS // WARPS_ALONG_COLUMNS // mma.COLUMNS  # of a warp
 PAIRS = DEPTH // PAIR  # of a row in one step
-STRIDE = PAIRS + 4  # of a row in shared memory, in pairs: lanes that read neighbouring rows hit different banks. Flat, or TVM would trim the padding
+STRIDE = (
+    PAIRS + 4
+)  # of a row in shared memory, in pairs: lanes that read neighbouring rows hit different banks. Flat, or TVM would trim the padding
 LEAST_ROWS = 16  # fewer would leave most of a product empty
 BLOCKS = 132  # the multiprocessors of an H200: smaller tiles where larger ones are fewer. Not yet measured on a GPU
 ROW_PIECES = (4, 2, 1)  # of a warp: tiles of 128, 64 or 32 rows
@@ -116,7 +118,9 @@ def tensor_core_gemm(shape: Linear, on: Binding):
     rows, n, n_out, stored = shape.rows, shape.n, shape.n_out, shape.weight
     tiling = Tiling.of(rows, n_out, swiglu=shape.swiglu)
     row_blocks = -(-rows // tiling.rows)
-    whole = rows % tiling.rows == 0 and n_out % tiling.outputs == 0  # where no store needs a guard, behind each of which the next would wait
+    whole = (
+        rows % tiling.rows == 0 and n_out % tiling.outputs == 0
+    )  # where no store needs a guard, behind each of which the next would wait
     multiply = tile_product(stored, n, shape.k, tiling, on, source=lambda _members, i: i)
 
     def output(acc, s, residual, t, r, c, i, row, column):
@@ -151,7 +155,9 @@ def tensor_core_gemm(shape: Linear, on: Binding):
     return body
 
 
-def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Binding, *, source: Callable[[Any, Any], Any]):
+def tile_product(
+    stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Binding, *, source: Callable[[Any, Any], Any]
+):
     """Inline `multiply(x, members, w, s, z, e, p, m, stop, acc)`: one block's sums.
 
     They are those of rows m .. m + tiling.rows of x, below `stop`, times the panels from `p` on of matrix `e` of those that w holds; row i lies at
@@ -244,11 +250,14 @@ def tile_product(stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Bindi
         """The pairs of x and W that a lane holds, from pair `first` of the step on."""
         for piece in on.unroll(row_pieces):
             for i in on.unroll(mma.A):
-                a[on.own(t), piece * mma.A + i] = x_tile[tiling.row(t, piece, 2 * i) * STRIDE + (first + t % mma.QUAD + i // 2 * 4)]
+                a[on.own(t), piece * mma.A + i] = x_tile[
+                    tiling.row(t, piece, 2 * i) * STRIDE + (first + t % mma.QUAD + i // 2 * 4)
+                ]
         for piece in on.unroll(COLUMN_PIECES):
             for i in on.unroll(mma.B):
                 b[on.own(t), piece * mma.B + i] = w_tile[
-                    ((t // WARP % WARPS_ALONG_COLUMNS * COLUMN_PIECES + piece) * mma.COLUMNS + t % WARP // mma.QUAD) * STRIDE
+                    ((t // WARP % WARPS_ALONG_COLUMNS * COLUMN_PIECES + piece) * mma.COLUMNS + t % WARP // mma.QUAD)
+                    * STRIDE
                     + (first + t % mma.QUAD + i * 4)
                 ]
 

@@ -46,14 +46,19 @@ def test_onnxruntime_loop_gives_the_logits_of_the_engine(compile_case, name, pro
 
 def check(found, expected, manifest):
     assert found.shape == expected.shape
-    bound = relative_bound(manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic)
+    bound = relative_bound(
+        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
+    )
     assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("prompt", [1, 17])
 def test_transformers_loop_gives_the_logits_of_the_engine(compile_case, prompt):
     case = compile_case("windowed")
-    ours, theirs = Engine.open(case.artifact, threads=2), TransformersEngine(load_model(case.folder / "checkpoint", torch.float32))
+    ours, theirs = (
+        Engine.open(case.artifact, threads=2),
+        TransformersEngine(load_model(case.folder / "checkpoint", torch.float32)),
+    )
     for found, expected in rival_logits(theirs, ours, prompt, ours.manifest.model.vocab_size):
         check(found, expected, ours.manifest)
 
@@ -67,7 +72,9 @@ def test_genai_loop_gives_the_logits_of_transformers(compile_case, tmp_path, mon
     model, checkpoint = Artifact.open(case.artifact).manifest.model, case.folder / "checkpoint"
     reference = TransformersEngine(load_model(checkpoint, torch.float32))
     bound = relative_bound(model, prompt + STEPS, "fp32")
-    for found, expected in rival_logits(rival.GenaiEngine(rival.built(checkpoint, "fp32"), 40, 1), reference, prompt, model.vocab_size):
+    for found, expected in rival_logits(
+        rival.GenaiEngine(rival.built(checkpoint, "fp32"), 40, 1), reference, prompt, model.vocab_size
+    ):
         assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
 
 
@@ -94,7 +101,16 @@ def test_room_is_that_of_the_engine(compile_case):
 
 
 def result(what, scheme, prefill, decode, gb_s):
-    return Result(what, scheme, prefill, 512 / prefill, dict(zip((64, 4096), decode, strict=True)), gb_s, 300.0, 260.0 if what == "ours" else None)
+    return Result(
+        what,
+        scheme,
+        prefill,
+        512 / prefill,
+        dict(zip((64, 4096), decode, strict=True)),
+        gb_s,
+        300.0,
+        260.0 if what == "ours" else None,
+    )
 
 
 LIMITS = Limits(20.0, 1e-6)
@@ -134,7 +150,14 @@ def test_tables_have_a_row_for_each_contender_and_goal():
     assert columns["of read"] == ["80%", "55%", "50%", "5%"]
     assert columns["over MB"] == ["40", "40", "", ""]
     verdicts = list(goals_table(RESULTS, ratios(RESULTS, LIMITS)).columns[3].cells)
-    assert verdicts == ["missed", "missed", "missed", "missed", "reached", "reached"]  # 1.5 of 1.6, 1.5 of 1.7, shares, 0.8 of 0.7, 40 of 150 MB
+    assert verdicts == [
+        "missed",
+        "missed",
+        "missed",
+        "missed",
+        "reached",
+        "reached",
+    ]  # 1.5 of 1.6, 1.5 of 1.7, shares, 0.8 of 0.7, 40 of 150 MB
 
 
 def test_rounds_alternate_and_give_medians(monkeypatch):
@@ -144,7 +167,9 @@ def test_rounds_alternate_and_give_medians(monkeypatch):
     def run_once(entry):
         order.append(entry.what)
         speed = speeds[entry.what][len(order) - 1 >> 1]
-        return Measured(Speeds((PrefillSpeed(512, 1.0, 10 * speed),), (DecodeSpeed(64, 1.0, speed, 1, speed / 4),), ()), 100 * speed)
+        return Measured(
+            Speeds((PrefillSpeed(512, 1.0, 10 * speed),), (DecodeSpeed(64, 1.0, speed, 1, speed / 4),), ()), 100 * speed
+        )
 
     monkeypatch.setattr(module, "run_once", run_once)
     monkeypatch.setattr(module, "measured_limits", lambda _threads, _cpu: Limits(float(len(order)), 10.0 - len(order)))
@@ -177,14 +202,20 @@ def test_the_worker_and_the_command_on_the_box_speak_the_same_json(compile_case)
     flags = ("--json", "--repeats", "1", "--tokens", "2", "--prompt-tokens", "16", "--context", "8", "--threads", "1")
     ours = run_once(Contender("ours", "fp32", (sys.executable, "-m", "runtime.bench", str(case.artifact), *flags)))
     theirs = run_once(
-        Contender("onnxruntime", "fp32", (sys.executable, "-m", "build.bench.rival_onnxruntime", str(case.graphs.folder), workload, "1"))
+        Contender(
+            "onnxruntime",
+            "fp32",
+            (sys.executable, "-m", "build.bench.rival_onnxruntime", str(case.graphs.folder), workload, "1"),
+        )
     )
     for measured in (ours, theirs):
         assert [p.prompt_tokens for p in measured.speeds.prefill] == [16]
         (decode,) = measured.speeds.decode
         assert decode.context == 8
         assert min(measured.speeds.prefill[0].tok_s, decode.tok_s, decode.gb_s, measured.peak_rss_mb) > 0
-    weights = sum(a.nbytes for name, a in Artifact.open(case.artifact).weights().items() if not name.startswith("tok_embeddings"))
+    weights = sum(
+        a.nbytes for name, a in Artifact.open(case.artifact).weights().items() if not name.startswith("tok_embeddings")
+    )
     expected = weights + 2 * 2 * 2 * 16 * 4 * WINDOW  # layers, k and v, heads, dim
     assert ours.speeds.decode[0].bytes_per_step == theirs.speeds.decode[0].bytes_per_step == expected
 

@@ -55,7 +55,9 @@ def plain_words(sums, words, x, at):
 
 
 # The kernels of AVX-512 VNNI with its one instruction spelled out, so that everything around it is proved on every machine.
-SPELLED_OUT = replace(LEVELS[0], name="vnni-spelled-out", flags=(), dot=replace(VNNI_DOT, add=plain_dot), words=WordDot(16, plain_words))
+SPELLED_OUT = replace(
+    LEVELS[0], name="vnni-spelled-out", flags=(), dot=replace(VNNI_DOT, add=plain_dot), words=WordDot(16, plain_words)
+)
 
 
 @pytest.fixture(params=[*LEVELS, SPELLED_OUT], ids=lambda level: level.name)
@@ -97,7 +99,11 @@ DYNAMIC = {
 # rows, N, K: N below, at, beside and beyond one panel, and in whole panels of gate and up; K odd, prime, below and beyond a block and a group
 SIZES = [(1, 31, 33), (7, 64, 256), (1, 64, 192), (2, 1, 1), (7, 45, 331), (512, 65, 40)]
 WHOLE_WORDS = [(1, 31, 40), (7, 64, 256), (1, 64, 256), (1, 64, 136), (2, 1, 8), (7, 45, 136), (512, 65, 40)]  # of int4
-FUSED = {"alone": {}, "norm, residual": {"norm_eps": 1e-5, "residual": True}, "norm, swiglu": {"norm_eps": 0.1, "swiglu": True}}
+FUSED = {
+    "alone": {},
+    "norm, residual": {"norm_eps": 1e-5, "residual": True},
+    "norm, swiglu": {"norm_eps": 0.1, "swiglu": True},
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,11 @@ class Product:
 def product(shape, seed=0):
     generator = np.random.default_rng(seed)
     tensor = ModelTensor(name="w", shape=(shape.n, shape.k), stored=shape.weight)
-    stored = store(tensor, generator.standard_normal(tensor.shape).astype(np.float32) * generator.uniform(0.1, 2, (shape.n, 1)).astype(np.float32))
+    stored = store(
+        tensor,
+        generator.standard_normal(tensor.shape).astype(np.float32)
+        * generator.uniform(0.1, 2, (shape.n, 1)).astype(np.float32),
+    )
     weight = load(tensor, stored).astype(np.float64)
     parts = packed(tensor, stored, "llvm", 2)
     x = generator.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
@@ -187,13 +197,20 @@ def check_product(level, shape, seed=0):
     """
     made = product(shape, seed)
     y = run_product(level, made)
-    terms = (shape.k + 4) * (4 if shape.weight.dtype == "int4" else 1) + ((shape.k + 1) / 2 + 6 if shape.norm_eps is not None else 0)
+    terms = (shape.k + 4) * (4 if shape.weight.dtype == "int4" else 1) + (
+        (shape.k + 1) / 2 + 6 if shape.norm_eps is not None else 0
+    )
     bound = terms * U * made.size + 2 * U * np.abs(made.exact)
     if shape.swiglu:
         (gate, up), (gate_bound, up_bound) = np.split(made.exact, 2, -1), np.split(bound, 2, -1)
         activated = gate / (1 + np.exp(-gate))
         exact = activated * up
-        bound = 1.1 * gate_bound * np.abs(up) + np.abs(activated) * up_bound + 2 * gate_bound * up_bound + (2 * EXP_ULPS + 4) * U * np.abs(exact)
+        bound = (
+            1.1 * gate_bound * np.abs(up)
+            + np.abs(activated) * up_bound
+            + 2 * gate_bound * up_bound
+            + (2 * EXP_ULPS + 4) * U * np.abs(exact)
+        )
     else:
         exact = made.exact
     assert (np.abs(y - exact) <= bound).all()
@@ -223,7 +240,11 @@ def test_linear_of_rounded_tokens(level, name, fused):
             linear(level, Linear((1, 1), 32, 8, DYNAMIC[name]))
         return
     for rows, n, k in sizes(level, name, fused):
-        seed = next(seed for seed in range(100) if far_from_halves(product(Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed)))
+        seed = next(
+            seed
+            for seed in range(100)
+            if far_from_halves(product(Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed))
+        )
         check_product(level, Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed)
 
 
@@ -312,7 +333,9 @@ def test_swiglu(lead, hidden):
     wide = gate.astype(np.float64)
     exact = wide / (1 + np.exp(np.minimum(-wide, 700))) * up
     # exp, sum, quotient and product each round; where exp is clamped (gate < -88.37), gate / exp(88.37) is all that is left of either side.
-    bound = (2 * EXP_ULPS + 4) * U * np.abs(exact) + np.where(gate < -88, 2 * np.abs(wide * up) * np.exp(-vector.LARGEST), 0)
+    bound = (2 * EXP_ULPS + 4) * U * np.abs(exact) + np.where(
+        gate < -88, 2 * np.abs(wide * up) * np.exp(-vector.LARGEST), 0
+    )
     assert (np.abs(y - exact) <= bound).all()
 
 
@@ -386,13 +409,17 @@ def attention_inputs(case, generator):
     """qkv, positions, cos and sin of all tokens. Padding is NaN, to show whether anything reads it; narrow rings get quarter turns, whose
     rotation is exact, so that no rounding to float16 can fall on either side, and numbers in whole levels of int8."""
     total, batch, half = sum(case.chunks), len(case.padding), case.head_dim // 2
-    qkv = generator.standard_normal((batch, total, (case.heads[0] + 2 * case.heads[1]) * case.head_dim)).astype(np.float32)
+    qkv = generator.standard_normal((batch, total, (case.heads[0] + 2 * case.heads[1]) * case.head_dim)).astype(
+        np.float32
+    )
     positions = np.arange(total) - np.array(case.padding)[:, None]
     qkv[positions < 0] = np.nan
     if case.dtype == "int8":
         columns = qkv.reshape(batch, total, -1, case.head_dim)[:, :, case.heads[0] :]
         columns[...] = np.clip(np.rint(columns * 40), -127, 127)
-        columns[..., 0] = 127 * 2.0 ** generator.integers(-8, -5, columns.shape[:-1])  # the largest, which makes the scale a power of two
+        columns[..., 0] = 127 * 2.0 ** generator.integers(
+            -8, -5, columns.shape[:-1]
+        )  # the largest, which makes the scale a power of two
         columns[..., 1:] *= columns[..., :1] / 127
         qkv[positions < 0] = np.nan
     if case.dtype != "float32":
@@ -435,7 +462,12 @@ def attention_reference(case, qkv, positions, cos, sin):
             out[i, head] = shares @ v
             # Rotation and scaling: 3 roundings on q, 3 on k, relative to what is rotated; the dot D + 1. A score that is off by e moves its
             # share by e, and the sum of shares by as much; then exp and the sums over the seen columns.
-            size = np.abs(np.concatenate([k, np.roll(k, d // 2, -1)])).max(-1).max() * np.abs(parts[i, head]).sum() * 2 * case.scale
+            size = (
+                np.abs(np.concatenate([k, np.roll(k, d // 2, -1)])).max(-1).max()
+                * np.abs(parts[i, head]).sum()
+                * 2
+                * case.scale
+            )
             error = 2 * (d + 7) * U * size + (2 * EXP_ULPS + 2 * len(k) + 4) * U
             bounds[i, head] = error * (shares @ np.abs(v))
     return out, bounds, key, value
@@ -449,11 +481,16 @@ def test_rolling_attention(level, name):
     qkv, positions, cos, sin = attention_inputs(case, generator)
     (h, kv), d, batch = case.heads, case.head_dim, len(case.padding)
     rings = [aligned(np.full((batch, kv, case.window, d), NEVER_WRITTEN[case.dtype], case.dtype)) for _ in range(2)]
-    scales = [aligned(np.ones((batch, kv, case.window, 1), np.float32)) for _ in range(2 if case.dtype == "int8" else 0)]
+    scales = [
+        aligned(np.ones((batch, kv, case.window, 1), np.float32)) for _ in range(2 if case.dtype == "int8" else 0)
+    ]
     found = []
     start = 0
     kernels = {
-        t: compiled(rolling_attention(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale)), processor_of(level))
+        t: compiled(
+            rolling_attention(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale)),
+            processor_of(level),
+        )
         for t in set(case.chunks)
     }
     for tokens in case.chunks:
@@ -471,8 +508,12 @@ def test_rolling_attention(level, name):
         by_slot = rings[0][b].reshape(kv, case.window // block, d, block).swapaxes(2, 3).reshape(kv, case.window, d)
         found_columns = [by_slot, rings[1][b]]
         if scales:
-            found_columns = [numbers.astype(np.float64) * scale[b] for numbers, scale in zip(found_columns, scales, strict=True)]
-        check_ring(found_columns[0], key, positions[b], NEVER_WRITTEN[case.dtype], 3 * U * 2 if case.dtype == "float32" else 0)
+            found_columns = [
+                numbers.astype(np.float64) * scale[b] for numbers, scale in zip(found_columns, scales, strict=True)
+            ]
+        check_ring(
+            found_columns[0], key, positions[b], NEVER_WRITTEN[case.dtype], 3 * U * 2 if case.dtype == "float32" else 0
+        )
         check_ring(found_columns[1], value, positions[b], NEVER_WRITTEN[case.dtype], 0)
 
 
@@ -497,7 +538,14 @@ def called(function, arrays):
 
 
 # One token (its own code) and several, sizes that are and are not multiples of a panel or a vector, more pairs of an expert than a tile of rows.
-MIXTURE = [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (1, 34, 30, "float16"), (5, 40, 33, "float16"), (7, 33, 7, "float32"), (70, 64, 48, "int8")]
+MIXTURE = [
+    (1, 64, 96, "int8"),
+    (1, 33, 7, "float32"),
+    (1, 34, 30, "float16"),
+    (5, 40, 33, "float16"),
+    (7, 33, 7, "float32"),
+    (70, 64, 48, "int8"),
+]
 
 
 @pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), MIXTURE)
@@ -511,6 +559,8 @@ def test_mixture_survives_scores_that_are_no_numbers():
     x, weights = np.ones((1, 3, 8), np.float32), [np.ones((4, 8, PANEL), np.float32)] * 2
     scores = np.full((1, 3, 4), np.nan, np.float32)
     scratch = [np.zeros(size, kind) for size, kind in shape.scratch]
-    *_, chosen, _share, count, _members, _both, _gated, _mixed = called(mixture(AVX2, shape), [x, scores, *weights, output(1, 3, 8), *scratch])
+    *_, chosen, _share, count, _members, _both, _gated, _mixed = called(
+        mixture(AVX2, shape), [x, scores, *weights, output(1, 3, 8), *scratch]
+    )
     assert set(chosen.tolist()) <= {0, 1, 2, 3}
     assert count.sum() == 6

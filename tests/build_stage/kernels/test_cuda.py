@@ -5,7 +5,20 @@ import pytest
 from tvm.script import tirx as T
 
 from build.compiler import tvm
-from build.kernels.cuda import attention, decode_attention, embedding, flash_attention, gemv, linear, mixture, mma, norm, sample, swiglu, tensor_core
+from build.kernels.cuda import (
+    attention,
+    decode_attention,
+    embedding,
+    flash_attention,
+    gemv,
+    linear,
+    mixture,
+    mma,
+    norm,
+    sample,
+    swiglu,
+    tensor_core,
+)
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
 from build.packing.layout import int4_words, to_panels, to_vector_panels
@@ -41,13 +54,27 @@ INT4 = {
     "int4": MatrixFormat(dtype="int4", group_size=32),
     "int4-zeros": MatrixFormat(dtype="int4", group_size=64, zero_points=True),
 }
-FORMATS = {"float32": MatrixFormat(dtype="float32"), "float16": MatrixFormat(dtype="float16"), "int8": MatrixFormat(dtype="int8"), **INT4}
+FORMATS = {
+    "float32": MatrixFormat(dtype="float32"),
+    "float16": MatrixFormat(dtype="float16"),
+    "int8": MatrixFormat(dtype="int8"),
+    **INT4,
+}
 
 # N and K below, at and beyond a panel (32), a vector (4 to 32) and the 8 warps; rows below, at and beyond a tile of 64. The third K goes through
 # the loop without guards, in every format.
 ODD = [((1, 1), 70, 61), ((1, 3), 33, 5), ((2, 1), 31, 40), ((5, 14), 45, 37), ((1, 1), 33, 2051)]
-EVEN = [((1, 1), 32, 64), ((1, 16), 64, 96), ((1, 1), 40, 1024), ((1, 1), 5, 8192), ((1, 7), 65, 40), ((1, 1), 32, 2080)]
-LINEAR = [(*s, name) for s in EVEN for name in FORMATS] + [(*s, name) for s in ODD for name in FORMATS if name not in INT4]
+EVEN = [
+    ((1, 1), 32, 64),
+    ((1, 16), 64, 96),
+    ((1, 1), 40, 1024),
+    ((1, 1), 5, 8192),
+    ((1, 7), 65, 40),
+    ((1, 1), 32, 2080),
+]
+LINEAR = [(*s, name) for s in EVEN for name in FORMATS] + [
+    (*s, name) for s in ODD for name in FORMATS if name not in INT4
+]
 
 
 @pytest.mark.parametrize(("lead", "n", "k", "name"), LINEAR)
@@ -152,7 +179,10 @@ def test_what_is_fused_with_a_product(name):
     if shape.swiglu:  # silu has a slope of at most 1.1
         (gate, up), (gate_error, up_error) = np.split(both, 2, axis=1), np.split(error, 2, axis=1)
         silu = gate / (1 + np.exp(-gate))
-        both, error = silu * up, 1.1 * gate_error * (np.abs(up) + up_error) + np.abs(silu) * up_error + 4 * FLOAT32 * np.abs(silu * up)
+        both, error = (
+            silu * up,
+            1.1 * gate_error * (np.abs(up) + up_error) + np.abs(silu) * up_error + 4 * FLOAT32 * np.abs(silu * up),
+        )
     if residual:
         both = both + residual[0].reshape(both.shape)
         error = error + FLOAT32 * np.abs(both)
@@ -162,7 +192,10 @@ def test_what_is_fused_with_a_product(name):
 
 def test_what_leaves_room_for_a_norm():
     """12288 floats are all of a block's 48 kB; int4 has sums of x beside them."""
-    found = {name: [gemv.fits_norm(Linear((1, 1), 64, k, FORMATS[name])) for k in (4096, 8192, 12288)] for name in ("float16", "int4")}
+    found = {
+        name: [gemv.fits_norm(Linear((1, 1), 64, k, FORMATS[name])) for k in (4096, 8192, 12288)]
+        for name in ("float16", "int4")
+    }
     assert found == {"float16": [True, True, False], "int4": [True, False, False]}
 
 
@@ -195,7 +228,13 @@ def test_fragments_lie_as_the_ptx_manual_says():
 
 @pytest.mark.parametrize(
     ("rows", "k", "name", "suits"),
-    [(16, 64, "float16", True), (15, 64, "float16", False), (16, 62, "int8", False), (16, 64, "int4", True), (64, 64, "float32", False)],
+    [
+        (16, 64, "float16", True),
+        (15, 64, "float16", False),
+        (16, 62, "int8", False),
+        (16, 64, "int4", True),
+        (64, 64, "float32", False),
+    ],
 )
 def test_what_goes_to_tensor_cores(rows, k, name, suits):
     assert tensor_core.suits(Linear((1, rows), 32, k, FORMATS[name])) == suits
@@ -215,7 +254,10 @@ def test_large_products_of_small_whole_numbers_are_exact(name, k):
         offset = np.repeat(zeros, stored.group_size, axis=1)[:, :k].astype(np.int64) if stored.zero_points else 8
         expected = 0.25 * (x[0, 0] @ (w - offset).T)
     else:
-        arrays = [to_vector_panels((w - 8).astype(stored.dtype)), *([np.full(n, 0.25, np.float32)] if name == "int8" else [])]
+        arrays = [
+            to_vector_panels((w - 8).astype(stored.dtype)),
+            *([np.full(n, 0.25, np.float32)] if name == "int8" else []),
+        ]
         expected = (0.25 if name == "int8" else 1) * (x[0, 0] @ (w - 8).T)
     *_, y = run(kernel, x, *arrays, garbage((1, 1, n)))
     np.testing.assert_array_equal(y[0, 0], expected)
@@ -242,7 +284,12 @@ def test_embedding_is_exact(lead, k, name):
     arrays, wide = weights(rng, 77, k, FORMATS[name])
     ids = rng.integers(0, 77, lead)
     ids.flat[0] = 76  # in the padded last panel
-    *_, y = run(compiled(embedding.embedding(Embedding(lead, 77, k, FORMATS[name]), on=SERIAL)), ids, *arrays, garbage((*lead, k)))
+    *_, y = run(
+        compiled(embedding.embedding(Embedding(lead, 77, k, FORMATS[name]), on=SERIAL)),
+        ids,
+        *arrays,
+        garbage((*lead, k)),
+    )
     np.testing.assert_array_equal(y, wide[ids].astype(np.float32))
 
 
@@ -272,7 +319,14 @@ CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one af
     "decode across the window": (1, 4, 2, 16, 8, [(1, (p,)) for p in range(19)]),
     TWO_ROWS: (2, 4, 2, 64, 24, [(16, (-5, 0)), (16, (11, 16)), (16, (27, 32)), (1, (43, 48)), (3, (44, 49))]),
     "chunk longer than the window": (1, 2, 1, 16, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
-    "one key-value head a head, wide, several tiles": (1, 2, 2, 128, 80, [(40, (-2,)), (40, (38,)), (40, (78,)), (1, (118,))]),
+    "one key-value head a head, wide, several tiles": (
+        1,
+        2,
+        2,
+        128,
+        80,
+        [(40, (-2,)), (40, (38,)), (40, (78,)), (1, (118,))],
+    ),
     "a row that is all padding": (2, 2, 1, 16, 8, [(4, (-4, -1)), (4, (0, 3))]),
     "heads wider than a block": (1, 1, 1, 160, 40, [(3, (0,)), (3, (3,)), (1, (6,))]),
     SHARED: (2, 6, 1, 32, 200, [(150, (0, -140)), (1, (150, 10)), (49, (151, 11)), (1, (200, 60))]),
@@ -280,7 +334,9 @@ CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one af
 }
 
 
-@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), (TWO_ROWS, "float16"), (SHARED, "float16")])
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*((case, "float32") for case in CASES), (TWO_ROWS, "float16"), (SHARED, "float16")]
+)
 def test_rolling_attention(case, dtype):
     check_attention(case, dtype)
 
@@ -292,7 +348,13 @@ def test_a_split_of_several_tiles(monkeypatch):
     check_attention(SHARED, "float16")
 
 
-TILES = [(4, 128, "float16", 32), (4, 128, "float32", 32), (4, 256, "float16", 32), (4, 256, "float32", 16), (32, 128, "float32", 16)]
+TILES = [
+    (4, 128, "float16", 32),
+    (4, 128, "float32", 32),
+    (4, 256, "float16", 32),
+    (4, 256, "float32", 16),
+    (32, 128, "float32", 16),
+]
 
 
 @pytest.mark.parametrize(("group", "head_dim", "dtype", "keys"), TILES)
@@ -332,7 +394,11 @@ def test_what_attention_goes_to_tensor_cores():
 
     assert [suits(16, 8, 8, 128, "float16"), suits(4, 8, 2, 64, "float16")] == [True, True]
     assert [suits(15, 8, 8, 128, "float16"), suits(16, 8, 8, 128, "float32")] == [False, False]
-    assert [suits(16, 8, 8, 160, "float16"), suits(16, 8, 8, 80, "float16"), suits(1, 32, 1, 64, "float16")] == [False, False, False]
+    assert [suits(16, 8, 8, 160, "float16"), suits(16, 8, 8, 80, "float16"), suits(1, 32, 1, 64, "float16")] == [
+        False,
+        False,
+        False,
+    ]
 
 
 def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
@@ -350,7 +416,9 @@ def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
         qkv = rng.standard_normal((batch, tokens, shape.qkv_dim)).astype(np.float32)
         angles = positions[:, None, :, None] * 10.0 ** -np.arange(dim // 2)
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        *_, keys, values, out = run(kernels[tokens], qkv, cos, sin, positions, *rings, garbage((batch, tokens, heads * dim)))
+        *_, keys, values, out = run(
+            kernels[tokens], qkv, cos, sin, positions, *rings, garbage((batch, tokens, heads * dim))
+        )
         expected = reference(shape, qkv, cos, sin, positions, history)
         # float16 keys may round the other way after a float32 rotation: half an ulp of 2^-11 on scores of about 4 and on the values
         np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 if dtype == "float32" else 4e-3)
@@ -389,7 +457,11 @@ def reference(shape, qkv, cos, sin, positions, history):
                 continue
             rotated_k = rotate(k, cos[row, 0, i], sin[row, 0, i]).astype(shape.cache_dtype)
             history[row][position] = (rotated_k, v.astype(shape.cache_dtype).astype(np.float64))
-            visible = [history[row][p] for p in range(max(position - shape.cache_len + 1, 0), position + 1) if p in history[row]]
+            visible = [
+                history[row][p]
+                for p in range(max(position - shape.cache_len + 1, 0), position + 1)
+                if p in history[row]
+            ]
             for h, query in enumerate(rotate(q, cos[row, 0, i], sin[row, 0, i])):
                 scores = np.array([shape.scale * (query @ key[h // group].astype(np.float64)) for key, _ in visible])
                 weight = np.exp(scores - scores.max())
@@ -400,10 +472,18 @@ def reference(shape, qkv, cos, sin, positions, history):
 
 # One token and several, sizes that are and are not multiples of a panel, more tokens than a tile of rows, and an expert that nobody chooses.
 @pytest.mark.parametrize(
-    ("tokens", "dim", "hidden_dim", "dtype"), [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (5, 40, 33, "float16"), (70, 64, 48, "int8")]
+    ("tokens", "dim", "hidden_dim", "dtype"),
+    [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (5, 40, 33, "float16"), (70, 64, 48, "int8")],
 )
 def test_mixture(tokens, dim, hidden_dim, dtype):
-    check_mixture(lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays), tokens, dim, hidden_dim, dtype, to_vector_panels)
+    check_mixture(
+        lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays),
+        tokens,
+        dim,
+        hidden_dim,
+        dtype,
+        to_vector_panels,
+    )
 
 
 # tiles with rows for all, some and no pairs; N beside a tile of 128
@@ -429,7 +509,13 @@ def test_sample_draws_as_the_host_does(vocab_size):
             logits = (3 * rng.standard_normal(vocab_size)).astype(np.float32)
             logits = np.round(logits) if turn % 3 == 0 else logits
             draw = np.float32(0 if top_k == 1 else rng.random())
-            arrays = (logits.reshape(1, 1, -1), np.array([temperature, top_k, draw], np.float32), np.array([[3]]), np.array([[7]]), np.array([9]))
+            arrays = (
+                logits.reshape(1, 1, -1),
+                np.array([temperature, top_k, draw], np.float32),
+                np.array([[3]]),
+                np.array([[7]]),
+                np.array([9]),
+            )
             *_, ids, positions, token = run(kernel, *arrays)
             kept, weights_of_kept = candidates(logits.astype(np.float64), options)
             mass = np.cumsum(weights_of_kept)
@@ -443,7 +529,12 @@ def test_the_largest_draw_takes_the_last_candidate():
     kernel = compiled(sample.sample(10, on=SERIAL))
     for top_k, last in ((0, 9), (4, 8)):
         found = run(
-            kernel, logits.reshape(1, 1, -1), np.array([1, top_k, 1], np.float32), np.zeros((1, 1), int), np.zeros((1, 1), int), np.array([9])
+            kernel,
+            logits.reshape(1, 1, -1),
+            np.array([1, top_k, 1], np.float32),
+            np.zeros((1, 1), int),
+            np.zeros((1, 1), int),
+            np.array([9]),
         )
         assert found[-1][0] == last
 

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from build.packing.layout import DOT, PANEL, WORD, PackedTensor, packed_tensors, to_dot_panels, to_panels, to_word_panels
+from build.packing.layout import (
+    DOT,
+    PANEL,
+    WORD,
+    PackedTensor,
+    packed_tensors,
+    to_dot_panels,
+    to_panels,
+    to_word_panels,
+)
 from build.packing.pack import pack_weights
 from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, store, unpacked_int4
 from runtime.artifact.folder import Artifact
@@ -58,11 +67,17 @@ def test_word_panels(n):
 def test_pack_weights_writes_every_tensor(tmp_path, workers):
     arrays = {f"w{i}": np.random.default_rng(i).standard_normal((30 + i, 3)).astype("float32") for i in range(5)}
     arrays["norm"] = np.arange(6, dtype="float32")
-    with TensorFileWriter(tmp_path / "in", [TensorSpec(name=n, shape=a.shape, dtype="float32") for n, a in arrays.items()]) as writer:
+    with TensorFileWriter(
+        tmp_path / "in", [TensorSpec(name=n, shape=a.shape, dtype="float32") for n, a in arrays.items()]
+    ) as writer:
         for name, array in arrays.items():
             writer.write(name, array)
     plain = MatrixFormat(dtype="float32")
-    tensors = tuple(part for n, a in arrays.items() for part in packed_tensors(ModelTensor(name=n, shape=a.shape, stored=plain), 1, "llvm"))
+    tensors = tuple(
+        part
+        for n, a in arrays.items()
+        for part in packed_tensors(ModelTensor(name=n, shape=a.shape, stored=plain), 1, "llvm")
+    )
     pack_weights(TensorFile.open(tmp_path / "in"), tensors, tmp_path / "out", workers)
     packed = TensorFile.open(tmp_path / "out")
     assert list(packed.tensors) == list(arrays)
@@ -95,13 +110,18 @@ def test_artifact_holds_the_exported_numbers(compile_case, name):
             continue
         expected = expected.view(np.uint16) if tensor.stored.dtype == "bfloat16" else expected
         generator = np.random.default_rng(0)
-        for row, column in zip(generator.integers(0, tensor.shape[0], 200), generator.integers(0, tensor.shape[1], 200), strict=True):
+        for row, column in zip(
+            generator.integers(0, tensor.shape[0], 200), generator.integers(0, tensor.shape[1], 200), strict=True
+        ):
             assert number_at(arrays[tensor.name], layouts[tensor.name], row, column) == expected[row, column]
 
 
 def test_a_matrix_of_every_format_has_its_packed_parts():
     """The number of stored tensors, and so of a kernel's arguments, follows from the format alone."""
-    for stored, count in ((MatrixFormat(dtype="int8"), 2), (MatrixFormat(dtype="int4", group_size=32, zero_points=True), 3)):
+    for stored, count in (
+        (MatrixFormat(dtype="int8"), 2),
+        (MatrixFormat(dtype="int4", group_size=32, zero_points=True), 3),
+    ):
         tensor = ModelTensor(name="w", shape=(40, 64), stored=stored)
         arrays = store(tensor, np.ones((40, 64), np.float32))
         parts = packed_tensors(tensor, 1, "llvm")

@@ -50,7 +50,12 @@ def box(shipped, tmp_path_factory):
 
 def on_the_box(box, *arguments, **environment):
     return subprocess.run(
-        [box / ".venv/bin/python", "-m", *arguments], cwd=box, env=box_environment() | environment, capture_output=True, text=True, check=False
+        [box / ".venv/bin/python", "-m", *arguments],
+        cwd=box,
+        env=box_environment() | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -59,7 +64,12 @@ def test_it_generates_the_same_tokens(shipped, box):
     arguments = ["--prompt-ids", "1,2,3", "--max-tokens", "6", "--json"]
     there = on_the_box(box, "runtime.generate", "artifact", *arguments)
     assert there.returncode == 0, there.stderr
-    here = subprocess.run([sys.executable, "-m", "runtime.generate", folder / "out/windowed", *arguments], capture_output=True, text=True, check=True)
+    here = subprocess.run(
+        [sys.executable, "-m", "runtime.generate", folder / "out/windowed", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(there.stdout)["token_ids"] == json.loads(here.stdout)["token_ids"]
 
 
@@ -103,7 +113,10 @@ def test_the_same_inputs_give_the_same_bytes(shipped, tmp_path):
         artifact = Artifact.open(Path("out/windowed"))
         wheels = fetch_wheels(ship.box_packages(artifact.manifest), [PYTHON], Path("out/.work/wheels"))
         ship.write_archive(ship.members_of(artifact, wheels, [PYTHON]), "windowed", tmp_path / "again.tar.zst")
-    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "out/windowed.tar.zst", tmp_path / "again.tar.zst"))
+    first, second = (
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (folder / "out/windowed.tar.zst", tmp_path / "again.tar.zst")
+    )
     assert first == second
     assert [path.name for path in tmp_path.iterdir()] == ["again.tar.zst"]
 
@@ -114,7 +127,9 @@ def test_names_are_sorted_and_nothing_tells_who_made_it(shipped):
     with tarfile.open(fileobj=BytesIO(data)) as tar:
         members = tar.getmembers()
     assert [member.name for member in members] == sorted(member.name for member in members)
-    assert {(member.mtime, member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, 0, "", "")}
+    assert {(member.mtime, member.uid, member.gid, member.uname, member.gname) for member in members} == {
+        (0, 0, 0, "", "")
+    }
     assert [member.name for member in members if member.mode & stat.S_IXUSR] == ["windowed/install.sh"]
 
 
@@ -158,6 +173,8 @@ def test_packages_that_cannot_be_had_are_named(tmp_path, monkeypatch):
 def test_a_cuda_artifact_takes_the_cuda_libraries_along(shipped):
     artifact = Artifact.open(shipped[0] / "out/windowed")
     target = msgspec.structs.replace(artifact.manifest.target, kind="cuda")
-    members = ship.members_of(Artifact(artifact.folder, msgspec.structs.replace(artifact.manifest, target=target)), [], [PYTHON])
+    members = ship.members_of(
+        Artifact(artifact.folder, msgspec.structs.replace(artifact.manifest, target=target)), [], [PYTHON]
+    )
     assert {f"runtime/lib/{name}" for name in (RUNTIME_LIBRARY, *CUDA_LIBRARIES)} <= members.keys()
     assert sum(member.size for path, member in members.items() if path.startswith("runtime/")) < 6e6

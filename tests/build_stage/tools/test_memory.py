@@ -62,7 +62,9 @@ def test_seven_billion_parameters():
 
 def test_growth_is_extended_in_a_straight_line():
     assert slope([2, 4], [10.0, 16.0]) == 3.0
-    compiles = [Compile(n, {"export": Usage((100 + 2 * n) * MB, 1.0), "build": Usage(50 * MB, 2.0)}, n * MB) for n in (2, 4)]
+    compiles = [
+        Compile(n, {"export": Usage((100 + 2 * n) * MB, 1.0), "build": Usage(50 * MB, 2.0)}, n * MB) for n in (2, 4)
+    ]
     table = results_table(compiles, 32, 20 * MB)
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     assert rows[0] == ("export: peak, MB", "104.0", "108.0", "2.0", "164.0", "8.2")

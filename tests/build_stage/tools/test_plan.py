@@ -24,7 +24,9 @@ HOST_PEAKS = ("host: export, peak memory", "host: build, peak memory")
 
 
 def config(**sections: object) -> CompileConfig:
-    return CompileConfig.model_validate({"name": "x", "frontend": {"checkpoint": "."}, "backend": {"target": "llvm"}, **sections})
+    return CompileConfig.model_validate(
+        {"name": "x", "frontend": {"checkpoint": "."}, "backend": {"target": "llvm"}, **sections}
+    )
 
 
 def rows(text: str) -> dict[str, float | None]:
@@ -59,7 +61,9 @@ def test_what_is_not_exact_is_within_what_the_table_says(compile_case, case):
     library = (compiled.artifact / "library.so").stat().st_size
     manifest = (compiled.artifact / "manifest.json").stat().st_size
     assert abs(footprint.files["library.so"] - library) < 300_000
-    assert abs(footprint.files["manifest.json"] - manifest) < 1_000  # CPU flags and tool versions, which LLVM and pip know
+    assert (
+        abs(footprint.files["manifest.json"] - manifest) < 1_000
+    )  # CPU flags and tool versions, which LLVM and pip know
     disk = sum(path.stat().st_size for path in compiled.workspace.rglob("*") if path.is_file())
     assert abs(footprint.workspace - disk) < 400_000
 
@@ -68,7 +72,13 @@ def test_what_is_not_exact_is_within_what_the_table_says(compile_case, case):
 def command(tmp_path_factory):
     """A random model of 24 million parameters, planned and then compiled with the commands that a person uses."""
     folder = tmp_path_factory.mktemp("plan")
-    SHAPE = {**SHAPES["tiny"], "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 20000, "num_attention_heads": 32}
+    SHAPE = {
+        **SHAPES["tiny"],
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "vocab_size": 20000,
+        "num_attention_heads": 32,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SHAPES, "medium", SHAPE)  # type: ignore[arg-type]
         write_random_checkpoint(folder / "checkpoint", "medium", 2)
@@ -77,7 +87,14 @@ def command(tmp_path_factory):
 
     def run(module: str) -> subprocess.CompletedProcess[str]:
         environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-        return subprocess.run([sys.executable, "-m", module, "medium.yaml"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", module, "medium.yaml"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     return run
 
@@ -90,7 +107,12 @@ def test_the_plan_is_within_three_percent_of_the_compile(command):
     measured = rows(made.stdout)
     assert list(planned) == list(measured)
     assert planned["artifact: weights.safetensors"] == measured["artifact: weights.safetensors"]
-    for name in ("artifact, in all", "caches, a sequence", "host: workspace on disk", "host: workspace and artifact on disk"):
+    for name in (
+        "artifact, in all",
+        "caches, a sequence",
+        "host: workspace on disk",
+        "host: workspace and artifact on disk",
+    ):
         assert measured[name] == pytest.approx(planned[name], rel=0.03), name
     for name in HOST_PEAKS:  # 3 % where the constants were measured; what loaded libraries take (0.35 GB of these peaks) differs by kernel and cores
         assert measured[name] == pytest.approx(planned[name], rel=0.1), name
@@ -113,7 +135,11 @@ def test_ministral_keeps_less_than_44_percent():
 
 @pytest.mark.parametrize(
     ("name", "shape", "parameters"),  # parameters as the models' cards count them
-    [("fp16", "7b", 7_241_732_096), ("mistral-7b-v0.1", "7b-v0.1", 7_241_732_096), ("mixtral-8x7b", "mixtral-8x7b", 46_702_792_704)],
+    [
+        ("fp16", "7b", 7_241_732_096),
+        ("mistral-7b-v0.1", "7b-v0.1", 7_241_732_096),
+        ("mixtral-8x7b", "mixtral-8x7b", 46_702_792_704),
+    ],
 )
 def test_shipped_configs_are_planned_at_full_depth(name, shape, parameters):
     settings = load_config(ROOT / "yaml" / f"{name}.yaml")
@@ -121,7 +147,9 @@ def test_shipped_configs_are_planned_at_full_depth(name, shape, parameters):
     assert checkpoint.source_bytes == 2 * parameters
     footprint = plan(settings, checkpoint)
     each = 1 if settings.quantize.scheme == "int8" else 2
-    assert footprint.files["weights.safetensors"] == pytest.approx(each * parameters, rel=0.01)  # scales, and the embedding table as float16
+    assert footprint.files["weights.safetensors"] == pytest.approx(
+        each * parameters, rel=0.01
+    )  # scales, and the embedding table as float16
     held = footprint.files["weights.safetensors"] + footprint.caches.sequence_bytes
     process = PROCESS_BYTES if settings.backend.target == "cuda" else 0  # what the driver keeps beside them
     assert footprint.box_peak == pytest.approx(held + process, rel=0.02)
@@ -130,7 +158,9 @@ def test_shipped_configs_are_planned_at_full_depth(name, shape, parameters):
 
 
 def test_windows_of_every_layer_bound_the_caches():
-    by_length = [plan(config(shape={"cache_len": n}), headers("7b-v0.1", {})).caches.sequence_bytes for n in (4096, 32768)]
+    by_length = [
+        plan(config(shape={"cache_len": n}), headers("7b-v0.1", {})).caches.sequence_bytes for n in (4096, 32768)
+    ]
     assert by_length[0] == by_length[1]
     longer = plan(config(), headers("7b-v0.1", {"sliding_window": 8192})).caches.sequence_bytes
     assert longer == 2 * by_length[0]
@@ -152,7 +182,11 @@ def test_rows_that_pair_neighbours_are_read_whole(tmp_path):
 
     write_random_checkpoint(tmp_path / "x", "tiny", 1)
     plain = open_checkpoint(tmp_path / "x", "auto", {})
-    weights = {name: replace(w, parts=tuple(replace(p, interleaved_heads=4) for p in w.parts)) for name, w in plain.weights.items() if "wo" in name}
+    weights = {
+        name: replace(w, parts=tuple(replace(p, interleaved_heads=4) for p in w.parts))
+        for name, w in plain.weights.items()
+        if "wo" in name
+    }
     interleaved = Checkpoint(plain.model, None, plain.source_bytes, weights, plain.source)
     from build.tools.plan import storing_bytes
 
@@ -163,7 +197,9 @@ def test_rows_that_pair_neighbours_are_read_whole(tmp_path):
 def test_caches_are_counted_by_the_graph(compile_case):
     record = compile_case("windowed").graphs.record
     for graph in record.graphs:
-        assert caches_of(record.model, graph, record.shape.cache_len) == caches_of(record.model, record.graphs[0], record.shape.cache_len)
+        assert caches_of(record.model, graph, record.shape.cache_len) == caches_of(
+            record.model, record.graphs[0], record.shape.cache_len
+        )
     assert packed_weights(record, "llvm") == Artifact.open(compile_case("windowed").artifact).manifest.weights
 
 
@@ -179,7 +215,9 @@ def test_nothing_but_headers_is_read(tmp_path):
 
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path):
-    (tmp_path / "x.yaml").write_text(json.dumps({"name": "x", "frontend": {"checkpoint": "nowhere"}, "backend": {"target": "llvm"}}))
+    (tmp_path / "x.yaml").write_text(
+        json.dumps({"name": "x", "frontend": {"checkpoint": "nowhere"}, "backend": {"target": "llvm"}})
+    )
     command = [sys.executable, "-m", "build.tools.plan", "x.yaml"]
     result = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert result.returncode == 2
@@ -191,4 +229,9 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path):
 
 def test_the_plan_loads_no_torch_and_no_tvm():
     code = "import sys, build.tools.plan; print([name for name in ('torch', 'tvm', 'tvm_ffi', 'onnx', 'transformers') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

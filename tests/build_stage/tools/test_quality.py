@@ -17,7 +17,10 @@ from export.onnx_graphs.quantize import SCHEMES
 from export.stage import ROOT
 from runtime.errors import UserError
 
-RESULTS = [Quality(BASELINE, 100, 20.0, 0.0, 1.0, 4_000_000), Quality(f"int8 ({OWN})", 100, 20.1, 0.01, 0.97, 1_000_000)]
+RESULTS = [
+    Quality(BASELINE, 100, 20.0, 0.0, 1.0, 4_000_000),
+    Quality(f"int8 ({OWN})", 100, 20.1, 0.01, 0.97, 1_000_000),
+]
 
 
 def test_the_text_is_english_and_long_enough():
@@ -66,7 +69,12 @@ def test_table_compares_with_the_first():
 
 
 def test_every_scheme_is_a_variant():
-    named = {setting.removeprefix("quantize.scheme=") for sets in VARIANTS.values() for setting in sets if setting.startswith("quantize.scheme=")}
+    named = {
+        setting.removeprefix("quantize.scheme=")
+        for sets in VARIANTS.values()
+        for setting in sets
+        if setting.startswith("quantize.scheme=")
+    }
     assert named == set(SCHEMES)
 
 
@@ -82,7 +90,13 @@ def test_layer_errors_are_those_of_the_stored_numbers(compile_case):
     case = compile_case("int4")
     with contextlib.chdir(case.folder):  # where the checkpoint's relative path leads
         errors = layer_errors(case.checkpoint, OnnxGraphs.open(case.graphs.folder))
-    assert {kind: len(values) for kind, values in errors.items()} == {"tok_embeddings": 1, "wqkv": 2, "wo": 2, "w13": 2, "w2": 2}
+    assert {kind: len(values) for kind, values in errors.items()} == {
+        "tok_embeddings": 1,
+        "wqkv": 2,
+        "wo": 2,
+        "w13": 2,
+        "w2": 2,
+    }
     assert 0 < errors["tok_embeddings"][0] < 0.02
     assert all(0.03 < value < 0.15 for kind, values in errors.items() if kind != "tok_embeddings" for value in values)
 
@@ -91,7 +105,10 @@ def test_layer_errors_are_those_of_the_stored_numbers(compile_case):
     ("arguments", "message"),
     [
         (["--variants", "fp32,int3"], "--variants names int3, expected some of fp32, bf16"),
-        (["--set", "backend.target=cuda"], "backend.target is cuda, expected llvm, which runs here; add --set backend.target=llvm"),
+        (
+            ["--set", "backend.target=cuda"],
+            "backend.target is cuda, expected llvm, which runs here; add --set backend.target=llvm",
+        ),
     ],
 )
 def test_wrong_use_is_one_sentence(arguments, message):

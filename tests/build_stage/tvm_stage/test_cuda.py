@@ -41,7 +41,9 @@ with target:
 
 def python(*arguments: str, cwd: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -108,7 +110,11 @@ def fatbin(folder: Path, *codes: str) -> Path:
 
 def test_entries_are_read_as_nvcc_wrote_them(tmp_path):
     path = fatbin(
-        tmp_path, "arch=compute_90a,code=sm_90a", "arch=compute_90,code=sm_90", "arch=compute_120,code=sm_120", "arch=compute_80,code=compute_80"
+        tmp_path,
+        "arch=compute_90a,code=sm_90a",
+        "arch=compute_90,code=sm_90",
+        "arch=compute_120,code=sm_120",
+        "arch=compute_80,code=compute_80",
     )
     assert sorted((code.kind, code.arch) for code in device_code(path)[0]) == [
         ("cubin", "sm_120"),
@@ -169,10 +175,19 @@ def test_missing_tools_are_named(monkeypatch):
 PRODUCT = Linear((1, 128), 32768, 64, MatrixFormat(dtype="int8"))
 ATTENTION = RollingAttention(1, 16, 8, 2, 128, 64, "float16", 1.0)
 REGISTERS = {
-    "linear": (PRODUCT, (r"uint a_ptr\[16\]", r"uint b_ptr\[8\]", r"float acc_ptr\[64\]", r"__shared__ .*uint x_tile_ptr\[")),
+    "linear": (
+        PRODUCT,
+        (r"uint a_ptr\[16\]", r"uint b_ptr\[8\]", r"float acc_ptr\[64\]", r"__shared__ .*uint x_tile_ptr\["),
+    ),
     "rolling_attention": (
         ATTENTION,
-        (r"uint queries_ptr\[32\]", r"uint fragments_ptr\[32\]", r"uint shares_ptr\[16\]", r"float scores_ptr\[32\]", r"float mixed_ptr\[64\]"),
+        (
+            r"uint queries_ptr\[32\]",
+            r"uint fragments_ptr\[32\]",
+            r"uint shares_ptr\[16\]",
+            r"float scores_ptr\[32\]",
+            r"float mixed_ptr\[64\]",
+        ),
     ),
 }
 
@@ -191,9 +206,13 @@ def test_registers_of_tensor_cores_are_whole_words(op, monkeypatch):
         cuda.toolchain(spec, Path(folder), None),
         contextlib.suppress(Exception),
     ):  # there is no code to load
-        tvm.compile(tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")}), target=TARGETS["cuda"].make(spec))
+        tvm.compile(
+            tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")}), target=TARGETS["cuda"].make(spec)
+        )
     (source,) = sources
     assert "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in source
     for register in registers:
         assert re.search(register, source), register
-    assert source.count("__syncthreads") >= 2  # between writing and reading a step's numbers, and before the next step's
+    assert (
+        source.count("__syncthreads") >= 2
+    )  # between writing and reading a step's numbers, and before the next step's

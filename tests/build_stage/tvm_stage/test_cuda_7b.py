@@ -22,7 +22,11 @@ from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype
 from tests.helpers.traffic import loaded_bytes
 
 TWO = ("sm_80", "sm_90a")
-ARCHS = {"none": TWO, "int8": TWO, "int4": ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100")}  # all where registers are scarcest: each takes seconds
+ARCHS = {
+    "none": TWO,
+    "int8": TWO,
+    "int4": ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100"),
+}  # all where registers are scarcest: each takes seconds
 CONFIG = """
 name: layer
 frontend: {{checkpoint: none}}
@@ -32,7 +36,10 @@ backend: {{target: cuda, arch: [{archs}]}}
 """
 SHARED_LIMIT = 48 * 1024  # bytes of a block that every architecture gives without asking
 REGISTERS = 65536  # of a multiprocessor
-PREFILL_ATTENTION, PREFILL_ATTENTION_THREADS = "rolling_attention_0_kernel_1", 128  # keeps its outputs in registers, and has few threads for that
+PREFILL_ATTENTION, PREFILL_ATTENTION_THREADS = (
+    "rolling_attention_0_kernel_1",
+    128,
+)  # keeps its outputs in registers, and has few threads for that
 THREADS = 512  # of a block, or fewer, but for one that needs few registers
 
 
@@ -66,7 +73,9 @@ def test_there_is_machine_code_for_every_architecture_and_nothing_spills(built):
     assert all(0 < row.registers * THREADS <= REGISTERS for row in usage if row.kernel != PREFILL_ATTENTION)
     attention = [row for row in usage if row.kernel == PREFILL_ATTENTION]
     assert attention
-    assert all(2 * row.registers * PREFILL_ATTENTION_THREADS <= REGISTERS for row in attention)  # two blocks a multiprocessor
+    assert all(
+        2 * row.registers * PREFILL_ATTENTION_THREADS <= REGISTERS for row in attention
+    )  # two blocks a multiprocessor
 
 
 def test_no_operation_is_left_to_a_default_schedule(built):
@@ -82,12 +91,20 @@ def test_a_token_loads_each_weight_once(built):
     graphs, spec, _ = built
     dispatched = dispatch(import_graphs(graphs), spec)
     calls = [row for row in dispatched.report if row.graph == "decode" and row.op == "linear"]
-    assert {row.label for row in calls} == {tensor.name for tensor in graphs.record.tensors if len(tensor.shape) == 2} - {"tok_embeddings.weight"}
+    assert {row.label for row in calls} == {
+        tensor.name for tensor in graphs.record.tensors if len(tensor.shape) == 2
+    } - {"tok_embeddings.weight"}
     loaded = least = 0
     for row in calls:
         bytes_of = loaded_bytes(dispatched.module[row.kernel])
         loaded += sum(bytes_of[name] for name in ("w", "s", "z"))
-        least += row.bytes - (4 * graphs.record.model.dim if bytes_of["gain"] else 0)  # a norm's, which is read from a cache but for the first time
-    stored = sum(prod(s.shape) * numpy_dtype(s.dtype).itemsize for s in graphs.record.weights if len(s.shape) == 2 and "tok_embeddings" not in s.name)
+        least += row.bytes - (
+            4 * graphs.record.model.dim if bytes_of["gain"] else 0
+        )  # a norm's, which is read from a cache but for the first time
+    stored = sum(
+        prod(s.shape) * numpy_dtype(s.dtype).itemsize
+        for s in graphs.record.weights
+        if len(s.shape) == 2 and "tok_embeddings" not in s.name
+    )
     assert 0 < least <= loaded <= 1.05 * least
     assert abs(least / stored - 1) < 0.01  # the report's figure is the weight file's, but for scales of one a row

@@ -28,11 +28,16 @@ EXTRA_CASES = {
         },
     ),
     "fp16": Case(
-        {**SMALL, "head_dim": 32}, {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}}
+        {**SMALL, "head_dim": 32},
+        {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}},
     ),
     "int8": Case(
         SMALL,
-        {"shape": {"prefill_chunk": 16, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8"}, "backend": {"target": "llvm", "dtype": "fp16"}},
+        {
+            "shape": {"prefill_chunk": 16, "cache_len": CACHE_LEN},
+            "quantize": {"scheme": "int8"},
+            "backend": {"target": "llvm", "dtype": "fp16"},
+        },
     ),
 }
 
@@ -57,7 +62,9 @@ def test_every_kernel_is_within_its_bound(case, monkeypatch):
         gpucheck.check_kernel(call, kernel_of(library, call.kernel), Host(), half=case.manifest.target.dtype == "fp16")
         for call in case.manifest.calls
     ]
-    assert {"linear", "rolling_attention", "embedding", "rotation", "sample"} == {call.op for call in case.manifest.calls}
+    assert {"linear", "rolling_attention", "embedding", "rotation", "sample"} == {
+        call.op for call in case.manifest.calls
+    }
     assert {row.kernel: row.error for row in rows if not row.error <= 1} == {}
     assert all(row.seconds > 0 and row.bytes > 0 for row in rows)
     assert any(row.error > 0 for row in rows)  # something was compared
@@ -74,7 +81,9 @@ def test_tokens_one_by_one_and_at_once_follow_onnxruntime(case):
         assert reference.difference(engine.decode([row[i] for row in rows]), expected[i]) <= bound(graphs), i
     for length in (1, WINDOW, LONGEST):
         engine.reset()
-        assert reference.difference(engine.prefill([row[:length] for row in rows]), expected[length - 1]) <= bound(graphs), length
+        assert reference.difference(engine.prefill([row[:length] for row in rows]), expected[length - 1]) <= bound(
+            graphs
+        ), length
 
 
 def test_it_agrees_with_itself(case):

@@ -45,11 +45,15 @@ def test_nothing_is_left_to_default_schedules(report):
 def test_each_weight_is_read_by_one_kernel_in_each_graph(case, report):
     """A tied head is read twice: by the embedding and by the last linear."""
     record = case.graphs.record
-    matrices = {tensor.name for tensor in record.tensors if len(tensor.shape) == 2}  # norms belong to the products behind them
+    matrices = {
+        tensor.name for tensor in record.tensors if len(tensor.shape) == 2
+    }  # norms belong to the products behind them
     for graph in record.graphs:
         labels = Counter(row.label for row in report if row.graph == graph.name and row.op in ("linear", "embedding"))
         assert set(labels) == matrices
-        assert {name for name, count in labels.items() if count > 1} == ({"tok_embeddings.weight"} if record.model.tied_embeddings else set())
+        assert {name for name, count in labels.items() if count > 1} == (
+            {"tok_embeddings.weight"} if record.model.tied_embeddings else set()
+        )
 
 
 def test_reported_bytes_are_the_weights_and_caches(case, report):
@@ -96,14 +100,23 @@ def allocated_shapes(function):
     shapes = set()
 
     def visit(expression):
-        if isinstance(expression, relax.Call) and isinstance(expression.op, tvm.ir.Op) and expression.op.name.endswith("alloc_tensor"):
-            shapes.update(tuple(int(n) for n in arg.values) for arg in expression.args if isinstance(arg, relax.ShapeExpr))
+        if (
+            isinstance(expression, relax.Call)
+            and isinstance(expression.op, tvm.ir.Op)
+            and expression.op.name.endswith("alloc_tensor")
+        ):
+            shapes.update(
+                tuple(int(n) for n in arg.values) for arg in expression.args if isinstance(arg, relax.ShapeExpr)
+            )
 
     relax.analysis.post_order_visit(function, visit)
     return shapes
 
 
-@pytest.mark.parametrize(("cache_len", "found"), [(40, []), (48, []), (41, ["shape.cache_len is 41,", "in blocks of 1 slots", "set it to 48"])])
+@pytest.mark.parametrize(
+    ("cache_len", "found"),
+    [(40, []), (48, []), (41, ["shape.cache_len is 41,", "in blocks of 1 slots", "set it to 48"])],
+)
 def test_lengths_of_caches_that_are_slow_to_read_are_named(compile_case, cache_len, found):
     record = compile_case("int8").graphs.record
     notes = slow_rings(replace(record, shape=replace(record.shape, cache_len=cache_len)))

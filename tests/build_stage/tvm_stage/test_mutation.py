@@ -105,7 +105,9 @@ def softmax_over_queries(graph: Graph) -> None:
 def other_heads_share(graph: Graph) -> None:
     """Query heads 0 2 and 1 3 share a key head instead of 0 1 and 2 3: with as many groups as heads in one, every shape stays the same."""
     for kind in ("key", "value"):
-        (joined,) = [node for node in graph.node if node.op_type == "Concat" and f"past_key_values.0.{kind}" in node.input]
+        (joined,) = [
+            node for node in graph.node if node.op_type == "Concat" and f"past_key_values.0.{kind}" in node.input
+        ]
         (shared,) = [node for node in graph.node if node.op_type == "Unsqueeze" and node.input[0] == joined.output[0]]
         set_constant(graph, shared, 1, lambda axis: axis - 1)
     del graph.value_info[:]  # states the old shapes
@@ -207,7 +209,10 @@ def test_weights_that_are_widened_in_another_way_are_refused(compile_case, tmp_p
     proto = onnx.load(folder / "decode.onnx", load_external_data=False)
     mutation(proto.graph)
     onnx.save(proto, folder / "decode.onnx")
-    with pytest.raises(UserError, match=rf"decode.onnx: {name}.weight is not widened as int. by .*, as its record says; export the graphs again"):
+    with pytest.raises(
+        UserError,
+        match=rf"decode.onnx: {name}.weight is not widened as int. by .*, as its record says; export the graphs again",
+    ):
         import_graphs(OnnxGraphs.open(folder))
 
 
@@ -242,7 +247,10 @@ def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
     graphs = mutated(case.graphs, "decode", halve, tmp_path / "graphs")
     graph = graphs.record.graphs[-1]
     regions = regions_of(import_graphs(graphs), graph).values()
-    assert [region.arguments[0].scale for region in regions if region.op == "rolling_attention"] == [16**-0.5 / 2, 16**-0.5]
+    assert [region.arguments[0].scale for region in regions if region.op == "rolling_attention"] == [
+        16**-0.5 / 2,
+        16**-0.5,
+    ]
 
 
 def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
@@ -259,7 +267,9 @@ def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
     onnx.save(proto, path)
     command = [sys.executable, "-m", "build", f"{case.name}.yaml"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.returncode == 2, result.stderr
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     for words in ("decode", "past_key_values.0.key", "window", "export"):

@@ -36,14 +36,20 @@ def change_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
 Q = "model.layers.1.self_attn.q_proj.weight"
 BAD_TENSORS: dict[str, Callable[[Tensors], Tensors]] = {
     f"lacks the tensor {Q}, which": lambda t: {k: v for k, v in t.items() if k != Q},
-    "lacks the tensor .* and 6 more": lambda t: {k: v for k, v in t.items() if "q_proj" not in k and "mlp.up" not in k and k != "lm_head.weight"},
+    "lacks the tensor .* and 6 more": lambda t: {
+        k: v for k, v in t.items() if "q_proj" not in k and "mlp.up" not in k and k != "lm_head.weight"
+    },
     "holds the tensor model.layers.1.self_attn.q_proj.bias, which a mistral of .* has no place for": lambda t: (
         t | {Q.replace("weight", "bias"): torch.zeros(64)}
     ),
-    "holds the tensor model.layers.3.x and 1 more": lambda t: t | {"model.layers.3.x": torch.zeros(1), "model.layers.3.y": torch.zeros(1)},
+    "holds the tensor model.layers.3.x and 1 more": lambda t: (
+        t | {"model.layers.3.x": torch.zeros(1), "model.layers.3.y": torch.zeros(1)}
+    ),
     rf"{Q} has shape \(64, 65\), expected \(64, 64\) by .*config.json": lambda t: t | {Q: torch.zeros(64, 65)},
     rf"{Q} has shape \(4096,\), expected \(64, 64\)": lambda t: t | {Q: torch.zeros(4096)},
-    f"{Q} has dtype int8, expected one of float32, float16, bfloat16": lambda t: t | {Q: torch.zeros(64, 64, dtype=torch.int8)},
+    f"{Q} has dtype int8, expected one of float32, float16, bfloat16": lambda t: (
+        t | {Q: torch.zeros(64, 64, dtype=torch.int8)}
+    ),
     f"{Q} has dtype float64": lambda t: t | {Q: torch.zeros(64, 64, dtype=torch.float64)},
 }
 
@@ -58,18 +64,36 @@ def test_every_tensor_is_accounted_for(copy, message):
 
 def test_overrides_replace_fields(tiny):
     plain = open_checkpoint(tiny, "auto", {}).model
-    changed = open_checkpoint(tiny, "auto", {"sliding_window": 8, "rope_theta": 2e4, "norm_eps": 1e-3, "context_length": 77}).model
-    assert (changed.sliding_window, changed.rope_theta, changed.norm_eps, changed.context_length) == ((8, 8, 8), 2e4, 1e-3, 77)
-    assert (plain.sliding_window, plain.rope_theta, plain.norm_eps, plain.context_length) == ((32, 32, 32), 1e4, 1e-5, 512)
+    changed = open_checkpoint(
+        tiny, "auto", {"sliding_window": 8, "rope_theta": 2e4, "norm_eps": 1e-3, "context_length": 77}
+    ).model
+    assert (changed.sliding_window, changed.rope_theta, changed.norm_eps, changed.context_length) == (
+        (8, 8, 8),
+        2e4,
+        1e-3,
+        77,
+    )
+    assert (plain.sliding_window, plain.rope_theta, plain.norm_eps, plain.context_length) == (
+        (32, 32, 32),
+        1e4,
+        1e-5,
+        512,
+    )
     assert open_checkpoint(tiny, "auto", {"sliding_window": None}).model.sliding_window == (None, None, None)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"window": 64}, "has the field 'window', expected one of context_length, norm_eps, rope_theta, sliding_window"),
+        (
+            {"window": 64},
+            "has the field 'window', expected one of context_length, norm_eps, rope_theta, sliding_window",
+        ),
         ({"dim": 64}, "has the field 'dim'"),
-        ({"sliding_window": "64"}, "with frontend.overrides, does not describe a model: Expected `int | null`, got `str`"),
+        (
+            {"sliding_window": "64"},
+            "with frontend.overrides, does not describe a model: Expected `int | null`, got `str`",
+        ),
         ({"sliding_window": True}, "got `bool`"),
         ({"rope_theta": -1.0}, "rope_theta of -1.0, expected a positive number"),
         ({"rope_theta": None}, "lacks rope_theta"),
@@ -117,14 +141,24 @@ def test_half_split_rows_rotate_as_neighbours_did():
     generator = torch.Generator().manual_seed(0)
     wq, wk = torch.randn(2, heads * head_dim, columns, generator=generator)
     x = torch.randn(positions, columns, generator=generator)
-    angles = torch.arange(positions)[:, None] * (10000.0 ** -(torch.arange(head_dim // 2) / (head_dim // 2)))  # (positions, head_dim / 2)
+    angles = torch.arange(positions)[:, None] * (
+        10000.0 ** -(torch.arange(head_dim // 2) / (head_dim // 2))
+    )  # (positions, head_dim / 2)
 
     def by_complex(w: torch.Tensor) -> torch.Tensor:
         pairs = torch.view_as_complex((x @ w.T).view(positions, heads, head_dim // 2, 2))
-        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(-2).transpose(0, 1)
+        return (
+            torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None])
+            .flatten(-2)
+            .transpose(0, 1)
+        )
 
     def split(w: torch.Tensor) -> torch.Tensor:
-        return (x @ torch.from_numpy(half_split_rows(w.numpy(), heads)).T).view(1, positions, heads, head_dim).transpose(1, 2)
+        return (
+            (x @ torch.from_numpy(half_split_rows(w.numpy(), heads)).T)
+            .view(1, positions, heads, head_dim)
+            .transpose(1, 2)
+        )
 
     doubled = torch.cat((angles, angles), -1)[None]
     q, k = apply_rotary_pos_emb(split(wq), split(wk), doubled.cos(), doubled.sin())

@@ -107,14 +107,26 @@ def test_tensors_are_dequantized_and_half_split(tiny, tmp_path, packing):
     assert np.array_equal(ours.tensor("output.weight").astype(np.float32), held["lm_head.weight"])
     assert np.array_equal(ours.tensor("norm.weight"), held["model.norm.weight"])
     expected = {"F16": "float16", "BF16": "bfloat16"}.get(packing, "float32")
-    assert str(ours.tensor("layers.0.attention.wqkv.weight").dtype) == expected == ours.dtype("layers.0.attention.wqkv.weight")
+    assert (
+        str(ours.tensor("layers.0.attention.wqkv.weight").dtype)
+        == expected
+        == ours.dtype("layers.0.attention.wqkv.weight")
+    )
 
 
 def test_metadata(tiny, tmp_path):
     write_gguf(tmp_path / "x.gguf", tiny, GGMLQuantizationType.F32)
     ours = open_checkpoint(tmp_path, "auto", {"sliding_window": 16})  # a folder with one .gguf
     m = ours.model
-    assert (m.dim, m.hidden_dim, m.n_layers, m.n_heads, m.n_kv_heads, m.head_dim, m.vocab_size) == (64, 128, 2, 4, 2, 16, 320)
+    assert (m.dim, m.hidden_dim, m.n_layers, m.n_heads, m.n_kv_heads, m.head_dim, m.vocab_size) == (
+        64,
+        128,
+        2,
+        4,
+        2,
+        16,
+        320,
+    )
     assert (m.norm_eps, m.rope_theta, m.context_length) == (np.float32(1e-5), 20000.0, 512)
     assert (m.sliding_window, m.tied_embeddings, ours.tokenizer) == ((16, 16), False, None)
 
@@ -198,8 +210,17 @@ def sentencepiece_metadata() -> dict[str, object]:
 
 def test_sentencepiece_model_is_rebuilt():
     ours = recover(sentencepiece_metadata(), "x")
-    assert (ours.kind, ours.bos_id, ours.eos_ids, ours.add_bos, ours.chat_template) == ("sentencepiece", 1, (2,), True, "T")
-    theirs, rebuilt = SentencePieceProcessor(model_file=str(SENTENCEPIECE)), SentencePieceProcessor(model_proto=ours.data)
+    assert (ours.kind, ours.bos_id, ours.eos_ids, ours.add_bos, ours.chat_template) == (
+        "sentencepiece",
+        1,
+        (2,),
+        True,
+        "T",
+    )
+    theirs, rebuilt = (
+        SentencePieceProcessor(model_file=str(SENTENCEPIECE)),
+        SentencePieceProcessor(model_proto=ours.data),
+    )
     for text in TEXTS:
         ids = theirs.encode(text)
         assert rebuilt.encode(text) == ids
@@ -211,7 +232,10 @@ def test_sentencepiece_model_is_rebuilt():
     ("changes", "message"),
     [
         ({"model": "bert"}, "has tokenizer.ggml.model: 'bert', which is not supported; expected one of gpt2, llama"),
-        ({"model": "gpt2", "pre": "klingon"}, "has tokenizer.ggml.pre: 'klingon', which is not supported; expected one of gpt-2, smollm"),
+        (
+            {"model": "gpt2", "pre": "klingon"},
+            "has tokenizer.ggml.pre: 'klingon', which is not supported; expected one of gpt-2, smollm",
+        ),
         ({"model": "gpt2"}, "has tokenizer.ggml.pre: None"),
         ({"model": "gpt2", "pre": "gpt-2", "merges": ["qqq zzz"]}, "has merges that do not fit its tokens"),
         ({"tokens": [1]}, "has a malformed tokenizer: Expected `str`"),
@@ -242,7 +266,9 @@ def test_smollm2_tensors(smollm2_by_us, smollm2_by_transformers):
     for i in (0, 17, 29):
         qkv = torch.cat([theirs[f"model.layers.{i}.self_attn.{x}_proj.weight"] for x in "qkv"])
         assert np.array_equal(ours.tensor(f"layers.{i}.attention.wqkv.weight"), qkv.numpy())
-        assert np.array_equal(ours.tensor(f"layers.{i}.feed_forward.w2.weight"), theirs[f"model.layers.{i}.mlp.down_proj.weight"].numpy())
+        assert np.array_equal(
+            ours.tensor(f"layers.{i}.feed_forward.w2.weight"), theirs[f"model.layers.{i}.mlp.down_proj.weight"].numpy()
+        )
     assert np.array_equal(ours.tensor("tok_embeddings.weight"), theirs["model.embed_tokens.weight"].numpy())
     config = smollm2_by_transformers.config
     assert (ours.model.rope_theta, ours.model.norm_eps) == (config.rope_parameters["rope_theta"], config.rms_norm_eps)

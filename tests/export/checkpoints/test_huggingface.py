@@ -39,10 +39,14 @@ def fused(state: dict[str, torch.Tensor], n_layers: int, tied: bool) -> dict[str
     for i in range(n_layers):
         theirs, ours = f"model.layers.{i}", f"layers.{i}"
         result[f"{ours}.attention_norm.weight"] = state[f"{theirs}.input_layernorm.weight"]
-        result[f"{ours}.attention.wqkv.weight"] = torch.cat([state[f"{theirs}.self_attn.{x}_proj.weight"] for x in "qkv"])
+        result[f"{ours}.attention.wqkv.weight"] = torch.cat(
+            [state[f"{theirs}.self_attn.{x}_proj.weight"] for x in "qkv"]
+        )
         result[f"{ours}.attention.wo.weight"] = state[f"{theirs}.self_attn.o_proj.weight"]
         result[f"{ours}.ffn_norm.weight"] = state[f"{theirs}.post_attention_layernorm.weight"]
-        result[f"{ours}.feed_forward.w13.weight"] = torch.cat([state[f"{theirs}.mlp.{x}_proj.weight"] for x in ("gate", "up")])
+        result[f"{ours}.feed_forward.w13.weight"] = torch.cat(
+            [state[f"{theirs}.mlp.{x}_proj.weight"] for x in ("gate", "up")]
+        )
         result[f"{ours}.feed_forward.w2.weight"] = state[f"{theirs}.mlp.down_proj.weight"]
     if not tied:
         result["output.weight"] = state["lm_head.weight"]
@@ -64,7 +68,11 @@ def test_tensors_equal_those_of_transformers(tmp_path, dtype):
     write_tiny_mistral(tmp_path / "x", dtype=getattr(torch, dtype), head_dim=24)
     assert_same_tensors(tmp_path / "x")
     ours = open_checkpoint(tmp_path / "x", "huggingface", {})
-    assert {str(ours.tensor(name).dtype) for name in ours.names()} == {dtype} == {ours.dtype(name) for name in ours.names()}
+    assert (
+        {str(ours.tensor(name).dtype) for name in ours.names()}
+        == {dtype}
+        == {ours.dtype(name) for name in ours.names()}
+    )
     assert ours.source_bytes == sum(t.nbytes for t in load_file(tmp_path / "x" / "model.safetensors").values())
 
 
@@ -83,7 +91,12 @@ def test_parts_of_different_dtypes_are_read_as_float32(copy):
     name = "model.layers.0.self_attn.k_proj.weight"
     save_file(tensors | {name: tensors[name].half()}, copy / "model.safetensors", {"format": "pt"})
     ours = open_checkpoint(copy, "huggingface", {})
-    expected = torch.cat([tensors[name.replace("k_proj", f"{x}_proj")].to(torch.float16 if x == "k" else torch.float32).float() for x in "qkv"])
+    expected = torch.cat(
+        [
+            tensors[name.replace("k_proj", f"{x}_proj")].to(torch.float16 if x == "k" else torch.float32).float()
+            for x in "qkv"
+        ]
+    )
     assert np.array_equal(ours.tensor("layers.0.attention.wqkv.weight"), expected.numpy())
 
 
@@ -123,14 +136,29 @@ def test_configuration_is_what_transformers_makes_of_it(copy, name):
     theirs = MistralConfig.from_pretrained(copy)
     ours = open_checkpoint(copy, "huggingface", {}).model
     assert ours.sliding_window == (theirs.sliding_window,) * 2
-    assert (ours.dim, ours.hidden_dim, ours.n_layers) == (theirs.hidden_size, theirs.intermediate_size, theirs.num_hidden_layers)
-    assert (ours.n_heads, ours.n_kv_heads, ours.head_dim) == (theirs.num_attention_heads, theirs.num_key_value_heads, theirs.head_dim)
+    assert (ours.dim, ours.hidden_dim, ours.n_layers) == (
+        theirs.hidden_size,
+        theirs.intermediate_size,
+        theirs.num_hidden_layers,
+    )
+    assert (ours.n_heads, ours.n_kv_heads, ours.head_dim) == (
+        theirs.num_attention_heads,
+        theirs.num_key_value_heads,
+        theirs.head_dim,
+    )
     assert (ours.rope_theta, ours.norm_eps) == (theirs.rope_parameters["rope_theta"], theirs.rms_norm_eps)
     assert (ours.context_length, ours.tied_embeddings) == (theirs.max_position_embeddings, theirs.tie_word_embeddings)
 
 
 def test_llama_is_a_mistral_without_a_window(tmp_path):
-    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=99)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=99,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", remove=("num_key_value_heads",))
     ours = open_checkpoint(tmp_path, "auto", {}).model
@@ -152,7 +180,10 @@ def test_llama_is_a_mistral_without_a_window(tmp_path):
         ({"layer_types": ["full_attention", "chunked_attention"]}, "has 'chunked_attention' among its layer_types"),
         ({"layer_types": ["full_attention"]}, "expected a list with one entry for each of its 2 layers"),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": None}, "but no sliding_window"),
-        ({"sliding_window": [32, None, 32]}, "lists 3 windows in sliding_window, expected one for each of its 2 layers"),
+        (
+            {"sliding_window": [32, None, 32]},
+            "lists 3 windows in sliding_window, expected one for each of its 2 layers",
+        ),
         ({"remove": ("hidden_size",)}, "lacks hidden_size, which gives the model's dim"),
         ({"hidden_size": "64"}, r"does not describe a model: Expected `int`, got `str` - at `\$.dim`"),
         ({"hidden_size": -1}, r"Expected `int` >= 1 - at `\$.dim`"),
@@ -172,7 +203,8 @@ def test_what_the_static_model_cannot_do_is_refused(copy, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not valid JSON"), ("[]", "holds a list, expected an object"), (b"\xff\xff", "is not valid JSON")]
+    ("text", "message"),
+    [("{", "is not valid JSON"), ("[]", "holds a list, expected an object"), (b"\xff\xff", "is not valid JSON")],
 )
 def test_bad_json(copy, text, message):
     (copy / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -193,7 +225,9 @@ def point(folder: Path, tensor: str, shard: str | None) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("outside", ["../other.safetensors", "/etc/other.safetensors", "a/../../b.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "outside", ["../other.safetensors", "/etc/other.safetensors", "a/../../b.safetensors", "pytorch_model.bin"]
+)
 def test_index_that_points_outside_the_folder_is_refused(sharded, outside):
     point(sharded, "lm_head.weight", outside)
     with pytest.raises(UserError, match=r"expected a .safetensors file inside the folder"):
@@ -212,7 +246,9 @@ def test_index_and_shards_must_agree(sharded):
         open_checkpoint(sharded, "huggingface", {})
     point(sharded, "other.weight", None)
     point(sharded, "model.norm.weight", None)
-    with pytest.raises(UserError, match=r"holds the tensor model.norm.weight, which .*index.json does not say is there"):
+    with pytest.raises(
+        UserError, match=r"holds the tensor model.norm.weight, which .*index.json does not say is there"
+    ):
         open_checkpoint(sharded, "huggingface", {})
 
 
@@ -255,8 +291,15 @@ def test_several_ends_come_from_the_generation_config(copy):
 
 
 def test_chat_template_file_wins(copy):
-    edit_json(copy / "tokenizer_config.json", chat_template=[{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}])
-    assert open_checkpoint(copy, "huggingface", {}).tokenizer.chat_template == "D" == AutoTokenizer.from_pretrained(copy).chat_template["default"]
+    edit_json(
+        copy / "tokenizer_config.json",
+        chat_template=[{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}],
+    )
+    assert (
+        open_checkpoint(copy, "huggingface", {}).tokenizer.chat_template
+        == "D"
+        == AutoTokenizer.from_pretrained(copy).chat_template["default"]
+    )
     (copy / "chat_template.jinja").write_text("J")
     assert open_checkpoint(copy, "huggingface", {}).tokenizer.chat_template == "J"
 
@@ -276,7 +319,12 @@ def test_mistrals_own_tokenizer_wins_where_a_chat_model_tells_its_version(copy):
     shutil.copy(SENTENCEPIECE, copy / "tokenizer.model.v3")
     edit_json(copy / "generation_config.json", eos_token_id=[2, 4])
     ours = open_checkpoint(copy, "huggingface", {}).tokenizer
-    assert (ours.kind, ours.data, ours.instruct, ours.chat_template) == ("sentencepiece", SENTENCEPIECE.read_bytes(), "v3", None)
+    assert (ours.kind, ours.data, ours.instruct, ours.chat_template) == (
+        "sentencepiece",
+        SENTENCEPIECE.read_bytes(),
+        "v3",
+        None,
+    )
     assert (ours.bos_id, ours.add_bos, ours.eos_ids) == (1, True, (2, 4))
     edit_json(copy / "tokenizer_config.json", remove=("chat_template",))
     (copy / "chat_template.jinja").unlink(missing_ok=True)
@@ -289,7 +337,9 @@ def test_no_tokenizer(copy):
     assert open_checkpoint(copy, "huggingface", {}).tokenizer is None
 
 
-@pytest.mark.parametrize(("name", "message"), [("tokenizer.json", "is not a tokenizer"), ("tokenizer.model", "is not a SentencePiece model")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("tokenizer.json", "is not a tokenizer"), ("tokenizer.model", "is not a SentencePiece model")]
+)
 def test_damaged_tokenizer(copy, name, message):
     (copy / "tokenizer.json").unlink()
     (copy / name).write_bytes(b"junk")

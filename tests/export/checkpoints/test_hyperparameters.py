@@ -40,7 +40,10 @@ def test_patterns_repeat_where_the_format_says_so(pattern, n_layers, expected):
     """As `get_cache_sizes` of mistral-inference repeats them."""
     assert layer_windows(pattern, None, n_layers, repeats=True, where="x") == expected
     if len(pattern) < n_layers:
-        with pytest.raises(UserError, match=rf"^x lists {len(pattern)} windows in sliding_window, expected one for each of its {n_layers} layers$"):
+        with pytest.raises(
+            UserError,
+            match=rf"^x lists {len(pattern)} windows in sliding_window, expected one for each of its {n_layers} layers$",
+        ):
             layer_windows(pattern, None, n_layers, repeats=False, where="x")
 
 
@@ -132,7 +135,9 @@ def test_unknown_forms_of_a_hugging_face_folder(copy, values, message):
     assert "config.json" in str(caught.value)
 
 
-@pytest.mark.parametrize(("override", "expected"), [(7, (7, 7)), (None, (None, None)), ([7, None], (7, None)), ([7], (7, 7))])
+@pytest.mark.parametrize(
+    ("override", "expected"), [(7, (7, 7)), (None, (None, None)), ([7, None], (7, None)), ([7], (7, 7))]
+)
 def test_an_override_replaces_every_form(copy, override, expected):
     with_windows(copy, {"sliding_window": 5, "layer_types": [FULL, SLIDING]})
     assert open_checkpoint(copy, "auto", {"sliding_window": override}).model.sliding_window == expected

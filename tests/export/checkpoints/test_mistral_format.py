@@ -20,7 +20,9 @@ from tests.helpers.tiny import DEFAULTS, write_tiny_mistral
 MISTRAL_COMMON = Path(mistral_common_file).parent / "data"
 TOKENS = 19
 IDS = np.random.default_rng(0).integers(0, PARAMS["vocab_size"], TOKENS).tolist()
-EXACT = 1e-12  # two orders of the same float64 sums: hundreds of operations of 2**-53 each, on values that cancel little
+EXACT = (
+    1e-12  # two orders of the same float64 sums: hundreds of operations of 2**-53 each, on values that cancel little
+)
 
 FORMS = {
     "window": {"sliding_window": 5},
@@ -69,7 +71,10 @@ def test_logits_are_those_of_the_definition(tmp_path, name):
 )
 def test_every_form_of_windows(tmp_path, windows, expected):
     params = params_of({"n_layers": 4, **windows})
-    assert open_checkpoint(write_raw(tmp_path, params, raw_tensors(params)), "mistral", {}).model.sliding_window == expected
+    assert (
+        open_checkpoint(write_raw(tmp_path, params, raw_tensors(params)), "mistral", {}).model.sliding_window
+        == expected
+    )
 
 
 @pytest.mark.parametrize("windows", [{"sliding_window": 5}, {"n_layers": 2, "sliding_window": [5, None]}])
@@ -95,7 +100,10 @@ def test_every_container_gives_the_same_tensors(tmp_path, files, dtype):
     exact = raw_tensors(PARAMS)
     assert checkpoint.source_bytes == sum(t.nbytes for t in tensors.values())
     assert {str(checkpoint.tensor(name).dtype) for name in checkpoint.names()} == {str(dtype).removeprefix("torch.")}
-    for ours, parts in (("norm", ("norm",)), ("layers.1.feed_forward.w13", ("layers.1.feed_forward.w1", "layers.1.feed_forward.w3"))):
+    for ours, parts in (
+        ("norm", ("norm",)),
+        ("layers.1.feed_forward.w13", ("layers.1.feed_forward.w1", "layers.1.feed_forward.w3")),
+    ):
         expected = torch.cat([exact[f"{part}.weight"].to(dtype) for part in parts]).float().numpy()
         assert np.array_equal(checkpoint.tensor(f"{ours}.weight").astype(np.float32), expected)
 
@@ -125,7 +133,9 @@ def test_parameters_saved_with_gradients(tmp_path):
 def test_transposed_storage_is_read_row_major(tmp_path):
     tensors = raw_tensors(PARAMS)
     write_raw(tmp_path, PARAMS, {name: tensor.t().contiguous().t() for name, tensor in tensors.items()}, pth_files=1)
-    assert np.array_equal(open_checkpoint(tmp_path, "auto", {}).tensor("output.weight"), tensors["output.weight"].numpy())
+    assert np.array_equal(
+        open_checkpoint(tmp_path, "auto", {}).tensor("output.weight"), tensors["output.weight"].numpy()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +152,12 @@ def edit(path: Path, changes: dict) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-CONTEXTS = [({}, None), ({"max_seq_len": 99}, 99), ({"max_position_embeddings": 98}, 98), ({"max_seq_len": 99, "max_position_embeddings": 98}, 99)]
+CONTEXTS = [
+    ({}, None),
+    ({"max_seq_len": 99}, 99),
+    ({"max_position_embeddings": 98}, 98),
+    ({"max_seq_len": 99, "max_position_embeddings": 98}, 99),
+]
 
 
 @pytest.mark.parametrize(("changes", "expected"), CONTEXTS)
@@ -153,13 +168,18 @@ def test_context_length(copy, changes, expected):
 
 def test_keys_that_carry_nothing_may_be_there(copy):
     before = open_checkpoint(copy, "auto", {}).model
-    edit(copy / "params.json", {"max_batch_size": 8, "model_type": "transformer", "vision_encoder": None, "lora": None, "moe": None})
+    edit(
+        copy / "params.json",
+        {"max_batch_size": 8, "model_type": "transformer", "vision_encoder": None, "lora": None, "moe": None},
+    )
     assert open_checkpoint(copy, "auto", {}).model == before
 
 
 def test_tied_head(copy):
     tensors = load_file(copy / "consolidated.safetensors")
-    save_file({name: tensor for name, tensor in tensors.items() if name != "output.weight"}, copy / "consolidated.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != "output.weight"}, copy / "consolidated.safetensors"
+    )
     with pytest.raises(UserError, match=r"lacks the tensor output.weight"):
         open_checkpoint(copy, "auto", {})
     edit(copy / "params.json", {"tied_embeddings": True})
@@ -170,7 +190,13 @@ def test_tokenizer(copy):
     assert open_checkpoint(copy, "auto", {}).tokenizer is None
     shutil.copy(MISTRAL_COMMON / "tokenizer.model.v1", copy / "tokenizer.model")
     tokenizer = open_checkpoint(copy, "auto", {}).tokenizer
-    assert (tokenizer.kind, tokenizer.bos_id, tokenizer.eos_ids, tokenizer.add_bos, tokenizer.instruct) == ("sentencepiece", 1, (2,), True, None)
+    assert (tokenizer.kind, tokenizer.bos_id, tokenizer.eos_ids, tokenizer.add_bos, tokenizer.instruct) == (
+        "sentencepiece",
+        1,
+        (2,),
+        True,
+        None,
+    )
     assert open_checkpoint(copy, "auto", {}, instruct=True).tokenizer.instruct == "v1"
 
 
@@ -188,7 +214,10 @@ def refused(folder: Path, kind: str = "mistral") -> str:
 BAD_PARAMS = {
     "has the key 'ffn_dim_multiplier', which is not known; expected keys of a text model": {"ffn_dim_multiplier": 1.3},
     "has the key 'num_experts', which is not known": {"moe": MOE, "num_experts": 4},
-    "has both sliding_window and _sliding_window, expected one of them": {"sliding_window": 5, "_sliding_window": [5, None]},
+    "has both sliding_window and _sliding_window, expected one of them": {
+        "sliding_window": 5,
+        "_sliding_window": [5, None],
+    },
     "lists 3 windows in sliding_window, expected a number that divides its 2 layers": {"_sliding_window": [5, None, 5]},
     "lists 0 windows": {"sliding_window": []},
     "Expected `int | null`, got `str` - at `$.sliding_window": {"sliding_window": "5"},
@@ -198,7 +227,9 @@ BAD_PARAMS = {
     "Expected `int | null`, got `array` - at `$.sliding_window": {"sliding_window": [[5]]},
     "Expected `int` >= 1 - at `$.sliding_window": {"sliding_window": [0, None]},
     "has model_type: 'mamba', which is not supported; expected 'transformer' or none": {"model_type": "mamba"},
-    "has vision_encoder: {'hidden_size': 1024}, which is not supported; expected none": {"vision_encoder": {"hidden_size": 1024}},
+    "has vision_encoder: {'hidden_size': 1024}, which is not supported; expected none": {
+        "vision_encoder": {"hidden_size": 1024}
+    },
     "has lora: ": {"lora": {"rank": 4}},
     "has quantization: ": {"quantization": {"qformat_weight": "fp8_e4m3"}},
     "has yarn: ": {"yarn": {"factor": 4}},
@@ -237,12 +268,18 @@ def test_params_that_are_no_object(copy, text, message):
 WK = "layers.1.attention.wk.weight"
 BAD_TENSORS = {
     f"lacks the tensor {WK}, which": lambda t: {name: tensor for name, tensor in t.items() if name != WK},
-    "holds the tensor layers.0.attention.wq.bias, which a mistral of": lambda t: t | {"layers.0.attention.wq.bias": torch.zeros(32)},
-    "holds the tensor vision_encoder.ln_pre.weight, which": lambda t: t | {"vision_encoder.ln_pre.weight": torch.zeros(8)},
+    "holds the tensor layers.0.attention.wq.bias, which a mistral of": lambda t: (
+        t | {"layers.0.attention.wq.bias": torch.zeros(32)}
+    ),
+    "holds the tensor vision_encoder.ln_pre.weight, which": lambda t: (
+        t | {"vision_encoder.ln_pre.weight": torch.zeros(8)}
+    ),
     f"{WK} has shape (16, 25), expected (16, 24)": lambda t: t | {WK: torch.zeros(16, 25)},
     f"{WK} has shape (384,), expected (16, 24)": lambda t: t | {WK: torch.zeros(384)},
     f"{WK} has shape (), expected (16, 24)": lambda t: t | {WK: torch.tensor(1.0)},
-    f"{WK} has dtype int8, expected one of float32, float16, bfloat16": lambda t: t | {WK: torch.zeros(16, 24, dtype=torch.int8)},
+    f"{WK} has dtype int8, expected one of float32, float16, bfloat16": lambda t: (
+        t | {WK: torch.zeros(16, 24, dtype=torch.int8)}
+    ),
     f"{WK} has dtype float64": lambda t: t | {WK: torch.zeros(16, 24, dtype=torch.float64)},
 }
 
@@ -289,13 +326,19 @@ class Payload:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_code_is_not_run(pth, tmp_path, zipped):
     made = tmp_path / "made"
-    torch.save(raw_tensors(PARAMS) | {"extra": Payload(made)}, pth / "consolidated.01.pth", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        raw_tensors(PARAMS) | {"extra": Payload(made)},
+        pth / "consolidated.01.pth",
+        _use_new_zipfile_serialization=zipped,
+    )
     torch.load(pth / "consolidated.01.pth", weights_only=False)
     made.rmdir()  # fails if the payload were harmless
     message = refused(pth)
     assert not made.exists()
     assert (
-        "wants to run posix.mkdir when it is loaded, expected tensors alone; nothing of it was run" if zipped else "no zip file of tensors"
+        "wants to run posix.mkdir when it is loaded, expected tensors alone; nothing of it was run"
+        if zipped
+        else "no zip file of tensors"
     ) in message
     assert "weights_only" not in message  # torch would advise to run it
 
@@ -317,7 +360,10 @@ def test_more_than_tensors(pth):
 
 def test_a_tensor_in_two_files(pth):
     torch.save(raw_tensors(PARAMS), pth / "consolidated.01.pth")
-    assert "consolidated.01.pth holds the tensor layers.0.attention.wk.weight, which another file has too, expected whole tensors" in refused(pth)
+    assert (
+        "consolidated.01.pth holds the tensor layers.0.attention.wk.weight, which another file has too, expected whole tensors"
+        in refused(pth)
+    )
 
 
 def test_a_missing_file(pth):
@@ -325,11 +371,17 @@ def test_a_missing_file(pth):
     assert "lacks the tensor" in refused(pth)
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk" * 99, lambda data: data[:-30], lambda data: data[: len(data) // 2]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: b"junk" * 99, lambda data: data[:-30], lambda data: data[: len(data) // 2]],
+)
 def test_damaged_containers(pth, damage):
     path = pth / "consolidated.00.pth"
     path.write_bytes(damage(path.read_bytes()))
-    assert "consolidated.00.pth is truncated or no zip file of tensors, as torch saves them; fetch it again, or as safetensors" in refused(pth)
+    assert (
+        "consolidated.00.pth is truncated or no zip file of tensors, as torch saves them; fetch it again, or as safetensors"
+        in refused(pth)
+    )
 
 
 def test_flipped_bytes_never_end_in_a_trace(pth):
@@ -363,8 +415,19 @@ def beside(tmp_path) -> Path:
     """A Hugging Face folder like the published Ministral: one window in config.json, the true ones in params.json."""
     config = MistralConfig(**(DEFAULTS | {"num_hidden_layers": 4, "sliding_window": 8, "max_position_embeddings": 64}))
     MistralForCausalLM(config).save_pretrained(tmp_path)
-    params = {"dim": 64, "n_layers": 4, "head_dim": 16, "hidden_dim": 96, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": 320}
-    (tmp_path / "params.json").write_text(json.dumps(params | {"rope_theta": 1e4, "_sliding_window": [None, 8, 8, 8], "max_seq_len": 256}))
+    params = {
+        "dim": 64,
+        "n_layers": 4,
+        "head_dim": 16,
+        "hidden_dim": 96,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "norm_eps": 1e-5,
+        "vocab_size": 320,
+    }
+    (tmp_path / "params.json").write_text(
+        json.dumps(params | {"rope_theta": 1e4, "_sliding_window": [None, 8, 8, 8], "max_seq_len": 256})
+    )
     return tmp_path
 
 
@@ -390,7 +453,9 @@ def test_params_overrule_config(beside):
     assert checkpoint.notes[0].endswith("reads it: windows are none, not 8")
 
 
-@pytest.mark.parametrize("windows", [{"_sliding_window": 8}, {"sliding_window": 8, "_sliding_window": None}, {"_sliding_window": [8, 8]}])
+@pytest.mark.parametrize(
+    "windows", [{"_sliding_window": 8}, {"sliding_window": 8, "_sliding_window": None}, {"_sliding_window": [8, 8]}]
+)
 def test_files_that_agree_give_no_note(beside, windows):
     edit(beside / "params.json", {"max_seq_len": 64, **windows})
     checkpoint = open_checkpoint(beside, "auto", {})

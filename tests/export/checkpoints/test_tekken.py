@@ -14,7 +14,10 @@ from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.conversations import text
 
 FILE = Path(str(importlib.resources.files("mistral_common") / "data" / "tekken_240718.json"))
-BYTES = [{"rank": i, "token_bytes": data, "token_str": None} for i, data in enumerate([b64encode(bytes([byte])).decode() for byte in range(256)])]
+BYTES = [
+    {"rank": i, "token_bytes": data, "token_str": None}
+    for i, data in enumerate([b64encode(bytes([byte])).decode() for byte in range(256)])
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,9 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifact")
     converted = tekken.convert(FILE.read_bytes(), str(FILE))
     (folder / "tokenizer.json").write_bytes(converted.data)
-    spec = TokenizerSpec(kind="tokenizer.json", file="tokenizer.json", bos_id=converted.bos_id, add_bos=True, eos_ids=(converted.eos_id,))
+    spec = TokenizerSpec(
+        kind="tokenizer.json", file="tokenizer.json", bos_id=converted.bos_id, add_bos=True, eos_ids=(converted.eos_id,)
+    )
     return open_tokenizer(spec, folder), Tekkenizer.from_file(FILE)
 
 
@@ -50,7 +55,9 @@ def test_every_code_point_once(both):
 
 def test_the_vocabulary_is_the_same(both):
     ours, theirs = both
-    assert {name: ours.token_text(i) for name, i in ours.control_tokens.items()} == {name: name for name in ours.control_tokens}
+    assert {name: ours.token_text(i) for name, i in ours.control_tokens.items()} == {
+        name: name for name in ours.control_tokens
+    }
     assert set(ours.control_tokens.values()) == theirs.special_ids
     assert all(ours.control_tokens[theirs.id_to_piece(i)] == i for i in theirs.special_ids)
     assert [ours.decode([i]) for i in range(1000, 131072, 7)] == [theirs.decode([i]) for i in range(1000, 131072, 7)]
@@ -60,9 +67,19 @@ def test_the_vocabulary_is_the_same(both):
 
 def small(**changes):
     """A tokenizer of 256 bytes and "ab", "abc", with three special tokens."""
-    vocab = [*BYTES, {"rank": 256, "token_bytes": "YWI=", "token_str": "ab"}, {"rank": 257, "token_bytes": "YWJj", "token_str": "abc"}]
+    vocab = [
+        *BYTES,
+        {"rank": 256, "token_bytes": "YWI=", "token_str": "ab"},
+        {"rank": 257, "token_bytes": "YWJj", "token_str": "abc"},
+    ]
     special = [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(("<unk>", "<s>", "</s>"))]
-    config = {"pattern": "\\w+|\\W", "num_vocab_tokens": 258, "default_vocab_size": 262, "default_num_special_tokens": 4, "version": "v11"}
+    config = {
+        "pattern": "\\w+|\\W",
+        "num_vocab_tokens": 258,
+        "default_vocab_size": 262,
+        "default_num_special_tokens": 4,
+        "version": "v11",
+    }
     file = {"config": config | changes.pop("config", {}), "vocab": vocab, "special_tokens": special} | changes
     return json.dumps(file).encode()
 
@@ -87,9 +104,15 @@ def test_listed_and_unnamed_special_tokens(tmp_path):
         (small(config={"version": None}), "x is not a tekken tokenizer"),
         (small(special_tokens=None), "x is of version v11 and lists no special tokens"),
         (small(special_tokens=[{"rank": 1, "token_str": "<s>"}]), "lists its special tokens out of order"),
-        (small(special_tokens=[{"rank": 0, "token_str": "<s>"}]), "has 4 special tokens, expected 4 of different names, <s> and </s> among them"),
+        (
+            small(special_tokens=[{"rank": 0, "token_str": "<s>"}]),
+            "has 4 special tokens, expected 4 of different names, <s> and </s> among them",
+        ),
         (small(config={"default_num_special_tokens": 2}), "has 3 special tokens, expected 2"),
-        (small(special_tokens=[{"rank": i, "token_str": name} for i, name in enumerate(("<s>", "</s>", "stop"))]), "'stop', which is one word"),
+        (
+            small(special_tokens=[{"rank": i, "token_str": name} for i, name in enumerate(("<s>", "</s>", "stop"))]),
+            "'stop', which is one word",
+        ),
         (
             small(special_tokens=[{"rank": i, "token_str": name} for i, name in enumerate(("<s>", "</s>", "ab"))]),
             "'ab' as a special token and as text",

@@ -84,7 +84,11 @@ def as_written(config: CompileConfig) -> dict:
 
 def changed_line(text):
     """The number of the first line in which `text` differs from FULL."""
-    return next(number for number, (new, old) in enumerate(zip(text.splitlines(), FULL.splitlines(), strict=False), 1) if new != old)
+    return next(
+        number
+        for number, (new, old) in enumerate(zip(text.splitlines(), FULL.splitlines(), strict=False), 1)
+        if new != old
+    )
 
 
 def test_the_shipped_configs_are_there():
@@ -124,7 +128,9 @@ def test_cuda_has_its_own_defaults(write):
 def test_full_config_reads_every_key(write):
     config = load_config(write(FULL), [])
     expected = safe_load(FULL)
-    expected["frontend"]["overrides"]["norm_eps"] = 1e-5  # a number in YAML 1.2, but text to PyYAML, which reads YAML 1.1
+    expected["frontend"]["overrides"]["norm_eps"] = (
+        1e-5  # a number in YAML 1.2, but text to PyYAML, which reads YAML 1.1
+    )
     expected["shape"]["prefill_chunk"] = [256, 16]  # kept in descending order
     assert as_written(config) == expected
     assert config.frontend.checkpoint == Path("models/full")  # neither resolved nor joined to the folder of the file
@@ -148,7 +154,9 @@ def test_empty_section_takes_its_defaults(write):
 
 def test_home_folder_is_expanded(write, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
-    assert load_config(write(LEAST), ["frontend.checkpoint=~/models/x"]).frontend.checkpoint == Path("/home/someone/models/x")
+    assert load_config(write(LEAST), ["frontend.checkpoint=~/models/x"]).frontend.checkpoint == Path(
+        "/home/someone/models/x"
+    )
 
 
 @pytest.mark.parametrize("text", [LEAST, FULL, *(path.read_text() for path in SHIPPED)])
@@ -164,18 +172,37 @@ def test_description_marks_exactly_the_defaults(write):
     config = load_config(write(LEAST), ["shape.batch=1"])
     marked = {line.split(":")[0].strip() for line in describe_defaults(config) if line.endswith("  # default")}
     stored = {"scheme", "group_size", "symmetric", "keep", "keep_scheme", "cache", "budget"}
-    rest = {"type", "head", "instruct", "overrides", "prefill_chunk", "cache_len", "cpu", "arch", "dtype", "path", "workers"}
+    rest = {
+        "type",
+        "head",
+        "instruct",
+        "overrides",
+        "prefill_chunk",
+        "cache_len",
+        "cpu",
+        "arch",
+        "dtype",
+        "path",
+        "workers",
+    }
     assert marked == stored | rest
 
 
-@pytest.mark.parametrize("text", ["1e5", "true", "null", "12", "0x1f", "a b", "x: y", "# no", "", "é", "-", "~", '"', "a\nb", "\x7f"])
+@pytest.mark.parametrize(
+    "text", ["1e5", "true", "null", "12", "0x1f", "a b", "x: y", "# no", "", "é", "-", "~", '"', "a\nb", "\x7f"]
+)
 def test_description_quotes_text_that_looks_like_something_else(write, text):
     config = load_config(write(LEAST), [f"frontend.overrides.field={json.dumps(text)}"])
     assert load_config(write("\n".join(describe_defaults(config))), []).frontend.overrides == {"field": text}
 
 
 def test_set_wins_over_the_file_and_the_last_one_wins(write):
-    sets = ["shape.cache_len=512", "shape.cache_len=2048", "quantize.scheme=int8", "frontend.overrides.sliding_window=null"]
+    sets = [
+        "shape.cache_len=512",
+        "shape.cache_len=2048",
+        "quantize.scheme=int8",
+        "frontend.overrides.sliding_window=null",
+    ]
     config = load_config(write(FULL), sets)
     assert config.shape.cache_len == 2048
     assert config.quantize.scheme == "int8"
@@ -219,30 +246,45 @@ def test_unknown_key_without_a_likeness_gets_no_guess(refusal):
 
 
 def test_keys_of_later_schemes_are_unknown_today(refusal):
-    assert "unknown key quantize.calibration" in refusal(FULL.replace("{scheme: int8}", "{scheme: int8, calibration: x}"))
+    assert "unknown key quantize.calibration" in refusal(
+        FULL.replace("{scheme: int8}", "{scheme: int8, calibration: x}")
+    )
 
 
 def test_how_weights_are_stored(write):
     quantize = "\nquantize: {scheme: int4, group_size: 64, symmetric: false, keep: [head, last], keep_scheme: none, cache: fp16, budget: 2}\n"
     config = load_config(write(LEAST + quantize), [])
     q = config.quantize
-    assert (q.scheme, q.group_size, q.symmetric, q.keep, q.keep_scheme, q.budget) == ("int4", 64, False, ("head", "last"), "none", 2.0)
+    assert (q.scheme, q.group_size, q.symmetric, q.keep, q.keep_scheme, q.budget) == (
+        "int4",
+        64,
+        False,
+        ("head", "last"),
+        "none",
+        2.0,
+    )
     assert config.cache_dtype == "fp16"
 
 
 @pytest.mark.parametrize(("key", "scheme"), [("scheme", "int4_dynamic"), ("keep_scheme", "int8_dynamic")])
 def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
-    with pytest.raises(UserError, match=rf"quantize\.{key} is {scheme}, which this version does not compile for cuda; use none, int8, int4"):
+    with pytest.raises(
+        UserError,
+        match=rf"quantize\.{key} is {scheme}, which this version does not compile for cuda; use none, int8, int4",
+    ):
         load_config(write(FULL), [f"quantize.{key}={scheme}"])
 
 
 def test_caches_that_cuda_lacks_are_refused(write):
-    with pytest.raises(UserError, match=r"quantize\.cache is int8, which this version does not compile for cuda; use fp16"):
+    with pytest.raises(
+        UserError, match=r"quantize\.cache is int8, which this version does not compile for cuda; use fp16"
+    ):
         load_config(write(FULL), ["quantize.cache=int8"])
 
 
 @pytest.mark.parametrize(
-    ("dtype", "cache", "expected"), [("fp32", "auto", "fp32"), ("bf16", "auto", "fp16"), ("fp16", "fp32", "fp32"), ("fp32", "int8", "int8")]
+    ("dtype", "cache", "expected"),
+    [("fp32", "auto", "fp32"), ("bf16", "auto", "fp16"), ("fp16", "fp32", "fp32"), ("fp32", "int8", "int8")],
 )
 def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expected):
     assert load_config(write(LEAST), [f"backend.dtype={dtype}", f"quantize.cache={cache}"]).cache_dtype == expected
@@ -265,18 +307,53 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
             "or a list of different ones",
         ),
         ("type: gguf", "type: onnx", "frontend.type is onnx", "one of auto, huggingface, mistral, gguf"),
-        ("checkpoint: models/full", "checkpoint: 7", "frontend.checkpoint is 7", "the path of a checkpoint folder or file"),
-        ("checkpoint: models/full", 'checkpoint: ""', 'frontend.checkpoint is ""', "the path of a checkpoint folder or file"),
-        ("sliding_window: 64", "sliding_window: [a]", "frontend.overrides.sliding_window is [a]", "a number, text, true"),
-        ("sliding_window: 64", "sliding_window: 1e999", "frontend.overrides.sliding_window is inf", "a number, text, true"),
-        ("quantize: {scheme: int8}", "quantize: {scheme: int3}", "quantize.scheme is int3", "none, int8, int8_dynamic, int4 or int4_dynamic"),
+        (
+            "checkpoint: models/full",
+            "checkpoint: 7",
+            "frontend.checkpoint is 7",
+            "the path of a checkpoint folder or file",
+        ),
+        (
+            "checkpoint: models/full",
+            'checkpoint: ""',
+            'frontend.checkpoint is ""',
+            "the path of a checkpoint folder or file",
+        ),
+        (
+            "sliding_window: 64",
+            "sliding_window: [a]",
+            "frontend.overrides.sliding_window is [a]",
+            "a number, text, true",
+        ),
+        (
+            "sliding_window: 64",
+            "sliding_window: 1e999",
+            "frontend.overrides.sliding_window is inf",
+            "a number, text, true",
+        ),
+        (
+            "quantize: {scheme: int8}",
+            "quantize: {scheme: int3}",
+            "quantize.scheme is int3",
+            "none, int8, int8_dynamic, int4 or int4_dynamic",
+        ),
         ("{scheme: int8}", "{group_size: 48}", "quantize.group_size is 48", "32"),
         ("{scheme: int8}", "{keep: [middle]}", "quantize.keep", "head, first, last"),
         ("{scheme: int8}", "{budget: 0}", "quantize.budget is 0", "a number of percent above 0"),
         ("quantize: {scheme: int8}", "quantize: int8", "quantize is int8", "a mapping with the keys scheme"),
         ("target: cuda", "target: metal", "backend.target is metal", "one of llvm, cuda"),
-        ("arch: [sm_90a, sm_86]", "arch: [sm_90a, sm86]", "backend.arch is [sm_90a, sm86]", "a list of different CUDA architectures"),
-        ("arch: [sm_90a, sm_86]", "arch: [sm_86, sm_86]", "backend.arch is [sm_86, sm_86]", "a list of different CUDA architectures"),
+        (
+            "arch: [sm_90a, sm_86]",
+            "arch: [sm_90a, sm86]",
+            "backend.arch is [sm_90a, sm86]",
+            "a list of different CUDA architectures",
+        ),
+        (
+            "arch: [sm_90a, sm_86]",
+            "arch: [sm_86, sm_86]",
+            "backend.arch is [sm_86, sm_86]",
+            "a list of different CUDA architectures",
+        ),
         ("arch: [sm_90a, sm_86]", "arch: sm_86", "backend.arch is sm_86", "a list of different CUDA architectures"),
         ("cpu: znver4", "cpu: znver4 -mattr=x", "backend.cpu is ", "LLVM's name of a CPU level"),
         ("dtype: fp32", "dtype: fp64", "backend.dtype is fp64", "fp32, fp16 or bf16"),
@@ -319,7 +396,9 @@ def test_chunk_as_long_as_the_cache_is_allowed(write):
 
 def test_missing_keys_are_listed_together(refusal):
     needs = "every config needs name, frontend.checkpoint, backend.target"
-    assert refusal("shape:\n  batch: 1\n") == f"FILE: name and frontend.checkpoint and backend.target not given, {needs}"
+    assert (
+        refusal("shape:\n  batch: 1\n") == f"FILE: name and frontend.checkpoint and backend.target not given, {needs}"
+    )
     assert refusal(LEAST.replace("  target: llvm", "  cpu: native")) == f"FILE:4: backend.target not given, {needs}"
 
 
@@ -338,7 +417,10 @@ def test_typo_of_a_required_key_is_reported_as_a_typo(refusal):
         (LEAST + "shape: \x07\n", "FILE:6: control character '\\x07'"),
         (LEAST + "? [a]\n: 1\n", "FILE:6: a key is a list or a mapping"),
         (LEAST + "shape: &s\n  batch: 1\nworkspace: *s\n", "FILE:8: aliases are not supported"),
-        (LEAST + "shape: !!python/object:os.system {}\n", "FILE:6: tag tag:yaml.org,2002:python/object:os.system is not supported here"),
+        (
+            LEAST + "shape: !!python/object:os.system {}\n",
+            "FILE:6: tag tag:yaml.org,2002:python/object:os.system is not supported here",
+        ),
         (LEAST + "shape: !!int {}\n", "FILE:6: tag tag:yaml.org,2002:int is not supported here"),
         (LEAST + "---\nname: b\n", "FILE:6: expected a single document"),
         (LEAST + "shape: " + "[" * 5000, "FILE: lists or mappings nested too deeply"),
@@ -400,7 +482,9 @@ def test_file_name_that_makes_no_artifact_folder_is_refused(path):
 
 
 def test_command_line_of_a_stage():
-    given = stage_parser("a stage").parse_args(["yaml/x.yaml", "--set", "a.b=1", "--dump", "out/dump", "--set", "c=[2, 3]"])
+    given = stage_parser("a stage").parse_args(
+        ["yaml/x.yaml", "--set", "a.b=1", "--dump", "out/dump", "--set", "c=[2, 3]"]
+    )
     assert (given.config, given.overrides, given.dump) == (Path("yaml/x.yaml"), ["a.b=1", "c=[2, 3]"], Path("out/dump"))
     bare = stage_parser("a stage").parse_args(["yaml/x.yaml"])
     assert (bare.overrides, bare.dump) == ([], None)

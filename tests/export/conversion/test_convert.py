@@ -66,7 +66,9 @@ def test_transformers_loads_what_the_definition_computes(tmp_path, name):
     changes, expected_class = FORMS[name]
     params, tensors = raw(tmp_path / "raw", changes, pth_files=2)
     convert(tmp_path / "raw", tmp_path / "hf", "huggingface")
-    theirs, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager", output_loading_info=True)
+    theirs, loading = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", attn_implementation="eager", output_loading_info=True
+    )
     assert type(theirs).__name__ == expected_class == theirs.config.architectures[0]
     assert not any(loading.values())
     with torch.no_grad():
@@ -93,7 +95,9 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_there_and_back_is_bit_for_bit(tmp_path, dtype):
-    write_tiny_mistral(tmp_path / "hf", dtype=dtype, head_dim=10, vocab_size=301, intermediate_size=45)  # sizes that no alignment would divide
+    write_tiny_mistral(
+        tmp_path / "hf", dtype=dtype, head_dim=10, vocab_size=301, intermediate_size=45
+    )  # sizes that no alignment would divide
     convert(tmp_path / "hf", tmp_path / "raw", "mistral")
     before = stored(tmp_path / "hf")
     assert_same_bits(stored(tmp_path / "raw"), raw_of_transformers(before, 4, 2))
@@ -105,7 +109,9 @@ def test_there_and_back_is_bit_for_bit(tmp_path, dtype):
 
 
 def test_mixture_there_and_back(tmp_path):
-    config = MixtralConfig(**{**DEFAULTS, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": None, "rope_theta": 1e6})
+    config = MixtralConfig(
+        **{**DEFAULTS, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": None, "rope_theta": 1e6}
+    )
     MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "raw", "mistral")
     params = json.loads((tmp_path / "raw" / "params.json").read_text())
@@ -120,7 +126,9 @@ def test_mixture_there_and_back(tmp_path):
 
 def test_dtypes_stay_apart(tmp_path):
     params, tensors = raw(tmp_path / "raw", {"dim": 25})
-    mixed = {name: tensor.bfloat16() if "wk" in name or "ffn_norm" in name else tensor for name, tensor in tensors.items()}
+    mixed = {
+        name: tensor.bfloat16() if "wk" in name or "ffn_norm" in name else tensor for name, tensor in tensors.items()
+    }
     write_raw(tmp_path / "raw", params, mixed)
     convert(tmp_path / "raw", tmp_path / "hf", "huggingface")
     assert stored(tmp_path / "hf")["model.layers.0.self_attn.k_proj.weight"].dtype == torch.bfloat16
@@ -143,8 +151,13 @@ def test_shards(tmp_path):
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
     assert index["metadata"] == {"total_size": sum(t.nbytes for t in tensors.values())}
     assert_same_bits(stored(tmp_path / "sharded"), stored(tmp_path / "whole"))
-    assert_same_bits(AutoModelForCausalLM.from_pretrained(tmp_path / "sharded").state_dict(), stored(tmp_path / "whole"))
-    assert open_checkpoint(tmp_path / "sharded", "auto", {}).names() == open_checkpoint(tmp_path / "whole", "auto", {}).names()
+    assert_same_bits(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "sharded").state_dict(), stored(tmp_path / "whole")
+    )
+    assert (
+        open_checkpoint(tmp_path / "sharded", "auto", {}).names()
+        == open_checkpoint(tmp_path / "whole", "auto", {}).names()
+    )
     convert(tmp_path / "sharded", tmp_path / "again", "mistral")
     assert_same_bits(stored(tmp_path / "again"), tensors)
 
@@ -186,7 +199,9 @@ def test_tensors_for_others(tmp_path):
     raw(tmp_path / "raw", {})
     convert(tmp_path / "raw", tmp_path / "hf", "huggingface")
     tensors = huggingface_tensors(open_checkpoint(tmp_path / "raw", "auto", {}))
-    assert_same_bits({name: torch.from_numpy(tensors.tensor(name)) for name in tensors.names()}, stored(tmp_path / "hf"))
+    assert_same_bits(
+        {name: torch.from_numpy(tensors.tensor(name)) for name in tensors.names()}, stored(tmp_path / "hf")
+    )
 
 
 def test_sentencepiece_tokenizer(tmp_path):
@@ -211,7 +226,10 @@ def test_sentencepiece_tokenizer(tmp_path):
 def test_tekken_tokenizer(tmp_path):
     raw(tmp_path / "raw", {})
     file = json.loads((MISTRAL_COMMON / "tekken_240718.json").read_text())
-    file["config"] |= {"default_vocab_size": 1500, "default_num_special_tokens": 1000}  # the whole file takes long to convert
+    file["config"] |= {
+        "default_vocab_size": 1500,
+        "default_num_special_tokens": 1000,
+    }  # the whole file takes long to convert
     (tmp_path / "raw" / "tekken.json").write_text(json.dumps(file | {"vocab": file["vocab"][:500]}))
     convert(tmp_path / "raw", tmp_path / "hf", "huggingface")
     assert (tmp_path / "hf" / "tekken.json").read_bytes() == (tmp_path / "raw" / "tekken.json").read_bytes()
@@ -224,7 +242,9 @@ def test_tekken_tokenizer(tmp_path):
 
 def test_no_tokenizer_is_said(tmp_path):
     raw(tmp_path / "raw", {})
-    assert convert(tmp_path / "raw", tmp_path / "hf", "huggingface") == (f"{tmp_path / 'raw'} has no tokenizer, so none was written",)
+    assert convert(tmp_path / "raw", tmp_path / "hf", "huggingface") == (
+        f"{tmp_path / 'raw'} has no tokenizer, so none was written",
+    )
     assert not (tmp_path / "hf" / "generation_config.json").exists()
     write_tiny_mistral(tmp_path / "tiny")
     (note,) = convert(tmp_path / "tiny", tmp_path / "again", "mistral")
@@ -274,7 +294,10 @@ def test_both_forms_in_one_folder(tmp_path, monkeypatch):
     raw(tmp_path / "raw", {})
     convert(tmp_path / "raw", tmp_path / "both", "huggingface")
     shutil.copytree(tmp_path / "raw", tmp_path / "both", dirs_exist_ok=True)
-    with pytest.raises(UserError, match=r"has both config.json and params.json; say with --to huggingface or --to mistral which form to write"):
+    with pytest.raises(
+        UserError,
+        match=r"has both config.json and params.json; say with --to huggingface or --to mistral which form to write",
+    ):
         other_form(tmp_path / "both")
     monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "both"), str(tmp_path / "again"), "--to", "mistral"])
     assert main() == 0
@@ -289,7 +312,10 @@ def leftovers(folder: Path) -> list[str]:
 
 INEXPRESSIBLE = {
     r"windows of \[4, 5\] positions, which no class of transformers has, expected one size": {"sliding_window": [4, 5]},
-    "the layers of a mixture of experts differ in their window, which no class of transformers has": {"moe": MOE, "sliding_window": [5, None]},
+    "the layers of a mixture of experts differ in their window, which no class of transformers has": {
+        "moe": MOE,
+        "sliding_window": [5, None],
+    },
 }
 
 
@@ -303,7 +329,9 @@ def test_windows_that_transformers_cannot_say(tmp_path, message):
 
 def test_a_head_that_the_other_form_has_no_place_for(tmp_path):
     MistralForSequenceClassification(MistralConfig(**DEFAULTS, pad_token_id=0)).save_pretrained(tmp_path / "hf")
-    with pytest.raises(UserError, match="has the head sequence_classification, which only its own format has a place for"):
+    with pytest.raises(
+        UserError, match="has the head sequence_classification, which only its own format has a place for"
+    ):
         convert(tmp_path / "hf", tmp_path / "raw", "mistral")
 
 

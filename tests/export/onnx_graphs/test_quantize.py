@@ -5,7 +5,16 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from export.onnx_graphs.quantize import SCHEMES, FormatRules, MatrixFormat, ModelTensor, load, specs, store, unpacked_int4
+from export.onnx_graphs.quantize import (
+    SCHEMES,
+    FormatRules,
+    MatrixFormat,
+    ModelTensor,
+    load,
+    specs,
+    store,
+    unpacked_int4,
+)
 from runtime.artifact.manifest import Quantization
 
 ROUNDOFF = 2.0**-24
@@ -62,7 +71,9 @@ def test_int8_error_is_at_most_half_a_scale(int8, seed):
     exact = stored["w"].astype(np.float64) * stored["w_scale"].astype(np.float64)[:, None]
     half = stored["w_scale"][:, None] * (0.5 + 127 * ROUNDOFF)
     assert (np.abs(exact - matrix) <= half).all()
-    assert np.abs(stored["w"]).max(axis=1).tolist() == [127] * 31  # each row uses the whole range, and -128 is never there
+    assert (
+        np.abs(stored["w"]).max(axis=1).tolist() == [127] * 31
+    )  # each row uses the whole range, and -128 is never there
 
 
 def test_int8_row_of_zeros(int8):
@@ -165,7 +176,13 @@ def test_rows_can_be_stored_a_few_at_a_time(name):
     assert all(np.array_equal(whole[key], np.concatenate([part[key] for part in parts])) for key in whole)
 
 
-NAMES = ["tok_embeddings.weight", "output.weight", "layers.0.attention.wqkv.weight", "layers.1.feed_forward.w2.weight", "norm.weight"]
+NAMES = [
+    "tok_embeddings.weight",
+    "output.weight",
+    "layers.0.attention.wqkv.weight",
+    "layers.1.feed_forward.w2.weight",
+    "norm.weight",
+]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -176,7 +193,9 @@ def test_specs_promise_what_store_gives(scheme, dtype, tied):
     for name in NAMES:
         tensor = rules.tensor(name, (8,) if name == "norm.weight" else (6, 8))
         stored = store(tensor, np.ones(tensor.shape, np.float32))
-        assert [(s.name, s.shape, s.dtype) for s in specs(tensor)] == [(n, a.shape, str(a.dtype)) for n, a in stored.items()]
+        assert [(s.name, s.shape, s.dtype) for s in specs(tensor)] == [
+            (n, a.shape, str(a.dtype)) for n, a in stored.items()
+        ]
         assert load(tensor, stored).dtype == np.float32
 
 
@@ -200,7 +219,9 @@ def test_kept_parts_take_the_wider_scheme():
         "layers.1.feed_forward.w2.weight": ("int8", False),
         "norm.weight": ("float32", False),
     }
-    assert formats(scheme="int4", keep=("first",), keep_scheme="none")["layers.0.attention.wqkv.weight"].dtype == "float16"
+    assert (
+        formats(scheme="int4", keep=("first",), keep_scheme="none")["layers.0.attention.wqkv.weight"].dtype == "float16"
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -7,7 +7,16 @@ import pytest
 from export.onnx_graphs.graphs import WEIGHTS_FILE
 from runtime.artifact.tensor_file import TensorFile
 from tests.helpers import reference
-from tests.helpers.artifacts import CASES, bound, dequantized, effective_weights, onnx_shifted, random_ids, static_model, torch_shifted
+from tests.helpers.artifacts import (
+    CASES,
+    bound,
+    dequantized,
+    effective_weights,
+    onnx_shifted,
+    random_ids,
+    static_model,
+    torch_shifted,
+)
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
 MACHINE_WORDS = (b"/work", b"/root", b"/home", b"/tmp", b"site-packages", b".py", b"Traceback")
@@ -42,9 +51,16 @@ def test_onnxruntime_gives_what_torch_gives(graphs):
 def test_boundary_is_the_signature(graphs):
     for graph in graphs.record.graphs:
         proto = onnx.load(graphs.onnx_path(graph), load_external_data=False)
-        for values, specs in ((proto.graph.input, graph.signature.inputs), (proto.graph.output, graph.signature.outputs)):
+        for values, specs in (
+            (proto.graph.input, graph.signature.inputs),
+            (proto.graph.output, graph.signature.outputs),
+        ):
             found = [
-                (v.name, tuple(d.dim_value for d in v.type.tensor_type.shape.dim), onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type))
+                (
+                    v.name,
+                    tuple(d.dim_value for d in v.type.tensor_type.shape.dim),
+                    onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type),
+                )
                 for v in values
             ]
             assert found == [(spec.name, spec.shape, np.dtype(spec.dtype)) for spec in specs]
@@ -53,8 +69,12 @@ def test_boundary_is_the_signature(graphs):
 def test_no_dimension_is_dynamic(graphs):
     """After onnx's own shape inference, every value has a shape of numbers."""
     for graph in graphs.record.graphs:
-        inferred = onnx.shape_inference.infer_shapes(onnx.load(graphs.onnx_path(graph)), strict_mode=True, data_prop=True).graph
-        shapes = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.input, *inferred.output)}
+        inferred = onnx.shape_inference.infer_shapes(
+            onnx.load(graphs.onnx_path(graph)), strict_mode=True, data_prop=True
+        ).graph
+        shapes = {
+            v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.input, *inferred.output)
+        }
         for node in inferred.node:
             for name in node.output:
                 assert all(d.HasField("dim_value") and d.dim_value > 0 for d in shapes[name]), (graph.name, name)
@@ -65,7 +85,11 @@ def test_weights_are_shared_by_name(graphs):
     stored = TensorFile.open(graphs.folder / WEIGHTS_FILE).tensors
     assert set(stored) == {spec.name for spec in graphs.record.weights}
     for proto in protos(graphs).values():
-        external = {t.name: {entry.key: entry.value for entry in t.external_data} for t in proto.graph.initializer if t.data_location == EXTERNAL}
+        external = {
+            t.name: {entry.key: entry.value for entry in t.external_data}
+            for t in proto.graph.initializer
+            if t.data_location == EXTERNAL
+        }
         assert set(external) == set(stored)
         for name, place in external.items():
             assert place["location"] == WEIGHTS_FILE
@@ -77,7 +101,11 @@ def test_checkpoint_tensors_keep_their_names_and_values(compile_case):
     case = compile_case("windowed")
     stored = case.graphs.weights()
     assert set(stored.tensors) == {
-        *(f"layers.{i}.{name}.weight" for i in range(2) for name in ("attention_norm", "attention.wqkv", "attention.wo", "ffn_norm")),
+        *(
+            f"layers.{i}.{name}.weight"
+            for i in range(2)
+            for name in ("attention_norm", "attention.wqkv", "attention.wo", "ffn_norm")
+        ),
         *(f"layers.{i}.feed_forward.{name}.weight" for i in range(2) for name in ("w13", "w2")),
         *("tok_embeddings.weight", "norm.weight", "output.weight"),
     }

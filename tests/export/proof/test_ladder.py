@@ -90,5 +90,11 @@ def test_a_trace_survives_the_disk(tmp_path):
     logits = [case.run(lambda tokens, ids, first: np.full((2, 5), tokens + ids.sum(), np.float32)) for case in cases]
     save_trace(tmp_path / "t.npz", cases, logits)
     read, answers = load_trace(tmp_path / "t.npz")
-    assert [(c.label, c.ids.tolist(), c.schedule) for c in read] == [(c.label, c.ids.tolist(), c.schedule) for c in cases]
-    assert all(np.array_equal(a, b) for one, other in zip(answers, logits, strict=True) for a, b in zip(one, other, strict=True))
+    assert [(c.label, c.ids.tolist(), c.schedule) for c in read] == [
+        (c.label, c.ids.tolist(), c.schedule) for c in cases
+    ]
+    assert all(
+        np.array_equal(a, b)
+        for one, other in zip(answers, logits, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )

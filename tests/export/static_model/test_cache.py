@@ -15,7 +15,10 @@ def test_who_sees_whom(window):
         for first in range(-4, 2 * window + 3):
             found = cache.visible(torch.arange(first, first + tokens)[None], ages)[0].tolist()
             held = range(first - window, first + tokens)  # the position in each column: W past ones, then the chunk
-            expected = [[p >= 0 and p in range(query - window + 1, query + 1) for p in held] for query in range(first, first + tokens)]
+            expected = [
+                [p >= 0 and p in range(query - window + 1, query + 1) for p in held]
+                for query in range(first, first + tokens)
+            ]
             assert found == expected, (window, tokens, first)
 
 

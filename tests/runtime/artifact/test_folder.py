@@ -18,7 +18,17 @@ from export.onnx_graphs.graphs import make_graphs
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact, replace_manifest, write_artifact
 from runtime.artifact.hashing import BLOCK_BYTES, n_blocks
-from runtime.artifact.manifest import SCHEMA_VERSION, Manifest, ModelConfig, ParityRow, Quantization, Shape, TargetSpec, TokenizerSpec, WeightSpec
+from runtime.artifact.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    ModelConfig,
+    ParityRow,
+    Quantization,
+    Shape,
+    TargetSpec,
+    TokenizerSpec,
+    WeightSpec,
+)
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.engines.cpu import machine_features
 from runtime.errors import UserError
@@ -40,7 +50,14 @@ MODEL = ModelConfig(
 )
 SHAPE = Shape(batch=1, prefill_chunks=(8, 4), cache_len=16)
 TARGET = TargetSpec(kind="llvm", dtype="fp32", cpu="this-machine", cpu_features=tuple(sorted(machine_features())))
-TOKENIZER = TokenizerSpec(kind="tokenizer.json", file="tokenizer.json", bos_id=1, add_bos=True, eos_ids=(2, 3), chat_template="chat_template.jinja")
+TOKENIZER = TokenizerSpec(
+    kind="tokenizer.json",
+    file="tokenizer.json",
+    bos_id=1,
+    add_bos=True,
+    eos_ids=(2, 3),
+    chat_template="chat_template.jinja",
+)
 WEIGHTS = (
     WeightSpec(name="tok_embeddings.weight", shape=(32, 8), dtype="float32", layout="row_major"),
     WeightSpec(name="layers.0.attention.wqkv.weight", shape=(1, 8, 16), dtype="float32", layout="panels_16"),
@@ -134,7 +151,9 @@ def test_sound_artifact_opens(folder):
 def test_sums_are_those_of_sha256sum_and_weights_those_of_safetensors(folder):
     """The folder as other programs read it."""
     listed = json.loads((folder / "manifest.json").read_bytes())["files"]
-    printed = subprocess.run(["sha256sum", *(f["path"] for f in listed)], cwd=folder, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["sha256sum", *(f["path"] for f in listed)], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
     assert printed.split() == [word for f in listed for word in (f["sha256"], f["path"])]
     stored = safetensors.numpy.load_file(folder / "weights.safetensors")
     for name, array in arrays().items():
@@ -205,7 +224,9 @@ def test_pipe_as_manifest_does_not_block(folder):
 # --- rule 2: the manifest ---
 
 
-@pytest.mark.parametrize("content", [b"", b"not JSON", b"\xff\xfe", b"[]", b'{"schema_version":', b'{"a":' + b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"not JSON", b"\xff\xfe", b"[]", b'{"schema_version":', b'{"a":' + b"[" * 100_000]
+)
 def test_manifest_not_json(folder, content):
     (folder / "manifest.json").write_bytes(content)
     assert "manifest.json is not a valid manifest" in refusal(folder)
@@ -249,7 +270,23 @@ def test_wrong_type(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["../library.so", "/etc/passwd", "a/b", "a\\b", "..", ".", "", "a\0b", ".hidden", "C:x", "a\nb", "a b", "\u2024so", "-rf", "x" * 201],
+    [
+        "../library.so",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        "..",
+        ".",
+        "",
+        "a\0b",
+        ".hidden",
+        "C:x",
+        "a\nb",
+        "a b",
+        "\u2024so",
+        "-rf",
+        "x" * 201,
+    ],
 )
 def test_path_tricks(folder, name):
     edit(folder, lambda data: entry(data, "tokenizer.json").update(path=name))
@@ -283,7 +320,9 @@ def test_listed_file_that_nothing_uses(folder):
 # --- rules 5 and 6: sizes and block lists ---
 
 
-@pytest.mark.parametrize(("name", "size"), [("library.so", 0), ("library.so", 2**30 + 1), ("tokenizer.json", 2**28 + 1)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("library.so", 0), ("library.so", 2**30 + 1), ("tokenizer.json", 2**28 + 1)]
+)
 def test_absurd_sizes(folder, name, size):
     edit(folder, lambda data: entry(data, name).update(size=size))
     assert f"the file {name} has {size} bytes, expected 1 to" in refusal(folder)
@@ -309,7 +348,9 @@ def test_block_list_for_a_small_file(folder):
 
 
 def test_block_list_of_wrong_length(folder):
-    edit(folder, lambda data: entry(data, "weights.safetensors").update(size=2 * BLOCK_BYTES + 1, blocks=["0" * 64] * 2))
+    edit(
+        folder, lambda data: entry(data, "weights.safetensors").update(size=2 * BLOCK_BYTES + 1, blocks=["0" * 64] * 2)
+    )
     assert "the file weights.safetensors has 2 block sums, expected 3" in refusal(folder)
 
 
@@ -342,10 +383,16 @@ def rename_graph(data):
         (lambda d: d["model"].update(sliding_window=[8]), "2 layers, but 1 entries in sliding_window"),
         (lambda d: d["model"].update(n_heads=3, n_kv_heads=2), "3 heads, expected a multiple of its 2 n_kv_heads"),
         (lambda d: d["model"].update(norm_eps=0.0), "norm_eps 0.0"),
-        (lambda d: d["model"].update(vocab_size=31), "has logits [1, 1, 32] float32 among its outputs, expected logits [1, 1, 31] float32"),
+        (
+            lambda d: d["model"].update(vocab_size=31),
+            "has logits [1, 1, 32] float32 among its outputs, expected logits [1, 1, 31] float32",
+        ),
         (lambda d: d["model"].update(head_dim=8), "expected past_key_values.0.key [1, 1, 8, 8]"),
         (lambda d: d["model"].update(sliding_window=[8, 8]), "expected past_key_values.1.key [1, 1, 8, 4]"),
-        (lambda d: d["shape"].update(batch=2), "has input_ids [1, 8] int64 among its inputs, expected input_ids [2, 8] int64"),
+        (
+            lambda d: d["shape"].update(batch=2),
+            "has input_ids [1, 8] int64 among its inputs, expected input_ids [2, 8] int64",
+        ),
         (lambda d: d["shape"].update(prefill_chunks=[4, 8]), "the prefill chunks are [4, 8]"),
         (lambda d: d["shape"].update(prefill_chunks=[8, 8, 4]), "the prefill chunks are [8, 8, 4]"),
         (lambda d: d["shape"].update(prefill_chunks=[8]), "expected [('decode', 1), ('prefill_8', 8)]"),
@@ -353,9 +400,18 @@ def rename_graph(data):
         (rename_graph, "[('decoder', 1),"),
         (lambda d: d["graphs"][-1].update(tokens=2), "[('decode', 2),"),
         (lambda d: d["graphs"][0]["signature"]["inputs"].pop(), "graph prefill_8 has 5 inputs, expected 6"),
-        (lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="int8"), "graph prefill_8 has 6 inputs, expected 10"),
-        (lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="uint8"), "past_key_values.0.key of uint8, expected float32, float16, int8"),
-        (lambda d: d["graphs"][0]["signature"]["inputs"][3].update(dtype="float16"), "past_key_values.0.value [1, 1, 8, 4] float16 among its inputs"),
+        (
+            lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="int8"),
+            "graph prefill_8 has 6 inputs, expected 10",
+        ),
+        (
+            lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="uint8"),
+            "past_key_values.0.key of uint8, expected float32, float16, int8",
+        ),
+        (
+            lambda d: d["graphs"][0]["signature"]["inputs"][3].update(dtype="float16"),
+            "past_key_values.0.value [1, 1, 8, 4] float16 among its inputs",
+        ),
         (lambda d: d["graphs"][0]["signature"]["outputs"].reverse(), "graph prefill_8 has present.1.value"),
         (lambda d: d["weights"].append(d["weights"][0]), "a weight is listed twice"),
         (lambda d: d["weights"][1].update(name="layers.2.attention.wqkv.weight"), "but layer 0 has no weights"),
@@ -416,7 +472,10 @@ def test_appended(folder):
 def test_other_machine(folder, kind):
     """A flag that no processor has, in the level that the message names; host code of a CUDA artifact needs it as well."""
     arch = ["sm_80"] if kind == "cuda" else []
-    edit(folder, lambda data: data["target"].update(kind=kind, arch=arch, cpu="x86-64-v9", cpu_features=["sse2", "avx9000"]))
+    edit(
+        folder,
+        lambda data: data["target"].update(kind=kind, arch=arch, cpu="x86-64-v9", cpu_features=["sse2", "avx9000"]),
+    )
     assert "this machine lacks avx9000, which the artifact's cpu level x86-64-v9 needs" in refusal(folder)
     assert Artifact.open(folder, for_this_machine=False).manifest.target.cpu == "x86-64-v9"
 
@@ -448,7 +507,10 @@ def replaced(**changes):
     [
         (WEIGHTS[:-1], "holds 3 tensors, manifest.json lists 4"),
         ((WEIGHTS[1], WEIGHTS[0], *WEIGHTS[2:]), "tensor 0 is layers.0.attention.wqkv.weight"),
-        (replaced(name="tok_embeddings"), "tensor 0 is tok_embeddings float32 [32, 8], manifest.json lists tok_embeddings.weight"),
+        (
+            replaced(name="tok_embeddings"),
+            "tensor 0 is tok_embeddings float32 [32, 8], manifest.json lists tok_embeddings.weight",
+        ),
         (replaced(shape=(8, 32)), "tensor 0 is tok_embeddings.weight float32 [8, 32]"),
         (replaced(dtype="int32"), "tensor 0 is tok_embeddings.weight int32 [32, 8]"),
     ],
@@ -534,7 +596,9 @@ def test_writing_replaces_the_old_artifact(folder):
     write_artifact(folder, fill, lambda files: manifest_of(files, name="second"))
     assert Artifact.open(folder).manifest.name == "second"
     assert siblings(folder) == ["tiny"]
-    np.testing.assert_array_equal(mapped["tok_embeddings.weight"], arrays()["tok_embeddings.weight"])  # the old file is still mapped
+    np.testing.assert_array_equal(
+        mapped["tok_embeddings.weight"], arrays()["tok_embeddings.weight"]
+    )  # the old file is still mapped
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -709,5 +773,7 @@ def test_opening_loads_no_library_and_no_tvm(folder):
         "maps = Path('/proc/self/maps').read_text(); assert 'library.so' not in maps and 'tvm' not in maps;"
         "assert not {'tvm', 'tvm_ffi', 'torch', 'onnx', 'transformers', 'ctypes.util'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -90,7 +90,13 @@ def test_another_key_and_a_missing_signature_are_refused(signed, keys, tmp_path)
         Artifact.open(signed, public_key=keys[1])
 
 
-NO_SIGNATURES = ["", "ed25519-signature", "ed25519-signature AAAA", "ed25519-signature ***", "ed25519-public-key " + "A" * 43 + "="]
+NO_SIGNATURES = [
+    "",
+    "ed25519-signature",
+    "ed25519-signature AAAA",
+    "ed25519-signature ***",
+    "ed25519-public-key " + "A" * 43 + "=",
+]
 
 
 @pytest.mark.parametrize("text", [*NO_SIGNATURES, "\xff" * 99, "ed25519-signature " + "\xff" * 64])
@@ -131,8 +137,12 @@ def test_an_empty_variable_is_refused_rather_than_no_check(signed, monkeypatch):
 
 def test_the_doctor_asks_too(signed, keys, compile_case, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, str(keys[1]))
-    assert [finding.found for finding in examine(signed) if finding.check == "artifact"] == [f"windowed, 5 files sound, signed by {keys[1]}"]
-    assert "is not signed" in next(finding.found for finding in examine(compile_case("windowed").artifact) if finding.check == "artifact")
+    assert [finding.found for finding in examine(signed) if finding.check == "artifact"] == [
+        f"windowed, 5 files sound, signed by {keys[1]}"
+    ]
+    assert "is not signed" in next(
+        finding.found for finding in examine(compile_case("windowed").artifact) if finding.check == "artifact"
+    )
 
 
 def test_without_the_library_nothing_is_taken_for_signed(signed, keys, monkeypatch):

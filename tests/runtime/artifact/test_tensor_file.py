@@ -142,7 +142,10 @@ BAD_HEADERS = {
     "'a' is malformed.*>= 0.*shape": ({"a": entry(0, 4, [-1, -1])}, bytes(4)),
     "'a' is malformed.*<= 281474976710656": ({"a": entry(0, 4, [2**63])}, bytes(4)),
     "'a' is malformed.*>= 0.*data_offsets": ({"a": entry(-4, 0, [1])}, bytes(4)),
-    "'a' is malformed.*`int`, got `float`": (b'{"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}}', bytes(4)),
+    "'a' is malformed.*`int`, got `float`": (
+        b'{"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}}',
+        bytes(4),
+    ),
     "'a' is malformed.*`int`, got `bool`": ({"a": entry(0, 4, [True])}, bytes(4)),
     "'__metadata__' is malformed": ({"__metadata__": {"a": 1}}, b""),
     "a has dtype 'F7', expected one of F64, F32": ({"a": entry(0, 4, [1], "F7")}, bytes(4)),

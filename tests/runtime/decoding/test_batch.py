@@ -22,7 +22,17 @@ from tests.helpers.artifacts import bound as artifacts_bound
 
 GREEDY = SamplingOptions()
 STEPS = 3 * WINDOW  # from any prompt on, past the window
-LENGTHS = (1, 2, 4, 5, WINDOW - 1, WINDOW, WINDOW + 1, 16, 2 * WINDOW + 3)  # below, at and beyond the window and both prefill chunks
+LENGTHS = (
+    1,
+    2,
+    4,
+    5,
+    WINDOW - 1,
+    WINDOW,
+    WINDOW + 1,
+    16,
+    2 * WINDOW + 3,
+)  # below, at and beyond the window and both prefill chunks
 
 
 class Recording:
@@ -95,7 +105,12 @@ def test_a_row_gives_the_same_tokens_whatever_the_others_hold(windowed, bound, l
     target = prompt(length, 1)
     expected, ids = row_bits(windowed, [target], 0)
     assert expected.shape == (STEPS, windowed.manifest.model.vocab_size)
-    beside = [(target, target), (prompt(length, 2), prompt(length, 3)), ([0], prompt(length, 4)), (prompt(1, 5), prompt(33, 6))]
+    beside = [
+        (target, target),
+        (prompt(length, 2), prompt(length, 3)),
+        ([0], prompt(length, 4)),
+        (prompt(1, 5), prompt(33, 6)),
+    ]
     beside += [(prompt(17, 7), prompt(18, 8)), (prompt(30, 9), [0] * 3)]
     for one, two in beside:
         for row in range(3):
@@ -131,7 +146,9 @@ def test_others_that_end_early_change_nothing(windowed, bound):
 
 
 def test_a_row_that_has_ended_leaves_its_caches_alone(full_attention):
-    steps = generate_batch(full_attention, [prompt(CACHE_LEN - 2, 1), prompt(3, 2)], row_samplers(GREEDY, 2), max_tokens=20, eos_ids=())
+    steps = generate_batch(
+        full_attention, [prompt(CACHE_LEN - 2, 1), prompt(3, 2)], row_samplers(GREEDY, 2), max_tokens=20, eos_ids=()
+    )
     ended = None
     for index, step in steps:
         if ended is not None and index == 1:
@@ -144,12 +161,16 @@ def test_a_row_that_has_ended_leaves_its_caches_alone(full_attention):
 @pytest.fixture(scope="module")
 def theirs(compile_case):
     """Greedy ids of transformers on one prompt alone."""
-    model = MistralForCausalLM.from_pretrained(compile_case("batched").folder / "checkpoint", dtype=torch.float32).eval()
+    model = MistralForCausalLM.from_pretrained(
+        compile_case("batched").folder / "checkpoint", dtype=torch.float32
+    ).eval()
     model.generation_config.eos_token_id = None
 
     def answer(ids):
         given = torch.tensor([ids])
-        made = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
+        made = model.generate(
+            given, attention_mask=torch.ones_like(given), max_new_tokens=STEPS, do_sample=False, pad_token_id=0
+        )
         return made[0, len(ids) :].tolist()
 
     return answer

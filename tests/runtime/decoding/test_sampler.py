@@ -15,7 +15,9 @@ HISTORY = [3, 7, 7, 3, 500, 999]
 
 def transformers_probabilities(options, history):
     """The chain that transformers builds in `_get_logits_processor`, in its order."""
-    scores = torch.from_numpy(LOGITS.astype(np.float64))[None]  # in float64: their code then differs from ours by rounding of exp alone
+    scores = torch.from_numpy(LOGITS.astype(np.float64))[
+        None
+    ]  # in float64: their code then differs from ours by rounding of exp alone
     processors = []
     if options.repetition_penalty is not None:
         processors.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
@@ -38,7 +40,9 @@ def our_probabilities(options, history):
     return full
 
 
-GRID = list(itertools.product([0.7, 1.0, 1.8], [None, 1, 40, 5000], [None, 0.1, 0.9, 1.0], [None, 0.0, 0.05], [None, 1.3, 0.8]))
+GRID = list(
+    itertools.product([0.7, 1.0, 1.8], [None, 1, 40, 5000], [None, 0.1, 0.9, 1.0], [None, 0.0, 0.05], [None, 1.3, 0.8])
+)
 
 
 @pytest.mark.parametrize("settings", GRID)
@@ -47,7 +51,9 @@ def test_distribution_equals_that_of_transformers(settings):
     ours = our_probabilities(options, HISTORY)
     theirs = transformers_probabilities(options, HISTORY)
     assert ((ours > 0) == (theirs > 0)).all()
-    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)  # float64: a few units in the last place, summed over 1000 terms
+    np.testing.assert_allclose(
+        ours, theirs, rtol=1e-12, atol=1e-15
+    )  # float64: a few units in the last place, summed over 1000 terms
 
 
 def test_greedy_takes_the_highest_logit_after_the_penalty():
@@ -64,7 +70,9 @@ def test_draws_follow_the_distribution():
     expected = transformers_probabilities(options, [0])
     assert counts[expected == 0].sum() == 0
     deviation = np.sqrt(expected * (1 - expected) / draws)
-    assert (np.abs(counts / draws - expected) <= 5 * deviation).all()  # 5 sigma on 8 ids: 5e-6 chance, and the seed is fixed
+    assert (
+        np.abs(counts / draws - expected) <= 5 * deviation
+    ).all()  # 5 sigma on 8 ids: 5e-6 chance, and the seed is fixed
 
 
 def test_the_same_seed_draws_the_same_ids():

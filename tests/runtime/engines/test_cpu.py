@@ -45,14 +45,18 @@ def test_levels_ascend():
 
 def test_machine_features_are_what_grep_sees():
     """The flags of this machine, read by another program; on another architecture there are none."""
-    line = subprocess.run(["grep", "-m1", "^flags", "/proc/cpuinfo"], capture_output=True, text=True, check=False).stdout
+    line = subprocess.run(
+        ["grep", "-m1", "^flags", "/proc/cpuinfo"], capture_output=True, text=True, check=False
+    ).stdout
     assert machine_features() == frozenset(line.partition(":")[2].split())
     assert (platform.machine() == "x86_64") == bool(machine_features())
 
 
 def test_machine_features_of_unequal_processors(tmp_path):
     info = tmp_path / "cpuinfo"
-    info.write_text("processor\t: 0\nflags\t\t: sse2 avx amx_tile\nvmx flags\t: ept\n\nprocessor\t: 1\nflags\t\t: sse2 avx\n")
+    info.write_text(
+        "processor\t: 0\nflags\t\t: sse2 avx amx_tile\nvmx flags\t: ept\n\nprocessor\t: 1\nflags\t\t: sse2 avx\n"
+    )
     assert machine_features(info) == {"sse2", "avx"}
 
 

@@ -30,7 +30,11 @@ def library(tmp_path):
 def test_uploads_are_whole_whatever_the_stage(library, monkeypatch):
     monkeypatch.setattr(cuda_memory, "STAGE_BYTES", 100)
     generator = np.random.default_rng(0)
-    arrays = [generator.integers(0, 99, 1).astype(np.int64), generator.standard_normal((7, 11)).astype(np.float16), np.arange(50, dtype=np.int16)]
+    arrays = [
+        generator.integers(0, 99, 1).astype(np.int64),
+        generator.standard_normal((7, 11)).astype(np.float16),
+        np.arange(50, dtype=np.int16),
+    ]
     targets = [np.zeros_like(array) for array in arrays]
     counted = []
     memory = CudaMemory(library)
@@ -89,7 +93,9 @@ def test_a_call_runs_then_is_captured_then_launched(library):
 
     ffi = Ffi()
     devices = []
-    ffi.get_global_func = lambda _name: lambda shape, dtype, *_: devices.append(Tensor(np.zeros(shape, dtype))) or devices[-1]
+    ffi.get_global_func = lambda _name: (
+        lambda shape, dtype, *_: devices.append(Tensor(np.zeros(shape, dtype))) or devices[-1]
+    )
     call = GraphFunction(Device(None, ffi, CudaMemory(library)), function, graph, ["caches"])
     id_array, positions = call.inputs
     for turn in range(4):

@@ -41,17 +41,26 @@ def library(tmp_path):
 def engines(request, compile_case, tmp_path_factory):
     """One that draws as a GPU does, and one whose host draws; both with the same kernels."""
     folder = tmp_path_factory.mktemp(request.param)
-    graphs = exported("full", folder / "case", FULL)[1] if request.param == "full" else compile_case(request.param).graphs
+    graphs = (
+        exported("full", folder / "case", FULL)[1] if request.param == "full" else compile_case(request.param).graphs
+    )
     manifest = compile_serial(graphs, folder)
     device = HostDevice(ReplayMemory(stub_runtime(folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "start_machine", lambda library, *_: start_machine(library, CPU_DEVICE))
-        loaded = cuda.load_library(device, manifest, folder / LIBRARY_FILE, TensorFile.open(folder / WEIGHTS_FILE).map())
-    return SimpleNamespace(device=Engine(manifest, folder, loaded), host=serial_engine(manifest, folder), full=request.param == "full")
+        loaded = cuda.load_library(
+            device, manifest, folder / LIBRARY_FILE, TensorFile.open(folder / WEIGHTS_FILE).map()
+        )
+    return SimpleNamespace(
+        device=Engine(manifest, folder, loaded), host=serial_engine(manifest, folder), full=request.param == "full"
+    )
 
 
 def steps(engine, prompt, options, max_tokens=SLOTS, eos_ids=()):
-    return [(step.token_id, step.finish_reason) for step in generate(engine, prompt, Sampler(options), max_tokens=max_tokens, eos_ids=eos_ids)]
+    return [
+        (step.token_id, step.finish_reason)
+        for step in generate(engine, prompt, Sampler(options), max_tokens=max_tokens, eos_ids=eos_ids)
+    ]
 
 
 def prompt_of(engine, length=5, seed=0):
@@ -64,7 +73,9 @@ def test_the_device_draws_what_the_host_does(engines, options):
     found = []
     for engine in (engines.device, engines.host):
         engine.reset()
-        found.append(steps(engine, prompt_of(engine), options, max_tokens=3 * WINDOW if not engines.full else 2 * SLOTS))
+        found.append(
+            steps(engine, prompt_of(engine), options, max_tokens=3 * WINDOW if not engines.full else 2 * SLOTS)
+        )
         assert engine.position == 5 + len(found[0]) - 1
     assert engines.device.can_draw(options)
     assert not engines.host.can_draw(options)
@@ -84,7 +95,9 @@ def test_a_sequence_goes_on_after_an_end(engines):
         ended = list(generate(engine, prompt_of(engine), sampler, max_tokens=SLOTS, eos_ids=(first[3][0],)))
         assert ended[-1].finish_reason == "stop"
         position = engine.position
-        found.append((ended, position, list(generate(engine, prompt_of(engine, 4, seed=1), sampler, max_tokens=6, eos_ids=()))))
+        found.append(
+            (ended, position, list(generate(engine, prompt_of(engine, 4, seed=1), sampler, max_tokens=6, eos_ids=())))
+        )
     assert found[0] == found[1]
 
 
@@ -97,7 +110,9 @@ def test_a_model_is_given_back_at_once(library):
     gc.disable()
     try:
         weights = set()
-        decode = GraphFunction(device, lambda *_: output, Graph(name="decode", tokens=1, signature=signature), [weights])
+        decode = GraphFunction(
+            device, lambda *_: output, Graph(name="decode", tokens=1, signature=signature), [weights]
+        )
         draws = CudaDraws(device, decode, lambda *_: None)
         for _ in range(3):
             decode()
@@ -124,7 +139,8 @@ def test_whoever_leaves_early_leaves_a_sound_engine(engines):
 
 def test_other_filters_stay_with_the_host(engines):
     assert not any(
-        engines.device.can_draw(SamplingOptions(temperature=1.0, **one)) for one in ({"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1})
+        engines.device.can_draw(SamplingOptions(temperature=1.0, **one))
+        for one in ({"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1})
     )
 
 
@@ -141,7 +157,9 @@ def test_it_verifies_itself(engines, monkeypatch):
 
 def test_the_benchmark_times_drawn_steps(engines, monkeypatch):
     monkeypatch.setattr(engines.device, "decode", None)
-    speeds = measure(engines.device, engines.device.manifest.model.vocab_size, Workload((4,), (4,), steps=3, repeats=1), lambda _: 1)
+    speeds = measure(
+        engines.device, engines.device.manifest.model.vocab_size, Workload((4,), (4,), steps=3, repeats=1), lambda _: 1
+    )
     assert speeds.decode[0].step_s > 0
 
 

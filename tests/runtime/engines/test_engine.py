@@ -93,7 +93,10 @@ def test_a_prompt_in_pieces(engine, rows, steps, bound, pieces):
 @pytest.mark.parametrize("length", LENGTHS)
 def test_ring_holds_the_shifted_cache(engine, rows, steps, bound, length):
     """Position p, in column W - length + p of the graph's cache, lies in slot p mod W of the engine's."""
-    for feed in (lambda: engine.prefill([row[:length] for row in rows]), lambda: [engine.decode([row[i] for row in rows]) for i in range(length)]):
+    for feed in (
+        lambda: engine.prefill([row[:length] for row in rows]),
+        lambda: [engine.decode([row[i] for row in rows]) for i in range(length)],
+    ):
         engine.reset()
         feed()
         for ring, shifted in zip(dequantized(by_slot(engine.caches)), dequantized(steps[1][length]), strict=True):
@@ -174,7 +177,9 @@ def test_a_prompt_that_fills_the_cache_exactly_sees_all_of_it(compile_case, full
     case = compile_case("int8")
     rows = [random_ids(CACHE_LEN, 301, seed) for seed in (5, 6)]
     expected = onnx_shifted(case.graphs).feed(rows, [5] * (CACHE_LEN // 5))
-    assert reference.difference(full_attention.prefill(rows), expected) <= reference.bound(case.graphs.record.model, CACHE_LEN)
+    assert reference.difference(full_attention.prefill(rows), expected) <= reference.bound(
+        case.graphs.record.model, CACHE_LEN
+    )
 
 
 @pytest.mark.parametrize("case_name", ["int8", "fp16"])

@@ -45,7 +45,11 @@ SHAPES = {"linear": Linear, "embedding": Embedding, "rolling_attention": Rolling
 
 def serial(call):
     """The kernel of a call in its serial form, with products for tensor cores."""
-    arguments = [msgspec.convert(argument, SHAPES[call.op]) for argument in call.arguments] if call.op in SHAPES else call.arguments
+    arguments = (
+        [msgspec.convert(argument, SHAPES[call.op]) for argument in call.arguments]
+        if call.op in SHAPES
+        else call.arguments
+    )
     return compiled(kernels_of(HALF_TARGET)[call.op](*arguments, on=SERIAL))
 
 
@@ -56,9 +60,14 @@ def calls_of(compile_case, name):
 
 def call_of(op, *arguments):
     """A kernel with these arguments of its maker."""
-    parameters = tuple(TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in CUDA[op](*arguments).params)
+    parameters = tuple(
+        TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype))
+        for b in CUDA[op](*arguments).params
+    )
     arguments = tuple(map(msgspec.to_builtins, arguments))
-    return KernelCall(kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"decode": 1}, bytes=1, flops=1)
+    return KernelCall(
+        kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"decode": 1}, bytes=1, flops=1
+    )
 
 
 def mixture_call(tokens, dtype):
@@ -66,7 +75,12 @@ def mixture_call(tokens, dtype):
     return call_of("mixture", Mixture((1, tokens), 64, 48, 5, 2, MatrixFormat(dtype=dtype)))
 
 
-OTHERS = [("rms_norm", (2, 3), 100, 1e-5), ("swiglu", (1, 5), 33), ("residual", (2, 3, 40)), ("rotation", (2, 3), 16, "sin")]
+OTHERS = [
+    ("rms_norm", (2, 3), 100, 1e-5),
+    ("swiglu", (1, 5), 33),
+    ("residual", (2, 3, 40)),
+    ("rotation", (2, 3), 16, "sin"),
+]
 
 
 @pytest.mark.parametrize("arguments", OTHERS, ids=lambda arguments: arguments[0])
@@ -105,7 +119,11 @@ def wrong(function, change):
 @pytest.mark.parametrize("op", ["linear", "embedding", "rotation", "rolling_attention", "mixture"])
 def test_a_wrong_kernel_is_seen(compile_case, op):
     """A result a little too large, a number that was not written, and, of attention, a ring that was written one slot too far."""
-    call = mixture_call(5, "int8") if op == "mixture" else next(call for call in calls_of(compile_case, "fp16") if call.op == op)
+    call = (
+        mixture_call(5, "int8")
+        if op == "mixture"
+        else next(call for call in calls_of(compile_case, "fp16") if call.op == op)
+    )
     right, output = serial(call), case_of(call, half=True).output
 
     def scaled(tensors):
@@ -126,14 +144,22 @@ def test_a_wrong_kernel_is_seen(compile_case, op):
         assert check_kernel(call, wrong(right, change), Host(), half=True).error > 1
 
 
-@pytest.mark.parametrize("stored", [MatrixFormat(dtype="float16"), MatrixFormat(dtype="int8"), MatrixFormat(dtype="int4", group_size=128)], ids=str)
+@pytest.mark.parametrize(
+    "stored",
+    [MatrixFormat(dtype="float16"), MatrixFormat(dtype="int8"), MatrixFormat(dtype="int4", group_size=128)],
+    ids=str,
+)
 @pytest.mark.parametrize("rows", [1, 16])
 def test_the_bound_of_a_long_sum_sees_what_is_left_out(stored, rows):
     """With the K of a 7B model's w2: all of it, in float32, is right, and without its last fiftieth it is not."""
     n, k = 32, 14336
     case = case_of(call_of("linear", Linear((1, rows), n, k, stored)), half=False)
     x, *parts, y = case.arrays
-    matrix = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts).rows(0, 1).astype(np.float32)
+    matrix = (
+        PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts)
+        .rows(0, 1)
+        .astype(np.float32)
+    )
     for kept, right in ((k, True), (k - k // 50, False)):
         found = [*case.arrays[:-1], (x[..., :kept] @ matrix[:, :kept].T).reshape(y.shape)]
         assert (case.error(found) <= 1) == right, kept
@@ -153,7 +179,9 @@ def test_packed_matrices_are_read_as_they_were_packed(stored):
     n, k = 70, 160
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
     arrays = store(tensor, np.random.default_rng(0).standard_normal((n, k)).astype(np.float32))
-    matrix = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *packed(tensor, arrays, "cuda"))
+    matrix = PackedMatrix(
+        Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *packed(tensor, arrays, "cuda")
+    )
     expected = load(tensor, arrays)
     np.testing.assert_allclose(np.concatenate([matrix.rows(0, 2), matrix.rows(2, 3)]), expected, rtol=2**-23)
 
@@ -163,7 +191,9 @@ def test_random_weights_have_the_size_of_a_models(stored):
     n, k = 64, 256
     specs = [part.spec for part in packed_tensors(ModelTensor(name="w", shape=(n, k), stored=stored), 1, "cuda")]
     found = random_weights(specs)
-    assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {spec.name: (spec.shape, spec.dtype) for spec in specs}
+    assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {
+        spec.name: (spec.shape, spec.dtype) for spec in specs
+    }
     parts = [found[spec.name] for spec in specs]
     rows = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts).rows(0, 2)
     assert 0.5 * k**-0.5 < rows.std() < 2 * k**-0.5
@@ -185,7 +215,9 @@ class StubDevice:
         self.on_stream = contextlib.nullcontext
         self.alive = weakref.WeakValueDictionary()
         on_device = self.memory.on_device
-        self.memory.on_device = lambda to, source, nbytes: self.alive[to] and self.alive[source] and on_device(to, source, nbytes)
+        self.memory.on_device = lambda to, source, nbytes: (
+            self.alive[to] and self.alive[source] and on_device(to, source, nbytes)
+        )
 
     def tensor(self, spec):
         made = StubTensor(spec)
@@ -212,7 +244,9 @@ def test_kernels_are_timed_in_a_graph_that_takes_copies_in_turn(tmp_path):
     kernels.run(seen.append, [tensor])
     assert seen == [tensor]
     seen.clear()
-    seconds = kernels.seconds(lambda which: seen.append((device.library.is_capturing(), which)), [["a"], ["b"], ["c"]], 66)
+    seconds = kernels.seconds(
+        lambda which: seen.append((device.library.is_capturing(), which)), [["a"], ["b"], ["c"]], 66
+    )
     assert [which for _, which in seen[:4]] == ["a", "b", "c", "a"]
     assert {capturing for capturing, _ in seen} == {1}
     assert len(seen) == 66
@@ -303,10 +337,16 @@ def test_an_artifact_names_its_kernels(cuda_artifact):
     manifest = checked_manifest(cuda_artifact)
     used = {row.kernel.removesuffix("_kernel").partition("_kernel_")[0] for row in manifest.kernels}
     assert {call.kernel for call in manifest.calls} <= used
-    assert sum(call.calls.get("decode", 0) for call in manifest.calls if call.op == "linear") == 5  # wqkv, wo, w13, w2, head
+    assert (
+        sum(call.calls.get("decode", 0) for call in manifest.calls if call.op == "linear") == 5
+    )  # wqkv, wo, w13, w2, head
     products = products_of(manifest)
     name = manifest.name
-    assert {(p.graph, p.rows) for p in products} == {(f"{name} decode", 1), (f"{name} prefill", 2048), (f"{name} prefill", 1)}
+    assert {(p.graph, p.rows) for p in products} == {
+        (f"{name} decode", 1),
+        (f"{name} prefill", 2048),
+        (f"{name} prefill", 1),
+    }
     assert random_weights(manifest.weights).keys() == {spec.name for spec in manifest.weights}
 
 
@@ -338,11 +378,17 @@ def report(*kernels, ok=True):
 
 def test_the_tables():
     limits = Limits(4000.0, 400.0)
-    assert " ".join(kernel_line(KERNEL, limits).split()) == "0.25 10.0 2,000 10.00 50% of copy linear_0 1 x 4096 -> 4096 int8 decode"
+    assert (
+        " ".join(kernel_line(KERNEL, limits).split())
+        == "0.25 10.0 2,000 10.00 50% of copy linear_0 1 x 4096 -> 4096 int8 decode"
+    )
     assert kernel_line(SLOW, limits).split()[:8] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
     assert limits.share(replace(KERNEL, cold=False)) == "in cache"
     assert Limits(4000.0, None).share(SLOW) == "0% of copy"
-    rivals = Rivals(TorchTimes(400.0, {"7b decode": 0.004, "7b prefill": 0.05}), TransformersTimes({2048: 0.2}, {64: 0.01}, graph=True))
+    rivals = Rivals(
+        TorchTimes(400.0, {"7b decode": 0.004, "7b prefill": 0.05}),
+        TransformersTimes({2048: 0.2}, {64: 0.01}, graph=True),
+    )
     _, decode, prefill = model_lines(report(KERNEL), limits, rivals)
     assert "50% of copy, 1.25 of the time of torch's products alone, 0.50 of the time of transformers' graph" in decode
     assert "2.00 of the time of torch's products alone, 0.50 of the time of transformers" in prefill
@@ -365,14 +411,18 @@ def test_json_has_no_infinite_numbers():
 
 
 def test_labels():
-    call = KernelCall(kernel="rms_norm_0", op="rms_norm", arguments=([1, 4], 64, 1e-5), parameters=(), calls={}, bytes=0, flops=0)
+    call = KernelCall(
+        kernel="rms_norm_0", op="rms_norm", arguments=([1, 4], 64, 1e-5), parameters=(), calls={}, bytes=0, flops=0
+    )
     assert label_of(call) == "4 x 64"
 
 
 def test_torch_of_another_python_is_asked(tmp_path, monkeypatch, capsys):
     """A stand-in for that Python: it reads the products and answers."""
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"peak_tflop_s": 5.0, "seconds": {{"decode": 0.5}}}}\'\n')
+    python.write_text(
+        f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"peak_tflop_s": 5.0, "seconds": {{"decode": 0.5}}}}\'\n'
+    )
     python.chmod(0o755)
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\nexit 1\n")
@@ -398,7 +448,9 @@ def test_transformers_is_asked_for_a_model_of_the_same_sizes(compile_case, tmp_p
     """A stand-in for its Python; a mixture and layers with different windows are not asked for."""
     model = Artifact.open(compile_case("windowed").artifact).manifest.model
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"ttft": {{"8": 0.5}}, "decode": {{"4": 0.25}}, "graph": true}}\'\n')
+    python.write_text(
+        f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"ttft": {{"8": 0.5}}, "decode": {{"4": 0.25}}, "graph": true}}\'\n'
+    )
     python.chmod(0o755)
     monkeypatch.setattr(torch_process, "PYTHONS", (str(python),))
     assert ask_transformers(model, [8], [4]) == TransformersTimes({8: 0.5}, {4: 0.25}, graph=True)

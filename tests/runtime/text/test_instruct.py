@@ -27,14 +27,19 @@ FILES = {
 USER = {"role": "user", "content": "What is 2 + 2?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 REPLY = {"role": "assistant", "content": "4.  "}
-TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}},
+}
 CALL = {"id": "a1B2c3D4e", "type": "function", "function": {"name": "add", "arguments": '{"x": 2, "y": 2}'}}
 ASKS = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "4", "tool_call_id": "a1B2c3D4e", "name": "add"}
 
 
 def spec(version):
-    return TokenizerSpec(kind="sentencepiece", file=FILES[version], bos_id=1, add_bos=True, eos_ids=(2,), instruct=version)
+    return TokenizerSpec(
+        kind="sentencepiece", file=FILES[version], bos_id=1, add_bos=True, eos_ids=(2,), instruct=version
+    )
 
 
 @pytest.fixture(scope="module", params=FILES)
@@ -95,7 +100,10 @@ def test_tools_give_the_ids_of_mistral_common(both, messages, tools):
         with pytest.raises(UserError, match="the instruct format v1 knows none"):
             ours.encode(messages, tools)
         return
-    assert ours.encode(messages, tools) == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages, tools=tools or None)).tokens
+    assert (
+        ours.encode(messages, tools)
+        == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages, tools=tools or None)).tokens
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,9 +119,15 @@ def test_tools_give_the_ids_of_mistral_common(both, messages, tools):
         ([USER, ASKS, RESULT, RESULT], "message 3 is a tool's result that answers no call"),
         ([USER, ASKS, REPLY, USER], "message 2 is an assistant's while 1 tool calls have no result"),
         ([USER, ASKS, USER], "1 tool calls have no result"),
-        ([USER, {**ASKS, "tool_calls": [{**CALL, "id": "1"}]}, RESULT], "message 1 has the tool call id '1', expected nine"),
+        (
+            [USER, {**ASKS, "tool_calls": [{**CALL, "id": "1"}]}, RESULT],
+            "message 1 has the tool call id '1', expected nine",
+        ),
         ([USER, ASKS, {**RESULT, "tool_call_id": "a1B2c3D4e\n"}], "message 2 has the tool call id"),
-        ([USER, {**ASKS, "tool_calls": [{**CALL, "function": {"name": "a b", "arguments": ""}}]}, RESULT], "has the function name 'a b'"),
+        (
+            [USER, {**ASKS, "tool_calls": [{**CALL, "function": {"name": "a b", "arguments": ""}}]}, RESULT],
+            "has the function name 'a b'",
+        ),
         ([USER, {**ASKS, "content": "x"}, RESULT], "has both text and tool calls"),
         ([{"role": "user", "content": "\ud800"}], "not valid Unicode"),
     ],
@@ -126,7 +140,10 @@ def test_what_no_model_was_trained_on_is_one_sentence(messages, message):
 def test_text_beside_calls_is_allowed_from_v7():
     theirs = MistralTokenizer.from_file(DATA / FILES["v7"])
     messages = [USER, {**ASKS, "content": "I add."}, RESULT]
-    assert encoder("v7").encode(messages) == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages)).tokens
+    assert (
+        encoder("v7").encode(messages)
+        == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages)).tokens
+    )
 
 
 def test_v2_takes_one_result_for_a_turn_as_mistral_common_does():
@@ -137,7 +154,10 @@ def test_v2_takes_one_result_for_a_turn_as_mistral_common_does():
     with pytest.raises(MistralCommonException):
         theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages))
     history = [*messages, REPLY, USER]  # calls and results before the last user message are not written
-    assert encoder("v2").encode(history) == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(history)).tokens
+    assert (
+        encoder("v2").encode(history)
+        == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(history)).tokens
+    )
 
 
 def test_tools_with_bad_names_are_refused():
@@ -158,7 +178,9 @@ def test_the_format_wins_over_the_template_and_a_base_model_has_neither(tmp_path
     chat = msgspec.structs.replace(spec("v3"), chat_template="chat.jinja")
     assert open_conversation_encoder(chat, tmp_path, tokenizer).encode([USER])[:2] == [1, 3]
     template = msgspec.structs.replace(chat, instruct=None)
-    assert open_conversation_encoder(template, tmp_path, tokenizer).encode([USER]) == tokenizer.encode(USER["content"], add_bos=False)
+    assert open_conversation_encoder(template, tmp_path, tokenizer).encode([USER]) == tokenizer.encode(
+        USER["content"], add_bos=False
+    )
     with pytest.raises(UserError, match="has no chat template, so its model is no chat model"):
         open_conversation_encoder(msgspec.structs.replace(template, chat_template=None), tmp_path, tokenizer)
 

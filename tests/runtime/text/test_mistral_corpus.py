@@ -46,7 +46,14 @@ def open_ours(folder, artifact):
     source = mistral_tokenizer(folder, instruct=True)
     file = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}[source.kind]
     (artifact / file).write_bytes(source.data)
-    spec = TokenizerSpec(kind=source.kind, file=file, bos_id=source.bos_id, add_bos=source.add_bos, eos_ids=source.eos_ids, instruct=source.instruct)
+    spec = TokenizerSpec(
+        kind=source.kind,
+        file=file,
+        bos_id=source.bos_id,
+        add_bos=source.add_bos,
+        eos_ids=source.eos_ids,
+        instruct=source.instruct,
+    )
     tokenizer = open_tokenizer(spec, artifact)
     return tokenizer, open_conversation_encoder(spec, artifact, tokenizer)
 
@@ -72,7 +79,9 @@ def test_conversations_give_the_ids_of_mistral_common(both):
     with_tools = 0
     count = COUNT.get(name, 1600)
     for i in range(count):
-        messages, tools = conversation(draw, tools=version != "v1", several=version not in ("v1", "v2"), beside_text=version == "v7")
+        messages, tools = conversation(
+            draw, tools=version != "v1", several=version not in ("v1", "v2"), beside_text=version == "v7"
+        )
         expected = reference(theirs, messages, tools)
         assert ours.encode(messages, tools) == expected, f"conversation {i}: {json.dumps([messages, tools])}"
         with_tools += bool(tools)

@@ -24,10 +24,15 @@ def test_text_ends_before_the_first_stop_string_whatever_the_split():
         text = "".join(draw.choices("ab", k=draw.randint(1, 10)))
         stops = ["".join(draw.choices("ab", k=draw.randint(1, 4))) for _ in range(draw.randint(0, 2))]
         steps = run(text, stops)
-        ends = [text.find(stop) + len(stop) for stop in stops if stop in text]  # the stop string that is complete first ends the text
+        ends = [
+            text.find(stop) + len(stop) for stop in stops if stop in text
+        ]  # the stop string that is complete first ends the text
         if ends:
             seen = text[: min(ends)]
-            assert "".join(step.text for step in steps) == seen[: min(place for stop in stops if (place := seen.find(stop)) >= 0)]
+            assert (
+                "".join(step.text for step in steps)
+                == seen[: min(place for stop in stops if (place := seen.find(stop)) >= 0)]
+            )
             assert len(steps) == min(ends)
             assert steps[-1].finish_reason == "stop"
         else:

@@ -35,13 +35,17 @@ TEXTS = [
 
 
 def sentencepiece_spec(file, **changes):
-    return TokenizerSpec(**{"kind": "sentencepiece", "file": file, "bos_id": 1, "add_bos": True, "eos_ids": (2,), **changes})
+    return TokenizerSpec(
+        **{"kind": "sentencepiece", "file": file, "bos_id": 1, "add_bos": True, "eos_ids": (2,), **changes}
+    )
 
 
 def open_both(file):
     """One of Mistral's own tokenizers: ours and the library's."""
     with importlib.resources.as_file(DATA) as folder:
-        return open_tokenizer(sentencepiece_spec(file), folder), sentencepiece.SentencePieceProcessor(model_file=str(folder / file))
+        return open_tokenizer(sentencepiece_spec(file), folder), sentencepiece.SentencePieceProcessor(
+            model_file=str(folder / file)
+        )
 
 
 @pytest.fixture(scope="module", params=[V1, V3, V7])
@@ -80,9 +84,13 @@ def metaspace(tmp_path_factory):
     """A tokenizer.json in the manner of a converted SentencePiece model: byte fallback, and a decoder that strips one leading space."""
     letters = sorted(set("".join(TEXTS).replace(" ", "▁")) - set("東京🎉Ⅷ"))
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁Hello", "▁▁"]
-    library = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True, unk_token="<unk>"))
+    library = tokenizers.Tokenizer(
+        models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True, unk_token="<unk>")
+    )
     library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     library.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("<s>", "</s>")])
     folder = tmp_path_factory.mktemp("tokenizer")
     library.save(str(folder / "tokenizer.json"))
@@ -90,7 +98,9 @@ def metaspace(tmp_path_factory):
 
 
 def json_spec(**changes):
-    return TokenizerSpec(**{"kind": "tokenizer.json", "file": "tokenizer.json", "bos_id": 0, "add_bos": True, "eos_ids": (1,), **changes})
+    return TokenizerSpec(
+        **{"kind": "tokenizer.json", "file": "tokenizer.json", "bos_id": 0, "add_bos": True, "eos_ids": (1,), **changes}
+    )
 
 
 def pushes(tokenizer, ids, after=()):
@@ -109,8 +119,14 @@ def test_sentencepiece_text_equals_the_library(real, text):
 
 @pytest.mark.parametrize(("file", "version"), [(V1, "v1"), (V3, "v3")])
 def test_template_text_gives_the_ids_of_mistrals_own_chat_encoder(file, version):
-    messages = [UserMessage(content="Hi there"), AssistantMessage(content="Hello!"), UserMessage(content=" two  spaces\nand 東京")]
-    expected = getattr(MistralTokenizer, version)().encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
+    messages = [
+        UserMessage(content="Hi there"),
+        AssistantMessage(content="Hello!"),
+        UserMessage(content=" two  spaces\nand 東京"),
+    ]
+    expected = (
+        getattr(MistralTokenizer, version)().encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
+    )
     prompts = {  # as the chat templates of the checkpoints write them
         "v1": "<s> [INST] Hi there [/INST] Hello!</s> [INST]  two  spaces\nand 東京 [/INST]",
         "v3": "<s>[INST] Hi there[/INST] Hello!</s>[INST]  two  spaces\nand 東京[/INST]",
@@ -174,7 +190,11 @@ def test_streamed_text_of_any_ids_equals_the_library(both):
         streamed = "".join(pushes(ours, ids))
         assert streamed == ours.decode(ids)
         # the ByteFallback decoder of `tokenizers` gives up a run of bytes, good ones too, when one of them is wrong: a stream cannot
-        if not (isinstance(library, tokenizers.Tokenizer) and "ByteFallback" in str(library.decoder) and "\N{REPLACEMENT CHARACTER}" in whole):
+        if not (
+            isinstance(library, tokenizers.Tokenizer)
+            and "ByteFallback" in str(library.decoder)
+            and "\N{REPLACEMENT CHARACTER}" in whole
+        ):
             assert streamed == whole
             compared += 1
     assert compared > 50
@@ -190,7 +210,10 @@ def test_an_incomplete_character_waits_and_a_broken_one_is_replaced(real):
     assert "".join(pushes(ours, [euro[0], *hello])) == library.decode([euro[0], *hello])
 
 
-@pytest.mark.parametrize(("prompt", "continuation"), [("The capital is", " Paris"), ("2 +", " 2"), ("x=(", "1)"), ("", "Paris"), ("Look:", "\n  x")])
+@pytest.mark.parametrize(
+    ("prompt", "continuation"),
+    [("The capital is", " Paris"), ("2 +", " 2"), ("x=(", "1)"), ("", "Paris"), ("Look:", "\n  x")],
+)
 def test_a_continuation_keeps_the_space_to_its_prompt(both, prompt, continuation):
     ours, _ = both
     prompt_ids = ours.encode(prompt)
