@@ -1,15 +1,14 @@
 """`python -m build yaml/x.yaml [--set key.path=value ...] [--dump DIR]`: compile a config into its artifact, running export first if it is stale."""
 
 import time
-from pathlib import Path
 
-from build.compile import compile_config
+from build.compile import compile_job
 from build.tools.footprint import Footprint, caches_of, description, table
-from export.configuration.config import CompileConfig, artifact_dir, describe_defaults, load_config, stage_parser
+from export.configuration.config import describe_defaults, stage_parser
 from export.console import console, output
+from export.job import Job
 from export.memory import noted_peak, peak_memory, return_freed_blocks
-from export.plan import export_key, workspace_of
-from export.stage import stage_folder
+from export.plan import weights_folder
 from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.folder import Artifact
 from runtime.errors import run_command
@@ -18,13 +17,13 @@ from runtime.errors import run_command
 def main() -> int:
     """Compile; returns the exit status."""
     arguments = stage_parser("Compile a checkpoint into an artifact.").parse_args()
-    config = load_config(arguments.config, arguments.overrides)
-    console.print("\n".join(describe_defaults(config)), style="dim", markup=False)
+    job = Job.load(arguments.config, arguments.overrides)
+    console.print("\n".join(describe_defaults(job.config)), style="dim", markup=False)
     return_freed_blocks()
     start = time.time()
-    artifact = compile_config(config, arguments.config, arguments.overrides, arguments.dump)
+    artifact = compile_job(job, arguments.dump)
     made = (artifact.folder / MANIFEST_FILE).stat().st_mtime >= start
-    footprint = measured(config, artifact, workspace_of(config, artifact_dir(arguments.config)), made=made)
+    footprint = measured(job, artifact, made=made)
     m = artifact.manifest
     output.print(
         table(f"{artifact.folder}: {description(m.name, m.model, m.target, m.quantization)}", footprint.rows(), {})
@@ -35,18 +34,17 @@ def main() -> int:
     return 0
 
 
-def measured(config: CompileConfig, artifact: Artifact, workspace: Path, *, made: bool) -> Footprint:
+def measured(job: Job, artifact: Artifact, *, made: bool) -> Footprint:
     """What the compile made and took; the build's peak only where this process `made` the artifact."""
     manifest = artifact.manifest
-    graphs = stage_folder(workspace, "graphs", export_key(config))
     return Footprint(
         files={path.name: path.stat().st_size for path in artifact.folder.iterdir()},
         caches=caches_of(manifest.model, manifest.graphs[-1], manifest.shape.cache_len),
         target=manifest.target,
         box_peak=None,
-        export_peak=noted_peak(graphs),
+        export_peak=noted_peak(weights_folder(job)),
         build_peak=peak_memory() if made else None,
-        workspace=sum(path.stat().st_size for path in workspace.rglob("*") if path.is_file()),
+        workspace=sum(path.stat().st_size for path in job.workspace.rglob("*") if path.is_file()),
     )
 
 

@@ -1,34 +1,31 @@
 """A whole compile: run what is stale, reuse what is not. Export runs in a process of its own, so that torch's memory is gone before the build."""
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 from build.packing.layout import RING_BLOCK, ring_block
-from build.pipeline import build_key, build_library, package
+from build.pipeline import artifact_key, build_library, library_key, package
 from build.tvm_stage.cuda import spilling, usage_of
 from build.tvm_stage.target import target_spec
-from export.configuration.config import CompileConfig, artifact_dir
 from export.console import console
+from export.job import Job
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
-from export.plan import export_key, workspace_of
-from export.stage import locked, run_stage, stage_folder
-from runtime.artifact.folder import Artifact
+from export.plan import graphs_path
+from export.stage import locked, run_stage
+from runtime.artifact.folder import Artifact, read_manifest
 from runtime.errors import UserError
 
+LIBRARY_STAGE = "library"
 SLOW_BLOCK = 8  # slots: fewer do not fill a register of AVX2
 
 
-def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump: Path | None) -> Artifact:
-    """The artifact of a config, made or found; raises `UserError` for what a person can mend."""
-    artifact = artifact_dir(path)
-    workspace = workspace_of(config, artifact)
-    with locked(workspace, console.print):
-        spec = target_spec(config.backend)
-        graphs = exported_graphs(config, path, overrides, dump)
-        key = build_key(graphs, spec)
-        current = existing_artifact(artifact, key)
+def compile_job(job: Job, dump: Path | None = None) -> Artifact:
+    """The artifact of a job, made or found; raises `UserError` for what a person can mend."""
+    with locked(job.workspace, console.print):
+        spec = target_spec(job.config.backend)
+        graphs = exported_graphs(job, dump)
+        key = library_key(graphs, spec)
+        current = existing_artifact(job.artifact, artifact_key(job.config.name, key))
         if current is not None and dump is None:
             return current
         if dump is not None:  # a dump shows a run, so the library is made again
@@ -36,10 +33,10 @@ def compile_config(config: CompileConfig, path: Path, overrides: list[str], dump
             build_library(graphs, spec, dump, dump)
         for note in slow_rings(graphs.record) if spec.kind == "llvm" else ():
             console.print(f"warning: {note}", style="yellow")
-        library = run_stage(workspace, "library", key, partial(build_library, graphs, spec, dump=None))
+        library = run_stage(job.workspace, LIBRARY_STAGE, key, partial(build_library, graphs, spec, dump=None))
         for note in spilling(usage_of(library)):
             console.print(f"warning: {note}", style="yellow")
-        return current or package(config, graphs, spec, library, key, artifact)
+        return current or package(job, graphs, spec, library, artifact_key(job.config.name, key))
 
 
 def slow_rings(record: GraphsRecord) -> list[str]:
@@ -53,23 +50,19 @@ def slow_rings(record: GraphsRecord) -> list[str]:
     ]
 
 
-def exported_graphs(config: CompileConfig, path: Path, overrides: list[str], dump: Path | None = None) -> OnnxGraphs:
-    """The config's exported graphs; runs `python -m export` when they are missing or stale."""
-    folder = stage_folder(workspace_of(config, artifact_dir(path)), "graphs", export_key(config))
-    if not folder.is_dir() or dump is not None:
-        command = [sys.executable, "-m", "export", str(path), *(f"--set={text}" for text in overrides)]
-        status = subprocess.run(command + (["--dump", str(dump)] if dump else []), check=False).returncode
-        if status != 0:
-            raise UserError(f"the export stage ended with status {status}; its own message is above")
-    return OnnxGraphs.open(folder)
+def exported_graphs(job: Job, dump: Path | None = None) -> OnnxGraphs:
+    """The job's exported graphs; runs `python -m export` when they are missing or stale."""
+    path = graphs_path(job)
+    if not path.is_file() or dump is not None:
+        job.start("export", *(["--dump", str(dump)] if dump else []))
+    return OnnxGraphs.open(path)
 
 
 def existing_artifact(folder: Path, key: str) -> Artifact | None:
-    """The artifact in `folder`, when it is whole and was made from this very key."""
-    if not (folder / "manifest.json").is_file():
-        return None
+    """The artifact in `folder`, when it was made from this very key and is whole; the key is looked at before gigabytes are hashed."""
     try:
-        artifact = Artifact.open(folder, for_this_machine=False)
+        if read_manifest(folder).build_key != key:
+            return None
+        return Artifact.open(folder, for_this_machine=False)
     except UserError:
-        return None  # damaged or of an older format: it is made again
-    return artifact if artifact.manifest.build_key == key else None
+        return None  # there is none, or it is damaged or of an older format: it is made again

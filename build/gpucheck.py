@@ -8,25 +8,23 @@ architectures, the prefill chunks, the caches and the dtype; its checkpoint is n
 """
 
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from build.pipeline import build_key, build_library, manifest_of
+from build.pipeline import artifact_key, build_library, library_key, manifest_of
 from build.shipping.ship import Member, add_box_options, pythons_of, summary, system_members, write_archive
 from build.shipping.wheels import box_packages, fetch_wheels
 from build.tools.random_checkpoint import SHAPES, headers
 from build.tvm_stage.cuda import spilling
 from build.tvm_stage.target import target_spec
-from export.configuration.config import CompileConfig, artifact_dir, config_parser, load_config
+from export.configuration.config import CompileConfig, config_parser
 from export.console import console, output
-from export.onnx_graphs.graphs import RECORD_FILE, OnnxGraphs
-from export.plan import EXPORT_TOOLS, export_record
+from export.job import Job, launch
+from export.onnx_graphs.graphs import OnnxGraphs, record_path
+from export.plan import TRACING_TOOLS, export_record
 from export.stage import locked, made_whole, stage_key
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.artifact.hashing import file_entry
@@ -77,7 +75,8 @@ def main() -> int:
     arguments = parser.parse_args()
     pythons = pythons_of(arguments)
     checks = [CheckSpec.parse(text) for text in arguments.checks.split()]
-    configs = [check_config(arguments.config, arguments.overrides, check) for check in checks]
+    job = Job.load(arguments.config, arguments.overrides)
+    configs = [check_config(job, check) for check in checks]
     workspace = configs[0].workspace.path / NAME
     with locked(workspace, console.print):
         folders = [compiled_check(config, check, workspace) for config, check in zip(configs, checks, strict=True)]
@@ -85,7 +84,7 @@ def main() -> int:
     members = system_members("cuda", wheels, pythons)
     for folder, check in zip(folders, checks, strict=True):
         members |= {f"checks/{check.name}/{path.name}": Member(path, "libraries") for path in folder.iterdir()}
-    target = artifact_dir(arguments.config).with_name(f"{NAME}.tar.zst")
+    target = job.artifact.with_name(f"{NAME}.tar.zst")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_archive(dict(sorted(members.items())), NAME, target)
     output.print(summary(members, target, wheels, pythons))
@@ -95,12 +94,12 @@ def main() -> int:
     return 0
 
 
-def check_config(path: Path, overrides: Sequence[str], check: CheckSpec) -> CompileConfig:
+def check_config(job: Job, check: CheckSpec) -> CompileConfig:
     """The config of one check; UserError when it is not for CUDA."""
-    config = load_config(path, [*overrides, f"name={check.name}", f"quantize.scheme={check.scheme}"])
+    config = job.changed([f"name={check.name}", f"quantize.scheme={check.scheme}"]).config
     if config.backend.target != "cuda":
         raise UserError(
-            f"{path} has backend.target {config.backend.target}, expected cuda: a GPU check is made of CUDA kernels"
+            f"{job.path} has backend.target {config.backend.target}, expected cuda: a GPU check is made of CUDA kernels"
         )
     return config
 
@@ -112,9 +111,11 @@ def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> 
     inputs = {
         "record": msgspec.to_builtins(record),
         "target": msgspec.to_builtins(spec),
-        "tracer": stage_key({}, "export.trace", EXPORT_TOOLS),
+        "tracer": stage_key({}, "export.onnx_graphs.tracing", TRACING_TOOLS),
     }
-    folder = workspace / f"{check.name}-{stage_key(inputs, 'build.gpucheck', ('apache-tvm', 'apache-tvm-ffi'))}"
+    folder = (
+        workspace / f"{check.name}-{stage_key(inputs, 'build.tvm_stage.library', ('apache-tvm', 'apache-tvm-ffi'))}"
+    )
     if not folder.is_dir():
         for stale in workspace.glob(f"{check.name}-*"):
             shutil.rmtree(stale)
@@ -126,15 +127,19 @@ def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) ->
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir()
     try:
-        (parts / RECORD_FILE).write_bytes(record)
-        status = subprocess.run([sys.executable, "-m", "export.trace", str(parts)], check=False).returncode
-        if status != 0:
-            raise UserError(f"tracing the graphs ended with status {status}; the message is above")
-        graphs, spec = OnnxGraphs.open(parts), target_spec(config.backend)
+        path = record_path(parts, "check")
+        path.write_bytes(record)
+        launch("export.trace", str(path))
+        graphs, spec = OnnxGraphs.open(path), target_spec(config.backend)
         build_library(graphs, spec, parts, dump=None)
         shutil.copyfile(parts / LIBRARY_FILE, folder / LIBRARY_FILE)
         manifest = manifest_of(
-            graphs.record, spec, parts, build_key(graphs, spec), (file_entry(folder / LIBRARY_FILE),)
+            config.name,
+            graphs.record,
+            spec,
+            parts,
+            artifact_key(config.name, library_key(graphs, spec)),
+            (file_entry(folder / LIBRARY_FILE),),
         )
         for note in spilling(manifest.kernels):
             console.print(f"warning: {note}", style="yellow")

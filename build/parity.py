@@ -2,24 +2,22 @@
 own, replays their trace on the compiled artifact, and puts the summary into the manifest. Exit status 1 when a rung fails.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from rich.table import Table
 
-from build.compile import compile_config
-from export.configuration.config import CompileConfig, artifact_dir, config_parser, load_config
+from build.compile import compile_job
+from export.configuration.config import config_parser
 from export.console import console, output, step_bar
-from export.plan import workspace_of
+from export.job import Job
 from export.proof.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, load_trace, pairs_with, ways_agree
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact, replace_manifest
 from runtime.artifact.manifest import ParityRow
 from runtime.engines.engine import Engine
-from runtime.errors import UserError, run_command
+from runtime.errors import run_command
 
 FAILED_STATUS = 1
 
@@ -29,10 +27,10 @@ def main() -> int:
     arguments = config_parser(
         "Prove an artifact: transformers == static torch == onnxruntime == compiled."
     ).parse_args()
-    config = load_config(arguments.config, arguments.overrides)
-    artifact = compile_config(config, arguments.config, arguments.overrides, None)
-    rows = run_export_rungs(config, arguments.config, arguments.overrides)
-    trace = workspace_of(config, artifact_dir(arguments.config)) / TRACE_FILE
+    job = Job.load(arguments.config, arguments.overrides)
+    artifact = compile_job(job)
+    rows = run_export_rungs(job)
+    trace = job.workspace / TRACE_FILE
     if artifact.manifest.target.kind == "llvm":
         rows += run_artifact_rungs(artifact, *load_trace(trace))
     else:
@@ -45,14 +43,10 @@ def main() -> int:
     return 0 if all(row.passed for row in rows) else FAILED_STATUS
 
 
-def run_export_rungs(config: CompileConfig, path: Path, overrides: list[str]) -> list[ParityRow]:
+def run_export_rungs(job: Job) -> list[ParityRow]:
     """The rungs that need torch, in their own process."""
-    command = [sys.executable, "-m", "export.parity", str(path), *(f"--set={text}" for text in overrides)]
-    status = subprocess.run(command, check=False).returncode
-    if status != 0:
-        raise UserError(f"the export stage's parity ended with status {status}; its own message is above")
-    rows = workspace_of(config, artifact_dir(path)) / ROWS_FILE
-    return msgspec.json.decode(rows.read_bytes(), type=list[ParityRow])
+    job.start("export.parity")
+    return msgspec.json.decode((job.workspace / ROWS_FILE).read_bytes(), type=list[ParityRow])
 
 
 def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[list[Logits]]) -> list[ParityRow]:

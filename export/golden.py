@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.configuration.config import artifact_dir, config_parser, load_config
+from export.configuration.config import config_parser
 from export.console import step_bar
+from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
-from export.onnx_graphs.quantize import load, specs
-from export.plan import GOLDEN_STAGE, export_key, golden_key, workspace_of
+from export.plan import GOLDEN_STAGE, golden_key, graphs_path
 from export.proof.steppers import TorchStepper
-from export.stage import run_stage, stage_folder
+from export.stage import run_stage
 from export.static_model.model import StaticModel, constants
+from export.weights.quantize import load, specs
 from runtime.artifact.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
 from runtime.artifact.manifest import HEADS, ModelConfig, Shape, TensorSpec
 from runtime.artifact.tensor_file import TensorFileWriter
@@ -32,13 +33,12 @@ SEED = 20261122
 def main() -> int:
     """Write the config's golden prompts into its workspace; returns the exit status."""
     arguments = config_parser("Compute golden prompts.").parse_args()
-    config = load_config(arguments.config, arguments.overrides)
-    workspace = workspace_of(config, artifact_dir(arguments.config))
-    graphs = OnnxGraphs.open(stage_folder(workspace, "graphs", export_key(config)))
+    job = Job.load(arguments.config, arguments.overrides)
+    graphs = OnnxGraphs.open(graphs_path(job))
     run_stage(
-        workspace,
+        job.workspace,
         GOLDEN_STAGE,
-        golden_key(config),
+        golden_key(job.config),
         lambda folder: write_golden(golden_prompts(graphs), folder / GOLDEN_FILE),
     )
     return 0

@@ -31,8 +31,8 @@ def peak_memory() -> int:
 
 
 def note_peak(folder: Path) -> None:
-    """Keep this process's peak beside the result of its stage."""
-    (folder / PEAK_FILE).write_text(f"{peak_memory()}\n")
+    """Keep this process's peak beside a result; of several processes that made it, the largest."""
+    (folder / PEAK_FILE).write_text(f"{max(peak_memory(), noted_peak(folder) or 0)}\n")
 
 
 def noted_peak(folder: Path) -> int | None:

@@ -8,10 +8,11 @@ import psutil
 import torch
 
 from export.checkpoints.checkpoint import Checkpoint
-from export.configuration.config import CompileConfig, artifact_dir, config_parser, load_config
+from export.configuration.config import CompileConfig, config_parser
 from export.console import step_bar
+from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
-from export.plan import export_key, open_configured, workspace_of
+from export.plan import graphs_path, open_configured
 from export.proof.ladder import (
     ROWS_FILE,
     TRACE_FILE,
@@ -25,7 +26,6 @@ from export.proof.ladder import (
 )
 from export.proof.reference_model import load_reference, reference_logits
 from export.proof.steppers import OnnxStepper, Stepper, TorchStepper, checkpoint_weights, static_model, stored_weights
-from export.stage import stage_folder
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow
 from runtime.errors import UserError, run_command
@@ -36,13 +36,11 @@ COPIES = 3  # of the float32 weights that a rung holds at worst: the reader's, t
 def main() -> int:
     """Run the rungs; returns the exit status."""
     arguments = config_parser("Compare transformers, the static model and onnxruntime.").parse_args()
-    config = load_config(arguments.config, arguments.overrides)
-    checkpoint = open_configured(config)
+    job = Job.load(arguments.config, arguments.overrides)
+    checkpoint = open_configured(job.config)
     check_memory(checkpoint)
-    workspace = workspace_of(config, artifact_dir(arguments.config))
-    graphs = OnnxGraphs.open(stage_folder(workspace, "graphs", export_key(config)))
-    rows = run_rungs(config, checkpoint, graphs, workspace / TRACE_FILE)
-    (workspace / ROWS_FILE).write_bytes(msgspec.json.encode(rows))
+    rows = run_rungs(job.config, checkpoint, OnnxGraphs.open(graphs_path(job)), job.workspace / TRACE_FILE)
+    (job.workspace / ROWS_FILE).write_bytes(msgspec.json.encode(rows))
     return 0
 
 

@@ -1,19 +1,20 @@
-"""What an export will make, known from the configuration and the checkpoint's headers alone; loads no torch."""
+"""What an export will make, known from the configuration and the checkpoint's headers alone, and the keys and folders of its stages; loads no torch."""
 
 from pathlib import Path
 
 from export.checkpoints.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
-from export.checkpoints.source import TokenizerSource, identity
+from export.checkpoints.source import identity
 from export.configuration.config import CompileConfig
-from export.onnx_graphs.graphs import GraphsRecord, make_graphs
-from export.onnx_graphs.quantize import CACHE_STORAGE, STORAGE, FormatRules
-from export.stage import stage_key
-from runtime.artifact.manifest import Quantization, Shape, TokenizerSpec
+from export.job import Job
+from export.onnx_graphs.graphs import GraphsRecord, record_path
+from export.stage import stage_folder, stage_key
+from export.weights.stored import WeightsRecord
+from export.weights.storing import record_of
+from runtime.artifact.manifest import Quantization, Shape
 
-EXPORT_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
-TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}
-GOLDEN_STAGE = "golden"
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
+WEIGHTS_STAGE, GOLDEN_STAGE = "weights", "golden"
+STORING_TOOLS = ("numpy", "ml_dtypes", "gguf", "torch", "sentencepiece", "tokenizers")  # torch reads .pth files
+TRACING_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
 def open_configured(config: CompileConfig) -> Checkpoint:
@@ -24,29 +25,19 @@ def open_configured(config: CompileConfig) -> Checkpoint:
     )
 
 
+def weights_record(config: CompileConfig, checkpoint: Checkpoint) -> WeightsRecord:
+    """The record of the weights that an export stores."""
+    return record_of(checkpoint, quantization_of(config), config.backend.dtype, config.frontend.overrides)
+
+
+def graphs_record(config: CompileConfig, weights: WeightsRecord) -> GraphsRecord:
+    """The record of the graphs that an export traces over stored weights."""
+    return GraphsRecord.over(weights, shape_of(config), config.cache_dtype)
+
+
 def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord:
-    """The record of the graphs that an export makes."""
-    shape = Shape(
-        batch=config.shape.batch, prefill_chunks=config.shape.prefill_chunks, cache_len=config.shape.cache_len
-    )
-    quantization = quantization_of(config)
-    rules = FormatRules(
-        quantization, STORAGE[config.backend.dtype], checkpoint.model.tied_embeddings, checkpoint.model.n_layers
-    )
-    return GraphsRecord(
-        name=config.name,
-        model=checkpoint.model,
-        shape=shape,
-        quantization=quantization,
-        graphs=make_graphs(checkpoint.model, shape, CACHE_STORAGE[config.cache_dtype]),
-        tensors=tuple(rules.tensor(name, checkpoint.shape(name)) for name in checkpoint.names()),
-        tokenizer=_tokenizer_spec(checkpoint.tokenizer) if checkpoint.tokenizer else None,
-        overrides={
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in config.frontend.overrides.items()
-        },
-        source_bytes=checkpoint.source_bytes,
-    )
+    """The record of the graphs that an export of a checkpoint ends with."""
+    return graphs_record(config, weights_record(config, checkpoint))
 
 
 def quantization_of(config: CompileConfig) -> Quantization:
@@ -57,40 +48,50 @@ def quantization_of(config: CompileConfig) -> Quantization:
     )
 
 
-def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
-    return TokenizerSpec(
-        kind=source.kind,
-        file=TOKENIZER_FILES[source.kind],
-        bos_id=source.bos_id,
-        add_bos=source.add_bos,
-        eos_ids=source.eos_ids,
-        chat_template=CHAT_TEMPLATE_FILE if source.chat_template is not None else None,
-        instruct=source.instruct,
-        end_id=source.end_id,
-    )
+def shape_of(config: CompileConfig) -> Shape:
+    """The static sizes that the config asks for."""
+    shape = config.shape
+    return Shape(batch=shape.batch, prefill_chunks=shape.prefill_chunks, cache_len=shape.cache_len)
 
 
-def export_key(config: CompileConfig) -> str:
-    """Identifies an export: what it reads of the config, the checkpoint's files, our code and the tools; opens no checkpoint."""
+def weights_key(config: CompileConfig) -> str:
+    """Identifies stored weights: the checkpoint's files, what the config says of reading and storing them, our code and the tools.
+
+    Opens no checkpoint. Neither the config's name nor its shape nor its machine counts.
+    """
+    frontend = config.frontend
     inputs = {
-        "name": config.name,
-        "type": config.frontend.type,
-        "instruct": config.frontend.instruct,
-        "head": config.frontend.head,
-        "overrides": dict(config.frontend.overrides),
-        "shape": config.shape.model_dump(mode="json"),
-        "quantize": config.quantize.model_dump(mode="json"),
+        "type": frontend.type,
+        "instruct": frontend.instruct,
+        "head": frontend.head,
+        "overrides": dict(frontend.overrides),
+        "quantization": quantization_of(config),
         "dtype": config.backend.dtype,
-        "checkpoint": identity(checkpoint_files(config.frontend.checkpoint)),
+        "checkpoint": identity(checkpoint_files(frontend.checkpoint)),
     }
-    return stage_key(inputs, "export.pipeline", EXPORT_TOOLS)
+    return stage_key(inputs, "export.weights.storing", STORING_TOOLS)
+
+
+def graphs_key(config: CompileConfig) -> str:
+    """Identifies exported graphs: the stored weights, the static shapes, what caches hold, our code and the tools."""
+    inputs = {
+        "weights": weights_key(config),
+        "shape": shape_of(config),
+        "cache": config.cache_dtype,
+    }
+    return stage_key(inputs, "export.onnx_graphs.tracing", TRACING_TOOLS)
 
 
 def golden_key(config: CompileConfig) -> str:
     """Identifies the golden prompts of an export."""
-    return stage_key({"graphs": export_key(config)}, "export.golden", ("torch", "numpy"))
+    return stage_key({"graphs": graphs_key(config)}, "export.golden", ("torch", "numpy"))
 
 
-def workspace_of(config: CompileConfig, artifact: Path) -> Path:
-    """Where the stages of one config keep their results."""
-    return config.workspace.path / artifact.name
+def weights_folder(job: Job) -> Path:
+    """Where the job's stored weights lie once they are complete."""
+    return stage_folder(job.workspace, WEIGHTS_STAGE, weights_key(job.config))
+
+
+def graphs_path(job: Job) -> Path:
+    """Where the record of the job's graphs lies once they are complete: beside its stored weights."""
+    return record_path(weights_folder(job), graphs_key(job.config))

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,13 +15,34 @@ from filelock import FileLock, Timeout
 
 KEY_LENGTH = 20  # hexadecimal digits: 80 bits
 ROOT = Path(__file__).resolve().parent.parent
+PRESENTATION = frozenset({"export.console"})  # what a person sees of a stage decides nothing about its result
 
 
 def stage_key(inputs: Mapping[str, object], module: str, tools: Iterable[str]) -> str:
-    """Key of a stage: its inputs, the source code of `module` and of all that it imports from us, and the versions of the `tools` it calls."""
-    code = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(our_modules(module).items())}
+    """Key of a stage: its inputs, what `module` and all that it imports from us compute, and the versions of the `tools` it calls."""
+    code = {name: code_sum(path) for name, path in sorted(our_modules(module).items()) if name not in PRESENTATION}
     parts = {"inputs": inputs, "code": code, "tools": tool_versions(tools)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:KEY_LENGTH]
+
+
+@cache
+def _code_sum(path: Path, _changed: int) -> str:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body[0] = ast.Expr(ast.Constant(...))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def code_sum(path: Path) -> str:
+    """SHA-256 of what a source file computes: its syntax tree, so that comments, docstrings and layout do not count."""
+    return _code_sum(path, path.stat().st_mtime_ns)
 
 
 def our_modules(module: str) -> dict[str, Path]:
@@ -64,6 +86,14 @@ def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], obje
     for stale in workspace.glob(f"{stage}-*"):
         shutil.rmtree(stale)
     return made_whole(folder, fill)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file, which takes no room; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def made_whole(folder: Path, fill: Callable[[Path], object]) -> Path:

@@ -1,4 +1,4 @@
-"""`python -m export.trace FOLDER`: trace the graphs of a record that lies there, with weights of zeros that take no disk.
+"""`python -m export.trace RECORD`: trace the graphs of a record beside it, over weights of zeros that take no disk.
 
 For a model of known sizes without a checkpoint: what is compiled from it is checked and timed with random weights.
 """
@@ -6,8 +6,9 @@ For a model of known sizes without a checkpoint: what is compiled from it is che
 import argparse
 from pathlib import Path
 
-from export.onnx_graphs.graphs import WEIGHTS_FILE, OnnxGraphs
-from export.pipeline import trace_graphs
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.tracing import trace_graphs
+from export.weights.stored import WEIGHTS_FILE
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import run_command
 
@@ -15,12 +16,11 @@ from runtime.errors import run_command
 def main() -> int:
     """Trace; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m export.trace", description="Trace the graphs of a record.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the record lies, and where the graphs go")
-    folder = parser.parse_args().folder
-    record = OnnxGraphs.open(folder).record
-    with TensorFileWriter(folder / WEIGHTS_FILE, record.weights) as writer:
+    parser.add_argument("record", type=Path, metavar="RECORD", help="the record's file, beside which the graphs go")
+    graphs = OnnxGraphs.open(parser.parse_args().record)
+    with TensorFileWriter(graphs.folder / WEIGHTS_FILE, graphs.record.weights) as writer:
         writer.leave_zero()
-    trace_graphs(record, folder)
+    trace_graphs(graphs.record, graphs.folder)
     return 0
 
 

@@ -19,8 +19,9 @@ import msgspec
 from build.bench.contenders import OURS, Contender, Task, contenders
 from build.bench.plot import draw_speeds
 from build.bench.report import CONTEXTS, PROMPT, Limits, Result, goals_table, ratios, results_table, write_json
-from export.configuration.config import CompileConfig, load_config
+from export.configuration.config import CompileConfig
 from export.console import console, output
+from export.job import Job
 from runtime.bench import Measured, Report, Workload, cpu_name
 from runtime.errors import UserError, run_command
 
@@ -80,17 +81,17 @@ def flops_per_token(config: CompileConfig) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, measure, print, draw, and write the JSON; returns the exit status."""
     args = _parser().parse_args(argv)
-    config = load_config(args.config, args.overrides)
-    _check(config, args)
+    job = Job.load(args.config, args.overrides)
+    _check(job.config, args)
     task = Task(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1), args.threads)
-    entries = contenders(args.config, args.overrides, task, large=not args.no_large)
-    results, limits = run_rounds(entries, args.rounds, args.threads, config.backend.cpu)
+    entries = contenders(job, task, large=not args.no_large)
+    results, limits = run_rounds(entries, args.rounds, args.threads, job.config.backend.cpu)
     machine = (
         f"{cpu_name()}, {args.threads} threads, reads {limits.read_gb_s:.1f} GB/s, multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32, "
         f"{datetime.now(UTC):%Y-%m-%d}"
     )
     measured = ratios(results, limits)
-    output.print(results_table(results, limits, flops_per_token(config)))
+    output.print(results_table(results, limits, flops_per_token(job.config)))
     output.print(goals_table(results, measured))
     output.print(machine)
     path = args.json or Path("out/bench") / f"{args.config.stem}.json"

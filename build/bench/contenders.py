@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from build.tools.random_checkpoint import SHAPES, write_random_checkpoint
-from export.configuration.config import CompileConfig, load_config
+from export.configuration.config import CompileConfig
 from export.console import console
+from export.job import Job
 from export.stage import made_whole
 from runtime.bench import Workload
 
@@ -55,16 +56,15 @@ class Contender:
     compile_s: float | None = None  # of ours
 
 
-def contenders(config_path: Path, overrides: list[str], task: Task, *, large: bool) -> list[Contender]:
+def contenders(job: Job, task: Task, *, large: bool) -> list[Contender]:
     """Compile all schemes of the config, and with `large` a random model of 1.1 B parameters; ours and the rivals' runs."""
-    config = load_config(config_path, overrides)
-    large_checkpoint = _large_checkpoint(config.workspace.path) if large else None
+    large_checkpoint = _large_checkpoint(job.config.workspace.path) if large else None
     ours, theirs = [], []
     for label in SCHEMES:
-        entry, path = _compiled(config_path, overrides, label, task, f"bench-{label}")
+        entry, variant = _compiled(job, label, task, f"bench-{label}")
         ours.append(entry)
         if label in RIVAL_SCHEMES[ONNXRUNTIME]:
-            theirs.append(Contender(ONNXRUNTIME, label, _rival("rival_onnxruntime", _graphs(path), task)))
+            theirs.append(Contender(ONNXRUNTIME, label, _rival("rival_onnxruntime", _graphs(variant), task)))
     if large_checkpoint is not None:
         frontend = {
             "checkpoint": large_checkpoint,
@@ -75,9 +75,9 @@ def contenders(config_path: Path, overrides: list[str], task: Task, *, large: bo
         }
         source = [f"name=random-{LARGE}", *(f"frontend.{key}={value}" for key, value in frontend.items())]
         short = replace(task, workload=replace(task.workload, contexts=task.workload.contexts[:1]))
-        entry, _ = _compiled(config_path, [*overrides, *source], LARGE_SCHEME, short, f"bench-{LARGE}")
+        entry, _ = _compiled(job.changed(source), LARGE_SCHEME, short, f"bench-{LARGE}")
         ours.append(replace(entry, scheme=LARGE_LABEL))
-    return [*ours, *theirs, *_installed_rivals(config, task)]
+    return [*ours, *theirs, *_installed_rivals(job.config, task)]
 
 
 def _large_checkpoint(workspace: Path) -> Path:
@@ -86,16 +86,16 @@ def _large_checkpoint(workspace: Path) -> Path:
     return made_whole(workspace / f"random-{LARGE}", lambda folder: write_random_checkpoint(folder, LARGE, n_layers))
 
 
-def _compiled(config_path: Path, overrides: list[str], scheme: str, task: Task, name: str) -> tuple[Contender, Path]:
-    """Our contender, compiled as variant `name`, and the config that it was compiled from."""
+def _compiled(job: Job, scheme: str, task: Task, name: str) -> tuple[Contender, Job]:
+    """Our contender, compiled as variant `name`, and the job that compiled it."""
     from build.tools.variants import VARIANTS, compile_variant  # these load TVM's compiler, which the workers must not
 
-    config = load_config(config_path, overrides)
+    config = job.config
     workload = task.workload
     shape = [] if _windowed(config) else [f"shape.cache_len={max(config.shape.cache_len, workload.slots)}"]
     cache = ["quantize.cache=fp16"] if scheme.startswith("int") else []
     start = time.monotonic()
-    variant = compile_variant(config_path, overrides, name, [*shape, *VARIANTS[scheme], *cache])
+    variant = compile_variant(job, name, [*shape, *VARIANTS[scheme], *cache])
     seconds = time.monotonic() - start
     flags = {
         "--prompt-tokens": _joined(workload.prompt_tokens),
@@ -112,13 +112,13 @@ def _compiled(config_path: Path, overrides: list[str], scheme: str, task: Task, 
         "--json",
         *(part for pair in flags.items() for part in pair),
     )
-    return Contender(OURS, scheme, command, seconds), variant.path
+    return Contender(OURS, scheme, command, seconds), variant.job
 
 
-def _graphs(path: Path) -> Path:
+def _graphs(job: Job) -> Path:
     from build.compile import exported_graphs
 
-    return exported_graphs(load_config(path), path, []).folder
+    return exported_graphs(job).path
 
 
 def _rival(module: str, weights: Path, task: Task, *more: str) -> tuple[str, ...]:

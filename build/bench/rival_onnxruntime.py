@@ -116,7 +116,7 @@ class _BoundGraph:
 
 
 def main(graphs: str, workload: str, threads: str) -> int:
-    """Time the graphs of a folder and print `Measured` as JSON; weights count as they are stored."""
+    """Time the graphs of a record's file and print `Measured` as JSON; weights count as they are stored."""
     opened = OnnxGraphs.open(Path(graphs))
     record = opened.record
     weights = weight_bytes(record.weights, tied=record.model.tied_embeddings)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from build.packing.layout import matrix_layout
-from export.onnx_graphs.quantize import MatrixFormat
+from export.weights.quantize import MatrixFormat
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_graphs.quantize import (
+from export.weights.quantize import (
     EXPERTS,
     SCALE_SUFFIX,
     ZERO_POINT_SUFFIX,
@@ -29,7 +29,7 @@ from export.onnx_graphs.quantize import (
     ModelTensor,
     unpacked_int4,
 )
-from export.onnx_graphs.quantize import specs as stored_specs
+from export.weights.quantize import specs as stored_specs
 from runtime.artifact.manifest import DType, TargetKind, WeightSpec
 
 Array = NDArray[np.generic]

@@ -1,6 +1,8 @@
 """Weights as stored by the export, rewritten in the kernels' layouts."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -9,10 +11,13 @@ import numpy as np
 from build.packing.layout import Array, PackedTensor, packed_tensors
 from export.console import byte_bar
 from export.onnx_graphs.graphs import GraphsRecord
+from export.stage import link_or_copy, stage_key
+from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import TargetKind, WeightSpec
 from runtime.artifact.tensor_file import TensorFile, TensorFileWriter
 
 BLOCK_ELEMENTS = 2**24  # packed at a time
+PACKED_FILE = "packed.json"  # in a workspace: the key of the weights in its artifact, and the sum of that file
 
 
 def packed(record: GraphsRecord, kind: TargetKind) -> tuple[PackedTensor, ...]:
@@ -25,6 +30,39 @@ def packed(record: GraphsRecord, kind: TargetKind) -> tuple[PackedTensor, ...]:
 def packed_weights(record: GraphsRecord, kind: TargetKind) -> tuple[WeightSpec, ...]:
     """How the artifact stores each weight."""
     return tuple(part.spec for part in packed(record, kind))
+
+
+def packed_key(stored: str, tensors: tuple[PackedTensor, ...]) -> str:
+    """Identifies packed weights: the key of those that were `stored`, the layout of each, and our code; nothing else of a target counts."""
+    layouts = [(tensor.spec.name, tensor.spec.layout, tensor.stacked) for tensor in tensors]
+    return stage_key({"stored": stored, "layouts": layouts}, "build.packing.pack", ("numpy",))
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """The weights of an artifact, and where they may lie already: in the artifact that it replaces."""
+
+    source: TensorFile
+    tensors: tuple[PackedTensor, ...]
+    key: str
+    before: Path  # of the artifact that is replaced
+    note: Path  # the key of the weights there with the sum of their contents, so that a damaged file is never taken
+    workers: int
+
+    def put(self, path: Path) -> None:
+        """Write the weights to `path`, or give those of before a second name there where key and contents fit."""
+        if self._are_there():
+            link_or_copy(self.before, path)
+            return
+        pack_weights(self.source, self.tensors, path, self.workers)
+        self.note.write_text(json.dumps({"key": self.key, "sha256": file_entry(path).sha256}))
+
+    def _are_there(self) -> bool:
+        try:
+            told = json.loads(self.note.read_text())
+            return bool(told["key"] == self.key and told["sha256"] == file_entry(self.before).sha256)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False  # no note, or no weights that it is about
 
 
 def pack_weights(source: TensorFile, tensors: tuple[PackedTensor, ...], path: Path, workers: int) -> None:

@@ -2,15 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 
-from export.configuration.config import CompileConfig, artifact_dir
 from export.console import console
-from export.plan import GOLDEN_STAGE, golden_key, workspace_of
+from export.job import Job
+from export.plan import GOLDEN_STAGE, golden_key
 from export.stage import locked, stage_folder
 from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.folder import Artifact, write_artifact
@@ -18,19 +16,14 @@ from runtime.artifact.golden import GOLDEN_FILE
 from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import FileEntry, Manifest
 from runtime.artifact.signing import SIGNATURE_FILE
-from runtime.errors import UserError
 
 
-def with_golden(artifact: Artifact, config: CompileConfig, path: Path, overrides: list[str]) -> Artifact:
-    """The artifact with golden prompts inside; they are computed by torch, in a process of its own, unless they are there already."""
-    workspace = workspace_of(config, artifact_dir(path))
-    with locked(workspace, console.print):
-        folder = stage_folder(workspace, GOLDEN_STAGE, golden_key(config))
+def with_golden(artifact: Artifact, job: Job) -> Artifact:
+    """The artifact with golden prompts inside; torch computes them, in a process of its own, unless they are there already."""
+    with locked(job.workspace, console.print):
+        folder = stage_folder(job.workspace, GOLDEN_STAGE, golden_key(job.config))
         if not folder.is_dir():
-            command = [sys.executable, "-m", "export.golden", str(path), *(f"--set={text}" for text in overrides)]
-            status = subprocess.run(command, check=False).returncode
-            if status != 0:
-                raise UserError(f"the golden prompts ended with status {status}; the message is above")
+            job.start("export.golden")
         golden = folder / GOLDEN_FILE
         return artifact if file_entry(golden) in artifact.manifest.files else add_golden(artifact, golden)
 

@@ -22,12 +22,13 @@ import zstandard
 from rich.table import Table
 
 import runtime
-from build.compile import compile_config
+from build.compile import compile_job
 from build.shipping.golden import with_golden
 from build.shipping.keys import sign
 from build.shipping.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
-from export.configuration.config import artifact_dir, config_parser, load_config
+from export.configuration.config import config_parser
 from export.console import byte_bar, output
+from export.job import Job
 from runtime.artifact.folder import Artifact
 from runtime.artifact.signing import PRIVATE_KEY, SIGNATURE_FILE, read_line
 from runtime.doctor import PYTHONS
@@ -55,19 +56,16 @@ class Member:
 def main() -> int:
     """Write the file; returns the exit status."""
     arguments = parser().parse_args()
-    config = load_config(arguments.config, arguments.overrides)
-    folder = artifact_dir(arguments.config)
+    job = Job.load(arguments.config, arguments.overrides)
+    folder = job.artifact
     pythons = pythons_of(arguments)
     if arguments.key is not None:
         read_line(arguments.key, PRIVATE_KEY)  # refused before anything takes time
-    compiled = compile_config(
-        config, arguments.config, arguments.overrides, None
-    )  # found, unless something has changed
-    artifact = with_golden(compiled, config, arguments.config, arguments.overrides)
+    artifact = with_golden(compile_job(job), job)
     (artifact.folder / SIGNATURE_FILE).unlink(missing_ok=True)
     if arguments.key is not None:
         sign(artifact.folder, arguments.key)
-    wheels = fetch_wheels(box_packages(artifact.manifest), pythons, config.workspace.path / "wheels")
+    wheels = fetch_wheels(box_packages(artifact.manifest), pythons, job.config.workspace.path / "wheels")
     target = folder.with_name(f"{folder.name}.tar.zst")
     members = members_of(artifact, wheels, pythons)
     write_archive(members, folder.name, target)

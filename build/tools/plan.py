@@ -77,7 +77,7 @@ def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
         LIBRARY_FILE: library_bytes(record, target),
         **tokenizer_files(checkpoint, record),
     }
-    files[MANIFEST_FILE] = manifest_bytes(record, target, weights, files)
+    files[MANIFEST_FILE] = manifest_bytes(config.name, record, target, weights, files)
     return Footprint(
         files=files,
         caches=caches_of(record.model, record.graphs[-1], record.shape.cache_len),
@@ -114,7 +114,7 @@ def library_bytes(record: GraphsRecord, target: TargetSpec) -> int:
 
 
 def manifest_bytes(
-    record: GraphsRecord, target: TargetSpec, weights: tuple[WeightSpec, ...], files: Mapping[str, int]
+    name: str, record: GraphsRecord, target: TargetSpec, weights: tuple[WeightSpec, ...], files: Mapping[str, int]
 ) -> int:
     """The manifest, written with sums and keys of the right length."""
     entries = tuple(
@@ -122,7 +122,7 @@ def manifest_bytes(
     )
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        name=record.name,
+        name=name,
         build_key=SUM[:20],
         model=record.model,
         shape=record.shape,

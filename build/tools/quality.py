@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from build.tools.quality_report import Quality, draw_errors, draw_quality, table
 from build.tools.variants import BASELINE, VARIANTS, Variant, compile_variant
 from export.checkpoints.checkpoint import Checkpoint
-from export.configuration.config import CompileConfig, config_parser, load_config
+from export.configuration.config import CompileConfig, config_parser
 from export.console import output, step_bar
-from export.onnx_graphs.graphs import OnnxGraphs
-from export.onnx_graphs.quantize import load, specs
-from export.plan import export_key, open_configured, quantization_of, workspace_of
-from export.stage import stage_folder
+from export.job import Job
+from export.plan import open_configured, quantization_of, weights_folder
+from export.weights.quantize import load, specs
+from export.weights.stored import StoredWeights
 from runtime.engines.engine import Engine
 from runtime.errors import UserError, run_command
 from runtime.text.tokenizer import open_tokenizer
@@ -64,18 +64,21 @@ class Sums:
 def main() -> int:
     """Compile, measure, print, draw; returns the exit status."""
     arguments = parser().parse_args()
-    config = load_config(arguments.config, arguments.overrides)
+    job = Job.load(arguments.config, arguments.overrides)
+    config = job.config
     if config.backend.target != "llvm":
         raise UserError(
             f"backend.target is {config.backend.target}, expected llvm, which runs here; add --set backend.target=llvm"
         )
-    variants = compile_variants(arguments.config, arguments.overrides, arguments.variants)
+    variants = compile_variants(job, arguments.variants)
     results = measure({label: variant.artifact.folder for label, variant in variants.items()})
     folder = Path("out/quality")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = open_configured(config)
     errors = {
-        label: found for label, variant in variants.items() if (found := layer_errors(checkpoint, graphs_of(variant)))
+        label: found
+        for label, variant in variants.items()
+        if (found := layer_errors(checkpoint, StoredWeights.open(weights_folder(variant.job))))
     }
     stem = arguments.config.stem
     (folder / f"{stem}.json").write_text(
@@ -104,24 +107,23 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def compile_variants(path: Path, overrides: list[str], wanted: str) -> dict[str, Variant]:
+def compile_variants(job: Job, wanted: str) -> dict[str, Variant]:
     """Every variant compiled for `ROWS` sequences, the baseline first and the config as it is last, unless it is one of them."""
     labels = [BASELINE, *(label for label in wanted.split(",") if label != BASELINE)]
     unknown = [label for label in labels if label not in VARIANTS]
     if unknown:
         raise UserError(f"--variants names {unknown[0]}, expected some of {', '.join(VARIANTS)}")
-    own = load_config(path, overrides)
     changes = {label: VARIANTS[label] for label in labels}
-    same = [label for label in labels if _stores(load_config(path, [*overrides, *changes[label]])) == _stores(own)]
+    same = [label for label in labels if _stores(job.changed(changes[label]).config) == _stores(job.config)]
     shape = [f"shape.batch={ROWS}", f"shape.cache_len={LENGTH}", "shape.prefill_chunk=16"]
     variants = {
         f"{label} ({OWN})" if label in same else label: compile_variant(
-            path, overrides, f"quality-{label}", [*shape, *changes[label]]
+            job, f"quality-{label}", [*shape, *changes[label]]
         )
         for label in labels
     }
     if not same:
-        variants[OWN] = compile_variant(path, overrides, "quality-own", shape)
+        variants[OWN] = compile_variant(job, "quality-own", shape)
     return variants
 
 
@@ -183,17 +185,11 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-def graphs_of(variant: Variant) -> OnnxGraphs:
-    """The exported graphs of a compiled variant."""
-    config = load_config(variant.path)
-    return OnnxGraphs.open(stage_folder(workspace_of(config, variant.artifact.folder), "graphs", export_key(config)))
-
-
-def layer_errors(checkpoint: Checkpoint, graphs: OnnxGraphs) -> dict[str, list[float]]:
+def layer_errors(checkpoint: Checkpoint, weights: StoredWeights) -> dict[str, list[float]]:
     """How far each matrix of each layer is off as stored: |stored - checkpoint| / |checkpoint|, Frobenius norms, by kind of matrix."""
-    source = graphs.weights()
+    source = weights.tensors()
     errors: dict[str, list[float]] = {}
-    for tensor in graphs.record.tensors:
+    for tensor in weights.record.tensors:
         if tensor.stored.scaled:
             exact = checkpoint.tensor(tensor.name).astype(np.float32)
             stored = load(tensor, {spec.name: source.read(spec.name) for spec in specs(tensor)})

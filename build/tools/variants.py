@@ -1,10 +1,11 @@
 """Variants of one config that are compiled side by side, each as a config file of its own in the workspace."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from build.compile import compile_config
-from export.configuration.config import artifact_dir, describe_defaults, load_config
+from build.compile import compile_job
+from export.configuration.config import describe_defaults
+from export.job import Job
 from runtime.artifact.folder import Artifact
 
 BASELINE = "fp32"
@@ -38,17 +39,18 @@ VARIANTS: dict[
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled variant: the config file that was written for it, and its artifact."""
+    """One compiled variant: the job, on a config file that was written for it, and its artifact."""
 
-    path: Path
+    job: Job
     artifact: Artifact
 
 
-def compile_variant(config_path: Path, overrides: list[str], label: str, changes: list[str]) -> Variant:
-    """Compile `config_path` with `changes` (as `--set` takes them) into out/NAME-LABEL/."""
-    config = load_config(config_path, [*overrides, *changes])
+def compile_variant(job: Job, label: str, changes: Sequence[str]) -> Variant:
+    """Compile a job's config with `changes` (as `--set` takes them) into out/NAME-LABEL/."""
+    config = job.changed(changes).config
     folder = config.workspace.path / "variants"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{artifact_dir(config_path).name}-{label}.yaml"
+    path = folder / f"{job.artifact.name}-{label}.yaml"
     path.write_text("\n".join(describe_defaults(config)) + "\n")
-    return Variant(path, compile_config(load_config(path), path, [], None))
+    variant = Job.load(path)
+    return Variant(variant, compile_job(variant))

@@ -16,7 +16,7 @@ from build.rules.table import RULES
 from build.tvm_stage.importer import RelaxModule
 from build.tvm_stage.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
 from export.onnx_graphs.graphs import GraphsRecord
-from export.onnx_graphs.quantize import EXPERTS, specs
+from export.weights.quantize import EXPERTS, specs
 from runtime.artifact.manifest import CALL_INPUTS, Graph, KernelCall, TargetKind, TargetSpec, TensorSpec, WeightSpec
 from runtime.artifact.tensor_file import tensor_bytes
 from runtime.errors import UserError
@@ -204,15 +204,17 @@ class _MadeKernels:
         )
 
 
+def _spec(buffer: Any) -> TensorSpec:  # noqa: ANN401 (a TIR buffer)
+    dtype = str(buffer.dtype)
+    return TensorSpec(name=str(buffer.name), shape=tuple(map(int, buffer.shape)), dtype=dtype)  # type: ignore[arg-type]
+
+
 def _kernel_use(op: str, arguments: tuple[Any, ...], kernel: _Kernel, rows: Sequence[ReportRow]) -> KernelCall:
-    buffers = kernel.function.params
     return KernelCall(
         kernel=kernel.name,
         op=op,
         arguments=tuple(msgspec.to_builtins(argument) for argument in arguments),
-        parameters=tuple(
-            TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype)) for b in buffers
-        ),  # type: ignore[arg-type]
+        parameters=tuple(_spec(buffer) for buffer in kernel.function.params),
         calls=dict(Counter(row.graph for row in rows)),
         bytes=rows[0].bytes,
         flops=rows[0].flops,

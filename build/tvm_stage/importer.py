@@ -12,7 +12,7 @@ import onnx
 
 from build.compiler import from_onnx, relax, tvm
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
-from export.onnx_graphs.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
+from export.weights.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
 from runtime.artifact.manifest import Graph
 from runtime.errors import UserError
 

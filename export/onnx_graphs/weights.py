@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from export.onnx_graphs.graphs import WEIGHTS_FILE
-from export.onnx_graphs.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.weights.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
+from export.weights.stored import WEIGHTS_FILE
 from runtime.artifact.tensor_file import StoredTensor, TensorFile
 
 OPSET_OF_BLOCKS = 21  # the first whose DequantizeLinear knows groups

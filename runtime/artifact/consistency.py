@@ -9,7 +9,6 @@ from runtime.artifact.hashing import n_blocks
 from runtime.artifact.manifest import (
     CACHE_DTYPES,
     HEADS,
-    DType,
     FileEntry,
     Graph,
     Manifest,
@@ -17,6 +16,7 @@ from runtime.artifact.manifest import (
     TensorSpec,
     WeightSpec,
 )
+from runtime.artifact.signatures import signature_of
 from runtime.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
@@ -118,39 +118,17 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
 
 def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
     """Names, order and shapes of a graph's inputs and outputs, as `export` fixes them."""
-    model, batch = manifest.model, manifest.shape.batch
-    ids = [TensorSpec(name=name, shape=(batch, graph.tokens), dtype="int64") for name in ("input_ids", "position_ids")]
-    head = HEADS[model.head]
-    output = [
-        TensorSpec(
-            name=head.output, shape=(batch, graph.tokens if head.every_token else 1, model.n_outputs), dtype="float32"
-        )
-    ]
-    sides = (
-        ("inputs", graph.signature.inputs, ids, "past_key_values"),
-        ("outputs", graph.signature.outputs, output, "present"),
-    )
     key = next(iter(graph.signature.caches), None)
     if key is not None and key.dtype not in CACHE_DTYPES:
         yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_DTYPES)}"
-    for side, specs, first, prefix in sides:
-        expected = [*first, *_caches(manifest, prefix, key.dtype if key else "float32")]
-        yield from _spec_problems(f"graph {graph.name}", side, specs, expected)
+    wanted = signature_of(manifest.model, manifest.shape, graph.tokens, key.dtype if key else "float32")
+    yield from _spec_problems(f"graph {graph.name}", "inputs", graph.signature.inputs, wanted.inputs)
+    yield from _spec_problems(f"graph {graph.name}", "outputs", graph.signature.outputs, wanted.outputs)
 
 
-def _caches(manifest: Manifest, prefix: str, dtype: DType) -> list[TensorSpec]:
-    model, shape = manifest.model, manifest.shape
-    parts: list[tuple[str, int, DType]] = [("key", model.head_dim, dtype), ("value", model.head_dim, dtype)]
-    if dtype == "int8":
-        parts += [("key_scale", 1, "float32"), ("value_scale", 1, "float32")]
-    return [
-        TensorSpec(name=f"{prefix}.{i}.{part}", shape=(shape.batch, model.n_kv_heads, length, width), dtype=kind)
-        for i, length in enumerate(model.cache_lens(shape.cache_len))
-        for part, width, kind in parts
-    ]
-
-
-def _spec_problems(graph: str, side: str, specs: tuple[TensorSpec, ...], expected: list[TensorSpec]) -> Iterator[str]:
+def _spec_problems(
+    graph: str, side: str, specs: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]
+) -> Iterator[str]:
     if len(specs) != len(expected):
         yield f"{graph} has {len(specs)} {side}, expected {len(expected)}"
     for spec, wanted in zip(specs, expected, strict=False):

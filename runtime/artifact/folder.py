@@ -90,7 +90,7 @@ class Artifact:
         signed by its owner, which is checked before anything else is read.
         """
         try:
-            manifest = _read_manifest(folder, public_key)
+            manifest = read_manifest(folder, public_key)
             check_manifest(manifest, str(folder / MANIFEST_FILE))
             _check_listing(folder, manifest)
             if for_this_machine:
@@ -108,8 +108,8 @@ class _Version(msgspec.Struct):
     schema_version: int
 
 
-def _read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
-    """Rules 1 (for the folder and this file) and 2, and the signature where one is asked for."""
+def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
+    """The manifest alone: rules 1 (for the folder and this file) and 2, and the signature where one is asked for."""
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise UserError(
@@ -226,7 +226,7 @@ def write_artifact(
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace `manifest.json` alone, in one step, by a manifest of the very same files (to add the parity summary); a signature goes."""
     folder = folder.resolve()
-    assert manifest.files == _read_manifest(folder).files, "a manifest of other files needs write_artifact"
+    assert manifest.files == read_manifest(folder).files, "a manifest of other files needs write_artifact"
     check_manifest(manifest, str(folder / MANIFEST_FILE))
     fresh = _sibling(folder, "manifest")  # outside the folder, where a reader would find a file too many
     try:

@@ -137,11 +137,14 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
         if residual:
             values = values + residual[0].reshape(-1, n_out)[y_rows, columns]
             bound = bound + EPS * np.abs(values)
-        expected.append(
-            Expected(output, lambda y, columns=columns: y.reshape(-1, n_out)[y_rows, columns], values, bound)
-        )  # type: ignore[misc]
+        expected.append(Expected(output, _part(y_rows, columns, n_out), values, bound))
     held = tuple(i for i, name in enumerate(names) if name in ("w", "s", "z"))
     return KernelCase([x, *gain, *weights, *residual, empty(call.parameters[output])], held, output, tuple(expected))
+
+
+def _part(rows: Sequence[int], columns: slice, n_out: int) -> Callable[[Array], Array]:
+    """Some rows and columns of an output (..., n_out)."""
+    return lambda y: y.reshape(-1, n_out)[rows, columns]
 
 
 def _lossy(matrix: PackedMatrix, x: Array, p: int, loss: float, *, one: bool) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from build.compile import existing_artifact
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact
 from runtime.errors import UserError
@@ -47,9 +48,22 @@ class Project:
             for path in paths
         }
 
+    def stage_files(self):
+        return {path: seen for path, seen in self.files().items() if path.parent.parent.name == NAME}
+
     def stage(self, name):
         (folder,) = self.workspace.glob(f"{name}-*")
         return folder
+
+    def results(self):
+        """Each result on disk by what changes when it is made again; packed weights keep their inode where another artifact takes them over."""
+        (graphs,) = self.stage("weights").glob("graphs-*.json")
+        return {
+            "weights": self.stage("weights"),
+            "graphs": (graphs.name, graphs.stat().st_ino),
+            "library": self.stage("library"),
+            "packed": (self.artifact / "weights.safetensors").stat().st_ino,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +72,7 @@ def project(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("resume"))
     process = project.start()
     deadline = time.monotonic() + LIMIT
-    while not list(project.workspace.glob("graphs-*.tmp/weights.safetensors")):
+    while not list(project.workspace.glob("weights-*/*.onnx")):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -66,16 +80,16 @@ def project(tmp_path_factory):
     process.communicate()
     project.after_kill = (
         {path.name for path in project.folder.joinpath("out").iterdir()},
-        [path.name for path in project.workspace.glob("graphs-*")],
+        [path.name for path in project.workspace.glob("weights-*/graphs-*.json")],
     )
     project.run()
     return project
 
 
 def test_a_killed_run_leaves_no_artifact(project):
-    outputs, stages = project.after_kill
+    outputs, records = project.after_kill
     assert NAME not in outputs
-    assert [name.endswith(".tmp") for name in stages] == [True]
+    assert records == []  # that of the graphs appears with the last of them
 
 
 def test_the_next_run_finishes_and_cleans_up(project):
@@ -83,7 +97,7 @@ def test_the_next_run_finishes_and_cleans_up(project):
     assert not list((project.folder / "out").rglob("*.tmp"))
     assert sorted(
         path.name.partition("-")[0] for path in project.workspace.iterdir() if path.is_dir() and "-" in path.name
-    ) == ["graphs", "library"]
+    ) == ["library", "weights"]
 
 
 def test_a_run_with_nothing_changed_writes_nothing(project):
@@ -94,7 +108,7 @@ def test_a_run_with_nothing_changed_writes_nothing(project):
 
 @pytest.mark.parametrize("file", ["manifest.json", "weights.safetensors"])
 def test_a_damaged_artifact_is_made_again_from_finished_stages(project, file):
-    stages = {path: seen for path, seen in project.files().items() if ".work" in path.parts}
+    stages = project.stage_files()
     path = project.artifact / file
     intact = path.read_bytes()
     path.write_bytes(intact[:-3] + b"???")
@@ -102,7 +116,7 @@ def test_a_damaged_artifact_is_made_again_from_finished_stages(project, file):
         Artifact.open(project.artifact)
     project.run()
     assert path.read_bytes() == intact
-    assert {path: seen for path, seen in project.files().items() if ".work" in path.parts} == stages
+    assert project.stage_files() == stages
 
 
 def test_a_lost_library_stage_alone_is_no_reason_to_work(project):
@@ -125,11 +139,36 @@ def test_a_dump_shows_every_step_even_when_all_is_finished(project):
     assert project.files() == before
 
 
-def test_a_changed_setting_makes_only_what_depends_on_it(project):
-    graphs = project.files()
+def test_weights_that_were_damaged_are_never_taken_for_packed(project):
+    """The note in the workspace tells their sum."""
+    path = project.artifact / "weights.safetensors"
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-3] + b"???")
     project.run("--set", "backend.cpu=x86-64-v2")
-    after = project.files()
-    assert Artifact.open(project.artifact).manifest.target.cpu == "x86-64-v2"
-    kept = {path for path in graphs if path.parent.name.startswith("graphs-")}
-    assert kept
-    assert all(after[path] == graphs[path] for path in kept)
+    assert path.read_bytes() == intact
+
+
+def test_an_artifact_of_another_key_is_not_hashed(project, monkeypatch):
+    """Its manifest says so, whatever the gigabytes beside it hold."""
+    monkeypatch.setattr(Artifact, "open", lambda *_, **__: pytest.fail("the artifact was read"))
+    assert existing_artifact(project.artifact, "another key") is None
+
+
+def test_a_changed_setting_makes_only_what_depends_on_it(project):
+    """Each on top of the ones before; `tests/export/test_plan.py` tells more settings by their keys alone."""
+    project.run()
+    settings = []
+    for setting, made_again in (
+        ("name=another", set()),
+        ("backend.cpu=x86-64-v2", {"library"}),
+        ("shape.cache_len=24", {"graphs", "library"}),
+        ("quantize.scheme=int8", {"weights", "graphs", "library", "packed"}),
+    ):
+        before = project.results()
+        settings += ["--set", setting]
+        project.run(*settings)
+        after = project.results()
+        assert {name for name in after if after[name] != before[name]} == made_again, setting
+        Artifact.open(project.artifact)
+    manifest = Artifact.open(project.artifact).manifest
+    assert (manifest.name, manifest.target.cpu, manifest.quantization.scheme) == ("another", "x86-64-v2", "int8")

@@ -45,6 +45,30 @@ def test_key_changes_with_code_that_is_imported_only(project):
     assert key() != before
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "VALUE = 1  # a comment\n",
+        '"""A docstring."""\n\nVALUE = 1\n',
+        "VALUE = (\n    1\n)\n",
+    ],
+)
+def test_key_ignores_what_is_only_read(project, text):
+    """What a module computes counts, not how it is told; but for a docstring, which is left out where it stands."""
+    (project / "middle.py").write_text('"""Another."""\nVALUE = 1\n' if text.startswith('"') else "VALUE = 1\n")
+    before = key()
+    (project / "middle.py").write_text(text)
+    assert key() == before
+
+
+@pytest.mark.usefixtures("project")
+def test_key_ignores_what_a_person_sees_of_a_stage(project, monkeypatch):
+    monkeypatch.setattr(stage, "PRESENTATION", frozenset({"package.middle"}))
+    before = key()
+    (project / "middle.py").write_text("VALUE = 3\n")
+    assert key() == before
+
+
 @pytest.mark.usefixtures("project")
 def test_key_changes_with_tool_versions(monkeypatch):
     before = key()
@@ -60,15 +84,23 @@ def test_tool_versions_are_the_installed_ones():
 
 
 def test_our_modules_follows_imports():
-    found = our_modules("export.pipeline")
+    found = our_modules("export.onnx_graphs.tracing")
     assert {
-        "export.pipeline",
+        "export.onnx_graphs.tracing",
         "export.static_model.model",
         "export.static_model.rope",
         "runtime.artifact.manifest",
         "runtime.artifact.tensor_file",
     } <= set(found)
     assert not [name for name in found if name.startswith("build")]
+
+
+def test_the_key_of_weights_knows_nothing_of_configuration_and_graphs():
+    """So that neither a message about a config nor a change of the model's graphs quantizes a model again."""
+    found = our_modules("export.weights.storing")
+    rooms = {name.rpartition(".")[0] for name in found}
+    assert {"export.checkpoints", "export.weights"} <= rooms
+    assert not rooms & {"export.configuration", "export.onnx_graphs", "export.proof"}
 
 
 def test_a_stage_runs_once(tmp_path):

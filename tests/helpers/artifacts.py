@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from build.compile import compile_config
+from build.compile import compile_job
 from build.packing.layout import ring_block
 from export.checkpoints.checkpoint import Checkpoint
-from export.configuration.config import CompileConfig, artifact_dir, load_config
+from export.configuration.config import CompileConfig
+from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
-from export.onnx_graphs.quantize import load
 from export.pipeline import export_model
-from export.plan import export_key, open_configured, workspace_of
-from export.stage import run_stage
+from export.plan import open_configured
 from export.static_model.model import StaticModel, constants
+from export.weights.quantize import load
 from runtime.artifact.manifest import ModelConfig
 from tests.helpers import reference
 from tests.helpers.tiny import write_tiny_mistral
@@ -140,30 +139,24 @@ def compiled(name: str, shared: Path, case: Case | None = None) -> Compiled:
     folder = shared / name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / f"{name}.lock"), contextlib.chdir(folder):
-        path = Path(write_case(name, case or CASES[name], folder).name)
-        config, checkpoint, graphs = _exported(path)
-        compile_config(config, path, [], None)
-    return Compiled(name, folder, config, checkpoint, OnnxGraphs.open(folder / graphs))
+        job, graphs = _exported(Path(write_case(name, case or CASES[name], folder).name))
+        compile_job(job)
+        checkpoint = open_configured(job.config)
+    return Compiled(name, folder, job.config, checkpoint, OnnxGraphs.open(folder / graphs.path))
 
 
 def exported(name: str, folder: Path, case: Case) -> tuple[CompileConfig, OnnxGraphs]:
     """A case's configuration and graphs, for who needs no artifact of it."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(folder):
-        config, _, graphs = _exported(Path(write_case(name, case, folder).name))
-    return config, OnnxGraphs.open(folder / graphs)
+        job, graphs = _exported(Path(write_case(name, case, folder).name))
+    return job.config, OnnxGraphs.open(folder / graphs.path)
 
 
-def _exported(path: Path) -> tuple[CompileConfig, Checkpoint, Path]:
-    """From the current folder; that of the graphs as well."""
-    config = load_config(path)
-    checkpoint = open_configured(config)
-    workspace = workspace_of(config, artifact_dir(path))
-    return (
-        config,
-        checkpoint,
-        run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint)),
-    )
+def _exported(path: Path) -> tuple[Job, OnnxGraphs]:
+    """From the current folder, in this process."""
+    job = Job.load(path)
+    return job, export_model(job)
 
 
 def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from build.kernels.shapes import Mixture
 from build.packing.layout import to_panels
-from export.onnx_graphs.quantize import MatrixFormat
+from export.weights.quantize import MatrixFormat
 
 U = 2.0**-24
 EXPERTS, PER_TOKEN = 5, 2

@@ -12,7 +12,13 @@ from export.stage import ROOT, our_modules
 PACKAGES = ("runtime", "export", "build")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
 # What of the runtime the export stage may use: the contract types, the errors and the tensor format ...
-SHARED = {"runtime.artifact.manifest", "runtime.errors", "runtime.artifact.tensor_file", "runtime.artifact.hashing"}
+SHARED = {
+    "runtime.artifact.manifest",
+    "runtime.artifact.signatures",
+    "runtime.errors",
+    "runtime.artifact.tensor_file",
+    "runtime.artifact.hashing",
+}
 # ... and what a compile needs besides: it writes an artifact and opens it as the box will, and finds the same libraries. (Other commands of build
 # run the engine.)
 COMPILE_SHARED = SHARED | {

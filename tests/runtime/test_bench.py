@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from export.onnx_graphs.graphs import make_graphs
 from runtime import bench as module
 from runtime.artifact.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
+from runtime.artifact.signatures import graphs_of
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.bench import Report, Workload, cache_bytes, counts, measure, weight_bytes
 from runtime.engines import memory
@@ -147,7 +147,7 @@ def test_cache_bytes_stop_growing_at_a_window():
         keys = [np.zeros((2, 2, min(context, length), 8), np.float16) for length in (12, 100)]
         return 2 * sum(array.nbytes for array in keys)
 
-    caches = make_graphs(MODEL, shape, "float16")[-1].signature.caches
+    caches = graphs_of(MODEL, shape, "float16")[-1].signature.caches
     assert [cache_bytes(caches, n) for n in (1, 12, 13, 100)] == [visible(n) for n in (1, 12, 13, 100)]
 
 
@@ -185,7 +185,7 @@ def fake_command(monkeypatch):
         name="fake",
         quantization=Quantization(scheme="int8"),
         target=types.SimpleNamespace(kind="llvm", dtype="fp32"),
-        graphs=make_graphs(MODEL, shape, "float32"),
+        graphs=graphs_of(MODEL, shape, "float32"),
         weights=(WeightSpec(name="norm.weight", shape=(1000,), dtype="float32", layout="row_major"),),
     )
 

@@ -6,22 +6,19 @@ The raw rows and the interleaved windows are also compared with a plain referenc
 import contextlib
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from numpy.typing import NDArray
 
-from build.compile import compile_config
+from build.compile import compile_job
 from build.parity import run_artifact_rungs
-from export.configuration.config import artifact_dir, load_config
-from export.onnx_graphs.graphs import OnnxGraphs
+from export.job import Job
 from export.parity import run_rungs
 from export.pipeline import export_model
-from export.plan import export_key, open_configured, workspace_of
+from export.plan import open_configured
 from export.proof.ladder import Case, Logits, load_trace
-from export.stage import run_stage
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow
 from tests.helpers import raw_mistral, reference
@@ -57,14 +54,10 @@ def proved(request, tmp_path_factory) -> Proved:
     with contextlib.chdir(folder):
         path = Path("model.yaml")
         path.write_text(json.dumps(config))
-        config = load_config(path)
-        checkpoint = open_configured(config)
-        workspace = workspace_of(config, artifact_dir(path))
-        graphs = OnnxGraphs.open(
-            run_stage(workspace, "graphs", export_key(config), partial(export_model, config, checkpoint))
-        )
-        artifact = compile_config(config, path, [], None)
-        rows = run_rungs(config, checkpoint, graphs, folder / "trace.npz")
+        job = Job.load(path)
+        checkpoint, graphs = open_configured(job.config), export_model(job)
+        artifact = compile_job(job)
+        rows = run_rungs(job.config, checkpoint, graphs, folder / "trace.npz")
         cases, answers = load_trace(folder / "trace.npz")
         rows += run_artifact_rungs(artifact, cases, answers)
         weights = {tensor: checkpoint.tensor(tensor) for tensor in checkpoint.names()}

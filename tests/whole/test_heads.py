@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,18 @@ from transformers import (
     MistralModel,
 )
 
-from build.compile import compile_config
+from build.compile import compile_job
 from build.parity import run_artifact_rungs
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from export.configuration.config import CompileConfig, artifact_dir, load_config
+from export.configuration.config import CompileConfig
 from export.golden import golden_prompts
+from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.parity import run_rungs
 from export.pipeline import export_model
-from export.plan import export_key, open_configured, workspace_of
+from export.plan import open_configured
 from export.proof.ladder import load_trace
 from export.proof.steppers import checkpoint_weights, static_model
-from export.stage import run_stage
 from runtime import chat, classify, embed, generate, verify
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.consistency import check_manifest
@@ -127,16 +127,12 @@ def compile_head(tmp_path_factory):
             path.write_text(
                 json.dumps({"name": name, "frontend": frontend, "shape": shape, "backend": {"target": "llvm"}})
             )
-            config = load_config(path)
-            checkpoint = open_configured(config)
-            graphs = run_stage(
-                workspace_of(config, artifact_dir(path)),
-                "graphs",
-                export_key(config),
-                partial(export_model, config, checkpoint),
-            )
-            compile_config(config, path, [], None)
-        return Compiled(case, folder, config, checkpoint, OnnxGraphs.open(folder / graphs), folder / "out" / name)
+            job = Job.load(path)
+            checkpoint, graphs = open_configured(job.config), export_model(job)
+            compile_job(job)
+        return Compiled(
+            case, folder, job.config, checkpoint, OnnxGraphs.open(folder / graphs.path), folder / "out" / name
+        )
 
     return compiled
 

@@ -15,7 +15,7 @@ from build.kernels.cpu.row import prepared_row, rounded_row
 from build.kernels.cpu.vector import AHEAD, LINE, NEAR, clear, prefetch, widened
 from build.kernels.shapes import Linear
 from build.packing.layout import DOT, PANEL, WORD
-from export.onnx_graphs.quantize import INT4_ZERO
+from export.weights.quantize import INT4_ZERO
 
 BLOCK = 256  # steps of K whose sums stay integers: 256 * 127 * 127 < 2**24
 STEP = PANEL * DOT  # weights of a panel in four steps of K

@@ -7,7 +7,7 @@ from build.kernels.cpu.level import Level
 from build.kernels.cpu.vector import AHEAD, LINE, NEAR, add_outer_product, clear, prefetch, widened
 from build.kernels.shapes import Linear
 from build.packing.layout import DOT, PANEL, WORD, matrix_layout
-from export.onnx_graphs.quantize import INT4_ZERO, MatrixFormat
+from export.weights.quantize import INT4_ZERO, MatrixFormat
 
 ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1}
 

@@ -16,7 +16,7 @@ from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import group_of, number, scale_of, zero_of
 from build.kernels.shapes import Linear
 from build.packing.layout import PANEL, WORD, vector_layout, vector_steps
-from export.onnx_graphs.quantize import MatrixFormat
+from export.weights.quantize import MatrixFormat
 
 
 @dataclass(frozen=True)

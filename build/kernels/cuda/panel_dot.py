@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import factor, group_of
 from build.packing.layout import PANEL, vector_layout, vector_steps
-from export.onnx_graphs.quantize import INT4_ZERO, MatrixFormat
+from export.weights.quantize import INT4_ZERO, MatrixFormat
 
 # Not yet measured on a GPU.
 LOADS = 4  # of 16 bytes, that a thread starts before it needs the first

@@ -22,7 +22,7 @@ from build.kernels.cuda.swiglu import gated
 from build.kernels.cuda.weights import factor, group_of
 from build.kernels.shapes import Linear
 from build.packing.layout import PANEL, WORD, vector_layout, vector_steps
-from export.onnx_graphs.quantize import INT4_ZERO, MatrixFormat
+from export.weights.quantize import INT4_ZERO, MatrixFormat
 
 WARPS_ALONG_ROWS, WARPS_ALONG_COLUMNS = 2, 4
 THREADS = WARPS_ALONG_ROWS * WARPS_ALONG_COLUMNS * WARP

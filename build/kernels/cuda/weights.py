@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 
 from build.kernels.signature import UNUSED
 from build.packing.layout import DOT, WORD, MatrixLayout, vector_steps
-from export.onnx_graphs.quantize import INT4_ZERO, MatrixFormat
+from export.weights.quantize import INT4_ZERO, MatrixFormat
 
 ONE, TOP_BITS = 0x3F800000, 19  # float32 1; where the first four bits of a mantissa begin
 

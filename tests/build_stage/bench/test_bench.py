@@ -205,7 +205,7 @@ def test_the_worker_and_the_command_on_the_box_speak_the_same_json(compile_case)
         Contender(
             "onnxruntime",
             "fp32",
-            (sys.executable, "-m", "build.bench.rival_onnxruntime", str(case.graphs.folder), workload, "1"),
+            (sys.executable, "-m", "build.bench.rival_onnxruntime", str(case.graphs.path), workload, "1"),
         )
     )
     for measured in (ours, theirs):

@@ -25,7 +25,7 @@ from build.kernels.cpu.rotation import rotation
 from build.kernels.cpu.swiglu import swiglu
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from build.packing.layout import PANEL, ring_block
-from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
+from export.weights.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.engines.cpu import cpuinfo_flags, missing_features
 from runtime.errors import UserError
 from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed

@@ -22,7 +22,7 @@ from build.kernels.cuda import (
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
 from build.packing.layout import int4_words, to_panels, to_vector_panels
-from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
+from export.weights.quantize import MatrixFormat, ModelTensor, load, store
 from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError
 from tests.helpers.kernels import compiled, packed

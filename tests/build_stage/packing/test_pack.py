@@ -14,7 +14,7 @@ from build.packing.layout import (
     to_word_panels,
 )
 from build.packing.pack import pack_weights
-from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, store, unpacked_int4
+from export.weights.quantize import MatrixFormat, ModelTensor, store, unpacked_int4
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TensorSpec, WeightSpec
 from runtime.artifact.tensor_file import TensorFile, TensorFileWriter

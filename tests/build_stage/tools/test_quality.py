@@ -12,9 +12,9 @@ from build.tools import quality as module
 from build.tools.quality import LENGTH, OVER_BUDGET, OWN, ROWS, Sums, check_budget, layer_errors, log_softmax, text
 from build.tools.quality_report import Quality, draw_errors, draw_quality, table
 from build.tools.variants import BASELINE, VARIANTS
-from export.onnx_graphs.graphs import OnnxGraphs
-from export.onnx_graphs.quantize import SCHEMES
 from export.stage import ROOT
+from export.weights.quantize import SCHEMES
+from export.weights.stored import StoredWeights
 from runtime.errors import UserError
 
 RESULTS = [
@@ -89,7 +89,7 @@ def test_layer_errors_are_those_of_the_stored_numbers(compile_case):
     """int8 rounds to within half a 127th of a row's largest number: below 2 percent of a matrix's size; int4 is tens of times coarser."""
     case = compile_case("int4")
     with contextlib.chdir(case.folder):  # where the checkpoint's relative path leads
-        errors = layer_errors(case.checkpoint, OnnxGraphs.open(case.graphs.folder))
+        errors = layer_errors(case.checkpoint, StoredWeights.open(case.graphs.folder))
     assert {kind: len(values) for kind, values in errors.items()} == {
         "tok_embeddings": 1,
         "wqkv": 2,

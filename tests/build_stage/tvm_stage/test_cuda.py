@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from build.compile import compile_config
+from build.compile import compile_job
 from build.compiler import tvm
 from build.kernels.shapes import Linear, RollingAttention
 from build.kernels.table import kernels_of
 from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code, device_code
 from build.tvm_stage.target import TARGETS
-from export.configuration.config import load_config
-from export.onnx_graphs.quantize import MatrixFormat
+from export.job import Job
 from export.stage import ROOT
+from export.weights.quantize import MatrixFormat
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
@@ -84,7 +84,7 @@ def test_a_mixture_in_int8(folder, monkeypatch):
         FAMILIES["mixtral"].write(Path("mixture"))
         path = Path("int8.yaml")
         path.write_text(json.dumps({"name": "int8", "frontend": {"checkpoint": "mixture"}, **case.config}))
-        artifact = compile_config(load_config(path), path, [], None)
+        artifact = compile_job(Job.load(path))
     rows = artifact.manifest.kernels
     check_machine_code(artifact.library, ARCHS)
     assert {"int8", "float16", "float32"} <= {weight.dtype for weight in artifact.manifest.weights}

@@ -14,9 +14,10 @@ from build.tvm_stage.importer import import_graphs
 from build.tvm_stage.machine_code import check_machine_code
 from build.tvm_stage.target import target_spec
 from export.configuration.config import load_config
-from export.onnx_graphs.graphs import WEIGHTS_FILE, OnnxGraphs
-from export.pipeline import trace_graphs
+from export.onnx_graphs.graphs import OnnxGraphs, record_path
+from export.onnx_graphs.tracing import trace_graphs
 from export.plan import export_record
+from export.weights.stored import WEIGHTS_FILE
 from runtime.artifact.consistency import LIBRARY_FILE
 from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype
 from tests.helpers.traffic import loaded_bytes
@@ -58,7 +59,7 @@ def built(request, tmp_path_factory):
             writer.write(spec.name, np.zeros(spec.shape, numpy_dtype(spec.dtype)))
     trace_graphs(record, folder)
     assert record.quantization.scheme == request.param
-    graphs, spec = OnnxGraphs(folder, record), target_spec(config.backend)
+    graphs, spec = OnnxGraphs(record_path(folder, "7b"), record), target_spec(config.backend)
     build_library(graphs, spec, folder, dump=None)
     return graphs, spec, folder
 

@@ -144,7 +144,7 @@ def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
     mutate(proto.graph)
     onnx.save(proto, path)
     onnx.checker.check_model(str(path), full_check=True)
-    return OnnxGraphs.open(folder)
+    return OnnxGraphs.open(folder / graphs.path.name)
 
 
 def regions_of(module, graph):
@@ -205,7 +205,8 @@ def scales_swapped(graph: Graph) -> None:
 def test_weights_that_are_widened_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation, name):
     """The record says how weights are stored; a graph that reads them otherwise would be compiled to something else than onnxruntime runs."""
     folder = tmp_path / "graphs"
-    shutil.copytree(compile_case(case_name).graphs.folder, folder)
+    graphs = compile_case(case_name).graphs
+    shutil.copytree(graphs.folder, folder)
     proto = onnx.load(folder / "decode.onnx", load_external_data=False)
     mutation(proto.graph)
     onnx.save(proto, folder / "decode.onnx")
@@ -213,7 +214,7 @@ def test_weights_that_are_widened_in_another_way_are_refused(compile_case, tmp_p
         UserError,
         match=rf"decode.onnx: {name}.weight is not widened as int. by .*, as its record says; export the graphs again",
     ):
-        import_graphs(OnnxGraphs.open(folder))
+        import_graphs(OnnxGraphs.open(folder / graphs.path.name))
 
 
 def levels_changed(graph: Graph) -> None:
@@ -260,8 +261,7 @@ def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
     shutil.rmtree(folder / "out" / case.name)
     for library in (folder / "out" / ".work" / case.name).glob("library-*"):
         shutil.rmtree(library)
-    (exported,) = (folder / "out" / ".work" / case.name).glob("graphs-*")
-    path = exported / "decode.onnx"
+    path = folder / case.graphs.folder.relative_to(case.folder) / "decode.onnx"
     proto = onnx.load(path, load_external_data=False)
     window_left_out(proto.graph)
     onnx.save(proto, path)

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from export.onnx_graphs.quantize import (
+from export.weights.quantize import (
     SCHEMES,
     FormatRules,
     MatrixFormat,

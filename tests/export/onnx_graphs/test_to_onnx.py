@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.onnx_graphs.graphs import WEIGHTS_FILE
+from export.weights.stored import WEIGHTS_FILE
 from runtime.artifact.tensor_file import TensorFile
 from tests.helpers import reference
 from tests.helpers.artifacts import (

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from export.onnx_graphs.graphs import make_graphs
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact, replace_manifest, write_artifact
 from runtime.artifact.hashing import BLOCK_BYTES, n_blocks
@@ -29,6 +28,7 @@ from runtime.artifact.manifest import (
     TokenizerSpec,
     WeightSpec,
 )
+from runtime.artifact.signatures import graphs_of
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.engines.cpu import machine_features
 from runtime.errors import UserError
@@ -89,7 +89,7 @@ def manifest_of(files, **changes):
         "shape": SHAPE,
         "quantization": Quantization(scheme="none"),
         "target": TARGET,
-        "graphs": make_graphs(MODEL, SHAPE, "float32"),
+        "graphs": graphs_of(MODEL, SHAPE, "float32"),
         "weights": WEIGHTS,
         "tokenizer": TOKENIZER,
         "overrides": {},
@@ -337,7 +337,7 @@ def test_sizes_that_no_disk_has(folder, size):
 def test_absurd_cache(folder):
     huge = 2**40
     changed = msgspec.structs.replace(SHAPE, cache_len=huge)
-    graphs = json.loads(msgspec.json.encode(make_graphs(MODEL, changed, "float32")))
+    graphs = json.loads(msgspec.json.encode(graphs_of(MODEL, changed, "float32")))
     edit(folder, lambda data: data.update(shape={**data["shape"], "cache_len": huge}, graphs=graphs))
     assert f"more than {huge} elements" in refusal(folder)
 

@@ -16,7 +16,7 @@ from build.kernels.table import CUDA, kernels_of
 from build.packing.layout import packed_tensors
 from build.tvm_stage.dispatch import dispatch
 from build.tvm_stage.importer import import_graphs
-from export.onnx_graphs.quantize import MatrixFormat, ModelTensor, load, store
+from export.weights.quantize import MatrixFormat, ModelTensor, load, store
 from runtime import gpucheck
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, encode
@@ -175,7 +175,7 @@ FORMATS = [
 
 @pytest.mark.parametrize("stored", FORMATS, ids=lambda stored: f"{stored.dtype}-{stored.group_size}")
 def test_packed_matrices_are_read_as_they_were_packed(stored):
-    """Against `export.onnx_graphs.quantize` and `build.packing.layout`, which write them."""
+    """Against `export.weights.quantize` and `build.packing.layout`, which write them."""
     n, k = 70, 160
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
     arrays = store(tensor, np.random.default_rng(0).standard_normal((n, k)).astype(np.float32))

@@ -1,0 +1,37 @@
+"""The second half of the export stage: the static model is traced once for each graph, over weights that are stored already."""
+
+from pathlib import Path
+
+import torch
+
+from export.console import step_bar
+from export.onnx_graphs.graphs import ONNX_SUFFIX, RECORD_PREFIX, GraphsRecord, OnnxGraphs
+from export.onnx_graphs.to_onnx import export_graph
+from export.static_model.model import StaticModel, constants
+from export.weights.stored import WEIGHTS_FILE, StoredWeights
+from runtime.artifact import manifest
+from runtime.artifact.tensor_file import TensorFile
+
+
+def trace_over(stored: StoredWeights, record: GraphsRecord, path: Path) -> OnnxGraphs:
+    """Trace the graphs of a record beside their stored weights; graphs of another key make way. `path`, the record's, appears last."""
+    for old in (*stored.folder.glob(f"{RECORD_PREFIX}*"), *stored.folder.glob(f"*{ONNX_SUFFIX}")):
+        old.unlink()
+    trace_graphs(record, stored.folder)
+    fresh = path.with_name(f"{path.name}.tmp")
+    fresh.write_bytes(manifest.encode(record))
+    fresh.replace(path)
+    return OnnxGraphs(path, record)
+
+
+def trace_graphs(record: GraphsRecord, folder: Path) -> None:
+    """Trace the static model once for each graph, over the weight file that lies in `folder`."""
+    cache_lens = record.model.cache_lens(record.shape.cache_len)
+    with torch.device("meta"):
+        model = StaticModel(record.model, cache_lens).eval()
+    values = constants(record.model, cache_lens)
+    weights = TensorFile.open(folder / WEIGHTS_FILE)
+    with step_bar("tracing graphs", len(record.graphs)) as bar:
+        for graph in record.graphs:
+            export_graph(model, record, graph, values, weights, folder / f"{graph.name}{ONNX_SUFFIX}")
+            bar.advance(1)

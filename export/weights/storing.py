@@ -1,0 +1,75 @@
+"""The first half of the export stage: a checkpoint's tensors are read, stored in their formats, and put into one file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.source import TokenizerSource
+from export.console import byte_bar
+from export.weights.quantize import STORAGE, FormatRules, store
+from export.weights.stored import WEIGHTS_FILE, StoredWeights, WeightsRecord
+from runtime.artifact.manifest import Quantization, TokenizerSpec
+from runtime.artifact.tensor_file import TensorFileWriter, tensor_bytes
+
+TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # by kind
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+
+def record_of(
+    checkpoint: Checkpoint, quantization: Quantization, dtype: str, overrides: Mapping[str, Any]
+) -> WeightsRecord:
+    """The record of a checkpoint's weights; `dtype` is `backend.dtype`, `overrides` what was changed of the checkpoint's model."""
+    model = checkpoint.model
+    rules = FormatRules(quantization, STORAGE[dtype], model.tied_embeddings, model.n_layers)
+    return WeightsRecord(
+        model=model,
+        quantization=quantization,
+        tensors=tuple(rules.tensor(name, checkpoint.shape(name)) for name in checkpoint.names()),
+        tokenizer=_tokenizer_spec(checkpoint.tokenizer) if checkpoint.tokenizer else None,
+        overrides={name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()},
+        source_bytes=checkpoint.source_bytes,
+    )
+
+
+def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
+    return TokenizerSpec(
+        kind=source.kind,
+        file=TOKENIZER_FILES[source.kind],
+        bos_id=source.bos_id,
+        add_bos=source.add_bos,
+        eos_ids=source.eos_ids,
+        chat_template=CHAT_TEMPLATE_FILE if source.chat_template is not None else None,
+        instruct=source.instruct,
+        end_id=source.end_id,
+    )
+
+
+def store_checkpoint(record: WeightsRecord, checkpoint: Checkpoint, folder: Path) -> StoredWeights:
+    """Fill `folder` with the weights of a record, its tokenizer and the record itself."""
+    write_weights(checkpoint, record, folder / WEIGHTS_FILE)
+    write_tokenizer(checkpoint, record, folder)
+    stored = StoredWeights(folder, record)
+    stored.write_record()
+    return stored
+
+
+def write_weights(checkpoint: Checkpoint, record: WeightsRecord, path: Path) -> None:
+    """Read, quantize and store every tensor, a few rows at a time."""
+    total = sum(tensor_bytes(spec) for spec in record.weights)
+    with TensorFileWriter(path, record.weights) as writer, byte_bar("storing weights", total) as bar:
+        for tensor in record.tensors:
+            for block in checkpoint.blocks(tensor.name):
+                for stored_name, array in store(tensor, block.astype("float32", copy=False)).items():
+                    writer.write(stored_name, array)
+                    bar.advance(array.nbytes)
+
+
+def write_tokenizer(checkpoint: Checkpoint, record: WeightsRecord, folder: Path) -> None:
+    """Put the tokenizer and its chat template beside the weights."""
+    source, spec = checkpoint.tokenizer, record.tokenizer
+    if source is None or spec is None:
+        return
+    (folder / spec.file).write_bytes(source.data)
+    if source.chat_template is not None and spec.chat_template is not None:
+        (folder / spec.chat_template).write_text(source.chat_template)

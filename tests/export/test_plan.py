@@ -1,0 +1,64 @@
+"""Keys of the export's results: what a setting makes again, and what it leaves alone."""
+
+import pytest
+
+from export.configuration.config import load_config
+from export.plan import graphs_key, weights_key
+from tests.helpers.artifacts import Case, write_case
+
+CASE = Case({"num_hidden_layers": 1}, {"shape": {"prefill_chunk": 4, "cache_len": 8}})
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """The keys of stored weights and of graphs, with some settings changed."""
+    folder = tmp_path_factory.mktemp("keys")
+    path = write_case("keys", CASE, folder)
+
+    def keys_with(*settings):
+        config = load_config(path, [f"frontend.checkpoint={folder / 'checkpoint'}", *settings])
+        return weights_key(config), graphs_key(config)
+
+    return keys_with
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "name=another",
+        "backend.cpu=native",
+        "backend.target=cuda backend.dtype=fp32",
+        "workspace.workers=1",
+        "workspace.path=elsewhere",
+        "quantize.budget=3",
+    ],
+)
+def test_the_machine_and_the_name_make_nothing_of_an_export_again(keys, setting):
+    assert keys(*setting.split()) == keys()
+
+
+@pytest.mark.parametrize(
+    "setting", ["shape.cache_len=24", "shape.prefill_chunk=2", "shape.batch=2", "quantize.cache=fp16"]
+)
+def test_shapes_and_caches_leave_stored_weights_alone(keys, setting):
+    weights, graphs = keys(setting)
+    assert weights == keys()[0]
+    assert graphs != keys()[1]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "quantize.scheme=int8",
+        "quantize.keep=[head]",
+        "quantize.group_size=64",
+        "backend.dtype=fp16",
+        "frontend.type=huggingface",
+        "frontend.overrides.sliding_window=6",
+    ],
+)
+def test_what_is_read_and_stored_changes_both(keys, setting):
+    weights, graphs = keys(setting)
+    before = keys("frontend.type=auto") if "frontend.type" in setting else keys()
+    assert weights != before[0]
+    assert graphs != before[1]
