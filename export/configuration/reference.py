@@ -1,4 +1,4 @@
-"""`python -m export.configuration.reference > docs/configuration.md`: every key of a config, told by the fields themselves.
+"""`python -m export.configuration.reference > docs/configuration.md`: every key of a config, told by its own field.
 
 A key's meaning is its field's `title`. Which values a target takes, and the defaults, come from configs that are tried.
 """
