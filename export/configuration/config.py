@@ -1,7 +1,8 @@
 """What to compile, for which machine: one YAML file and its `--set` overrides become one `CompileConfig`.
 
-A setting is one field of a section below. Its `description` is what an error message says was expected;
-the valid keys, the defaults that are printed and the overrides follow from the field.
+A setting is one field of a section below. Its `description` is what an error message says was expected, its `title`
+what the setting means, for docs/configuration.md (`export.configuration.reference`); the valid keys, the defaults that
+are printed and the overrides follow from the field.
 """
 
 import argparse
@@ -100,25 +101,51 @@ class Section(BaseModel):
 class FrontendConfig(Section):
     """Where the weights come from. `overrides` replaces fields of the checkpoint's own model configuration."""
 
-    checkpoint: FilePath = Field(description="the path of a checkpoint folder or file, as text")
-    type: Literal["auto", "huggingface", "mistral", "gguf"] = "auto"
+    checkpoint: FilePath = Field(
+        description="the path of a checkpoint folder or file, as text",
+        title="A Hugging Face folder, a folder in Mistral's own format, or a `.gguf` file. A relative path starts from "
+        "the folder that the command runs in.",
+    )
+    type: Literal["auto", "huggingface", "mistral", "gguf"] = Field(
+        default="auto", title="Format of the checkpoint; `auto` recognises it by its files."
+    )
     head: Literal[
         "auto", "causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"
-    ] = "auto"
-    instruct: bool = False  # Mistral's own format does not say whether the model was tuned for conversations
+    ] = Field(
+        default="auto",
+        title="What stands on the decoder. `auto` takes what the checkpoint names; `embedding` makes an embedding "
+        "model of a language model.",
+    )
+    instruct: bool = Field(
+        default=False,
+        title="Whether a model in Mistral's own format was tuned for conversations. That format does not say, and "
+        "without `true` the model gets no chat format.",
+    )
     overrides: Mapping[str, bool | int | FiniteFloat | str | list[int | None] | None] = Field(
-        default_factory=dict, description="a number, text, true, false, null or a list of windows for each model field"
+        default_factory=dict,
+        description="a number, text, true, false, null or a list of windows for each model field",
+        title="Fields of the model that replace the checkpoint's own: `sliding_window` (a number, null, or a list that "
+        "repeats over the layers), `rope_theta`, `norm_eps`, `context_length`. The manifest records them.",
     )
 
 
 class ShapeConfig(Section):
     """The sizes that stay fixed in the artifact; `prefill_chunks` is the YAML's `prefill_chunk`, descending."""
 
-    batch: Count = Field(default=1, description=A_COUNT)
+    batch: Count = Field(default=1, description=A_COUNT, title="Sequences that every call computes together.")
     prefill_chunks: Chunks = Field(
-        default=DEFAULT_CHUNKS, alias="prefill_chunk", description=f"{A_COUNT}, or a list of different ones"
+        default=DEFAULT_CHUNKS,
+        alias="prefill_chunk",
+        description=f"{A_COUNT}, or a list of different ones",
+        title="Tokens of a prompt that one call takes, at most `shape.cache_len`. Given several sizes, a prompt is "
+        "divided into the largest ones that fit.",
     )
-    cache_len: Count = Field(default=4096, description=A_COUNT)
+    cache_len: Count = Field(
+        default=4096,
+        description=A_COUNT,
+        title="Slots in the cache of a layer without a sliding window; a full one ends the generation. A layer with a "
+        "window has as many slots as its window, and the text may be of any length.",
+    )
 
     @model_validator(mode="after")
     def _chunks_fit(self) -> Self:
@@ -134,32 +161,56 @@ class ShapeConfig(Section):
 class QuantizeConfig(Section):
     """How the weights are stored."""
 
-    scheme: Scheme = Field(default="none", description=ONE_SCHEME)
-    group_size: Literal[32, 64, 128] = 32  # of int4: neighbours that share a scale
-    symmetric: bool = True  # of int4; false adds a zero point to each group
-    keep: Kept = Field(default=(), description=f"a list of {', '.join(KEPT)}")  # what is stored by `keep_scheme`
-    keep_scheme: Scheme = Field(default="int8", description=ONE_SCHEME)
-    cache: Literal["auto", "fp32", "fp16", "int8"] = (
-        "auto"  # how keys and values are stored; auto is backend.dtype, fp16 for bf16
+    scheme: Scheme = Field(
+        default="none",
+        description=ONE_SCHEME,
+        title="How matrices are stored. `none`: as `backend.dtype`. `int8`: one fp32 scale for each output channel. "
+        "`int4`: one fp16 scale for each group. `int8_dynamic` and `int4_dynamic` store the same weights and also "
+        "round activations to int8, with one scale for each group of each token: 64 numbers for int8, the weights' own "
+        "groups for int4. A head in int8 takes its activations unrounded.",
+    )
+    group_size: Literal[32, 64, 128] = Field(default=32, title="Of int4: how many neighbours in a row share a scale.")
+    symmetric: bool = Field(default=True, title="Of int4: `false` adds a zero point to each group.")
+    keep: Kept = Field(
+        default=(),
+        description=f"a list of {', '.join(KEPT)}",
+        title="Parts of the model that `quantize.keep_scheme` stores instead: the head, the first or the last layer.",
+    )
+    keep_scheme: Scheme = Field(
+        default="int8", description=ONE_SCHEME, title="The scheme of the parts in `quantize.keep`."
+    )
+    cache: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        default="auto",
+        title="How keys and values are stored. `auto`: as `backend.dtype`, and fp16 where that is bf16. `int8` has one "
+        "scale for each head of each token.",
     )
     budget: Budget | None = Field(
-        default=None, description="a number of percent above 0, or null"
-    )  # of perplexity, in `make quality`
+        default=None,
+        description="a number of percent above 0, or null",
+        title="Percent of perplexity that the scheme may cost; `make quality` fails beyond it.",
+    )
 
 
 class BackendConfig(Section):
     """The machine that runs the artifact. `dtype` is the storage of weights and caches; `arch` is empty for llvm."""
 
-    target: Literal["llvm", "cuda"]
+    target: Literal["llvm", "cuda"] = Field(title="`llvm`: an x86-64 CPU. `cuda`: an NVIDIA GPU.")
     cpu: Name = Field(
-        default="x86-64-v3", description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native"
+        default="x86-64-v3",
+        description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native",
+        title="The CPU that the host code is compiled for; `native` is this machine's. Opening the artifact checks "
+        "that the box's CPU has what the code needs.",
     )
     arch: Archs = Field(
         default_factory=lambda given: DEFAULT_ARCHS[given["target"]],
         description="a list of different CUDA architectures, such as [sm_80, sm_90a]",
+        title="Of CUDA: architectures that the library holds machine code for.",
     )
     dtype: StorageDType = Field(
-        default_factory=lambda given: DEFAULT_DTYPES[given["target"]], description="fp32, fp16 or bf16"
+        default_factory=lambda given: DEFAULT_DTYPES[given["target"]],
+        description="fp32, fp16 or bf16",
+        title="Storage of every matrix that no scheme touches, and of the caches, unless `quantize.cache` says "
+        "otherwise.",
     )
 
     @model_validator(mode="after")
@@ -183,21 +234,30 @@ class BackendConfig(Section):
 class WorkspaceConfig(Section):
     """Where intermediate files go, and how many threads pack weights (`workers: null` means all cores)."""
 
-    path: FilePath = Field(default=Path("out/.work"), description="the path of a folder, as text")
-    workers: Count | None = Field(default=None, description=f"{A_COUNT}, or null for all cores")
+    path: FilePath = Field(
+        default=Path("out/.work"),
+        description="the path of a folder, as text",
+        title="Folder of the stages' results, which the next compile reuses.",
+    )
+    workers: Count | None = Field(
+        default=None, description=f"{A_COUNT}, or null for all cores", title="Threads that pack weights."
+    )
 
 
 class CompileConfig(Section):
     """Everything that a person chose for one compile, with every default filled in."""
 
     name: Name = Field(
-        description="text of letters, digits, '.', '_' and '-', no dot first, in quotes if it looks like a number"
+        description="text of letters, digits, '.', '_' and '-', no dot first, in quotes if it looks like a number",
+        title="What the artifact calls itself. Its folder is named after the YAML file: `x.yaml` compiles to `out/x`.",
     )
-    frontend: FrontendConfig
-    shape: ShapeConfig = ShapeConfig()
-    quantize: QuantizeConfig = QuantizeConfig()
-    backend: BackendConfig
-    workspace: WorkspaceConfig = WorkspaceConfig()
+    frontend: FrontendConfig = Field(title="Where the model comes from.")
+    shape: ShapeConfig = Field(default=ShapeConfig(), title="The sizes that are fixed in the artifact.")
+    quantize: QuantizeConfig = Field(default=QuantizeConfig(), title="How weights, keys and values are stored.")
+    backend: BackendConfig = Field(title="The machine that runs the artifact.")
+    workspace: WorkspaceConfig = Field(
+        default=WorkspaceConfig(), title="The compile itself; nothing here changes the artifact."
+    )
 
     @model_validator(mode="after")
     def _scheme_is_built(self) -> Self:

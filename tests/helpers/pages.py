@@ -1,0 +1,44 @@
+"""The documentation as data: pages, code blocks, code in the text, links and the headings that they lead to."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.stage import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+UNSETTLED = "<!-- check -->"  # behind a name that the code does not have yet
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return [text for name, text in BLOCK.findall(page.read_text()) if name == language]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return BLOCK.sub("", page.read_text())
+
+
+def code(page: Path) -> Iterator[str]:
+    """Every line of a block, and every piece of code in the text that is not marked as unsettled."""
+    for _, text in BLOCK.findall(page.read_text()):
+        yield from text.splitlines()
+    text = prose(page)
+    for found in re.finditer(r"`([^`]+)`", text):
+        if not text[found.end() :].lstrip().startswith(UNSETTLED):
+            yield found.group(1)
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """File and anchor of every relative link."""
+    found = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", prose(page))
+    return [(target, anchor) for target, anchor in found if "://" not in target]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading of the page may name, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
