@@ -3,20 +3,18 @@
 from functools import partial
 from pathlib import Path
 
-from build.packing.layout import RING_BLOCK, ring_block
 from build.pipeline import artifact_key, build_library, library_key, package
-from build.tvm_stage.cuda import spilling, usage_of
-from build.tvm_stage.target import target_spec
+from build.tvm_stage.cuda import spilling
+from build.tvm_stage.target import TVM_TARGETS, target_spec
 from export.console import console
 from export.job import Job
-from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
+from export.onnx_graphs.graphs import OnnxGraphs
 from export.plan import graphs_path
 from export.stage import locked, run_stage
 from runtime.artifact.folder import Artifact, read_manifest
 from runtime.errors import UserError
 
 LIBRARY_STAGE = "library"
-SLOW_BLOCK = 8  # slots: fewer do not fill a register of AVX2
 
 
 def compile_job(job: Job, dump: Path | None = None) -> Artifact:
@@ -31,23 +29,13 @@ def compile_job(job: Job, dump: Path | None = None) -> Artifact:
         if dump is not None:  # a dump shows a run, so the library is made again
             dump.mkdir(parents=True, exist_ok=True)
             build_library(graphs, spec, dump, dump)
-        for note in slow_rings(graphs.record) if spec.kind == "llvm" else ():
+        row = TVM_TARGETS[spec.kind]
+        for note in row.notes(graphs.record.model, graphs.record.shape):
             console.print(f"warning: {note}", style="yellow")
         library = run_stage(job.workspace, LIBRARY_STAGE, key, partial(build_library, graphs, spec, dump=None))
-        for note in spilling(usage_of(library)):
+        for note in spilling(row.usage(library)):
             console.print(f"warning: {note}", style="yellow")
         return current or package(job, graphs, spec, library, artifact_key(job.config.name, key))
-
-
-def slow_rings(record: GraphsRecord) -> list[str]:
-    """A sentence where layers without a window have a cache that the CPU's attention reads slowly."""
-    length = record.shape.cache_len
-    if all(record.model.sliding_window) or length < RING_BLOCK or ring_block(length) >= SLOW_BLOCK:
-        return []
-    return [
-        f"shape.cache_len is {length}, and caches of that length are read in blocks of {ring_block(length)} slots, several times slower than in "
-        f"blocks of {RING_BLOCK}; set it to {-(-length // RING_BLOCK) * RING_BLOCK}"
-    ]
 
 
 def exported_graphs(job: Job, dump: Path | None = None) -> OnnxGraphs:

@@ -29,6 +29,7 @@ from export.stage import locked, made_whole, stage_key
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import encode
+from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError, run_command
 from runtime.gpucheck import checked_manifest
 
@@ -81,7 +82,7 @@ def main() -> int:
     with locked(workspace, console.print):
         folders = [compiled_check(config, check, workspace) for config, check in zip(configs, checks, strict=True)]
     wheels = fetch_wheels(box_packages(checked_manifest(folders[0])), pythons, configs[0].workspace.path / "wheels")
-    members = system_members("cuda", wheels, pythons)
+    members = system_members(configs[0].backend.target, wheels, pythons, gpu_check=True)
     for folder, check in zip(folders, checks, strict=True):
         members |= {f"checks/{check.name}/{path.name}": Member(path, "libraries") for path in folder.iterdir()}
     target = job.artifact.with_name(f"{NAME}.tar.zst")
@@ -97,7 +98,7 @@ def main() -> int:
 def check_config(job: Job, check: CheckSpec) -> CompileConfig:
     """The config of one check; UserError when it is not for CUDA."""
     config = job.changed([f"name={check.name}", f"quantize.scheme={check.scheme}"]).config
-    if config.backend.target != "cuda":
+    if not TARGETS[config.backend.target].on_device:
         raise UserError(
             f"{job.path} has backend.target {config.backend.target}, expected cuda: a GPU check is made of CUDA kernels"
         )

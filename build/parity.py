@@ -16,6 +16,7 @@ from export.proof.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, lo
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact, replace_manifest
 from runtime.artifact.manifest import ParityRow
+from runtime.artifact.targets import TARGETS
 from runtime.engines.engine import Engine
 from runtime.errors import run_command
 
@@ -31,7 +32,7 @@ def main() -> int:
     artifact = compile_job(job)
     rows = run_export_rungs(job)
     trace = job.workspace / TRACE_FILE
-    if artifact.manifest.target.kind == "llvm":
+    if not TARGETS[artifact.manifest.target.kind].on_device:
         rows += run_artifact_rungs(artifact, *load_trace(trace))
     else:
         console.print(

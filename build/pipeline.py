@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from build.packing.pack import PACKED_FILE, PackedWeights, packed, packed_key
-from build.tvm_stage import cuda
 from build.tvm_stage.dispatch import ReportRow
 from build.tvm_stage.library import CALLS_FILE, REPORT_FILE, compile_library
+from build.tvm_stage.target import TVM_TARGETS
 from export.job import Job
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
 from export.plan import weights_key
@@ -18,6 +18,7 @@ from export.stage import stage_key, tool_versions
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.artifact.folder import Artifact, write_artifact
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, KernelCall, Manifest, TargetSpec
+from runtime.artifact.targets import TARGETS
 from runtime.engines.cpu import missing_features
 
 BUILD_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
@@ -36,7 +37,7 @@ def artifact_key(name: str, library: str) -> str:
 
 def build_tools(spec: TargetSpec) -> tuple[str, ...]:
     """Distributions whose versions an artifact depends on and records."""
-    return (*BUILD_TOOLS, *(cuda.PACKAGES if spec.kind == "cuda" else ()))
+    return (*BUILD_TOOLS, *TVM_TARGETS[spec.kind].tools)
 
 
 def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path | None) -> None:
@@ -72,7 +73,7 @@ def package(job: Job, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: 
     def manifest(files: tuple[FileEntry, ...]) -> Manifest:
         return manifest_of(job.config.name, graphs.record, spec, library, key, files)
 
-    runs_here = spec.kind == "llvm" and not missing_features(spec.cpu_features)
+    runs_here = not TARGETS[spec.kind].on_device and not missing_features(spec.cpu_features)
     return write_artifact(job.artifact, fill, manifest, for_this_machine=runs_here)
 
 
@@ -80,7 +81,7 @@ def manifest_of(
     name: str, record: GraphsRecord, spec: TargetSpec, library: Path, key: str, files: tuple[FileEntry, ...]
 ) -> Manifest:
     """The manifest of exported graphs and the folder of their compiled library."""
-    is_cuda = spec.kind == "cuda"
+    calls = msgspec.json.decode((library / CALLS_FILE).read_bytes(), type=tuple[KernelCall, ...])
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -95,6 +96,6 @@ def manifest_of(
         overrides=record.overrides,
         tools=tool_versions(build_tools(spec)),
         files=files,
-        kernels=cuda.usage_of(library) if is_cuda else (),
-        calls=msgspec.json.decode((library / CALLS_FILE).read_bytes(), type=tuple[KernelCall, ...]) if is_cuda else (),
+        kernels=TVM_TARGETS[spec.kind].usage(library),
+        calls=calls if TARGETS[spec.kind].on_device else (),
     )

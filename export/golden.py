@@ -19,7 +19,7 @@ from export.plan import GOLDEN_STAGE, golden_key, graphs_path
 from export.proof.steppers import TorchStepper
 from export.stage import run_stage
 from export.static_model.model import StaticModel, constants
-from export.weights.quantize import load, specs
+from export.weights.table import load, specs
 from runtime.artifact.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
 from runtime.artifact.manifest import HEADS, ModelConfig, Shape, TensorSpec
 from runtime.artifact.tensor_file import TensorFileWriter

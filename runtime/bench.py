@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.manifest import Manifest, TensorSpec, WeightSpec
+from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import tensor_bytes
 from runtime.decoding.sampler import GREEDY, DrawingModel, Sampler
 from runtime.engines.cpu import CPUINFO
@@ -218,7 +219,7 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
     load_s = time.perf_counter() - start
     manifest = engine.manifest
     step_bytes = step_bytes_of(manifest)
-    on_cpu = manifest.target.kind == "llvm"
+    on_cpu = not TARGETS[manifest.target.kind].on_device
     bandwidth = fresh_read_bandwidth(threads) if on_cpu else None
     speeds = measure(engine, manifest.model.vocab_size, workload, step_bytes)
     longest = (

@@ -8,14 +8,14 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.aligned import aligned
+from runtime.engines.finding import AS_IT_SAYS, Finding, answer
 from runtime.errors import USER_ERROR_STATUS, UserError, run_command
 
 if TYPE_CHECKING:
@@ -26,18 +26,7 @@ GLIBC = (2, 28)  # what those packages are built for
 PACKAGES = ("numpy", "msgspec", "apache-tvm-ffi")
 TOKENIZER_PACKAGES = {"tokenizer.json": ("tokenizers", "jinja2"), "sentencepiece": ("sentencepiece", "jinja2")}
 SPARE_DISK = 100e6  # bytes: logs, caches of bytecode
-AS_IT_SAYS = "do as it says"
 INSTALL = "run ./install.sh again, or `pip install --no-index --no-deps --find-links wheels -r requirements.txt`"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row of the table; `remedy` is empty where all is well."""
-
-    check: str
-    found: str
-    expected: str
-    remedy: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +69,9 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield _library()
     yield _cpu(manifest)
     yield _disk(folder)
-    yield from _cuda_findings(manifest) if manifest.target.kind == "cuda" else [_memory(manifest)]
+    from runtime.engines.machines import MACHINES
+
+    yield from MACHINES[manifest.target.kind].examine(manifest)
 
 
 def _python() -> Finding:
@@ -117,7 +108,7 @@ def _library() -> Finding:
         load_runtime(1)
         return "loads"
 
-    return _answer("TVM's runtime", "loads", ask, INSTALL)
+    return answer("TVM's runtime", "loads", ask, INSTALL)
 
 
 def _cpu(manifest: "Manifest") -> Finding:
@@ -129,65 +120,13 @@ def _cpu(manifest: "Manifest") -> Finding:
         check_cpu(manifest.target.cpu_features, level)
         return level
 
-    return _answer("CPU", level, ask, "compile for the level that the message names")
-
-
-def _answer(check: str, expected: str, ask: Callable[[], str], remedy: str) -> Finding:
-    """What `ask` finds, or the sentence that it raises."""
-    try:
-        return Finding(check, ask(), expected)
-    except (UserError, OSError, ImportError) as error:
-        return Finding(check, str(error), expected, remedy)
+    return answer("CPU", level, ask, "compile for the level that the message names")
 
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     remedy = "" if free >= SPARE_DISK else "free some space"
     return Finding("disk", f"{free / 1e9:,.1f} GB free", f"{SPARE_DISK / 1e9:,.1f} GB", remedy)
-
-
-def _memory(manifest: "Manifest") -> Finding:
-    """Weights are mapped files, which the kernel may drop and read again: too little memory is slow, and caches would be killed."""
-    from runtime.engines.loaded import SMALLER, device_bytes
-
-    available = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable:")
-    )
-    needed = device_bytes(manifest)
-    remedy = "" if available >= needed else f"free memory, or {SMALLER}"
-    return Finding(
-        "memory", f"{available / 1e9:,.1f} GB available", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy
-    )
-
-
-def _cuda_findings(manifest: "Manifest") -> Iterator[Finding]:
-    from runtime.engines.cuda_driver import OLDEST_DRIVER, check_driver, read_driver, version_text
-    from runtime.engines.loaded import SMALLER, device_bytes
-    from runtime.engines.tvm_runtime import CUDA_LIBRARIES
-
-    try:
-        driver = read_driver()
-        device = check_driver(driver, manifest.target.arch)
-    except UserError as error:
-        yield Finding("CUDA", str(error), f"a driver and a GPU of {', '.join(manifest.target.arch)}", AS_IT_SAYS)
-        return
-    for name in CUDA_LIBRARIES:
-        yield _answer(name, "found", partial(_place, name), "copy the shipped runtime folder again")
-    yield Finding("CUDA driver", f"CUDA {version_text(driver.version)}", f"CUDA {version_text(OLDEST_DRIVER)} or newer")
-    yield Finding("GPU", "{}, sm_{}{}".format(device.name, *device.capability), ", ".join(manifest.target.arch))
-    needed = device_bytes(manifest)
-    remedy = "" if device.memory >= needed else f"use a larger GPU, or {SMALLER}"
-    yield Finding(
-        "GPU memory", f"{device.memory / 1e9:,.1f} GB", f"{needed / 1e9:,.1f} GB: weights, caches, workspace", remedy
-    )
-
-
-def _place(library: str) -> str:
-    from runtime.engines.tvm_runtime import find_library
-
-    return str(find_library(library))
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.artifact.hashing import check_sums
 from runtime.artifact.manifest import KernelCall, Manifest, TensorSpec, decode
+from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
 from runtime.bench import Speeds, Workload, measure, step_bytes_of
 from runtime.engines.tvm_runtime import kernel_of, open_library
@@ -226,7 +227,7 @@ def checked_manifest(folder: Path) -> Manifest:
         raise UserError(
             f"{path} cannot be read: {error.strerror}; name an artifact, or a folder of checks/ as `make gpucheck` ships it"
         ) from error
-    if manifest.target.kind != "cuda":
+    if not TARGETS[manifest.target.kind].on_device:
         raise UserError(
             f"{path} is of the target {manifest.target.kind}, expected cuda: compile it with backend.target: cuda"
         )

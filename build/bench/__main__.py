@@ -22,6 +22,7 @@ from build.bench.report import CONTEXTS, PROMPT, Limits, Result, goals_table, ra
 from export.configuration.config import CompileConfig
 from export.console import console, output
 from export.job import Job
+from runtime.artifact.targets import TARGETS
 from runtime.bench import Measured, Report, Workload, cpu_name
 from runtime.errors import UserError, run_command
 
@@ -141,9 +142,9 @@ def _check(config: CompileConfig, args: argparse.Namespace) -> None:
     for flag in ("tokens", "rounds", "threads"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} is {getattr(args, flag)}, expected at least 1")
-    if config.backend.target != "llvm":
+    if TARGETS[config.backend.target].on_device:
         raise UserError(
-            f"backend.target is {config.backend.target}, expected llvm, the target whose rivals run here; add --set backend.target=llvm"
+            f"backend.target is {config.backend.target}, expected a target whose rivals run here; add --set backend.target=llvm"
         )
 
 

@@ -93,7 +93,7 @@ def _compiled(job: Job, scheme: str, task: Task, name: str) -> tuple[Contender, 
     config = job.config
     workload = task.workload
     shape = [] if _windowed(config) else [f"shape.cache_len={max(config.shape.cache_len, workload.slots)}"]
-    cache = ["quantize.cache=fp16"] if scheme.startswith("int") else []
+    cache = [] if "quantize.scheme=none" in VARIANTS[scheme] else ["quantize.cache=fp16"]
     start = time.monotonic()
     variant = compile_variant(job, name, [*shape, *VARIANTS[scheme], *cache])
     seconds = time.monotonic() - start

@@ -3,8 +3,15 @@
 from dataclasses import dataclass
 from math import prod
 
-from build.packing.layout import matrix_layout
-from export.weights.quantize import MatrixFormat
+from export.weights.format import Storage
+from export.weights.table import format_of, panel_layout
+
+RING_BLOCK = 16  # slots of a cache whose keys lie together, so that neighbouring numbers belong to neighbouring slots
+
+
+def ring_block(cache_len: int) -> int:
+    """Slots of a block of a ring of keys: a power of two that divides the ring."""
+    return next(n for n in (RING_BLOCK, 8, 4, 2, 1) if cache_len % n == 0)
 
 
 @dataclass(frozen=True)
@@ -14,7 +21,7 @@ class Linear:
     lead: tuple[int, ...]  # of y: batch and tokens
     n: int
     k: int
-    weight: MatrixFormat
+    weight: Storage
     last_of: int | None = None  # tokens of each sequence in x, of which only the last is multiplied
     norm_eps: float | None = None  # RMSNorm of x in front
     swiglu: bool = False  # silu(first half of the outputs) * second half
@@ -52,7 +59,7 @@ class Embedding:
     lead: tuple[int, ...]
     n: int  # the vocabulary
     k: int
-    weight: MatrixFormat
+    weight: Storage
 
     @property
     def rows(self) -> int:
@@ -99,17 +106,17 @@ class Mixture:
     hidden_dim: int
     n_experts: int
     experts_per_token: int
-    weight: MatrixFormat
+    weight: Storage
 
     @property
     def weight_dtype(self) -> str:
         """Of the packed panels."""
-        return matrix_layout(self.weight, self.dim, self.dim).dtype
+        return panel_layout(self.weight, self.dim, self.dim).dtype
 
     @property
     def scaled(self) -> bool:
         """Whether a scale per output channel of each expert goes with the weights."""
-        return self.weight.scaled
+        return format_of(self.weight).scaled
 
     @property
     def tokens(self) -> int:

@@ -17,6 +17,7 @@ from build.kernels.cuda import rotation as cuda_rotation
 from build.kernels.cuda import sample as cuda_sample
 from build.kernels.cuda import swiglu as cuda_swiglu
 from runtime.artifact.manifest import TargetSpec
+from runtime.artifact.targets import TargetKind
 
 Kernels = Mapping[str, Callable[..., PrimFunc]]  # by operation
 
@@ -54,12 +55,22 @@ CUDA: dict[str, Callable[..., PrimFunc]] = {
 ON_TENSOR_CORES = ("rolling_attention", "linear", "mixture")  # where activations may be rounded to float16
 
 
-def kernels_of(target: TargetSpec) -> Kernels:
-    """The kernels for one target, for what its processor can do."""
-    if target.kind == "cuda":
-        tensor_cores = (
-            {op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES} if target.dtype == "fp16" else {}
-        )
-        return {**CUDA, **tensor_cores}
+def _cpu_kernels(target: TargetSpec) -> Kernels:
+    """For the best level that the processor has."""
     level = level_of(target.cpu_features)
     return {op: partial(maker, level) for op, maker in CPU.items()}
+
+
+def _cuda_kernels(target: TargetSpec) -> Kernels:
+    """On tensor cores, where the model is of float16."""
+    if target.dtype != "fp16":
+        return CUDA
+    return {**CUDA, **{op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES}}
+
+
+KERNELS: Mapping[TargetKind, Callable[[TargetSpec], Kernels]] = {"llvm": _cpu_kernels, "cuda": _cuda_kernels}
+
+
+def kernels_of(target: TargetSpec) -> Kernels:
+    """The kernels for one target, for what its processor can do."""
+    return KERNELS[target.kind](target)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from build.packing.layout import Array, PackedTensor, packed_tensors
+from build.packing.layout import PackedTensor, packed_tensors
 from export.console import byte_bar
 from export.onnx_graphs.graphs import GraphsRecord
 from export.stage import link_or_copy, stage_key
+from export.weights.format import Array
 from runtime.artifact.hashing import file_entry
-from runtime.artifact.manifest import TargetKind, WeightSpec
+from runtime.artifact.manifest import WeightSpec
+from runtime.artifact.targets import TargetKind
 from runtime.artifact.tensor_file import TensorFile, TensorFileWriter
 
 BLOCK_ELEMENTS = 2**24  # packed at a time

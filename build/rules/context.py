@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from build.tvm_stage.producers import Expr, NoMatch, Producers
-from export.weights.quantize import ModelTensor
+from export.weights.format import ModelTensor
 from runtime.artifact.manifest import ModelConfig
 
 

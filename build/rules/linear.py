@@ -4,11 +4,11 @@ from dataclasses import replace
 from itertools import permutations
 
 from build.kernels.shapes import Linear
-from build.packing.layout import PANEL
 from build.rules.context import Context, Region, Weight
 from build.rules.per_token import rms_norm
 from build.rules.shared import gated, levels_of
 from build.tvm_stage.producers import Expr, NoMatch, is_call, shape
+from runtime.artifact.layouts import PANEL
 
 
 def linear(c: Context, root: Expr) -> Region:

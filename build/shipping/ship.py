@@ -31,11 +31,13 @@ from export.console import byte_bar, output
 from export.job import Job
 from runtime.artifact.folder import Artifact
 from runtime.artifact.signing import PRIVATE_KEY, SIGNATURE_FILE, read_line
+from runtime.artifact.targets import TARGETS, TargetKind
 from runtime.doctor import PYTHONS
-from runtime.engines.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY, find_library
+from runtime.engines.tvm_runtime import RUNTIME_LIBRARY, find_library
 from runtime.errors import UserError, run_command
 
 LEVEL = 6  # of compression: weights hardly shrink, and more takes longer than the copy saves
+GPU_CHECK = ("gpu_check", "gpucheck")  # room and command of the runtime that `build.gpucheck` alone ships
 INSTALLER = Path(__file__).with_name("install.sh")
 
 
@@ -112,29 +114,33 @@ def members_of(artifact: Artifact, wheels: Sequence[Path], pythons: Sequence[str
     )
 
 
-def system_members(kind: str, wheels: Sequence[Path], pythons: Sequence[str]) -> dict[str, Member]:
-    """What a box runs an artifact of one kind of target with."""
+def system_members(
+    kind: TargetKind, wheels: Sequence[Path], pythons: Sequence[str], *, gpu_check: bool = False
+) -> dict[str, Member]:
+    """What a box runs an artifact of one kind of target with; the check of its kernels goes along where it is asked for."""
     package = Path(runtime.__path__[0])
+    modules = [path.relative_to(package) for path in package.rglob("*.py")]
+    modules = [path for path in modules if gpu_check or not {path.parts[0], path.stem} & set(GPU_CHECK)]
     return {
         "install.sh": Member(
             INSTALLER.read_text().replace("@PYTHONS@", " ".join(pythons)).encode(), "runtime", executable=True
         ),
         "requirements.txt": Member(requirements_text(wheels).encode(), "runtime"),
         **{f"wheels/{wheel.name}": Member(wheel, "packages") for wheel in wheels},
-        **{f"runtime/{path.relative_to(package)}": Member(path, "runtime") for path in package.rglob("*.py")},
+        **{f"runtime/{path}": Member(package / path, "runtime") for path in modules},
         **{f"runtime/lib/{path.name}": Member(path, "TVM runtime") for path in runtime_libraries(kind)},
         **{f"runtime/lib/LICENSE.{name}": Member(path, "TVM runtime") for name, path in licenses(kind)},
     }
 
 
-def runtime_libraries(kind: str) -> list[Path]:
+def runtime_libraries(kind: TargetKind) -> list[Path]:
     """The shared libraries that the box's runtime loads, but for the driver."""
-    return [find_library(name) for name in (RUNTIME_LIBRARY, *(CUDA_LIBRARIES if kind == "cuda" else ()))]
+    return [find_library(name) for name in (RUNTIME_LIBRARY, *TARGETS[kind].libraries)]
 
 
-def licenses(kind: str) -> Iterator[tuple[str, Path]]:
+def licenses(kind: TargetKind) -> Iterator[tuple[str, Path]]:
     """The licence of each package whose libraries go along."""
-    for package in ("apache-tvm", *(("nvidia-cuda-runtime",) if kind == "cuda" else ())):
+    for package in ("apache-tvm", *TARGETS[kind].packages):
         for file in distribution(package).files or ():
             if file.name in ("LICENSE", "LICENSE.txt", "License.txt"):
                 yield f"{package}{file.suffix}", Path(str(file.locate()))

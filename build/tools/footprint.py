@@ -7,6 +7,7 @@ from rich.table import Table
 
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.artifact.manifest import Graph, ModelConfig, Quantization, TargetSpec
+from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import numpy_dtype
 
 
@@ -51,7 +52,7 @@ class Footprint:
 
     def rows(self) -> list[tuple[str, int | None]]:
         """Every quantity by name, in the order of the tables."""
-        caches, device = self.caches, "GPU" if self.target.kind == "cuda" else "peak"
+        caches, device = self.caches, "GPU" if TARGETS[self.target.kind].on_device else "peak"
         order = sorted(self.files, key=lambda name: (name not in (WEIGHTS_FILE, LIBRARY_FILE), -self.files[name]))
         return [
             *((f"artifact: {name}", self.files[name]) for name in order),

@@ -21,9 +21,10 @@ from rich.table import Table
 
 from build.tools.random_checkpoint import SHAPES, model_config, write_random_checkpoint
 from export.checkpoints import tensor_layout
-from export.configuration.config import SCHEME_NAMES
 from export.console import output
 from export.stage import ROOT
+from runtime.artifact.schemes import SCHEMES
+from runtime.artifact.targets import TARGETS
 from runtime.bench import counts
 from runtime.errors import UserError, run_command
 
@@ -167,9 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--layers", default="2,4", metavar="N,N", help="depths to measure (default: %(default)s)")
     parser.add_argument("--shape", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
-    parser.add_argument("--scheme", choices=SCHEME_NAMES, default="int8", help="weight storage (default: %(default)s)")
+    parser.add_argument("--scheme", choices=SCHEMES, default="int8", help="weight storage (default: %(default)s)")
     parser.add_argument(
-        "--target", choices=("llvm", "cuda"), default="llvm", help="machine to compile for (default: %(default)s)"
+        "--target", choices=TARGETS, default="llvm", help="machine to compile for (default: %(default)s)"
     )
     parser.add_argument(
         "--folder", type=Path, default=Path("out/.work"), help="where the files go meanwhile (default: %(default)s)"

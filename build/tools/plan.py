@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from build.packing.layout import ROW_MAJOR
 from build.packing.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
 from build.packing.pack import packed_weights
 from build.tools.footprint import Footprint, caches_of, description, table
@@ -20,9 +19,12 @@ from export.configuration.config import CompileConfig, config_parser, load_confi
 from export.console import console, output
 from export.onnx_graphs.graphs import GraphsRecord
 from export.plan import export_record, open_configured
+from export.weights.table import format_of
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.hashing import n_blocks
+from runtime.artifact.layouts import ROW_MAJOR
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, encode
+from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype, tensor_bytes
 from runtime.engines.loaded import PROCESS_BYTES, activation_bytes
 from runtime.errors import run_command
@@ -51,10 +53,6 @@ BUILD_LAYER = {
     True: 1.15 * MB,
 }  # by whether it is a mixture: SmolLM2-135M (30 layers), a narrow Mixtral (24 layers)
 
-# What is held for an element while it is stored, by the stored dtype, beside the block and its float32 form: what the scheme makes of it (int8:
-# quotients and their rounding), and after that until the next block is stored (of int8 only the scales stay).
-SCHEME_WORK = {"float32": 0, "float16": 2, "bfloat16": 2, "int8": 8, "int4": 1}
-STAYS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 0, "int4": 0}
 UNPACKING = 5  # arrays of some rows that gguf holds while it unpacks them
 VOCABULARY_ENTRY = 600  # what the tokenizer's entries leave in the heap: 29 MB for the 49152 of SmolLM2-135M
 
@@ -151,7 +149,7 @@ def box_bytes(record: GraphsRecord, target: TargetSpec, weights: int) -> int:
     model = record.model
     caches = caches_of(model, record.graphs[-1], record.shape.cache_len)
     activations = activation_bytes(model, record.shape, record.graphs)
-    base = BOX_LOADED + BOX_LAYER * model.n_layers if target.kind == "llvm" else PROCESS_BYTES
+    base = PROCESS_BYTES if TARGETS[target.kind].on_device else BOX_LOADED + BOX_LAYER * model.n_layers
     return round(base + weights + caches.sequences * caches.sequence_bytes + activations)
 
 
@@ -169,7 +167,7 @@ def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
 def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
     """What export holds at most, beside its base, while it reads and stores weights a block at a time."""
     peak = before = kept = 0  # of the block before: as read, and as stored
-    formats = {tensor.name: tensor.stored.dtype for tensor in record.tensors}
+    formats = {tensor.name: format_of(tensor.stored) for tensor in record.tensors}
     for name, weight in checkpoint.weights.items():
         stored = formats[name]
         for part in weight.parts:
@@ -181,10 +179,10 @@ def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
                 elements = rows * columns
                 block = elements * itemsize * (2 if paired else 1)
                 reading = before + kept + block + unpacking_bytes(tensor, itemsize, rows, columns)
-                storing = kept + block + elements * ((4 if itemsize < 4 else 0) + SCHEME_WORK[stored])
+                storing = kept + block + elements * ((4 if itemsize < 4 else 0) + stored.working_bytes)
                 peak = max(peak, reading, storing)
-                kept = elements * STAYS[stored]
-                before = 0 if itemsize == STAYS[stored] == 4 else block  # stored as it was read: one array, not two
+                kept = elements * stored.kept_bytes
+                before = 0 if itemsize == stored.kept_bytes == 4 else block  # stored as it was read: one array, not two
     return peak
 
 

@@ -23,8 +23,9 @@ from export.configuration.config import CompileConfig, config_parser
 from export.console import output, step_bar
 from export.job import Job
 from export.plan import open_configured, quantization_of, weights_folder
-from export.weights.quantize import load, specs
 from export.weights.stored import StoredWeights
+from export.weights.table import format_of, load, specs
+from runtime.artifact.targets import TARGETS
 from runtime.engines.engine import Engine
 from runtime.errors import UserError, run_command
 from runtime.text.tokenizer import open_tokenizer
@@ -66,9 +67,9 @@ def main() -> int:
     arguments = parser().parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     config = job.config
-    if config.backend.target != "llvm":
+    if TARGETS[config.backend.target].on_device:
         raise UserError(
-            f"backend.target is {config.backend.target}, expected llvm, which runs here; add --set backend.target=llvm"
+            f"backend.target is {config.backend.target}, expected a target that runs here; add --set backend.target=llvm"
         )
     variants = compile_variants(job, arguments.variants)
     results = measure({label: variant.artifact.folder for label, variant in variants.items()})
@@ -190,7 +191,7 @@ def layer_errors(checkpoint: Checkpoint, weights: StoredWeights) -> dict[str, li
     source = weights.tensors()
     errors: dict[str, list[float]] = {}
     for tensor in weights.record.tensors:
-        if tensor.stored.scaled:
+        if format_of(tensor.stored).scaled:
             exact = checkpoint.tensor(tensor.name).astype(np.float32)
             stored = load(tensor, {spec.name: source.read(spec.name) for spec in specs(tensor)})
             kind = tensor.name.removesuffix(".weight").split(".")[-1]

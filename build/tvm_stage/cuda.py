@@ -19,8 +19,9 @@ import msgspec
 
 from build.compiler import tvm
 from runtime.artifact.manifest import KernelUsage, TargetSpec
+from runtime.artifact.targets import TARGETS
 from runtime.engines.cuda_driver import DRIVER
-from runtime.engines.tvm_runtime import CUDA_LIBRARIES, find_library
+from runtime.engines.tvm_runtime import find_library
 from runtime.errors import UserError
 
 KERNELS_FILE = "kernels.json"
@@ -186,7 +187,7 @@ def load_tvm_cuda() -> None:
         ctypes.CDLL(DRIVER, ctypes.RTLD_GLOBAL)
     except OSError:
         _load_driver_stub()
-    for name in CUDA_LIBRARIES:
+    for name in TARGETS["cuda"].libraries:
         ctypes.CDLL(str(find_library(name)), ctypes.RTLD_GLOBAL)
 
 

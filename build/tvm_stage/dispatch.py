@@ -16,8 +16,9 @@ from build.rules.table import RULES
 from build.tvm_stage.importer import RelaxModule
 from build.tvm_stage.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
 from export.onnx_graphs.graphs import GraphsRecord
-from export.weights.quantize import EXPERTS, specs
-from runtime.artifact.manifest import CALL_INPUTS, Graph, KernelCall, TargetKind, TargetSpec, TensorSpec, WeightSpec
+from export.weights.table import EXPERTS, specs
+from runtime.artifact.manifest import CALL_INPUTS, Graph, KernelCall, TargetSpec, TensorSpec, WeightSpec
+from runtime.artifact.targets import TargetKind
 from runtime.artifact.tensor_file import tensor_bytes
 from runtime.errors import UserError
 

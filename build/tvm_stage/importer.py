@@ -5,6 +5,7 @@ How each weight is stored is the record's word; that the graph widens it in exac
 
 import io
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ import onnx
 
 from build.compiler import from_onnx, relax, tvm
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
-from export.weights.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
+from export.weights.format import ModelTensor, Widening
+from export.weights.table import format_of
 from runtime.artifact.manifest import Graph
 from runtime.errors import UserError
 
@@ -69,59 +71,59 @@ def _weights_to_inputs(proto: onnx.ModelProto, record: GraphsRecord, where: str)
     widening: set[str] = set()  # outputs of the nodes that are replaced
     renamed: dict[str, str] = {}
     for tensor in record.tensors:
-        if tensor.stored.dtype != "float32":
-            (last,) = readers[tensor.name]
-            widening |= _check_widening(tensor, last, makers, where)
-            renamed[last.output[0]] = tensor.name
-    nodes = [node for node in proto.graph.node if not widening.intersection(node.output)]
-    for node in nodes:
+        expected = format_of(tensor.stored).widening(tensor)
+        if expected is not None:
+            nodes = _widening_nodes(tensor, expected, readers, makers)
+            if not _is_widening(tensor, expected, nodes):
+                raise UserError(
+                    f"{where}: {tensor.name} is not widened as {tensor.stored.dtype} by {nodes[-1].name}, as its record says; "
+                    "export the graphs again"
+                )
+            widening |= {output for node in nodes for output in node.output}
+            renamed[nodes[-1].output[0]] = tensor.name
+    left = [node for node in proto.graph.node if not widening.intersection(node.output)]
+    for node in left:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
     del proto.graph.node[:], proto.graph.initializer[:]
-    proto.graph.node.extend(nodes)
+    proto.graph.node.extend(left)
     proto.graph.initializer.extend(small)
     for tensor in record.tensors:
         proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, FLOAT, list(tensor.shape)))
 
 
-def _check_widening(
-    tensor: ModelTensor, last: onnx.NodeProto, makers: dict[str, onnx.NodeProto], where: str
-) -> set[str]:
-    """Outputs of the nodes that widen a stored tensor, after checking that they are those of `export.onnx_graphs.weights`, and no others."""
-    stored, name = tensor.stored, tensor.name
+def _widening_nodes(
+    tensor: ModelTensor,
+    widening: Widening,
+    readers: Mapping[str, list[onnx.NodeProto]],
+    makers: Mapping[str, onnx.NodeProto],
+) -> list[onnx.NodeProto]:
+    """Casts, as far as there are any where they should be, and the last node, which gives the weight."""
+    (last,) = readers[tensor.name]
+    if widening.operator is not None and widening.inputs[0].cast is not None:
+        (last,) = readers[last.output[0]]
+    if widening.operator is None:
+        return [last]
+    sources = zip(widening.inputs, last.input, strict=False)
+    return [*(makers[name] for part, name in sources if part.cast is not None and name in makers), last]
 
-    def described(node: onnx.NodeProto) -> tuple[str, dict[str, object]]:
-        return node.op_type, {
-            attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
-        }
 
-    def cast(suffix: str, to: int) -> tuple[list[str], tuple[str, dict[str, object]]]:
-        return [name + suffix], ("Cast", {"to": to})
+def _is_widening(tensor: ModelTensor, widening: Widening, nodes: Sequence[onnx.NodeProto]) -> bool:
+    """Whether nodes are exactly those that `export.onnx_graphs.weights` writes for a tensor."""
+    casts = [part for part in widening.inputs if part.cast is not None]
+    expected = [
+        ("Cast", {"to": onnx.TensorProto.DataType.Value(part.cast)}, [tensor.name + part.suffix]) for part in casts
+    ]
+    if widening.operator is not None:
+        outputs = iter([node.output[0] for node in nodes[:-1]])
+        inputs = [next(outputs, "") if part.cast is not None else tensor.name + part.suffix for part in widening.inputs]
+        expected.append((widening.operator, dict(widening.attributes), inputs))
+    return [_described(node) for node in nodes] == expected
 
-    number = onnx.TensorProto.UINT4 if stored.zero_points else onnx.TensorProto.INT4
-    parts = (
-        [cast(SCALE_SUFFIX, FLOAT), *([cast(ZERO_POINT_SUFFIX, number)] if stored.zero_points else [])]
-        if stored.dtype == "int4"
-        else []
-    )
-    if stored.dtype == "int4":
-        expected = ("DequantizeLinear", {"axis": 1, "block_size": stored.group_size})
-    elif stored.dtype == "int8":
-        expected = ("DequantizeLinear", {"axis": 0})
-    else:
-        expected = ("Cast", {"to": FLOAT})
-    casts = [makers[source] for source in last.input[1:]] if parts else []
-    direct = [name + SCALE_SUFFIX] if stored.dtype == "int8" else []
-    right = (
-        described(last) == expected
-        and list(last.input) == [name, *(node.output[0] for node in casts), *direct]
-        and [(list(node.input), described(node)) for node in casts] == parts
-    )
-    if not right:
-        raise UserError(
-            f"{where}: {name} is not widened as {stored.dtype} by {last.name}, as its record says; export the graphs again"
-        )
-    return {output for node in (*casts, last) for output in node.output}
+
+def _described(node: onnx.NodeProto) -> tuple[str, dict[str, object], list[str]]:
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return node.op_type, attributes, list(node.input)
 
 
 def _check_parameters(function: relax.Function, graph: Graph, record: GraphsRecord, where: str) -> None:

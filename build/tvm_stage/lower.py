@@ -4,9 +4,12 @@ from pathlib import Path
 
 from build.compiler import cc, relax, tvm
 from build.tvm_stage.dispatch import DispatchedModule
-from build.tvm_stage.target import TARGETS
+from build.tvm_stage.target import TVM_TARGETS
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
+
+# Debug information holds line numbers of our kernels' source: a third of the library, of use to nobody on a box, and another one for every comment.
+LINKER_OPTIONS = ["-Wl,--strip-debug"]
 
 
 def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:
@@ -18,7 +21,7 @@ def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: P
         raise UserError(
             "no C++ compiler was found on PATH, expected g++ or clang++ to link the library; install one (apt-get install g++)"
         )
-    row = TARGETS[spec.kind]
+    row = TVM_TARGETS[spec.kind]
     target = row.make(spec)
     module = dispatched.module
     with row.toolchain(spec, library.parent, dump), target, tvm.transform.PassContext(disabled_pass=list(row.skipped)):
@@ -26,7 +29,7 @@ def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: P
             module = tvm.transform.Sequential(list(passes))(module)
             dump_module(module, dump, f"{number}-{name}")
         executable = relax.build(module, target, relax_pipeline=None)
-    executable.export_library(str(library))
+    executable.export_library(str(library), options=LINKER_OPTIONS)
     row.check(library, spec)
 
 

@@ -1,24 +1,27 @@
-"""Targets: the TVM target of a configuration, its pass list, and the CPU features that the code needs. A new target is a row in `TARGETS`."""
+"""Targets: the TVM target of a configuration, its pass list, and the CPU features that the code needs. A new target is a row in `TVM_TARGETS`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from build.compiler import codegen, relax, tvm
+from build.kernels.shapes import RING_BLOCK, ring_block
 from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code
 from export.configuration.config import BackendConfig
-from runtime.artifact.manifest import TargetSpec
+from runtime.artifact.manifest import KernelUsage, ModelConfig, Shape, TargetSpec
+from runtime.artifact.targets import TargetKind
 from runtime.engines.cpu import cpuinfo_flags
 from runtime.errors import UserError
 
 NATIVE = "native"
+SLOW_BLOCK = 8  # slots of a cache: fewer do not fill a register of AVX2
 
 
 @dataclass(frozen=True)
-class TargetRow:
+class TvmTarget:
     """How one kind of target is compiled for."""
 
     make: Callable[[TargetSpec], Any]  # to a TVM target
@@ -28,6 +31,11 @@ class TargetRow:
     ]  # open while TVM compiles; library's folder, dump
     check: Callable[[Path, TargetSpec], None]  # of the library; raises UserError
     skipped: tuple[str, ...] = ()  # passes of TVM's that it does without
+    tools: tuple[str, ...] = ()  # distributions beside TVM whose versions its libraries depend on
+    usage: Callable[[Path], tuple[KernelUsage, ...]] = (
+        lambda _library: ()
+    )  # what kernels take, from the library's folder
+    notes: Callable[[ModelConfig, Shape], Sequence[str]] = lambda _model, _shape: ()  # sentences on what will be slow
 
 
 def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
@@ -95,13 +103,24 @@ def _check_cuda(library: Path, spec: TargetSpec) -> None:
     check_machine_code(library, spec.arch)
 
 
+def slow_rings(model: ModelConfig, shape: Shape) -> list[str]:
+    """A sentence where layers without a window have a cache that the CPU's attention reads slowly."""
+    length = shape.cache_len
+    if all(model.sliding_window) or length < RING_BLOCK or ring_block(length) >= SLOW_BLOCK:
+        return []
+    return [
+        f"shape.cache_len is {length}, and caches of that length are read in blocks of {ring_block(length)} slots, several times slower than in "
+        f"blocks of {RING_BLOCK}; set it to {-(-length // RING_BLOCK) * RING_BLOCK}"
+    ]
+
+
 # It looks for the part of each buffer that is used, which in our kernels is all of it, and takes three quarters of a compile's time: the machine
 # code of every kernel is the same without it. GPU schedules of TVM's own need it: they cut buffers down to one thread's part.
 COMPACT = "s_tir.CompactBufferAllocation"
 
-TARGETS: dict[str, TargetRow] = {
-    "llvm": TargetRow(_llvm, _llvm_passes, _no_toolchain, _check_host_only, skipped=(COMPACT,)),
-    "cuda": TargetRow(_cuda, _cuda_passes, cuda.toolchain, _check_cuda),
+TVM_TARGETS: Mapping[TargetKind, TvmTarget] = {
+    "llvm": TvmTarget(_llvm, _llvm_passes, _no_toolchain, _check_host_only, skipped=(COMPACT,), notes=slow_rings),
+    "cuda": TvmTarget(_cuda, _cuda_passes, cuda.toolchain, _check_cuda, tools=cuda.PACKAGES, usage=cuda.usage_of),
 }
 
 

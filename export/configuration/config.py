@@ -27,15 +27,12 @@ from pydantic_core import PydanticCustomError
 
 from export.configuration.errors import CONFLICT, explain
 from export.configuration.yaml_source import read_yaml, with_override, yaml_text
-from runtime.artifact.manifest import CacheDType, KeptPart, Scheme
+from export.weights.table import FORMATS
+from runtime.artifact.manifest import KeptPart
+from runtime.artifact.schemes import SCHEMES, Scheme, SchemeName
+from runtime.artifact.targets import TARGETS, CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
-StorageDType = Literal["fp32", "fp16", "bf16"]
-
-SCHEME_NAMES: tuple[str, ...] = get_args(Scheme)
-CUDA_SCHEMES = ("none", "int8", "int4")  # what its kernels read
-DEFAULT_DTYPES: dict[str, StorageDType] = {"llvm": "fp32", "cuda": "fp16"}
-DEFAULT_ARCHS: dict[str, tuple[str, ...]] = {"llvm": (), "cuda": ("sm_80", "sm_90a")}
 DEFAULT_CHUNKS = (128, 16)
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 MAX_COUNT = 2**31 - 1  # what a 32-bit position can reach
@@ -65,7 +62,14 @@ def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 KEPT: tuple[str, ...] = get_args(KeptPart)
-ONE_SCHEME = f"{', '.join(SCHEME_NAMES[:-1])} or {SCHEME_NAMES[-1]}"
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Names as a sentence lists them: a, b or c."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+ONE_SCHEME = one_of(tuple(SCHEMES))
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
@@ -85,6 +89,21 @@ Chunks = Annotated[
 def _conflict(key: str, message: str) -> PydanticCustomError:
     """The error of a rule between settings; it is reported at `key`, a key of the section that checks the rule."""
     return PydanticCustomError(CONFLICT, "{message}", {"key": key, "message": message})
+
+
+def _not_compiled(key: str, found: str, target: str, possible: Sequence[str]) -> PydanticCustomError:
+    """The error of a value that one target's kernels do not have."""
+    return _conflict(key, f"is {found}, which this version does not compile for {target}; use {one_of(possible)}")
+
+
+def schemes_of(target: TargetKind) -> tuple[SchemeName, ...]:
+    """The schemes whose formats a target's kernels read and, where they round activations, multiply with them."""
+    row = TARGETS[target]
+
+    def reads(scheme: Scheme) -> bool:
+        return scheme.format is None or row.layout in FORMATS[scheme.format].packings
+
+    return tuple(name for name, s in SCHEMES.items() if reads(s) and (row.rounds_activations or not s.dynamic))
 
 
 class Section(BaseModel):
@@ -161,7 +180,7 @@ class ShapeConfig(Section):
 class QuantizeConfig(Section):
     """How the weights are stored."""
 
-    scheme: Scheme = Field(
+    scheme: SchemeName = Field(
         default="none",
         description=ONE_SCHEME,
         title="How matrices are stored. `none`: as `backend.dtype`. `int8`: one fp32 scale for each output channel. "
@@ -176,7 +195,7 @@ class QuantizeConfig(Section):
         description=f"a list of {', '.join(KEPT)}",
         title="Parts of the model that `quantize.keep_scheme` stores instead: the head, the first or the last layer.",
     )
-    keep_scheme: Scheme = Field(
+    keep_scheme: SchemeName = Field(
         default="int8", description=ONE_SCHEME, title="The scheme of the parts in `quantize.keep`."
     )
     cache: Literal["auto", "fp32", "fp16", "int8"] = Field(
@@ -194,7 +213,7 @@ class QuantizeConfig(Section):
 class BackendConfig(Section):
     """The machine that runs the artifact. `dtype` is the storage of weights and caches; `arch` is empty for llvm."""
 
-    target: Literal["llvm", "cuda"] = Field(title="`llvm`: an x86-64 CPU. `cuda`: an NVIDIA GPU.")
+    target: TargetKind = Field(title="`llvm`: an x86-64 CPU. `cuda`: an NVIDIA GPU.")
     cpu: Name = Field(
         default="x86-64-v3",
         description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native",
@@ -202,32 +221,33 @@ class BackendConfig(Section):
         "that the box's CPU has what the code needs.",
     )
     arch: Archs = Field(
-        default_factory=lambda given: DEFAULT_ARCHS[given["target"]],
+        default_factory=lambda given: TARGETS[given["target"]].archs,
         description="a list of different CUDA architectures, such as [sm_80, sm_90a]",
         title="Of CUDA: architectures that the library holds machine code for.",
     )
     dtype: StorageDType = Field(
-        default_factory=lambda given: DEFAULT_DTYPES[given["target"]],
+        default_factory=lambda given: TARGETS[given["target"]].dtypes[0],
         description="fp32, fp16 or bf16",
         title="Storage of every matrix that no scheme touches, and of the caches, unless `quantize.cache` says "
         "otherwise.",
     )
 
     @model_validator(mode="after")
-    def _arch_is_for_cuda(self) -> Self:
-        if self.target == "llvm" and self.arch:
-            raise _conflict("arch", "is for cuda, but backend.target is llvm; remove backend.arch, or make it []")
-        if self.target == "cuda" and not self.arch:
-            raise _conflict(
-                "arch",
-                "is empty, but backend.target is cuda; list an architecture, such as [sm_80], or remove backend.arch",
-            )
+    def _arch_is_for_the_target(self) -> Self:
+        known = TARGETS[self.target].archs
+        if self.arch and not known:
+            other = one_of([name for name, target in TARGETS.items() if target.archs])
+            found = f"is for {other}, but backend.target is {self.target}"
+            raise _conflict("arch", f"{found}; remove backend.arch, or make it []")
+        if known and not self.arch:
+            found = f"is empty, but backend.target is {self.target}"
+            raise _conflict("arch", f"{found}; list an architecture, such as [{known[0]}], or remove backend.arch")
         return self
 
     @model_validator(mode="after")
     def _dtype_is_built(self) -> Self:
-        if self.dtype == "bf16" and self.target == "cuda":
-            raise _conflict("dtype", "is bf16, which this version does not compile for cuda; use fp16 or fp32")
+        if self.dtype not in TARGETS[self.target].dtypes:
+            raise _not_compiled("dtype", self.dtype, self.target, TARGETS[self.target].dtypes)
         return self
 
 
@@ -260,16 +280,13 @@ class CompileConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _scheme_is_built(self) -> Self:
-        for key in ("scheme", "keep_scheme"):
-            scheme = getattr(self.quantize, key)
-            if self.backend.target == "cuda" and scheme not in CUDA_SCHEMES:
-                raise _conflict(
-                    f"quantize.{key}",
-                    f"is {scheme}, which this version does not compile for cuda; use {', '.join(CUDA_SCHEMES)}",
-                )
-        if self.backend.target == "cuda" and self.quantize.cache == "int8":
-            raise _conflict("quantize.cache", "is int8, which this version does not compile for cuda; use fp16")
+    def _storage_is_built(self) -> Self:
+        kind, quantize = self.backend.target, self.quantize
+        for key, scheme in (("quantize.scheme", quantize.scheme), ("quantize.keep_scheme", quantize.keep_scheme)):
+            if scheme not in schemes_of(kind):
+                raise _not_compiled(key, scheme, kind, schemes_of(kind))
+        if quantize.cache not in ("auto", *TARGETS[kind].caches):
+            raise _not_compiled("quantize.cache", quantize.cache, kind, TARGETS[kind].caches)
         return self
 
     @property

@@ -9,10 +9,11 @@ from typing import get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from export.configuration.config import BackendConfig, CompileConfig, Section
+from export.configuration.config import CompileConfig, Section
 from export.configuration.yaml_source import yaml_text
+from runtime.artifact.targets import TARGETS
 
-TARGETS: tuple[str, ...] = get_args(BackendConfig.model_fields["target"].annotation)
+KINDS = tuple(TARGETS)
 HEADER = """\
 # Configuration
 
@@ -85,10 +86,10 @@ def _values(key: str, field: FieldInfo) -> str:
         return field.description
     if key == "backend.target":
         return _code(names)
-    takers = {name: tuple(target for target in TARGETS if _config(target, key, name)) for name in names}
+    takers = {name: tuple(target for target in KINDS if _config(target, key, name)) for name in names}
     assert all(takers.values()), f"{key} has a value that no target takes: {takers}"
-    parts = [_code([name for name in names if takers[name] == TARGETS])]
-    for targets in sorted(set(takers.values()) - {TARGETS}):
+    parts = [_code([name for name in names if takers[name] == KINDS])]
+    for targets in sorted(set(takers.values()) - {KINDS}):
         parts.append(f"on {_code(targets)} also {_code([name for name in names if takers[name] == targets])}")
     return "; ".join(parts)
 
@@ -97,9 +98,9 @@ def _default(key: str, field: FieldInfo) -> str:
     """The value of a key that is left out, by target where that matters."""
     if field.is_required():
         return "required"
-    texts = {target: _value(target, key) for target in TARGETS}
+    texts = {target: _value(target, key) for target in KINDS}
     if len(set(texts.values())) == 1:
-        return f"`{texts[TARGETS[0]]}`"
+        return f"`{texts[KINDS[0]]}`"
     return ", ".join(f"`{text}` on `{target}`" for target, text in texts.items())
 
 

@@ -12,8 +12,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.weights.quantize import CACHE_STORAGE
 from export.weights.stored import WEIGHTS_FILE, WeightsRecord
+from export.weights.table import CACHE_DTYPES
 from runtime.artifact import manifest
 from runtime.artifact.manifest import DType, Graph, Shape
 from runtime.artifact.signatures import graphs_of
@@ -34,7 +34,7 @@ class GraphsRecord(WeightsRecord, frozen=True):
     def over(cls, weights: WeightsRecord, shape: Shape, cache_dtype: str) -> "GraphsRecord":
         """The record of the graphs of these sizes over stored weights; `cache_dtype` as the configuration names it."""
         given = {name: getattr(weights, name) for name in WeightsRecord.__struct_fields__}
-        return cls(**given, shape=shape, graphs=graphs_of(weights.model, shape, CACHE_STORAGE[cache_dtype]))
+        return cls(**given, shape=shape, graphs=graphs_of(weights.model, shape, CACHE_DTYPES[cache_dtype]))
 
     @property
     def cache_dtype(self) -> DType:

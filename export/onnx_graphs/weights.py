@@ -1,9 +1,7 @@
-"""Weights in an ONNX graph: external data in the shared weight file, in the format that the record gives them, widened before any use.
+"""Weights in an ONNX graph: external data in the shared weight file, as the record says that they are stored, widened before any use.
 
-float16, bfloat16   Cast(w)
-int8                DequantizeLinear(w, scale), axis 0
-int4                DequantizeLinear(w, Cast(scale) [, Cast(zero_point)]), axis 1, block_size: the group size
-dynamic             and x of MatMul(x, w^T) becomes round(x / s) * s, with s = (max |x| + 1e-30) / 127 of each group of a token
+How a format is widened is the format's word (`export.weights`). Where activations are rounded, x of MatMul(x, w^T) becomes round(x / s) * s, with
+s = (max |x| + 1e-30) / 127 of each group of a token.
 """
 
 from collections.abc import Sequence
@@ -12,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
-from export.weights.quantize import SCALE_SUFFIX, ZERO_POINT_SUFFIX, ModelTensor
+from export.weights.format import ModelTensor, Widening
 from export.weights.stored import WEIGHTS_FILE
-from runtime.artifact.tensor_file import StoredTensor, TensorFile
+from export.weights.table import format_of
+from runtime.artifact.tensor_file import StoredTensor, TensorFile, numpy_dtype
 
 OPSET_OF_BLOCKS = 21  # the first whose DequantizeLinear knows groups
 
@@ -24,8 +23,6 @@ def store_weights(model: ir.Model, tensors: Sequence[ModelTensor], weights: Tens
     for tensor in tensors:
         if tensor.name in model.graph.initializers:
             _store(model, tensor, weights)
-    if any(tensor.stored.dtype == "int4" for tensor in tensors):
-        model.graph.opset_imports[""] = OPSET_OF_BLOCKS
 
 
 def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
@@ -33,44 +30,41 @@ def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
     if tensor.stored.dynamic:
         for matmul in _products(value):
             _round_tokens(model, matmul, tensor.stored.rounded_together(tensor.shape[1]))
-    stored = weights.tensors[tensor.name]
-    if tensor.stored.dtype == "float32":
-        value.const_value = _external(stored)
+    widening = format_of(tensor.stored).widening(tensor)
+    if widening is None:
+        value.const_value = _external(weights.tensors[tensor.name])
         return
     del model.graph.initializers[tensor.name]
-    nodes = _widening(model, tensor, weights)
+    nodes = _widening(model, tensor, widening, weights)
     widened = nodes[-1].outputs[0]
     widened.name, widened.shape, widened.dtype = f"{tensor.name}.float32", value.shape, ir.DataType.FLOAT
     model.graph.insert_before(model.graph[0], nodes)
     value.replace_all_uses_with(widened)
+    if "block_size" in widening.attributes:
+        model.graph.opset_imports[""] = OPSET_OF_BLOCKS
 
 
-def _widening(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> list[ir.Node]:
+def _widening(model: ir.Model, tensor: ModelTensor, widening: Widening, weights: TensorFile) -> list[ir.Node]:
     """The nodes from stored tensors to float32, the last of which gives the weight."""
-    name, stored = tensor.name, tensor.stored
-    matrix = weights.tensors[name]
-    if stored.dtype == "int8":
-        inputs = [_initializer(model, matrix), _initializer(model, weights.tensors[name + SCALE_SUFFIX])]
-        return [ir.node("DequantizeLinear", inputs, attributes={"axis": 0}, name=f"{name}.dequantize")]
-    if stored.dtype != "int4":
-        return [
-            ir.node("Cast", [_initializer(model, matrix)], attributes={"to": ir.DataType.FLOAT}, name=f"{name}.cast")
-        ]
-    numbers = ir.DataType.UINT4 if stored.zero_points else ir.DataType.INT4
-    parts = [(SCALE_SUFFIX, ir.DataType.FLOAT), *([(ZERO_POINT_SUFFIX, numbers)] if stored.zero_points else [])]
-    casts = []
-    for suffix, dtype in parts:
-        source = weights.tensors[name + suffix]
-        cast = ir.node("Cast", [_initializer(model, source)], attributes={"to": dtype}, name=f"{name}{suffix}.cast")
-        cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].dtype = (
-            f"{name}{suffix}.cast",
-            ir.Shape(source.shape),
-            dtype,
-        )
-        casts.append(cast)
-    inputs = [_initializer(model, matrix, numbers, tensor.shape), *(cast.outputs[0] for cast in casts)]
-    attributes = {"axis": 1, "block_size": stored.group_size}
-    return [*casts, ir.node("DequantizeLinear", inputs, attributes=attributes, name=f"{name}.dequantize")]
+    nodes: list[ir.Node] = []
+    inputs: list[ir.Value] = []
+    for part in widening.inputs:
+        stored = weights.tensors[tensor.name + part.suffix]
+        declared = (ir.DataType[part.number], tensor.shape) if part.number else ()
+        value = _initializer(model, stored, *declared)
+        if part.cast is not None:
+            dtype, label = ir.DataType[part.cast], f"{stored.name}.cast"
+            node = ir.node("Cast", [value], attributes={"to": dtype}, name=label)
+            value = node.outputs[0]
+            value.name, value.shape, value.dtype = label, ir.Shape(stored.shape), dtype
+            nodes.append(node)
+        inputs.append(value)
+    if widening.operator is None:
+        return nodes
+    return [
+        *nodes,
+        ir.node(widening.operator, inputs, attributes=dict(widening.attributes), name=f"{tensor.name}.dequantize"),
+    ]
 
 
 def _products(weight: ir.Value) -> list[ir.Node]:
@@ -150,7 +144,7 @@ def _external(
     stored: StoredTensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None
 ) -> ir.ExternalTensor:
     if dtype is None:
-        dtype = ir.DataType.BFLOAT16 if stored.dtype == "bfloat16" else ir.DataType.from_numpy(np.dtype(stored.dtype))
+        dtype = ir.DataType.from_numpy(numpy_dtype(stored.dtype))
     return ir.ExternalTensor(
         WEIGHTS_FILE, stored.offset, stored.nbytes, dtype, shape=ir.Shape(shape or stored.shape), name=stored.name
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from export.checkpoints.checkpoint import Checkpoint
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.static_model.model import StaticModel, constants
-from export.weights.quantize import load, specs
+from export.weights.table import load, specs
 from runtime.artifact.manifest import ModelConfig
 
 Logits = NDArray[np.float32]

@@ -10,7 +10,8 @@ Graphs over these weights lie in the same folder (`export.onnx_graphs.graphs`).
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.weights.quantize import ModelTensor, specs
+from export.weights.format import ModelTensor
+from export.weights.table import specs
 from runtime.artifact import manifest
 from runtime.artifact.manifest import ModelConfig, Quantization, Record, TensorSpec, TokenizerSpec
 from runtime.artifact.tensor_file import TensorFile

@@ -7,8 +7,8 @@ from typing import Any
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.source import TokenizerSource
 from export.console import byte_bar
-from export.weights.quantize import STORAGE, FormatRules, store
 from export.weights.stored import WEIGHTS_FILE, StoredWeights, WeightsRecord
+from export.weights.table import STORAGE_DTYPES, StorageRules, store
 from runtime.artifact.manifest import Quantization, TokenizerSpec
 from runtime.artifact.tensor_file import TensorFileWriter, tensor_bytes
 
@@ -21,7 +21,7 @@ def record_of(
 ) -> WeightsRecord:
     """The record of a checkpoint's weights; `dtype` is `backend.dtype`, `overrides` what was changed of the checkpoint's model."""
     model = checkpoint.model
-    rules = FormatRules(quantization, STORAGE[dtype], model.tied_embeddings, model.n_layers)
+    rules = StorageRules(quantization, STORAGE_DTYPES[dtype], model.tied_embeddings, model.n_layers)
     return WeightsRecord(
         model=model,
         quantization=quantization,

@@ -17,6 +17,7 @@ from runtime.artifact.manifest import (
     WeightSpec,
 )
 from runtime.artifact.signatures import signature_of
+from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
@@ -163,7 +164,7 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
 def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
     panels = _PANELS.fullmatch(weight.layout)
     if weight.layout != "row_major" and not panels:
-        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, or panels as `build/packing/layout.py` names them"
+        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, or panels as `runtime/artifact/layouts.py` names them"
     if panels:
         width, numbers, words, stacked = (int(part) if part else None for part in panels.groups())
         rest = tuple(size for size in (width, numbers, words) if size is not None)
@@ -194,10 +195,11 @@ def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
 
 def _target_problems(manifest: Manifest) -> Iterator[str]:
     target = manifest.target
-    if target.kind == "llvm" and target.arch:
-        yield f"the target llvm lists the CUDA architectures {', '.join(target.arch)}, expected none"
-    if target.kind == "cuda" and not target.arch:
-        yield "the target cuda lists no architecture, expected one at least, such as sm_80"
+    known = TARGETS[target.kind].archs
+    if target.arch and not known:
+        yield f"the target {target.kind} lists the architectures {', '.join(target.arch)}, expected none"
+    if known and not target.arch:
+        yield f"the target {target.kind} lists no architecture, expected one at least, such as {known[0]}"
     yield from (
         f"the target lists the architecture {name!r}, expected a name such as sm_80"
         for name in target.arch

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from runtime.artifact.schemes import SCHEMES, SchemeName
+from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
 SCHEMA_VERSION = 4
@@ -17,10 +19,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.text.instruct
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
-CacheDType = Literal["fp32", "fp16", "int8"]
 CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
-TargetKind = Literal["llvm", "cuda"]
-Scheme = Literal["none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
 KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
 LabelScores = Literal["softmax", "sigmoid", "logits"]
@@ -156,33 +155,31 @@ class Shape(Record, frozen=True):
 class Quantization(Record, frozen=True):
     """How the weights were stored."""
 
-    scheme: Scheme
+    scheme: SchemeName
     group_size: Count = 32  # of int4
     symmetric: bool = True  # int4 without zero points
     keep: tuple[KeptPart, ...] = ()  # parts of the model that are stored by `keep_scheme`
-    keep_scheme: Scheme = "int8"
+    keep_scheme: SchemeName = "int8"
 
     @property
     def dynamic(self) -> bool:
         """Whether some activations are rounded to int8."""
-        return self.scheme.endswith("_dynamic") or (bool(self.keep) and self.keep_scheme.endswith("_dynamic"))
+        return SCHEMES[self.scheme].dynamic or (bool(self.keep) and SCHEMES[self.keep_scheme].dynamic)
 
     @property
     def label(self) -> str:
         """The scheme and what is not its default, in a few words."""
-        grouped = (
-            f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}"
-            if self.scheme.startswith("int4")
-            else ""
+        groups = (
+            f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}" if SCHEMES[self.scheme].grouped else ""
         )
-        return self.scheme + grouped + (f", {' '.join(self.keep)} {self.keep_scheme}" if self.keep else "")
+        return self.scheme + groups + (f", {' '.join(self.keep)} {self.keep_scheme}" if self.keep else "")
 
 
 class TargetSpec(Record, frozen=True):
     """The machine that the library was compiled for."""
 
     kind: TargetKind
-    dtype: Literal["fp32", "fp16", "bf16"]  # storage of weights and caches
+    dtype: StorageDType  # storage of weights and caches
     cpu: str  # LLVM's name of the host CPU level, such as x86-64-v3
     cpu_features: tuple[str, ...]  # /proc/cpuinfo flags that the host code needs
     arch: tuple[str, ...] = ()  # CUDA architectures with machine code inside, such as sm_80

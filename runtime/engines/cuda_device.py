@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.artifact.manifest import TensorSpec, WeightSpec
+from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.engines.cuda_driver import Device as DriverDevice
 from runtime.engines.cuda_driver import check_driver, read_driver
 from runtime.engines.cuda_memory import CudaMemory
-from runtime.engines.tvm_runtime import CUDA_LIBRARIES, find_library, load_runtime
+from runtime.engines.tvm_runtime import find_library, load_runtime
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Device:
     def open(cls, archs: Sequence[str], threads: int) -> "Device":
         """Load the libraries; raises `UserError` when there is no driver, or no device that machine code for `archs` runs on."""
         description = check_driver(read_driver(), archs)
-        cudart = ctypes.CDLL(str(find_library(CUDA_LIBRARIES[0])), ctypes.RTLD_GLOBAL)
+        cuda_runtime, tvm_cuda = (str(find_library(name)) for name in TARGETS["cuda"].libraries)
+        cudart = ctypes.CDLL(cuda_runtime, ctypes.RTLD_GLOBAL)
         ffi = load_runtime(threads)
-        ctypes.CDLL(str(find_library(CUDA_LIBRARIES[1])), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(tvm_cuda, ctypes.RTLD_GLOBAL)  # which needs TVM's runtime and that of CUDA
         return cls(description, ffi, CudaMemory(cudart))
 
     def tensor(self, spec: WeightSpec | TensorSpec) -> Any:  # noqa: ANN401 (TVM's objects)

@@ -5,7 +5,7 @@ the first chunk is not full it is padded on the left with negative positions, wh
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,15 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.folder import Artifact
-from runtime.artifact.manifest import CALL_INPUTS, HEADS, Manifest, TensorSpec
+from runtime.artifact.manifest import HEADS, Manifest
 from runtime.artifact.signing import key_of_environment
-from runtime.artifact.tensor_file import numpy_dtype
 from runtime.decoding.sampler import NOT_FINITE, Sampler, SamplingOptions
 from runtime.engines.loaded import PADDING_ID, STEPS_ON_THEIR_WAY, Loaded
-from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
+from runtime.engines.machines import MACHINES
 from runtime.errors import UserError
-
-ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
 
 
 @dataclass
@@ -45,7 +42,7 @@ class Engine:
         `public_key`, or the one that the environment names, must have signed it.
         """
         opened = Artifact.open(artifact, public_key=public_key or key_of_environment())
-        load = load_cuda if opened.manifest.target.kind == "cuda" else load_cpu
+        load = MACHINES[opened.manifest.target.kind].load
         return cls(opened.manifest, opened.folder, load(opened, threads or len(os.sched_getaffinity(0))))
 
     @property
@@ -227,48 +224,3 @@ def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool, may_dec
     if may_pad and chunks and rest > int(may_decode):
         return [chunks[-1], *sizes]
     return sizes + [1] * rest
-
-
-def load_cuda(opened: Artifact, threads: int) -> Loaded:
-    """As `runtime.engines.cuda.load`, which only a CUDA artifact needs."""
-    from runtime.engines import cuda
-
-    return cuda.load(opened, threads)
-
-
-def load_cpu(opened: Artifact, threads: int) -> Loaded:
-    """An artifact in this process: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
-    manifest = opened.manifest
-    ffi = load_runtime(threads)
-    machine = start_machine(open_library(ffi, opened.library), CPU_DEVICE)
-    mapped = opened.weights()
-    weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
-    caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]
-    cache_tensors = [_tensor(ffi, cache) for cache in caches]
-    inputs, functions = {}, {}
-    for graph in manifest.graphs:
-        ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:CALL_INPUTS])
-        inputs[graph.tokens] = (ids, positions)
-        functions[graph.tokens] = _bound(
-            machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights]
-        )
-    return Loaded(inputs, functions, caches)
-
-
-def _bound(function: Callable[..., Any], arguments: list[Any]) -> Callable[[], NDArray[np.float32]]:
-    """A compiled function with its arguments, whose memory stays the same."""
-    return lambda: np.asarray(np.from_dlpack(function(*arguments)), np.float32)
-
-
-def _aligned(spec: TensorSpec) -> NDArray[Any]:
-    """A zeroed array whose data begins at a multiple of ALIGNMENT."""
-    dtype = numpy_dtype(spec.dtype)
-    nbytes = int(np.prod(spec.shape)) * dtype.itemsize
-    buffer = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + nbytes].view(dtype).reshape(spec.shape)
-
-
-def _tensor(ffi: Any, array: NDArray[Any]) -> Any:  # noqa: ANN401
-    """A tensor that shares the array's memory."""
-    return ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)

@@ -13,7 +13,6 @@ from typing import Any
 from runtime.errors import UserError
 
 RUNTIME_LIBRARY = "libtvm_runtime.so"
-CUDA_LIBRARIES = ("libcudart.so.13", "libtvm_runtime_cuda.so")  # in the order in which they are loaded
 CPU_DEVICE, CUDA_DEVICE = (1, 0), (2, 0)  # kind and number
 POOLED_ALLOCATOR = 2
 

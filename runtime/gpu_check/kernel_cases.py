@@ -11,9 +11,10 @@ from math import prod
 
 import numpy as np
 
+from runtime.artifact.layouts import PANEL
 from runtime.artifact.manifest import KernelCall, TensorSpec
 from runtime.artifact.tensor_file import numpy_dtype
-from runtime.gpu_check.packed_matrix import EPS, PANEL, Array, PackedMatrix, Stored
+from runtime.gpu_check.packed_matrix import EPS, Array, PackedMatrix
 from runtime.gpu_check.random_tensors import Random
 
 ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
@@ -92,13 +93,13 @@ def empty(spec: TensorSpec) -> Array:
 
 
 def _matrix(
-    call: KernelCall, random: Random, names: Sequence[str], n: int, k: int, stored: Stored, stacked: int = 1
+    call: KernelCall, random: Random, names: Sequence[str], n: int, k: int, group_size: int | None, stacked: int = 1
 ) -> tuple[list[Array], list[PackedMatrix]]:
     """The arrays of the parameters `names` (numbers, scales, zero points, as far as there are any), and the matrices that they hold."""
     specs = {spec.name: spec for spec in call.parameters}
-    arrays = [random.weight(specs[name], stored, k) if name in specs else None for name in names]
+    arrays = [random.weight(specs[name], k) if name in specs else None for name in names]
     parts = [[None] * stacked if array is None else np.split(array, stacked) for array in arrays]
-    matrices = [PackedMatrix(stored, n, k, *(part[i] for part in parts)) for i in range(stacked)]  # type: ignore[arg-type]
+    matrices = [PackedMatrix(n, k, group_size, *(part[i] for part in parts)) for i in range(stacked)]  # type: ignore[arg-type]
     return [array for array in arrays if array is not None], matrices
 
 
@@ -109,12 +110,12 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     """
     (arguments,) = call.arguments
     n, k, x_spec = arguments["n"], arguments["k"], call.parameters[0]
-    stored, eps = Stored.of(arguments["weight"]), arguments["norm_eps"]
+    group_size, eps = arguments["weight"]["group_size"], arguments["norm_eps"]
     halves = 2 if arguments["swiglu"] else 1
     names = [spec.name for spec in call.parameters]
     x = random.normal(x_spec.shape, "float16", 1.0 if eps is None else SMALL).astype(np.float32)
     gain = [random.uniform((k,), 0.5, 1.5, "float32")] if "gain" in names else []
-    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, stored)
+    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, group_size)
     residual = [random.normal(call.parameters[names.index("residual")].shape)] if "residual" in names else []
     y_rows = random.sample(prod(arguments["lead"]), ROWS)
     last_of = arguments["last_of"]
@@ -123,9 +124,7 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     )
     if gain:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * gain[0]
-    loss = NORM_ERROR * len(gain) + rounding * (
-        len(gain) + (stored.dtype == "int4")
-    )  # of what is multiplied, each by itself
+    loss = NORM_ERROR * len(gain) + rounding * (len(gain) + matrix.in_words)  # of what is multiplied, each by itself
     output, n_out = len(call.parameters) - 1, n // halves
     expected = []
     for p in random.sample(-(-n_out // PANEL), PANELS):
@@ -169,7 +168,7 @@ def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase
     n, k = arguments["n"], arguments["k"]
     ids = random.whole(call.parameters[0].shape, 0, n, "int64")
     ids.flat[0] = n - 1
-    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, Stored.of(arguments["weight"]))
+    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, arguments["weight"]["group_size"])
     rows = random.sample(ids.size, ROWS)
     values = np.concatenate(
         [matrix.rows(t // PANEL, t // PANEL + 1)[t % PANEL : t % PANEL + 1] for t in ids.reshape(-1)[rows]]
@@ -340,11 +339,11 @@ def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     dim, hidden_dim, n_experts, per_token = (
         arguments[name] for name in ("dim", "hidden_dim", "n_experts", "experts_per_token")
     )
-    stored = Stored.of(arguments["weight"])
+    group_size = arguments["weight"]["group_size"]
     x = random.normal(call.parameters[0].shape, "float16").astype(np.float32)
     scores = random.normal(call.parameters[1].shape)
-    up_arrays, up = _matrix(call, random, ("w13", "s13"), 2 * hidden_dim, dim, stored, n_experts)
-    down_arrays, down = _matrix(call, random, ("w2", "s2"), dim, hidden_dim, stored, n_experts)
+    up_arrays, up = _matrix(call, random, ("w13", "s13"), 2 * hidden_dim, dim, group_size, n_experts)
+    down_arrays, down = _matrix(call, random, ("w2", "s2"), dim, hidden_dim, group_size, n_experts)
     inputs = [x, scores, *up_arrays, *down_arrays]
     output = len(inputs)
     rows = random.sample(x.size // dim, 2)

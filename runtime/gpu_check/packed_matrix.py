@@ -1,6 +1,5 @@
-"""A matrix as a CUDA library reads it, back to its numbers: the layouts of `build/packing/layout.py`, with numpy alone."""
+"""A matrix as a CUDA library reads it, back to its numbers: the layouts of `runtime.artifact.layouts`, with numpy alone."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -8,34 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.artifact.layouts import PANEL, WORD_ZERO
+
 Array = NDArray[Any]
 
 EPS = 2.0**-23  # 2 u of float32
-PANEL = 32  # outputs side by side
-INT4_ZERO = 8
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How a packed matrix is stored, from the arguments of a kernel's maker."""
-
-    dtype: str
-    group_size: int | None = None
-    zero_points: bool = False
-
-    @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> "Stored":
-        """From the `weight` of a call's arguments."""
-        return cls(arguments["dtype"], arguments["group_size"], arguments["zero_points"])
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
     """(N, K) numbers as a CUDA library reads them: w (panels, vectors, 32, J), one scale a row or a group, zero points."""
 
-    stored: Stored
     n: int
     k: int
+    group_size: int | None  # numbers of a row that share a scale; None: all
     w: Array
     s: Array | None = None
     z: Array | None = None
@@ -48,28 +33,26 @@ class PackedMatrix:
     def numbers(self, first: int, last: int) -> Array:
         """As `rows`, before the scales."""
         w = self.w[first:last]
-        if self.stored.dtype == "int4":
-            w = _int4(w)
+        if self.in_words:
+            w = _unpacked(w)
         count = min(last * PANEL, self.n) - first * PANEL
         rows = w.transpose(0, 2, 1, 3).reshape(-1, w.shape[1] * w.shape[3])[:count, : self.k].astype(np.float64)
-        if self.stored.dtype == "int4":
-            rows -= INT4_ZERO if self.z is None else self._of_groups(self.z, first, last)
+        if self.in_words:
+            rows -= WORD_ZERO if self.z is None else self._of_groups(self.z, first, last)
         return rows
 
     def scales(self, first: int, last: int) -> Array:
         """Scales of those rows, (rows, 1) or (rows, K)."""
         assert self.s is not None
-        return (
-            self._of_groups(self.s, first, last)
-            if self.stored.dtype == "int4"
-            else self.s[first * PANEL : last * PANEL, None].astype(np.float64)
-        )
+        if self.s.ndim > 1:  # of groups
+            return self._of_groups(self.s, first, last)
+        return self.s[first * PANEL : last * PANEL, None].astype(np.float64)
 
     def _of_groups(self, parts: Array, first: int, last: int) -> Array:
         """(panels, groups, 32) to (rows, K)."""
         count = min(last * PANEL, self.n) - first * PANEL
         rows = parts[first:last].transpose(0, 2, 1).reshape(-1, parts.shape[1])[:count]
-        return np.repeat(rows, self.stored.group_size or self.k, axis=1)[:, : self.k].astype(np.float64)
+        return np.repeat(rows, self.group_size or self.k, axis=1)[:, : self.k].astype(np.float64)
 
     def times(self, x: Array, first: int, last: int, *, mantissas: bool = False) -> tuple[Array, Array]:
         """x (rows, K) times the rows of some panels, transposed; and how far a sum of such products in float32 may be off.
@@ -78,8 +61,13 @@ class PackedMatrix:
         scale.
         """
         rows = self.rows(first, last)
-        size = 62 * self.scales(first, last) if mantissas and self.stored.dtype == "int4" else np.abs(rows)
+        size = 62 * self.scales(first, last) if mantissas and self.in_words else np.abs(rows)
         return x @ rows.T, sum_error(self.k) * (np.abs(x) @ size.T)
+
+    @property
+    def in_words(self) -> bool:
+        """Whether eight 4-bit numbers share an int32."""
+        return self.w.dtype == np.int32
 
     @property
     def panels(self) -> int:
@@ -96,7 +84,7 @@ def sum_error(terms: int) -> float:
     return (8 * sqrt(terms) + 4) * EPS / 2
 
 
-def _int4(words: Array) -> Array:
+def _unpacked(words: Array) -> Array:
     """int32 (panels, vectors, 32, 4) to numbers of 0 to 15, (panels, vectors, 32, 32): byte j of a word has step j below and 4 + j above."""
     data = words.view(np.uint8).reshape(*words.shape, 4)
     return np.stack([data & 15, data >> 4], axis=-2).reshape(*words.shape[:3], -1)

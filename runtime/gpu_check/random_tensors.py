@@ -8,10 +8,11 @@ import numpy as np
 
 from runtime.artifact.manifest import TensorSpec, WeightSpec
 from runtime.artifact.tensor_file import numpy_dtype
-from runtime.gpu_check.packed_matrix import Array, Stored
+from runtime.gpu_check.packed_matrix import Array
 
 POOL = 2**20 - 3  # random numbers that larger arrays repeat; no multiple of a row's length
-SPREAD = {"int8": 73.3, "int4": 4.6}  # standard deviation of uniform numbers of -127 to 127 and of -8 to 7
+# Standard deviation of uniform numbers: of -127 to 127 in int8, whose scales are a vector, and of -8 to 7 in groups of 4-bit numbers.
+SPREAD_OF_ROWS, SPREAD_OF_GROUPS = 73.3, 4.6
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Random:
         """Whole numbers of low to high - 1."""
         return self._repeated(self.generator.integers(low, high, self._pool(shape)).astype(dtype), shape)
 
-    def weight(self, spec: TensorSpec | WeightSpec, stored: Stored, k: int) -> Array:
+    def weight(self, spec: TensorSpec | WeightSpec, k: int) -> Array:
         """One tensor of a packed matrix: numbers, scales or zero points, such that entries are of about 1 / sqrt(K)."""
         if spec.dtype == "int32":
             return self.whole(spec.shape, -(2**31), 2**31, "int32")
@@ -48,7 +49,7 @@ class Random:
             return self.whole(spec.shape, 0, 16, "uint8")
         if len(spec.shape) == 4:
             return self.normal(spec.shape, spec.dtype, k**-0.5)
-        size = k**-0.5 / SPREAD[stored.dtype]
+        size = k**-0.5 / (SPREAD_OF_ROWS if len(spec.shape) == 1 else SPREAD_OF_GROUPS)
         return self.uniform(spec.shape, 0.5 * size, 1.5 * size, spec.dtype)
 
     @staticmethod
@@ -90,5 +91,4 @@ def _random_tensor(spec: TensorSpec, k: int, seed: int) -> Array:
     random = Random(seed)
     if len(spec.shape) == 1 and k == 1:
         return np.ones(spec.shape, numpy_dtype(spec.dtype))
-    stored = Stored("int8" if len(spec.shape) == 1 else "int4")
-    return random.weight(spec, stored, k)
+    return random.weight(spec, k)

@@ -14,7 +14,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from build.compile import compile_job
-from build.packing.layout import ring_block
+from build.kernels.shapes import ring_block
 from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig
 from export.job import Job
@@ -22,7 +22,7 @@ from export.onnx_graphs.graphs import OnnxGraphs
 from export.pipeline import export_model
 from export.plan import open_configured
 from export.static_model.model import StaticModel, constants
-from export.weights.quantize import load
+from export.weights.table import load
 from runtime.artifact.manifest import ModelConfig
 from tests.helpers import reference
 from tests.helpers.tiny import write_tiny_mistral

@@ -4,7 +4,7 @@ import numpy as np
 
 from build.compiler import tvm
 from build.packing.layout import packed_tensors
-from build.tvm_stage.target import TARGETS
+from build.tvm_stage.target import TVM_TARGETS
 
 ALIGNMENT = 64  # bytes
 # LLVM's name of the least processor that has all flags of a level. Code for a lesser one cannot hold the level's own instructions.
@@ -13,7 +13,7 @@ PROCESSORS = {"any": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4", "avx5
 
 def _executable(function, processor):
     target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
-    with tvm.transform.PassContext(disabled_pass=list(TARGETS["llvm"].skipped)):
+    with tvm.transform.PassContext(disabled_pass=list(TVM_TARGETS["llvm"].skipped)):
         return tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=target)
 
 

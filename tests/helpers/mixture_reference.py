@@ -3,8 +3,8 @@
 import numpy as np
 
 from build.kernels.shapes import Mixture
-from build.packing.layout import to_panels
-from export.weights.quantize import MatrixFormat
+from export.weights.format import Storage
+from export.weights.panels import to_panels
 
 U = 2.0**-24
 EXPERTS, PER_TOKEN = 5, 2
@@ -64,7 +64,7 @@ def check(make_and_run, tokens, dim, hidden_dim, dtype, pack=to_panels, *, round
     scores[..., UNLOVED] = -100
     scores[0, -1] = 1  # equal: the first experts count
     (w13, s13), (w2, s2) = (stacked_weight(rng, n, k, dtype) for n, k in ((2 * hidden_dim, dim), (dim, hidden_dim)))
-    shape = Mixture((1, tokens), dim, hidden_dim, EXPERTS, PER_TOKEN, MatrixFormat(dtype=dtype))
+    shape = Mixture((1, tokens), dim, hidden_dim, EXPERTS, PER_TOKEN, Storage(dtype=dtype))
 
     def packed(weight):
         return np.concatenate([pack(matrix) for matrix in weight])

@@ -22,8 +22,9 @@ from export.onnx_graphs.graphs import OnnxGraphs
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.artifact.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
 from runtime.artifact.tensor_file import TensorFile
+from runtime.engines import host
 from runtime.engines.cuda_memory import CudaMemory
-from runtime.engines.engine import Engine, load_cpu
+from runtime.engines.engine import Engine
 from runtime.engines.tvm_runtime import load_runtime
 
 
@@ -47,7 +48,7 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
     pack_weights(graphs.weights(), packed(record, "cuda"), folder / WEIGHTS_FILE, 1)
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        name=record.name,
+        name="serial",
         build_key="0",
         model=record.model,
         shape=record.shape,
@@ -66,7 +67,7 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
 def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
     """An engine of it, with the weights of the folder or others."""
     mapped = weights or TensorFile.open(folder / WEIGHTS_FILE).map()
-    loaded = load_cpu(
+    loaded = host.load(
         SimpleNamespace(manifest=manifest, library=folder / LIBRARY_FILE, weights=lambda: mapped), threads=2
     )
     return Engine(manifest, folder, loaded)

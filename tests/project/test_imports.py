@@ -13,8 +13,11 @@ PACKAGES = ("runtime", "export", "build")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
 # What of the runtime the export stage may use: the contract types, the errors and the tensor format ...
 SHARED = {
+    "runtime.artifact.layouts",
     "runtime.artifact.manifest",
+    "runtime.artifact.schemes",
     "runtime.artifact.signatures",
+    "runtime.artifact.targets",
     "runtime.errors",
     "runtime.artifact.tensor_file",
     "runtime.artifact.hashing",

@@ -11,10 +11,10 @@ import pytest
 
 from runtime import doctor
 from runtime.artifact.folder import Artifact
+from runtime.artifact.targets import TARGETS
 from runtime.doctor import examine, table
-from runtime.engines import cuda_driver
+from runtime.engines import cuda_driver, examination
 from runtime.engines.cuda_driver import Device, check_driver, read_driver
-from runtime.engines.tvm_runtime import CUDA_LIBRARIES
 from runtime.errors import UserError
 from tests.helpers.drivers import stub_driver
 
@@ -125,14 +125,14 @@ def test_a_damaged_artifact(artifact, tmp_path):
 def cuda_findings(artifact, archs=("sm_80", "sm_90a")):
     manifest = Artifact.open(artifact).manifest
     target = msgspec.structs.replace(manifest.target, kind="cuda", arch=archs)
-    return list(doctor._cuda_findings(msgspec.structs.replace(manifest, target=target)))
+    return list(examination.examine_cuda(msgspec.structs.replace(manifest, target=target)))
 
 
 def test_a_gpu(artifact, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_driver, "DRIVER", stub_driver(tmp_path))
     findings = cuda_findings(artifact)
     assert not any(finding.remedy for finding in findings)
-    assert [Path(finding.found).name for finding in findings[:2]] == list(CUDA_LIBRARIES)
+    assert [Path(finding.found).name for finding in findings[:2]] == list(TARGETS["cuda"].libraries)
     assert [finding.found for finding in findings[2:]] == ["CUDA 13.0", "NVIDIA H200, sm_90", "150.0 GB"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
-from build.packing.layout import DOT
+from runtime.artifact.layouts import DOT
 
 NIBBLES = 0x0F0F0F0F
 

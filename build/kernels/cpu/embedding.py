@@ -7,12 +7,12 @@ from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import weight_at
 from build.kernels.shapes import Embedding
 from build.kernels.signature import UNUSED, without
-from build.packing.layout import matrix_layout
+from export.weights.table import panel_layout
 
 
 def embedding(_level: Level, shape: Embedding) -> PrimFunc:
     """Kernel of ids (*lead) int64, the stored matrix [, scales [, zero points]], to y (*lead, K) float32; N is the vocabulary."""
-    layout = matrix_layout(shape.weight, shape.n, shape.k)
+    layout = panel_layout(shape.weight, shape.n, shape.k)
     scales, zeros = layout.scales or (UNUSED, "float32"), layout.zero_points or (UNUSED, "uint8")
     read = weight_at(shape.weight)
 

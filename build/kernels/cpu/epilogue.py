@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.vector import silu
 from build.kernels.shapes import Linear
-from build.packing.layout import PANEL
+from runtime.artifact.layouts import PANEL
 
 
 def panel_outputs(level: Level, shape: Linear, rows: int, product: Callable[..., Any]):

@@ -13,7 +13,9 @@ from build.kernels.cpu.panels import output_scale, panel_slab
 from build.kernels.cpu.row import prepared_row, rounded_row
 from build.kernels.cpu.vector import add_outer_product, clear
 from build.kernels.shapes import Linear
-from build.packing.layout import PANEL
+from export.weights.plain import FLOAT32
+from export.weights.table import format_of
+from runtime.artifact.layouts import PANEL
 
 
 def gemm(level: Level, shape: Linear):
@@ -23,7 +25,7 @@ def gemm(level: Level, shape: Linear):
     tiles = -(-rows // tile_rows)
     panels = -(-shape.n_out // PANEL)
     depth = min(level.tile.depth, k)
-    direct = shape.weight.dtype == "float32"  # panels can be read as they are
+    direct = format_of(shape.weight) is FLOAT32  # panels can be read as they are
     fill, scale = panel_slab(level, shape), output_scale(level, shape)
     multiply, pack = _tile_product(level, tile_rows), _packed_row(level, shape)
     lanes, parts = level.lanes, PANEL // level.lanes

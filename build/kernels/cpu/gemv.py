@@ -7,7 +7,7 @@ from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import arranged_row, panel_dot, weight_groups
 from build.kernels.cpu.row import prepared_row
 from build.kernels.shapes import Linear
-from build.packing.layout import PANEL
+from runtime.artifact.layouts import PANEL
 
 
 def gemv(level: Level, shape: Linear):

@@ -14,8 +14,8 @@ from build.kernels.cpu.panels import output_scale
 from build.kernels.cpu.row import prepared_row, rounded_row
 from build.kernels.cpu.vector import AHEAD, LINE, NEAR, clear, prefetch, widened
 from build.kernels.shapes import Linear
-from build.packing.layout import DOT, PANEL, WORD
-from export.weights.quantize import INT4_ZERO
+from export.weights.table import format_of
+from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
 
 BLOCK = 256  # steps of K whose sums stay integers: 256 * 127 * 127 < 2**24
 STEP = PANEL * DOT  # weights of a panel in four steps of K
@@ -27,9 +27,9 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
     together = shape.weight.rounded_together(shape.k)
     panels = -(-shape.n_out // PANEL)
     lanes, parts = level.lanes, PANEL // level.lanes
-    is_int4 = shape.weight.dtype == "int4"
-    x_dtype, partials, offset = ("int8", 1, INT4_ZERO) if is_int4 else (dot.x_dtype, dot.partials, dot.offset)
-    add_block = _word_sums(shape, words) if is_int4 else _byte_sums(shape, dot)
+    words_packed = format_of(shape.weight).words
+    x_dtype, partials, offset = ("int8", 1, WORD_ZERO) if words_packed else (dot.x_dtype, dot.partials, dot.offset)
+    add_block = _word_sums(shape, words) if words_packed else _byte_sums(shape, dot)
     round_row, fold = _integer_row(level, shape), _fold(level, shape, partials, offset)
     scale_outputs = output_scale(level, shape)
 

@@ -1,6 +1,6 @@
 """y = x W^T, with what stands around it in a layer: RMSNorm of x in front, SwiGLU and the residual behind. One launch for all of it.
 
-W lies in panels (see `build.packing.layout`): a panel is what one loop over K turns into PANEL neighbouring outputs, so weights are read strictly in
+W lies in panels (see `runtime.artifact.layouts`): a panel is what one loop over K turns into PANEL neighbouring outputs, so weights are read strictly in
 order, once per call. Threads share the panels; the norm is computed once per call, before they start.
 Bytes per call: the weights as stored, plus x and y. Operations: 2 M N K.
 """
@@ -17,7 +17,7 @@ from build.kernels.cpu.integer import integer_gemm, integer_gemv
 from build.kernels.cpu.level import Level
 from build.kernels.shapes import Linear
 from build.kernels.signature import UNUSED, without
-from build.packing.layout import matrix_layout
+from export.weights.table import format_of, panel_layout
 from runtime.errors import UserError
 
 Body = Callable[..., Any]
@@ -29,7 +29,7 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
 
     With `swiglu`, W holds gate and up, one on the other, and y is half as wide.
     """
-    layout = matrix_layout(shape.weight, shape.n, shape.k)
+    layout = panel_layout(shape.weight, shape.n, shape.k)
     scales, zeros = layout.scales or (UNUSED, "float32"), layout.zero_points or (UNUSED, "uint8")
     body = _body(level, shape)
 
@@ -71,4 +71,4 @@ def _body(level: Level, shape: Linear) -> Body:
         )
     if shape.rows == 1:
         return integer_gemv(level, shape, level.dot, level.words)
-    return gemm(level, shape) if shape.weight.dtype == "int4" else integer_gemm(level, shape, level.dot)
+    return gemm(level, shape) if format_of(shape.weight).grouped else integer_gemm(level, shape, level.dot)

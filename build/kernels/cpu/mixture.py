@@ -12,7 +12,7 @@ from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import add_outer_product, clear, exp, silu, widened
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
-from build.packing.layout import PANEL
+from runtime.artifact.layouts import PANEL
 
 ATTRIBUTES = {"tirx.noalias": True, "op_pattern": 8}
 LOWEST = -3.4028234e38  # of float32

@@ -6,8 +6,9 @@ from tvm.script import tirx as T
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.vector import AHEAD, LINE, NEAR, add_outer_product, clear, prefetch, widened
 from build.kernels.shapes import Linear
-from build.packing.layout import DOT, PANEL, WORD, matrix_layout
-from export.weights.quantize import INT4_ZERO, MatrixFormat
+from export.weights.format import Scales, Storage
+from export.weights.table import format_of, panel_layout
+from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
 
 ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1}
 
@@ -18,7 +19,8 @@ def panel_dot(level: Level, shape: Linear):
     x and x_sums are what `arranged_row` makes of a row.
     """
     stored = shape.weight
-    return _word_dot(level, stored, shape.k) if stored.dtype == "int4" else _number_dot(level, stored, shape.n, shape.k)
+    words = format_of(stored).words
+    return _word_dot(level, stored, shape.k) if words else _number_dot(level, stored, shape.n, shape.k)
 
 
 def weight_groups(shape: Linear) -> int:
@@ -48,10 +50,10 @@ def arranged_row(shape: Linear):
     def as_it_is(x, x_sums):
         pass
 
-    return by_groups if shape.weight.dtype == "int4" else as_it_is
+    return by_groups if format_of(shape.weight).words else as_it_is
 
 
-def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
+def _number_dot(level: Level, stored: Storage, n: int, k: int):
     """Weights that are whole numbers in memory: float32, float16, bfloat16, or int8 with one scale per output.
 
     A panel's K is read as several runs at once: the more runs, the more lines are on their way from memory. int8 is held up by its conversion
@@ -59,11 +61,11 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
     """
     lanes, parts = level.lanes, PANEL // level.lanes
     unroll = next(u for u in (level.in_flight // parts, 2, 1) if k % u == 0)
-    step = PANEL * ITEMSIZE[matrix_layout(stored, n, k).dtype]  # bytes
+    step = PANEL * ITEMSIZE[panel_layout(stored, n, k).dtype]  # bytes
     runs, steps = (1, unroll) if step < LINE else (unroll, 1)  # steps of each run in one turn
     run = k // runs
     lines = steps * step // LINE if step < LINE else 0
-    scale = row_scale(level, n) if stored.scaled else None
+    scale = row_scale(level, n) if format_of(stored).scaled else None
 
     @T.inline
     def dot(p, out, x, x_sums, w, s, z):  # noqa: ARG001
@@ -90,7 +92,7 @@ def _number_dot(level: Level, stored: MatrixFormat, n: int, k: int):
     return dot
 
 
-def _word_dot(level: Level, stored: MatrixFormat, k: int):
+def _word_dot(level: Level, stored: Storage, k: int):
     """int4: only upper halves of bytes are shifted, by 4, so that no number reaches the sign."""
     lanes, parts = level.lanes, PANEL // level.lanes
     words = (stored.group_size or k) // WORD  # of a group
@@ -128,9 +130,9 @@ def _word_dot(level: Level, stored: MatrixFormat, k: int):
     return dot
 
 
-def zero_point(stored: MatrixFormat, z, p: Expr, g: Expr, column: Expr) -> Expr:
+def zero_point(stored: Storage, z, p: Expr, g: Expr, column: Expr) -> Expr:
     """The zero of a group, as float32."""
-    return T.Cast("float32", z[p, g, column]) if stored.zero_points else T.float32(INT4_ZERO)
+    return T.Cast("float32", z[p, g, column]) if stored.zero_points else T.float32(WORD_ZERO)
 
 
 def row_scale(level: Level, n: int):
@@ -152,7 +154,7 @@ def row_scale(level: Level, n: int):
 
 def output_scale(level: Level, shape: Linear):
     """`row_scale` where the weight has one scale per output, else an inline that does nothing."""
-    if shape.weight.scaled and shape.weight.group_size is None:
+    if format_of(shape.weight).scales is Scales.ROWS:
         return row_scale(level, shape.n)
 
     @T.inline
@@ -193,21 +195,24 @@ def panel_slab(level: Level, shape: Linear):
                                 - zero_point(stored, z, p, g, i * lanes + v)
                             ) * widened(s[p, g, i * lanes + v])
 
-    return fill_words if stored.dtype == "int4" else fill_numbers
+    return fill_words if format_of(stored).words else fill_numbers
 
 
-def weight_at(stored: MatrixFormat):
+def weight_at(stored: Storage):
     """`read(w, s, z, row, column)`: one weight as float32, a TIR expression."""
 
     def read(w, s, z, row: Expr, column: Expr) -> Expr:
         panel, lane = row // PANEL, row % PANEL
-        if stored.dtype == "int4":
+        if format_of(stored).words:
             g = column // stored.group_size
             word = w[panel, column // WORD, lane] >> (8 * (column % DOT) + 4 * (column % WORD // DOT))
             return (T.Cast("float32", word & 15) - zero_point(stored, z, panel, g, lane)) * widened(s[panel, g, lane])
-        if stored.dtype == "int8" and stored.dynamic:
-            return widened(w[panel, column // DOT, lane, column % DOT]) * s[row]
-        number = widened(w[panel, column, lane])
-        return number * s[row] if stored.scaled else number
+        together = int(w.shape[3]) if len(w.shape) == 4 else None  # steps of K side by side
+        number = (
+            widened(w[panel, column, lane])
+            if together is None
+            else widened(w[panel, column // together, lane, column % together])
+        )
+        return number * s[row] if format_of(stored).scaled else number
 
     return read

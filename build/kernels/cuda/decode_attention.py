@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 from build.kernels.cuda.binding import SHARED_BYTES, Binding
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
-from build.packing.layout import VECTOR
+from runtime.artifact.layouts import VECTOR
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
 

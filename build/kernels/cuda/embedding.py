@@ -7,7 +7,8 @@ from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.weights import group_of, number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
 from build.kernels.shapes import Embedding
 from build.kernels.signature import without
-from build.packing.layout import PANEL, vector_layout, vector_steps
+from export.weights.table import format_of, vector_layout, vector_steps
+from runtime.artifact.layouts import PANEL
 
 THREADS = 256
 
@@ -20,12 +21,12 @@ def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
     parts = -(-vectors // THREADS)
 
     def scaled(value, s, z, token, at):
-        if stored.dtype == "int4":
+        if format_of(stored).grouped:
             g = group_of(stored, at)
             return (value - zero_of(stored, z, token // PANEL, g, token % PANEL)) * scale_of(
                 s, token // PANEL, g, token % PANEL
             )
-        return value * s[token] if stored.scaled else value
+        return value * s[token] if format_of(stored).scaled else value
 
     @T.prim_func
     def kernel(

@@ -15,8 +15,9 @@ from tvm.script import tirx as T
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import group_of, number, scale_of, zero_of
 from build.kernels.shapes import Linear
-from build.packing.layout import PANEL, WORD, vector_layout, vector_steps
-from export.weights.quantize import MatrixFormat
+from export.weights.format import Scales, Storage
+from export.weights.table import format_of, vector_layout, vector_steps
+from runtime.artifact.layouts import PANEL, WORD
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def gemm(shape: Linear, on: Binding):
     multiply = tile_product(shape.weight, shape.k, tiles, on, source=lambda _members, i: i)
 
     def output(acc, s, residual, i, j):
-        found = acc * s[j] if shape.weight.dtype == "int8" else acc
+        found = acc * s[j] if format_of(shape.weight).scales is Scales.ROWS else acc
         return found if residual is None else residual[i, j] + found
 
     @T.inline
@@ -77,7 +78,7 @@ def gemm(shape: Linear, on: Binding):
     return body
 
 
-def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, source: Callable[[Any, Any], Any]):
+def tile_product(stored: Storage, k: int, tiles: RowTiles, on: Binding, *, source: Callable[[Any, Any], Any]):
     """Inline `multiply`: acc = rows m .. m + tile_rows of x, below `stop`, times panel `p` of w; `source(members, i)` is where row i lies in x.
 
     A scale per output is left to the caller; scales of groups are multiplied in.
@@ -89,10 +90,11 @@ def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, 
         -(-tile_rows * depth // THREADS),
         depth * PANEL // THREADS,
     )  # steps of one output that a thread widens: part of a vector
-    words, read = (1 if stored.dtype == "int4" else some), number(stored)
+    form = format_of(stored)
+    words, read = (1 if form.words else some), number(stored)
 
     def weight(loaded, s, z, p, at, lane, v):
-        if stored.dtype != "int4":
+        if not form.grouped:
             return read(loaded, 0, v)
         g = group_of(stored, at)
         return (read(loaded, 0, v) - zero_of(stored, z, p, g, lane)) * scale_of(s, p, g, lane)
@@ -113,7 +115,7 @@ def tile_product(stored: MatrixFormat, k: int, tiles: RowTiles, on: Binding, *, 
         at = (kk + d) // steps
         if at < vectors:
             loaded = T.alloc_buffer((words,), layout.dtype, scope=on.private)
-            if stored.dtype == "int4":  # half a word: the lower or the upper halves of its bytes
+            if form.words:  # half a word: the lower or the upper halves of its bytes
                 loaded[0] = w[p, at, t % PANEL, d % steps // WORD] >> (4 * (d % WORD // some))
             else:
                 for v in T.vectorized(some):

@@ -15,7 +15,8 @@ from build.kernels.cuda.norm import inverse_rms, sum_squares
 from build.kernels.cuda.panel_dot import FLOATS, Held, held_sizes, panel_dot, panel_total, vector_sums, vectors_of
 from build.kernels.cuda.swiglu import gated
 from build.kernels.shapes import Linear
-from build.packing.layout import PANEL, vector_layout
+from export.weights.table import format_of, vector_layout
+from runtime.artifact.layouts import PANEL
 
 # Not yet measured on a GPU. 4.8 TB/s for about 700 ns are 3.4 MB on their way; 2048 warps with 4 loads of 512 bytes are 4.2.
 WARPS = (8, 16, 32)  # in a block
@@ -30,7 +31,7 @@ def gemv_warps(panels: int, vectors: int) -> int:
 def fits_norm(shape: Linear) -> bool:
     """Whether a block has room for a normed x, beside the sums of at most 32 warps, twice, and what `vector_sums` takes."""
     sums = 4 * (2 * WARPS[-1] * PANEL + WARPS[-1] * WARP + WARP)
-    if shape.weight.dtype == "int4":
+    if format_of(shape.weight).words:
         sums += 4 * (shape.k // FLOATS + vectors_of(shape.weight, shape.k))
     return 4 * shape.k + sums <= SHARED_BYTES
 
@@ -40,7 +41,7 @@ def gemv(shape: Linear, on: Binding):
     n, k, n_out, stored = shape.n, shape.k, shape.n_out, shape.weight
     panels, halves = -(-n_out // PANEL), n // n_out
     warps = gemv_warps(panels, vectors_of(stored, k))
-    threads, row, int4 = warps * WARP, shape.x_row(0), stored.dtype == "int4"
+    threads, row, in_words = warps * WARP, shape.x_row(0), format_of(stored).words
     (hold, dot), total = panel_dot(stored, k, warps, on), panel_total(stored, warps)
     add_up, sizes, layout = vector_sums(stored, k, threads, on), held_sizes(stored, k), vector_layout(stored, n, k)
     measure, inverse = (
@@ -58,9 +59,9 @@ def gemv(shape: Linear, on: Binding):
 
     @T.inline
     def multiply(x, i, w, s, z, p, held, partial):
-        x_sums = T.alloc_buffer((vectors_of(stored, k) if int4 else 1,), "float32", scope=on.shared)
-        quarters = T.alloc_buffer((k // FLOATS if int4 else 1,), "float32", scope=on.shared)
-        if int4:
+        x_sums = T.alloc_buffer((vectors_of(stored, k) if in_words else 1,), "float32", scope=on.shared)
+        quarters = T.alloc_buffer((k // FLOATS if in_words else 1,), "float32", scope=on.shared)
+        if in_words:
             add_up(x, i, quarters, x_sums)
         dot(x, i, w, s, z, x_sums, p, held, partial, 0)
         if shape.swiglu:

@@ -21,7 +21,7 @@ from build.kernels.cuda.tensor_core import suits, tensor_core_gemm
 from build.kernels.cuda.weights import scales_buffer, unused, zeros_buffer
 from build.kernels.shapes import Linear
 from build.kernels.signature import without
-from build.packing.layout import vector_layout
+from export.weights.table import vector_layout
 
 Body = Callable[..., Any]
 

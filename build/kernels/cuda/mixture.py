@@ -18,7 +18,8 @@ from build.kernels.cuda.panel_dot import Held, held_sizes, panel_dot, panel_tota
 from build.kernels.cuda.swiglu import gated_rows
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
-from build.packing.layout import PANEL, vector_layout
+from export.weights.table import vector_layout
+from runtime.artifact.layouts import PANEL
 
 
 def mixture(shape: Mixture, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:

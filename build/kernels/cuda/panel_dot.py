@@ -11,12 +11,13 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import factor, group_of
-from build.packing.layout import PANEL, vector_layout, vector_steps
-from export.weights.quantize import INT4_ZERO, MatrixFormat
+from export.weights.format import Scales, Storage
+from export.weights.table import format_of, vector_layout, vector_steps
+from runtime.artifact.layouts import PANEL, WORD_ZERO
 
 # Not yet measured on a GPU.
 LOADS = 4  # of 16 bytes, that a thread starts before it needs the first
-INT4_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 of them sm_80 spills
+WORD_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 of them sm_80 spills
 FLOATS = 4  # of x, in 16 bytes
 
 
@@ -29,12 +30,12 @@ class Held:
     zeros: Any
 
 
-def vectors_of(stored: MatrixFormat, k: int) -> int:
+def vectors_of(stored: Storage, k: int) -> int:
     """Vectors of 16 bytes in one output's K."""
     return -(-k // vector_steps(stored))
 
 
-def vector_sums(stored: MatrixFormat, k: int, threads: int, on: Binding):
+def vector_sums(stored: Storage, k: int, threads: int, on: Binding):
     """Inline `add_up(x, i, quarters, x_sums)`: x_sums[v] = the sum of row i of x over the steps of vector v, for int4.
 
     By way of `quarters`, the sums of four numbers, so that neighbouring threads read neighbouring ones.
@@ -64,14 +65,14 @@ def vector_sums(stored: MatrixFormat, k: int, threads: int, on: Binding):
     return add_up
 
 
-def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
+def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
     """Inlines `hold(w, s, z, p, held)`, which starts the first loads, and `dot(x, i, w, s, z, x_sums, p, held, partial, first)`.
 
     After both, partial[first + warp, lane] is this warp's share of row `i` of x times panel `p` of w; `x_sums` are those of `vector_sums`. A scale
     per output is left to the caller; scales of groups are multiplied in.
     """
     steps, vectors = vector_steps(stored), vectors_of(stored, k)
-    words, loads, int4 = vector_layout(stored, PANEL, k).shape[-1], _loads(stored), stored.dtype == "int4"
+    words, loads, in_words = vector_layout(stored, PANEL, k).shape[-1], _loads(stored), format_of(stored).words
     turns = vectors // (warps * loads)  # in which no warp lacks a vector
     begun = turns * warps * loads
     whole = k % steps == 0 and k % FLOATS == 0
@@ -82,7 +83,7 @@ def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
     def load(w, s, z, p, at, lane, held, u):
         for v in T.vectorized(words):
             held.words[u * words + v] = w[p, at, lane, v]
-        if int4:
+        if in_words:
             held.scales[u] = s[p, group_of(stored, at), lane]
             if stored.zero_points:
                 held.zeros[u] = z[p, group_of(stored, at), lane]
@@ -109,8 +110,8 @@ def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
                 total[0] = total[0] + T.if_then_else(at * steps + v < k, x[i, at * steps + v], T.float32(0)) * read(
                     held.words, u * words, v
                 )
-        if int4:
-            zero = T.float32(16) + (T.Cast("float32", held.zeros[u]) if stored.zero_points else T.float32(INT4_ZERO))
+        if in_words:
+            zero = T.float32(16) + (T.Cast("float32", held.zeros[u]) if stored.zero_points else T.float32(WORD_ZERO))
             acc[0] = acc[0] + (T.float32(16) * total[0] - zero * x_sums[at]) * T.Cast("float32", held.scales[u])
         else:
             acc[0] = acc[0] + total[0]
@@ -140,24 +141,28 @@ def panel_dot(stored: MatrixFormat, k: int, warps: int, on: Binding):
     return hold, dot
 
 
-def _loads(stored: MatrixFormat) -> int:
+def _loads(stored: Storage) -> int:
     """Of 16 bytes, that a thread starts before it needs the first."""
-    return INT4_LOADS if stored.dtype == "int4" else LOADS
+    return WORD_LOADS if format_of(stored).words else LOADS
 
 
-def held_sizes(stored: MatrixFormat, k: int) -> tuple[int, int, int]:
+def held_sizes(stored: Storage, k: int) -> tuple[int, int, int]:
     """Numbers of `Held` for a thread: words, scales, zero points; those that a format lacks take one place."""
-    loads, int4 = _loads(stored), stored.dtype == "int4"
-    return loads * vector_layout(stored, PANEL, k).shape[-1], loads if int4 else 1, loads if stored.zero_points else 1
+    loads, grouped = _loads(stored), format_of(stored).grouped
+    return (
+        loads * vector_layout(stored, PANEL, k).shape[-1],
+        loads if grouped else 1,
+        loads if stored.zero_points else 1,
+    )
 
 
-def panel_total(stored: MatrixFormat, warps: int):
+def panel_total(stored: Storage, warps: int):
     """`total(partial, first, s, row, lane)`: one output's sums by `warps` warps from `first` on, one by one, times its scale; a TIR expression."""
 
     def total(partial: Any, first: int, s: Any, row: Any, lane: Any) -> Any:
         found = partial[first, lane]
         for warp in range(first + 1, first + warps):
             found = found + partial[warp, lane]
-        return found if s is None or stored.dtype != "int8" else found * s[row]
+        return found * s[row] if s is not None and format_of(stored).scales is Scales.ROWS else found
 
     return total

@@ -21,8 +21,9 @@ from build.kernels.cuda.mma import PAIR, pair
 from build.kernels.cuda.swiglu import gated
 from build.kernels.cuda.weights import factor, group_of
 from build.kernels.shapes import Linear
-from build.packing.layout import PANEL, WORD, vector_layout, vector_steps
-from export.weights.quantize import INT4_ZERO, MatrixFormat
+from export.weights.format import Scales, Storage
+from export.weights.table import format_of, vector_layout, vector_steps
+from runtime.artifact.layouts import PANEL, WORD, WORD_ZERO
 
 WARPS_ALONG_ROWS, WARPS_ALONG_COLUMNS = 2, 4
 THREADS = WARPS_ALONG_ROWS * WARPS_ALONG_COLUMNS * WARP
@@ -103,9 +104,9 @@ class Tiling:
         return (r * COLUMN_PIECES + half * self.output_pieces + c) * mma.C + i
 
 
-def fits(stored: MatrixFormat, rows: int, k: int) -> bool:
+def fits(stored: Storage, rows: int, k: int) -> bool:
     """Whether `tile_product` computes such a product, and is worth it."""
-    return rows >= LEAST_ROWS and k % FLOATS == 0 and stored.dtype in ("float16", "int8", "int4")
+    return rows >= LEAST_ROWS and k % FLOATS == 0 and format_of(stored).multiplies_float16
 
 
 def suits(shape: Linear) -> bool:
@@ -126,7 +127,7 @@ def tensor_core_gemm(shape: Linear, on: Binding):
     def output(acc, s, residual, t, r, c, i, row, column):
         def scaled(half):
             found = acc[on.own(t), tiling.place(r, c, i, half)]
-            return found * s[half * n_out + column] if stored.dtype == "int8" else found
+            return found * s[half * n_out + column] if format_of(stored).scales is Scales.ROWS else found
 
         found = gated(scaled(0), scaled(1)) if shape.swiglu else scaled(0)
         return found if residual is None else residual[row, column] + found
@@ -155,9 +156,7 @@ def tensor_core_gemm(shape: Linear, on: Binding):
     return body
 
 
-def tile_product(
-    stored: MatrixFormat, n: int, k: int, tiling: Tiling, on: Binding, *, source: Callable[[Any, Any], Any]
-):
+def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *, source: Callable[[Any, Any], Any]):
     """Inline `multiply(x, members, w, s, z, e, p, m, stop, acc)`: one block's sums.
 
     They are those of rows m .. m + tiling.rows of x, below `stop`, times the panels from `p` on of matrix `e` of those that w holds; row i lies at
@@ -166,13 +165,13 @@ def tile_product(
     layout, steps = vector_layout(stored, n, k), vector_steps(stored)
     panels, vectors = layout.shape[0], layout.shape[1]
     loaded_steps = min(steps, NUMBERS)  # of K, that a thread loads at once: 16 bytes, or 8 of int4
-    halves = stored.dtype == "float16"  # which are pairs already
-    words = loaded_steps // {"float16": PAIR, "int8": 1, "int4": WORD}[stored.dtype]
+    form, halves = format_of(stored), layout.dtype == "float16"  # which are pairs already
+    words = loaded_steps // (PAIR if halves else WORD if form.words else 1)
     dtype = "uint32" if halves else layout.dtype
     vector_words = words * (steps // loaded_steps)
     x_loads, w_loads = tiling.rows * X_PARTS // THREADS, NUMBERS // loaded_steps
     row_pieces, half = tiling.row_pieces, panels // 2
-    grouped, groups = stored.dtype == "int4", layout.scales[0][1] if stored.dtype == "int4" and layout.scales else 1
+    grouped, groups = form.grouped, layout.scales[0][1] if form.grouped and layout.scales else 1
     read, product = factor(stored), mma.multiplier(on)
 
     def weight(w_next, scaling, t, c, v):
@@ -181,7 +180,7 @@ def tile_product(
         return number * scaling[0] - scaling[1] if grouped else number
 
     def zero_point(zero, t):
-        return T.Cast("float32", zero[on.own(t)]) if stored.zero_points else T.float32(INT4_ZERO)
+        return T.Cast("float32", zero[on.own(t)]) if stored.zero_points else T.float32(WORD_ZERO)
 
     def weights(w_next, scaling, t, c, v):
         """Pair v of load c."""

@@ -1,4 +1,4 @@
-"""Reading packed weights on a GPU: 16 bytes a thread at once, 512 neighbouring bytes a warp (the layouts panels_32kJ of `build/packing/layout.py`).
+"""Reading packed weights on a GPU: 16 bytes a thread at once, 512 neighbouring bytes a warp (the layouts panels_32kJ of `runtime.artifact.layouts`).
 
 int4 numbers q stand for (q - zero) * scale, scale and zero one for each group. To convert is dearer than to multiply, so a dot product takes
 q as the float32 1 + q / 16, which is q's four bits in front of the mantissa of 1, and corrects the sum: the sum of (q - zero) x is
@@ -11,8 +11,9 @@ from typing import Any
 from tvm.script import tirx as T
 
 from build.kernels.signature import UNUSED
-from build.packing.layout import DOT, WORD, MatrixLayout, vector_steps
-from export.weights.quantize import INT4_ZERO, MatrixFormat
+from export.weights.format import MatrixLayout, Storage
+from export.weights.table import format_of, vector_steps
+from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
 
 ONE, TOP_BITS = 0x3F800000, 19  # float32 1; where the first four bits of a mantissa begin
 
@@ -37,7 +38,7 @@ def unused(layout: MatrixLayout) -> list[str]:
 Reader = Callable[[Any, Any, Any], Any]
 
 
-def number(stored: MatrixFormat) -> Reader:
+def number(stored: Storage) -> Reader:
     """`read(loaded, start, v)`: step v of the vector at loaded[start :] as float32, int4 as 0 to 15."""
 
     def word(loaded: Any, start: Any, v: Any) -> Any:
@@ -46,7 +47,7 @@ def number(stored: MatrixFormat) -> Reader:
     def plain(loaded: Any, start: Any, v: Any) -> Any:
         return T.Cast("float32", loaded[start + v])
 
-    return word if stored.dtype == "int4" else plain
+    return word if format_of(stored).words else plain
 
 
 def _bits(loaded: Any, start: Any, v: Any) -> Any:
@@ -54,24 +55,24 @@ def _bits(loaded: Any, start: Any, v: Any) -> Any:
     return (loaded[start + v // WORD] >> (8 * (v % DOT) + 4 * (v % WORD // DOT))) & 15
 
 
-def factor(stored: MatrixFormat) -> Reader:
+def factor(stored: Storage) -> Reader:
     """As `number`, but int4 q as 1 + q / 16."""
 
     def in_mantissa(loaded: Any, start: Any, v: Any) -> Any:
         return T.reinterpret("float32", (_bits(loaded, start, v) << TOP_BITS) | ONE)
 
-    return in_mantissa if stored.dtype == "int4" else number(stored)
+    return in_mantissa if format_of(stored).words else number(stored)
 
 
-def group_of(stored: MatrixFormat, vector: Any) -> Any:
+def group_of(stored: Storage, vector: Any) -> Any:
     """The group that a vector of int4 lies in."""
     assert stored.group_size is not None
     return vector * vector_steps(stored) // stored.group_size
 
 
-def zero_of(stored: MatrixFormat, z: Any, p: Any, g: Any, lane: Any) -> Any:
+def zero_of(stored: Storage, z: Any, p: Any, g: Any, lane: Any) -> Any:
     """The zero of a group, as float32."""
-    return T.Cast("float32", z[p, g, lane]) if stored.zero_points else T.float32(INT4_ZERO)
+    return T.Cast("float32", z[p, g, lane]) if stored.zero_points else T.float32(WORD_ZERO)
 
 
 def scale_of(s: Any, p: Any, g: Any, lane: Any) -> Any:

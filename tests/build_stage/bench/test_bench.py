@@ -227,5 +227,7 @@ def test_a_contender_that_fails_is_named():
 
 def test_cuda_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "x.yaml").write_text("name: x\nfrontend: {checkpoint: none}\nbackend: {target: cuda}\n")
-    with pytest.raises(UserError, match=r"backend.target is cuda, expected llvm.*--set backend.target=llvm"):
+    with pytest.raises(
+        UserError, match=r"backend.target is cuda, expected a target whose rivals run here.*--set backend.target=llvm"
+    ):
         module.main([str(tmp_path / "x.yaml")])

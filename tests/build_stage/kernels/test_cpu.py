@@ -23,9 +23,10 @@ from build.kernels.cpu.norm import rms_norm
 from build.kernels.cpu.residual import residual
 from build.kernels.cpu.rotation import rotation
 from build.kernels.cpu.swiglu import swiglu
-from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
-from build.packing.layout import PANEL, ring_block
-from export.weights.quantize import MatrixFormat, ModelTensor, load, store
+from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention, ring_block
+from export.weights.format import ModelTensor, Storage
+from export.weights.table import load, store
+from runtime.artifact.layouts import PANEL
 from runtime.engines.cpu import cpuinfo_flags, missing_features
 from runtime.errors import UserError
 from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed
@@ -84,17 +85,17 @@ def output(*shape):
 
 
 FORMATS = {
-    "float32": MatrixFormat(dtype="float32"),
-    "float16": MatrixFormat(dtype="float16"),
-    "bfloat16": MatrixFormat(dtype="bfloat16"),
-    "int8": MatrixFormat(dtype="int8"),
-    "int4-32": MatrixFormat(dtype="int4", group_size=32),
-    "int4-128-zero-points": MatrixFormat(dtype="int4", group_size=128, zero_points=True),
+    "float32": Storage(dtype="float32"),
+    "float16": Storage(dtype="float16"),
+    "bfloat16": Storage(dtype="bfloat16"),
+    "int8": Storage(dtype="int8"),
+    "int4-32": Storage(dtype="int4", group_size=32),
+    "int4-128-zero-points": Storage(dtype="int4", group_size=128, zero_points=True),
 }
 DYNAMIC = {
-    "int8": MatrixFormat(dtype="int8", dynamic=True),
-    "int4-32": MatrixFormat(dtype="int4", group_size=32, dynamic=True),
-    "int4-128-zero-points": MatrixFormat(dtype="int4", group_size=128, zero_points=True, dynamic=True),
+    "int8": Storage(dtype="int8", dynamic=True),
+    "int4-32": Storage(dtype="int4", group_size=32, dynamic=True),
+    "int4-128-zero-points": Storage(dtype="int4", group_size=128, zero_points=True, dynamic=True),
 }
 # rows, N, K: N below, at, beside and beyond one panel, and in whole panels of gate and up; K odd, prime, below and beyond a block and a group
 SIZES = [(1, 31, 33), (7, 64, 256), (1, 64, 192), (2, 1, 1), (7, 45, 331), (512, 65, 40)]

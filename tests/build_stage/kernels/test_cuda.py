@@ -21,8 +21,9 @@ from build.kernels.cuda import (
 )
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
-from build.packing.layout import int4_words, to_panels, to_vector_panels
-from export.weights.quantize import MatrixFormat, ModelTensor, load, store
+from export.weights.format import ModelTensor, Storage
+from export.weights.panels import int4_words, to_panels, to_vector_panels
+from export.weights.table import load, store
 from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError
 from tests.helpers.kernels import compiled, packed
@@ -51,13 +52,13 @@ def weights(rng, n, k, stored):
 
 
 INT4 = {
-    "int4": MatrixFormat(dtype="int4", group_size=32),
-    "int4-zeros": MatrixFormat(dtype="int4", group_size=64, zero_points=True),
+    "int4": Storage(dtype="int4", group_size=32),
+    "int4-zeros": Storage(dtype="int4", group_size=64, zero_points=True),
 }
 FORMATS = {
-    "float32": MatrixFormat(dtype="float32"),
-    "float16": MatrixFormat(dtype="float16"),
-    "int8": MatrixFormat(dtype="int8"),
+    "float32": Storage(dtype="float32"),
+    "float16": Storage(dtype="float16"),
+    "int8": Storage(dtype="int8"),
     **INT4,
 }
 

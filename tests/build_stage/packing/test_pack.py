@@ -3,19 +3,14 @@
 import numpy as np
 import pytest
 
-from build.packing.layout import (
-    DOT,
-    PANEL,
-    WORD,
-    PackedTensor,
-    packed_tensors,
-    to_dot_panels,
-    to_panels,
-    to_word_panels,
-)
+from build.packing.layout import PackedTensor, packed_tensors
 from build.packing.pack import pack_weights
-from export.weights.quantize import MatrixFormat, ModelTensor, store, unpacked_int4
+from export.weights.format import ModelTensor, Storage
+from export.weights.int4 import unpacked
+from export.weights.panels import int4_words, to_dot_panels, to_panels
+from export.weights.table import store
 from runtime.artifact.folder import Artifact
+from runtime.artifact.layouts import DOT, PANEL, WORD
 from runtime.artifact.manifest import TensorSpec, WeightSpec
 from runtime.artifact.tensor_file import TensorFile, TensorFileWriter
 from tests.helpers.artifacts import CASES
@@ -57,7 +52,7 @@ def test_dot_panels(n, k):
 @pytest.mark.parametrize("n", [1, 32, 45])
 def test_word_panels(n):
     numbers = np.random.default_rng(0).integers(0, 16, (n, 24)).astype(np.uint8)
-    packed = to_word_panels(numbers, 2)
+    packed = to_panels(int4_words(numbers), 2)
     assert (packed.shape, packed.dtype) == ((-(-n // PANEL), 3, PANEL), np.int32)
     for row in range(n):
         assert [number_at(packed, "q8", row, column) for column in range(24)] == numbers[row].tolist()
@@ -72,7 +67,7 @@ def test_pack_weights_writes_every_tensor(tmp_path, workers):
     ) as writer:
         for name, array in arrays.items():
             writer.write(name, array)
-    plain = MatrixFormat(dtype="float32")
+    plain = Storage(dtype="float32")
     tensors = tuple(
         part
         for n, a in arrays.items()
@@ -104,7 +99,7 @@ def test_artifact_holds_the_exported_numbers(compile_case, name):
     for tensor in case.graphs.record.tensors:
         expected = exported.read(tensor.name)
         if tensor.stored.dtype == "int4":
-            expected = unpacked_int4(tensor, expected)
+            expected = unpacked(tensor.stored, expected)
         if len(tensor.shape) == 1:
             assert np.array_equal(arrays[tensor.name], expected)
             continue
@@ -119,8 +114,8 @@ def test_artifact_holds_the_exported_numbers(compile_case, name):
 def test_a_matrix_of_every_format_has_its_packed_parts():
     """The number of stored tensors, and so of a kernel's arguments, follows from the format alone."""
     for stored, count in (
-        (MatrixFormat(dtype="int8"), 2),
-        (MatrixFormat(dtype="int4", group_size=32, zero_points=True), 3),
+        (Storage(dtype="int8"), 2),
+        (Storage(dtype="int4", group_size=32, zero_points=True), 3),
     ):
         tensor = ModelTensor(name="w", shape=(40, 64), stored=stored)
         arrays = store(tensor, np.ones((40, 64), np.float32))

@@ -21,7 +21,8 @@ from build.shipping.keys import make_keys
 from build.shipping.wheels import fetch_wheels
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact
-from runtime.engines.tvm_runtime import CUDA_LIBRARIES, RUNTIME_LIBRARY
+from runtime.artifact.targets import TARGETS
+from runtime.engines.tvm_runtime import RUNTIME_LIBRARY
 from runtime.errors import UserError
 from tests.helpers.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
 
@@ -176,5 +177,5 @@ def test_a_cuda_artifact_takes_the_cuda_libraries_along(shipped):
     members = ship.members_of(
         Artifact(artifact.folder, msgspec.structs.replace(artifact.manifest, target=target)), [], [PYTHON]
     )
-    assert {f"runtime/lib/{name}" for name in (RUNTIME_LIBRARY, *CUDA_LIBRARIES)} <= members.keys()
+    assert {f"runtime/lib/{name}" for name in (RUNTIME_LIBRARY, *TARGETS["cuda"].libraries)} <= members.keys()
     assert sum(member.size for path, member in members.items() if path.startswith("runtime/")) < 6e6

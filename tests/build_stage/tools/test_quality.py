@@ -13,8 +13,8 @@ from build.tools.quality import LENGTH, OVER_BUDGET, OWN, ROWS, Sums, check_budg
 from build.tools.quality_report import Quality, draw_errors, draw_quality, table
 from build.tools.variants import BASELINE, VARIANTS
 from export.stage import ROOT
-from export.weights.quantize import SCHEMES
 from export.weights.stored import StoredWeights
+from runtime.artifact.schemes import SCHEMES
 from runtime.errors import UserError
 
 RESULTS = [
@@ -107,7 +107,7 @@ def test_layer_errors_are_those_of_the_stored_numbers(compile_case):
         (["--variants", "fp32,int3"], "--variants names int3, expected some of fp32, bf16"),
         (
             ["--set", "backend.target=cuda"],
-            "backend.target is cuda, expected llvm, which runs here; add --set backend.target=llvm",
+            "backend.target is cuda, expected a target that runs here; add --set backend.target=llvm",
         ),
     ],
 )

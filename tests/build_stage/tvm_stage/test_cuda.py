@@ -17,10 +17,10 @@ from build.kernels.shapes import Linear, RollingAttention
 from build.kernels.table import kernels_of
 from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code, device_code
-from build.tvm_stage.target import TARGETS
+from build.tvm_stage.target import TVM_TARGETS
 from export.job import Job
 from export.stage import ROOT
-from export.weights.quantize import MatrixFormat
+from export.weights.format import Storage
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
@@ -172,7 +172,7 @@ def test_missing_tools_are_named(monkeypatch):
         cuda.find_nvcc()
 
 
-PRODUCT = Linear((1, 128), 32768, 64, MatrixFormat(dtype="int8"))
+PRODUCT = Linear((1, 128), 32768, 64, Storage(dtype="int8"))
 ATTENTION = RollingAttention(1, 16, 8, 2, 128, 64, "float16", 1.0)
 REGISTERS = {
     "linear": (
@@ -207,7 +207,7 @@ def test_registers_of_tensor_cores_are_whole_words(op, monkeypatch):
         contextlib.suppress(Exception),
     ):  # there is no code to load
         tvm.compile(
-            tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")}), target=TARGETS["cuda"].make(spec)
+            tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")}), target=TVM_TARGETS["cuda"].make(spec)
         )
     (source,) = sources
     assert "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in source

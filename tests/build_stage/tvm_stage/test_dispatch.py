@@ -6,13 +6,12 @@ from collections import Counter
 import pytest
 from msgspec.structs import replace
 
-from build.compile import slow_rings
 from build.compiler import relax, tvm
-from build.packing.layout import PANEL
 from build.pipeline import read_report
 from build.tvm_stage.dispatch import DEFAULT_SCHEDULE, dispatch
 from build.tvm_stage.importer import import_graphs
-from build.tvm_stage.target import TARGETS, target_spec
+from build.tvm_stage.target import TVM_TARGETS, slow_rings, target_spec
+from runtime.artifact.layouts import PANEL
 from runtime.artifact.tensor_file import numpy_dtype
 from tests.helpers.artifacts import CASES
 
@@ -80,7 +79,7 @@ def test_compiled_functions_make_no_tensor_of_a_caches_shape(compile_case, case_
     """Past the last pass, the functions allocate nothing with a cache's slots, rolled or joined with the new columns, and copy no cache."""
     case = compile_case(case_name)
     record = case.graphs.record
-    row, spec = TARGETS["llvm"], target_spec(case.config.backend)
+    row, spec = TVM_TARGETS["llvm"], target_spec(case.config.backend)
     dispatched = dispatch(import_graphs(case.graphs), spec)
     module = dispatched.module
     with row.make(spec):
@@ -119,6 +118,6 @@ def allocated_shapes(function):
 )
 def test_lengths_of_caches_that_are_slow_to_read_are_named(compile_case, cache_len, found):
     record = compile_case("int8").graphs.record
-    notes = slow_rings(replace(record, shape=replace(record.shape, cache_len=cache_len)))
+    notes = slow_rings(record.model, replace(record.shape, cache_len=cache_len))
     assert len(notes) == bool(found)
     assert all(part in notes[0] for part in found)

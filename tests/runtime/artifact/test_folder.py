@@ -422,7 +422,7 @@ def rename_graph(data):
         (lambda d: d["tokenizer"].update(eos_ids=[2, 32]), "special id 32, expected 0 to 31"),
         (lambda d: d["tokenizer"].update(bos_id=-1), "special id -1, expected 0 to 31"),
         (lambda d: d["tokenizer"].update(bos_id=None), "add_bos but no bos_id"),
-        (lambda d: d["target"].update(arch=["sm_80"]), "the target llvm lists the CUDA architectures sm_80"),
+        (lambda d: d["target"].update(arch=["sm_80"]), "the target llvm lists the architectures sm_80"),
         (lambda d: d["target"].update(kind="cuda"), "the target cuda lists no architecture"),
         (lambda d: d["target"].update(kind="cuda", arch=["80"]), "the target lists the architecture '80'"),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Graph, Signature, TensorSpec
+from runtime.artifact.targets import TARGETS
 from runtime.engines import cuda_device, cuda_driver, cuda_memory
 from runtime.engines.cuda import check_memory
 from runtime.engines.cuda_device import Device
@@ -14,7 +15,7 @@ from runtime.engines.cuda_function import GraphFunction
 from runtime.engines.cuda_memory import CudaMemory
 from runtime.engines.engine import Engine
 from runtime.engines.loaded import PROCESS_BYTES, device_bytes
-from runtime.engines.tvm_runtime import CUDA_LIBRARIES, find_library
+from runtime.engines.tvm_runtime import find_library
 from runtime.errors import UserError
 from tests.helpers.artifacts import compiled, cuda_case
 from tests.helpers.drivers import stub_driver, stub_runtime
@@ -122,7 +123,7 @@ def test_a_model_takes_its_weights_caches_and_a_little(compile_case):
     assert 0 < device_bytes(manifest) - stored - caches - PROCESS_BYTES < 10**6
 
 
-@pytest.mark.parametrize("name", CUDA_LIBRARIES)
+@pytest.mark.parametrize("name", TARGETS["cuda"].libraries)
 def test_libraries_are_found_on_a_compile_host(name):
     assert find_library(name).is_file()
 

@@ -16,17 +16,18 @@ from build.kernels.table import CUDA, kernels_of
 from build.packing.layout import packed_tensors
 from build.tvm_stage.dispatch import dispatch
 from build.tvm_stage.importer import import_graphs
-from export.weights.quantize import MatrixFormat, ModelTensor, load, store
+from export.weights.format import ModelTensor, Storage
+from export.weights.table import load, store
 from runtime import gpucheck
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, encode
 from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
+from runtime.engines import host
 from runtime.engines.cuda_memory import CudaMemory
-from runtime.engines.engine import load_cpu
 from runtime.errors import UserError
 from runtime.gpu_check import torch_process, transformers_script
 from runtime.gpu_check.kernel_cases import case_of
-from runtime.gpu_check.packed_matrix import PackedMatrix, Stored
+from runtime.gpu_check.packed_matrix import PackedMatrix
 from runtime.gpu_check.random_tensors import Random, random_weights
 from runtime.gpu_check.report import KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, model_lines
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, ask_transformers
@@ -72,7 +73,7 @@ def call_of(op, *arguments):
 
 def mixture_call(tokens, dtype):
     """A mixture's kernel."""
-    return call_of("mixture", Mixture((1, tokens), 64, 48, 5, 2, MatrixFormat(dtype=dtype)))
+    return call_of("mixture", Mixture((1, tokens), 64, 48, 5, 2, Storage(dtype=dtype)))
 
 
 OTHERS = [
@@ -146,7 +147,7 @@ def test_a_wrong_kernel_is_seen(compile_case, op):
 
 @pytest.mark.parametrize(
     "stored",
-    [MatrixFormat(dtype="float16"), MatrixFormat(dtype="int8"), MatrixFormat(dtype="int4", group_size=128)],
+    [Storage(dtype="float16"), Storage(dtype="int8"), Storage(dtype="int4", group_size=128)],
     ids=str,
 )
 @pytest.mark.parametrize("rows", [1, 16])
@@ -155,21 +156,17 @@ def test_the_bound_of_a_long_sum_sees_what_is_left_out(stored, rows):
     n, k = 32, 14336
     case = case_of(call_of("linear", Linear((1, rows), n, k, stored)), half=False)
     x, *parts, y = case.arrays
-    matrix = (
-        PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts)
-        .rows(0, 1)
-        .astype(np.float32)
-    )
+    matrix = PackedMatrix(n, k, stored.group_size, *parts).rows(0, 1).astype(np.float32)
     for kept, right in ((k, True), (k - k // 50, False)):
         found = [*case.arrays[:-1], (x[..., :kept] @ matrix[:, :kept].T).reshape(y.shape)]
         assert (case.error(found) <= 1) == right, kept
 
 
 FORMATS = [
-    MatrixFormat(dtype="float16"),
-    MatrixFormat(dtype="int8"),
-    MatrixFormat(dtype="int4", group_size=32),
-    MatrixFormat(dtype="int4", group_size=64, zero_points=True),
+    Storage(dtype="float16"),
+    Storage(dtype="int8"),
+    Storage(dtype="int4", group_size=32),
+    Storage(dtype="int4", group_size=64, zero_points=True),
 ]
 
 
@@ -179,9 +176,7 @@ def test_packed_matrices_are_read_as_they_were_packed(stored):
     n, k = 70, 160
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
     arrays = store(tensor, np.random.default_rng(0).standard_normal((n, k)).astype(np.float32))
-    matrix = PackedMatrix(
-        Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *packed(tensor, arrays, "cuda")
-    )
+    matrix = PackedMatrix(n, k, stored.group_size, *packed(tensor, arrays, "cuda"))
     expected = load(tensor, arrays)
     np.testing.assert_allclose(np.concatenate([matrix.rows(0, 2), matrix.rows(2, 3)]), expected, rtol=2**-23)
 
@@ -195,7 +190,7 @@ def test_random_weights_have_the_size_of_a_models(stored):
         spec.name: (spec.shape, spec.dtype) for spec in specs
     }
     parts = [found[spec.name] for spec in specs]
-    rows = PackedMatrix(Stored(stored.dtype, stored.group_size, stored.zero_points), n, k, *parts).rows(0, 2)
+    rows = PackedMatrix(n, k, stored.group_size, *parts).rows(0, 2)
     assert 0.5 * k**-0.5 < rows.std() < 2 * k**-0.5
 
 
@@ -325,7 +320,7 @@ def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_fac
 
 def load_here(_device, manifest, library, arrays):
     weights = {name: aligned(array) for name, array in arrays.items()}
-    return load_cpu(SimpleNamespace(manifest=manifest, library=library, weights=lambda: weights), threads=1)
+    return host.load(SimpleNamespace(manifest=manifest, library=library, weights=lambda: weights), threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,18 @@
 """Weight storage, against the formula of symmetric rounding written another way, and against its own inverse."""
 
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from export.weights.quantize import (
-    SCHEMES,
-    FormatRules,
-    MatrixFormat,
-    ModelTensor,
-    load,
-    specs,
-    store,
-    unpacked_int4,
-)
+from export.configuration.config import schemes_of
+from export.weights.format import ModelTensor, Storage
+from export.weights.int4 import unpacked
+from export.weights.table import FORMATS, STORAGE_DTYPES, StorageRules, load, specs, store
 from runtime.artifact.manifest import Quantization
+from runtime.artifact.schemes import SCHEMES, SchemeName
+from runtime.artifact.targets import TARGETS
 
 ROUNDOFF = 2.0**-24
 
@@ -29,7 +26,7 @@ class Stored:
     """One format, with the face of its functions for a matrix named w."""
 
     def __init__(self, **fields):
-        self.format = MatrixFormat(**fields)
+        self.format = Storage(**fields)
 
     def tensor(self, shape):
         return ModelTensor(name="w", shape=shape, stored=self.format)
@@ -124,7 +121,7 @@ def test_int4_is_read_back_by_its_definition(name, shape):
     int4 = Stored(dtype="int4", **INT4[name])
     stored = int4.store(random_matrix(*shape))
     loaded = int4.load(shape, stored)
-    numbers = unpacked_int4(int4.tensor(shape), stored["w"])
+    numbers = unpacked(int4.tensor(shape).stored, stored["w"])
     for row in range(shape[0]):
         for k in range(shape[1]):
             byte = int(stored["w"][row, k // 2])
@@ -189,7 +186,7 @@ NAMES = [
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_specs_promise_what_store_gives(scheme, dtype, tied):
-    rules = FormatRules(Quantization(scheme=scheme), dtype, tied, n_layers=2)
+    rules = StorageRules(Quantization(scheme=scheme), dtype, tied, n_layers=2)
     for name in NAMES:
         tensor = rules.tensor(name, (8,) if name == "norm.weight" else (6, 8))
         stored = store(tensor, np.ones(tensor.shape, np.float32))
@@ -200,7 +197,7 @@ def test_specs_promise_what_store_gives(scheme, dtype, tied):
 
 
 def formats(*, tied=False, dtype="float16", k=8, **quantization):
-    rules = FormatRules(Quantization(**quantization), dtype, tied, n_layers=2)
+    rules = StorageRules(Quantization(**quantization), dtype, tied, n_layers=2)
     return {name: rules.tensor(name, (8,) if name == "norm.weight" else (6, k)).stored for name in NAMES}
 
 
@@ -235,5 +232,61 @@ def test_a_head_in_int8_takes_tokens_as_they_are(tied):
 def test_what_int4_cannot_hold_is_int8():
     """Eight numbers share a word; and the kernels of experts read whole numbers."""
     assert formats(scheme="int4", k=12)["output.weight"].dtype == "int8"
-    rules = FormatRules(Quantization(scheme="int4_dynamic"), "float32", tied_embeddings=False, n_layers=1)
-    assert rules.tensor("layers.0.feed_forward.experts.w13.weight", (64, 32)).stored == MatrixFormat(dtype="int8")
+    rules = StorageRules(Quantization(scheme="int4_dynamic"), "float32", tied_embeddings=False, n_layers=1)
+    assert rules.tensor("layers.0.feed_forward.experts.w13.weight", (64, 32)).stored == Storage(dtype="int8")
+
+
+STORAGES = {
+    "float32": Storage(dtype="float32"),
+    "float16": Storage(dtype="float16"),
+    "bfloat16": Storage(dtype="bfloat16"),
+    "int8": Storage(dtype="int8"),
+    "int4": Storage(dtype="int4", group_size=32, zero_points=True),
+}
+
+
+def test_every_format_is_tried():
+    assert set(STORAGES) == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_tells_the_truth_about_itself(name):
+    """Its stored tensors are those that it names; graphs read each of them once; every layout holds what it says; K is what it asks for."""
+    form, k = FORMATS[name], 64
+    tensor = ModelTensor(name="w", shape=(40, k), stored=STORAGES[name])
+    stored = form.store(tensor, random_matrix(*tensor.shape))
+    described = {spec.name: (spec.shape, spec.dtype) for spec in form.specs(tensor)}
+    assert {part: (array.shape, str(array.dtype)) for part, array in stored.items()} == described
+    assert next(iter(described)) == "w"
+    widening = form.widening(tensor)
+    read = ["w"] if widening is None else ["w" + part.suffix for part in widening.inputs]
+    assert read == list(described)
+    assert k % form.multiple == 0
+    assert form.scaled == (len(described) > 1)
+    for packing in form.packings.values():
+        layout = packing.layout(tensor.stored, *tensor.shape)
+        packed = packing.pack(tensor.stored, stored["w"], 1)
+        assert (packed.shape, str(packed.dtype)) == (layout.shape, layout.dtype)
+        assert (layout.scales is not None) == form.scaled
+        assert (layout.zero_points is not None) == tensor.stored.zero_points
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_gets_the_schemes_that_its_kernels_read(target):
+    """A format without a layout for a target makes no scheme of that target, and no scheme rounds activations where kernels do not."""
+    row, found = TARGETS[target], schemes_of(target)
+    assert "none" in found
+    for name, scheme in SCHEMES.items():
+        if name in found and scheme.format is not None:
+            assert row.layout in FORMATS[scheme.format].packings
+        if scheme.dynamic and not row.rounds_activations:
+            assert name not in found
+    assert all(row.layout in FORMATS[STORAGE_DTYPES[dtype]].packings for dtype in row.dtypes)
+
+
+def test_schemes_say_what_their_formats_are():
+    """The runtime, which knows no formats, is told whether scales belong to groups."""
+    assert set(SCHEMES) == set(get_args(SchemeName))
+    for scheme in SCHEMES.values():
+        assert scheme.grouped == (scheme.format is not None and FORMATS[scheme.format].grouped)
+        assert not scheme.dynamic or FORMATS[scheme.format].multiplies_int8

@@ -1,0 +1,177 @@
+"""4-bit numbers in groups of neighbours in a row, each group with a float16 scale and, where asked for, a zero point.
+
+Symmetric: w = (q - 8) scale with q from 0 to 15. With zero points: w = (q - zero) scale.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.weights.format import (
+    SCALE_SUFFIX,
+    ZERO_POINT_SUFFIX,
+    Array,
+    Float32,
+    Format,
+    MatrixLayout,
+    ModelTensor,
+    Packing,
+    Scales,
+    Storage,
+    Widening,
+    WideningInput,
+)
+from export.weights.panels import int4_words, panels_of, to_panels, to_vector_panels
+from runtime.artifact.layouts import PANEL, VECTOR, WORD, WORD_ZERO
+from runtime.artifact.manifest import TensorSpec
+
+LARGEST = 15
+SEARCH = 2**18  # numbers whose scales are searched for together
+SHRINK = tuple(1 - 0.03 * i for i in range(9))  # of the range that a scale covers: beyond 24 % the error only grows
+
+
+def groups(tensor: ModelTensor) -> int:
+    """Scales in a row; the last group may be shorter than the others."""
+    assert tensor.stored.group_size is not None
+    return -(-tensor.shape[1] // tensor.stored.group_size)
+
+
+def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
+    n, k = tensor.shape
+    shape = (n, groups(tensor))
+    found = [
+        TensorSpec(
+            name=tensor.name, shape=(n, k // 2), dtype="uint8"
+        ),  # two numbers a byte, the lower half first, as in ONNX
+        TensorSpec(name=tensor.name + SCALE_SUFFIX, shape=shape, dtype="float16"),
+    ]
+    if tensor.stored.zero_points:
+        found.append(TensorSpec(name=tensor.name + ZERO_POINT_SUFFIX, shape=shape, dtype="uint8"))
+    return tuple(found)
+
+
+def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
+    """A few rows at a time, which bounds what the search for scales holds, and keeps it in the cache."""
+    count = max(SEARCH // rows.shape[1], 1)
+    parts = [_search(tensor, rows[start : start + count]) for start in range(0, len(rows), count)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _search(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
+    """Round to nearest, with each group's scale (and zero point) chosen among some to minimise the group's squared error.
+
+    Symmetric: w = (q - 8) scale. The number with the largest magnitude can be met exactly by -8, so each candidate scale is that number over
+    -8, times a shrinking factor that trades its error for that of all others. Asymmetric: w = (q - zero) scale, the candidates shrink the range.
+    """
+    n, k = rows.shape
+    size, count = tensor.stored.group_size or k, groups(tensor)
+    padded = np.zeros((n, count * size), np.float32)
+    padded[:, :k] = rows
+    grouped = padded.reshape(n, count, size)
+    best_scale, best_zero = np.ones((n, count), np.float16), np.full((n, count), WORD_ZERO, np.uint8)
+    best_error = np.full((n, count), np.inf, np.float32)
+    best = np.full(grouped.shape, WORD_ZERO, np.uint8)
+    for scale, zero in _candidates(grouped, zero_points=tensor.stored.zero_points):
+        wide = scale.astype(np.float32)[..., None]
+        quantized = (np.rint(grouped / wide) + zero[..., None]).clip(0, LARGEST)
+        error = np.square((quantized - zero[..., None]) * wide - grouped).sum(-1)
+        better = error < best_error
+        best_error[better], best_scale[better], best_zero[better] = error[better], scale[better], zero[better]
+        best[better] = quantized[better].astype(np.uint8)
+    flat: NDArray[np.uint8] = best.reshape(n, count * size)[:, :k]
+    if not tensor.stored.zero_points:
+        flat = flat ^ np.uint8(WORD_ZERO)  # to two's complement, as ONNX stores int4
+    stored: dict[str, Array] = {tensor.name: flat[:, ::2] | flat[:, 1::2] << 4, tensor.name + SCALE_SUFFIX: best_scale}
+    return stored | ({tensor.name + ZERO_POINT_SUFFIX: best_zero} if tensor.stored.zero_points else {})
+
+
+def _candidates(grouped: Float32, *, zero_points: bool) -> list[tuple[NDArray[np.float16], NDArray[np.float32]]]:
+    """Scales and zero points (N, groups) to try; scales are what float16 can hold, and never zero."""
+    smallest = float(np.finfo(np.float16).tiny)
+    candidates = []
+    if zero_points:
+        low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
+        for factor in SHRINK:
+            scale = np.maximum((high - low) * np.float32(factor / LARGEST), smallest).astype(np.float16)
+            candidates.append((scale, np.rint(-low * np.float32(factor) / scale.astype(np.float32)).clip(0, LARGEST)))
+        return candidates
+    largest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1)[..., None], -1)[..., 0]
+    for factor in (*SHRINK, *(-8 / 7 * factor for factor in SHRINK)):  # the largest number meets -8, or 7
+        scale = (largest * np.float32(-factor / WORD_ZERO)).astype(np.float16)
+        scale[np.abs(scale) < smallest] = smallest
+        candidates.append((scale, np.full(scale.shape, WORD_ZERO, np.float32)))
+    return candidates
+
+
+def unpacked(stored: Storage, data: Array) -> NDArray[np.uint8]:
+    """Stored bytes (N, K / 2) to numbers (N, K) from 0 to 15, of which a zero point is still to be taken."""
+    pairs = data.view(np.uint8)
+    numbers: NDArray[np.uint8] = np.stack([pairs & np.uint8(15), pairs >> np.uint8(4)], -1).reshape(pairs.shape[0], -1)
+    return numbers if stored.zero_points else numbers ^ np.uint8(WORD_ZERO)
+
+
+def _load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
+    k = tensor.shape[1]
+    size = tensor.stored.group_size or k
+
+    def spread(values: Array) -> Float32:
+        return np.repeat(values.astype(np.float32), size, axis=1)[:, :k]
+
+    zero = spread(stored[tensor.name + ZERO_POINT_SUFFIX]) if tensor.stored.zero_points else np.float32(WORD_ZERO)
+    return (unpacked(tensor.stored, stored[tensor.name]).astype(np.float32) - zero) * spread(
+        stored[tensor.name + SCALE_SUFFIX]
+    )
+
+
+def _widening(tensor: ModelTensor) -> Widening:
+    stored = tensor.stored
+    assert stored.group_size is not None
+    numbers = "UINT4" if stored.zero_points else "INT4"
+    zero_points = (WideningInput(ZERO_POINT_SUFFIX, cast=numbers),) if stored.zero_points else ()
+    inputs = (WideningInput(number=numbers), WideningInput(SCALE_SUFFIX, cast="FLOAT"), *zero_points)
+    return Widening(inputs, "DequantizeLinear", {"axis": 1, "block_size": stored.group_size})
+
+
+def _panels(stored: Storage, n: int, k: int) -> MatrixLayout:
+    shape = (panels_of(n), k // WORD, PANEL)
+    return MatrixLayout(f"panels_{PANEL}q{WORD}", shape, "int32", *_groups(stored, n, k))
+
+
+def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
+    words = VECTOR // 4
+    shape = (panels_of(n), -(-k // (words * WORD)), PANEL, words)
+    return MatrixLayout(f"panels_{PANEL}q{WORD}k{words}", shape, "int32", *_groups(stored, n, k))
+
+
+Part = tuple[tuple[int, ...], str]
+
+
+def _groups(stored: Storage, n: int, k: int) -> tuple[Part, Part | None]:
+    """Shape and dtype of the scales and of the zero points: a step of a panel for each group."""
+    assert stored.group_size is not None
+    shape = (panels_of(n), -(-k // stored.group_size), PANEL)
+    return (shape, "float16"), ((shape, "uint8") if stored.zero_points else None)
+
+
+def _to_panels(stored: Storage, rows: Array, workers: int) -> Array:
+    return to_panels(int4_words(unpacked(stored, rows)), workers)
+
+
+def _to_vectors(stored: Storage, rows: Array, workers: int) -> Array:
+    return to_vector_panels(int4_words(unpacked(stored, rows)), workers)
+
+
+INT4 = Format(
+    _specs,
+    _store,
+    _load,
+    _widening,
+    {"panels": Packing(_panels, _to_panels), "vectors": Packing(_vectors, _to_vectors)},
+    scales=Scales.GROUPS,
+    words=True,
+    multiplies_int8=True,
+    multiplies_float16=True,
+    multiple=WORD,  # of K: eight numbers are packed together
+    working_bytes=1,
+)

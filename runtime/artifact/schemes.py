@@ -1,0 +1,25 @@
+"""`quantize.scheme`: what each stores matrices as, and what a box must know of it. A new scheme is a row here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+SchemeName = Literal["none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way of storing the matrices of a model."""
+
+    format: str | None  # a row of `export.weights.table.FORMATS`; None: as `backend.dtype` says
+    grouped: bool = False  # scales belong to groups of `quantize.group_size` numbers
+    dynamic: bool = False  # activations are rounded to int8 in front of a product
+
+
+SCHEMES: Mapping[SchemeName, Scheme] = {
+    "none": Scheme(None),
+    "int8": Scheme("int8"),
+    "int8_dynamic": Scheme("int8", dynamic=True),
+    "int4": Scheme("int4", grouped=True),
+    "int4_dynamic": Scheme("int4", grouped=True, dynamic=True),
+}

@@ -1,0 +1,53 @@
+"""An artifact in the host's memory: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import CALL_INPUTS, TensorSpec
+from runtime.artifact.tensor_file import numpy_dtype
+from runtime.engines.loaded import Loaded
+from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
+
+ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
+
+
+def load(opened: Artifact, threads: int) -> Loaded:
+    """An artifact in this process: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
+    manifest = opened.manifest
+    ffi = load_runtime(threads)
+    machine = start_machine(open_library(ffi, opened.library), CPU_DEVICE)
+    mapped = opened.weights()
+    weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
+    caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]
+    cache_tensors = [_tensor(ffi, cache) for cache in caches]
+    inputs, functions = {}, {}
+    for graph in manifest.graphs:
+        ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:CALL_INPUTS])
+        inputs[graph.tokens] = (ids, positions)
+        functions[graph.tokens] = _bound(
+            machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights]
+        )
+    return Loaded(inputs, functions, caches)
+
+
+def _bound(function: Callable[..., Any], arguments: list[Any]) -> Callable[[], NDArray[np.float32]]:
+    """A compiled function with its arguments, whose memory stays the same."""
+    return lambda: np.asarray(np.from_dlpack(function(*arguments)), np.float32)
+
+
+def _aligned(spec: TensorSpec) -> NDArray[Any]:
+    """A zeroed array whose data begins at a multiple of ALIGNMENT."""
+    dtype = numpy_dtype(spec.dtype)
+    nbytes = int(np.prod(spec.shape)) * dtype.itemsize
+    buffer = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + nbytes].view(dtype).reshape(spec.shape)
+
+
+def _tensor(ffi: Any, array: NDArray[Any]) -> Any:  # noqa: ANN401
+    """A tensor that shares the array's memory."""
+    return ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)

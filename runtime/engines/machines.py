@@ -1,0 +1,31 @@
+"""Machines: how a box loads an artifact of each target, and what it examines before. What a target is: `runtime.artifact.targets`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import Manifest
+from runtime.artifact.targets import TargetKind
+from runtime.engines import examination, host
+from runtime.engines.finding import Finding
+from runtime.engines.loaded import Loaded
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a box does with artifacts of one target."""
+
+    load: Callable[[Artifact, int], Loaded]  # with a number of host threads
+    examine: Callable[[Manifest], Iterable[Finding]]  # for `runtime.doctor`
+
+
+def _load_cuda(artifact: Artifact, threads: int) -> Loaded:
+    from runtime.engines import cuda  # no part of which a box without a GPU needs
+
+    return cuda.load(artifact, threads)
+
+
+MACHINES: Mapping[TargetKind, Machine] = {
+    "llvm": Machine(host.load, examination.examine_host),
+    "cuda": Machine(_load_cuda, examination.examine_cuda),
+}
