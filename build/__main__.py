@@ -7,11 +7,12 @@ from build.tools.footprint import Footprint, caches_of, description, table
 from export.configuration.config import describe_defaults, stage_parser
 from export.console import console, output
 from export.job import Job
-from export.memory import noted_peak, peak_memory, return_freed_blocks
+from export.peak_memory import noted_peak, return_freed_blocks
 from export.plan import weights_folder
 from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.folder import Artifact
 from runtime.errors import run_command
+from runtime.process_memory import peak_memory
 
 
 def main() -> int:

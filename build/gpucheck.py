@@ -28,7 +28,7 @@ from export.plan import TRACING_TOOLS, export_record
 from export.stage import locked, made_whole, stage_key
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.artifact.hashing import file_entry
-from runtime.artifact.manifest import encode
+from runtime.artifact.manifest import to_json
 from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError, run_command
 from runtime.gpucheck import checked_manifest
@@ -120,7 +120,7 @@ def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> 
     if not folder.is_dir():
         for stale in workspace.glob(f"{check.name}-*"):
             shutil.rmtree(stale)
-    return made_whole(folder, partial(_compile, encode(record), config, workspace / "parts"))
+    return made_whole(folder, partial(_compile, to_json(record), config, workspace / "parts"))
 
 
 def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) -> None:
@@ -144,7 +144,7 @@ def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) ->
         )
         for note in spilling(manifest.kernels):
             console.print(f"warning: {note}", style="yellow")
-        (folder / MANIFEST_FILE).write_bytes(encode(manifest))
+        (folder / MANIFEST_FILE).write_bytes(to_json(manifest))
     finally:
         shutil.rmtree(parts, ignore_errors=True)
 

@@ -88,7 +88,7 @@ def golden_prompts(graphs: OnnxGraphs) -> list[GoldenPrompt]:
 def prompt_lengths(model: ModelConfig, shape: Shape) -> tuple[list[int], int]:
     """Tokens of each prompt, and how many more are generated behind the longest: no more than the caches take."""
     most = STEPS if model.generates else 0
-    if all(model.sliding_window):
+    if model.every_layer_windowed:
         return [SHORT, sequence_length(model, shape, None)], most
     longest = sequence_length(model, shape, max(1, shape.cache_len - most))
     return [min(SHORT, longest), longest], min(most, shape.cache_len - longest)

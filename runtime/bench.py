@@ -22,8 +22,9 @@ from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import tensor_bytes
 from runtime.decoding.sampler import GREEDY, DrawingModel, Sampler
 from runtime.engines.cpu import CPUINFO
-from runtime.engines.memory import METHOD, fresh_read_bandwidth, peak_rss_mb
+from runtime.engines.read_bandwidth import METHOD, fresh_read_bandwidth
 from runtime.errors import UserError, run_command
+from runtime.process_memory import peak_memory
 
 SEED = 0
 EMBEDDING, EXPERTS = "tok_embeddings.", ".experts."
@@ -110,7 +111,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """All that the command says."""
 
     artifact: str
@@ -210,7 +211,7 @@ def _skipped(asked: Workload, fitting: Workload, room: int | None) -> tuple[str,
     return tuple(f"skipped: {what} does not fit the {room} slots of the caches" for what in [*prompts, *contexts])
 
 
-def bench(artifact: Path, workload: Workload, threads: int) -> Report:
+def bench(artifact: Path, workload: Workload, threads: int) -> BenchReport:
     """Open the artifact, time the workload, and measure the memory's bandwidth before and after; raises `UserError`."""
     from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
 
@@ -226,7 +227,7 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
         max((p.prompt_tokens for p in speeds.prefill), default=0),
         max((d.context + workload.steps for d in speeds.decode), default=0),
     )
-    return Report(
+    return BenchReport(
         artifact=str(artifact),
         model=manifest.name,
         scheme=manifest.quantization.label,
@@ -234,7 +235,7 @@ def bench(artifact: Path, workload: Workload, threads: int) -> Report:
         cpu=cpu_name(),
         threads=threads,
         load_s=load_s,
-        peak_rss_mb=peak_rss_mb(),
+        peak_rss_mb=peak_memory() / 1e6,
         held_mb=step_bytes(max(longest)) / 1e6,
         held_where="among them" if on_cpu else "on the GPU",
         weight_bytes_per_step=step_bytes(0),
@@ -251,7 +252,7 @@ def cpu_name() -> str:
     return names[0] if names else "unknown processor"
 
 
-def table(report: Report) -> str:
+def table(report: BenchReport) -> str:
     """The report as aligned columns: what, figure, unit."""
     rows = [
         ("artifact", report.artifact, f"{report.model}, scheme {report.scheme}, {report.dtype}"),

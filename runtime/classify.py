@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime import cli
 from runtime.artifact.manifest import HeadName, LabelScores, ModelConfig
-from runtime.decoding.encode import OpenedEncoder, Outputs, encode_all, encode_parser, open_encoder, softmax
+from runtime.decoding.whole_texts import OpenedHead, Outputs, open_head, outputs_of_all, softmax, whole_texts_parser
 from runtime.errors import UserError, run_command
 
 MAX_ANSWER_TOKENS = 30
@@ -61,10 +61,10 @@ class Answer:
     lines: tuple[str, ...]
 
 
-def _label_texts(opened: OpenedEncoder, args: argparse.Namespace) -> Iterator[Answer]:
+def _label_texts(opened: OpenedHead, args: argparse.Namespace) -> Iterator[Answer]:
     model = opened.model
     ids = [opened.ids(text) for text in args.text]
-    for outputs in encode_all(opened.engine, ids):
+    for outputs in outputs_of_all(opened.engine, ids):
         scores = SCORES[model.label_scores](outputs[0])
         order = [int(label) for label in np.argsort(-scores, kind="stable")]
         ranked = [{"label": label_name(model, label), "score": float(scores[label])} for label in order]
@@ -72,10 +72,10 @@ def _label_texts(opened: OpenedEncoder, args: argparse.Namespace) -> Iterator[An
         yield Answer(fields, (f"{ranked[0]['label']} {ranked[0]['score']:.4f}",))
 
 
-def _label_tokens(opened: OpenedEncoder, args: argparse.Namespace) -> Iterator[Answer]:
+def _label_tokens(opened: OpenedHead, args: argparse.Namespace) -> Iterator[Answer]:
     model, tokenizer = opened.model, opened.tokenizer
     ids = [opened.ids(text) for text in args.text]
-    for row, outputs in zip(ids, encode_all(opened.engine, ids), strict=True):
+    for row, outputs in zip(ids, outputs_of_all(opened.engine, ids), strict=True):
         labels, scores = outputs.argmax(-1), softmax(outputs).max(-1)
         tokens = [
             {
@@ -89,7 +89,7 @@ def _label_tokens(opened: OpenedEncoder, args: argparse.Namespace) -> Iterator[A
         yield Answer({"tokens": tokens}, tuple(f"{t['token']}\t{t['label']} {t['score']:.4f}" for t in tokens))
 
 
-def _answer_question(opened: OpenedEncoder, args: argparse.Namespace) -> Iterator[Answer]:
+def _answer_question(opened: OpenedHead, args: argparse.Namespace) -> Iterator[Answer]:
     """The question and each text behind it, each with what the tokenizer puts around a text."""
     tokenizer = opened.tokenizer
     question = opened.ids(args.question)
@@ -97,7 +97,7 @@ def _answer_question(opened: OpenedEncoder, args: argparse.Namespace) -> Iterato
     if not all(map(opened.inside, contexts)):
         raise UserError("a --text is empty, expected a text that holds the answer")
     prompts = [question + context for context in contexts]
-    for ids, context, outputs in zip(prompts, contexts, encode_all(opened.engine, prompts), strict=True):
+    for ids, context, outputs in zip(prompts, contexts, outputs_of_all(opened.engine, prompts), strict=True):
         inside = opened.inside(context)
         span = best_span(outputs[len(question) + inside.start : len(question) + inside.stop], args.max_answer_tokens)
         start, end = (len(question) + inside.start + token for token in (span.start, span.end))
@@ -107,7 +107,7 @@ def _answer_question(opened: OpenedEncoder, args: argparse.Namespace) -> Iterato
         yield Answer(fields, (f"{answer} {span.score:.4f}",))
 
 
-TASKS: Mapping[HeadName, Callable[[OpenedEncoder, argparse.Namespace], Iterator[Answer]]] = {
+TASKS: Mapping[HeadName, Callable[[OpenedHead, argparse.Namespace], Iterator[Answer]]] = {
     "sequence_classification": _label_texts,
     "token_classification": _label_tokens,
     "question_answering": _answer_question,
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.max_answer_tokens < 1:
         raise UserError(f"--max-answer-tokens is {args.max_answer_tokens}, expected at least 1")
-    opened = open_encoder(args.artifact, args.threads, tuple(TASKS))
+    opened = open_head(args.artifact, args.threads, tuple(TASKS))
     asks = opened.model.head == "question_answering"
     if asks != (args.question is not None):
         remedy = "pass --question" if asks else "leave --question out"
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = encode_parser(
+    parser = whole_texts_parser(
         "runtime.classify", "Label texts or their tokens, or find an answer in them, with a compiled artifact."
     )
     parser.add_argument(

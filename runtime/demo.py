@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from runtime import cli
-from runtime.decoding.batch import row_samplers
+from runtime.decoding.batch import AnyModel, generate_all
+from runtime.decoding.generation import row_samplers
 from runtime.decoding.sampler import SamplingOptions
 from runtime.errors import UserError, run_command
-from runtime.generate import AnyModel, generate_all
 from runtime.text.stream import Step, TextStream
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
 

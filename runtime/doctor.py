@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.aligned import aligned
+from runtime.columns import in_columns
 from runtime.engines.finding import AS_IT_SAYS, Finding, answer
 from runtime.errors import USER_ERROR_STATUS, UserError, run_command
 
@@ -130,12 +130,12 @@ def _disk(folder: Path) -> Finding:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """The findings in aligned columns, and below them what to do."""
+    """The findings in in_columns columns, and below them what to do."""
     cells = [
         ("", "check", "found", "expected"),
         *(("NO" if f.remedy else "ok", f.check, _short(f.found), f.expected) for f in findings),
     ]
-    lines = aligned(cells)
+    lines = in_columns(cells)
     wrong = [f"{f.check}: {f.found}. What to do: {f.remedy}." for f in findings if f.remedy]
     return "\n".join([*lines, *(["", *wrong] if wrong else ["", "This machine can run it."])])
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli
-from runtime.decoding.encode import Outputs, encode_all, encode_parser, open_encoder
+from runtime.decoding.whole_texts import Outputs, open_head, outputs_of_all, whole_texts_parser
 from runtime.errors import run_command
 
 POOLS: Mapping[str, Callable[[Outputs], NDArray[np.float32]]] = {  # (tokens, dim) to (dim,)
@@ -25,7 +25,7 @@ def pooled(states: Outputs, pool: str, *, normalize: bool) -> NDArray[np.float32
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed each text, as `python -m runtime.embed --help` tells."""
-    parser = encode_parser(
+    parser = whole_texts_parser(
         "runtime.embed",
         "Turn texts into vectors with a compiled artifact; without --json, the numbers of one vector a line.",
     )
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--normalize", action="store_true", help="scale each vector to length 1")
     args = parser.parse_args(argv)
-    opened = open_encoder(args.artifact, args.threads, ("embedding",))
+    opened = open_head(args.artifact, args.threads, ("embedding",))
     ids = [opened.ids(text) for text in args.text]
-    vectors = [pooled(states, args.pool, normalize=args.normalize) for states in encode_all(opened.engine, ids)]
+    vectors = [pooled(states, args.pool, normalize=args.normalize) for states in outputs_of_all(opened.engine, ids)]
     if args.json:
         rows = zip(args.text, ids, vectors, strict=True)
         print(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.artifact.hashing import check_sums
-from runtime.artifact.manifest import KernelCall, Manifest, TensorSpec, decode
+from runtime.artifact.manifest import KernelCall, Manifest, TensorSpec, from_json
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
 from runtime.bench import Speeds, Workload, measure, step_bytes_of
@@ -32,9 +32,9 @@ from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.random_tensors import random_weights
 from runtime.gpu_check.report import (
     HEADING,
+    GpuLimits,
     KernelRow,
-    Limits,
-    Report,
+    ModelReport,
     Rivals,
     as_json,
     kernel_line,
@@ -221,7 +221,7 @@ def checked_manifest(folder: Path) -> Manifest:
     """The manifest of an artifact or of a check folder, whose library has its sum; UserError where there is none, or none with kernels."""
     path = folder / MANIFEST_FILE
     try:
-        manifest = decode(path.read_bytes(), Manifest, str(path))
+        manifest = from_json(path.read_bytes(), Manifest, str(path))
         check_sums(folder, [entry for entry in manifest.files if entry.path == LIBRARY_FILE])
     except OSError as error:
         raise UserError(
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = devices[0]
     say = _nothing if args.json else partial(print, flush=True)
     torch = ask_torch([product for manifest in manifests.values() for product in products_of(manifest)])
-    limits = Limits(CudaKernels(device).copy_gb_s(), torch.peak_tflop_s if torch else None)
+    limits = GpuLimits(CudaKernels(device).copy_gb_s(), torch.peak_tflop_s if torch else None)
     peak = "no torch" if torch is None else f"matrix peak {torch.peak_tflop_s:,.0f} TFLOP/s (torch, fp16)"
     say(f"{device.description.name}: copy {limits.copy_gb_s:,.0f} GB/s, {peak}")
     smallest = sorted(manifests, key=lambda folder: sum(map(tensor_bytes, manifests[folder].weights)))
@@ -276,13 +276,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             transformers(manifest.model) if manifest.model.generates and not args.kernels_only else None
         )  # before our weights take memory
         try:
-            report = Report(
+            report = ModelReport(
                 manifest.name,
                 kernels[folder],
                 *(((), None) if args.kernels_only else check_model(folder, manifest, device)),
             )
         except UserError as error:  # such as too little memory, which a smaller model may not need
-            report = Report(
+            report = ModelReport(
                 manifest.name, kernels[folder], (Check("whole model", str(error), "a run", ok=False),), None
             )
         if args.json:

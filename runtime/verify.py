@@ -16,11 +16,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.aligned import aligned
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signing import KEY_VARIABLE, key_of_environment
+from runtime.columns import in_columns
 from runtime.decoding.sampler import GREEDY, DrawingModel, Sampler
 from runtime.errors import UserError, run_command
 
@@ -45,7 +45,7 @@ class VerifiableEngine(Protocol):
     def room(self) -> int | None:
         """How many more ids the caches take; None without a limit."""
 
-    def encode(self, texts: Sequence[Sequence[int]]) -> list[Logits]:
+    def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[Logits]:
         """What a head that generates no text gives for one list of ids per row: (rows, n_outputs) each."""
 
     def reset(self) -> None:
@@ -123,7 +123,7 @@ def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[C
                 [engine.prefill(rows), *(engine.decode([token_id] * batch) for token_id in prompt.next_ids.tolist())]
             )
         else:
-            found = np.stack(engine.encode(rows), axis=1)
+            found = np.stack(engine.head_outputs(rows), axis=1)
         if (len(found), found.shape[2]) != prompt.outputs.shape:
             shape = list(prompt.outputs.shape)
             raise UserError(
@@ -186,12 +186,12 @@ def _close(name: str, found: Logits, expected: Logits, bound: float, *, whole: b
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The checks in aligned columns, under a heading."""
+    """The checks in in_columns columns, under a heading."""
     rows = [
         ("check", "found", "expected", "ok"),
         *((c.check, c.found, c.expected, "yes" if c.ok else "NO") for c in checks),
     ]
-    return "\n".join(aligned(rows))
+    return "\n".join(in_columns(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

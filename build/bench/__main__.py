@@ -18,34 +18,36 @@ import msgspec
 
 from build.bench.contenders import OURS, Contender, Task, contenders
 from build.bench.plot import draw_speeds
-from build.bench.report import CONTEXTS, PROMPT, Limits, Result, goals_table, ratios, results_table, write_json
+from build.bench.report import CONTEXTS, PROMPT, MachineLimits, Result, goals_table, ratios, results_table, write_json
 from export.configuration.config import CompileConfig
 from export.console import console, output
 from export.job import Job
 from runtime.artifact.targets import TARGETS
-from runtime.bench import Measured, Report, Workload, cpu_name
+from runtime.bench import BenchReport, Measured, Workload, cpu_name
 from runtime.errors import UserError, run_command
 
 
-def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str) -> tuple[list[Result], Limits]:
+def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str) -> tuple[list[Result], MachineLimits]:
     """Each contender once a round, in order: medians over the rounds, and the machine's limits, measured before each round."""
     samples: list[list[Measured]] = [[] for _ in entries]
-    limits = Limits(0.0, 0.0)
+    limits = MachineLimits(0.0, 0.0)
     for number in range(rounds):
         found = measured_limits(threads, cpu)
-        limits = Limits(max(limits.read_gb_s, found.read_gb_s), max(limits.float32_gflop_s, found.float32_gflop_s))
+        limits = MachineLimits(
+            max(limits.read_gb_s, found.read_gb_s), max(limits.float32_gflop_s, found.float32_gflop_s)
+        )
         for entry, taken in zip(entries, samples, strict=True):
             console.print(f"round {number + 1} of {rounds}: {entry.what} {entry.scheme}", style="dim")
             taken.append(run_once(entry))
     return [_medians(entry, taken) for entry, taken in zip(entries, samples, strict=True)], limits
 
 
-def measured_limits(threads: int, cpu: str) -> Limits:
+def measured_limits(threads: int, cpu: str) -> MachineLimits:
     """`build.bench.limits` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "build.bench.limits", str(threads), cpu], check=True, stdout=subprocess.PIPE
     )
-    return msgspec.json.decode(done.stdout, type=Limits)
+    return msgspec.json.decode(done.stdout, type=MachineLimits)
 
 
 def run_once(entry: Contender) -> Measured:
@@ -58,7 +60,7 @@ def run_once(entry: Contender) -> Measured:
     line = done.stdout.splitlines()[-1]
     if entry.what != OURS:
         return msgspec.json.decode(line, type=Measured)
-    report = msgspec.json.decode(line, type=Report)
+    report = msgspec.json.decode(line, type=BenchReport)
     return Measured(report.speeds, report.peak_rss_mb, report.held_mb)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from build.bench.report import Limits
+from build.bench.report import MachineLimits
 from build.compiler import tvm
 from build.kernels.cpu.level import level_of
 from build.kernels.cpu.limits import multiply_add, read_all
@@ -28,7 +28,7 @@ CHAINS = (
 STEPS = 200_000
 
 
-def measure(threads: int, cpu: str) -> Limits:
+def measure(threads: int, cpu: str) -> MachineLimits:
     """Compile both kernels for `cpu` and time them; the thread pool takes its size from TVM_NUM_THREADS, which `main` sets."""
     level = level_of(machine_features())
     lanes = level.lanes
@@ -40,7 +40,7 @@ def measure(threads: int, cpu: str) -> Limits:
     reading, arithmetic = (
         _best(_compiled(kernel, cpu), first, out) for kernel, first in ((read, data), (multiply, factors))
     )
-    return Limits(4 * prod(data.shape) / reading / 1e9, 2 * threads * STEPS * CHAINS * lanes / arithmetic / 1e9)
+    return MachineLimits(4 * prod(data.shape) / reading / 1e9, 2 * threads * STEPS * CHAINS * lanes / arithmetic / 1e9)
 
 
 def _compiled(kernel: Any, cpu: str) -> Any:  # noqa: ANN401 (TVM's functions)

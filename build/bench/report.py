@@ -31,7 +31,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Limits:
+class MachineLimits:
     """What the machine could do while the rounds ran: the best of what was measured between them."""
 
     read_gb_s: float
@@ -68,7 +68,7 @@ GOALS = (
 MEMORY_GOAL_MB = 150.0  # of a running process, beside its weights and caches
 
 
-def ratios(results: Sequence[Result], limits: Limits) -> list[tuple[Goal, float]]:
+def ratios(results: Sequence[Result], limits: MachineLimits) -> list[tuple[Goal, float]]:
     """Every goal whose contenders ran, with what was measured."""
     figures: dict[tuple[str, str, str], float] = {(MACHINE, "", "read"): limits.read_gb_s}
     for r in results:
@@ -84,7 +84,7 @@ def ratios(results: Sequence[Result], limits: Limits) -> list[tuple[Goal, float]
     ]
 
 
-def results_table(results: Sequence[Result], limits: Limits, flops: float) -> Table:
+def results_table(results: Sequence[Result], limits: MachineLimits, flops: float) -> Table:
     """One row a contender. The share of decode is of the read bandwidth, that of prefill of the float32 peak (`flops`: operations per token)."""
     table = Table(title="medians: tokens per second; time to the first token of a prompt; memory")
     contexts = list(results[0].decode_tok_s)
@@ -142,7 +142,7 @@ def write_json(
     path: Path,
     machine: str,
     results: Sequence[Result],
-    limits: Limits,
+    limits: MachineLimits,
     measured: Sequence[tuple[Goal, float]],
     how: Mapping[str, int],
 ) -> None:

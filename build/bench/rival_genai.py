@@ -19,8 +19,8 @@ from export.checkpoints.checkpoint import checkpoint_files
 from export.checkpoints.source import identity
 from export.stage import made_whole
 from runtime.bench import Measured, Workload, measure
-from runtime.engines.memory import peak_rss_mb
 from runtime.errors import UserError, run_command
+from runtime.process_memory import peak_memory
 
 BUILDER = Path(genai.__file__).parent / "models" / "builder.py"
 ROOT = Path("out/.work/genai")
@@ -88,7 +88,7 @@ def main(checkpoint: str, workload: str, threads: str, scheme: str) -> int:
     vocab_size = int(json.loads((folder / "genai_config.json").read_text())["model"]["vocab_size"])
     nbytes = sum(path.stat().st_size for path in folder.glob("*.onnx.data"))
     speeds = measure(GenaiEngine(folder, asked.slots, int(threads)), vocab_size, asked, lambda _: nbytes)
-    print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+    print(msgspec.json.encode(Measured(speeds, peak_memory() / 1e6)).decode())
     return 0
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bench import Measured, Workload, measure
-from runtime.engines.memory import peak_rss_mb
 from runtime.errors import run_command
+from runtime.process_memory import peak_memory
 
 TYPES = {
     "F32": llama_cpp.LLAMA_FTYPE_ALL_F32,
@@ -103,7 +103,7 @@ def main(gguf: str, workload: str, threads: str, kind: str) -> int:
     asked = msgspec.json.decode(workload, type=Workload)
     engine = LlamaEngine(path, asked.slots, int(threads))
     speeds = measure(engine, engine.vocab_size, asked, lambda _: path.stat().st_size)
-    print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+    print(msgspec.json.encode(Measured(speeds, peak_memory() / 1e6)).decode())
     del callback
     return 0
 

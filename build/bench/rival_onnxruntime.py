@@ -18,8 +18,8 @@ from runtime.artifact.manifest import CALL_INPUTS
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.bench import Measured, Workload, cache_bytes, measure, weight_bytes
 from runtime.engines.engine import chunk_sizes
-from runtime.engines.memory import peak_rss_mb
 from runtime.errors import run_command
+from runtime.process_memory import peak_memory
 
 Array = NDArray[Any]
 
@@ -49,7 +49,7 @@ class OnnxruntimeEngine:
 
     def room(self) -> int | None:
         """How many more tokens fit the caches; None when every layer has a window."""
-        return None if all(self.record.model.sliding_window) else self.record.shape.cache_len - self.position
+        return None if self.record.model.every_layer_windowed else self.record.shape.cache_len - self.position
 
     def reset(self) -> None:
         """Forget everything; what lies in the caches is behind every later position's mask."""
@@ -124,7 +124,7 @@ def main(graphs: str, workload: str, threads: str) -> int:
     engine = OnnxruntimeEngine(opened, int(threads))
     asked = msgspec.json.decode(workload, type=Workload)
     speeds = measure(engine, record.model.vocab_size, asked, lambda n: weights + cache_bytes(caches, n))
-    print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+    print(msgspec.json.encode(Measured(speeds, peak_memory() / 1e6)).decode())
     return 0
 
 

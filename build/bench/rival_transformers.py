@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from runtime.bench import Measured, Workload, measure
-from runtime.engines.memory import peak_rss_mb
 from runtime.errors import run_command
+from runtime.process_memory import peak_memory
 
 DTYPES = {"fp32": torch.float32}
 
@@ -72,7 +72,7 @@ def main(checkpoint: str, workload: str, threads: str, scheme: str) -> int:
         msgspec.json.decode(workload, type=Workload),
         lambda _: nbytes,
     )
-    print(msgspec.json.encode(Measured(speeds, peak_rss_mb())).decode())
+    print(msgspec.json.encode(Measured(speeds, peak_memory() / 1e6)).decode())
     return 0
 
 

@@ -7,14 +7,14 @@ import numpy as np
 from build.kernels.shapes import RollingAttention
 from build.rules.context import Context, Region
 from build.rules.shared import expect_last_axis, levels_of
-from build.tvm_stage.producers import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
+from build.tvm_stage.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
 from export.static_model.constants import MASKED_SCORE
 from runtime.artifact.tensor_file import numpy_dtype
 
 
 def rolling_attention(c: Context, root: Expr) -> Region:
     """Everything between the stacked projection and wo: split, rotate, append, mask, softmax, mix, merge, and the roll of both caches."""
-    p, m = c.producers, c.model
+    p, m = c.dataflow, c.model
     if len(shape(root)) != 3:
         raise NoMatch(f"expected a (B, T, dim) result, found {shape(root)}")
     batch, tokens, _ = shape(root)
@@ -58,7 +58,7 @@ def rolling_attention(c: Context, root: Expr) -> Region:
 
 def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
     """softmax(where(mask, q k^T * scale, MASKED_SCORE)) to scale, q, k^T and mask."""
-    p = c.producers
+    p = c.dataflow
     (masked,) = p.args(weights, "nn.softmax")
     expect_last_axis(weights, p.calls[weights].attrs.axis)
     mask, scaled, hidden = p.args(masked, "where")
@@ -71,9 +71,9 @@ def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
 
 def _columns(c: Context, value: Expr) -> Expr:
     """The cache columns behind a shared-by-broadcast view, perhaps widened from the cache's dtype."""
-    shared = c.producers.through(value, "astype")
-    columns = c.producers.args(shared, "expand_dims")[0]
-    axes = [integer(axis) for axis in c.producers.calls[shared].attrs.axis]
+    shared = c.dataflow.through(value, "astype")
+    columns = c.dataflow.args(shared, "expand_dims")[0]
+    axes = [integer(axis) for axis in c.dataflow.calls[shared].attrs.axis]
     if axes != [2]:
         raise NoMatch(f"expected cache columns that each group of heads shares (a new axis 2), found axis {axes}")
     return columns
@@ -81,7 +81,7 @@ def _columns(c: Context, value: Expr) -> Expr:
 
 def _stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
     """Shared columns to the caches that they come from (numbers and, of int8, scales) and the new columns as they were before they were stored."""
-    p = c.producers
+    p = c.dataflow
     if not is_call(p.calls.get(value), "multiply"):
         past, new = _appended(c, _columns(c, value))
         return (past,), p.through(new, "astype")
@@ -94,7 +94,7 @@ def _stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
 
 def _narrowed(c: Context, value: Expr) -> Expr:
     """The source of a conversion to int8, which the importer spells out: numbers that are not finite to 0, then the low 8 bits with their sign."""
-    p = c.producers
+    p = c.dataflow
     negative, shifted, low = p.args(p.args(value, "astype")[0], "where")
     compared, half = p.args(negative, "greater_equal")
     subtracted, whole = p.args(shifted, "subtract")
@@ -116,16 +116,16 @@ def _narrowed(c: Context, value: Expr) -> Expr:
 
 def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:
     """Concat(past, new) along the slots to (past, new), after checking that the graph's new cache is exactly its last W columns."""
-    past, new = c.producers.concatenated(columns, 2)
+    past, new = c.dataflow.concatenated(columns, 2)
     name = c.input_name(past)
-    if c.present.get(past) is None or c.producers.sliced(c.present[past], 2, shape(new)[2], END) != columns:
+    if c.present.get(past) is None or c.dataflow.sliced(c.present[past], 2, shape(new)[2], END) != columns:
         raise NoMatch(f"expected {name} to be rolled by {shape(new)[2]}")
     return past, new
 
 
 def _rotated(c: Context, value: Expr) -> tuple[Expr, Expr, Expr]:
     """concat(a cos - b sin, b cos + a sin) of the halves a and b, to the unrotated heads, cos and sin."""
-    p = c.producers
+    p = c.dataflow
     first, second = p.concatenated(value, 3)
     a_cos, b_sin = p.args(first, "subtract")
     b_cos, a_sin = p.args(second, "add")
@@ -142,12 +142,12 @@ def _rotated(c: Context, value: Expr) -> tuple[Expr, Expr, Expr]:
 
 def _projected(c: Context, heads: Expr) -> Expr:
     """(B, n, T, head_dim) back to the (B, T, n * head_dim) that it was split from."""
-    return c.producers.args(c.producers.permuted(heads, (0, 2, 1, 3)), "reshape")[0]
+    return c.dataflow.args(c.dataflow.permuted(heads, (0, 2, 1, 3)), "reshape")[0]
 
 
 def _banded_mask(c: Context, mask: Expr, window: int) -> Expr:
     """(key >= 0) and (key <= query) and (key > query - window) over past and new columns, to the positions that it is made from."""
-    p = c.producers
+    p = c.dataflow
     written_causal, recent = p.args(mask, "logical_and")
     written, causal = p.args(written_causal, "logical_and")
     key, zero = p.args(written, "greater_equal")

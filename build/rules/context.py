@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from build.tvm_stage.producers import Expr, NoMatch, Producers
+from build.tvm_stage.dataflow import Dataflow, Expr, NoMatch
 from export.weights.format import ModelTensor
 from runtime.artifact.manifest import ModelConfig
 
@@ -27,7 +27,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Weight:
+class GraphWeight:
     """A tensor of the model: what the graph takes as a float32 parameter, and the packed tensors that hold it."""
 
     tensor: ModelTensor
@@ -49,10 +49,10 @@ class Weight:
 class Context:
     """What rules need to know about the function that they read."""
 
-    producers: Producers
+    dataflow: Dataflow
     model: ModelConfig
     inputs: dict[Expr, str]  # parameters that are no weights, to their names
-    weights: dict[Expr, Weight]  # parameters that are
+    weights: dict[Expr, GraphWeight]  # parameters that are
     present: dict[Expr, Expr]  # cache parameter to the graph's output that replaces it
 
     def input_name(self, value: Expr) -> str:
@@ -61,7 +61,7 @@ class Context:
             raise NoMatch("expected an input, found a computed value")
         return self.inputs[value]
 
-    def weight(self, value: Expr) -> Weight:
+    def weight(self, value: Expr) -> GraphWeight:
         """The weight that a parameter stands for, or NoMatch."""
         if value not in self.weights:
             raise NoMatch("expected a weight, found a computed value")

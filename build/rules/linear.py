@@ -4,16 +4,16 @@ from dataclasses import replace
 from itertools import permutations
 
 from build.kernels.shapes import Linear
-from build.rules.context import Context, Region, Weight
+from build.rules.context import Context, GraphWeight, Region
 from build.rules.per_token import rms_norm
 from build.rules.shared import gated, levels_of
-from build.tvm_stage.producers import Expr, NoMatch, is_call, shape
+from build.tvm_stage.dataflow import Expr, NoMatch, is_call, shape
 from runtime.artifact.layouts import PANEL
 
 
 def linear(c: Context, root: Expr) -> Region:
     """matmul(x, transpose(weight)), with an RMSNorm in front where nothing else reads what it gives."""
-    p = c.producers
+    p = c.dataflow
     rounded, transposed = p.args(root, "matmul")
     w = c.weight(p.permuted(transposed, (1, 0)))
     x = _rounded_source(c, rounded, w) if w.tensor.stored.dynamic else rounded
@@ -40,16 +40,16 @@ def linear(c: Context, root: Expr) -> Region:
 def _last_token(c: Context, value: Expr) -> Expr | None:
     """The (B, T, dim) tensor whose last token `value` is, if it is."""
     try:
-        (source, *_) = c.producers.args(value, "strided_slice")
+        (source, *_) = c.dataflow.args(value, "strided_slice")
         tokens = shape(source)[1]
-        return c.producers.sliced(value, 1, tokens - 1, tokens) if len(shape(source)) == len(shape(value)) else None
+        return c.dataflow.sliced(value, 1, tokens - 1, tokens) if len(shape(source)) == len(shape(value)) else None
     except NoMatch:
         return None
 
 
-def _rounded_source(c: Context, value: Expr, w: Weight) -> Expr:
+def _rounded_source(c: Context, value: Expr, w: GraphWeight) -> Expr:
     """x, from round(x / s) * s with s = (max |x| + smallest) / levels, a scale for each group of a token."""
-    p = c.producers
+    p = c.dataflow
     together = w.tensor.stored.rounded_together(w.k)
     x = levels_of(c, *p.args(p.args(value, "reshape")[0], "multiply"))
     source = p.args(x, "reshape")[0]
@@ -60,8 +60,8 @@ def _rounded_source(c: Context, value: Expr, w: Weight) -> Expr:
 
 def linear_with_residual(c: Context, root: Expr) -> Region:
     """residual + matmul(x, transpose(weight))."""
-    for residual, product in permutations(c.producers.args(root, "add")):
-        if is_call(c.producers.calls.get(product), "matmul") and shape(residual) == shape(root):
+    for residual, product in permutations(c.dataflow.args(root, "add")):
+        if is_call(c.dataflow.calls.get(product), "matmul") and shape(residual) == shape(root):
             inner = linear(c, product)
             (kernel,) = inner.arguments
             return replace(

@@ -7,12 +7,12 @@ import numpy as np
 from build.kernels.shapes import Mixture
 from build.rules.context import Context, Region
 from build.rules.shared import gated
-from build.tvm_stage.producers import Expr, NoMatch, expect_constant, integer, shape
+from build.tvm_stage.dataflow import Expr, NoMatch, expect_constant, integer, shape
 
 
 def mixture(c: Context, root: Expr) -> Region:
     """Every expert's feed-forward of every token, times the token's share of it, summed over the experts."""
-    p, m = c.producers, c.model
+    p, m = c.dataflow, c.model
     weighted = _reduced(c, p.args(root, "reshape")[0], 0)
     outputs, shares = p.args(weighted, "multiply")
     hidden, w2_columns = p.args(outputs, "matmul")
@@ -35,7 +35,7 @@ def mixture(c: Context, root: Expr) -> Region:
 
 def _chosen(c: Context, shares: Expr) -> tuple[Expr, int]:
     """Shares (n_experts, tokens, 1), softmax over each token's best scores and zero elsewhere, to the scores and how many are the best."""
-    p = c.producers
+    p = c.dataflow
     by_expert = p.permuted(p.args(shares, "expand_dims")[0], (1, 0))
     placed = _reduced(c, p.args(by_expert, "reshape")[0], -2)
     is_chosen, share, nothing = p.args(placed, "where")
@@ -55,8 +55,8 @@ def _chosen(c: Context, shares: Expr) -> tuple[Expr, int]:
 
 def _reduced(c: Context, value: Expr, axis: int) -> Expr:
     """The source of a sum over one axis that does not stay."""
-    (source,) = c.producers.args(value, "sum")
-    attributes = c.producers.calls[value].attrs
+    (source,) = c.dataflow.args(value, "sum")
+    attributes = c.dataflow.calls[value].attrs
     rank = len(shape(source))
     if [integer(n) % rank for n in attributes.axis] != [axis % rank] or attributes.keepdims:
         raise NoMatch(f"expected a sum over axis {axis}")

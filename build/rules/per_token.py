@@ -5,13 +5,13 @@ from math import prod
 from build.kernels.shapes import Embedding
 from build.rules.context import Context, Region
 from build.rules.shared import expect_last_axis, gated
-from build.tvm_stage.producers import Expr, NoMatch, constant, expect_constant, is_call, shape
+from build.tvm_stage.dataflow import Expr, NoMatch, constant, expect_constant, is_call, shape
 
 
 def embedding(c: Context, root: Expr) -> Region:
     """take(weight, ids), where the importer has added the wrap-around of negative ids, which token ids never are."""
-    table, wrapped = c.producers.args(root, "take")
-    _, _, ids = c.producers.args(wrapped, "where")
+    table, wrapped = c.dataflow.args(root, "take")
+    _, _, ids = c.dataflow.args(wrapped, "where")
     w = c.weight(table)
     kernel = Embedding(tuple(shape(ids)), w.n, w.k, w.tensor.stored)
     return Region("embedding", (kernel,), (ids, *w.parts), root, w.tensor.name, kernel.rows * w.nbytes // w.n, 0)
@@ -19,7 +19,7 @@ def embedding(c: Context, root: Expr) -> Region:
 
 def rms_norm(c: Context, root: Expr) -> Region:
     """weight * (x * (1 / sqrt(mean(x * x) + eps)))."""
-    p = c.producers
+    p = c.dataflow
     gain, normed = p.args(root, "multiply")
     x, inverse = p.args(normed, "multiply")
     one, square_root = p.args(inverse, "divide")
@@ -44,7 +44,7 @@ def rms_norm(c: Context, root: Expr) -> Region:
 
 def residual(c: Context, root: Expr) -> Region:
     """a + b of one shape, where no product takes it in."""
-    a, b = c.producers.args(root, "add")
+    a, b = c.dataflow.args(root, "add")
     if not shape(a) == shape(b) == shape(root) or len(shape(root)) != 3:  # (B, T, dim)
         raise NoMatch("expected two states")
     return Region("residual", (shape(root),), (a, b), root, "", 0, prod(shape(root)))
@@ -60,7 +60,7 @@ def swiglu(c: Context, root: Expr) -> Region:
 
 def rotation(c: Context, root: Expr) -> Region:
     """cos or sin of positions (B, T) times the rotary frequencies, to (B, 1, T, head_dim / 2)."""
-    p = c.producers
+    p = c.dataflow
     function = next((name for name in ("cos", "sin") if is_call(p.calls.get(root), name)), None)
     if function is None:
         raise NoMatch("expected cos or sin")
@@ -85,7 +85,7 @@ def _positions(c: Context, column: Expr) -> Expr:
     """(B, 1, T, 1) float32 positions to the int64 input that they come from."""
     value = column
     while value not in c.inputs:
-        source = c.producers.through(c.producers.through(value, "expand_dims"), "astype")
+        source = c.dataflow.through(c.dataflow.through(value, "expand_dims"), "astype")
         if source == value:
             raise NoMatch("expected positions")
         value = source

@@ -3,7 +3,7 @@
 from typing import Any
 
 from build.rules.context import Context
-from build.tvm_stage.producers import END, Expr, NoMatch, expect_constant, integer, shape
+from build.tvm_stage.dataflow import END, Expr, NoMatch, expect_constant, integer, shape
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 
@@ -16,7 +16,7 @@ def expect_last_axis(value: Expr, *axes: Any) -> None:  # noqa: ANN401 (TVM's in
 
 def levels_of(c: Context, whole: Expr, scale: Expr) -> Expr:
     """x, from round(x / s) and s = (max |x| + smallest) / levels over its last axis."""
-    p = c.producers
+    p = c.dataflow
     x, divisor = p.args(p.args(whole, "round")[0], "divide")
     peak, levels = p.args(scale, "divide")
     expect_constant(levels, DYNAMIC_LEVELS)
@@ -31,7 +31,7 @@ def levels_of(c: Context, whole: Expr, scale: Expr) -> Expr:
 
 def gated(c: Context, root: Expr) -> Expr:
     """silu(both[..., :F]) * both[..., F:] of three axes to `both`."""
-    p = c.producers
+    p = c.dataflow
     activated, up = p.args(root, "multiply")
     gate, sigmoid = p.args(activated, "multiply")
     if p.args(sigmoid, "sigmoid")[0] != gate:

@@ -23,10 +23,10 @@ from export.weights.table import format_of
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.hashing import n_blocks
 from runtime.artifact.layouts import ROW_MAJOR
-from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, encode
+from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, to_json
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype, tensor_bytes
-from runtime.engines.loaded import PROCESS_BYTES, activation_bytes
+from runtime.engines.loaded_artifact import PROCESS_BYTES, activation_bytes
 from runtime.errors import run_command
 
 MB = 1e6
@@ -133,7 +133,7 @@ def manifest_bytes(
         tools={},
         files=entries,
     )
-    return len(encode(manifest)) + MANIFEST_REST
+    return len(to_json(manifest)) + MANIFEST_REST
 
 
 def workspace_bytes(record: GraphsRecord, files: Mapping[str, int]) -> int:

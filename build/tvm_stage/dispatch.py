@@ -11,10 +11,10 @@ from build.compiler import relax, tvm
 from build.kernels.table import Kernels, kernels_of
 from build.packing.layout import packed_tensors
 from build.packing.pack import packed_weights
-from build.rules.context import Context, Region, Weight
+from build.rules.context import Context, GraphWeight, Region
 from build.rules.table import RULES
+from build.tvm_stage.dataflow import Dataflow, Expr, NoMatch, dtype, is_call, shape, variables
 from build.tvm_stage.importer import RelaxModule
-from build.tvm_stage.producers import Expr, NoMatch, Producers, dtype, is_call, shape, variables
 from export.onnx_graphs.graphs import GraphsRecord
 from export.weights.table import EXPERTS, specs
 from runtime.artifact.manifest import CALL_INPUTS, Graph, KernelCall, TargetSpec, TensorSpec, WeightSpec
@@ -82,7 +82,9 @@ def _draws(record: GraphsRecord, kernels: "_MadeKernels") -> bool:
     return "sample" in kernels.makers and record.model.generates and record.shape.batch == 1
 
 
-def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph, kind: TargetKind) -> dict[Expr, Weight]:
+def weights_of(
+    record: GraphsRecord, function: relax.Function, graph: Graph, kind: TargetKind
+) -> dict[Expr, GraphWeight]:
     """The model's tensors in order, by the parameter that stands for each, with new variables for their packed tensors."""
     weights = {}
     for tensor, parameter in zip(record.tensors, function.params[len(graph.signature.inputs) :], strict=True):
@@ -90,26 +92,26 @@ def weights_of(record: GraphsRecord, function: relax.Function, graph: Graph, kin
         parts = tuple(
             relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype)) for spec in packed
         )
-        weights[parameter] = Weight(tensor, parts, sum(tensor_bytes(spec) for spec in specs(tensor)))
+        weights[parameter] = GraphWeight(tensor, parts, sum(tensor_bytes(spec) for spec in specs(tensor)))
     return weights
 
 
-def find_regions(relax_module: RelaxModule, graph: Graph, weights: dict[Expr, Weight]) -> dict[Expr, Region]:
+def find_regions(relax_module: RelaxModule, graph: Graph, weights: dict[Expr, GraphWeight]) -> dict[Expr, Region]:
     """Every region of one graph, by the value that it computes; `weights` are those of `weights_of`.
 
     Raises UserError if a cache belongs to no rolling attention.
     """
     function = relax_module.module[graph.name]
-    producers = Producers.of(function)
+    dataflow = Dataflow.of(function)
     n_inputs = len(graph.signature.inputs)
     inputs = dict(zip(function.params[:n_inputs], (spec.name for spec in graph.signature.inputs), strict=True))
     caches = function.params[CALL_INPUTS:n_inputs]
     outputs = _outputs(function)
     present = dict(zip(caches, outputs[1:], strict=True))
-    context = Context(producers, relax_module.record.model, inputs, weights, present)
+    context = Context(dataflow, relax_module.record.model, inputs, weights, present)
     regions: dict[Expr, Region] = {}
     reasons: list[str] = []
-    for value, call in producers.calls.items():
+    for value, call in dataflow.calls.items():
         for op, rule in RULES:
             if not is_call(call, op):
                 continue
@@ -117,7 +119,7 @@ def find_regions(relax_module: RelaxModule, graph: Graph, weights: dict[Expr, We
                 regions[value] = rule(context, value)
                 break
             except NoMatch as reason:
-                if op == "reshape" and _reads_softmax(producers, value):
+                if op == "reshape" and _reads_softmax(dataflow, value):
                     reasons.append(str(reason))
     _check_experts(context, regions, graph)
     owned = {cache for region in regions.values() for cache in (region.inputs[i] for i in region.updates)}
@@ -141,12 +143,12 @@ def _check_experts(context: Context, regions: dict[Expr, Region], graph: Graph) 
         )
 
 
-def _reads_softmax(producers: Producers, value: Expr) -> bool:
+def _reads_softmax(dataflow: Dataflow, value: Expr) -> bool:
     """Whether a reshape is the end of an attention, so that its mismatch is worth telling."""
     try:
-        merged = producers.permuted(producers.args(value, "reshape")[0], (0, 2, 1, 3))
+        merged = dataflow.permuted(dataflow.args(value, "reshape")[0], (0, 2, 1, 3))
         return is_call(
-            producers.calls.get(producers.args(producers.args(merged, "reshape")[0], "matmul")[0]), "nn.softmax"
+            dataflow.calls.get(dataflow.args(dataflow.args(merged, "reshape")[0], "matmul")[0]), "nn.softmax"
         )
     except NoMatch:
         return False
@@ -233,7 +235,7 @@ def _rewrite(
     kernels: _MadeKernels,
     function: relax.Function,
     regions: dict[Expr, Region],
-    weights: dict[Expr, Weight],
+    weights: dict[Expr, GraphWeight],
     graph: Graph,
 ) -> _Emitted:
     """Emit the function again: live regions as kernel calls, other live calls as they were, logits as the only output.
@@ -244,7 +246,7 @@ def _rewrite(
     packed = [part for w in weights.values() for part in w.parts]
     vectors = {parameter: w.parts[0] for parameter, w in weights.items() if len(w.tensor.shape) == 1}
     new: dict[Expr, Expr] = {p: p for p in (*inputs, *packed)} | vectors
-    calls = Producers.of(function).calls
+    calls = Dataflow.of(function).calls
     logits = _outputs(function)[0]
     emitted: list[Region] = []
     others: Counter[str] = Counter()

@@ -106,7 +106,7 @@ def _check_cuda(library: Path, spec: TargetSpec) -> None:
 def slow_rings(model: ModelConfig, shape: Shape) -> list[str]:
     """A sentence where layers without a window have a cache that the CPU's attention reads slowly."""
     length = shape.cache_len
-    if all(model.sliding_window) or length < RING_BLOCK or ring_block(length) >= SLOW_BLOCK:
+    if model.every_layer_windowed or length < RING_BLOCK or ring_block(length) >= SLOW_BLOCK:
         return []
     return [
         f"shape.cache_len is {length}, and caches of that length are read in blocks of {ring_block(length)} slots, several times slower than in "

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 
 from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
+from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.hyperparameters import model_config
 from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource
-from export.checkpoints.tensor_layout import HEAD, Weight, ignored, weights
+from export.checkpoints.tensor_layout import HEAD_WEIGHT, AssembledTensor, ignored, weights
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
@@ -29,7 +30,7 @@ class Checkpoint:
     model: ModelConfig
     tokenizer: TokenizerSource | None
     source_bytes: int  # of all tensors, as stored
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, AssembledTensor]
     source: TensorSource
     notes: tuple[str, ...] = ()  # what a person should know about how the checkpoint was read
 
@@ -112,7 +113,7 @@ def detect(path: Path) -> str:
     raise UserError(f"{path} holds no checkpoint that is known, expected {known}")
 
 
-def check_tensors(opened: Opened, layout: Mapping[str, Weight], unused: set[str], path: Path) -> None:
+def check_tensors(opened: Opened, layout: Mapping[str, AssembledTensor], unused: set[str], path: Path) -> None:
     """Every part is stored with its shape and a dtype that we read, and nothing is stored that no weight takes."""
     stored = opened.source.tensors
     parts = {part.source: part for weight in layout.values() for part in weight.parts}
@@ -124,7 +125,7 @@ def check_tensors(opened: Opened, layout: Mapping[str, Weight], unused: set[str]
     extra = sorted(set(stored) - set(parts) - unused)
     if extra:
         raise UserError(
-            f"{path} holds the tensor {extra[0]}{_more(extra)}, which a {opened.family.family} of {opened.where} has no place for"
+            f"{path} holds the tensor {extra[0]}{_more(extra)}, which a {MODEL_NAMES[opened.family.layers]} of {opened.where} has no place for"
         )
     for name, part in parts.items():
         if stored[name].shape != part.shape:
@@ -135,7 +136,7 @@ def check_tensors(opened: Opened, layout: Mapping[str, Weight], unused: set[str]
 
 def _tied_as_stored(model: ModelConfig, opened: Opened) -> ModelConfig:
     """A head that is stored counts, whatever the flag says: as in transformers, where one that differs is not tied. No other head is tied."""
-    can_be = model.generates and opened.family.sources[HEAD][0] not in opened.source.tensors
+    can_be = model.generates and opened.family.sources[HEAD_WEIGHT][0] not in opened.source.tensors
     return msgspec.structs.replace(model, tied_embeddings=model.tied_embeddings and can_be)
 
 

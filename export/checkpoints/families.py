@@ -5,6 +5,7 @@ To add a family, add a row. Hugging Face's, GGUF's and Mistral's own names appea
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from runtime.artifact.manifest import HeadName
 from runtime.errors import UserError
@@ -162,11 +163,16 @@ EXPERT_KEYS = {"n_experts": "num_local_experts", "experts_per_token": "num_exper
 MISTRAL_EXPERT_KEYS = {"n_experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
 
 
+MODEL_NAMES = {"dense": "mistral", "mixture": "mixtral"}  # by the kind of the layers; what a manifest calls the model
+
+
 @dataclass(frozen=True)
 class Family:
     """How one family is stored in one format."""
 
-    family: str  # names the mathematics: which block of `export/static_model/model.py`
+    layers: Literal[
+        "dense", "mixture"
+    ]  # the feed-forward of a layer: a row of `export.checkpoints.tensor_layout.LAYERS`
     keys: Mapping[str, str]  # our field -> the format's key
     defaults: Mapping[str, object]  # what the format's own software assumes of a key that is left out
     supported: Mapping[str, tuple[object, ...]]  # key -> the values that our block implements; None: absent or null
@@ -187,7 +193,7 @@ class Family:
 
 # Defaults are those of the configuration classes in transformers 5.23: a window that a Mistral's config.json leaves out is 4096, null is none.
 HUGGINGFACE_MISTRAL = Family(
-    family="mistral",
+    layers="dense",
     keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS,
     defaults={
         "num_key_value_heads": 8,
@@ -210,7 +216,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
         "mistral": HUGGINGFACE_MISTRAL,
         "ministral": HUGGINGFACE_MISTRAL,  # its config.json names the layers that have a window
         "mixtral": Family(
-            family="mixtral",
+            layers="mixture",
             keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS | EXPERT_KEYS,
             defaults={
                 "num_key_value_heads": 8,
@@ -229,7 +235,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             decoders=HUGGINGFACE_DECODERS,
         ),
         "llama": Family(  # a Mistral without a window
-            family="mistral",
+            layers="dense",
             keys=HUGGINGFACE_KEYS,
             defaults={
                 "rms_norm_eps": 1e-6,
@@ -247,7 +253,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
     },
     "mistral": {
         "dense": Family(
-            family="mistral",
+            layers="dense",
             keys=MISTRAL_KEYS,
             defaults={"tied_embeddings": False},
             supported=MISTRAL_SUPPORTED,
@@ -257,7 +263,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             heads=PLAIN_HEADS,
         ),
         "moe": Family(
-            family="mixtral",
+            layers="mixture",
             keys=MISTRAL_KEYS | MISTRAL_EXPERT_KEYS,
             defaults={"tied_embeddings": False},
             supported=MISTRAL_SUPPORTED,
@@ -269,7 +275,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
     },
     "gguf": {
         "llama": Family(  # what llama.cpp calls Llama and Mistral alike
-            family="mistral",
+            layers="dense",
             keys=GGUF_KEYS,
             defaults={"rope.freq_base": 10000.0, "tied_embeddings": True},
             supported=GGUF_SUPPORTED,

@@ -1,19 +1,19 @@
 """Hugging Face folders: config.json, safetensors in one file or in shards, and the tokenizer's files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import msgspec
-from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from export.checkpoints import families
 from export.checkpoints.json_files import T, convert, read_json
 from export.checkpoints.mistral_format import overruled
 from export.checkpoints.mistral_tokenizer import declared_tokenizer
-from export.checkpoints.source import Array, Opened, SourceTensor, TokenizerSource
+from export.checkpoints.safetensors_source import SafetensorsSource
+from export.checkpoints.sentencepiece_model import open_sentencepiece
+from export.checkpoints.source import Opened, TokenizerSource
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
@@ -66,23 +66,6 @@ class _Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
-@dataclass(frozen=True)
-class ShardedTensors:
-    """The tensors of one or more safetensors files, each opened once."""
-
-    files: Mapping[str, TensorFile]  # tensor name -> the file that holds it
-
-    @cached_property
-    def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by name."""
-        stored = {name: file.tensors[name] for name, file in self.files.items()}
-        return {name: SourceTensor(tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in stored.items()}
-
-    def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor, as stored."""
-        return self.files[name].read(name, rows)
-
-
 def open_folder(folder: Path) -> Opened:
     """Read a folder's headers and small files; raises `UserError` for what is missing, malformed or of an unknown architecture."""
     if not (folder / "config.json").is_file():
@@ -110,11 +93,11 @@ def _rope_values(config: Mapping[str, object], where: str) -> dict[str, object]:
     }
 
 
-def _open_tensors(folder: Path) -> ShardedTensors:
+def _open_tensors(folder: Path) -> SafetensorsSource:
     """model.safetensors, or the shards that the index names, in the order in which transformers looks for them."""
     if (folder / SINGLE).is_file():
         file = TensorFile.open(folder / SINGLE)
-        return ShardedTensors(dict.fromkeys(file.tensors, file))
+        return SafetensorsSource.of(file)
     if (folder / INDEX).is_file():
         return _open_shards(folder)
     raise UserError(
@@ -122,7 +105,7 @@ def _open_tensors(folder: Path) -> ShardedTensors:
     )
 
 
-def _open_shards(folder: Path) -> ShardedTensors:
+def _open_shards(folder: Path) -> SafetensorsSource:
     index = folder / INDEX
     weight_map = convert(read_json(index), _Index, index).weight_map
     for shard in weight_map.values():
@@ -149,7 +132,7 @@ def _open_shards(folder: Path) -> ShardedTensors:
                 raise UserError(
                     f"{file.path} holds the tensor {name}, which {index} does not say is there; fetch the checkpoint again"
                 )
-    return ShardedTensors({name: opened[shard] for name, shard in weight_map.items()})
+    return SafetensorsSource({name: opened[shard] for name, shard in weight_map.items()})
 
 
 def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | None:
@@ -170,7 +153,7 @@ def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | 
         return TokenizerSource("tokenizer.json", data, template, bos, eos, add_bos, end_id)
     if (folder / "tokenizer.model").is_file():
         data = (folder / "tokenizer.model").read_bytes()
-        bos = _sentencepiece_bos(data, folder)
+        bos = open_sentencepiece(data, folder / "tokenizer.model").bos_id
         add_bos = bos is not None and options.add_bos_token is not False
         return TokenizerSource(
             "sentencepiece", data, template, bos, eos, add_bos, eos[0] if eos and options.add_eos_token else None
@@ -211,15 +194,3 @@ def _json_bos(tokenizer: Tokenizer, options: _TokenizerConfig, configured: int |
     named = None if token is None else tokenizer.token_to_id(token)
     bos = configured if named is None else named
     return bos, bos is not None and tokenizer.encode("").ids[:1] == [bos]
-
-
-def _sentencepiece_bos(data: bytes, folder: Path) -> int | None:
-    try:
-        processor = SentencePieceProcessor()
-        processor.LoadFromSerializedProto(data)
-    except RuntimeError as error:
-        raise UserError(
-            f"{folder / 'tokenizer.model'} is not a SentencePiece model: {error}; fetch the checkpoint again"
-        ) from error
-    bos: int = processor.bos_id()
-    return bos if bos >= 0 else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from export.checkpoints.families import Family
+from export.checkpoints.families import MODEL_NAMES, Family
 from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
 
@@ -61,7 +61,13 @@ def _complete(fields: Mapping[str, object], family: Family, where: str, *, overr
         fields.get("sliding_window"), fields.get("layer_types"), n_layers, repeats=repeats, where=where
     )
     kept = {name: value for name, value in fields.items() if name != "layer_types"}
-    return {**kept, "family": family.family, "head_dim": head_dim, "n_kv_heads": n_kv_heads, "sliding_window": windows}
+    return {
+        **kept,
+        "family": MODEL_NAMES[family.layers],
+        "head_dim": head_dim,
+        "n_kv_heads": n_kv_heads,
+        "sliding_window": windows,
+    }
 
 
 def layer_windows(

@@ -5,7 +5,6 @@ neighbouring rows there; the families table says so, and the reader of the check
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +15,8 @@ from export.checkpoints.hyperparameters import layer_windows
 from export.checkpoints.json_files import convert, read_json
 from export.checkpoints.mistral_tokenizer import mistral_tokenizer
 from export.checkpoints.pth_file import PthTensors
-from export.checkpoints.source import Array, Opened, SourceTensor, TensorSource
+from export.checkpoints.safetensors_source import SafetensorsSource
+from export.checkpoints.source import Opened, TensorSource
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
@@ -42,24 +42,6 @@ class _Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     num_experts: int
     num_experts_per_tok: int
-
-
-@dataclass(frozen=True)
-class SafetensorsSource:
-    """The tensors of one safetensors file."""
-
-    file: TensorFile
-
-    @property
-    def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by name."""
-        return {
-            name: SourceTensor(tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in self.file.tensors.items()
-        }
-
-    def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor, as stored."""
-        return self.file.read(name, rows)
 
 
 def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
@@ -176,7 +158,7 @@ def _open_tensors(folder: Path) -> TensorSource:
             f"{folder} has both {SAFETENSORS_FILE} and {shards[0].name}, expected one of them; remove the other"
         )
     if single.is_file():
-        return SafetensorsSource(TensorFile.open(single))
+        return SafetensorsSource.of(TensorFile.open(single))
     if shards:
         return PthTensors.open(shards)
     raise UserError(f"{folder} has neither {SAFETENSORS_FILE} nor {PTH_PATTERN}; fetch the checkpoint again")

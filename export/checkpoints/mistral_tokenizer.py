@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from sentencepiece import SentencePieceProcessor
-
 from export.checkpoints import tekken
+from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import TokenizerSource
 from runtime.artifact.manifest import InstructVersion
 from runtime.errors import UserError
@@ -77,14 +76,9 @@ def _read_tekken(path: Path) -> TokenizerSource:
 
 def _read_sentencepiece(path: Path) -> TokenizerSource:
     data = path.read_bytes()
-    processor = SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(data)
-    except RuntimeError as error:
-        raise UserError(f"{path} is not a SentencePiece model: {error}; fetch the checkpoint again") from error
-    bos, eos = processor.bos_id(), processor.eos_id()
-    if bos < 0 or eos < 0:
+    ids = open_sentencepiece(data, path)
+    if ids.bos_id is None or ids.eos_id is None:
         raise UserError(
             f"{path} has no tokens for the beginning and the end of a text, expected both; fetch the checkpoint again"
         )
-    return TokenizerSource("sentencepiece", data, None, bos, (eos,), add_bos=True)
+    return TokenizerSource("sentencepiece", data, None, ids.bos_id, (ids.eos_id,), add_bos=True)

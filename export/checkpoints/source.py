@@ -12,7 +12,7 @@ from export.checkpoints.families import Family
 from runtime.artifact.manifest import InstructVersion
 
 SMALL_FILE = 16 * 2**20  # bytes; files up to here count with all their bytes
-HEAD = 2**20  # bytes of a larger file that count: they hold its header, so names, dtypes and shapes
+HEADER_BYTES = 2**20  # bytes of a larger file that count: they hold its header, so names, dtypes and shapes
 
 Array = NDArray[Any]
 
@@ -70,7 +70,7 @@ def identity(files: Sequence[Path]) -> str:
         status = path.stat()
         small = status.st_size <= SMALL_FILE
         with path.open("rb") as file:
-            head = file.read(SMALL_FILE if small else HEAD)
+            head = file.read(SMALL_FILE if small else HEADER_BYTES)
         mark = (path.name, status.st_size, 0 if small else status.st_mtime_ns, hashlib.sha256(head).hexdigest())
         digest.update(repr(mark).encode())
     return digest.hexdigest()

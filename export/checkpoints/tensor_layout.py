@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from export.checkpoints.families import Family
 from runtime.artifact.manifest import ModelConfig
 
-HEAD = "output.weight"  # left out of a model with tied embeddings
+HEAD_WEIGHT = "output.weight"  # left out of a model with tied embeddings
 EXPERT = "{e}"  # stands for the expert's number in the names of source tensors
 
 # Rows, one size for each source tensor that they are concatenated from, and columns (None for a vector); see `sizes`.
@@ -14,7 +14,7 @@ Layout = Mapping[str, tuple[tuple[str, ...], str | None]]
 OUTSIDE: Layout = {
     "tok_embeddings.weight": (("vocab",), "dim"),
     "norm.weight": (("dim",), None),
-    HEAD: (("outputs",), "dim"),
+    HEAD_WEIGHT: (("outputs",), "dim"),
     "output.bias": (("outputs",), None),
 }
 ATTENTION: Layout = {
@@ -23,13 +23,13 @@ ATTENTION: Layout = {
     "layers.{i}.attention.wo.weight": (("dim",), "q"),
     "layers.{i}.ffn_norm.weight": (("dim",), None),
 }
-LAYERS: Mapping[str, Layout] = {  # by family
-    "mistral": {
+LAYERS: Mapping[str, Layout] = {  # by the feed-forward's kind
+    "dense": {
         **ATTENTION,
         "layers.{i}.feed_forward.w13.weight": (("hidden", "hidden"), "dim"),
         "layers.{i}.feed_forward.w2.weight": (("dim",), "hidden"),
     },
-    "mixtral": {  # an expert's matrix is stacked on the one before it, so that one row-wise store and one kernel argument hold them all
+    "mixture": {  # an expert's matrix is stacked on the one before it, so that one row-wise store and one kernel argument hold them all
         **ATTENTION,
         "layers.{i}.feed_forward.gate.weight": (("experts",), "dim"),
         "layers.{i}.feed_forward.experts.w13.weight": (("hidden", "hidden"), "dim"),
@@ -48,20 +48,22 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Weight:
+class AssembledTensor:
     """One of our tensors: its shape, and the source tensors whose rows make it up."""
 
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
 
 
-def weights(family: Family, config: ModelConfig) -> dict[str, Weight]:
+def weights(family: Family, config: ModelConfig) -> dict[str, AssembledTensor]:
     """Our tensors by name, those outside the layers first, and what each is made of."""
-    outside = [name for name in OUTSIDE if name in family.sources and not (name == HEAD and config.tied_embeddings)]
+    outside = [
+        name for name in OUTSIDE if name in family.sources and not (name == HEAD_WEIGHT and config.tied_embeddings)
+    ]
     result = {name: _weight(family, config, name, OUTSIDE[name], 0) for name in outside}
     for i in range(config.n_layers):
         result |= {
-            name.format(i=i): _weight(family, config, name, entry, i) for name, entry in LAYERS[family.family].items()
+            name.format(i=i): _weight(family, config, name, entry, i) for name, entry in LAYERS[family.layers].items()
         }
     return result
 
@@ -86,7 +88,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
 
 def _weight(
     family: Family, config: ModelConfig, name: str, entry: tuple[tuple[str, ...], str | None], layer: int
-) -> Weight:
+) -> AssembledTensor:
     n = sizes(config)
     rows, columns = entry
     tail = () if columns is None else (n[columns],)
@@ -96,7 +98,7 @@ def _weight(
         for e in _experts(family.sources[name], config)
         for source, size in zip(family.sources[name], rows, strict=True)
     )
-    return Weight((sum(part.shape[0] for part in parts), *tail), parts)
+    return AssembledTensor((sum(part.shape[0] for part in parts), *tail), parts)
 
 
 def _experts(sources: tuple[str, ...], config: ModelConfig) -> Iterator[int]:

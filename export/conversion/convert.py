@@ -18,14 +18,14 @@ from export.checkpoints import mistral_tokenizer
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoints.source import TokenizerSource
 from export.console import byte_bar, console
-from export.conversion.forms import (
+from export.conversion.safetensors_shards import total_bytes, write_file, write_shards
+from export.conversion.target_formats import (
     FormTensors,
     huggingface_config,
     huggingface_tensors,
     mistral_params,
     mistral_tensors,
 )
-from export.conversion.safetensors_shards import total_bytes, write_file, write_shards
 from runtime.errors import UserError
 
 SHARD_BYTES = 5 * 10**9  # of a Hugging Face folder; Mistral's own format has one file

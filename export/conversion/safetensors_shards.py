@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.conversion.forms import FormTensors
+from export.conversion.target_formats import FormTensors
 from runtime.artifact.tensor_file import CODES, METADATA, numpy_dtype
 
 HEADER_ALIGNMENT = 8  # bytes, as the `safetensors` package writes it

@@ -56,7 +56,7 @@ class OnnxGraphs:
             raise UserError(
                 f"{path} is missing: expected the export stage's output there; run `python -m export` again"
             )
-        return cls(path, manifest.decode(path.read_bytes(), GraphsRecord, str(path)))
+        return cls(path, manifest.from_json(path.read_bytes(), GraphsRecord, str(path)))
 
     @property
     def folder(self) -> Path:

@@ -19,7 +19,7 @@ def trace_over(stored: StoredWeights, record: GraphsRecord, path: Path) -> OnnxG
         old.unlink()
     trace_graphs(record, stored.folder)
     fresh = path.with_name(f"{path.name}.tmp")
-    fresh.write_bytes(manifest.encode(record))
+    fresh.write_bytes(manifest.to_json(record))
     fresh.replace(path)
     return OnnxGraphs(path, record)
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from export.checkpoints.checkpoint import detect
 from export.conversion.convert import convert
+from export.conversion.target_formats import layer_types, transformers_model
 from runtime.artifact.manifest import HeadName, ModelConfig
-from runtime.errors import UserError
 
 PADDING_ID = 0  # any valid id: only which position is the last depends on it, and every position is looked at
 
@@ -33,6 +33,13 @@ REFERENCE_HEADS: Mapping[HeadName, ReferenceHead] = {
     "token_classification": ReferenceHead(transformers.AutoModelForTokenClassification, "score"),
     "question_answering": ReferenceHead(transformers.AutoModelForQuestionAnswering, "qa_outputs"),
     "embedding": ReferenceHead(transformers.AutoModel, "norm"),
+}
+
+
+REFERENCE_CONFIGS: Mapping[str, Any] = {  # by `model_type`
+    "mistral": transformers.MistralConfig,
+    "ministral": transformers.MinistralConfig,
+    "mixtral": transformers.MixtralConfig,
 }
 
 
@@ -76,17 +83,11 @@ def reference_config(model: ModelConfig, values: dict[str, object]) -> transform
 
     Raises `UserError` for windows of several sizes, which no class has.
     """
-    sizes = {window for window in model.sliding_window if window is not None}
-    interleaved = len(set(model.sliding_window)) > 1
-    if len(sizes) > 1 or (interleaved and model.n_experts is not None):
-        mixture = " and a mixture of experts" if model.n_experts is not None else ""
-        raise UserError(
-            f"the layers have windows of {sorted(sizes)} positions{mixture}, which no model of transformers has; it cannot be compared"
-        )
+    name = transformers_model(model)
     left_out = ("model_type", "architectures", "transformers_version", "layer_types")
     kept = {name: value for name, value in values.items() if name not in left_out}
     kept |= {
-        "sliding_window": next(iter(sizes), None),
+        "sliding_window": next((window for window in model.sliding_window if window is not None), None),
         "rms_norm_eps": model.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
     }
@@ -94,13 +95,7 @@ def reference_config(model: ModelConfig, values: dict[str, object]) -> transform
         kept["pad_token_id"] = PADDING_ID  # without one, the class refuses a batch
     if model.context_length is not None:
         kept["max_position_embeddings"] = model.context_length
-    if model.n_experts is not None:
-        return transformers.MixtralConfig(**kept)
-    if interleaved:
-        return transformers.MinistralConfig(
-            **kept, layer_types=["sliding_attention" if window else "full_attention" for window in model.sliding_window]
-        )
-    return transformers.MistralConfig(**kept)
+    return REFERENCE_CONFIGS[name](**kept, **layer_types(model))
 
 
 def reference_logits(model: torch.nn.Module, ids: NDArray[np.int64], head: HeadName) -> NDArray[np.float32]:

@@ -65,11 +65,11 @@ class StoredWeights:
         path = folder / RECORD_FILE
         if not path.is_file():
             raise UserError(f"{path} is missing: expected the stored weights there; run `python -m export` again")
-        return cls(folder, manifest.decode(path.read_bytes(), WeightsRecord, str(path)))
+        return cls(folder, manifest.from_json(path.read_bytes(), WeightsRecord, str(path)))
 
     def write_record(self) -> None:
         """Write the record that `open` reads."""
-        (self.folder / RECORD_FILE).write_bytes(manifest.encode(self.record))
+        (self.folder / RECORD_FILE).write_bytes(manifest.to_json(self.record))
 
     def tensors(self) -> TensorFile:
         """The weight file, opened."""

@@ -26,7 +26,7 @@ STORAGE_DTYPES: Mapping[str, DType] = {"fp32": "float32", "fp16": "float16", "bf
 CACHE_DTYPES: Mapping[str, DType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}  # by `quantize.cache`
 ROUTER = ".feed_forward.gate.weight"
 EXPERTS = ".experts."  # in the names of weights that stack one matrix for each expert
-HEAD = ("output.weight", "tok_embeddings.weight")  # the second where embeddings are tied
+HEAD_WEIGHTS = ("output.weight", "tok_embeddings.weight")  # the second where embeddings are tied
 
 
 def format_of(stored: Storage) -> Format:
@@ -105,13 +105,13 @@ class StorageRules:
         chosen = storage_of(SCHEMES[scheme], self.quantization, self.dtype)
         if EXPERTS in name or shape[1] % format_of(chosen).multiple:
             return ROUNDED if format_of(chosen).scaled else chosen  # what the kernels of experts have
-        if name in HEAD and not format_of(chosen).grouped:
+        if name in HEAD_WEIGHTS and not format_of(chosen).grouped:
             return without_rounding(chosen)  # a language model's head sees one token a call and waits for memory
         return chosen
 
     def _is_kept(self, name: str) -> bool:
         places = {
-            "head": name in HEAD,
+            "head": name in HEAD_WEIGHTS,
             "first": name.startswith("layers.0."),
             "last": name.startswith(f"layers.{self.n_layers - 1}."),
         }

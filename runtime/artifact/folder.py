@@ -139,7 +139,7 @@ def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
         raise UserError(
             f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use its own runtime or compile it again"
         )
-    return contract.decode(data, Manifest, str(path))
+    return contract.from_json(data, Manifest, str(path))
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:
@@ -212,7 +212,7 @@ def write_artifact(
     try:
         fill(fresh)
         manifest = make_manifest(tuple(file_entry(path) for path in sorted(fresh.iterdir())))
-        (fresh / MANIFEST_FILE).write_bytes(contract.encode(manifest))
+        (fresh / MANIFEST_FILE).write_bytes(contract.to_json(manifest))
         for path in [*fresh.iterdir(), fresh]:
             _sync(path)
         Artifact.open(fresh, for_this_machine=for_this_machine)
@@ -230,7 +230,7 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
     check_manifest(manifest, str(folder / MANIFEST_FILE))
     fresh = _sibling(folder, "manifest")  # outside the folder, where a reader would find a file too many
     try:
-        fresh.write_bytes(contract.encode(manifest))
+        fresh.write_bytes(contract.to_json(manifest))
         _sync(fresh)
         (folder / SIGNATURE_FILE).unlink(missing_ok=True)
         fresh.replace(folder / MANIFEST_FILE)

@@ -95,6 +95,11 @@ class ModelConfig(Record, frozen=True):
         """Query heads that share one key-value head."""
         return self.n_heads // self.n_kv_heads
 
+    @property
+    def every_layer_windowed(self) -> bool:
+        """Whether every layer forgets, so that a text of any length fits the caches."""
+        return all(self.sliding_window)
+
     def cache_lens(self, cache_len: int) -> tuple[int, ...]:
         """Slots of each layer's cache: its sliding window, or `cache_len` under full attention.
 
@@ -272,12 +277,12 @@ class Manifest(Record, frozen=True):
 T = TypeVar("T", bound=Record)
 
 
-def encode(record: Record) -> bytes:
+def to_json(record: Record) -> bytes:
     """A record as indented JSON with a fixed key order."""
     return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
 
 
-def decode(data: bytes, kind: type[T], where: str) -> T:
+def from_json(data: bytes, kind: type[T], where: str) -> T:
     """Read a record from JSON; `where` names the file in the `UserError` raised when it does not fit."""
     try:
         return msgspec.json.decode(data, type=kind)

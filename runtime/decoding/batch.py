@@ -5,15 +5,15 @@ at a negative position until the last one ends: the kernels neither write nor se
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.decoding.sampler import Sampler, SamplingOptions, top_logprobs
-from runtime.errors import UserError
-from runtime.text.stream import FinishReason, Step, TextStream, with_text
+from runtime.decoding.generation import TokenModel, check_prompts, generate, next_step
+from runtime.decoding.sampler import Sampler
+from runtime.text.stream import Step, TextStream, with_text
 
 FILLER_ID = 0  # any valid id: nothing ever sees it
 HIDDEN = -1  # a position that is neither written nor seen
@@ -56,32 +56,6 @@ class _Row:
             step = next(with_text(iter((step,)), self.text))
         self.left = self.left - 1 if step.finish_reason is None else 0
         return step
-
-
-def next_step(
-    logits: NDArray[np.float32],
-    sampler: Sampler,
-    history: list[int],
-    *,
-    left: int,
-    eos_ids: Sequence[int],
-    logprobs: int | None,
-) -> Step:
-    """Draw an id from logits (vocab,) and add it to `history`; `left` ids, this one included, may still come."""
-    token_id = sampler.sample(logits, history)
-    history.append(token_id)
-    reason = finish_reason_of(token_id, left, eos_ids)
-    return Step(token_id, None if logprobs is None else tuple(top_logprobs(logits, logprobs)), reason)
-
-
-def finish_reason_of(token_id: int, left: int, eos_ids: Sequence[int]) -> FinishReason | None:
-    """Why a sequence ends with this id, of which `left`, this one included, may come; None where it goes on."""
-    return "stop" if token_id in eos_ids else "length" if left == 1 else None
-
-
-def row_samplers(options: SamplingOptions, count: int) -> list[Sampler]:
-    """A sampler for each prompt, seeded with the options' seed plus the prompt's index, so that none draws what another leaves."""
-    return [Sampler(options if options.seed is None else replace(options, seed=options.seed + i)) for i in range(count)]
 
 
 def generate_batch(
@@ -141,15 +115,29 @@ def _generate_side_by_side(
         logits = model.step(1, ids, first)
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], max_tokens: int, slots: int | None) -> None:
-    """Raise `UserError` for what would fail later; `slots` is the room of empty caches, None without a limit."""
-    if max_tokens < 1:
-        raise UserError(f"max_tokens is {max_tokens}, expected at least 1")
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt:
-            raise UserError(f"prompt {number} has no tokens, expected at least one; pass some text")
-        if slots is not None and len(prompt) > slots:
-            remedy = "shorten it, or compile with a larger shape.cache_len"
-            raise UserError(
-                f"prompt {number} has {len(prompt)} tokens, expected at most {slots}, the slots of a cache: {remedy}"
-            )
+class AnyModel(TokenModel, BatchModel, Protocol):
+    """A model of any batch."""
+
+
+def generate_all(
+    model: AnyModel,
+    prompts: Sequence[Sequence[int]],
+    samplers: Sequence[Sampler],
+    *,
+    max_tokens: int,
+    eos_ids: Sequence[int],
+    logprobs: int | None = None,
+    texts: Sequence[TextStream] = (),
+) -> Iterator[tuple[int, Step]]:
+    """`generate_batch` for a model of any batch: one of batch 1 takes the prompts one after the other."""
+    if model.batch > 1:
+        yield from generate_batch(
+            model, prompts, samplers, max_tokens=max_tokens, eos_ids=eos_ids, logprobs=logprobs, texts=texts
+        )
+        return
+    model.reset()
+    check_prompts(prompts, max_tokens, model.room())
+    for i, (prompt, sampler) in enumerate(zip(prompts, samplers, strict=True)):
+        model.reset()
+        steps = generate(model, prompt, sampler, max_tokens=max_tokens, eos_ids=eos_ids, logprobs=logprobs)
+        yield from ((i, step) for step in (with_text(steps, texts[i]) if texts else steps))

@@ -66,7 +66,7 @@ TINY = float(np.finfo(np.float32).tiny)  # a smaller temperature, which may be z
 
 
 class Sampler:
-    """Draws token ids; the same seed and the same calls give the same ids."""
+    """DeviceSampler token ids; the same seed and the same calls give the same ids."""
 
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
@@ -86,7 +86,7 @@ class Sampler:
         return int(ids[min(drawn, ids.size - 1)])  # the product may round up to the whole mass
 
     def device_options(self) -> tuple[float, int, float]:
-        """Temperature, top-k and draw of a step for `runtime.engines.loaded.Draws`, which gives the id that `sample` would, but for the rounding of float32.
+        """Temperature, top-k and draw of a step for `runtime.engines.loaded_artifact.DeviceSampler`, which gives the id that `sample` would, but for the rounding of float32.
 
         For options with no filter beside top-k (`SamplingOptions.top_k_alone`).
         """

@@ -15,7 +15,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
-class Level:
+class PsabiLevel:
     """One psABI level: LLVM's name of it, and every /proc/cpuinfo flag that code for it may use."""
 
     name: str
@@ -27,9 +27,14 @@ _V2 = (*_V1, "cx16", "lahf_lm", "popcnt", "pni", "ssse3", "sse4_1", "sse4_2")
 _V3 = (*_V2, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
-LEVELS: dict[str, Level] = {  # ascending: each holds all of the one before
+LEVELS: dict[str, PsabiLevel] = {  # ascending: each holds all of the one before
     level.name: level
-    for level in (Level("x86-64", _V1), Level("x86-64-v2", _V2), Level("x86-64-v3", _V3), Level("x86-64-v4", _V4))
+    for level in (
+        PsabiLevel("x86-64", _V1),
+        PsabiLevel("x86-64-v2", _V2),
+        PsabiLevel("x86-64-v3", _V3),
+        PsabiLevel("x86-64-v4", _V4),
+    )
 }
 
 # LLVM's names of the features that its code generator uses of its own accord (tuning hints and system instructions are

@@ -3,7 +3,7 @@
 Loading ends with one run of each function on padding, which touches no cache but loads kernels and makes the workspace that will be needed. The
 next call of a function records its launches without running them, and from then on a call is a launch of that graph, which reads ids, positions,
 caches and weights from where they were. Outputs come back into pinned memory, and nothing else is waited for. Steps that draw their own ids
-(`runtime.engines.cuda_draws`) leave the outputs where they are.
+(`runtime.engines.cuda_sampler`) leave the outputs where they are.
 
 One model a process, called by one thread: TVM's workspace for what a kernel keeps between its launches is the thread's, and a page of it is freed
 where a larger one is asked for. A second model could free what the first one's graphs point to.
@@ -21,21 +21,23 @@ from numpy.typing import NDArray
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.engines.cuda_device import Device
-from runtime.engines.cuda_draws import CudaDraws
 from runtime.engines.cuda_function import GraphFunction
-from runtime.engines.loaded import PADDING_ID, SMALLER, Loaded, device_bytes
+from runtime.engines.cuda_sampler import CudaSampler
+from runtime.engines.loaded_artifact import PADDING_ID, SMALLER, LoadedArtifact, device_bytes
 from runtime.engines.tvm_runtime import CPU_DEVICE, CUDA_DEVICE, kernel_of, open_library, start_machine
 from runtime.errors import UserError
 
 
-def load(opened: Artifact, threads: int) -> Loaded:
+def load(opened: Artifact, threads: int) -> LoadedArtifact:
     """Bring an artifact onto the first device; raises `UserError` when there is no driver, no fitting device or too little memory."""
     return load_library(
         Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.library, opened.weights()
     )
 
 
-def load_library(device: Device, manifest: Manifest, library: Path, arrays: Mapping[str, NDArray[Any]]) -> Loaded:
+def load_library(
+    device: Device, manifest: Manifest, library: Path, arrays: Mapping[str, NDArray[Any]]
+) -> LoadedArtifact:
     """Bring a compiled library and weights by name onto a device; raises `UserError` when they do not fit its free memory."""
     check_memory(device_bytes(manifest), device.memory.free_bytes())
     opened = open_library(device.ffi, library)
@@ -58,13 +60,15 @@ def load_library(device: Device, manifest: Manifest, library: Path, arrays: Mapp
         positions[...] = np.arange(-tokens, 0)
         function()
     sample = next((call.kernel for call in manifest.calls if call.op == "sample"), None)
-    draws = None
+    device_sampler = None
     if sample is not None:
-        draws = CudaDraws(device, functions[1], kernel_of(opened, sample))
-        draws.begin(PADDING_ID, -1)
-        draws.start(temperature=1.0, top_k=1, draw=0.0)
-        draws.finish()
-    return Loaded({tokens: function.inputs for tokens, function in functions.items()}, dict(functions), caches, draws)
+        device_sampler = CudaSampler(device, functions[1], kernel_of(opened, sample))
+        device_sampler.begin(PADDING_ID, -1)
+        device_sampler.start(temperature=1.0, top_k=1, draw=0.0)
+        device_sampler.finish()
+    return LoadedArtifact(
+        {tokens: function.inputs for tokens, function in functions.items()}, dict(functions), caches, device_sampler
+    )
 
 
 def check_memory(needed: int, free: int) -> None:

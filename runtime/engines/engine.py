@@ -17,7 +17,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import HEADS, Manifest
 from runtime.artifact.signing import key_of_environment
 from runtime.decoding.sampler import NOT_FINITE, Sampler, SamplingOptions
-from runtime.engines.loaded import PADDING_ID, STEPS_ON_THEIR_WAY, Loaded
+from runtime.engines.loaded_artifact import MAX_STEPS_IN_FLIGHT, PADDING_ID, LoadedArtifact
 from runtime.engines.machines import MACHINES
 from runtime.errors import UserError
 
@@ -28,7 +28,7 @@ class Engine:
 
     manifest: Manifest
     folder: Path
-    loaded: Loaded
+    loaded: LoadedArtifact
     lengths: NDArray[np.int64] = field(init=False)
     _turn: object = field(init=False, default=None)  # whose the steps on their way are
 
@@ -62,7 +62,7 @@ class Engine:
 
     def room(self) -> int | None:
         """How many more tokens fit the caches; None when every layer has a window, so that any number does."""
-        if all(self.manifest.model.sliding_window):
+        if self.manifest.model.every_layer_windowed:
             return None
         return self.manifest.shape.cache_len - int(self.lengths.max())
 
@@ -83,7 +83,7 @@ class Engine:
             logits = outputs[:, -1].copy()
         return logits
 
-    def encode(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+    def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """What the head gives for one list of ids per row, from empty caches: for each row (tokens, n_outputs), or (1, n_outputs) for the last token.
 
         Rows may differ in length; the caches are empty afterwards. Raises `UserError` as `prefill`, and for a head that generates text.
@@ -127,7 +127,7 @@ class Engine:
 
     def can_draw(self, options: SamplingOptions) -> bool:
         """Whether `draw` can take the place of `decode` and a sampler with these options."""
-        return self.loaded.draws is not None and options.top_k_alone
+        return self.loaded.device_sampler is not None and options.top_k_alone
 
     def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
         """As `decode` and `Sampler.sample` by turns, but for the rounding of float32: `steps` ids from `token_id` on, where `can_draw`.
@@ -136,19 +136,19 @@ class Engine:
         the id after it is asked for, and lies where that of any other id would. An iterator ends when another one begins. Raises `UserError` as
         `decode`, and for any logit that is infinite or no number.
         """
-        draws, room = self.loaded.draws, self.room()
-        assert draws is not None
+        device_sampler, room = self.loaded.device_sampler, self.room()
+        assert device_sampler is not None
         assert room is None or steps <= room
         self._check([[token_id]])
-        draws.begin(token_id, self.position)
+        device_sampler.begin(token_id, self.position)
         turn = self._turn = object()
         ahead: list[tuple[float, int, float]] = []  # the options of the steps on their way
         try:
             for left in range(steps, 0, -1):
-                while len(ahead) < min(STEPS_ON_THEIR_WAY, left):
+                while len(ahead) < min(MAX_STEPS_IN_FLIGHT, left):
                     ahead.append(sampler.device_options())
-                    draws.start(*ahead[-1])
-                drawn = draws.finish()
+                    device_sampler.start(*ahead[-1])
+                drawn = device_sampler.finish()
                 ahead.pop(0)
                 if drawn < 0:
                     raise UserError(NOT_FINITE)
@@ -159,7 +159,7 @@ class Engine:
         finally:
             sampler.take_back(ahead)
             if self._turn is turn:
-                draws.abandon()
+                device_sampler.abandon()
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
         """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to the last token's outputs (B, n_outputs)."""

@@ -8,7 +8,7 @@ from runtime.artifact.manifest import Manifest
 from runtime.artifact.targets import TARGETS
 from runtime.engines.cuda_driver import OLDEST_DRIVER, check_driver, read_driver, version_text
 from runtime.engines.finding import AS_IT_SAYS, Finding, answer
-from runtime.engines.loaded import SMALLER, device_bytes
+from runtime.engines.loaded_artifact import SMALLER, device_bytes
 from runtime.engines.tvm_runtime import find_library
 from runtime.errors import UserError
 

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import CALL_INPUTS, TensorSpec
 from runtime.artifact.tensor_file import numpy_dtype
-from runtime.engines.loaded import Loaded
+from runtime.engines.loaded_artifact import LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
 
 ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
 
 
-def load(opened: Artifact, threads: int) -> Loaded:
+def load(opened: Artifact, threads: int) -> LoadedArtifact:
     """An artifact in this process: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
     manifest = opened.manifest
     ffi = load_runtime(threads)
@@ -31,7 +31,7 @@ def load(opened: Artifact, threads: int) -> Loaded:
         functions[graph.tokens] = _bound(
             machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights]
         )
-    return Loaded(inputs, functions, caches)
+    return LoadedArtifact(inputs, functions, caches)
 
 
 def _bound(function: Callable[..., Any], arguments: list[Any]) -> Callable[[], NDArray[np.float32]]:

@@ -8,18 +8,18 @@ from runtime.artifact.manifest import Manifest
 from runtime.artifact.targets import TargetKind
 from runtime.engines import examination, host
 from runtime.engines.finding import Finding
-from runtime.engines.loaded import Loaded
+from runtime.engines.loaded_artifact import LoadedArtifact
 
 
 @dataclass(frozen=True)
 class Machine:
     """What a box does with artifacts of one target."""
 
-    load: Callable[[Artifact, int], Loaded]  # with a number of host threads
+    load: Callable[[Artifact, int], LoadedArtifact]  # with a number of host threads
     examine: Callable[[Manifest], Iterable[Finding]]  # for `runtime.doctor`
 
 
-def _load_cuda(artifact: Artifact, threads: int) -> Loaded:
+def _load_cuda(artifact: Artifact, threads: int) -> LoadedArtifact:
     from runtime.engines import cuda  # no part of which a box without a GPU needs
 
     return cuda.load(artifact, threads)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, prod
 
-from runtime.aligned import aligned
 from runtime.artifact.manifest import KernelCall
 from runtime.bench import Speeds
+from runtime.columns import in_columns
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes
 from runtime.verify import Check
 
@@ -46,7 +46,7 @@ class KernelRow:
 
 
 @dataclass(frozen=True)
-class Limits:
+class GpuLimits:
     """What this GPU reaches: GB/s of a copy, bytes read and written, and TFLOP/s of a large product, where torch has measured it."""
 
     copy_gb_s: float
@@ -62,7 +62,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Report:
+class ModelReport:
     """All that one folder's check says."""
 
     name: str
@@ -84,7 +84,7 @@ def line(cells: Sequence[str]) -> str:
     )
 
 
-def kernel_line(row: KernelRow, limits: Limits) -> str:
+def kernel_line(row: KernelRow, limits: GpuLimits) -> str:
     """One kernel."""
     error = f"{row.error:.2g}{'' if row.ok else ' WRONG'}"
     numbers = (error, f"{row.seconds * 1e6:,.1f}", f"{row.gb_s:,.0f}", f"{row.tflop_s:,.2f}")
@@ -142,7 +142,7 @@ class Rivals:
         )
 
 
-def model_lines(report: Report, limits: Limits, rivals: Rivals) -> list[str]:
+def model_lines(report: ModelReport, limits: GpuLimits, rivals: Rivals) -> list[str]:
     """Checks, tok/s and TTFT, beside what torch takes for the same matrix products and transformers for the same model."""
     lines = [
         f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}"
@@ -160,7 +160,7 @@ def model_lines(report: Report, limits: Limits, rivals: Rivals) -> list[str]:
     for p in report.speeds.prefill:
         beside = rivals.beside_prefill(report.name, p.prompt_tokens, p.ttft_s, longest=p.prompt_tokens == longest)
         rows.append((f"TTFT, {p.prompt_tokens} tokens", f"{p.tok_s:,.1f} tok/s", f"{p.ttft_s * 1e3:,.2f} ms", beside))
-    return [*lines, *aligned(rows), *report.speeds.skipped]
+    return [*lines, *in_columns(rows), *report.speeds.skipped]
 
 
 def _beside(seconds: float, theirs: float | None, whose: str) -> str:
@@ -171,7 +171,7 @@ def _joined(*parts: str) -> str:
     return ", ".join(filter(None, parts))
 
 
-def as_json(report: Report, limits: Limits) -> str:
+def as_json(report: ModelReport, limits: GpuLimits) -> str:
     """One line; an error that is no number is null, and its row not ok."""
     kernels = [
         {

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
-from runtime.text.look_alikes import StandIns
+from runtime.text.control_lookalikes import StandIns
 from runtime.text.messages import Message, Tool
 from runtime.text.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from runtime import bench as module
 from runtime.artifact.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
 from runtime.artifact.signatures import graphs_of
 from runtime.artifact.tensor_file import TensorFileWriter
-from runtime.bench import Report, Workload, cache_bytes, counts, measure, weight_bytes
+from runtime.bench import BenchReport, Workload, cache_bytes, counts, measure, weight_bytes
 from runtime.engines import memory
 from runtime.errors import UserError
 
@@ -167,10 +167,10 @@ def test_bandwidth_is_within_what_memory_can_give():
 
 
 def test_peak_memory_is_that_of_this_process_alone():
-    program = "import numpy as np; from runtime.engines.memory import peak_rss_mb as peak; a = peak(); np.ones(200 * 125_000); print(a, peak())"
+    program = "import numpy as np; from runtime.process_memory import peak_memory as peak; a = peak(); np.ones(200 * 125_000); print(a, peak())"
     ballast = np.ones(300 * 125_000)  # 300 MB in the process that starts the other, which getrusage would count there
     run = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
-    before, after = map(float, run.stdout.split())
+    before, after = (int(size) / 1e6 for size in run.stdout.split())
     assert before < ballast.nbytes / 1e6
     assert 190 < after - before < 220  # 200, less what numpy's import had and freed, and the kernel's lazy counting
 
@@ -217,7 +217,7 @@ def fake_command(monkeypatch):
 def test_json_is_one_object_that_reads_back_as_the_report(fake_command, capsys):
     assert module.main([*fake_command, "--json"]) == 0
     text = capsys.readouterr().out
-    report = msgspec.json.decode(text, type=Report)
+    report = msgspec.json.decode(text, type=BenchReport)
     assert text == json.dumps(json.loads(text)) + "\n"
     assert (report.threads, report.scheme, report.bandwidth_gb_s, report.weight_bytes_per_step) == (
         3,

@@ -4,7 +4,8 @@ import signal
 import msgspec
 import pytest
 
-from runtime.chat import Conversation, converse, main
+from runtime.chat import converse, main
+from runtime.decoding.conversation import Conversation
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.text.chat_template import ChatTemplate, TemplateEncoder
 from runtime.text.tokenizer import open_tokenizer

@@ -53,7 +53,7 @@ def test_a_sound_machine(artifact, capsys):
         (lambda m: m.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.17")), "C library", "use a newer Linux"),
         (lambda m: m.setattr(doctor.platform, "libc_ver", lambda: ("", "")), "C library", "use a newer Linux"),
         (lambda m: m.setattr(doctor, "SPARE_DISK", 1e18), "disk", "free some space"),
-        (lambda m: m.setattr("runtime.engines.loaded.PROCESS_BYTES", 10**18), "memory", "free memory"),
+        (lambda m: m.setattr("runtime.engines.loaded_artifact.PROCESS_BYTES", 10**18), "memory", "free memory"),
         (
             lambda m: m.setattr("runtime.engines.cpu.machine_features", lambda: frozenset({"lm"})),
             "CPU",

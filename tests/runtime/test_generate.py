@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
+from runtime.decoding.generation import generate
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.errors import UserError, run_command
-from runtime.generate import generate, main
+from runtime.generate import main
 from tests.helpers.scripted_engine import EOS, PIECES, SPEC, ScriptedEngine, install
 
 PROMPT = [3, 14, 15, 92, 6]

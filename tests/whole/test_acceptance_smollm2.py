@@ -13,9 +13,9 @@ from export.checkpoints.checkpoint import open_checkpoint
 from export.fetch import DOWNLOADS, fetch
 from export.proof.reference_model import load_reference
 from export.stage import ROOT
+from runtime.decoding.generation import generate
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.engines.engine import Engine
-from runtime.generate import generate
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
 

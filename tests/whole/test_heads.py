@@ -39,7 +39,7 @@ from runtime import chat, classify, embed, generate, verify
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.consistency import check_manifest
 from runtime.artifact.folder import Artifact
-from runtime.decoding.encode import encode_all
+from runtime.decoding.whole_texts import outputs_of_all
 from runtime.engines.engine import Engine, chunk_sizes
 from runtime.errors import UserError
 from tests.helpers import reference, scripted_engine
@@ -230,16 +230,16 @@ def test_onnxruntime(case, theirs, length):
 def test_the_artifact(case, theirs, engine, length):
     rows = rows_of(length, case.checkpoint.model.vocab_size)
     expected = expected_outputs(theirs, rows)
-    assert difference(engine.encode(rows), expected) <= case.bound
-    assert difference(engine.encode(rows[::-1]), expected[::-1]) <= case.bound
+    assert difference(engine.head_outputs(rows), expected) <= case.bound
+    assert difference(engine.head_outputs(rows[::-1]), expected[::-1]) <= case.bound
     assert engine.position == 0
 
 
 def test_a_row_gives_the_same_bits_whatever_the_others_hold(case, engine):
     long, short = rows_of(LENGTHS[-1], case.checkpoint.model.vocab_size)
-    alone = engine.encode([short, [1]])[0]
-    assert np.array_equal(engine.encode([short, short[::-1]])[0], alone[: len(alone)])
-    grouped = list(encode_all(engine, [short, long, short]))  # the last group is filled up
+    alone = engine.head_outputs([short, [1]])[0]
+    assert np.array_equal(engine.head_outputs([short, short[::-1]])[0], alone[: len(alone)])
+    grouped = list(outputs_of_all(engine, [short, long, short]))  # the last group is filled up
     assert np.array_equal(grouped[2], alone)
     assert len(grouped) == 3
 
@@ -494,18 +494,18 @@ def test_the_engine_refuses_other_uses(engine):
     with pytest.raises(
         UserError, match=r"has the head causal_lm, which generates text; run `python -m runtime.generate`"
     ):
-        replace(engine, manifest=msgspec.structs.replace(engine.manifest, model=model)).encode([[1]] * BATCH)
+        replace(engine, manifest=msgspec.structs.replace(engine.manifest, model=model)).head_outputs([[1]] * BATCH)
     with pytest.raises(UserError, match="outside the vocabulary"):
-        engine.encode([[1], [engine.manifest.model.vocab_size]])
+        engine.head_outputs([[1], [engine.manifest.model.vocab_size]])
     with pytest.raises(UserError, match="empty"):
-        engine.encode([[1], []])
+        engine.head_outputs([[1], []])
 
 
 def test_a_text_beyond_a_full_cache_is_refused(compile_head):
     engine = Engine.open(compile_head("question_answering").artifact, threads=1)
-    assert [len(row) for row in engine.encode([[5] * CACHE_LEN, [6]])] == [CACHE_LEN, 1]
+    assert [len(row) for row in engine.head_outputs([[5] * CACHE_LEN, [6]])] == [CACHE_LEN, 1]
     with pytest.raises(UserError, match="41 more tokens do not fit"):
-        engine.encode([[5] * (CACHE_LEN + 1), [6]])
+        engine.head_outputs([[5] * (CACHE_LEN + 1), [6]])
 
 
 @pytest.mark.parametrize("available", [(4,), (16, 3), (7, 5, 2), (1,)])

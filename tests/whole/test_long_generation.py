@@ -10,9 +10,9 @@ import torch
 from transformers import MistralForCausalLM
 
 from runtime.bench import Workload, cache_bytes, measure, weight_bytes
+from runtime.decoding.generation import generate
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.engines.engine import Engine
-from runtime.generate import generate
 from tests.helpers.artifacts import CACHE_LEN, WINDOW, random_ids, slot_of
 
 VOCAB = 320
@@ -65,7 +65,7 @@ LONG_GENERATION = """
 import json, sys
 from pathlib import Path
 from runtime.engines.engine import Engine
-from runtime.generate import generate
+from runtime.decoding.generation import generate
 from runtime.decoding.sampler import Sampler, SamplingOptions
 
 engine, window, windows = Engine.open(Path(sys.argv[1]), threads=1), int(sys.argv[2]), int(sys.argv[3])

@@ -21,8 +21,8 @@ from tvm.tirx import PrimFunc
 from build.kernels.cpu.attention_step import HIDDEN, STEP, Columns, Queries, Softmax, attention_step
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.vector import exp
+from build.kernels.parameters import without
 from build.kernels.shapes import RING_BLOCK, RollingAttention, ring_block
-from build.kernels.signature import without
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 SPLITS = 8  # tasks that share one token's keys, at most: enough to keep uneven numbers of heads and threads busy

@@ -5,8 +5,8 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import weight_at
+from build.kernels.parameters import UNUSED, without
 from build.kernels.shapes import Embedding
-from build.kernels.signature import UNUSED, without
 from export.weights.table import panel_layout
 
 

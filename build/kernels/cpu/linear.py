@@ -15,8 +15,8 @@ from build.kernels.cpu.gemm import gemm
 from build.kernels.cpu.gemv import gemv
 from build.kernels.cpu.integer import integer_gemm, integer_gemv
 from build.kernels.cpu.level import Level
+from build.kernels.parameters import UNUSED, without
 from build.kernels.shapes import Linear
-from build.kernels.signature import UNUSED, without
 from export.weights.table import format_of, panel_layout
 from runtime.errors import UserError
 

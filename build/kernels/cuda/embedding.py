@@ -5,8 +5,8 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.weights import group_of, number, scale_of, scales_buffer, unused, zero_of, zeros_buffer
+from build.kernels.parameters import without
 from build.kernels.shapes import Embedding
-from build.kernels.signature import without
 from export.weights.table import format_of, vector_layout, vector_steps
 from runtime.artifact.layouts import PANEL
 

@@ -21,7 +21,7 @@ from runtime.artifact.layouts import PANEL, WORD
 
 
 @dataclass(frozen=True)
-class Tile:
+class GemmTile:
     """Blocking of the matrix product: `warps` in a block, `rows` of x a block, `depth` steps of K in shared memory."""
 
     warps: int
@@ -30,7 +30,7 @@ class Tile:
 
 
 # Not yet measured on a GPU. 8 warps hide the latency of the loads; 64 x 32 floats of x and 32 x 32 of W are 12 kB of shared memory.
-TILE = Tile(warps=8, rows=64, depth=32)
+TILE = GemmTile(warps=8, rows=64, depth=32)
 THREADS = TILE.warps * WARP
 
 

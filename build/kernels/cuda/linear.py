@@ -19,8 +19,8 @@ from build.kernels.cuda.norm import normalized_rows
 from build.kernels.cuda.swiglu import gated_rows
 from build.kernels.cuda.tensor_core import suits, tensor_core_gemm
 from build.kernels.cuda.weights import scales_buffer, unused, zeros_buffer
+from build.kernels.parameters import without
 from build.kernels.shapes import Linear
-from build.kernels.signature import without
 from export.weights.table import vector_layout
 
 Body = Callable[..., Any]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from build.kernels.signature import UNUSED
+from build.kernels.parameters import UNUSED
 from export.weights.format import MatrixLayout, Storage
 from export.weights.table import format_of, vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO

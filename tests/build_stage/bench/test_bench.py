@@ -12,7 +12,7 @@ from build.bench import contenders, report
 from build.bench.__main__ import run_once, run_rounds
 from build.bench.contenders import Contender
 from build.bench.plot import draw_speeds
-from build.bench.report import Limits, Result, goals_table, ratios, results_table
+from build.bench.report import MachineLimits, Result, goals_table, ratios, results_table
 from build.bench.rival_onnxruntime import OnnxruntimeEngine
 from build.bench.rival_transformers import TransformersEngine, load_model
 from build.tools.variants import VARIANTS
@@ -113,7 +113,7 @@ def result(what, scheme, prefill, decode, gb_s):
     )
 
 
-LIMITS = Limits(20.0, 1e-6)
+LIMITS = MachineLimits(20.0, 1e-6)
 RESULTS = [
     result("ours", "fp32", 100.0, (30.0, 20.0), 16.0),
     result("ours", "int8", 110.0, (75.0, 60.0), 11.0),
@@ -172,10 +172,12 @@ def test_rounds_alternate_and_give_medians(monkeypatch):
         )
 
     monkeypatch.setattr(module, "run_once", run_once)
-    monkeypatch.setattr(module, "measured_limits", lambda _threads, _cpu: Limits(float(len(order)), 10.0 - len(order)))
+    monkeypatch.setattr(
+        module, "measured_limits", lambda _threads, _cpu: MachineLimits(float(len(order)), 10.0 - len(order))
+    )
     results, limits = run_rounds([Contender("a", "fp32", ()), Contender("b", "fp32", ())], 3, 1, "x86-64-v3")
     assert order == ["a", "b"] * 3
-    assert limits == Limits(4.0, 10.0)  # the best of 0, 2 and 4, and of 10, 8 and 6
+    assert limits == MachineLimits(4.0, 10.0)  # the best of 0, 2 and 4, and of 10, 8 and 6
     assert [(r.prefill_tok_s, r.decode_tok_s, r.gb_s, r.peak_rss_mb) for r in results] == [
         (30.0, {64: 3.0}, 0.75, 300.0),
         (60.0, {64: 6.0}, 1.5, 600.0),

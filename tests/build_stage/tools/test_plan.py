@@ -16,7 +16,7 @@ from export.plan import export_record
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact
 from runtime.engines.engine import Engine
-from runtime.engines.loaded import PROCESS_BYTES
+from runtime.engines.loaded_artifact import PROCESS_BYTES
 from runtime.errors import UserError
 from tests.helpers.artifacts import CASES
 

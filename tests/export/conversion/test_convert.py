@@ -27,7 +27,7 @@ from export.checkpoints import checkpoint as checkpoint_module
 from export.checkpoints.checkpoint import half_split_rows, open_checkpoint
 from export.conversion import convert as convert_module
 from export.conversion.convert import convert, main, other_form
-from export.conversion.forms import huggingface_config, huggingface_tensors, mistral_params, neighbour_rows
+from export.conversion.target_formats import huggingface_config, huggingface_tensors, mistral_params, neighbour_rows
 from runtime.errors import UserError
 from tests.helpers.raw_mistral import MOE, PARAMS, raw_logits, raw_of_transformers, raw_tensors, write_raw
 from tests.helpers.reference import bound, difference

@@ -14,7 +14,7 @@ from runtime.engines.cuda_device import Device
 from runtime.engines.cuda_function import GraphFunction
 from runtime.engines.cuda_memory import CudaMemory
 from runtime.engines.engine import Engine
-from runtime.engines.loaded import PROCESS_BYTES, device_bytes
+from runtime.engines.loaded_artifact import PROCESS_BYTES, device_bytes
 from runtime.engines.tvm_runtime import find_library
 from runtime.errors import UserError
 from tests.helpers.artifacts import compiled, cuda_case

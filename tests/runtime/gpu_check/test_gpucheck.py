@@ -20,7 +20,7 @@ from export.weights.format import ModelTensor, Storage
 from export.weights.table import load, store
 from runtime import gpucheck
 from runtime.artifact.folder import Artifact
-from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, encode
+from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, to_json
 from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
 from runtime.engines import host
 from runtime.engines.cuda_memory import CudaMemory
@@ -29,7 +29,16 @@ from runtime.gpu_check import torch_process, transformers_script
 from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.packed_matrix import PackedMatrix
 from runtime.gpu_check.random_tensors import Random, random_weights
-from runtime.gpu_check.report import KernelRow, Limits, Report, Rivals, as_json, kernel_line, label_of, model_lines
+from runtime.gpu_check.report import (
+    BenchReport,
+    GpuLimits,
+    KernelRow,
+    Rivals,
+    as_json,
+    kernel_line,
+    label_of,
+    model_lines,
+)
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, ask_transformers
 from runtime.gpucheck import CudaKernels, check_kernel, checked_manifest, products_of
 from runtime.verify import Check
@@ -265,7 +274,7 @@ def test_a_capture_that_fails_says_what_failed(tmp_path):
 def serial_folder(compile_case, tmp_path):
     """A check folder whose library holds the kernels in their serial form."""
     manifest = compile_serial(compile_case("windowed").graphs, tmp_path)
-    (tmp_path / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, target=CUDA_TARGET)))
+    (tmp_path / "manifest.json").write_bytes(to_json(msgspec.structs.replace(manifest, target=CUDA_TARGET)))
     (tmp_path / "weights.safetensors").unlink()
     return tmp_path
 
@@ -349,7 +358,7 @@ def test_other_folders_are_refused(compile_case, tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         checked_manifest(tmp_path)
     manifest = Artifact.open(compile_case("windowed").artifact).manifest
-    (tmp_path / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, files=(), target=CUDA_TARGET)))
+    (tmp_path / "manifest.json").write_bytes(to_json(msgspec.structs.replace(manifest, files=(), target=CUDA_TARGET)))
     with pytest.raises(UserError, match="names no kernel, expected those that the library calls"):
         checked_manifest(tmp_path)
     with pytest.raises(UserError, match="is of the target llvm, expected cuda"):
@@ -368,18 +377,18 @@ SLOW = KernelRow("linear_1", "512 x 4096 -> 4096 int8", "prefill_512", 3.0, 1e-3
 
 def report(*kernels, ok=True):
     speeds = Speeds((PrefillSpeed(2048, 0.1, 20480),), (DecodeSpeed(64, 0.005, 200, 10**10, 2000),), ())
-    return Report("7b", kernels, (Check("prefill", "0 apart", "less", ok),), speeds)
+    return BenchReport("7b", kernels, (Check("prefill", "0 apart", "less", ok),), speeds)
 
 
 def test_the_tables():
-    limits = Limits(4000.0, 400.0)
+    limits = GpuLimits(4000.0, 400.0)
     assert (
         " ".join(kernel_line(KERNEL, limits).split())
         == "0.25 10.0 2,000 10.00 50% of copy linear_0 1 x 4096 -> 4096 int8 decode"
     )
     assert kernel_line(SLOW, limits).split()[:8] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
     assert limits.share(replace(KERNEL, cold=False)) == "in cache"
-    assert Limits(4000.0, None).share(SLOW) == "0% of copy"
+    assert GpuLimits(4000.0, None).share(SLOW) == "0% of copy"
     rivals = Rivals(
         TorchTimes(400.0, {"7b decode": 0.004, "7b prefill": 0.05}),
         TransformersTimes({2048: 0.2}, {64: 0.01}, graph=True),
@@ -400,7 +409,7 @@ def test_one_wrong_kernel_or_check_makes_it_wrong():
 
 
 def test_json_has_no_infinite_numbers():
-    found = json.loads(as_json(report(KERNEL, replace(SLOW, error=float("inf"))), Limits(4000.0, None)))
+    found = json.loads(as_json(report(KERNEL, replace(SLOW, error=float("inf"))), GpuLimits(4000.0, None)))
     assert [(row["error"], row["ok"]) for row in found["kernels"]] == [(0.25, True), (None, False)]
     assert (found["kernels"][0]["gb_s"], found["copy_gb_s"], found["ok"]) == (pytest.approx(2000.0), 4000.0, False)
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.chat_template import ChatTemplate, TemplateEncoder, open_chat_template
-from runtime.text.conversation import open_conversation_encoder
+from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.conversations import WORDS, text
 

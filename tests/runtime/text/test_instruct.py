@@ -11,9 +11,9 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from export.stage import ROOT
-from runtime.artifact.manifest import InstructVersion, TokenizerSpec, decode, encode
+from runtime.artifact.manifest import InstructVersion, TokenizerSpec, from_json, to_json
 from runtime.errors import UserError
-from runtime.text.conversation import open_conversation_encoder
+from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.instruct import INSTRUCT_FORMATS, InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
 
@@ -169,7 +169,7 @@ def test_a_format_needs_its_control_tokens():
     with pytest.raises(UserError, match=r"the tokenizer lacks \[SYSTEM_PROMPT\], which the instruct format v7 needs"):
         InstructEncoder("v7", open_tokenizer(spec("v3"), DATA))
     with pytest.raises(UserError, match="is not a valid tokenizerspec: Invalid enum value 'v99'"):
-        decode(encode(msgspec.structs.replace(spec("v3"), instruct="v99")), TokenizerSpec, "x")
+        from_json(to_json(msgspec.structs.replace(spec("v3"), instruct="v99")), TokenizerSpec, "x")
 
 
 def test_the_format_wins_over_the_template_and_a_base_model_has_neither(tmp_path):
@@ -186,5 +186,5 @@ def test_the_format_wins_over_the_template_and_a_base_model_has_neither(tmp_path
 
 
 def test_the_box_needs_no_tokenizer_library_of_the_tests():
-    code = "import sys, runtime.text.conversation; sys.exit(bool({'mistral_common', 'tiktoken', 'transformers'} & set(sys.modules)))"
+    code = "import sys, runtime.text.conversation_encoder; sys.exit(bool({'mistral_common', 'tiktoken', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -11,7 +11,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from export.checkpoints.mistral_tokenizer import mistral_tokenizer
 from runtime.artifact.manifest import TokenizerSpec
-from runtime.text.conversation import open_conversation_encoder
+from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.conversations import LOOK_ALIKES, conversation, text
 

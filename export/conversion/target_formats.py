@@ -9,7 +9,7 @@ from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.families import FAMILIES, MISTRAL_EXPERT_KEYS, Family
 from export.checkpoints.mistral_format import window_pattern
 from export.checkpoints.source import Array
-from export.checkpoints.tensor_layout import Weight, weights
+from export.checkpoints.tensor_layout import AssembledTensor, weights
 from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
 
@@ -58,20 +58,23 @@ def huggingface_config(model: ModelConfig) -> dict[str, object]:
 
     Raises `UserError` for a model that no class has: windows of several sizes, or a mixture whose layers differ in their window.
     """
-    key = _huggingface_key(model)
-    fields = _values(model, FAMILIES["huggingface"][key])
+    key = transformers_model(model)
+    fields = _values(model, _huggingface_family(model))
     config = {"architectures": [HUGGINGFACE_MODELS[key]], "model_type": key, "hidden_act": "silu", **fields}
     config["sliding_window"] = next((window for window in model.sliding_window if window is not None), None)
-    if key == "ministral":
-        config["layer_types"] = [
-            "full_attention" if window is None else "sliding_attention" for window in model.sliding_window
-        ]
-    return config
+    return config | layer_types(model)
+
+
+def layer_types(model: ModelConfig) -> dict[str, list[str]]:
+    """The key that tells which layers have a window, for a model whose layers differ in that."""
+    if len(set(model.sliding_window)) == 1:
+        return {}
+    return {"layer_types": ["sliding_attention" if window else "full_attention" for window in model.sliding_window]}
 
 
 def huggingface_tensors(checkpoint: Checkpoint) -> FormTensors:
     """The tensors of a causal language model under Hugging Face's names; raises as `huggingface_config` does."""
-    return _renamed(checkpoint, FAMILIES["huggingface"][_huggingface_key(checkpoint.model)])
+    return _renamed(checkpoint, _huggingface_family(checkpoint.model))
 
 
 def mistral_params(model: ModelConfig) -> dict[str, object]:
@@ -98,8 +101,8 @@ def neighbour_rows(rows: Array, heads: int) -> Array:
     return split.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _huggingface_key(model: ModelConfig) -> str:
-    _check_head(model)
+def transformers_model(model: ModelConfig) -> str:
+    """The `model_type` of the class of transformers that has a model's mathematics; `UserError` where none has."""
     sizes = sorted({window for window in model.sliding_window if window is not None})
     interleaved, mixture = len(set(model.sliding_window)) > 1, model.n_experts is not None
     if len(sizes) > 1:
@@ -111,6 +114,11 @@ def _huggingface_key(model: ModelConfig) -> str:
             "the layers of a mixture of experts differ in their window, which no class of transformers has, expected the same in all"
         )
     return "mixtral" if mixture else "ministral" if interleaved else "mistral"
+
+
+def _huggingface_family(model: ModelConfig) -> Family:
+    _check_head(model)
+    return FAMILIES["huggingface"][transformers_model(model)]
 
 
 def _mistral_key(model: ModelConfig) -> str:
@@ -143,6 +151,6 @@ def _renamed(checkpoint: Checkpoint, family: Family) -> FormTensors:
         for name, weight in layout.items()
         for wanted, stored in zip(weight.parts, checkpoint.weights[name].parts, strict=True)
     ]
-    single = {wanted.source: Weight(wanted.shape, (stored,)) for wanted, stored in pairs}
+    single = {wanted.source: AssembledTensor(wanted.shape, (stored,)) for wanted, stored in pairs}
     heads = {wanted.source: wanted.interleaved_heads for wanted, _ in pairs if wanted.interleaved_heads is not None}
     return FormTensors(replace(checkpoint, weights=single), heads)

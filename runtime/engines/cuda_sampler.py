@@ -1,4 +1,4 @@
-"""Decode steps that draw their own ids on the device (`runtime.engines.loaded.Draws`): one graph is a decode, the draw, and the next step's id and position.
+"""Decode steps that draw their own ids on the device (`runtime.engines.loaded_artifact.DeviceSampler`): one graph is a decode, the draw, and the next step's id and position.
 
 A step's options go up and its id comes down through pinned memory, of which two steps that are on their way each have their own. So the device goes
 from step to step by itself, and the host waits for nothing but an id.
@@ -12,14 +12,14 @@ import numpy as np
 from runtime.artifact.manifest import TensorSpec
 from runtime.engines.cuda_device import Device
 from runtime.engines.cuda_function import GraphFunction, RecordedCall
-from runtime.engines.loaded import STEPS_ON_THEIR_WAY
+from runtime.engines.loaded_artifact import MAX_STEPS_IN_FLIGHT
 
 OPTIONS = TensorSpec(name="options", shape=(3,), dtype="float32")
 TOKEN = TensorSpec(name="token", shape=(1,), dtype="int64")
 
 
-class CudaDraws:
-    """`runtime.engines.loaded.Draws` of a decode graph and the library's kernel `sample`."""
+class CudaSampler:
+    """`runtime.engines.loaded_artifact.DeviceSampler` of a decode graph and the library's kernel `sample`."""
 
     def __init__(self, device: Device, decode: GraphFunction, sample: Callable[..., Any]) -> None:
         self._memory = device.memory
@@ -33,7 +33,7 @@ class CudaDraws:
                 device.memory.pinned(TOKEN.shape, np.int64),
                 device.memory.event(),
             )
-            for _ in range(STEPS_ON_THEIR_WAY)
+            for _ in range(MAX_STEPS_IN_FLIGHT)
         ]
         self._step = RecordedCall(device.memory)
         self._started = self._finished = 0
@@ -53,8 +53,8 @@ class CudaDraws:
 
     def start(self, temperature: float, top_k: int, draw: float) -> None:
         """Start a step."""
-        assert self._started - self._finished < STEPS_ON_THEIR_WAY
-        options, token, event = self._slots[self._started % STEPS_ON_THEIR_WAY]
+        assert self._started - self._finished < MAX_STEPS_IN_FLIGHT
+        options, token, event = self._slots[self._started % MAX_STEPS_IN_FLIGHT]
         options[...] = temperature, top_k, draw
         self._memory.to_device(self._options.data_ptr(), options)
         self._step(self._run)
@@ -65,7 +65,7 @@ class CudaDraws:
     def finish(self) -> int:
         """The id that the oldest step on its way has drawn."""
         assert self._finished < self._started
-        _, token, event = self._slots[self._finished % STEPS_ON_THEIR_WAY]
+        _, token, event = self._slots[self._finished % MAX_STEPS_IN_FLIGHT]
         self._memory.wait_for(event)
         self._finished += 1
         return int(token[0])

@@ -19,14 +19,14 @@ class NoMatch(Exception):
 
 
 @dataclass(frozen=True)
-class Producers:
+class Dataflow:
     """Bindings of one function by variable, and readers that raise `NoMatch` when an expression is not what was expected."""
 
     calls: dict[Expr, Expr]
     uses: Counter[Expr]  # how many calls read each value
 
     @classmethod
-    def of(cls, function: relax.Function) -> "Producers":
+    def of(cls, function: relax.Function) -> "Dataflow":
         """Index a function that consists of dataflow blocks."""
         bindings = [binding for block in function.body.blocks for binding in block.bindings]
         uses = Counter(variable for binding in bindings for variable in set(variables(binding.value)))

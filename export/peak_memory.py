@@ -3,7 +3,8 @@
 import ctypes
 from pathlib import Path
 
-STATUS = Path("/proc/self/status")
+from runtime.process_memory import peak_memory
+
 PEAK_FILE = "peak_memory"  # in a stage's folder: bytes, as text
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 LARGEST_IN_HEAP = 2**20  # bytes
@@ -18,16 +19,6 @@ def return_freed_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_IN_HEAP)
-
-
-def peak_memory() -> int:
-    """Largest resident memory, in bytes, that this process itself has had since its program was loaded.
-
-    The kernel's own high-water mark (VmHWM), so nothing is sampled and nothing missed. Libraries' pages count; checkpoints and weights do
-    not, since both stages read and write them without mapping them. Unlike getrusage, it leaves out what the parent process held.
-    """
-    (kilobytes,) = (int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    return kilobytes * 1024
 
 
 def note_peak(folder: Path) -> None:

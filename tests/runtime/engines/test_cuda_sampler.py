@@ -11,16 +11,16 @@ from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.artifact.manifest import Graph, Signature, TensorSpec
 from runtime.artifact.tensor_file import TensorFile
 from runtime.bench import Workload, measure
+from runtime.decoding.generation import generate
 from runtime.decoding.sampler import GREEDY, Sampler, SamplingOptions
 from runtime.engines import cuda
-from runtime.engines.cuda_draws import CudaDraws
 from runtime.engines.cuda_function import GraphFunction
 from runtime.engines.cuda_memory import CudaMemory
+from runtime.engines.cuda_sampler import CudaSampler
 from runtime.engines.engine import Engine
-from runtime.engines.loaded import Loaded
+from runtime.engines.loaded_artifact import LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, start_machine
 from runtime.errors import UserError
-from runtime.generate import generate
 from runtime.verify import verify
 from tests.helpers.artifacts import WINDOW, Case, exported, random_ids
 from tests.helpers.drivers import stub_runtime
@@ -113,7 +113,7 @@ def test_a_model_is_given_back_at_once(library):
         decode = GraphFunction(
             device, lambda *_: output, Graph(name="decode", tokens=1, signature=signature), [weights]
         )
-        draws = CudaDraws(device, decode, lambda *_: None)
+        draws = CudaSampler(device, decode, lambda *_: None)
         for _ in range(3):
             decode()
             draws.start(1.0, 1, 0.0)
@@ -149,9 +149,9 @@ def test_it_verifies_itself(engines, monkeypatch):
     assert [check.check for check in checks if not check.ok] == []
     assert checks[-1].check == "ids that the device draws"
     assert verify(engines.host)[-1].check != "ids that the device draws"
-    finish = CudaDraws.finish
+    finish = CudaSampler.finish
     for wrong in (0, -1):
-        monkeypatch.setattr(CudaDraws, "finish", lambda self, wrong=wrong: min(0, finish(self)) + wrong)
+        monkeypatch.setattr(CudaSampler, "finish", lambda self, wrong=wrong: min(0, finish(self)) + wrong)
         assert [check.check for check in verify(engines.device) if not check.ok] == ["ids that the device draws"]
 
 
@@ -164,7 +164,7 @@ def test_the_benchmark_times_drawn_steps(engines, monkeypatch):
 
 
 class Scripted:
-    """`runtime.engines.loaded.Draws` that tells what is asked of it."""
+    """`runtime.engines.loaded_artifact.DeviceSampler` that tells what is asked of it."""
 
     def __init__(self, drawn):
         self.drawn = drawn
@@ -186,7 +186,7 @@ class Scripted:
 
 def scripted(engines, drawn):
     draws = Scripted(drawn)
-    return draws, Engine(engines.host.manifest, engines.host.folder, Loaded({}, {}, [], draws))
+    return draws, Engine(engines.host.manifest, engines.host.folder, LoadedArtifact({}, {}, [], draws))
 
 
 def test_one_step_is_started_ahead_and_none_beyond_the_last(engines):

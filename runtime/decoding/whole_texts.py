@@ -19,22 +19,22 @@ FILLER_ID = 0  # what a row without a text holds: any valid id, since no row see
 Outputs = NDArray[np.float32]
 
 
-class Encoder(Protocol):
-    """What encoding needs of an engine."""
+class HeadModel(Protocol):
+    """What whole texts need of an engine."""
 
     @property
     def batch(self) -> int:
         """Rows that every call computes."""
 
-    def encode(self, texts: Sequence[Sequence[int]]) -> list[Outputs]:
+    def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[Outputs]:
         """What the head gives for one list of ids per row: (tokens, n_outputs), or (1, n_outputs) for the last token."""
 
 
 @dataclass(frozen=True)
-class OpenedEncoder:
-    """An artifact that is ready to encode, and its tokenizer."""
+class OpenedHead:
+    """An artifact that is ready for whole texts, and its tokenizer."""
 
-    engine: Encoder
+    engine: HeadModel
     model: ModelConfig
     tokenizer: Tokenizer
 
@@ -49,11 +49,11 @@ class OpenedEncoder:
         return range(int(spec.add_bos and spec.bos_id is not None), len(ids) - int(spec.end_id is not None))
 
 
-def encode_all(engine: Encoder, texts: Sequence[Sequence[int]]) -> Iterator[Outputs]:
-    """`Encoder.encode` for any number of texts: as many side by side as the engine has rows, the last group filled up."""
+def outputs_of_all(engine: HeadModel, texts: Sequence[Sequence[int]]) -> Iterator[Outputs]:
+    """`HeadModel.head_outputs` for any number of texts: as many side by side as the engine has rows, the last group filled up."""
     for start in range(0, len(texts), engine.batch):
         group = texts[start : start + engine.batch]
-        yield from engine.encode([*group, *([[FILLER_ID]] * (engine.batch - len(group)))])[: len(group)]
+        yield from engine.head_outputs([*group, *([[FILLER_ID]] * (engine.batch - len(group)))])[: len(group)]
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
@@ -63,7 +63,7 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
-def encode_parser(command: str, description: str) -> argparse.ArgumentParser:
+def whole_texts_parser(command: str, description: str) -> argparse.ArgumentParser:
     """A parser with the artifact and the flags that every command on whole texts takes."""
     parser = argparse.ArgumentParser(prog=f"python -m {command}", description=description)
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
@@ -73,10 +73,10 @@ def encode_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def open_encoder(artifact: Path, threads: int | None, heads: Sequence[HeadName]) -> OpenedEncoder:
+def open_head(artifact: Path, threads: int | None, heads: Sequence[HeadName]) -> OpenedHead:
     """Open an artifact with one of the `heads`; raises `UserError` for any other and for one without a tokenizer."""
     engine = cli.open_batch_engine(artifact, threads, heads)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(f"{artifact} has no tokenizer, and --text needs one; compile a checkpoint that has one")
-    return OpenedEncoder(engine, engine.manifest.model, open_tokenizer(spec, engine.folder))
+    return OpenedHead(engine, engine.manifest.model, open_tokenizer(spec, engine.folder))

@@ -1,6 +1,6 @@
 """What this machine's memory gives: the read bandwidth that decode is measured against, and this process's own peak.
 
-`python -m runtime.engines.memory [--threads N]` prints the bandwidth in GB/s.
+`python -m runtime.engines.read_bandwidth [--threads N]` prints the bandwidth in GB/s.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -40,24 +39,15 @@ def read_bandwidth(threads: int, nbytes: int = ARRAY_BYTES) -> float:
 
 def fresh_read_bandwidth(threads: int) -> float:
     """`read_bandwidth` in a process of its own, whose array does not count towards this one's peak memory."""
-    command = [sys.executable, "-m", "runtime.engines.memory", "--threads", str(threads)]
+    command = [sys.executable, "-m", "runtime.engines.read_bandwidth", "--threads", str(threads)]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory that this process has had, in MB (1e6); mapped weights that were read count.
-
-    From VmHWM, since getrusage also counts what the process that started this one held before `exec`.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (kilobytes,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return kilobytes * 1024 / 1e6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the bandwidth."""
     parser = argparse.ArgumentParser(
-        prog="python -m runtime.engines.memory", description="Measure the read bandwidth of this machine's memory."
+        prog="python -m runtime.engines.read_bandwidth",
+        description="Measure the read bandwidth of this machine's memory.",
     )
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="threads (default: all cores)"

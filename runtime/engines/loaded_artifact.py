@@ -20,13 +20,13 @@ PADDING_ID = 0  # any valid id: the key and value of padding are never seen
 SMALLER = "compile with a smaller shape.cache_len or a narrower quantize.scheme"  # what to do where memory is short
 
 
-STEPS_ON_THEIR_WAY = 2  # one that is waited for, and one that the device goes on with
+MAX_STEPS_IN_FLIGHT = 2  # one that is waited for, and one that the device goes on with
 
 
-class Draws(Protocol):
+class DeviceSampler(Protocol):
     """Decode steps of one sequence that draw their own ids: a step reads the id that the one before it drew, and needs nobody in between.
 
-    At most STEPS_ON_THEIR_WAY may be started and not yet finished.
+    At most MAX_STEPS_IN_FLIGHT may be started and not yet finished.
     """
 
     def begin(self, token_id: int, position: int) -> None:
@@ -43,7 +43,7 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedArtifact:
     """What the engine calls, by tokens per call."""
 
     inputs: dict[
@@ -53,7 +53,7 @@ class Loaded:
         int, Callable[[], NDArray[np.float32]]
     ]  # to the outputs (B, T or 1, n_outputs), in memory that the next call uses again
     caches: list[Any]  # one for each cache of the signature: arrays on a CPU, tensors on a GPU
-    draws: Draws | None = None  # where the library can draw ids
+    device_sampler: DeviceSampler | None = None  # where the library can draw ids
 
 
 def device_bytes(manifest: Manifest) -> int:

@@ -1,0 +1,27 @@
+"""SentencePiece models: opened once, with a sentence for a file that is none, and what a tokenizer needs to know of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class SentencePieceIds:
+    """The ids that begin and end a text; None where the model has none."""
+
+    bos_id: int | None
+    eos_id: int | None
+
+
+def open_sentencepiece(data: bytes, path: Path) -> SentencePieceIds:
+    """Read the model in `data`, whose file is `path`; `UserError` when it is not one."""
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(data)
+    except RuntimeError as error:
+        raise UserError(f"{path} is not a SentencePiece model: {error}; fetch the checkpoint again") from error
+    bos, eos = processor.bos_id(), processor.eos_id()
+    return SentencePieceIds(bos if bos >= 0 else None, eos if eos >= 0 else None)
