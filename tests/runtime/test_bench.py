@@ -14,7 +14,7 @@ from runtime.artifact.manifest import ModelConfig, Quantization, Shape, TensorSp
 from runtime.artifact.signatures import graphs_of
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.bench import BenchReport, Workload, cache_bytes, counts, measure, weight_bytes
-from runtime.engines import memory
+from runtime.engines import read_bandwidth
 from runtime.errors import UserError
 
 VOCAB = 50
@@ -163,7 +163,7 @@ def test_counts_keeps_the_order_once():
 
 def test_bandwidth_is_within_what_memory_can_give():
     # Between a tenth of one DDR3 channel and more than any CPU's memory: a wrong unit would be off by 1000.
-    assert 1 < memory.fresh_read_bandwidth(1) < 5000
+    assert 1 < read_bandwidth.fresh_read_bandwidth(1) < 5000
 
 
 def test_peak_memory_is_that_of_this_process_alone():

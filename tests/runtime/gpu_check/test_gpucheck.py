@@ -30,7 +30,7 @@ from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.packed_matrix import PackedMatrix
 from runtime.gpu_check.random_tensors import Random, random_weights
 from runtime.gpu_check.report import (
-    BenchReport,
+    ModelReport,
     GpuLimits,
     KernelRow,
     Rivals,
@@ -377,7 +377,7 @@ SLOW = KernelRow("linear_1", "512 x 4096 -> 4096 int8", "prefill_512", 3.0, 1e-3
 
 def report(*kernels, ok=True):
     speeds = Speeds((PrefillSpeed(2048, 0.1, 20480),), (DecodeSpeed(64, 0.005, 200, 10**10, 2000),), ())
-    return BenchReport("7b", kernels, (Check("prefill", "0 apart", "less", ok),), speeds)
+    return ModelReport("7b", kernels, (Check("prefill", "0 apart", "less", ok),), speeds)
 
 
 def test_the_tables():
