@@ -16,10 +16,10 @@ from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
 from export.plan import weights_key
 from export.stage import stage_key, tool_versions
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.artifact.cpu import missing_features
 from runtime.artifact.folder import Artifact, write_artifact
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, KernelCall, Manifest, TargetSpec
 from runtime.artifact.targets import TARGETS
-from runtime.engines.cpu import missing_features
 
 BUILD_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
 

@@ -112,7 +112,7 @@ def _library() -> Finding:
 
 
 def _cpu(manifest: "Manifest") -> Finding:
-    from runtime.engines.cpu import check_cpu
+    from runtime.artifact.cpu import check_cpu
 
     level = manifest.target.cpu
 

@@ -17,7 +17,7 @@ from build.bench.report import MachineLimits
 from build.compiler import tvm
 from build.kernels.cpu.level import level_of
 from build.kernels.cpu.limits import multiply_add, read_all
-from runtime.engines.cpu import machine_features
+from runtime.artifact.cpu import machine_features
 
 BYTES = 2**28  # many times any last-level cache
 PASSES = 7

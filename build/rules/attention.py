@@ -6,8 +6,8 @@ import numpy as np
 
 from build.kernels.shapes import RollingAttention
 from build.rules.context import Context, Region
+from build.rules.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
 from build.rules.shared import expect_last_axis, levels_of
-from build.tvm_stage.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
 from export.static_model.constants import MASKED_SCORE
 from runtime.artifact.tensor_file import numpy_dtype
 

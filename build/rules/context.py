@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from build.tvm_stage.dataflow import Dataflow, Expr, NoMatch
+from build.rules.dataflow import Dataflow, Expr, NoMatch
 from export.weights.format import ModelTensor
 from runtime.artifact.manifest import ModelConfig
 

@@ -5,9 +5,9 @@ from itertools import permutations
 
 from build.kernels.shapes import Linear
 from build.rules.context import Context, GraphWeight, Region
+from build.rules.dataflow import Expr, NoMatch, is_call, shape
 from build.rules.per_token import rms_norm
 from build.rules.shared import gated, levels_of
-from build.tvm_stage.dataflow import Expr, NoMatch, is_call, shape
 from runtime.artifact.layouts import PANEL
 
 

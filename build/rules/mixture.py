@@ -6,8 +6,8 @@ import numpy as np
 
 from build.kernels.shapes import Mixture
 from build.rules.context import Context, Region
+from build.rules.dataflow import Expr, NoMatch, expect_constant, integer, shape
 from build.rules.shared import gated
-from build.tvm_stage.dataflow import Expr, NoMatch, expect_constant, integer, shape
 
 
 def mixture(c: Context, root: Expr) -> Region:

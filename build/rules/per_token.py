@@ -4,8 +4,8 @@ from math import prod
 
 from build.kernels.shapes import Embedding
 from build.rules.context import Context, Region
+from build.rules.dataflow import Expr, NoMatch, constant, expect_constant, is_call, shape
 from build.rules.shared import expect_last_axis, gated
-from build.tvm_stage.dataflow import Expr, NoMatch, constant, expect_constant, is_call, shape
 
 
 def embedding(c: Context, root: Expr) -> Region:

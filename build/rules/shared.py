@@ -3,7 +3,7 @@
 from typing import Any
 
 from build.rules.context import Context
-from build.tvm_stage.dataflow import END, Expr, NoMatch, expect_constant, integer, shape
+from build.rules.dataflow import END, Expr, NoMatch, expect_constant, integer, shape
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 

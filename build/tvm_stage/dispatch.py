@@ -12,8 +12,8 @@ from build.kernels.table import Kernels, kernels_of
 from build.packing.layout import packed_tensors
 from build.packing.pack import packed_weights
 from build.rules.context import Context, GraphWeight, Region
+from build.rules.dataflow import Dataflow, Expr, NoMatch, dtype, is_call, shape, variables
 from build.rules.table import RULES
-from build.tvm_stage.dataflow import Dataflow, Expr, NoMatch, dtype, is_call, shape, variables
 from build.tvm_stage.importer import RelaxModule
 from export.onnx_graphs.graphs import GraphsRecord
 from export.weights.table import EXPERTS, specs

@@ -11,9 +11,9 @@ from build.kernels.shapes import RING_BLOCK, ring_block
 from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code
 from export.configuration.config import BackendConfig
+from runtime.artifact.cpu import cpuinfo_flags
 from runtime.artifact.manifest import KernelUsage, ModelConfig, Shape, TargetSpec
 from runtime.artifact.targets import TargetKind
-from runtime.engines.cpu import cpuinfo_flags
 from runtime.errors import UserError
 
 NATIVE = "native"

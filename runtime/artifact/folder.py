@@ -56,11 +56,11 @@ from numpy.typing import NDArray
 
 from runtime.artifact import manifest as contract
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_manifest
+from runtime.artifact.cpu import check_cpu
 from runtime.artifact.hashing import check_sums, file_entry
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from runtime.artifact.signing import SIGNATURE_FILE, check_signature
 from runtime.artifact.tensor_file import ALIGNMENT, TensorFile
-from runtime.engines.cpu import check_cpu
 from runtime.errors import UserError
 
 MANIFEST_LIMIT = 16 * 2**20  # bytes

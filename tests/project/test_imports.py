@@ -10,6 +10,7 @@ import pytest
 from export.stage import ROOT, our_modules
 
 PACKAGES = ("runtime", "export", "build")
+PACKAGE_NAMES = set(PACKAGES)
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
 # What of the runtime the export stage may use: the contract types, the errors and the tensor format ...
 SHARED = {
@@ -19,6 +20,7 @@ SHARED = {
     "runtime.artifact.signatures",
     "runtime.artifact.targets",
     "runtime.errors",
+    "runtime.process_memory",
     "runtime.artifact.tensor_file",
     "runtime.artifact.hashing",
 }
@@ -27,7 +29,7 @@ SHARED = {
 COMPILE_SHARED = SHARED | {
     "runtime.artifact.folder",
     "runtime.artifact.consistency",
-    "runtime.engines.cpu",
+    "runtime.artifact.cpu",
     "runtime.engines.tvm_runtime",
     "runtime.engines.cuda_driver",
 }
@@ -112,6 +114,86 @@ def _names(node):
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module] if isinstance(node, ast.ImportFrom) else []
+
+
+# Rooms of each package, every one with the rooms that it may import of its own package; a package's top may import them all, and is imported
+# by rooms only as said here. So there is no circle.
+ROOMS = {
+    "export.checkpoints": set(),
+    "export.static_model": set(),
+    "export.weights": {"export.checkpoints"},
+    "export.configuration": {"export.weights"},
+    "export.onnx_graphs": {"export.static_model", "export.weights"},
+    "export.conversion": {"export.checkpoints"},
+    "export.proof": {
+        "export.checkpoints",
+        "export.conversion",
+        "export.onnx_graphs",
+        "export.static_model",
+        "export.weights",
+    },
+    "build.kernels": set(),
+    "build.packing": set(),
+    "build.rules": {"build.kernels"},
+    "build.tvm_stage": {"build.kernels", "build.packing", "build.rules"},
+    "build.shipping": set(),
+    "build.tools": {"build.packing"},
+    "build.bench": {"build.kernels", "build.tools"},
+    "runtime.artifact": set(),
+    "runtime.text": {"runtime.artifact"},
+    "runtime.decoding": {"runtime.artifact", "runtime.text"},
+    "runtime.engines": {"runtime.artifact", "runtime.decoding"},
+    "runtime.gpu_check": {"runtime.artifact"},
+}
+# Modules at a package's top that rooms build on: errors and tables of text, progress and stages on disk, and TVM; and the compile itself, for
+# what ships, compares and measures whole artifacts.
+BASES = {
+    "runtime.errors",
+    "runtime.columns",
+    "runtime.process_memory",
+    "export.console",
+    "export.stage",
+    "build.compiler",
+}
+WHOLE = {"build.shipping", "build.tools", "build.bench"}
+USED_BY_WHOLE = {"build.compile", "runtime.bench", "runtime.cli", "runtime.doctor", "runtime.verify"}
+
+
+def room_of(module):
+    """`a.b` of `a.b.c`; None for a module at a package's top."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if len(parts) > 2 else None
+
+
+def test_every_room_is_told():
+    assert {room_of(module) for package in PACKAGES for module in modules(package)} - {None} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_the_rooms_below_it(room):
+    package = room.partition(".")[0]
+    of_package = modules(package)
+    for module, path in of_package.items():
+        if room_of(module) != room:
+            continue
+        for name in ours(imported(path), package):
+            if room_of(name) is not None:
+                assert room_of(name) in {room, *ROOMS[room]}, f"{module} imports {name}"
+            else:
+                allowed = BASES | (
+                    USED_BY_WHOLE if room in WHOLE | {"runtime.decoding", "runtime.gpu_check"} else set()
+                )
+                assert name in allowed | PACKAGE_NAMES, f"{module} imports {name}"
+
+
+def test_rooms_make_no_circle():
+    """Taking away, again and again, rooms that import none of those that are left takes away all of them."""
+    left = dict(ROOMS)
+    while left:
+        free = [room for room, below in left.items() if not below & set(left)]
+        assert free, f"{sorted(left)} import each other"
+        for room in free:
+            del left[room]
 
 
 def test_a_compile_uses_only_what_it_needs_of_the_runtime():

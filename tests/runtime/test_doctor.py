@@ -55,7 +55,7 @@ def test_a_sound_machine(artifact, capsys):
         (lambda m: m.setattr(doctor, "SPARE_DISK", 1e18), "disk", "free some space"),
         (lambda m: m.setattr("runtime.engines.loaded_artifact.PROCESS_BYTES", 10**18), "memory", "free memory"),
         (
-            lambda m: m.setattr("runtime.engines.cpu.machine_features", lambda: frozenset({"lm"})),
+            lambda m: m.setattr("runtime.artifact.cpu.machine_features", lambda: frozenset({"lm"})),
             "CPU",
             "compile for the level",
         ),

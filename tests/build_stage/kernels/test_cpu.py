@@ -26,8 +26,8 @@ from build.kernels.cpu.swiglu import swiglu
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention, ring_block
 from export.weights.format import ModelTensor, Storage
 from export.weights.table import load, store
+from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.layouts import PANEL
-from runtime.engines.cpu import cpuinfo_flags, missing_features
 from runtime.errors import UserError
 from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed
 from tests.helpers.mixture_reference import check as check_mixture

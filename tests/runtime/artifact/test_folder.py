@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from export.stage import ROOT
+from runtime.artifact.cpu import machine_features
 from runtime.artifact.folder import Artifact, replace_manifest, write_artifact
 from runtime.artifact.hashing import BLOCK_BYTES, n_blocks
 from runtime.artifact.manifest import (
@@ -30,7 +31,6 @@ from runtime.artifact.manifest import (
 )
 from runtime.artifact.signatures import graphs_of
 from runtime.artifact.tensor_file import TensorFileWriter
-from runtime.engines.cpu import machine_features
 from runtime.errors import UserError
 
 LIBRARY = b"this is no ELF file"

@@ -30,9 +30,9 @@ from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.packed_matrix import PackedMatrix
 from runtime.gpu_check.random_tensors import Random, random_weights
 from runtime.gpu_check.report import (
-    ModelReport,
     GpuLimits,
     KernelRow,
+    ModelReport,
     Rivals,
     as_json,
     kernel_line,

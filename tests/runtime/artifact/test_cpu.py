@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engines.cpu import LEVELS, best_level, check_cpu, cpuinfo_flags, machine_features, missing_features
+from runtime.artifact.cpu import LEVELS, best_level, check_cpu, cpuinfo_flags, machine_features, missing_features
 from runtime.errors import UserError
 
 V3 = frozenset(LEVELS["x86-64-v3"].flags)
