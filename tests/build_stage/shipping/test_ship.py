@@ -179,3 +179,11 @@ def test_a_cuda_artifact_takes_the_cuda_libraries_along(shipped):
     )
     assert {f"runtime/lib/{name}" for name in (RUNTIME_LIBRARY, *TARGETS["cuda"].libraries)} <= members.keys()
     assert sum(member.size for path, member in members.items() if path.startswith("runtime/")) < 6e6
+
+
+@pytest.mark.parametrize("gpu_check", [False, True])
+def test_the_gpu_check_travels_only_where_it_is_asked_for(gpu_check):
+    members = ship.system_members("cuda", [], [PYTHON], gpu_check=gpu_check)
+    checks = {path for path in members if path == "runtime/gpucheck.py" or path.startswith("runtime/gpu_check/")}
+    assert bool(checks) == gpu_check
+    assert {"runtime/generate.py", "runtime/engines/cuda.py", "runtime/artifact/folder.py"} <= members.keys()
