@@ -1,1 +1,1 @@
-"""Hand-scheduled TIR, one operation a file, one folder a target; `table.py` says which kernel serves which operation."""
+"""Hand-scheduled TIR: a file per operation, a folder per target. `table.py` lists the kernel for each operation."""

@@ -1,4 +1,4 @@
-"""The mixture's parameters, the same for every target: a target's kernel is what it does with them."""
+"""The mixture kernel's parameters, the same for every target; each target supplies the body that works on them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,11 +15,13 @@ def mixture_function(
     attributes: Mapping[str, Any],
     body: Callable[..., Any],
 ) -> PrimFunc:
-    """Kernel of x (*lead, dim), scores (*lead, n_experts), w13 and w2 in panels, each with its scales when `scaled`, to y (*lead, dim).
+    """Build the mixture kernel from x (*lead, dim) and scores (*lead, n_experts) to y (*lead, dim).
 
-    `layout(n, k)` is the shape of one expert's packed matrix; all experts' lie one on the other.
+    Between scores and y come w13 and w2 in panels, each followed by its scales when the shape is `scaled`.
+    `layout(n, k)` is the shape of one expert's packed matrix; the matrices of all experts are stacked along the first
+    dimension. After y come the scratch tensors of `shape`.
 
-    Behind y come the scratch tensors of `shape`. `body` gets them all, x, scores and y with their tokens as rows, None for scales that are not.
+    `body` gets all of these: x, scores and y with one row per token, and None for scales that do not exist.
     """
     rows, dim, hidden_dim, pairs, n_experts = shape.tokens, shape.dim, shape.hidden_dim, shape.pairs, shape.n_experts
     (panels_13, *rest_13), (panels_2, *rest_2) = layout(2 * hidden_dim, dim), layout(dim, hidden_dim)

@@ -1,4 +1,4 @@
-"""Arguments of kernels that are more than a few numbers, the same for every target."""
+"""Structured kernel arguments (shapes and options), the same for every target."""
 
 from dataclasses import dataclass
 from math import prod
@@ -6,30 +6,30 @@ from math import prod
 from export.weights.format import Storage
 from export.weights.table import format_of, panel_layout
 
-RING_BLOCK = 16  # slots of a cache whose keys lie together, so that neighbouring numbers belong to neighbouring slots
+RING_BLOCK = 16  # slots whose keys are interleaved, so that adjacent numbers belong to adjacent slots
 
 
 def ring_block(cache_len: int) -> int:
-    """Slots of a block of a ring of keys: a power of two that divides the ring."""
+    """Slots per block of a key ring: a power of two that divides the ring's length."""
     return next(n for n in (RING_BLOCK, 8, 4, 2, 1) if cache_len % n == 0)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Shapes of one matrix product and what is computed in the same launch."""
+    """Shapes of one matrix product and of the work fused into the same launch."""
 
-    lead: tuple[int, ...]  # of y: batch and tokens
+    lead: tuple[int, ...]  # leading dimensions of y: batch and tokens
     n: int
     k: int
     weight: Storage
-    last_of: int | None = None  # tokens of each sequence in x, of which only the last is multiplied
-    norm_eps: float | None = None  # RMSNorm of x in front
+    last_of: int | None = None  # tokens per sequence in x, where only the last token is multiplied
+    norm_eps: float | None = None  # RMSNorm applied to x first
     swiglu: bool = False  # silu(first half of the outputs) * second half
     residual: bool = False  # added at the end
 
     @property
     def rows(self) -> int:
-        """Rows of y."""
+        """Number of rows of y."""
         return prod(self.lead)
 
     @property
@@ -39,31 +39,31 @@ class Linear:
 
     @property
     def x_rows(self) -> int:
-        """Rows of x."""
+        """Number of rows of x."""
         return prod(self.x_lead)
 
     def x_row(self, row: int) -> int:
-        """The row of x that row `row` of y is made of; takes a TIR expression too."""
+        """Row of x from which row `row` of y is computed; accepts a TIR expression too."""
         return row if self.last_of is None else row * self.last_of + self.last_of - 1
 
     @property
     def n_out(self) -> int:
-        """Columns of y."""
+        """Number of columns of y."""
         return self.n // 2 if self.swiglu else self.n
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Shapes of a gather of rows."""
+    """Shapes of an embedding lookup: a gather of rows."""
 
     lead: tuple[int, ...]
-    n: int  # the vocabulary
+    n: int  # vocabulary size
     k: int
     weight: Storage
 
     @property
     def rows(self) -> int:
-        """Tokens."""
+        """Number of tokens, one row each."""
         return prod(self.lead)
 
 
@@ -76,24 +76,24 @@ class RollingAttention:
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    cache_len: int  # W: slots of the ring, and the window
+    cache_len: int  # W: slots in the ring, and the attention window
     cache_dtype: str
     scale: float
 
     @property
     def qkv_dim(self) -> int:
-        """Width of the stacked projections."""
+        """Width of the stacked query, key and value projections."""
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
 
 
 MIXTURE_SCRATCH = {
-    "chosen": "int32",  # the expert of each pair
-    "share": "float32",  # and its weight in the token's sum
-    "count": "int32",  # pairs of each expert
-    "members": "int32",  # which pairs these are, in order
+    "chosen": "int32",  # expert of each pair
+    "share": "float32",  # weight of that expert in the token's sum
+    "count": "int32",  # number of pairs of each expert
+    "members": "int32",  # the pairs of each expert, in order
     "both": "float32",  # w13 x
     "gated": "float32",  # silu(w1 x) * w3 x
-    "mixed": "float32",  # w2 of that
+    "mixed": "float32",  # w2 gated
 }
 
 
@@ -110,27 +110,27 @@ class Mixture:
 
     @property
     def weight_dtype(self) -> str:
-        """Of the packed panels."""
+        """Dtype of the packed panels."""
         return panel_layout(self.weight, self.dim, self.dim).dtype
 
     @property
     def scaled(self) -> bool:
-        """Whether a scale per output channel of each expert goes with the weights."""
+        """Whether the weights come with a scale per output channel of each expert."""
         return format_of(self.weight).scaled
 
     @property
     def tokens(self) -> int:
-        """Rows of one call."""
+        """Number of tokens in one call, one row each."""
         return prod(self.lead)
 
     @property
     def pairs(self) -> int:
-        """Tokens times experts of each: pair i * experts_per_token + j is token i with its j-th best expert."""
+        """Number of (token, expert) pairs; pair i * experts_per_token + j is token i with its j-th best expert."""
         return self.tokens * self.experts_per_token
 
     @property
     def scratch(self) -> tuple[tuple[tuple[int, ...], str], ...]:
-        """What a kernel keeps between its steps, in the order of its last parameters; see `MIXTURE_SCRATCH`."""
+        """Shapes and dtypes of tensors kept between steps, ordered as the last parameters; see `MIXTURE_SCRATCH`."""
         sizes = {
             "chosen": (self.pairs,),
             "share": (self.pairs,),

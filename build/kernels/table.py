@@ -1,4 +1,4 @@
-"""The operations that kernels exist for, and which kernel serves which target. A new kernel is a file and a row here."""
+"""The operations that have kernels, and the kernels of each target. A new kernel is a file and a row here."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,9 +28,9 @@ Kernels = Mapping[str, Callable[..., PrimFunc]]  # by operation
 # swiglu             silu(gate) * up
 # residual           a + b
 # rotation           cos or sin of the rotary angles
-# linear             x W^T, with what is fused around it
-# mixture            each token's best experts, weighted
-# sample             the next id from logits; of targets whose host would have to wait for them
+# linear             x W^T, with the operations fused around it
+# mixture            weighted sum of each token's best experts
+# sample             the next id from logits; only for targets whose host would have to wait for the logits
 CPU: dict[str, Callable[..., PrimFunc]] = {
     "rolling_attention": attention.rolling_attention,
     "embedding": embedding.embedding,
@@ -52,17 +52,17 @@ CUDA: dict[str, Callable[..., PrimFunc]] = {
     "mixture": cuda_mixture.mixture,
     "sample": cuda_sample.sample,
 }
-ON_TENSOR_CORES = ("rolling_attention", "linear", "mixture")  # where activations may be rounded to float16
+ON_TENSOR_CORES = ("rolling_attention", "linear", "mixture")  # these may round activations to float16
 
 
 def _cpu_kernels(target: TargetSpec) -> Kernels:
-    """For the best level that the processor has."""
+    """Kernels for the best level that the processor supports."""
     level = level_of(target.cpu_features)
     return {op: partial(maker, level) for op, maker in CPU.items()}
 
 
 def _cuda_kernels(target: TargetSpec) -> Kernels:
-    """On tensor cores, where the model is of float16."""
+    """Kernels for CUDA, on tensor cores where the model is float16."""
     if target.dtype != "fp16":
         return CUDA
     return {**CUDA, **{op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES}}
@@ -72,5 +72,5 @@ KERNELS: Mapping[TargetKind, Callable[[TargetSpec], Kernels]] = {"llvm": _cpu_ke
 
 
 def kernels_of(target: TargetSpec) -> Kernels:
-    """The kernels for one target, for what its processor can do."""
+    """Kernels for one target, chosen by what its processor can do."""
     return KERNELS[target.kind](target)

@@ -1,1 +1,1 @@
-"""Kernels for x86-64 CPUs: plain TIR loops, vectorised over LANES, parallel over independent outputs."""
+"""Kernels for x86-64 CPUs: plain TIR loops, vectorised over lanes, parallel over independent outputs."""

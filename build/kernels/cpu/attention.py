@@ -1,16 +1,22 @@
-"""Rolling attention: split qkv, rotate, attend over past and new, write the new columns into the ring. No copy of the cache.
+"""Rolling attention: split qkv, rotate, attend over past and new columns, write the new columns into the ring.
 
-The graph keeps its cache in order of position and shifts it left at each step; here the key of position p stays in slot p mod W for good, so
-a step writes T columns and moves none. Worked example, W = 4, before position 6: slots 0 1 2 3 hold positions 4 5 2 3.
+No copy of the cache is made. The graph keeps its cache in order of position and shifts it left at each step; here the
+key of position p stays in slot p mod W for good, so a step writes T columns (a key and a value each) and moves none.
+Worked example, W = 4, before position 6: slots 0 1 2 3 hold positions 4 5 2 3.
 
-Query heads that share a key head go together, so that a key is loaded once for all of them. Softmax is a running one (Milakov and Gimelshein,
-2018; Dao et al., 2022): keys come in steps, and what was mixed before is scaled down whenever a larger score shows up. A step is two
-products, whose sums stay in registers: scores = q K^T and out += shares V. For the first, keys lie in blocks (slots / 16, head_dim, 16), so
-that neighbouring numbers belong to neighbouring slots and no sum crosses a register.
+Query heads that share a key head are processed together, so that each key is loaded once for all of them. The softmax
+is a running one (Milakov and Gimelshein, 2018; Dao et al., 2022): keys arrive in steps, and the values mixed so far
+are scaled down whenever a larger score appears. A step is two products, whose sums stay in registers: scores = q K^T
+and out += shares V, where the shares are softmax weights. For the first product, keys are stored in blocks
+(slots / 16, head_dim, 16), so that adjacent numbers belong to adjacent slots and no sum runs across the lanes of a
+register.
 
-One token writes its column first, then sees the ring alone, its steps shared among tasks whose results are joined at the end. Several tokens
-attend over the ring as it was and over the new columns, and write last: the new columns replace positions that the first queries still see.
-Bytes per query: 2 visible n_kv_heads head_dim itemsize at least; operations: 4 visible n_heads head_dim.
+One token writes its column first and then sees only the ring; its steps are shared among tasks whose results are
+joined at the end. Several tokens attend over the ring as it was and over the new columns, and write last, because the
+new columns replace positions that the first queries still see.
+
+Bytes per query: at least 2 * visible * n_kv_heads * head_dim * itemsize; operations:
+4 * visible * n_heads * head_dim.
 """
 
 from typing import Any, NamedTuple
@@ -25,14 +31,17 @@ from build.kernels.parameters import without
 from build.kernels.shapes import RING_BLOCK, RollingAttention, ring_block
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
-SPLITS = 8  # tasks that share one token's keys, at most: enough to keep uneven numbers of heads and threads busy
+# Upper limit of tasks that share one token's keys: enough to keep all threads busy where heads do not divide evenly.
+SPLITS = 8
 
 
 def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
-    """Kernel of qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T) and both rings, to out (B, T, n_heads * head_dim).
+    """Kernel from qkv, the rotary cosines and sines, positions and both rings to the attention's output.
 
-    Positions are consecutive in each row; negative ones are padding: they are neither written nor seen. Arguments: qkv, cos, sin, positions,
-    key ring, value ring and, of int8, both rings of scales (all updated in place), with `out` as a new tensor in front of the rings' results.
+    Arguments: qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T), key ring, value ring and,
+    for int8, both rings of scales. All rings are updated in place. The output (B, T, n_heads * head_dim) is a new
+    tensor, which comes before the rings in the results. Positions are consecutive in each sequence; negative ones are
+    padding, which is neither written nor seen.
     """
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     body, scaled = (_one_token if N == 1 else _chunk)(level, shape), shape.cache_dtype == "int8"
@@ -61,13 +70,13 @@ def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
 
 
 def _tile_rows(level: Level, rows: int) -> int:
-    """Query rows of a tile: as even as possible, and no more than there are registers for."""
+    """Query rows per tile: split as evenly as possible, and no more than the registers can hold."""
     tiles = -(-rows // level.tile.rows)
     return -(-rows // tiles)
 
 
 def _one_token(level: Level, shape: RollingAttention):
-    """The body for T = 1."""
+    """Body of `rolling_attention` for T = 1."""
     B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     group, block, dtype = H // KV, ring_block(W), shape.cache_dtype
     R = _tile_rows(level, group)
@@ -111,8 +120,8 @@ def _one_token(level: Level, shape: RollingAttention):
                     keep(fresh, Places(ring_values, at * D, 1), value_scales, at)
         for task in T.parallel(B * KV * tiles * splits):
             b = task // (KV * tiles * splits)
-            head = task // (tiles * splits)  # of all rows' key heads
-            end = T.Cast("int32", positions[b, 0]) + 1  # positions that the ring holds or has held
+            head = task // (tiles * splits)  # key head, counted over all sequences
+            end = T.Cast("int32", positions[b, 0]) + 1  # number of positions that the ring holds or has held
             oldest = T.alloc_buffer((R,), "int32")
             newest = T.alloc_buffer((R,), "int32")
             used = T.max(T.min(end, W), 0)
@@ -148,7 +157,7 @@ def _one_token(level: Level, shape: RollingAttention):
             kv = row // group
             tile = (kv * tiles + row % group // R) * splits
             r = row % group % R
-            joined = T.alloc_buffer((2,), "float32")  # the largest score, then the sum of all
+            joined = T.alloc_buffer((2,), "float32")  # the largest score, then the sum of all totals
             joined[0] = T.float32(HIDDEN)
             joined[1] = T.float32(0)
             for s in T.serial(splits):
@@ -170,12 +179,12 @@ def _one_token(level: Level, shape: RollingAttention):
 
 
 def _chunk(level: Level, shape: RollingAttention):
-    """The body for T > 1."""
+    """Body of `rolling_attention` for T > 1."""
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     group, block, dtype = H // KV, ring_block(W), shape.cache_dtype
     R = _tile_rows(level, N * group)
     tiles = -(-(N * group) // R)
-    columns = -(-N // RING_BLOCK) * RING_BLOCK  # of the new keys and values, whole blocks
+    columns = -(-N // RING_BLOCK) * RING_BLOCK  # of the new keys and values, rounded up to whole blocks
     scaled = dtype == "int8"
     rotate = _rotation(shape)
     attend_ring, attend_new = attention_step(level, shape, R, block), attention_step(level, shape, R, RING_BLOCK)
@@ -214,16 +223,16 @@ def _chunk(level: Level, shape: RollingAttention):
                     for d in T.serial(D):
                         fresh[d] = qkv[b, T.min(i, N - 1), (H + KV + h) * D + d]
                 else:
-                    for d in T.serial(D):  # what nobody sees is multiplied by zero, and must be a number
+                    for d in T.serial(D):  # unseen values are multiplied by zero, so they must be finite
                         fresh[d] = T.float32(0)
                 keep(fresh, Places(new_values, at * D, 1), new_value_scales, at)
         for task in T.parallel(B * KV * tiles):
-            # Late tiles see more keys than early ones: each early one is followed by a late one, so that any run of tasks is even.
+            # Late tiles see more keys than early ones: they alternate, so that any run of tasks is balanced.
             folded = task % tiles
             tile = T.if_then_else(folded % 2 == 0, folded // 2, tiles - 1 - folded // 2)
             head = task // tiles
             b = head // KV
-            first = T.Cast("int32", positions[b, 0])  # of the chunk
+            first = T.Cast("int32", positions[b, 0])  # first position of the chunk
             oldest = T.alloc_buffer((R,), "int32")
             newest = T.alloc_buffer((R,), "int32")
             largest = T.alloc_buffer((R,), "float32")
@@ -283,7 +292,7 @@ def _chunk(level: Level, shape: RollingAttention):
         for head in T.parallel(B * KV):
             for i in T.serial(N):
                 position = T.Cast("int32", positions[head // KV, i])
-                if position >= 0 and i >= N - W:  # of a chunk longer than the ring, only the last W columns stay
+                if position >= 0 and i >= N - W:  # a chunk longer than the ring keeps only its last W columns
                     slot = position % W
                     for d in T.serial(D):
                         ring_keys[(head * W + slot // block * block) * D + d * block + slot % block] = new_keys[
@@ -298,7 +307,10 @@ def _chunk(level: Level, shape: RollingAttention):
 
 
 def _keeping(shape: RollingAttention):
-    """Inline `keep(fresh, to, scales, at)`: one head's numbers of a column to places of a cache; int8: as levels, whose size is scales[at]."""
+    """Inline `keep(fresh, to, scales, at)`: store one head's key or value at the places `to` of a cache.
+
+    int8 stores whole levels; the size of a level goes to scales[at].
+    """
     D, dtype = shape.head_dim, shape.cache_dtype
 
     @T.inline
@@ -318,7 +330,7 @@ def _keeping(shape: RollingAttention):
 
 
 class Angles(NamedTuple):
-    """A token of a row of the batch, as the kernel gets it."""
+    """One token of one sequence in the batch, as the kernel receives it."""
 
     qkv: Any
     cos: Any
@@ -328,7 +340,7 @@ class Angles(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Every `stride`-th number of a buffer from `start` on."""
+    """Every `stride`-th number of a buffer, starting at `start`."""
 
     numbers: Any
     start: Any
@@ -336,7 +348,10 @@ class Places(NamedTuple):
 
 
 def _rotation(shape: RollingAttention):
-    """Inline `rotate(token, head, to, factor)`: the head that begins at qkv[..., head] of a token, rotated, times `factor`, to places."""
+    """Inline `rotate(token, head, to, factor)`: rotate a head of a token, multiply it by `factor` and store it at `to`.
+
+    The head begins at qkv[..., head].
+    """
     half = shape.head_dim // 2
 
     @T.inline

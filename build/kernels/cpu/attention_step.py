@@ -1,4 +1,4 @@
-"""One step of attention over some columns of keys and values, with a running softmax: what all attention kernels of the CPU are made of."""
+"""One step of attention over some columns with a running softmax: the building block of all CPU attention kernels."""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +8,12 @@ from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import add_outer_product, clear, exp, widened
 from build.kernels.shapes import RollingAttention
 
-STEP = 4  # blocks of a step: 64 keys and values of 64 numbers are 32 kB
-HIDDEN = -1e30  # the score of what a query does not see
+STEP = 4  # blocks per step: 64 keys and 64 values of 64 numbers take 32 kB
+HIDDEN = -1e30  # score of a column that a query does not see
 
 
 class Queries(NamedTuple):
-    """A tile of R rows: numbers[start :] is (head_dim, R)."""
+    """A tile of R query rows: numbers[start :] is (head_dim, R)."""
 
     numbers: Any
     start: Any
@@ -22,7 +22,7 @@ class Queries(NamedTuple):
 class Columns(NamedTuple):
     """One head's columns: keys[start :] is (columns / block, head_dim, block), values[start :] is (columns, head_dim).
 
-    Column c < cut is position base + c, and W less from `cut` on.
+    Column c holds position base + c if c < cut, and base + c - W otherwise.
     """
 
     keys: Any
@@ -30,15 +30,15 @@ class Columns(NamedTuple):
     start: Any
     base: Any
     cut: Any
-    key_scales: Any  # of int8: one for each column, from scale_start on; else None
+    key_scales: Any  # for int8: one per column, from scale_start on; otherwise None
     value_scales: Any
     scale_start: Any
 
 
 class Softmax(NamedTuple):
-    """What R rows have seen so far: largest score and total of shares [at + r], and mixed values [(at + r) * head_dim :].
+    """State of R rows so far: largest score and total of shares at [at + r], mixed values at [(at + r) * head_dim :].
 
-    Row r sees positions oldest[r] .. newest[r], neither of which falls from one row to the next.
+    Row r sees positions oldest[r] .. newest[r]; neither bound decreases from one row to the next.
     """
 
     oldest: Any
@@ -50,9 +50,10 @@ class Softmax(NamedTuple):
 
 
 def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
-    """Inline `attend(queries, columns, column, count, softmax)`: `count` columns from `column` on, at most STEP * `block`, for one tile of R rows.
+    """Inline `attend(queries, columns, column, count, softmax)`: attend over `count` columns for one tile of R rows.
 
-    Whole blocks of keys are read, but no value behind the last column.
+    The columns begin at `column`, and there are at most STEP * `block` of them. Keys are read in whole blocks, but no
+    value past the last column is read.
     """
     D, W, scaled = shape.head_dim, shape.cache_len, shape.cache_dtype == "int8"
     lanes = fitting_lanes(level, block)
@@ -64,7 +65,7 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
 
     @T.inline
     def score(queries, columns, column, scores, c):
-        """scores[:, c : c + block] of the block of keys that begins at `column`."""
+        """Compute scores[:, c : c + block] from the block of keys that begins at `column`."""
         keys, start = columns.keys, columns.start + column * D
         sums = T.alloc_buffer((R * block,), "float32")
         clear(sums, R * parts, lanes)
@@ -96,7 +97,7 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
         return T.And(position(columns, c) >= low, position(columns, c) <= high)
 
     def sees_all(columns, column, count, low, high):
-        """Whether positions low .. high cover `count` columns, which must lie on one side of the cut."""
+        """Whether positions low .. high cover all `count` columns; False if these straddle the cut."""
         first = position(columns, column)
         return T.And(
             T.Or(column >= columns.cut, column + count <= columns.cut), T.And(first >= low, first + count - 1 <= high)
@@ -104,9 +105,10 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
 
     @T.inline
     def soften(scores, r, columns, column, count, softmax, shrink, hides):
-        """Row r's scores to exp(score - largest so far), zero where hidden; what was mixed before is to be multiplied by shrink[r].
+        """Turn row r's scores into exp(score - largest so far), or into zero where hidden, and set shrink[r].
 
-        `hides`, a Python bool, says whether there may be columns that the row does not see.
+        The values mixed so far must then be multiplied by shrink[r]. `hides`, a Python bool, says whether there may
+        be columns that the row does not see.
         """
         peak = T.alloc_buffer((lanes,), "float32")
         top = T.alloc_buffer((1,), "float32")
@@ -141,7 +143,7 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
                     scores[r * width + n * lanes + v] = exp(scores[r * width + n * lanes + v] - top[0])
             for v in T.vectorized(lanes):
                 peak[v] = peak[v] + scores[r * width + n * lanes + v]
-            if scaled:  # of the value that the share will be multiplied with
+            if scaled:  # apply the scale of the value that the share will be multiplied by
                 for v in T.vectorized(lanes):
                     scores[r * width + n * lanes + v] = (
                         scores[r * width + n * lanes + v]
@@ -153,7 +155,7 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
 
     @T.inline
     def mix(scores, values, start, count, shrink, softmax):
-        """mixed = mixed * shrink + scores[:, : count] values[start :]."""
+        """Compute mixed = mixed * shrink + scores[:, : count] values[start :]."""
         for c in T.serial(D // d_columns):
             sums = T.alloc_buffer((R * d_columns,), "float32")
             for r in T.unroll(R):

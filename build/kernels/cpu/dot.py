@@ -1,9 +1,10 @@
-"""Integer dot products: four products of int8 added to each sum at a time, in the form that a CPU level is fast at.
+"""Integer dot products: four int8 products added to each sum at a time, in the form that suits each CPU level.
 
-A `Dot` takes a vector of weights, four steps of K for each of `columns` outputs side by side, and four numbers of x, and adds their products to
-`lanes` sums in int32. AVX2 multiplies int16 and leaves two partial sums for an output. AVX-512 VNNI multiplies unsigned by signed bytes: its
-weights are kept 128 above their value, and 128 times the sum of x is taken off at the end. A `WordDot` takes int4 weights as they are stored,
-eight steps in an int32, as numbers from 0 to 15, and x as int8.
+A `Dot` takes a vector of weights (four steps of K for each of `columns` adjacent outputs) and four numbers of x, and
+adds their products to `lanes` int32 sums. AVX2 multiplies int16 and leaves two partial sums per output. AVX-512 VNNI
+multiplies unsigned by signed bytes: its weights are kept 128 above their value, and 128 times the sum of x is
+subtracted at the end. A `WordDot` takes int4 weights as stored, eight steps in an int32, as numbers from 0 to 15, and
+x as int8.
 """
 
 from collections.abc import Callable
@@ -23,21 +24,21 @@ class Dot:
     """One way to multiply int8 by int8."""
 
     lanes: int  # int32 sums in a register
-    columns: int  # outputs that they belong to
+    columns: int  # outputs that these sums belong to
     x_dtype: str
-    slab_dtype: str  # what weights are kept as between unpacking and use
-    offset: int  # what a kept weight is above its value
-    widened: Callable[[Expr, int], Expr]  # int8 vector and its length, to what is kept
+    slab_dtype: str  # dtype of weights between unpacking and use
+    offset: int  # how far a kept weight is above its value
+    widened: Callable[[Expr, int], Expr]  # from an int8 vector and its length to the kept form
     add: Callable[..., Any]  # inline (sums, at, kept weights, x, x_at): sums[at : at + lanes] += products
 
     @property
     def partials(self) -> int:
-        """Sums of one output, neighbours."""
+        """Partial sums per output, which are adjacent."""
         return self.lanes // self.columns
 
     @property
     def vector(self) -> int:
-        """Weights that one dot takes."""
+        """Weights that one dot product takes."""
         return self.columns * DOT
 
 
@@ -54,7 +55,7 @@ def _intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
 
 
 def _four(x: Any, at: Expr, word: str, lanes: int, dtype: str) -> Expr:
-    """x[at : at + 4], over and over, as a vector of `dtype`."""
+    """x[at : at + 4], repeated, as a vector of `dtype`."""
     return T.reinterpret(dtype, T.broadcast(T.reinterpret(word, x[T.ramp(at, 1, DOT)]), lanes))
 
 
@@ -67,7 +68,7 @@ def _vnni_add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:
 
 
 def _avx2_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:
-    """Pairs of products stay within 2 * 2 * 15 * 127, so that sums of them fit int16."""
+    """Add int4 products; two pairs of products together stay within 2 * 2 * 15 * 127, which fits int16."""
 
     def pairs(numbers: Expr, at: Expr) -> Expr:
         return _intrinsic(

@@ -1,4 +1,4 @@
-"""One row of the embedding matrix per token, gathered from the same packed panels that the head multiplies with when the two are tied."""
+"""Embedding lookup: one row per token, gathered from the packed panels that a tied output head multiplies with."""
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -11,7 +11,10 @@ from export.weights.table import panel_layout
 
 
 def embedding(_level: Level, shape: Embedding) -> PrimFunc:
-    """Kernel of ids (*lead) int64, the stored matrix [, scales [, zero points]], to y (*lead, K) float32; N is the vocabulary."""
+    """Kernel from ids (*lead) int64 and the stored matrix [, scales [, zero points]] to y (*lead, K) float32.
+
+    N is the vocabulary size.
+    """
     layout = panel_layout(shape.weight, shape.n, shape.k)
     scales, zeros = layout.scales or (UNUSED, "float32"), layout.zero_points or (UNUSED, "uint8")
     read = weight_at(shape.weight)

@@ -1,4 +1,4 @@
-"""The end of every product: panels of sums become outputs, through SwiGLU and with the residual where the shape says so."""
+"""The end of every product: panels of sums become outputs, with SwiGLU and the residual where the shape has them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,11 @@ from runtime.artifact.layouts import PANEL
 
 
 def panel_outputs(level: Level, shape: Linear, rows: int, product: Callable[..., Any]):
-    """Inline `compute(p, residual, y, *operands)`: panel p of y.
+    """Inline `compute(p, residual, y, *operands)`: compute panel p of y.
 
-    `product(p, sums, *operands)` is an inline that fills sums (rows * PANEL,), row by row, with panel p of x W^T; with SwiGLU it is called for the
-    panels of gate and up. `rows` may exceed those of y, which are stored.
+    `product(p, sums, *operands)` is an inline that fills sums (rows * PANEL,), row by row, with panel p of x W^T;
+    with SwiGLU it is called for the panel of gate and for that of up. `rows` may exceed the rows of y; only the rows
+    of y are stored.
     """
     panels = -(-shape.n_out // PANEL)
     store = _store(level, shape)
@@ -37,7 +38,10 @@ def panel_outputs(level: Level, shape: Linear, rows: int, product: Callable[...,
 
 
 def _store(level: Level, shape: Linear):
-    """Inline `store(sums, up, at, residual, y, row, p)`: panel p of y[row] from sums[at : at + PANEL], with SwiGLU from up[at :] too."""
+    """Inline `store(sums, up, at, residual, y, row, p)`: compute panel p of y[row] from sums[at : at + PANEL].
+
+    With SwiGLU, up[at :] is used as well.
+    """
     n = shape.n_out
     lanes, parts = level.lanes, PANEL // level.lanes
 

@@ -1,8 +1,8 @@
-"""The matrix product: bound by arithmetic, so sums stay in registers, weights in the first-level cache and x in the second.
+"""The matrix product (gemm): compute-bound, so sums stay in registers, weights in the L1 cache and x in the L2 cache.
 
-x is packed once per call, normed (and rounded, for dynamic int4) on the way, into tiles (rows / R, K, R), padded with zeros: the inner loop then
-reads both sides in order. A thread takes a panel of outputs, goes through K in slabs of `depth` steps that it widens to float32 once, and each
-slab serves all rows.
+x is packed once per call into tiles (rows / R, K, R), padded with zeros, so that the inner loop reads both operands
+in order; it is normalised on the way (and rounded, for dynamic int4). A thread takes a panel of outputs and goes
+through K in slabs of `depth` steps, which it widens to float32 once; each slab serves all rows.
 """
 
 from tvm.script import tirx as T
@@ -65,7 +65,7 @@ def gemm(level: Level, shape: Linear):
 
 
 def _packed_row(level: Level, shape: Linear):
-    """Inline `pack(x, gain, m, r, row, packed)`: packed[m, :, r] = the x of row `row`; zeros beyond the last row."""
+    """Inline `pack(x, gain, m, r, row, packed)`: set packed[m, :, r] to the x of row `row`, or zeros past the end."""
     k, together = shape.k, shape.weight.rounded_together(shape.k)
     prepare, round_row = prepared_row(level, shape), rounded_row(level, shape)
 
@@ -90,7 +90,10 @@ def _packed_row(level: Level, shape: Linear):
 
 
 def _tile_product(level: Level, tile_rows: int):
-    """Inline `multiply(packed, w, w_start, m, start, count, total)`: the sums of tile m += packed[m, start : start + count]^T w[w_start :]."""
+    """Inline `multiply(packed, w, w_start, m, start, count, total)`: add `count` steps of K to the sums of tile m.
+
+    The sums grow by packed[m, start : start + count]^T w[w_start :].
+    """
     lanes, columns = level.lanes, level.tile.columns
     parts = columns // lanes
 

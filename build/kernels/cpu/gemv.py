@@ -1,4 +1,4 @@
-"""The matrix-vector product: bound by memory, so every weight is read once, in order, and all else is hidden behind that."""
+"""The matrix-vector product (gemv): memory-bound, so each weight is read once, in order, which hides all other work."""
 
 from tvm.script import tirx as T
 

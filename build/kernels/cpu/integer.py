@@ -1,8 +1,9 @@
-"""Products of int8 activations: neighbours in a token's x are rounded to int8 with a scale of their own; products and sums in a group are integers.
+"""Products with int8 activations: adjacent numbers of a token's x share a scale, and sums within a group are integers.
 
-x = q s with s = max |x| / 127 and q = round(x / s), exactly as the ONNX graph says it; y = sum of s times the sum of q w over a group of K, times
-the weight's scale, which for int4 is that of the group. Sums of a block of K are integers, and short enough to be exact in float32 too. Several rows
-of int4 are left to `gemm`, which rounds x and multiplies in float32: taking each group's sums out of the integers costs more than it saves.
+x = q s with s = max |x| / 127 and q = round(x / s), exactly as in the ONNX graph. y is the sum, over the groups of K,
+of s times the sum of q w, times the weight's scale, which for int4 is that of the group. Sums over a block of K are
+integers, and small enough to be exact in float32 too. Several rows of int4 are left to `gemm`, which rounds x and
+multiplies in float32: converting each group's integer sums costs more than it saves.
 """
 
 from tvm.script import tirx as T
@@ -17,7 +18,7 @@ from build.kernels.shapes import Linear
 from export.weights.table import format_of
 from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
 
-BLOCK = 256  # steps of K whose sums stay integers: 256 * 127 * 127 < 2**24
+BLOCK = 256  # steps of K whose sum stays an integer: 256 * 127 * 127 < 2**24
 STEP = PANEL * DOT  # weights of a panel in four steps of K
 
 
@@ -57,7 +58,7 @@ def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot):
 
 
 def integer_gemm(level: Level, shape: Linear, dot: Dot):
-    """Body of `linear` for several rows of int8: blocks of weights are widened once and serve all rows, as in `gemm`."""
+    """Body of `linear` for several rows of int8: blocks of weights are widened once for all rows, as in `gemm`."""
     rows, k = shape.rows, shape.k
     n_blocks, block_steps, together = _blocks(shape), _block(shape) // DOT, shape.weight.rounded_together(k)
     tile_rows = min(level.tile.rows, rows)
@@ -97,7 +98,7 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
         x_scales = T.alloc_buffer((tiles * tile_rows, k // together), "float32")
         x_sums = T.alloc_buffer((tiles * tile_rows, n_blocks), "int32")
         for m in T.parallel(tiles):
-            for r in T.serial(tile_rows):  # rows beyond the last repeat it, and are not stored
+            for r in T.serial(tile_rows):  # rows past the last repeat it and are not stored
                 row = T.min(m * tile_rows + r, rows - 1)
                 at = (m * x_steps * tile_rows + r) * DOT
                 round_row(x_rows, row, gain, x, at, tile_rows * DOT, x_scales, x_sums, m * tile_rows + r)
@@ -108,7 +109,7 @@ def integer_gemm(level: Level, shape: Linear, dot: Dot):
 
 
 def _block(shape: Linear) -> int:
-    """Steps of K that share an integer sum: a group of weights or of x, or a block where x has one scale for the whole row."""
+    """Steps of K that share an integer sum: a group of weights or of x, or BLOCK where x has one scale per row."""
     together = shape.weight.rounded_together(shape.k)
     return shape.weight.group_size or (together if together < shape.k else BLOCK)
 
@@ -118,9 +119,10 @@ def _blocks(shape: Linear) -> int:
 
 
 def _integer_row(level: Level, shape: Linear):
-    """Inline `round_row(x, row, gain, out, at, stride, scales, sums, i)`: the x of row `row`, rounded to int8.
+    """Inline `round_row(x, row, gain, out, at, stride, scales, sums, i)`: round the x of row `row` to int8.
 
-    Step k goes to out[at + k // 4 * stride + k % 4], K padded with zeros to whole words; scales[i, :] are those of groups, sums[i, :] of blocks.
+    Step k goes to out[at + k // 4 * stride + k % 4], with K padded with zeros to whole words. scales[i, :] receives
+    the scales of the groups, sums[i, :] the sums of the blocks.
     """
     k, block = shape.k, _block(shape)
     padded = -(-k // WORD) * WORD
@@ -151,7 +153,7 @@ def _integer_row(level: Level, shape: Linear):
 
 
 def _byte_sums(shape: Linear, dot: Dot):
-    """Inline `add_block(x, w, p, b, sums)`: sums = block b of int8 panel p times x."""
+    """Inline `add_block(x, w, p, b, sums)`: set sums to block b of int8 panel p times x."""
     steps, step_count = -(-shape.k // DOT), _block(shape) // DOT
     vectors = STEP // dot.vector
 
@@ -176,7 +178,10 @@ def _byte_sums(shape: Linear, dot: Dot):
 
 
 def _word_sums(shape: Linear, words: WordDot):
-    """Inline `add_block(x, w, p, b, sums)`: sums = group b of int4 panel p, zero points not taken off, times x."""
+    """Inline `add_block(x, w, p, b, sums)`: set sums to group b of int4 panel p times x.
+
+    Zero points are not yet subtracted.
+    """
     per_row, per_group = shape.k // WORD, _block(shape) // WORD
     lanes = words.lanes
 
@@ -201,7 +206,7 @@ def _word_sums(shape: Linear, words: WordDot):
 
 
 def _slab(shape: Linear, dot: Dot):
-    """Inline `fill(w, p, b, count, slab)`: `count` steps of four of block b of int8 panel p, as the dot keeps weights."""
+    """Inline `fill(w, p, b, count, slab)`: `count` * 4 steps of block b of int8 panel p, as the dot keeps weights."""
     steps, block_steps = -(-shape.k // DOT), _block(shape) // DOT
     vectors, vector = STEP // dot.vector, dot.vector
 
@@ -218,7 +223,10 @@ def _slab(shape: Linear, dot: Dot):
 
 
 def _tile_product(level: Level, dot: Dot, tile_rows: int):
-    """Inline `multiply(x, slab, x_step, count, sums)`: sums (R, PANEL * partials) = `count` steps of a tile of x times the slab."""
+    """Inline `multiply(x, slab, x_step, count, sums)`: set sums (R, PANEL * partials) to a tile of x times the slab.
+
+    `count` is the number of steps of K, four at a time.
+    """
     wide = max(level.tile.columns // level.lanes, 1)  # vectors of weights at a time
     vectors = STEP // dot.vector
     row = PANEL * dot.partials
@@ -248,7 +256,10 @@ def _tile_product(level: Level, dot: Dot, tile_rows: int):
 
 
 def _fold(level: Level, shape: Linear, partials: int, offset: int):
-    """Inline `fold(sums, x_scales, x_sums, row, s, z, p, b, out, at)`: out[at :] += a block's sums, less the offset's part, times its scales."""
+    """Inline `fold(sums, x_scales, x_sums, row, s, z, p, b, out, at)`: add a block's sums, scaled, to out[at :].
+
+    The part of a sum that is due to the offset or zero point of the weights is subtracted first.
+    """
     block, together = _block(shape), shape.weight.rounded_together(shape.k)
     lanes, parts = level.lanes, PANEL // level.lanes
 

@@ -1,4 +1,4 @@
-"""CPU levels: how wide a register is, how many there are, and so which tile of outputs a matrix product keeps in them."""
+"""CPU levels: the width and number of registers, and hence the tile of outputs that a matrix product keeps in them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,10 @@ from build.kernels.cpu.dot import AVX2_DOT, AVX2_WORDS, VNNI_DOT, VNNI_WORDS, Do
 
 @dataclass(frozen=True)
 class Tile:
-    """Blocking of a matrix product: `rows` x `columns` sums stay in registers while `depth` steps of K go through the first-level cache."""
+    """Blocking of a matrix product.
+
+    `rows` x `columns` sums stay in registers while `depth` steps of K pass through the first-level (L1) cache.
+    """
 
     rows: int
     columns: int
@@ -17,19 +20,20 @@ class Tile:
 
 @dataclass(frozen=True)
 class Level:
-    """What the kernels need to know about a processor."""
+    """Facts about a processor that the kernels depend on."""
 
     name: str
-    flags: tuple[str, ...]  # of /proc/cpuinfo, that its code is worth having for
+    flags: tuple[str, ...]  # of /proc/cpuinfo, that a processor must have for this level
     lanes: int  # float32 numbers in a vector register
     tile: Tile
-    in_flight: int  # vectors of sums that a matrix-vector product keeps going, to hide the latency of a multiply-add
-    dot: Dot | None = None  # of int8 activations
+    in_flight: int  # vectors of sums that a gemv keeps in flight, to hide the latency of a multiply-add
+    dot: Dot | None = None  # for int8 activations
     words: WordDot | None = None
 
 
-# AVX2 has 16 registers: 6 x 16 sums are 12 of them, 2 hold weights and 1 a number of x; 256 x 32 weights are 32 kB.
-# AVX-512 has 32: 12 x 32 sums are 24, beside 2 and 1. Latency 4 and two multiply-adds a cycle need 8 vectors in flight.
+# AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1; 256 x 32 weights are 32 kB.
+# AVX-512 has 32: 12 x 32 sums take 24, weights 2 and a number of x 1. A latency of 4 and two multiply-adds per
+# cycle need 8 vectors in flight.
 # A level's code may use only instructions that its flags promise.
 _AVX2 = ("avx2", "fma")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
@@ -49,5 +53,5 @@ def level_of(cpu_features: Iterable[str]) -> Level:
 
 
 def fitting_lanes(level: Level, size: int) -> int:
-    """The widest vector, a power of two, that divides `size`."""
+    """Lanes of the widest vector, a power of two, that divides `size`."""
     return next(n for n in (16, 8, 4, 2, 1) if n <= level.lanes and size % n == 0)

@@ -1,4 +1,4 @@
-"""Two kernels that compute nothing of use: the least that reading memory costs, and the most that multiply-adds give."""
+"""Two kernels that compute nothing useful, but show the least cost of reading memory and the peak of multiply-adds."""
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -8,9 +8,10 @@ from build.kernels.cpu.vector import clear
 
 
 def read_all(level: Level, threads: int, streams: int, vectors: int) -> PrimFunc:
-    """Kernel of data (threads * streams * vectors * 4 * lanes,) float32 to out (threads * lanes,): every thread adds up its part.
+    """Kernel from data (threads * streams * vectors * 4 * lanes,) float32 to out (threads * lanes,): sums per thread.
 
-    A thread reads `streams` runs of `vectors` times four vectors side by side: the more runs, the more lines are on their way from memory.
+    Each thread adds up its part. It reads `streams` runs of `vectors` times four adjacent vectors: the more runs, the
+    more cache lines are in flight from memory.
     """
     lanes = level.lanes
     join = _join(lanes, 4 * streams)
@@ -36,7 +37,10 @@ def read_all(level: Level, threads: int, streams: int, vectors: int) -> PrimFunc
 
 
 def multiply_add(level: Level, threads: int, chains: int, steps: int) -> PrimFunc:
-    """Kernel of factors (2 * lanes,) float32 to out (threads * lanes,): `chains` registers of each thread, `steps` times x = x * a + b."""
+    """Kernel from factors (2 * lanes,) float32 to out (threads * lanes,): chains of multiply-adds.
+
+    Each thread computes x = x * a + b `steps` times in each of `chains` registers.
+    """
     lanes = level.lanes
     join = _join(lanes, chains)
 
@@ -58,7 +62,7 @@ def multiply_add(level: Level, threads: int, chains: int, steps: int) -> PrimFun
 
 
 def _join(lanes: int, vectors: int):
-    """Inline `join(sums, out, thread)`: a thread's vectors added up, so that none of them is left out of the machine code."""
+    """Inline `join(sums, out, thread)`: add up a thread's vectors, so that the compiler cannot drop any of them."""
 
     @T.inline
     def join(sums, out, thread):

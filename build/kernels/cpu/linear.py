@@ -1,8 +1,10 @@
-"""y = x W^T, with what stands around it in a layer: RMSNorm of x in front, SwiGLU and the residual behind. One launch for all of it.
+"""y = x W^T with its neighbours in a layer, in one launch: RMSNorm of x in front, SwiGLU and the residual behind.
 
-W lies in panels (see `runtime.artifact.layouts`): a panel is what one loop over K turns into PANEL neighbouring outputs, so weights are read strictly in
-order, once per call. Threads share the panels; the norm is computed once per call, before they start.
-Bytes per call: the weights as stored, plus x and y. Operations: 2 M N K.
+W is packed in panels (see `runtime.artifact.layouts`): one loop over K turns a panel into PANEL adjacent outputs, so
+weights are read strictly in order, once per call. Threads share the panels; the norm is computed once per call,
+before they start.
+
+Bytes per call: the weights as stored, plus x and y. Operations: 2 * M * N * K.
 """
 
 from collections.abc import Callable
@@ -25,9 +27,10 @@ DYNAMIC_NEEDS = "AVX2"
 
 
 def linear(level: Level, shape: Linear) -> PrimFunc:
-    """Kernel of x (*x_lead, K) float32 [, gain (K,)], the stored weight [, scales [, zero points]] [, residual (*lead, N)] to y (*lead, N) float32.
+    """Kernel from x (*x_lead, K) and the stored weight to y (*lead, N); x and y are float32.
 
-    With `swiglu`, W holds gate and up, one on the other, and y is half as wide.
+    Arguments: x [, gain (K,)], the weight [, scales [, zero points]] [, residual (*lead, N)] and y. With `swiglu`, W
+    holds gate and up, stacked, and y is half as wide.
     """
     layout = panel_layout(shape.weight, shape.n, shape.k)
     scales, zeros = layout.scales or (UNUSED, "float32"), layout.zero_points or (UNUSED, "uint8")
@@ -62,12 +65,13 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
 
 
 def _body(level: Level, shape: Linear) -> Body:
-    """The arithmetic that the weight's format and the number of rows ask for."""
+    """Body for the weight's format and the number of rows."""
     if not shape.weight.dynamic:
         return gemv(level, shape) if shape.rows == 1 else gemm(level, shape)
     if level.dot is None or level.words is None:
         raise UserError(
-            f"backend.cpu has no {DYNAMIC_NEEDS}, which rounded activations need; compile for x86-64-v3 or better, or use scheme int8 or int4"
+            f"backend.cpu has no {DYNAMIC_NEEDS}, which rounded activations need; compile for x86-64-v3 or better, "
+            "or use scheme int8 or int4"
         )
     if shape.rows == 1:
         return integer_gemv(level, shape, level.dot, level.words)

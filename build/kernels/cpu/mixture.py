@@ -1,8 +1,10 @@
-"""Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by the softmax over their scores.
+"""Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by a softmax of the scores.
 
-Tokens are grouped by expert: each expert's panels are read once for all tokens that chose it, and not at all where none did. Threads share the
-panels, not the experts, so they stay equally busy whichever experts are chosen. A pair is one token with one of its experts.
-Bytes per call: the matrices of the chosen experts; operations: 6 pairs dim hidden_dim.
+Tokens are grouped by expert: each expert's panels are read once for all tokens that chose it, and not at all if none
+did. Threads share the panels, not the experts, so they stay equally busy whichever experts are chosen. A pair is one
+token with one of its experts.
+
+Bytes per call: the matrices of the chosen experts; operations: 6 * pairs * dim * hidden_dim.
 """
 
 from tvm.script import tirx as T
@@ -19,7 +21,7 @@ LOWEST = -3.4028234e38  # of float32
 
 
 def mixture(level: Level, shape: Mixture) -> PrimFunc:
-    """The kernel; its parameters are those of `mixture_function`."""
+    """Mixture kernel; its parameters are those of `mixture_function`."""
     rows, dim, hidden_dim = shape.tokens, shape.dim, shape.hidden_dim
     n_experts, per_token = shape.n_experts, shape.experts_per_token
     pairs = shape.pairs
@@ -48,7 +50,7 @@ def mixture(level: Level, shape: Mixture) -> PrimFunc:
 
 
 def _route(rows: int, n_experts: int, per_token: int):
-    """Each row's best experts, the first of equals; their shares; and each expert's pairs, in order of rows."""
+    """Inline for each row's best experts (first among equals), their shares, and each expert's pairs in row order."""
 
     @T.inline
     def body(scores, chosen, share, count, members):
@@ -63,7 +65,7 @@ def _route(rows: int, n_experts: int, per_token: int):
             total[0] = T.float32(0)
             for j in T.serial(per_token):
                 pair = i * per_token + j
-                chosen[pair] = j  # what stays if the scores are no numbers
+                chosen[pair] = j  # kept if the scores are NaN
                 best[0] = T.float32(LOWEST)
                 for e in T.serial(n_experts):
                     if taken[n_experts - 1 - e] == 0 and scores[i, n_experts - 1 - e] >= best[0]:
@@ -81,7 +83,10 @@ def _route(rows: int, n_experts: int, per_token: int):
 
 
 def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *, pairs_per_row: int):
-    """out[pair] = w[expert of the pair] x[pair // pairs_per_row], for every pair, each panel of an expert read once for a tile of its pairs."""
+    """Inline for out[pair] = w[expert of the pair] x[pair // pairs_per_row], for every pair.
+
+    Each panel of an expert is read once for a tile of its pairs.
+    """
     panels = -(-n // PANEL)
     tile_rows, tile_columns = (1, PANEL) if rows == 1 else (level.tile.rows, level.tile.columns)
     lanes = level.lanes

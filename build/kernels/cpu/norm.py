@@ -1,4 +1,4 @@
-"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight, row by row, in two passes over a row that fits the first-level cache."""
+"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight, row by row, in two passes over a row that fits in the L1 cache."""
 
 from math import prod
 
@@ -9,7 +9,7 @@ from build.kernels.cpu.level import Level, fitting_lanes
 
 
 def rms_norm(level: Level, lead: tuple[int, ...], dim: int, eps: float) -> PrimFunc:
-    """Kernel of x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
+    """Kernel from x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
     rows = prod(lead)
     lanes = fitting_lanes(level, dim)
     factor = inverse_rms(level, dim, eps)
@@ -35,7 +35,7 @@ def rms_norm(level: Level, lead: tuple[int, ...], dim: int, eps: float) -> PrimF
 
 
 def inverse_rms(level: Level, dim: int, eps: float | None):
-    """Inline `factor(x, row, out)`: out[0] = 1 / sqrt(mean(x[row]^2) + eps); 1 where there is no eps, and no norm."""
+    """Inline `factor(x, row, out)`: set out[0] to 1 / sqrt(mean(x[row]^2) + eps), or to 1 without eps (no norm)."""
     lanes = fitting_lanes(level, dim)
 
     @T.inline

@@ -1,4 +1,4 @@
-"""Reading packed weights for float32 arithmetic: a panel times a vector, some steps of a panel, one number."""
+"""Reading packed weights for float32 arithmetic: a panel times a vector, some steps of a panel, or one number."""
 
 from tvm.ir import Expr
 from tvm.script import tirx as T
@@ -14,9 +14,9 @@ ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1}
 
 
 def panel_dot(level: Level, shape: Linear):
-    """Inline `dot(p, out, x, x_sums, w, s, z)`: out[:] = panel p of W times x (K,), PANEL sums in float32; sums beyond N are rubbish, not faults.
+    """Inline `dot(p, out, x, x_sums, w, s, z)`: set out[:] to panel p of W times x (K,), PANEL sums in float32.
 
-    x and x_sums are what `arranged_row` makes of a row.
+    Sums past N are garbage, but cause no faults. x and x_sums come from `arranged_row`.
     """
     stored = shape.weight
     words = format_of(stored).words
@@ -24,15 +24,16 @@ def panel_dot(level: Level, shape: Linear):
 
 
 def weight_groups(shape: Linear) -> int:
-    """Groups of K that have scales of their own; one where a row has no groups."""
+    """Number of groups along K that have their own scales; one where a row has no groups."""
     return -(-shape.k // (shape.weight.group_size or shape.k))
 
 
 def arranged_row(shape: Linear):
-    """Inline `arrange(x, x_sums)`: x (K,) as `panel_dot` takes it, once for all panels.
+    """Inline `arrange(x, x_sums)`: bring x (K,) into the form that `panel_dot` takes, once for all panels.
 
-    int4 numbers are masked out of their words where they stand, 8 bits higher for each step of a half: x is divided by that power of two, which is
-    exact. x_sums gets the sum of each group, by which its zero is taken off: the sum of (q - zero) x is the sum of q x, less zero times that of x.
+    int4 numbers are masked out of their words in place, which leaves them 8 bits higher for each step of a half: x is
+    divided by that power of two, which is exact. x_sums receives the sum of each group, by which its zero point is
+    subtracted: the sum of (q - zero) x is the sum of q x, less zero times the sum of x.
     """
     size = shape.weight.group_size or shape.k
 
@@ -54,15 +55,15 @@ def arranged_row(shape: Linear):
 
 
 def _number_dot(level: Level, stored: Storage, n: int, k: int):
-    """Weights that are whole numbers in memory: float32, float16, bfloat16, or int8 with one scale per output.
+    """Inline `dot` for weights that need no unpacking: float32, float16, bfloat16, or int8 with one scale per output.
 
-    A panel's K is read as several runs at once: the more runs, the more lines are on their way from memory. int8 is held up by its conversion
-    as well, and is faster as one run that is asked for ahead.
+    The steps of K of a panel are read as several runs at once: the more runs, the more cache lines are in flight from
+    memory. int8 is slowed by its conversion as well, and is faster as one run with prefetching.
     """
     lanes, parts = level.lanes, PANEL // level.lanes
     unroll = next(u for u in (level.in_flight // parts, 2, 1) if k % u == 0)
     step = PANEL * ITEMSIZE[panel_layout(stored, n, k).dtype]  # bytes
-    runs, steps = (1, unroll) if step < LINE else (unroll, 1)  # steps of each run in one turn
+    runs, steps = (1, unroll) if step < LINE else (unroll, 1)  # steps of each run per iteration
     run = k // runs
     lines = steps * step // LINE if step < LINE else 0
     scale = row_scale(level, n) if format_of(stored).scaled else None
@@ -93,16 +94,16 @@ def _number_dot(level: Level, stored: Storage, n: int, k: int):
 
 
 def _word_dot(level: Level, stored: Storage, k: int):
-    """int4: only upper halves of bytes are shifted, by 4, so that no number reaches the sign."""
+    """Inline `dot` for int4: only upper halves of bytes are shifted, by 4, so that no number reaches the sign bit."""
     lanes, parts = level.lanes, PANEL // level.lanes
-    words = (stored.group_size or k) // WORD  # of a group
+    words = (stored.group_size or k) // WORD  # per group
     groups = -(-k // (words * WORD))
 
     @T.inline
     def dot(p, out, x, x_sums, w, s, z):
         clear(out, parts, lanes)
         for g in T.serial(groups):
-            sums = T.alloc_buffer((2 * PANEL,), "float32")  # of both halves of a word
+            sums = T.alloc_buffer((2 * PANEL,), "float32")  # for both halves of a word
             clear(sums, 2 * parts, lanes)
             for word in T.serial(T.min(words, k // WORD - g * words)):
                 at = g * words + word
@@ -131,7 +132,7 @@ def _word_dot(level: Level, stored: Storage, k: int):
 
 
 def zero_point(stored: Storage, z, p: Expr, g: Expr, column: Expr) -> Expr:
-    """The zero of a group, as float32."""
+    """Zero point of a group, as float32."""
     return T.Cast("float32", z[p, g, column]) if stored.zero_points else T.float32(WORD_ZERO)
 
 
@@ -153,7 +154,7 @@ def row_scale(level: Level, n: int):
 
 
 def output_scale(level: Level, shape: Linear):
-    """`row_scale` where the weight has one scale per output, else an inline that does nothing."""
+    """`row_scale` where the weight has one scale per output, otherwise an inline that does nothing."""
     if format_of(shape.weight).scales is Scales.ROWS:
         return row_scale(level, shape.n)
 
@@ -165,9 +166,10 @@ def output_scale(level: Level, shape: Linear):
 
 
 def panel_slab(level: Level, shape: Linear):
-    """Inline `fill(w, s, z, p, start, count, slab)`: slab (count, PANEL) float32 = steps start .. start + count - 1 of panel p.
+    """Inline `fill(w, s, z, p, start, count, slab)`: slab (count, PANEL) float32 = steps of panel p.
 
-    A scale per output is left to the sums; scales of groups are multiplied in.
+    The steps are start .. start + count - 1. A scale per output is applied to the sums later; group scales are
+    multiplied in.
     """
     stored = shape.weight
     lanes, parts = level.lanes, PANEL // level.lanes
@@ -207,7 +209,7 @@ def weight_at(stored: Storage):
             g = column // stored.group_size
             word = w[panel, column // WORD, lane] >> (8 * (column % DOT) + 4 * (column % WORD // DOT))
             return (T.Cast("float32", word & 15) - zero_point(stored, z, panel, g, lane)) * widened(s[panel, g, lane])
-        together = int(w.shape[3]) if len(w.shape) == 4 else None  # steps of K side by side
+        together = int(w.shape[3]) if len(w.shape) == 4 else None  # adjacent steps of K
         number = (
             widened(w[panel, column, lane])
             if together is None

@@ -1,4 +1,4 @@
-"""y = a + b: the residual of a layer, where no product takes it in."""
+"""y = a + b: a layer's residual, where it is not fused into a product."""
 
 from math import prod
 
@@ -9,7 +9,7 @@ from build.kernels.cpu.level import Level, fitting_lanes
 
 
 def residual(level: Level, shape: tuple[int, ...]) -> PrimFunc:
-    """Kernel of a and b to y, all float32 of one shape."""
+    """Kernel from a and b to y, all float32 and of the same shape."""
     rows, dim = prod(shape[:-1]), shape[-1]
     lanes = fitting_lanes(level, dim)
     loop = T.parallel if rows > 1 else T.serial

@@ -1,4 +1,4 @@
-"""Cosines or sines of the rotary angles: position times frequency. A few numbers a token, once for all layers."""
+"""Cosines or sines of the rotary angles, position times frequency: a few numbers per token, once for all layers."""
 
 from collections.abc import Callable
 from math import prod
@@ -13,7 +13,10 @@ FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {"cos": T.cos, "sin": T.sin}
 
 
 def rotation(_level: Level, lead: tuple[int, int], half: int, function: str) -> PrimFunc:
-    """Kernel of positions (B, T) int64 and frequencies (head_dim / 2,) to y (B, 1, T, head_dim / 2) float32: cosine or sine of their products."""
+    """Kernel from positions (B, T) int64 and frequencies (head_dim / 2,) to y (B, 1, T, head_dim / 2) float32.
+
+    y is the cosine or sine of position times frequency.
+    """
     batch, tokens = lead
     apply = FUNCTIONS[function]
     loop = T.parallel if prod(lead) > 1 else T.serial

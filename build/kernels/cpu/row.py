@@ -1,4 +1,4 @@
-"""The front of every product: one row of x, normed where the shape says so, and rounded to int8 levels for dynamic weights."""
+"""The start of every product: one row of x, normalised if the shape has a norm, rounded if weights are dynamic."""
 
 from tvm.script import tirx as T
 
@@ -9,7 +9,7 @@ from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 
 def prepared_row(level: Level, shape: Linear):
-    """Inline `prepare(x, row, gain, out)`: out[: K] = the x of y's row `row`."""
+    """Inline `prepare(x, row, gain, out)`: set out[: K] to the x that row `row` of y is computed from."""
     k = shape.k
     lanes = fitting_lanes(level, k)
     factor = inverse_rms(level, k, shape.norm_eps)
@@ -29,7 +29,10 @@ def prepared_row(level: Level, shape: Linear):
 
 
 def rounded_row(level: Level, shape: Linear):
-    """Inline `round_row(row, scales, i)`: row[: K] to whole levels from -127 to 127, as float32, of size scales[i, g] = max |group| / 127."""
+    """Inline `round_row(row, scales, i)`: round row[: K] to whole levels from -127 to 127, as float32.
+
+    The size of a level of group g is scales[i, g] = max |group| / 127.
+    """
     together = shape.weight.rounded_together(shape.k)
     lanes = fitting_lanes(level, together)
 

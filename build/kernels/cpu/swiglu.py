@@ -10,7 +10,7 @@ from build.kernels.cpu.vector import silu
 
 
 def swiglu(level: Level, lead: tuple[int, ...], hidden_dim: int) -> PrimFunc:
-    """Kernel of both (*lead, 2 * hidden_dim) to y (*lead, hidden_dim), float32."""
+    """Kernel from both (*lead, 2 * hidden_dim) to y (*lead, hidden_dim), float32."""
     rows = prod(lead)
     lanes = fitting_lanes(level, hidden_dim)
     loop = T.parallel if rows > 1 else T.serial

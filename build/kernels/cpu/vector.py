@@ -1,4 +1,4 @@
-"""Arithmetic that the CPU kernels share: tiles of sums, an exponential that vectorises, SiLU, and stored numbers as float32."""
+"""Arithmetic shared by the CPU kernels: tiles of sums, an exp that vectorises, SiLU, and stored numbers as float32."""
 
 from tvm.ir import Expr
 from tvm.script import tirx as T
@@ -6,14 +6,16 @@ from tvm.script import tirx as T
 LOG2_E = 1.44269504088896341
 LN2_HIGH = 0.693359375  # ln 2 in two parts, so that x - n ln 2 stays exact (Cody and Waite)
 LN2_LOW = -2.12194440e-4
-# Minimax polynomial of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, from Cephes' expf (Moshier): error below 2 ulp of float32.
+# Minimax polynomial of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, from Cephes' expf (Moshier):
+# error below 2 ulp of float32.
 COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-LINE = 64  # bytes that memory hands over together
-# How many bytes ahead weights are asked for, since the hardware's own prefetch stops at a page's end. Measured with all products of a decode
-# step on 2 Zen 3 cores: int8 25 GB/s with 2048 ahead, 24 with 1024, 17 without; int4 25 with 256, 20 without; float32 30 without, 25 with 1024.
+LINE = 64  # bytes in a cache line
+# How many bytes ahead weights are prefetched, because the hardware prefetcher stops at the end of a page. Measured with
+# all products of a decode step on 2 Zen 3 cores: int8 25 GB/s with 2048 ahead, 24 with 1024, 17 without; int4 25 with
+# 256, 20 without; float32 30 without, 25 with 1024.
 AHEAD, NEAR = 2048, 256
 READ, SOON, DATA = T.int32(0), T.int32(3), T.int32(1)  # operands of LLVM's prefetch
-SMALLEST, LARGEST = -87.33, 88.37  # beyond these the result would leave the normal numbers; the argument is clamped
+SMALLEST, LARGEST = -87.33, 88.37  # the argument is clamped: beyond, the result would not be a normal number
 
 
 def exp(x: Expr) -> Expr:
@@ -35,7 +37,7 @@ def silu(x: Expr) -> Expr:
 
 @T.inline
 def clear(sums, n, lanes):
-    """The first n vectors of sums to zero."""
+    """Set the first n vectors of sums to zero."""
     for i in T.unroll(n):
         for v in T.vectorized(lanes):
             sums[i * lanes + v] = T.float32(0)
@@ -43,7 +45,10 @@ def clear(sums, n, lanes):
 
 @T.inline
 def add_outer_product(sums, at, rows, columns, lanes, left, right):
-    """sums[at :], (rows, columns), += left(row) * right(column): one step of a tile that stays in registers; left and right are Python functions."""
+    """sums[at :], (rows, columns), += left(row) * right(column): one step of a tile that stays in registers.
+
+    left and right are Python functions.
+    """
     for r in T.unroll(rows):
         for n in T.unroll(columns // lanes):
             for v in T.vectorized(lanes):
@@ -54,7 +59,7 @@ def add_outer_product(sums, at, rows, columns, lanes, left, right):
 
 @T.inline
 def prefetch(buffer, *index):
-    """Ask for the line of buffer[index], which need not exist."""
+    """Prefetch the cache line of buffer[index], which need not exist."""
     T.evaluate(
         T.call_llvm_intrin(
             T.llvm_lookup_intrinsic_id("llvm.prefetch"), T.address_of(buffer[index]), READ, SOON, DATA, dtype="void"
@@ -63,7 +68,7 @@ def prefetch(buffer, *index):
 
 
 def widened(x: Expr) -> Expr:
-    """A stored number as float32; uint16 holds the bits of bfloat16, which are the upper half of a float32."""
+    """A stored number as float32; uint16 holds the bits of a bfloat16, which are the upper half of a float32."""
     if str(x.ty.dtype).startswith("uint16"):
         return T.reinterpret("float32", T.Cast("uint32", x) << T.uint32(16))
     return T.Cast("float32", x)

@@ -1,1 +1,1 @@
-"""Kernels for NVIDIA GPUs: plain TIR with bound thread loops, in phases."""
+"""Kernels for NVIDIA GPUs: plain TIR with bound thread loops, written in phases."""

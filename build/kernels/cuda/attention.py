@@ -1,10 +1,12 @@
-"""Rolling attention of several tokens: split qkv, rotate, attend over past and new, then write the new columns into the ring. No copy of the cache.
+"""Rolling attention of several tokens: split qkv, rotate, attend over past and new columns, then write the new columns.
 
-The ring is the one of `build/kernels/cpu/attention.py`: the key of position p lies in slot p mod W. Two launches: all attention first, since the new
-columns replace positions that the first queries still see, then the ring. A block is one query of one head. It walks its keys in tiles
-with a running maximum and sum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), so that no row of scores is ever stored.
-New keys are rotated where they are read, rounded to the ring's precision: no temporary between the launches.
-Bytes per query and head: 2 visible head_dim itemsize; operations: 4 visible head_dim.
+No copy of the cache is made. The ring is that of `build/kernels/cpu/attention.py`: the key of position p is in slot p
+mod W. There are two launches: first all attention, because the new columns replace positions that the first queries
+still see, then the ring. A block handles one query of one head. It walks its keys in tiles with a running maximum and
+sum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), so that no row of scores is ever stored. New keys
+are rotated where they are read and rounded to the ring's precision, so there is no temporary between the launches.
+
+Bytes per query and head: 2 * visible * head_dim * itemsize; operations: 4 * visible * head_dim.
 """
 
 from dataclasses import dataclass
@@ -21,22 +23,24 @@ from build.kernels.shapes import RollingAttention
 
 @dataclass(frozen=True)
 class Tile:
-    """Blocking: `threads` a block, `keys` a tile; threads / keys of them share the dot product of one key."""
+    """Blocking: `threads` per block, `keys` per tile; threads / keys of them share the dot product of one key."""
 
     threads: int
     keys: int
 
 
-# Not yet measured on a GPU. 32 keys of head_dim 128 are 16.5 kB of shared memory.
+# Not yet measured on a GPU. 32 keys of head_dim 128 take 16.5 kB of shared memory.
 TILE = Tile(threads=128, keys=32)
 
 
 def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
-    """Kernel of qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T) and both rings, to out (B, T, n_heads * head_dim).
+    """Kernel from qkv, the rotary cosines and sines, positions and both rings to the attention's output.
 
-    Positions are consecutive in each row; negative ones are padding: they are neither written nor seen. Arguments: qkv, cos, sin, positions,
-    key ring, value ring (both updated in place), with `out` as a new tensor in front of the rings' results. With `tensor_cores`, queries and
-    shares of several tokens may be rounded to float16.
+    Arguments: qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T), key ring and value ring.
+    Both rings are updated in place. The output (B, T, n_heads * head_dim) is a new tensor, which comes before the
+    rings in the results. Positions are consecutive in each sequence; negative ones are padding, which is neither
+    written nor seen. With `tensor_cores`, queries and shares (softmax weights) of several tokens may be rounded to
+    float16.
     """
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     half, dtype = D // 2, shape.cache_dtype
@@ -59,7 +63,7 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
 
 
 def _body(shape: RollingAttention, on: Binding, *, tensor_cores: bool):
-    """Inline `body(qkv, cos, sin, positions, keys, values, out)`: the launches that a shape asks for."""
+    """Inline `body(qkv, cos, sin, positions, keys, values, out)`: the launches that the shape needs."""
     if shape.tokens == 1:
         return decode_attention(shape, on)
     if tensor_cores and suits(shape):
@@ -75,22 +79,22 @@ def _body(shape: RollingAttention, on: Binding, *, tensor_cores: bool):
 
 
 def _attend(shape: RollingAttention, on: Binding):
-    """The first launch: a block for each query of each head."""
+    """The first launch: one block per query of each head."""
     B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
     KV, group = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads
     k_start, v_start, dtype = H * D, (H + KV) * D, shape.cache_dtype
     threads, tile = TILE.threads, TILE.keys
-    sharing = threads // tile  # threads of one dot product
-    piece = -(-D // sharing)  # elements of it that one of them takes
-    owned = -(-D // threads)  # elements of the output that one thread keeps
-    stride = (
-        D + 1
-    )  # of a key in shared memory: threads that read neighbouring keys hit different banks; flat, since TVM would trim the padding
+    sharing = threads // tile  # threads per dot product
+    piece = -(-D // sharing)  # elements of a dot product per thread
+    owned = -(-D // threads)  # elements of the output per thread
+    # Stride of a key in shared memory: threads that read neighbouring keys hit different banks.
+    # The buffer is flat, because TVM would trim the padding.
+    stride = D + 1
     rotated = rotated_element(shape)
 
     @T.inline
     def load_keys(qkv, cos, sin, keys, key_tile, b, h, first, n_past, count, start, new_start, t):
-        """key_tile[:] = the keys first .. first + tile - 1 that the query sees; those beyond `count` stay as they are."""
+        """Load keys first .. first + tile - 1 that the query sees into key_tile; keys past `count` stay as they are."""
         for c in T.serial(-(-tile * D // threads)):
             e = c * threads + t
             j = first + e // D
@@ -115,7 +119,7 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def sum_scores(partial, scores, first, count, t):
-        """scores[j] = the sum of its pieces, or HIDDEN beyond `count`."""
+        """Set scores[j] to the sum of its pieces, or to HIDDEN past `count`."""
         if t < tile:
             if first + t < count:
                 scores[t] = T.float32(0)
@@ -166,12 +170,11 @@ def _attend(shape: RollingAttention, on: Binding):
             i = block % (N * H) // H
             head = block % H
             h = head // group
-            begin = T.Cast("int32", positions[b, 0])  # of the chunk
+            begin = T.Cast("int32", positions[b, 0])  # first position of the chunk
             oldest = T.max(begin + i - (W - 1), 0)  # the first position that this query sees
             n_past = T.max(begin - oldest, 0)
-            new_start = T.max(
-                oldest - begin, 0
-            )  # the first new column that it sees: padding and a chunk longer than W hide some
+            # The first new column that this query sees: padding and a chunk longer than W hide some.
+            new_start = T.max(oldest - begin, 0)
             count = n_past + T.max(i + 1 - new_start, 0)
             start = oldest % W
             for t in on.threads(threads):

@@ -1,8 +1,9 @@
-"""How a kernel's loops become hardware: one body, built for a GPU's blocks and threads, or as serial loops that a CPU runs one by one.
+"""How a kernel's loops map to hardware: one body, built for a GPU's blocks and threads or as serial loops for a CPU.
 
-A kernel is written in phases: inside a loop over blocks, one loop over threads for each phase. On a GPU TVM puts a barrier between two phases
-that share memory; in serial order the end of the loop is that barrier. What a thread keeps from one phase to the next lies in a `private`
-buffer: registers on a GPU, one entry a thread in the serial form, hence indexed through `own`.
+A kernel is written in phases: inside a loop over blocks, there is one loop over threads per phase. On a GPU, TVM puts
+a barrier between two phases that share memory; in the serial form, the end of the loop is that barrier. Data that a
+thread keeps from one phase to the next is in a `private` buffer: registers on a GPU, one entry per thread in the
+serial form, hence indexed through `own`.
 """
 
 from collections.abc import Callable
@@ -11,23 +12,23 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-WARP = 32  # threads that run together, and whose neighbouring loads become one
-SHARED_BYTES = 48 * 1024  # that a block may have, on every architecture
+WARP = 32  # threads that run together, and whose loads of adjacent addresses become one
+SHARED_BYTES = 48 * 1024  # of shared memory, that a block may use on every architecture
 
 
 @dataclass(frozen=True)
 class Binding:
-    """The two loops that a kernel is made of, and where its memory lies."""
+    """The two loops of a kernel, and the storage scopes of its memory."""
 
     blocks: Callable[[int], Any]  # loop over n independent blocks; each top-level one is a launch of its own
     threads: Callable[[int], Any]  # loop over the threads of one block
-    shared: str  # storage scope of what the threads of a block share
-    private: str  # storage scope of what one thread keeps from phase to phase
-    unroll: Callable[[int], Any]  # loop over what a thread keeps: written out on a GPU, so that it lies in registers
+    shared: str  # storage scope of data that the threads of a block share
+    private: str  # storage scope of data that one thread keeps from phase to phase
+    unroll: Callable[[int], Any]  # loop over data that a thread keeps: unrolled on a GPU, so that it stays in registers
     serial: bool
 
     def copies(self, threads: int) -> int:
-        """How many threads' private values one buffer holds."""
+        """Number of threads whose private values one buffer holds."""
         return threads if self.serial else 1
 
     def own(self, thread: Any) -> Any:
@@ -44,8 +45,5 @@ GPU = Binding(
     serial=False,
 )
 SERIAL = Binding(blocks=T.serial, threads=T.serial, shared="global", private="global", unroll=T.serial, serial=True)
-ATTRIBUTES = {  # of every kernel: no fusion into it, and no automatic schedule
-    "tirx.noalias": True,
-    "op_pattern": 8,
-    "tirx.is_scheduled": True,
-}
+# Of every kernel: TVM fuses nothing into it and does not schedule it.
+ATTRIBUTES = {"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True}

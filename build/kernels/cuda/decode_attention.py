@@ -1,11 +1,13 @@
-"""Rolling attention for one token: three launches that read each visible key and value once, for all query heads that share it.
+"""Rolling attention for one token: three launches that read each visible key and value once for all heads sharing it.
 
-The ring is the one of `build/kernels/cuda/attention.py`. First the new column is written, so that the ring alone holds all that is seen: its first
-min(position + 1, W) slots, whose order does not matter. Then a block takes some of one key head's slots, in tiles: keys pass through shared memory,
-and every query head of the group keeps a running maximum, sum and mixed values (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867).
-Last, the blocks' results are joined, each scaled by its maximum. The split over slots (as in Flash-Decoding, Dao et al. 2023) is what gives a
-single sequence enough blocks.
-Bytes per call: 2 visible n_kv_heads head_dim itemsize; operations: 4 visible n_heads head_dim.
+The ring is that of `build/kernels/cuda/attention.py`. First the new column is written, so that the ring alone holds
+everything visible: its first min(position + 1, W) slots, whose order does not matter. Then each block takes some of
+one key head's slots, in tiles: keys pass through shared memory, and every query head of the group keeps a running
+maximum, a sum and mixed values (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). Last, the blocks'
+results are joined, each scaled by its maximum. The split over slots (as in Flash-Decoding, Dao et al. 2023) is what
+gives a single sequence enough blocks.
+
+Bytes per call: 2 * visible * n_kv_heads * head_dim * itemsize; operations: 4 * visible * n_heads * head_dim.
 """
 
 from tvm.script import tirx as T
@@ -17,7 +19,7 @@ from runtime.artifact.layouts import VECTOR
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
 
-BLOCKS = 264  # two for each multiprocessor of an H200; not yet measured on a GPU
+BLOCKS = 264  # two per multiprocessor of an H200; not yet measured on a GPU
 THREADS, TILE_KEYS = 128, 32
 PADDING = 2  # numbers behind a key in shared memory: threads that read neighbouring keys hit different banks
 
@@ -41,35 +43,34 @@ def decode_attention(shape: RollingAttention, on: Binding):
 
 
 def splits(shape: RollingAttention) -> int:
-    """Blocks that share one key head's slots: as many as fill the device, and none without a tile."""
+    """Blocks that share one key head's slots: as many as fill the device, but none without a tile."""
     tiles = -(-shape.cache_len // tile_keys(shape))
     return min(tiles, -(-BLOCKS // (shape.batch * shape.n_kv_heads)))
 
 
 def tile_keys(shape: RollingAttention) -> int:
-    """Keys of a tile: a block holds one with its values and scores, and the queries of a group, in shared memory."""
+    """Keys per tile: shared memory holds one tile's keys, values and scores, and the queries of a group."""
     group = shape.n_heads // shape.n_kv_heads
     column = (2 * shape.head_dim + PADDING) * numpy_dtype(shape.cache_dtype).itemsize + 4 * group
     left = SHARED_BYTES - 4 * group * shape.head_dim
     fitting = [n for n in (TILE_KEYS, 16, 8, 4, 2, 1) if n * column <= left]
     if not fitting:
         raise UserError(
-            f"{group} heads of {shape.head_dim} numbers share one key head, whose queries do not fit the {SHARED_BYTES} bytes of a GPU's shared "
-            "memory; compile for backend.target llvm"
+            f"{group} heads of {shape.head_dim} numbers share one key head, and their queries do not fit in the "
+            f"{SHARED_BYTES} bytes of a GPU's shared memory; compile for backend.target llvm"
         )
     return fitting[0]
 
 
 def _attend(shape: RollingAttention, count: int, on: Binding):
-    """The second launch: a block for each share of each key head's slots, all query heads of the group together."""
+    """The second launch: one block per share of each key head's slots, for all query heads of the group together."""
     B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     group, threads, tile, dtype = H // KV, THREADS, tile_keys(shape), shape.cache_dtype
-    owned = -(-D // threads)  # elements of a head's output that one thread keeps
+    owned = -(-D // threads)  # elements of a head's output per thread
     stride = D + PADDING
-    piece = next(
-        n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if D % n == 0
-    )  # numbers that a thread loads at once
-    pieces = D // piece  # of a column
+    # Numbers that a thread loads at once.
+    piece = next(n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if D % n == 0)
+    pieces = D // piece  # per column
     rotated = rotated_element(shape)
 
     @T.inline
@@ -83,9 +84,9 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
 
     @T.inline
     def load_columns(keys, values, b, h, first, used, key_tile, value_tile, t):
-        """The tile's keys and values as they are stored, a piece a thread; what lies behind the last slot stays as it was."""
+        """Load a tile's keys and values as stored, one piece per thread; data past the last slot stays as it was."""
         for c in T.serial(-(-tile * pieces // threads)):
-            q = c * threads + t  # of the tile's pieces
+            q = c * threads + t  # index of a piece in the tile
             slot = T.min(first + q // pieces, W - 1)
             if q < tile * pieces and first + q // pieces < used:
                 loaded = T.alloc_buffer((2 * piece,), dtype, scope=on.private)
@@ -100,7 +101,7 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
 
     @T.inline
     def score(queries, key_tile, first, used, scores, t):
-        """scores[r, j] = query r . key j, or HIDDEN behind the last slot; a thread a pair."""
+        """scores[r, j] = query r . key j, or HIDDEN past the last slot; one pair per thread."""
         for c in T.serial(-(-group * tile // threads)):
             e = c * threads + t
             if e < group * tile:
@@ -114,7 +115,7 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
 
     @T.inline
     def mix(value_tile, first, used, scores, maximum, sums, kept, t):
-        """Fold one tile into the thread's maxima, sums and outputs of every head."""
+        """Fold one tile into the thread's maxima, sums and outputs for every head."""
         best = T.alloc_buffer((1,), "float32", scope=on.private)
         weight = T.alloc_buffer((1,), "float32", scope=on.private)
         shrink = T.alloc_buffer((1,), "float32", scope=on.private)
@@ -153,8 +154,8 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
             kept = T.alloc_buffer((on.copies(threads), group * owned), "float32", scope=on.private)
             b = block // (KV * count)
             h = block // count % KV
-            used = T.max(T.min(T.Cast("int32", positions[b, 0]) + 1, W), 0)  # slots that are seen
-            share = ((used + tile - 1) // tile + count - 1) // count  # tiles of a block
+            used = T.max(T.min(T.Cast("int32", positions[b, 0]) + 1, W), 0)  # visible slots
+            share = ((used + tile - 1) // tile + count - 1) // count  # tiles per block
             begin = block % count * share * tile
             for t in on.threads(threads):
                 for r in on.unroll(group):
@@ -183,7 +184,7 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
 
 
 def _join(shape: RollingAttention, count: int, on: Binding):
-    """The third launch: a block for each query head, a thread for each element of its output."""
+    """The third launch: one block per query head, one thread per element of its output."""
     B, H, KV, D = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim
     group, threads = H // KV, THREADS
 
@@ -191,7 +192,7 @@ def _join(shape: RollingAttention, count: int, on: Binding):
     def body(largest, total, mixed, out):
         for block in on.blocks(B * H):
             for t in on.threads(threads):
-                first = block // group * count  # of the key head's shares
+                first = block // group * count  # first of the key head's shares
                 r = block % group
                 best = T.alloc_buffer((1,), "float32", scope=on.private)
                 sum_ = T.alloc_buffer((1,), "float32", scope=on.private)

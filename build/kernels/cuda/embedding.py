@@ -1,4 +1,4 @@
-"""One row of the embedding matrix per token, gathered from the same packed panels that the head multiplies with when the two are tied."""
+"""Embedding lookup: one row per token, gathered from the packed panels that a tied output head multiplies with."""
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -14,7 +14,7 @@ THREADS = 256
 
 
 def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
-    """Kernel of ids (*lead) int64, w as `vector_layout` has it, scales and zero points where there are any, to y (*lead, K) float32."""
+    """Kernel from ids (*lead) int64 and w as in `vector_layout` [, scales [, zero points]] to y (*lead, K) float32."""
     lead, n, k, rows, stored = shape.lead, shape.n, shape.k, shape.rows, shape.weight
     layout, steps = vector_layout(stored, n, k), vector_steps(stored)
     vectors, words, read = -(-k // steps), layout.shape[-1], number(stored)

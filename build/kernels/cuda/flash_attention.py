@@ -1,12 +1,15 @@
-"""Rolling attention of many tokens on tensor cores, for rings of float16: as `attention.py`, with queries and shares rounded to float16.
+"""Rolling attention of many tokens on tensor cores, for float16 rings: `attention.py` with float16 queries and shares.
 
-Three launches. First the new columns are rotated and rounded into a scratch that is laid out like a ring, so that past and new are read alike.
-Then a block takes 64 rows of queries, which are a few tokens times the heads that share a key head, and walks all columns that any of them sees, 64
-at a time, by position: both products are `mma.sync` (`mma.py`), and a row's maximum and sum run along in the four lanes that hold it (online softmax,
-Milakov and Gimelshein 2018, arXiv 1805.02867; that the sums of the first product lie as the second takes its factor is FlashAttention-2's, Dao 2023,
-arXiv 2307.08691). While one product is computed, the columns of the next are on their way. Last, the ring is written.
+There are three launches. First, the new columns are rotated and rounded into a scratch buffer that is laid out like a
+ring, so that past and new columns are read alike. Then each block takes 64 rows of queries, which are a few tokens
+times the heads that share a key head, and walks all columns that any of them sees, 64 at a time, by position. Both
+products are `mma.sync` (`mma.py`), and the four lanes that hold a row also keep its running maximum and sum (online
+softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). The sums of the first product are laid out just as the second
+takes its factor, as in FlashAttention-2 (Dao 2023, arXiv 2307.08691). While one product is computed, the columns of
+the next are in flight. Last, the ring is written.
 
-Bytes per block: all columns that it sees, keys and values, most through the second-level cache. Operations: 4 visible n_heads head_dim a token.
+Bytes per block: the keys and values of all columns that it sees, mostly through the second-level (L2) cache.
+Operations: 4 * visible * n_heads * head_dim per token.
 """
 
 from tvm.script import tirx as T
@@ -17,33 +20,32 @@ from build.kernels.cuda.mma import PAIR, QUAD, pair
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, column_writer, ring_writer, rotated_element
 from build.kernels.shapes import RollingAttention
 
-# Not yet measured on a GPU. A head_dim of 128 takes 32 registers for queries, 64 for the outputs, 32 for scores and 32 for columns on their way.
+# Not yet measured on a GPU. A head_dim of 128 takes 32 registers for queries, 64 for the outputs, 32 for scores and 32
+# for columns in flight.
 WARPS = 4
 THREADS = WARPS * WARP
-ROWS = WARPS * mma.ROWS  # of queries in a block
-TILE = 64  # columns
-HEAD_STEP, WIDEST_HEAD = (
-    32,
-    128,
-)  # of head_dim: every thread loads as much of a tile; beyond, the registers do not suffice
-LEAST_ROWS = 16  # of queries that share a key head: fewer would leave most of a product empty
+ROWS = WARPS * mma.ROWS  # rows of queries per block
+TILE = 64  # columns per tile
+# Of head_dim: in multiples of HEAD_STEP, every thread loads equally much of a tile; beyond WIDEST_HEAD, there are not
+# enough registers.
+HEAD_STEP, WIDEST_HEAD = 32, 128
+LEAST_ROWS = 16  # rows of queries that share a key head: fewer would leave most of a product empty
 LOG2_E = 1.4426950408889634
-PIECE = 8  # numbers of 16 bytes
-WORDS = PIECE // PAIR  # uint32 of 16 bytes
-LOWEST = (
-    -1e30
-)  # what a maximum begins with: above HIDDEN, so that the share of a hidden column is exp(HIDDEN - LOWEST) = 0
+PIECE = 8  # numbers in 16 bytes
+WORDS = PIECE // PAIR  # uint32 in 16 bytes
+# Initial value of a maximum: above HIDDEN, so that the share of a hidden column is exp(HIDDEN - LOWEST) = 0.
+LOWEST = -1e30
 
 
 def suits(shape: RollingAttention) -> bool:
-    """Whether `flash_attention` computes such a shape, and is worth it."""
+    """Whether `flash_attention` supports such a shape and is worth using for it."""
     group = shape.n_heads // shape.n_kv_heads
     fits = shape.head_dim % HEAD_STEP == 0 and shape.head_dim <= WIDEST_HEAD and shape.cache_dtype == "float16"
     return fits and shape.tokens > 1 and shape.tokens * group >= LEAST_ROWS
 
 
 def flash_attention(shape: RollingAttention, on: Binding):
-    """Body of `rolling_attention` for a shape that `suits`."""
+    """Body of `rolling_attention` for a shape that `suits` accepts."""
     B, N, KV, D = shape.batch, shape.tokens, shape.n_kv_heads, shape.head_dim
     write_new = column_writer(shape, N, lambda _position, i: i, on)
     attend, write_ring = _attend(shape, on), ring_writer(shape, on)
@@ -60,30 +62,25 @@ def flash_attention(shape: RollingAttention, on: Binding):
 
 
 def _attend(shape: RollingAttention, on: Binding):
-    """The second launch: a block for each 64 rows of each key head; row r is head r % group of token r // group."""
+    """The second launch: one block per 64 rows of each key head; row r is head r % group of token r // group."""
     B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
     KV, group = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads
     rows, pieces = N * group, D // PIECE
     blocks = -(-rows // ROWS)
-    depths, d_pieces, c_pieces = (
-        D // mma.DEPTH,
-        D // mma.COLUMNS,
-        TILE // mma.COLUMNS,
-    )  # products along a head, of outputs, of scores
-    key_stride = (
-        D // PAIR + 4
-    )  # of a key in shared memory, in pairs of d: lanes that read neighbouring keys hit different banks
-    value_stride = (
-        D + 8
-    )  # of two neighbouring values, in pairs of them: likewise for lanes that read neighbouring pairs
-    loads = TILE * pieces // THREADS  # of 16 bytes, for keys or values
+    # Numbers of products along a head, across the outputs and across the scores.
+    depths, d_pieces, c_pieces = D // mma.DEPTH, D // mma.COLUMNS, TILE // mma.COLUMNS
+    # Stride of a key in shared memory, in pairs of d: lanes that read neighbouring keys hit different banks.
+    key_stride = D // PAIR + 4
+    # Stride of two neighbouring values, in pairs of them: likewise for lanes that read neighbouring pairs.
+    value_stride = D + 8
+    loads = TILE * pieces // THREADS  # loads of 16 bytes per thread, for keys or values
     rotated, multiply = rotated_element(shape), mma.multiplier(on)
     largest_of_quad, sum_of_quad = mma.quad_reduction(on, T.max), mma.quad_reduction(on, lambda a, b: a + b)
-    scale = T.float32(shape.scale * LOG2_E)  # of scores, which go into powers of two
+    scale = T.float32(shape.scale * LOG2_E)  # of scores, which become exponents of two
 
     @T.inline
     def load_queries(qkv, cos, sin, b, h, m, queries, t):
-        """A lane's pairs of its warp's 16 rows; rows beyond the last are computed twice."""
+        """Load a lane's pairs of its warp's 16 rows; rows past the last compute it again."""
         for depth in on.unroll(depths):
             for i in on.unroll(mma.A):
                 r = T.min(m + t // WARP * mma.ROWS + mma.fragment_row(t, i), rows - 1)
@@ -95,7 +92,10 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def load_column(ring, new, b, h, position, begin, last, part, loaded, at):
-        """loaded[at :] = 16 bytes of the column of a position, which is in the ring or among the new; of the last one beyond it."""
+        """Load 16 bytes of the column of a position into loaded[at :].
+
+        The column is in the ring or among the new ones; beyond the last position, the last column is loaded.
+        """
         column = T.min(position, last)
         if column < begin:
             for v in T.vectorized(WORDS):
@@ -122,7 +122,7 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def fetch_values(ring, new, b, h, first, begin, last, loaded, t):
-        """The same 8 numbers of two neighbouring positions, by turns."""
+        """Load the same 8 numbers of two neighbouring positions, alternately."""
         for c in on.unroll(loads):
             u = c // 2 * THREADS + t
             position = first + u // pieces * 2 + c % 2
@@ -130,7 +130,7 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def put_values(loaded, value_tile, t):
-        """Pairs of neighbouring positions, as the second product takes them."""
+        """Store pairs of neighbouring positions, as the second product takes them."""
         for c in on.unroll(loads // 2):
             for half in on.unroll(2):
                 mixed = T.alloc_buffer((WORDS,), "uint32", scope=on.private)
@@ -166,7 +166,7 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def hide(scores, m, first, begin, t):
-        """Scores of columns that a row does not see, which are those after it and those behind its window."""
+        """Hide the scores of columns that a row does not see: those after it and those that have left its window."""
         for c in on.unroll(c_pieces):
             for i in on.unroll(mma.C):
                 position = first + c * mma.COLUMNS + t % QUAD * 2 + i % 2
@@ -184,7 +184,7 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def share(scores, largest, maximum, total, mixed, shares, t):
-        """Scores to shares, as powers of two below their row's maximum, and what was mixed before scaled to it."""
+        """Turn scores into shares, powers of two below their row's maximum, and rescale earlier mixed values to it."""
         for j in on.unroll(2):
             shrink = T.alloc_buffer((1,), "float32", scope=on.private)
             shrink[0] = T.exp2((maximum[on.own(t), j] - largest[on.own(t), j]) * scale)
@@ -237,10 +237,10 @@ def _attend(shape: RollingAttention, on: Binding):
             mixed = T.alloc_buffer((on.copies(THREADS), d_pieces * mma.C), "float32", scope=on.private)
             b = block // (KV * blocks)
             h = block // blocks % KV
-            m = (blocks - 1 - block % blocks) * ROWS  # the last rows see the most, and so begin first
-            begin = T.Cast("int32", positions[b, 0])  # of the chunk
-            newest = begin + T.min(m + ROWS - 1, rows - 1) // group  # the position of the last query
-            oldest = T.max(begin + m // group - (W - 1), 0)  # that the first query sees
+            m = (blocks - 1 - block % blocks) * ROWS  # the last rows see the most, so they begin first
+            begin = T.Cast("int32", positions[b, 0])  # first position of the chunk
+            newest = begin + T.min(m + ROWS - 1, rows - 1) // group  # position of the last query
+            oldest = T.max(begin + m // group - (W - 1), 0)  # first position that the first query sees
             for t in on.threads(THREADS):
                 for j in on.unroll(2):
                     maximum[on.own(t), j] = T.float32(LOWEST)
@@ -264,7 +264,7 @@ def _attend(shape: RollingAttention, on: Binding):
                         for c in on.unroll(c_pieces):
                             multiply(scores, queries, fragments, t, c * mma.C, depth * mma.A, c * mma.B)
                 for t in on.threads(THREADS):
-                    if first + TILE - 1 > begin + m // group or first <= newest - W:  # not all is seen by all
+                    if first + TILE - 1 > begin + m // group or first <= newest - W:  # some row misses some column
                         hide(scores, m, first, begin, t)
                 for t in on.threads(THREADS):
                     find_largest(scores, maximum, best, t)

@@ -1,9 +1,10 @@
 """Several rows times a matrix, in float32: y = x W^T.
 
-A block is a panel of 32 outputs times a tile of rows; x and W pass through shared memory, W widened to float32 on the way. Where activations may be
-rounded to float16, tensor cores take this over (`tensor_core.py`).
+A block computes a panel of 32 outputs for a tile of rows; x and W pass through shared memory, and W is widened to
+float32 on the way. Where activations may be rounded to float16, tensor cores take over (`tensor_core.py`).
 
-Bytes per call: the weights, N K itemsize, read once for each tile of rows, most of it through the second-level cache. Operations: 2 M N K.
+Bytes per call: the weights, N * K * itemsize, read once per tile of rows, mostly through the second-level (L2) cache.
+Operations: 2 * M * N * K.
 """
 
 from collections.abc import Callable
@@ -22,21 +23,22 @@ from runtime.artifact.layouts import PANEL, WORD
 
 @dataclass(frozen=True)
 class GemmTile:
-    """Blocking of the matrix product: `warps` in a block, `rows` of x a block, `depth` steps of K in shared memory."""
+    """Blocking of the matrix product: `warps` per block, `rows` of x per block, `depth` steps of K in shared memory."""
 
     warps: int
     rows: int
     depth: int
 
 
-# Not yet measured on a GPU. 8 warps hide the latency of the loads; 64 x 32 floats of x and 32 x 32 of W are 12 kB of shared memory.
+# Not yet measured on a GPU. 8 warps hide the latency of the loads; 64 x 32 floats of x and 32 x 32 of W take 12 kB of
+# shared memory.
 TILE = GemmTile(warps=8, rows=64, depth=32)
 THREADS = TILE.warps * WARP
 
 
 @dataclass(frozen=True)
 class RowTiles:
-    """How the rows of a matrix product are cut: rows of one thread and of one block, and how many such tiles."""
+    """How the rows of a matrix product are split: rows per thread and per block, and the number of such tiles."""
 
     per_warp: int
     tile_rows: int
@@ -44,13 +46,13 @@ class RowTiles:
 
     @classmethod
     def of(cls, rows: int) -> "RowTiles":
-        """Tiles of at most `TILE.rows`, and of fewer where there are no more."""
+        """Tiles of at most `TILE.rows`, smaller where there are fewer rows."""
         per_warp = -(-min(rows, TILE.rows) // TILE.warps)
         return cls(per_warp, per_warp * TILE.warps, -(-rows // (per_warp * TILE.warps)))
 
 
 def gemm(shape: Linear, on: Binding):
-    """Body of `linear` for several rows, without norm or SwiGLU: a lane an output, a warp some of the rows."""
+    """Body of `linear` for several rows, without norm or SwiGLU: one output per lane, some of the rows per warp."""
     rows, n = shape.rows, shape.n
     tiles = RowTiles.of(rows)
     multiply = tile_product(shape.weight, shape.k, tiles, on, source=lambda _members, i: i)
@@ -79,17 +81,15 @@ def gemm(shape: Linear, on: Binding):
 
 
 def tile_product(stored: Storage, k: int, tiles: RowTiles, on: Binding, *, source: Callable[[Any, Any], Any]):
-    """Inline `multiply`: acc = rows m .. m + tile_rows of x, below `stop`, times panel `p` of w; `source(members, i)` is where row i lies in x.
+    """Inline `multiply`: acc = rows m .. m + tile_rows of x, below `stop`, times panel `p` of w.
 
-    A scale per output is left to the caller; scales of groups are multiplied in.
+    Row i is at `source(members, i)` in x. A scale per output is left to the caller; group scales are multiplied in.
     """
     tile_rows, depth, per_warp = tiles.tile_rows, TILE.depth, tiles.per_warp
     steps = vector_steps(stored)
     vectors, layout = -(-k // steps), vector_layout(stored, PANEL, k)
-    x_loads, some = (
-        -(-tile_rows * depth // THREADS),
-        depth * PANEL // THREADS,
-    )  # steps of one output that a thread widens: part of a vector
+    # `some` is the number of steps of one output that a thread widens: part of a vector.
+    x_loads, some = -(-tile_rows * depth // THREADS), depth * PANEL // THREADS
     form = format_of(stored)
     words, read = (1 if form.words else some), number(stored)
 
@@ -101,7 +101,7 @@ def tile_product(stored: Storage, k: int, tiles: RowTiles, on: Binding, *, sourc
 
     @T.inline
     def load(x, members, w, s, z, p, m, stop, x_tile, w_tile, kk, t):
-        """One thread's share of the tiles at depth kk; zeros beyond the matrix."""
+        """Load one thread's share of the tiles at depth kk; zeros outside the matrix."""
         for i in on.unroll(x_loads):
             e = i * THREADS + t
             r = e // depth

@@ -1,11 +1,12 @@
-"""One row times a matrix: y = x W^T, with an RMSNorm of x in front and SwiGLU and the residual behind, in one launch.
+"""One row times a matrix: y = x W^T, with RMSNorm of x in front and SwiGLU and the residual behind, in one launch.
 
-A block is a panel of 32 outputs (with SwiGLU those of gate and of up), its warps share K, each lane sums its output in float32, and the warps'
-sums meet in shared memory. A small N has few panels: then a block has more warps (the split of K), until there are as many as keep every
-multiprocessor's loads on their way. A norm is computed by every block anew, which costs a read of x from the second-level cache and saves a launch:
-x times the gain waits in shared memory, and the sums are divided by the root of the mean square in the end.
+A block computes a panel of 32 outputs (with SwiGLU, a panel of gate and one of up). Its warps share K, each lane sums
+its output in float32, and the warps' sums are added up in shared memory. A small N has few panels: then each block
+has more warps (split K), until there are enough to keep every multiprocessor's loads in flight. Every block computes
+the norm again, which costs a read of x from the second-level (L2) cache and saves a launch: x times the gain waits in
+shared memory, and the sums are divided by the root mean square at the end.
 
-Bytes per call: the weights, N K itemsize, each read once. Operations: 2 N K.
+Bytes per call: the weights, N * K * itemsize, each read once. Operations: 2 * N * K.
 """
 
 from tvm.script import tirx as T
@@ -18,18 +19,19 @@ from build.kernels.shapes import Linear
 from export.weights.table import format_of, vector_layout
 from runtime.artifact.layouts import PANEL
 
-# Not yet measured on a GPU. 4.8 TB/s for about 700 ns are 3.4 MB on their way; 2048 warps with 4 loads of 512 bytes are 4.2.
-WARPS = (8, 16, 32)  # in a block
+# Not yet measured on a GPU. 4.8 TB/s for about 700 ns are 3.4 MB in flight;
+# 2048 warps with 4 loads of 512 bytes are 4.2 MB.
+WARPS = (8, 16, 32)  # per block
 ALL_WARPS = 2048
 
 
 def gemv_warps(panels: int, vectors: int) -> int:
-    """Warps of a block: as few as make `ALL_WARPS` of all blocks, and not more than have something to load."""
+    """Warps per block: the fewest that make `ALL_WARPS` over all blocks, but no more than have something to load."""
     return next(warps for warps in WARPS if panels * warps >= ALL_WARPS or 2 * warps > vectors or warps == WARPS[-1])
 
 
 def fits_norm(shape: Linear) -> bool:
-    """Whether a block has room for a normed x, beside the sums of at most 32 warps, twice, and what `vector_sums` takes."""
+    """Whether a block has room for a normalised x, besides twice the sums of 32 warps and what `vector_sums` needs."""
     sums = 4 * (2 * WARPS[-1] * PANEL + WARPS[-1] * WARP + WARP)
     if format_of(shape.weight).words:
         sums += 4 * (shape.k // FLOATS + vectors_of(shape.weight, shape.k))
@@ -44,10 +46,8 @@ def gemv(shape: Linear, on: Binding):
     threads, row, in_words = warps * WARP, shape.x_row(0), format_of(stored).words
     (hold, dot), total = panel_dot(stored, k, warps, on), panel_total(stored, warps)
     add_up, sizes, layout = vector_sums(stored, k, threads, on), held_sizes(stored, k), vector_layout(stored, n, k)
-    measure, inverse = (
-        sum_squares(k, threads, on),
-        inverse_rms(k, shape.norm_eps or 0.0),
-    )  # of use where there is a norm
+    # Used only where there is a norm.
+    measure, inverse = sum_squares(k, threads, on), inverse_rms(k, shape.norm_eps or 0.0)
 
     def output(partial, sums, s, residual, p, lane):
         column = p * PANEL + lane
@@ -85,7 +85,7 @@ def gemv(shape: Linear, on: Binding):
         gained = T.alloc_buffer((1, k), "float32", scope=on.shared)
         squares = T.alloc_buffer((threads,), "float32", scope=on.shared)
         sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
-        hold(w, s, z, p, held)  # first, so that it is on its way during the norm
+        hold(w, s, z, p, held)  # first, so that its loads are in flight during the norm
         for t in on.threads(threads):
             for c in T.serial(-(-k // threads)):
                 if c * threads + t < k:

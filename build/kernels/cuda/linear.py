@@ -1,8 +1,9 @@
-"""y = x W^T, with what stands around it in a layer: RMSNorm of x in front, SwiGLU or the residual behind. Which kernel computes which shape.
+"""y = x W^T with its neighbours in a layer, and the choice of kernels for each shape.
 
-W lies in panels of 32 outputs, whose lanes are those of a warp, and 16 bytes of K of each output lie together. One row is a launch with all of it
-(`gemv.py`). Of several rows, the norm is a launch of its own; the products are float32 (`gemm.py`, SwiGLU in a launch behind it) or, where
-activations may be rounded to float16, those of tensor cores (`tensor_core.py`).
+RMSNorm of x comes in front, SwiGLU or the residual behind. W is packed in panels of 32 outputs, one for each lane of
+a warp, and 16 bytes of K of each output are adjacent. One row takes a single launch for everything (`gemv.py`). For
+several rows, the norm is a launch of its own; the product is in float32 (`gemm.py`, with SwiGLU in a launch behind
+it) or, where activations may be rounded to float16, on tensor cores (`tensor_core.py`).
 """
 
 from collections.abc import Callable
@@ -27,10 +28,11 @@ Body = Callable[..., Any]
 
 
 def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
-    """Kernel of x (*x_lead, K) float32 [, gain (K,)], w as `vector_layout` has it [, scales [, zero points]] [, residual (*lead, N)] to y (*lead, N).
+    """Kernel from x (*x_lead, K) float32 and w as in `vector_layout` to y (*lead, N).
 
-    With `swiglu`, W holds gate and up, one on the other, and y is half as wide. With `tensor_cores`, products of many rows may round x to float16,
-    and int4 weights with it.
+    Arguments: x [, gain (K,)], w [, scales [, zero points]] [, residual (*lead, N)] and y. With `swiglu`, W holds
+    gate and up, stacked, and y is half as wide. With `tensor_cores`, products of many rows may round x, and int4
+    weights with it, to float16.
     """
     layout = vector_layout(shape.weight, shape.n, shape.k)
     body = _body(shape, on, tensor_cores=tensor_cores)
@@ -59,7 +61,7 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
 
 
 def _body(shape: Linear, on: Binding, *, tensor_cores: bool) -> Body:
-    """Inline `body(x, gain, w, s, z, residual, y)` of a shape: a launch or several."""
+    """Inline `body(x, gain, w, s, z, residual, y)` for a shape: one launch or several."""
     if shape.rows == 1 and (shape.norm_eps is None or fits_norm(shape)):
         return gemv(shape, on)
     if shape.norm_eps is not None:

@@ -1,8 +1,10 @@
-"""Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by the softmax over their scores.
+"""Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by a softmax of the scores.
 
-Launches: route (a thread a token), group (a block an expert), w13, gate, w2, sum. In the products a block is a panel (on tensor cores, four) of one
-expert times a tile of the pairs that chose it; a block whose tile is empty reads nothing. A pair is one token with one of its experts.
-Bytes per call: the matrices of the chosen experts, once per tile of pairs; operations: 6 pairs dim hidden_dim.
+Launches: route (one thread per token), group (one block per expert), w13, gate, w2, sum. In the products, a block
+computes one panel (on tensor cores, four) of one expert for a tile of the pairs that chose it; a block whose tile is
+empty reads nothing. A pair is one token with one of its experts.
+
+Bytes per call: the matrices of the chosen experts, once per tile of pairs; operations: 6 * pairs * dim * hidden_dim.
 """
 
 from typing import Any
@@ -23,7 +25,10 @@ from runtime.artifact.layouts import PANEL
 
 
 def mixture(shape: Mixture, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
-    """The kernel; its parameters are those of `mixture_function`. With `tensor_cores`, products of many pairs may round activations to float16."""
+    """Mixture kernel; its parameters are those of `mixture_function`.
+
+    With `tensor_cores`, products of many pairs may round activations to float16.
+    """
     dim, hidden_dim = shape.dim, shape.hidden_dim
     up = _product(shape, 2 * hidden_dim, dim, shape.experts_per_token, on, tensor_cores=tensor_cores)
     down = _product(shape, dim, hidden_dim, 1, on, tensor_cores=tensor_cores)
@@ -43,7 +48,7 @@ def mixture(shape: Mixture, on: Binding = GPU, *, tensor_cores: bool = False) ->
 
 
 def _route(shape: Mixture, on: Binding):
-    """Each token's best experts, the first of equals, and the softmax over their scores; a thread a token."""
+    """A launch, one thread per token: its best experts (first among equals) and the softmax over their scores."""
     rows, n_experts, per_token = shape.tokens, shape.n_experts, shape.experts_per_token
 
     @T.inline
@@ -58,7 +63,7 @@ def _route(shape: Mixture, on: Binding):
             pair = i * per_token + j
             chosen[pair] = -1
             best[0] = T.float32(0)
-            for e in T.serial(n_experts):  # where scores are no numbers, another expert still
+            for e in T.serial(n_experts):  # scores that are NaN still give a different expert each time
                 if taken[n_experts - 1 - e] == 0 and (chosen[pair] < 0 or scores[i, n_experts - 1 - e] >= best[0]):
                     chosen[pair] = n_experts - 1 - e
                     best[0] = scores[i, n_experts - 1 - e]
@@ -79,7 +84,7 @@ def _route(shape: Mixture, on: Binding):
 
 
 def _group(shape: Mixture, on: Binding):
-    """Each expert's pairs in order; a block an expert, whose threads look at some pairs each."""
+    """A launch, one block per expert, whose threads look at some pairs each: the expert's pairs in order."""
     each = -(-shape.pairs // THREADS)
 
     def is_own(chosen, e, pair):
@@ -120,7 +125,10 @@ def _group(shape: Mixture, on: Binding):
 
 
 def _product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding, *, tensor_cores: bool):
-    """Inline `product(x, w, s, chosen, count, members, out)`: row i of out = the chosen expert's matrix (n, k) times row i // pairs_per_row of x."""
+    """Inline `product(x, w, s, chosen, count, members, out)`: each row of out = an expert's matrix times a row of x.
+
+    Row i of out is the chosen expert's matrix (n, k) times row i // pairs_per_row of x.
+    """
     if shape.tokens == 1:
         return _pair_product(shape, n, k, pairs_per_row, on)
     if tensor_cores and tensor_core.fits(shape.weight, shape.tokens, k):
@@ -129,7 +137,7 @@ def _product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding, *,
 
 
 def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
-    """One token: a block a panel of one of its experts."""
+    """The product for one token: one block per panel of each of its experts."""
     panels = -(-n // PANEL)
     warps = gemv_warps(shape.pairs * panels, vectors_of(shape.weight, k))
     (hold, dot), total = panel_dot(shape.weight, k, warps, on), panel_total(shape.weight, warps)
@@ -163,9 +171,9 @@ def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bindin
 
 
 def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
-    """Several tokens: a block a panel of one expert times a tile of the pairs that chose it."""
+    """The product for several tokens: one block per panel of an expert and tile of the pairs that chose it."""
     panels, n_experts = -(-n // PANEL), shape.n_experts
-    tiles = RowTiles.of(shape.tokens)  # a token chooses an expert once
+    tiles = RowTiles.of(shape.tokens)  # a token chooses an expert at most once
     multiply = tile_product(shape.weight, k, tiles, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row)
 
     @T.inline
@@ -189,7 +197,7 @@ def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bin
 
 
 def _tensor_core_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
-    """As `_grouped_product`: a block some panels of one expert times a tile of the pairs that chose it."""
+    """Like `_grouped_product`: one block per several panels of an expert and tile of the pairs that chose it."""
     tiling = tensor_core.Tiling.of(shape.tokens, n)  # as if all tokens chose the same expert
     row_blocks, column_blocks = -(-shape.tokens // tiling.rows), -(-n // tiling.outputs)
     multiply = tensor_core.tile_product(
@@ -219,12 +227,12 @@ def _tensor_core_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on:
 
 
 def _scaled(found: Any, s: Any, row: Any) -> Any:
-    """A sum times the scale of its row, where there are scales."""
+    """A sum times the scale of its row, if there are scales."""
     return found if s is None else found * s[row]
 
 
 def _combine(shape: Mixture, on: Binding):
-    """y = the experts' outputs, weighted; a thread an element."""
+    """A launch, one thread per element: y = the weighted sum of the experts' outputs."""
     dim, per_token, parts = shape.dim, shape.experts_per_token, -(-shape.dim // THREADS)
 
     @T.inline

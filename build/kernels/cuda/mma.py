@@ -1,8 +1,9 @@
-"""`mma.sync.m16n8k16`: the product that one warp of a tensor core computes, and how its lanes hold the numbers.
+"""`mma.sync.m16n8k16`: the product that one warp computes on a tensor core, and how its lanes hold the numbers.
 
-16 x 16 numbers of a times 16 x 8 of b, both float16, are added to 16 x 8 float32 sums. Each lane holds some of all three, as the PTX manual lays
-them out ("Matrix Fragments for mma.m16n8k16 with floating point type"): `fragment_row` and the comments beside A, B and C say it in terms of a lane.
-Such a product is no thread's own work: in the serial form `multiply_serially` takes its place, which finds each number in the lane that holds it.
+16 x 16 numbers of a times 16 x 8 of b, both float16, are added to 16 x 8 float32 sums. Each lane holds some of all
+three, laid out as in the PTX manual ("Matrix Fragments for mma.m16n8k16 with floating point type"): `fragment_row`
+and the comments beside A, B and C describe that layout from a lane's view. No single thread computes such a product:
+in the serial form, `multiply_serially` replaces it and finds each number in the lane that holds it.
 """
 
 from collections.abc import Callable
@@ -17,17 +18,17 @@ PAIR = 2  # neighbours along the depth, as float16 in one uint32: the registers 
 A = 4  # pairs of a that a lane holds: row `fragment_row(t, i)`, depth pair t % 4 + i // 2 * 4
 B = 2  # pairs of b: column t % WARP // 4, depth pair t % 4 + i * 4
 C = 4  # sums: row `fragment_row(t, i // 2)`, column t % 4 * 2 + i % 2
-QUAD = 4  # lanes that hold a row of the sums together
+QUAD = 4  # lanes that together hold a row of the sums
 ALL_LANES = T.uint32(0xFFFFFFFF)
 
 
 def fragment_row(t: Any, i: Any) -> Any:
-    """The row of a lane's pair i of a, and of its sums 2 i and 2 i + 1."""
+    """Row of a lane's pair i of a, and of its sums 2 i and 2 i + 1."""
     return t % WARP // QUAD + i % 2 * 8
 
 
 def multiplier(on: Binding):
-    """Inline `multiply(acc, a, b, t, acc_at, a_at, b_at)`: the sums of lane t += those of its warp's a times b, from registers."""
+    """Inline `multiply(acc, a, b, t, acc_at, a_at, b_at)`: add the warp's a times b to lane t's sums, in registers."""
 
     @T.inline
     def multiply(acc, a, b, _t, acc_at, a_at, b_at):
@@ -54,7 +55,10 @@ def multiplier(on: Binding):
 
 
 def quad_reduction(on: Binding, combine: Callable[[Any, Any], Any]):
-    """Inline `reduce(source, result, j, t)`: number j of each lane's `result` = `combine` over number j of `source` in the lanes of its quad."""
+    """Inline `reduce(source, result, j, t)`: reduce number j of `source` over the lanes of a quad.
+
+    Number j of each lane's `result` is `combine` over number j of `source` in the lanes of its quad.
+    """
 
     @T.inline
     def reduce(source, result, j, _t):
@@ -73,13 +77,13 @@ def quad_reduction(on: Binding, combine: Callable[[Any, Any], Any]):
 
 
 def pair(low: Any, high: Any) -> Any:
-    """Two numbers as float16 in one uint32."""
+    """Two numbers as float16, packed in one uint32."""
     bits = [T.Cast("uint32", T.reinterpret("uint16", T.Cast("float16", number))) for number in (low, high)]
     return bits[0] | (bits[1] << T.uint32(16))
 
 
 def member(pairs: Any, which: Any) -> Any:
-    """The first or second number of a pair, as float32."""
+    """First or second number of a pair, as float32."""
     return T.Cast(
         "float32",
         T.reinterpret("float16", T.Cast("uint16", (pairs >> T.Cast("uint32", 16 * which)) & T.uint32(0xFFFF))),
@@ -88,7 +92,10 @@ def member(pairs: Any, which: Any) -> Any:
 
 @T.inline
 def multiply_serially(acc, a, b, t, acc_at, a_at, b_at):
-    """As `mma.sync`, for one lane: depth d of a's row r lies in lane r % 8 * 4 + d % 8 / 2, and depth d of b's column c in lane c * 4 + d % 8 / 2."""
+    """Do the work of `mma.sync` for one lane.
+
+    Depth d of row r of a is in lane r % 8 * 4 + d % 8 / 2, and depth d of column c of b in lane c * 4 + d % 8 / 2.
+    """
     for i in T.serial(C):
         for d in T.serial(DEPTH):
             acc[t, acc_at + i] = acc[t, acc_at + i] + member(

@@ -1,4 +1,4 @@
-"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight; a block a row."""
+"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight; one block per row."""
 
 from collections.abc import Callable
 from math import prod
@@ -13,7 +13,7 @@ THREADS = 256
 
 
 def rms_norm(lead: tuple[int, ...], dim: int, eps: float, on: Binding = GPU) -> PrimFunc:
-    """Kernel of x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
+    """Kernel from x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
     rows = prod(lead)
     normalize = normalized_rows(rows, dim, eps, on, source=lambda i: i)
 
@@ -32,7 +32,7 @@ def rms_norm(lead: tuple[int, ...], dim: int, eps: float, on: Binding = GPU) -> 
 
 
 def normalized_rows(rows: int, dim: int, eps: float, on: Binding, *, source: Callable[[Any], Any]):
-    """A launch, inline `normalize(x, weight, y)`: row i of y = row source(i) of x, normed."""
+    """A launch, inline `normalize(x, weight, y)`: row i of y = row source(i) of x, normalised."""
     parts = -(-dim // THREADS)
     measure, inverse = sum_squares(dim, THREADS, on), inverse_rms(dim, eps)
 
@@ -53,7 +53,10 @@ def normalized_rows(rows: int, dim: int, eps: float, on: Binding, *, source: Cal
 
 
 def sum_squares(dim: int, threads: int, on: Binding):
-    """Inline `measure(x, i, squares, sums)`: sums[:] = shares of the sum of squares of row i, one for each lane of a warp, by way of `squares`."""
+    """Inline `measure(x, i, squares, sums)`: set sums[:] to shares of the sum of squares of row i.
+
+    There is one share per lane of a warp; `squares` holds the intermediate sums of the threads.
+    """
 
     @T.inline
     def measure(x, i, squares, sums):

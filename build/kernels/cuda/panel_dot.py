@@ -1,7 +1,8 @@
-"""One row times panels of a packed matrix, as the lanes of a block's warps share it: the inside of `gemv.py` and of a mixture's products.
+"""One row times panels of a packed matrix, shared among the lanes of a block: the core of `gemv.py` and of a mixture.
 
-A lane is an output of the panel, and the warps share K, 16 bytes of each output at a time. Several loads start before the first is needed, those of a
-turn together and the very first ahead of all, so that memory is busy while a block prepares x.
+Each lane has one output of the panel, and the warps share K, 16 bytes of each output at a time. Several loads start
+before the first is needed: those of a turn together, and the very first ahead of everything, so that memory is busy
+while a block prepares x.
 """
 
 from dataclasses import dataclass
@@ -16,14 +17,17 @@ from export.weights.table import format_of, vector_layout, vector_steps
 from runtime.artifact.layouts import PANEL, WORD_ZERO
 
 # Not yet measured on a GPU.
-LOADS = 4  # of 16 bytes, that a thread starts before it needs the first
-WORD_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 of them sm_80 spills
-FLOATS = 4  # of x, in 16 bytes
+LOADS = 4  # 16-byte loads that a thread starts before it needs the first
+WORD_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 loads, sm_80 spills
+FLOATS = 4  # numbers of x in 16 bytes
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a thread has loaded of a panel and not yet used: for each of some vectors its words and, of int4, its group's scale and zero point."""
+    """Parts of a panel that a thread has loaded and not yet used.
+
+    For each of several vectors: its words and, for int4, the scale and zero point of its group.
+    """
 
     words: Any
     scales: Any
@@ -31,16 +35,16 @@ class Held:
 
 
 def vectors_of(stored: Storage, k: int) -> int:
-    """Vectors of 16 bytes in one output's K."""
+    """Number of 16-byte vectors in one output's K."""
     return -(-k // vector_steps(stored))
 
 
 def vector_sums(stored: Storage, k: int, threads: int, on: Binding):
     """Inline `add_up(x, i, quarters, x_sums)`: x_sums[v] = the sum of row i of x over the steps of vector v, for int4.
 
-    By way of `quarters`, the sums of four numbers, so that neighbouring threads read neighbouring ones.
+    It goes through `quarters`, the sums of four numbers, so that neighbouring threads read neighbouring numbers.
     """
-    each = vector_steps(stored) // FLOATS  # quarters of a vector
+    each = vector_steps(stored) // FLOATS  # quarters per vector
 
     @T.inline
     def add_up(x_in, i, quarters, x_sums):
@@ -66,14 +70,15 @@ def vector_sums(stored: Storage, k: int, threads: int, on: Binding):
 
 
 def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
-    """Inlines `hold(w, s, z, p, held)`, which starts the first loads, and `dot(x, i, w, s, z, x_sums, p, held, partial, first)`.
+    """Inlines `hold(w, s, z, p, held)` and `dot(x, i, w, s, z, x_sums, p, held, partial, first)`.
 
-    After both, partial[first + warp, lane] is this warp's share of row `i` of x times panel `p` of w; `x_sums` are those of `vector_sums`. A scale
-    per output is left to the caller; scales of groups are multiplied in.
+    `hold` starts the first loads. After both, partial[first + warp, lane] is this warp's share of row `i` of x times
+    panel `p` of w; `x_sums` come from `vector_sums`. A scale per output is left to the caller; group scales are
+    multiplied in.
     """
     steps, vectors = vector_steps(stored), vectors_of(stored, k)
     words, loads, in_words = vector_layout(stored, PANEL, k).shape[-1], _loads(stored), format_of(stored).words
-    turns = vectors // (warps * loads)  # in which no warp lacks a vector
+    turns = vectors // (warps * loads)  # turns in which no warp lacks a vector
     begun = turns * warps * loads
     whole = k % steps == 0 and k % FLOATS == 0
     read = factor(stored)
@@ -95,7 +100,7 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
 
     @T.inline
     def multiply(x, i, x_sums, at, held, u, acc):
-        """acc += the vector that is held at u times its steps of x."""
+        """acc += the vector held at u times its steps of x."""
         total = T.alloc_buffer((1,), "float32", scope=on.private)
         total[0] = T.float32(0)
         if whole:
@@ -142,12 +147,12 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
 
 
 def _loads(stored: Storage) -> int:
-    """Of 16 bytes, that a thread starts before it needs the first."""
+    """Number of 16-byte loads that a thread starts before it needs the first."""
     return WORD_LOADS if format_of(stored).words else LOADS
 
 
 def held_sizes(stored: Storage, k: int) -> tuple[int, int, int]:
-    """Numbers of `Held` for a thread: words, scales, zero points; those that a format lacks take one place."""
+    """Numbers in `Held` per thread: words, scales, zero points; those that a format lacks take one place."""
     loads, grouped = _loads(stored), format_of(stored).grouped
     return (
         loads * vector_layout(stored, PANEL, k).shape[-1],
@@ -157,7 +162,10 @@ def held_sizes(stored: Storage, k: int) -> tuple[int, int, int]:
 
 
 def panel_total(stored: Storage, warps: int):
-    """`total(partial, first, s, row, lane)`: one output's sums by `warps` warps from `first` on, one by one, times its scale; a TIR expression."""
+    """`total(partial, first, s, row, lane)`: one output's sum over the warps, times its scale; a TIR expression.
+
+    The sums of `warps` warps, from `first` on, are added one by one.
+    """
 
     def total(partial: Any, first: int, s: Any, row: Any, lane: Any) -> Any:
         found = partial[first, lane]

@@ -1,4 +1,4 @@
-"""y = a + b: the residual of a layer, where no product takes it in; a thread an element."""
+"""y = a + b: a layer's residual, where it is not fused into a product; one thread per element."""
 
 from math import prod
 
@@ -11,7 +11,7 @@ THREADS = 256
 
 
 def residual(shape: tuple[int, ...], on: Binding = GPU) -> PrimFunc:
-    """Kernel of a and b to y, all float32 of one shape."""
+    """Kernel from a and b to y, all float32 and of the same shape."""
     size = prod(shape)
 
     @T.prim_func

@@ -1,4 +1,4 @@
-"""What the attention kernels of a GPU share: the rotation of a head where it is read, and how a ring is written."""
+"""Shared parts of the GPU attention kernels: rotating a head where it is read, and writing a ring."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ from build.kernels.cuda.binding import Binding
 from build.kernels.shapes import RollingAttention
 
 HIDDEN = -3e38  # a score that no key has; exp(HIDDEN - maximum) is 0
-SMALLEST_TOTAL = 1e-30  # of shares: for padding, which sees nothing
-WRITERS = 256  # threads a block of the launch that writes columns
+SMALLEST_TOTAL = 1e-30  # lower limit of a total of shares: for padding, which sees nothing
+WRITERS = 256  # threads per block of the launch that writes columns
 
 
 def rotated_element(shape: RollingAttention):
-    """Element d of a rotated head: (a cos - b sin, b cos + a sin) of its halves a and b."""
+    """Function for element d of a rotated head: (a cos - b sin, b cos + a sin) of its halves a and b."""
     half = shape.head_dim // 2
 
     def element(qkv, cos, sin, b, i, start, d):
@@ -26,14 +26,14 @@ def rotated_element(shape: RollingAttention):
 
 
 def ring_writer(shape: RollingAttention, on: Binding):
-    """A launch: the new columns into the ring. Of a chunk longer than the ring, the last W columns stay."""
+    """A launch that writes the new columns into the ring, which keeps only the last W of a longer chunk."""
     return column_writer(shape, shape.cache_len, lambda position, _i: position % shape.cache_len, on)
 
 
 def column_writer(shape: RollingAttention, slots: int, slot: Callable[[Any, Any], Any], on: Binding):
-    """A launch, a thread for each element: the last new columns, rotated, into `slots` slots; that of token i goes to slot(its position, i).
+    """A launch that writes the last new columns, with keys rotated, into `slots` slots; one thread per element.
 
-    Padding is not written.
+    The column of token i goes to slot(its position, i). Padding is not written.
     """
     B, N, H, KV, D = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim
     kept = min(N, slots)

@@ -1,4 +1,4 @@
-"""Cosines or sines of the rotary angles: position times frequency; a thread an angle, once for all layers."""
+"""Cosines or sines of the rotary angles, position times frequency: one thread per angle, once for all layers."""
 
 from math import prod
 
@@ -11,7 +11,10 @@ THREADS = 256
 
 
 def rotation(lead: tuple[int, int], half: int, function: str, on: Binding = GPU) -> PrimFunc:
-    """Kernel of positions (B, T) int64 and frequencies (head_dim / 2,) to y (B, 1, T, head_dim / 2) float32: cosine or sine of their products."""
+    """Kernel from positions (B, T) int64 and frequencies (head_dim / 2,) to y (B, 1, T, head_dim / 2) float32.
+
+    y is the cosine or sine of position times frequency.
+    """
     batch, tokens = lead
     size, apply = prod(lead) * half, {"cos": T.cos, "sin": T.sin}[function]
 

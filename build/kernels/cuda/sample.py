@@ -1,10 +1,12 @@
-"""The next id, drawn where the logits are: the filters of `runtime.decoding.sampler` as far as temperature and top-k go, and the next step's inputs.
+"""Drawing the next id where the logits are, and setting the next step's inputs.
 
-One block. Top-k keeps every logit that is at least as large as the k-th largest, which four passes find byte by byte (radix selection: a histogram
-of the next byte of those whose higher bytes are known). Then each thread sums the weights exp((x - largest) / temperature) of some ids in a row, and
-the id at which the sum over all, in the order of ids, passes the drawn share of the whole is the one. Greedy is k = 1 and a draw of 0.
+Of the filters of `runtime.decoding.sampler`, temperature and top-k are supported. There is one block. Top-k keeps
+every logit that is at least as large as the k-th largest, which four passes find byte by byte (radix selection: a
+histogram of the next byte of those whose higher bytes are known). Then each thread sums the weights
+exp((x - largest) / temperature) of some consecutive ids. The drawn id is the one at which the running sum, in order
+of ids, passes the drawn share of the total. Greedy is k = 1 and a draw of 0.
 
-Bytes per call: the logits once from memory, then once a pass from a cache.
+Bytes per call: the logits once from memory, then once per pass from a cache.
 """
 
 from typing import Any
@@ -15,19 +17,20 @@ from tvm.tirx import PrimFunc
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
 
 THREADS = 1024
-PARTS = THREADS // WARP  # what a lane joins of what the threads have found
-FLOATS = 4  # in 16 bytes
-BYTES, BINS = 4, 256  # of a float32; values of a byte
-GROUP = BINS // WARP  # bins that a lane joins
+PARTS = THREADS // WARP  # threads whose results one lane joins
+FLOATS = 4  # numbers in 16 bytes
+BYTES, BINS = 4, 256  # bytes of a float32; values of a byte
+GROUP = BINS // WARP  # bins that one lane joins
 SIGN, INFINITE = 0x80000000, 0x7F800000  # bits of a float32
-LARGEST, BEST, THRESHOLD, WANTED, SIZE, STATE = range(6)  # places of the block's state, and how many
+LARGEST, BEST, THRESHOLD, WANTED, SIZE, STATE = range(6)  # places in the block's state, and their number
 
 
 def sample(vocab_size: int, on: Binding = GPU) -> PrimFunc:
-    """Kernel of logits (1, 1, vocab) float32 and options (3,) float32: temperature, top-k (0 for all) and a draw of 0 to 1.
+    """Kernel from logits (1, 1, vocab) float32 and options (3,) float32 to the next id and the next step's inputs.
 
-    Writes the id to token (1,) int64 and to ids (1, 1) int64, and adds one to positions (1, 1) int64. Where a logit is infinite or no number, token
-    is -1 and ids 0.
+    The options are temperature, top-k (0 for all) and a draw from 0 to 1. The id is written to token (1,) int64 and
+    to ids (1, 1) int64, and positions (1, 1) int64 is increased by one. Where a logit is infinite or NaN, token is -1
+    and ids is 0.
     """
     select, draw = _select(vocab_size, on), _draw(vocab_size, on)
 
@@ -50,25 +53,26 @@ def sample(vocab_size: int, on: Binding = GPU) -> PrimFunc:
 
 
 def _key(number: Any) -> Any:
-    """The bits of a float32, changed so that they are ordered as the numbers are."""
+    """The bits of a float32, changed so that they sort as the numbers do."""
     bits = T.reinterpret("uint32", number)
     return bits ^ T.if_then_else(bits < T.uint32(SIGN), T.uint32(SIGN), T.uint32(0xFFFFFFFF))
 
 
 def _rank(number: Any, token_id: Any) -> Any:
-    """What is largest for the first id of the largest logits: its key, and how far the id is from the last one there could be."""
+    """Sort key that is largest for the first id of the largest logit: the logit's key, then the id in reverse order."""
     return (T.Cast("uint64", _key(number)) << T.uint64(32)) | (T.uint64(0xFFFFFFFF) - T.Cast("uint64", token_id))
 
 
 def _number(key: Any) -> Any:
-    """The float32 of a key."""
+    """The float32 that a key stands for."""
     return T.reinterpret("float32", key ^ T.if_then_else(key < T.uint32(SIGN), T.uint32(0xFFFFFFFF), T.uint32(SIGN)))
 
 
 def _select(vocab_size: int, on: Binding):
-    """Inline `select(logits, options, state)`: the largest logit's key and first id, and the key of the smallest that may be drawn, into `state`.
+    """Inline `select(logits, options, state)`: find the largest logit and the threshold of top-k.
 
-    And the bits of the largest absolute value, which tell whether a logit is infinite or no number.
+    `state` receives the key and first id of the largest logit, the key of the smallest logit that may be drawn, and
+    the bits of the largest absolute value, which tell whether a logit is infinite or NaN.
     """
     count = _counter(on)
 
@@ -118,7 +122,7 @@ def _select(vocab_size: int, on: Binding):
 
     @T.inline
     def fill(logits, state, bins, byte, t):
-        """Count the next byte of the keys that begin as the threshold does; `byte` 0 is the first."""
+        """Count the next byte of the keys that begin like the threshold; `byte` 0 is the first."""
         begins = T.alloc_buffer((1,), "uint32", scope=on.private)
         begins[0] = state[THRESHOLD]
         for c in T.serial(-(-vocab_size // THREADS)):
@@ -129,7 +133,7 @@ def _select(vocab_size: int, on: Binding):
 
     @T.inline
     def walk_down(steps, counts, at, wanted):
-        """From `at`, at most some steps down to the first count that reaches `wanted`, less those above it."""
+        """Walk down from `at`, at most `steps` steps, to the first count that reaches `wanted`, less those above it."""
         held = T.alloc_buffer((1,), "int32", scope=on.private)
         walks = T.alloc_buffer((1,), "int32", scope=on.private)
         walks[0] = 1
@@ -143,9 +147,10 @@ def _select(vocab_size: int, on: Binding):
 
     @T.inline
     def narrow(bins, groups, state, narrowed, t):
-        """The largest byte at which the counts from above reach what is wanted: the new threshold, and what is wanted of those that begin so.
+        """Find the largest byte at which the counts, summed from the top, reach the number wanted.
 
-        They become the block's state a phase later, since TVM puts no barrier into a condition.
+        This gives the new threshold and how many are wanted of the keys that begin with it. Both enter the block's
+        state one phase later, because TVM puts no barrier inside a condition.
         """
         if t == 0:
             at = T.alloc_buffer((1,), "int32", scope=on.private)
@@ -199,11 +204,11 @@ def _select(vocab_size: int, on: Binding):
 
 
 def _draw(vocab_size: int, on: Binding):
-    """Inline `draw`: the id among those whose key reaches the threshold, and the next step's inputs."""
+    """Inline `draw`: choose the id among those whose key reaches the threshold, and set the next step's inputs."""
     width = FLOATS if vocab_size % FLOATS == 0 else 1
-    loads = -(-vocab_size // (THREADS * width))  # of a thread
-    each = loads * width  # ids in a row, of a thread
-    assert each <= THREADS, f"a vocabulary of {vocab_size} is larger than any"
+    loads = -(-vocab_size // (THREADS * width))  # per thread
+    each = loads * width  # consecutive ids per thread
+    assert each <= THREADS, f"a vocabulary of {vocab_size} ids is too large for one block"
 
     def weight(number, options, state):
         share = T.exp((number - _number(state[LARGEST])) / options[0])
@@ -225,7 +230,10 @@ def _draw(vocab_size: int, on: Binding):
 
     @T.inline
     def walk(count, part, at, below, goal, t):
-        """at = the first part at which the sum, from `below` on, passes `goal`, or else the last that is not empty; below = the sum before it."""
+        """Find the first part at which the sum, from `below` on, passes `goal`, or else the last non-empty part.
+
+        Set `at` to that part and `below` to the sum before it.
+        """
         found = T.alloc_buffer((1,), "int32", scope=on.private)
         upto = T.alloc_buffer((1,), "float32", scope=on.private)
         held = T.alloc_buffer((1,), "float32", scope=on.private)
@@ -242,7 +250,7 @@ def _draw(vocab_size: int, on: Binding):
 
     @T.inline
     def choose_thread(options, masses, sums, first, at, below, goal, t):
-        """first[0] = the first id of the thread among whose ids the sum passes the goal."""
+        """Set first[0] to the first id of the thread among whose ids the sum passes the goal."""
         if t == 0:
             below[on.own(t)] = T.float32(0)
             goal[on.own(t)] = T.float32(0)
@@ -272,7 +280,7 @@ def _draw(vocab_size: int, on: Binding):
         at = T.alloc_buffer((on.copies(THREADS),), "int32", scope=on.private)
         below = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
         goal = T.alloc_buffer((on.copies(THREADS),), "float32", scope=on.private)
-        is_greedy = options[1] == T.float32(1) and options[2] == T.float32(0)  # whose id is known
+        is_greedy = options[1] == T.float32(1) and options[2] == T.float32(0)  # its id is already known
         for t in on.threads(THREADS):
             sum_weights(logits, options, state, masses, T.if_then_else(is_greedy, 0, loads), t)
         for t in on.threads(THREADS):

@@ -1,4 +1,4 @@
-"""SwiGLU's product: y = silu(gate) * up, with gate and up side by side in one tensor; a thread an output."""
+"""SwiGLU's product: y = silu(gate) * up, with gate and up side by side in one tensor; one thread per output."""
 
 from math import prod
 from typing import Any
@@ -12,7 +12,7 @@ THREADS = 256
 
 
 def swiglu(lead: tuple[int, ...], hidden_dim: int, on: Binding = GPU) -> PrimFunc:
-    """Kernel of both (*lead, 2 * hidden_dim) to y (*lead, hidden_dim), float32."""
+    """Kernel from both (*lead, 2 * hidden_dim) to y (*lead, hidden_dim), float32."""
     rows = prod(lead)
     gate = gated_rows(rows, hidden_dim, on)
 

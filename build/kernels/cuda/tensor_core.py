@@ -1,12 +1,15 @@
-"""The matrix product on tensor cores: y = x W^T with x and W as float16 and float32 sums, for many rows, with SwiGLU or the residual behind.
+"""The matrix product on tensor cores, for many rows: y = x W^T, with SwiGLU or the residual behind.
 
-A block computes 128 columns of a tile of rows, in steps of 32 along K that pass through shared memory as float16; what the next step needs is
-on its way from memory meanwhile. Its 8 warps take a part of the tile each, in products of 16 x 8 (`mma.py`). With SwiGLU the columns are 64 of gate
-and the 64 of up that go with them, so that a lane holds both numbers of an output.
+x and W are float16, the sums float32. A block computes 128 columns of a tile of rows, in steps of 32 along K that
+pass through shared memory as float16; meanwhile, what the next step needs is in flight from memory. Each of its 8
+warps takes a part of the tile, in products of 16 x 8 (`mma.py`). With SwiGLU, the columns are 64 of gate and the 64
+of up that go with them, so that a lane holds both numbers of an output.
 
-x is rounded to float16 here, once for each block. int8 is exact in float16 and scaled in the end; int4 is rounded to float16 with its scale, as the
-graph's float16 weights are. Bytes per call: W once for each tile of rows, x once for each 128 columns, most of it through the second-level cache.
-Operations: 2 M N K.
+x is rounded to float16 here, once per block. int8 is exact in float16 and is scaled at the end; int4 is rounded to
+float16 with its scale, as the graph's float16 weights are.
+
+Bytes per call: W once per tile of rows, x once per 128 columns, mostly through the second-level (L2) cache.
+Operations: 2 * M * N * K.
 """
 
 from collections.abc import Callable
@@ -28,100 +31,108 @@ from runtime.artifact.layouts import PANEL, WORD, WORD_ZERO
 WARPS_ALONG_ROWS, WARPS_ALONG_COLUMNS = 2, 4
 THREADS = WARPS_ALONG_ROWS * WARPS_ALONG_COLUMNS * WARP
 COLUMNS, DEPTH = 128, 32
-PANELS = COLUMNS // PANEL  # of a block
-COLUMN_PIECES = COLUMNS // WARPS_ALONG_COLUMNS // mma.COLUMNS  # of a warp
-PAIRS = DEPTH // PAIR  # of a row in one step
-STRIDE = (
-    PAIRS + 4
-)  # of a row in shared memory, in pairs: lanes that read neighbouring rows hit different banks. Flat, or TVM would trim the padding
+PANELS = COLUMNS // PANEL  # per block
+COLUMN_PIECES = COLUMNS // WARPS_ALONG_COLUMNS // mma.COLUMNS  # per warp
+PAIRS = DEPTH // PAIR  # per row in one step
+# Stride of a row in shared memory, in pairs: lanes that read neighbouring rows hit different banks.
+# The buffer is flat, because TVM would trim the padding.
+STRIDE = PAIRS + 4
 LEAST_ROWS = 16  # fewer would leave most of a product empty
-BLOCKS = 132  # the multiprocessors of an H200: smaller tiles where larger ones are fewer. Not yet measured on a GPU
-ROW_PIECES = (4, 2, 1)  # of a warp: tiles of 128, 64 or 32 rows
-FLOATS = 4  # of x, in 16 bytes
-STORED_PAIRS = 4  # in 16 bytes of shared memory
-X_PARTS = DEPTH // FLOATS  # of a row in one step
-NUMBERS = COLUMNS * DEPTH // THREADS  # of W that a thread loads in one step
+BLOCKS = 132  # multiprocessors of an H200: tiles shrink where there would be fewer. Not yet measured on a GPU
+ROW_PIECES = (4, 2, 1)  # per warp: tiles of 128, 64 or 32 rows
+FLOATS = 4  # numbers of x in 16 bytes
+STORED_PAIRS = 4  # pairs in 16 bytes of shared memory
+X_PARTS = DEPTH // FLOATS  # loads of 16 bytes per row in one step
+NUMBERS = COLUMNS * DEPTH // THREADS  # numbers of W that a thread loads in one step
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """What a block computes: `row_pieces` products of 16 rows for each warp, and `halves` = 2 columns for an output where they are gate and up."""
+    """Work of one block: `row_pieces` products of 16 rows per warp.
+
+    `halves` is the number of columns per output: 2 where they are gate and up.
+    """
 
     row_pieces: int
     halves: int = 1
 
     @classmethod
     def of(cls, rows: int, outputs: int, *, swiglu: bool = False) -> "Tiling":
-        """The largest tiles that give every multiprocessor one, and that are not half empty."""
+        """The largest tiles that give every multiprocessor one and are not half empty."""
         tilings = [cls(pieces, 2 if swiglu else 1) for pieces in ROW_PIECES]
         return next((t for t in tilings if 2 * rows > t.rows and t.blocks(rows, outputs) >= BLOCKS), tilings[-1])
 
     def blocks(self, rows: int, outputs: int) -> int:
-        """Blocks of a product."""
+        """Number of blocks in a product."""
         return -(-rows // self.rows) * -(-outputs // self.outputs)
 
     @property
     def rows(self) -> int:
-        """Rows of a block."""
+        """Rows per block."""
         return WARPS_ALONG_ROWS * self.row_pieces * mma.ROWS
 
     @property
     def outputs(self) -> int:
-        """Outputs of a block."""
+        """Outputs per block."""
         return COLUMNS // self.halves
 
     @property
     def output_pieces(self) -> int:
-        """Pieces of 8 outputs of a warp."""
+        """Pieces of 8 outputs per warp."""
         return COLUMN_PIECES // self.halves
 
     @property
     def sums(self) -> int:
-        """Sums of a lane."""
+        """Sums per lane."""
         return self.row_pieces * COLUMN_PIECES * mma.C
 
     def panel(self, first: Any, q: Any, half: int) -> Any:
-        """Panel q of a block in the matrix, where `first` is the block's and `half` panels lie between gate and up."""
+        """Panel of the matrix that is panel q of a block.
+
+        `first` is the block's first panel, and `half` panels lie between gate and up.
+        """
         each = PANELS // self.halves
         return first + q % each + q // each * half
 
     def tile_row(self, q: Any, lane: Any) -> Any:
-        """Where output `lane` of the block's panel q lies in shared memory: each warp's part holds its outputs, for gate and then for up."""
+        """Row in shared memory of output `lane` of the block's panel q.
+
+        Each warp's part holds its outputs, for gate and then for up.
+        """
         each, part = PANELS // self.halves, self.output_pieces * mma.COLUMNS
         output = q % each * PANEL + lane
         return output // part * (COLUMNS // WARPS_ALONG_COLUMNS) + q // each * part + output % part
 
     def row(self, t: Any, r: Any, i: Any) -> Any:
-        """The row of a lane's sum i of row piece r, in the block."""
+        """Row, within the block, of a lane's sum i of row piece r."""
         return (t // WARP // WARPS_ALONG_COLUMNS * self.row_pieces + r) * mma.ROWS + mma.fragment_row(t, i // 2)
 
     def output(self, t: Any, c: Any, i: Any) -> Any:
-        """The output of a lane's sum i of output piece c, in the block."""
+        """Output, within the block, of a lane's sum i of output piece c."""
         return (t // WARP % WARPS_ALONG_COLUMNS * self.output_pieces + c) * mma.COLUMNS + t % mma.QUAD * 2 + i % 2
 
     def place(self, r: int, c: int, i: int, half: int = 0) -> int:
-        """Where a lane keeps that sum; `half` 1 is up."""
+        """Index at which a lane keeps that sum; `half` is 1 for up."""
         return (r * COLUMN_PIECES + half * self.output_pieces + c) * mma.C + i
 
 
 def fits(stored: Storage, rows: int, k: int) -> bool:
-    """Whether `tile_product` computes such a product, and is worth it."""
+    """Whether `tile_product` supports such a product and is worth using for it."""
     return rows >= LEAST_ROWS and k % FLOATS == 0 and format_of(stored).multiplies_float16
 
 
 def suits(shape: Linear) -> bool:
-    """Whether `tensor_core_gemm` computes such a shape, and is worth it."""
+    """Whether `tensor_core_gemm` supports such a shape and is worth using for it."""
     return fits(shape.weight, shape.rows, shape.k)
 
 
 def tensor_core_gemm(shape: Linear, on: Binding):
-    """Body of `linear` for a shape that `suits`, without norm."""
+    """Body of `linear` for a shape that `suits` accepts, without norm."""
     rows, n, n_out, stored = shape.rows, shape.n, shape.n_out, shape.weight
     tiling = Tiling.of(rows, n_out, swiglu=shape.swiglu)
     row_blocks = -(-rows // tiling.rows)
-    whole = (
-        rows % tiling.rows == 0 and n_out % tiling.outputs == 0
-    )  # where no store needs a guard, behind each of which the next would wait
+    # Without partial tiles, no store needs a guard; with guards, each store would wait for the one before.
+    whole = rows % tiling.rows == 0 and n_out % tiling.outputs == 0
     multiply = tile_product(stored, n, shape.k, tiling, on, source=lambda _members, i: i)
 
     def output(acc, s, residual, t, r, c, i, row, column):
@@ -159,13 +170,14 @@ def tensor_core_gemm(shape: Linear, on: Binding):
 def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *, source: Callable[[Any, Any], Any]):
     """Inline `multiply(x, members, w, s, z, e, p, m, stop, acc)`: one block's sums.
 
-    They are those of rows m .. m + tiling.rows of x, below `stop`, times the panels from `p` on of matrix `e` of those that w holds; row i lies at
-    source(members, i) in x. Each lane's sums lie in acc where `Tiling.place` says. A scale per output is left to the caller; scales of groups are in.
+    These are rows m .. m + tiling.rows of x, below `stop`, times the panels from `p` on of matrix `e` in w; row i is
+    at source(members, i) in x. Each lane's sums are in acc where `Tiling.place` says. A scale per output is left to
+    the caller; group scales are multiplied in.
     """
     layout, steps = vector_layout(stored, n, k), vector_steps(stored)
     panels, vectors = layout.shape[0], layout.shape[1]
-    loaded_steps = min(steps, NUMBERS)  # of K, that a thread loads at once: 16 bytes, or 8 of int4
-    form, halves = format_of(stored), layout.dtype == "float16"  # which are pairs already
+    loaded_steps = min(steps, NUMBERS)  # of K, that a thread loads at once: 16 bytes, or 8 bytes of int4
+    form, halves = format_of(stored), layout.dtype == "float16"  # halves are pairs already
     words = loaded_steps // (PAIR if halves else WORD if form.words else 1)
     dtype = "uint32" if halves else layout.dtype
     vector_words = words * (steps // loaded_steps)
@@ -175,7 +187,7 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
     read, product = factor(stored), mma.multiplier(on)
 
     def weight(w_next, scaling, t, c, v):
-        """Number v of load c; int4 q is (1 + q / 16) 16 scale - (16 + zero) scale, which float32 holds exactly."""
+        """Number v of load c; int4 q is (1 + q / 16) * 16 * scale - (16 + zero) * scale, exact in float32."""
         number = read(w_next, (on.own(t) * w_loads + c) * words, v)
         return number * scaling[0] - scaling[1] if grouped else number
 
@@ -190,7 +202,7 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
 
     @T.inline
     def place_rows(members, m, stop, rows_at, t):
-        """Where a thread's rows lie in x; -1 beyond the last."""
+        """Set rows_at to where a thread's rows are in x, or to -1 past the last row."""
         for c in on.unroll(x_loads):
             if m + (c * THREADS + t) // X_PARTS < stop:
                 rows_at[on.own(t), c] = source(members, m + (c * THREADS + t) // X_PARTS)
@@ -199,7 +211,10 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
 
     @T.inline
     def fetch(x, rows_at, w, s, z, e, p, depth, x_next, w_next, scale, zero, t):
-        """One thread's share of the step at `depth`, into registers. x is zero beyond the matrix, so that any number of W will do there."""
+        """Load one thread's share of the step at `depth` into registers.
+
+        x is zero outside the matrix, so that any number of W will do there.
+        """
         for c in on.unroll(x_loads):
             if rows_at[on.own(t), c] >= 0 and depth + t % X_PARTS * FLOATS < k:
                 for v in T.vectorized(FLOATS):
@@ -222,7 +237,7 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
 
     @T.inline
     def put(x_next, w_next, scale, zero, x_tile, w_tile, t):
-        """What was fetched, as pairs of float16 into shared memory."""
+        """Store what was fetched in shared memory, as pairs of float16."""
         for c in on.unroll(x_loads):
             for v in on.unroll(FLOATS // PAIR):
                 x_tile[(c * THREADS + t) // X_PARTS * STRIDE + t % X_PARTS * (FLOATS // PAIR) + v] = pair(
@@ -246,7 +261,7 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
 
     @T.inline
     def load_fragments(x_tile, w_tile, first, a, b, t):
-        """The pairs of x and W that a lane holds, from pair `first` of the step on."""
+        """Load the pairs of x and W that a lane needs, from pair `first` of the step on."""
         for piece in on.unroll(row_pieces):
             for i in on.unroll(mma.A):
                 a[on.own(t), piece * mma.A + i] = x_tile[

@@ -1,8 +1,9 @@
-"""Reading packed weights on a GPU: 16 bytes a thread at once, 512 neighbouring bytes a warp (the layouts panels_32kJ of `runtime.artifact.layouts`).
+"""Reading packed weights on a GPU: 16 bytes per thread at once, 512 adjacent bytes per warp.
 
-int4 numbers q stand for (q - zero) * scale, scale and zero one for each group. To convert is dearer than to multiply, so a dot product takes
-q as the float32 1 + q / 16, which is q's four bits in front of the mantissa of 1, and corrects the sum: the sum of (q - zero) x is
-16 (the sum of (1 + q / 16) x) - (16 + zero) (the sum of x).
+The layouts are panels_32kJ of `runtime.artifact.layouts`. int4 numbers q stand for (q - zero) * scale, with one scale
+and one zero point per group. Converting costs more than multiplying, so a dot product takes q as the float32
+1 + q / 16, which is q's four bits at the front of the mantissa of 1, and corrects the sum: the sum of (q - zero) x is
+16 * (the sum of (1 + q / 16) x) - (16 + zero) * (the sum of x).
 """
 
 from collections.abc import Callable
@@ -15,23 +16,23 @@ from export.weights.format import MatrixLayout, Storage
 from export.weights.table import format_of, vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
 
-ONE, TOP_BITS = 0x3F800000, 19  # float32 1; where the first four bits of a mantissa begin
+ONE, TOP_BITS = 0x3F800000, 19  # bits of float32 1; where the first four bits of a mantissa begin
 
 
 def scales_buffer(layout: MatrixLayout) -> Any:
-    """The parameter for scales, one that will be dropped where there are none."""
+    """The parameter for scales, which will be dropped where there are none."""
     size, dtype = layout.scales or (UNUSED, "float32")
     return T.Buffer(size, dtype)
 
 
 def zeros_buffer(layout: MatrixLayout) -> Any:
-    """As `scales_buffer`, for zero points."""
+    """The parameter for zero points, which will be dropped where there are none."""
     size, dtype = layout.zero_points or (UNUSED, "uint8")
     return T.Buffer(size, dtype)
 
 
 def unused(layout: MatrixLayout) -> list[str]:
-    """The parameters s and z of a kernel that a layout has no use for."""
+    """Names among the parameters s and z of a kernel that a layout does not use."""
     return [name for name, part in (("s", layout.scales), ("z", layout.zero_points)) if part is None]
 
 
@@ -39,7 +40,7 @@ Reader = Callable[[Any, Any, Any], Any]
 
 
 def number(stored: Storage) -> Reader:
-    """`read(loaded, start, v)`: step v of the vector at loaded[start :] as float32, int4 as 0 to 15."""
+    """`read(loaded, start, v)`: step v of the vector at loaded[start :] as float32; int4 as 0 to 15."""
 
     def word(loaded: Any, start: Any, v: Any) -> Any:
         return T.Cast("float32", _bits(loaded, start, v))
@@ -51,12 +52,12 @@ def number(stored: Storage) -> Reader:
 
 
 def _bits(loaded: Any, start: Any, v: Any) -> Any:
-    """Step v of four words: byte j of a word holds step j in its lower and step 4 + j in its upper half."""
+    """Step v of four words: byte j of a word holds step j in its lower half and step 4 + j in its upper half."""
     return (loaded[start + v // WORD] >> (8 * (v % DOT) + 4 * (v % WORD // DOT))) & 15
 
 
 def factor(stored: Storage) -> Reader:
-    """As `number`, but int4 q as 1 + q / 16."""
+    """Like `number`, but with an int4 number q as 1 + q / 16."""
 
     def in_mantissa(loaded: Any, start: Any, v: Any) -> Any:
         return T.reinterpret("float32", (_bits(loaded, start, v) << TOP_BITS) | ONE)
@@ -65,13 +66,13 @@ def factor(stored: Storage) -> Reader:
 
 
 def group_of(stored: Storage, vector: Any) -> Any:
-    """The group that a vector of int4 lies in."""
+    """The group that a vector of int4 belongs to."""
     assert stored.group_size is not None
     return vector * vector_steps(stored) // stored.group_size
 
 
 def zero_of(stored: Storage, z: Any, p: Any, g: Any, lane: Any) -> Any:
-    """The zero of a group, as float32."""
+    """The zero point of a group, as float32."""
     return T.Cast("float32", z[p, g, lane]) if stored.zero_points else T.float32(WORD_ZERO)
 
 
