@@ -67,7 +67,7 @@ class PackedWeights:
             noted = json.loads(self.note.read_text())
             return bool(noted["key"] == self.key and noted["sha256"] == file_entry(self.before).sha256)
         except (OSError, ValueError, KeyError, TypeError):
-            return False  # there is no note, or no weights for it
+            return False  # there is no note, or the weights that it describes are gone
 
 
 def pack_weights(source: TensorFile, tensors: tuple[PackedTensor, ...], path: Path, workers: int) -> None:
