@@ -6,11 +6,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
-RIVALS := llama-cpp-python==0.3.36 diskcache==5.6.3 onnxruntime-genai==0.18.0  # only `make bench` runs them; llama.cpp is built here, for this processor
+# Only `make bench` runs these; llama.cpp is built here, for this processor.
+RIVALS := llama-cpp-python==0.3.36 diskcache==5.6.3 onnxruntime-genai==0.18.0
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 NAME := $(basename $(notdir $(CONFIG)))
 
-# Checkpoints that the shipped configs use and that can be had without a model hub.
+# Checkpoints that the shipped configs use and that can be obtained without a model hub.
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
@@ -18,9 +19,10 @@ INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
-	@sed -n 's/^\([a-z]*\):.*##  */  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z]*\):.*##  */  \1\t/p; s/^##  */\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 takes onnxruntime-gpu in place of onnxruntime, BENCH=1 adds llama.cpp and ONNX Runtime GenAI for `make bench`
+setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 installs onnxruntime-gpu instead of
+## onnxruntime, BENCH=1 adds llama.cpp and ONNX Runtime GenAI for `make bench`
 ifdef GPU
 	$(PY) -m pip uninstall --quiet --yes onnxruntime
 	$(PY) -m pip install --quiet $$(sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' requirements.lock)
@@ -31,8 +33,12 @@ ifdef BENCH
 endif
 
 $(READY): requirements.lock
-	@command -v g++ >/dev/null || { echo "error: no C++ compiler was found, and a compile links with one; install it (apt-get install g++)" >&2; exit 2; }
-	@"$(PYTHON)" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "error: $(PYTHON) is not Python 3.11 or 3.12 with venv; install python3.11-venv, or name another with PYTHON=..." >&2; exit 2; }
+	@command -v g++ >/dev/null || { \
+	    echo "error: no C++ compiler was found, and a compile links with one;" \
+	        "install one (apt-get install g++)" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+	    echo "error: $(PYTHON) is not Python 3.11 or 3.12 with venv;" \
+	        "install python3.11-venv, or name another with PYTHON=..." >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@touch $(READY)
@@ -40,47 +46,53 @@ $(READY): requirements.lock
 inputs: setup
 	@$(INPUT_$(NAME))
 
-demo: setup  ## fetch a real small model, compile it for this CPU, and let it write
+demo: setup  ## fetch a small real model, compile it for this CPU, and let it write
 	$(MAKE) --no-print-directory compile CONFIG=yaml/demo.yaml
 	@echo && echo "> The capital of France is"
 	@$(PY) -m runtime.generate out/demo --prompt "The capital of France is" --max-tokens 32 --stop "."
 	@echo && echo "> What is the capital of France, and what is it known for?"
-	@$(PY) -m runtime.generate out/demo --chat --prompt "What is the capital of France, and what is it known for?" --max-tokens 96
+	@$(PY) -m runtime.generate out/demo --chat \
+	    --prompt "What is the capital of France, and what is it known for?" --max-tokens 96
 
-plan: inputs  ## CONFIG=...: sizes of the artifact, caches, memory and disk, from the checkpoint's headers alone, before a compile
+plan: inputs  ## CONFIG=...: predict, before a compile, the sizes of the artifact, caches, memory and disk, from the
+## checkpoint's headers alone
 	@$(PY) -m build.tools.plan $(ARGUMENTS) $(if $(SHAPE),--shape $(SHAPE))
 
-compile: inputs  ## CONFIG=...: YAML and checkpoint to an artifact in out/NAME/
+compile: inputs  ## CONFIG=...: compile a YAML config and its checkpoint into an artifact in out/NAME/
 	$(COMPILE)
 
-parity: inputs  ## CONFIG=...: transformers == static torch == onnxruntime == compiled artifact, in one table
+parity: inputs  ## CONFIG=...: prove transformers == static torch == onnxruntime == compiled artifact, in one table
 	$(PY) -m build.parity $(ARGUMENTS)
 
-quality: inputs  ## CONFIG=...: perplexity, KL divergence and top-1 of every scheme on a fixed English text; quantize.budget is its limit
+quality: inputs  ## CONFIG=...: measure perplexity, KL divergence and top-1 of every scheme on a fixed English text;
+## quantize.budget is the limit
 	$(PY) -m build.tools.quality $(ARGUMENTS)
 
-bench: inputs  ## CONFIG=...: speed of every scheme against onnxruntime, transformers and, after `make setup BENCH=1`, llama.cpp and ONNX Runtime GenAI
+bench: inputs  ## CONFIG=...: compare the speed of every scheme with onnxruntime, transformers and, after
+## `make setup BENCH=1`, llama.cpp and ONNX Runtime GenAI
 	$(PY) -m build.bench $(ARGUMENTS)
 
-memory: setup  ## peak memory of compiling a 7B-shaped checkpoint, at two depths, and what that means for all layers
+memory: setup  ## measure the peak memory of compiling a 7B-shaped checkpoint at two depths, extrapolated to all layers
 	$(PY) -m build.tools.memory
 
-ship: inputs  ## CONFIG=...: compile, then artifact, runtime and packages in one file, out/NAME.tar.zst; KEY=file signs it, PYTHONS='3.12' carries packages for that one alone
+ship: inputs  ## CONFIG=...: compile, and put artifact, runtime and packages into one file, out/NAME.tar.zst; KEY=file
+## signs it, PYTHONS='3.12' includes packages for that version only
 	$(PY) -m build.shipping.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(PYTHONS),--pythons '$(PYTHONS)')
 
-gpucheck: setup  ## CONFIG=yaml/fp16.yaml: kernels of known models, the runtime and packages in one file, out/gpucheck.tar.zst; CHECKS='7b:int8 tiny:none' picks them
+gpucheck: setup  ## CONFIG=yaml/fp16.yaml: put kernels of known models, the runtime and packages into one file,
+## out/gpucheck.tar.zst; CHECKS='7b:int8 tiny:none' selects the models
 	$(PY) -m build.gpucheck $(ARGUMENTS) $(if $(CHECKS),--checks '$(CHECKS)') $(if $(PYTHONS),--pythons '$(PYTHONS)')
 
-keys: setup  ## FOLDER=keys: a new pair of Ed25519 keys: one signs artifacts, the other lets a box check them
+keys: setup  ## FOLDER=keys: make a new pair of Ed25519 keys: one signs artifacts, the other lets a box check them
 	$(PY) -m build.shipping.keys $(or $(FOLDER),keys)
 
-check: setup  ## formatting, lint and types
+check: setup  ## check formatting, lint and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: check  ## everything above that can fail: check, then the tests
+test: check  ## run `check`, then all tests
 	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
-clean:  ## remove what was made, not what was downloaded
+clean:  ## remove what was built, but not what was downloaded
 	rm -rf out/.work $(filter-out out/downloads,$(wildcard out/*))

@@ -1,1 +1,1 @@
-"""The second stage: ONNX graphs to a compiled library and an artifact, with TVM."""
+"""The second stage: turns ONNX graphs into a compiled library and an artifact, with TVM."""

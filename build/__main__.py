@@ -1,4 +1,7 @@
-"""`python -m build yaml/x.yaml [--set key.path=value ...] [--dump DIR]`: compile a config into its artifact, running export first if it is stale."""
+"""`python -m build yaml/x.yaml [--set key.path=value ...] [--dump DIR]`: compile a config into its artifact.
+
+Runs export first if its results are stale.
+"""
 
 import time
 
@@ -16,7 +19,7 @@ from runtime.process_memory import peak_memory
 
 
 def main() -> int:
-    """Compile; returns the exit status."""
+    """Compile the config; returns the exit status."""
     arguments = stage_parser("Compile a checkpoint into an artifact.").parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     console.print("\n".join(describe_defaults(job.config)), style="dim", markup=False)
@@ -30,13 +33,14 @@ def main() -> int:
         table(f"{artifact.folder}: {description(m.name, m.model, m.target, m.quantization)}", footprint.rows(), {})
     )
     output.print(
-        f"{'made' if made else 'was up to date'}, {time.time() - start:,.1f} s; memory of the box: python -m runtime.bench {artifact.folder}"
+        f"{'compiled' if made else 'up to date'}, {time.time() - start:,.1f} s; "
+        f"to measure memory on the box: python -m runtime.bench {artifact.folder}"
     )
     return 0
 
 
 def measured(job: Job, artifact: Artifact, *, made: bool) -> Footprint:
-    """What the compile made and took; the build's peak only where this process `made` the artifact."""
+    """Measure the footprint of the compile; the build's peak is known only if this process `made` the artifact."""
     manifest = artifact.manifest
     return Footprint(
         files={path.name: path.stat().st_size for path in artifact.folder.iterdir()},

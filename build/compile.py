@@ -1,4 +1,7 @@
-"""A whole compile: run what is stale, reuse what is not. Export runs in a process of its own, so that torch's memory is gone before the build."""
+"""A whole compile: run the stages that are stale and reuse the rest.
+
+Export runs in its own process, so that torch's memory is released before the build.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,7 @@ LIBRARY_STAGE = "library"
 
 
 def compile_job(job: Job, dump: Path | None = None) -> Artifact:
-    """The artifact of a job, made or found; raises `UserError` for what a person can mend."""
+    """Compile a job's artifact, or find it up to date; raises `UserError` for problems that the user can fix."""
     with locked(job.workspace, console.print):
         spec = target_spec(job.config.backend)
         graphs = exported_graphs(job, dump)
@@ -26,7 +29,7 @@ def compile_job(job: Job, dump: Path | None = None) -> Artifact:
         current = existing_artifact(job.artifact, artifact_key(job.config.name, key))
         if current is not None and dump is None:
             return current
-        if dump is not None:  # a dump shows a run, so the library is made again
+        if dump is not None:  # a dump shows an actual run, so the library is built again
             dump.mkdir(parents=True, exist_ok=True)
             build_library(graphs, spec, dump, dump)
         row = TVM_TARGETS[spec.kind]
@@ -39,7 +42,7 @@ def compile_job(job: Job, dump: Path | None = None) -> Artifact:
 
 
 def exported_graphs(job: Job, dump: Path | None = None) -> OnnxGraphs:
-    """The job's exported graphs; runs `python -m export` when they are missing or stale."""
+    """The job's exported graphs; runs `python -m export` if they are missing or stale."""
     path = graphs_path(job)
     if not path.is_file() or dump is not None:
         job.start("export", *(["--dump", str(dump)] if dump else []))
@@ -47,10 +50,10 @@ def exported_graphs(job: Job, dump: Path | None = None) -> OnnxGraphs:
 
 
 def existing_artifact(folder: Path, key: str) -> Artifact | None:
-    """The artifact in `folder`, when it was made from this very key and is whole; the key is looked at before gigabytes are hashed."""
+    """The artifact in `folder` if it has exactly this key and is whole; compares the key before it hashes gigabytes."""
     try:
         if read_manifest(folder).build_key != key:
             return None
         return Artifact.open(folder, for_this_machine=False)
     except UserError:
-        return None  # there is none, or it is damaged or of an older format: it is made again
+        return None  # missing, damaged or of an older format: it is made again

@@ -1,4 +1,7 @@
-"""The one place that imports TVM's compiler, without torch: `tvm_ffi` would import an installed torch, a second and 200 MB for nothing."""
+"""The one place that imports TVM's compiler, and it does so without torch.
+
+`tvm_ffi` would import torch if it is installed, which costs a second and 200 MB for nothing.
+"""
 
 import inspect
 import sys
@@ -23,9 +26,10 @@ __all__ = ["cc", "codegen", "from_onnx", "relax", "tvm"]
 
 
 def _parser_of_caller(_: ScriptMacro) -> Any:  # noqa: ANN401 (TVM's parser)
-    """The parser that an inline function is called from: in the globals of a frame of the stack.
+    """Find the parser that an inline function is called from: it is in the globals of a frame on the stack.
 
-    TVM's own way reads the source line of every frame first, which is two thirds of the time that it takes to parse our kernels.
+    TVM's own search first reads the source line of every frame, which takes two thirds of the time to parse our
+    kernels.
     """
     frame = inspect.currentframe()
     while frame is not None:

@@ -1,10 +1,13 @@
-"""`python -m build.gpucheck yaml/fp16.yaml`: one file for a GPU box, out/gpucheck.tar.zst, that checks and times the kernels of known models.
+"""`python -m build.gpucheck yaml/fp16.yaml`: write one file for a GPU box, out/gpucheck.tar.zst.
 
-    gpucheck/install.sh, requirements.txt, wheels/, runtime/   as `build.shipping.ship` has them
-    gpucheck/checks/SHAPE-SCHEME/                              a manifest and a library: sizes of a model, compiled without its weights
+The file checks and times the kernels of known models:
 
-On the box: `./install.sh`, then `.venv/bin/python -m runtime.gpucheck checks/*`, which makes random weights there. The config gives the
-architectures, the prefill chunks, the caches and the dtype; its checkpoint is not read.
+    gpucheck/install.sh, requirements.txt, wheels/, runtime/   as in `build.shipping.ship`
+    gpucheck/checks/SHAPE-SCHEME/                              a manifest and a library, compiled from a model's sizes
+                                                               without its weights
+
+On the box: `./install.sh`, then `.venv/bin/python -m runtime.gpucheck checks/*`, which makes random weights there.
+The config gives the architectures, the prefill chunks, the caches and the dtype; its checkpoint is not read.
 """
 
 import shutil
@@ -39,7 +42,7 @@ CHECKS = ("7b:none", "7b:int8", "7b:int4", "mixtral-8x7b/2:none", "tiny:none")
 
 @dataclass(frozen=True)
 class CheckSpec:
-    """A model's sizes, how many of its layers, and how its weights are stored."""
+    """A model's sizes, the number of its layers, and how its weights are stored."""
 
     shape: str
     layers: int | None
@@ -47,18 +50,19 @@ class CheckSpec:
 
     @classmethod
     def parse(cls, text: str) -> "CheckSpec":
-        """From "7b:int8" or "mixtral-8x7b/2:none"; raises `UserError`."""
+        """Parse text such as "7b:int8" or "mixtral-8x7b/2:none"; raises `UserError`."""
         model, _, scheme = text.partition(":")
         shape, _, layers = model.partition("/")
         if shape not in SHAPES or not scheme or (layers and not (layers.isdecimal() and int(layers) > 0)):
             raise UserError(
-                f"{text!r} is no check, expected SHAPE:SCHEME or SHAPE/LAYERS:SCHEME with a shape of {', '.join(SHAPES)}"
+                f"{text!r} is not a check, expected SHAPE:SCHEME or SHAPE/LAYERS:SCHEME "
+                f"with a shape of {', '.join(SHAPES)}"
             )
         return cls(shape, int(layers) if layers else None, scheme)
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the check's folder."""
         depth = f"-{self.layers}-layers" if self.layers else ""
         return f"{self.shape}{depth}-{'fp16' if self.scheme == 'none' else self.scheme}"
 
@@ -70,7 +74,7 @@ def main() -> int:
         "--checks",
         default=" ".join(CHECKS),
         metavar="'7b:int8 ...'",
-        help="what to compile, SHAPE[/LAYERS]:SCHEME (%(default)s)",
+        help="checks to compile, each as SHAPE[/LAYERS]:SCHEME (default: %(default)s)",
     )
     add_box_options(parser)
     arguments = parser.parse_args()
@@ -90,23 +94,24 @@ def main() -> int:
     write_archive(dict(sorted(members.items())), NAME, target)
     output.print(summary(members, target, wheels, pythons))
     output.print(
-        f"on the box:  tar --zstd -xf {target.name} && cd {NAME} && ./install.sh && .venv/bin/python -m runtime.gpucheck checks/*"
+        f"on the box:  tar --zstd -xf {target.name} && cd {NAME} && ./install.sh && "
+        ".venv/bin/python -m runtime.gpucheck checks/*"
     )
     return 0
 
 
 def check_config(job: Job, check: CheckSpec) -> CompileConfig:
-    """The config of one check; UserError when it is not for CUDA."""
+    """The config of one check; raises `UserError` unless it is for CUDA."""
     config = job.changed([f"name={check.name}", f"quantize.scheme={check.scheme}"]).config
     if not TARGETS[config.backend.target].on_device:
         raise UserError(
-            f"{job.path} has backend.target {config.backend.target}, expected cuda: a GPU check is made of CUDA kernels"
+            f"{job.path} has backend.target {config.backend.target}, expected cuda: a GPU check runs CUDA kernels"
         )
     return config
 
 
 def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> Path:
-    """The folder of one check, made unless its inputs, our code and tools are those of the one that is there."""
+    """The folder of one check, made again unless the existing one has the same inputs, code and tools."""
     record = export_record(config, headers(check.shape, config.frontend.overrides, check.layers))
     spec = target_spec(config.backend)
     inputs = {
@@ -124,7 +129,7 @@ def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> 
 
 
 def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) -> None:
-    """Trace, compile, and keep the library and its manifest alone."""
+    """Trace and compile, and keep only the library and its manifest."""
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir()
     try:

@@ -1,5 +1,7 @@
-"""`python -m build.parity yaml/x.yaml`: the whole ladder in one table. Compiles what is stale, runs the export stage's rungs in a process of their
-own, replays their trace on the compiled artifact, and puts the summary into the manifest. Exit status 1 when a rung fails.
+"""`python -m build.parity yaml/x.yaml`: run the whole ladder and print it as one table.
+
+Compiles what is stale, runs the export stage's rungs in their own process, replays their trace on the compiled
+artifact, and writes the summary into the manifest. Exit status 1 if a rung fails.
 """
 
 from pathlib import Path
@@ -36,7 +38,8 @@ def main() -> int:
         rows += run_artifact_rungs(artifact, *load_trace(trace))
     else:
         console.print(
-            f"rung 3 needs a {artifact.manifest.target.kind} device and was not run; the graphs themselves are proved below"
+            f"rung 3 needs a {artifact.manifest.target.kind} device and was not run; "
+            "the graphs themselves are proved below"
         )
     rows.sort(key=lambda row: row.rung)
     output.print(table(artifact.folder, rows))
@@ -45,13 +48,13 @@ def main() -> int:
 
 
 def run_export_rungs(job: Job) -> list[ParityRow]:
-    """The rungs that need torch, in their own process."""
+    """Run the rungs that need torch in their own process."""
     job.start("export.parity")
     return msgspec.json.decode((job.workspace / ROWS_FILE).read_bytes(), type=list[ParityRow])
 
 
 def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[list[Logits]]) -> list[ParityRow]:
-    """The compiled artifact against the trace, against itself in other chunks, and row against row."""
+    """Compare the compiled artifact with the trace, with itself under other chunk sizes, and row with row."""
     engine = Engine.open(artifact.folder)
     manifest = artifact.manifest
     bound = relative_bound(
@@ -75,7 +78,7 @@ def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[lis
 
 
 def row_pairs(engine: Engine, cases: list[Case], answers: list[list[Logits]]) -> list[tuple[Logits, Logits]]:
-    """Row 0 of every case again, with all other rows holding other ids."""
+    """Run row 0 of every case again while all other rows hold other token ids."""
     pairs = []
     for case, before in zip(cases, answers, strict=True):
         ids = case.ids.copy()

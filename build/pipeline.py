@@ -1,4 +1,4 @@
-"""The build stage: ONNX graphs to a compiled library, and library plus weights to an artifact."""
+"""The build stage: from ONNX graphs to a compiled library, and from library and weights to an artifact."""
 
 import os
 import shutil
@@ -25,13 +25,13 @@ BUILD_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
 
 
 def library_key(graphs: OnnxGraphs, spec: TargetSpec) -> str:
-    """Identifies a library: the graphs, the target, our code and the tools."""
+    """Identify a library by the graphs, the target, our code and the tools."""
     inputs = {"graphs": graphs.key, "target": msgspec.to_builtins(spec)}
     return stage_key(inputs, "build.tvm_stage.library", build_tools(spec))
 
 
 def artifact_key(name: str, library: str) -> str:
-    """Identifies an artifact: its name, the key of its library, and our code around that."""
+    """Identify an artifact by its name, the key of its library, and the code that packages it."""
     return stage_key({"name": name, "library": library}, "build.pipeline", ())
 
 
@@ -41,7 +41,7 @@ def build_tools(spec: TargetSpec) -> tuple[str, ...]:
 
 
 def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path | None) -> None:
-    """Fill `folder` with the library, the dispatch report and what each kernel computes."""
+    """Fill `folder` with the library, the dispatch report and a description of what each kernel computes."""
     dispatched = compile_library(graphs, spec, folder / LIBRARY_FILE, dump)
     (folder / REPORT_FILE).write_bytes(msgspec.json.encode([asdict(row) for row in dispatched.report]))
     (folder / CALLS_FILE).write_bytes(msgspec.json.encode(dispatched.calls))
@@ -53,7 +53,10 @@ def read_report(folder: Path) -> list[ReportRow]:
 
 
 def package(job: Job, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: str) -> Artifact:
-    """Write the artifact, complete or not at all. Weights that the one before it packed in the same way are not packed again."""
+    """Write the artifact, complete or not at all.
+
+    Weights that the previous artifact packed in the same way are not packed again.
+    """
     tensors = packed(graphs.record, spec.kind)
     weights = PackedWeights(
         graphs.weights(),
@@ -80,7 +83,7 @@ def package(job: Job, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: 
 def manifest_of(
     name: str, record: GraphsRecord, spec: TargetSpec, library: Path, key: str, files: tuple[FileEntry, ...]
 ) -> Manifest:
-    """The manifest of exported graphs and the folder of their compiled library."""
+    """Build the manifest from the record of the exported graphs and the folder of their compiled library."""
     calls = msgspec.json.decode((library / CALLS_FILE).read_bytes(), type=tuple[KernelCall, ...])
     return Manifest(
         schema_version=SCHEMA_VERSION,

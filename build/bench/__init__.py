@@ -1,1 +1,1 @@
-"""`python -m build.bench yaml/x.yaml`: our schemes against other engines on the same weights, in one run."""
+"""`python -m build.bench yaml/x.yaml`: compare our schemes with other engines on the same weights, in one run."""

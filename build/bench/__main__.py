@@ -1,8 +1,9 @@
-"""`python -m build.bench yaml/x.yaml`: our schemes against other engines on the same weights, in one run.
+"""`python -m build.bench yaml/x.yaml`: compare our schemes with other engines on the same weights, in one run.
 
-Compiles the config once for each scheme. Then rounds: each contender in turn, in a process of its own that is gone before the next one starts
-(thread pools spin), does the same work; medians over the rounds are compared. The machine's limits are measured between rounds, so that each
-figure is a share of what was possible while it was taken. llama.cpp and ONNX Runtime GenAI take part after `make setup BENCH=1`.
+Compiles the config once for each scheme, and then runs rounds. In a round every contender in turn does the same work,
+in its own process, which has ended before the next one starts (thread pools spin); medians over the rounds are
+compared. The machine's limits are measured between rounds, so that each figure is a share of what was possible while
+it was taken. llama.cpp and ONNX Runtime GenAI take part after `make setup BENCH=1`.
 """
 
 import argparse
@@ -28,7 +29,10 @@ from runtime.errors import UserError, run_command
 
 
 def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str) -> tuple[list[Result], MachineLimits]:
-    """Each contender once a round, in order: medians over the rounds, and the machine's limits, measured before each round."""
+    """Run each contender once per round, in order.
+
+    Returns medians over the rounds, and the machine's limits, which are measured before each round.
+    """
     samples: list[list[Measured]] = [[] for _ in entries]
     limits = MachineLimits(0.0, 0.0)
     for number in range(rounds):
@@ -43,7 +47,7 @@ def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str
 
 
 def measured_limits(threads: int, cpu: str) -> MachineLimits:
-    """`build.bench.limits` in a process of its own."""
+    """Run `build.bench.limits` in its own process."""
     done = subprocess.run(
         [sys.executable, "-m", "build.bench.limits", str(threads), cpu], check=True, stdout=subprocess.PIPE
     )
@@ -51,7 +55,7 @@ def measured_limits(threads: int, cpu: str) -> MachineLimits:
 
 
 def run_once(entry: Contender) -> Measured:
-    """One contender's process, to its end; the last line that it prints is JSON."""
+    """Run one contender's process to its end; the last line that it prints is JSON."""
     done = subprocess.run(entry.command, stdout=subprocess.PIPE, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
     if done.returncode:
         raise UserError(
@@ -73,7 +77,10 @@ def _medians(entry: Contender, rounds: Sequence[Measured]) -> Result:
 
 
 def flops_per_token(config: CompileConfig) -> float:
-    """Multiplications and additions of all matrices, for one token of a prompt; the head, which sees only the last one, is left out."""
+    """Multiplications and additions of all matrices for one token of a prompt.
+
+    The head, which sees only the last token, is left out.
+    """
     from export.plan import open_configured
 
     checkpoint = open_configured(config)
@@ -82,7 +89,7 @@ def flops_per_token(config: CompileConfig) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compile, measure, print, draw, and write the JSON; returns the exit status."""
+    """Compile, measure, print, draw and write the JSON; returns the exit status."""
     args = _parser().parse_args(argv)
     job = Job.load(args.config, args.overrides)
     _check(job.config, args)
@@ -90,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     entries = contenders(job, task, large=not args.no_large)
     results, limits = run_rounds(entries, args.rounds, args.threads, job.config.backend.cpu)
     machine = (
-        f"{cpu_name()}, {args.threads} threads, reads {limits.read_gb_s:.1f} GB/s, multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32, "
-        f"{datetime.now(UTC):%Y-%m-%d}"
+        f"{cpu_name()}, {args.threads} threads, reads {limits.read_gb_s:.1f} GB/s, "
+        f"multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32, {datetime.now(UTC):%Y-%m-%d}"
     )
     measured = ratios(results, limits)
     output.print(results_table(results, limits, flops_per_token(job.config)))
@@ -123,14 +130,14 @@ def _parser() -> argparse.ArgumentParser:
         "--tokens", type=int, default=32, metavar="N", help="decode steps at each context (default: %(default)s)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="times that each contender runs (default: %(default)s)"
+        "--rounds", type=int, default=3, metavar="N", help="number of runs of each contender (default: %(default)s)"
     )
     parser.add_argument(
         "--threads",
         type=int,
         default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help="CPU threads of each (default: all cores)",
+        help="CPU threads of each contender (default: all cores)",
     )
     parser.add_argument(
         "--no-large",
@@ -146,7 +153,8 @@ def _check(config: CompileConfig, args: argparse.Namespace) -> None:
             raise UserError(f"--{flag} is {getattr(args, flag)}, expected at least 1")
     if TARGETS[config.backend.target].on_device:
         raise UserError(
-            f"backend.target is {config.backend.target}, expected a target whose rivals run here; add --set backend.target=llvm"
+            f"backend.target is {config.backend.target}, expected a target whose rivals run here; "
+            "add --set backend.target=llvm"
         )
 
 

@@ -1,4 +1,4 @@
-"""Who takes part in the bench: a command each, which measures one engine once in a process of its own and prints JSON."""
+"""The contenders of the bench: each is a command that measures one engine once in its own process and prints JSON."""
 
 import importlib.util
 import sys
@@ -17,22 +17,15 @@ from export.stage import made_whole
 from runtime.bench import Workload
 
 OURS, ONNXRUNTIME, TRANSFORMERS, LLAMA, GENAI = "ours", "onnxruntime", "transformers", "llama.cpp", "ORT GenAI"
-SCHEMES = (
-    "fp32",
-    "bf16",
-    "fp16",
-    "int8",
-    "int8_dynamic",
-    "int4",
-    "int4_dynamic",
-)  # of ours, rows of `build.tools.variants.VARIANTS`
-RIVAL_SCHEMES = {  # what each rival stores, in its own words
+# Our schemes: rows of `build.tools.variants.VARIANTS`.
+SCHEMES = ("fp32", "bf16", "fp16", "int8", "int8_dynamic", "int4", "int4_dynamic")
+RIVAL_SCHEMES = {  # what each rival stores, in its own terms
     ONNXRUNTIME: ("fp32", "int8"),  # our graphs
     TRANSFORMERS: ("fp32",),
     LLAMA: ("F32", "F16", "Q8_0", "Q4_0"),
     GENAI: ("fp32", "int4"),
 }
-INSTALLED = {LLAMA: "llama_cpp", GENAI: "onnxruntime_genai"}  # by `make setup BENCH=1`, under these names
+INSTALLED = {LLAMA: "llama_cpp", GENAI: "onnxruntime_genai"}  # modules that `make setup BENCH=1` installs
 LARGE = "1.1b"  # a shape whose weights are far larger than any processor's cache
 LARGE_SCHEME = "int8"
 LARGE_LABEL = f"{LARGE_SCHEME}, {LARGE.upper()}"
@@ -40,7 +33,7 @@ LARGE_LABEL = f"{LARGE_SCHEME}, {LARGE.upper()}"
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender is asked to do."""
+    """The work that every contender is asked to do."""
 
     workload: Workload
     threads: int
@@ -48,16 +41,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Contender:
-    """What runs, what it stores, and the command that measures it once and prints JSON."""
+    """The engine, how it stores weights, and the command that measures it once and prints JSON."""
 
     what: str
     scheme: str
     command: tuple[str, ...]
-    compile_s: float | None = None  # of ours
+    compile_s: float | None = None  # only for ours
 
 
 def contenders(job: Job, task: Task, *, large: bool) -> list[Contender]:
-    """Compile all schemes of the config, and with `large` a random model of 1.1 B parameters; ours and the rivals' runs."""
+    """Compile all schemes of the config, and with `large` a random model of 1.1 B parameters.
+
+    Returns our contenders and then the rivals.
+    """
     large_checkpoint = _large_checkpoint(job.config.workspace.path) if large else None
     ours, theirs = [], []
     for label in SCHEMES:
@@ -81,7 +77,7 @@ def contenders(job: Job, task: Task, *, large: bool) -> list[Contender]:
 
 
 def _large_checkpoint(workspace: Path) -> Path:
-    """A random checkpoint of `LARGE` sizes, made now if it is not there."""
+    """A random checkpoint with the sizes of `LARGE`, written now if it does not exist."""
     n_layers = int(SHAPES[LARGE]["num_hidden_layers"])
     return made_whole(workspace / f"random-{LARGE}", lambda folder: write_random_checkpoint(folder, LARGE, n_layers))
 
@@ -127,7 +123,7 @@ def _rival(module: str, weights: Path, task: Task, *more: str) -> tuple[str, ...
 
 
 def _installed_rivals(config: CompileConfig, task: Task) -> list[Contender]:
-    """Those that read the checkpoint itself."""
+    """The rivals that read the checkpoint itself."""
     modules = {TRANSFORMERS: "rival_transformers", LLAMA: "rival_llama", GENAI: "rival_genai"}
     checkpoint = config.frontend.checkpoint
     is_gguf = checkpoint.suffix == ".gguf"
@@ -141,7 +137,7 @@ def _installed_rivals(config: CompileConfig, task: Task) -> list[Contender]:
         if not (checkpoint / "config.json").is_file():
             reasons[TRANSFORMERS] = reasons[GENAI] = "it reads only Hugging Face and GGUF checkpoints"
     if config.frontend.overrides:
-        reasons = dict.fromkeys(modules, "it knows nothing of frontend.overrides")
+        reasons = dict.fromkeys(modules, "it does not support frontend.overrides")
     for what, reason in reasons.items():
         console.print(f"{what} is left out: {reason}")
     return [

@@ -1,4 +1,7 @@
-"""`python -m build.bench.from_gguf FILE FOLDER`: a GGUF file as a Hugging Face folder, for engines that read nothing else; by transformers."""
+"""`python -m build.bench.from_gguf FILE FOLDER`: convert a GGUF file to a Hugging Face folder with transformers.
+
+It serves engines that read nothing else.
+"""
 
 import sys
 from pathlib import Path
@@ -10,12 +13,11 @@ from build.bench.rival_transformers import load_model
 
 
 def main(file: str, folder: str) -> None:
-    """Write weights as float32, the config and the tokenizer."""
+    """Write the weights as float32, the config and the tokenizer."""
     gguf = Path(file)
     loaded = load_model(gguf, torch.float32)
-    del (
-        loaded.config.quantization_config
-    )  # it says that the weights are still those of the file, and then they are not saved
+    # It says that the weights are still those of the file, in which case they would not be saved.
+    del loaded.config.quantization_config
     model = type(loaded)(loaded.config)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)

@@ -1,7 +1,8 @@
-"""`python -m build.bench.limits THREADS CPU`: what this machine can do at best, measured with kernels of our own, as JSON.
+"""`python -m build.bench.limits THREADS CPU`: measure this machine's limits with our own kernels, as JSON.
 
-Reading: every thread adds up its part of a large array. Arithmetic: every thread multiplies and adds numbers that never leave its registers. No
-product can be faster than either, so each figure of the bench is given as a share of one of them.
+Reading: every thread sums its part of a large array. Arithmetic: every thread multiplies and adds numbers that never
+leave its registers. No product can be faster than either, so each figure of the bench is given as a share of one of
+them.
 """
 
 import os
@@ -19,17 +20,20 @@ from build.kernels.cpu.level import level_of
 from build.kernels.cpu.limits import multiply_add, read_all
 from runtime.artifact.cpu import machine_features
 
-BYTES = 2**28  # many times any last-level cache
+BYTES = 2**28  # many times the size of any last-level cache
 PASSES = 7
-STREAMS = 3  # that a thread reads at once; two read a tenth less, four need more registers than AVX2 has
-CHAINS = (
-    10  # independent sums of a thread: enough for two multiply-adds a cycle of latency 4, and they fit 16 registers
-)
+STREAMS = 3  # that a thread reads at once; with two it reads a tenth less, and four need more registers than AVX2 has
+# Independent sums of a thread: enough for two multiply-adds per cycle with a latency of 4, and they fit in 16
+# registers.
+CHAINS = 10
 STEPS = 200_000
 
 
 def measure(threads: int, cpu: str) -> MachineLimits:
-    """Compile both kernels for `cpu` and time them; the thread pool takes its size from TVM_NUM_THREADS, which `main` sets."""
+    """Compile both kernels for `cpu` and time them.
+
+    The thread pool takes its size from TVM_NUM_THREADS, which `main` sets.
+    """
     level = level_of(machine_features())
     lanes = level.lanes
     vectors = BYTES // 4 // lanes // threads // STREAMS // 4
@@ -58,7 +62,7 @@ def _best(kernel: Any, *arguments: Any) -> float:  # noqa: ANN401
 
 
 def main(threads: str, cpu: str) -> None:
-    """Measure and print."""
+    """Measure the limits and print them."""
     os.environ["TVM_NUM_THREADS"] = threads  # read at the pool's first use
     print(msgspec.json.encode(measure(int(threads), cpu)).decode())
 

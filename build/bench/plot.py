@@ -1,4 +1,4 @@
-"""The plot of the bench: who decodes and prefills how fast."""
+"""The plot of the bench: how fast each contender decodes and prefills."""
 
 from collections.abc import Sequence
 from math import isnan, nan
@@ -13,7 +13,7 @@ OURS_COLOUR, RIVAL_COLOUR = "#d9480f", "#868e96"
 
 
 def draw_speeds(results: Sequence[Result], prompt: int, path: Path) -> None:
-    """One panel of bars for prefill and one for each context of decode."""
+    """Draw one panel of bars for prefill and one for each context of decode."""
     contexts = list(results[0].decode_tok_s)
     titles = [f"prefill {prompt}", *(f"decode at {n}" for n in contexts)]
     figure = Figure(figsize=(3.2 * len(titles), 0.28 * len(results) + 1), layout="constrained")

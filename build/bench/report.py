@@ -1,4 +1,4 @@
-"""What the bench says: medians, ratios beside the project's goals, a table and JSON."""
+"""The report of the bench: medians, ratios beside the project's goals, a table and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,10 @@ MACHINE = "machine"
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over the rounds: tokens per second of prefill and, by context, of decode; GB/s that decode reads at the short context."""
+    """Medians over the rounds.
+
+    Tokens per second of prefill and, by context, of decode; GB/s that decode reads at the short context.
+    """
 
     what: str
     scheme: str
@@ -26,13 +29,13 @@ class Result:
     decode_tok_s: dict[int, float]
     gb_s: float
     peak_rss_mb: float
-    held_mb: float | None = None  # weights and caches, of ours
+    held_mb: float | None = None  # weights and caches, only for ours
     compile_s: float | None = None
 
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """What the machine could do while the rounds ran: the best of what was measured between them."""
+    """The machine's limits while the rounds ran: the best figures that were measured between them."""
 
     read_gb_s: float
     float32_gflop_s: float
@@ -40,7 +43,7 @@ class MachineLimits:
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio of two figures that the project aims at: ours over a rival's, over our own, or over the machine's limit."""
+    """A ratio that the project aims at: our figure over a rival's, over another of ours, or over the machine limit."""
 
     what: str
     ours: tuple[str, str]  # scheme, figure
@@ -65,11 +68,11 @@ GOALS = (
     Goal("prefill int8_dynamic / llama.cpp Q8_0", ("int8_dynamic", "prefill"), (LLAMA, "Q8_0", "prefill"), 3.0),
     Goal(f"decode int8 at {LONG} / at {SHORT}", ("int8", "long decode"), (OURS, "int8", "decode"), 0.7),
 )
-MEMORY_GOAL_MB = 150.0  # of a running process, beside its weights and caches
+MEMORY_GOAL_MB = 150.0  # of a running process, besides its weights and caches
 
 
 def ratios(results: Sequence[Result], limits: MachineLimits) -> list[tuple[Goal, float]]:
-    """Every goal whose contenders ran, with what was measured."""
+    """Every goal whose contenders ran, with the measured ratio."""
     figures: dict[tuple[str, str, str], float] = {(MACHINE, "", "read"): limits.read_gb_s}
     for r in results:
         figures[r.what, r.scheme, "prefill"] = r.prefill_tok_s
@@ -85,7 +88,11 @@ def ratios(results: Sequence[Result], limits: MachineLimits) -> list[tuple[Goal,
 
 
 def results_table(results: Sequence[Result], limits: MachineLimits, flops: float) -> Table:
-    """One row a contender. The share of decode is of the read bandwidth, that of prefill of the float32 peak (`flops`: operations per token)."""
+    """Tabulate the results, one row per contender.
+
+    Decode is also given as a share of the read bandwidth, and prefill as a share of the float32 peak (`flops`:
+    operations per token).
+    """
     table = Table(title="medians: tokens per second; time to the first token of a prompt; memory")
     contexts = list(results[0].decode_tok_s)
     headers = [
@@ -117,7 +124,7 @@ def results_table(results: Sequence[Result], limits: MachineLimits, flops: float
 
 
 def goals_table(results: Sequence[Result], measured: Sequence[tuple[Goal, float]]) -> Table:
-    """Each ratio beside what the project aims at, and the most memory that any of ours holds beside weights and caches."""
+    """Tabulate each ratio beside its goal, and the most memory that any of ours holds besides weights and caches."""
     table = Table(title="ratios within this run")
     for name in ("ratio", "measured", "goal", ""):
         table.add_column(name, justify="right" if name in ("measured", "goal") else "left")
@@ -146,7 +153,7 @@ def write_json(
     measured: Sequence[tuple[Goal, float]],
     how: Mapping[str, int],
 ) -> None:
-    """All figures, for a program."""
+    """Write all figures for programs to read."""
     goals = [{"what": goal.what, "measured": value, "at_least": goal.at_least} for goal, value in measured]
     record = {
         "machine": machine,

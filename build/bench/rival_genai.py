@@ -1,6 +1,7 @@
-"""`python -m build.bench.rival_genai CHECKPOINT WORKLOAD THREADS SCHEME`: ONNX Runtime GenAI on the same weights, timed once, as JSON.
+"""`python -m build.bench.rival_genai CHECKPOINT WORKLOAD THREADS SCHEME`: time ONNX Runtime GenAI once, as JSON.
 
-Its own builder makes the graph from a Hugging Face folder, once for each checkpoint and precision; a GGUF file becomes such a folder first.
+It runs on the same weights. Its own builder makes the graph from a Hugging Face folder, once for each checkpoint and
+precision; a GGUF file is converted to such a folder first.
 """
 
 import json
@@ -27,7 +28,7 @@ ROOT = Path("out/.work/genai")
 
 
 class GenaiEngine:
-    """A generator with the face of `runtime.engines.engine.Engine`, for one sequence."""
+    """A generator with the interface of `runtime.engines.engine.Engine`, for one sequence."""
 
     batch = 1
 
@@ -38,28 +39,28 @@ class GenaiEngine:
         self.reset()
 
     def room(self) -> int:
-        """How many more ids the cache takes."""
+        """How many more token ids fit in the cache."""
         return self._slots - int(self._generator.token_count())
 
     def reset(self) -> None:
-        """Forget every id."""
+        """Forget every token id."""
         parameters = genai.GeneratorParams(self._model)
         parameters.set_search_options(max_length=self._slots, batch_size=1)
         self._generator: Any = genai.Generator(self._model, parameters)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append ids; logits (1, vocab) after the last."""
+        """Append token ids; returns the logits (1, vocab) after the last."""
         self._generator.append_tokens(np.array(prompts[0], np.int32))
         logits: NDArray[np.float32] = self._generator.get_logits()
         return logits[:, -1]
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id; logits (1, vocab)."""
+        """Append one token id; returns the logits (1, vocab)."""
         return self.prefill([ids])
 
 
 def built(checkpoint: Path, scheme: str) -> Path:
-    """The folder with the graph of this checkpoint, made now, in processes of their own, if it is not there."""
+    """The folder with the graph of this checkpoint, made now, in separate processes, if it does not exist."""
     key = identity(checkpoint_files(checkpoint))[:12]
     source = checkpoint
     if checkpoint.suffix == ".gguf":
@@ -71,7 +72,7 @@ def built(checkpoint: Path, scheme: str) -> Path:
 
 
 def _made(target: Path, command: Callable[[Path], Sequence[object]]) -> Path:
-    """The folder that a program fills. The program says much, and is heard only when it fails."""
+    """The folder that a program fills; the program's output is long, and is shown only if it fails."""
 
     def fill(folder: Path) -> None:
         done = subprocess.run([str(part) for part in command(folder)], check=False, capture_output=True, text=True)
@@ -82,7 +83,7 @@ def _made(target: Path, command: Callable[[Path], Sequence[object]]) -> Path:
 
 
 def main(checkpoint: str, workload: str, threads: str, scheme: str) -> int:
-    """Time one precision and print `Measured` as JSON; what a step reads is the file of weights."""
+    """Time one precision and print `Measured` as JSON; a step reads the whole file of weights."""
     folder = built(Path(checkpoint), scheme)
     asked = msgspec.json.decode(workload, type=Workload)
     vocab_size = int(json.loads((folder / "genai_config.json").read_text())["model"]["vocab_size"])

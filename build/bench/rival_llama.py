@@ -1,7 +1,7 @@
-"""`python -m build.bench.rival_llama GGUF WORKLOAD THREADS TYPE`: llama.cpp on the same weights, timed once, as JSON.
+"""`python -m build.bench.rival_llama GGUF WORKLOAD THREADS TYPE`: time llama.cpp once on the same weights, as JSON.
 
-Needs llama-cpp-python, which `make setup BENCH=1` builds for this very processor. The GGUF file is requantized to TYPE by
-llama.cpp itself, once, beside the original. Batches of 512 tokens, and the defaults otherwise.
+Needs llama-cpp-python, which `make setup BENCH=1` builds for exactly this processor. llama.cpp itself requantizes the
+GGUF file to TYPE, once; the result lies beside the original. Batches have 512 tokens; otherwise the defaults apply.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ BATCH = 512
 
 
 class LlamaEngine:
-    """A llama.cpp context with the face of `runtime.engines.engine.Engine`, for one sequence."""
+    """A llama.cpp context with the interface of `runtime.engines.engine.Engine`, for one sequence."""
 
     batch = 1
 
@@ -45,16 +45,16 @@ class LlamaEngine:
         self._slots, self._used = context, 0
 
     def room(self) -> int:
-        """How many more ids the cache takes."""
+        """How many more token ids fit in the cache."""
         return self._slots - self._used
 
     def reset(self) -> None:
-        """Forget every id."""
+        """Forget every token id."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         self._used = 0
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append ids; logits (1, vocab) after the last."""
+        """Append token ids; returns the logits (1, vocab) after the last."""
         ids = list(prompts[0])
         for start in range(0, len(ids), BATCH):
             part = ids[start : start + BATCH]
@@ -66,12 +66,12 @@ class LlamaEngine:
         return np.ctypeslib.as_array(logits, (1, self.vocab_size)).copy()
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id; logits (1, vocab)."""
+        """Append one token id; returns the logits (1, vocab)."""
         return self.prefill([ids])
 
 
 def requantized(source: Path, kind: str, threads: int) -> Path:
-    """The file of type `kind` made from `source`, made now if it is not there."""
+    """The file of type `kind` that is made from `source`, now if it does not exist."""
     target = source.with_name(f"{source.stem}.requantized-{kind}.gguf")
     if not target.is_file():
         parameters = llama_cpp.llama_model_quantize_default_params()
@@ -96,7 +96,7 @@ def silenced() -> Any:  # noqa: ANN401 (a ctypes callback, which must outlive it
 
 
 def main(gguf: str, workload: str, threads: str, kind: str) -> int:
-    """Time one type of weights and print `Measured` as JSON; what a step reads is the file, less nothing."""
+    """Time one type of weights and print `Measured` as JSON; a step reads the whole file."""
     llama_cpp.llama_backend_init()
     callback = silenced()
     path = requantized(Path(gguf), kind, int(threads))

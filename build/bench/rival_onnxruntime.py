@@ -1,7 +1,7 @@
-"""`python -m build.bench.rival_onnxruntime GRAPHS WORKLOAD THREADS`: onnxruntime on exported graphs, timed once, as JSON.
+"""`python -m build.bench.rival_onnxruntime GRAPHS WORKLOAD THREADS`: time onnxruntime once on exported graphs, as JSON.
 
-It gets its best ordinary use: default graph optimizations, as many threads, and caches that stay where they are: outputs are bound to the buffers
-that are the next call's inputs.
+It is used in its best ordinary way: default graph optimizations, the same number of threads, and caches that stay where
+they are, since outputs are bound to the buffers that are the next call's inputs.
 """
 
 import sys
@@ -25,10 +25,10 @@ Array = NDArray[Any]
 
 
 class OnnxruntimeEngine:
-    """Exported graphs under onnxruntime, with the face of `runtime.engines.engine.Engine`; batch rows advance together.
+    """Exported graphs under onnxruntime, with the interface of `runtime.engines.engine.Engine`; rows advance together.
 
-    Two sets of caches take turns: a call reads one and writes the other, whole, as the graph says. Every input and output is bound once
-    to a numpy array, so that a call copies nothing but what the graph itself copies.
+    Two sets of caches take turns: a call reads one and writes all of the other, as the graph says. Every input and
+    output is bound once to a numpy array, so that a call copies nothing but what the graph itself copies.
     """
 
     def __init__(self, graphs: OnnxGraphs, threads: int) -> None:
@@ -39,7 +39,7 @@ class OnnxruntimeEngine:
             [np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.caches] for _ in range(2)
         ]
         self._current = 0  # the set that holds the past
-        used = (self.record.graphs[0], decode)  # the largest chunk is enough: it takes padding
+        used = (self.record.graphs[0], decode)  # the largest chunk is enough: it accepts padding
         self._calls = {graph.tokens: _BoundGraph(graphs, graph.name, self._caches, threads) for graph in used}
 
     @property
@@ -48,15 +48,15 @@ class OnnxruntimeEngine:
         return self.record.shape.batch
 
     def room(self) -> int | None:
-        """How many more tokens fit the caches; None when every layer has a window."""
+        """How many more tokens fit in the caches; None if every layer has a window."""
         return None if self.record.model.every_layer_windowed else self.record.shape.cache_len - self.position
 
     def reset(self) -> None:
-        """Forget everything; what lies in the caches is behind every later position's mask."""
+        """Forget everything; the mask of every later position hides what is still in the caches."""
         self.position = 0
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append equally many ids to each row of an empty engine; logits (B, vocab) after the last."""
+        """Append equally many token ids to each row of an empty engine; returns logits (B, vocab) after the last."""
         ids = np.array(prompts, np.int64)
         sizes = chunk_sizes(ids.shape[1], tuple(self._calls), may_pad=self.position == 0)
         padded = np.pad(ids, ((0, 0), (sum(sizes) - ids.shape[1], 0)))
@@ -69,7 +69,7 @@ class OnnxruntimeEngine:
         return logits
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id to each row; logits (B, vocab)."""
+        """Append one token id to each row; returns logits (B, vocab)."""
         logits = self._run(np.array(ids, np.int64)[:, None], self.position)
         self.position += 1
         return logits
@@ -100,15 +100,17 @@ class _BoundGraph:
         for past, present in (caches, reversed(caches)):
             binding = self._session.io_binding()
             for input_name, array in zip(inputs, [self._ids, self._positions, *past], strict=True):
-                binding.bind_ortvalue_input(
-                    input_name, onnxruntime.OrtValue.ortvalue_from_numpy(array)
-                )  # shares the array's memory
+                # The value shares the array's memory.
+                binding.bind_ortvalue_input(input_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
             for output_name, array in zip(outputs, [self._logits, *present], strict=True):
                 binding.bind_ortvalue_output(output_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
             self._bindings.append(binding)
 
     def run(self, past: int, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        """One call on ids (B, T) from `position` on, reading the set of caches `past` and writing the other; logits (B, vocab)."""
+        """Run one call on token ids (B, T) from `position` on; returns logits (B, vocab).
+
+        It reads the set of caches `past` and writes the other.
+        """
         self._ids[...] = ids
         self._positions[...] = position + np.arange(ids.shape[1])
         self._session.run_with_iobinding(self._bindings[past])
@@ -116,7 +118,7 @@ class _BoundGraph:
 
 
 def main(graphs: str, workload: str, threads: str) -> int:
-    """Time the graphs of a record's file and print `Measured` as JSON; weights count as they are stored."""
+    """Time the graphs of a record file and print `Measured` as JSON; weights count with their stored size."""
     opened = OnnxGraphs.open(Path(graphs))
     record = opened.record
     weights = weight_bytes(record.weights, tied=record.model.tied_embeddings)

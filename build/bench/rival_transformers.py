@@ -1,6 +1,7 @@
-"""`python -m build.bench.rival_transformers CHECKPOINT WORKLOAD THREADS SCHEME`: transformers on the same weights, timed once, as JSON.
+"""`python -m build.bench.rival_transformers CHECKPOINT WORKLOAD THREADS SCHEME`: time transformers once, as JSON.
 
-Its fastest ordinary way on a CPU: scaled dot product attention, a cache that grows, no gradients, logits of the last token alone.
+It runs on the same weights, in its fastest ordinary way on a CPU: scaled dot product attention, a cache that grows, no
+gradients, and logits of only the last token.
 """
 
 import sys
@@ -32,7 +33,7 @@ def load_model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class TransformersEngine:
-    """A model and its cache with the face of `runtime.engines.engine.Engine`, for one sequence."""
+    """A model and its cache with the interface of `runtime.engines.engine.Engine`, for one sequence."""
 
     batch = 1
 
@@ -41,15 +42,15 @@ class TransformersEngine:
         self.reset()
 
     def room(self) -> int | None:
-        """How many more ids the cache takes: it grows."""
+        """How many more token ids fit in the cache: None, since it grows."""
         return None
 
     def reset(self) -> None:
-        """Forget every id."""
+        """Forget every token id."""
         self._cache = DynamicCache(config=self._model.config)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append ids; logits (1, vocab) after the last."""
+        """Append token ids; returns the logits (1, vocab) after the last."""
         ids = torch.tensor([list(prompts[0])])
         with torch.inference_mode():
             logits = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
@@ -57,7 +58,7 @@ class TransformersEngine:
         return found
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id; logits (1, vocab)."""
+        """Append one token id; returns the logits (1, vocab)."""
         return self.prefill([ids])
 
 

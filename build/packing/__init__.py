@@ -1,1 +1,1 @@
-"""Weights in the layouts that kernels read."""
+"""Weights in the layouts that the kernels read."""

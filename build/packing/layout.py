@@ -1,4 +1,7 @@
-"""The tensors of an artifact's weight file: what a stored tensor becomes in the layout that one target's kernels read. Loads no TVM."""
+"""The tensors of an artifact's weight file: stored tensors in the layouts that one target's kernels read.
+
+Does not load TVM.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from runtime.artifact.targets import TARGETS, TargetKind
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """One stored tensor in the artifact, and how some rows of it are packed."""
+    """One tensor of the artifact, and how rows of it are packed."""
 
     spec: WeightSpec
     rows: int  # of one of the stacked matrices, as stored
@@ -24,7 +27,7 @@ class PackedTensor:
 
 
 def packed_tensors(tensor: ModelTensor, n_experts: int, kind: TargetKind) -> tuple[PackedTensor, ...]:
-    """What an artifact for one kind of target stores of one tensor of the model, in the order in which kernels take it."""
+    """The tensors that an artifact for one kind of target stores for one tensor of the model, in the kernels' order."""
     specs = stored_specs(tensor)
     if len(tensor.shape) == 1:
         spec = WeightSpec(name=tensor.name, shape=tensor.shape, dtype=specs[0].dtype, layout=ROW_MAJOR)

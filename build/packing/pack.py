@@ -1,4 +1,4 @@
-"""Weights as stored by the export, rewritten in the kernels' layouts."""
+"""Rewrites the weights that export stored in the layouts that the kernels read."""
 
 import json
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from runtime.artifact.manifest import WeightSpec
 from runtime.artifact.targets import TargetKind
 from runtime.artifact.tensor_file import TensorFile, TensorFileWriter
 
-BLOCK_ELEMENTS = 2**24  # packed at a time
-PACKED_FILE = "packed.json"  # in a workspace: the key of the weights in its artifact, and the sum of that file
+BLOCK_ELEMENTS = 2**24  # elements that are packed at a time
+PACKED_FILE = "packed.json"  # in a workspace: the key of the weights in its artifact, and the SHA-256 of their file
 
 
 def packed(record: GraphsRecord, kind: TargetKind) -> tuple[PackedTensor, ...]:
@@ -35,24 +35,27 @@ def packed_weights(record: GraphsRecord, kind: TargetKind) -> tuple[WeightSpec, 
 
 
 def packed_key(stored: str, tensors: tuple[PackedTensor, ...]) -> str:
-    """Identifies packed weights: the key of those that were `stored`, the layout of each, and our code; nothing else of a target counts."""
+    """Identify packed weights by the key of the `stored` ones, the layout of each tensor, and our code.
+
+    Nothing else about a target matters.
+    """
     layouts = [(tensor.spec.name, tensor.spec.layout, tensor.stacked) for tensor in tensors]
     return stage_key({"stored": stored, "layouts": layouts}, "build.packing.pack", ("numpy",))
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """The weights of an artifact, and where they may lie already: in the artifact that it replaces."""
+    """The weights of an artifact, and where they may exist already: in the artifact that it replaces."""
 
     source: TensorFile
     tensors: tuple[PackedTensor, ...]
     key: str
-    before: Path  # of the artifact that is replaced
-    note: Path  # the key of the weights there with the sum of their contents, so that a damaged file is never taken
+    before: Path  # the weight file of the artifact that is replaced
+    note: Path  # file with the key and the SHA-256 of those weights, so that a damaged weight file is never reused
     workers: int
 
     def put(self, path: Path) -> None:
-        """Write the weights to `path`, or give those of before a second name there where key and contents fit."""
+        """Write the weights to `path`, or link the previous ones there if their key and contents match."""
         if self._are_there():
             link_or_copy(self.before, path)
             return
@@ -61,14 +64,14 @@ class PackedWeights:
 
     def _are_there(self) -> bool:
         try:
-            told = json.loads(self.note.read_text())
-            return bool(told["key"] == self.key and told["sha256"] == file_entry(self.before).sha256)
+            noted = json.loads(self.note.read_text())
+            return bool(noted["key"] == self.key and noted["sha256"] == file_entry(self.before).sha256)
         except (OSError, ValueError, KeyError, TypeError):
-            return False  # no note, or no weights that it is about
+            return False  # there is no note, or the weights that it describes are gone
 
 
 def pack_weights(source: TensorFile, tensors: tuple[PackedTensor, ...], path: Path, workers: int) -> None:
-    """Rewrite the exported weights, a bounded number of bytes in memory at a time."""
+    """Rewrite the exported weights with a bounded number of bytes in memory at a time."""
     specs = [tensor.spec for tensor in tensors]
     total = sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
     with TensorFileWriter(path, specs) as writer, byte_bar("packing weights", total) as bar:
@@ -79,7 +82,7 @@ def pack_weights(source: TensorFile, tensors: tuple[PackedTensor, ...], path: Pa
 
 
 def _blocks(source: TensorFile, tensor: PackedTensor, workers: int) -> Iterator[Array]:
-    """One tensor in its layout, some panels at a time."""
+    """Yield one tensor in its layout, some panels at a time."""
     name, pack = tensor.spec.name, tensor.pack
     if pack is None:
         yield source.read(name)

@@ -1,5 +1,7 @@
-"""Rules that find the regions of the imported graph which kernels compute. Each answers a `Region`, or raises `NoMatch` for "not mine".
+"""Rules that find the regions of the imported graph that our kernels compute.
 
-A rule checks everything that the kernel takes for granted: slice bounds, axes, constants, and, for attention, that the mask is the banded causal
-mask of exactly this cache's length and that the graph's new cache is the old one rolled by T. A graph that lost its window matches no rule.
+Each returns a `Region`, or raises `NoMatch` for "not mine". A rule checks everything that the kernel takes for
+granted: slice bounds, axes, constants, and, for attention, that the mask is the banded causal mask of exactly this
+cache's length and that the graph's new cache is the old one rolled by T. A graph that has lost its window matches no
+rule.
 """

@@ -1,4 +1,4 @@
-"""Attention over a rolling cache, which must have exactly its window: a graph that lost its window matches nothing."""
+"""Attention over a rolling cache, which must have exactly its window: a graph that has lost it does not match."""
 
 from math import prod
 
@@ -13,7 +13,10 @@ from runtime.artifact.tensor_file import numpy_dtype
 
 
 def rolling_attention(c: Context, root: Expr) -> Region:
-    """Everything between the stacked projection and wo: split, rotate, append, mask, softmax, mix, merge, and the roll of both caches."""
+    """Match everything between the stacked projection and wo.
+
+    These are: split, rotate, append, mask, softmax, mix, merge, and the roll of both caches.
+    """
     p, m = c.dataflow, c.model
     if len(shape(root)) != 3:
         raise NoMatch(f"expected a (B, T, dim) result, found {shape(root)}")
@@ -57,7 +60,7 @@ def rolling_attention(c: Context, root: Expr) -> Region:
 
 
 def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
-    """softmax(where(mask, q k^T * scale, MASKED_SCORE)) to scale, q, k^T and mask."""
+    """Match softmax(where(mask, q k^T * scale, MASKED_SCORE)); returns scale, q, k^T and mask."""
     p = c.dataflow
     (masked,) = p.args(weights, "nn.softmax")
     expect_last_axis(weights, p.calls[weights].attrs.axis)
@@ -70,7 +73,7 @@ def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
 
 
 def _columns(c: Context, value: Expr) -> Expr:
-    """The cache columns behind a shared-by-broadcast view, perhaps widened from the cache's dtype."""
+    """The cache columns behind a view that shares them by broadcasting, perhaps widened from the cache's dtype."""
     shared = c.dataflow.through(value, "astype")
     columns = c.dataflow.args(shared, "expand_dims")[0]
     axes = [integer(axis) for axis in c.dataflow.calls[shared].attrs.axis]
@@ -80,7 +83,7 @@ def _columns(c: Context, value: Expr) -> Expr:
 
 
 def _stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
-    """Shared columns to the caches that they come from (numbers and, of int8, scales) and the new columns as they were before they were stored."""
+    """Trace shared columns to their caches (numbers and, for int8, scales) and to the new columns before storing."""
     p = c.dataflow
     if not is_call(p.calls.get(value), "multiply"):
         past, new = _appended(c, _columns(c, value))
@@ -88,12 +91,15 @@ def _stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
     numbers, scales = (_columns(c, part) for part in p.args(value, "multiply"))
     (past, new), (past_scale, scale) = _appended(c, numbers), _appended(c, scales)
     if dtype(past) != "int8":
-        raise NoMatch(f"expected scales with a cache of int8 alone, found {dtype(past)}")
+        raise NoMatch(f"expected scales only with an int8 cache, found {dtype(past)}")
     return (past, past_scale), levels_of(c, _narrowed(c, new), scale)
 
 
 def _narrowed(c: Context, value: Expr) -> Expr:
-    """The source of a conversion to int8, which the importer spells out: numbers that are not finite to 0, then the low 8 bits with their sign."""
+    """The source of a conversion to int8.
+
+    The importer spells it out: numbers that are not finite become 0, then the low 8 bits are taken with their sign.
+    """
     p = c.dataflow
     negative, shifted, low = p.args(p.args(value, "astype")[0], "where")
     compared, half = p.args(negative, "greater_equal")
@@ -115,7 +121,10 @@ def _narrowed(c: Context, value: Expr) -> Expr:
 
 
 def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:
-    """Concat(past, new) along the slots to (past, new), after checking that the graph's new cache is exactly its last W columns."""
+    """Match concat(past, new) along the slots; returns past and new.
+
+    Checks that the graph's new cache is exactly the last W columns of the result.
+    """
     past, new = c.dataflow.concatenated(columns, 2)
     name = c.input_name(past)
     if c.present.get(past) is None or c.dataflow.sliced(c.present[past], 2, shape(new)[2], END) != columns:
@@ -124,7 +133,7 @@ def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:
 
 
 def _rotated(c: Context, value: Expr) -> tuple[Expr, Expr, Expr]:
-    """concat(a cos - b sin, b cos + a sin) of the halves a and b, to the unrotated heads, cos and sin."""
+    """Match concat(a cos - b sin, b cos + a sin) of the halves a and b; returns the unrotated heads, cos and sin."""
     p = c.dataflow
     first, second = p.concatenated(value, 3)
     a_cos, b_sin = p.args(first, "subtract")
@@ -141,12 +150,15 @@ def _rotated(c: Context, value: Expr) -> tuple[Expr, Expr, Expr]:
 
 
 def _projected(c: Context, heads: Expr) -> Expr:
-    """(B, n, T, head_dim) back to the (B, T, n * head_dim) that it was split from."""
+    """The (B, T, n * head_dim) tensor that (B, n, T, head_dim) heads were split from."""
     return c.dataflow.args(c.dataflow.permuted(heads, (0, 2, 1, 3)), "reshape")[0]
 
 
 def _banded_mask(c: Context, mask: Expr, window: int) -> Expr:
-    """(key >= 0) and (key <= query) and (key > query - window) over past and new columns, to the positions that it is made from."""
+    """Match (key >= 0) and (key <= query) and (key > query - window) over past and new columns.
+
+    Returns the positions that the mask is made from.
+    """
     p = c.dataflow
     written_causal, recent = p.args(mask, "logical_and")
     written, causal = p.args(written_causal, "logical_and")
@@ -155,7 +167,7 @@ def _banded_mask(c: Context, mask: Expr, window: int) -> Expr:
     causal_key, query = p.args(causal, "less_equal")
     recent_key, oldest = p.args(recent, "greater")
     if not key == causal_key == recent_key:
-        raise NoMatch("expected one comparison of the same key positions each with zero, the query and the window")
+        raise NoMatch("expected the same key positions to be compared with zero, the query and the window")
     shifted_query, distance = p.args(oldest, "subtract")
     if integer(constant(distance)) != window:
         raise NoMatch(f"expected a window of {window} positions in the mask, found {integer(constant(distance))}")

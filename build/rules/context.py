@@ -1,4 +1,4 @@
-"""What every rule reads and answers: the function that it looks at, and the region that it has found."""
+"""The input and the answer of every rule: the function that it reads, and the region that it finds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +18,16 @@ class Region:
     inputs: tuple[Expr, ...]  # tensors, in the kernel's order
     output: Expr  # the value that the region computes
     label: str  # the weight or cache that tells this call from others of the same op
-    bytes: int  # least memory traffic of one call: weights and caches read, without activations
+    bytes: int  # minimum memory traffic of one call: weights and caches read, without activations
     flops: int
-    updates: tuple[int, ...] = ()  # positions of inputs that are updated in place
-    scratch: tuple[
-        tuple[tuple[int, ...], str], ...
-    ] = ()  # shape and dtype of what the kernel keeps between its steps; written after the output
+    updates: tuple[int, ...] = ()  # indices of inputs that are updated in place
+    # Shapes and dtypes of what the kernel keeps between its steps; these results follow the output.
+    scratch: tuple[tuple[tuple[int, ...], str], ...] = ()
 
 
 @dataclass(frozen=True)
 class GraphWeight:
-    """A tensor of the model: what the graph takes as a float32 parameter, and the packed tensors that hold it."""
+    """A tensor of the model: the graph takes it as a float32 parameter, and packed tensors hold it."""
 
     tensor: ModelTensor
     parts: tuple[Expr, ...]  # variables of the packed tensors, in the kernels' order
@@ -36,33 +35,33 @@ class GraphWeight:
 
     @property
     def n(self) -> int:
-        """Outputs."""
+        """Number of outputs."""
         return self.tensor.shape[0]
 
     @property
     def k(self) -> int:
-        """Inputs."""
+        """Number of inputs."""
         return self.tensor.shape[1]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What rules need to know about the function that they read."""
+    """Everything that rules need to know about the function that they read."""
 
     dataflow: Dataflow
     model: ModelConfig
-    inputs: dict[Expr, str]  # parameters that are no weights, to their names
-    weights: dict[Expr, GraphWeight]  # parameters that are
-    present: dict[Expr, Expr]  # cache parameter to the graph's output that replaces it
+    inputs: dict[Expr, str]  # names of the parameters that are not weights
+    weights: dict[Expr, GraphWeight]  # the parameters that are
+    present: dict[Expr, Expr]  # for each cache parameter, the graph's output that replaces it
 
     def input_name(self, value: Expr) -> str:
-        """Name of an input, or NoMatch."""
+        """Name of an input; raises `NoMatch` for any other value."""
         if value not in self.inputs:
             raise NoMatch("expected an input, found a computed value")
         return self.inputs[value]
 
     def weight(self, value: Expr) -> GraphWeight:
-        """The weight that a parameter stands for, or NoMatch."""
+        """The weight that a parameter stands for; raises `NoMatch` for any other value."""
         if value not in self.weights:
             raise NoMatch("expected a weight, found a computed value")
         return self.weights[value]

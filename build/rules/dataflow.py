@@ -1,4 +1,4 @@
-"""Reading a Relax dataflow function backwards: which call made a value, and whether it is the call that a rule expects."""
+"""Readers of a Relax dataflow function, backwards: which call made a value, and is it the call that a rule expects?"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ class NoMatch(Exception):
 
 @dataclass(frozen=True)
 class Dataflow:
-    """Bindings of one function by variable, and readers that raise `NoMatch` when an expression is not what was expected."""
+    """Bindings of one function by variable, with readers that raise `NoMatch` if an expression is not as expected."""
 
     calls: dict[Expr, Expr]
     uses: Counter[Expr]  # how many calls read each value
@@ -40,7 +40,7 @@ class Dataflow:
         return call.args  # type: ignore[union-attr]
 
     def sliced(self, value: Expr, axis: int, begin: int, end: int) -> Expr:
-        """The source of `source[..., begin:end, ...]` along `axis`; `end` may be the axis' length, written in any way."""
+        """The source of `source[..., begin:end, ...]` along `axis`; any `end` beyond the axis means its length."""
         source, axes, begins, ends, strides = self.args(value, "strided_slice")
         length = shape(source)[axis]
         found = tuple(integer(part.fields[0]) for part in (axes, begins, ends, strides))
@@ -68,19 +68,19 @@ class Dataflow:
         return source
 
     def tuple_item(self, value: Expr) -> tuple[Expr, int]:
-        """The tuple that `value` is an item of, and which."""
+        """The tuple that `value` is an item of, and the item's index."""
         item = self.calls.get(value)
         if not isinstance(item, relax.TupleGetItem):
             raise NoMatch(f"expected an item of a tuple, found {describe(item if item is not None else value)}")
         return item.tuple_value, int(item.index)
 
     def through(self, value: Expr, op: str) -> Expr:
-        """The source of `value` where it was made by a call to `op`, else `value` itself."""
+        """The source of `value` if a call to `op` made it, otherwise `value` itself."""
         return self.calls[value].args[0] if is_call(self.calls.get(value), op) else value
 
 
 def variables(expression: Expr) -> Iterable[Expr]:
-    """Variables that an expression reads."""
+    """Yield the variables that an expression reads."""
     if isinstance(expression, relax.Var):
         yield expression
     for child in getattr(expression, "args", None) or getattr(expression, "fields", None) or ():
@@ -103,12 +103,12 @@ def dtype(value: Expr) -> str:
 
 
 def integer(value: Expr) -> int:
-    """A Relax or TIR integer as an int."""
+    """Convert a Relax or TIR integer to an int."""
     return int(value.value) if hasattr(value, "value") else int(value)
 
 
 def constant(value: Expr) -> NDArray[Any]:
-    """The numbers of a constant."""
+    """The numbers of a constant; raises `NoMatch` for any other expression."""
     if not isinstance(value, tvm.ir.GenericConst):
         raise NoMatch(f"expected a constant, found {describe(value)}")
     numbers: NDArray[Any] = value.value.numpy()
@@ -116,14 +116,14 @@ def constant(value: Expr) -> NDArray[Any]:
 
 
 def expect_constant(value: Expr, expected: NDArray[Any] | float) -> None:
-    """Compare a constant exactly with what it must be."""
+    """Raise `NoMatch` unless a constant is exactly `expected`."""
     found = constant(value)
     if not np.array_equal(found.reshape(-1), np.asarray(expected, dtype=found.dtype).reshape(-1)):
         raise NoMatch(f"expected the constant {expected}, found {found}")
 
 
 def describe(value: Expr) -> str:
-    """An expression in a few words, for messages."""
+    """Describe an expression in a few words, for messages."""
     if isinstance(value, relax.Call):
         return value.op.name if isinstance(value.op, tvm.ir.Op) else "a call"
     return type(value).__name__.lower()

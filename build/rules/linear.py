@@ -1,4 +1,4 @@
-"""Products with a weight, and what the target's kernel computes in the same launch."""
+"""Products with a weight, and the operations that the target's kernel computes in the same launch."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -12,7 +12,7 @@ from runtime.artifact.layouts import PANEL
 
 
 def linear(c: Context, root: Expr) -> Region:
-    """matmul(x, transpose(weight)), with an RMSNorm in front where nothing else reads what it gives."""
+    """Match matmul(x, transpose(weight)), with an RMSNorm in front if nothing else reads its result."""
     p = c.dataflow
     rounded, transposed = p.args(root, "matmul")
     w = c.weight(p.permuted(transposed, (1, 0)))
@@ -38,7 +38,7 @@ def linear(c: Context, root: Expr) -> Region:
 
 
 def _last_token(c: Context, value: Expr) -> Expr | None:
-    """The (B, T, dim) tensor whose last token `value` is, if it is."""
+    """The (B, T, dim) tensor whose last token `value` is, or None if there is none."""
     try:
         (source, *_) = c.dataflow.args(value, "strided_slice")
         tokens = shape(source)[1]
@@ -48,7 +48,7 @@ def _last_token(c: Context, value: Expr) -> Expr | None:
 
 
 def _rounded_source(c: Context, value: Expr, w: GraphWeight) -> Expr:
-    """x, from round(x / s) * s with s = (max |x| + smallest) / levels, a scale for each group of a token."""
+    """Match round(x / s) * s with s = (max |x| + smallest) / levels, one scale for each group of a token; returns x."""
     p = c.dataflow
     together = w.tensor.stored.rounded_together(w.k)
     x = levels_of(c, *p.args(p.args(value, "reshape")[0], "multiply"))
@@ -59,7 +59,7 @@ def _rounded_source(c: Context, value: Expr, w: GraphWeight) -> Expr:
 
 
 def linear_with_residual(c: Context, root: Expr) -> Region:
-    """residual + matmul(x, transpose(weight))."""
+    """Match residual + matmul(x, transpose(weight))."""
     for residual, product in permutations(c.dataflow.args(root, "add")):
         if is_call(c.dataflow.calls.get(product), "matmul") and shape(residual) == shape(root):
             inner = linear(c, product)
@@ -71,10 +71,13 @@ def linear_with_residual(c: Context, root: Expr) -> Region:
 
 
 def linear_with_swiglu(c: Context, root: Expr) -> Region:
-    """silu(both[..., :F]) * both[..., F:] of a product `both`, for widths that both halves of the stored weight can be read by."""
+    """Match silu(both[..., :F]) * both[..., F:] of a product `both`.
+
+    F must be a width at which both halves of the stored weight can be read: whole panels.
+    """
     inner = linear(c, gated(c, root))
     (kernel,) = inner.arguments
     fused = replace(kernel, swiglu=True)
     if fused.n_out % PANEL:
-        raise NoMatch(f"expected a width in whole panels of {PANEL}")
+        raise NoMatch(f"expected a width that is a multiple of the panel's {PANEL}")
     return replace(inner, arguments=(fused,), output=root)

@@ -1,4 +1,4 @@
-"""A mixture of experts: the graph computes every expert for every token, the kernel the chosen ones."""
+"""A mixture of experts: the graph computes every expert for every token, the kernel only the chosen ones."""
 
 from math import prod
 
@@ -11,7 +11,7 @@ from build.rules.shared import gated
 
 
 def mixture(c: Context, root: Expr) -> Region:
-    """Every expert's feed-forward of every token, times the token's share of it, summed over the experts."""
+    """Match every expert's feed-forward of every token, times the token's share of it, summed over the experts."""
     p, m = c.dataflow, c.model
     weighted = _reduced(c, p.args(root, "reshape")[0], 0)
     outputs, shares = p.args(weighted, "multiply")
@@ -34,7 +34,10 @@ def mixture(c: Context, root: Expr) -> Region:
 
 
 def _chosen(c: Context, shares: Expr) -> tuple[Expr, int]:
-    """Shares (n_experts, tokens, 1), softmax over each token's best scores and zero elsewhere, to the scores and how many are the best."""
+    """Match shares (n_experts, tokens, 1): softmax over each token's best scores, and zero elsewhere.
+
+    Returns the scores and how many of them are chosen as the best.
+    """
     p = c.dataflow
     by_expert = p.permuted(p.args(shares, "expand_dims")[0], (1, 0))
     placed = _reduced(c, p.args(by_expert, "reshape")[0], -2)
@@ -44,7 +47,7 @@ def _chosen(c: Context, shares: Expr) -> tuple[Expr, int]:
     chosen, numbers = p.args(is_chosen, "equal")
     top, which = p.tuple_item(p.args(chosen, "expand_dims")[0])
     if p.tuple_item(best) != (top, 0) or which != 1:
-        raise NoMatch("expected scores and experts of one top-k")
+        raise NoMatch("expected scores and experts from the same top-k")
     (scores,) = p.args(top, "topk")
     attributes = p.calls[top].attrs
     expect_constant(numbers, np.arange(shape(scores)[-1]))
@@ -54,7 +57,7 @@ def _chosen(c: Context, shares: Expr) -> tuple[Expr, int]:
 
 
 def _reduced(c: Context, value: Expr, axis: int) -> Expr:
-    """The source of a sum over one axis that does not stay."""
+    """The source of a sum over one axis that is not kept."""
     (source,) = c.dataflow.args(value, "sum")
     attributes = c.dataflow.calls[value].attrs
     rank = len(shape(source))

@@ -1,4 +1,4 @@
-"""What is computed for each token or position by itself, without a matrix product."""
+"""Operations on each token or position by itself, without a matrix product."""
 
 from math import prod
 
@@ -9,7 +9,7 @@ from build.rules.shared import expect_last_axis, gated
 
 
 def embedding(c: Context, root: Expr) -> Region:
-    """take(weight, ids), where the importer has added the wrap-around of negative ids, which token ids never are."""
+    """Match take(weight, ids); the importer has added a wrap-around of negative ids, which token ids never are."""
     table, wrapped = c.dataflow.args(root, "take")
     _, _, ids = c.dataflow.args(wrapped, "where")
     w = c.weight(table)
@@ -18,7 +18,7 @@ def embedding(c: Context, root: Expr) -> Region:
 
 
 def rms_norm(c: Context, root: Expr) -> Region:
-    """weight * (x * (1 / sqrt(mean(x * x) + eps)))."""
+    """Match weight * (x * (1 / sqrt(mean(x * x) + eps)))."""
     p = c.dataflow
     gain, normed = p.args(root, "multiply")
     x, inverse = p.args(normed, "multiply")
@@ -43,7 +43,7 @@ def rms_norm(c: Context, root: Expr) -> Region:
 
 
 def residual(c: Context, root: Expr) -> Region:
-    """a + b of one shape, where no product takes it in."""
+    """Match a + b of the same shape, if no product has absorbed it."""
     a, b = c.dataflow.args(root, "add")
     if not shape(a) == shape(b) == shape(root) or len(shape(root)) != 3:  # (B, T, dim)
         raise NoMatch("expected two states")
@@ -51,7 +51,7 @@ def residual(c: Context, root: Expr) -> Region:
 
 
 def swiglu(c: Context, root: Expr) -> Region:
-    """silu(both[..., :F]) * both[..., F:]."""
+    """Match silu(both[..., :F]) * both[..., F:]."""
     *lead, hidden_dim = shape(root)
     return Region(
         "swiglu", (tuple(lead), hidden_dim), (gated(c, root),), root, "w13 output", 0, 4 * prod(lead) * hidden_dim
@@ -59,7 +59,7 @@ def swiglu(c: Context, root: Expr) -> Region:
 
 
 def rotation(c: Context, root: Expr) -> Region:
-    """cos or sin of positions (B, T) times the rotary frequencies, to (B, 1, T, head_dim / 2)."""
+    """Match cos or sin of positions (B, T) times the rotary frequencies, with the shape (B, 1, T, head_dim / 2)."""
     p = c.dataflow
     function = next((name for name in ("cos", "sin") if is_call(p.calls.get(root), name)), None)
     if function is None:
@@ -69,7 +69,7 @@ def rotation(c: Context, root: Expr) -> Region:
     half = constant(frequencies).size
     batch, tokens = shape(positions)
     if shape(root) != (batch, 1, tokens, half):
-        raise NoMatch(f"expected angles of every position, found {shape(root)}")
+        raise NoMatch(f"expected angles for every position, found {shape(root)}")
     return Region(
         "rotation",
         ((batch, tokens), half, function),
@@ -82,7 +82,7 @@ def rotation(c: Context, root: Expr) -> Region:
 
 
 def _positions(c: Context, column: Expr) -> Expr:
-    """(B, 1, T, 1) float32 positions to the int64 input that they come from."""
+    """The int64 input that (B, 1, T, 1) float32 positions come from."""
     value = column
     while value not in c.inputs:
         source = c.dataflow.through(c.dataflow.through(value, "expand_dims"), "astype")

@@ -8,14 +8,14 @@ from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 
 def expect_last_axis(value: Expr, *axes: Any) -> None:  # noqa: ANN401 (TVM's integers)
-    """What is computed along `axes` of `value` goes along its last axis alone."""
+    """Raise `NoMatch` unless `axes` are the last axis of `value` alone."""
     found = [integer(axis) % len(shape(value)) for axis in axes]
     if found != [len(shape(value)) - 1]:
         raise NoMatch(f"expected the last of {len(shape(value))} axes, found {found}")
 
 
 def levels_of(c: Context, whole: Expr, scale: Expr) -> Expr:
-    """x, from round(x / s) and s = (max |x| + smallest) / levels over its last axis."""
+    """Match round(x / s) with s = (max |x| + smallest) / levels over the last axis of x; returns x."""
     p = c.dataflow
     x, divisor = p.args(p.args(whole, "round")[0], "divide")
     peak, levels = p.args(scale, "divide")
@@ -25,12 +25,12 @@ def levels_of(c: Context, whole: Expr, scale: Expr) -> Expr:
     (magnitudes,) = p.args(largest, "max")
     expect_last_axis(magnitudes, *p.calls[largest].attrs.axis)
     if divisor != scale or p.args(magnitudes, "abs")[0] != x or not p.calls[largest].attrs.keepdims:
-        raise NoMatch("expected a group's own numbers and scale")
+        raise NoMatch("expected each group to be rounded with its own scale")
     return x
 
 
 def gated(c: Context, root: Expr) -> Expr:
-    """silu(both[..., :F]) * both[..., F:] of three axes to `both`."""
+    """Match silu(both[..., :F]) * both[..., F:] of three axes; returns `both`."""
     p = c.dataflow
     activated, up = p.args(root, "multiply")
     gate, sigmoid = p.args(activated, "multiply")

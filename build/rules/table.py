@@ -1,4 +1,4 @@
-"""Every rule, by the operation at the end of its region."""
+"""Every rule, by the last operation of its region."""
 
 from build.rules.attention import rolling_attention
 from build.rules.context import Rule

@@ -1,4 +1,7 @@
-"""Golden prompts into an artifact: what it must answer wherever it is shipped to. `runtime.verify` replays them there."""
+"""Golden prompts in an artifact: the answers that it must give wherever it is shipped.
+
+`runtime.verify` replays them there.
+"""
 
 import os
 import shutil
@@ -19,7 +22,7 @@ from runtime.artifact.signing import SIGNATURE_FILE
 
 
 def with_golden(artifact: Artifact, job: Job) -> Artifact:
-    """The artifact with golden prompts inside; torch computes them, in a process of its own, unless they are there already."""
+    """The artifact with golden prompts inside; unless they exist already, torch computes them in its own process."""
     with locked(job.workspace, console.print):
         folder = stage_folder(job.workspace, GOLDEN_STAGE, golden_key(job.config))
         if not folder.is_dir():
@@ -29,7 +32,7 @@ def with_golden(artifact: Artifact, job: Job) -> Artifact:
 
 
 def add_golden(artifact: Artifact, golden: Path) -> Artifact:
-    """The artifact again, in the same place, with a file of golden prompts beside its other files, which are not copied."""
+    """Rewrite the artifact in place with a file of golden prompts; its other files are linked, not copied."""
 
     def fill(folder: Path) -> None:
         for entry in artifact.folder.iterdir():

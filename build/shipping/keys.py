@@ -1,4 +1,7 @@
-"""`python -m build.shipping.keys FOLDER`: a new pair of keys for signing artifacts. The private one stays here; the public one goes to the boxes."""
+"""`python -m build.shipping.keys FOLDER`: make a new pair of keys for signing artifacts.
+
+The private key stays here; the public key goes to the boxes.
+"""
 
 import argparse
 import os
@@ -18,18 +21,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make a pair of Ed25519 keys.")
     parser.add_argument("folder", type=Path, help=f"where to write {PRIVATE_FILE} and {PUBLIC_FILE}")
     private, public = make_keys(parser.parse_args().folder)
-    console.print(f"{private}: signs (`make ship KEY={private}`); keep it secret")
-    console.print(f"{public}: give it to the boxes, by another way than the artifacts")
+    console.print(f"{private}: signs artifacts (`make ship KEY={private}`); keep it secret")
+    console.print(f"{public}: copy it to the boxes, by a different route than the artifacts")
     return 0
 
 
 def make_keys(folder: Path) -> tuple[Path, Path]:
-    """The files of a new private key, readable by its owner alone, and of its public key; `UserError` rather than replace one."""
+    """Write a new private key, readable only by its owner, and its public key; returns both files.
+
+    Raises `UserError` rather than replace a key.
+    """
     private, public = folder / PRIVATE_FILE, folder / PUBLIC_FILE
     for path in (private, public):
         if path.exists():
             raise UserError(
-                f"{path} exists, and a key that was replaced is lost for good; choose another folder, or remove it first"
+                f"{path} exists, and a key that was replaced is lost for good; "
+                "choose another folder, or remove it first"
             )
     key = SigningKey.generate()
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,12 +47,11 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
 
 
 def sign(folder: Path, private_key: Path) -> None:
-    """Sign an artifact's manifest as it is now; raises `UserError` for a file that is no private key."""
+    """Sign an artifact's manifest as it is now; raises `UserError` for a file that is not a private key."""
     manifest = (folder / "manifest.json").read_bytes()
     signature = SigningKey(read_line(private_key, PRIVATE_KEY)).sign(manifest).signature
-    fresh = folder.with_name(
-        f".{folder.name}.{SIGNATURE_FILE}"
-    )  # outside the folder, where a reader would find a file too many
+    # Outside the folder, where a reader would find one file too many.
+    fresh = folder.with_name(f".{folder.name}.{SIGNATURE_FILE}")
     try:
         fresh.write_text(line(SIGNATURE, signature))
         fresh.replace(folder / SIGNATURE_FILE)

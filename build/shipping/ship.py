@@ -1,12 +1,13 @@
-"""`python -m build.shipping.ship yaml/x.yaml`: one file for the inference box, out/NAME.tar.zst.
+"""`python -m build.shipping.ship yaml/x.yaml`: write one file for the inference box, out/NAME.tar.zst.
 
     NAME/install.sh         makes .venv from wheels/, without a network, and runs the doctor
-    NAME/requirements.txt   the packages in wheels/, at exact versions, with their sums
-    NAME/wheels/            for each Python of `--pythons`
-    NAME/artifact/          the artifact, with golden prompts and, where a key was given, a signature
+    NAME/requirements.txt   the packages in wheels/, at exact versions, with their hashes
+    NAME/wheels/            packages for each Python of `--pythons`
+    NAME/artifact/          the artifact, with golden prompts and, if a key was given, a signature
     NAME/runtime/           this project's runtime package, with TVM's runtime libraries in lib/
 
-The same inputs give the same bytes: names are sorted, times and owners are zero, the compressor's version is pinned.
+The same inputs give the same bytes: names are sorted, times and owners are zero, and the compressor's version is
+pinned.
 """
 
 import argparse
@@ -36,14 +37,14 @@ from runtime.doctor import PYTHONS
 from runtime.engines.tvm_runtime import RUNTIME_LIBRARY, find_library
 from runtime.errors import UserError, run_command
 
-LEVEL = 6  # of compression: weights hardly shrink, and more takes longer than the copy saves
-GPU_CHECK = ("gpu_check", "gpucheck")  # room and command of the runtime that `build.gpucheck` alone ships
+LEVEL = 6  # of compression: weights hardly shrink, and a higher level takes longer than the copy saves
+GPU_CHECK = ("gpu_check", "gpucheck")  # package and command of the runtime that only `build.gpucheck` ships
 INSTALLER = Path(__file__).with_name("install.sh")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of the archive: where it comes from, a file or text, and the row of the summary that it counts in."""
+    """One file of the archive: its source, a file or bytes, and the row of the summary that it counts in."""
 
     source: Path | bytes
     part: str
@@ -51,7 +52,7 @@ class Member:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
 
@@ -62,7 +63,7 @@ def main() -> int:
     folder = job.artifact
     pythons = pythons_of(arguments)
     if arguments.key is not None:
-        read_line(arguments.key, PRIVATE_KEY)  # refused before anything takes time
+        read_line(arguments.key, PRIVATE_KEY)  # a wrong key is refused before anything takes time
     artifact = with_golden(compile_job(job), job)
     (artifact.folder / SIGNATURE_FILE).unlink(missing_ok=True)
     if arguments.key is not None:
@@ -78,7 +79,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """The command's argument parser."""
     result = config_parser("Put an artifact, its runtime and their packages into one file.")
     add_box_options(result)
     result.add_argument(
@@ -88,17 +89,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_box_options(parser: argparse.ArgumentParser) -> None:
-    """What a box is like."""
+    """Add the options that describe a box."""
     parser.add_argument(
         "--pythons",
         default=" ".join(PYTHONS),
         metavar="'3.11 ...'",
-        help="Pythons that boxes have (default: %(default)s)",
+        help="Python versions of the boxes (default: %(default)s)",
     )
 
 
 def pythons_of(arguments: argparse.Namespace) -> list[str]:
-    """The Pythons of `add_box_options`; UserError for others than there are packages for."""
+    """The Python versions from `add_box_options`; raises `UserError` for one that there are no packages for."""
     pythons: list[str] = arguments.pythons.split()
     if not pythons or not set(pythons) <= set(PYTHONS):
         raise UserError(f"--pythons is {arguments.pythons!r}, expected some of {' '.join(PYTHONS)}")
@@ -106,7 +107,7 @@ def pythons_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def members_of(artifact: Artifact, wheels: Sequence[Path], pythons: Sequence[str]) -> dict[str, Member]:
-    """Everything in the archive by its path below NAME/, sorted."""
+    """Every file of the archive by its path below NAME/, sorted."""
     parts = {path: "weights" if path.suffix == ".safetensors" else "artifact" for path in artifact.folder.iterdir()}
     members = system_members(artifact.manifest.target.kind, wheels, pythons)
     return dict(
@@ -117,7 +118,7 @@ def members_of(artifact: Artifact, wheels: Sequence[Path], pythons: Sequence[str
 def system_members(
     kind: TargetKind, wheels: Sequence[Path], pythons: Sequence[str], *, gpu_check: bool = False
 ) -> dict[str, Member]:
-    """What a box runs an artifact of one kind of target with; the check of its kernels goes along where it is asked for."""
+    """The files that a box needs to run an artifact for one kind of target; with the kernel check if `gpu_check`."""
     package = Path(runtime.__path__[0])
     modules = [path.relative_to(package) for path in package.rglob("*.py")]
     modules = [path for path in modules if gpu_check or not {path.parts[0], path.stem} & set(GPU_CHECK)]
@@ -134,12 +135,12 @@ def system_members(
 
 
 def runtime_libraries(kind: TargetKind) -> list[Path]:
-    """The shared libraries that the box's runtime loads, but for the driver."""
+    """The shared libraries that the box's runtime loads, except the driver."""
     return [find_library(name) for name in (RUNTIME_LIBRARY, *TARGETS[kind].libraries)]
 
 
 def licenses(kind: TargetKind) -> Iterator[tuple[str, Path]]:
-    """The licence of each package whose libraries go along."""
+    """Yield the licence of each package whose libraries are shipped."""
     for package in ("apache-tvm", *TARGETS[kind].packages):
         for file in distribution(package).files or ():
             if file.name in ("LICENSE", "LICENSE.txt", "License.txt"):
@@ -170,7 +171,7 @@ def write_archive(members: dict[str, Member], name: str, target: Path) -> None:
 
 
 def summary(members: dict[str, Member], target: Path, wheels: Sequence[Path], pythons: Sequence[str]) -> Table:
-    """What the file holds, in MB."""
+    """Tabulate the contents of the file, in MB."""
     table = Table(title=f"{target}: {target.stat().st_size / 1e6:,.1f} MB", title_justify="left")
     table.add_column("part")
     table.add_column("MB", justify="right")

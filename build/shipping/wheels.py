@@ -1,4 +1,7 @@
-"""The packages that a box installs without a network: wheels of the very versions that this host runs, for each Python that a box may have."""
+"""The packages that a box installs without a network.
+
+They are wheels of exactly the versions that this host runs, for each Python that a box may have.
+"""
 
 import hashlib
 import subprocess
@@ -14,30 +17,31 @@ from runtime.artifact.manifest import Manifest
 from runtime.doctor import PACKAGES, TOKENIZER_PACKAGES
 from runtime.errors import UserError
 
-# What the box's packages import themselves. pip's own resolution would add a hub client, an HTTP stack and a C parser, none of which is ever called.
+# What the box's packages themselves import. pip's own resolution would add a hub client, an HTTP stack and a C parser,
+# none of which is ever called.
 IMPORTED_BY = {"apache-tvm-ffi": ("typing_extensions",), "jinja2": ("MarkupSafe",), "pynacl": ("cffi",)}
 SIGNING = "pynacl"
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17)), "manylinux2014_x86_64")
 
 
 def box_packages(manifest: Manifest) -> list[str]:
-    """Names of all that the artifact needs on the box."""
+    """Names of all packages that the artifact needs on the box."""
     tokenizer = TOKENIZER_PACKAGES[manifest.tokenizer.kind] if manifest.tokenizer else ()
     direct = [*PACKAGES, *tokenizer, SIGNING]
     return [name for package in direct for name in (package, *IMPORTED_BY.get(package, ()))]
 
 
 def fetch_wheels(packages: Sequence[str], pythons: Sequence[str], folder: Path) -> list[Path]:
-    """Wheels of every package for every Python, from the package registry or, where an earlier call has put them there, from `folder`.
+    """Wheels of every package for every Python, from the package registry.
 
-    Raises `UserError` when pip cannot get one.
+    Takes them from `folder` if an earlier call has put them there. Raises `UserError` if pip cannot get one.
     """
     requirements = [f"{package}=={version(package)}" for package in packages]
     by_name: dict[str, Path] = {}
     for python in pythons:
         place = folder / hashlib.sha256(f"{python} {requirements}".encode()).hexdigest()[:20]
         made_whole(place, partial(_download, requirements, python))
-        by_name.update({path.name: path for path in place.glob("*.whl")})  # what several Pythons share is carried once
+        by_name.update({path.name: path for path in place.glob("*.whl")})  # a wheel for several Pythons is kept once
     return [by_name[name] for name in sorted(by_name)]
 
 
@@ -56,13 +60,14 @@ def _download(requirements: Sequence[str], python: str, folder: Path) -> None:
     result = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
         raise UserError(
-            f"pip cannot get the box's packages for Python {python}: {(result.stdout.strip().splitlines() or ['it said nothing'])[-1]}; "
-            "check the network of this host, or name other versions with PYTHONS=..."
+            f"pip cannot get the box's packages for Python {python}: "
+            f"{(result.stdout.strip().splitlines() or ['it said nothing'])[-1]}; "
+            "check this host's network, or name other versions with PYTHONS=..."
         )
 
 
 def requirements_text(wheels: Sequence[Path]) -> str:
-    """What the box installs: exact versions, each with the sums of its wheels, which pip checks."""
+    """The box's requirements: exact versions, each with the hashes of its wheels, which pip checks."""
     sums: dict[str, list[str]] = {}
     for wheel in wheels:
         name, number = wheel.name.split("-")[:2]
@@ -76,7 +81,7 @@ def requirements_text(wheels: Sequence[Path]) -> str:
 
 
 def installed_bytes(wheels: Sequence[Path], python: str) -> int:
-    """What the wheels for one Python take once they are installed."""
+    """Disk space that the wheels for one Python take once they are installed."""
     tag = f"cp{python.replace('.', '')}"
     total = 0
     for wheel in wheels:

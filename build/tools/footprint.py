@@ -1,4 +1,7 @@
-"""What a compile makes and takes: the same quantities predicted by `python -m build.tools.plan` and measured by `python -m build`, line by line."""
+"""The footprint of a compile: the sizes of what it makes, and the memory and disk that it takes.
+
+`python -m build.tools.plan` predicts and `python -m build` measures the same quantities, line by line.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from runtime.artifact.tensor_file import numpy_dtype
 
 @dataclass(frozen=True)
 class Caches:
-    """Bytes of keys and values of one sequence, by the kind of the layer that they belong to."""
+    """Bytes of the keys and values of one sequence, by the kind of layer that they belong to."""
 
     full_layers: int
     full_bytes: int
@@ -24,20 +27,20 @@ class Caches:
 
     @property
     def sequence_bytes(self) -> int:
-        """All layers of one sequence."""
+        """Bytes of all layers for one sequence."""
         return self.full_bytes + self.window_bytes
 
     @property
     def share(self) -> float:
-        """Of what a uniform full cache would take."""
+        """Share of what a uniform full cache would take."""
         return self.sequence_bytes / self.uniform_bytes
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Sizes in bytes. None stands for what was not measured."""
+    """Sizes in bytes; None if not measured."""
 
-    files: Mapping[str, int]  # of the artifact, by name
+    files: Mapping[str, int]  # the artifact's files, by name
     caches: Caches
     target: TargetSpec
     box_peak: int | None  # host memory of the process that runs an llvm artifact; device memory for cuda
@@ -47,7 +50,7 @@ class Footprint:
 
     @property
     def artifact(self) -> int:
-        """All files of the artifact."""
+        """Bytes of all files of the artifact."""
         return sum(self.files.values())
 
     def rows(self) -> list[tuple[str, int | None]]:
@@ -70,7 +73,7 @@ class Footprint:
 
 
 def caches_of(model: ModelConfig, graph: Graph, cache_len: int) -> Caches:
-    """The caches that a graph's signature holds."""
+    """The caches in a graph's signature."""
     full = window = uniform = 0
     batch = graph.signature.inputs[0].shape[0]
     caches = graph.signature.caches
@@ -88,7 +91,7 @@ def caches_of(model: ModelConfig, graph: Graph, cache_len: int) -> Caches:
 
 
 def table(title: str, rows: Sequence[tuple[str, int | None]], notes: Mapping[str, str]) -> Table:
-    """Aligned: what, MB (1e6 bytes), and a note where there is one."""
+    """Tabulate names, MB (1e6 bytes), and a note where there is one."""
     result = Table(
         title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
     )
@@ -105,7 +108,7 @@ def _layers(count: int) -> str:
 
 
 def description(name: str, model: ModelConfig, target: TargetSpec, quantization: Quantization) -> str:
-    """One line: which model, how it is stored, for what machine."""
+    """Describe, in one line, which model it is, how it is stored, and for which machine."""
     size = f"{model.n_layers} layers of dim {model.dim}, vocabulary {model.vocab_size}"
     machine = " ".join([target.kind, target.cpu, *target.arch])
     return f"{name}, {size}; scheme {quantization.label}, dtype {target.dtype}; {machine}"

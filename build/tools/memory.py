@@ -1,8 +1,10 @@
-"""`python -m build.tools.memory`: what memory a compile takes, measured on a random model at a few depths and extended to its full depth.
+"""`python -m build.tools.memory`: measure the memory that a compile takes.
 
-A compile must not hold the model: its peak may follow the largest tensor, not the number of layers. Each depth gets a random checkpoint on
-disk and a fresh workspace; export and build run one after the other as the processes that they are in a real compile. What counts is
-anonymous memory (RssAnon in /proc/PID/status, sampled): pages of mapped files can be dropped at any time, and are left out.
+It is measured on a random model at a few depths and extrapolated to the model's full depth. A compile must not hold
+the whole model: its peak may grow with the largest tensor, but not with the number of layers. Each depth gets a
+random checkpoint on disk and a fresh workspace; export and build run one after the other in separate processes, as in
+a real compile. Only anonymous memory counts (RssAnon in /proc/PID/status, sampled): pages of mapped files can be
+dropped at any time, and are left out.
 """
 
 import argparse
@@ -28,13 +30,13 @@ from runtime.artifact.targets import TARGETS
 from runtime.bench import counts
 from runtime.errors import UserError, run_command
 
-SAMPLE_SECONDS = 0.005  # shorter than it takes to fill the smallest array that would matter here
+SAMPLE_SECONDS = 0.005  # less time than it takes to fill the smallest array that would matter here
 STAGES = ("export", "build")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """One process from start to end."""
+    """Memory and time of one process from start to end."""
 
     peak_bytes: int  # anonymous memory of it and its children
     seconds: float
@@ -42,7 +44,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Compile:
-    """One compile at one depth: what each of `STAGES` took, and the size of the artifact."""
+    """One compile at one depth: the usage of each of `STAGES`, and the size of the artifact."""
 
     layers: int
     stages: dict[str, Usage]
@@ -50,7 +52,7 @@ class Compile:
 
 
 def run_measured(command: Sequence[str], folder: Path) -> Usage:
-    """Run a command of this project in `folder`; its standard output is dropped; raises `UserError` if it fails."""
+    """Run a command of this project in `folder` without its standard output; raises `UserError` if it fails."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     start, peak = time.perf_counter(), 0
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
@@ -63,9 +65,10 @@ def run_measured(command: Sequence[str], folder: Path) -> Usage:
 
 
 def anonymous_bytes(pid: int, parent: bytes | None = None) -> int:
-    """Anonymous resident memory of a process and all below it; 0 for one that has ended.
+    """Anonymous resident memory of a process and all its descendants; 0 for one that has ended.
 
-    A child whose command line is still that of its `parent` has not loaded its program: its memory is the parent's, seen twice.
+    A child that still has the command line of its `parent` has not loaded its program: its memory is the parent's, seen
+    twice.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -79,14 +82,13 @@ def anonymous_bytes(pid: int, parent: bytes | None = None) -> int:
         return 0
     if command == parent:
         return 0
-    own = [
-        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")
-    ]  # the kernel's kB are 1024
+    # The kernel's kB is 1024 bytes.
+    own = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")]
     return sum(own) + sum(anonymous_bytes(child, command) for child in children)
 
 
 def measure(shape: str, layers: int, scheme: str, target: str, parent: Path) -> Compile:
-    """Write a random checkpoint under `parent`, compile it, and remove it all again."""
+    """Write a random checkpoint under `parent`, compile it, and remove everything again."""
     with tempfile.TemporaryDirectory(prefix="memory-", dir=parent) as temporary:
         folder = Path(temporary).resolve()
         write_random_checkpoint(folder / "checkpoint", shape, layers)
@@ -103,19 +105,26 @@ def measure(shape: str, layers: int, scheme: str, target: str, parent: Path) -> 
 
 
 def largest_tensor(shape: str) -> tuple[str, int]:
-    """Our name of the model's largest tensor, and its bytes in float32, as which every stage that computes on it must hold it."""
+    """Our name for the model's largest tensor, and its bytes in float32.
+
+    Every stage that computes on the tensor must hold it in float32.
+    """
     sizes = {name: 4 * prod(weight.shape) for name, weight in tensor_layout.weights(*model_config(shape, 1)).items()}
     name = max(sizes, key=lambda key: sizes[key])
     return name, sizes[name]
 
 
 def slope(depths: Sequence[int], values: Sequence[float]) -> float:
-    """Growth for each layer, from the least depth to the greatest."""
+    """Growth per layer, from the smallest depth to the largest."""
     return (values[-1] - values[0]) / (depths[-1] - depths[0])
 
 
 def results_table(compiles: Sequence[Compile], full_depth: int, largest: int) -> Table:
-    """Peaks in MB (1e6), artifact and seconds: as measured, for each layer more, extended to the full depth, and over the largest tensor."""
+    """Tabulate peaks in MB (1e6), the artifact and seconds.
+
+    The columns are: as measured, for each additional layer, extrapolated to the full depth, and as a multiple of the
+    largest tensor.
+    """
     depths = [compile.layers for compile in compiles]
     table = Table(title_justify="left")
     table.add_column("")
@@ -127,7 +136,7 @@ def results_table(compiles: Sequence[Compile], full_depth: int, largest: int) ->
         table.add_row(
             f"{stage}: peak, MB", *_row([p / 1e6 for p in peaks], depths, full_depth), f"{extended / largest:.1f}"
         )
-    for stage in STAGES:  # not extended: it depends on what else the machine does
+    for stage in STAGES:  # not extrapolated: time depends on what else the machine does
         table.add_row(
             f"{stage}: time, s", *(f"{compile.stages[stage].seconds:,.1f}" for compile in compiles), "", "", ""
         )
@@ -155,10 +164,11 @@ def main() -> int:
     name, largest = largest_tensor(arguments.shape)
     full_depth = SHAPES[arguments.shape]["num_hidden_layers"]
     output.print(
-        f"compiling a random model with the sizes of {arguments.shape}, scheme {arguments.scheme}, target {arguments.target}"
+        f"compiling a random model with the sizes of {arguments.shape}, scheme {arguments.scheme}, "
+        f"target {arguments.target}"
     )
     output.print(results_table(compiles, full_depth, largest))
-    output.print(f"* extended in a straight line. The largest tensor is {name}: {largest / 1e6:,.1f} MB in float32.")
+    output.print(f"* extrapolated linearly. The largest tensor is {name}: {largest / 1e6:,.1f} MB in float32.")
     return 0
 
 
@@ -173,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         "--target", choices=TARGETS, default="llvm", help="machine to compile for (default: %(default)s)"
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path("out/.work"), help="where the files go meanwhile (default: %(default)s)"
+        "--folder", type=Path, default=Path("out/.work"), help="where temporary files go (default: %(default)s)"
     )
     return parser
 

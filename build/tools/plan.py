@@ -1,7 +1,9 @@
-"""`python -m build.tools.plan yaml/x.yaml [--set key.path=value ...]`: what a compile will make and take, before any work, from the headers alone.
+"""`python -m build.tools.plan yaml/x.yaml [--set key.path=value ...]`: predict the footprint of a compile.
 
-The compile prints the same lines as measured. Weights and caches are exact, since they follow from shapes. The rest is constants, each with how it
-was measured, plus what the sizes of the model add. Loads neither torch nor TVM. Constants were measured with the versions of requirements.lock.
+It works from the checkpoint's headers alone, before any work is done; the compile prints the same lines as measured.
+Weights and caches are exact, since they follow from shapes. The rest is constants, each with a note on how it was
+measured, plus terms that grow with the sizes of the model. Loads neither torch nor TVM. The constants were measured
+with the versions in requirements.lock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,41 +33,40 @@ from runtime.errors import run_command
 
 MB = 1e6
 
-# Library, fitted to three graphs each of tiny (2 layers, float32: 0.43 MB), SmolLM2-135M (30 layers, float32 and int8: 0.85 and 0.99 MB), a narrow
-# Mixtral (24 layers, int8: 1.11 MB) and, for cuda, tiny with two architectures (0.76 MB).
+# Library, fitted to three graphs each of tiny (2 layers, float32: 0.43 MB), SmolLM2-135M (30 layers, float32 and int8:
+# 0.85 and 0.99 MB), a narrow Mixtral (24 layers, int8: 1.11 MB) and, for cuda, tiny with two architectures (0.76 MB).
 LIBRARY_GRAPH = 0.15 * MB  # each graph's kernels
-LIBRARY_MIXTURE = 0.05 * MB  # those of a mixture
+LIBRARY_MIXTURE = 0.05 * MB  # each graph's kernels of a mixture
 LIBRARY_ARCH = 0.05 * MB  # machine code of each graph's kernels for each CUDA architecture
 LIBRARY_CALLS = 0.006 * MB  # the calls of one layer in one graph
 
-# Text beside the graphs (ONNX, records, reports), measured on the same models: 30 kB a graph at 2 layers, 0.48 MB at 30.
+# Text of the graphs (ONNX, records, reports), measured on the same models: 30 kB per graph at 2 layers, 0.48 MB at 30.
 GRAPH_TEXT = 0.003 * MB
 LAYER_TEXT = 0.016 * MB  # for each layer of each graph
 
-# Peaks are VmHWM. Export: with torch and onnx loaded, where the weights are stored; and tracing, which comes after that.
+# Peaks are VmHWM. Export: with torch and onnx loaded, while weights are stored; and tracing, which comes after that.
 EXPORT_LOADED = 343 * MB
 EXPORT_TRACED = 447 * MB  # tiny, 2 layers
-EXPORT_LAYER = 0.4 * MB  # SmolLM2-135M, 30 layers, ends its tracing 12 MB above tiny
+EXPORT_LAYER = 0.4 * MB  # SmolLM2-135M, with 30 layers, ends its tracing 12 MB above tiny
 # Build: with TVM loaded and tiny compiled; then the weights are packed.
 BUILD_COMPILED = 350.5 * MB
-BUILD_LAYER = {
-    False: 0.43 * MB,
-    True: 1.15 * MB,
-}  # by whether it is a mixture: SmolLM2-135M (30 layers), a narrow Mixtral (24 layers)
+# By whether the model is a mixture: SmolLM2-135M (30 layers), a narrow Mixtral (24 layers).
+BUILD_LAYER = {False: 0.43 * MB, True: 1.15 * MB}
 
 UNPACKING = 5  # arrays of some rows that gguf holds while it unpacks them
-VOCABULARY_ENTRY = 600  # what the tokenizer's entries leave in the heap: 29 MB for the 49152 of SmolLM2-135M
+VOCABULARY_ENTRY = 600  # bytes that each entry of the tokenizer leaves on the heap: 29 MB for SmolLM2-135M's 49152
 
-# Box, llvm: VmHWM of `python -m runtime.bench` less weights, caches and activations, on tiny and on SmolLM2-135M as float32 and int8.
+# Box, llvm: VmHWM of `python -m runtime.bench` minus weights, caches and activations, for tiny and for SmolLM2-135M in
+# float32 and int8.
 BOX_LOADED = 55 * MB
 BOX_LAYER = 0.15 * MB  # the manifest's entries and tensor objects
 
 MANIFEST_REST = 800  # bytes of CPU features and tool versions, which only the compiler knows
-SUM = "0" * 64  # stands for a SHA-256
+SUM = "0" * 64  # stands in for a SHA-256
 
 
 def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
-    """The footprint of compiling `config`."""
+    """Predict the footprint of compiling `config`."""
     record = export_record(config, checkpoint)
     backend = config.backend
     target = TargetSpec(kind=backend.target, dtype=backend.dtype, cpu=backend.cpu, cpu_features=(), arch=backend.arch)
@@ -88,12 +89,12 @@ def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
 
 
 def file_bytes(specs: Sequence[TensorSpec | WeightSpec]) -> int:
-    """Size of a weight file: exact."""
+    """Exact size of a weight file."""
     return TensorFileWriter(Path(WEIGHTS_FILE), specs).nbytes
 
 
 def tokenizer_files(checkpoint: Checkpoint, record: GraphsRecord) -> dict[str, int]:
-    """The tokenizer's files, which are copied: exact."""
+    """Exact sizes of the tokenizer's files, which are copied."""
     source, spec = checkpoint.tokenizer, record.tokenizer
     if source is None or spec is None:
         return {}
@@ -106,7 +107,7 @@ def tokenizer_files(checkpoint: Checkpoint, record: GraphsRecord) -> dict[str, i
 
 
 def library_bytes(record: GraphsRecord, target: TargetSpec) -> int:
-    """The library: kernels of each graph, and the calls of each layer."""
+    """Size of the library: the kernels of each graph, and the calls of each layer."""
     kernels = LIBRARY_GRAPH + (LIBRARY_MIXTURE if record.model.n_experts else 0) + LIBRARY_ARCH * len(target.arch)
     return round(len(record.graphs) * (kernels + LIBRARY_CALLS * record.model.n_layers))
 
@@ -114,7 +115,7 @@ def library_bytes(record: GraphsRecord, target: TargetSpec) -> int:
 def manifest_bytes(
     name: str, record: GraphsRecord, target: TargetSpec, weights: tuple[WeightSpec, ...], files: Mapping[str, int]
 ) -> int:
-    """The manifest, written with sums and keys of the right length."""
+    """Size of the manifest, written with hashes and keys of the right length."""
     entries = tuple(
         FileEntry(path=name, size=size, sha256=SUM, blocks=(SUM,) * n_blocks(size)) for name, size in files.items()
     )
@@ -137,7 +138,11 @@ def manifest_bytes(
 
 
 def workspace_bytes(record: GraphsRecord, files: Mapping[str, int]) -> int:
-    """What the stages leave: weights as exported, library, tokenizer, records, and ONNX files with the ages of each different cache's slots."""
+    """Bytes that the stages leave in the workspace.
+
+    These are the weights as exported, library, tokenizer, records, and ONNX files with the slot ages for each different
+    cache length.
+    """
     copied = sum(size for name, size in files.items() if name not in (WEIGHTS_FILE, MANIFEST_FILE))
     ages = 8 * sum(set(record.model.cache_lens(record.shape.cache_len)))
     text = len(record.graphs) * (GRAPH_TEXT + LAYER_TEXT * record.model.n_layers + ages)
@@ -145,7 +150,11 @@ def workspace_bytes(record: GraphsRecord, files: Mapping[str, int]) -> int:
 
 
 def box_bytes(record: GraphsRecord, target: TargetSpec, weights: int) -> int:
-    """Peak of the process that runs an llvm artifact once caches are full and every weight was read; device memory of a cuda artifact."""
+    """Peak memory on the box.
+
+    For an llvm artifact, the peak of the process once caches are full and every weight has been read; for a cuda
+    artifact, its device memory.
+    """
     model = record.model
     caches = caches_of(model, record.graphs[-1], record.shape.cache_len)
     activations = activation_bytes(model, record.shape, record.graphs)
@@ -154,7 +163,7 @@ def box_bytes(record: GraphsRecord, target: TargetSpec, weights: int) -> int:
 
 
 def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
-    """Peak of the export process: where it stores weights, or where it traces."""
+    """Peak of the export process: either while it stores weights, or while it traces."""
     vocabulary = VOCABULARY_ENTRY * record.model.vocab_size if checkpoint.tokenizer else 0
     return round(
         max(
@@ -165,8 +174,8 @@ def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
 
 
 def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
-    """What export holds at most, beside its base, while it reads and stores weights a block at a time."""
-    peak = before = kept = 0  # of the block before: as read, and as stored
+    """Most that export holds, beyond its base, while it reads and stores weights a block at a time."""
+    peak = before = kept = 0  # before and kept: the previous block, as read and as stored
     formats = {tensor.name: format_of(tensor.stored) for tensor in record.tensors}
     for name, weight in checkpoint.weights.items():
         stored = formats[name]
@@ -174,7 +183,7 @@ def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
             tensor = checkpoint.source.tensors[part.source]
             itemsize = numpy_dtype(tensor.dtype).itemsize
             columns = prod(part.shape[1:])
-            paired = part.interleaved_heads is not None  # read whole, and held once more in the other order
+            paired = part.interleaved_heads is not None  # read whole, and held a second time in the other order
             for rows in block_rows(part.shape[0], part.shape[0] if paired else max(BLOCK_ELEMENTS // columns, 1)):
                 elements = rows * columns
                 block = elements * itemsize * (2 if paired else 1)
@@ -187,22 +196,25 @@ def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
 
 
 def unpacking_bytes(tensor: SourceTensor, itemsize: int, rows: int, columns: int) -> int:
-    """What reading rows of a packed tensor takes beside the result; 0 for one that is stored as numbers."""
+    """Bytes that reading rows of a packed tensor takes besides the result; 0 for one that is stored as numbers."""
     packed = tensor.nbytes * rows // tensor.shape[0]
     return packed + UNPACKING * itemsize * ROWS_AT_ONCE * columns if packed < rows * columns * itemsize else 0
 
 
 def build_bytes(record: GraphsRecord, weights: Sequence[WeightSpec]) -> int:
-    """Peak of the build process: where it packs weights, after compiling."""
+    """Peak of the build process: while it packs weights, after compiling."""
     layer = BUILD_LAYER[record.model.n_experts is not None]
     return round(BUILD_COMPILED + layer * record.model.n_layers + packing_bytes(weights))
 
 
 def packing_bytes(weights: Sequence[WeightSpec]) -> int:
-    """What build holds at most, beside its base, while it packs weights a block at a time: as read, in panels, and the block before in panels."""
+    """Most that build holds, beyond its base, while it packs weights a block at a time.
+
+    It holds the block as read, the block in panels, and the previous block in panels.
+    """
     peak = kept = 0
     for spec in weights:
-        before = 0  # as read; from one tensor to the next it is dropped
+        before = 0  # the previous block as read; dropped between tensors
         for panels in block_rows(*_panels(spec)):
             block = panels * prod(spec.shape[1:]) * numpy_dtype(spec.dtype).itemsize
             peak = max(peak, kept + block + max(before, block))
@@ -211,19 +223,19 @@ def packing_bytes(weights: Sequence[WeightSpec]) -> int:
 
 
 def _panels(spec: WeightSpec) -> tuple[int, int]:
-    """Panels of one of the matrices that a tensor stacks, and how many of them are packed at once."""
+    """Number of panels in one of the matrices that a tensor stacks, and how many of them are packed at once."""
     if spec.layout == ROW_MAJOR:
         return spec.shape[0], spec.shape[0]
     return spec.shape[0] // int(spec.layout.partition("x")[2] or 1), max(PACK_ELEMENTS // prod(spec.shape[1:]), 1)
 
 
 def block_rows(rows: int, at_once: int) -> list[int]:
-    """Rows of each block."""
+    """Number of rows in each block."""
     return [min(at_once, rows - start) for start in range(0, rows, at_once)]
 
 
 def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
-    """How well each line is known, by its name."""
+    """Notes on how precise each line is, by its name."""
     sequence = "caches, a sequence"
     table_bytes = sum(tensor_bytes(s) for s in record.weights if s.name.startswith("tok_embeddings."))
     rows = (
@@ -240,7 +252,7 @@ def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
         f"artifact: {LIBRARY_FILE}": "0.3 MB",
         sequence: f"exact; {footprint.caches.share:.1%} of a uniform cache of {record.shape.cache_len} slots",
         "host: export, peak memory": "3 %; resident memory of the process",
-        "host: build, peak memory": "3 %; of the process, without the linker's and nvcc's own",
+        "host: build, peak memory": "3 %; of the process, without the linker and nvcc",
         "host: workspace on disk": "kept for the next compile; an older artifact stays until the new one replaces it",
         **box,
     }
@@ -248,11 +260,11 @@ def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
 
 def main() -> int:
     """Print the plan; returns the exit status."""
-    parser = config_parser("Predict what a compile makes and takes, from the checkpoint's headers.")
+    parser = config_parser("Predict the footprint of a compile from the checkpoint's headers.")
     parser.add_argument(
         "--shape",
         choices=SHAPES,
-        help="plan for a model of these sizes, without a tokenizer, in place of the config's checkpoint",
+        help="plan for a model of these sizes, without a tokenizer, instead of the config's checkpoint",
     )
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)

@@ -1,8 +1,9 @@
-"""`python -m build.tools.quality yaml/x.yaml`: what each way of storing weights costs in quality, against float32, on a fixed English text.
+"""`python -m build.tools.quality yaml/x.yaml`: measure what each way of storing weights costs in quality.
 
-The text is the first pages of Newton's Opticks (4th edition, 1730, Project Gutenberg), which the pinned package `apache-tvm-ffi` carries as test
-data. It is cut into `ROWS` sequences that a batch reads side by side, all variants in step, so that no distribution has to be kept. Exit status 1
-when the config's own scheme costs more perplexity than `quantize.budget` allows.
+Each is compared with float32 on a fixed English text: the first pages of Newton's Opticks (4th edition, 1730, Project
+Gutenberg), which the pinned package `apache-tvm-ffi` carries as test data. The text is cut into `ROWS` sequences that a
+batch reads side by side. All variants advance in step, so that no distribution has to be kept. Exit status 1 if the
+config's own scheme costs more perplexity than `quantize.budget` allows.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from runtime.engines.engine import Engine
 from runtime.errors import UserError, run_command
 from runtime.text.tokenizer import open_tokenizer
 
-ROWS, LENGTH = 8, 1024  # sequences, and tokens of each that are predicted: 8192 in all
+ROWS, LENGTH = 8, 1024  # sequences, and predicted tokens in each: 8192 in all
 TEXT = ("tvm_ffi", "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt")
 TEXT_SHA256 = "d4a9ac22462b35e7821a4f2706c211093da678620a8f9997989ee7cf8d507bbd"
 TEXT_START = "DEFIN. I."  # what comes before is front matter
@@ -40,7 +41,7 @@ OVER_BUDGET = 1  # exit status
 
 @dataclass
 class Sums:
-    """What is added up over the text for one variant."""
+    """Sums over the text for one variant."""
 
     likelihood: float = 0.0
     divergence: float = 0.0
@@ -48,14 +49,14 @@ class Sums:
     tokens: int = 0
 
     def add(self, scores: NDArray[np.float64], baseline: NDArray[np.float64], targets: NDArray[np.int64]) -> None:
-        """Log-probabilities (rows, vocab) of this variant and of the baseline, and the tokens that came (rows,)."""
+        """Add log-probabilities (rows, vocab) of this variant and of the baseline for the tokens that came (rows,)."""
         self.likelihood += float(scores[np.arange(len(targets)), targets].sum())
         self.divergence += float((np.exp(baseline) * (baseline - scores)).sum())
         self.agreed += int((scores.argmax(-1) == baseline.argmax(-1)).sum())
         self.tokens += len(targets)
 
     def quality(self, variant: str, weight_bytes: int) -> Quality:
-        """The means."""
+        """Means over the text."""
         perplexity = float(np.exp(-self.likelihood / self.tokens))
         return Quality(
             variant, self.tokens, perplexity, self.divergence / self.tokens, self.agreed / self.tokens, weight_bytes
@@ -63,13 +64,14 @@ class Sums:
 
 
 def main() -> int:
-    """Compile, measure, print, draw; returns the exit status."""
+    """Compile, measure, print and draw; returns the exit status."""
     arguments = parser().parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     config = job.config
     if TARGETS[config.backend.target].on_device:
         raise UserError(
-            f"backend.target is {config.backend.target}, expected a target that runs here; add --set backend.target=llvm"
+            f"backend.target is {config.backend.target}, expected a target that runs here; "
+            "add --set backend.target=llvm"
         )
     variants = compile_variants(job, arguments.variants)
     results = measure({label: variant.artifact.folder for label, variant in variants.items()})
@@ -96,20 +98,23 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """The command's argument parser."""
     result = config_parser("Compare the quality of weight schemes.")
     names = ",".join(VARIANTS)
     result.add_argument(
         "--variants",
         default=names,
         metavar="A,B",
-        help=f"what to compare with {BASELINE} and the config (default: {names})",
+        help=f"variants to compare with {BASELINE} and the config (default: {names})",
     )
     return result
 
 
 def compile_variants(job: Job, wanted: str) -> dict[str, Variant]:
-    """Every variant compiled for `ROWS` sequences, the baseline first and the config as it is last, unless it is one of them."""
+    """Compile every variant for `ROWS` sequences, the baseline first.
+
+    The config as it is comes last, unless it is one of the variants.
+    """
     labels = [BASELINE, *(label for label in wanted.split(",") if label != BASELINE)]
     unknown = [label for label in labels if label not in VARIANTS]
     if unknown:
@@ -134,7 +139,7 @@ def _stores(config: CompileConfig) -> tuple[object, ...]:
 
 
 def measure(folders: Mapping[str, Path]) -> list[Quality]:
-    """All artifacts over the text, step by step; the first one is the baseline."""
+    """Run all artifacts over the text, step by step; the first one is the baseline."""
     engines = {label: Engine.open(folder) for label, folder in folders.items()}
     rows = text_rows(next(iter(folders.values())), next(iter(engines.values())))
     sums = {label: Sums() for label in engines}
@@ -152,10 +157,13 @@ def measure(folders: Mapping[str, Path]) -> list[Quality]:
 
 
 def text_rows(folder: Path, engine: Engine) -> NDArray[np.int64]:
-    """The text's tokens as (rows, length + 1) for the engine's batch; each row goes on where the one before ends, and the caches hold it."""
+    """The text's token ids as (rows, length + 1) for the engine's batch.
+
+    Each row continues where the previous one ends, and fits in the caches.
+    """
     if engine.manifest.tokenizer is None:
         raise UserError(
-            f"{folder} has no tokenizer, without which a text cannot be read; quality needs a checkpoint with a tokenizer"
+            f"{folder} has no tokenizer, which is needed to read the text; use a checkpoint with a tokenizer"
         )
     length = min(LENGTH, engine.room() or LENGTH)
     ids = open_tokenizer(engine.manifest.tokenizer, folder).encode(text())
@@ -166,7 +174,7 @@ def text_rows(folder: Path, engine: Engine) -> NDArray[np.int64]:
 
 
 def text() -> str:
-    """The English text, after checking that it is the one that we know."""
+    """Read the English text, and check that it is the expected one."""
     package, member = TEXT
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / member if spec and spec.origin else Path(package) / member
@@ -187,7 +195,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def layer_errors(checkpoint: Checkpoint, weights: StoredWeights) -> dict[str, list[float]]:
-    """How far each matrix of each layer is off as stored: |stored - checkpoint| / |checkpoint|, Frobenius norms, by kind of matrix."""
+    """Error of each layer's stored matrices by kind: |stored - checkpoint| / |checkpoint|, in Frobenius norms."""
     source = weights.tensors()
     errors: dict[str, list[float]] = {}
     for tensor in weights.record.tensors:
@@ -200,14 +208,15 @@ def layer_errors(checkpoint: Checkpoint, weights: StoredWeights) -> dict[str, li
 
 
 def check_budget(results: Sequence[Quality], budget: float | None) -> int:
-    """Say whether the config keeps its budget (percent of perplexity); the exit status."""
+    """Say whether the config keeps within its budget (percent of perplexity); returns the exit status."""
     if budget is None:
         return 0
     own = next(row for row in results if OWN in row.variant)
     change = 100 * (own.perplexity / results[0].perplexity - 1)
     kept = change <= budget
     output.print(
-        f"quantize.budget: {change:+.3f} % of perplexity, {'within' if kept else 'more than'} the {budget:g} % that the config allows"
+        f"quantize.budget: {change:+.3f} % of perplexity, "
+        f"{'within' if kept else 'more than'} the {budget:g} % that the config allows"
     )
     return 0 if kept else OVER_BUDGET
 

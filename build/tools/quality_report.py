@@ -1,4 +1,4 @@
-"""What quality is reported as: a table, what a smaller file costs, and which layers the error of a scheme comes from."""
+"""Reports on quality: a table, what a smaller file costs, and which layers the error of a scheme comes from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Quality:
 
 
 def table(results: Sequence[Quality]) -> Table:
-    """One row a variant."""
+    """Tabulate the results, one row per variant."""
     result = Table(title=f"quality on {results[0].tokens} tokens of English", title_justify="left")
     result.add_column("weights")
     for name in ("perplexity", "change", "KL divergence", "same top-1", "size"):
@@ -34,10 +34,10 @@ def table(results: Sequence[Quality]) -> Table:
 
 
 def draw_quality(results: Sequence[Quality], path: Path) -> None:
-    """Perplexity over size, a point for each variant; the first is the baseline, drawn as a line."""
+    """Plot perplexity over size, one point per variant; the first is the baseline, drawn as a line."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    above: dict[float, int] = {}  # labels so far of about this size
+    above: dict[float, int] = {}  # labels so far at about this size
     for row in sorted(results, key=lambda r: r.perplexity):
         size = row.weight_bytes / 1e6
         line = above[round(size, -1)] = above.get(round(size, -1), -1) + 1
@@ -52,7 +52,10 @@ def draw_quality(results: Sequence[Quality], path: Path) -> None:
 
 
 def draw_errors(errors: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Relative error of each layer's matrices, a panel for each variant; what is there once, such as the head, is a line across."""
+    """Plot the relative error of each layer's matrices, one panel per variant.
+
+    A matrix that exists only once, such as the head, is a horizontal line.
+    """
     figure = Figure(figsize=(3.6 * len(errors), 3.6), layout="constrained")
     panels = figure.subplots(1, len(errors), squeeze=False)[0]
     for axes, (variant, kinds) in zip(panels, errors.items(), strict=True):

@@ -1,6 +1,7 @@
-"""`python -m build.tools.random_checkpoint FOLDER [--shape 7b] [--layers 2]`: a checkpoint of random weights in Hugging Face form.
+"""`python -m build.tools.random_checkpoint FOLDER [--shape 7b] [--layers 2]`: write a checkpoint of random weights.
 
-For measuring a compile of a large model without its weights: shapes, dtype, sharding and names are the real ones, the text it writes is not.
+It has the Hugging Face format, and serves to measure the compile of a large model without its weights: shapes, dtype,
+sharding and names are the real ones, but the text that it generates is not.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from runtime.artifact.manifest import ModelConfig, TensorSpec
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import UserError, run_command
 
-BLOCK = 2**20  # random numbers, repeated as often as a tensor needs them
+BLOCK = 2**20  # random numbers, repeated as often as a tensor needs
 STANDARD_DEVIATION = 0.02  # initializer_range of Mistral
 SEED = 0
 
@@ -46,7 +47,7 @@ SEVEN_B: Mapping[str, Any] = {  # Mistral-7B-Instruct-v0.2
     "tie_word_embeddings": False,
 }
 
-SHAPES: Mapping[str, Mapping[str, Any]] = {  # what config.json says at full depth; a new shape is a row
+SHAPES: Mapping[str, Mapping[str, Any]] = {  # contents of config.json at full depth; a new shape is a row
     "7b": SEVEN_B,
     "7b-v0.1": {**SEVEN_B, "sliding_window": 4096, "rope_theta": 1e4},  # Mistral-7B-v0.1
     "ministral-8b": {  # Ministral-8B-Instruct-2410, with the windows of its params.json
@@ -120,24 +121,27 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {  # what config.json says at full dep
 
 
 def model_config(shape: str, layers: int) -> tuple[families.Family, ModelConfig]:
-    """The family and the model that a shape of `SHAPES` describes at a depth."""
+    """The family and the model that a shape of `SHAPES` describes, at a depth of `layers`."""
     family = families.find("huggingface", SHAPES[shape]["model_type"], shape)
     return family, checked_config(family, {**_at_depth(shape, layers), "rope_type": "default"}, {}, shape)
 
 
 @dataclass(frozen=True)
 class _Headers:
-    """Tensors that are known by name, shape and dtype alone."""
+    """Tensors of which only name, shape and dtype are known."""
 
     tensors: Mapping[str, SourceTensor]
 
     def read(self, name: str, rows: slice) -> Array:
-        """Never asked for: what has headers alone is planned, not compiled."""
+        """Never called: nothing reads the weights of a checkpoint that has only headers."""
         raise AssertionError(f"{name} has no data to read {rows} of")
 
 
 def headers(shape: str, overrides: Mapping[str, object], layers: int | None = None) -> Checkpoint:
-    """The checkpoint that a shape of `SHAPES` describes, at full depth or with some layers, in bfloat16, without files, data and tokenizer."""
+    """The checkpoint that a shape of `SHAPES` describes, in bfloat16, at full depth or with `layers` layers.
+
+    It has no files, no data and no tokenizer.
+    """
     family, _ = model_config(shape, 1)
     values = SHAPES[shape] if layers is None else _at_depth(shape, layers)
     model = checked_config(family, {**values, "rope_type": "default"}, overrides, shape)
@@ -148,7 +152,7 @@ def headers(shape: str, overrides: Mapping[str, object], layers: int | None = No
 
 
 def _at_depth(shape: str, layers: int) -> dict[str, Any]:
-    """The keys of config.json at a depth; the pattern of layer types, where a shape has one, goes on or is cut."""
+    """The keys of config.json at a depth; the pattern of layer types, if a shape has one, is repeated or cut."""
     values = {**SHAPES[shape], "num_hidden_layers": layers}
     if "layer_types" in values:
         values["layer_types"] = (values["layer_types"] * -(-layers // len(values["layer_types"])))[:layers]
@@ -156,7 +160,7 @@ def _at_depth(shape: str, layers: int) -> dict[str, Any]:
 
 
 def write_random_checkpoint(folder: Path, shape: str, layers: int) -> None:
-    """Write config.json and bfloat16 shards, one for each layer and one for the rest, one tensor in memory at a time."""
+    """Write config.json and bfloat16 shards, one per layer and one for the rest; holds one tensor at a time."""
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty, expected a new folder; name another one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +182,7 @@ def write_random_checkpoint(folder: Path, shape: str, layers: int) -> None:
 
 
 def _shards(shape: str, layers: int) -> list[list[TensorSpec]]:
-    """Tensors by shard, under the names that the families table knows them by: those outside the layers first."""
+    """Tensors by shard, under their names in the families table; those outside the layers come first."""
     grouped: dict[str, list[TensorSpec]] = defaultdict(list)
     for name, weight in tensor_layout.weights(*model_config(shape, layers)).items():
         key = name.split(".")[1] if name.startswith("layers.") else ""
@@ -201,13 +205,13 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m build.tools.random_checkpoint", description="Write a checkpoint of random weights."
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty folder")
     parser.add_argument("--shape", choices=SHAPES, default="7b", help="sizes of the model (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=2, metavar="N", help="layers (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=2, metavar="N", help="number of layers (default: %(default)s)")
     arguments = parser.parse_args()
     write_random_checkpoint(arguments.folder, arguments.shape, arguments.layers)
     print(arguments.folder)

@@ -1,4 +1,4 @@
-"""Variants of one config that are compiled side by side, each as a config file of its own in the workspace."""
+"""Variants of one config that are compiled side by side, each from its own config file in the workspace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ from export.job import Job
 from runtime.artifact.folder import Artifact
 
 BASELINE = "fp32"
-VARIANTS: dict[
-    str, list[str]
-] = {  # ways to store weights and caches, by label, and what is set for each, whatever the config says
+# Ways to store weights and caches, by label, and what is set for each, whatever the config says.
+VARIANTS: dict[str, list[str]] = {
     label: ["quantize.cache=auto", *sets, "quantize.keep=[]"]
     for label, sets in {
         BASELINE: ["quantize.scheme=none", "backend.dtype=fp32"],
@@ -39,7 +38,7 @@ VARIANTS: dict[
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled variant: the job, on a config file that was written for it, and its artifact."""
+    """One compiled variant: its job, with the config file that was written for it, and its artifact."""
 
     job: Job
     artifact: Artifact

@@ -1,1 +1,1 @@
-"""ONNX graphs to a compiled library, with TVM."""
+"""From ONNX graphs to a compiled library, with TVM."""

@@ -1,7 +1,8 @@
-"""The CUDA toolchain on a machine that may have no GPU and no driver: NVIDIA's compiler from the package registry, and TVM's CUDA library.
+"""The CUDA toolchain: NVIDIA's compiler from the package registry, and TVM's CUDA library.
 
-TVM stores CUDA *source* in the library, without a word, when its own `libtvm_runtime_cuda.so` cannot be loaded. That file needs the driver's
-libcuda.so.1; where there is none, a stub takes its place in this process: it has the symbols, and each answers "no device".
+The machine may have neither a GPU nor a driver. If TVM cannot load its own `libtvm_runtime_cuda.so`, it silently
+stores CUDA *source* in the library. That file needs the driver's libcuda.so.1; where there is none, this process
+loads a stub instead, which has the symbols and answers "no device" to every call.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ KERNELS_FILE = "kernels.json"
 SOURCE_FILE = "kernels.cu"
 PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl", "nvidia-cuda-runtime")
 TOOLKIT_MAJOR = "13"  # TVM's CUDA library is linked against libcudart.so.13
-DRIVER_SYMBOLS = (  # all that TVM's CUDA library takes from the driver
+DRIVER_SYMBOLS = (  # all that TVM's CUDA library imports from the driver
     "cuDeviceGetName",
     "cuFuncSetAttribute",
     "cuGetErrorName",
@@ -52,9 +53,10 @@ SHARED = re.compile(r"(\d+) bytes smem")
 
 @contextmanager
 def toolchain(spec: TargetSpec, folder: Path, dump: Path | None) -> Iterator[None]:
-    """While this is open, TVM compiles CUDA kernels to machine code of `spec.arch` and to nothing else; `folder` receives their resource usage.
+    """Make TVM compile CUDA kernels to machine code for `spec.arch`, and to nothing else, while this context is open.
 
-    Raises `UserError` when a package or the host's compiler is missing, or when nvcc knows no code for one of the architectures.
+    `folder` receives the kernels' resource usage. Raises `UserError` if a package or the host's compiler is missing,
+    or if nvcc does not support one of the architectures.
     """
     nvcc = find_nvcc()
     check_archs(nvcc, spec.arch)
@@ -76,22 +78,28 @@ def toolchain(spec: TargetSpec, folder: Path, dump: Path | None) -> Iterator[Non
 
 
 def find_nvcc() -> Path:
-    """The registry's nvcc; UserError when a package that it needs, or the host's C++ compiler, is missing."""
+    """Find nvcc as installed from the package registry.
+
+    Raises `UserError` if a package that it needs or the host's C++ compiler is missing.
+    """
     missing = [name for name in PACKAGES if not _installed(name)]
     if missing:
         raise UserError(
-            f"cuda needs packages of version {TOOLKIT_MAJOR} that are not installed: {', '.join(missing)}; run `make setup`"
+            f"cuda needs packages of version {TOOLKIT_MAJOR} that are not installed: {', '.join(missing)}; "
+            "run `make setup`"
         )
     lacking = [name for name in ("gcc", "g++") if shutil.which(name) is None]
     if lacking:
         raise UserError(
-            f"backend.target cuda needs {' and '.join(lacking)}, which nvcc calls; install them (Debian: apt install g++)"
+            f"backend.target cuda needs {' and '.join(lacking)}, which nvcc calls; "
+            "install them (Debian: apt install g++)"
         )
     package = distribution("nvidia-cuda-nvcc")
     found = [Path(str(file.locate())) for file in package.files or () if str(file).endswith("/bin/nvcc")]
     if not found:
         raise UserError(
-            f"the package nvidia-cuda-nvcc {package.version} holds no bin/nvcc; expected version {TOOLKIT_MAJOR}; run `make setup`"
+            f"the package nvidia-cuda-nvcc {package.version} has no bin/nvcc, expected version {TOOLKIT_MAJOR}; "
+            "run `make setup`"
         )
     return found[0]
 
@@ -104,40 +112,35 @@ def _installed(package: str) -> bool:
 
 
 def check_archs(nvcc: Path, archs: Sequence[str]) -> None:
-    """UserError when nvcc makes no machine code for one of `archs`."""
+    """Raise `UserError` if nvcc cannot generate machine code for one of `archs`."""
     known = _run([str(nvcc), "--list-gpu-code"]).split()
     unknown = [
         arch for arch in archs if arch.removesuffix("a") not in known or (arch.endswith("a") and int(arch[3:-1]) < 90)
     ]
     if unknown:
         raise UserError(
-            f"backend.arch holds {unknown[0]}, which nvcc cannot compile for; expected some of {', '.join(known)} (from sm_90 on also with an a)"
+            f"backend.arch holds {unknown[0]}, which nvcc cannot compile for; expected some of {', '.join(known)} "
+            "(sm_90 and later also with the suffix a)"
         )
 
 
 def compile_fatbin(nvcc: Path, source: str, archs: Sequence[str]) -> tuple[bytes, list[KernelUsage]]:
-    """Machine code of a CUDA source for each architecture, in one fatbin without PTX; and what its kernels use.
+    """Compile a CUDA source for each architecture into one fatbin without PTX; also returns the kernels' usage.
 
-    Fast mathematics stays off: it would round exp and division more coarsely than the bounds of `make parity` assume.
+    Fast math stays off: it would round exp and division more coarsely than the bounds of `make parity` assume.
     """
     codes = [part for arch in archs for part in ("-gencode", f"arch={arch.replace('sm', 'compute')},code={arch}")]
     with tempfile.TemporaryDirectory() as name:
         text, binary = Path(name) / SOURCE_FILE, Path(name) / "kernels.fatbin"
         text.write_text(source)
-        flags = [
-            "--fatbin",
-            "-O3",
-            "--no-compress",
-            "--threads=0",
-            "--resource-usage",
-            "-diag-suppress=177",
-        ]  # 177: unused variable
+        # Diagnostic 177: unused variable.
+        flags = ["--fatbin", "-O3", "--no-compress", "--threads=0", "--resource-usage", "-diag-suppress=177"]
         report = _run([str(nvcc), *flags, *codes, "-o", str(binary), str(text)])
         return binary.read_bytes(), read_usage(report)
 
 
 def read_usage(report: str) -> list[KernelUsage]:
-    """Kernels in the assembler's report."""
+    """Read each kernel's resource usage from the assembler's report."""
     rows = []
     for match in USAGE.finditer(report):
         shared = SHARED.search(match["rest"])
@@ -156,22 +159,26 @@ def read_usage(report: str) -> list[KernelUsage]:
 
 
 def usage_of(folder: Path) -> tuple[KernelUsage, ...]:
-    """What `toolchain` left of a library's kernels; nothing for other targets."""
+    """Resource usage that `toolchain` recorded for a library's kernels; empty for other targets."""
     path = folder / KERNELS_FILE
     return msgspec.json.decode(path.read_bytes(), type=tuple[KernelUsage, ...]) if path.is_file() else ()
 
 
 def spilling(usage: Sequence[KernelUsage]) -> list[str]:
-    """A sentence for each kernel that keeps some of its registers in memory."""
+    """One sentence for each kernel that spills some of its registers to memory."""
     return [
-        f"{row.kernel} spills {row.spill_bytes} bytes a thread on {row.arch} ({row.registers} registers): it will be slower there"
+        f"{row.kernel} spills {row.spill_bytes} bytes per thread on {row.arch} ({row.registers} registers): "
+        "it will be slower there"
         for row in usage
         if row.spill_bytes
     ]
 
 
 def _run(command: list[str]) -> str:
-    """Output of a compiler's run. Its environment holds PATH alone, so that nobody's NVCC_APPEND_FLAGS changes the result."""
+    """Run a compiler and return its output.
+
+    The environment holds only PATH, so that nobody's NVCC_APPEND_FLAGS changes the result.
+    """
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     result = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
@@ -182,7 +189,7 @@ def _run(command: list[str]) -> str:
 
 
 def load_tvm_cuda() -> None:
-    """Load TVM's CUDA library into this process, with the driver where there is one, else with a stub."""
+    """Load TVM's CUDA library into this process, with the driver if there is one, otherwise with a stub."""
     try:
         ctypes.CDLL(DRIVER, ctypes.RTLD_GLOBAL)
     except OSError:
@@ -192,7 +199,7 @@ def load_tvm_cuda() -> None:
 
 
 def _load_driver_stub() -> None:
-    """Compile and load a libcuda.so.1 whose functions all fail; its name in memory is what the loader looks for afterwards."""
+    """Compile and load a libcuda.so.1 whose functions all fail; the loader later finds it in memory by its name."""
     source = "\n".join(f"int {name}(void) {{ return {NO_DEVICE}; }}" for name in DRIVER_SYMBOLS)
     with tempfile.TemporaryDirectory() as name:
         text, stub = Path(name) / "driver.c", Path(name) / DRIVER

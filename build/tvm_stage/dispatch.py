@@ -1,4 +1,7 @@
-"""Dispatch: replace every region that a rule knows by a call to our kernel; what no rule knows takes TVM's default schedule, and is reported."""
+"""Dispatch: replace every region that a rule recognizes with a call to our kernel.
+
+Whatever no rule recognizes gets TVM's default schedule, and is reported.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,12 +26,12 @@ from runtime.artifact.tensor_file import tensor_bytes
 from runtime.errors import UserError
 
 DEFAULT_SCHEDULE = "TVM default schedule"
-IN_PLACE_NEW = -1  # how call_tir_inplace writes "a new tensor"
+IN_PLACE_NEW = -1  # stands for "a new tensor" in call_tir_inplace
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One kernel of one graph: where it is called, and its least bytes and operations per call."""
+    """One kernel call of one graph: where it is, and its minimum bytes and operations."""
 
     graph: str
     op: str
@@ -40,7 +43,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class DispatchedModule:
-    """A module whose functions call our kernels, take packed weights, update the caches in place and return logits alone."""
+    """A module whose functions call our kernels, take packed weights, update caches in place and return only logits."""
 
     source: RelaxModule
     module: tvm.IRModule
@@ -50,7 +53,7 @@ class DispatchedModule:
 
 
 def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
-    """Rewrite every graph; UserError when one keeps a cache that no attention kernel owns."""
+    """Rewrite every graph; raises `UserError` if one keeps a cache that no attention kernel owns."""
     builder = relax.BlockBuilder()
     kernels = _MadeKernels(builder, kernels_of(target))
     report: list[ReportRow] = []
@@ -78,14 +81,14 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
 
 
 def _draws(record: GraphsRecord, kernels: "_MadeKernels") -> bool:
-    """Whether the library gets a kernel that draws ids: for one sequence, on targets that have one."""
+    """Whether the library gets a kernel that draws token ids: for one sequence, on targets that have such a kernel."""
     return "sample" in kernels.makers and record.model.generates and record.shape.batch == 1
 
 
 def weights_of(
     record: GraphsRecord, function: relax.Function, graph: Graph, kind: TargetKind
 ) -> dict[Expr, GraphWeight]:
-    """The model's tensors in order, by the parameter that stands for each, with new variables for their packed tensors."""
+    """The model's tensors in order, by the parameter for each, with new variables for their packed tensors."""
     weights = {}
     for tensor, parameter in zip(record.tensors, function.params[len(graph.signature.inputs) :], strict=True):
         packed = [part.spec for part in packed_tensors(tensor, record.model.n_experts or 1, kind)]
@@ -97,9 +100,9 @@ def weights_of(
 
 
 def find_regions(relax_module: RelaxModule, graph: Graph, weights: dict[Expr, GraphWeight]) -> dict[Expr, Region]:
-    """Every region of one graph, by the value that it computes; `weights` are those of `weights_of`.
+    """Every region of one graph, by the value that it computes; `weights` comes from `weights_of`.
 
-    Raises UserError if a cache belongs to no rolling attention.
+    Raises `UserError` if a cache belongs to no rolling attention.
     """
     function = relax_module.module[graph.name]
     dataflow = Dataflow.of(function)
@@ -134,17 +137,21 @@ def find_regions(relax_module: RelaxModule, graph: Graph, weights: dict[Expr, Gr
 
 
 def _check_experts(context: Context, regions: dict[Expr, Region], graph: Graph) -> None:
-    """UserError when experts would be computed by anything but a mixture: a default schedule would compute all of them for every token."""
+    """Raise `UserError` if anything but a mixture kernel would compute experts.
+
+    A default schedule would compute all of them for every token.
+    """
     used = {part for region in regions.values() if region.op == "mixture" for part in region.inputs[2:]}
     left = [w.tensor.name for w in context.weights.values() if EXPERTS in w.tensor.name and w.parts[0] not in used]
     if left:
         raise UserError(
-            f"{graph.name}: {left[0]} is not used by a mixture of experts in the form of `python -m export`; export the graphs again"
+            f"{graph.name}: {left[0]} is not used by a mixture of experts in the form that `python -m export` writes; "
+            "export the graphs again"
         )
 
 
 def _reads_softmax(dataflow: Dataflow, value: Expr) -> bool:
-    """Whether a reshape is the end of an attention, so that its mismatch is worth telling."""
+    """Whether a reshape is the end of an attention, so that its mismatch is worth reporting."""
     try:
         merged = dataflow.permuted(dataflow.args(value, "reshape")[0], (0, 2, 1, 3))
         return is_call(
@@ -155,7 +162,7 @@ def _reads_softmax(dataflow: Dataflow, value: Expr) -> bool:
 
 
 def _outputs(function: relax.Function) -> list[Expr]:
-    """The function's outputs: variables of a tuple that may itself have been bound to a variable."""
+    """The function's outputs: the variables of a tuple that may itself be bound to a variable."""
     body = function.body.body
     bound = {b.var: b.value for block in function.body.blocks for b in block.bindings}
     while not isinstance(body, relax.Tuple):
@@ -184,8 +191,8 @@ class _MadeKernels:
         self.add(region.op, *region.arguments)
         return self.made[region.op, region.arguments].variable
 
-    def add(self, op: str, *arguments: Any) -> str:  # noqa: ANN401 (what a kernel's maker takes)
-        """Make a kernel, unless there is one with these arguments; its name in the library."""
+    def add(self, op: str, *arguments: Any) -> str:  # noqa: ANN401 (arguments of a kernel's maker)
+        """Make a kernel unless one with these arguments exists; returns its name in the library."""
         if (op, arguments) not in self.made:
             name = f"{op}_{self.counts[op]}"
             self.counts[op] += 1
@@ -198,7 +205,7 @@ class _MadeKernels:
         return self.made[region.op, region.arguments].name
 
     def calls(self, report: Sequence[ReportRow]) -> tuple[KernelCall, ...]:
-        """What each kernel computes, and how often the reported graphs call it."""
+        """Describe what each kernel computes, and how often the reported graphs call it."""
         by_kernel: dict[str, list[ReportRow]] = {}
         for row in report:
             by_kernel.setdefault(row.kernel, []).append(row)
@@ -238,9 +245,10 @@ def _rewrite(
     weights: dict[Expr, GraphWeight],
     graph: Graph,
 ) -> _Emitted:
-    """Emit the function again: live regions as kernel calls, other live calls as they were, logits as the only output.
+    """Emit the function again: live regions as kernel calls, other live calls unchanged, logits as the only output.
 
-    Vectors lie in the artifact as the graph reads them, which any operation may do, such as the bias of a head; matrices only kernels read.
+    Vectors are stored in the artifact as the graph reads them, so any operation may read them, such as the one that
+    adds a head's bias; only kernels read matrices.
     """
     inputs = function.params[: len(graph.signature.inputs)]
     packed = [part for w in weights.values() for part in w.parts]
@@ -265,7 +273,7 @@ def _rewrite(
 
 
 def _live(calls: dict[Expr, Expr], regions: dict[Expr, Region], output: Expr) -> list[Expr]:
-    """Values that the output needs, in the function's order; what lies inside a region is not among them."""
+    """Values that the output needs, in the function's order, without those inside a region."""
     needed = {output}
     live = []
     for value in reversed(list(calls)):
@@ -276,11 +284,12 @@ def _live(calls: dict[Expr, Expr], regions: dict[Expr, Region], output: Expr) ->
 
 
 def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
-    """The same expression over new variables."""
+    """Rewrite an expression over new variables."""
     if isinstance(expression, relax.Var):
         if expression not in new:
             raise UserError(
-                f"the graph reads the weight {expression.name} in a form that no kernel has; export the graphs again"
+                f"the graph reads the weight {expression.name} in a form that no kernel supports; "
+                "export the graphs again"
             )
         return new[expression]
     if isinstance(expression, relax.Tuple):
@@ -294,7 +303,7 @@ def _substitute(expression: Expr, new: dict[Expr, Expr]) -> Expr:
 
 def _kernel_call(kernels: _MadeKernels, region: Region, new: dict[Expr, Expr]) -> Expr:
     output = relax.TensorType(shape(region.output), dtype(region.output))
-    arguments = [new.get(value, value) for value in region.inputs]  # constants stand for themselves
+    arguments = [new.get(value, value) for value in region.inputs]  # constants have no new variable
     if region.scratch:
         types = [output, *(relax.TensorType(size, kind) for size, kind in region.scratch)]
         return relax.TupleGetItem(relax.call_tir(kernels.get(region), arguments, out_ty=types), 0)

@@ -1,6 +1,7 @@
-"""ONNX to Relax, without the weights: they become parameters under their names, in float32, and never enter the compiler.
+"""From ONNX to Relax, without the weights: they become float32 parameters and never enter the compiler.
 
-How each weight is stored is the record's word; that the graph widens it in exactly that way is checked here, node by node.
+Each parameter has its weight's name. The record says how a weight is stored; this module checks, node by node, that
+the graph widens it in exactly that way.
 """
 
 import io
@@ -24,14 +25,14 @@ FLOAT = onnx.TensorProto.FLOAT
 
 @dataclass(frozen=True)
 class RelaxModule:
-    """All graphs in one module, each a function of its signature's inputs followed by the model's tensors in float32."""
+    """All graphs in one module, each a function of its signature's inputs, then of the model's tensors in float32."""
 
     module: tvm.IRModule
     record: GraphsRecord
 
 
 def import_graphs(graphs: OnnxGraphs) -> RelaxModule:
-    """Import every graph; weights are declared and never read."""
+    """Import every graph; weights are declared but never read."""
     functions = {graph.name: _import(graphs, graph) for graph in graphs.record.graphs}
     return RelaxModule(tvm.IRModule(functions), graphs.record)
 
@@ -42,12 +43,13 @@ def _import(graphs: OnnxGraphs, graph: Graph) -> relax.Function:
     _weights_to_inputs(proto, graphs.record, str(path))
     output = io.StringIO()
     try:
-        with warnings.catch_warnings(), redirect_stdout(output):  # it prints the node that it fails on
-            warnings.simplefilter("ignore")  # it renames a.b to a_b, aloud, once a weight
+        with warnings.catch_warnings(), redirect_stdout(output):  # from_onnx prints the node that it fails on
+            warnings.simplefilter("ignore")  # it warns about each weight whose name it changes from a.b to a_b
             module = from_onnx(proto, keep_params_in_input=False)
     except (ValueError, KeyError, tvm.error.OpNotImplemented) as error:
         raise UserError(
-            f"{path}: TVM cannot import this graph: {output.getvalue().strip()} {error}; expected the graphs of `python -m export`"
+            f"{path}: TVM cannot import this graph: {output.getvalue().strip()} {error}; "
+            "expected the graphs of `python -m export`"
         ) from error
     function = module["main"].with_attr("global_symbol", graph.name).without_attr("num_input")
     _check_parameters(function, graph, graphs.record, str(path))
@@ -55,13 +57,14 @@ def _import(graphs: OnnxGraphs, graph: Graph) -> relax.Function:
 
 
 def _weights_to_inputs(proto: onnx.ModelProto, record: GraphsRecord, where: str) -> None:
-    """Turn what every widening of stored tensors gives into a graph input of the weight's name, in the record's order."""
+    """Replace each widening of stored tensors with a graph input of the weight's name, in the record's order."""
     external = {t.name for t in proto.graph.initializer if t.data_location == EXTERNAL}
     small = [t for t in proto.graph.initializer if t.data_location != EXTERNAL]
     missing = [spec.name for spec in record.weights if spec.name not in external]
     if missing or len(external) != len(record.weights):
         raise UserError(
-            f"{where} uses {len(external)} external weights, expected the {len(record.weights)} of the weight file; export again"
+            f"{where} uses {len(external)} external weights, expected the {len(record.weights)} of the weight file; "
+            "export again"
         )
     makers = {name: node for node in proto.graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -76,8 +79,8 @@ def _weights_to_inputs(proto: onnx.ModelProto, record: GraphsRecord, where: str)
             nodes = _widening_nodes(tensor, expected, readers, makers)
             if not _is_widening(tensor, expected, nodes):
                 raise UserError(
-                    f"{where}: {tensor.name} is not widened as {tensor.stored.dtype} by {nodes[-1].name}, as its record says; "
-                    "export the graphs again"
+                    f"{where}: {tensor.name} is not widened as {tensor.stored.dtype} by {nodes[-1].name}, "
+                    "as its record says; export the graphs again"
                 )
             widening |= {output for node in nodes for output in node.output}
             renamed[nodes[-1].output[0]] = tensor.name
@@ -98,7 +101,7 @@ def _widening_nodes(
     readers: Mapping[str, list[onnx.NodeProto]],
     makers: Mapping[str, onnx.NodeProto],
 ) -> list[onnx.NodeProto]:
-    """Casts, as far as there are any where they should be, and the last node, which gives the weight."""
+    """The casts that are found where they should be, and then the last node, whose output is the weight."""
     (last,) = readers[tensor.name]
     if widening.operator is not None and widening.inputs[0].cast is not None:
         (last,) = readers[last.output[0]]
@@ -109,7 +112,7 @@ def _widening_nodes(
 
 
 def _is_widening(tensor: ModelTensor, widening: Widening, nodes: Sequence[onnx.NodeProto]) -> bool:
-    """Whether nodes are exactly those that `export.onnx_graphs.weights` writes for a tensor."""
+    """Whether the nodes are exactly those that `export.onnx_graphs.weights` writes for a tensor."""
     casts = [part for part in widening.inputs if part.cast is not None]
     expected = [
         ("Cast", {"to": onnx.TensorProto.DataType.Value(part.cast)}, [tensor.name + part.suffix]) for part in casts
@@ -127,9 +130,9 @@ def _described(node: onnx.NodeProto) -> tuple[str, dict[str, object], list[str]]
 
 
 def _check_parameters(function: relax.Function, graph: Graph, record: GraphsRecord, where: str) -> None:
-    """The Relax function takes what the signature says, in its order."""
+    """Assert that the Relax function takes what the signature says, in its order."""
     found = [(tuple(int(n) for n in p.ty.shape), str(p.ty.dtype)) for p in function.params]
     wanted = [(spec.shape, str(spec.dtype)) for spec in graph.signature.inputs] + [
         (tensor.shape, "float32") for tensor in record.tensors
     ]
-    assert found == wanted, f"{where}: imported parameters differ from the signature: {found} against {wanted}"
+    assert found == wanted, f"{where}: imported parameters differ from the signature: found {found}, expected {wanted}"

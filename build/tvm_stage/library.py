@@ -1,4 +1,4 @@
-"""ONNX graphs to a shared library, in three named steps: import, dispatch, lower."""
+"""From ONNX graphs to a shared library, in three named steps: import, dispatch, lower."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from export.onnx_graphs.graphs import OnnxGraphs
 from runtime.artifact.manifest import TargetSpec
 
 REPORT_FILE = "dispatch.json"  # beside the library: which kernel serves which region
-CALLS_FILE = "calls.json"  # and what each kernel computes
+CALLS_FILE = "calls.json"  # beside the library: what each kernel computes
 
 
 def compile_library(graphs: OnnxGraphs, spec: TargetSpec, library: Path, dump: Path | None) -> DispatchedModule:
-    """Write the library of all graphs for one target; `dump` receives the module after each step."""
+    """Compile all graphs into one library for one target; `dump` receives the module after each step."""
     with step_bar("compiling", 3) as bar:
         imported = import_graphs(graphs)
         dump_module(imported.module, dump, "1-import")

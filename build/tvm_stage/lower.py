@@ -1,4 +1,4 @@
-"""Relax to machine code: the target's named passes in order, then TVM's code generator."""
+"""From Relax to machine code: the target's named passes in order, then TVM's code generator."""
 
 from pathlib import Path
 
@@ -8,18 +8,20 @@ from build.tvm_stage.target import TVM_TARGETS
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
 
-# Debug information holds line numbers of our kernels' source: a third of the library, of use to nobody on a box, and another one for every comment.
+# Debug information holds line numbers of our kernels' source. It is a third of the library, is useless on a box, and
+# changes with every comment.
 LINKER_OPTIONS = ["-Wl,--strip-debug"]
 
 
 def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:
     """Compile every function and write the shared library; `dump` receives the module after each group of passes.
 
-    Raises `UserError` when the host has no linker, or when the library fails the target's own check.
+    Raises `UserError` if the host has no linker, or if the library fails the target's own check.
     """
     if cc.get_cc() is None:
         raise UserError(
-            "no C++ compiler was found on PATH, expected g++ or clang++ to link the library; install one (apt-get install g++)"
+            "no C++ compiler was found on PATH, expected g++ or clang++ to link the library; "
+            "install one (apt-get install g++)"
         )
     row = TVM_TARGETS[spec.kind]
     target = row.make(spec)
@@ -34,7 +36,7 @@ def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: P
 
 
 def dump_module(module: tvm.IRModule, dump: Path | None, name: str) -> None:
-    """Write a module as TVMScript, when a folder was given."""
+    """Write a module as TVMScript if a folder is given."""
     if dump is not None:
         dump.mkdir(parents=True, exist_ok=True)
         (dump / f"{name}.py").write_text(module.script())

@@ -1,8 +1,9 @@
-"""What device code a compiled library holds, read from its bytes; nothing of it is loaded or run.
+"""The device code in a compiled library, read from its bytes; nothing is loaded or run.
 
-A fatbin is a header (magic, version, header size, size of all entries) and entries, each a header and a payload. Offsets in an entry's header:
-0 kind (2 bytes: 1 PTX, 2 machine code), 4 header size (4), 8 payload size (8), 28 architecture (4), 40 flags (8), little endian. No public text
-describes it; `tests/build_stage/tvm_stage/test_cuda.py` checks this reading against nvcc's output.
+A fatbin is a header (magic, version, header size, size of all entries) and entries, each a header and a payload.
+Offsets in an entry's header: 0 kind (2 bytes: 1 PTX, 2 machine code), 4 header size (4), 8 payload size (8), 28
+architecture (4), 40 flags (8), little endian. The format is not publicly documented;
+`tests/build_stage/tvm_stage/test_cuda.py` checks this reading against nvcc's output.
 """
 
 import struct
@@ -17,8 +18,8 @@ MAGIC = struct.pack("<IH", 0xBA55ED50, 1)
 HEADER = struct.Struct("<IHHQ")  # magic, version, header size, size of the entries
 ENTRY = struct.Struct("<HHIQ12xI8xQ")  # kind, version, header size, payload size, architecture, flags
 KINDS: dict[int, Literal["ptx", "cubin"]] = {1: "ptx", 2: "cubin"}
-ARCH_SPECIFIC = 1 << 20  # flag of code for sm_90a and its like
-SOURCE_MARKS = (b"__global__", b".visible .entry")  # a kernel in CUDA, and in PTX
+ARCH_SPECIFIC = 1 << 20  # flag of code for sm_90a and the like
+SOURCE_MARKS = (b"__global__", b".visible .entry")  # they mark a kernel in CUDA source and in PTX
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,32 @@ def _entries(data: bytes) -> Iterator[DeviceCode]:
     offset = 0
     while offset + ENTRY.size <= len(data):
         kind, _, header_size, size, arch, flags = ENTRY.unpack_from(data, offset)
-        if kind in KINDS:  # others hold compiler options
+        if kind in KINDS:  # other kinds hold compiler options
             yield DeviceCode(KINDS[kind], f"sm_{arch}{'a' if flags & ARCH_SPECIFIC else ''}", size)
         offset += header_size + size
 
 
 def check_machine_code(library: Path, archs: Sequence[str]) -> None:
-    """UserError unless every fatbin of the library holds machine code of exactly `archs`, and the library neither PTX nor source."""
+    """Raise `UserError` unless every fatbin of the library holds machine code for exactly `archs`.
+
+    The library must contain neither PTX nor source.
+    """
     marks = [mark.decode() for mark in SOURCE_MARKS if mark in library.read_bytes()]
     modules = device_code(library)
     if marks or any(code.kind == "ptx" for module in modules for code in module):
         raise UserError(
-            f"{library} holds device code as text ({', '.join(marks) or 'PTX'}), expected machine code only; compile with `python -m build`"
+            f"{library} holds device code as text ({', '.join(marks) or 'PTX'}), expected machine code only; "
+            "compile with `python -m build`"
         )
     if not modules:
         raise UserError(
-            f"{library} holds no device code, expected machine code for {', '.join(archs)}; compile with backend.target: cuda"
+            f"{library} holds no device code, expected machine code for {', '.join(archs)}; "
+            "compile with backend.target: cuda"
         )
     for module in modules:
         found = [code.arch for code in module]
         if sorted(found) != sorted(archs):
             raise UserError(
-                f"{library} holds machine code for {', '.join(found) or 'nothing'}, expected {', '.join(archs)}; compile again"
+                f"{library} holds machine code for {', '.join(found) or 'nothing'}, expected {', '.join(archs)}; "
+                "compile again"
             )

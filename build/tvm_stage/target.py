@@ -1,4 +1,7 @@
-"""Targets: the TVM target of a configuration, its pass list, and the CPU features that the code needs. A new target is a row in `TVM_TARGETS`."""
+"""Targets: the TVM target of a configuration, its list of passes, and the CPU features that the code needs.
+
+A new target is a row in `TVM_TARGETS`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,25 +20,24 @@ from runtime.artifact.targets import TargetKind
 from runtime.errors import UserError
 
 NATIVE = "native"
-SLOW_BLOCK = 8  # slots of a cache: fewer do not fill a register of AVX2
+SLOW_BLOCK = 8  # slots of a cache: fewer do not fill an AVX2 register
 
 
 @dataclass(frozen=True)
 class TvmTarget:
     """How one kind of target is compiled for."""
 
-    make: Callable[[TargetSpec], Any]  # to a TVM target
+    make: Callable[[TargetSpec], Any]  # returns a TVM target
     passes: Callable[[], Sequence[tuple[str, Sequence[Any]]]]  # named groups of Relax passes, in order
-    toolchain: Callable[
-        [TargetSpec, Path, Path | None], AbstractContextManager[None]
-    ]  # open while TVM compiles; library's folder, dump
-    check: Callable[[Path, TargetSpec], None]  # of the library; raises UserError
-    skipped: tuple[str, ...] = ()  # passes of TVM's that it does without
-    tools: tuple[str, ...] = ()  # distributions beside TVM whose versions its libraries depend on
-    usage: Callable[[Path], tuple[KernelUsage, ...]] = (
-        lambda _library: ()
-    )  # what kernels take, from the library's folder
-    notes: Callable[[ModelConfig, Shape], Sequence[str]] = lambda _model, _shape: ()  # sentences on what will be slow
+    # Open while TVM compiles; takes the library's folder and the dump folder.
+    toolchain: Callable[[TargetSpec, Path, Path | None], AbstractContextManager[None]]
+    check: Callable[[Path, TargetSpec], None]  # checks the library; raises UserError
+    skipped: tuple[str, ...] = ()  # TVM passes that are disabled
+    tools: tuple[str, ...] = ()  # distributions besides TVM whose versions its libraries depend on
+    # Resource usage of the kernels, from the library's folder.
+    usage: Callable[[Path], tuple[KernelUsage, ...]] = lambda _library: ()
+    # Sentences about what will be slow.
+    notes: Callable[[ModelConfig, Shape], Sequence[str]] = lambda _model, _shape: ()
 
 
 def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
@@ -43,20 +45,19 @@ def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
 
 
 def _cuda(spec: TargetSpec) -> Any:  # noqa: ANN401
-    arch = spec.arch[0].removesuffix(
-        "a"
-    )  # TVM's schedules know no sm_90a; nvcc compiles what they make for every listed architecture
+    # TVM's schedules do not know sm_90a; nvcc compiles their code for every listed architecture.
+    arch = spec.arch[0].removesuffix("a")
     return tvm.target.Target({"kind": "cuda", "arch": arch}, host=_llvm(spec))
 
 
 def _legalize() -> list[Any]:
-    """Give every operation that no kernel of ours computes its default loops, and fuse neighbours."""
+    """Give every operation that none of our kernels computes its default loops, and fuse neighbours."""
     t = relax.transform
     return [t.LegalizeOps(), t.AnnotateTIROpPattern(), t.FoldConstant(), t.FuseOps(), t.FuseTIR()]
 
 
 def _schedule() -> Any:  # noqa: ANN401
-    """Bind the loops that no kernel of ours computes to blocks and threads; functions marked as scheduled stay as they are."""
+    """Bind loops outside our kernels to blocks and threads; functions marked as scheduled stay as they are."""
     dlight, gpu = tvm.s_tir.dlight, tvm.s_tir.dlight.gpu
     return dlight.ApplyDefaultSchedule(
         gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()
@@ -64,13 +65,16 @@ def _schedule() -> Any:  # noqa: ANN401
 
 
 def _lower() -> list[Any]:
-    """Dataflow to calls in order. TVM's RewriteDataflowReshape is left out: it fails on kernels in plain loops."""
+    """Turn dataflow into ordered calls.
+
+    TVM's RewriteDataflowReshape is left out: it fails on kernels written as plain loops.
+    """
     t = relax.transform
     return [t.ToNonDataflow(), t.RemovePurityChecking(), t.CallTIRRewrite()]
 
 
 def _plan_memory() -> list[Any]:
-    """Reuse activations' storage and lower to the virtual machine's built-ins."""
+    """Reuse the storage of activations and lower to the virtual machine's built-ins."""
     t = relax.transform
     return [
         t.StaticPlanBlockMemory(),
@@ -96,7 +100,7 @@ def _no_toolchain(_spec: TargetSpec, _folder: Path, _dump: Path | None) -> Abstr
 
 
 def _check_host_only(_library: Path, _spec: TargetSpec) -> None:
-    """Host code runs as it is."""
+    """Accept any library: host code runs as it is."""
 
 
 def _check_cuda(library: Path, spec: TargetSpec) -> None:
@@ -104,18 +108,19 @@ def _check_cuda(library: Path, spec: TargetSpec) -> None:
 
 
 def slow_rings(model: ModelConfig, shape: Shape) -> list[str]:
-    """A sentence where layers without a window have a cache that the CPU's attention reads slowly."""
+    """Warn, in one sentence, if layers without a window have a cache that the CPU's attention reads slowly."""
     length = shape.cache_len
     if model.every_layer_windowed or length < RING_BLOCK or ring_block(length) >= SLOW_BLOCK:
         return []
     return [
-        f"shape.cache_len is {length}, and caches of that length are read in blocks of {ring_block(length)} slots, several times slower than in "
-        f"blocks of {RING_BLOCK}; set it to {-(-length // RING_BLOCK) * RING_BLOCK}"
+        f"shape.cache_len is {length}, and caches of that length are read in blocks of {ring_block(length)} slots, "
+        f"several times slower than in blocks of {RING_BLOCK}; set it to {-(-length // RING_BLOCK) * RING_BLOCK}"
     ]
 
 
-# It looks for the part of each buffer that is used, which in our kernels is all of it, and takes three quarters of a compile's time: the machine
-# code of every kernel is the same without it. GPU schedules of TVM's own need it: they cut buffers down to one thread's part.
+# This pass finds the part of each buffer that is used, which in our kernels is all of it, and takes three quarters of
+# a compile's time; the machine code of every kernel is the same without it. TVM's own GPU schedules need it: they cut
+# buffers down to one thread's part.
 COMPACT = "s_tir.CompactBufferAllocation"
 
 TVM_TARGETS: Mapping[TargetKind, TvmTarget] = {
@@ -125,12 +130,13 @@ TVM_TARGETS: Mapping[TargetKind, TvmTarget] = {
 
 
 def target_spec(backend: BackendConfig) -> TargetSpec:
-    """Resolve a configured backend: `native` to this machine's CPU, and the CPU to the features that its code may use."""
+    """Resolve a configured backend: `native` to this machine's CPU, and the CPU to the features its code may use."""
     cpu = str(codegen.llvm_get_system_cpu()) if backend.cpu == NATIVE else backend.cpu
     known = {str(name) for name in codegen.llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm"}))}
     if cpu not in known:
         raise UserError(
-            f"backend.cpu is {cpu!r}, which LLVM does not know; expected native, x86-64-v3 or another of LLVM's names, such as znver4"
+            f"backend.cpu is {cpu!r}, which LLVM does not know; expected native, x86-64-v3 "
+            "or another CPU name of LLVM, such as znver4"
         )
     features = codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
     flags = cpuinfo_flags([str(name) for name in features])

@@ -67,7 +67,7 @@ def test_what_is_there_is_not_made_again(folder):
 
 @pytest.mark.parametrize("text", ["8b:int8", "7b", "7b/0:int8", "7b/x:int8", "7b/-1:int4", ""])
 def test_what_is_no_check_is_refused(text):
-    with pytest.raises(UserError, match="is no check, expected SHAPE:SCHEME"):
+    with pytest.raises(UserError, match="is not a check, expected SHAPE:SCHEME"):
         CheckSpec.parse(text)
 
 

@@ -233,7 +233,7 @@ def groups_halved(graph: Graph) -> None:
 @pytest.mark.parametrize(("case_name", "mutation"), [("int4", levels_changed), ("int8_dynamic", groups_halved)])
 def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation):
     graphs = mutated(compile_case(case_name).graphs, "decode", mutation, tmp_path / "graphs")
-    with pytest.raises(UserError, match=r"reads the weight .* in a form that no kernel has"):
+    with pytest.raises(UserError, match=r"reads the weight .* in a form that no kernel supports"):
         dispatch(import_graphs(graphs), TARGET)
 
 
