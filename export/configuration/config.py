@@ -1,4 +1,4 @@
-"""What to compile and for which machine: turns one YAML file and its `--set` overrides into one `CompileConfig`.
+"""Turns one YAML file and its `--set` overrides into one `CompileConfig`: what to compile, and for which machine.
 
 A setting is one field of a section below. Its `description` is what an error message names as expected; its `title`
 says what the setting means, for docs/configuration.md (`export.configuration.reference`). The valid keys, the printed

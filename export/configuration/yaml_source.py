@@ -128,7 +128,7 @@ def read_yaml(path: Path) -> Sourced:
 
 
 def parse_yaml(text: str, where: str, *, lines: bool) -> Sourced:
-    """Parse one YAML document; origins are `where:line` if `lines`, else `where`. Raises `UserError` if it is invalid."""
+    """Parse one YAML document; origins are `where:line` if `lines`, else `where`. Raises `UserError` if it is wrong."""
     try:
         node = compose(text, Loader=CoreLoader)
         entries = list(_walk(node, (), 1)) if node is not None else [((), None, 1)]
