@@ -1,1 +1,1 @@
-"""The first stage: YAML and checkpoint to static prefill and decode graphs in ONNX, proved with onnxruntime."""
+"""The first stage: makes static prefill and decode graphs in ONNX from YAML and a checkpoint, and proves them."""

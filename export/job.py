@@ -1,4 +1,4 @@
-"""`Job`: one compile of one config, as every stage is handed it."""
+"""`Job`: one compile of one config, in the form that every stage receives."""
 
 import subprocess
 import sys
@@ -12,21 +12,21 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Job:
-    """A config with the file and the overrides that it was read from, which is what a stage in a process of its own is started with."""
+    """A config together with the file and overrides it was read from, from which another process can load it again."""
 
     path: Path
-    overrides: tuple[str, ...]  # as `--set` takes them
+    overrides: tuple[str, ...]  # in the form that `--set` takes
     config: CompileConfig
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> "Job":
-        """Read a config; raises `UserError` as `load_config` does, and for a name that makes no artifact's folder."""
+        """Read a config; raises `UserError` as `load_config` does, or if the file's name cannot name an artifact."""
         job = cls(path, tuple(overrides), load_config(path, overrides))
         artifact_dir(path)
         return job
 
     def changed(self, changes: Sequence[str]) -> "Job":
-        """The job with more overrides, which win over its own."""
+        """The job with further overrides, which take precedence over its own."""
         return Job.load(self.path, [*self.overrides, *changes])
 
     @property
@@ -36,16 +36,16 @@ class Job:
 
     @property
     def workspace(self) -> Path:
-        """Where the job's stages keep their results."""
+        """The folder in which the job's stages keep their results."""
         return self.config.workspace.path / self.artifact.name
 
     def start(self, module: str, *arguments: str) -> None:
-        """Run a command of this project on the job's config, in a process of its own; `UserError` when it fails, after its own message."""
+        """Run a command of this project on the job's config in its own process; raises `UserError` as `launch` does."""
         launch(module, str(self.path), *(f"--set={text}" for text in self.overrides), *arguments)
 
 
 def launch(module: str, *arguments: str) -> None:
-    """Run `python -m module arguments` and wait for it; `UserError` when it fails, after its own message."""
+    """Run `python -m module arguments` and wait for it; raises `UserError` if it fails, after its own message."""
     status = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
     if status != 0:
         raise UserError(f"`python -m {module}` ended with status {status}; its own message is above")

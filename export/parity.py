@@ -1,4 +1,7 @@
-"""`python -m export.parity yaml/x.yaml`: transformers == static torch == onnxruntime, and a trace for the build stage to replay."""
+"""`python -m export.parity yaml/x.yaml`: check that transformers == static torch == onnxruntime.
+
+Also saves a trace for the build stage to replay.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +33,11 @@ from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow
 from runtime.errors import UserError, run_command
 
-COPIES = 3  # of the float32 weights that a rung holds at worst: the reader's, the model's and a tied or fused copy
+COPIES = 3  # of the float32 weights held by a rung at worst: the reader's, the model's and a tied or fused copy
 
 
 def main() -> int:
-    """Run the rungs; returns the exit status."""
+    """Run the rungs and return the exit status."""
     arguments = config_parser("Compare transformers, the static model and onnxruntime.").parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     checkpoint = open_configured(job.config)
@@ -45,12 +48,13 @@ def main() -> int:
 
 
 def check_memory(checkpoint: Checkpoint) -> None:
-    """Refuse a model whose float32 copies cannot fit this machine."""
+    """Refuse a model whose float32 copies cannot fit in this machine's memory."""
     needed = COPIES * 4 * sum(int(torch.Size(checkpoint.shape(name)).numel()) for name in checkpoint.names())
     available = psutil.virtual_memory().available
     if needed > available:
         raise UserError(
-            f"parity holds the model in float32 and needs about {needed / 1e9:.0f} GB, this machine has {available / 1e9:.0f} GB free; "
+            f"parity holds the model in float32 and needs about {needed / 1e9:.0f} GB, "
+            f"but this machine has {available / 1e9:.0f} GB free; "
             "run it on a larger machine, or on a checkpoint of the same shape with fewer layers"
         )
 
@@ -92,7 +96,7 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
 def _reference_answers(
     config: CompileConfig, model_config: ModelConfig, cases: list[Case], advance: Callable[[int], None]
 ) -> list[list[Logits]]:
-    """transformers' logits, or what another head gives, at the last token of each call; one pass per case."""
+    """transformers' logits, or other outputs of its head, at the last token of each call; one pass per case."""
     model = load_reference(config.frontend.checkpoint, config.frontend.type, model_config)
     answers = []
     for case in cases:
@@ -103,7 +107,7 @@ def _reference_answers(
 
 
 def answer(stepper: Stepper, cases: list[Case], advance: Callable[[int], None]) -> list[list[Logits]]:
-    """One implementation's logits for every case, each from empty caches."""
+    """One implementation's logits for every case, each started with empty caches."""
     answers = []
     for case in cases:
         stepper.reset()

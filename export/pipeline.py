@@ -1,4 +1,7 @@
-"""The export stage: a checkpoint becomes stored weights, and those become ONNX graphs. Each result has a key and is made once."""
+"""The export stage: turns a checkpoint into stored weights, and traces ONNX graphs over them.
+
+Each result has a key and is made only once.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -14,11 +17,11 @@ from export.weights.storing import store_checkpoint
 
 
 def export_model(job: Job) -> OnnxGraphs:
-    """The job's graphs over its stored weights; what is there already is used as it is. The workspace must be held (`locked`)."""
+    """The job's graphs over its stored weights; existing results are reused. The workspace must be held (`locked`)."""
     stored = StoredWeights.open(run_stage(job.workspace, WEIGHTS_STAGE, weights_key(job.config), partial(_store, job)))
     path = graphs_path(job)
     if not path.is_file():
-        from export.onnx_graphs.tracing import trace_over  # loads torch, which finished graphs do not need
+        from export.onnx_graphs.tracing import trace_over  # imports torch, which finished graphs do not need
 
         trace_over(stored, graphs_record(job.config, stored.record), path)
         note_peak(stored.folder)

@@ -1,4 +1,7 @@
-"""What an export will make, known from the configuration and the checkpoint's headers alone, and the keys and folders of its stages; loads no torch."""
+"""The plan of an export: the records it will make, and the keys and folders of its stages.
+
+All of it follows from the configuration and the checkpoint's headers alone. This module does not import torch.
+"""
 
 from pathlib import Path
 
@@ -26,17 +29,17 @@ def open_configured(config: CompileConfig) -> Checkpoint:
 
 
 def weights_record(config: CompileConfig, checkpoint: Checkpoint) -> WeightsRecord:
-    """The record of the weights that an export stores."""
+    """The record of the weights that an export will store."""
     return record_of(checkpoint, quantization_of(config), config.backend.dtype, config.frontend.overrides)
 
 
 def graphs_record(config: CompileConfig, weights: WeightsRecord) -> GraphsRecord:
-    """The record of the graphs that an export traces over stored weights."""
+    """The record of the graphs that an export will trace over stored weights."""
     return GraphsRecord.over(weights, shape_of(config), config.cache_dtype)
 
 
 def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord:
-    """The record of the graphs that an export of a checkpoint ends with."""
+    """The record of the graphs that an export of a checkpoint will produce."""
     return graphs_record(config, weights_record(config, checkpoint))
 
 
@@ -55,9 +58,9 @@ def shape_of(config: CompileConfig) -> Shape:
 
 
 def weights_key(config: CompileConfig) -> str:
-    """Identifies stored weights: the checkpoint's files, what the config says of reading and storing them, our code and the tools.
+    """Key of stored weights: the checkpoint's files, the settings for reading and storing them, our code and the tools.
 
-    Opens no checkpoint. Neither the config's name nor its shape nor its machine counts.
+    Does not open the checkpoint. The config's name, shape and target machine do not count.
     """
     frontend = config.frontend
     inputs = {
@@ -73,7 +76,7 @@ def weights_key(config: CompileConfig) -> str:
 
 
 def graphs_key(config: CompileConfig) -> str:
-    """Identifies exported graphs: the stored weights, the static shapes, what caches hold, our code and the tools."""
+    """Key of exported graphs: the stored weights, the static shapes, the caches' dtype, our code and the tools."""
     inputs = {
         "weights": weights_key(config),
         "shape": shape_of(config),
@@ -83,15 +86,15 @@ def graphs_key(config: CompileConfig) -> str:
 
 
 def golden_key(config: CompileConfig) -> str:
-    """Identifies the golden prompts of an export."""
+    """Key of the golden prompts of an export."""
     return stage_key({"graphs": graphs_key(config)}, "export.golden", ("torch", "numpy"))
 
 
 def weights_folder(job: Job) -> Path:
-    """Where the job's stored weights lie once they are complete."""
+    """The folder of the job's stored weights, once they are complete."""
     return stage_folder(job.workspace, WEIGHTS_STAGE, weights_key(job.config))
 
 
 def graphs_path(job: Job) -> Path:
-    """Where the record of the job's graphs lies once they are complete: beside its stored weights."""
+    """The file of the record of the job's graphs, once they are complete: beside its stored weights."""
     return record_path(weights_folder(job), graphs_key(job.config))

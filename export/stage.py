@@ -1,4 +1,7 @@
-"""Stages on disk: each result lies in a folder named by a key of everything that it depends on, and appears there complete or not at all."""
+"""Stages on disk: each result lies in a folder named after a key of everything that it depends on.
+
+The folder appears complete or not at all.
+"""
 
 import ast
 import hashlib
@@ -15,11 +18,11 @@ from filelock import FileLock, Timeout
 
 KEY_LENGTH = 20  # hexadecimal digits: 80 bits
 ROOT = Path(__file__).resolve().parent.parent
-PRESENTATION = frozenset({"export.console"})  # what a person sees of a stage decides nothing about its result
+PRESENTATION = frozenset({"export.console"})  # terminal output, which does not affect a stage's result
 
 
 def stage_key(inputs: Mapping[str, object], module: str, tools: Iterable[str]) -> str:
-    """Key of a stage: its inputs, what `module` and all that it imports from us compute, and the versions of the `tools` it calls."""
+    """Key of a stage: its inputs, the code of `module` and of all its project imports, and the versions of `tools`."""
     code = {name: code_sum(path) for name, path in sorted(our_modules(module).items()) if name not in PRESENTATION}
     parts = {"inputs": inputs, "code": code, "tools": tool_versions(tools)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:KEY_LENGTH]
@@ -41,12 +44,12 @@ def _code_sum(path: Path, _changed: int) -> str:
 
 
 def code_sum(path: Path) -> str:
-    """SHA-256 of what a source file computes: its syntax tree, so that comments, docstrings and layout do not count."""
+    """SHA-256 of a source file's syntax tree, so that comments, docstrings and formatting do not count."""
     return _code_sum(path, path.stat().st_mtime_ns)
 
 
 def our_modules(module: str) -> dict[str, Path]:
-    """Files by module name of `module` and of every module of this project that it imports, directly or not."""
+    """The files, by module name, of `module` and of every project module that it imports, directly or indirectly."""
     found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -74,12 +77,12 @@ def tool_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def stage_folder(workspace: Path, stage: str, key: str) -> Path:
-    """Where a stage's result lies once it is complete."""
+    """The folder of a stage's result, once it is complete."""
     return workspace / f"{stage}-{key}"
 
 
 def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], object]) -> Path:
-    """The stage's folder, made by `fill` unless it exists; results under other keys are removed."""
+    """The stage's folder, made by `fill` unless it exists; making it removes results under other keys."""
     folder = stage_folder(workspace, stage, key)
     if folder.is_dir():
         return folder
@@ -89,7 +92,7 @@ def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], obje
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, which takes no room; a copy where the file system has no hard links."""
+    """Give a file a second name, which takes no space; copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -97,11 +100,11 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def made_whole(folder: Path, fill: Callable[[Path], object]) -> Path:
-    """The folder, made by `fill` unless it exists: in a temporary sibling, so that it appears complete or not at all."""
+    """The folder, made by `fill` unless it exists: in a temporary sibling, so it appears complete or not at all."""
     if folder.is_dir():
         return folder
     fresh = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(fresh, ignore_errors=True)  # left behind by a killed run
     fresh.mkdir(parents=True)
     try:
         fill(fresh)
@@ -114,7 +117,7 @@ def made_whole(folder: Path, fill: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def locked(workspace: Path, announce: Callable[[str], None]) -> Iterator[None]:
-    """Hold the workspace, so that two compiles of one config follow each other; the second one says that it waits."""
+    """Hold the workspace, so that two compiles of one config run one after the other; the second says that it waits."""
     workspace.mkdir(parents=True, exist_ok=True)
     lock = FileLock(workspace / "lock")
     try:

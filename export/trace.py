@@ -1,6 +1,6 @@
-"""`python -m export.trace RECORD`: trace the graphs of a record beside it, over weights of zeros that take no disk.
+"""`python -m export.trace RECORD`: trace the graphs of a record beside it, over zero weights that take no disk space.
 
-For a model of known sizes without a checkpoint: what is compiled from it is checked and timed with random weights.
+For a model of known sizes without a checkpoint: its compiled form is checked and timed with random weights.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from runtime.errors import run_command
 
 
 def main() -> int:
-    """Trace; returns the exit status."""
+    """Trace the graphs and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m export.trace", description="Trace the graphs of a record.")
-    parser.add_argument("record", type=Path, metavar="RECORD", help="the record's file, beside which the graphs go")
+    parser.add_argument("record", type=Path, metavar="RECORD", help="the record's file; the graphs go beside it")
     graphs = OnnxGraphs.open(parser.parse_args().record)
     with TensorFileWriter(graphs.folder / WEIGHTS_FILE, graphs.record.weights) as writer:
         writer.leave_zero()

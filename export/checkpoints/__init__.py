@@ -1,1 +1,1 @@
-"""Checkpoints of every supported format as one `Checkpoint`: hyper-parameters, tensors and tokenizer under our names."""
+"""Reads checkpoints of every supported format as one `Checkpoint`, with hyperparameters and tensors under our names."""

@@ -1,4 +1,4 @@
-"""Checkpoints: any supported format as one `Checkpoint`, with our tensor names and layout, read one source tensor at a time."""
+"""Opens any supported format as one `Checkpoint`: our tensor names and row order, read one source tensor at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from runtime.errors import UserError
 
 __all__ = ["Checkpoint", "TokenizerSource", "open_checkpoint"]
 
-BLOCK_ELEMENTS = 2**24  # read at a time: 64 MB as float32
+BLOCK_ELEMENTS = 2**24  # elements read at a time: 64 MB as float32
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -29,10 +29,10 @@ class Checkpoint:
 
     model: ModelConfig
     tokenizer: TokenizerSource | None
-    source_bytes: int  # of all tensors, as stored
+    source_bytes: int  # total size of all tensors, as stored
     weights: Mapping[str, AssembledTensor]
     source: TensorSource
-    notes: tuple[str, ...] = ()  # what a person should know about how the checkpoint was read
+    notes: tuple[str, ...] = ()  # for the user, on how the checkpoint was read
 
     def names(self) -> tuple[str, ...]:
         """Our tensor names."""
@@ -43,12 +43,12 @@ class Checkpoint:
         return self.weights[name].shape
 
     def dtype(self, name: str) -> str:
-        """The dtype that `tensor` gives: as stored, or float32 where the parts of a fused tensor differ."""
+        """The dtype that `tensor` returns: as stored, or float32 if the parts of a fused tensor differ."""
         stored = {self.source.tensors[part.source].dtype for part in self.weights[name].parts}
         return stored.pop() if len(stored) == 1 else "float32"
 
     def tensor(self, name: str) -> Array:
-        """One of our tensors, row-major and whole."""
+        """One of our tensors, whole and row-major."""
         result = np.empty(self.shape(name), numpy_dtype(self.dtype(name)))
         row = 0
         for block in self.blocks(name):
@@ -68,11 +68,13 @@ class Checkpoint:
 def open_checkpoint(
     path: Path, kind: str, overrides: Mapping[str, object], *, instruct: bool = False, head: str = "auto"
 ) -> Checkpoint:
-    """Open a checkpoint of a `kind` of `KINDS` or "auto"; `overrides` replace fields of the model, such as sliding_window for all layers.
+    """Open a checkpoint whose `kind` is one of `KINDS` or "auto".
 
-    `instruct` says that a model in Mistral's own format, whose files do not tell, is tuned for conversations.
-    `head` is one of `runtime.artifact.manifest.HEADS`, or "auto": the one that the checkpoint's files name.
-    Every tensor is accounted for by name, shape and dtype before any data is read; raises `UserError` for what is missing or does not fit.
+    `overrides` replace fields of the model, such as sliding_window for all layers.
+    `instruct` says that a model in Mistral's own format is tuned for conversations, since its files do not say so.
+    `head` is one of `runtime.artifact.manifest.HEADS`, or "auto" for the one that the checkpoint's files name.
+    Every tensor is accounted for by name, shape and dtype before any data is read. Raises `UserError` for anything that
+    is missing or does not fit.
     """
     checkpoint_files(path)
     found = detect(path) if kind == "auto" else kind
@@ -80,7 +82,8 @@ def open_checkpoint(
         raise UserError(f"frontend.type is {kind!r}, expected one of {', '.join(('auto', *KINDS))}")
     if instruct and found != "mistral":
         raise UserError(
-            f"frontend.instruct is true, but {path} is of the type {found}, whose chat template says it; remove frontend.instruct"
+            f"frontend.instruct is true, but {path} is of the type {found}, "
+            "which has a chat template for that; remove frontend.instruct"
         )
     opened = mistral_format.open_folder(path, instruct=instruct) if found == "mistral" else KINDS[found](path)
     opened, head_fields = heads.attach(opened, head)
@@ -93,14 +96,14 @@ def open_checkpoint(
 
 
 def checkpoint_files(path: Path) -> list[Path]:
-    """The file, or all files of the folder, that a checkpoint may be read from; raises `UserError` when there is nothing."""
+    """The file, or all files of the folder, that a checkpoint may be read from; raises `UserError` if there is none."""
     if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
     return sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
 
 
 def detect(path: Path) -> str:
-    """The kind of checkpoint that a path holds, told by what is in it."""
+    """The kind of checkpoint that a path holds, recognized by its files."""
     if path.is_file():
         return "gguf"
     if (path / "config.json").is_file():
@@ -110,22 +113,24 @@ def detect(path: Path) -> str:
     if any(path.glob("*.gguf")):
         return "gguf"
     known = "config.json with model.safetensors, params.json with consolidated.safetensors, or a .gguf file"
-    raise UserError(f"{path} holds no checkpoint that is known, expected {known}")
+    raise UserError(f"{path} holds no checkpoint of a known format, expected {known}")
 
 
 def check_tensors(opened: Opened, layout: Mapping[str, AssembledTensor], unused: set[str], path: Path) -> None:
-    """Every part is stored with its shape and a dtype that we read, and nothing is stored that no weight takes."""
+    """Check that every part is stored with its shape and a readable dtype, and that no stored tensor is left over."""
     stored = opened.source.tensors
     parts = {part.source: part for weight in layout.values() for part in weight.parts}
     missing = [name for name in parts if name not in stored]
     if missing:
         raise UserError(
-            f"{path} lacks the tensor {missing[0]}{_more(missing)}, which {opened.where} calls for; fetch the checkpoint again"
+            f"{path} lacks the tensor {missing[0]}{_more(missing)}, which {opened.where} calls for; "
+            "fetch the checkpoint again"
         )
     extra = sorted(set(stored) - set(parts) - unused)
     if extra:
         raise UserError(
-            f"{path} holds the tensor {extra[0]}{_more(extra)}, which a {MODEL_NAMES[opened.family.layers]} of {opened.where} has no place for"
+            f"{path} holds the tensor {extra[0]}{_more(extra)}, "
+            f"which has no place in a {MODEL_NAMES[opened.family.layers]} model as {opened.where} describes it"
         )
     for name, part in parts.items():
         if stored[name].shape != part.shape:
@@ -135,14 +140,18 @@ def check_tensors(opened: Opened, layout: Mapping[str, AssembledTensor], unused:
 
 
 def _tied_as_stored(model: ModelConfig, opened: Opened) -> ModelConfig:
-    """A head that is stored counts, whatever the flag says: as in transformers, where one that differs is not tied. No other head is tied."""
+    """The model, with tied embeddings only if it generates and no head is stored.
+
+    A stored head counts, whatever the flag says: in transformers, too, a head that differs is not tied.
+    """
     can_be = model.generates and opened.family.sources[HEAD_WEIGHT][0] not in opened.source.tensors
     return msgspec.structs.replace(model, tied_embeddings=model.tied_embeddings and can_be)
 
 
 def half_split_rows(rows: Array, heads: int) -> Array:
-    """Reorder the rows (heads * head_dim, columns) from rotary neighbours to halves: row 2d + h of a head goes to h * head_dim / 2 + d.
+    """Reorder the rows (heads * head_dim, columns) from interleaved rotary pairs to half-split ones.
 
+    Row 2d + h of a head moves to h * head_dim / 2 + d.
     Worked example, head_dim 6: rows 0 1 2 3 4 5 (pairs 0 1, 2 3, 4 5) become 0 2 4 1 3 5, so that d pairs with d + 3.
     """
     split = rows.reshape(heads, -1, 2, rows.shape[-1])  # (heads, head_dim / 2, 2, columns)

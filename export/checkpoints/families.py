@@ -1,6 +1,6 @@
-"""The families table: how each format names hyper-parameters and tensors, and what its own software assumes of those left out.
+"""The families table: how each checkpoint format names hyperparameters and tensors, and its defaults for missing keys.
 
-To add a family, add a row. Hugging Face's, GGUF's and Mistral's own names appear only here.
+To add a family, add a row. Names from Hugging Face, GGUF and Mistral's own format appear only here.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ HUGGINGFACE_MOE_SOURCES = {
     ),
     "layers.{i}.feed_forward.experts.w2.weight": ("model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",),
 }
-# A class of transformers is named after its decoder and its head; the tensors of each head.
+# A class of transformers is named after its decoder and its head, by the suffixes below.
 HUGGINGFACE_CLASSES: Mapping[str, HeadName] = {
     "ForCausalLM": "causal_lm",
     "ForSequenceClassification": "sequence_classification",
@@ -74,14 +74,8 @@ HUGGINGFACE_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {
     "question_answering": {"output.weight": ("qa_outputs.weight",), "output.bias": ("qa_outputs.bias",)},
     "embedding": {},
 }
-HUGGINGFACE_DECODERS = (
-    "model.",
-    "",
-    "transformer.",
-)  # the second in a bare model, the third in LlamaForQuestionAnswering
-HUGGINGFACE_IGNORED = (
-    "model.layers.{i}.self_attn.rotary_emb.inv_freq",
-)  # written by old releases; follows from rope_theta
+HUGGINGFACE_DECODERS = ("model.", "", "transformer.")  # "" in a bare model, "transformer." in LlamaForQuestionAnswering
+HUGGINGFACE_IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)  # from old releases; follows from rope_theta
 
 GGUF_KEYS = {
     "dim": "embedding_length",
@@ -94,7 +88,7 @@ GGUF_KEYS = {
     "norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
     "sliding_window": "attention.sliding_window",
-    "tied_embeddings": "tied_embeddings",  # no such key: a head that is not stored is tied
+    "tied_embeddings": "tied_embeddings",  # GGUF has no such key: a head that is not stored is tied
     "context_length": "context_length",
 }
 GGUF_SOURCES = {
@@ -163,35 +157,39 @@ EXPERT_KEYS = {"n_experts": "num_local_experts", "experts_per_token": "num_exper
 MISTRAL_EXPERT_KEYS = {"n_experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
 
 
-MODEL_NAMES = {"dense": "mistral", "mixture": "mixtral"}  # by the kind of the layers; what a manifest calls the model
+MODEL_NAMES = {"dense": "mistral", "mixture": "mixtral"}  # by the kind of layers; the model's name in a manifest
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one family is stored in one format."""
+    """How one checkpoint format stores one family."""
 
-    layers: Literal[
-        "dense", "mixture"
-    ]  # the feed-forward of a layer: a row of `export.checkpoints.tensor_layout.LAYERS`
-    keys: Mapping[str, str]  # our field -> the format's key
-    defaults: Mapping[str, object]  # what the format's own software assumes of a key that is left out
-    supported: Mapping[str, tuple[object, ...]]  # key -> the values that our block implements; None: absent or null
-    sources: Mapping[
-        str, tuple[str, ...]
-    ]  # our tensor -> the tensors whose rows make it up, in order; {e}: once for each expert
-    ignored: tuple[str, ...] = ()  # tensors that carry nothing
-    interleaved: Mapping[str, str] | None = (
-        None  # tensors whose rotary pairs are rows 2d, 2d + 1 -> the field that counts their heads
-    )
-    repeats_windows: bool = False  # a list of windows that is shorter than the layers is repeated
-    architectures: Mapping[str, HeadName] = field(default_factory=dict)  # names of whole models -> their head
-    heads: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = field(
-        default_factory=dict
-    )  # head -> `sources` of its tensors
-    decoders: tuple[str, ...] = ()  # what may stand in front of the decoder's tensors; in the table it is the first
+    # The kind of feed-forward in a layer: a row of `export.checkpoints.tensor_layout.LAYERS`
+    layers: Literal["dense", "mixture"]
+    # Our field -> the format's key
+    keys: Mapping[str, str]
+    # Key -> the value that the format's own software assumes if the key is missing
+    defaults: Mapping[str, object]
+    # Key -> the values that our layers implement; None stands for absent or null
+    supported: Mapping[str, tuple[object, ...]]
+    # Our tensor -> the source tensors whose rows make it up, in order; a name with {e} is repeated for each expert
+    sources: Mapping[str, tuple[str, ...]]
+    # Tensors that carry no information
+    ignored: tuple[str, ...] = ()
+    # Tensors whose rotary pairs are rows 2d and 2d + 1 -> the field with their number of heads
+    interleaved: Mapping[str, str] | None = None
+    # Whether a list of windows that is shorter than the list of layers is repeated
+    repeats_windows: bool = False
+    # Class name of a whole model -> its head
+    architectures: Mapping[str, HeadName] = field(default_factory=dict)
+    # Head -> `sources` of its tensors
+    heads: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    # Prefixes that the decoder's tensors may have; `sources` uses the first
+    decoders: tuple[str, ...] = ()
 
 
-# Defaults are those of the configuration classes in transformers 5.23: a window that a Mistral's config.json leaves out is 4096, null is none.
+# Defaults are those of the configuration classes in transformers 5.23: a window that a Mistral's config.json leaves out
+# is 4096, and null means no window.
 HUGGINGFACE_MISTRAL = Family(
     layers="dense",
     keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS,
@@ -274,7 +272,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
         ),
     },
     "gguf": {
-        "llama": Family(  # what llama.cpp calls Llama and Mistral alike
+        "llama": Family(  # llama.cpp's name for both Llama and Mistral
             layers="dense",
             keys=GGUF_KEYS,
             defaults={"rope.freq_base": 10000.0, "tied_embeddings": True},
@@ -288,7 +286,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
 
 
 def find(kind: str, key: object, where: str) -> Family:
-    """The row of a format and the family that the checkpoint names; `UserError` lists those that exist."""
+    """The row for a checkpoint format and the family that a checkpoint names; if none, `UserError` lists the rows."""
     rows = FAMILIES[kind]
     if not isinstance(key, str) or key not in rows:
         raise UserError(f"{where} names the architecture {key!r}, expected one of {', '.join(rows)}")

@@ -1,4 +1,4 @@
-"""GGUF files, through the package `gguf`: header to hyper-parameters, tensors dequantized one at a time, tokenizer recovered."""
+"""Reads GGUF files with the package `gguf`: hyperparameters, tensors dequantized one at a time, and the tokenizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from export.checkpoints.source import Array, Opened, SourceTensor
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
 
-ROWS_AT_ONCE = 1024  # of a quantized tensor; bounds what the package allocates on the way
+ROWS_AT_ONCE = 1024  # of a quantized tensor; bounds the package's temporary allocations
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # read as they are
 QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # dequantized to float32
 EMBEDDING = "token_embd.weight"
@@ -33,21 +33,21 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufTensors:
-    """The tensors of one GGUF file, read by file reads, so that no page of it stays mapped."""
+    """The tensors of one GGUF file, read with ordinary file reads, so that no page of it stays mapped."""
 
     path: Path
     stored: Mapping[str, GgufTensor]
 
     @cached_property
     def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by name; a packing that nothing here unpacks shows as its dtype."""
+        """Every tensor by name; a packing that this module cannot unpack is given as the dtype."""
         return {
             name: SourceTensor(tensor.shape, _dtype(tensor.packing), tensor.nbytes)
             for name, tensor in self.stored.items()
         }
 
     def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor: float32, float16 and bfloat16 as stored, a quantized one dequantized to float32."""
+        """Rows of one tensor: float32, float16 and bfloat16 as stored, quantized ones dequantized to float32."""
         tensor = self.stored[name]
         start, stop, _ = rows.indices(tensor.shape[0])
         row_bytes = tensor.nbytes // tensor.shape[0]
@@ -55,7 +55,7 @@ class GgufTensors:
         data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
         if data.nbytes != wanted:
             raise UserError(
-                f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, {data.nbytes} are left"
+                f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, but {data.nbytes} are left"
             )
         shape = (stop - start, *tensor.shape[1:])
         if tensor.packing.name in PLAIN:
@@ -68,7 +68,10 @@ class GgufTensors:
 
 
 def open_file(path: Path) -> Opened:
-    """Read the header of a GGUF file, or of the only one in a folder; raises `UserError` for what is malformed or unknown."""
+    """Read the header of a GGUF file, or of the only one in a folder.
+
+    Raises `UserError` for anything that is malformed or unknown.
+    """
     path = _only_file(path)
     metadata, stored = _read_header(path)
     where = f"the header of {path}"
@@ -76,7 +79,8 @@ def open_file(path: Path) -> Opened:
     family = families.find("gguf", architecture, where)
     if metadata.get("split.count", 1) != 1:
         raise UserError(
-            f"{path} is one of {metadata['split.count']} parts of a split GGUF; join them first with llama-gguf-split --merge"
+            f"{path} is one of {metadata['split.count']} parts of a split GGUF; "
+            "join them first with llama-gguf-split --merge"
         )
     values = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
     if EMBEDDING in stored:
@@ -95,7 +99,7 @@ def _only_file(path: Path) -> Path:
 
 
 def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
-    """All metadata, and where each tensor lies; the reader and its mapping of the file are dropped."""
+    """All metadata, and the place of each tensor; the reader and its memory mapping are dropped."""
     try:
         reader = GGUFReader(path)
         if reader.byte_order != "I":
@@ -112,14 +116,9 @@ def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
             )
             for tensor in reader.tensors
         }
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        OverflowError,
-        OSError,
-    ) as error:  # what the package raises on a damaged file
-        raise UserError(f"{path} is not a whole GGUF file: {error}; fetch it again") from error
+    # The package raises any of these on a damaged file.
+    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
+        raise UserError(f"{path} is not a complete GGUF file: {error}; fetch it again") from error
     return metadata, stored
 
 

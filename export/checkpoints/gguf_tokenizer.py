@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF header, rebuilt as the file that it was converted from: tokenizer.json or a SentencePiece model."""
+"""Rebuilds the tokenizer in a GGUF header as the file that it came from: tokenizer.json or a SentencePiece model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from runtime.errors import UserError
 PREFIX = "tokenizer.ggml."
 T = TypeVar("T")
 
-# GGUF's token types are SentencePiece's
+# GGUF's token types are those of SentencePiece.
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 
-# How `tokenizer.ggml.pre` splits text before merging
+# How each value of `tokenizer.ggml.pre` splits text before merging.
 PRE_TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": lambda: pre_tokenizers.Sequence(
@@ -27,7 +27,7 @@ PRE_TOKENIZERS: Mapping[str, Callable[[], Any]] = {
 
 
 class _Header(msgspec.Struct, frozen=True):
-    """The tokenizer's keys, prefix removed."""
+    """The tokenizer's keys, without their prefix."""
 
     model: str
     tokens: tuple[str, ...]
@@ -37,7 +37,7 @@ class _Header(msgspec.Struct, frozen=True):
     scores: tuple[float, ...] = ()
     bos_token_id: int | None = None
     eos_token_id: int | None = None
-    eot_token_id: int | None = None  # ends a turn of a chat
+    eot_token_id: int | None = None  # ends a turn in a chat
     add_bos_token: bool | None = None
     add_space_prefix: bool = True
     chat_template: str | None = None
@@ -45,7 +45,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class _Kind:
-    """One value of `tokenizer.ggml.model`: the file that it becomes, what makes it, and whether prompts begin with BOS when unsaid."""
+    """One value of `tokenizer.ggml.model`: the file to rebuild, its builder, and the default of `add_bos_token`."""
 
     kind: Literal["tokenizer.json", "sentencepiece"]
     build: Callable[[_Header, str], bytes]
@@ -53,7 +53,7 @@ class _Kind:
 
 
 def recover(metadata: Mapping[str, object], where: str) -> TokenizerSource | None:
-    """The tokenizer of a GGUF header, or None if it has none; raises `UserError` for a kind that is not known."""
+    """The tokenizer of a GGUF header, or None if it has none; raises `UserError` for an unknown kind of tokenizer."""
     if f"{PREFIX}model" not in metadata:
         return None
     keys = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
@@ -61,7 +61,8 @@ def recover(metadata: Mapping[str, object], where: str) -> TokenizerSource | Non
     kind = _look_up(KINDS, header.model, "model", where)
     if len(header.token_type) != len(header.tokens) or len(set(header.tokens)) != len(header.tokens):
         raise UserError(
-            f"{where} has {len(header.tokens)} tokens, some of them twice or without a type; convert the model again"
+            f"{where} has {len(header.tokens)} tokens, some of them duplicates or without a type; "
+            "convert the model again"
         )
     ends = dict.fromkeys(token for token in (header.eos_token_id, header.eot_token_id) if token is not None)
     add_bos = kind.add_bos if header.add_bos_token is None else header.add_bos_token
@@ -77,7 +78,7 @@ def _byte_level(header: _Header, where: str) -> bytes:
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in header.merges)]
     try:
         tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    except Exception as error:  # the package raises nothing narrower
+    except Exception as error:  # the package raises nothing more specific
         raise UserError(f"{where} has merges that do not fit its tokens: {error}; convert the model again") from error
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
@@ -92,10 +93,11 @@ def _byte_level(header: _Header, where: str) -> bytes:
 
 
 def _sentencepiece(header: _Header, where: str) -> bytes:
-    """The serialized ModelProto of a SentencePiece BPE, with the settings that llama.cpp assumes of this kind."""
+    """The serialized ModelProto of a SentencePiece BPE, with the settings that llama.cpp assumes for this kind."""
     if len(header.scores) != len(header.tokens):
         raise UserError(
-            f"{where} has {len(header.tokens)} tokens and {len(header.scores)} scores, expected as many; convert the model again"
+            f"{where} has {len(header.tokens)} tokens and {len(header.scores)} scores, "
+            "expected one score for each token; convert the model again"
         )
     proto = sentencepiece_model_pb2.ModelProto()
     for token, score, kind in zip(header.tokens, header.scores, header.token_type, strict=True):
@@ -124,7 +126,8 @@ def _piece(header: _Header, token_id: int | None, absent: str, where: str) -> tu
         return -1, absent
     if not 0 <= token_id < len(header.tokens):
         raise UserError(
-            f"{where} names the special token {token_id}, expected an id below {len(header.tokens)}; convert the model again"
+            f"{where} names the special token {token_id}, expected an id below {len(header.tokens)}; "
+            "convert the model again"
         )
     return token_id, header.tokens[token_id]
 

@@ -1,4 +1,4 @@
-"""Heads: which one a checkpoint has or a config asks for, where its tensors are, and what the model's configuration says of it."""
+"""Heads: which one a checkpoint has or a config asks for, where its tensors are, and its fields in `ModelConfig`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,16 +12,16 @@ from export.checkpoints.source import Opened
 from runtime.artifact.manifest import HEADS, HeadName, LabelScores
 from runtime.errors import UserError
 
-OWN = "output."  # in front of our names of the head's tensors
-SPAN_ENDS = 2  # outputs of question answering: the logit that the answer starts at a token, and that it ends there
-DEFAULT_LABELS = 2  # what transformers assumes of a config.json that counts none
+OWN = "output."  # prefix of our names for the head's tensors
+SPAN_ENDS = 2  # outputs of question answering: the logits that the answer starts and that it ends at a token
+DEFAULT_LABELS = 2  # what transformers assumes if config.json gives no labels
 LABEL_SCORES: Mapping[str, LabelScores] = {  # by problem_type, as in the text-classification pipeline of transformers
     "regression": "logits",
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
 }
 
-ONE_LABEL = "multi_label_classification"  # what that pipeline takes a single label for
+ONE_LABEL = "multi_label_classification"  # how that pipeline treats a single label
 
 
 class _Labels(msgspec.Struct, frozen=True):
@@ -34,10 +34,10 @@ class _Labels(msgspec.Struct, frozen=True):
 
 
 def attach(opened: Opened, wanted: str) -> tuple[Opened, dict[str, object]]:
-    """The checkpoint with a family that has the head's sources, and the fields of `ModelConfig` that belong to the head.
+    """The checkpoint with the head's sources in its family, and the head's fields of `ModelConfig`.
 
-    `wanted` is one of `HEADS`, or "auto" for the one that config.json names. Raises `UserError` for a head that the checkpoint's form does not
-    have, an architecture that is not known, and labels that are malformed.
+    `wanted` is one of `HEADS`, or "auto" for the one that config.json names. Raises `UserError` for a head that the
+    checkpoint's format does not have, for an unknown architecture and for malformed labels.
     """
     head = _find(opened, wanted)
     family = _with_decoder(_with_head(opened.family, head), opened)
@@ -53,19 +53,21 @@ def _find(opened: Opened, wanted: str) -> HeadName:
         known = [name for name in family.architectures if name.lower().startswith(str(opened.values.get("model_type")))]
         if not isinstance(named, list) or len(named) != 1 or named[0] not in list(family.architectures):
             raise UserError(
-                f"{where} names the architectures {named}, expected one of {', '.join(known)}; set frontend.head to say what the head is"
+                f"{where} names the architectures {named}, expected one of {', '.join(known)}; "
+                "set frontend.head to say which head the model has"
             )
         return family.architectures[named[0]]
     for head in family.heads:
         if head == wanted:
             return head
     raise UserError(
-        f"frontend.head is {wanted}, which {where} has no form of, expected auto or one of {', '.join(family.heads)}"
+        f"frontend.head is {wanted}, which the format of {where} does not have, "
+        f"expected auto or one of {', '.join(family.heads)}"
     )
 
 
 def _with_head(family: Family, head: HeadName) -> Family:
-    """The row whose sources are those of the decoder and of one head; an embedding passes over the tensors of any other."""
+    """The row with the sources of the decoder and of one head; an embedding model ignores the tensors of any head."""
     decoder = {ours: parts for ours, parts in family.sources.items() if not ours.startswith(OWN)}
     others = {part for tensors in family.heads.values() for parts in tensors.values() for part in parts}
     ignored = () if HEADS[head].tensors else tuple(sorted(others))
@@ -73,7 +75,7 @@ def _with_head(family: Family, head: HeadName) -> Family:
 
 
 def _with_decoder(family: Family, opened: Opened) -> Family:
-    """The row with what this checkpoint has in front of the decoder's tensors; the table's own where it has none of `decoders`."""
+    """The row with this checkpoint's prefix of the decoder's tensors; unchanged if it has none of `decoders`."""
     if not family.decoders:
         return family
     usual = family.decoders[0]
@@ -95,7 +97,7 @@ def _fields(opened: Opened, head: HeadName) -> dict[str, object]:
     said = convert(opened.values, _Labels, opened.where)
     if head == "token_classification" and said.token_classification_bias is False:
         raise UserError(
-            f"{opened.where} has token_classification_bias: False, which is not supported; expected true or none"
+            f"{opened.where} has token_classification_bias: False, which is not supported; expected true or no such key"
         )
     n_labels = len(said.id2label) if said.id2label else said.num_labels or DEFAULT_LABELS
     fields: dict[str, object] = {"n_labels": n_labels, "labels": _names(said, opened.where)}

@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json, safetensors in one file or in shards, and the tokenizer's files."""
+"""Reads Hugging Face folders: config.json, safetensors in one file or in shards, and the tokenizer's files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class _Rope(msgspec.Struct, frozen=True):
-    """`rope_parameters` of transformers 5, or `rope_scaling` of older files."""
+    """`rope_parameters` of transformers 5, or `rope_scaling` in older files."""
 
     rope_type: str | None = None
     type: str | None = None  # the older spelling of rope_type
@@ -31,14 +31,14 @@ class _Rope(msgspec.Struct, frozen=True):
 
 
 class _RopeKeys(msgspec.Struct, frozen=True):
-    """Where config.json speaks of rotary embedding."""
+    """The keys of config.json that describe rotary embedding."""
 
     rope_scaling: _Rope | None = None
     rope_parameters: _Rope | None = None
 
 
 class _SpecialIds(msgspec.Struct, frozen=True):
-    """The part of config.json and generation_config.json that says how text begins and ends."""
+    """The part of config.json and of generation_config.json that gives the token ids that begin and end a text."""
 
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
@@ -67,7 +67,10 @@ class _Index(msgspec.Struct, frozen=True):
 
 
 def open_folder(folder: Path) -> Opened:
-    """Read a folder's headers and small files; raises `UserError` for what is missing, malformed or of an unknown architecture."""
+    """Read a folder's headers and small files.
+
+    Raises `UserError` for anything that is missing or malformed, and for an unknown architecture.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json, expected a Hugging Face checkpoint folder")
     where = str(folder / "config.json")
@@ -84,7 +87,7 @@ def open_folder(folder: Path) -> Opened:
 
 
 def _rope_values(config: Mapping[str, object], where: str) -> dict[str, object]:
-    """Rotary parameters flattened into keys of config.json itself, with the precedence of transformers."""
+    """The rotary parameters as top-level keys of config.json, with the precedence that transformers gives them."""
     keys = convert(config, _RopeKeys, where)
     rope = keys.rope_scaling or keys.rope_parameters or _Rope()
     given = {"rope_theta": rope.rope_theta, "partial_rotary_factor": rope.partial_rotary_factor}
@@ -94,14 +97,14 @@ def _rope_values(config: Mapping[str, object], where: str) -> dict[str, object]:
 
 
 def _open_tensors(folder: Path) -> SafetensorsSource:
-    """model.safetensors, or the shards that the index names, in the order in which transformers looks for them."""
+    """Open model.safetensors, or else the shards that the index names: transformers looks for them in this order."""
     if (folder / SINGLE).is_file():
         file = TensorFile.open(folder / SINGLE)
         return SafetensorsSource.of(file)
     if (folder / INDEX).is_file():
         return _open_shards(folder)
     raise UserError(
-        f"{folder} has neither {SINGLE} nor {INDEX}; save the checkpoint as safetensors, no other format is read"
+        f"{folder} has neither {SINGLE} nor {INDEX}; save the checkpoint as safetensors, since no other format is read"
     )
 
 
@@ -109,7 +112,7 @@ def _open_shards(folder: Path) -> SafetensorsSource:
     index = folder / INDEX
     weight_map = convert(read_json(index), _Index, index).weight_map
     for shard in weight_map.values():
-        # Only the written path is judged: in the Hugging Face cache the files themselves are links to another folder.
+        # Only the path as written is checked: in the Hugging Face cache, the files themselves link to another folder.
         if (
             PurePosixPath(shard).is_absolute()
             or ".." in PurePosixPath(shard).parts
@@ -124,25 +127,29 @@ def _open_shards(folder: Path) -> SafetensorsSource:
     for name, shard in weight_map.items():
         if name not in opened[shard].tensors:
             raise UserError(
-                f"{folder / shard} lacks the tensor {name}, which {index} says is there; fetch the checkpoint again"
+                f"{folder / shard} lacks the tensor {name}, which {index} lists there; fetch the checkpoint again"
             )
     for shard, file in opened.items():
         for name in file.tensors:
             if weight_map.get(name) != shard:
                 raise UserError(
-                    f"{file.path} holds the tensor {name}, which {index} does not say is there; fetch the checkpoint again"
+                    f"{file.path} holds the tensor {name}, which {index} does not list there; "
+                    "fetch the checkpoint again"
                 )
     return SafetensorsSource({name: opened[shard] for name, shard in weight_map.items()})
 
 
 def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | None:
-    """Mistral's own tokenizer, where a chat model says which version it has; else tokenizer.json, else tokenizer.model, else None."""
+    """The folder's tokenizer, or None.
+
+    Mistral's own tokenizer comes first if a chat model declares its version, then tokenizer.json, then tokenizer.model.
+    """
     options = _optional(folder / "tokenizer_config.json", _TokenizerConfig)
     template = _chat_template(folder, options)
     ids = convert(config, _SpecialIds, folder / "config.json")
     eos = _eos_ids(_optional(folder / "generation_config.json", _SpecialIds)) or _eos_ids(ids)
     own = None if template is None else declared_tokenizer(folder)
-    if own is not None:  # what the model was trained with; chat templates are known to differ from it
+    if own is not None:  # the model was trained with it, and chat templates are known to differ from it
         return replace(own, eos_ids=eos or own.eos_ids)
     if (folder / "tokenizer.json").is_file():
         data = (folder / "tokenizer.json").read_bytes()
@@ -171,7 +178,10 @@ def _eos_ids(ids: _SpecialIds) -> tuple[int, ...]:
 
 
 def _chat_template(folder: Path, options: _TokenizerConfig) -> str | None:
-    """chat_template.jinja, which transformers prefers, else the template of that name or named "default" in tokenizer_config.json."""
+    """chat_template.jinja, which transformers prefers, or else `chat_template` of tokenizer_config.json.
+
+    If that is a list of named templates, the one named "default".
+    """
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if isinstance(options.chat_template, tuple):
@@ -182,14 +192,14 @@ def _chat_template(folder: Path, options: _TokenizerConfig) -> str | None:
 def _json_tokenizer(data: bytes, folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(data)
-    except Exception as error:  # the package raises nothing narrower
+    except Exception as error:  # the package raises nothing more specific
         raise UserError(
             f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; fetch the checkpoint again"
         ) from error
 
 
 def _json_bos(tokenizer: Tokenizer, options: _TokenizerConfig, configured: int | None) -> tuple[int | None, bool]:
-    """The id that begins a prompt, and whether tokenizer.json by itself puts it there."""
+    """The id that begins a prompt, and whether tokenizer.json itself adds it."""
     token = options.bos_token.content if isinstance(options.bos_token, _Token) else options.bos_token
     named = None if token is None else tokenizer.token_to_id(token)
     bos = configured if named is None else named

@@ -1,4 +1,4 @@
-"""Hyper-parameters by a format's keys to a checked `ModelConfig`: overrides, what may be left out, and every form in which windows are written."""
+"""Turns a format's hyperparameters into a checked `ModelConfig`: overrides, defaults and every notation of windows."""
 
 import math
 import reprlib
@@ -11,12 +11,7 @@ from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
 
 LAYER_LIMIT = 4096  # refuses absurd counts before anything is made for each layer
-OVERRIDABLE = (
-    "context_length",
-    "norm_eps",
-    "rope_theta",
-    "sliding_window",
-)  # the fields that leave every weight's shape alone
+OVERRIDABLE = ("context_length", "norm_eps", "rope_theta", "sliding_window")  # fields that change no weight's shape
 REQUIRED = ("dim", "hidden_dim", "n_layers", "n_heads", "vocab_size", "norm_eps", "rope_theta", "tied_embeddings")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -24,7 +19,10 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 def model_config(
     family: Family, values: Mapping[str, object], overrides: Mapping[str, object], where: str
 ) -> ModelConfig:
-    """The model that `values` (by the format's keys) and `overrides` (by our fields) describe; `where` names the file in a `UserError`."""
+    """The model that `values` (by the format's keys) and `overrides` (by our fields) describe.
+
+    `where` names the file in a `UserError`.
+    """
     for key, allowed in family.supported.items():
         if values.get(key) not in allowed:
             names = " or ".join("none" if value is None else repr(value) for value in allowed)
@@ -35,7 +33,7 @@ def model_config(
     if unknown:
         raise UserError(f"frontend.overrides has the field {unknown[0]!r}, expected one of {', '.join(OVERRIDABLE)}")
     fields = {field: values.get(key, family.defaults.get(key)) for field, key in family.keys.items()} | dict(overrides)
-    if "sliding_window" in overrides:  # it names every layer's window, whatever the checkpoint says of its layers
+    if "sliding_window" in overrides:  # it sets every layer's window, whatever the checkpoint says about its layers
         fields["layer_types"] = None
     missing = [field for field in REQUIRED if fields[field] is None]
     if missing:
@@ -46,7 +44,7 @@ def model_config(
 
 
 def _complete(fields: Mapping[str, object], family: Family, where: str, *, overridden: bool) -> dict[str, object]:
-    """Derive what may be left out, key-value heads and head_dim, and give every layer its window."""
+    """Derive key-value heads and head_dim where they are left out, and give every layer its window."""
     n_layers, n_heads, dim = fields["n_layers"], fields["n_heads"], fields["dim"]
     if type(n_layers) is not int or not 1 <= n_layers <= LAYER_LIMIT:
         raise UserError(
@@ -73,10 +71,11 @@ def _complete(fields: Mapping[str, object], family: Family, where: str, *, overr
 def layer_windows(
     window: object, layer_types: object, n_layers: int, *, repeats: bool, where: str
 ) -> tuple[object, ...]:
-    """One window, or None, for each layer, from any form that the family's files use: a number, null, a list, or a number with `layer_types`.
+    """One window, or None, for each layer.
 
-    A list holds one entry a layer; where the format `repeats` it, a shorter one is a pattern, as Mistral's own software reads it. The entries
-    themselves are checked with the other fields. Raises `UserError` for every other form.
+    The family's files give a number, null, a list, or a number with `layer_types`. A list holds one entry per layer; if
+    the format `repeats` it, a shorter list is a pattern, as Mistral's own software reads it. The entries themselves are
+    checked with the other fields. Raises `UserError` for anything else.
     """
     if isinstance(window, Sequence) and not isinstance(window, str):
         if layer_types is not None:
@@ -93,7 +92,8 @@ def layer_windows(
         return (window,) * n_layers
     if not isinstance(layer_types, Sequence) or isinstance(layer_types, str) or len(layer_types) != n_layers:
         raise UserError(
-            f"{where} has layer_types {reprlib.repr(layer_types)}, expected a list with one entry for each of its {n_layers} layers"
+            f"{where} has layer_types {reprlib.repr(layer_types)}, "
+            f"expected a list with one entry for each of its {n_layers} layers"
         )
     unknown = [kind for kind in layer_types if kind not in LAYER_TYPES]
     if unknown:
@@ -106,18 +106,20 @@ def layer_windows(
 
 
 def _checked(fields: Mapping[str, object], where: str) -> ModelConfig:
-    """The fields as a `ModelConfig`, once types, ranges and divisibility hold."""
+    """The fields as a `ModelConfig`, with types, ranges and divisibility checked."""
     try:
         config = msgspec.convert(dict(fields), ModelConfig)
     except msgspec.ValidationError as error:
         raise UserError(f"{where}, with frontend.overrides, does not describe a model: {error}") from error
     if config.n_heads % config.n_kv_heads:
         raise UserError(
-            f"{where} has {config.n_heads} heads and {config.n_kv_heads} key-value heads, expected a multiple"
+            f"{where} has {config.n_heads} heads and {config.n_kv_heads} key-value heads, "
+            "expected the first number to be a multiple of the second"
         )
     if config.head_dim % 2:
         raise UserError(
-            f"{where} gives a head_dim of {config.head_dim}, expected an even number, because rotary embedding rotates pairs"
+            f"{where} gives a head_dim of {config.head_dim}, "
+            "expected an even number, because rotary embedding rotates pairs"
         )
     if (
         config.n_experts is not None
@@ -125,7 +127,8 @@ def _checked(fields: Mapping[str, object], where: str) -> ModelConfig:
         and config.experts_per_token > config.n_experts
     ):
         raise UserError(
-            f"{where} gives each token {config.experts_per_token} of {config.n_experts} experts, expected at most all of them"
+            f"{where} gives each token {config.experts_per_token} of {config.n_experts} experts, "
+            "expected at most all of them"
         )
     for name, value in (("norm_eps", config.norm_eps), ("rope_theta", config.rope_theta)):
         if not (math.isfinite(value) and value > 0):

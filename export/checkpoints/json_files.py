@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint, read with a sentence for every way in which they can be wrong."""
+"""Reads the JSON files of a checkpoint, with one sentence for every way in which they can be wrong."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file; raises `UserError`."""
+    """Read a JSON object from a file; raises `UserError` if it is unreadable, not JSON, or not an object."""
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def convert(value: object, kind: type[T], path: Path | str) -> T:
-    """A JSON value as `kind`; raises `UserError` naming `path` where it does not fit."""
+    """Convert a JSON value to `kind`; raises `UserError` naming `path` if it does not fit."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

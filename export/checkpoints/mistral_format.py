@@ -1,7 +1,7 @@
-"""Mistral's own raw format: params.json, consolidated.safetensors or consolidated.*.pth, and the tokenizer's file.
+"""Reads Mistral's own raw format: params.json, consolidated.safetensors or consolidated.*.pth, and the tokenizer file.
 
-Source of the keys and of what is assumed of those left out: `TransformerArgs` and `get_cache_sizes` of mistral-inference. Rotary pairs are
-neighbouring rows there; the families table says so, and the reader of the checkpoint reorders them.
+The keys, and the defaults for missing ones, come from `TransformerArgs` and `get_cache_sizes` of mistral-inference. In
+this format, rotary pairs are neighbouring rows; the families table says so, and `Checkpoint` reorders them.
 """
 
 from collections.abc import Mapping
@@ -23,31 +23,26 @@ from runtime.errors import UserError
 PARAMS_FILE = "params.json"
 SAFETENSORS_FILE = "consolidated.safetensors"
 PTH_PATTERN = "consolidated.*.pth"
-WINDOW_KEYS = (
-    "sliding_window",
-    "_sliding_window",
-)  # the second is how a window is hidden from software that knows one for all layers only
-IGNORED_KEYS = (
-    "max_batch_size",
-    "max_position_embeddings",
-    "moe",
-    "_sliding_window",
-)  # those that `_values` reads, or that carry nothing
-DENSE_THETA_WITH_WINDOW, DENSE_THETA = 10000.0, 1e6  # what mistral-inference infers for a rope_theta that is left out
+# The second key hides the windows from software that supports only one window for all layers.
+WINDOW_KEYS = ("sliding_window", "_sliding_window")
+# Keys that `_values` reads, or that carry no information.
+IGNORED_KEYS = ("max_batch_size", "max_position_embeddings", "moe", "_sliding_window")
+DENSE_THETA_WITH_WINDOW, DENSE_THETA = 10000.0, 1e6  # what mistral-inference infers for a missing rope_theta
 T = TypeVar("T")
 
 
 class _Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The object `moe` of params.json."""
+    """The object `moe` in params.json."""
 
     num_experts: int
     num_experts_per_tok: int
 
 
 def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
-    """Read a raw folder's headers and small files; raises `UserError` for what is missing, malformed or of an unknown form.
+    """Read a raw folder's headers and small files.
 
-    `instruct` says that the model is tuned for conversations, which no file of the format tells.
+    `instruct` says that the model is tuned for conversations, since no file of the format says so.
+    Raises `UserError` for anything that is missing, malformed or of an unknown kind.
     """
     path = folder / PARAMS_FILE
     if not path.is_file():
@@ -61,11 +56,11 @@ def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
 
 
 def overruled(folder: Path, config: Mapping[str, object], default: object) -> tuple[dict[str, object], tuple[str, ...]]:
-    """What params.json, where it lies beside a config.json, knows better: the changed keys of config.json, and a note that says so.
+    """The keys of config.json that a params.json beside it overrules, with their new values, and a note about them.
 
-    Published files of models with interleaved windows name one window for all layers in config.json; Mistral's own software reads params.json.
-    So windows, context and rotary base are taken from there.
-    `default` is the window of a config.json that names none.
+    Published models with interleaved windows name one window for all layers in config.json, but Mistral's own software
+    reads params.json, so windows, context and rotary base are taken from there. `default` is the window if config.json
+    names none.
     """
     path = folder / PARAMS_FILE
     n_layers = config.get("num_hidden_layers")
@@ -73,7 +68,10 @@ def overruled(folder: Path, config: Mapping[str, object], default: object) -> tu
         return {}, ()
     params = read_json(path)
     if params.get("n_layers") != n_layers:
-        found = f"{path} has n_layers: {params.get('n_layers')!r}, the config.json beside it has num_hidden_layers: {n_layers}"
+        found = (
+            f"{path} has n_layers: {params.get('n_layers')!r}, "
+            f"but the config.json beside it has num_hidden_layers: {n_layers}"
+        )
         raise UserError(f"{found}, expected files of one model; remove the one that does not belong here")
     own = layer_windows(_window(params, path), None, n_layers, repeats=True, where=str(path))
     theirs = layer_windows(
@@ -102,7 +100,7 @@ def overruled(folder: Path, config: Mapping[str, object], default: object) -> tu
 
 
 def window_pattern(windows: tuple[T, ...]) -> tuple[T, ...]:
-    """The shortest pattern of windows that gives those of all layers when it is repeated."""
+    """The shortest pattern of windows that gives the windows of all layers when it is repeated."""
     return next(
         windows[:n]
         for n in range(1, len(windows) + 1)
@@ -111,26 +109,25 @@ def window_pattern(windows: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def _summary(windows: tuple[object, ...]) -> str:
-    """Windows by layer, in a few words."""
+    """The windows of all layers, in a few words."""
     pattern = window_pattern(windows)
     words = ["none" if window is None else str(window) for window in pattern]
     return words[0] if len(words) == 1 else f"[{', '.join(words)}]" + (" repeated" if len(words) < len(windows) else "")
 
 
 def _check_keys(params: Mapping[str, object], family: families.Family, path: Path) -> None:
-    """An unknown key may change the mathematics, so it is refused and not passed over."""
-    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS} - set(
-        _Experts.__struct_fields__
-    )  # which are in `moe` alone
+    """Refuse unknown keys instead of ignoring them, since they may change the mathematics."""
+    # The fields of `_Experts` may occur only inside `moe`.
+    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS} - set(_Experts.__struct_fields__)
     unknown = sorted(set(params) - known)
     if unknown:
         raise UserError(
-            f"{path} has the key {unknown[0]!r}, which is not known; expected keys of a text model: {', '.join(sorted(known))}"
+            f"{path} has the unknown key {unknown[0]!r}; expected keys of a text model: {', '.join(sorted(known))}"
         )
 
 
 def _values(params: Mapping[str, object], path: Path) -> dict[str, object]:
-    """params.json with its nested and inferred values as plain keys."""
+    """The values of params.json, with nested and inferred ones as plain keys."""
     window = _window(params, path)
     values = {**params, "sliding_window": window}
     if params.get("rope_theta") is None:
@@ -151,7 +148,7 @@ def _window(params: Mapping[str, object], path: Path) -> object:
 
 
 def _open_tensors(folder: Path) -> TensorSource:
-    """consolidated.safetensors, or all consolidated.*.pth."""
+    """Open consolidated.safetensors, or all consolidated.*.pth files."""
     single, shards = folder / SAFETENSORS_FILE, sorted(folder.glob(PTH_PATTERN))
     if single.is_file() and shards:
         raise UserError(

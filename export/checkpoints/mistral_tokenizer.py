@@ -1,4 +1,4 @@
-"""The tokenizer files of Mistral's own checkpoints: tekken.json, or a SentencePiece model whose suffix tells its version."""
+"""Reads Mistral's own tokenizer files: tekken.json, or a SentencePiece model whose suffix gives its version."""
 
 import re
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from runtime.artifact.manifest import InstructVersion
 from runtime.errors import UserError
 
 TEKKEN = "tekken.json"
-MODEL = re.compile(r"tokenizer\.model(?:\.v(\d+)(?:m\d+)?)?")  # such as tokenizer.model.v3; m1 speaks of images
+MODEL = re.compile(r"tokenizer\.model(?:\.v(\d+)(?:m\d+)?)?")  # such as tokenizer.model.v3; m1 is for images
 UNSUFFIXED = 1  # the version of a plain tokenizer.model
 INSTRUCT_VERSIONS: Mapping[str, InstructVersion] = {version: version for version in get_args(InstructVersion)}
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """Mistral's own tokenizer in a folder; `declared` is whether the file itself tells its version."""
+    """Mistral's own tokenizer in a folder; `declared` is whether the file itself gives its version."""
 
     path: Path
     version: str
@@ -28,7 +28,7 @@ class TokenizerFile:
 
 
 def find(folder: Path) -> TokenizerFile | None:
-    """tekken.json, else the SentencePiece model of the highest version, else None."""
+    """Find tekken.json, or else the SentencePiece model of the highest version, or else None."""
     if (folder / TEKKEN).is_file():
         return TokenizerFile(
             folder / TEKKEN,
@@ -43,24 +43,26 @@ def find(folder: Path) -> TokenizerFile | None:
 
 
 def mistral_tokenizer(folder: Path, *, instruct: bool) -> TokenizerSource | None:
-    """The tokenizer of a folder in Mistral's own format, or None; bos goes in front of every prompt.
+    """The tokenizer of a folder in Mistral's own format, or None; every prompt begins with BOS.
 
-    No file says whether the model was trained on conversations, base models ship the same tokenizer: the caller says it as `instruct`.
-    Raises `UserError` when the file is malformed, or when it is of a version whose instruct format is not known and `instruct` asks for it.
+    No file says whether the model was trained on conversations, since base models ship the same tokenizer; the caller
+    says so with `instruct`. Raises `UserError` if the file is malformed, or if `instruct` is set and the chat format of
+    the file's version is unknown.
     """
     file = find(folder)
     if file is None:
         return None
     if instruct and file.version not in INSTRUCT_VERSIONS:
         raise UserError(
-            f"{file.path} is of version {file.version}, whose conversations are not known; expected one of {', '.join(INSTRUCT_VERSIONS)}"
+            f"{file.path} is of version {file.version}, whose chat format is not known; "
+            f"expected one of {', '.join(INSTRUCT_VERSIONS)}"
         )
     source = _read_tekken(file.path) if file.path.name == TEKKEN else _read_sentencepiece(file.path)
     return replace(source, instruct=INSTRUCT_VERSIONS[file.version] if instruct else None)
 
 
 def declared_tokenizer(folder: Path) -> TokenizerSource | None:
-    """Mistral's own tokenizer where its file tells a version whose conversations are known; None leaves the choice to other files."""
+    """Mistral's own tokenizer if its file declares a version whose chat format is known; else None, for other files."""
     file = find(folder)
     return (
         mistral_tokenizer(folder, instruct=True)
@@ -79,6 +81,6 @@ def _read_sentencepiece(path: Path) -> TokenizerSource:
     ids = open_sentencepiece(data, path)
     if ids.bos_id is None or ids.eos_id is None:
         raise UserError(
-            f"{path} has no tokens for the beginning and the end of a text, expected both; fetch the checkpoint again"
+            f"{path} lacks a token for the beginning or the end of a text, expected both; fetch the checkpoint again"
         )
     return TokenizerSource("sentencepiece", data, None, ids.bos_id, (ids.eos_id,), add_bos=True)

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint in safetensors files, one or several."""
+"""Reads the tensors of a checkpoint in one or more safetensors files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from runtime.artifact.tensor_file import TensorFile
 
 @dataclass(frozen=True)
 class SafetensorsSource:
-    """The tensors of safetensors files, each of which is opened once."""
+    """The tensors of safetensors files, each file opened once."""
 
     files: Mapping[str, TensorFile]  # tensor name -> the file that holds it
 

@@ -1,4 +1,4 @@
-"""SentencePiece models: opened once, with a sentence for a file that is none, and what a tokenizer needs to know of them."""
+"""Opens a SentencePiece model once for the ids that a tokenizer needs, and refuses other files with one sentence."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class SentencePieceIds:
-    """The ids that begin and end a text; None where the model has none."""
+    """The ids that begin and end a text; None if the model has no such token."""
 
     bos_id: int | None
     eos_id: int | None
 
 
 def open_sentencepiece(data: bytes, path: Path) -> SentencePieceIds:
-    """Read the model in `data`, whose file is `path`; `UserError` when it is not one."""
+    """Read the model in `data`, whose file is `path`; raises `UserError` if it is not a SentencePiece model."""
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(data)

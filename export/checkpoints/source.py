@@ -1,4 +1,4 @@
-"""What the reader of a checkpoint format hands over: hyper-parameters, tensors and tokenizer under the format's own names."""
+"""The result of reading a checkpoint format: hyperparameters, tensors and tokenizer under the format's own names."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from export.checkpoints.families import Family
 from runtime.artifact.manifest import InstructVersion
 
-SMALL_FILE = 16 * 2**20  # bytes; files up to here count with all their bytes
-HEADER_BYTES = 2**20  # bytes of a larger file that count: they hold its header, so names, dtypes and shapes
+SMALL_FILE = 16 * 2**20  # bytes; of files up to this size, all bytes count
+HEADER_BYTES = 2**20  # bytes of a larger file that count: they hold its header, and so names, dtypes and shapes
 
 Array = NDArray[Any]
 
@@ -27,13 +27,13 @@ class TokenizerSource:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     add_bos: bool
-    end_id: int | None = None  # what the tokenizer puts behind a whole text
-    instruct: InstructVersion | None = None  # None where there is a template, and for a base model
+    end_id: int | None = None  # the token that the tokenizer puts after a whole text
+    instruct: InstructVersion | None = None  # None if there is a chat template, and for a base model
 
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """One tensor as the checkpoint stores it; `dtype` is the one that reading gives, `nbytes` what it takes on disk."""
+    """One tensor as the checkpoint stores it; `dtype` is the dtype it is read as, `nbytes` its size on disk."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -45,26 +45,29 @@ class TensorSource(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by name, known without touching data."""
+        """Every tensor by name, known without reading any data."""
 
     def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor in row-major order, as float32, float16 or `ml_dtypes.bfloat16`; holds no more than them in memory."""
+        """Rows of one tensor in row-major order, as float32, float16 or `ml_dtypes.bfloat16`.
+
+        Holds no more than these rows in memory.
+        """
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint whose headers have been read; `values` are hyper-parameters by the format's keys, found in the file `where`."""
+    """A checkpoint whose headers have been read; `values` are hyperparameters by the format's keys, from `where`."""
 
     family: Family
     values: Mapping[str, object]
     where: str
     source: TensorSource
     tokenizer: TokenizerSource | None
-    notes: tuple[str, ...] = ()  # what a person should know about how the checkpoint was read, a sentence each
+    notes: tuple[str, ...] = ()  # for the user, on how the checkpoint was read; one sentence each
 
 
 def identity(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' names and contents; of a large file only its size, its time of change and its first bytes count."""
+    """SHA-256 of the files' names and contents; of a large file, only size, modification time and first bytes count."""
     digest = hashlib.sha256()
     for path in sorted(files):
         status = path.stat()

@@ -1,7 +1,8 @@
-"""Mistral's tekken.json, a byte-level BPE given by ranks, as a `tokenizer.json` that needs no code of its own on the box.
+"""Converts Mistral's tekken.json, a byte-level BPE given by ranks, to a `tokenizer.json`.
 
-The two formats say the same in different words: tekken merges any two neighbours that together are a token, the lowest rank first;
-tokenizer.json lists the merges. A token's merge is the pair that is left when the tokens of lower rank have been merged in it.
+So the box needs no code for tekken. The two formats are equivalent: tekken merges any two neighbours that together form
+a token, the lowest rank first; tokenizer.json lists the merges. A token's merge is the pair that is left after all
+tokens of lower rank have been merged within it.
 """
 
 import binascii
@@ -16,10 +17,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from runtime.errors import UserError
 
 BOS, EOS = "<s>", "</s>"
-# What files of version v7 and older mean when they list no special tokens.
+# The special tokens of files of version v7 and older that list none.
 UNLISTED = (
-    "<unk>", BOS, EOS, "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]",
-    "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+    "<unk>", BOS, EOS, "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]",
+    "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
 )  # fmt: skip
 UNLISTED_VERSIONS = ("v3", "v7")
 
@@ -49,7 +51,7 @@ class _File(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Tekken:
-    """A converted tekken.json: the bytes of a tokenizer.json, the version that it declares, and the ids that begin and end a text."""
+    """A converted tekken.json: the bytes of a tokenizer.json, the declared version, and the ids of BOS and EOS."""
 
     data: bytes
     version: str
@@ -58,7 +60,10 @@ class Tekken:
 
 
 def convert(data: bytes, where: str) -> Tekken:
-    """Convert a tekken.json; raises `UserError` when it is malformed or says something that a tokenizer.json cannot. `where` names the file."""
+    """Convert a tekken.json, which `where` names in errors.
+
+    Raises `UserError` if it is malformed or contains something that a tokenizer.json cannot express.
+    """
     file = _read(data, where)
     specials = _specials(file, where)
     ranks = _ranks(file, where)
@@ -66,7 +71,8 @@ def convert(data: bytes, where: str) -> Tekken:
     tokens = {_as_text(token, pieces): len(specials) + rank for token, rank in ranks.items()}
     if set(tokens) & set(specials):
         raise UserError(
-            f"{where} has {sorted(set(tokens) & set(specials))[0]!r} as a special token and as text; fetch the checkpoint again"
+            f"{where} has {sorted(set(tokens) & set(specials))[0]!r} both as a special token and as text; "
+            "fetch the checkpoint again"
         )
     merges = [(_as_text(left, pieces), _as_text(right, pieces)) for left, right in _merges(ranks)]
     tokenizer = Tokenizer(
@@ -82,7 +88,7 @@ def convert(data: bytes, where: str) -> Tekken:
 
 
 def declared_version(data: bytes, where: str) -> str:
-    """The version in a tekken.json's configuration; raises `UserError` when the file is malformed."""
+    """The version in a tekken.json's configuration; raises `UserError` if the file is malformed."""
     return _read(data, where).config.version
 
 
@@ -94,7 +100,7 @@ def _read(data: bytes, where: str) -> _File:
 
 
 def _specials(file: _File, where: str) -> list[str]:
-    """The special tokens' names by id, the unnamed ones filled up as Mistral's reference does."""
+    """The special tokens' names by id; unnamed ones are filled in as Mistral's reference implementation does."""
     listed = file.special_tokens
     if listed is None and file.config.version not in UNLISTED_VERSIONS:
         raise UserError(
@@ -103,7 +109,8 @@ def _specials(file: _File, where: str) -> list[str]:
     names = list(UNLISTED) if listed is None else [token.token_str for token in listed]
     if listed is not None and [token.rank for token in listed] != list(range(len(listed))):
         raise UserError(
-            f"{where} lists its special tokens out of order, expected ranks 0 to {len(listed) - 1}; fetch the checkpoint again"
+            f"{where} lists its special tokens out of order, expected ranks 0 to {len(listed) - 1}; "
+            "fetch the checkpoint again"
         )
     names += [f"<SPECIAL_{i}>" for i in range(len(names), file.config.default_num_special_tokens)]
     if (
@@ -111,13 +118,13 @@ def _specials(file: _File, where: str) -> list[str]:
         or len(set(names)) != len(names)
         or not {BOS, EOS} <= set(names)
     ):
-        expected = f"{file.config.default_num_special_tokens} of different names, {BOS} and {EOS} among them"
+        expected = f"{file.config.default_num_special_tokens} with different names, {BOS} and {EOS} among them"
         raise UserError(f"{where} has {len(names)} special tokens, expected {expected}; fetch the checkpoint again")
     return names
 
 
 def _ranks(file: _File, where: str) -> dict[bytes, int]:
-    """The ordinary tokens that the vocabulary has room for; the file may hold more."""
+    """The ordinary tokens with their ranks, as many as the vocabulary has room for; the file may hold more."""
     size = file.config.default_vocab_size - file.config.default_num_special_tokens
     try:
         ranks = {b64decode(token.token_bytes, validate=True): token.rank for token in file.vocab[:size]}
@@ -125,19 +132,20 @@ def _ranks(file: _File, where: str) -> dict[bytes, int]:
         raise UserError(f"{where} has a token that is not base64: {error}; fetch the checkpoint again") from error
     if list(ranks.values()) != list(range(size)) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(
-            f"{where} has a vocabulary that is not {size} different tokens in the order of their ranks; fetch the checkpoint again"
+            f"{where} has a vocabulary that is not {size} different tokens in the order of their ranks; "
+            "fetch the checkpoint again"
         )
     return ranks
 
 
 def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """For each token the two that it is merged from; a token that no merge reaches has none, and is found as a whole word."""
+    """The pair that each token is merged from; a token that no merge reaches has none, and is found as a whole word."""
     parts = (_parts(token, rank, ranks) for token, rank in ranks.items() if len(token) > 1)
     return [(pair[0], pair[1]) for pair in parts if len(pair) == 2]
 
 
 def _parts(token: bytes, limit: int, ranks: Mapping[bytes, int]) -> Sequence[bytes]:
-    """What is left of a token's bytes when every token of a rank below `limit` has been merged."""
+    """The parts of a token that remain after every token of a rank below `limit` has been merged."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:
         rank, at = min((ranks.get(left + right, limit), i) for i, (left, right) in enumerate(pairwise(parts)))
@@ -148,15 +156,19 @@ def _parts(token: bytes, limit: int, ranks: Mapping[bytes, int]) -> Sequence[byt
 
 
 def _split(pattern: str, specials: Sequence[str], where: str) -> pre_tokenizers.PreTokenizer:
-    """The pattern that cuts a text into words. It cuts every special token's name too, so that no text is looked up as one."""
+    """The pattern that splits a text into words.
+
+    It splits every special token's name, too, so that no text is looked up as one.
+    """
     try:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    except Exception as error:  # the package raises nothing narrower
+    except Exception as error:  # the package raises nothing more specific
         raise UserError(f"{where} has a pattern that does not compile: {error}; fetch the checkpoint again") from error
     whole = [name for name in specials if len(split.pre_tokenize_str(name)) < 2]
     if whole:
         raise UserError(
-            f"{where} has the special token {whole[0]!r}, which is one word of ordinary text; no tokenizer.json can tell the two apart"
+            f"{where} has the special token {whole[0]!r}, which is one word of ordinary text; "
+            "no tokenizer.json can tell the two apart"
         )
     return split
 

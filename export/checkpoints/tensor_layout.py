@@ -1,4 +1,4 @@
-"""Our tensors: which there are, their shapes, and the source tensors whose rows make them up."""
+"""Our tensors: their names and shapes, and the source tensors whose rows make them up."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from export.checkpoints.families import Family
 from runtime.artifact.manifest import ModelConfig
 
-HEAD_WEIGHT = "output.weight"  # left out of a model with tied embeddings
+HEAD_WEIGHT = "output.weight"  # absent from a model with tied embeddings
 EXPERT = "{e}"  # stands for the expert's number in the names of source tensors
 
-# Rows, one size for each source tensor that they are concatenated from, and columns (None for a vector); see `sizes`.
+# The rows, as one size for each source tensor to concatenate, and the columns (None for a vector); see `sizes`.
 Layout = Mapping[str, tuple[tuple[str, ...], str | None]]
 OUTSIDE: Layout = {
     "tok_embeddings.weight": (("vocab",), "dim"),
@@ -29,7 +29,8 @@ LAYERS: Mapping[str, Layout] = {  # by the feed-forward's kind
         "layers.{i}.feed_forward.w13.weight": (("hidden", "hidden"), "dim"),
         "layers.{i}.feed_forward.w2.weight": (("dim",), "hidden"),
     },
-    "mixture": {  # an expert's matrix is stacked on the one before it, so that one row-wise store and one kernel argument hold them all
+    # The experts' matrices are stacked by rows, so that one row-wise store and one kernel argument hold them all.
+    "mixture": {
         **ATTENTION,
         "layers.{i}.feed_forward.gate.weight": (("experts",), "dim"),
         "layers.{i}.feed_forward.experts.w13.weight": (("hidden", "hidden"), "dim"),
@@ -40,7 +41,7 @@ LAYERS: Mapping[str, Layout] = {  # by the feed-forward's kind
 
 @dataclass(frozen=True)
 class Part:
-    """One source tensor: its shape, and the number of heads if its rows pair rotary neighbours."""
+    """One source tensor: its shape, and the number of heads if its rotary pairs are neighbouring rows."""
 
     source: str
     shape: tuple[int, ...]
@@ -56,7 +57,7 @@ class AssembledTensor:
 
 
 def weights(family: Family, config: ModelConfig) -> dict[str, AssembledTensor]:
-    """Our tensors by name, those outside the layers first, and what each is made of."""
+    """Our tensors by name, those outside the layers first, with the parts of each."""
     outside = [
         name for name in OUTSIDE if name in family.sources and not (name == HEAD_WEIGHT and config.tied_embeddings)
     ]
@@ -69,12 +70,12 @@ def weights(family: Family, config: ModelConfig) -> dict[str, AssembledTensor]:
 
 
 def ignored(family: Family, config: ModelConfig) -> set[str]:
-    """Names of the source tensors that may be there and carry nothing."""
+    """Names of the source tensors that may be present but carry no information."""
     return {name.format(i=i) for name in family.ignored for i in range(config.n_layers)}
 
 
 def sizes(config: ModelConfig) -> dict[str, int]:
-    """The sizes that layouts speak of."""
+    """The sizes that layouts refer to, by name."""
     return {
         "vocab": config.vocab_size,
         "outputs": config.n_outputs,
@@ -102,5 +103,5 @@ def _weight(
 
 
 def _experts(sources: tuple[str, ...], config: ModelConfig) -> Iterator[int]:
-    """The experts that `sources` are repeated for; a single pass for what all tokens share."""
+    """The experts for which `sources` are repeated; a single 0 for tensors that do not belong to an expert."""
     yield from range((config.n_experts or 0) if EXPERT in sources[0] else 1)

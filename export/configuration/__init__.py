@@ -1,1 +1,1 @@
-"""The YAML file and its overrides, checked, with the line of every mistake."""
+"""Reads and checks the YAML file and its overrides, and reports the line of every mistake."""

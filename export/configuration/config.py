@@ -1,8 +1,8 @@
-"""What to compile, for which machine: one YAML file and its `--set` overrides become one `CompileConfig`.
+"""Turns one YAML file and its `--set` overrides into one `CompileConfig`: what to compile, and for which machine.
 
-A setting is one field of a section below. Its `description` is what an error message says was expected, its `title`
-what the setting means, for docs/configuration.md (`export.configuration.reference`); the valid keys, the defaults that
-are printed and the overrides follow from the field.
+A setting is one field of a section below. Its `description` is what an error message names as expected; its `title`
+says what the setting means, for docs/configuration.md (`export.configuration.reference`). The valid keys, the printed
+defaults and the overrides follow from the field.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from runtime.errors import UserError
 
 DEFAULT_CHUNKS = (128, 16)
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-MAX_COUNT = 2**31 - 1  # what a 32-bit position can reach
+MAX_COUNT = 2**31 - 1  # the largest 32-bit position
 A_COUNT = f"a whole number from 1 to {MAX_COUNT}"
 
 
@@ -65,7 +65,7 @@ KEPT: tuple[str, ...] = get_args(KeptPart)
 
 
 def one_of(names: Sequence[str]) -> str:
-    """Names as a sentence lists them: a, b or c."""
+    """Join names as in a sentence: a, b or c."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
@@ -87,17 +87,17 @@ Chunks = Annotated[
 
 
 def _conflict(key: str, message: str) -> PydanticCustomError:
-    """The error of a rule between settings; it is reported at `key`, a key of the section that checks the rule."""
+    """The error for a rule between settings, reported at `key`, a key of the section that checks the rule."""
     return PydanticCustomError(CONFLICT, "{message}", {"key": key, "message": message})
 
 
 def _not_compiled(key: str, found: str, target: str, possible: Sequence[str]) -> PydanticCustomError:
-    """The error of a value that one target's kernels do not have."""
+    """The error for a value that the target's kernels do not support."""
     return _conflict(key, f"is {found}, which this version does not compile for {target}; use {one_of(possible)}")
 
 
 def schemes_of(target: TargetKind) -> tuple[SchemeName, ...]:
-    """The schemes whose formats a target's kernels read and, where they round activations, multiply with them."""
+    """The schemes that a target's kernels support: they read the format and, if it is dynamic, round activations."""
     row = TARGETS[target]
 
     def reads(scheme: Scheme) -> bool:
@@ -107,7 +107,7 @@ def schemes_of(target: TargetKind) -> tuple[SchemeName, ...]:
 
 
 class Section(BaseModel):
-    """Base of every mapping in the YAML: frozen, strict types, no unknown keys; an empty section takes its defaults."""
+    """Base of every mapping in the YAML: frozen, strict types, no unknown keys; an empty section gets its defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -118,26 +118,26 @@ class Section(BaseModel):
 
 
 class FrontendConfig(Section):
-    """Where the weights come from. `overrides` replaces fields of the checkpoint's own model configuration."""
+    """Where the weights come from. `overrides` replace fields of the checkpoint's own model configuration."""
 
     checkpoint: FilePath = Field(
         description="the path of a checkpoint folder or file, as text",
         title="A Hugging Face folder, a folder in Mistral's own format, or a `.gguf` file. A relative path starts from "
-        "the folder that the command runs in.",
+        "the folder in which the command runs.",
     )
     type: Literal["auto", "huggingface", "mistral", "gguf"] = Field(
-        default="auto", title="Format of the checkpoint; `auto` recognises it by its files."
+        default="auto", title="Format of the checkpoint; `auto` recognizes it by its files."
     )
     head: Literal[
         "auto", "causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"
     ] = Field(
         default="auto",
-        title="What stands on the decoder. `auto` takes what the checkpoint names; `embedding` makes an embedding "
-        "model of a language model.",
+        title="The head on top of the decoder. `auto` takes the one that the checkpoint names; `embedding` turns a "
+        "language model into an embedding model.",
     )
     instruct: bool = Field(
         default=False,
-        title="Whether a model in Mistral's own format was tuned for conversations. That format does not say, and "
+        title="Whether a model in Mistral's own format was tuned for conversations. That format does not say so, and "
         "without `true` the model gets no chat format.",
     )
     overrides: Mapping[str, bool | int | FiniteFloat | str | list[int | None] | None] = Field(
@@ -149,15 +149,15 @@ class FrontendConfig(Section):
 
 
 class ShapeConfig(Section):
-    """The sizes that stay fixed in the artifact; `prefill_chunks` is the YAML's `prefill_chunk`, descending."""
+    """The sizes that are fixed in the artifact; `prefill_chunks` is the YAML's `prefill_chunk` in descending order."""
 
-    batch: Count = Field(default=1, description=A_COUNT, title="Sequences that every call computes together.")
+    batch: Count = Field(default=1, description=A_COUNT, title="Sequences that each call computes together.")
     prefill_chunks: Chunks = Field(
         default=DEFAULT_CHUNKS,
         alias="prefill_chunk",
         description=f"{A_COUNT}, or a list of different ones",
-        title="Tokens of a prompt that one call takes, at most `shape.cache_len`. Given several sizes, a prompt is "
-        "divided into the largest ones that fit.",
+        title="Tokens of a prompt that one call takes, at most `shape.cache_len`. If there are several sizes, a prompt "
+        "is divided into the largest ones that fit.",
     )
     cache_len: Count = Field(
         default=4096,
@@ -186,27 +186,27 @@ class QuantizeConfig(Section):
         title="How matrices are stored. `none`: as `backend.dtype`. `int8`: one fp32 scale for each output channel. "
         "`int4`: one fp16 scale for each group. `int8_dynamic` and `int4_dynamic` store the same weights and also "
         "round activations to int8, with one scale for each group of each token: 64 numbers for int8, the weights' own "
-        "groups for int4. A head in int8 takes its activations unrounded.",
+        "groups for int4. An int8 head takes its activations unrounded.",
     )
-    group_size: Literal[32, 64, 128] = Field(default=32, title="Of int4: how many neighbours in a row share a scale.")
-    symmetric: bool = Field(default=True, title="Of int4: `false` adds a zero point to each group.")
+    group_size: Literal[32, 64, 128] = Field(default=32, title="For int4: how many neighbours in a row share a scale.")
+    symmetric: bool = Field(default=True, title="For int4: `false` adds a zero point to each group.")
     keep: Kept = Field(
         default=(),
         description=f"a list of {', '.join(KEPT)}",
-        title="Parts of the model that `quantize.keep_scheme` stores instead: the head, the first or the last layer.",
+        title="Parts of the model to store by `quantize.keep_scheme` instead: the head, the first or the last layer.",
     )
     keep_scheme: SchemeName = Field(
-        default="int8", description=ONE_SCHEME, title="The scheme of the parts in `quantize.keep`."
+        default="int8", description=ONE_SCHEME, title="The scheme for the parts in `quantize.keep`."
     )
     cache: Literal["auto", "fp32", "fp16", "int8"] = Field(
         default="auto",
-        title="How keys and values are stored. `auto`: as `backend.dtype`, and fp16 where that is bf16. `int8` has one "
+        title="How keys and values are stored. `auto`: as `backend.dtype`, or fp16 if that is bf16. `int8` has one "
         "scale for each head of each token.",
     )
     budget: Budget | None = Field(
         default=None,
-        description="a number of percent above 0, or null",
-        title="Percent of perplexity that the scheme may cost; `make quality` fails beyond it.",
+        description="a percentage above 0, or null",
+        title="The increase in perplexity, in percent, that the scheme may cost; `make quality` fails beyond it.",
     )
 
 
@@ -218,17 +218,17 @@ class BackendConfig(Section):
         default="x86-64-v3",
         description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native",
         title="The CPU that the host code is compiled for; `native` is this machine's. Opening the artifact checks "
-        "that the box's CPU has what the code needs.",
+        "that the box's CPU has the features that the code needs.",
     )
     arch: Archs = Field(
         default_factory=lambda given: TARGETS[given["target"]].archs,
         description="a list of different CUDA architectures, such as [sm_80, sm_90a]",
-        title="Of CUDA: architectures that the library holds machine code for.",
+        title="For CUDA: the architectures that the library holds machine code for.",
     )
     dtype: StorageDType = Field(
         default_factory=lambda given: TARGETS[given["target"]].dtypes[0],
         description="fp32, fp16 or bf16",
-        title="Storage of every matrix that no scheme touches, and of the caches, unless `quantize.cache` says "
+        title="Storage of every matrix to which no scheme applies, and of the caches, unless `quantize.cache` says "
         "otherwise.",
     )
 
@@ -257,7 +257,7 @@ class WorkspaceConfig(Section):
     path: FilePath = Field(
         default=Path("out/.work"),
         description="the path of a folder, as text",
-        title="Folder of the stages' results, which the next compile reuses.",
+        title="Folder for the stages' results, which the next compile reuses.",
     )
     workers: Count | None = Field(
         default=None, description=f"{A_COUNT}, or null for all cores", title="Threads that pack weights."
@@ -265,11 +265,11 @@ class WorkspaceConfig(Section):
 
 
 class CompileConfig(Section):
-    """Everything that a person chose for one compile, with every default filled in."""
+    """All settings of one compile, with every default filled in."""
 
     name: Name = Field(
-        description="text of letters, digits, '.', '_' and '-', no dot first, in quotes if it looks like a number",
-        title="What the artifact calls itself. Its folder is named after the YAML file: `x.yaml` compiles to `out/x`.",
+        description="text of letters, digits, '.', '_' and '-', no leading dot, in quotes if it looks like a number",
+        title="The artifact's name for itself. Its folder is named after the YAML file: `x.yaml` compiles to `out/x`.",
     )
     frontend: FrontendConfig = Field(title="Where the model comes from.")
     shape: ShapeConfig = Field(default=ShapeConfig(), title="The sizes that are fixed in the artifact.")
@@ -298,9 +298,9 @@ class CompileConfig(Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> CompileConfig:
-    """Read a YAML file; each override is `key.path=value`, wins over the file, and replaces all that was at its path.
+    """Read a YAML file; each override is `key.path=value`, wins over the file, and replaces everything at its path.
 
-    Raises `UserError` that names the file and line (or the `--set`), the key, what was found and what was expected.
+    Raises a `UserError` that names the file and line (or the `--set`), the key, what was found and what was expected.
     """
     source = reduce(with_override, overrides, read_yaml(path))
     try:
@@ -310,7 +310,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> CompileConfig:
 
 
 def describe_defaults(config: CompileConfig) -> list[str]:
-    """The whole config as lines of YAML, with `# default` on every value that neither the file nor a `--set` gave."""
+    """The whole config as lines of YAML, with `# default` on every value that neither the file nor a `--set` set."""
     return _describe(config, "")
 
 
@@ -329,17 +329,18 @@ def _describe(section: Section, indent: str) -> list[str]:
 
 
 def artifact_dir(config_path: Path) -> Path:
-    """The folder that a config compiles to: `out/NAME` for `NAME.yaml`; raises `UserError` for a name that makes no folder there."""
+    """The folder that a config compiles to: `out/NAME` for `NAME.yaml`; raises `UserError` for an unsuitable name."""
     name = config_path.stem
     if not NAME.fullmatch(name):
         raise UserError(
-            f"config {config_path} names no artifact folder, expected letters, digits, '.', '_' and '-' in its name; rename it"
+            f"config {config_path} cannot name an artifact folder, "
+            "expected letters, digits, '.', '_' and '-' in its name; rename it"
         )
     return Path("out") / name
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every command on a config takes: `config` (Path) and `overrides` (list of texts)."""
+    """The argument parser of every command on a config: `config` (Path) and `overrides` (list of strings)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", type=Path, help="YAML file, such as yaml/demo.yaml")
     parser.add_argument(
@@ -348,13 +349,13 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="set one value, may be repeated",
+        help="set one value; may be repeated",
     )
     return parser
 
 
 def stage_parser(description: str) -> argparse.ArgumentParser:
-    """Those of a command that compiles: also `dump` (Path or None)."""
+    """The argument parser of a command that compiles: adds `dump` (Path or None)."""
     parser = config_parser(description)
     parser.add_argument(
         "--dump", type=Path, metavar="DIR", help="write the intermediate form after each named step to this folder"

@@ -1,4 +1,4 @@
-"""Turns what pydantic says about a config into one sentence: where, which key, what was found, what was expected."""
+"""Turns pydantic's errors about a config into one sentence: where, which key, what was found, what was expected."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ Section: TypeAlias = type[BaseModel]
 
 
 def explain(errors: Sequence[ErrorDetails], root: Section, source: Sourced) -> str:
-    """One sentence about the error to mend first: unknown keys, then values; missing keys when all that is there is right."""
+    """One sentence about the error to fix first: unknown keys, then wrong values, then missing keys."""
     wrong = [error for error in errors if error["type"] not in (UNKNOWN, MISSING, CONSEQUENCE)]
     unknown = [error["loc"] for error in errors if error["type"] == UNKNOWN]
     if unknown:
@@ -48,7 +48,7 @@ def _wrong_value(path: KeyPath, root: Section, source: Sourced) -> str:
     while path not in source.origins:  # pydantic adds the members of a union to the path
         path = path[:-1]
     origin = source.origin(path)
-    while path and isinstance(path[-1], int):  # what is expected of an item is said of its list
+    while path and isinstance(path[-1], int):  # the expectation for an item is described at its list
         path = path[:-1]
     return f"{origin}: {key_text(path)} is {yaml_text(source.get(path))[:80]}, expected {_expected(path, root)}"
 
@@ -60,7 +60,7 @@ def _missing_keys(paths: Sequence[KeyPath], root: Section, source: Sourced) -> s
 
 
 def _keys(section: Section) -> dict[str, FieldInfo]:
-    """The fields of a section under the keys that a person writes."""
+    """The fields of a section by their keys in the YAML file."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
@@ -71,7 +71,7 @@ def _inner(field: FieldInfo) -> Section | None:
 
 
 def _section(root: Section, path: KeyPath) -> Section:
-    """The section at a path that goes through sections alone."""
+    """The section at a path that goes only through sections."""
     section = root
     for key in path:
         inner = _inner(_keys(section)[str(key)])
@@ -81,7 +81,7 @@ def _section(root: Section, path: KeyPath) -> Section:
 
 
 def _expected(path: KeyPath, root: Section) -> str:
-    """What the field at a path, or the field that holds it, takes."""
+    """The values that the field at a path, or the field that holds it, accepts."""
     section = root
     for key in path:
         field = _keys(section)[str(key)]

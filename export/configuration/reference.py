@@ -1,6 +1,6 @@
-"""`python -m export.configuration.reference > docs/configuration.md`: every key of a config, told by its own field.
+"""`python -m export.configuration.reference > docs/configuration.md`: document every key of a config from its field.
 
-A key's meaning is its field's `title`. Which values a target takes, and the defaults, come from configs that are tried.
+A key's meaning is its field's `title`. The values that a target takes and the defaults are found by trying configs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,17 +38,17 @@ make compile CONFIG=my-mistral.yaml SET="quantize.scheme=int8 shape.cache_len=81
 ```
 
 An unknown key or a wrong value is an error that names the line, what was found and what was expected.
-YAML is read by version 1.2's rules: `1e-5` is a number and `no` is text. Aliases and tags are refused.
+YAML is read by the rules of version 1.2: `1e-5` is a number and `no` is text. Aliases and tags are refused.
 """
 FOOTER = """\
 ## Before and after a compile
 
-`make plan CONFIG=...` says what a compile will make and take, from the checkpoint's headers alone. The compile prints
-the same lines as measured.
+`make plan CONFIG=...` says, from the checkpoint's headers alone, what a compile will produce and need. The compile
+prints the same lines with measured values.
 
 A compile can be resumed: the result of each stage is stored under a key of the config, the checkpoint, the project's
-code and the versions of the tools. If nothing changed, it takes seconds. A killed run leaves no half-made artifact, and
-the next one goes on from the finished stages.
+code and the versions of the tools. If nothing has changed, it takes seconds. A killed run leaves no half-made artifact,
+and the next run continues from the finished stages.
 """
 
 
@@ -63,12 +63,12 @@ def main() -> None:
 
 
 def _tables(heading: str, meaning: str, section: type[Section], prefix: str) -> Iterator[str]:
-    """A section's own keys as a table, then the sections in it, each under a heading of its own."""
+    """A section's own keys as a table, then the sections in it, each under its own heading."""
     inner: list[tuple[str, str, type[Section]]] = []
     rows = ["| key | values | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         key, kind = f"{prefix}{field.alias or name}", field.annotation
-        assert field.title, f"{key} has no title, which tells its meaning"
+        assert field.title, f"{key} has no title to say what it means"
         if isinstance(kind, type) and issubclass(kind, Section):
             inner.append((key, field.title, kind))
         else:
@@ -79,10 +79,10 @@ def _tables(heading: str, meaning: str, section: type[Section], prefix: str) -> 
 
 
 def _values(key: str, field: FieldInfo) -> str:
-    """What a key takes; of named values, those that only some targets take are said apart."""
+    """The values that a key takes; named values that only some targets take are listed separately."""
     names = ("true", "false") if field.annotation is bool else get_args(field.annotation)
     if not names or not all(isinstance(name, str | int) for name in names):
-        assert field.description is not None, f"{key} has no description, which tells what it takes"
+        assert field.description is not None, f"{key} has no description to say what it takes"
         return field.description
     if key == "backend.target":
         return _code(names)
@@ -95,7 +95,7 @@ def _values(key: str, field: FieldInfo) -> str:
 
 
 def _default(key: str, field: FieldInfo) -> str:
-    """The value of a key that is left out, by target where that matters."""
+    """The default of a key, by target if targets differ."""
     if field.is_required():
         return "required"
     texts = {target: _value(target, key) for target in KINDS}
@@ -107,7 +107,7 @@ def _default(key: str, field: FieldInfo) -> str:
 def _value(target: str, key: str) -> str:
     """A default as YAML."""
     config = _config(target)
-    assert config is not None, f"the least config for {target} is not valid"
+    assert config is not None, f"the minimal config for {target} is not valid"
     value = config.model_dump(mode="json", by_alias=True)
     for part in key.split("."):
         value = value[part]
@@ -115,7 +115,7 @@ def _value(target: str, key: str) -> str:
 
 
 def _config(target: str, key: str = "", value: object = None) -> CompileConfig | None:
-    """The least config for a target, with one key set; None where it is refused."""
+    """The minimal config for a target, with one key set; None if it is refused."""
     data: dict[str, dict[str, object] | str] = {
         "name": "x",
         "frontend": {"checkpoint": "x"},

@@ -1,6 +1,6 @@
 """Reads YAML into plain data and remembers where each value came from, so that an error can name the line.
 
-The dialect is YAML 1.2's core schema: `1e-5` is a number and `no` is text, where PyYAML's own YAML 1.1 says the opposite.
+The dialect is YAML 1.2's core schema: `1e-5` is a number and `no` is text, the opposite of PyYAML's own YAML 1.1.
 Aliases, tags of other types and duplicate keys are refused: a config says each thing once, where it can be seen.
 """
 
@@ -37,7 +37,7 @@ TAGS = {MappingNode: {MAP_TAG}, SequenceNode: {SEQ_TAG}, ScalarNode: {STR_TAG, N
 
 
 class CoreLoader(SafeLoader):
-    """PyYAML's parser with the core schema's scalars, without aliases."""
+    """PyYAML's parser with the scalars of the core schema and without aliases."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's own attribute; None stands for any first character
         None: [
@@ -63,7 +63,7 @@ class Sourced:
     origins: Mapping[KeyPath, str]
 
     def origin(self, path: KeyPath) -> str:
-        """Where `path` came from; for a path that nobody gave, where its nearest parent did."""
+        """The origin of `path`; for a path that was not given, the origin of its nearest parent."""
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]
@@ -77,12 +77,12 @@ class Sourced:
 
 
 def key_text(path: KeyPath) -> str:
-    """A key path as a person writes it: `shape.prefill_chunk[1]`."""
+    """A key path as it is usually written: `shape.prefill_chunk[1]`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
 def yaml_text(value: Value) -> str:
-    """A value in YAML's flow style on one line, such that this module reads the same value back."""
+    """A value in YAML's flow style on one line, which this module reads back as the same value."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{yaml_text(key)}: {yaml_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -99,13 +99,13 @@ def yaml_text(value: Value) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether `text` without quotes is read as that same text."""
+    """Whether `text` without quotes is read back as the same text."""
     node = compose(text, Loader=CoreLoader) if PLAIN_TEXT.fullmatch(text) else None
     return node is not None and node.tag == STR_TAG
 
 
 def read_yaml(path: Path) -> Sourced:
-    """Read a YAML file whose top level is a mapping; raises `UserError` with file and line when it is not one."""
+    """Read a YAML file whose top level is a mapping; raises `UserError` with file and line if it is not one."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -128,7 +128,7 @@ def read_yaml(path: Path) -> Sourced:
 
 
 def parse_yaml(text: str, where: str, *, lines: bool) -> Sourced:
-    """Parse one YAML document; origins are `where:line` if `lines`, else `where`. Raises `UserError` for a syntax error."""
+    """Parse one YAML document; origins are `where:line` if `lines`, else `where`. Raises `UserError` if it is wrong."""
     try:
         node = compose(text, Loader=CoreLoader)
         entries = list(_walk(node, (), 1)) if node is not None else [((), None, 1)]
@@ -151,7 +151,7 @@ def _syntax_error(where: str, reason: str, line: int | None) -> UserError:
 
 
 def _walk(node: Node, path: KeyPath, line: int) -> Iterator[tuple[KeyPath, Value, int]]:
-    """Yield (key path, value, line of its key) of everything below `node`, then of `node` itself."""
+    """Yield (key path, value, line of its key) for everything below `node`, then for `node` itself."""
     if node.tag not in TAGS[type(node)]:
         raise MarkedYAMLError(problem=f"tag {node.tag} is not supported here", problem_mark=node.start_mark)
     value: Value
@@ -173,7 +173,7 @@ def _walk(node: Node, path: KeyPath, line: int) -> Iterator[tuple[KeyPath, Value
 
 
 def _unique_items(node: MappingNode) -> Iterator[tuple[str, Node, int]]:
-    """Yield (key, value node, line) of a mapping; a key is text whatever it looks like, and may be there once."""
+    """Yield (key, value node, line) for a mapping; a key is text, whatever it looks like, and may occur only once."""
     seen: dict[str, int] = {}
     for key_node, child in node.value:
         if not isinstance(key_node, ScalarNode):
@@ -189,7 +189,7 @@ def _unique_items(node: MappingNode) -> Iterator[tuple[str, Node, int]]:
 
 
 def _scalar(node: Node) -> Scalar:
-    """The value of a scalar node; raises `MarkedYAMLError` for a number that is none."""
+    """The value of a scalar node; raises `MarkedYAMLError` for an unusable number."""
     text = node.value
     try:
         if node.tag == INT_TAG:
@@ -206,7 +206,7 @@ def _scalar(node: Node) -> Scalar:
 
 
 def with_override(source: Sourced, override: str) -> Sourced:
-    """`source` with the value of one `key.path=value` in place of whatever was there; the value is YAML on one line."""
+    """`source` with the value of one `key.path=value` in place of whatever was there; the value is one line of YAML."""
     where = f"--set {override}"
     key, equals, text = override.partition("=")
     path: tuple[str, ...] = tuple(key.strip().split("."))
@@ -229,7 +229,7 @@ def with_override(source: Sourced, override: str) -> Sourced:
 
 
 def _replaced(data: Value, path: tuple[str, ...], value: Value) -> Value:
-    """A copy of `data` with `value` at `path`; what is not a mapping on the way becomes one."""
+    """A copy of `data` with `value` at `path`; anything on the way that is not a mapping becomes one."""
     if not path:
         return value
     mapping = data if isinstance(data, dict) else {}

@@ -1,6 +1,7 @@
-"""`python -m export.convert SOURCE TARGET [--to huggingface|mistral]`: a checkpoint in Mistral's own format as a Hugging Face folder, or back.
+"""`python -m export.convert SOURCE TARGET [--to huggingface|mistral]`: convert a checkpoint.
 
-Weights keep their dtype and their bits; of wq and wk the rows change their order, since the formats pair rotary dimensions differently.
+Converts a checkpoint in Mistral's own format to a Hugging Face folder, or back. Weights keep their dtype and their
+bits; the rows of wq and wk are reordered, since the formats pair rotary dimensions differently.
 """
 
 import argparse
@@ -29,25 +30,21 @@ from export.conversion.target_formats import (
 from runtime.errors import UserError
 
 SHARD_BYTES = 5 * 10**9  # of a Hugging Face folder; Mistral's own format has one file
-OTHER = {"huggingface": "mistral", "mistral": "huggingface"}  # the form that is written -> the one that is read
-MARKS = {"huggingface": "config.json", "mistral": "params.json"}  # the file that tells a form
-PLAIN_TOKENIZERS = {
-    "tokenizer.json": "tokenizer.json",
-    "sentencepiece": "tokenizer.model",
-}  # kind -> file of a Hugging Face folder
-KEPT_FREE = 64 * 10**6  # bytes on the disk for everything besides the weights
+OTHER = {"huggingface": "mistral", "mistral": "huggingface"}  # the format that is written -> the one that is read
+MARKS = {"huggingface": "config.json", "mistral": "params.json"}  # the file that marks a format
+# Kind -> file in a Hugging Face folder.
+PLAIN_TOKENIZERS = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}
+KEPT_FREE = 64 * 10**6  # bytes kept free on the disk for everything besides the weights
 
 
 def main() -> int:
-    """The command; returns the exit status."""
+    """Run the command and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m export.convert", description="Convert a checkpoint from Mistral's own format, or to it."
     )
     parser.add_argument("source", type=Path, help="the checkpoint's folder")
-    parser.add_argument("target", type=Path, help="the folder to write, which is absent or empty")
-    parser.add_argument(
-        "--to", choices=tuple(OTHER), help="the form to write; the other one than that of the source if left out"
-    )
+    parser.add_argument("target", type=Path, help="the folder to write, which must be absent or empty")
+    parser.add_argument("--to", choices=tuple(OTHER), help="the format to write (default: the one that SOURCE lacks)")
     arguments = parser.parse_args()
     notes = convert(arguments.source, arguments.target, arguments.to or other_form(arguments.source))
     for note in notes:
@@ -57,22 +54,24 @@ def main() -> int:
 
 
 def other_form(source: Path) -> str:
-    """The form that a folder does not have; raises `UserError` where it has both or none."""
+    """The format that a folder is not in; raises `UserError` if it has the files of both or of neither."""
     found = [form for form, mark in MARKS.items() if (source / mark).is_file()]
     if not found:
         raise UserError(f"{source} has neither {' nor '.join(MARKS.values())}, expected a checkpoint's folder")
     if len(found) > 1:
         raise UserError(
-            f"{source} has both {' and '.join(MARKS.values())}; say with --to huggingface or --to mistral which form to write"
+            f"{source} has both {' and '.join(MARKS.values())}; "
+            "choose the format to write with --to huggingface or --to mistral"
         )
     return OTHER[found[0]]
 
 
 def convert(source: Path, target: Path, to: str, shard_bytes: int = SHARD_BYTES) -> tuple[str, ...]:
-    """Write the form `to` of the checkpoint `source` into the folder `target`, which appears complete or not at all.
+    """Write the checkpoint `source` in the format `to` into the folder `target`, which appears complete or not at all.
 
-    Returns what a person should know about it, a sentence each; raises `UserError` for a source that cannot be read or said in that form, a target
-    that is not empty, or a disk without room. Holds a block of rows in memory, or one matrix whose rows change places.
+    Returns notes for the user, one sentence each. Raises `UserError` if the source cannot be read or expressed in that
+    format, the target is not empty, or the disk lacks space. Holds only a block of rows in memory, or one matrix whose
+    rows are reordered.
     """
     target = target.absolute()  # so that even . has a name
     check_target(target)
@@ -85,18 +84,18 @@ def convert(source: Path, target: Path, to: str, shard_bytes: int = SHARD_BYTES)
 
 
 def check_target(target: Path) -> None:
-    """Refuse what is not an absent or empty folder."""
+    """Refuse a target that is not an absent or empty folder."""
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target} is not empty, expected a new folder; name another one")
     if os.path.lexists(target) and not target.is_dir():
-        raise UserError(f"{target} is no folder, expected a new one; name another one")
+        raise UserError(f"{target} is not a folder, expected a new one; name another one")
 
 
 Write = Callable[[Path, Callable[[int], None]], None]
 
 
 def _to_huggingface(checkpoint: Checkpoint, source: Path, shard_bytes: int) -> tuple[FormTensors, Write]:
-    """What to write as a Hugging Face folder, and how."""
+    """The tensors of a Hugging Face folder, and the function that writes it."""
     tensors = huggingface_tensors(checkpoint)
     ids = _ids(checkpoint)
     config = huggingface_config(checkpoint.model) | ids | {"torch_dtype": checkpoint.dtype("tok_embeddings.weight")}
@@ -113,7 +112,7 @@ def _to_huggingface(checkpoint: Checkpoint, source: Path, shard_bytes: int) -> t
 
 
 def _to_mistral(checkpoint: Checkpoint, source: Path, _shard_bytes: int) -> tuple[FormTensors, Write]:
-    """What to write in Mistral's own format, and how."""
+    """The tensors of a folder in Mistral's own format, and the function that writes it."""
     tensors = mistral_tensors(checkpoint)
     params = mistral_params(checkpoint.model)
 
@@ -132,7 +131,7 @@ _WRITERS: Mapping[str, Callable[[Checkpoint, Path, int], tuple[FormTensors, Writ
 
 
 def _ids(checkpoint: Checkpoint) -> dict[str, object]:
-    """The ids that begin and end a text, where the tokenizer is known."""
+    """The ids that begin and end a text, if there is a tokenizer."""
     if checkpoint.tokenizer is None:
         return {}
     bos, eos = checkpoint.tokenizer.bos_id, checkpoint.tokenizer.eos_ids
@@ -148,7 +147,7 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def _own_tokenizers(source: Path) -> list[Path]:
-    """Files of Mistral's own tokenizers, which both forms hold under the same names."""
+    """Files of Mistral's own tokenizers, which have the same names in both formats."""
     return [
         path
         for path in sorted(source.iterdir())
@@ -162,34 +161,43 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _add_plain_tokenizer(tokenizer: TokenizerSource | None, folder: Path) -> None:
-    """The tokenizer under the name that Hugging Face's software looks for; that of a tekken.json is a tokenizer.json since it was read."""
+    """Write the tokenizer under the name that Hugging Face's software looks for.
+
+    A tekken.json has already become a tokenizer.json when it was read.
+    """
     if tokenizer is not None:
         (folder / PLAIN_TOKENIZERS[tokenizer.kind]).write_bytes(tokenizer.data)
 
 
 def _tokenizer_notes(checkpoint: Checkpoint, source: Path, to: str) -> tuple[str, ...]:
-    """What of the tokenizer the other form cannot say."""
+    """Notes on the parts of the tokenizer that the other format cannot express."""
     tokenizer = checkpoint.tokenizer
     if tokenizer is None:
         return (f"{source} has no tokenizer, so none was written",)
     if to == "mistral" and not _own_tokenizers(source):
         return (
-            f"{source} has no tokenizer that Mistral's own format knows, such as tokenizer.model or tekken.json, so none was written",
+            f"{source} has no tokenizer for Mistral's own format, such as tokenizer.model or tekken.json, "
+            "so none was written",
         )
     if to == "mistral" and (tokenizer.chat_template is not None or tokenizer.instruct is not None):
         return (
-            "Mistral's own format has no place for a chat template; for conversations compile what was written with frontend.instruct: true",
+            "Mistral's own format has no place for a chat template; "
+            "for conversations, compile the new folder with frontend.instruct: true",
         )
     if to == "huggingface":
         return (
-            f"{source} has no chat template, so none was written; if the model is tuned for conversations, compile it from there",
+            f"{source} has no chat template, so none was written; "
+            "if the model is tuned for conversations, compile it from there",
         )
     return ()
 
 
 @contextmanager
 def _fresh_folder(target: Path, nbytes: int) -> Iterator[Path]:
-    """A temporary sibling that becomes `target` when the block is left, and is removed if it fails; those of killed runs are removed."""
+    """A temporary sibling that becomes `target` when the block ends, or is removed if it fails.
+
+    Those left by killed runs are removed as well.
+    """
     prefix = f".{target.name}.convert-"
     fresh = target.parent / f"{prefix}{os.getpid()}"
     try:
@@ -201,7 +209,8 @@ def _fresh_folder(target: Path, nbytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(target.parent).free
         if free < nbytes + KEPT_FREE:
             raise UserError(
-                f"{target.parent} has {free / 1e9:.1f} GB free, the checkpoint takes {nbytes / 1e9:.1f} GB; make room or name another one"
+                f"{target.parent} has {free / 1e9:.1f} GB free, but the checkpoint takes {nbytes / 1e9:.1f} GB; "
+                "make room or name another folder"
             )
         fresh.mkdir()
         yield fresh

@@ -1,6 +1,7 @@
-"""Checkpoints as other software expects them: safetensors in one file, or in shards with an index, written a block of rows at a time.
+"""Writes safetensors as other software expects them: one file, or shards with an index, a block of rows at a time.
 
-Unlike the artifact's file (`runtime/artifact/tensor_file.py`), these hold the model's tensors alone: no padding, which loaders would take for tensors.
+Unlike the artifact's file (`runtime/artifact/tensor_file.py`), these hold only the model's tensors: no padding, which
+loaders would take for tensors.
 """
 
 import json
@@ -15,18 +16,21 @@ from export.conversion.target_formats import FormTensors
 from runtime.artifact.tensor_file import CODES, METADATA, numpy_dtype
 
 HEADER_ALIGNMENT = 8  # bytes, as the `safetensors` package writes it
-MADE_FOR = {"format": "pt"}  # transformers refuses a file that does not say it
+MADE_FOR = {"format": "pt"}  # transformers refuses a file without it
 
 
 def total_bytes(tensors: FormTensors) -> int:
-    """Bytes of all tensors."""
+    """Total size of all tensors in bytes."""
     return sum(_nbytes(tensors, name) for name in tensors.names())
 
 
 def write_shards(
     folder: Path, stem: str, tensors: FormTensors, shard_bytes: int, advance: Callable[[int], None]
 ) -> None:
-    """STEM.safetensors, or STEM-00001-of-0000N.safetensors and STEM.safetensors.index.json beyond `shard_bytes`; `advance` hears of bytes."""
+    """Write STEM.safetensors, or beyond `shard_bytes`, STEM-00001-of-0000N.safetensors and STEM.safetensors.index.json.
+
+    `advance` is called with the number of bytes after each block.
+    """
     shards = list(_shards(tensors, shard_bytes))
     if len(shards) == 1:
         write_file(folder / f"{stem}.safetensors", tensors, shards[0], advance)
@@ -40,7 +44,10 @@ def write_shards(
 
 
 def write_file(path: Path, tensors: FormTensors, names: Sequence[str], advance: Callable[[int], None]) -> None:
-    """One file with the tensors `names`; those of wider dtypes come first, so that each begins at a multiple of its element's size."""
+    """Write one file with the tensors `names`.
+
+    Wider dtypes come first, so that each tensor begins at a multiple of its element size.
+    """
     ordered = sorted(names, key=lambda name: -numpy_dtype(tensors.dtype(name)).itemsize)
     with path.open("wb") as file:
         file.write(_header(tensors, ordered))
@@ -70,7 +77,7 @@ def _header(tensors: FormTensors, names: Sequence[str]) -> bytes:
 
 
 def _shards(tensors: FormTensors, shard_bytes: int) -> Iterator[list[str]]:
-    """Names in order, cut where the next tensor would not fit any more; a tensor that is too large gets a shard of its own."""
+    """Names in order, cut where the next tensor would no longer fit; a tensor that is too large gets its own shard."""
     shard: list[str] = []
     used = 0
     for name in tensors.names():

@@ -1,4 +1,4 @@
-"""A model in the words of a format: its hyper-parameters by the format's keys, and its tensors under the format's names, as they are stored."""
+"""A model in another checkpoint format: hyperparameters by the format's keys, and stored tensors under its names."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,12 +22,10 @@ HUGGINGFACE_MODELS = {
 
 @dataclass(frozen=True)
 class FormTensors:
-    """A checkpoint's tensors under the names of another format, each with the dtype that it is stored in, read a block at a time."""
+    """A checkpoint's tensors under the names of another format, each with its stored dtype, read a block at a time."""
 
-    checkpoint: Checkpoint  # its names are the format's, and each tensor has one part
-    interleaved_heads: Mapping[
-        str, int
-    ]  # tensors whose rotary pairs the format has in neighbouring rows -> their heads
+    checkpoint: Checkpoint  # with the format's names, and one part for each tensor
+    interleaved_heads: Mapping[str, int]  # tensors whose rotary pairs are neighbouring rows -> their number of heads
 
     def names(self) -> tuple[str, ...]:
         """Every tensor by the format's name."""
@@ -54,9 +52,10 @@ class FormTensors:
 
 
 def huggingface_config(model: ModelConfig) -> dict[str, object]:
-    """config.json, without ids and dtype, of the class of transformers that has this model's mathematics.
+    """The config.json, without ids and dtype, for the class of transformers that implements this model.
 
-    Raises `UserError` for a model that no class has: windows of several sizes, or a mixture whose layers differ in their window.
+    Raises `UserError` for a model that no class implements: one with windows of several sizes, or a mixture whose
+    layers have different windows.
     """
     key = transformers_model(model)
     fields = _values(model, _huggingface_family(model))
@@ -66,7 +65,7 @@ def huggingface_config(model: ModelConfig) -> dict[str, object]:
 
 
 def layer_types(model: ModelConfig) -> dict[str, list[str]]:
-    """The key that tells which layers have a window, for a model whose layers differ in that."""
+    """The key that says which layers have a window, for a model whose layers differ in that."""
     if len(set(model.sliding_window)) == 1:
         return {}
     return {"layer_types": ["sliding_attention" if window else "full_attention" for window in model.sliding_window]}
@@ -78,7 +77,7 @@ def huggingface_tensors(checkpoint: Checkpoint) -> FormTensors:
 
 
 def mistral_params(model: ModelConfig) -> dict[str, object]:
-    """params.json of a causal language model in Mistral's own format."""
+    """The params.json of a causal language model in Mistral's own format."""
     params = _values(model, FAMILIES["mistral"][_mistral_key(model)])
     experts = {key: params.pop(key) for key in MISTRAL_EXPERT_KEYS.values() if key in params}
     windows = window_pattern(model.sliding_window)
@@ -88,12 +87,12 @@ def mistral_params(model: ModelConfig) -> dict[str, object]:
 
 
 def mistral_tensors(checkpoint: Checkpoint) -> FormTensors:
-    """The tensors of a causal language model under Mistral's own names, rotary pairs in neighbouring rows."""
+    """The tensors of a causal language model under Mistral's own names, with rotary pairs in neighbouring rows."""
     return _renamed(checkpoint, FAMILIES["mistral"][_mistral_key(checkpoint.model)])
 
 
 def neighbour_rows(rows: Array, heads: int) -> Array:
-    """Reorder the rows (heads * head_dim, columns) from rotary halves to neighbours: the inverse of `half_split_rows`.
+    """Reorder the rows (heads * head_dim, columns) from half-split to interleaved pairs, inverting `half_split_rows`.
 
     Worked example, head_dim 6: rows 0 1 2 3 4 5 (pairs 0 3, 1 4, 2 5) become 0 3 1 4 2 5.
     """
@@ -102,16 +101,17 @@ def neighbour_rows(rows: Array, heads: int) -> Array:
 
 
 def transformers_model(model: ModelConfig) -> str:
-    """The `model_type` of the class of transformers that has a model's mathematics; `UserError` where none has."""
+    """The `model_type` of the class of transformers that implements a model; raises `UserError` if none does."""
     sizes = sorted({window for window in model.sliding_window if window is not None})
     interleaved, mixture = len(set(model.sliding_window)) > 1, model.n_experts is not None
     if len(sizes) > 1:
         raise UserError(
-            f"the layers have windows of {sizes} positions, which no class of transformers has, expected one size"
+            f"the layers have windows of {sizes} positions, which no class of transformers supports, expected one size"
         )
     if interleaved and mixture:
         raise UserError(
-            "the layers of a mixture of experts differ in their window, which no class of transformers has, expected the same in all"
+            "the layers of a mixture of experts differ in their window, which no class of transformers supports, "
+            "expected the same window in all"
         )
     return "mixtral" if mixture else "ministral" if interleaved else "mistral"
 
@@ -129,12 +129,12 @@ def _mistral_key(model: ModelConfig) -> str:
 def _check_head(model: ModelConfig) -> None:
     if not model.generates:
         raise UserError(
-            f"the model has the head {model.head}, which only its own format has a place for, expected a causal language model"
+            f"the model has the head {model.head}, which only its own format supports, expected a causal language model"
         )
 
 
 def _values(model: ModelConfig, family: Family) -> dict[str, object]:
-    """The hyper-parameters that a model has, windows left out, by the format's keys."""
+    """The hyperparameters that a model has, except its windows, by the format's keys."""
     fields = {
         ours: getattr(model, ours)
         for ours in family.keys
@@ -144,7 +144,7 @@ def _values(model: ModelConfig, family: Family) -> dict[str, object]:
 
 
 def _renamed(checkpoint: Checkpoint, family: Family) -> FormTensors:
-    """The parts of our tensors, which both formats cut in the same places, under the names of `family`."""
+    """The parts of our tensors, which both formats split in the same places, under the names of `family`."""
     layout = weights(family, checkpoint.model)
     pairs = [
         (wanted, stored)

@@ -1,1 +1,1 @@
-"""The static model as ONNX graphs over one shared weight file, and how that file stores each weight."""
+"""Exports the static model as ONNX graphs over one shared weight file, with each weight as that file stores it."""

@@ -1,11 +1,11 @@
-"""`OnnxGraphs`: what the export stage hands on. All that the build stage needs, which never reopens the checkpoint.
+"""`OnnxGraphs`: the result of the export stage, and all that the build stage needs, which never reopens the checkpoint.
 
-Graphs lie in the folder of their stored weights (`export.weights.stored`), since ONNX reads external data only from beside a graph or below it,
-and neither through links:
+Graphs lie in the folder of their stored weights (`export.weights.stored`), since ONNX reads external data only from a
+graph's own folder or below it, and not through links:
 
-graphs-KEY.json       `GraphsRecord`; written last, so that graphs without it are those of a run that was killed
+graphs-KEY.json       `GraphsRecord`; written last, so graphs without it are left over from a killed run
 prefill_T.onnx        one for each chunk size T
-decode.onnx           T = 1, of a model that generates
+decode.onnx           T = 1, only for a model that generates
 """
 
 import shutil
@@ -25,20 +25,20 @@ RECORD_PREFIX = "graphs-"
 
 
 class GraphsRecord(WeightsRecord, frozen=True):
-    """Everything about exported graphs that is not an array."""
+    """All data about exported graphs except the arrays."""
 
     shape: Shape
     graphs: tuple[Graph, ...]
 
     @classmethod
     def over(cls, weights: WeightsRecord, shape: Shape, cache_dtype: str) -> "GraphsRecord":
-        """The record of the graphs of these sizes over stored weights; `cache_dtype` as the configuration names it."""
+        """The record of graphs of these sizes over stored weights; `cache_dtype` is named as in the configuration."""
         given = {name: getattr(weights, name) for name in WeightsRecord.__struct_fields__}
         return cls(**given, shape=shape, graphs=graphs_of(weights.model, shape, CACHE_DTYPES[cache_dtype]))
 
     @property
     def cache_dtype(self) -> DType:
-        """What keys and values are stored as."""
+        """The dtype in which keys and values are stored."""
         return self.graphs[-1].signature.caches[0].dtype
 
 
@@ -51,7 +51,7 @@ class OnnxGraphs:
 
     @classmethod
     def open(cls, path: Path) -> "OnnxGraphs":
-        """Read a record; UserError when it is missing or malformed."""
+        """Read a record; raises `UserError` if it is missing or malformed."""
         if not path.is_file():
             raise UserError(
                 f"{path} is missing: expected the export stage's output there; run `python -m export` again"
@@ -60,12 +60,12 @@ class OnnxGraphs:
 
     @property
     def folder(self) -> Path:
-        """Where the graphs and their weights lie."""
+        """The folder of the graphs and their weights."""
         return self.path.parent
 
     @property
     def key(self) -> str:
-        """Identifies the graphs and their weights."""
+        """The key that identifies the graphs and their weights."""
         return self.path.stem.removeprefix(RECORD_PREFIX)
 
     def onnx_path(self, graph: Graph) -> Path:
@@ -73,7 +73,7 @@ class OnnxGraphs:
         return self.folder / f"{graph.name}{ONNX_SUFFIX}"
 
     def dump(self, folder: Path) -> None:
-        """Copy the ONNX files, for a viewer, under numbered names."""
+        """Copy the ONNX files under numbered names, for viewing."""
         folder.mkdir(parents=True, exist_ok=True)
         for graph in self.record.graphs:
             shutil.copyfile(self.onnx_path(graph), folder / f"0-export-{graph.name}.onnx")
@@ -83,10 +83,10 @@ class OnnxGraphs:
         return TensorFile.open(self.folder / WEIGHTS_FILE)
 
     def files_for_artifact(self) -> list[Path]:
-        """Tokenizer files, which go into the artifact as they are."""
+        """The tokenizer files, which go into the artifact unchanged."""
         return [self.folder / name for name in self.record.tokenizer_files]
 
 
 def record_path(folder: Path, key: str) -> Path:
-    """Where the record of the graphs of a key lies."""
+    """The file of the record of the graphs with a key."""
     return folder / f"{RECORD_PREFIX}{key}.json"

@@ -1,4 +1,7 @@
-"""Layers of one shape are traced once and connected by hand: tracing thirty equal layers would take thirty times as long for the same nodes."""
+"""Traces layers of one shape once and connects the copies by hand.
+
+Tracing thirty equal layers would take thirty times as long for the same nodes.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from runtime.artifact.manifest import CALL_INPUTS, Signature, TensorSpec
 
 @dataclass(frozen=True)
 class Parts:
-    """Traced parts of one graph: what comes before the layers, one layer for each distinct cache length, and what comes after."""
+    """Traced parts of one graph: the part before the layers, one layer for each cache length, and the part after."""
 
     begin: ir.Model  # input_ids, position_ids -> x, cos, sin, a mask for each distinct cache length, ascending
     blocks: Mapping[int, ir.Model]  # x, cos, sin, mask, a layer's caches -> x, new caches
@@ -19,14 +22,14 @@ class Parts:
 
 
 def stitch(parts: Parts, cache_lens: Sequence[int], signature: Signature) -> ir.Model:
-    """The whole graph: `begin`, a copy of the fitting block for each layer under that layer's names, `finish`."""
+    """The whole graph: `begin`, a copy of the matching block for each layer under that layer's names, and `finish`."""
     inputs = [_declare(spec) for spec in signature.inputs]
     call, caches = inputs[:CALL_INPUTS], inputs[CALL_INPUTS:]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports=dict(parts.begin.graph.opset_imports), name="mistral")
     x, cos, sin, *masks = _append(graph, parts.begin.graph, call, "begin", str)
     mask_of = dict(zip(sorted(parts.blocks), masks, strict=True))
     present: list[ir.Value] = []
-    each = len(caches) // len(cache_lens)  # of a layer
+    each = len(caches) // len(cache_lens)  # caches of one layer
     for i, cache_len in enumerate(cache_lens):
         arguments = [x, cos, sin, mask_of[cache_len], *caches[each * i : each * (i + 1)]]
         x, *new = _append(
@@ -58,10 +61,10 @@ def _append(
     weight_name: Callable[[str], str],
     constants: str | None = None,
 ) -> list[ir.Value]:
-    """Copy a part's nodes behind those of `graph`, fed with `arguments`; returns the copies of the part's outputs.
+    """Append copies of a part's nodes to `graph`, fed with `arguments`, and return the copies of the part's outputs.
 
-    Initializers without data are weights, renamed by `weight_name`; those with data are constants and, named after `constants`, shared by all
-    copies of the part.
+    Initializers without data are weights, renamed by `weight_name`; those with data are constants, which are named
+    after `constants` and shared by all copies of the part.
     """
     new: dict[ir.Value, ir.Value] = dict(zip(part.inputs, arguments, strict=True))
     for name, value in part.initializers.items():

@@ -1,4 +1,7 @@
-"""StaticModel to ONNX: traced on the meta device, so that no weight is ever allocated; `export.onnx_graphs.weights` puts the weights in their place."""
+"""Traces `StaticModel` to ONNX on the meta device, so that no weight is ever allocated.
+
+`export.onnx_graphs.weights` then puts the weights in their place.
+"""
 
 import logging
 import warnings
@@ -25,8 +28,8 @@ from export.static_model.model import StaticModel, distinct
 from runtime.artifact.manifest import CALL_INPUTS, Graph, Signature, TensorSpec
 from runtime.artifact.tensor_file import TensorFile
 
-# The exporter builds its table of a few hundred operators anew for every trace, from their source code, which takes half of the trace's time.
-# It depends on the opset alone, and torch, which is pinned, has no public way to hand it over.
+# For every trace, the exporter rebuilds its table of a few hundred operators from their source code, which takes half
+# of the trace's time. The table depends only on the opset, and torch, which is pinned, has no public way to pass it in.
 ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
 OPSET = 20  # the newest at which TVM 0.27 imports every operator that the trace yields
@@ -40,7 +43,10 @@ def export_graph(
     weights: TensorFile,
     path: Path,
 ) -> None:
-    """Trace `model` (on the meta device) at the graph's shapes and write `path`, checked; weights stay in their file beside it."""
+    """Trace `model` (on the meta device) at the graph's shapes, write it to `path` and check it.
+
+    The weights stay in their file beside it.
+    """
     traced = stitch(_trace_parts(model, graph, constants), model.cache_lens, graph.signature)
     store_weights(traced, record.tensors, weights)
     _check_signature(traced, graph)
@@ -49,7 +55,7 @@ def export_graph(
 
 
 class _Method(torch.nn.Module):
-    """One method of the model as a module, which is what the tracer takes."""
+    """One method of the model as a module, since the tracer takes a module."""
 
     def __init__(self, model: StaticModel, method: str) -> None:
         super().__init__()
@@ -61,11 +67,11 @@ class _Method(torch.nn.Module):
 
 
 def _trace_parts(model: StaticModel, graph: Graph, constants: dict[str, NDArray[np.generic]]) -> Parts:
-    """Every different part of the model once."""
+    """Trace every distinct part of the model once."""
     ids = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[:CALL_INPUTS]]
     x, cos, sin, *masks = model.begin(*ids)
     blocks = {}
-    each = len(graph.signature.caches) // len(model.cache_lens)  # of a layer
+    each = len(graph.signature.caches) // len(model.cache_lens)  # caches of one layer
     for cache_len, mask in zip(distinct(model.cache_lens), masks, strict=True):
         layer = model.cache_lens.index(cache_len)
         caches = [_meta(spec.shape, spec.dtype) for spec in graph.signature.caches[each * layer : each * (layer + 1)]]
@@ -85,7 +91,7 @@ def _trace(
 ) -> ir.Model:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # the exporter's own deprecation warnings
         program = torch.onnx.export(
             module,
             tuple(arguments),
@@ -102,9 +108,9 @@ def _trace(
 
 
 def _name_initializers(model: ir.Model, constants: dict[str, NDArray[np.generic]]) -> None:
-    """Give the small buffers their values; weights lose theirs (meta tensors have none), so that nothing tries to fold them."""
+    """Give the small buffers their values; weights, which are meta tensors, lose theirs, so that nothing folds them."""
     for name, value in list(model.graph.initializers.items()):
-        own = name.removeprefix("model.")  # of `_Method`
+        own = name.removeprefix("model.")  # added by `_Method`
         del model.graph.initializers[name]
         value.name = own
         value.const_value = ir.tensor(constants[own], name=own) if own in constants else None
@@ -114,15 +120,14 @@ def _name_initializers(model: ir.Model, constants: dict[str, NDArray[np.generic]
 def _fold(model: ir.Model) -> None:
     optimizer.fold_constants(model, onnx_shape_inference=False)
     optimizer.remove_unused_nodes(model)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
-        model
-    )  # TVM reads no Constant with value_ints
+    # TVM does not read a Constant with value_ints.
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     CommonSubexpressionEliminationPass()(model)
-    ClearMetadataAndDocStringPass()(model)  # the tracer's stack traces hold this machine's paths
+    ClearMetadataAndDocStringPass()(model)  # the tracer's stack traces contain this machine's paths
 
 
 def _check_signature(model: ir.Model, graph: Graph) -> None:
-    """The graph's boundary is the signature that was fixed before the trace, and no dimension anywhere is dynamic."""
+    """Check that the graph has the signature that was fixed before the trace, and that no dimension is dynamic."""
     found = Signature(inputs=_specs(model.graph.inputs), outputs=_specs(model.graph.outputs))
     assert found == graph.signature, f"{graph.name}: exported {found}, expected {graph.signature}"
     for node in model.graph:

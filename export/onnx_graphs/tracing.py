@@ -1,4 +1,4 @@
-"""The second half of the export stage: the static model is traced once for each graph, over weights that are stored already."""
+"""The second half of the export stage: traces the static model once for each graph, over weights already stored."""
 
 from pathlib import Path
 
@@ -14,7 +14,10 @@ from runtime.artifact.tensor_file import TensorFile
 
 
 def trace_over(stored: StoredWeights, record: GraphsRecord, path: Path) -> OnnxGraphs:
-    """Trace the graphs of a record beside their stored weights; graphs of another key make way. `path`, the record's, appears last."""
+    """Trace the graphs of a record beside their stored weights, and write the record to `path` last.
+
+    Graphs with another key are removed first.
+    """
     for old in (*stored.folder.glob(f"{RECORD_PREFIX}*"), *stored.folder.glob(f"*{ONNX_SUFFIX}")):
         old.unlink()
     trace_graphs(record, stored.folder)
@@ -25,7 +28,7 @@ def trace_over(stored: StoredWeights, record: GraphsRecord, path: Path) -> OnnxG
 
 
 def trace_graphs(record: GraphsRecord, folder: Path) -> None:
-    """Trace the static model once for each graph, over the weight file that lies in `folder`."""
+    """Trace the static model once for each graph, over the weight file in `folder`."""
     cache_lens = record.model.cache_lens(record.shape.cache_len)
     with torch.device("meta"):
         model = StaticModel(record.model, cache_lens).eval()

@@ -1,7 +1,7 @@
-"""Weights in an ONNX graph: external data in the shared weight file, as the record says that they are stored, widened before any use.
+"""Weights in an ONNX graph: external data in the shared weight file, stored as the record says, and widened before use.
 
-How a format is widened is the format's word (`export.weights`). Where activations are rounded, x of MatMul(x, w^T) becomes round(x / s) * s, with
-s = (max |x| + 1e-30) / 127 of each group of a token.
+Each format defines how it is widened (`export.weights`). Where activations are rounded, x in MatMul(x, w^T) becomes
+round(x / s) * s, with s = (max |x| + 1e-30) / 127 for each group of a token.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from export.weights.stored import WEIGHTS_FILE
 from export.weights.table import format_of
 from runtime.artifact.tensor_file import StoredTensor, TensorFile, numpy_dtype
 
-OPSET_OF_BLOCKS = 21  # the first whose DequantizeLinear knows groups
+OPSET_OF_BLOCKS = 21  # the first in which DequantizeLinear supports groups
 
 
 def store_weights(model: ir.Model, tensors: Sequence[ModelTensor], weights: TensorFile) -> None:
-    """Give every weight of the graph, by now an initializer without data, what the file holds."""
+    """Give every weight of the graph, so far an initializer without data, its stored tensors from the file."""
     for tensor in tensors:
         if tensor.name in model.graph.initializers:
             _store(model, tensor, weights)
@@ -45,7 +45,7 @@ def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
 
 
 def _widening(model: ir.Model, tensor: ModelTensor, widening: Widening, weights: TensorFile) -> list[ir.Node]:
-    """The nodes from stored tensors to float32, the last of which gives the weight."""
+    """The nodes that widen stored tensors to float32; the last one gives the weight."""
     nodes: list[ir.Node] = []
     inputs: list[ir.Value] = []
     for part in widening.inputs:
@@ -74,7 +74,7 @@ def _products(weight: ir.Value) -> list[ir.Node]:
 
 
 def _round_tokens(model: ir.Model, matmul: ir.Node, together: int) -> None:
-    """Put the rounding of x (..., K) to int8, in groups of `together` neighbours, in front of a product."""
+    """Insert the rounding of x (..., K) to int8, in groups of `together` neighbours, before a product."""
     x, name = matmul.inputs[0], matmul.name
     assert x is not None
     assert x.shape is not None
@@ -120,7 +120,7 @@ def _round_tokens(model: ir.Model, matmul: ir.Node, together: int) -> None:
 
 
 def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """A small initializer that all uses share."""
+    """A small initializer, shared by all its uses."""
     name = f"dynamic.{name}"
     if name not in model.graph.initializers:
         tensor = ir.tensor(array, name=name)
@@ -133,7 +133,7 @@ def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
 def _initializer(
     model: ir.Model, stored: StoredTensor, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None
 ) -> ir.Value:
-    """A tensor of the weight file; `dtype` and `shape` for what ONNX packs, and safetensors holds as bytes."""
+    """A tensor of the weight file; `dtype` and `shape` are given if ONNX packs what safetensors holds as bytes."""
     tensor = _external(stored, dtype, shape)
     value = ir.Value(name=stored.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.initializers[stored.name] = value

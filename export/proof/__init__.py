@@ -1,1 +1,1 @@
-"""The correctness ladder: implementations that are compared, and how."""
+"""The correctness ladder: the implementations to compare, and their comparison."""

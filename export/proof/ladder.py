@@ -1,6 +1,7 @@
-"""The correctness ladder's common ground: which token sequences are fed in which chunks, and how two sets of logits are compared.
+"""Shared parts of the correctness ladder: token sequences and their chunks, and the comparison of two sets of logits.
 
-A trace is what one implementation answered: for each case, the calls and their logits. The build stage replays it on the compiled artifact.
+A trace holds the answers of one implementation: for each case, the calls and their logits. The build stage replays it
+on the compiled artifact.
 """
 
 from collections.abc import Callable
@@ -14,15 +15,18 @@ from runtime.artifact.manifest import ModelConfig, ParityRow, Shape
 
 TRACE_FILE, ROWS_FILE = "parity-trace.npz", "parity-rows.json"
 SEED = 20260101
-NOT_A_NUMBER = 1e300  # what a NaN counts as: beyond every bound, and a number in JSON
-MAX_CASE = 512  # tokens: longer windows are crossed by overrides on small models, not here
+NOT_A_NUMBER = 1e300  # stands for a NaN: beyond every bound, and a valid number in JSON
+MAX_CASE = 512  # tokens; longer windows are crossed with overrides on small models, not here
 Logits = NDArray[np.float32]
 Step = Callable[[int, NDArray[np.int64], NDArray[np.int64]], Logits]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One sequence for each batch row, (B, n), fed in the chunks of `schedule`, the first padded on the left where they exceed n."""
+    """One sequence for each batch row (B, n), fed in the chunks of `schedule`.
+
+    If these exceed n, the first chunk is padded on the left.
+    """
 
     label: str
     ids: NDArray[np.int64]
@@ -30,7 +34,7 @@ class Case:
 
     @property
     def padding(self) -> int:
-        """Columns in front of the first token."""
+        """Padding columns before the first token."""
         return sum(self.schedule) - self.ids.shape[1]
 
     def calls(self) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
@@ -54,7 +58,11 @@ class Case:
 
 
 def lengths(model: ModelConfig, shape: Shape) -> list[int]:
-    """Lengths around what can go wrong: the window (1, W-1, W, W+1, 2W+3) where it is short enough, else around the chunk sizes alike."""
+    """Lengths around the points where something can go wrong.
+
+    They are 1, W-1, W, W+1 and 2W+3 for every window W that is short enough, or, if there is none, the same lengths for
+    every chunk size.
+    """
     windows = sorted({w for w in model.sliding_window if w is not None and 2 * w + 3 <= MAX_CASE})
     around = [n for w in windows for n in (w - 1, w, w + 1, 2 * w + 3)] or [
         n for c in shape.prefill_chunks for n in (c - 1, c, c + 1, 2 * c + 3)
@@ -64,7 +72,10 @@ def lengths(model: ModelConfig, shape: Shape) -> list[int]:
 
 
 def make_cases(model: ModelConfig, shape: Shape) -> list[Case]:
-    """Seeded random ids at every length in every chunk size, and another way besides: token by token, or behind a chunk of padding alone."""
+    """Seeded random ids of every length in every chunk size, and fed in other ways.
+
+    These are token by token or, if the model does not generate, after a chunk that holds only padding.
+    """
     generator = np.random.default_rng(SEED)
     cases = []
     for n in lengths(model, shape):
@@ -85,7 +96,10 @@ def make_cases(model: ModelConfig, shape: Shape) -> list[Case]:
 
 
 def compare(rung: str, compared: str, pairs: list[tuple[Logits, Logits]], bound: float) -> ParityRow:
-    """One row of the table: `pairs` of (found, expected) logits, each (B, vocab); the bound is on max |difference| / max |expected|."""
+    """One row of the table, from `pairs` of (found, expected) logits, each (B, vocab).
+
+    The bound applies to max |difference| / max |expected|.
+    """
     worst_abs = worst_rel = 0.0
     agreed = total = 0
     for found, expected in pairs:
@@ -109,7 +123,7 @@ def compare(rung: str, compared: str, pairs: list[tuple[Logits, Logits]], bound:
 def pairs_with(
     cases: list[Case], found: list[list[Logits]], expected: list[list[Logits]]
 ) -> list[tuple[Logits, Logits]]:
-    """(found, expected) of every call that ends in a real token."""
+    """The (found, expected) pairs of every call that ends with a real token."""
     return [
         (mine, theirs)
         for case, one, other in zip(cases, found, expected, strict=True)
@@ -119,7 +133,7 @@ def pairs_with(
 
 
 def ways_agree(cases: list[Case], answers: list[list[Logits]]) -> list[tuple[Logits, Logits]]:
-    """Final logits of the cases that feed the same ids in other chunks, each against the first way."""
+    """Final logits of the cases that feed the same ids in other chunks, each paired with those of the first way."""
     first: dict[bytes, Logits] = {}
     pairs = []
     for case, logits in zip(cases, answers, strict=True):
@@ -132,7 +146,7 @@ def ways_agree(cases: list[Case], answers: list[list[Logits]]) -> list[tuple[Log
 
 
 def save_trace(path: Path, cases: list[Case], logits: list[list[Logits]]) -> None:
-    """Write what one implementation answered."""
+    """Write the answers of one implementation."""
     arrays = {
         f"{i}.{kind}": array
         for i, case in enumerate(cases)

@@ -1,4 +1,4 @@
-"""The implementation that we did not write: Hugging Face `transformers`, loaded with the checkpoint's own weights in float32."""
+"""The reference implementation: Hugging Face `transformers`, loaded with the checkpoint's own weights in float32."""
 
 import tempfile
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from export.conversion.convert import convert
 from export.conversion.target_formats import layer_types, transformers_model
 from runtime.artifact.manifest import HeadName, ModelConfig
 
-PADDING_ID = 0  # any valid id: only which position is the last depends on it, and every position is looked at
+PADDING_ID = 0  # any valid id: it only decides which position is the last, and every position is compared
 
 
 @dataclass(frozen=True)
 class ReferenceHead:
-    """The class of `transformers` that picks the one with a head, and the module whose result is what the head gives for every token."""
+    """The Auto class of `transformers` for a head, and the module whose result is the head's output for every token."""
 
     automatic: Any
     module: str
@@ -44,7 +44,7 @@ REFERENCE_CONFIGS: Mapping[str, Any] = {  # by `model_type`
 
 
 def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module:
-    """`transformers` in float32, its weights read by `transformers` itself, its windows and overrides as `model` says."""
+    """The `transformers` model in float32; it reads the weights itself, windows and overrides are those of `model`."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     automatic = REFERENCE_HEADS[model.head].automatic
@@ -52,10 +52,8 @@ def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module
     config = reference_config(model, loaded.config.to_dict())
     with torch.device("meta"):
         reference = automatic.from_config(config, attn_implementation="eager")
-    theirs, ours = (
-        f"{loaded.base_model_prefix}.",
-        f"{reference.base_model_prefix}.",
-    )  # LlamaForQuestionAnswering has a name of its own
+    # LlamaForQuestionAnswering has a prefix of its own.
+    theirs, ours = f"{loaded.base_model_prefix}.", f"{reference.base_model_prefix}."
     weights = {
         ours + name.removeprefix(theirs) if name.startswith(theirs) else name: tensor
         for name, tensor in loaded.state_dict().items()
@@ -68,7 +66,7 @@ def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module
 
 
 def _load(path: Path, kind: str, automatic: Any) -> torch.nn.Module:  # noqa: ANN401 (one of the classes named AutoModel...)
-    """The checkpoint as `transformers` reads it; of Mistral's own format it reads the converted form."""
+    """The checkpoint as `transformers` reads it; a checkpoint in Mistral's own format is converted first."""
     if kind == "gguf":
         return automatic.from_pretrained(path.parent, dtype=torch.float32, gguf_file=path.name)
     if kind == "huggingface":
@@ -79,9 +77,9 @@ def _load(path: Path, kind: str, automatic: Any) -> torch.nn.Module:  # noqa: AN
 
 
 def reference_config(model: ModelConfig, values: dict[str, object]) -> transformers.PretrainedConfig:
-    """The configuration class that has this model's mathematics, with `values` of the checkpoint's own: a Llama without biases is a Mistral.
+    """The configuration of the class that implements this model, with `values` from the checkpoint's own configuration.
 
-    Raises `UserError` for windows of several sizes, which no class has.
+    A Llama without biases is a Mistral. Raises `UserError` for windows of several sizes, which no class supports.
     """
     name = transformers_model(model)
     left_out = ("model_type", "architectures", "transformers_version", "layer_types")
@@ -99,9 +97,9 @@ def reference_config(model: ModelConfig, values: dict[str, object]) -> transform
 
 
 def reference_logits(model: torch.nn.Module, ids: NDArray[np.int64], head: HeadName) -> NDArray[np.float32]:
-    """What the head gives at every position, (B, n, n_outputs), of ids (B, n), in one pass without a cache.
+    """The head's outputs (B, n, n_outputs) at every position of ids (B, n), in one pass without a cache.
 
-    Taken where the head gives it: a sequence classification answers with the last position alone.
+    They are taken from the head itself, since a sequence classification model returns only the last position.
     """
     outputs: list[torch.Tensor] = []
     hook = model.get_submodule(REFERENCE_HEADS[head].module).register_forward_hook(

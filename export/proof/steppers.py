@@ -1,4 +1,4 @@
-"""Two implementations of one call of a graph, behind one surface: the static torch model, and onnxruntime on the exported graphs."""
+"""Two implementations of a graph call behind one interface: the static torch model and onnxruntime on the graphs."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -24,7 +24,10 @@ class Stepper(Protocol):
         """Empty the caches."""
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
-        """Feed ids (B, T) at positions first .. first + T - 1 of each row (first is (B,)); logits (B, vocab), or a head's outputs, after the last."""
+        """Feed ids (B, T) at positions first .. first + T - 1 of each row, with first (B,).
+
+        Returns the logits (B, vocab), or another head's outputs, after the last token.
+        """
 
 
 def positions(first: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
@@ -36,7 +39,7 @@ class TorchStepper:
     """The static model on real tensors."""
 
     def __init__(self, model: StaticModel, batch: int, cache_dtype: torch.dtype) -> None:
-        """Caches of int8 have their scales beside them."""
+        """An int8 `cache_dtype` adds scales beside the caches."""
         self.model, self.batch, self.dtype = model, batch, cache_dtype
         self.caches: list[torch.Tensor] = []
         self.reset()
@@ -57,7 +60,10 @@ class TorchStepper:
         return self.outputs(ids, first)[:, -1]
 
     def outputs(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
-        """As `Stepper.step` for any T, with all that the head gives: (B, T, n_outputs), or (B, 1, n_outputs) for the last token."""
+        """As `Stepper.step` for any T, with all of the head's outputs.
+
+        They are (B, T, n_outputs), or (B, 1, n_outputs) if the head gives only those of the last token.
+        """
         with torch.no_grad():
             outputs, *self.caches = self.model(
                 torch.from_numpy(ids), torch.from_numpy(positions(first, ids.shape[1])), *self.caches
@@ -67,7 +73,7 @@ class TorchStepper:
 
 
 class OnnxStepper:
-    """onnxruntime on the exported graphs, without its optimisations: they are inexact for DequantizeLinear before MatMul."""
+    """onnxruntime on the exported graphs, not optimized, since that is inexact for DequantizeLinear before MatMul."""
 
     def __init__(self, graphs: OnnxGraphs) -> None:
         options = onnxruntime.SessionOptions()
@@ -103,7 +109,7 @@ def static_model(
     weights: dict[str, NDArray[np.float32]],
     rounded: Mapping[str, int] | None = None,
 ) -> StaticModel:
-    """The static model with these weights; every parameter must be given. `rounded`: see `StaticModel.round_products`."""
+    """The static model with these weights; every parameter must be given. For `rounded`, see `round_products`."""
     cache_lens = config.cache_lens(cache_len)
     with torch.device("meta"):
         model = StaticModel(config, cache_lens).eval()
@@ -114,12 +120,12 @@ def static_model(
 
 
 def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
-    """All weights as the checkpoint has them, in float32."""
+    """All weights of the checkpoint, in float32."""
     return {name: checkpoint.tensor(name).astype(np.float32) for name in checkpoint.names()}
 
 
 def stored_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
-    """All weights as the graphs compute with them: stored by the scheme, widened to float32 again."""
+    """All weights as the graphs compute with them: stored by the scheme, then widened to float32."""
     source = graphs.weights()
     return {
         tensor.name: load(tensor, {spec.name: source.read(spec.name) for spec in specs(tensor)})

@@ -1,1 +1,1 @@
-"""The model as a torch module whose every shape is fixed."""
+"""The model as a torch module in which every shape is fixed."""

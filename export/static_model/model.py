@@ -1,7 +1,8 @@
-"""The static Mistral: a torch module whose every shape is fixed by batch, chunk and cache lengths.
+"""The static Mistral: a torch module in which batch, chunk and cache lengths fix every shape.
 
-Parameters carry the project's tensor names (`layers.0.attention.wqkv.weight`), so a state dict, the ONNX initializers and the artifact's
-weights all speak of the same tensor. Constants that depend on the configuration alone are buffers and come from `constants`.
+Parameters have the project's tensor names (`layers.0.attention.wqkv.weight`), so a state dict, the ONNX initializers
+and the artifact's weights all use the same name for a tensor. Constants that depend only on the configuration are
+buffers and come from `constants`.
 """
 
 from collections.abc import Mapping
@@ -54,9 +55,10 @@ class Attention(nn.Module):
         mask: torch.Tensor,
         *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """x (B, T, dim), cos and sin (B, 1, T, head_dim / 2), mask (B, T, W + T) and the layer's caches, to output and new caches.
+        """Compute the output and the new caches from x (B, T, dim) and the layer's caches.
 
-        Caches are key and value (B, n_kv_heads, W, head_dim) and, of int8, their scales (B, n_kv_heads, W, 1).
+        cos and sin are (B, 1, T, head_dim / 2), the mask is (B, T, W + T). Caches are key and value
+        (B, n_kv_heads, W, head_dim) and, for int8, their scales (B, n_kv_heads, W, 1).
         """
         c = self.config
         batch, tokens, _ = x.shape
@@ -93,7 +95,7 @@ class FeedForward(nn.Module):
 
 
 class Experts(nn.Module):
-    """The feed-forwards of a mixture, each one's matrix stacked on the one before."""
+    """The feed-forwards of a mixture, with the experts' matrices stacked by rows."""
 
     def __init__(self, config: ModelConfig, n_experts: int) -> None:
         super().__init__()
@@ -102,10 +104,11 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Each token's feed-forward is the sum of those of its `experts_per_token` best experts, weighted by the softmax over their scores.
+    """A sum over each token's `experts_per_token` best experts, weighted by the softmax over their scores.
 
-    Source: Jiang et al., 2024, "Mixtral of Experts", equation 2. The graph computes every expert for every token and multiplies what was not
-    chosen by an exact zero, since a static graph cannot choose; the kernel that the build stage puts in its place computes the chosen ones alone.
+    Source: Jiang et al., 2024, "Mixtral of Experts", equation 2. Since a static graph cannot choose, it computes every
+    expert for every token and multiplies those not chosen by an exact zero; the kernel that the build stage puts in its
+    place computes only the chosen ones.
     """
 
     def __init__(self, config: ModelConfig, n_experts: int, experts_per_token: int) -> None:
@@ -127,12 +130,9 @@ class MixtureOfExperts(nn.Module):
         ).sum(-2)  # (B, T, n_experts)
         tokens = x.reshape(-1, self.dim)  # (B T, dim)
         both = tokens @ self.experts.w13.weight.view(self.n_experts, 2 * self.hidden_dim, self.dim).transpose(1, 2)
-        hidden = (
-            functional.silu(both[..., : self.hidden_dim]) * both[..., self.hidden_dim :]
-        )  # (n_experts, B T, hidden_dim)
-        outputs = hidden @ self.experts.w2.weight.view(self.n_experts, self.dim, self.hidden_dim).transpose(
-            1, 2
-        )  # (n_experts, B T, dim)
+        # (n_experts, B T, hidden_dim), then (n_experts, B T, dim)
+        hidden = functional.silu(both[..., : self.hidden_dim]) * both[..., self.hidden_dim :]
+        outputs = hidden @ self.experts.w2.weight.view(self.n_experts, self.dim, self.hidden_dim).transpose(1, 2)
         return (outputs * shares.view(-1, self.n_experts).transpose(0, 1)[..., None]).sum(0).view(x.shape)
 
 
@@ -144,13 +144,13 @@ def feed_forward(config: ModelConfig) -> nn.Module:
 
 
 def head(config: ModelConfig) -> nn.Module:
-    """What turns a normed state (..., dim) into (..., n_outputs); the state itself where the head has no tensor."""
+    """The module from a normed state (..., dim) to outputs (..., n_outputs); the identity if the head has no tensor."""
     tensors = HEADS[config.head].tensors
     return nn.Linear(config.dim, config.n_outputs, bias="output.bias" in tensors) if tensors else nn.Identity()
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and feed-forward, each behind a norm and added to its input."""
+    """One decoder layer: attention and feed-forward, each applied after a norm and added to its input."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -167,21 +167,27 @@ class Block(nn.Module):
         mask: torch.Tensor,
         *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """As `Attention.forward`, with x (B, T, dim) before the norm and after the layer."""
+        """As `Attention.forward`, but with x (B, T, dim) before the norm, and the output of the whole layer."""
         mixed, *present = self.attention(self.attention_norm(x), cos, sin, mask, *past)
         x = x + mixed
         return x + self.feed_forward(self.ffn_norm(x)), *present
 
 
 def rounded_tokens(x: torch.Tensor, together: int) -> torch.Tensor:
-    """x (..., K), each `together` neighbours rounded to whole multiples of their own scale, (max |x| + smallest) / levels; half to even."""
+    """Round x (..., K), half to even, to whole multiples of a scale for every `together` neighbours.
+
+    The scale is (max |x| + smallest) / levels.
+    """
     groups = x.unflatten(-1, (-1, together))
     scale = (groups.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / DYNAMIC_LEVELS
     return ((groups / scale).round() * scale).flatten(-2)
 
 
 class StaticModel(nn.Module):
-    """`forward(input_ids, position_ids, *caches) -> outputs of the head, *new caches`: key and value of layer 0, of layer 1, ..."""
+    """`forward(input_ids, position_ids, *caches) -> outputs of the head, *new caches`.
+
+    Caches are key and value of layer 0, of layer 1, ...
+    """
 
     def __init__(self, config: ModelConfig, cache_lens: tuple[int, ...]) -> None:
         super().__init__()
@@ -199,7 +205,10 @@ class StaticModel(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, *caches: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Ids and positions (B, T), caches (B, n_kv_heads, W_i, head_dim), to what `finish` gives and the new caches."""
+        """Compute the result of `finish` and the new caches.
+
+        Ids and positions are (B, T), caches (B, n_kv_heads, W_i, head_dim).
+        """
         x, cos, sin, *by_length = self.begin(input_ids, position_ids)
         masks = dict(zip(distinct(self.cache_lens), by_length, strict=True))
         present: list[torch.Tensor] = []
@@ -210,7 +219,10 @@ class StaticModel(nn.Module):
         return self.finish(x), *present
 
     def round_products(self, weights: Mapping[str, int]) -> None:
-        """Round the tokens that these weights are multiplied with, so many neighbours together, as ONNX graphs with dynamic formats do."""
+        """Round the activations that are multiplied with these weights, as ONNX graphs with dynamic formats do.
+
+        `weights` gives the number of neighbours that are rounded together, by weight name.
+        """
         for name, together in weights.items():
             if name == "tok_embeddings.weight":
                 self.rounds_head = together
@@ -221,13 +233,20 @@ class StaticModel(nn.Module):
                 )
 
     def begin(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What all layers share: embeddings (B, T, dim), cos and sin (B, 1, T, head_dim / 2), a mask (B, T, W + T) per distinct W, ascending."""
+        """Compute the inputs of the layers, shared by all of them.
+
+        They are the embeddings (B, T, dim), cos and sin (B, 1, T, head_dim / 2), and a mask (B, T, W + T) for each
+        distinct W, ascending.
+        """
         cos, sin = rope.rotation(position_ids, self.get_buffer("inv_freq"))
         masks = [cache.visible(position_ids, self.get_buffer(slot_ages_name(w))) for w in distinct(self.cache_lens)]
         return self.tok_embeddings(input_ids), cos, sin, *masks
 
     def finish(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, dim) to outputs for every token (B, T, n_outputs), or for the last one (B, 1, n_outputs), the only one that is sampled from."""
+        """Compute the outputs (B, T, n_outputs) from x (B, T, dim).
+
+        If only the last token is sampled from, only its outputs (B, 1, n_outputs).
+        """
         normed = self.norm(x if HEADS[self.config.head].every_token else x[:, -1:])
         if self.config.tied_embeddings:
             return functional.linear(
@@ -243,12 +262,12 @@ def distinct(cache_lens: tuple[int, ...]) -> list[int]:
 
 
 def slot_ages_name(cache_len: int) -> str:
-    """The buffer that `cache.visible` wants for a cache of `cache_len` slots."""
+    """Name of the buffer that `cache.visible` needs for a cache of `cache_len` slots."""
     return f"slot_ages_{cache_len}"
 
 
 def constants(config: ModelConfig, cache_lens: tuple[int, ...]) -> dict[str, NDArray[np.generic]]:
-    """The small tensors that depend on the configuration alone, by buffer name."""
+    """The small tensors that depend only on the configuration, by buffer name."""
     values: dict[str, NDArray[np.generic]] = {"inv_freq": rope.inverse_frequencies(config.head_dim, config.rope_theta)}
     for cache_len in distinct(cache_lens):
         values[slot_ages_name(cache_len)] = np.arange(cache_len, 0, -1, dtype=np.int64)

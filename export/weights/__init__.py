@@ -1,1 +1,1 @@
-"""How weights are stored: the formats, which tensor gets which, and the weight file that all graphs share."""
+"""How weights are stored: the formats, the choice of one for each tensor, and the weight file that all graphs share."""

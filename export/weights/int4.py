@@ -1,4 +1,4 @@
-"""4-bit numbers in groups of neighbours in a row, each group with a float16 scale and, where asked for, a zero point.
+"""4-bit numbers in groups of neighbours in a row, each group with a float16 scale and, if requested, a zero point.
 
 Symmetric: w = (q - 8) scale with q from 0 to 15. With zero points: w = (q - zero) scale.
 """
@@ -27,12 +27,12 @@ from runtime.artifact.layouts import PANEL, VECTOR, WORD, WORD_ZERO
 from runtime.artifact.manifest import TensorSpec
 
 LARGEST = 15
-SEARCH = 2**18  # numbers whose scales are searched for together
-SHRINK = tuple(1 - 0.03 * i for i in range(9))  # of the range that a scale covers: beyond 24 % the error only grows
+SEARCH = 2**18  # numbers whose scales are searched together
+SHRINK = tuple(1 - 0.03 * i for i in range(9))  # of the range that a scale covers; beyond 24 % the error only grows
 
 
 def groups(tensor: ModelTensor) -> int:
-    """Scales in a row; the last group may be shorter than the others."""
+    """Number of groups, and so of scales, in a row; the last group may be shorter than the others."""
     assert tensor.stored.group_size is not None
     return -(-tensor.shape[1] // tensor.stored.group_size)
 
@@ -41,9 +41,8 @@ def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
     n, k = tensor.shape
     shape = (n, groups(tensor))
     found = [
-        TensorSpec(
-            name=tensor.name, shape=(n, k // 2), dtype="uint8"
-        ),  # two numbers a byte, the lower half first, as in ONNX
+        # Two numbers per byte, the lower half first, as in ONNX.
+        TensorSpec(name=tensor.name, shape=(n, k // 2), dtype="uint8"),
         TensorSpec(name=tensor.name + SCALE_SUFFIX, shape=shape, dtype="float16"),
     ]
     if tensor.stored.zero_points:
@@ -52,17 +51,18 @@ def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
 
 
 def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
-    """A few rows at a time, which bounds what the search for scales holds, and keeps it in the cache."""
+    """Store a few rows at a time, which bounds the memory of the search for scales and keeps it in the CPU's cache."""
     count = max(SEARCH // rows.shape[1], 1)
     parts = [_search(tensor, rows[start : start + count]) for start in range(0, len(rows), count)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _search(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
-    """Round to nearest, with each group's scale (and zero point) chosen among some to minimise the group's squared error.
+    """Round to nearest, with the candidate scale (and zero point) that minimizes each group's squared error.
 
-    Symmetric: w = (q - 8) scale. The number with the largest magnitude can be met exactly by -8, so each candidate scale is that number over
-    -8, times a shrinking factor that trades its error for that of all others. Asymmetric: w = (q - zero) scale, the candidates shrink the range.
+    Symmetric: w = (q - 8) scale. The number with the largest magnitude can be represented exactly by -8, so each
+    candidate scale is that number over -8, times a shrinking factor that trades its error for the error of all others.
+    Asymmetric: w = (q - zero) scale; the candidates shrink the range.
     """
     n, k = rows.shape
     size, count = tensor.stored.group_size or k, groups(tensor)
@@ -87,7 +87,7 @@ def _search(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
 
 
 def _candidates(grouped: Float32, *, zero_points: bool) -> list[tuple[NDArray[np.float16], NDArray[np.float32]]]:
-    """Scales and zero points (N, groups) to try; scales are what float16 can hold, and never zero."""
+    """Scales and zero points (N, groups) to try; scales are float16 numbers, and never zero."""
     smallest = float(np.finfo(np.float16).tiny)
     candidates = []
     if zero_points:
@@ -97,7 +97,7 @@ def _candidates(grouped: Float32, *, zero_points: bool) -> list[tuple[NDArray[np
             candidates.append((scale, np.rint(-low * np.float32(factor) / scale.astype(np.float32)).clip(0, LARGEST)))
         return candidates
     largest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1)[..., None], -1)[..., 0]
-    for factor in (*SHRINK, *(-8 / 7 * factor for factor in SHRINK)):  # the largest number meets -8, or 7
+    for factor in (*SHRINK, *(-8 / 7 * factor for factor in SHRINK)):  # the largest number becomes -8, or 7
         scale = (largest * np.float32(-factor / WORD_ZERO)).astype(np.float16)
         scale[np.abs(scale) < smallest] = smallest
         candidates.append((scale, np.full(scale.shape, WORD_ZERO, np.float32)))
@@ -105,7 +105,7 @@ def _candidates(grouped: Float32, *, zero_points: bool) -> list[tuple[NDArray[np
 
 
 def unpacked(stored: Storage, data: Array) -> NDArray[np.uint8]:
-    """Stored bytes (N, K / 2) to numbers (N, K) from 0 to 15, of which a zero point is still to be taken."""
+    """Unpack stored bytes (N, K / 2) to numbers (N, K) from 0 to 15, with the zero point not yet subtracted."""
     pairs = data.view(np.uint8)
     numbers: NDArray[np.uint8] = np.stack([pairs & np.uint8(15), pairs >> np.uint8(4)], -1).reshape(pairs.shape[0], -1)
     return numbers if stored.zero_points else numbers ^ np.uint8(WORD_ZERO)
@@ -148,7 +148,7 @@ Part = tuple[tuple[int, ...], str]
 
 
 def _groups(stored: Storage, n: int, k: int) -> tuple[Part, Part | None]:
-    """Shape and dtype of the scales and of the zero points: a step of a panel for each group."""
+    """Shape and dtype of the scales and of the zero points: one step of a panel for each group."""
     assert stored.group_size is not None
     shape = (panels_of(n), -(-k // stored.group_size), PANEL)
     return (shape, "float16"), ((shape, "uint8") if stored.zero_points else None)
@@ -172,6 +172,6 @@ INT4 = Format(
     words=True,
     multiplies_int8=True,
     multiplies_float16=True,
-    multiple=WORD,  # of K: eight numbers are packed together
+    multiple=WORD,  # eight numbers are packed together
     working_bytes=1,
 )

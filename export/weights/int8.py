@@ -32,7 +32,7 @@ def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
 
 
 def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
-    """scale = max |row| / 127; a row of zeros has scale 1."""
+    """Store with scale = max |row| / 127; a row of zeros has scale 1."""
     largest = np.abs(rows).max(axis=1)
     scale = np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1)).astype(np.float32)
     quantized = np.rint(rows / scale[:, None]).clip(-LARGEST, LARGEST).astype(np.int8)
@@ -49,7 +49,7 @@ def _widening(_tensor: ModelTensor) -> Widening:
 
 
 def _panels(stored: Storage, n: int, k: int) -> MatrixLayout:
-    """Where activations are rounded too, four steps of K side by side, as integer dot products take them."""
+    """Panels: if activations are rounded too, with four steps of K side by side, as integer dot products take them."""
     if stored.dynamic:
         shape = (panels_of(n), -(-k // DOT), PANEL, DOT)
         return MatrixLayout(f"panels_{PANEL}k{DOT}", shape, "int8", ((n,), "float32"))
@@ -77,5 +77,5 @@ INT8 = Format(
     scales=Scales.ROWS,
     multiplies_int8=True,
     multiplies_float16=True,
-    working_bytes=8,  # quotients and their rounding; after that only the scales stay
+    working_bytes=8,  # quotients and their rounding; after that, only the scales are kept
 )

@@ -1,4 +1,7 @@
-"""Rows of a matrix to panels, with numpy: the steps of which every format's packing is made. The layouts: `runtime.artifact.layouts`."""
+"""Packs rows of a matrix into panels with numpy: the steps that make up every format's packing.
+
+The layouts are described in `runtime.artifact.layouts`.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +12,7 @@ from runtime.artifact.layouts import DOT, PANEL, VECTOR, WORD
 
 
 def to_panels(matrix: Array, workers: int = 1) -> Array:
-    """(N, K) to (ceil(N / PANEL), K, PANEL), N padded with zeros; `workers` threads share the panels."""
+    """Pack (N, K) into (ceil(N / PANEL), K, PANEL), with N padded with zeros; `workers` threads share the panels."""
     n, k = matrix.shape
     whole, rest = divmod(n, PANEL)
     packed = np.zeros((whole + bool(rest), k, PANEL), matrix.dtype)
@@ -26,14 +29,20 @@ def to_panels(matrix: Array, workers: int = 1) -> Array:
 
 
 def to_dot_panels(matrix: Array, workers: int = 1) -> Array:
-    """(N, K) int8 to (panels, ceil(K / DOT), PANEL, DOT): whole int32 of DOT steps each go where single numbers go in `to_panels`."""
+    """Pack (N, K) int8 into (panels, ceil(K / DOT), PANEL, DOT).
+
+    Whole int32 of DOT steps each go where single numbers go in `to_panels`.
+    """
     padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % DOT)))
     panels = to_panels(np.ascontiguousarray(padded).view(np.int32), workers)
     return panels.view(np.int8).reshape(-1, padded.shape[1] // DOT, PANEL, DOT)
 
 
 def to_vector_panels(matrix: Array, workers: int = 1) -> Array:
-    """(N, K) numbers, or words of a row, to (panels, vectors, PANEL, J): J neighbours of a row fill VECTOR bytes; the rest is zero."""
+    """Pack (N, K) numbers, or words of a row, into (panels, vectors, PANEL, J).
+
+    J neighbours in a row fill VECTOR bytes; the rest is zero.
+    """
     steps = VECTOR // matrix.itemsize
     padded = np.ascontiguousarray(np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % steps))))
     vectors = padded.view(np.dtype((np.void, VECTOR)))  # whole vectors go where single numbers go in `to_panels`
@@ -42,12 +51,12 @@ def to_vector_panels(matrix: Array, workers: int = 1) -> Array:
 
 
 def int4_words(numbers: Array) -> Array:
-    """(N, K) numbers from 0 to 15 to int32 (N, K / WORD)."""
+    """Pack (N, K) numbers from 0 to 15 into int32 (N, K / WORD)."""
     halves = numbers.astype(np.uint8).reshape(len(numbers), -1, 2, WORD // 2)
     words: Array = np.ascontiguousarray(halves[:, :, 0] | halves[:, :, 1] << 4).view(np.int32)[..., 0]
     return words
 
 
 def panels_of(n: int) -> int:
-    """Panels of N outputs."""
+    """Number of panels for N outputs."""
     return -(-n // PANEL)

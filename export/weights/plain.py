@@ -1,4 +1,4 @@
-"""Numbers as they are: float32, float16 and bfloat16, without scales."""
+"""Plain numbers: float32, float16 and bfloat16, without scales."""
 
 from collections.abc import Mapping
 
@@ -50,7 +50,7 @@ def _panels(stored: Storage, n: int, k: int) -> MatrixLayout:
 
 
 def _bfloat16_panels(_stored: Storage, n: int, k: int) -> MatrixLayout:
-    """As uint16: numpy, which hands weights over, has no bfloat16."""
+    """Store bfloat16 as uint16, since numpy, in which weights are handed over, has no bfloat16."""
     return MatrixLayout(f"panels_{PANEL}", (panels_of(n), k, PANEL), "uint16")
 
 

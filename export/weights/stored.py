@@ -1,8 +1,8 @@
-"""`StoredWeights`: the first result of the export stage, a folder of weights as all graphs read them, with the tokenizer.
+"""`StoredWeights`: the first result of the export stage, a folder of weights for all graphs, with the tokenizer.
 
 weights.json          `WeightsRecord`
 weights.safetensors   every tensor as its format stores it, under the project's names
-tokenizer files, where the checkpoint has a tokenizer
+tokenizer files, if the checkpoint has a tokenizer
 
 Graphs over these weights lie in the same folder (`export.onnx_graphs.graphs`).
 """
@@ -22,14 +22,14 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 class WeightsRecord(Record, frozen=True):
-    """Everything about stored weights that is not an array. It says nothing of shapes that are chosen for a compile."""
+    """All data about stored weights except the arrays. It does not depend on the static sizes chosen for a compile."""
 
     model: ModelConfig
     quantization: Quantization
     tensors: tuple[ModelTensor, ...]
     tokenizer: TokenizerSpec | None
     overrides: dict[str, int | float | str | bool | tuple[int | None, ...] | None]
-    source_bytes: int  # size of the checkpoint's tensors
+    source_bytes: int  # total size of the checkpoint's tensors
 
     @property
     def weights(self) -> tuple[TensorSpec, ...]:
@@ -38,7 +38,7 @@ class WeightsRecord(Record, frozen=True):
 
     @property
     def rounded_weights(self) -> dict[str, int]:
-        """The weights whose tokens are rounded to int8, and how many neighbours share a scale."""
+        """The weights whose activations are rounded to int8, and how many neighbours share a scale."""
         return {
             tensor.name: tensor.stored.rounded_together(tensor.shape[1])
             for tensor in self.tensors
@@ -47,7 +47,7 @@ class WeightsRecord(Record, frozen=True):
 
     @property
     def tokenizer_files(self) -> tuple[str, ...]:
-        """Names of the tokenizer's files, which go into the artifact as they are."""
+        """Names of the tokenizer's files, which go into the artifact unchanged."""
         spec = self.tokenizer
         return tuple(name for name in (spec.file, spec.chat_template) if name) if spec else ()
 
@@ -61,7 +61,7 @@ class StoredWeights:
 
     @classmethod
     def open(cls, folder: Path) -> "StoredWeights":
-        """Read the folder's record; UserError when it is missing or malformed."""
+        """Read the folder's record; raises `UserError` if it is missing or malformed."""
         path = folder / RECORD_FILE
         if not path.is_file():
             raise UserError(f"{path} is missing: expected the stored weights there; run `python -m export` again")

@@ -1,4 +1,4 @@
-"""The first half of the export stage: a checkpoint's tensors are read, stored in their formats, and put into one file."""
+"""The first half of the export stage: reads a checkpoint's tensors and stores them in their formats in one file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 def record_of(
     checkpoint: Checkpoint, quantization: Quantization, dtype: str, overrides: Mapping[str, Any]
 ) -> WeightsRecord:
-    """The record of a checkpoint's weights; `dtype` is `backend.dtype`, `overrides` what was changed of the checkpoint's model."""
+    """The record of a checkpoint's weights; `dtype` is `backend.dtype`, `overrides` are the changes to its model."""
     model = checkpoint.model
     rules = StorageRules(quantization, STORAGE_DTYPES[dtype], model.tied_embeddings, model.n_layers)
     return WeightsRecord(
@@ -46,7 +46,7 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
 
 
 def store_checkpoint(record: WeightsRecord, checkpoint: Checkpoint, folder: Path) -> StoredWeights:
-    """Fill `folder` with the weights of a record, its tokenizer and the record itself."""
+    """Fill `folder` with the weights and tokenizer of a record, and the record itself."""
     write_weights(checkpoint, record, folder / WEIGHTS_FILE)
     write_tokenizer(checkpoint, record, folder)
     stored = StoredWeights(folder, record)
@@ -66,7 +66,7 @@ def write_weights(checkpoint: Checkpoint, record: WeightsRecord, path: Path) -> 
 
 
 def write_tokenizer(checkpoint: Checkpoint, record: WeightsRecord, folder: Path) -> None:
-    """Put the tokenizer and its chat template beside the weights."""
+    """Write the tokenizer and its chat template beside the weights."""
     source, spec = checkpoint.tokenizer, record.tokenizer
     if source is None or spec is None:
         return

@@ -1,6 +1,7 @@
-"""The formats, and which of them each tensor of a model gets.
+"""The table of formats, and the choice of one for each tensor of a model.
 
-A new format is a file in this room and a row of `FORMATS`; a new `quantize.scheme` is a row of `runtime.artifact.schemes.SCHEMES`.
+A new format is a file in this folder and a row of `FORMATS`; a new `quantize.scheme` is a row of
+`runtime.artifact.schemes.SCHEMES`.
 """
 
 from collections.abc import Mapping
@@ -25,8 +26,8 @@ PRECISE = Storage(dtype="float32")
 STORAGE_DTYPES: Mapping[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by `backend.dtype`
 CACHE_DTYPES: Mapping[str, DType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}  # by `quantize.cache`
 ROUTER = ".feed_forward.gate.weight"
-EXPERTS = ".experts."  # in the names of weights that stack one matrix for each expert
-HEAD_WEIGHTS = ("output.weight", "tok_embeddings.weight")  # the second where embeddings are tied
+EXPERTS = ".experts."  # occurs in the names of weights that stack one matrix for each expert
+HEAD_WEIGHTS = ("output.weight", "tok_embeddings.weight")  # the second if embeddings are tied
 
 
 def format_of(stored: Storage) -> Format:
@@ -35,7 +36,7 @@ def format_of(stored: Storage) -> Format:
 
 
 def specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
-    """The stored tensors, the one of the tensor's own name first."""
+    """The stored tensors of a tensor; first the one with the tensor's own name."""
     return format_of(tensor.stored).specs(tensor)
 
 
@@ -50,28 +51,28 @@ def load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
 
 
 def packing_of(stored: Storage, kind: LayoutKind) -> Packing:
-    """How a stored matrix lies in an artifact of one kind of layout, which its format must have."""
+    """How a stored matrix lies in an artifact with one kind of layout, which its format must support."""
     return format_of(stored).packings[kind]
 
 
 def panel_layout(stored: Storage, n: int, k: int) -> MatrixLayout:
-    """The layout of one (N, K) matrix for kernels of a CPU."""
+    """The layout of one (N, K) matrix for CPU kernels."""
     return packing_of(stored, "panels").layout(stored, n, k)
 
 
 def vector_layout(stored: Storage, n: int, k: int) -> MatrixLayout:
-    """The layout of one (N, K) matrix for kernels of a GPU."""
+    """The layout of one (N, K) matrix for GPU kernels."""
     return packing_of(stored, "vectors").layout(stored, n, k)
 
 
 def vector_steps(stored: Storage) -> int:
-    """Steps of K in the 16 bytes that a GPU's thread loads."""
+    """Steps of K in the 16 bytes that a GPU thread loads at once."""
     numbers = vector_layout(stored, PANEL, VECTOR).shape[-1]
     return numbers * (WORD if format_of(stored).words else 1)
 
 
 def storage_of(scheme: Scheme, quantization: Quantization, dtype: DType) -> Storage:
-    """How a scheme stores a matrix; `dtype` is what it stores where the scheme leaves that to `backend.dtype`."""
+    """How a scheme stores a matrix; `dtype` is the one to store if the scheme leaves it to `backend.dtype`."""
     name = scheme.format or dtype
     if not FORMATS[name].grouped:
         return Storage(dtype=name, dynamic=scheme.dynamic)
@@ -88,25 +89,25 @@ class StorageRules:
     """How each tensor of one model is stored."""
 
     quantization: Quantization
-    dtype: DType  # of matrices that no scheme touches
+    dtype: DType  # of matrices to which no scheme applies
     tied_embeddings: bool
     n_layers: int
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> ModelTensor:
-        """The tensor with its storage."""
+        """A tensor with its storage."""
         return ModelTensor(name=name, shape=shape, stored=self._storage(name, shape))
 
     def _storage(self, name: str, shape: tuple[int, ...]) -> Storage:
         if len(shape) == 1 or name.endswith(ROUTER):
-            return PRECISE  # a few kilobytes, and precision that every layer feels
+            return PRECISE  # a few kilobytes, and their precision affects every layer
         if name == "tok_embeddings.weight" and not self.tied_embeddings:
-            return Storage(dtype=self.dtype)  # one row a token is read: a narrower store would save only disk
+            return Storage(dtype=self.dtype)  # one row is read per token: narrower storage would save only disk space
         scheme = self.quantization.keep_scheme if self._is_kept(name) else self.quantization.scheme
         chosen = storage_of(SCHEMES[scheme], self.quantization, self.dtype)
         if EXPERTS in name or shape[1] % format_of(chosen).multiple:
-            return ROUNDED if format_of(chosen).scaled else chosen  # what the kernels of experts have
+            return ROUNDED if format_of(chosen).scaled else chosen  # the kernels for experts support no other format
         if name in HEAD_WEIGHTS and not format_of(chosen).grouped:
-            return without_rounding(chosen)  # a language model's head sees one token a call and waits for memory
+            return without_rounding(chosen)  # a language model's head gets one token per call and is memory-bound
         return chosen
 
     def _is_kept(self, name: str) -> bool:
@@ -118,9 +119,9 @@ class StorageRules:
         return any(places[place] for place in self.quantization.keep)
 
 
-ROUNDED = Storage(dtype="int8")  # what is stored where a narrower format does not fit
+ROUNDED = Storage(dtype="int8")  # used where a narrower format does not fit
 
 
 def without_rounding(stored: Storage) -> Storage:
-    """The same storage, multiplied with activations as they are."""
+    """The same storage, but multiplied with unrounded activations."""
     return Storage(dtype=stored.dtype, group_size=stored.group_size, zero_points=stored.zero_points)

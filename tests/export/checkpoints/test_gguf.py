@@ -172,13 +172,13 @@ def test_truncated_file(tiny, tmp_path, size):
     write_gguf(tmp_path / "x.gguf", tiny, GGMLQuantizationType.F32)
     data = (tmp_path / "x.gguf").read_bytes()
     (tmp_path / "x.gguf").write_bytes(data[:size])
-    with pytest.raises(UserError, match=r"x.gguf is not a whole GGUF file"):
+    with pytest.raises(UserError, match=r"x.gguf is not a complete GGUF file"):
         open_checkpoint(tmp_path / "x.gguf", "auto", {})
 
 
 def test_other_files_and_folders(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"something else, long enough to be looked at")
-    with pytest.raises(UserError, match="is not a whole GGUF file: GGUF magic invalid"):
+    with pytest.raises(UserError, match="is not a complete GGUF file: GGUF magic invalid"):
         open_checkpoint(tmp_path / "a.gguf", "auto", {})
     (tmp_path / "b.gguf").touch()
     with pytest.raises(UserError, match=r"holds 2 .gguf files, expected one"):
@@ -239,7 +239,7 @@ def test_sentencepiece_model_is_rebuilt():
         ({"model": "gpt2"}, "has tokenizer.ggml.pre: None"),
         ({"model": "gpt2", "pre": "gpt-2", "merges": ["qqq zzz"]}, "has merges that do not fit its tokens"),
         ({"tokens": [1]}, "has a malformed tokenizer: Expected `str`"),
-        ({"token_type": [1]}, "has 32000 tokens, some of them twice or without a type"),
+        ({"token_type": [1]}, "has 32000 tokens, some of them duplicates or without a type"),
         ({"scores": []}, "has 32000 tokens and 0 scores"),
         ({"token_type": [1] * 32000}, "has 0 tokens of the type unknown"),
         ({"bos_token_id": 40000}, "names the special token 40000, expected an id below 32000"),

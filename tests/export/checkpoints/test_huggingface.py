@@ -188,7 +188,7 @@ def test_llama_is_a_mistral_without_a_window(tmp_path):
         ({"hidden_size": "64"}, r"does not describe a model: Expected `int`, got `str` - at `\$.dim`"),
         ({"hidden_size": -1}, r"Expected `int` >= 1 - at `\$.dim`"),
         ({"num_hidden_layers": 10**9}, "expected a number of layers from 1 to 4096"),
-        ({"num_attention_heads": 5}, "has 5 heads and 2 key-value heads, expected a multiple"),
+        ({"num_attention_heads": 5}, "has 5 heads and 2 key-value heads, expected the first number to be a multiple"),
         ({"head_dim": 15}, "head_dim of 15, expected an even number"),
         ({"rms_norm_eps": 0.0}, "norm_eps of 0.0, expected a positive number"),
         ({"sliding_window": 0}, r"Expected `int` >= 1 - at `\$.sliding_window"),
@@ -242,13 +242,11 @@ def test_shard_that_is_not_there(sharded):
 
 def test_index_and_shards_must_agree(sharded):
     point(sharded, "other.weight", "model-00001-of-00005.safetensors")
-    with pytest.raises(UserError, match=r"lacks the tensor other.weight, which .*index.json says is there"):
+    with pytest.raises(UserError, match=r"lacks the tensor other.weight, which .*index.json lists there"):
         open_checkpoint(sharded, "huggingface", {})
     point(sharded, "other.weight", None)
     point(sharded, "model.norm.weight", None)
-    with pytest.raises(
-        UserError, match=r"holds the tensor model.norm.weight, which .*index.json does not say is there"
-    ):
+    with pytest.raises(UserError, match=r"holds the tensor model.norm.weight, which .*index.json does not list there"):
         open_checkpoint(sharded, "huggingface", {})
 
 

@@ -212,8 +212,8 @@ def refused(folder: Path, kind: str = "mistral") -> str:
 
 
 BAD_PARAMS = {
-    "has the key 'ffn_dim_multiplier', which is not known; expected keys of a text model": {"ffn_dim_multiplier": 1.3},
-    "has the key 'num_experts', which is not known": {"moe": MOE, "num_experts": 4},
+    "has the unknown key 'ffn_dim_multiplier'; expected keys of a text model": {"ffn_dim_multiplier": 1.3},
+    "has the unknown key 'num_experts'": {"moe": MOE, "num_experts": 4},
     "has both sliding_window and _sliding_window, expected one of them": {
         "sliding_window": 5,
         "_sliding_window": [5, None],
@@ -242,10 +242,10 @@ BAD_PARAMS = {
     "lacks dim, which gives the model's dim": {"dim": None},
     "has n_layers: '2', expected a number of layers": {"n_layers": "2"},
     "gives a rope_theta of 0.0, expected a positive number": {"rope_theta": 0.0},
-    "has 4 heads and 3 key-value heads, expected a multiple": {"n_kv_heads": 3},
+    "has 4 heads and 3 key-value heads, expected the first number to be a multiple of the second": {"n_kv_heads": 3},
     "lacks the tensor layers.0.feed_forward.gate.weight and 25 more": {"moe": MOE},
     "lacks the tensor layers.2.attention_norm.weight and 8 more": {"n_layers": 3},
-    "holds the tensor layers.1.attention.wk.weight and 8 more, which a mistral of": {"n_layers": 1},
+    "holds the tensor layers.1.attention.wk.weight and 8 more, which has no place in a mistral model": {"n_layers": 1},
     "tok_embeddings.weight has shape (50, 24), expected (51, 24) by": {"vocab_size": 51},
     "layers.0.attention.wq.weight has shape (32, 24), expected (24, 24) by": {"head_dim": 6},
 }
@@ -268,7 +268,7 @@ def test_params_that_are_no_object(copy, text, message):
 WK = "layers.1.attention.wk.weight"
 BAD_TENSORS = {
     f"lacks the tensor {WK}, which": lambda t: {name: tensor for name, tensor in t.items() if name != WK},
-    "holds the tensor layers.0.attention.wq.bias, which a mistral of": lambda t: (
+    "holds the tensor layers.0.attention.wq.bias, which has no place in a mistral model": lambda t: (
         t | {"layers.0.attention.wq.bias": torch.zeros(32)}
     ),
     "holds the tensor vision_encoder.ln_pre.weight, which": lambda t: (
@@ -336,9 +336,9 @@ def test_pickled_code_is_not_run(pth, tmp_path, zipped):
     message = refused(pth)
     assert not made.exists()
     assert (
-        "wants to run posix.mkdir when it is loaded, expected tensors alone; nothing of it was run"
+        "would run posix.mkdir when it is loaded, expected only tensors; none of its code was run"
         if zipped
-        else "no zip file of tensors"
+        else "not a zip file of tensors"
     ) in message
     assert "weights_only" not in message  # torch would advise to run it
 
@@ -353,15 +353,15 @@ def test_more_than_tensors(pth):
     }
     for name, value in other.items():
         torch.save(raw_tensors(PARAMS) | {name: value}, pth / "consolidated.01.pth")
-        assert "consolidated.01.pth holds something other than tensors by name, expected a state dict" in refused(pth)
+        assert "consolidated.01.pth holds something other than named tensors, expected a state dict" in refused(pth)
     torch.save([torch.zeros(3)], pth / "consolidated.01.pth")
-    assert "something other than tensors by name" in refused(pth)
+    assert "something other than named tensors" in refused(pth)
 
 
 def test_a_tensor_in_two_files(pth):
     torch.save(raw_tensors(PARAMS), pth / "consolidated.01.pth")
     assert (
-        "consolidated.01.pth holds the tensor layers.0.attention.wk.weight, which another file has too, expected whole tensors"
+        "consolidated.01.pth holds the tensor layers.0.attention.wk.weight, which another file holds too, expected"
         in refused(pth)
     )
 
@@ -379,7 +379,7 @@ def test_damaged_containers(pth, damage):
     path = pth / "consolidated.00.pth"
     path.write_bytes(damage(path.read_bytes()))
     assert (
-        "consolidated.00.pth is truncated or no zip file of tensors, as torch saves them; fetch it again, or as safetensors"
+        "00.pth is truncated or not a zip file of tensors, as torch saves them; fetch it again, or as safetensors"
         in refused(pth)
     )
 
@@ -481,7 +481,7 @@ def test_layer_types_are_overruled_as_well(beside):
 
 
 BAD_BESIDE = {
-    "has n_layers: 3, the config.json beside it has num_hidden_layers: 4, expected files of one model": {"n_layers": 3},
+    "has n_layers: 3, but the config.json beside it has num_hidden_layers: 4, expected files of one": {"n_layers": 3},
     "has both sliding_window and _sliding_window": {"sliding_window": 8},
     "lists 3 windows in sliding_window": {"_sliding_window": [8, 8, None]},
 }

@@ -72,7 +72,7 @@ def test_a_version_that_is_not_known_is_refused_only_for_chats(tmp_path):
     shutil.copy(V7, tmp_path / "tokenizer.model.v9")
     with pytest.raises(
         UserError,
-        match=r"tokenizer.model.v9 is of version v9, whose conversations are not known; expected one of v1, v2",
+        match=r"tokenizer.model.v9 is of version v9, whose chat format is not known; expected one of v1, v2",
     ):
         mistral_tokenizer(tmp_path, instruct=True)
     assert mistral_tokenizer(tmp_path, instruct=False).instruct is None

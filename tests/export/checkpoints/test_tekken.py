@@ -106,7 +106,7 @@ def test_listed_and_unnamed_special_tokens(tmp_path):
         (small(special_tokens=[{"rank": 1, "token_str": "<s>"}]), "lists its special tokens out of order"),
         (
             small(special_tokens=[{"rank": 0, "token_str": "<s>"}]),
-            "has 4 special tokens, expected 4 of different names, <s> and </s> among them",
+            "has 4 special tokens, expected 4 with different names, <s> and </s> among them",
         ),
         (small(config={"default_num_special_tokens": 2}), "has 3 special tokens, expected 2"),
         (
@@ -115,7 +115,7 @@ def test_listed_and_unnamed_special_tokens(tmp_path):
         ),
         (
             small(special_tokens=[{"rank": i, "token_str": name} for i, name in enumerate(("<s>", "</s>", "ab"))]),
-            "'ab' as a special token and as text",
+            "'ab' both as a special token and as text",
         ),
         (small(vocab=BYTES), "is not 258 different tokens"),
         (small(vocab=[*BYTES, *BYTES[:2]]), "is not 258 different tokens"),

@@ -339,7 +339,7 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
         ),
         ("{scheme: int8}", "{group_size: 48}", "quantize.group_size is 48", "32"),
         ("{scheme: int8}", "{keep: [middle]}", "quantize.keep", "head, first, last"),
-        ("{scheme: int8}", "{budget: 0}", "quantize.budget is 0", "a number of percent above 0"),
+        ("{scheme: int8}", "{budget: 0}", "quantize.budget is 0", "a percentage above 0"),
         ("quantize: {scheme: int8}", "quantize: int8", "quantize is int8", "a mapping with the keys scheme"),
         ("target: cuda", "target: metal", "backend.target is metal", "one of llvm, cuda"),
         (
@@ -358,9 +358,9 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
         ("cpu: znver4", "cpu: znver4 -mattr=x", "backend.cpu is ", "LLVM's name of a CPU level"),
         ("dtype: fp32", "dtype: fp64", "backend.dtype is fp64", "fp32, fp16 or bf16"),
         ("workers: 3", "workers: 0", "workspace.workers is 0", "or null for all cores"),
-        ("name: full-1.0", "name: .full", "name is .full", "no dot first"),
-        ("name: full-1.0", "name: a/b", "name is a/b", "no dot first"),
-        ("name: full-1.0", 'name: "a\\n"', "name is ", "no dot first"),
+        ("name: full-1.0", "name: .full", "name is .full", "no leading dot"),
+        ("name: full-1.0", "name: a/b", "name is a/b", "no leading dot"),
+        ("name: full-1.0", 'name: "a\\n"', "name is ", "no leading dot"),
         ("name: full-1.0", "name: 1.0", "name is 1.0", "in quotes if it looks like a number"),
     ],
 )
@@ -477,7 +477,7 @@ def test_artifact_folder_has_the_name_of_the_file():
 
 @pytest.mark.parametrize("path", ["", "..yaml", "x/..", "my model.yaml", ".work.yaml"])
 def test_file_name_that_makes_no_artifact_folder_is_refused(path):
-    with pytest.raises(UserError, match="names no artifact folder"):
+    with pytest.raises(UserError, match="cannot name an artifact folder"):
         artifact_dir(Path(path))
 
 

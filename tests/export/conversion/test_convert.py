@@ -248,7 +248,7 @@ def test_no_tokenizer_is_said(tmp_path):
     assert not (tmp_path / "hf" / "generation_config.json").exists()
     write_tiny_mistral(tmp_path / "tiny")
     (note,) = convert(tmp_path / "tiny", tmp_path / "again", "mistral")
-    assert "has no tokenizer that Mistral's own format knows" in note
+    assert "has no tokenizer for Mistral's own format" in note
 
 
 def test_a_chat_template_that_is_lost_is_said(tmp_path):
@@ -296,7 +296,7 @@ def test_both_forms_in_one_folder(tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "raw", tmp_path / "both", dirs_exist_ok=True)
     with pytest.raises(
         UserError,
-        match=r"has both config.json and params.json; say with --to huggingface or --to mistral which form to write",
+        match=r"has both config.json and params.json; choose the format to write with --to huggingface or --to mistral",
     ):
         other_form(tmp_path / "both")
     monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "both"), str(tmp_path / "again"), "--to", "mistral"])
@@ -311,8 +311,8 @@ def leftovers(folder: Path) -> list[str]:
 
 
 INEXPRESSIBLE = {
-    r"windows of \[4, 5\] positions, which no class of transformers has, expected one size": {"sliding_window": [4, 5]},
-    "the layers of a mixture of experts differ in their window, which no class of transformers has": {
+    r"windows of \[4, 5\] positions, which no class of transformers supports, expected one": {"sliding_window": [4, 5]},
+    "the layers of a mixture of experts differ in their window, which no class of transformers supports": {
         "moe": MOE,
         "sliding_window": [5, None],
     },
@@ -329,9 +329,7 @@ def test_windows_that_transformers_cannot_say(tmp_path, message):
 
 def test_a_head_that_the_other_form_has_no_place_for(tmp_path):
     MistralForSequenceClassification(MistralConfig(**DEFAULTS, pad_token_id=0)).save_pretrained(tmp_path / "hf")
-    with pytest.raises(
-        UserError, match="has the head sequence_classification, which only its own format has a place for"
-    ):
+    with pytest.raises(UserError, match="has the head sequence_classification, which only its own format supports"):
         convert(tmp_path / "hf", tmp_path / "raw", "mistral")
 
 
@@ -340,12 +338,12 @@ def test_targets_that_are_taken(tmp_path):
     with pytest.raises(UserError, match=r"raw is not empty, expected a new folder"):
         convert(tmp_path / "raw", tmp_path / "raw", "huggingface")
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(UserError, match="file is no folder, expected a new one"):
+    with pytest.raises(UserError, match="file is not a folder, expected a new one"):
         convert(tmp_path / "raw", tmp_path / "file", "huggingface")
     with pytest.raises(UserError, match=r"cannot be written: .*File exists"):
         convert(tmp_path / "raw", tmp_path / "file" / "hf", "huggingface")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="link is no folder"):
+    with pytest.raises(UserError, match="link is not a folder"):
         convert(tmp_path / "raw", tmp_path / "link", "huggingface")
     assert (tmp_path / "file").read_text() == "kept"
     (tmp_path / "empty").mkdir()
@@ -357,7 +355,7 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
     raw(tmp_path / "raw", {})
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"has 0.0 GB free, the checkpoint takes 0.0 GB; make room"):
+    with pytest.raises(UserError, match=r"has 0.0 GB free, but the checkpoint takes 0.0 GB; make room"):
         convert(tmp_path / "raw", tmp_path / "hf", "huggingface")
     assert not (tmp_path / "hf").exists()
 
