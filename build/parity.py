@@ -38,7 +38,7 @@ def main() -> int:
         rows += run_artifact_rungs(artifact, *load_trace(trace))
     else:
         console.print(
-            f"rung 3 needs a {artifact.manifest.target.kind} device and was not run; "
+            f"the artifact's own rungs need a {artifact.manifest.target.kind} device and were not run; "
             "the graphs themselves are proved below"
         )
     rows.sort(key=lambda row: row.rung)

@@ -9,5 +9,3 @@ MASKED_SCORE = -1e30
 DYNAMIC_LEVELS = 127.0
 # Added to a group's largest activation, so that a group of zeros is not divided by zero; negligible for other groups.
 SMALLEST_PEAK = 1e-30
-# Activations that share a scale, unless the weights have groups: outliers of a few channels coarsen only neighbours.
-DYNAMIC_GROUP = 64

@@ -17,7 +17,9 @@ from runtime.artifact.manifest import Record, TensorSpec
 Array = NDArray[np.generic]
 Float32 = NDArray[np.float32]
 SCALE_SUFFIX, ZERO_POINT_SUFFIX = "_scale", "_zero_point"
-DYNAMIC_GROUP = 64  # neighbours of a token that share a scale when they are rounded, if the weight has no groups
+# Neighbours of a token that share a scale when they are rounded, if the weight has no groups: outliers of a few
+# channels coarsen only these neighbours.
+DYNAMIC_GROUP = 64
 
 
 class Storage(Record, frozen=True):
