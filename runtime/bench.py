@@ -1,7 +1,8 @@
-"""`python -m runtime.bench ARTIFACT`: how fast an artifact runs on this machine, and how near to what its memory allows.
+"""`python -m runtime.bench ARTIFACT`: how fast an artifact runs on this machine, and how close to the memory's limit.
 
-Decode reads every weight once a step, so its limit is read bandwidth: bytes that a step must read over the time that it took, as a share
-of the bandwidth measured in the same run. Prompts are random ids from a fixed seed: speed does not depend on them.
+Decode reads every weight once per step, so read bandwidth limits it: the report divides the bytes that a step must read
+by the time that it took, and gives the result as a share of the bandwidth measured in the same run. Prompts are random
+ids from a fixed seed: speed does not depend on them.
 """
 
 import argparse
@@ -31,28 +32,28 @@ EMBEDDING, EXPERTS = "tok_embeddings.", ".experts."
 
 
 class TimedEngine(Protocol):
-    """What the measurement needs of an engine."""
+    """The interface that the measurement needs of an engine."""
 
     @property
     def batch(self) -> int:
         """Rows that every call computes."""
 
     def room(self) -> int | None:
-        """How many more ids the caches take; None without a limit."""
+        """How many more ids fit the caches; None without a limit."""
 
     def reset(self) -> None:
         """Forget every id."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append one list of ids per row; logits (B, vocab) after the last ids."""
+        """Append one list of ids per row; returns logits (B, vocab) after the last ids."""
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id per row; logits (B, vocab)."""
+        """Append one id per row; returns logits (B, vocab)."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What to time: prompt lengths, contexts (tokens in the cache when decoding starts), decode steps, and how often."""
+    """The work to time: prompt lengths, contexts (tokens in the cache when decoding starts), decode steps, repeats."""
 
     prompt_tokens: tuple[int, ...]
     contexts: tuple[int, ...]
@@ -61,11 +62,11 @@ class Workload:
 
     @property
     def slots(self) -> int:
-        """Slots of a cache that holds all of it, in whole blocks of 64, which every engine reads fastest."""
+        """Slots of a cache that holds all of it, in whole blocks of 64, which every engine reads at full speed."""
         return -(-max((*self.prompt_tokens, *(n + self.steps for n in self.contexts))) // 64) * 64 + 64
 
     def within(self, room: int | None) -> "Workload":
-        """Without the lengths that do not fit `room` more tokens."""
+        """The workload without the lengths that do not fit `room` more tokens."""
         if room is None:
             return self
         prompts = tuple(n for n in self.prompt_tokens if n <= room)
@@ -83,7 +84,7 @@ class PrefillSpeed:
 
 @dataclass(frozen=True)
 class DecodeSpeed:
-    """Decode steps from a context on; `bytes_per_step` are the weights and the visible cache that a step has to read."""
+    """Decode steps after a context; `bytes_per_step` counts the weights and the visible cache that a step must read."""
 
     context: int
     step_s: float
@@ -94,7 +95,7 @@ class DecodeSpeed:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was timed (medians) and, in `skipped`, why the rest was not."""
+    """The measured speeds (medians) and, in `skipped`, why the rest was not measured."""
 
     prefill: tuple[PrefillSpeed, ...]
     decode: tuple[DecodeSpeed, ...]
@@ -103,7 +104,10 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run of one contender gave: its speeds, the most memory that its process held, and what of that its weights and caches take."""
+    """The result of one run of one contender.
+
+    Its speeds, the most memory that its process held, and how much of that its weights and caches take.
+    """
 
     speeds: Speeds
     peak_rss_mb: float
@@ -112,7 +116,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All that the command says."""
+    """Everything that the command reports."""
 
     artifact: str
     model: str
@@ -122,30 +126,31 @@ class BenchReport:
     threads: int
     load_s: float
     peak_rss_mb: float
-    held_mb: float  # weights, and caches up to the longest context, that a step reads
-    held_where: str  # among the resident memory, or on a GPU
+    held_mb: float  # the weights, and the caches up to the longest context, that a step reads
+    held_where: str  # within the resident memory, or on a GPU
     weight_bytes_per_step: int
-    bandwidth_gb_s: float | None  # of this machine's memory; None where another device does the work
+    bandwidth_gb_s: float | None  # of this machine's memory; None if another device does the work
     bandwidth_method: str
     speeds: Speeds
 
 
 def weight_bytes(weights: Iterable[TensorSpec | WeightSpec], *, tied: bool, experts: float = 1.0) -> int:
-    """Bytes of weights that a decode step reads: all but an embedding table that is not the head too, of which it reads a row.
+    """Bytes of weights that a decode step reads.
 
-    Of a mixture's weights it reads the share `experts`.
+    A step reads all weights except an embedding table that is not also the head (`tied`), of which it reads one row. Of
+    a mixture's weights it reads the share `experts`.
     """
     read = [spec for spec in weights if tied or not spec.name.startswith(EMBEDDING)]
     return round(sum(tensor_bytes(spec) * (experts if EXPERTS in spec.name else 1) for spec in read))
 
 
 def cache_bytes(caches: Iterable[TensorSpec], context: int) -> int:
-    """Bytes of caches (B, n_kv_heads, slots, ...) that are visible from behind `context` tokens."""
+    """Bytes of caches (B, n_kv_heads, slots, ...) that are visible after `context` tokens."""
     return sum(tensor_bytes(spec) // spec.shape[2] * min(context, spec.shape[2]) for spec in caches)
 
 
 def step_bytes_of(manifest: Manifest) -> Callable[[int], int]:
-    """What a decode step of an artifact has to read at a context: weights, and the visible part of the caches."""
+    """Bytes that a decode step must read at a context, as a function: weights, and the visible part of the caches."""
     model = manifest.model
     chosen = min(manifest.shape.batch * (model.experts_per_token or 1), model.n_experts or 1) / (model.n_experts or 1)
     weights = weight_bytes(manifest.weights, tied=model.tied_embeddings, experts=chosen)
@@ -154,7 +159,7 @@ def step_bytes_of(manifest: Manifest) -> Callable[[int], int]:
 
 
 def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes: Callable[[int], int]) -> Speeds:
-    """Time the workload, each repeat going through all of it; `step_bytes` gives what a step reads at a context."""
+    """Time the workload, all of it in each repeat; `step_bytes` gives the bytes that a step reads at a context."""
     engine.reset()
     fitting = workload.within(engine.room())
     ids = np.random.default_rng(SEED).integers(
@@ -162,7 +167,7 @@ def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes
     )
     prefill: dict[int, list[float]] = {n: [] for n in fitting.prompt_tokens}
     decode: dict[int, list[float]] = {n: [] for n in fitting.contexts}
-    if fitting.prompt_tokens:  # what touches code and weights for the first time is not counted
+    if fitting.prompt_tokens:  # warm-up: the first touch of code and weights is not counted
         _first_token_seconds(engine, ids[:, : min(fitting.prompt_tokens)])
     if fitting.contexts:
         _step_seconds(engine, ids[:, : min(fitting.contexts)], 1)
@@ -188,7 +193,7 @@ def _first_token_seconds(engine: TimedEngine, ids: NDArray[np.int64]) -> float:
 
 
 def _step_seconds(engine: TimedEngine, context: NDArray[np.int64], steps: int) -> float:
-    """Mean seconds of a greedy decode step behind a context."""
+    """Mean seconds of a greedy decode step after a context."""
     engine.reset()
     chosen = engine.prefill(context.tolist()).argmax(-1)
     start = time.perf_counter()
@@ -208,12 +213,12 @@ def _decode_speed(context: int, step_s: float, batch: int, nbytes: int) -> Decod
 def _skipped(asked: Workload, fitting: Workload, room: int | None) -> tuple[str, ...]:
     prompts = [f"a prompt of {n} tokens" for n in asked.prompt_tokens if n not in fitting.prompt_tokens]
     contexts = [f"{asked.steps} steps from a context of {n}" for n in asked.contexts if n not in fitting.contexts]
-    return tuple(f"skipped: {what} does not fit the {room} slots of the caches" for what in [*prompts, *contexts])
+    return tuple(f"skipped: {what}, more than the {room} slots of the caches" for what in [*prompts, *contexts])
 
 
 def bench(artifact: Path, workload: Workload, threads: int) -> BenchReport:
     """Open the artifact, time the workload, and measure the memory's bandwidth before and after; raises `UserError`."""
-    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
+    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and wrong flags do not need
 
     start = time.perf_counter()
     engine = Engine.open(artifact, threads=threads)
@@ -246,14 +251,14 @@ def bench(artifact: Path, workload: Workload, threads: int) -> BenchReport:
 
 
 def cpu_name() -> str:
-    """The processor as /proc/cpuinfo names it."""
+    """The processor's name in /proc/cpuinfo."""
     lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPUINFO.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else "unknown processor"
 
 
 def table(report: BenchReport) -> str:
-    """The report as aligned columns: what, figure, unit."""
+    """The report as aligned columns: name, figure, unit."""
     rows = [
         ("artifact", report.artifact, f"{report.model}, scheme {report.scheme}, {report.dtype}"),
         ("machine", report.cpu, f"{report.threads} threads"),
@@ -289,11 +294,11 @@ def table(report: BenchReport) -> str:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Distinct positive numbers from "128,512"; raises `UserError`."""
+    """Parse a list such as "128,512" into distinct positive numbers; raises `UserError`."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise UserError(
-            f"{text!r} is not a list of token counts; expected positive numbers with commas, such as 128,512"
+            f"{text!r} is not a list of token counts; expected positive numbers separated by commas, such as 128,512"
         )
     return tuple(dict.fromkeys(int(part) for part in parts))
 
@@ -322,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="CPU threads (default: all cores)",
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="times that each is measured (default: %(default)s)"
+        "--repeats", type=int, default=5, metavar="N", help="how often each is measured (default: %(default)s)"
     )
     args = parser.parse_args(argv)
     for flag in ("tokens", "threads", "repeats"):

@@ -19,7 +19,7 @@ DEFAULT_MAX_TOKENS = 1024
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising, so that no decode step is left half done and the caches stay known."""
+    """Let Ctrl-C set the event instead of raising, so that no decode step is cut short and the caches stay known."""
     interrupted = threading.Event()
     before = signal.signal(signal.SIGINT, lambda _number, _frame: interrupted.set())
     try:
@@ -29,7 +29,10 @@ def deferred_interrupt() -> Iterator[threading.Event]:
 
 
 def show_reply(conversation: Conversation, text: str, write: Callable[[str], None]) -> None:
-    """Write one reply as it comes, then a remark if it did not end by itself. Ctrl-C ends it: at once in prefill, else after the step."""
+    """Write one reply as it is generated, then a remark if it did not end by itself.
+
+    Ctrl-C ends it: immediately during prefill, otherwise after the current step.
+    """
     remark = ""
     step: Step | None = None
     try:
@@ -49,7 +52,7 @@ def show_reply(conversation: Conversation, text: str, write: Callable[[str], Non
 
 
 def converse(conversation: Conversation, read: Callable[[], str], write: Callable[[str], None]) -> None:
-    """Answer line by line until the input ends or says /exit; /reset starts anew."""
+    """Answer line by line until the input ends or says /exit; /reset starts over."""
     while True:
         try:
             line = read().strip()
@@ -63,33 +66,33 @@ def converse(conversation: Conversation, read: Callable[[], str], write: Callabl
             return
         if line == "/reset":
             conversation.reset()
-            write("[the conversation starts anew]\n")
+            write("[the conversation starts over]\n")
         elif line:
             show_reply(conversation, line, write)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Chat at the terminal, as `python -m runtime.chat --help` tells."""
+    """Chat at the terminal, as `python -m runtime.chat --help` describes."""
     parser = cli.model_parser(
         "runtime.chat",
-        "Chat with a compiled artifact. /reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops a reply.",
+        "Chat with a compiled artifact. /reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops a reply.",
         max_tokens=DEFAULT_MAX_TOKENS,
     )
-    parser.add_argument("--system", metavar="TEXT", help="system message in front of the conversation")
+    parser.add_argument("--system", metavar="TEXT", help="system message at the start of the conversation")
     args = parser.parse_args(argv)
     sampler = Sampler(cli.sampling_options(args))
     engine = cli.open_engine(args.artifact, args.threads)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(
-            f"a chat needs a tokenizer, and {args.artifact} has none: compile from a checkpoint that has one"
+            f"a chat needs a tokenizer, but {args.artifact} has none: compile from a checkpoint that has one"
         )
     tokenizer = open_tokenizer(spec, engine.folder)
     encoder = open_conversation_encoder(spec, engine.folder, tokenizer)
     conversation = Conversation(engine, tokenizer, encoder, sampler, max_tokens=args.max_tokens, system=args.system)
     with contextlib.suppress(ImportError):  # some builds of Python lack it
         import readline  # noqa: F401  # gives input() line editing and history
-    print(cli.dim("/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops a reply", sys.stdout))
+    print(cli.dim("/reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops a reply", sys.stdout))
     converse(conversation, lambda: input("> "), cli.write)
     return 0
 

@@ -1,4 +1,4 @@
-"""`python -m runtime.classify ARTIFACT --text ...`: a label for each text or for each of its tokens, or the answer to a question that it holds."""
+"""`python -m runtime.classify ARTIFACT --text ...`: label texts or their tokens, or find the answer to a question."""
 
 import argparse
 import json
@@ -34,28 +34,27 @@ class Span:
 
 
 def label_name(model: ModelConfig, label: int) -> str:
-    """The label's name; LABEL_i, as transformers has it, where the checkpoint names none."""
+    """The label's name; LABEL_i, as in transformers, if the checkpoint has no names."""
     return model.labels[label] if model.labels else f"LABEL_{label}"
 
 
 def best_span(logits: Outputs, max_tokens: int) -> Span:
-    """The likeliest answer of at most `max_tokens` in a context, from its span logits (tokens, 2).
+    """The likeliest answer of at most `max_tokens` in a context, from the context's span logits (tokens, 2).
 
-    Its score is the probability of its start times that of its end, each a softmax over the context alone, as in the question-answering pipeline
-    of transformers 4; among equal ones the shortest, then the first, wins.
+    Its score is the probability of its start times that of its end, each a softmax over the context alone, as in the
+    question-answering pipeline of transformers 4. Among equal scores the shortest wins, then the first.
     """
     starts, ends = softmax(logits.T)
     longest = min(max_tokens, len(starts))
-    firsts = [
-        int(np.argmax(starts[: len(starts) - more] * ends[more:])) for more in range(longest)
-    ]  # of the best span of each length
+    # where the best span of each length begins
+    firsts = [int(np.argmax(starts[: len(starts) - more] * ends[more:])) for more in range(longest)]
     spans = [Span(first, first + more, float(starts[first] * ends[first + more])) for more, first in enumerate(firsts)]
     return max(spans, key=lambda span: span.score)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one text: an object for --json, and lines for a person."""
+    """The result for one text: an object for --json, and lines for people."""
 
     fields: dict[str, Any]
     lines: tuple[str, ...]
@@ -90,12 +89,12 @@ def _label_tokens(opened: OpenedHead, args: argparse.Namespace) -> Iterator[Answ
 
 
 def _answer_question(opened: OpenedHead, args: argparse.Namespace) -> Iterator[Answer]:
-    """The question and each text behind it, each with what the tokenizer puts around a text."""
+    """Feed the question followed by each text, both with the ids that the tokenizer puts around a text."""
     tokenizer = opened.tokenizer
     question = opened.ids(args.question)
     contexts = [opened.ids(text) for text in args.text]
     if not all(map(opened.inside, contexts)):
-        raise UserError("a --text is empty, expected a text that holds the answer")
+        raise UserError("a --text is empty, expected a text that contains the answer")
     prompts = [question + context for context in contexts]
     for ids, context, outputs in zip(prompts, contexts, outputs_of_all(opened.engine, prompts), strict=True):
         inside = opened.inside(context)
@@ -115,7 +114,7 @@ TASKS: Mapping[HeadName, Callable[[OpenedHead, argparse.Namespace], Iterator[Ans
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classify each text, as `python -m runtime.classify --help` tells."""
+    """Classify each text, as `python -m runtime.classify --help` describes."""
     args = _parser().parse_args(argv)
     if args.max_answer_tokens < 1:
         raise UserError(f"--max-answer-tokens is {args.max_answer_tokens}, expected at least 1")
@@ -138,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "runtime.classify", "Label texts or their tokens, or find an answer in them, with a compiled artifact."
     )
     parser.add_argument(
-        "--question", metavar="TEXT", help="what each --text is asked, for an artifact that answers questions"
+        "--question", metavar="TEXT", help="the question to ask of each --text, for an artifact that answers questions"
     )
     parser.add_argument(
         "--max-answer-tokens",

@@ -1,4 +1,4 @@
-"""What the commands that generate text share: sampling flags, opening an artifact, writing to a terminal."""
+"""Code that the commands share: sampling flags, opening an artifact, writing to a terminal."""
 
 import argparse
 import sys
@@ -47,23 +47,27 @@ def model_parser(command: str, description: str, *, max_tokens: int) -> argparse
 
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
-    """The sampling flags of `model_parser`, checked; raises `UserError` out of range."""
+    """The sampling flags of `model_parser`, checked; raises `UserError` for values out of range."""
     return SamplingOptions(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
 
 
 def open_engine(artifact: Path, threads: int | None) -> "Engine":
-    """Open an artifact of batch 1; raises `UserError` for any other and for an artifact that does not check out."""
+    """Open an artifact of batch 1; raises `UserError` for any other, and for one that fails a check."""
     engine = open_batch_engine(artifact, threads)
     if engine.batch != 1:
         raise UserError(
-            f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: set shape.batch: 1 in its yaml and compile again"
+            f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: "
+            "set shape.batch: 1 in its yaml and compile again"
         )
     return engine
 
 
 def open_batch_engine(artifact: Path, threads: int | None, heads: Sequence[HeadName] = ("causal_lm",)) -> "Engine":
-    """Open an artifact of any batch; raises `UserError` for one that does not check out, or has none of the `heads` that the command uses."""
-    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
+    """Open an artifact of any batch size.
+
+    Raises `UserError` for one that fails a check, or whose head is not one of the `heads` that the command uses.
+    """
+    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and wrong flags do not need
 
     engine = Engine.open(artifact, threads=threads)
     head = engine.manifest.model.head
@@ -75,17 +79,20 @@ def open_batch_engine(artifact: Path, threads: int | None, heads: Sequence[HeadN
 
 
 class InOrder:
-    """Writes texts that come interleaved one after the other: the first that has not ended as it comes, later ones when it is their turn."""
+    """Writes texts that arrive interleaved one after the other.
+
+    The first text that has not ended is written as it arrives; later ones wait until the texts before them have ended.
+    """
 
     def __init__(self, headings: Sequence[str], write: Callable[[str], None], *, ending: str = "\n") -> None:
         self._waiting = list(headings)
         self._ended = [False] * len(headings)
-        self._turn = 0
+        self._current = 0
         self._write = write
         self._ending = ending
 
     def push(self, index: int, text: str, *, ended: bool) -> None:
-        """More of one text, and whether that was all of it."""
+        """Add more of one text; `ended` says whether that completes it."""
         self._waiting[index] += text
         self._ended[index] = ended
         self._write_what_can_be()
@@ -96,22 +103,22 @@ class InOrder:
         self._write_what_can_be()
 
     def _write_what_can_be(self) -> None:
-        while self._turn < len(self._waiting):
-            ended = self._ended[self._turn]
-            self._write(self._waiting[self._turn] + (self._ending if ended else ""))
-            self._waiting[self._turn] = ""
+        while self._current < len(self._waiting):
+            ended = self._ended[self._current]
+            self._write(self._waiting[self._current] + (self._ending if ended else ""))
+            self._waiting[self._current] = ""
             if not ended:
                 return
-            self._turn += 1
+            self._current += 1
 
 
 def write(text: str) -> None:
-    """Text to stdout at once, with question marks for what its encoding lacks."""
+    """Write text to stdout and flush it, with question marks for characters that its encoding lacks."""
     encoding = sys.stdout.encoding
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
 
 
 def dim(text: str, stream: TextIO) -> str:
-    """The text in the terminal's faint type when `stream` is a terminal."""
+    """The text in the terminal's faint type if `stream` is a terminal."""
     return f"\x1b[2m{text}\x1b[0m" if stream.isatty() else text

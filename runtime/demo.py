@@ -1,6 +1,6 @@
-"""`python -m runtime.demo ARTIFACT`: what a base model makes of three prompts, or with --interactive of those typed at the terminal.
+"""`python -m runtime.demo ARTIFACT`: a base model continues three prompts, or with --interactive those that you type.
 
-The prompts and the length are those of the `demo` command in Mistral's reference repository; no chat template is applied.
+The prompts and the length are those of the `demo` command in Mistral's reference repository; no chat template is used.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RULE = "\n=====\n"
 def continuations(
     model: AnyModel, tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
 ) -> Iterator[tuple[int, Step]]:
-    """Greedy steps of each text's continuation, with the index of the text."""
+    """Steps of each text's greedy continuation, with the index of the text."""
     prompts = [tokenizer.encode(text) for text in texts]
     return generate_all(
         model,
@@ -38,7 +38,7 @@ def continuations(
 
 
 def show(model: AnyModel, tokenizer: Tokenizer, max_tokens: int, write: Callable[[str], None]) -> None:
-    """Write each of `PROMPTS` with its continuation, in one batch where the model has rows enough."""
+    """Write each of `PROMPTS` with its continuation, in one batch if the model has enough rows."""
     pages = cli.InOrder(PROMPTS, write, ending=RULE)
     for index, step in continuations(model, tokenizer, PROMPTS, max_tokens):
         pages.push(index, step.text, ended=step.finish_reason is not None)
@@ -47,7 +47,10 @@ def show(model: AnyModel, tokenizer: Tokenizer, max_tokens: int, write: Callable
 def converse(
     model: AnyModel, tokenizer: Tokenizer, max_tokens: int, read: Callable[[], str], write: Callable[[str], None]
 ) -> None:
-    """Continue each line on its own until the input ends; Ctrl-C ends a continuation, and a line that cannot be continued says why."""
+    """Continue each line on its own until the input ends.
+
+    Ctrl-C ends a continuation; if a line cannot be continued, the reason is written.
+    """
     while True:
         remark = ""
         try:
@@ -68,7 +71,7 @@ def converse(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demonstration, as `python -m runtime.demo --help` tells."""
+    """Run the demonstration, as `python -m runtime.demo --help` describes."""
     args = _parser().parse_args(argv)
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens is {args.max_tokens}, expected at least 1")
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(
-            f"the demo needs a tokenizer, and {args.artifact} has none: compile from a checkpoint that has one"
+            f"the demo needs a tokenizer, but {args.artifact} has none: compile from a checkpoint that has one"
         )
     tokenizer = open_tokenizer(spec, engine.folder)
     if not args.interactive:
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with contextlib.suppress(ImportError):  # some builds of Python lack it
         import readline  # noqa: F401  # gives input() line editing and history
-    print(cli.dim("each prompt is continued on its own; Ctrl-D ends, Ctrl-C stops a continuation", sys.stdout))
+    print(cli.dim("each prompt is continued on its own; Ctrl-D ends the demo, Ctrl-C stops a continuation", sys.stdout))
     converse(engine, tokenizer, args.max_tokens, lambda: input("Prompt: "), cli.write)
     return 0
 
@@ -95,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument(
-        "--interactive", action="store_true", help="continue prompts typed at the terminal; Ctrl-D ends"
+        "--interactive", action="store_true", help="continue prompts typed at the terminal; Ctrl-D ends the demo"
     )
     parser.add_argument(
         "--max-tokens",

@@ -1,6 +1,7 @@
-"""`python -m runtime.doctor ARTIFACT`: can this machine run this artifact, and if not, what to do about it.
+"""`python -m runtime.doctor ARTIFACT`: whether this machine can run this artifact, and if not, what to do about it.
 
-Looks at everything and never stops at the first finding; needs no package but those of Python itself to say which packages are missing.
+It checks everything and does not stop at the first problem. To report which packages are missing it needs only Python's
+standard library.
 """
 
 import argparse
@@ -21,11 +22,11 @@ from runtime.errors import USER_ERROR_STATUS, UserError, run_command
 if TYPE_CHECKING:
     from runtime.artifact.manifest import Manifest
 
-PYTHONS = ("3.11", "3.12", "3.13")  # what `make ship` carries packages for
-GLIBC = (2, 28)  # what those packages are built for
+PYTHONS = ("3.11", "3.12", "3.13")  # the versions that `make ship` includes packages for
+GLIBC = (2, 28)  # the oldest that those packages run on
 PACKAGES = ("numpy", "msgspec", "apache-tvm-ffi")
 TOKENIZER_PACKAGES = {"tokenizer.json": ("tokenizers", "jinja2"), "sentencepiece": ("sentencepiece", "jinja2")}
-SPARE_DISK = 100e6  # bytes: logs, caches of bytecode
+SPARE_DISK = 100e6  # bytes, for logs and bytecode caches
 INSTALL = "run ./install.sh again, or `pip install --no-index --no-deps --find-links wheels -r requirements.txt`"
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def examine(folder: Path) -> Iterator[Finding]:
-    """Everything that can be found out; what needs the manifest is left out where it cannot be read."""
+    """Every finding; those that need the manifest are left out if it cannot be read."""
     yield _python()
     yield _glibc()
     yield from (_package(name) for name in PACKAGES)
@@ -51,18 +52,16 @@ def examine(folder: Path) -> Iterator[Finding]:
         from runtime.artifact.folder import Artifact
         from runtime.artifact.signing import key_of_environment
     except ImportError as error:
-        yield Finding("artifact", "not looked at", "packages that can be imported", f"{error}; {INSTALL}")
+        yield Finding("artifact", "not checked", "packages that can be imported", f"{error}; {INSTALL}")
         return
     try:
         key = key_of_environment()
         manifest = Artifact.open(folder, for_this_machine=False, public_key=key).manifest
     except UserError as error:
-        yield Finding("artifact", str(error), "files as they were made", AS_IT_SAYS)
+        yield Finding("artifact", str(error), "unchanged files", AS_IT_SAYS)
         return
     signed = "" if key is None else f", signed by {key}"
-    yield Finding(
-        "artifact", f"{manifest.name}, {len(manifest.files) + 1} files sound{signed}", "files as they were made"
-    )
+    yield Finding("artifact", f"{manifest.name}, {len(manifest.files) + 1} files sound{signed}", "unchanged files")
     yield _ffi(manifest)
     if manifest.tokenizer is not None:
         yield from (_package(name) for name in TOKENIZER_PACKAGES[manifest.tokenizer.kind])
@@ -130,7 +129,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """The findings in in_columns columns, and below them what to do."""
+    """The findings in aligned columns, followed by what to do."""
     cells = [
         ("", "check", "found", "expected"),
         *(("NO" if f.remedy else "ok", f.check, _short(f.found), f.expected) for f in findings),

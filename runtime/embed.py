@@ -1,4 +1,7 @@
-"""`python -m runtime.embed ARTIFACT --text ...`: one vector a text, pooled from the decoder's last hidden states after the final norm."""
+"""`python -m runtime.embed ARTIFACT --text ...`: one vector per text, pooled from the last hidden states.
+
+These are the decoder's, after the final norm.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +20,17 @@ POOLS: Mapping[str, Callable[[Outputs], NDArray[np.float32]]] = {  # (tokens, di
 
 
 def pooled(states: Outputs, pool: str, *, normalize: bool) -> NDArray[np.float32]:
-    """Hidden states (tokens, dim) to one vector (dim,), of length 1 if `normalize`; zeros stay zeros."""
+    """Pool hidden states (tokens, dim) into one vector (dim,), of length 1 if `normalize`; zeros stay zeros."""
     vector = POOLS[pool](states)
     length = np.linalg.norm(vector.astype(np.float64))
     return (vector / length).astype(np.float32) if normalize and length > 0 else vector
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Embed each text, as `python -m runtime.embed --help` tells."""
+    """Embed each text, as `python -m runtime.embed --help` describes."""
     parser = whole_texts_parser(
         "runtime.embed",
-        "Turn texts into vectors with a compiled artifact; without --json, the numbers of one vector a line.",
+        "Turn texts into vectors with a compiled artifact; without --json, print the numbers of one vector per line.",
     )
     parser.add_argument(
         "--pool",

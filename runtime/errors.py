@@ -1,4 +1,4 @@
-"""The one exception that a person caused and can mend, and how a command line shows it."""
+"""The one exception for errors that the user caused and can fix, and how a command shows it."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ INTERRUPTED_STATUS = 130  # the shell's convention: 128 + SIGINT
 
 
 class UserError(Exception):
-    """A person's mistake, in one sentence: what was found, where, what was expected, what to do."""
+    """A user's mistake, in one sentence: what was found, where, what was expected, what to do."""
 
 
 def run_command(main: Callable[[], int]) -> None:
@@ -21,7 +21,7 @@ def run_command(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         status = INTERRUPTED_STATUS
-    except BrokenPipeError:  # the reader of our output has gone (`... | head`)
+    except BrokenPipeError:  # the reader of our output is gone (`... | head`)
         sys.stderr.close()
         status = INTERRUPTED_STATUS
     sys.exit(status)

@@ -25,7 +25,7 @@ DEFAULT_MAX_TOKENS = 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Generate for each prompt, as `python -m runtime.generate --help` tells."""
+    """Generate for each prompt, as `python -m runtime.generate --help` describes."""
     args = _parser().parse_args(argv)
     _check_flags(args)
     texts = _texts(args)
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_s = time.perf_counter() - start
     prompts = [_prompt_ids(args, text, engine, tokenizer) for text in texts]
     if tokenizer is None and args.stop:
-        raise UserError(f"--stop needs a tokenizer, and {args.artifact} has none: leave the flag out")
+        raise UserError(f"--stop needs a tokenizer, but {args.artifact} has none: leave the flag out")
     steps = generate_all(
         engine,
         prompts,
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_tokens=args.max_tokens,
         eos_ids=spec.eos_ids if spec else (),
         logprobs=args.logprobs,
-        # a reply in a chat begins a text, a continuation goes on with one
+        # a chat reply begins a new text, a continuation extends its prompt
         texts=[TextStream(tokenizer.stream(after=() if args.chat else ids), args.stop) for ids in prompts]
         if tokenizer
         else (),
@@ -70,14 +70,17 @@ def _parser() -> argparse.ArgumentParser:
         help="text to continue, or to answer with --chat; may be given several times",
     )
     prompt.add_argument(
-        "--prompts-file", type=Path, metavar="PATH", help="a text file with one prompt a line; empty lines are left out"
+        "--prompts-file",
+        type=Path,
+        metavar="PATH",
+        help="a text file with one prompt per line; empty lines are skipped",
     )
     prompt.add_argument("--prompt-ids", metavar="1,2,3", help="token ids to continue, as they are")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
     )
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
-    parser.add_argument("--system", metavar="TEXT", help="system message in front, with --chat")
+    parser.add_argument("--system", metavar="TEXT", help="system message before the prompt, with --chat")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, or a list of them for several prompts"
     )
@@ -93,24 +96,24 @@ def _check_flags(args: argparse.Namespace) -> None:
     if args.system is not None and not args.chat:
         raise UserError("--system is part of a chat: pass --chat with it")
     if args.logprobs is not None and not args.json:
-        raise UserError("--logprobs is printed with --json alone: pass both")
+        raise UserError("--logprobs is printed only with --json: pass both")
     if args.logprobs is not None and args.logprobs < 1:
         raise UserError(f"--logprobs is {args.logprobs}, expected at least 1")
 
 
 def _texts(args: argparse.Namespace) -> list[str | None]:
-    """The prompts; None where --prompt-ids gives the ids instead."""
+    """The prompts; None if --prompt-ids gives the ids instead."""
     if args.prompts_file is None:
         return args.prompt or [None]
     try:
         lines = args.prompts_file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{args.prompts_file} does not read as text: {error}; name a UTF-8 file with one prompt a line"
+            f"{args.prompts_file} cannot be read as text: {error}; name a UTF-8 file with one prompt per line"
         ) from error
     prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     if not prompts:
-        raise UserError(f"{args.prompts_file} holds no prompt, expected one a line")
+        raise UserError(f"{args.prompts_file} holds no prompt, expected one per line")
     return prompts
 
 
@@ -118,7 +121,7 @@ def _prompt_ids(args: argparse.Namespace, text: str | None, engine: "Engine", to
     if text is None:
         return _parse_ids(args.prompt_ids)
     if tokenizer is None:
-        raise UserError(f"--prompt needs a tokenizer, and {args.artifact} has none: pass --prompt-ids")
+        raise UserError(f"--prompt needs a tokenizer, but {args.artifact} has none: pass --prompt-ids")
     if not args.chat:
         return tokenizer.encode(text)
     from runtime.text.conversation_encoder import open_conversation_encoder  # loads Jinja, which only a chat needs
@@ -134,12 +137,12 @@ def _parse_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(
-            f"--prompt-ids is {text!r}, expected whole numbers with commas between them, such as 1,2,3"
+            f"--prompt-ids is {text!r}, expected whole numbers separated by commas, such as 1,2,3"
         ) from error
 
 
 def _print_json(args: argparse.Namespace, collect: Callable[..., list[Outcome]], *, has_text: bool) -> list[Outcome]:
-    """One object for --prompt or --prompt-ids given once, else a list of them in the order of the prompts."""
+    """Print one object if --prompt or --prompt-ids was given once, otherwise a list in the order of the prompts."""
     collected = collect(show=lambda _index, _step: None)
     objects = [outcomes.as_json(each, has_text=has_text) for each in collected]
     print(json.dumps(objects[0] if len(objects) == 1 and args.prompts_file is None else objects))
@@ -149,7 +152,10 @@ def _print_json(args: argparse.Namespace, collect: Callable[..., list[Outcome]],
 def _print_texts(
     texts: Sequence[str | None], collect: Callable[..., list[Outcome]], *, has_text: bool
 ) -> list[Outcome]:
-    """Each text as it comes; several are under headings, and those that run beside the first follow when it has ended."""
+    """Write each text as it is generated.
+
+    Several texts get headings; those that run beside the first are written once it has ended.
+    """
     several = len(texts) > 1
     pages = cli.InOrder([_heading(text, first=i == 0) if several else "" for i, text in enumerate(texts)], cli.write)
     collected = collect(
@@ -165,7 +171,7 @@ def _print_texts(
 
 
 def _heading(text: str | None, *, first: bool) -> str:
-    """One line, whatever the prompt holds."""
+    """A heading of one line, whatever the prompt contains."""
     return ("" if first else "\n") + f"> {' '.join((text or '').split())}\n"
 
 

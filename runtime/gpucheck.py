@@ -1,12 +1,13 @@
-"""`python -m runtime.gpucheck FOLDER ...`: is every kernel of ours in a CUDA library right on this GPU, and how near to its limits does it run?
+"""`python -m runtime.gpucheck FOLDER ...`: is each of our CUDA kernels right on this GPU, and how close to its limits?
 
-A folder holds a manifest and a library: an artifact, or what `make gpucheck` has compiled of a model's sizes without its weights. Weights are
-random and made here, from a seed. Each kernel of ours runs by itself, and its outputs are compared with a reference in float64
-(`runtime.gpu_check.kernel_cases`). Then it is timed: a captured graph launches it many times, on several copies of its weights, so that they come from
-memory and not from a cache. Its share is of the larger of two times: its bytes at the speed of a copy, its operations at the matrix peak. Rows
-appear as they are measured, so that nothing is lost where a run is killed. Last the whole model runs: what `runtime.verify` checks,
-and its speed (`runtime.bench`). Where some Python of this machine has torch, the matrix peak and the matrix products are measured with that, and with
-transformers, where it is there, a model of the same sizes, in processes of their own.
+A folder holds a manifest and a library: an artifact, or what `make gpucheck` compiled in a model's sizes without its
+weights. The weights are random and made here from a seed. Each of our kernels runs by itself, and its outputs are
+compared with a reference in float64 (`runtime.gpu_check.kernel_cases`). Then it is timed: a captured graph launches it
+many times on several copies of its weights, so that they come from memory and not from a cache. Its share of the limit
+is the larger of two times divided by its own: its bytes at the speed of a copy, and its operations at the matrix peak.
+Rows appear as they are measured, so that nothing is lost if a run is killed. Last, the whole model runs: the checks of
+`runtime.verify`, and its speed (`runtime.bench`). If some Python on this machine has torch, it measures the matrix peak
+and the matrix products, and if one has transformers, it measures a model of the same sizes, each in a separate process.
 """
 
 import argparse
@@ -47,14 +48,14 @@ from runtime.verify import Check, verify
 
 Array = NDArray[Any]
 
-COLD_BYTES = 256 * 2**20  # of copies of a kernel's weights, several times the second-level cache of any GPU
-LAUNCHES, PASSES = 64, 3  # of a kernel in one graph, at most, and how often the graph is timed
-GRAPH_SECONDS = 0.02  # that a graph of launches should take
+COLD_BYTES = 256 * 2**20  # copies of a kernel's weights take this much, several times the L2 cache of any GPU
+LAUNCHES, PASSES = 64, 3  # most launches of a kernel in one graph, and how often the graph is timed
+GRAPH_SECONDS = 0.02  # time that a graph of launches should take
 WORKLOAD = Workload(prompt_tokens=(128, 512, 2048), contexts=(64, 2048), steps=64, repeats=2)
 
 
 class KernelDevice(Protocol):
-    """What a kernel is called on and timed with."""
+    """The device that kernels are called on and timed with."""
 
     def upload(self, array: Array) -> Any:  # noqa: ANN401 (tensors of a runtime)
         """A tensor with the array's numbers."""
@@ -69,11 +70,11 @@ class KernelDevice(Protocol):
         """Call a kernel and wait for it."""
 
     def seconds(self, function: Callable[..., Any], sets: Sequence[Sequence[Any]], calls: int) -> float:
-        """Time of one of `calls` calls, which take one set of tensors after the other."""
+        """Mean time of a call, over `calls` calls that take one set of tensors after the other."""
 
 
 def check_kernel(call: KernelCall, function: Callable[..., Any], device: KernelDevice, *, half: bool) -> KernelRow:
-    """Run one kernel against its reference, which lets it round to float16 where `half`, and time it."""
+    """Compare one kernel with its reference, which allows for rounding to float16 if `half`, and time it."""
     case = case_of(call, half=half)
     tensors = [device.upload(array) for array in case.arrays]
     device.run(function, tensors)
@@ -105,9 +106,10 @@ def check_kernel(call: KernelCall, function: Callable[..., Any], device: KernelD
 
 
 class CudaKernels:
-    """The device of `runtime.engines.cuda`, as kernels are called on it one by one."""
+    """The device of `runtime.engines.cuda`, on which kernels are called one by one."""
 
-    def __init__(self, device: Any) -> None:  # noqa: ANN401 (runtime.engines.cuda_device.Device, which loads TVM's runtime)
+    # the device is a runtime.engines.cuda_device.Device, which loads TVM's runtime
+    def __init__(self, device: Any) -> None:  # noqa: ANN401
         self._device = device
 
     def upload(self, array: Array) -> Any:  # noqa: ANN401
@@ -137,7 +139,7 @@ class CudaKernels:
         self._device.memory.wait()
 
     def seconds(self, function: Callable[..., Any], sets: Sequence[Sequence[Any]], calls: int) -> float:
-        """Time of one call in a graph of `calls`: the median of some launches of it."""
+        """Mean time of a call in a graph of `calls`: the median over several launches of the graph."""
         memory = self._device.memory
 
         def launch_all() -> None:
@@ -152,7 +154,7 @@ class CudaKernels:
         return median(samples) / calls
 
     def copy_gb_s(self, nbytes: int = 2**30) -> float:
-        """Bandwidth of a copy on the device, bytes read and written; the best of several."""
+        """Bandwidth of a copy on the device, counting bytes read and written; the best of several."""
         spec = TensorSpec(name="", shape=(nbytes,), dtype="uint8")
         source, target = self._device.tensor(spec), self._device.tensor(spec)
         memory = self._device.memory
@@ -161,16 +163,19 @@ class CudaKernels:
 
 
 def check_kernels(
-    folder: Path, manifest: Manifest, device: Any, told: Callable[[KernelRow], None]
-) -> tuple[KernelRow, ...]:  # noqa: ANN401
-    """Every kernel of ours in a folder's library; `told` gets each row at once."""
+    folder: Path,
+    manifest: Manifest,
+    device: Any,  # noqa: ANN401
+    told: Callable[[KernelRow], None],
+) -> tuple[KernelRow, ...]:
+    """Check each of our kernels in a folder's library; `told` gets each row immediately."""
     kernels = CudaKernels(device)
     library = open_library(device.ffi, folder / LIBRARY_FILE)
     rows = []
     for call in manifest.calls:
         try:
             row = check_kernel(call, kernel_of(library, call.kernel), kernels, half=manifest.target.dtype == "fp16")
-        except UserError as error:  # after which the device answers nothing any more
+        except UserError as error:  # the device does not respond after one
             raise UserError(f"{folder}: {call.kernel} ({label_of(call)}): {error}") from error
         told(row)
         rows.append(row)
@@ -178,7 +183,10 @@ def check_kernels(
 
 
 def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Check, ...], Speeds | None]:  # noqa: ANN401
-    """The whole model, with random weights: what `runtime.verify` checks, and its speed if that holds; nothing of one that generates no text."""
+    """Run the whole model with random weights: the checks of `runtime.verify`, and if they pass, its speed.
+
+    A model that generates no text is not run.
+    """
     from runtime.engines import cuda
     from runtime.engines.engine import Engine
 
@@ -193,7 +201,10 @@ def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Ch
 
 
 def products_of(manifest: Manifest) -> list[Product]:
-    """The matrix products of one token and of the longest timed prompt, by their sizes, and how many a pass has; none of a mixture."""
+    """The matrix products of one token and of the longest timed prompt, with their number per pass.
+
+    Empty for a mixture, and for a model that generates no text.
+    """
     if manifest.model.n_experts is not None or not manifest.model.generates:
         return []
     found = []
@@ -205,9 +216,8 @@ def products_of(manifest: Manifest) -> list[Product]:
         for call in manifest.calls:
             if call.op == "linear" and graph in call.calls:
                 first = call.arguments[0]
-                one_each = (
-                    prod(first["lead"]) == manifest.shape.batch
-                )  # as of the head, which only a row's last token needs
+                # as for the head, which only a row's last token needs
+                one_each = prod(first["lead"]) == manifest.shape.batch
                 label = f"{manifest.name} {'decode' if graph == 'decode' else 'prefill'}"
                 found.append(
                     Product(
@@ -218,18 +228,22 @@ def products_of(manifest: Manifest) -> list[Product]:
 
 
 def checked_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact or of a check folder, whose library has its sum; UserError where there is none, or none with kernels."""
+    """The manifest of an artifact or of a check folder, once the library matches its sum.
+
+    Raises `UserError` if there is no manifest, or none that names CUDA kernels.
+    """
     path = folder / MANIFEST_FILE
     try:
         manifest = from_json(path.read_bytes(), Manifest, str(path))
         check_sums(folder, [entry for entry in manifest.files if entry.path == LIBRARY_FILE])
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}; name an artifact, or a folder of checks/ as `make gpucheck` ships it"
+            f"{path} cannot be read: {error.strerror}; "
+            "name an artifact, or a folder of checks/ as `make gpucheck` ships it"
         ) from error
     if not TARGETS[manifest.target.kind].on_device:
         raise UserError(
-            f"{path} is of the target {manifest.target.kind}, expected cuda: compile it with backend.target: cuda"
+            f"{path} is for the target {manifest.target.kind}, expected cuda: compile it with backend.target: cuda"
         )
     if not manifest.calls:
         raise UserError(f"{path} names no kernel, expected those that the library calls; compile it again")
@@ -237,24 +251,23 @@ def checked_manifest(folder: Path) -> Manifest:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check every folder, the kernels of all before any whole model; UserError when something is wrong."""
+    """Check every folder, all kernels before any whole model; raises `UserError` if something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m runtime.gpucheck", description="Check and time the kernels of CUDA libraries on this GPU."
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="artifacts, or folders of checks/")
     parser.add_argument(
-        "--kernels-only", action="store_true", help="leave out the whole model, whose random weights take its full size"
+        "--kernels-only", action="store_true", help="skip the whole model, whose random weights take its full size"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a folder, a line each, at the end")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per folder, each on one line, at the end"
+    )
     args = parser.parse_args(argv)
     manifests = {folder: checked_manifest(folder) for folder in args.folders}
-    from runtime.engines.cuda_device import (
-        Device,
-    )  # loads TVM's runtime, which `--help` and a wrong folder need not wait for
+    from runtime.engines.cuda_device import Device  # loads TVM's runtime, which `--help` and wrong folders do not need
 
-    devices = [
-        Device.open(manifest.target.arch, threads=1) for manifest in manifests.values()
-    ]  # each refuses a GPU that is not its own
+    # each call refuses a GPU that its artifact was not compiled for
+    devices = [Device.open(manifest.target.arch, threads=1) for manifest in manifests.values()]
     device = devices[0]
     say = _nothing if args.json else partial(print, flush=True)
     torch = ask_torch([product for manifest in manifests.values() for product in products_of(manifest)])
@@ -272,16 +285,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for folder in smallest:
         manifest = manifests[folder]
-        rival = (
-            transformers(manifest.model) if manifest.model.generates and not args.kernels_only else None
-        )  # before our weights take memory
+        # before our weights take memory
+        rival = transformers(manifest.model) if manifest.model.generates and not args.kernels_only else None
         try:
             report = ModelReport(
                 manifest.name,
                 kernels[folder],
                 *(((), None) if args.kernels_only else check_model(folder, manifest, device)),
             )
-        except UserError as error:  # such as too little memory, which a smaller model may not need
+        except UserError as error:  # for example too little memory; other folders may still fit
             report = ModelReport(
                 manifest.name, kernels[folder], (Check("whole model", str(error), "a run", ok=False),), None
             )
@@ -291,14 +303,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             say("\n".join(["", manifest.name, *model_lines(report, limits, Rivals(torch, rival))]))
         wrong += [] if report.ok else [str(folder)]
     if wrong:
-        raise UserError(
-            f"{', '.join(wrong)}: something is wrong on {device.description.name}; what is printed above says what"
-        )
+        raise UserError(f"{', '.join(wrong)}: something is wrong on {device.description.name}; see the output above")
     return 0
 
 
 def _nothing(_text: str) -> None:
-    """In place of print."""
+    """Print nothing, in place of `print`."""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m runtime.startup ARTIFACT`: where the time goes from the start of a process to its first token, and what memory is its own.
+"""`python -m runtime.startup ARTIFACT`: where the time from process start to first token goes, and the memory it takes.
 
-Each sample is a new process that does what `runtime.generate` does first. Its weights are pages of the mapped file: any number of processes
-share them, and only what lies beside them is a process's own.
+Each sample is a new process that does what `runtime.generate` does first. Its weights are pages of the mapped file: any
+number of processes share them, and only the rest is a process's own memory.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PHASES = ("interpreter", "imports", "check and open", "tokenizer", "first token"
 
 @dataclass(frozen=True)
 class Sample:
-    """One process: seconds of each phase, in order, and resident memory at the end in MB (1e6), of its own and of mapped files."""
+    """One process: seconds of each phase, in order, and resident memory at the end in MB (1e6), its own and mapped."""
 
     seconds: tuple[float, ...]
     own_mb: float
@@ -33,7 +33,7 @@ class Sample:
 
 
 def sample(artifact: Path, threads: int) -> Sample:
-    """Start a process, and let it report; raises `UserError` when it fails, after its own message."""
+    """Start a process and let it report; if it fails, raises `UserError` after the process's own message."""
     code = f"from runtime.startup import report; report({str(artifact)!r}, {threads}, {time.monotonic()!r})"
     done = subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.PIPE)
     if done.returncode:
@@ -43,7 +43,10 @@ def sample(artifact: Path, threads: int) -> Sample:
 
 
 def report(artifact: str, threads: int, started: float) -> None:
-    """What a sample's process does: reach the first token, and print a `Sample` as JSON. `started`: monotonic seconds before it was started."""
+    """Run in a sample's process: reach the first token, and print a `Sample` as JSON.
+
+    `started` is the monotonic time in seconds just before the process was started.
+    """
     run_command(lambda: _report(Path(artifact), threads, started))
 
 

@@ -1,9 +1,10 @@
-"""`python -m runtime.verify ARTIFACT`: is this folder whole, does it run here, and does it compute what it was made to compute?
+"""`python -m runtime.verify ARTIFACT`: is this folder intact, does it run here, and does it compute what it should?
 
-Needs nothing but the artifact. Opening it checks every rule of `runtime.artifact.folder`, and the signature where a public key is given. Then random
-ids go through the graphs three ways, which must give the same logits: one by one, as one prefill, and as a prefill that decode continues. Where the
-device draws ids itself, they must be the likeliest ones.
-Last, the golden prompts that `make ship` has put in: the same outputs and greedy tokens as on the machine that compiled it, within the bound.
+It needs nothing but the artifact. Opening it checks every rule of `runtime.artifact.folder`, and the signature if a
+public key is given. Then random ids go through the graphs in three ways, which must give the same logits: one by one,
+as one prefill, and as a prefill that decode continues. If the device draws ids by itself, they must be the likeliest.
+Last come the golden prompts that `make ship` adds: they must give the same outputs and greedy tokens as on the machine
+that compiled the artifact, within the bound.
 """
 
 import argparse
@@ -30,23 +31,23 @@ Logits = NDArray[np.float32]
 
 
 class VerifiableEngine(Protocol):
-    """What the check needs of an engine."""
+    """The interface that the check needs of an engine."""
 
     @property
     def manifest(self) -> Manifest:
         """The artifact's manifest."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Logits:
-        """Append one list of ids per row; logits (B, vocab) after the last ids."""
+        """Append one list of ids per row; returns logits (B, vocab) after the last ids."""
 
     def decode(self, ids: Sequence[int]) -> Logits:
-        """Append one id per row; logits (B, vocab)."""
+        """Append one id per row; returns logits (B, vocab)."""
 
     def room(self) -> int | None:
-        """How many more ids the caches take; None without a limit."""
+        """How many more ids fit the caches; None without a limit."""
 
     def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[Logits]:
-        """What a head that generates no text gives for one list of ids per row: (rows, n_outputs) each."""
+        """The outputs of a head that generates no text for one list of ids per row: (rows, n_outputs) each."""
 
     def reset(self) -> None:
         """Forget every id."""
@@ -63,16 +64,16 @@ class Check:
 
 
 def bound_of(manifest: Manifest) -> float:
-    """How far two correct ways may be apart, relative to the largest output."""
+    """How far apart two correct computations may be, relative to the largest output."""
     return relative_bound(
         manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
     )
 
 
 def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
-    """Run the same ids three ways and compare, and let the device draw ids where it can; the engine's caches are emptied before and after.
+    """Run the same ids in three ways and compare, and let the device draw ids if it can.
 
-    The model must generate.
+    The engine's caches are emptied before and after. The model must generate text.
     """
     engine.reset()
     manifest = engine.manifest
@@ -96,7 +97,10 @@ def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
 
 
 def _drawn(engine: VerifiableEngine, ids: NDArray[np.int64], steps: int) -> tuple[Check, ...]:
-    """The ids that the device draws greedily behind a prompt, against the largest logits of steps; nothing where it draws none."""
+    """Compare the ids that the device draws greedily after a prompt with the largest logits of decode steps.
+
+    Empty if the device cannot draw.
+    """
     if not (isinstance(engine, DrawingModel) and engine.can_draw(GREEDY) and steps):
         return ()
     first = int(_prefill(engine, ids)[0, 0].argmax())
@@ -112,7 +116,10 @@ def _drawn(engine: VerifiableEngine, ids: NDArray[np.int64], steps: int) -> tupl
 
 
 def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[Check, ...]:
-    """Feed golden prompts and the greedy tokens behind them to every row, and compare; the engine's caches are emptied before and after."""
+    """Feed golden prompts and the greedy tokens after them to every row, and compare.
+
+    The engine's caches are emptied before and after.
+    """
     bound, batch = bound_of(engine.manifest), engine.manifest.shape.batch
     checks: list[Check] = []
     for prompt in prompts:
@@ -127,7 +134,8 @@ def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[C
         if (len(found), found.shape[2]) != prompt.outputs.shape:
             shape = list(prompt.outputs.shape)
             raise UserError(
-                f"a golden prompt has outputs {shape}, but the model gives {[len(found), found.shape[2]]}; copy the artifact again"
+                f"a golden prompt has outputs {shape}, but the model gives {[len(found), found.shape[2]]}; "
+                "copy the artifact again"
             )
         expected = np.broadcast_to(prompt.outputs[:, None], found.shape)
         checks.append(
@@ -140,19 +148,22 @@ def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[C
             )
         )
         if engine.manifest.model.generates:
-            checks.append(_same_tokens(f"greedy tokens behind {len(prompt.ids)}", found, expected, bound))
+            checks.append(_same_tokens(f"greedy tokens after {len(prompt.ids)}", found, expected, bound))
     engine.reset()
     return tuple(checks)
 
 
 def _same_tokens(name: str, found: Logits, expected: Logits, bound: float) -> Check:
-    """The likeliest tokens of (steps, B, vocab): the expected ones, or such as are expected within what both may be off by."""
+    """Check that the likeliest tokens of logits (steps, B, vocab) are the expected ones.
+
+    Others pass if their expected logits are as large within the bound, by which both sides may be off.
+    """
     chosen = found.argmax(-1)
     best = expected.max(-1)
     behind = best - np.take_along_axis(expected, chosen[..., None], -1)[..., 0]
     same = int((chosen == expected.argmax(-1)).sum())
     ok = bool((behind <= 2 * bound * np.abs(expected).max(-1)).all())
-    return Check(name, f"{same} of {chosen.size} the same", f"{chosen.size}, or as likely within the bound", ok)
+    return Check(name, f"{same} of {chosen.size} the same", f"{chosen.size}, or equally likely within the bound", ok)
 
 
 def _decode(engine: VerifiableEngine, ids: NDArray[np.int64], *, fresh: bool = True) -> Logits:
@@ -176,8 +187,9 @@ def _finite(name: str, logits: Logits) -> Check:
 
 
 def _close(name: str, found: Logits, expected: Logits, bound: float, *, whole: bool = False) -> Check:
-    """Compare row by row of the batch and step by step, each relative to its own largest logit, or to the largest of the `whole`: one or two
-    outputs of a head may all be near zero.
+    """Compare each batch row and step relative to its own largest logit, or with `whole` to the largest of all.
+
+    The latter is for heads: with only one or two outputs, all of a row may be near zero.
     """
     assert found.shape == expected.shape, f"{name}: {found.shape} and {expected.shape}"
     largest = np.full(expected.shape[:-1], np.abs(expected).max()) if whole else np.abs(expected).max(-1)
@@ -186,7 +198,7 @@ def _close(name: str, found: Logits, expected: Logits, bound: float, *, whole: b
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The checks in in_columns columns, under a heading."""
+    """The checks in aligned columns, under a heading."""
     rows = [
         ("check", "found", "expected", "ok"),
         *((c.check, c.found, c.expected, "yes" if c.ok else "NO") for c in checks),
@@ -197,7 +209,7 @@ def table(checks: Sequence[Check]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify one artifact; status 0 if every check holds, else 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m runtime.verify", description="Check that an artifact is whole and computes what it should."
+        prog="python -m runtime.verify", description="Check that an artifact is intact and computes what it should."
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -205,11 +217,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--public-key",
         type=Path,
         metavar="FILE",
-        help=f"who must have signed it (default: ${KEY_VARIABLE}, where it is set)",
+        help=f"public key of the required signer (default: ${KEY_VARIABLE}, if set)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and a wrong flag need not wait for
+    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and wrong flags do not need
 
     key = args.public_key or key_of_environment()
     engine = Engine.open(args.artifact, threads=args.threads, public_key=key)  # raises for a broken artifact
@@ -224,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         checks += replay(engine, read_golden(args.artifact / manifest.golden))
     elif not manifest.model.generates:
         raise UserError(
-            f"{args.artifact} has the head {manifest.model.head} and no golden prompts to compare with; `make ship` puts them in"
+            f"{args.artifact} has the head {manifest.model.head} and no golden prompts to compare with; "
+            "`make ship` adds them"
         )
     ok = all(check.ok for check in checks)
     print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}) if args.json else table(checks))

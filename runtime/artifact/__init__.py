@@ -1,1 +1,1 @@
-"""The artifact on disk: its format, how it is checked, and the proofs that travel with it."""
+"""The artifact on disk: its format, how it is checked, and the proofs that ship with it."""

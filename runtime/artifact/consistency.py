@@ -1,4 +1,4 @@
-"""Does a manifest agree with itself: file names, model, graphs, weights, tokenizer and target. No file is opened here."""
+"""Checks that a manifest agrees with itself: file names, model, graphs, weights, tokenizer, target. Opens no file."""
 
 import re
 from collections import Counter
@@ -23,20 +23,21 @@ from runtime.errors import UserError
 MANIFEST_FILE = "manifest.json"
 LIBRARY_FILE = "library.so"
 WEIGHTS_FILE = "weights.safetensors"
-LIBRARY_LIMIT = 2**30  # bytes; many times what machine code for every architecture takes
-READ_WHOLE_LIMIT = 2**28  # bytes of a tokenizer file, a template or golden prompts, which are read whole
+LIBRARY_LIMIT = 2**30  # bytes; many times the size of machine code for every architecture
+READ_WHOLE_LIMIT = 2**28  # bytes of a tokenizer file, a template or golden prompts, which are read as a whole
 ELEMENT_LIMIT = 2**40  # elements of one input or output
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-# panels_P: (ceil(N / P), K, P) from (N, K), N padded with zeros. panels_PkJ: (ceil(N / P), ceil(K / J), P, J), J steps of K side by side.
-# panels_PqJ: as panels_P, each int32 with J numbers of 4 bits. panels_PqJkI: as panels_PkI, of such words. An ending xE: E such matrices, stacked.
+# panels_P: (ceil(N / P), K, P) from (N, K), N padded with zeros. panels_PkJ: (ceil(N / P), ceil(K / J), P, J), J steps
+# of K side by side. panels_PqJ: like panels_P, each int32 with J numbers of 4 bits. panels_PqJkI: like panels_PkI, of
+# such words. A suffix xE: E such matrices, stacked.
 _PANELS = re.compile(r"panels_([1-9][0-9]{0,3})(?:k([1-9][0-9]?)|q8(?:k([1-9]))?)?(?:x([1-9][0-9]{0,3}))?")
 _LAYER = re.compile(r"layers\.(0|[1-9][0-9]*)\.")
 _ARCH = re.compile(r"sm_[1-9][0-9]{1,2}[a-z]?")
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
-    """Raise `UserError` for the first thing that does not fit; `where` names the manifest's file."""
+    """Raise `UserError` for the first disagreement; `where` names the manifest's file."""
     for problem in _problems(manifest):
         raise UserError(f"{where}: {problem}; copy the artifact again or compile it again")
 
@@ -55,9 +56,12 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
     names = [entry.path for entry in manifest.files]
     for name, count in Counter(names).items():
         if not _NAME.fullmatch(name):
-            yield f"the file name {name!r} is not allowed, expected letters, digits, '.', '_' and '-' alone, since no file lies elsewhere"
+            yield (
+                f"the file name {name!r} is not allowed, expected only letters, digits, '.', '_' and '-', "
+                "since every file is in the artifact's own folder"
+            )
         if name == MANIFEST_FILE:
-            yield f"the file {name} is listed by itself, expected every other file"
+            yield f"the file {name} lists itself, expected only the other files"
         if count > 1:
             yield f"the file {name} is listed {count} times, expected once"
     tokenizer = manifest.tokenizer
@@ -90,7 +94,7 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
     if model.n_heads % model.n_kv_heads:
         yield f"the model has {model.n_heads} heads, expected a multiple of its {model.n_kv_heads} n_kv_heads"
     if not (model.norm_eps > 0 and model.rope_theta > 0):
-        yield f"the model has norm_eps {model.norm_eps} and rope_theta {model.rope_theta}, expected both above 0"
+        yield f"the model has norm_eps {model.norm_eps} and rope_theta {model.rope_theta}, expected both to be above 0"
     yield from _head_problems(model)
 
 
@@ -101,13 +105,13 @@ def _head_problems(model: ModelConfig) -> Iterator[str]:
     if model.labels is not None and len(model.labels) != model.n_labels:
         yield f"the head {model.head} has {len(model.labels)} labels, expected n_labels = {model.n_labels}"
     if model.tied_embeddings and not model.generates:
-        yield f"the head {model.head} is tied to the embeddings, expected that of a causal language model"
+        yield f"the head {model.head} is tied to the embeddings, expected that only for a causal language model"
 
 
 def _graph_problems(manifest: Manifest) -> Iterator[str]:
     chunks = manifest.shape.prefill_chunks
     if not chunks or list(chunks) != sorted(set(chunks), reverse=True):
-        yield f"the prefill chunks are {list(chunks)}, expected at least one, each once and the largest first"
+        yield f"the prefill chunks are {list(chunks)}, expected at least one, each only once and the largest first"
     decode = [("decode", 1)] if manifest.model.generates else []
     expected = sorted([*decode, *((f"prefill_{tokens}", tokens) for tokens in chunks)])
     found = sorted((graph.name, graph.tokens) for graph in manifest.graphs)
@@ -118,7 +122,7 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
-    """Names, order and shapes of a graph's inputs and outputs, as `export` fixes them."""
+    """Check names, order and shapes of a graph's inputs and outputs against those that `export` defines."""
     key = next(iter(graph.signature.caches), None)
     if key is not None and key.dtype not in CACHE_DTYPES:
         yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_DTYPES)}"
@@ -134,12 +138,12 @@ def _spec_problems(
         yield f"{graph} has {len(specs)} {side}, expected {len(expected)}"
     for spec, wanted in zip(specs, expected, strict=False):
         if spec != wanted:
-            yield f"{graph} has {_told(spec)} among its {side}, expected {_told(wanted)}"
+            yield f"{graph} has {_described(spec)} among its {side}, expected {_described(wanted)}"
         if prod(wanted.shape) > ELEMENT_LIMIT:
-            yield f"{graph} has {_told(wanted)}, more than {ELEMENT_LIMIT} elements"
+            yield f"{graph} has {_described(wanted)}, expected at most {ELEMENT_LIMIT} elements"
 
 
-def _told(spec: TensorSpec) -> str:
+def _described(spec: TensorSpec) -> str:
     return f"{spec.name} {list(spec.shape)} {spec.dtype}"
 
 
@@ -150,7 +154,10 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
     expected = () if manifest.model.tied_embeddings else HEADS[manifest.model.head].tensors
     found = tuple(sorted(name for name in names if name in ("output.weight", "output.bias")))
     if found != tuple(sorted(expected)):
-        yield f"the head {manifest.model.head} has the weights {', '.join(found) or 'none'}, expected {', '.join(expected) or 'none'}"
+        yield (
+            f"the head {manifest.model.head} has the weights {', '.join(found) or 'none'}, "
+            f"expected {', '.join(expected) or 'none'}"
+        )
     layers = {int(match[1]) for match in map(_LAYER.match, names) if match}
     if layers != set(range(manifest.model.n_layers)):
         wrong = min(layers ^ set(range(manifest.model.n_layers)))
@@ -164,17 +171,29 @@ def _weight_problems(manifest: Manifest) -> Iterator[str]:
 def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
     panels = _PANELS.fullmatch(weight.layout)
     if weight.layout != "row_major" and not panels:
-        yield f"the weight {weight.name} has layout {weight.layout!r}, expected row_major, or panels as `runtime/artifact/layouts.py` names them"
+        yield (
+            f"the weight {weight.name} has layout {weight.layout!r}, "
+            "expected row_major, or panels as `runtime/artifact/layouts.py` names them"
+        )
     if panels:
         width, numbers, words, stacked = (int(part) if part else None for part in panels.groups())
         rest = tuple(size for size in (width, numbers, words) if size is not None)
         if len(weight.shape) != 2 + len(rest) or weight.shape[2:] != rest:
             wanted = ", ".join(map(str, rest))
-            yield f"the weight {weight.name} has shape {list(weight.shape)}, expected (panels, K, {wanted}) for layout {weight.layout}"
+            yield (
+                f"the weight {weight.name} has shape {list(weight.shape)}, "
+                f"expected (panels, K, {wanted}) for layout {weight.layout}"
+            )
         elif stacked and weight.shape[0] % stacked:
-            yield f"the weight {weight.name} has {weight.shape[0]} panels, expected a multiple of {stacked} for layout {weight.layout}"
+            yield (
+                f"the weight {weight.name} has {weight.shape[0]} panels, "
+                f"expected a multiple of {stacked} for layout {weight.layout}"
+            )
     if weight.name == "tok_embeddings.weight" and not panels and weight.shape != (model.vocab_size, model.dim):
-        yield f"the weight {weight.name} has shape {list(weight.shape)}, expected {[model.vocab_size, model.dim]} (vocab_size, dim)"
+        yield (
+            f"the weight {weight.name} has shape {list(weight.shape)}, "
+            f"expected {[model.vocab_size, model.dim]} (vocab_size, dim)"
+        )
 
 
 def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
@@ -199,7 +218,7 @@ def _target_problems(manifest: Manifest) -> Iterator[str]:
     if target.arch and not known:
         yield f"the target {target.kind} lists the architectures {', '.join(target.arch)}, expected none"
     if known and not target.arch:
-        yield f"the target {target.kind} lists no architecture, expected one at least, such as {known[0]}"
+        yield f"the target {target.kind} lists no architecture, expected at least one, such as {known[0]}"
     yield from (
         f"the target lists the architecture {name!r}, expected a name such as sm_80"
         for name in target.arch

@@ -1,43 +1,48 @@
-"""The artifact on disk: what the folder holds, how it is opened, how it is written.
+"""The artifact on disk: what the folder contains, how it is opened, and how it is written.
 
-An artifact is a folder. Its name and place mean nothing; it MAY be moved, copied and renamed. It holds these files and nothing else:
+An artifact is a folder. Its name and place mean nothing; it MAY be moved, copied and renamed. It holds these files and
+nothing else:
 
     manifest.json         `runtime.artifact.manifest.Manifest` as JSON
-    library.so            the compiled functions; for CUDA with machine code for `target.arch` inside
+    library.so            the compiled functions; for CUDA, with machine code for `target.arch` inside
     weights.safetensors   every weight, in the order in which each compiled function takes them
-    `tokenizer.file`, `tokenizer.chat_template`   as the manifest names them, where it has a tokenizer
-    `golden`              prompts with the outputs that they must give, where the manifest names such a file (`runtime.artifact.golden`)
-    manifest.sig          a signature of manifest.json, where it was signed (`runtime.artifact.signing`)
+    `tokenizer.file`, `tokenizer.chat_template`   as named by the manifest, if it has a tokenizer
+    `golden`              prompts with the outputs that they must give (`runtime.artifact.golden`), if the manifest
+                          names such a file
+    manifest.sig          a signature of manifest.json (`runtime.artifact.signing`), if it was signed
 
 Rules, each checked by `Artifact.open` before the library is loaded, cheapest first:
 
  1. The folder MUST exist. Everything in it MUST be a regular file: no folder, no link, no device.
- 2. `manifest.json` MUST have at most 16 MiB and be JSON. Its `schema_version` MUST be this runtime's; only then is the rest decoded,
-    and every key and type MUST be known.
- 3. `files` MUST list every file but `manifest.json` and `manifest.sig`, each once, by a plain name: ASCII letters, digits, `.`, `_`, `-`,
-    beginning with a letter or digit. So there is no path to another folder, no hidden file, and no name that two systems read differently.
+ 2. `manifest.json` MUST have at most 16 MiB and be JSON. Its `schema_version` MUST be this runtime's; only then is the
+    rest decoded, and every key and type MUST be known.
+ 3. `files` MUST list every file but `manifest.json` and `manifest.sig`, each once, by a plain name: ASCII letters,
+    digits, `.`, `_`, `-`, beginning with a letter or digit. So there is no path to another folder, no hidden file, and
+    no name that two systems read differently.
  4. `library.so` and `weights.safetensors` MUST be listed; a file that no part of the manifest uses MUST NOT be.
- 5. A file MUST NOT be empty; the library has at most 1 GiB, any other at most 256 MiB.
- 6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. A file above 16 MiB (2**24 bytes) MUST have in `blocks` the SHA-256
-    of each 16 MiB block, the last one shorter; a smaller file MUST have none.
- 7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `prefill_T` for each chunk T and, where the head is
-    a causal language model, one graph `decode` (one token), each with the inputs and outputs that model and shape imply
-    (`runtime.artifact.consistency` has the details).
- 8. Every listed file MUST exist with its size, and no other file may.
- 9. This machine's CPU MUST have every flag in `target.cpu_features`. Whether a CUDA device fits `target.arch`
-    is for the engine to find out.
-10. The header of `weights.safetensors` MUST hold exactly the tensors of `weights`: same names, order, dtypes and shapes, each beginning
-    at a multiple of 64 bytes.
-11. Contents MUST have their sums. A file with `blocks` is checked by those alone, on all cores: they cover every byte.
+ 5. A file MUST NOT be empty. The library has at most 1 GiB, and any other file except the weights at most 256 MiB.
+ 6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. For a file above 16 MiB (2**24 bytes), `blocks`
+    MUST list the SHA-256 of each 16 MiB block (the last one may be shorter); for a smaller file it MUST be empty.
+ 7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `prefill_T` for each chunk T and, if the
+    head is a causal language model, one graph `decode` (one token), each with the inputs and outputs that model and
+    shape imply (`runtime.artifact.consistency` has the details).
+ 8. Every listed file MUST exist with its size, and no other file may exist.
+ 9. This machine's CPU MUST have every flag in `target.cpu_features`. The engine checks whether a CUDA device fits
+    `target.arch`.
+10. The header of `weights.safetensors` MUST describe exactly the tensors of `weights`: same names, order, dtypes and
+    shapes, each tensor beginning at a multiple of 64 bytes.
+11. Contents MUST match their sums. A file with `blocks` is checked by those alone, on all cores: they cover every byte.
 
-`parity` and `golden` MAY be null. All of it is data: no file is code but the library, none is a pickle. The sums find damage. Whoever can write
-the folder can run code by its library, unless `open` is given a public key: then the signature of the manifest, and by its sums of every other
-byte, is checked before any of it is used. Files that change between that check and their use are not detected: keep the folder from other writers.
+`parity` and `golden` MAY be null. All of it is data: no file but the library is code, and none is a pickle. The sums
+detect damage. Whoever can write to the folder can run code through its library, unless `open` is given a public key:
+then the signature of the manifest is checked before anything is used, and through the manifest's sums it covers every
+other byte. Files that change between that check and their use are not detected: keep other writers out of the folder.
 
-Weights on the CPU are mapped, not copied. Each open hashes all of them in parallel, at the speed of the disk or of the cores, and this same
-reading fills the page cache that the mapping then uses. Nothing watches the file afterwards: a change of its contents under a running
-process is not detected. Replacing the artifact through `write_artifact` is safe, since the old files live on until they are unmapped.
-An `open` that meets a replacement half-way finds sums that do not match, and says so.
+Weights on the CPU are mapped, not copied. Each `open` hashes all of them in parallel, at the speed of the disk or of
+the cores, and the same reads fill the page cache that the mapping then uses. Nothing watches the file afterwards: a
+change of its contents under a running process is not detected. Replacing the artifact through `write_artifact` is safe,
+since the old files live on until they are unmapped. An `open` that meets a replacement half-way finds sums that do not
+match, and says so.
 """
 
 import errno
@@ -68,7 +73,7 @@ MANIFEST_LIMIT = 16 * 2**20  # bytes
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder that has passed every check of this module."""
+    """A folder that has passed every check in this module."""
 
     folder: Path
     manifest: Manifest
@@ -84,10 +89,10 @@ class Artifact:
 
     @classmethod
     def open(cls, folder: Path, *, for_this_machine: bool = True, public_key: Path | None = None) -> Self:
-        """Check everything in this module's list and return the artifact; `UserError` at the first broken rule.
+        """Check every rule in this module's list and return the artifact; raises `UserError` at the first broken rule.
 
-        `for_this_machine=False` leaves out rule 9, for what was compiled for another machine. With a `public_key`, the manifest must have been
-        signed by its owner, which is checked before anything else is read.
+        `for_this_machine=False` skips rule 9, for artifacts compiled for another machine. With a `public_key`, its
+        owner must have signed the manifest, which is checked before anything else is read.
         """
         try:
             manifest = read_manifest(folder, public_key)
@@ -109,7 +114,7 @@ class _Version(msgspec.Struct):
 
 
 def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
-    """The manifest alone: rules 1 (for the folder and this file) and 2, and the signature where one is asked for."""
+    """Read the manifest alone: checks rules 1 (for the folder and this file) and 2, and the signature if requested."""
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise UserError(
@@ -117,7 +122,8 @@ def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
         )
     if not os.path.lexists(path):
         raise UserError(
-            f"{folder} is no artifact: it has no {MANIFEST_FILE}; compile one with `make compile CONFIG=...` or check the path"
+            f"{folder} is not an artifact: it has no {MANIFEST_FILE}; "
+            "compile one with `make compile CONFIG=...` or check the path"
         )
     info = path.lstat()
     if not stat.S_ISREG(info.st_mode):
@@ -137,13 +143,14 @@ def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
         ) from error
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {version}, this runtime reads {SCHEMA_VERSION}; use its own runtime or compile it again"
+            f"{path} has schema version {version}, but this runtime reads {SCHEMA_VERSION}; "
+            "use its own runtime or compile it again"
         )
     return contract.from_json(data, Manifest, str(path))
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:
-    """Rules 1 and 8: the files that are there are the files that are listed, in name and size."""
+    """Check rules 1 and 8: the files in the folder are those that are listed, by name and size."""
     sizes = {}
     for entry in os.scandir(folder):
         if not entry.is_file(follow_symlinks=False):
@@ -168,15 +175,17 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_weights(path: Path, manifest: Manifest) -> None:
-    """Rule 10."""
+    """Check rule 10."""
     stored = list(TensorFile.open(path).tensors.values())
     remedy = "copy the artifact again or compile it again"
     if len(stored) != len(manifest.weights):
-        raise UserError(f"{path} holds {len(stored)} tensors, {MANIFEST_FILE} lists {len(manifest.weights)}; {remedy}")
+        raise UserError(
+            f"{path} holds {len(stored)} tensors, but {MANIFEST_FILE} lists {len(manifest.weights)}; {remedy}"
+        )
     for i, (found, expected) in enumerate(zip(stored, manifest.weights, strict=True)):
         if (found.name, found.dtype, found.shape) != (expected.name, expected.dtype, expected.shape):
             raise UserError(
-                f"{path}: tensor {i} is {found.name} {found.dtype} {list(found.shape)}, {MANIFEST_FILE} lists "
+                f"{path}: tensor {i} is {found.name} {found.dtype} {list(found.shape)}, but {MANIFEST_FILE} lists "
                 f"{expected.name} {expected.dtype} {list(expected.shape)}; {remedy}"
             )
         if found.offset % ALIGNMENT:
@@ -194,9 +203,10 @@ def write_artifact(
 ) -> Artifact:
     """Write an artifact so that `folder` is at every moment the old one, the new one, or (for an instant) absent.
 
-    `fill` writes the files into an empty folder that it is given; `make_manifest` turns their entries into the manifest. The result is
-    opened as a check (`for_this_machine` as in `Artifact.open`) and then renamed into place. Whatever is raised on the way, a keyboard
-    interrupt too, leaves `folder` as it was and nothing beside it; what a killed process left is removed by the next call.
+    `fill` is given an empty folder and writes the files into it; `make_manifest` turns their entries into the manifest.
+    The result is opened as a check (`for_this_machine` as in `Artifact.open`) and then renamed into place. If anything
+    is raised on the way, even a keyboard interrupt, `folder` stays as it was and nothing is left beside it; what a
+    killed process left behind is removed by the next call.
     """
     folder = folder.resolve()
     _refuse_other_folder(folder)
@@ -207,7 +217,7 @@ def write_artifact(
         fresh.mkdir()
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written: {error.strerror}; choose another folder or mend its permissions"
+            f"{folder} cannot be written: {error.strerror}; choose another folder or fix its permissions"
         ) from error
     try:
         fill(fresh)
@@ -224,11 +234,14 @@ def write_artifact(
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace `manifest.json` alone, in one step, by a manifest of the very same files (to add the parity summary); a signature goes."""
+    """Replace `manifest.json` alone, in one step, by a manifest of the same files, for example with a parity summary.
+
+    A signature is removed.
+    """
     folder = folder.resolve()
     assert manifest.files == read_manifest(folder).files, "a manifest of other files needs write_artifact"
     check_manifest(manifest, str(folder / MANIFEST_FILE))
-    fresh = _sibling(folder, "manifest")  # outside the folder, where a reader would find a file too many
+    fresh = _sibling(folder, "manifest")  # outside the folder, in which readers reject extra files
     try:
         fresh.write_bytes(contract.to_json(manifest))
         _sync(fresh)
@@ -241,10 +254,10 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _refuse_other_folder(folder: Path) -> None:
-    """Never replace what is not ours: a folder with contents but no manifest."""
+    """Never replace anything that is not ours: a folder with contents but no manifest."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file()):
         raise UserError(
-            f"{folder} exists and is no artifact (it has no {MANIFEST_FILE}); remove it or choose another name"
+            f"{folder} exists and is not an artifact (it has no {MANIFEST_FILE}); remove it or choose another name"
         )
 
 
@@ -253,7 +266,7 @@ def _sibling(folder: Path, kind: str) -> Path:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove what a killed writer left; an old artifact that it had moved aside comes back if nothing took its place."""
+    """Remove what a killed writer left; an old artifact that it moved aside is put back if nothing took its place."""
     for path in folder.parent.iterdir():
         match = re.fullmatch(rf"\.{re.escape(folder.name)}\.([0-9]{{1,9}})\.(tmp|old|manifest)", path.name)
         if not match or _runs_elsewhere(int(match[1])):
@@ -267,7 +280,7 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _runs_elsewhere(pid: int) -> bool:
-    """Whether `pid` is a live process other than this one (in a container, a new process often has the old one's number)."""
+    """Whether `pid` is a live process other than this one (in a container, this one often has the old one's pid)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -278,7 +291,7 @@ def _runs_elsewhere(pid: int) -> bool:
 
 
 def _swap_in(fresh: Path, folder: Path) -> None:
-    """Rename `fresh` to `folder`; what was there is moved aside first and removed last, or put back on failure."""
+    """Rename `fresh` to `folder`; the old contents are moved aside first and removed last, or put back on failure."""
     aside = _sibling(folder, "old")
     while True:
         with suppress(FileNotFoundError):
@@ -287,9 +300,8 @@ def _swap_in(fresh: Path, folder: Path) -> None:
             fresh.rename(folder)
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                shutil.rmtree(
-                    aside, ignore_errors=True
-                )  # another run put its artifact there in between: replace that one
+                # another run put its artifact there in between: replace that one
+                shutil.rmtree(aside, ignore_errors=True)
                 continue
             if aside.exists():
                 aside.rename(folder)
@@ -300,7 +312,7 @@ def _swap_in(fresh: Path, folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's or a folder's contents to the disk."""
+    """Flush a file's or a folder's contents to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

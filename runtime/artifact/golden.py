@@ -1,8 +1,9 @@
-"""Golden prompts: token ids and what the model must answer to them, computed on the compile host by another implementation than the artifact's.
+"""Golden prompts: token ids and the model's expected answers to them.
 
-They lie in a safetensors file beside the weights. Prompt I has `ids.I` int64 (n,) and `outputs.I` float32 (rows, n_outputs). Where the model
-generates, it also has `next.I` int64 (steps,): the greedy tokens, and the rows are the logits after the prompt and after each of those tokens.
-Else the rows are what the head gives for the whole prompt.
+The compile host computes the answers with a different implementation from the artifact's. They are stored in a
+safetensors file beside the weights. Prompt I has `ids.I` int64 (n,) and `outputs.I` float32 (rows, n_outputs). If the
+model generates text, it also has `next.I` int64 (steps,), the greedy tokens, and the rows are the logits after the
+prompt and after each of those tokens. Otherwise the rows are the head's outputs for the whole prompt.
 """
 
 from dataclasses import dataclass
@@ -22,15 +23,18 @@ PAST_THE_END = 5  # tokens beyond a window or a chunk
 
 @dataclass(frozen=True)
 class GoldenPrompt:
-    """One prompt and its answer, as the module says."""
+    """One prompt and its answer, as the module docstring describes."""
 
     ids: NDArray[np.int64]
     outputs: NDArray[np.float32]
-    next_ids: NDArray[np.int64]  # empty where the model generates nothing
+    next_ids: NDArray[np.int64]  # empty if the model generates no text
 
 
 def sequence_length(model: ModelConfig, shape: Shape, room: int | None) -> int:
-    """Tokens to feed: past the smallest cache if `MAX_TOKENS` allows, else past the largest chunk, and never more than fit."""
+    """Tokens to feed: past the smallest cache if `MAX_TOKENS` allows, otherwise past the largest chunk.
+
+    Never more than fit.
+    """
     smallest = min(model.cache_lens(shape.cache_len))
     affordable = [n + PAST_THE_END for n in (smallest, shape.prefill_chunks[0]) if n + PAST_THE_END <= MAX_TOKENS]
     wanted = affordable[0] if affordable else MAX_TOKENS
@@ -49,7 +53,7 @@ def tensors_of(prompts: list[GoldenPrompt]) -> dict[str, NDArray[np.int64] | NDA
 
 
 def read_golden(path: Path) -> list[GoldenPrompt]:
-    """The prompts of a file; raises `UserError` for tensors that are not golden prompts."""
+    """Read the prompts of a file; raises `UserError` for tensors that are not golden prompts."""
     file = TensorFile.open(path)
     prompts: list[GoldenPrompt] = []
     while f"ids.{len(prompts)}" in file.tensors:
@@ -59,7 +63,7 @@ def read_golden(path: Path) -> list[GoldenPrompt]:
         if found != [("int64", 1), ("float32", 2), ("int64", 1)] or (
             next_ids.size and len(outputs) != next_ids.size + 1
         ):
-            raise UserError(f"{path}: {names} are no golden prompt; copy the artifact again or ship it again")
+            raise UserError(f"{path}: {names} are not a golden prompt; copy the artifact again or ship it again")
         prompts.append(
             GoldenPrompt(np.asarray(ids, np.int64), np.asarray(outputs, np.float32), np.asarray(next_ids, np.int64))
         )

@@ -1,4 +1,4 @@
-"""SHA-256 of files: the plain sum that `sha256sum` prints, and the sums of 16 MiB blocks that can be checked in parallel."""
+"""SHA-256 of files: the plain sum that `sha256sum` prints, and sums of 16 MiB blocks, to be checked in parallel."""
 
 import hashlib
 import os
@@ -11,12 +11,12 @@ from runtime.artifact.manifest import FileEntry
 from runtime.errors import UserError
 
 BLOCK_BYTES = 16 * 2**20
-_READ_BYTES = 2**20  # fits the second-level cache, so that the sum reads what the copy just wrote
+_READ_BYTES = 2**20  # fits the second-level cache, so that the hash reads there what the copy just wrote
 
 
 @dataclass(frozen=True)
 class Span:
-    """A run of bytes of one file and the SHA-256 that it must have; `part` is how an error names it."""
+    """A range of bytes of one file and the SHA-256 that it must have; `part` is its name in an error."""
 
     path: Path
     part: str
@@ -26,7 +26,7 @@ class Span:
 
 
 def n_blocks(size: int) -> int:
-    """Length of `FileEntry.blocks` for a file of `size` bytes: none up to one block, else a sum for every begun block."""
+    """Length of `FileEntry.blocks` for a file of `size` bytes: 0 up to one block, otherwise its blocks, rounded up."""
     return 0 if size <= BLOCK_BYTES else -(-size // BLOCK_BYTES)
 
 
@@ -45,17 +45,18 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def check_sums(folder: Path, entries: Iterable[FileEntry]) -> None:
-    """Hash the files in `folder` on all cores (hashlib releases the interpreter's lock); `UserError` at the first difference.
+    """Hash the files in `folder` on all cores (hashlib releases the interpreter's lock).
 
-    A file with block sums is checked by those alone: together they cover every byte, and unlike the plain sum they run in parallel.
+    Raises `UserError` at the first difference. A file with block sums is checked by those alone: together they cover
+    every byte, and unlike the plain sum they can be computed in parallel.
     """
     spans = [span for entry in entries for span in _spans(folder, entry)]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         for span, found in zip(spans, pool.map(_sum, spans), strict=True):
             if found != span.sha256:
                 raise UserError(
-                    f"{span.path} is damaged: {span.part} has SHA-256 {found[:16]}..., but the manifest says {span.sha256[:16]}...; "
-                    f"copy the artifact again or compile it again"
+                    f"{span.path} is damaged: {span.part} has SHA-256 {found[:16]}..., "
+                    f"but the manifest says {span.sha256[:16]}...; copy the artifact again or compile it again"
                 )
 
 
@@ -73,7 +74,7 @@ def _spans(folder: Path, entry: FileEntry) -> list[Span]:
 
 
 def _sum(span: Span) -> str:
-    """SHA-256 of the span; read, not mapped, so that a file that shrinks meanwhile is a wrong sum and not a signal."""
+    """SHA-256 of the span; read, not mapped, so that a file that shrinks meanwhile gives a wrong sum, not a signal."""
     digest, buffer, left = hashlib.sha256(), memoryview(bytearray(_READ_BYTES)), span.length
     with span.path.open("rb", buffering=0) as file:
         file.seek(span.start)

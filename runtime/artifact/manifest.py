@@ -1,6 +1,6 @@
-"""The contract between the stages: what a model is, what its graphs take and give, what an artifact holds.
+"""The contract between the stages: what a model is, what its graphs take and return, what an artifact holds.
 
-Every type is frozen. `Manifest` is what `manifest.json` holds; reading it checks every key and type.
+Every type is frozen. `Manifest` is the content of `manifest.json`; reading it checks every key and type.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ LabelScores = Literal["softmax", "sigmoid", "logits"]
 
 @dataclass(frozen=True)
 class Head:
-    """What stands on the decoder: which tensors it has, and what a graph gives."""
+    """The head on top of the decoder: its tensors, and the outputs of a graph."""
 
     output: str  # name of the graphs' first output, float32 (B, tokens, n_outputs)
     size: str  # the field of `ModelConfig` that counts its outputs
-    tensors: tuple[str, ...]  # those that it has of its own; none is tied, or gives the normed state as it is
-    every_token: bool  # outputs for each token of a call, or for the last one alone
-    command: str  # the module of the runtime that uses it
+    tensors: tuple[str, ...]  # its own tensors; none if it is tied or returns the normed state as it is
+    every_token: bool  # outputs for each token of a call, or only for the last one
+    command: str  # the runtime's module that uses it
 
 
 HEADS: Mapping[str, Head] = {
@@ -52,11 +52,11 @@ HEADS: Mapping[str, Head] = {
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every type in the manifest: frozen, by keyword, no unknown keys."""
+    """Base of every type in the manifest: frozen, keyword-only, no unknown keys."""
 
 
 class ModelConfig(Record, frozen=True):
-    """Hyper-parameters of a Mistral-family decoder, complete on arrival."""
+    """Hyper-parameters of a Mistral-family decoder; all of them are known when one is created."""
 
     family: str
     dim: Count
@@ -68,42 +68,43 @@ class ModelConfig(Record, frozen=True):
     vocab_size: Count
     norm_eps: float
     rope_theta: float
-    sliding_window: tuple[Count | None, ...]  # one entry a layer; None means full attention
+    sliding_window: tuple[Count | None, ...]  # one entry per layer; None means full attention
     tied_embeddings: bool
     n_experts: Count | None = None  # feed-forwards of a mixture; None for a dense model
     experts_per_token: Count | None = None
-    context_length: Count | None = None  # positions that the model was trained for, where it says so
+    context_length: Count | None = None  # positions that the model was trained for, if the checkpoint says so
     head: HeadName = "causal_lm"
-    n_labels: Count | None = None  # of a classification; 2, the start and the end, of question answering
-    labels: tuple[str, ...] | None = None  # their names, where the checkpoint has them
+    n_labels: Count | None = None  # for classification; for question answering 2, the start and the end
+    labels: tuple[str, ...] | None = None  # their names, if the checkpoint has them
     label_scores: LabelScores = "softmax"  # how a sequence's label logits become its labels' scores
 
     @property
     def n_outputs(self) -> int:
-        """Numbers that the head gives for a token."""
+        """How many numbers the head returns for a token."""
         size = getattr(self, HEADS[self.head].size)
         assert isinstance(size, int), f"{self.head} without {HEADS[self.head].size}"
         return size
 
     @property
     def generates(self) -> bool:
-        """Whether text can be generated, for which there is a decode graph; any other head is for whole texts."""
+        """Whether the head generates text, so that there is a decode graph; any other head is for whole texts."""
         return self.head == "causal_lm"
 
     @property
     def group(self) -> int:
-        """Query heads that share one key-value head."""
+        """How many query heads share one key-value head."""
         return self.n_heads // self.n_kv_heads
 
     @property
     def every_layer_windowed(self) -> bool:
-        """Whether every layer forgets, so that a text of any length fits the caches."""
+        """Whether every layer has a sliding window, so that a text of any length fits the caches."""
         return all(self.sliding_window)
 
     def cache_lens(self, cache_len: int) -> tuple[int, ...]:
         """Slots of each layer's cache: its sliding window, or `cache_len` under full attention.
 
-        Where one layer attends to everything, no position goes beyond `cache_len`: then a longer window never moves and needs no more slots.
+        If any layer attends to everything, no position goes beyond `cache_len`: then a longer window never slides and
+        needs no more slots.
         """
         limit = cache_len if None in self.sliding_window else None
         return tuple(min(window or cache_len, limit or window or cache_len) for window in self.sliding_window)
@@ -128,7 +129,7 @@ class Signature(Record, frozen=True):
 
     @property
     def caches(self) -> tuple[TensorSpec, ...]:
-        """Of layer 0, of layer 1 and so on: key, value and, of int8, the scales of both."""
+        """The caches of layer 0, layer 1 and so on: key, value and, for int8, the scales of both."""
         return self.inputs[CALL_INPUTS:]
 
 
@@ -146,7 +147,7 @@ class WeightSpec(Record, frozen=True):
     name: str
     shape: tuple[Count, ...]
     dtype: DType
-    layout: str  # "row_major", or packed as `runtime.artifact.consistency` says
+    layout: str  # "row_major", or a packed layout of `runtime.artifact.layouts`
 
 
 class Shape(Record, frozen=True):
@@ -163,7 +164,7 @@ class Quantization(Record, frozen=True):
     scheme: SchemeName
     group_size: Count = 32  # of int4
     symmetric: bool = True  # int4 without zero points
-    keep: tuple[KeptPart, ...] = ()  # parts of the model that are stored by `keep_scheme`
+    keep: tuple[KeptPart, ...] = ()  # parts of the model that are stored with `keep_scheme`
     keep_scheme: SchemeName = "int8"
 
     @property
@@ -173,7 +174,7 @@ class Quantization(Record, frozen=True):
 
     @property
     def label(self) -> str:
-        """The scheme and what is not its default, in a few words."""
+        """The scheme and its non-default settings, in a few words."""
         groups = (
             f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}" if SCHEMES[self.scheme].grouped else ""
         )
@@ -185,36 +186,39 @@ class TargetSpec(Record, frozen=True):
 
     kind: TargetKind
     dtype: StorageDType  # storage of weights and caches
-    cpu: str  # LLVM's name of the host CPU level, such as x86-64-v3
+    cpu: str  # LLVM's name for the host CPU level, such as x86-64-v3
     cpu_features: tuple[str, ...]  # /proc/cpuinfo flags that the host code needs
     arch: tuple[str, ...] = ()  # CUDA architectures with machine code inside, such as sm_80
 
 
 class KernelUsage(Record, frozen=True):
-    """What one CUDA kernel takes of one architecture's multiprocessor, as the assembler reports it."""
+    """Multiprocessor resources that one CUDA kernel uses on one architecture, as the assembler reports them."""
 
     kernel: str
     arch: str
-    registers: int  # a thread
-    shared_bytes: int  # a block, static
-    stack_bytes: int  # a thread
-    spill_bytes: int  # a thread, stores and loads
+    registers: int  # per thread
+    shared_bytes: int  # per block, static
+    stack_bytes: int  # per thread
+    spill_bytes: int  # per thread, stores and loads
 
 
 class KernelCall(Record, frozen=True):
-    """A CUDA kernel that is called: what it computes, on which tensors, and how often. `runtime.gpucheck` runs each by itself."""
+    """A CUDA kernel that is called: what it computes, on which tensors, and how often.
 
-    kernel: str  # as the library has it
+    `runtime.gpucheck` runs each by itself.
+    """
+
+    kernel: str  # its name in the library
     op: str  # a row of `build/kernels/table.py`
-    arguments: tuple[Any, ...]  # of the kernel's maker, as JSON
-    parameters: tuple[TensorSpec, ...]  # in order: inputs, the output, what it keeps between its steps
+    arguments: tuple[Any, ...]  # of the function that makes the kernel, as JSON
+    parameters: tuple[TensorSpec, ...]  # in order: inputs, the output, scratch that it keeps between its steps
     calls: dict[str, int]  # by graph
     bytes: int  # least memory traffic of one call: weights and caches read
     flops: int
 
 
 class TokenizerSpec(Record, frozen=True):
-    """Which tokenizer file the artifact carries and how prompts begin and end."""
+    """The tokenizer file that the artifact contains, and how prompts begin and end."""
 
     kind: Literal["tokenizer.json", "sentencepiece"]
     file: str
@@ -222,8 +226,8 @@ class TokenizerSpec(Record, frozen=True):
     add_bos: bool
     eos_ids: tuple[int, ...]
     chat_template: str | None = None  # file name of a Jinja template; None for a base model
-    instruct: InstructVersion | None = None  # the format of conversations, which wins over the template
-    end_id: int | None = None  # goes behind a whole text that is classified or embedded; never behind a prompt
+    instruct: InstructVersion | None = None  # the format of conversations; it takes precedence over the template
+    end_id: int | None = None  # follows a whole text that is classified or embedded; never follows a prompt
 
 
 class ParityRow(Record, frozen=True):
@@ -248,7 +252,7 @@ class FileEntry(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True):
-    """Everything that the runtime needs to know, and everything that can be checked before it runs."""
+    """Everything that the runtime needs to know, and everything that can be checked before it runs the artifact."""
 
     schema_version: int
     name: str
@@ -260,17 +264,19 @@ class Manifest(Record, frozen=True):
     graphs: tuple[Graph, ...]
     weights: tuple[WeightSpec, ...]
     tokenizer: TokenizerSpec | None
-    overrides: dict[str, int | float | str | bool | tuple[int | None, ...] | None]  # model fields that the YAML changed
+    overrides: dict[
+        str, int | float | str | bool | tuple[int | None, ...] | None
+    ]  # model fields that the YAML overrides
     tools: dict[str, str]  # versions of the tools that made it, "apache-tvm" and "apache-tvm-ffi" among them
     files: tuple[FileEntry, ...]  # every file but manifest.json and manifest.sig
     parity: tuple[ParityRow, ...] | None = None  # None until `make parity` has run
-    kernels: tuple[KernelUsage, ...] = ()  # of CUDA, by name and architecture
-    calls: tuple[KernelCall, ...] = ()  # of CUDA, one for each kernel of ours
+    kernels: tuple[KernelUsage, ...] = ()  # CUDA only, by name and architecture
+    calls: tuple[KernelCall, ...] = ()  # CUDA only, one for each of our kernels
     golden: str | None = None  # the file of golden prompts (`runtime.artifact.golden`); None until `make ship` has run
 
     @property
     def cache_dtype(self) -> CacheDType:
-        """What keys and values are stored as."""
+        """The dtype in which keys and values are stored."""
         return CACHE_DTYPES[self.graphs[-1].signature.caches[0].dtype]
 
 
@@ -278,12 +284,12 @@ T = TypeVar("T", bound=Record)
 
 
 def to_json(record: Record) -> bytes:
-    """A record as indented JSON with a fixed key order."""
+    """Write a record as indented JSON with a fixed key order."""
     return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
 
 
 def from_json(data: bytes, kind: type[T], where: str) -> T:
-    """Read a record from JSON; `where` names the file in the `UserError` raised when it does not fit."""
+    """Read a record from JSON; `where` names the file in the `UserError` that is raised if the record is not valid."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

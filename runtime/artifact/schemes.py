@@ -1,4 +1,4 @@
-"""`quantize.scheme`: what each stores matrices as, and what a box must know of it. A new scheme is a row here."""
+"""`quantize.scheme`: how each scheme stores matrices, and what a box must know about it. A new scheme is a row here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ class Scheme:
     """One way of storing the matrices of a model."""
 
     format: str | None  # a row of `export.weights.table.FORMATS`; None: as `backend.dtype` says
-    grouped: bool = False  # scales belong to groups of `quantize.group_size` numbers
-    dynamic: bool = False  # activations are rounded to int8 in front of a product
+    grouped: bool = False  # each group of `quantize.group_size` numbers has its own scale
+    dynamic: bool = False  # activations are rounded to int8 before a product
 
 
 SCHEMES: Mapping[SchemeName, Scheme] = {

@@ -1,10 +1,13 @@
-"""The signature of each graph as model and shape imply it: the export fixes it before a trace, and every artifact is checked against it."""
+"""The signature of each graph, as model and shape imply it.
+
+The export defines it before a trace, and every artifact is checked against it.
+"""
 
 from runtime.artifact.manifest import HEADS, DType, Graph, ModelConfig, Shape, Signature, TensorSpec
 
 
 def graphs_of(model: ModelConfig, shape: Shape, cache_dtype: DType) -> tuple[Graph, ...]:
-    """The prefill graphs, largest chunk first, and decode where the model generates, each with its signature."""
+    """The prefill graphs, largest chunk first, and decode if the model generates text, each with its signature."""
     calls = [(f"prefill_{tokens}", tokens) for tokens in shape.prefill_chunks]
     calls += [("decode", 1)] if model.generates else []
     return tuple(
@@ -14,10 +17,10 @@ def graphs_of(model: ModelConfig, shape: Shape, cache_dtype: DType) -> tuple[Gra
 
 
 def signature_of(model: ModelConfig, shape: Shape, tokens: int, cache_dtype: DType) -> Signature:
-    """Inputs and outputs of a graph that takes T = `tokens` of each sequence at once.
+    """Inputs and outputs of a graph that takes T = `tokens` tokens of each sequence at once.
 
     Inputs: input_ids and position_ids (B, T) int64, then the caches of each layer (B, n_kv_heads, slots, head_dim).
-    Outputs: what the head gives, (B, T, n_outputs) or (B, 1, n_outputs) float32, then the caches again.
+    Outputs: the head's, (B, T, n_outputs) or (B, 1, n_outputs) float32, then the caches again.
     """
     ids = [TensorSpec(name=name, shape=(shape.batch, tokens), dtype="int64") for name in ("input_ids", "position_ids")]
     head = HEADS[model.head]
@@ -30,7 +33,7 @@ def signature_of(model: ModelConfig, shape: Shape, tokens: int, cache_dtype: DTy
 
 
 def _caches(model: ModelConfig, shape: Shape, dtype: DType, prefix: str) -> list[TensorSpec]:
-    """Keys and values of each layer and, of int8, a float32 scale for each of their columns."""
+    """Keys and values of each layer and, for int8, a float32 scale for each of their slots."""
     parts: list[tuple[str, int, DType]] = [("key", model.head_dim, dtype), ("value", model.head_dim, dtype)]
     if dtype == "int8":
         parts += [("key_scale", 1, "float32"), ("value_scale", 1, "float32")]

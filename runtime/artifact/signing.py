@@ -1,7 +1,8 @@
-"""Ed25519 signatures (RFC 8032, by libsodium): who made an artifact. The manifest is signed, and the manifest holds the sum of every other byte.
+"""Ed25519 signing (RFC 8032, by libsodium): proof of who made an artifact.
 
-A key file and a signature file are one line of text: what it is, and its bytes in base64. The public key must reach the box by another way
-than the artifact does: whoever can replace the one could replace both.
+The manifest is signed, and its sums cover every other byte. A key file and a signature file are one line of text: the
+kind, and the bytes in base64. The public key must reach the box by a different route from the artifact: whoever can
+replace one could otherwise replace both.
 """
 
 import base64
@@ -11,7 +12,7 @@ from pathlib import Path
 from runtime.errors import UserError
 
 SIGNATURE_FILE = "manifest.sig"
-KEY_VARIABLE = "RUNTIME_PUBLIC_KEY"  # of the environment: a public key's file, which every command then asks for
+KEY_VARIABLE = "RUNTIME_PUBLIC_KEY"  # environment variable: a public key's file, whose signature every command requires
 PUBLIC_KEY = "ed25519-public-key"
 PRIVATE_KEY = "ed25519-private-key"
 SIGNATURE = "ed25519-signature"
@@ -25,7 +26,7 @@ def line(kind: str, data: bytes) -> str:
 
 
 def read_line(path: Path, kind: str) -> bytes:
-    """The bytes of a key or signature; raises `UserError` for a file that is missing or holds anything else."""
+    """Read the bytes of a key or signature; raises `UserError` for a file that is missing or holds anything else."""
     try:
         with path.open("rb") as file:
             text = file.read(LINE_LIMIT)
@@ -44,7 +45,7 @@ def read_line(path: Path, kind: str) -> bytes:
 
 
 def key_of_environment() -> Path | None:
-    """The public key that this environment asks for, if it does; raises `UserError` where it names none."""
+    """The public key that this environment requires, if any; raises `UserError` if the variable is empty."""
     name = os.environ.get(KEY_VARIABLE)
     if name == "":
         raise UserError(
@@ -59,19 +60,22 @@ def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
     path = folder / SIGNATURE_FILE
     if not path.is_file():
         raise UserError(
-            f"{folder} is not signed, but a signature by {public_key} is asked for; ship it again with `make ship KEY=...`"
+            f"{folder} is not signed, but a signature by {public_key} is required; "
+            "ship it again with `make ship KEY=...`"
         )
     signature = read_line(path, SIGNATURE)
     try:
-        from nacl.exceptions import BadSignatureError  # a box that asks for no signature needs no PyNaCl
+        from nacl.exceptions import BadSignatureError  # a box that requires no signature needs no PyNaCl
         from nacl.signing import VerifyKey
     except ImportError as error:
         raise UserError(
-            f"the signature of {folder} cannot be checked: {error}; install the shipped packages again with ./install.sh"
+            f"the signature of {folder} cannot be checked: {error}; "
+            "install the shipped packages again with ./install.sh"
         ) from error
     try:
         VerifyKey(key).verify(manifest, signature)
     except BadSignatureError as error:
         raise UserError(
-            f"{folder} was changed after it was signed, or signed by another key than {public_key}; do not use it, and get it again from its maker"
+            f"{folder} was changed after it was signed, or was signed by another key than {public_key}; "
+            "do not use it, and get it again from its maker"
         ) from error

@@ -1,6 +1,6 @@
-"""Targets: the kinds of machine that artifacts are made for, and what configuration, packing and boxes must know of each.
+"""Targets: the kinds of machine that artifacts are made for, and what configuration, packing and boxes know of each.
 
-A new target is a row here, one of `runtime.engines.machines.MACHINES` (how a box loads and examines it), one of
+A new target is a row here, a row of `runtime.engines.machines.MACHINES` (how a box loads and examines it), a row of
 `build.tvm_stage.target.TARGETS` (how TVM compiles for it) and a folder of `build/kernels/`.
 """
 
@@ -17,14 +17,14 @@ CacheDType = Literal["fp32", "fp16", "int8"]
 class Target:
     """One kind of machine."""
 
-    dtypes: tuple[StorageDType, ...]  # that `backend.dtype` may be, the default first
-    caches: tuple[CacheDType, ...]  # that keys and values may be stored as
+    dtypes: tuple[StorageDType, ...]  # allowed values of `backend.dtype`, the default first
+    caches: tuple[CacheDType, ...]  # dtypes in which keys and values may be stored
     layout: Literal["panels", "vectors"]  # of packed matrices: `runtime.artifact.layouts`
-    rounds_activations: bool = False  # its kernels multiply int8 with int8
-    archs: tuple[str, ...] = ()  # architectures that are compiled for by default; none where there is no choice
-    on_device: bool = False  # weights and caches lie on a device of its own, not in the host's memory
-    libraries: tuple[str, ...] = ()  # that a box loads beside TVM's runtime, in order
-    packages: tuple[str, ...] = ()  # that these come from, beside TVM
+    rounds_activations: bool = False  # its kernels multiply int8 by int8
+    archs: tuple[str, ...] = ()  # architectures compiled for by default; empty if there is no choice
+    on_device: bool = False  # weights and caches are in a device's own memory, not in the host's
+    libraries: tuple[str, ...] = ()  # libraries that a box loads in addition to TVM's runtime, in order
+    packages: tuple[str, ...] = ()  # packages that contain them, in addition to TVM
 
 
 TARGETS: Mapping[TargetKind, Target] = {

@@ -1,10 +1,10 @@
 """The safetensors format, read strictly and written tensor by tensor, with every tensor 64-byte aligned.
 
-A file is an 8-byte little-endian length N, N bytes of JSON, and the data. The JSON maps each name to `dtype`, `shape` and `data_offsets`
-(begin and end, counted from the first byte after the JSON); the key `__metadata__` holds strings. The tensors MUST cover the data
-without hole or overlap, as the `safetensors` package demands. What our writer adds stays inside those rules: the JSON is padded with
-spaces so that the data begins at a multiple of 64, and each tensor whose size is no multiple of 64 is followed by a uint8 tensor
-named `__padding__.I`, which our reader hides.
+A file is an 8-byte little-endian length N, N bytes of JSON, and the data. The JSON maps each name to `dtype`, `shape`
+and `data_offsets` (begin and end, counted from the first byte after the JSON); the key `__metadata__` holds strings.
+The tensors MUST cover the data without gaps or overlaps, as the `safetensors` package demands. Our writer's additions
+stay within those rules: the JSON is padded with spaces so that the data begins at a multiple of 64, and each tensor
+whose size is not a multiple of 64 is followed by a uint8 tensor named `__padding__.I`, which our reader hides.
 """
 
 import json
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from runtime.artifact.manifest import TensorSpec, WeightSpec
 from runtime.errors import UserError
 
-ALIGNMENT = 64  # bytes; what TVM's generated CPU code assumes of every tensor
+ALIGNMENT = 64  # bytes; TVM's generated CPU code assumes it of every tensor
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the `safetensors` package
 METADATA = "__metadata__"
 PADDING = "__padding__."
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: `offset` is absolute in the file, `dtype` is numpy's name or "bfloat16"."""
+    """The place of one tensor: `offset` counts from the start of the file, `dtype` is numpy's name or "bfloat16"."""
 
     name: str
     dtype: str
@@ -68,7 +68,7 @@ class TensorFile:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read and check the header; raises `UserError` for every break of the format, before any data is touched."""
+        """Read and check the header; raises `UserError` for any violation of the format, before any data is read."""
         try:
             with path.open("rb") as file:
                 size = file.seek(0, 2)
@@ -83,9 +83,9 @@ class TensorFile:
         return cls(path, {tensor.name: tensor for tensor in tensors if not tensor.name.startswith(PADDING)}, metadata)
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
-        """One tensor, or `rows` of its first axis, copied by file reads, so that no page of the file stays mapped.
+        """Read one tensor, or `rows` of its first axis, as a copy, so that no page of the file stays mapped.
 
-        bfloat16 comes as `ml_dtypes.bfloat16`. Raises `UserError` when the file has become shorter.
+        bfloat16 is returned as `ml_dtypes.bfloat16`. Raises `UserError` if the file has become shorter.
         """
         tensor = self.tensors[name]
         start, stop, _ = rows.indices(tensor.shape[0] if tensor.shape else 1)
@@ -94,14 +94,15 @@ class TensorFile:
         data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
         if data.nbytes != wanted:
             raise UserError(
-                f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, {data.nbytes} are left"
+                f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, but {data.nbytes} are left"
             )
         return data.view(numpy_dtype(tensor.dtype)).reshape((stop - start, *tensor.shape[1:]) if tensor.shape else ())
 
     def map(self) -> dict[str, Array]:
-        """Every tensor as a view of one private mapping (writes stay in memory), without a copy; bfloat16 comes as its bits in uint16.
+        """Every tensor as a view of one private mapping (writes stay in memory), without a copy.
 
-        The mapping is copy-on-write because DLPack refuses read-only arrays; numpy alone has no bfloat16 that it could export.
+        The mapping is copy-on-write because DLPack refuses read-only arrays. bfloat16 is returned as its bits in
+        uint16, since numpy by itself has no bfloat16 to export.
         """
         for tensor in self.tensors.values():
             if tensor.offset % ALIGNMENT:
@@ -118,9 +119,10 @@ class TensorFile:
 
 @dataclass
 class TensorFileWriter:
-    """Writes an aligned safetensors file, a tensor or some of its rows at a time, tensors in any order, after fixing its layout from the specs alone.
+    """Writes an aligned safetensors file, a tensor or some of its rows at a time, with the tensors in any order.
 
-    A context manager; leaving it without having written every tensor is our own mistake and an `AssertionError`.
+    The specs alone determine the place of every tensor in the file. This is a context manager; leaving it before every
+    tensor has been written is our own mistake and raises `AssertionError`.
     """
 
     path: Path
@@ -152,11 +154,11 @@ class TensorFileWriter:
         assert kind is not None or not missing, f"{self.path}: not fully written: {missing}"
 
     def leave_zero(self) -> None:
-        """Leave what has not been written as zeros, which take no place on most disks."""
+        """Leave whatever has not been written as zeros, which take no space on most file systems."""
         self._written = {name: tensor.nbytes for name, tensor in self._layout.items() if name in self._written}
 
     def write(self, name: str, array: Array) -> None:
-        """Write a tensor, or its next rows, at their place; dtype and row shape must be those of its spec."""
+        """Write a tensor, or its next rows, at their place; dtype and row shape must match its spec."""
         assert self._file is not None, f"{self.path} is not open"
         assert name in self._layout, f"{self.path}: {name} is not in the specs"
         tensor, written = self._layout[name], self._written[name]
@@ -206,15 +208,16 @@ def _itemsize(dtype: str) -> int:
 def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
     """The header's JSON object and the offset of the first data byte."""
     if size < 8:
-        raise UserError(f"{path} is no safetensors file: it has {size} bytes, expected at least 8; fetch it again")
+        raise UserError(f"{path} is not a safetensors file: it has {size} bytes, expected at least 8; fetch it again")
     (length,) = struct.unpack("<Q", file.read(8))
     if length > HEADER_LIMIT:
         raise UserError(
-            f"{path} is no safetensors file: its header would have {length} bytes, the limit is {HEADER_LIMIT}; fetch it again"
+            f"{path} is not a safetensors file: its header would have {length} bytes, "
+            f"but the limit is {HEADER_LIMIT}; fetch it again"
         )
     if 8 + length > size:
         raise UserError(
-            f"{path} is truncated: its header ends at byte {8 + length}, the file has {size}; fetch it again"
+            f"{path} is truncated: its header ends at byte {8 + length}, but the file has {size}; fetch it again"
         )
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
@@ -242,7 +245,7 @@ def _convert(value: object, kind: type[T], path: Path, name: str) -> T:
 
 
 def _stored(name: str, entry: _Entry, data_start: int, path: Path) -> StoredTensor:
-    """The tensor of one entry, once its dtype is known and its size follows from its shape."""
+    """The tensor of one entry, after checking that its dtype is known and its size follows from its shape."""
     if entry.dtype not in DTYPES:
         raise UserError(f"{path}: {name} has dtype {entry.dtype!r}, expected one of {', '.join(DTYPES)}")
     dtype = DTYPES[entry.dtype]
@@ -255,30 +258,33 @@ def _stored(name: str, entry: _Entry, data_start: int, path: Path) -> StoredTens
 
 
 def _check_cover(tensors: Sequence[StoredTensor], data_start: int, size: int, path: Path) -> None:
-    """The tensors cover the data exactly: no hole, no overlap, nothing missing, nothing left over."""
+    """Check that the tensors cover the data exactly: no gap, no overlap, nothing missing, nothing left over."""
     position = data_start
     for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != position:
-            fault = "overlaps the tensor before it" if tensor.offset < position else "follows a hole"
+            fault = "overlaps the tensor before it" if tensor.offset < position else "follows a gap"
             raise UserError(
-                f"{path}: {tensor.name} begins at byte {tensor.offset} and {fault}, expected byte {position}; fetch the file again"
+                f"{path}: {tensor.name} begins at byte {tensor.offset} and {fault}, "
+                f"expected byte {position}; fetch the file again"
             )
         position += tensor.nbytes
     if position != size:
         fault = "is truncated" if size < position else "has bytes that belong to no tensor"
-        raise UserError(f"{path} {fault}: it has {size} bytes, its header describes {position}; fetch the file again")
+        raise UserError(
+            f"{path} {fault}: it has {size} bytes, but its header describes {position}; fetch the file again"
+        )
 
 
 def _plan(
     specs: Sequence[TensorSpec | WeightSpec], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, StoredTensor], int]:
-    """The header's bytes, which depend on the arguments alone, each tensor's place in the file, and the file's size."""
+    """The header's bytes, each tensor's place in the file, and the file's size; they depend only on the arguments."""
     entries: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
     places: dict[str, tuple[int, int]] = {}
     position = 0
     for index, spec in enumerate(specs):
         assert spec.name not in entries, f"{spec.name} appears twice"
-        assert not spec.name.startswith(PADDING), f"{spec.name} is kept for padding"
+        assert not spec.name.startswith(PADDING), f"{spec.name} is reserved for padding"
         end = position + tensor_bytes(spec)
         entries[spec.name] = {"dtype": CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
         places[spec.name] = (position, end)

@@ -1,7 +1,8 @@
-"""Generation for several sequences at once: each row of a batch with its own positions, sampler and end.
+"""Generation for several sequences at once: each row of a batch has its own positions, sampler and end.
 
-No row sees another: a row's tokens are the same bits whatever the other rows hold. A row that has ended, or that no prompt has filled, is fed
-at a negative position until the last one ends: the kernels neither write nor see such a token, so even full caches stay as they are.
+No row sees another: a row's tokens are the same to the bit whatever the other rows hold. A row that has ended, or that
+no prompt has filled, is fed at a negative position until the last row ends: the kernels neither write nor see such a
+token, so even full caches stay as they are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,28 +21,28 @@ HIDDEN = -1  # a position that is neither written nor seen
 
 
 class BatchModel(Protocol):
-    """What batched generation needs of a model that keeps the caches of several sequences."""
+    """The interface that batched generation needs of a model that keeps the caches of several sequences."""
 
     @property
     def batch(self) -> int:
         """Rows that every call computes."""
 
     def room(self) -> int | None:
-        """How many more ids the caches take; None without a limit."""
+        """How many more ids fit the caches; None without a limit."""
 
     def reset(self) -> None:
         """Forget every id."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """One list of ids per row into empty caches; logits (B, vocab) after each row's last id."""
+        """Feed one list of ids per row into empty caches; returns logits (B, vocab) after each row's last id."""
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Ids (B, T) at positions first .. first + T - 1 of each row, to logits (B, vocab)."""
+        """Feed ids (B, T) at positions first .. first + T - 1 of each row; returns logits (B, vocab)."""
 
 
 @dataclass
 class _Row:
-    """One sequence in the making; `left` more ids may come, none once it has ended."""
+    """One sequence being generated; `left` more ids may follow, none once it has ended."""
 
     index: int  # of its prompt
     sampler: Sampler
@@ -68,10 +69,11 @@ def generate_batch(
     logprobs: int | None = None,
     texts: Sequence[TextStream] = (),
 ) -> Iterator[tuple[int, Step]]:
-    """Steps of all prompts with the prompt's index, as many prompts side by side as the model has rows, then the next ones.
+    """Steps of all prompts, each with its prompt's index; as many prompts run side by side as the model has rows.
 
-    Each prompt ends by itself: at an end of sequence, a stop string, `max_tokens`, or when its own caches are full. `texts`, one a prompt, put
-    text into the steps. The model is empty afterwards. Raises `UserError` before the first step when any prompt is empty or does not fit.
+    The next group starts when all of a group have ended. Each prompt ends by itself: at an end of sequence, a stop
+    string, `max_tokens`, or when its own caches are full. `texts`, one per prompt, add text to the steps. The model is
+    empty afterwards. Raises `UserError` before the first step if any prompt is empty or does not fit.
     """
     assert len(samplers) == len(prompts)
     assert len(texts) in (0, len(prompts))
@@ -98,7 +100,7 @@ def generate_batch(
 def _generate_side_by_side(
     model: BatchModel, rows: Sequence[_Row], eos_ids: Sequence[int], logprobs: int | None
 ) -> Iterator[tuple[int, Step]]:
-    """Steps of at most as many rows as the model has, from empty caches."""
+    """Steps of one group, with at most as many rows as the model has, starting from empty caches."""
     unused = model.batch - len(rows)
     logits = model.prefill([*(row.history for row in rows), *([[FILLER_ID]] * unused)])
     ids = np.full((model.batch, 1), FILLER_ID, np.int64)
@@ -116,7 +118,7 @@ def _generate_side_by_side(
 
 
 class AnyModel(TokenModel, BatchModel, Protocol):
-    """A model of any batch."""
+    """A model of any batch size."""
 
 
 def generate_all(
@@ -129,7 +131,7 @@ def generate_all(
     logprobs: int | None = None,
     texts: Sequence[TextStream] = (),
 ) -> Iterator[tuple[int, Step]]:
-    """`generate_batch` for a model of any batch: one of batch 1 takes the prompts one after the other."""
+    """`generate_batch` for a model of any batch size: with batch 1, the prompts run one after the other."""
     if model.batch > 1:
         yield from generate_batch(
             model, prompts, samplers, max_tokens=max_tokens, eos_ids=eos_ids, logprobs=logprobs, texts=texts

@@ -1,4 +1,4 @@
-"""A conversation whose caches are kept between turns, so that each turn feeds only what is new."""
+"""A conversation that keeps its caches between turns, so that each turn feeds only what is new."""
 
 from collections.abc import Generator
 
@@ -38,9 +38,10 @@ class Conversation:
         self._cached: list[int] | None = None  # None: unknown, so the caches must be emptied before use
 
     def say(self, text: str) -> Generator[Step, None, None]:
-        """The steps of the reply. Whoever closes the iterator early cuts the reply short there.
+        """The steps of the reply. Closing the iterator early cuts the reply short there.
 
-        Raises `UserError` when the model cannot be given the conversation or the conversation does not fit; it then stays as it was.
+        Raises `UserError` if the model's format does not allow the conversation or if the conversation does not fit the
+        caches; it then stays as it was.
         """
         messages = [*self._messages, Message(role="user", content=text)]
         ids = self._encoder.encode(messages)
@@ -70,17 +71,17 @@ class Conversation:
                 self._messages = [*messages, Message(role="assistant", content="".join(reply))]
 
     def remark(self, last: Step) -> str:
-        """Why a reply ended with this step, in one sentence; empty when the model ended it by itself."""
+        """The reason that a reply ended with this step, in one sentence; empty if the model ended it by itself."""
         if last.finish_reason == "stop":
             return ""
         if last.finish_reason is None:
             return "interrupted"
         if self._model.room() == 0:
-            return "the cache is full: type /reset to start anew, or compile with a larger shape.cache_len"
+            return "the cache is full: type /reset to start over, or compile with a larger shape.cache_len"
         return f"the reply has reached {self._max_tokens} tokens, the limit that --max-tokens sets"
 
     def _reuse(self, ids: list[int]) -> list[int]:
-        """The ids in the caches if `ids` go on from them; else none, with the caches emptied."""
+        """The ids in the caches if `ids` continue them; otherwise none, and the caches are emptied."""
         cached = self._cached
         if cached is not None and len(cached) < len(ids) and ids[: len(cached)] == cached:
             return cached
@@ -93,5 +94,5 @@ class Conversation:
         if room is not None and tokens > room:
             raise UserError(
                 f"the next {tokens} tokens of the conversation do not fit, the cache has room for {room}: "
-                "type /reset to start anew, or compile with a larger shape.cache_len"
+                "type /reset to start over, or compile with a larger shape.cache_len"
             )

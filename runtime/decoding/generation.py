@@ -1,4 +1,4 @@
-"""Generation for one sequence: a stream of steps from any model that can prefill and decode, and what ends it."""
+"""Generation for one sequence: a stream of steps from any model that can prefill and decode, and the reason it ends."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from runtime.text.stream import FinishReason, Step
 
 
 class TokenModel(Protocol):
-    """What generation needs of a model that keeps the caches of one sequence."""
+    """The interface that generation needs of a model that keeps the caches of one sequence."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append one list of ids per row; logits (1, vocab) after the last id."""
+        """Append one list of ids per row; returns logits (1, vocab) after the last id."""
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id per row; logits (1, vocab)."""
+        """Append one id per row; returns logits (1, vocab)."""
 
     def room(self) -> int | None:
-        """How many more ids the caches take; None without a limit."""
+        """How many more ids fit the caches; None without a limit."""
 
     def reset(self) -> None:
         """Forget every id."""
@@ -39,10 +39,11 @@ def generate(
     logprobs: int | None = None,
     fed: Sequence[int] = (),
 ) -> Iterator[Step]:
-    """Feed the prompt and yield ids until an end of sequence (which is the last step), `max_tokens` or full caches.
+    """Feed the prompt and yield steps until an end of sequence (which is the last step), `max_tokens` or full caches.
 
-    `fed` are the ids that the caches hold already. An id enters the caches when the step after it is asked for: whoever leaves early leaves
-    all ids but the last one in the caches. Raises `UserError` when the prompt is empty or does not fit.
+    `fed` are the ids that the caches already hold. An id enters the caches when the caller asks for the step after it:
+    a caller that stops early leaves all ids but the last one in the caches. Raises `UserError` if the prompt is empty
+    or does not fit.
     """
     if not prompt_ids:
         raise UserError("the prompt has no tokens, expected at least one; pass some text")
@@ -82,7 +83,7 @@ def next_step(
     eos_ids: Sequence[int],
     logprobs: int | None,
 ) -> Step:
-    """Draw an id from logits (vocab,) and add it to `history`; `left` ids, this one included, may still come."""
+    """Draw an id from logits (vocab,) and add it to `history`; `left` ids, including this one, may still follow."""
     token_id = sampler.sample(logits, history)
     history.append(token_id)
     reason = finish_reason_of(token_id, left, eos_ids)
@@ -90,17 +91,17 @@ def next_step(
 
 
 def finish_reason_of(token_id: int, left: int, eos_ids: Sequence[int]) -> FinishReason | None:
-    """Why a sequence ends with this id, of which `left`, this one included, may come; None where it goes on."""
+    """The reason that a sequence ends with this id; None if it goes on. `left` ids, including this one, may follow."""
     return "stop" if token_id in eos_ids else "length" if left == 1 else None
 
 
 def row_samplers(options: SamplingOptions, count: int) -> list[Sampler]:
-    """A sampler for each prompt, seeded with the options' seed plus the prompt's index, so that none draws what another leaves."""
+    """A sampler per prompt, seeded with the options' seed plus the prompt's index, so that no two share a stream."""
     return [Sampler(options if options.seed is None else replace(options, seed=options.seed + i)) for i in range(count)]
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], max_tokens: int, slots: int | None) -> None:
-    """Raise `UserError` for what would fail later; `slots` is the room of empty caches, None without a limit."""
+    """Raise `UserError` for whatever would fail later; `slots` is the room in empty caches, None without a limit."""
     if max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}, expected at least 1")
     for number, prompt in enumerate(prompts, 1):

@@ -1,4 +1,4 @@
-"""Generations that a command line has collected: their steps, their times, and how both are shown."""
+"""Generations that a command has collected: their steps, their timings, and how both are shown."""
 
 import contextlib
 import time
@@ -10,7 +10,7 @@ from runtime.text.stream import Step
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds and rates of one generation; None where too little was generated to tell."""
+    """Seconds and rates of one generation; None if too little was generated to measure."""
 
     load_s: float
     ttft_s: float | None
@@ -36,9 +36,10 @@ def collect(
     *,
     batch: int = 1,
 ) -> list[Outcome]:
-    """Show each step, which comes with its prompt's index, and time them all; Ctrl-C ends the collection, not the program.
+    """Show each step, which comes with its prompt's index, and time them all; Ctrl-C ends the collection only.
 
-    `prompt_tokens` are the lengths of the prompts, of which `batch` at a time run side by side: their time begins when those before have ended.
+    `prompt_tokens` are the lengths of the prompts. They run side by side in groups of `batch`: a group's time begins
+    when the group before it has ended.
     """
     starts = [time.perf_counter()]
     taken: list[list[Step]] = [[] for _ in prompt_tokens]
@@ -76,7 +77,10 @@ def _timings(start: float, times: list[float], prompt_tokens: int, load_s: float
 
 
 def as_json(outcome: Outcome, *, has_text: bool) -> dict[str, object]:
-    """What `--json` prints: `text` is null without a tokenizer; `logprobs`, if asked for, is a list of [id, logprob] per step."""
+    """The object that `--json` prints.
+
+    `text` is null without a tokenizer; `logprobs`, if requested, is a list of [id, logprob] per step.
+    """
     fields: dict[str, object] = {
         "text": "".join(step.text for step in outcome.steps) if has_text else None,
         "token_ids": [step.token_id for step in outcome.steps],
@@ -89,7 +93,7 @@ def as_json(outcome: Outcome, *, has_text: bool) -> dict[str, object]:
 
 
 def summary(outcome: Outcome) -> str:
-    """One line for a person: times, rates and the reason for the end."""
+    """One line for people: times, rates and the finish reason."""
     t = outcome.timings
     parts = [f"load {t.load_s:.2f} s"]
     if t.ttft_s is not None:

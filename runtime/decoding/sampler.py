@@ -1,6 +1,7 @@
 """From logits to a token id: greedy or random, with the usual filters, in numpy alone.
 
-The filters and their order are those of Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p.
+The filters and their order are those of Hugging Face transformers: repetition penalty, temperature, top-k, top-p,
+min-p.
 """
 
 import math
@@ -13,12 +14,18 @@ from numpy.typing import NDArray
 
 from runtime.errors import UserError
 
-NOT_FINITE = "the model's logits hold nan or infinity; check the artifact with `python -m runtime.verify`, or compile with dtype fp32"
+NOT_FINITE = (
+    "the model's logits hold nan or infinity; "
+    "check the artifact with `python -m runtime.verify`, or compile with dtype fp32"
+)
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is drawn; None leaves a filter out, temperature 0 takes the highest logit. Raises `UserError` out of range."""
+    """How the next token is drawn; None omits a filter, temperature 0 takes the highest logit.
+
+    Raises `UserError` for values out of range.
+    """
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -29,7 +36,7 @@ class SamplingOptions:
 
     @property
     def top_k_alone(self) -> bool:
-        """Whether no filter beside top-k is asked for, which is what a device can draw by itself."""
+        """Whether no filter other than top-k is set, so that a device can draw ids by itself."""
         return self.top_p is None and self.min_p is None and self.repetition_penalty is None
 
     def __post_init__(self) -> None:
@@ -62,11 +69,11 @@ def _require(name: str, value: float, holds: bool, expected: str) -> None:
 
 
 GREEDY = SamplingOptions()
-TINY = float(np.finfo(np.float32).tiny)  # a smaller temperature, which may be zero where a device draws, is greedy
+TINY = float(np.finfo(np.float32).tiny)  # a device may flush smaller temperatures to zero, so they count as greedy
 
 
 class Sampler:
-    """DeviceSampler token ids; the same seed and the same calls give the same ids."""
+    """Draws token ids; the same seed and the same calls give the same ids."""
 
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
@@ -74,7 +81,10 @@ class Sampler:
         self._returned: list[float] = []
 
     def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
-        """One id from logits (vocab,); `history` is every id so far, the prompt's included. Raises `UserError` on NaN or infinity."""
+        """Draw one id from logits (vocab,); `history` is every id so far, including the prompt's.
+
+        Raises `UserError` for NaN or infinity.
+        """
         if not np.isfinite(logits.max()):
             raise UserError(NOT_FINITE)
         scores = penalized(logits, history, self.options.repetition_penalty)
@@ -86,16 +96,20 @@ class Sampler:
         return int(ids[min(drawn, ids.size - 1)])  # the product may round up to the whole mass
 
     def device_options(self) -> tuple[float, int, float]:
-        """Temperature, top-k and draw of a step for `runtime.engines.loaded_artifact.DeviceSampler`, which gives the id that `sample` would, but for the rounding of float32.
+        """Temperature, top-k and draw of a step for `runtime.engines.loaded_artifact.DeviceSampler`.
 
-        For options with no filter beside top-k (`SamplingOptions.top_k_alone`).
+        With them it draws the id that `sample` would, up to the rounding of float32. Only for options with no filter
+        other than top-k (`SamplingOptions.top_k_alone`).
         """
         if self.options.temperature < TINY:
             return 1.0, 1, 0.0
         return self.options.temperature, self.options.top_k or 0, self._uniform()
 
     def take_back(self, options: Sequence[tuple[float, int, float]]) -> None:
-        """What `device_options` gave and nothing was drawn with: it is given again, so that the next ids are those of who draws no step ahead."""
+        """Take back options from `device_options` with which nothing was drawn.
+
+        Their draws are handed out again, so that the next ids are the same as without drawing ahead.
+        """
         self._returned[:0] = [draw for _, top_k, draw in options if (top_k, draw) != (1, 0.0)]
 
     def _uniform(self) -> float:
@@ -104,13 +118,16 @@ class Sampler:
 
 @runtime_checkable
 class DrawingModel(Protocol):
-    """A model that can draw ids itself, so that it need not wait for whoever reads them."""
+    """A model that can draw ids by itself, so that it need not wait for its caller to read them."""
 
     def can_draw(self, options: SamplingOptions) -> bool:
-        """Whether it can with these options."""
+        """Whether it can draw with these options."""
 
     def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
-        """As decode steps and `Sampler.sample` by turns, from `token_id` on, but for the rounding of float32: that many ids."""
+        """Yield `steps` ids that follow `token_id`.
+
+        They are those of alternating decode steps and `Sampler.sample`, up to the rounding of float32.
+        """
 
 
 def penalized(logits: NDArray[np.float32], history: Sequence[int], penalty: float | None) -> NDArray[np.float64]:
@@ -124,9 +141,12 @@ def penalized(logits: NDArray[np.float32], history: Sequence[int], penalty: floa
 
 
 def candidates(scores: NDArray[np.float64], options: SamplingOptions) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The ids that top-k, top-p and min-p leave of scores (vocab,), and their weights: probabilities over that of the likeliest id."""
+    """The ids that top-k, top-p and min-p keep from scores (vocab,), and their weights.
+
+    A weight is the id's probability divided by that of the likeliest id.
+    """
     ids = np.arange(scores.size)
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, which is what it asks for
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
         scores = (scores - scores.max()) / options.temperature
     if options.top_k is not None and options.top_k < scores.size:
         lowest = scores.size - options.top_k
@@ -142,9 +162,10 @@ def candidates(scores: NDArray[np.float64], options: SamplingOptions) -> tuple[N
 
 
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:
-    """Which ids make up the likeliest `top_p` of the mass (Holtzman et al., 2020); the likeliest id always does.
+    """A mask of the ids that make up the likeliest `top_p` of the mass (Holtzman et al., 2020).
 
-    Ids lighter than an equal share of the excluded mass are out without sorting: together they cannot exceed it.
+    The likeliest id is always among them. Ids lighter than an equal share of the excluded mass are dropped without
+    sorting: together they cannot exceed it.
     """
     excluded = (1 - top_p) * weights.sum()
     kept: NDArray[np.bool_] = weights >= excluded / weights.size
@@ -156,7 +177,7 @@ def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:
 
 
 def top_logprobs(logits: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
-    """The `k` likeliest ids of logits (vocab,), best first, with the logarithms of their probabilities before any filter."""
+    """The `k` likeliest ids of logits (vocab,), best first, with their log probabilities before any filter."""
     scores = logits.astype(np.float64)
     highest = scores.max()
     log_sum = highest + math.log(np.exp(scores - highest).sum())

@@ -1,4 +1,4 @@
-"""Whole texts through an artifact whose head generates nothing: what the commands that classify and embed share."""
+"""Whole texts through an artifact whose head generates no text: code that the classify and embed commands share."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -14,43 +14,49 @@ from runtime.artifact.manifest import HeadName, ModelConfig
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
-FILLER_ID = 0  # what a row without a text holds: any valid id, since no row sees another
+FILLER_ID = 0  # held by rows without a text: any valid id, since no row sees another
 
 Outputs = NDArray[np.float32]
 
 
 class HeadModel(Protocol):
-    """What whole texts need of an engine."""
+    """The interface that whole texts need of an engine."""
 
     @property
     def batch(self) -> int:
         """Rows that every call computes."""
 
     def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[Outputs]:
-        """What the head gives for one list of ids per row: (tokens, n_outputs), or (1, n_outputs) for the last token."""
+        """The head's outputs for one list of ids per row: (tokens, n_outputs), or (1, n_outputs) for the last token."""
 
 
 @dataclass(frozen=True)
 class OpenedHead:
-    """An artifact that is ready for whole texts, and its tokenizer."""
+    """An artifact, ready for whole texts, and its tokenizer."""
 
     engine: HeadModel
     model: ModelConfig
     tokenizer: Tokenizer
 
     def ids(self, text: str) -> list[int]:
-        """A whole text as the model was trained on it: behind bos and before the id that ends a text, where the tokenizer puts them."""
+        """Ids of a whole text as the model was trained on it.
+
+        It is preceded by bos and followed by the id that ends a text, if the tokenizer adds them.
+        """
         end_id = self.tokenizer.spec.end_id
         return self.tokenizer.encode(text) + ([] if end_id is None else [end_id])
 
     def inside(self, ids: Sequence[int]) -> range:
-        """Which of the ids of `ids()` are the text's own."""
+        """Indices of the text's own ids within the result of `ids()`."""
         spec = self.tokenizer.spec
         return range(int(spec.add_bos and spec.bos_id is not None), len(ids) - int(spec.end_id is not None))
 
 
 def outputs_of_all(engine: HeadModel, texts: Sequence[Sequence[int]]) -> Iterator[Outputs]:
-    """`HeadModel.head_outputs` for any number of texts: as many side by side as the engine has rows, the last group filled up."""
+    """`HeadModel.head_outputs` for any number of texts.
+
+    As many run side by side as the engine has rows; the last group is filled up.
+    """
     for start in range(0, len(texts), engine.batch):
         group = texts[start : start + engine.batch]
         yield from engine.head_outputs([*group, *([[FILLER_ID]] * (engine.batch - len(group)))])[: len(group)]
@@ -64,17 +70,17 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def whole_texts_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the artifact and the flags that every command on whole texts takes."""
+    """A parser with the artifact and the flags that every whole-text command takes."""
     parser = argparse.ArgumentParser(prog=f"python -m {command}", description=description)
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--text", action="append", required=True, metavar="TEXT", help="may be given several times")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--json", action="store_true", help="print a JSON list with one object a text")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with one object per text")
     return parser
 
 
 def open_head(artifact: Path, threads: int | None, heads: Sequence[HeadName]) -> OpenedHead:
-    """Open an artifact with one of the `heads`; raises `UserError` for any other and for one without a tokenizer."""
+    """Open an artifact with one of the `heads`; raises `UserError` for any other head, or without a tokenizer."""
     engine = cli.open_batch_engine(artifact, threads, heads)
     spec = engine.manifest.tokenizer
     if spec is None:

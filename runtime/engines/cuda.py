@@ -1,12 +1,14 @@
-"""An artifact on a CUDA device: weights and caches lie there, ids and positions are copied there, and a call is one captured graph.
+"""An artifact on a CUDA device: weights and caches stay there, ids and positions are copied there, a call is one graph.
 
-Loading ends with one run of each function on padding, which touches no cache but loads kernels and makes the workspace that will be needed. The
-next call of a function records its launches without running them, and from then on a call is a launch of that graph, which reads ids, positions,
-caches and weights from where they were. Outputs come back into pinned memory, and nothing else is waited for. Steps that draw their own ids
-(`runtime.engines.cuda_sampler`) leave the outputs where they are.
+Loading ends with one run of each function on padding, which touches no cache but loads the kernels and allocates the
+workspace that they will need. The next call of a function records its launches without running them. From then on a
+call launches that graph, which reads ids, positions, caches and weights from the same addresses. Outputs come back into
+pinned memory; the host waits for nothing else. Steps that draw their own ids (`runtime.engines.cuda_sampler`) leave the
+outputs on the device.
 
-One model a process, called by one thread: TVM's workspace for what a kernel keeps between its launches is the thread's, and a page of it is freed
-where a larger one is asked for. A second model could free what the first one's graphs point to.
+One model per process, called by one thread: the workspace in which TVM keeps a kernel's data between its launches
+belongs to the thread, and a page of it is freed when a larger one is requested. A second model could free memory that
+the first one's graphs point to.
 """
 
 import sys
@@ -29,7 +31,10 @@ from runtime.errors import UserError
 
 
 def load(opened: Artifact, threads: int) -> LoadedArtifact:
-    """Bring an artifact onto the first device; raises `UserError` when there is no driver, no fitting device or too little memory."""
+    """Load an artifact onto the first device.
+
+    Raises `UserError` if there is no driver, no device that fits, or too little memory.
+    """
     return load_library(
         Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.library, opened.weights()
     )
@@ -38,7 +43,7 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
 def load_library(
     device: Device, manifest: Manifest, library: Path, arrays: Mapping[str, NDArray[Any]]
 ) -> LoadedArtifact:
-    """Bring a compiled library and weights by name onto a device; raises `UserError` when they do not fit its free memory."""
+    """Load a compiled library and weights by name onto a device; raises `UserError` if its free memory is too small."""
     check_memory(device_bytes(manifest), device.memory.free_bytes())
     opened = open_library(device.ffi, library)
     machine = start_machine(opened, CUDA_DEVICE, CPU_DEVICE)
@@ -48,7 +53,7 @@ def load_library(
             ((tensor.data_ptr(), arrays[spec.name]) for tensor, spec in zip(weights, manifest.weights, strict=True)),
             advance,
         )
-    device.memory.drop_stages()  # nothing as large follows
+    device.memory.drop_stages()  # no upload as large follows
     caches = [device.tensor(spec) for spec in manifest.graphs[-1].signature.caches]
     functions = {
         graph.tokens: GraphFunction(device, machine[graph.name], graph, [*caches, *weights])
@@ -72,17 +77,17 @@ def load_library(
 
 
 def check_memory(needed: int, free: int) -> None:
-    """Raise `UserError` unless `needed` bytes fit into the `free` ones of a device."""
+    """Raise `UserError` unless `needed` bytes fit into the `free` bytes of a device."""
     if needed > free:
         raise UserError(
-            f"the GPU has {free / 1e9:,.1f} GB free, but weights, caches and workspace take {needed / 1e9:,.1f} GB; end what else runs there, "
-            f"or {SMALLER}"
+            f"the GPU has {free / 1e9:,.1f} GB free, but weights, caches and workspace take {needed / 1e9:,.1f} GB; "
+            f"stop whatever else runs there, or {SMALLER}"
         )
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A line on a terminal that counts bytes; nothing elsewhere."""
+    """Count bytes in a line on the terminal; print nothing if standard error is not a terminal."""
     done = 0
 
     def advance(nbytes: int) -> None:

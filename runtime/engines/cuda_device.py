@@ -24,21 +24,21 @@ class Device:
 
     @classmethod
     def open(cls, archs: Sequence[str], threads: int) -> "Device":
-        """Load the libraries; raises `UserError` when there is no driver, or no device that machine code for `archs` runs on."""
+        """Load the libraries; raises `UserError` if there is no driver, or no device that runs code for `archs`."""
         description = check_driver(read_driver(), archs)
         cuda_runtime, tvm_cuda = (str(find_library(name)) for name in TARGETS["cuda"].libraries)
         cudart = ctypes.CDLL(cuda_runtime, ctypes.RTLD_GLOBAL)
         ffi = load_runtime(threads)
-        ctypes.CDLL(tvm_cuda, ctypes.RTLD_GLOBAL)  # which needs TVM's runtime and that of CUDA
+        ctypes.CDLL(tvm_cuda, ctypes.RTLD_GLOBAL)  # needs the runtimes of TVM and of CUDA
         return cls(description, ffi, CudaMemory(cudart))
 
     def tensor(self, spec: WeightSpec | TensorSpec) -> Any:  # noqa: ANN401 (TVM's objects)
-        """A new tensor on the device, of whatever its memory holds."""
+        """A new tensor on the device, uninitialized."""
         allocate = self.ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         return allocate(
             self.ffi.Shape(spec.shape), self.ffi.dtype(str(numpy_dtype(spec.dtype))), self.ffi.device("cuda", 0), None
         )
 
     def on_stream(self) -> Any:  # noqa: ANN401
-        """A context in which what TVM's functions launch goes to the stream."""
+        """A context in which TVM's functions launch on the stream."""
         return self.ffi.use_raw_stream(self.ffi.device("cuda", 0), self.memory.stream)

@@ -1,6 +1,6 @@
-"""What the CUDA driver says about this machine, asked through libcuda.so.1 itself: no toolkit, no other package.
+"""The CUDA driver's view of this machine, queried through libcuda.so.1 itself: no toolkit, no other package.
 
-Functions and numbers are those of the CUDA Driver API (https://docs.nvidia.com/cuda/cuda-driver-api/).
+The functions and numbers are those of the CUDA Driver API (https://docs.nvidia.com/cuda/cuda-driver-api/).
 """
 
 import ctypes
@@ -10,20 +10,24 @@ from dataclasses import dataclass
 from runtime.errors import UserError
 
 DRIVER = "libcuda.so.1"
-OLDEST_DRIVER = 13000  # CUDA 13.0, whose runtime library the artifacts are shipped with; R580
+OLDEST_DRIVER = 13000  # CUDA 13.0 (driver R580), whose runtime library ships with the artifacts
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
 
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU. `capability` is (9, 0) for sm_90; `memory` in bytes."""
+    """One GPU. `capability` is (9, 0) for sm_90; `memory` is in bytes."""
 
     name: str
     capability: tuple[int, int]
     memory: int
 
     def runs(self, arch: str) -> bool:
-        """Whether machine code for `arch` runs here: that of the same generation and not newer; with an a, of this very capability alone."""
+        """Whether machine code for `arch` runs here.
+
+        Code runs on devices of its own generation that are no older; code for a name with an a, on this exact
+        capability only.
+        """
         number = arch.removeprefix("sm_").rstrip("af")
         major, minor = int(number[:-1]), int(number[-1])
         if arch.endswith("a"):
@@ -33,21 +37,21 @@ class Device:
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver that works: the CUDA version that it supports (13000 is 13.0), and its devices."""
+    """A working driver: the CUDA version that it supports (13000 is 13.0), and its devices."""
 
     version: int
     devices: tuple[Device, ...]
 
 
 def read_driver() -> Driver:
-    """Ask the driver; raises `UserError` when there is none, or none that works."""
+    """Query the driver; raises `UserError` if there is none, or if it does not work."""
     try:
         library = ctypes.CDLL(DRIVER)
         start = library.cuInit
     except (OSError, AttributeError) as error:
         raise UserError(
-            f"no CUDA driver found: {DRIVER} cannot be loaded ({error}); install NVIDIA's driver R580 or newer (in a container: start it with "
-            "the GPU), or compile with backend.target: llvm"
+            f"no CUDA driver found: {DRIVER} cannot be loaded ({error}); install NVIDIA's driver R580 or newer "
+            "(in a container: start it with the GPU), or compile with backend.target: llvm"
         ) from error
     _check(library, start(0))
     version, count = ctypes.c_int(), ctypes.c_int()
@@ -75,16 +79,16 @@ def _check(library: ctypes.CDLL, status: int) -> None:
     library.cuGetErrorString(status, ctypes.byref(text))
     reason = (text.value or b"unknown error").decode(errors="replace")
     raise UserError(
-        f"the CUDA driver answers with error {status} ({reason}); expected a GPU that works: see what `nvidia-smi` says"
+        f"the CUDA driver reports error {status} ({reason}), expected a working GPU; see what `nvidia-smi` says"
     )
 
 
 def check_driver(driver: Driver, archs: Sequence[str]) -> Device:
-    """The first device, which must be one that machine code for `archs` runs on; raises `UserError` with what is missing."""
+    """The first device, which must run machine code for one of `archs`; raises `UserError` with what is missing."""
     if driver.version < OLDEST_DRIVER:
         raise UserError(
-            f"the CUDA driver supports CUDA {version_text(driver.version)}, expected {version_text(OLDEST_DRIVER)} or newer; "
-            "install driver R580 or newer"
+            f"the CUDA driver supports CUDA {version_text(driver.version)}, "
+            f"expected {version_text(OLDEST_DRIVER)} or newer; install driver R580 or newer"
         )
     if not driver.devices:
         raise UserError(
@@ -94,11 +98,12 @@ def check_driver(driver: Driver, archs: Sequence[str]) -> Device:
     if not any(device.runs(arch) for arch in archs):
         own = "sm_{}{}".format(*device.capability)
         raise UserError(
-            f"{device.name} is {own}, but the artifact has machine code for {', '.join(archs)}; compile it with backend.arch: [{own}]"
+            f"{device.name} is {own}, but the artifact has machine code for {', '.join(archs)}; "
+            f"compile it with backend.arch: [{own}]"
         )
     return device
 
 
 def version_text(version: int) -> str:
-    """13.0 for 13000."""
+    """The version in the usual form: 13.0 for 13000."""
     return f"{version // 1000}.{version % 1000 // 10}"

@@ -1,4 +1,4 @@
-"""Calls of compiled functions on a device, each of which becomes a launch of a recorded graph."""
+"""Calls of compiled functions on a device, each of which becomes the launch of a recorded CUDA graph."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,18 +12,20 @@ from runtime.engines.cuda_memory import CudaMemory
 
 
 class RecordedCall:
-    """Something that launches kernels, always on the same memory: run as it is the first time, then recorded, and launched from there.
+    """A call that always launches the same kernels on the same memory.
 
-    It is handed what to run and does not keep it: who is run holds weights, and would hold them as long as both held each other.
+    The first time it runs as it is, the second time it is recorded, and from then on the recorded graph is launched.
+    The function to run is passed in each time and not kept: its owner holds this object, and a reference back would
+    make a cycle that keeps the owner's weights in memory.
     """
 
     def __init__(self, memory: CudaMemory) -> None:
         self._memory = memory
-        self._output: Any = None  # of the plain run; then of the recorded one, which must stay where it is
+        self._output: Any = None  # of the plain run, then of the recorded one; the latter must not move
         self._graph: Any = None
 
     def __call__(self, run: Callable[[], Any]) -> Any:  # noqa: ANN401 (a tensor)
-        """Start it, which is the same each time; what it gives, whose memory the next call uses again."""
+        """Start `run`, which must be the same each time; the next call reuses the memory of the returned output."""
         if self._output is None:
             self._output = run()
             return self._output
@@ -39,7 +41,7 @@ class RecordedCall:
 
 
 class GraphFunction:
-    """One compiled graph on its tensors: `inputs` are pinned ids and positions (B, T), which a call reads."""
+    """One compiled graph bound to its tensors: `inputs` are pinned ids and positions (B, T), which a call reads."""
 
     def __init__(self, device: Device, function: Callable[..., Any], graph: Graph, rest: Sequence[Any]) -> None:
         self._memory = device.memory
@@ -56,17 +58,17 @@ class GraphFunction:
         self._call = RecordedCall(device.memory)
 
     def run(self) -> Any:  # noqa: ANN401 (a tensor)
-        """Launch the function's kernels on the ids and positions that are on the device; its outputs there."""
+        """Launch the function's kernels on the ids and positions on the device; the outputs stay there."""
         with self._on_stream():
             return self._function(*self.on_device, *self._rest)
 
     def send_inputs(self) -> None:
-        """Start the copy of the inputs to the device."""
+        """Start copying the inputs to the device."""
         for array, tensor in zip(self.inputs, self.on_device, strict=True):
             self._memory.to_device(tensor.data_ptr(), array)
 
     def __call__(self) -> NDArray[np.float32]:
-        """The outputs (B, T or 1, n_outputs) for the inputs as they are now, in pinned memory that the next call uses again."""
+        """The outputs (B, T or 1, n_outputs) for the current inputs, in pinned memory that the next call reuses."""
         self.send_inputs()
         outputs = self._call(self.run)
         self._memory.to_host(self._outputs, outputs.data_ptr())

@@ -1,6 +1,7 @@
-"""The few functions of the CUDA runtime library that the engine needs, through ctypes: pinned memory, one stream, copies, captured graphs.
+"""The few functions of the CUDA runtime library that the engine needs, through ctypes.
 
-Names and numbers are those of the CUDA Runtime API, version 13 (https://docs.nvidia.com/cuda/cuda-runtime-api/).
+They cover pinned memory, one stream, copies and captured graphs. Names and numbers are those of the CUDA Runtime API,
+version 13 (https://docs.nvidia.com/cuda/cuda-runtime-api/).
 """
 
 import ctypes
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from runtime.errors import UserError
 
 TO_DEVICE, TO_HOST, ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
-NON_BLOCKING, TIMING, NO_TIMING, RELAXED = 1, 0, 2, 2  # of a stream, events, a capture
-STAGE_BYTES = 32 * 2**20  # of each of two pinned buffers: while one is filled from the file, the other is on its way
+NON_BLOCKING, TIMING, NO_TIMING, RELAXED = 1, 0, 2, 2  # flags of a stream, of events (two) and of a capture
+STAGE_BYTES = 32 * 2**20  # of each of two pinned buffers: while one is filled from the file, the other is in flight
 
 
 class CudaMemory:
@@ -25,9 +26,8 @@ class CudaMemory:
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), NON_BLOCKING)
         self.stream = stream.value or 0
-        self._stages: list[
-            tuple[NDArray[np.uint8], ctypes.c_void_p]
-        ] = []  # pinned buffers, which take long to make, and an event of each
+        # pinned buffers, which are slow to allocate, each with an event
+        self._stages: list[tuple[NDArray[np.uint8], ctypes.c_void_p]] = []
 
     def free_bytes(self) -> int:
         """Free memory of the device."""
@@ -36,7 +36,10 @@ class CudaMemory:
         return free.value
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:  # noqa: ANN401 (numpy's dtypes)
-        """A new array whose memory copies to and from the device do not pass through another buffer; it lives as long as the process."""
+        """A new array in pinned memory, which is copied to and from the device without an intermediate buffer.
+
+        It lives as long as the process.
+        """
         dtype = np.dtype(dtype)
         nbytes = max(int(np.prod(shape)) * dtype.itemsize, 1)
         place = ctypes.c_void_p()
@@ -45,64 +48,66 @@ class CudaMemory:
         return np.frombuffer(buffer, np.uint8)[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
     def to_device(self, device: int, array: NDArray[Any]) -> None:
-        """Start a copy of an array, best a pinned one, to an address on the device."""
+        """Start copying an array, preferably a pinned one, to an address on the device."""
         self._copy(device, array.ctypes.data, array.nbytes, TO_DEVICE)
 
     def to_host(self, array: NDArray[Any], device: int) -> None:
-        """Start a copy from the device into an array, best a pinned one."""
+        """Start copying from the device into an array, preferably a pinned one."""
         self._copy(array.ctypes.data, device, array.nbytes, TO_HOST)
 
     def wait(self) -> None:
-        """Until all that was started has ended."""
+        """Wait until everything that was started has ended."""
         self._call("cudaStreamSynchronize", ctypes.c_void_p(self.stream))
 
     def event(self) -> ctypes.c_void_p:
-        """A mark for the stream, to wait for; it counts as passed until it is set."""
+        """A mark to set on the stream and wait for; it counts as passed until it is set."""
         return self._event(NO_TIMING)
 
     def mark(self, event: ctypes.c_void_p) -> None:
-        """Set a mark behind all that was started."""
+        """Set a mark after everything that was started so far."""
         self._call("cudaEventRecord", event, ctypes.c_void_p(self.stream))
 
     def wait_for(self, event: ctypes.c_void_p) -> None:
-        """Until the device has come to where a mark was set last."""
+        """Wait until the device has reached the place where the mark was last set."""
         self._call("cudaEventSynchronize", event)
 
     def upload(self, pairs: Iterable[tuple[int, NDArray[Any]]], advance: Callable[[int], object]) -> None:
-        """Copy arrays of any memory, such as a mapped file, to addresses on the device, a stage at a time; `advance` gets the bytes of each."""
+        """Copy arrays in any memory, such as a mapped file, to addresses on the device, one stage at a time.
+
+        `advance` gets the number of bytes of each stage.
+        """
         if not self._stages:
             self._stages = [(self.pinned((STAGE_BYTES,), np.uint8), self.event()) for _ in range(2)]
-        turn = 0
+        current = 0
         for device, array in pairs:
             data = array.reshape(-1).view(np.uint8)
             for start in range(0, data.size, STAGE_BYTES):
                 part = data[start : start + STAGE_BYTES]
-                stage, event = self._stages[turn]
-                self.wait_for(event)  # the copy before the last has left this stage
+                stage, event = self._stages[current]
+                self.wait_for(event)  # the copy before last has left this stage
                 stage[: part.size] = part
                 self.to_device(device + start, stage[: part.size])
                 self.mark(event)
                 advance(part.size)
-                turn = 1 - turn
+                current = 1 - current
         self.wait()
 
     def drop_stages(self) -> None:
-        """Give the buffers of `upload` back, which has ended; the next one makes them again."""
+        """Free the buffers of an `upload` that has ended; the next upload allocates them again."""
         for stage, event in self._stages:
             self._call("cudaEventDestroy", event)
             self._call("cudaFreeHost", ctypes.c_void_p(stage.ctypes.data))
         self._stages.clear()
 
     def record(self, run: Callable[[], object]) -> ctypes.c_void_p:
-        """What `run` launches on the stream, recorded and not run: a graph, ready to launch."""
+        """Record what `run` launches on the stream without running it; the result is a graph, ready to launch."""
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cudaStreamBeginCapture", ctypes.c_void_p(self.stream), RELAXED)
         try:
             run()
         except BaseException:
-            self._library.cudaStreamEndCapture(
-                ctypes.c_void_p(self.stream), ctypes.byref(graph)
-            )  # whatever it says: what was raised says more
+            # its status is ignored: the exception says more
+            self._library.cudaStreamEndCapture(ctypes.c_void_p(self.stream), ctypes.byref(graph))
             raise
         self._call("cudaStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
         self._call("cudaGraphInstantiate", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
@@ -118,11 +123,11 @@ class CudaMemory:
         self._call("cudaGraphExecDestroy", graph)
 
     def on_device(self, to: int, source: int, nbytes: int) -> None:
-        """Start a copy from one address on the device to another."""
+        """Start copying from one address on the device to another."""
         self._copy(to, source, nbytes, ON_DEVICE)
 
     def seconds(self, start: Callable[[], object]) -> float:
-        """How long the device takes for what `start` starts on the stream."""
+        """Seconds that the device needs for what `start` starts on the stream."""
         before, after = self._event(TIMING), self._event(TIMING)
         self.wait()
         self.mark(before)
@@ -156,5 +161,6 @@ class CudaMemory:
             text = self._library.cudaGetErrorString
             text.restype = ctypes.c_char_p
             raise UserError(
-                f"CUDA's {name} failed with error {status} ({(text(status) or b'').decode()}); see what `nvidia-smi` says, and try again"
+                f"CUDA's {name} failed with error {status} ({(text(status) or b'').decode()}); "
+                "see what `nvidia-smi` says, and try again"
             )

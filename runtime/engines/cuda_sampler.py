@@ -1,7 +1,8 @@
-"""Decode steps that draw their own ids on the device (`runtime.engines.loaded_artifact.DeviceSampler`): one graph is a decode, the draw, and the next step's id and position.
+"""Decode steps that draw their own ids on the device (`runtime.engines.loaded_artifact.DeviceSampler`).
 
-A step's options go up and its id comes down through pinned memory, of which two steps that are on their way each have their own. So the device goes
-from step to step by itself, and the host waits for nothing but an id.
+One graph holds the decode, the draw, and the update of id and position for the next step. A step's options are sent
+and its id is received through pinned memory; each of the two steps in flight has its own. So the device runs from step
+to step by itself, and the host waits only for ids.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class CudaSampler:
         return logits
 
     def begin(self, token_id: int, position: int) -> None:
-        """The id that the next step is fed, and its position."""
+        """Set the id that the next step is fed, and its position."""
         self.abandon()
         ids, positions = self._decode.inputs
         ids[...], positions[...] = token_id, position
@@ -63,7 +64,7 @@ class CudaSampler:
         self._started += 1
 
     def finish(self) -> int:
-        """The id that the oldest step on its way has drawn."""
+        """Wait for the oldest step in flight; the id that it drew."""
         assert self._finished < self._started
         _, token, event = self._slots[self._finished % MAX_STEPS_IN_FLIGHT]
         self._memory.wait_for(event)
@@ -71,6 +72,6 @@ class CudaSampler:
         return int(token[0])
 
     def abandon(self) -> None:
-        """Wait for the steps on their way, and forget what they drew."""
+        """Wait for the steps in flight, and discard what they drew."""
         self._memory.wait()
         self._finished = self._started

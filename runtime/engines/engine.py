@@ -1,7 +1,8 @@
-"""The engine: one opened artifact with its caches, fed with token ids, answering logits, or what another head gives.
+"""The engine: one opened artifact with its caches. It takes token ids and returns logits, or another head's outputs.
 
-Caches are rings: the key of position p lies in slot p mod W, and the compiled functions update them in place. A prompt runs in chunks; where
-the first chunk is not full it is padded on the left with negative positions, which the kernels neither write nor see.
+Caches are ring buffers: the key of position p is in slot p mod W, and the compiled functions update them in place. A
+prompt runs in chunks; if the first chunk is not full, it is padded on the left with negative positions, which the
+kernels neither write nor see.
 """
 
 import os
@@ -24,22 +25,22 @@ from runtime.errors import UserError
 
 @dataclass
 class Engine:
-    """An artifact ready to run. `lengths` counts the tokens that each batch row has been fed."""
+    """An artifact, ready to run. `lengths` counts the tokens that each batch row has been fed."""
 
     manifest: Manifest
     folder: Path
     loaded: LoadedArtifact
     lengths: NDArray[np.int64] = field(init=False)
-    _turn: object = field(init=False, default=None)  # whose the steps on their way are
+    _draw_call: object = field(init=False, default=None)  # the draw call that owns the steps in flight
 
     def __post_init__(self) -> None:
         self.lengths = np.zeros(self.batch, np.int64)
 
     @classmethod
     def open(cls, artifact: Path, *, threads: int | None = None, public_key: Path | None = None) -> Self:
-        """Open an artifact, checked in full first; `threads` defaults to the cores that this process may use.
+        """Check an artifact in full and open it; `threads` defaults to the number of cores that this process may use.
 
-        `public_key`, or the one that the environment names, must have signed it.
+        If there is a `public_key`, or the environment names one, its owner must have signed the artifact.
         """
         opened = Artifact.open(artifact, public_key=public_key or key_of_environment())
         load = MACHINES[opened.manifest.target.kind].load
@@ -52,7 +53,7 @@ class Engine:
 
     @property
     def caches(self) -> list[Any]:
-        """One for each cache of the signature: arrays on a CPU, tensors on a GPU."""
+        """One object for each cache of the signature: arrays on a CPU, tensors on a GPU."""
         return self.loaded.caches
 
     @property
@@ -61,20 +62,21 @@ class Engine:
         return int(self.lengths[0])
 
     def room(self) -> int | None:
-        """How many more tokens fit the caches; None when every layer has a window, so that any number does."""
+        """How many more tokens fit the caches; None if every layer has a window, so that any number fits."""
         if self.manifest.model.every_layer_windowed:
             return None
         return self.manifest.shape.cache_len - int(self.lengths.max())
 
     def reset(self) -> None:
-        """Forget everything fed so far. Stale slots need no clearing: no position that could see them is ever asked for."""
+        """Forget everything fed so far. Stale slots need no clearing: no later position can see them."""
         self.lengths[:] = 0
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append one list of ids to each row; float32 logits (B, vocab) after each row's last token.
+        """Append one list of ids to each row; returns float32 logits (B, vocab) after each row's last token.
 
-        Rows may differ in length while the engine is empty; after that, they must be equally long. Raises `UserError` for ids outside the
-        vocabulary, empty or uneven prompts, prompts that do not fit the caches, and a head that generates no text.
+        Rows may differ in length while the engine is empty; after that they must have equal lengths. Raises `UserError`
+        for ids outside the vocabulary, empty or uneven prompts, prompts that do not fit the caches, and a head that
+        generates no text.
         """
         self._check_head(generates=True)
         self._check(prompts)
@@ -84,9 +86,10 @@ class Engine:
         return logits
 
     def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """What the head gives for one list of ids per row, from empty caches: for each row (tokens, n_outputs), or (1, n_outputs) for the last token.
+        """The head's outputs for one list of ids per row, starting from empty caches.
 
-        Rows may differ in length; the caches are empty afterwards. Raises `UserError` as `prefill`, and for a head that generates text.
+        Each row gives (tokens, n_outputs), or (1, n_outputs) for the last token. Rows may differ in length; the caches
+        are empty afterwards. Raises `UserError` in the same cases as `prefill`, and for a head that generates text.
         """
         self._check_head(generates=False)
         self.reset()
@@ -98,7 +101,7 @@ class Engine:
         return [joined[row, -len(text) if every_token else -1 :] for row, text in enumerate(texts)]
 
     def _chunks(self, prompts: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
-        """Append one list of ids to each row, chunk by chunk: the outputs of each call, which the next call overwrites."""
+        """Append one list of ids to each row, chunk by chunk; yields each call's outputs, which the next overwrites."""
         longest = max(len(prompt) for prompt in prompts)
         sizes = chunk_sizes(
             longest, tuple(self.loaded.functions), may_pad=self.position == 0, may_decode=self.manifest.model.generates
@@ -107,9 +110,8 @@ class Engine:
         ids = np.full((self.batch, padded), PADDING_ID, np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, padded - len(prompt) :] = prompt
-        first = (
-            self.lengths + np.array([len(prompt) for prompt in prompts]) - padded
-        )  # position of each row's first column
+        # position of each row's first column
+        first = self.lengths + np.array([len(prompt) for prompt in prompts]) - padded
         start = 0
         for size in sizes:
             yield self._call(size, ids[:, start : start + size], first + start)
@@ -117,7 +119,7 @@ class Engine:
         self.lengths += [len(prompt) for prompt in prompts]
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id to each row; float32 logits (B, vocab). Raises `UserError` as `prefill`."""
+        """Append one id to each row; returns float32 logits (B, vocab). Raises `UserError` like `prefill`."""
         self._check_head(generates=True)
         prompts = [[token_id] for token_id in ids]
         self._check(prompts)
@@ -126,23 +128,24 @@ class Engine:
         return logits
 
     def can_draw(self, options: SamplingOptions) -> bool:
-        """Whether `draw` can take the place of `decode` and a sampler with these options."""
+        """Whether `draw` can replace `decode` and a sampler with these options."""
         return self.loaded.device_sampler is not None and options.top_k_alone
 
     def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
-        """As `decode` and `Sampler.sample` by turns, but for the rounding of float32: `steps` ids from `token_id` on, where `can_draw`.
+        """Yield `steps` ids that follow `token_id`, as alternating `decode` and `Sampler.sample` would give them.
 
-        The next step is started before an id is given out, so that the device need not wait for whoever asks for ids; its column is not counted until
-        the id after it is asked for, and lies where that of any other id would. An iterator ends when another one begins. Raises `UserError` as
-        `decode`, and for any logit that is infinite or no number.
+        They may differ only through float32 rounding. Requires `can_draw`. The next step is started before an id is
+        yielded, so that the device need not wait for the caller; that step's column counts only once the caller asks
+        for the next id, and its slot is the one that any other id would take. An iterator ends when another one begins.
+        Raises `UserError` like `decode`, and for any logit that is infinite or NaN.
         """
         device_sampler, room = self.loaded.device_sampler, self.room()
         assert device_sampler is not None
         assert room is None or steps <= room
         self._check([[token_id]])
         device_sampler.begin(token_id, self.position)
-        turn = self._turn = object()
-        ahead: list[tuple[float, int, float]] = []  # the options of the steps on their way
+        this_call = self._draw_call = object()
+        ahead: list[tuple[float, int, float]] = []  # the options of the steps in flight
         try:
             for left in range(steps, 0, -1):
                 while len(ahead) < min(MAX_STEPS_IN_FLIGHT, left):
@@ -154,19 +157,22 @@ class Engine:
                     raise UserError(NOT_FINITE)
                 self.lengths += 1
                 yield drawn
-                if self._turn is not turn:
+                if self._draw_call is not this_call:
                     return
         finally:
             sampler.take_back(ahead)
-            if self._turn is turn:
+            if self._draw_call is this_call:
                 device_sampler.abandon()
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One compiled call: ids (B, T) at positions first .. first + T - 1 of each row, to the last token's outputs (B, n_outputs)."""
+        """One compiled call on ids (B, T) at positions first .. first + T - 1 of each row.
+
+        Returns the last token's outputs (B, n_outputs).
+        """
         return self._call(tokens, ids, first)[:, -1].copy()
 
     def _call(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
-        """As `step`, to outputs (B, T, n_outputs) or (B, 1, n_outputs) in memory that the machine uses again."""
+        """Like `step`, but returns outputs (B, T, n_outputs) or (B, 1, n_outputs) in memory that the machine reuses."""
         id_buffer, position_buffer = self.loaded.inputs[tokens]
         id_buffer[...] = ids
         position_buffer[...] = first[:, None] + np.arange(tokens)
@@ -175,46 +181,53 @@ class Engine:
     def _check_head(self, *, generates: bool) -> None:
         model = self.manifest.model
         if model.generates != generates:
-            use = "generates text" if model.generates else "generates none"
+            use = "generates text" if model.generates else "generates no text"
             raise UserError(
-                f"the artifact {self.manifest.name} has the head {model.head}, which {use}; run `python -m {HEADS[model.head].command}`"
+                f"the artifact {self.manifest.name} has the head {model.head}, which {use}; "
+                f"run `python -m {HEADS[model.head].command}`"
             )
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Everything that could make a call wrong is refused before the caches change."""
+        """Refuse everything that could make a call wrong before the caches change."""
         if len(prompts) != self.batch:
             raise UserError(
-                f"{len(prompts)} sequences were given, expected shape.batch = {self.batch}, which the artifact was compiled for"
+                f"{len(prompts)} sequences were given, "
+                f"expected shape.batch = {self.batch}, which the artifact was compiled for"
             )
         if not all(len(prompt) for prompt in prompts):
             raise UserError("a prompt is empty; expected at least one token")
         if self.position > 0 and len({len(prompt) for prompt in prompts}) > 1:
             raise UserError(
-                "rows of a batch can only be continued by equally many tokens; give them at once, or reset first"
+                "rows of a batch can only be continued by the same number of tokens; "
+                "feed everything at once, or reset first"
             )
         vocab_size = self.manifest.model.vocab_size
         for prompt in prompts:
             if min(prompt) < 0 or max(prompt) >= vocab_size:
                 raise UserError(
-                    f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of {vocab_size}"
+                    f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} "
+                    f"is outside the vocabulary of {vocab_size}"
                 )
         room, longest = self.room(), max(len(prompt) for prompt in prompts)
         if room is not None and longest > room:
             cache_len = self.manifest.shape.cache_len
             raise UserError(
-                f"{longest} more tokens do not fit: the caches have {room} of {cache_len} slots free; compile with a larger shape.cache_len"
+                f"{longest} more tokens do not fit: the caches have {room} of {cache_len} slots free; "
+                "compile with a larger shape.cache_len"
             )
 
 
 def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool, may_decode: bool = True) -> list[int]:
-    """Sizes of the calls that feed `length` tokens, in order; `available` are the graphs' sizes, 1 (decode) among them if `may_decode`.
+    """Sizes of the calls that feed `length` tokens, in order.
 
-    Greedy, largest first. What is left below the smallest chunk fills one more such chunk, padded and put first, where `may_pad`; else, or if it
-    is a single token and `may_decode`, it is fed token by token. So the sum exceeds `length` by less than the first size, and only where that is
-    a chunk.
-    Worked example with sizes 16, 4 and 1: 23 tokens are 4 + 16 + 4 with one padded, or 16 + 4 + 1 + 1 + 1 without padding.
+    `available` are the graphs' sizes; they include 1 (decode) if `may_decode`.
+
+    Greedy, largest first. A remainder smaller than the smallest chunk fills one more such chunk, padded and put first,
+    if `may_pad`; otherwise, or if it is a single token and `may_decode`, it is fed token by token. So the sum exceeds
+    `length` by less than the first size, and only if that is a chunk.
+    Worked example with sizes 16, 4 and 1: 23 tokens are 4 + 16 + 4 with one padded, or 16 + 4 + 1 + 1 + 1 unpadded.
     """
-    assert may_pad or may_decode, "nothing could feed the tokens that are left"
+    assert may_pad or may_decode, "nothing can feed the remaining tokens"
     chunks = sorted(available, reverse=True)[: -1 if may_decode else None]
     sizes: list[int] = []
     rest = length

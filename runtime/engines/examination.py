@@ -1,4 +1,4 @@
-"""What a machine must have to run an artifact of each target: memory on the host, or a driver, a GPU and its memory."""
+"""Checks that a machine can run an artifact of each target: host memory, or a driver, a GPU and its memory."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +14,11 @@ from runtime.errors import UserError
 
 
 def examine_host(manifest: Manifest) -> Iterator[Finding]:
-    """Weights are mapped files, which the kernel may drop and read again: too little memory is slow, and caches would be killed."""
+    """The host's memory.
+
+    Weights are mapped files, which the kernel may drop and read again: too little memory makes decoding slow, and a
+    process whose caches do not fit is killed.
+    """
     available = next(
         int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""One thing that was looked at on a machine: what was found, what was expected, and what to do."""
+"""One check of a machine: what was found, what was expected, and what to do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ AS_IT_SAYS = "do as the message says"
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table; `remedy` is empty where all is well."""
+    """One row of the table; `remedy` is empty if all is well."""
 
     check: str
     found: str
@@ -19,7 +19,7 @@ class Finding:
 
 
 def answer(check: str, expected: str, ask: Callable[[], str], remedy: str) -> Finding:
-    """What `ask` finds, or the sentence that it raises."""
+    """A finding with the result of `ask`, or with the message that it raises and the remedy."""
     try:
         return Finding(check, ask(), expected)
     except (UserError, OSError, ImportError) as error:

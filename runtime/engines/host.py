@@ -1,4 +1,4 @@
-"""An artifact in the host's memory: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
+"""Artifacts in the host's memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,10 @@ ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not 
 
 
 def load(opened: Artifact, threads: int) -> LoadedArtifact:
-    """An artifact in this process: mapped weights, new caches, and arrays that the compiled functions read and write in place."""
+    """Load an artifact into this process.
+
+    The weights are mapped, the caches are new, and the compiled functions read and write their arrays in place.
+    """
     manifest = opened.manifest
     ffi = load_runtime(threads)
     machine = start_machine(open_library(ffi, opened.library), CPU_DEVICE)
@@ -35,7 +38,7 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
 
 
 def _bound(function: Callable[..., Any], arguments: list[Any]) -> Callable[[], NDArray[np.float32]]:
-    """A compiled function with its arguments, whose memory stays the same."""
+    """A compiled function bound to its arguments, whose memory stays the same."""
     return lambda: np.asarray(np.from_dlpack(function(*arguments)), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Machines: how a box loads an artifact of each target, and what it examines before. What a target is: `runtime.artifact.targets`."""
+"""How a box loads an artifact of each target, and what it checks beforehand (targets: `runtime.artifact.targets`)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from runtime.engines.loaded_artifact import LoadedArtifact
 
 @dataclass(frozen=True)
 class Machine:
-    """What a box does with artifacts of one target."""
+    """How a box handles artifacts of one target."""
 
-    load: Callable[[Artifact, int], LoadedArtifact]  # with a number of host threads
+    load: Callable[[Artifact, int], LoadedArtifact]  # takes an artifact and the number of host threads
     examine: Callable[[Manifest], Iterable[Finding]]  # for `runtime.doctor`
 
 
 def _load_cuda(artifact: Artifact, threads: int) -> LoadedArtifact:
-    from runtime.engines import cuda  # no part of which a box without a GPU needs
+    from runtime.engines import cuda  # a box without a GPU needs no part of it
 
     return cuda.load(artifact, threads)
 

@@ -1,4 +1,4 @@
-"""What this machine's memory gives: the read bandwidth that decode is measured against, and this process's own peak.
+"""The read bandwidth of this machine's memory, which decode is measured against.
 
 `python -m runtime.engines.read_bandwidth [--threads N]` prints the bandwidth in GB/s.
 """
@@ -23,9 +23,10 @@ METHOD = f"best of {PASSES} passes in which each thread sums its part of {ARRAY_
 def read_bandwidth(threads: int, nbytes: int = ARRAY_BYTES) -> float:
     """GB/s (1e9) that `threads` threads read together: the fastest of `PASSES` sums over `nbytes` of int64.
 
-    numpy's integer sum is vectorized and lets go of the interpreter's lock, so that threads run side by side and memory is what they wait for.
+    numpy's integer sum is vectorized and releases the interpreter's lock, so the threads run side by side and memory is
+    the bottleneck.
     """
-    array = np.ones(nbytes // 8, np.int64)  # ones, not zeros: untouched zero pages would all be one page
+    array = np.ones(nbytes // 8, np.int64)  # ones, not zeros: untouched zero pages all share one physical page
     parts = np.array_split(array, threads)
     seconds = []
     with ThreadPoolExecutor(threads) as pool:
@@ -38,7 +39,7 @@ def read_bandwidth(threads: int, nbytes: int = ARRAY_BYTES) -> float:
 
 
 def fresh_read_bandwidth(threads: int) -> float:
-    """`read_bandwidth` in a process of its own, whose array does not count towards this one's peak memory."""
+    """`read_bandwidth` in a separate process, so that its array does not count towards this one's peak memory."""
     command = [sys.executable, "-m", "runtime.engines.read_bandwidth", "--threads", str(threads)]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 

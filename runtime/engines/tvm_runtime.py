@@ -1,4 +1,4 @@
-"""TVM's runtime without its compiler: `tvm_ffi` and libtvm_runtime, and a compiled library opened as a virtual machine."""
+"""TVM's runtime without its compiler: `tvm_ffi`, libtvm_runtime, and a compiled library opened as a virtual machine."""
 
 import ctypes
 import importlib.util
@@ -18,7 +18,7 @@ POOLED_ALLOCATOR = 2
 
 
 def import_ffi() -> Any:  # noqa: ANN401 (a module)
-    """`tvm_ffi`; where torch is installed too, it is hidden during the import, which would otherwise load all of it."""
+    """Import `tvm_ffi`; torch, if installed, is hidden during the import, which would otherwise load all of it."""
     if "tvm_ffi" in sys.modules or "torch" in sys.modules:
         import tvm_ffi
 
@@ -32,18 +32,20 @@ def import_ffi() -> Any:  # noqa: ANN401 (a module)
 
 
 def load_runtime(threads: int) -> Any:  # noqa: ANN401
-    """`tvm_ffi` with TVM's runtime loaded and its thread pool set to `threads`; raises `UserError` when the runtime is not installed."""
+    """Import `tvm_ffi`, load TVM's runtime and set its thread pool to `threads`.
+
+    Raises `UserError` if the runtime is not installed.
+    """
     os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, at the pool's first use
     ffi = import_ffi()
-    if (
-        ffi.get_global_func("vm.builtin.reshape", allow_missing=True) is None
-    ):  # else the compiler, which contains the runtime, is loaded
+    # if the function exists, the compiler, which contains the runtime, is already loaded
+    if ffi.get_global_func("vm.builtin.reshape", allow_missing=True) is None:
         ctypes.CDLL(str(find_library(RUNTIME_LIBRARY)), ctypes.RTLD_GLOBAL)
     return ffi
 
 
 def find_library(name: str) -> Path:
-    """A shared library of the runtime: in this package's lib/ (as shipped), or in the installed packages of a compile host."""
+    """A shared library of the runtime: in this package's lib/ (as shipped), or in packages of a compile host."""
     folders = [Path(__file__).parents[1] / "lib"]
     spec = importlib.util.find_spec("tvm")
     if spec is not None and spec.origin is not None:
@@ -58,12 +60,13 @@ def find_library(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"{name} was not found in {', '.join(map(str, folders))}; use the runtime folder that was shipped, or run `make setup`"
+        f"{name} was not found in {', '.join(map(str, folders))}; "
+        "use the runtime folder that was shipped, or run `make setup`"
     )
 
 
 def open_library(ffi: Any, path: Path) -> Any:  # noqa: ANN401
-    """A compiled library."""
+    """Load a compiled library."""
     return ffi.load_module(str(path.resolve()))
 
 
@@ -74,7 +77,7 @@ def kernel_of(library: Any, name: str) -> Callable[..., Any]:  # noqa: ANN401
 
 
 def start_machine(library: Any, *devices: tuple[int, int]) -> Any:  # noqa: ANN401
-    """The virtual machine of an open library on these devices, the host's last; its functions are items by name."""
+    """Start an open library's virtual machine on these devices, the host's last; its functions are items by name."""
     machine = library["vm_load_executable"]()
     machine["vm_initialization"](*(part for device in devices for part in (*device, POOLED_ALLOCATOR)))
     return machine

@@ -1,1 +1,1 @@
-"""Kernels of a CUDA library against references and this GPU's limits; shipped by `build.gpucheck` alone."""
+"""Kernels of a CUDA library against references and this GPU's limits; shipped only by `build.gpucheck`."""

@@ -1,8 +1,8 @@
-"""Seeded inputs for each kernel of a CUDA library, and what it must give for them: references in float64, with numpy alone.
+"""Seeded inputs for each kernel of a CUDA library, and the expected outputs: references in float64, with numpy alone.
 
-References are computed for a sample of rows and outputs, so that a model's full sizes take seconds; that every output is written is checked on
-all of it. Bounds follow from float32 (`runtime.gpu_check.packed_matrix.sum_error`), and from float16 where activations may be rounded to it; exp is CUDA's,
-to 2 ulp.
+References are computed for a sample of rows and outputs, so that a model's full sizes take only seconds; whether every
+output is written is checked on all of them. Bounds follow from float32 (`runtime.gpu_check.packed_matrix.sum_error`),
+and from float16 where activations may be rounded to it; exp is CUDA's, accurate to 2 ulp.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,20 +18,20 @@ from runtime.gpu_check.packed_matrix import EPS, Array, PackedMatrix
 from runtime.gpu_check.random_tensors import Random
 
 ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
-BLOCK_PANELS = 64  # of a matrix, in float64 at once
+BLOCK_PANELS = 64  # panels of a matrix that are in float64 at once
 HALF_ULP = 2.0**-11  # of float16, relative
-SMALL = 2.0**-7  # of an x in front of a norm
-NORM_ERROR = (
-    64 * EPS
-)  # of a norm: no thread sums more than some dozens of squares, nor the lanes after it; then a root, a division, products
+SMALL = 2.0**-7  # size of an x that goes into a norm
+# Error of a norm: no thread sums more than a few dozen squares, nor do the lanes after it; then come a root, a division
+# and products.
+NORM_ERROR = 64 * EPS
 SMALLEST_HALF = 2.0**-24  # step of float16 near 0
-TEMPERATURE, TOP_K = 0.75, 40  # of a sampled id
+TEMPERATURE, TOP_K = 0.75, 40  # for a sampled id
 LONGEST_CONTEXT = 131072  # of any model of the family
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a part of one parameter must hold afterwards, and how far it may be off."""
+    """The values that a part of one parameter must hold afterwards, and how far they may be off."""
 
     parameter: int
     part: Callable[[Array], Array]
@@ -41,20 +41,20 @@ class Expected:
 
 @dataclass(frozen=True)
 class KernelCase:
-    """One call of a kernel: an array for each parameter, which of them are weights and caches, and what must come out."""
+    """One call of a kernel: an array for each parameter, which of them are weights and caches, the expected results."""
 
     arrays: list[Array]
     held: tuple[int, ...]  # parameters that a call reads from memory each time: weights, caches
-    output: int  # the parameter that is written whole
+    output: int  # the parameter that is written completely
     expected: tuple[Expected, ...]
 
     @property
     def compared(self) -> set[int]:
-        """The parameters that are looked at afterwards."""
+        """The parameters that are examined afterwards."""
         return {self.output, *(check.parameter for check in self.expected)}
 
     def error(self, found: Sequence[Array]) -> float:
-        """The largest error as a share of its bound; infinite where a number is not finite."""
+        """The largest error as a share of its bound; infinite if any number is not finite."""
         if not all(np.isfinite(found[i]).all() for i in self.compared):
             return float("inf")
         return max(
@@ -72,14 +72,14 @@ def _share(difference: Array, bound: Array) -> float:
 def case_of(call: KernelCall, *, half: bool, seed: int = 0) -> KernelCase:
     """Inputs and expectations for one kernel.
 
-    Where `half`, kernels of several rows may round what they multiply to float16, as tensor cores take it.
+    If `half`, kernels of several rows may round the factors of their products to float16, as tensor cores take it.
     """
     rounding = HALF_ULP if half and _rows(call) > 1 else 0.0
     return MAKERS[call.op](call, Random(seed), rounding)
 
 
 def _rows(call: KernelCall) -> int:
-    """Rows of one call's products: its tokens, in attention those of one sequence."""
+    """Rows of one call's products: its tokens; in attention, those of one sequence."""
     first = call.arguments[0]
     if isinstance(first, Mapping):
         return prod(first["lead"]) if "lead" in first else int(first["tokens"])
@@ -87,7 +87,7 @@ def _rows(call: KernelCall) -> int:
 
 
 def empty(spec: TensorSpec) -> Array:
-    """What an output or scratch holds before it is written: no number where there is such a thing."""
+    """The content of an output or scratch before it is written: NaN if the dtype has it."""
     dtype = numpy_dtype(spec.dtype)
     return np.full(spec.shape, np.nan if dtype.kind == "f" else -(2**20), dtype)
 
@@ -95,7 +95,7 @@ def empty(spec: TensorSpec) -> Array:
 def _matrix(
     call: KernelCall, random: Random, names: Sequence[str], n: int, k: int, group_size: int | None, stacked: int = 1
 ) -> tuple[list[Array], list[PackedMatrix]]:
-    """The arrays of the parameters `names` (numbers, scales, zero points, as far as there are any), and the matrices that they hold."""
+    """The arrays of those parameters `names` (numbers, scales, zero points) that exist, and the matrices they hold."""
     specs = {spec.name: spec for spec in call.parameters}
     arrays = [random.weight(specs[name], k) if name in specs else None for name in names]
     parts = [[None] * stacked if array is None else np.split(array, stacked) for array in arrays]
@@ -104,9 +104,9 @@ def _matrix(
 
 
 def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
-    """y = x W^T, with a norm of x in front and SwiGLU or the residual behind where there are any. x is exact in float16.
+    """y = x W^T, if requested with a norm of x before it and SwiGLU or a residual after it. x is exact in float16.
 
-    What is rounded to float16 before it is multiplied adds its share of the product's size: a normed x, and int4 weights.
+    Factors that are rounded to float16 before the product, a normed x and int4 weights, add their share of its size.
     """
     (arguments,) = call.arguments
     n, k, x_spec = arguments["n"], arguments["k"], call.parameters[0]
@@ -124,7 +124,7 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     )
     if gain:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * gain[0]
-    loss = NORM_ERROR * len(gain) + rounding * (len(gain) + matrix.in_words)  # of what is multiplied, each by itself
+    loss = NORM_ERROR * len(gain) + rounding * (len(gain) + matrix.in_words)  # of the factors, each by itself
     output, n_out = len(call.parameters) - 1, n // halves
     expected = []
     for p in random.sample(-(-n_out // PANEL), PANELS):
@@ -147,13 +147,13 @@ def _part(rows: Sequence[int], columns: slice, n_out: int) -> Callable[[Array], 
 
 
 def _lossy(matrix: PackedMatrix, x: Array, p: int, loss: float, *, one: bool) -> tuple[Array, Array]:
-    """x times one panel, and the bound, where the numbers that are multiplied are off by a relative `loss`; x may be `one` row."""
+    """x times one panel, and the bound if the factors are off by a relative `loss`; `one`: x is a single row."""
     values, bound = matrix.times(x, p, p + 1, mantissas=one)
     return values, bound + loss * (np.abs(x) @ np.abs(matrix.rows(p, p + 1)).T)
 
 
 def _gated_products(gate: tuple[Array, Array], up: tuple[Array, Array]) -> tuple[Array, Array]:
-    """silu(gate) * up of two products with their bounds: silu has a slope of at most 1.1, and some roundings of its own."""
+    """silu(gate) * up of two products with their bounds: silu has a slope of at most 1.1, and a few roundings."""
     (gate_values, gate_bound), (up_values, up_bound) = gate, up
     silu = gate_values / (1 + np.exp(-gate_values))
     values = silu * up_values
@@ -163,7 +163,7 @@ def _gated_products(gate: tuple[Array, Array], up: tuple[Array, Array]) -> tuple
 
 
 def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
-    """Rows of a matrix; exact, but for the rounding of an int8 number times its scale."""
+    """Rows of a matrix; exact except for the rounding of an int8 number times its scale."""
     (arguments,) = call.arguments
     n, k = arguments["n"], arguments["k"]
     ids = random.whole(call.parameters[0].shape, 0, n, "int64")
@@ -179,7 +179,7 @@ def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase
 
 
 def _rms_norm(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
-    """x / sqrt(mean(x^2) + eps) * weight, of an x that is so small that eps counts."""
+    """x / sqrt(mean(x^2) + eps) * weight, for an x so small that eps matters."""
     _, dim, eps = call.arguments
     x, weight = random.normal(call.parameters[0].shape, scale=SMALL), random.normal((dim,))
     wide = x.astype(np.float64)
@@ -206,7 +206,7 @@ def _residual(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
 
 
 def _rotation(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
-    """cos or sin of position times frequency: the angle is rounded once, the function is right to 2 ulp."""
+    """cos or sin of position times frequency: the angle is rounded once, the function is accurate to 2 ulp."""
     _, _, function = call.arguments
     positions_spec, frequencies_spec = call.parameters[:2]
     positions = random.whole(positions_spec.shape, 0, LONGEST_CONTEXT, "int64")
@@ -218,10 +218,10 @@ def _rotation(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
 
 
 def _rolling_attention(call: KernelCall, random: Random, rounding: float) -> KernelCase:
-    """Attention behind one and a half windows: the ring is full and has gone round.
+    """Attention after one and a half windows: the ring buffer is full and has wrapped around.
 
-    Numbers are multiples of 1 / 64 and cos and sin of 1 / 4, up to 2 and 1, so that rotated keys are exact even as float16: none can round in another
-    way than here, and what is left is the error of float32.
+    Numbers are multiples of 1 / 64 up to 2, and cos and sin multiples of 1 / 4 up to 1, so that rotated keys are exact
+    even as float16: none can be rounded differently from here, and what remains is the error of float32.
     """
     (shape,) = call.arguments
     batch, tokens, window, heads, kv_heads, dim = (
@@ -246,10 +246,10 @@ def _rolling_attention(call: KernelCall, random: Random, rounding: float) -> Ker
 
 @dataclass(frozen=True)
 class _Seen:
-    """All that the queries of a call may see, in float64."""
+    """Everything that the queries of a call may see, in float64."""
 
     queries: Array  # (B, T, heads, head_dim), rotated
-    keys: Array  # (B, T, kv_heads, head_dim), the new ones, rotated
+    keys: Array  # (B, T, kv_heads, head_dim), the new keys, rotated
     values: Array
     rings: Sequence[Array]  # (B, kv_heads, W, head_dim)
     first: int
@@ -268,7 +268,7 @@ class _Seen:
         dim: int,
         window: int,
     ) -> "_Seen":
-        """From a kernel's inputs."""
+        """Built from a kernel's inputs."""
         parts = qkv.astype(np.float64).reshape(*qkv.shape[:2], heads + 2 * kv_heads, dim)
         c, s = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (cos, sin))  # (B, T, 1, head_dim / 2)
 
@@ -282,9 +282,9 @@ class _Seen:
     def attended(self, b: int, i: int, scale: float, rounding: float) -> tuple[Array, Array]:
         """One query's outputs (heads, head_dim) and their bounds.
 
-        Scaling rounds once, the dot product head_dim + 1 times. A score that is off by e moves its share by e, and the sum of shares by as much;
-        then exp and the sums over the columns. Shares that are rounded to float16, as exp of at most 0, are off by `rounding` or half its smallest
-        step.
+        Scaling rounds once, the dot product head_dim + 1 times. A score that is off by e changes its share by e, and
+        the sum of shares by as much; then come exp and the sums over the slots. Shares that are rounded to float16 (exp
+        of at most 0) are off by `rounding` or by half of float16's smallest step.
         """
         position = self.first + i
         past = np.arange(max(position - self.window + 1, 0), self.first) % self.window
@@ -305,7 +305,7 @@ class _Seen:
         return mixed.reshape(heads, -1), (error * magnitude + rounded).reshape(heads, -1)
 
     def stored(self) -> Iterator[tuple[Array, Array]]:
-        """Each ring afterwards, to the bit."""
+        """Each ring buffer afterwards, exact to the bit."""
         tokens = self.keys.shape[1]
         kept = np.arange(max(tokens - self.window, 0), tokens)
         slots = (self.first + kept) % self.window
@@ -316,7 +316,7 @@ class _Seen:
 
 
 def _sample(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
-    """Top-k of logits at a temperature, with a draw in the middle of an id's share, which float32 does not move across its ends."""
+    """Top-k of logits at a temperature, with a draw in the middle of an id's share: float32 errors do not leave it."""
     (vocab_size,) = call.arguments
     logits = random.normal((1, 1, vocab_size), scale=3.0)
     scores = logits.reshape(-1).astype(np.float64) / TEMPERATURE
@@ -334,7 +334,10 @@ def _sample(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
 
 
 def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
-    """A sample of tokens: each one's best experts, silu(w1 x) * (w3 x) through w2, weighted by the softmax over their scores."""
+    """A sample of tokens, each with its best experts.
+
+    They compute silu(w1 x) * (w3 x) through w2, weighted by the softmax over their scores.
+    """
     (arguments,) = call.arguments
     dim, hidden_dim, n_experts, per_token = (
         arguments[name] for name in ("dim", "hidden_dim", "n_experts", "experts_per_token")
@@ -361,7 +364,7 @@ def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
 def _expert_sum(
     x: Array, scores: Array, up: Sequence[PackedMatrix], down: Sequence[PackedMatrix], per_token: int, rounding: float
 ) -> tuple[Array, Array]:
-    """One token's output (dim,) and its bound: the share has some roundings of its own, and what goes through w2 may be rounded first."""
+    """One token's output (dim,) and its bound: the share has a few roundings, and w2's input may be rounded first."""
     best = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:per_token]
     shares = np.exp(scores[best].astype(np.float64) - scores[best[0]])
     result, bound = np.zeros(len(x)), np.zeros(len(x))
@@ -378,7 +381,7 @@ def _expert_sum(
 
 
 def _product(matrix: PackedMatrix, x: Array, *, magnitudes: bool = False) -> tuple[Array, Array]:
-    """A whole matrix, or the sizes of its entries, times x, some panels at a time; and the bound."""
+    """A whole matrix, or the magnitudes of its entries, times x, a block of panels at a time; and the bound."""
     values, bounds = [], []
     for first in range(0, matrix.panels, BLOCK_PANELS):
         last = min(first + BLOCK_PANELS, matrix.panels)

@@ -1,4 +1,4 @@
-"""Seeded numbers for kernels and whole models, in the sizes that a model's have."""
+"""Seeded random numbers for kernels and whole models, of about the magnitudes in a real model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,15 @@ from runtime.artifact.manifest import TensorSpec, WeightSpec
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.gpu_check.packed_matrix import Array
 
-POOL = 2**20 - 3  # random numbers that larger arrays repeat; no multiple of a row's length
-# Standard deviation of uniform numbers: of -127 to 127 in int8, whose scales are a vector, and of -8 to 7 in groups of 4-bit numbers.
+POOL = 2**20 - 3  # random numbers that larger arrays repeat; not a multiple of a row's length
+# Standard deviation of uniform numbers: from -127 to 127 in int8, whose scales are a vector, and from -8 to 7 in groups
+# of 4-bit numbers.
 SPREAD_OF_ROWS, SPREAD_OF_GROUPS = 73.3, 4.6
 
 
 @dataclass
 class Random:
-    """Seeded numbers; large arrays repeat a pool, since speed and sums do not depend on it."""
+    """Seeded random numbers; large arrays repeat a pool, since speed and sums do not depend on it."""
 
     seed: int
     generator: np.random.Generator = field(init=False)
@@ -26,7 +27,7 @@ class Random:
         self.generator = np.random.default_rng(self.seed)
 
     def normal(self, shape: Sequence[int], dtype: str = "float32", scale: float = 1.0) -> Array:
-        """Normal numbers of a standard deviation."""
+        """Normally distributed numbers with standard deviation `scale`."""
         return self._repeated(
             (self.generator.standard_normal(self._pool(shape), np.float32) * np.float32(scale)).astype(dtype), shape
         )
@@ -36,11 +37,11 @@ class Random:
         return self._repeated(self.generator.uniform(low, high, self._pool(shape)).astype(dtype), shape)
 
     def whole(self, shape: Sequence[int], low: int, high: int, dtype: str) -> Array:
-        """Whole numbers of low to high - 1."""
+        """Whole numbers from low to high - 1."""
         return self._repeated(self.generator.integers(low, high, self._pool(shape)).astype(dtype), shape)
 
     def weight(self, spec: TensorSpec | WeightSpec, k: int) -> Array:
-        """One tensor of a packed matrix: numbers, scales or zero points, such that entries are of about 1 / sqrt(K)."""
+        """One tensor of a packed matrix: numbers, scales or zero points, such that entries are about 1 / sqrt(K)."""
         if spec.dtype == "int32":
             return self.whole(spec.shape, -(2**31), 2**31, "int32")
         if spec.dtype == "int8":
@@ -61,7 +62,7 @@ class Random:
         return pool.reshape(shape) if pool.size == np.prod(shape) else np.resize(pool, shape)
 
     def sample(self, size: int, count: int) -> list[int]:
-        """At most `count` different indices, the first and the last among them."""
+        """At most `count` different indices, including the first and the last."""
         inner = self.generator.permutation(np.arange(1, max(size - 1, 1)))[: max(count - 2, 0)]
         return sorted({0, size - 1, *inner.tolist()})
 
@@ -82,12 +83,12 @@ def _suffix(name: str) -> str:
 
 
 def _inner(spec: WeightSpec) -> int:
-    """K of a packed matrix, padding included; 1 of a vector."""
+    """K of a packed matrix, including padding; 1 for a vector."""
     return spec.shape[1] * (32 if spec.dtype == "int32" else spec.shape[3]) if len(spec.shape) == 4 else 1
 
 
 def _random_tensor(spec: TensorSpec, k: int, seed: int) -> Array:
-    """A vector of ones where it is a norm's gain, else as `Random.weight`."""
+    """A vector of ones for a norm's gain, otherwise as `Random.weight`."""
     random = Random(seed)
     if len(spec.shape) == 1 and k == 1:
         return np.ones(spec.shape, numpy_dtype(spec.dtype))

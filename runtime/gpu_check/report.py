@@ -1,4 +1,7 @@
-"""What `runtime.gpucheck` has found, for people and as JSON: kernels beside this GPU's limits, whole models beside torch and transformers."""
+"""The results of `runtime.gpucheck`, for people and as JSON.
+
+Kernels are compared with this GPU's limits, whole models with torch and transformers.
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,14 +14,17 @@ from runtime.columns import in_columns
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes
 from runtime.verify import Check
 
-FUSED = {"norm_eps": "norm", "swiglu": "SwiGLU", "residual": "residual"}  # what `label_of` adds to a product
+FUSED = {"norm_eps": "norm", "swiglu": "SwiGLU", "residual": "residual"}  # added to a product by `label_of`
 HEADING = ("error/bound", "us", "GB/s", "TFLOP/s", "share", "kernel", "computes", "graphs")
 WIDTHS = (12, 10, 8, 9, 12, 20, 44, 0)
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One kernel: its largest error as a share of the bound, and its speed. `cold`: its weights and caches came from memory."""
+    """One kernel: its largest error as a share of the bound, and its speed.
+
+    `cold` says that its weights and caches came from memory, not from a cache.
+    """
 
     kernel: str
     label: str
@@ -36,7 +42,7 @@ class KernelRow:
 
     @property
     def gb_s(self) -> float:
-        """GB/s of the least memory traffic."""
+        """GB/s of the minimum memory traffic."""
         return self.bytes / self.seconds / 1e9
 
     @property
@@ -47,13 +53,16 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class GpuLimits:
-    """What this GPU reaches: GB/s of a copy, bytes read and written, and TFLOP/s of a large product, where torch has measured it."""
+    """The speeds that this GPU reaches.
+
+    GB/s of a copy, counting bytes read and written, and TFLOP/s of a large product, if torch has measured it.
+    """
 
     copy_gb_s: float
     peak_tflop_s: float | None
 
     def share(self, row: KernelRow) -> str:
-        """A kernel's time against the larger of both limits; nothing for numbers that lay in a cache."""
+        """A kernel's speed as a share of the limit that costs it more time; none if its data came from a cache."""
         times = {"copy": row.bytes / self.copy_gb_s / 1e9}
         if self.peak_tflop_s is not None:
             times["peak"] = row.flops / self.peak_tflop_s / 1e12
@@ -63,7 +72,7 @@ class GpuLimits:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """All that one folder's check says."""
+    """Everything that the check of one folder reports."""
 
     name: str
     kernels: tuple[KernelRow, ...]
@@ -77,7 +86,7 @@ class ModelReport:
 
 
 def line(cells: Sequence[str]) -> str:
-    """A line of the table of kernels, whose columns have their widths before the first row is known."""
+    """A line of the table of kernels, whose column widths are fixed before the first row is known."""
     return "".join(
         cell.rjust(width) + "  " if i < 4 else cell.ljust(width)
         for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
@@ -85,22 +94,28 @@ def line(cells: Sequence[str]) -> str:
 
 
 def kernel_line(row: KernelRow, limits: GpuLimits) -> str:
-    """One kernel."""
+    """One kernel's line of the table."""
     error = f"{row.error:.2g}{'' if row.ok else ' WRONG'}"
     numbers = (error, f"{row.seconds * 1e6:,.1f}", f"{row.gb_s:,.0f}", f"{row.tflop_s:,.2f}")
     return line((*numbers, limits.share(row), row.kernel, row.label, row.graphs))
 
 
 def label_of(call: KernelCall) -> str:
-    """What the kernel computes, in a few words."""
+    """The kernel's computation, in a few words."""
     first = call.arguments[0]
     if call.op in ("linear", "embedding"):
         fused = [name for key, name in FUSED.items() if first.get(key)]
         return ", ".join([f"{prod(first['lead'])} x {first['k']} -> {first['n']} {first['weight']['dtype']}", *fused])
     if call.op == "rolling_attention":
-        return f"{first['tokens']} tokens, {first['n_heads']}/{first['n_kv_heads']} heads of {first['head_dim']}, {first['cache_len']} slots"
+        return (
+            f"{first['tokens']} tokens, {first['n_heads']}/{first['n_kv_heads']} heads of {first['head_dim']}, "
+            f"{first['cache_len']} slots"
+        )
     if call.op == "mixture":
-        return f"{prod(first['lead'])} x {first['dim']}, {first['experts_per_token']} of {first['n_experts']} {first['weight']['dtype']}"
+        return (
+            f"{prod(first['lead'])} x {first['dim']}, "
+            f"{first['experts_per_token']} of {first['n_experts']} {first['weight']['dtype']}"
+        )
     if call.op == "sample":
         return f"the next id from {first} logits"
     return " x ".join(map(str, (prod(first), *call.arguments[1:2])))
@@ -108,13 +123,13 @@ def label_of(call: KernelCall) -> str:
 
 @dataclass(frozen=True)
 class Rivals:
-    """What others take for the same work on this GPU, in fp16; None where they are not there."""
+    """The times of others for the same work on this GPU, in fp16; None if they are not installed."""
 
     torch: TorchTimes | None = None  # the matrix products alone
     transformers: TransformersTimes | None = None  # the whole model
 
     def beside_decode(self, name: str, context: int, seconds: float) -> str:
-        """A step against theirs."""
+        """A decode step compared with theirs."""
         return _joined(
             _beside(
                 seconds, self.torch.seconds.get(f"{name} decode") if self.torch else None, "torch's products alone"
@@ -125,7 +140,7 @@ class Rivals:
         )
 
     def beside_prefill(self, name: str, tokens: int, seconds: float, *, longest: bool) -> str:
-        """A prompt against theirs; torch's products are those of the longest."""
+        """A prefill compared with theirs; torch's products are those of the longest prompt."""
         return _joined(
             _beside(
                 seconds,
@@ -143,7 +158,7 @@ class Rivals:
 
 
 def model_lines(report: ModelReport, limits: GpuLimits, rivals: Rivals) -> list[str]:
-    """Checks, tok/s and TTFT, beside what torch takes for the same matrix products and transformers for the same model."""
+    """Checks, tok/s and TTFT, compared with torch on the same matrix products and transformers on the same model."""
     lines = [
         f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}"
         for check in report.checks
@@ -172,7 +187,7 @@ def _joined(*parts: str) -> str:
 
 
 def as_json(report: ModelReport, limits: GpuLimits) -> str:
-    """One line; an error that is no number is null, and its row not ok."""
+    """The report as one line of JSON; an error that is not finite becomes null, and its row is not ok."""
     kernels = [
         {
             **asdict(row),

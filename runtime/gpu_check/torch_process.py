@@ -1,6 +1,7 @@
-"""What torch and transformers reach on this GPU in fp16: the matrix peak, a model's matrix products, and a whole model of the same sizes.
+"""The speed of torch and transformers on this GPU in fp16: matrix peak, a model's matrix products, and a whole model.
 
-Each is asked in a process of its own, with any Python here that has it: a script that imports nothing of this project, reads JSON and writes JSON.
+Each is measured in a separate process, with any Python on this machine that has it: a script that imports nothing of
+this project, reads JSON and writes JSON. The whole model has the same sizes as ours.
 """
 
 import json
@@ -23,7 +24,7 @@ LONGEST = 150  # seconds
 
 @dataclass(frozen=True)
 class Product:
-    """(rows, k) times (n, k) transposed, `calls` times in one pass of a graph."""
+    """The product of (rows, k) and the transpose of (n, k), `calls` times in one pass of a graph."""
 
     graph: str
     rows: int
@@ -42,7 +43,10 @@ class TorchTimes:
 
 @dataclass(frozen=True)
 class TransformersTimes:
-    """Seconds of a prefill by prompt tokens and of a decode step by context; `graph`: whether a step was a launch of a CUDA graph."""
+    """Seconds of a prefill by prompt tokens and of a decode step by context.
+
+    `graph` says whether a step was a launch of a CUDA graph.
+    """
 
     ttft: dict[int, float]
     decode: dict[int, float]
@@ -50,13 +54,19 @@ class TransformersTimes:
 
 
 def ask_torch(products: Sequence[Product]) -> TorchTimes | None:
-    """Measure with the first Python here that has torch and a GPU; None where there is none, and a line on standard error that says why."""
+    """Measure with the first Python on this machine that has torch and a GPU.
+
+    If there is none, returns None and writes the reason to standard error, in one line.
+    """
     found = _ask(TORCH_SCRIPT, "torch", [asdict(product) for product in products])
     return None if found is None else TorchTimes(**found)
 
 
 def ask_transformers(model: ModelConfig, prompts: Sequence[int], contexts: Sequence[int]) -> TransformersTimes | None:
-    """As `ask_torch`, of a Mistral model in transformers with random weights; None also of a mixture, and of layers with different windows."""
+    """Like `ask_torch`, for a Mistral model in transformers with random weights.
+
+    Also None for a mixture, and for layers with different windows.
+    """
     if model.n_experts is not None or len(set(model.sliding_window)) > 1:
         return None
     config = {
@@ -77,7 +87,7 @@ def ask_transformers(model: ModelConfig, prompts: Sequence[int], contexts: Seque
     return TransformersTimes(ttft, decode, found["graph"])
 
 
-def _ask(script: Path, what: str, asked: Any) -> Any:  # noqa: ANN401 (what JSON holds)
+def _ask(script: Path, what: str, asked: Any) -> Any:  # noqa: ANN401 (JSON values)
     """A script's answer from the first Python that gives one, or None."""
     reasons = []
     for python in dict.fromkeys(filter(None, map(shutil.which, PYTHONS))):

@@ -1,6 +1,7 @@
-"""Times matrix products with torch: a list of {graph, rows, n, k, calls} as JSON on its input, {peak_tflop_s, seconds by graph} on its output.
+"""Times matrix products with torch, for `runtime.gpu_check.torch_process`.
 
-A script for `runtime.gpu_check.torch_process`, run by a Python that has torch; nothing of the runtime imports it.
+It reads a list of {graph, rows, n, k, calls} as JSON and writes {peak_tflop_s, seconds by graph}. It is a script, run
+by a Python that has torch; nothing in the runtime imports it.
 """
 
 import json
@@ -12,12 +13,15 @@ import torch
 
 PEAK = 8192  # rows, columns and depth of the product that shows the peak
 PASSES, CALLS = 5, 64  # launches of a graph, and products in it
-LARGE = 10**12  # operations, above which one product in a graph is enough
-COPIES_BYTES = 2**28  # of different weights, so that they do not stay in a cache
+LARGE = 10**12  # operations of a product above which one in a graph is enough
+COPIES_BYTES = 2**28  # total size of different weights, so that they do not stay in a cache
 
 
 def seconds_of(rows: int, n: int, k: int) -> float:
-    """Time of x (rows, k) times the transpose of w (n, k) in fp16, over copies of w: the median of some launches of a graph, as kernels are timed."""
+    """Time of x (rows, k) times the transpose of w (n, k) in fp16, over copies of w.
+
+    It is the median of several launches of a graph, which is how our kernels are timed.
+    """
     calls = CALLS if 2 * rows * n * k < LARGE else 1
     copies = max(1, min(calls, COPIES_BYTES // (2 * n * k)))
     x = torch.randn(rows, k, device="cuda", dtype=torch.float16)
@@ -25,7 +29,7 @@ def seconds_of(rows: int, n: int, k: int) -> float:
     torch.nn.functional.linear(x, weights[0])  # loads the library before anything is captured
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # else small products would wait for Python
+    with torch.cuda.graph(graph):  # otherwise small products would wait for Python
         for i in range(calls):
             torch.nn.functional.linear(x, weights[i % copies])
     samples = []

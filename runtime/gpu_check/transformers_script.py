@@ -1,8 +1,9 @@
-"""Times a model of transformers with random weights in fp16, with its fastest attention that needs no compiler: JSON on its input and its output.
+"""Times a transformers model with random weights in fp16, for `runtime.gpu_check.torch_process`.
 
-Asked is {config, prompts, contexts}: arguments of MistralConfig, and numbers of tokens. Answered is {ttft, decode, graph}: seconds of a prefill by
-prompt, seconds of a decode step by context, and whether that was a launch of a CUDA graph, so that it did not wait for Python. A script for
-`runtime.gpu_check.torch_process`, run by a Python that has torch and transformers; nothing of the runtime imports it.
+It uses the fastest attention of transformers that needs no compiler. It reads {config, prompts, contexts} as JSON:
+arguments of MistralConfig, and numbers of tokens. It writes {ttft, decode, graph}: seconds of a prefill by prompt,
+seconds of a decode step by context, and whether the steps were launches of a CUDA graph, so that they did not wait for
+Python. It is a script, run by a Python that has torch and transformers; nothing in the runtime imports it.
 """
 
 import json
@@ -17,11 +18,11 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM, StaticCache
 
 WARM_UPS, STEPS, PASSES = 3, 32, 3
-SPARE = 8  # slots behind a context, for the steps that warm up and are recorded
+SPARE = 8  # slots after a context, for the warm-up steps and the recorded one
 
 
 def random_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> MistralForCausalLM:
-    """A model whose weights are made on the device."""
+    """A model whose random weights are created on the device."""
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
@@ -56,7 +57,7 @@ def prefill_seconds(model: MistralForCausalLM, tokens: int) -> float:
 
 
 def step_seconds(model: MistralForCausalLM, context: int) -> tuple[float, bool]:
-    """Time of a decode step behind a context, and whether a graph could be recorded of it."""
+    """Time of a decode step after a context, and whether it could be recorded as a graph."""
     ids = torch.randint(model.config.vocab_size, (1, context), device=model.device)
     cache = static_cache(model, context + SPARE)
     model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
@@ -71,7 +72,7 @@ def step_seconds(model: MistralForCausalLM, context: int) -> tuple[float, bool]:
 
 
 def recorded(step: Callable[[], None]) -> Callable[[], None] | None:
-    """A replay of what a step launches; None where it cannot be recorded, as on a CPU."""
+    """A function that replays a step's launches; None if they cannot be recorded, as on a CPU."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.synchronize()
@@ -86,7 +87,7 @@ def recorded(step: Callable[[], None]) -> Callable[[], None] | None:
 
 
 def seconds_of(step: Callable[[], None], device: torch.device, steps: int) -> float:
-    """Mean time of a step; the median of some passes."""
+    """Mean time of a step: the median over several passes."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -104,7 +105,7 @@ def seconds_of(step: Callable[[], None], device: torch.device, steps: int) -> fl
 
 
 def measured(model: MistralForCausalLM, prompts: Sequence[int], contexts: Sequence[int]) -> dict[str, Any]:
-    """What the script answers."""
+    """The script's answer."""
     with torch.inference_mode():
         ttft = {tokens: prefill_seconds(model, tokens) for tokens in prompts}
         decode = {context: step_seconds(model, context) for context in contexts}

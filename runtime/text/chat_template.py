@@ -1,7 +1,7 @@
-"""From messages to the prompt text that a chat model was trained on, by its own Jinja template.
+"""From messages to the prompt text that a chat model was trained on, through its own Jinja template.
 
-The environment is that of Hugging Face's `apply_chat_template`, in Jinja's sandbox:
-templates come with the checkpoint and are not trusted.
+The environment is that of Hugging Face's `apply_chat_template`, in Jinja's sandbox: templates come with the checkpoint
+and are not trusted.
 """
 
 import json
@@ -23,7 +23,7 @@ from runtime.text.tokenizer import Tokenizer
 
 
 class GenerationTag(Extension):
-    """`{% generation %}` marks what a model learns to write in training; here its body is plain template text."""
+    """`{% generation %}` marks text that a model learns to write in training; here its body is plain template text."""
 
     tags = frozenset({"generation"})
 
@@ -35,7 +35,7 @@ class GenerationTag(Extension):
 
 
 class ChatTemplate:
-    """A compiled template; raises `UserError` when its source is no Jinja. `where` names it in errors."""
+    """A compiled template; raises `UserError` if its source is not valid Jinja. `where` names it in errors."""
 
     def __init__(
         self, source: str, *, bos_token: str | None, eos_token: str | None, where: str = "the chat template"
@@ -48,15 +48,18 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except TemplateError as error:
             raise UserError(
-                f"{where} is not a valid jinja template: {error}; mend it in the checkpoint and compile again"
+                f"{where} is not a valid jinja template: {error}; fix it in the checkpoint and compile again"
             ) from error
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = True
     ) -> str:
-        """The prompt text of a conversation, ready for the next reply; raises `UserError` with the reason when the template refuses it."""
+        """The prompt text of a conversation, ready for the next reply.
+
+        Raises `UserError` with the reason if the template refuses the conversation.
+        """
         try:
-            # without tools and documents both are None, since templates ask whether they are none, not whether they are defined
+            # missing tools and documents are None: templates check whether they are none, not whether they are defined
             return str(
                 self._template.render(
                     messages=[dict(message) for message in messages],
@@ -71,10 +74,11 @@ class ChatTemplate:
 
 
 def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template that `spec` names in `folder`; raises `UserError` when the model has none or its file is unreadable."""
+    """Open the template that `spec` names in `folder`; raises `UserError` if there is none or it cannot be read."""
     if spec.chat_template is None:
         raise UserError(
-            "the artifact has no chat template, so its model is no chat model: use `python -m runtime.generate` without --chat"
+            "the artifact has no chat template, so its model is not a chat model: "
+            "use `python -m runtime.generate` without --chat"
         )
     path = folder / spec.chat_template
     try:
@@ -87,14 +91,20 @@ def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) 
 
 
 class TemplateEncoder:
-    """Conversations to ids through a template. Control tokens are those that the template wrote; nothing within a message is one."""
+    """Conversations to ids through a template.
+
+    Only the template's own control tokens count as such; nothing within a message does.
+    """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         self._template = template
         self._tokenizer = tokenizer
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Ids up to where the next reply begins; the template itself writes bos where the model wants it. Raises `UserError` as `render` does."""
+        """Ids up to where the next reply begins; the template itself writes bos where the model needs it.
+
+        Raises `UserError` like `ChatTemplate.render`.
+        """
         stand_ins = StandIns(self._tokenizer.control_tokens, given=(self._template.source, messages, tools))
         text = self._template.render(stand_ins.hide(list(messages)), tools=stand_ins.hide(list(tools)))
         return self._tokenizer.encode_rendered(text, stand_ins.meanings)

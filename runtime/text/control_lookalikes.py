@@ -1,7 +1,8 @@
 """Text in messages that looks like a control token, kept apart from the control tokens that a chat template writes.
 
-A template mixes both into one text. So each look-alike goes through the template as one private-use character, which is turned back
-into text where the control tokens are already found. A template may still trim, compare or measure what it is given.
+A template mixes both into one text. So each look-alike goes through the template as one private-use character, which is
+turned back into text once the control tokens have been found. A template may still trim, compare or measure what it is
+given.
 """
 
 import json
@@ -16,7 +17,10 @@ T = TypeVar("T")
 
 
 class StandIns:
-    """Stand-ins for one conversation; `meanings` maps each to its text. The characters of `given`, all that is rendered, stand for themselves."""
+    """Stand-ins for one conversation; `meanings` maps each to its text.
+
+    `given` is everything that is rendered: no character that occurs in it is used as a stand-in.
+    """
 
     def __init__(self, names: Collection[str], given: object) -> None:
         self.meanings: dict[str, str] = {}
@@ -27,7 +31,10 @@ class StandIns:
         self._free = (chr(code) for code in PRIVATE_USE if chr(code) not in taken)
 
     def hide(self, value: T) -> T:
-        """The same value with the look-alikes in its texts hidden; what is no text of a person's stays: keys, roles and the kind of a tool."""
+        """The same value with the look-alikes in its texts hidden.
+
+        Keys, roles and the kind of a tool, which users do not write, stay as they are.
+        """
         if isinstance(value, str):
             return cast(T, self._hide_text(value))
         if isinstance(value, list | tuple):
@@ -46,7 +53,7 @@ class StandIns:
         return text[:start] + self._hide_edges(core) + text[start + len(core) :]
 
     def _hide_edges(self, core: str) -> str:
-        """What could make a control token together with text that the template puts beside it."""
+        """Hide the ends that could form a control token together with text that the template puts beside them."""
         if any(core in name for name in self._names):
             return self._stand_in(core)
         head = max((n for name in self._names for n in range(1, len(name)) if core.startswith(name[-n:])), default=0)
@@ -62,7 +69,8 @@ class StandIns:
             character = next(self._free, None)
             if character is None:
                 raise UserError(
-                    "the conversation uses every private-use character of Unicode, which leaves none to work with; leave some out"
+                    "the conversation uses every private-use character of Unicode, but chat templates need some; "
+                    "leave some out"
                 )
             self._by_text[text] = character
             self.meanings[character] = text

@@ -1,4 +1,4 @@
-"""One way from a conversation to token ids, whichever of the two a model brings: an instruct format or a chat template."""
+"""One interface from conversations to token ids, for both instruct formats and chat templates."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,17 @@ class ConversationEncoder(Protocol):
     """Turns messages into the ids that a chat model was trained on."""
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Ids up to where the next reply begins, bos included; raises `UserError` for a conversation that the model cannot be given."""
+        """Ids up to where the next reply begins, including bos.
+
+        Raises `UserError` for a conversation that the model's format does not allow.
+        """
 
 
 def open_conversation_encoder(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) -> ConversationEncoder:
-    """The instruct format that `spec` names, else its chat template in `folder`; raises `UserError` for a base model, which has neither."""
+    """An encoder for the instruct format that `spec` names, otherwise for its chat template in `folder`.
+
+    Raises `UserError` for a base model, which has neither.
+    """
     if spec.instruct is not None:
         return InstructEncoder(spec.instruct, tokenizer)
     return TemplateEncoder(open_chat_template(spec, folder, tokenizer), tokenizer)

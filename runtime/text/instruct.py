@@ -1,7 +1,8 @@
-"""Conversations as token ids in the instruct formats of Mistral's own tokenizers, control tokens by id and texts as texts.
+"""Conversations as token ids in the instruct formats of Mistral's own tokenizers.
 
-A format says which control tokens and texts a conversation becomes; the layouts are those of Mistral's reference encoder, mistral-common,
-with which the tests compare token for token. A message's text never passes through a template, so nothing in it can become a control token.
+Control tokens are written by id and texts as texts. A format defines which control tokens and texts a conversation
+becomes; the formats are those of Mistral's reference encoder, mistral-common, with which the tests compare token for
+token. A message's text never passes through a template, so nothing in it can become a control token.
 """
 
 import json
@@ -21,7 +22,7 @@ SEPARATOR = "\n\n"  # between the contents of messages that become one turn
 
 @dataclass(frozen=True)
 class Control:
-    """A control token, by its name in the vocabulary."""
+    """A control token, identified by its name in the vocabulary."""
 
     name: str
 
@@ -41,7 +42,7 @@ TOOL_CALLS = Control("[TOOL_CALLS]")
 
 @dataclass(frozen=True)
 class Turn:
-    """Messages of one role in a row as the formats see them."""
+    """Consecutive messages of one role, as the formats see them."""
 
     role: str
     content: str = ""
@@ -92,11 +93,11 @@ class ToolFormat:
 
 @dataclass(frozen=True)
 class InstructFormat:
-    """One version of the layout; every tokenizer file of that version, SentencePiece or tekken, uses the same."""
+    """One version of the format; every tokenizer file of that version, SentencePiece or tekken, uses it."""
 
     user: Callable[[str], list[Piece]]
     system: Literal["first user", "last user", "own turn"]  # where system messages go
-    strips_reply: bool  # spaces at the end of an assistant's text are dropped
+    strips_reply: bool  # trailing spaces of an assistant's text are dropped
     tools: ToolFormat | None
     controls: tuple[Control, ...]  # every control token that the format may write
 
@@ -132,7 +133,7 @@ INSTRUCT_FORMATS: Mapping[InstructVersion, InstructFormat] = {
 
 
 class InstructEncoder:
-    """Conversations to ids in one format; raises `UserError` when the tokenizer lacks its control tokens."""
+    """Conversations to ids in one format; raises `UserError` if the tokenizer lacks its control tokens."""
 
     def __init__(self, name: InstructVersion, tokenizer: Tokenizer) -> None:
         self._name = name
@@ -147,7 +148,10 @@ class InstructEncoder:
         self._ids = {control: known[control.name] for control in self._format.controls}
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Ids up to where the next reply begins, bos in front; raises `UserError` for a conversation that the format cannot express."""
+        """Ids up to where the next reply begins, starting with bos.
+
+        Raises `UserError` for a conversation that the format cannot express.
+        """
         check_order(messages)
         self._check_tools(messages, tools)
         ids: list[int] = []
@@ -161,7 +165,8 @@ class InstructEncoder:
             check_tools(messages, tools, needs_ids=rules.needs_ids, several_results=rules.several_results)
         elif tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
             raise UserError(
-                f"the conversation has tools, and the instruct format {self._name} knows none: leave them out"
+                f"the conversation has tools, but the instruct format {self._name} does not support them: "
+                "leave them out"
             )
 
 
@@ -187,12 +192,13 @@ def _pieces(layout: InstructFormat, messages: Sequence[Message], tools: Sequence
 
 
 def _model_turn(layout: InstructFormat, turn: Turn, *, is_history: bool) -> Iterator[Piece]:
-    """An assistant's turn or a tool's result; some formats leave out calls and results that a user turn has overtaken."""
+    """An assistant's turn or a tool's result; some formats omit calls and results from before the last user turn."""
     tools = layout.tools
     if (turn.calls or turn.role == "tool") and tools is not None:
         if turn.content and turn.calls and not tools.beside_text:
             raise UserError(
-                "an assistant's turn has both text and tool calls, which this model was not trained on; keep one of the two"
+                "an assistant's turn has both text and tool calls, which this model was not trained on; "
+                "keep one of the two"
             )
         if is_history and not tools.keeps_history:
             return
@@ -207,7 +213,11 @@ def _model_turn(layout: InstructFormat, turn: Turn, *, is_history: bool) -> Iter
 
 
 def _turns(layout: InstructFormat, messages: Sequence[Message]) -> list[Turn]:
-    """Neighbours of one role joined; system messages only where they are turns of their own, else in front of a user turn there must be one."""
+    """Join consecutive messages of one role into turns.
+
+    System messages are included only if the format gives them turns of their own; otherwise the first turn must be a
+    user's, and an empty one is added if needed.
+    """
     turns: list[Turn] = []
     for role, group in groupby(messages, key=lambda message: message["role"]):
         same = list(group)
@@ -237,7 +247,7 @@ def _tool(tool: Tool) -> dict[str, object]:
 
 
 def _parsed(text: str) -> object:
-    """The JSON value of a text, or the text itself where it is none; an empty text is an empty object."""
+    """The JSON value of a text, or the text itself if it is not JSON; an empty text is an empty object."""
     try:
         return json.loads(text or "{}")
     except (ValueError, RecursionError):

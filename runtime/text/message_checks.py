@@ -1,4 +1,7 @@
-"""Conversations that no model was trained on are refused before they become tokens, by the rules of Mistral's reference encoder."""
+"""Checks by the rules of Mistral's reference encoder.
+
+They refuse conversations that no model was trained on before these become tokens.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,12 +21,15 @@ CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 def check_order(messages: Sequence[Message]) -> None:
-    """Each role may follow the one before, no assistant says nothing, and the last message wants a reply; raises `UserError`."""
+    """Raise `UserError` unless each role may follow the one before it and the last message calls for a reply.
+
+    Assistant messages must not be empty.
+    """
     for i, message in enumerate(messages):
         if message["role"] not in FOLLOWERS:
             raise UserError(f"message {i} has the role {message['role']!r}, expected one of {', '.join(FOLLOWERS)}")
         if message["role"] == "assistant" and not message["content"] and not message.get("tool_calls"):
-            raise UserError(f"message {i} is an assistant's and has neither content nor tool calls; leave it out")
+            raise UserError(f"message {i} is from an assistant and has neither content nor tool calls; leave it out")
     for i, (before, after) in enumerate(pairwise(messages), 1):
         if after["role"] not in FOLLOWERS[before["role"]]:
             expected = ", ".join(FOLLOWERS[before["role"]])
@@ -32,14 +38,14 @@ def check_order(messages: Sequence[Message]) -> None:
             )
     if not messages or messages[-1]["role"] == "assistant":
         raise UserError(
-            "the conversation does not end with a message that wants a reply; end it with one of a user or a tool"
+            "the conversation does not end with a message that calls for a reply; end it with one from a user or a tool"
         )
 
 
 def check_tools(messages: Sequence[Message], tools: Sequence[Tool], *, needs_ids: bool, several_results: bool) -> None:
-    """Names and ids are well-formed, and each call has one result; raises `UserError`.
+    """Raise `UserError` unless names and ids are well-formed and each call has one result.
 
-    Without `several_results` there is no way to write the results of more than one call since the last user message.
+    Without `several_results`, the format cannot express the results of more than one call since the last user message.
     """
     for tool in tools:
         _check_name(tool["function"]["name"], "a tool")
@@ -52,7 +58,8 @@ def check_tools(messages: Sequence[Message], tools: Sequence[Tool], *, needs_ids
     last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
     if not several_results and any(len(message.get("tool_calls", ())) > 1 for message in messages[last_user + 1 :]):
         raise UserError(
-            "an assistant's message calls several tools, and this model takes one result for each; let it call one at a time"
+            "an assistant's message calls several tools, but this model takes one result for each message; "
+            "let it call one tool at a time"
         )
 
 
@@ -72,7 +79,7 @@ def _check_ids(message: Message, index: int) -> None:
 
 
 def _check_pairs(messages: Sequence[Message]) -> None:
-    """As many results as calls before anybody else speaks for the model."""
+    """Check that there are as many results as calls before the assistant's next message."""
     unanswered = 0
     for i, message in enumerate(messages):
         if message["role"] == "tool":
@@ -80,10 +87,11 @@ def _check_pairs(messages: Sequence[Message]) -> None:
         elif message["role"] == "assistant":
             if unanswered:
                 raise UserError(
-                    f"message {i} is an assistant's while {unanswered} tool calls have no result; add a message with the role tool for each"
+                    f"message {i} is from an assistant while {unanswered} tool calls have no result; "
+                    "add a message with the role tool for each"
                 )
             unanswered = len(message.get("tool_calls", ()))
         if unanswered < 0:
-            raise UserError(f"message {i} is a tool's result that answers no call; leave it out")
+            raise UserError(f"message {i} is a tool result that answers no call; leave it out")
     if unanswered:
         raise UserError(f"{unanswered} tool calls have no result; add a message with the role tool for each")

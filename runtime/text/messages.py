@@ -1,4 +1,4 @@
-"""What a conversation is made of, in the form that chat templates and chat servers share."""
+"""The parts of a conversation, in the form that chat templates and chat servers share."""
 
 from typing import Literal, NotRequired, TypedDict
 
@@ -11,7 +11,7 @@ class FunctionCall(TypedDict):
 
 
 class ToolCall(TypedDict):
-    """A call that the model asks for; the result that answers it bears the same id."""
+    """A call that the model requests; its result has the same id."""
 
     id: str
     function: FunctionCall
@@ -19,7 +19,10 @@ class ToolCall(TypedDict):
 
 
 class Message(TypedDict):
-    """One turn: `role` is system, user, assistant or tool. `tool_calls` belong to assistants, `tool_call_id` and `name` to tools."""
+    """One message: `role` is system, user, assistant or tool.
+
+    `tool_calls` belong to assistants, `tool_call_id` and `name` to tools.
+    """
 
     role: str
     content: str
@@ -37,7 +40,7 @@ class Function(TypedDict):
 
 
 class Tool(TypedDict):
-    """A tool that the model may use; functions are the only kind."""
+    """A tool that the model may use; the only kind is a function."""
 
     type: Literal["function"]
     function: Function

@@ -1,4 +1,4 @@
-"""The stream of generated steps, and its text: whole characters only, and nothing from a stop string on."""
+"""The stream of generated steps, and its text: whole characters only, and nothing at or after a stop string."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,31 +7,34 @@ from typing import Literal
 from runtime.errors import UserError
 
 FinishReason = Literal["stop", "length"]
-REPLACEMENT = (
-    "\N{REPLACEMENT CHARACTER}"  # what tokenizer libraries put for bytes that are not yet, or not at all, UTF-8
-)
+# written by tokenizer libraries for bytes that are not yet, or not at all, UTF-8
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One generated id. The last step has the reason for the end: "stop" for an end of sequence or a stop string, "length" for a limit."""
+    """One generated id.
+
+    The last step has the finish reason: "stop" for an end of sequence or a stop string, "length" for a limit.
+    """
 
     token_id: int
     logprobs: tuple[tuple[int, float], ...] | None = None  # (id, logprob) of the likeliest ids, before any filter
     finish_reason: FinishReason | None = None
-    text: str = ""  # what this step adds to the text, which may lag behind the ids
+    text: str = ""  # this step's addition to the text, which may lag behind the ids
 
 
 class StreamDecoder:
     """Turns ids into text one at a time; the pieces joined are the text of all ids.
 
-    Decoding each id alone is wrong: at the start of a text SentencePiece drops a space, and a character may span several byte tokens.
-    So ids wait until their text ends in a whole character, and what comes out is what they add to the text of the ids just before them.
+    Decoding each id alone would be wrong: SentencePiece drops a space at the start of a text, and a character may span
+    several byte tokens. So ids are held back until their text ends in a whole character, and each piece is their
+    addition to the text of the ids just before them.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], after: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._context = list(after)  # ids whose text is out already
+        self._context = list(after)  # ids whose text has already been returned
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
@@ -44,7 +47,7 @@ class StreamDecoder:
         return text
 
     def flush(self) -> str:
-        """The text of what still waits, with replacement characters for incomplete ones; call it once, at the end."""
+        """The text of the ids still held back, with U+FFFD for incomplete characters; call it once, at the end."""
         return self._new_text()
 
     def _new_text(self) -> str:
@@ -52,16 +55,16 @@ class StreamDecoder:
         joined = self._decode([*self._context, *self._pending])
         if joined.startswith(known):
             return joined[len(known) :]
-        return self._decode(self._pending)  # some libraries give up a whole run of byte tokens for one that is wrong
+        return self._decode(self._pending)  # some libraries discard a whole run of byte tokens for a single wrong one
 
 
 class TextStream:
-    """Text of a stream of ids up to the first stop string; raises `UserError` when a stop string is empty."""
+    """Text of a stream of ids up to the first stop string; raises `UserError` if a stop string is empty."""
 
     def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = ()) -> None:
         if "" in stops:
             raise UserError(
-                "a stop string is empty, expected at least one character; leave the option out to stop nowhere"
+                "a stop string is empty, expected at least one character; leave the option out to use no stop string"
             )
         self.stopped = False
         self._decoder = decoder
@@ -69,7 +72,7 @@ class TextStream:
         self._held = ""
 
     def push(self, token_id: int) -> str:
-        """The text that is now certain to lie before every stop string."""
+        """The text that is now certain to come before any stop string."""
         return self._release(self._decoder.push(token_id), final=False)
 
     def flush(self) -> str:
@@ -91,7 +94,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)
 

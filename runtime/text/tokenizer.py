@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the tokenizer file that the artifact carries.
+"""Text to token ids and back, with the tokenizer file that the artifact contains.
 
 The library (`tokenizers` or `sentencepiece`) is imported only when a tokenizer is opened.
 """
@@ -17,27 +17,30 @@ if TYPE_CHECKING:
 
 
 class TokenizerLibrary(Protocol):
-    """What a tokenizer library does for us; bos is none of its business."""
+    """The interface of a tokenizer library; it does not handle bos."""
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
-        """Ids of the control tokens by their names."""
+        """Ids of the control tokens by name."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; names of control tokens in it are text."""
+        """Ids of a text; control tokens' names in it are plain text."""
 
     def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
-        """Ids of a text; names of control tokens in it are the tokens. A character of `stand_ins` stands for the text that it maps to."""
+        """Ids of a text; control tokens' names in it become those tokens.
+
+        A character of `stand_ins` stands for the text that it maps to.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids from the start of a text; control tokens and ids without a token give nothing."""
+        """Text of ids from the start of a text; control tokens and ids without a token have no text."""
 
     def token_text(self, token_id: int) -> str | None:
-        """The vocabulary's entry; None outside of the vocabulary."""
+        """The vocabulary's entry for an id; None outside the vocabulary."""
 
 
 class Tokenizer:
-    """A tokenizer and its habits: whether bos goes in front, and which ids end a text."""
+    """A tokenizer and its conventions: whether bos comes first, and which ids end a text."""
 
     def __init__(self, spec: TokenizerSpec, library: TokenizerLibrary) -> None:
         self.spec = spec
@@ -45,13 +48,14 @@ class Tokenizer:
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
-        """Ids of the control tokens by their names, such as `</s>`."""
+        """Ids of the control tokens by name, such as `</s>`."""
         return self._library.control_tokens
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
-        """Ids of a text, behind bos as `add_bos` says, else as the model wants it; text that looks like a control token stays text.
+        """Ids of a text; text that looks like a control token stays text.
 
-        Raises `UserError` when the text holds lone surrogates, which bytes that are no UTF-8 become on the command line.
+        `add_bos` decides whether bos comes first; by default, the model's convention does. Raises `UserError` if the
+        text holds lone surrogates, which Python makes of bytes on the command line that are not UTF-8.
         """
         _check_unicode(text)
         wants_bos = self.spec.add_bos if add_bos is None else add_bos
@@ -59,9 +63,10 @@ class Tokenizer:
         return [self.spec.bos_id, *ids] if wants_bos and self.spec.bos_id is not None else ids
 
     def encode_rendered(self, text: str, stand_ins: Mapping[str, str] | None = None) -> list[int]:
-        """Ids of what a chat template wrote, which puts bos and other control tokens in by name.
+        """Ids of text written by a chat template, which adds bos and other control tokens by name.
 
-        `stand_ins` maps characters to the texts that they stand for, in which nothing is a control token. Raises `UserError` as `encode` does.
+        `stand_ins` maps characters to the texts that they stand for, in which nothing is a control token. Raises
+        `UserError` like `encode`.
         """
         _check_unicode(text)
         return self._library.encode_rendered(text, stand_ins or {})
@@ -73,16 +78,19 @@ class Tokenizer:
         return "".join(pieces) + stream.flush()
 
     def stream(self, after: Sequence[int] = ()) -> StreamDecoder:
-        """A decoder for ids that come one by one; `after` are the ids that they continue, so that a space between the two is kept."""
+        """A decoder for ids that arrive one by one.
+
+        `after` are the ids that they continue, so that a space between the two is kept.
+        """
         return StreamDecoder(self._library.decode, after)
 
     def token_text(self, token_id: int) -> str | None:
-        """The vocabulary's entry for an id, such as `</s>`; None outside of the vocabulary."""
+        """The vocabulary's entry for an id, such as `</s>`; None outside the vocabulary."""
         return self._library.token_text(token_id)
 
 
 class JsonLibrary:
-    """`tokenizer.json`, read by the package tokenizers. Raises `UserError` when the file does not load."""
+    """`tokenizer.json`, read by the package tokenizers. Raises `UserError` if the file does not load."""
 
     def __init__(self, path: Path) -> None:
         import tokenizers
@@ -99,12 +107,12 @@ class JsonLibrary:
         }
 
     def encode(self, text: str) -> list[int]:
-        """Ids without those that the file's post-processor would add."""
-        self._tokenizer.encode_special_tokens = True  # that is: encode them as text
+        """Ids of a text, without those that the file's post-processor would add."""
+        self._tokenizer.encode_special_tokens = True  # meaning: encode them as text
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
-        """Ids as the library gives them; a stretch between control tokens that holds a stand-in is encoded once more, as a text of its own."""
+        """Ids from the library; a stretch between control tokens that holds a stand-in is encoded again by itself."""
         self._tokenizer.encode_special_tokens = False
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         if not stand_ins:
@@ -123,13 +131,16 @@ class JsonLibrary:
         return ids
 
     def _controls(self, encoding: "Encoding", text: str) -> Iterator[tuple[int, int, int]]:
-        """Which of the tokens are control tokens, and where their names begin and end; a model may give the id of one for other text, as <unk>."""
+        """Indices of the control tokens, and where their names begin and end in the text.
+
+        The id alone does not tell: a model may use a control token's id for other text, as with <unk>.
+        """
         for token, (token_id, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
             if self.control_tokens.get(text[start:end].strip()) == token_id:
                 yield token, start, end
 
     def _encode_stretch(self, text: str, *, at_start: bool) -> list[int]:
-        """Ids of a part of a text; some tokenizers put a space in front of a whole text, but not in front of a part within."""
+        """Ids of a part of a text; some tokenizers put a space before a whole text, but not before a later part."""
         space = self._tokenizer.pre_tokenizer
         if at_start or getattr(space, "prepend_scheme", None) != "first":
             return self.encode(text)
@@ -140,17 +151,17 @@ class JsonLibrary:
             space.prepend_scheme = "first"
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Text of ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def token_text(self, token_id: int) -> str | None:
-        """The vocabulary's entry."""
+        """The vocabulary's entry for an id."""
         text = self._tokenizer.id_to_token(token_id)
         return None if text is None else str(text)
 
 
 class SentencePieceLibrary:
-    """`tokenizer.model`, read by the package sentencepiece. Raises `UserError` when the file does not load."""
+    """`tokenizer.model`, read by the package sentencepiece. Raises `UserError` if the file does not load."""
 
     def __init__(self, path: Path) -> None:
         import sentencepiece
@@ -160,7 +171,7 @@ class SentencePieceLibrary:
         except (OSError, RuntimeError) as error:
             raise _broken(path, error) from error
         self._size = self._model.vocab_size()
-        if self._size == 0:  # the library takes an empty file for a model
+        if self._size == 0:  # the library accepts an empty file as a model
             raise _broken(path, ValueError("its vocabulary is empty"))
         self.control_tokens: Mapping[str, int] = {
             self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)
@@ -169,26 +180,26 @@ class SentencePieceLibrary:
         self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else r"(?!)")
 
     def encode(self, text: str) -> list[int]:
-        """Ids without bos."""
+        """Ids of a text, without bos."""
         return list(self._model.encode(text))
 
     def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
-        """Ids; each stretch between control tokens is a text of its own, as in Mistral's reference encoder."""
+        """Ids of a text; each stretch between control tokens is encoded alone, as in Mistral's reference encoder."""
         meant = str.maketrans(dict(stand_ins))
         ids: list[int] = []
         for part in self._control_pattern.split(text):
             if part in self.control_tokens:
                 ids.append(self.control_tokens[part])
-            else:  # the library puts a space in front of each text: one that the template has put there is the same space
+            else:  # the library puts a space before each text; a space from the template counts as that one
                 ids += self._model.encode((part.removeprefix(" ") if ids else part).translate(meant))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without control pieces; ids beyond the vocabulary, which a padded embedding may give, are left out."""
+        """Text of ids, without control pieces and ids beyond the vocabulary, which a padded embedding may produce."""
         return str(self._model.decode([token_id for token_id in ids if token_id < self._size]))
 
     def token_text(self, token_id: int) -> str | None:
-        """The vocabulary's entry."""
+        """The vocabulary's entry for an id."""
         return str(self._model.id_to_piece(token_id)) if 0 <= token_id < self._size else None
 
 
@@ -199,7 +210,10 @@ LIBRARIES: dict[str, type[JsonLibrary] | type[SentencePieceLibrary]] = {
 
 
 def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
-    """Read the tokenizer file that `spec` names in `folder`; raises `UserError` when it is broken or lacks the ids that `spec` names."""
+    """Read the tokenizer file that `spec` names in `folder`.
+
+    Raises `UserError` if the file is broken or lacks ids that `spec` names.
+    """
     path = folder / spec.file
     tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path))
     for token_id in (*spec.eos_ids, *(() if spec.bos_id is None else (spec.bos_id,))):
@@ -208,7 +222,7 @@ def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
                 f"{path} has no token {token_id}, which the manifest names as bos or eos; compile the artifact again"
             )
     if spec.add_bos and spec.bos_id is None:
-        raise UserError(f"the manifest beside {path} says add_bos without a bos_id; compile the artifact again")
+        raise UserError(f"the manifest beside {path} sets add_bos without a bos_id; compile the artifact again")
     return tokenizer
 
 

@@ -96,7 +96,7 @@ def test_a_reply_that_reads_back_as_other_ids_is_fed_anew(tokenizer, ids):
 def test_reset_starts_anew_with_the_system_message(tokenizer, ids):
     engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Hello")])
     written = chat(conversation(engine, tokenizer, system="Be brief."), "Hi", "/reset", "Hi", "/exit", "never read")
-    assert written == "Hello\n[the conversation starts anew]\nHello\n"
+    assert written == "Hello\n[the conversation starts over]\nHello\n"
     assert engine.prefills == [ids("<s>[PREFIX] Be brief.[INST] Hi[/INST]")] * 2
     assert engine.fed == ids("<s>[PREFIX] Be brief.[INST] Hi[/INST] Hello")
 
@@ -114,10 +114,10 @@ def test_no_room_is_told_in_one_sentence_and_reset_helps(tokenizer, ids):
     written = chat(conversation(engine, tokenizer), "Hi", "one two three four", "/reset", "Hi")
     tokens = len(ids("</s>[INST] one two three four[/INST]"))
     sentence = (
-        f"[the next {tokens} tokens of the conversation do not fit, the cache has room for 3: type /reset to start anew"
+        f"[the next {tokens} tokens of the conversation do not fit, the cache has room for 3: type /reset to start over"
     )
     assert written.split("\n")[2].startswith(sentence)
-    assert written.endswith("[the conversation starts anew]\nHello\n\n")
+    assert written.endswith("[the conversation starts over]\nHello\n\n")
     assert engine.prefills == [first, first]
 
 
@@ -131,7 +131,7 @@ def test_a_cache_that_fills_up_ends_the_reply(tokenizer, ids):
     first = ids("<s>[INST] Count[/INST]")
     engine = ScriptedEngine([reply_of(ids, "one two three four")], cache_len=len(first) + 1)
     written = chat(conversation(engine, tokenizer), "Count")
-    assert written.startswith("one two\n[the cache is full: type /reset to start anew")
+    assert written.startswith("one two\n[the cache is full: type /reset to start over")
 
 
 def test_ctrl_c_ends_the_reply_after_the_step_and_keeps_the_caches(tokenizer, ids):

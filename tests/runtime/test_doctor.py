@@ -139,7 +139,7 @@ def test_a_gpu(artifact, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"status": 100}, r"answers with error 100 \(no device\)"),
+        ({"status": 100}, r"reports error 100 \(no device\)"),
         ({"version": 12080}, "supports CUDA 12.8, expected 13.0 or newer; install driver R580"),
         ({"count": 0}, "found no GPU"),
         (

@@ -286,8 +286,8 @@ def test_no_prompt_runs_when_one_of_them_cannot(command):
 def test_a_file_of_prompts_that_cannot_be_read_is_one_sentence(command, tmp_path):
     contents = {"absent": None, "empty": b" \n\n", "latin": "é\n".encode("latin-1")}
     messages = {
-        "absent": "does not read as text: ",
-        "empty": "holds no prompt, expected one a line",
+        "absent": "cannot be read as text: ",
+        "empty": "holds no prompt, expected one per line",
         "latin": "name a UTF-8 file",
     }
     for name, content in contents.items():

@@ -488,7 +488,7 @@ def test_commands_refuse_other_heads(compile_head, tmp_path, monkeypatch):
 
 def test_the_engine_refuses_other_uses(engine):
     for use in (lambda: engine.prefill([[1]] * BATCH), lambda: engine.decode([1] * BATCH)):
-        with pytest.raises(UserError, match="which generates none; run"):
+        with pytest.raises(UserError, match="which generates no text; run"):
             use()
     model = msgspec.structs.replace(engine.manifest.model, head="causal_lm")
     with pytest.raises(

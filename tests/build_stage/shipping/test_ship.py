@@ -88,7 +88,7 @@ def test_verify_replays_golden_prompts_and_checks_the_signature(shipped, box):
     assert result.returncode == 0, result.stderr
     checks = {check["check"]: check["ok"] for check in json.loads(result.stdout)["checks"]}
     assert all(checks.values())
-    assert {"signature", "golden prompt of 5 tokens", "greedy tokens behind 5"} <= checks.keys()
+    assert {"signature", "golden prompt of 5 tokens", "greedy tokens after 5"} <= checks.keys()
     assert sum("golden prompt" in name for name in checks) == 2
 
 

@@ -152,8 +152,8 @@ BAD_HEADERS = {
     r"a spans 4 bytes, expected 8 for F32 of shape \[2\]": ({"a": entry(0, 4, [2])}, bytes(4)),
     "a spans -4 bytes": ({"a": entry(4, 0, [1])}, bytes(4)),
     "b begins at byte .* and overlaps": ({"a": entry(0, 4, [1]), "b": entry(2, 6, [1])}, bytes(6)),
-    "b begins at byte .* and follows a hole": ({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, bytes(12)),
-    "a begins at byte .* and follows a hole": ({"a": entry(4, 8, [1])}, bytes(8)),
+    "b begins at byte .* and follows a gap": ({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, bytes(12)),
+    "a begins at byte .* and follows a gap": ({"a": entry(4, 8, [1])}, bytes(8)),
     "is truncated: it has": (TWO, bytes(7)),
     "has bytes that belong to no tensor": (TWO, bytes(9)),
     "absurd.*spans": ({"absurd": entry(0, 2**62, [2**48, 2**48])}, b""),
@@ -173,7 +173,7 @@ def test_each_break_of_the_format_is_refused(tmp_path, message):
     [
         (b"1234567", "has 7 bytes, expected at least 8"),
         (struct.pack("<Q", HEADER_LIMIT + 1), f"would have {HEADER_LIMIT + 1} bytes"),
-        (struct.pack("<Q", 100) + b"{}", "its header ends at byte 108, the file has 10"),
+        (struct.pack("<Q", 100) + b"{}", "its header ends at byte 108, but the file has 10"),
     ],
 )
 def test_bad_starts_are_refused(tmp_path, data, message):

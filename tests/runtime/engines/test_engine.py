@@ -222,7 +222,7 @@ def test_refusals_change_nothing(compile_case):
         ([[1], [1], [1]], "3 sequences were given"),
         ([[], [1]], "a prompt is empty"),
         ([[], []], "a prompt is empty"),
-        ([[1, 2], [1]], "equally many tokens"),
+        ([[1, 2], [1]], "the same number of tokens"),
         ([[1], [-1]], "token id -1 is outside the vocabulary"),
         ([[vocab], [1]], f"token id {vocab} is outside the vocabulary of {vocab}"),
     ]

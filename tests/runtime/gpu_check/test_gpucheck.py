@@ -361,7 +361,7 @@ def test_other_folders_are_refused(compile_case, tmp_path):
     (tmp_path / "manifest.json").write_bytes(to_json(msgspec.structs.replace(manifest, files=(), target=CUDA_TARGET)))
     with pytest.raises(UserError, match="names no kernel, expected those that the library calls"):
         checked_manifest(tmp_path)
-    with pytest.raises(UserError, match="is of the target llvm, expected cuda"):
+    with pytest.raises(UserError, match="is for the target llvm, expected cuda"):
         checked_manifest(compile_case("windowed").artifact)
 
 

@@ -97,7 +97,7 @@ def test_short_conversations_give_the_ids_of_mistral_common(both, messages):
 def test_tools_give_the_ids_of_mistral_common(both, messages, tools):
     version, ours, theirs = both
     if version == "v1":
-        with pytest.raises(UserError, match="the instruct format v1 knows none"):
+        with pytest.raises(UserError, match="the instruct format v1 does not support them"):
             ours.encode(messages, tools)
         return
     assert (
@@ -109,15 +109,15 @@ def test_tools_give_the_ids_of_mistral_common(both, messages, tools):
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "does not end with a message that wants a reply"),
-        ([USER, REPLY], "does not end with a message that wants a reply"),
+        ([], "does not end with a message that calls for a reply"),
+        ([USER, REPLY], "does not end with a message that calls for a reply"),
         ([USER, {"role": "bot", "content": "x"}], "message 1 has the role 'bot', expected one of system, user"),
         ([USER, ASKS, RESULT, SYSTEM, USER], "message 3 has the role system after tool"),
-        ([USER, {"role": "assistant", "content": ""}, USER], "message 1 is an assistant's and has neither"),
+        ([USER, {"role": "assistant", "content": ""}, USER], "message 1 is from an assistant and has neither"),
         ([USER, RESULT], "message 1 has the role tool after user"),
-        ([USER, REPLY, RESULT], "message 2 is a tool's result that answers no call"),
-        ([USER, ASKS, RESULT, RESULT], "message 3 is a tool's result that answers no call"),
-        ([USER, ASKS, REPLY, USER], "message 2 is an assistant's while 1 tool calls have no result"),
+        ([USER, REPLY, RESULT], "message 2 is a tool result that answers no call"),
+        ([USER, ASKS, RESULT, RESULT], "message 3 is a tool result that answers no call"),
+        ([USER, ASKS, REPLY, USER], "message 2 is from an assistant while 1 tool calls have no result"),
         ([USER, ASKS, USER], "1 tool calls have no result"),
         (
             [USER, {**ASKS, "tool_calls": [{**CALL, "id": "1"}]}, RESULT],
@@ -181,7 +181,7 @@ def test_the_format_wins_over_the_template_and_a_base_model_has_neither(tmp_path
     assert open_conversation_encoder(template, tmp_path, tokenizer).encode([USER]) == tokenizer.encode(
         USER["content"], add_bos=False
     )
-    with pytest.raises(UserError, match="has no chat template, so its model is no chat model"):
+    with pytest.raises(UserError, match="has no chat template, so its model is not a chat model"):
         open_conversation_encoder(msgspec.structs.replace(template, chat_template=None), tmp_path, tokenizer)
 
 
