@@ -33,13 +33,8 @@ def _code_sum(path: Path, _changed: int) -> str:
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body[0] = ast.Expr(ast.Constant(...))
+            if ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 

@@ -46,16 +46,9 @@ def test_key_changes_with_code_that_is_imported_only(project):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "VALUE = 1  # a comment\n",
-        '"""A docstring."""\n\nVALUE = 1\n',
-        "VALUE = (\n    1\n)\n",
-    ],
+    "text", ["VALUE = 1  # a comment\n", '"""A docstring."""\n\nVALUE = 1\n', "VALUE = (\n    1\n)\n"]
 )
-def test_key_ignores_what_is_only_read(project, text):
-    """What a module computes counts, not how it is told; but for a docstring, which is left out where it stands."""
-    (project / "middle.py").write_text('"""Another."""\nVALUE = 1\n' if text.startswith('"') else "VALUE = 1\n")
+def test_key_ignores_comments_docstrings_and_formatting(project, text):
     before = key()
     (project / "middle.py").write_text(text)
     assert key() == before
