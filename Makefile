@@ -1,6 +1,7 @@
 # Every target sets up what it needs. `make help` lists them.
 CONFIG ?= yaml/demo.yaml
 SET ?=
+ONLY ?=
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -9,6 +10,7 @@ ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
 RIVALS := llama-cpp-python==0.3.36 diskcache==5.6.3 onnxruntime-genai==0.18.0  # only `make bench` runs them; llama.cpp is built here, for this processor
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 NAME := $(basename $(notdir $(CONFIG)))
+ROOM := $(if $(ONLY),$(patsubst tests/build%,tests/build_stage%,$(patsubst tests/build_stage%,tests/build%,tests/$(ONLY))))
 
 # Checkpoints that the shipped configs use and that can be had without a model hub.
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
@@ -79,8 +81,8 @@ check: setup  ## formatting, lint and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: check  ## everything above that can fail: check, then the tests
-	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
+test: $(if $(ONLY),setup,check)  ## everything above that can fail: check, then the tests; ONLY=runtime/text runs the tests of one room or file alone
+	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20 $(ROOM)
 
 clean:  ## remove what was made, not what was downloaded
 	rm -rf out/.work $(filter-out out/downloads,$(wildcard out/*))
