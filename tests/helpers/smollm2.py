@@ -63,6 +63,8 @@ def saved_by_transformers(shared: Path) -> Path:
         if not folder.is_dir():
             path = checkpoint()
             loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            loaded.hf_quantizer = None  # the weights are no longer those of a GGUF file, which it refuses to save
+            del loaded.config.quantization_config
             loaded.save_pretrained(shared / "transformers.tmp")
             (shared / "transformers.tmp").rename(folder)
     return folder
