@@ -17,7 +17,7 @@ from build.kernels.cpu import vector
 from build.kernels.cpu.attention import rolling_attention
 from build.kernels.cpu.dot import VNNI_DOT, WordDot
 from build.kernels.cpu.embedding import embedding
-from build.kernels.cpu.level import LEVELS
+from build.kernels.cpu.level import LEVELS, Tile
 from build.kernels.cpu.linear import linear
 from build.kernels.cpu.mixture import mixture
 from build.kernels.cpu.norm import rms_norm
@@ -69,21 +69,33 @@ def level(request):
     return request.param
 
 
-# Levels by what kernels without integer activations may know of them. Without its instruction, AVX-512 VNNI is AVX-512, and is not run twice;
-# AVX2 and `any` are one level for two processors.
-FLOAT_LEVELS = {level.name: replace(level, name="", flags=(), dot=None, words=None) for level in LEVELS[1:]}
+@dataclass(frozen=True)
+class FloatLevel:
+    """A level as kernels that multiply no integers may see it: whoever asks for anything else fails."""
+
+    lanes: int
+    tile: Tile
+    in_flight: int
+
+    @classmethod
+    def of(cls, level):
+        return cls(level.lanes, level.tile, level.in_flight)
+
+
+# That of AVX-512 VNNI is not run: so seen, it is AVX-512's. AVX2 and `any` are one, for two processors.
+FLOAT_LEVELS = {level.name: FloatLevel.of(level) for level in LEVELS[1:]}
 
 
 @pytest.fixture(params=FLOAT_LEVELS)
 def float_level(request):
-    """Every level's kernels of floats, and the processor that they are compiled for to run here."""
+    """What every level's kernels of floats see, and the processor that they are compiled for to run here."""
     return FLOAT_LEVELS[request.param], processor_of(next(level for level in LEVELS if level.name == request.param))
 
 
 def test_without_integers_avx512_vnni_is_avx512():
     """So the kernels of floats that are run at one level are those of the other."""
     assert [level.name for level in LEVELS[:2]] == ["avx512-vnni", "avx512"]
-    assert replace(LEVELS[0], name="", flags=(), dot=None, words=None) == FLOAT_LEVELS["avx512"]
+    assert FloatLevel.of(LEVELS[0]) == FLOAT_LEVELS["avx512"]
 
 
 def processor_of(level):
