@@ -1,6 +1,7 @@
 # Every target sets up what it needs. `make help` lists them.
 CONFIG ?= yaml/demo.yaml
 SET ?=
+ONLY ?=
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -10,6 +11,7 @@ ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
 RIVALS := llama-cpp-python==0.3.36 diskcache==5.6.3 onnxruntime-genai==0.18.0
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 NAME := $(basename $(notdir $(CONFIG)))
+ROOM := $(if $(ONLY),$(patsubst tests/build%,tests/build_stage%,$(patsubst tests/build_stage%,tests/build%,tests/$(ONLY))))
 
 # Checkpoints that the shipped configs use and that can be obtained without a model hub.
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
@@ -91,8 +93,8 @@ check: setup  ## check formatting, lint and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: check  ## run `check`, then all tests
-	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
+test: $(if $(ONLY),setup,check)  ## run `check`, then all tests; ONLY=runtime/text runs only the tests of one room or file
+	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20 $(ROOM)
 
 clean:  ## remove what was built, but not what was downloaded
 	rm -rf out/.work $(filter-out out/downloads,$(wildcard out/*))

@@ -52,8 +52,14 @@ def our_modules(module: str) -> dict[str, Path]:
         path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
         if name not in found and path.is_file():
             found[name] = path
-            waiting += _imported(ast.parse(path.read_text()))
+            waiting += _imports_of(path, path.stat().st_mtime_ns)
     return found
+
+
+@cache
+def _imports_of(path: Path, _changed: int) -> list[str]:
+    """Read once: a compile asks for a dozen keys, each of up to a hundred files."""
+    return list(_imported(ast.parse(path.read_text())))
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

@@ -1,17 +1,29 @@
-"""Fixtures that several test files share."""
-
-import build.compiler  # noqa: F401, I001 (before torch, and before the engine loads the runtime alone: then one process can hold all three)
+"""Fixtures that several test files share, and what a run of tests does first."""
 
 import os
 import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from tests.helpers.artifacts import Compiled, compiled
+if TYPE_CHECKING:
+    from tests.helpers.artifacts import Compiled
+
+TESTS = Path(__file__).parent
+# Rooms whose tests need neither TVM nor torch, which take seconds to load.
+LIGHT_ROOMS = ("export/configuration", "helpers", "project", "runtime/text")
+# Files that take longest, by CPU time. They are handed out first, so that no worker is left with one when the others are done.
+LONGEST_FIRST = (
+    "whole/test_family_parity.py",
+    "build_stage/kernels/test_cpu.py",
+    "build_stage/tvm_stage/test_cuda_7b.py",
+    "whole/test_smollm2_tokens.py",
+    "whole/test_smollm2_quality.py",
+    "build_stage/kernels/test_cuda.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,9 +32,21 @@ def pytest_configure(config: pytest.Config) -> None:
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker is not None:
         cores = sorted(os.sched_getaffinity(0))
+        # torch, loaded later, has as many threads as the process has cores
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-        torch.set_num_threads(1)
         os.environ["TVM_NUM_THREADS"] = "1"  # or a kernel that runs before any engine would start a pool for all cores
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """TVM's compiler before torch, and before the engine loads TVM's runtime alone: then one process can hold all three."""
+    if isinstance(collector, pytest.Module) and collector.path.parent.relative_to(TESTS).as_posix() not in LIGHT_ROOMS:
+        import build.compiler  # noqa: F401
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, all others in their own order."""
+    order = {TESTS / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +57,8 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
 
 
 @pytest.fixture(scope="session")
-def compile_case(shared_folder: Path) -> Callable[[str], Compiled]:
-    """`compile_case(name)` gives one of `tests.helpers.artifacts.CASES`, compiled at its first use."""
+def compile_case(shared_folder: Path) -> Callable[[str], "Compiled"]:
+    """`compile_case(name)` gives one of `tests.helpers.artifacts.SHARED`, compiled at its first use."""
+    from tests.helpers.artifacts import compiled
+
     return cache(lambda name: compiled(name, shared_folder / "compiled"))

@@ -1,5 +1,6 @@
-"""`python -m build` as a person runs it: killed, started again, started once more, and given a damaged artifact."""
+"""`python -m build` as a person runs it: killed, started again, and, in one process, started once more and given a damaged artifact."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -8,7 +9,9 @@ import time
 
 import pytest
 
+from build import __main__ as command
 from build.compile import existing_artifact
+from export.job import Job
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact
 from runtime.errors import UserError
@@ -17,6 +20,13 @@ from tests.helpers.artifacts import Case, write_case
 NAME = "resumed"
 CASE = Case({"sliding_window": 8, "num_hidden_layers": 1}, {"shape": {"prefill_chunk": 4, "cache_len": 8}})
 LIMIT = 240  # seconds
+
+
+def export_here(job, module, *arguments):
+    """`Job.start`, without a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, str(job.path), *(f"--set={text}" for text in job.overrides), *arguments])
+        assert importlib.import_module(f"{module}.__main__").main() == 0
 
 
 class Project:
@@ -35,10 +45,19 @@ class Project:
             command, cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
-    def run(self, *arguments):
-        process = self.start(*arguments)
+    def finish(self):
+        """The command, to its end."""
+        process = self.start()
         _, errors = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, errors
+
+    def run(self, *arguments):
+        """The command in this process, and so is the export that it would start a process for."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["build", f"{NAME}.yaml", *arguments])
+            patch.setattr(Job, "start", export_here)
+            assert command.main() == 0
 
     def files(self):
         """Every file below out/ but the locks, with what changes when it is written again."""
@@ -82,7 +101,7 @@ def project(tmp_path_factory):
         {path.name for path in project.folder.joinpath("out").iterdir()},
         [path.name for path in project.workspace.glob("weights-*/graphs-*.json")],
     )
-    project.run()
+    project.finish()
     return project
 
 

@@ -1,57 +1,73 @@
-"""`python -m build.parity`: all rungs on tiny models through the real command, the summary in the manifest, and failure by exit status."""
+"""`python -m build.parity`: all rungs on tiny models, the summary in the manifest, and failure by exit status."""
 
+import importlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from build import parity
+from export.job import Job
 from export.proof.ladder import TRACE_FILE, load_trace
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import ParityRow
 
 
-def run_parity(compiled) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="module")
+def windowed(compile_case):
+    """A case that the real command has proved: what it printed, its exit status, and the rows that the manifest then held."""
+    compiled = compile_case("windowed")
     command = [sys.executable, "-m", "build.parity", f"{compiled.name}.yaml"]
-    return subprocess.run(
-        command,
-        cwd=compiled.folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    result = subprocess.run(command, cwd=compiled.folder, env=environment, capture_output=True, text=True, check=False)
+    return SimpleNamespace(compiled=compiled, result=result, rows=Artifact.open(compiled.artifact).manifest.parity)
 
 
-@pytest.mark.parametrize(("case", "rungs"), [("windowed", "12344"), ("int8", "123445")])
-def test_every_rung_passes_and_the_manifest_says_so(compile_case, case, rungs):
-    compiled = compile_case(case)
-    result = run_parity(compiled)
-    assert result.returncode == 0, result.stdout + result.stderr
-    rows = Artifact.open(compiled.artifact).manifest.parity
+def status_here(compiled, monkeypatch):
+    """The command's exit status in this process, which also does what the command starts a process for."""
+
+    def start(job, module):
+        monkeypatch.setattr(sys, "argv", [module, str(job.path)])
+        assert importlib.import_module(module).main() == 0
+
+    monkeypatch.chdir(compiled.folder)
+    monkeypatch.setattr(sys, "argv", ["parity", f"{compiled.name}.yaml"])
+    monkeypatch.setattr(Job, "start", start)
+    return parity.main()
+
+
+def check_rows(rows, rungs, printed):
     assert rows is not None
     assert "".join(row.rung for row in rows) == rungs
     assert all(row.passed and row.top1_agreement == 1.0 for row in rows)
-    assert result.stdout.count("pass") == len(rungs)
-    if case == "int8":  # a batch of two: the last rung is exact
-        assert (rows[-1].bound, rows[-1].max_abs) == (0.0, 0.0)
+    assert printed.count("pass") == len(rungs)
 
 
-def test_a_wrong_answer_fails_the_artifacts_rung(compile_case):
-    compiled = compile_case("windowed")
-    assert run_parity(compiled).returncode == 0
+def test_every_rung_passes_and_the_manifest_says_so(windowed):
+    assert windowed.result.returncode == 0, windowed.result.stdout + windowed.result.stderr
+    check_rows(windowed.rows, "12344", windowed.result.stdout)
+
+
+def test_with_several_rows_the_last_rung_is_exact(compile_case, monkeypatch, capsys):
+    compiled = compile_case("int8")
+    assert status_here(compiled, monkeypatch) == 0
+    rows = Artifact.open(compiled.artifact).manifest.parity
+    check_rows(rows, "123445", capsys.readouterr().out)
+    assert (rows[-1].bound, rows[-1].max_abs) == (0.0, 0.0)
+
+
+def test_a_wrong_answer_fails_the_artifacts_rung(windowed):
+    compiled = windowed.compiled
     cases, expected = load_trace(compiled.workspace / TRACE_FILE)
     expected[-1][-1] = expected[-1][-1] * 1.001
     rows = parity.run_artifact_rungs(Artifact.open(compiled.artifact), cases, expected)
     assert {row.rung: row.passed for row in rows} == {"3": False, "4": True}
 
 
-def test_a_failed_rung_is_the_exit_status(compile_case, monkeypatch, capsys):
-    compiled = compile_case("windowed")
-    assert run_parity(compiled).returncode == 0
+def test_a_failed_rung_is_the_exit_status(windowed, monkeypatch, capsys):
     failed = ParityRow(rung="1", compared="x", max_abs=1.0, max_rel=1.0, top1_agreement=0.5, bound=0.1, passed=False)
-    monkeypatch.chdir(compiled.folder)
-    monkeypatch.setattr(sys, "argv", ["parity", f"{compiled.name}.yaml"])
     monkeypatch.setattr(parity, "run_export_rungs", lambda *_: [failed])
-    assert parity.main() == 1
+    assert status_here(windowed.compiled, monkeypatch) == 1
     assert "FAIL" in capsys.readouterr().out

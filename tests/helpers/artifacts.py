@@ -134,12 +134,16 @@ def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none") -
     )
 
 
-def compiled(name: str, shared: Path, case: Case | None = None) -> Compiled:
-    """A case, that of `CASES` by default, compiled in `shared`, which the processes of one test run share; export and build run in this process."""
+CUDA_ARCHS = ("sm_80", "sm_90a")
+SHARED = {**CASES, "cuda": cuda_case(CUDA_ARCHS)}
+
+
+def compiled(name: str, shared: Path) -> Compiled:
+    """A case of `SHARED`, compiled in `shared`, which the processes of one test run share; export and build run in this process."""
     folder = shared / name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / f"{name}.lock"), contextlib.chdir(folder):
-        job, graphs = _exported(Path(write_case(name, case or CASES[name], folder).name))
+        job, graphs = _exported(Path(write_case(name, SHARED[name], folder).name))
         compile_job(job)
         checkpoint = open_configured(job.config)
     return Compiled(name, folder, job.config, checkpoint, OnnxGraphs.open(folder / graphs.path))

@@ -11,8 +11,8 @@ ALIGNMENT = 64  # bytes
 PROCESSORS = {"any": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4", "avx512-vnni": "cascadelake"}
 
 
-def _executable(function, processor):
-    target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
+def _executable(function, processor, **options):
+    target = tvm.target.Target({"kind": "llvm", "mcpu": processor, **options})
     with tvm.transform.PassContext(disabled_pass=list(TVM_TARGETS["llvm"].skipped)):
         return tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=target)
 
@@ -20,6 +20,11 @@ def _executable(function, processor):
 def compiled(function, processor=PROCESSORS["avx2"]):
     """A kernel for the CPU, as `build.tvm_stage.lower` compiles it."""
     return _executable(function, processor)["kernel"]
+
+
+def compiled_serially(function):
+    """A kernel for a GPU in its serial form, which runs here alone: what LLVM makes faster of it is nowhere used, so that it is not asked to."""
+    return _executable(function, PROCESSORS["avx2"], **{"opt-level": 0})["kernel"]
 
 
 def machine_code(function, processor):

@@ -1,4 +1,4 @@
-"""The same checkpoint and config give the same bytes, whatever folder they lie in: every file of the artifact, for the CPU and for CUDA."""
+"""The same checkpoint and config give the same bytes, whatever folder they lie in: every file, for the CPU and for CUDA."""
 
 import hashlib
 import os
@@ -10,32 +10,23 @@ from pathlib import Path
 import pytest
 
 from export.stage import ROOT
-from tests.helpers.artifacts import CASES, cuda_case, write_case
 
 
-def sums(folder: Path, name: str) -> dict[str, str]:
-    """Compile `NAME.yaml` of a folder, in a process with a hash seed of its own; SHA-256 of each file of the artifact."""
+def sums(artifact: Path) -> dict[str, str]:
+    """SHA-256 of each file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in artifact.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["int8_dynamic", "cuda"])
+def test_two_folders_one_artifact(compile_case, tmp_path, name):
+    """One made among the tests, in their process; and one by the command, in processes with another hash seed."""
+    first = compile_case(name)
+    folder = tmp_path / "a" / "longer" / "path"
+    shutil.copytree(first.folder, folder, ignore=shutil.ignore_patterns("out"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(len(str(folder)))}
-    result = subprocess.run(
-        [sys.executable, "-m", "build", f"{name}.yaml"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "build", f"{name}.yaml"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "out" / name).iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("name", "case"), [("int8_dynamic", CASES["int8_dynamic"]), ("cuda", cuda_case(["sm_80", "sm_90a"]))]
-)
-def test_two_folders_one_artifact(tmp_path, name, case):
-    first, second = tmp_path / "first", tmp_path / "a" / "longer" / "path"
-    first.mkdir()
-    write_case(name, case, first)
-    shutil.copytree(first, second)
-    found = sums(first, name)
-    assert found == sums(second, name)
+    found = sums(folder / "out" / name)
+    assert found == sums(first.artifact)
     assert {"manifest.json", "library.so", "weights.safetensors"} <= found.keys()

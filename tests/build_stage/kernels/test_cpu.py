@@ -5,6 +5,7 @@ Bounds follow from float32 alone: any order of summing K products, fused or not,
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from build.kernels.cpu import vector
 from build.kernels.cpu.attention import rolling_attention
 from build.kernels.cpu.dot import VNNI_DOT, WordDot
 from build.kernels.cpu.embedding import embedding
-from build.kernels.cpu.level import LEVELS
+from build.kernels.cpu.level import LEVELS, Tile
 from build.kernels.cpu.linear import linear
 from build.kernels.cpu.mixture import mixture
 from build.kernels.cpu.norm import rms_norm
@@ -67,6 +68,35 @@ def level(request):
     if request.param.dot is VNNI_DOT and missing_features(request.param.flags):
         pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
     return request.param
+
+
+@dataclass(frozen=True)
+class FloatLevel:
+    """A level as kernels that multiply no integers may see it: whoever asks for anything else fails."""
+
+    lanes: int
+    tile: Tile
+    in_flight: int
+
+    @classmethod
+    def of(cls, level):
+        return cls(level.lanes, level.tile, level.in_flight)
+
+
+# That of AVX-512 VNNI is not run: so seen, it is AVX-512's. AVX2 and `any` are one, for two processors.
+FLOAT_LEVELS = {level.name: FloatLevel.of(level) for level in LEVELS[1:]}
+
+
+@pytest.fixture(params=FLOAT_LEVELS)
+def float_level(request):
+    """What every level's kernels of floats see, and the processor that they are compiled for to run here."""
+    return FLOAT_LEVELS[request.param], processor_of(next(level for level in LEVELS if level.name == request.param))
+
+
+def test_without_integers_avx512_vnni_is_avx512():
+    """So the kernels of floats that are run at one level are those of the other."""
+    assert [level.name for level in LEVELS[:2]] == ["avx512-vnni", "avx512"]
+    assert FloatLevel.of(LEVELS[0]) == FLOAT_LEVELS["avx512"]
 
 
 def processor_of(level):
@@ -149,9 +179,9 @@ def in_levels(wide, shape):
     return groups / scales, scales
 
 
-def run_product(level, made):
+def run_product(level, processor, made):
     y = output(*made.shape.lead, made.shape.n_out)
-    call(compiled(linear(level, made.shape), processor_of(level)), *made.arrays, y)
+    call(compiled(linear(level, made.shape), processor), *made.arrays, y)
     return y
 
 
@@ -190,14 +220,14 @@ def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows
     assert (INTEGER_PRODUCT[own.name] in code) == (rows == 1 or name == "int8")
 
 
-def check_product(level, shape, seed=0):
+def check_product(level, processor, shape, seed=0):
     """A sum of K products is off by (K + 1) u of what was added, and by as much again for each rounding of its terms before.
 
     Terms are rounded by the norm ((K + 1) / 2 + 6, see `test_rms_norm`), the scale, and the zero point, which is taken off as up to 15 / 8 times the
     sizes of all terms of int4. SwiGLU's derivative is at most 1.1 on either side, times the other side.
     """
     made = product(shape, seed)
-    y = run_product(level, made)
+    y = run_product(level, processor, made)
     terms = (shape.k + 4) * (4 if shape.weight.dtype == "int4" else 1) + (
         (shape.k + 1) / 2 + 6 if shape.norm_eps is not None else 0
     )
@@ -217,19 +247,20 @@ def check_product(level, shape, seed=0):
     assert (np.abs(y - exact) <= bound).all()
 
 
-def sizes(level, name, fused):
+def sizes(every_size, name, fused):
     """All sizes on the level that every machine of ours has; one row and several, of whole panels, of the other levels and with other work."""
     every = WHOLE_WORDS if name.startswith("int4") else SIZES
-    if level is AVX2:
+    if every_size:
         return every if fused == "alone" else every[1:3]
     return every[:2] if fused == "alone" else []
 
 
 @pytest.mark.parametrize("fused", FUSED)
 @pytest.mark.parametrize("name", FORMATS)
-def test_linear(level, name, fused):
-    for rows, n, k in sizes(level, name, fused):
-        check_product(level, Linear((1, rows), n, k, FORMATS[name], **FUSED[fused]))
+def test_linear(float_level, name, fused):
+    level, processor = float_level
+    for rows, n, k in sizes(float_level == (FLOAT_LEVELS["avx2"], PROCESSORS["avx2"]), name, fused):
+        check_product(level, processor, Linear((1, rows), n, k, FORMATS[name], **FUSED[fused]))
 
 
 @pytest.mark.parametrize("fused", FUSED)
@@ -240,13 +271,13 @@ def test_linear_of_rounded_tokens(level, name, fused):
         with pytest.raises(UserError, match=r"no AVX2, .* compile for x86-64-v3"):
             linear(level, Linear((1, 1), 32, 8, DYNAMIC[name]))
         return
-    for rows, n, k in sizes(level, name, fused):
+    for rows, n, k in sizes(level is AVX2, name, fused):
         seed = next(
             seed
             for seed in range(100)
             if far_from_halves(product(Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed))
         )
-        check_product(level, Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed)
+        check_product(level, processor_of(level), Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed)
 
 
 def far_from_halves(made):
@@ -259,22 +290,22 @@ def far_from_halves(made):
     return (np.abs(np.abs(levels - np.rint(levels)) - 0.5) > 127 * roundings * U).all()
 
 
-def test_linear_of_the_last_token_of_two_rows(level):
-    check_product(level, Linear((2, 1), 40, 9, FORMATS["float32"], last_of=3, norm_eps=1e-5))
+def test_linear_of_the_last_token_of_two_rows(float_level):
+    check_product(*float_level, Linear((2, 1), 40, 9, FORMATS["float32"], last_of=3, norm_eps=1e-5))
 
 
-def test_linear_of_two_batch_rows_and_three_tokens(level):
+def test_linear_of_two_batch_rows_and_three_tokens(float_level):
     """The leading dimensions are flattened, in order."""
-    check_product(level, Linear((2, 3), 40, 9, FORMATS["float32"]))
+    check_product(*float_level, Linear((2, 3), 40, 9, FORMATS["float32"]))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_linear_never_reads_the_padding_of_the_last_panel(rows):
     """Whatever lies behind the last output changes nothing."""
     made = product(Linear((1, rows), 35, 8, FORMATS["float32"]))
-    clean = run_product(AVX2, made)
+    clean = run_product(AVX2, processor_of(AVX2), made)
     made.arrays[1][-1, :, 3:] = np.nan
-    assert np.array_equal(clean, run_product(AVX2, made))
+    assert np.array_equal(clean, run_product(AVX2, processor_of(AVX2), made))
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "dynamic"])
@@ -474,9 +505,12 @@ def attention_reference(case, qkv, positions, cos, sin):
     return out, bounds, key, value
 
 
-@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name, indirect=True)
+attention_kernel = cache(rolling_attention)  # AVX2's and that of `any` are one
+
+
 @pytest.mark.parametrize("name", ATTENTION)
-def test_rolling_attention(level, name):
+def test_rolling_attention(float_level, name):
+    level, processor = float_level
     case = ATTENTION[name]
     generator = np.random.default_rng(0)
     qkv, positions, cos, sin = attention_inputs(case, generator)
@@ -489,8 +523,8 @@ def test_rolling_attention(level, name):
     start = 0
     kernels = {
         t: compiled(
-            rolling_attention(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale)),
-            processor_of(level),
+            attention_kernel(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale)),
+            processor,
         )
         for t in set(case.chunks)
     }

@@ -26,7 +26,7 @@ from export.weights.panels import int4_words, to_panels, to_vector_panels
 from export.weights.table import load, store
 from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError
-from tests.helpers.kernels import compiled, packed
+from tests.helpers.kernels import compiled_serially, packed
 from tests.helpers.mixture_reference import check as check_mixture
 
 FLOAT32 = np.finfo(np.float32).eps
@@ -83,7 +83,9 @@ def test_linear(lead, n, k, name):
     rng = np.random.default_rng(n)
     x = rng.standard_normal((*lead, k)).astype(np.float32)
     arrays, wide = weights(rng, n, k, FORMATS[name])
-    *_, y = run(compiled(linear.linear(Linear(lead, n, k, FORMATS[name]), on=SERIAL)), x, *arrays, garbage((*lead, n)))
+    *_, y = run(
+        compiled_serially(linear.linear(Linear(lead, n, k, FORMATS[name]), on=SERIAL)), x, *arrays, garbage((*lead, n))
+    )
     # K float32 multiplications and additions and a few scalings, each rounded: Higham's bound (K + 4) u sum |x w|, with eps = 2 u. int4 sums
     # 16 (1 + q / 16) x and takes (16 + zero) x off again, each at most 31 |x| times the group's scale, which is at least a seventh of |w|'s largest.
     magnitude = np.abs(x).astype(np.float64) @ np.abs(wide).T
@@ -131,7 +133,9 @@ def check_tensor_cores(rows, n, k, name):
     wide = wide.astype(np.float16).astype(np.float64) if name in INT4 else wide
     shape = Linear((1, rows), n, k, FORMATS[name])
     assert tensor_core.suits(shape)
-    *_, y = run(compiled(linear.linear(shape, on=SERIAL, tensor_cores=True)), x, *arrays, garbage((1, rows, n)))
+    *_, y = run(
+        compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=True)), x, *arrays, garbage((1, rows, n))
+    )
     rounded = x.astype(np.float16).astype(np.float64)
     assert np.all(np.abs(y - rounded @ wide.T) <= (k + 4) * FLOAT32 * (np.abs(rounded) @ np.abs(wide).T))
 
@@ -167,7 +171,7 @@ def test_what_is_fused_with_a_product(name):
     gain = [rng.uniform(0.5, 1.5, shape.k).astype(np.float32)] if shape.norm_eps else []
     residual = [rng.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)] if shape.residual else []
     arrays, wide = weights(rng, shape.n, shape.k, shape.weight)
-    kernel = compiled(linear.linear(shape, on=SERIAL, tensor_cores=tensor_cores))
+    kernel = compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=tensor_cores))
     *_, y = run(kernel, x, *gain, *arrays, *residual, garbage((*shape.lead, shape.n_out)))
     rows = x.reshape(-1, shape.k)[[shape.x_row(i) for i in range(shape.rows)]].astype(np.float64)
     if gain:
@@ -219,7 +223,9 @@ def test_fragments_lie_as_the_ptx_manual_says():
         for t in T.serial(32):
             mma.multiply_serially(acc, a, b, t, 0, 0, 0)
 
-    *_, acc = run(compiled(warp), a.view(np.uint32)[..., 0], b.view(np.uint32)[..., 0], np.ones((32, 4), np.float32))
+    *_, acc = run(
+        compiled_serially(warp), a.view(np.uint32)[..., 0], b.view(np.uint32)[..., 0], np.ones((32, 4), np.float32)
+    )
     expected = x @ w + 1
     for lane in range(32):
         group, thread = lane >> 2, lane % 4
@@ -247,7 +253,7 @@ def test_large_products_of_small_whole_numbers_are_exact(name, k):
     """Every sum is a whole number (int4: of sixteenths) below 2**24, so a vector that is left out or taken twice cannot hide behind a bound."""
     rng, n, stored = np.random.default_rng(k), 40, FORMATS[name]
     x, w = rng.integers(-4, 5, (1, 1, k)).astype(np.float32), rng.integers(0, 16, (n, k))
-    kernel = compiled(linear.linear(Linear((1, 1), n, k, stored), on=SERIAL))
+    kernel = compiled_serially(linear.linear(Linear((1, 1), n, k, stored), on=SERIAL))
     if name in INT4:
         zeros = rng.integers(0, 16, (n, -(-k // stored.group_size))).astype(np.uint8)
         scales = to_panels(np.full(zeros.shape, 0.25, np.float16))
@@ -286,7 +292,7 @@ def test_embedding_is_exact(lead, k, name):
     ids = rng.integers(0, 77, lead)
     ids.flat[0] = 76  # in the padded last panel
     *_, y = run(
-        compiled(embedding.embedding(Embedding(lead, 77, k, FORMATS[name]), on=SERIAL)),
+        compiled_serially(embedding.embedding(Embedding(lead, 77, k, FORMATS[name]), on=SERIAL)),
         ids,
         *arrays,
         garbage((*lead, k)),
@@ -298,7 +304,7 @@ def test_embedding_is_exact(lead, k, name):
 def test_rms_norm(lead, dim):
     rng = np.random.default_rng(dim)
     x, gain = rng.standard_normal((*lead, dim)).astype(np.float32), rng.uniform(0.5, 1.5, dim).astype(np.float32)
-    *_, y = run(compiled(norm.rms_norm(lead, dim, 1e-5, on=SERIAL)), x, gain, garbage((*lead, dim)))
+    *_, y = run(compiled_serially(norm.rms_norm(lead, dim, 1e-5, on=SERIAL)), x, gain, garbage((*lead, dim)))
     wide = x.astype(np.float64)
     expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + np.float32(1e-5)) * gain
     # the sum's relative error is at most (dim + 1) u, halved by the root; six more roundings follow
@@ -308,7 +314,7 @@ def test_rms_norm(lead, dim):
 @pytest.mark.parametrize(("lead", "hidden_dim"), [((1, 1), 96), ((2, 3), 300), ((1, 16), 256)])
 def test_swiglu(lead, hidden_dim):
     both = np.random.default_rng(hidden_dim).uniform(-20, 20, (*lead, 2 * hidden_dim)).astype(np.float32)
-    _, y = run(compiled(swiglu.swiglu(lead, hidden_dim, on=SERIAL)), both, garbage((*lead, hidden_dim)))
+    _, y = run(compiled_serially(swiglu.swiglu(lead, hidden_dim, on=SERIAL)), both, garbage((*lead, hidden_dim)))
     gate, up = both[..., :hidden_dim].astype(np.float64), both[..., hidden_dim:].astype(np.float64)
     # exp to 2 ulp (CUDA's and the C library's bound), then an addition, a division and a multiplication
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=4 * FLOAT32)
@@ -412,7 +418,9 @@ def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
     for tokens, firsts in chunks:
         shape = RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, dim**-0.5)
         if tokens not in kernels:
-            kernels[tokens] = compiled(attention.rolling_attention(shape, on=SERIAL, tensor_cores=tensor_cores))
+            kernels[tokens] = compiled_serially(
+                attention.rolling_attention(shape, on=SERIAL, tensor_cores=tensor_cores)
+            )
         positions = np.array(firsts)[:, None] + np.arange(tokens)
         qkv = rng.standard_normal((batch, tokens, shape.qkv_dim)).astype(np.float32)
         angles = positions[:, None, :, None] * 10.0 ** -np.arange(dim // 2)
@@ -478,7 +486,7 @@ def reference(shape, qkv, cos, sin, positions, history):
 )
 def test_mixture(tokens, dim, hidden_dim, dtype):
     check_mixture(
-        lambda shape, arrays: run(compiled(mixture.mixture(shape, on=SERIAL)), *arrays),
+        lambda shape, arrays: run(compiled_serially(mixture.mixture(shape, on=SERIAL)), *arrays),
         tokens,
         dim,
         hidden_dim,
@@ -492,7 +500,7 @@ def test_mixture(tokens, dim, hidden_dim, dtype):
 @pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), [(16, 64, 48, "float16"), (70, 72, 100, "int8")])
 def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
     def make_and_run(shape, arrays):
-        return run(compiled(mixture.mixture(shape, on=SERIAL, tensor_cores=True)), *arrays)
+        return run(compiled_serially(mixture.mixture(shape, on=SERIAL, tensor_cores=True)), *arrays)
 
     check_mixture(make_and_run, tokens, dim, hidden_dim, dtype, to_vector_panels, rounds=True)
 
@@ -503,7 +511,7 @@ SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperatur
 @pytest.mark.parametrize("vocab_size", [50, 3000])
 def test_sample_draws_as_the_host_does(vocab_size):
     """Against `runtime.decoding.sampler`'s filters with the same draw; every third time among equal logits."""
-    kernel, rng = compiled(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
+    kernel, rng = compiled_serially(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
     for temperature, top_k in SAMPLING:
         options = SamplingOptions(temperature=temperature, top_k=top_k or None)
         for turn in range(30):
@@ -527,7 +535,7 @@ def test_sample_draws_as_the_host_does(vocab_size):
 def test_the_largest_draw_takes_the_last_candidate():
     """A draw that float32 has rounded up to one."""
     logits = np.array([1, 3, 2, 3, 0] * 2, np.float32)
-    kernel = compiled(sample.sample(10, on=SERIAL))
+    kernel = compiled_serially(sample.sample(10, on=SERIAL))
     for top_k, last in ((0, 9), (4, 8)):
         found = run(
             kernel,
@@ -545,5 +553,5 @@ def test_sample_tells_of_what_is_no_number(wrong):
     logits = np.zeros((1, 1, 40), np.float32)
     logits[..., 33] = wrong
     arrays = (logits, np.array([1, 1, 0], np.float32), np.array([[3]]), np.array([[7]]), np.array([9]))
-    *_, ids, _, token = run(compiled(sample.sample(40, on=SERIAL)), *arrays)
+    *_, ids, _, token = run(compiled_serially(sample.sample(40, on=SERIAL)), *arrays)
     assert (token[0], ids[0, 0]) == (-1, 0)

@@ -19,15 +19,16 @@ from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code, device_code
 from build.tvm_stage.target import TVM_TARGETS
 from export.job import Job
+from export.pipeline import export_model
 from export.stage import ROOT
 from export.weights.format import Storage
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
-from tests.helpers.artifacts import cuda_case, write_case
+from tests.helpers.artifacts import CUDA_ARCHS as ARCHS
+from tests.helpers.artifacts import cuda_case
 from tests.helpers.families import FAMILIES
 
-ARCHS = ("sm_80", "sm_90a")
 KERNEL = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
 # What `relax.build` does without the CUDA library: it succeeds, and stores source.
 WRONG_WAY = """
@@ -47,17 +48,13 @@ def python(*arguments: str, cwd: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the command has compiled `fp16.yaml`."""
-    folder = tmp_path_factory.mktemp("cuda")
-    write_case("fp16", cuda_case(ARCHS), folder)
-    python("-m", "build", "fp16.yaml", cwd=folder)
-    return folder
+@pytest.fixture
+def artifact(compile_case):
+    """In float16. `tests/whole/test_reproducible.py` makes the same one with the command."""
+    return Artifact.open(compile_case("cuda").artifact, for_this_machine=False)
 
 
-def test_the_command_makes_machine_code_for_every_architecture(folder):
-    artifact = Artifact.open(folder / "out" / "fp16", for_this_machine=False)
+def test_there_is_machine_code_for_every_architecture(artifact):
     assert artifact.manifest.target.arch == ARCHS
     (module,) = device_code(artifact.library)
     assert [(code.kind, code.arch) for code in module] == [("cubin", arch) for arch in ARCHS]
@@ -66,10 +63,10 @@ def test_the_command_makes_machine_code_for_every_architecture(folder):
         assert mark not in data
 
 
-def test_every_kernel_reports_its_usage(folder):
-    rows = Artifact.open(folder / "out" / "fp16", for_this_machine=False).manifest.kernels
+def test_every_kernel_reports_its_usage(artifact):
+    rows = artifact.manifest.kernels
     kernels = {row.kernel for row in rows}
-    data = (folder / "out" / "fp16" / "library.so").read_bytes()
+    data = artifact.library.read_bytes()
     assert {(row.kernel, row.arch) for row in rows} == {(kernel, arch) for kernel in kernels for arch in ARCHS}
     assert {"linear_0_kernel", "rolling_attention_0_kernel", "rolling_attention_0_kernel_1"} <= kernels
     assert all(kernel.encode() in data and f".text.{kernel}".encode() in data for kernel in kernels)
@@ -77,14 +74,15 @@ def test_every_kernel_reports_its_usage(folder):
     assert all(row.shared_bytes <= 48 * 1024 for row in rows)  # what every architecture gives a block without asking
 
 
-def test_a_mixture_in_int8(folder, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the export runs in a process of its own
+def test_a_mixture_in_int8(tmp_path):
     case = cuda_case(ARCHS, scheme="int8")
-    with contextlib.chdir(folder):
+    with contextlib.chdir(tmp_path):
         FAMILIES["mixtral"].write(Path("mixture"))
         path = Path("int8.yaml")
         path.write_text(json.dumps({"name": "int8", "frontend": {"checkpoint": "mixture"}, **case.config}))
-        artifact = compile_job(Job.load(path))
+        job = Job.load(path)
+        export_model(job)
+        artifact = compile_job(job)
     rows = artifact.manifest.kernels
     check_machine_code(artifact.library, ARCHS)
     assert {"int8", "float16", "float32"} <= {weight.dtype for weight in artifact.manifest.weights}

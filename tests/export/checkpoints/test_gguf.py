@@ -20,6 +20,7 @@ from export.checkpoints.gguf_tokenizer import recover
 from export.fetch import DOWNLOADS, fetch
 from export.stage import ROOT
 from runtime.errors import UserError
+from tests.helpers.smollm2 import saved_by_transformers
 from tests.helpers.tiny import write_tiny_mistral
 
 SENTENCEPIECE = Path(mistral_common_file).parent / "data" / "tokenizer.model.v1"
@@ -251,8 +252,8 @@ def test_bad_tokenizers(changes, message):
 
 
 @pytest.fixture(scope="module")
-def smollm2_by_transformers(smollm2) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+def smollm2_by_transformers(shared_folder) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(saved_by_transformers(shared_folder / "smollm2"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from runtime.engines.engine import Engine
 from runtime.engines.loaded_artifact import PROCESS_BYTES, device_bytes
 from runtime.engines.tvm_runtime import find_library
 from runtime.errors import UserError
-from tests.helpers.artifacts import compiled, cuda_case
 from tests.helpers.drivers import stub_driver, stub_runtime
 
 TOKENS, VOCAB = 3, 5
@@ -134,9 +133,9 @@ def test_a_missing_library_is_named(monkeypatch):
         find_library("libabsent.so")
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return compiled("cuda", tmp_path_factory.mktemp("cuda"), cuda_case(["sm_80"])).artifact
+@pytest.fixture
+def artifact(compile_case):
+    return compile_case("cuda").artifact
 
 
 def test_a_machine_without_a_driver_is_told_so(artifact, monkeypatch):
@@ -148,5 +147,5 @@ def test_a_machine_without_a_driver_is_told_so(artifact, monkeypatch):
 def test_another_gpu_is_refused_before_anything_is_loaded(artifact, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_driver, "DRIVER", stub_driver(tmp_path, major=7, minor=5))
     monkeypatch.setattr(cuda_device, "find_library", None)  # loading would fail
-    with pytest.raises(UserError, match="is sm_75, but the artifact has machine code for sm_80"):
+    with pytest.raises(UserError, match="is sm_75, but the artifact has machine code for sm_80, sm_90a"):
         Engine.open(artifact)

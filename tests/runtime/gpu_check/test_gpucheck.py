@@ -42,10 +42,9 @@ from runtime.gpu_check.report import (
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, ask_transformers
 from runtime.gpucheck import CudaKernels, check_kernel, checked_manifest, products_of
 from runtime.verify import Check
-from tests.helpers.artifacts import WINDOW, cuda_case
-from tests.helpers.artifacts import compiled as compiled_case
+from tests.helpers.artifacts import WINDOW
 from tests.helpers.drivers import stub_runtime
-from tests.helpers.kernels import aligned, compiled, packed
+from tests.helpers.kernels import aligned, compiled_serially, packed
 from tests.helpers.serial import Host, HostDevice, compile_serial
 
 CUDA_TARGET = TargetSpec(kind="cuda", dtype="fp32", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
@@ -60,7 +59,7 @@ def serial(call):
         if call.op in SHAPES
         else call.arguments
     )
-    return compiled(kernels_of(HALF_TARGET)[call.op](*arguments, on=SERIAL))
+    return compiled_serially(kernels_of(HALF_TARGET)[call.op](*arguments, on=SERIAL))
 
 
 def calls_of(compile_case, name):
@@ -332,9 +331,9 @@ def load_here(_device, manifest, library, arrays):
     return host.load(SimpleNamespace(manifest=manifest, library=library, weights=lambda: weights), threads=1)
 
 
-@pytest.fixture(scope="module")
-def cuda_artifact(tmp_path_factory):
-    return compiled_case("cuda", tmp_path_factory.mktemp("cuda"), cuda_case(["sm_80"])).artifact
+@pytest.fixture
+def cuda_artifact(compile_case):
+    return compile_case("cuda").artifact
 
 
 def test_an_artifact_names_its_kernels(cuda_artifact):

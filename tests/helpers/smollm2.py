@@ -1,0 +1,88 @@
+"""The real model, SmolLM2 of 135 million parameters: compiled once for all tests of a run, and as `transformers` computes it."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import LlamaForCausalLM
+
+from build.compile import compile_job
+from export.checkpoints.checkpoint import open_checkpoint
+from export.fetch import DOWNLOADS, fetch
+from export.job import Job
+from export.pipeline import export_model
+from export.proof.reference_model import load_reference
+from export.stage import ROOT
+
+WINDOW = 64
+CACHE_LEN = 1024
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "fp32": {},
+    "windowed": {"overrides": {"sliding_window": WINDOW}},
+    "int8": {"quantize": {"scheme": "int8"}},
+}
+
+
+def checkpoint() -> Path:
+    """The GGUF file, fetched once for good."""
+    return fetch(DOWNLOADS["demo"], ROOT / "out" / "downloads")
+
+
+def smollm2(name: str, shared: Path) -> Path:
+    """The artifact of one of `VARIANTS`, compiled in this process; `NAME.yaml` lies in `shared`, which all processes of a test run share.
+
+    One prefill graph keeps it short.
+    """
+    changes = dict(VARIANTS[name])
+    config = {
+        "name": name,
+        "frontend": {"checkpoint": str(checkpoint()), "type": "gguf", "overrides": changes.pop("overrides", {})},
+        "shape": {"prefill_chunk": [128], "cache_len": CACHE_LEN},
+        "backend": {"target": "llvm", "dtype": "fp32"},
+        **changes,
+    }
+    shared.mkdir(parents=True, exist_ok=True)
+    path = shared / f"{name}.yaml"
+    with FileLock(shared / f"{name}.lock"), contextlib.chdir(shared):
+        path.write_text(json.dumps(config))  # JSON is YAML
+        job = Job.load(Path(path.name))
+        export_model(job)
+        compile_job(job)
+    return shared / "out" / name
+
+
+def saved_by_transformers(shared: Path) -> Path:
+    """A folder with the GGUF file's weights as `transformers` reads them, in float32: a dozen seconds, once in a run."""
+    folder = shared / "transformers"
+    shared.mkdir(parents=True, exist_ok=True)
+    with FileLock(shared / "transformers.lock"):
+        if not folder.is_dir():
+            path = checkpoint()
+            loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            loaded.hf_quantizer = None  # the weights are no longer those of a GGUF file, which it refuses to save
+            del loaded.config.quantization_config
+            loaded.save_pretrained(shared / "transformers.tmp")
+            (shared / "transformers.tmp").rename(folder)
+    return folder
+
+
+def transformers_model(name: str, shared: Path) -> torch.nn.Module:
+    """A variant's weights and windows in `transformers`, in float32."""
+    overrides = dict(VARIANTS[name].get("overrides", {}))
+    model = open_checkpoint(checkpoint(), "gguf", overrides).model
+    return load_reference(saved_by_transformers(shared), "huggingface", model)
+
+
+def greedy(model: torch.nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
+    """What `transformers` takes for the likeliest token behind the prompt and behind each token of the answer but the last, in one pass.
+
+    That this is the answer itself is what greedy decoding by `transformers` giving the answer means: the first token is its first choice, and
+    each one after that is its choice behind the ones before. One pass takes a tenth of the time of a pass for each token.
+    """
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *answer[:-1]]]), use_cache=False).logits[0]
+    return logits[len(prompt) - 1 :].argmax(-1).tolist()
