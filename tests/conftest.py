@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 # Rooms whose tests need neither TVM nor torch, which take seconds to load.
 LIGHT_ROOMS = ("export/configuration", "helpers", "project", "runtime/text")
-# Files that take longest, by CPU time. They are handed out first, so that no worker is left with one when the others are done.
+# Files that take longest, by CPU time. They are handed out before all others, in this order, so that no worker is left
+# with one of them when the rest is done.
 LONGEST_FIRST = (
-    "whole/test_family_parity.py",
-    "build_stage/kernels/test_cpu.py",
-    "build_stage/tvm_stage/test_cuda_7b.py",
     "whole/test_smollm2_tokens.py",
     "whole/test_smollm2_quality.py",
+    "build_stage/kernels/test_cpu.py",
+    "whole/test_family_parity.py",
+    "build_stage/test_compile_resume.py",
+    "build_stage/tvm_stage/test_cuda_serial.py",
+    "build_stage/tvm_stage/test_cuda_7b.py",
     "build_stage/kernels/test_cuda.py",
 )
 
@@ -38,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
-    """TVM's compiler before torch, and before the engine loads TVM's runtime alone: then one process can hold all three."""
+    """TVM's compiler before torch and before an engine's runtime without it: then one process can hold all three."""
     if isinstance(collector, pytest.Module) and collector.path.parent.relative_to(TESTS).as_posix() not in LIGHT_ROOMS:
         import build.compiler  # noqa: F401
 

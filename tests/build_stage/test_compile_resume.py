@@ -1,4 +1,4 @@
-"""`python -m build` as a person runs it: killed, started again, and, in one process, started once more and given a damaged artifact."""
+"""`python -m build`: killed and started again as a person does; then in one process, also with a damaged artifact."""
 
 import importlib
 import os

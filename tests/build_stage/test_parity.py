@@ -17,7 +17,7 @@ from runtime.artifact.manifest import ParityRow
 
 @pytest.fixture(scope="module")
 def windowed(compile_case):
-    """A case that the real command has proved: what it printed, its exit status, and the rows that the manifest then held."""
+    """A case that the real command has proved: its result, and the rows that the manifest then held."""
     compiled = compile_case("windowed")
     command = [sys.executable, "-m", "build.parity", f"{compiled.name}.yaml"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}

@@ -23,7 +23,7 @@ def compiled(function, processor=PROCESSORS["avx2"]):
 
 
 def compiled_serially(function):
-    """A kernel for a GPU in its serial form, which runs here alone: what LLVM makes faster of it is nowhere used, so that it is not asked to."""
+    """A GPU's kernel in its serial form, which only tests run; to make it fast would be half of its compile."""
     return _executable(function, PROCESSORS["avx2"], **{"opt-level": 0})["kernel"]
 
 

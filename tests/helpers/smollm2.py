@@ -1,4 +1,4 @@
-"""The real model, SmolLM2 of 135 million parameters: compiled once for all tests of a run, and as `transformers` computes it."""
+"""SmolLM2, a real model of 135 million parameters: compiled once in a test run, and as `transformers` computes it."""
 
 import contextlib
 import json
@@ -33,9 +33,9 @@ def checkpoint() -> Path:
 
 
 def smollm2(name: str, shared: Path) -> Path:
-    """The artifact of one of `VARIANTS`, compiled in this process; `NAME.yaml` lies in `shared`, which all processes of a test run share.
+    """The artifact of one of `VARIANTS`, compiled in this process from `NAME.yaml` in a folder `shared`.
 
-    One prefill graph keeps it short.
+    All processes of a test run share that folder. One prefill graph keeps it short.
     """
     changes = dict(VARIANTS[name])
     config = {
@@ -56,7 +56,7 @@ def smollm2(name: str, shared: Path) -> Path:
 
 
 def saved_by_transformers(shared: Path) -> Path:
-    """A folder with the GGUF file's weights as `transformers` reads them, in float32: a dozen seconds, once in a run."""
+    """A folder with the weights as `transformers` reads them from the GGUF file: a dozen seconds, once in a run."""
     folder = shared / "transformers"
     shared.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / "transformers.lock"):
@@ -78,10 +78,11 @@ def transformers_model(name: str, shared: Path) -> torch.nn.Module:
 
 
 def greedy(model: torch.nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
-    """What `transformers` takes for the likeliest token behind the prompt and behind each token of the answer but the last, in one pass.
+    """The likeliest token, by `transformers`, behind the prompt and behind each token of the answer but the last.
 
-    That this is the answer itself is what greedy decoding by `transformers` giving the answer means: the first token is its first choice, and
-    each one after that is its choice behind the ones before. One pass takes a tenth of the time of a pass for each token.
+    Greedy decoding by `transformers` gives the answer if and only if these are the answer's own tokens: the first is
+    its choice behind the prompt, and each later one its choice behind all before. One pass tells it, in a tenth of the
+    time that a pass for each token takes.
     """
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *answer[:-1]]]), use_cache=False).logits[0]

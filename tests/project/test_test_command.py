@@ -1,4 +1,4 @@
-"""The options of `make test` and what they promise: a worker that dies or hangs ends the run, red and with the test's name."""
+"""`make test`: a worker that dies or hangs ends the run, red and with the test's name, and one room runs alone."""
 
 import os
 import subprocess

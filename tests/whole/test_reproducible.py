@@ -1,4 +1,4 @@
-"""The same checkpoint and config give the same bytes, whatever folder they lie in: every file, for the CPU and for CUDA."""
+"""The same checkpoint and config give the same bytes in whatever folder: every file, for the CPU and for CUDA."""
 
 import hashlib
 import os
