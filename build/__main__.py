@@ -11,7 +11,7 @@ from export.configuration.config import describe_defaults, stage_parser
 from export.console import console, output
 from export.job import Job
 from export.peak_memory import noted_peak, return_freed_blocks
-from export.plan import weights_folder
+from export.results import weights_folder
 from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.folder import Artifact
 from runtime.errors import run_command

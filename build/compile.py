@@ -12,7 +12,7 @@ from build.tvm_stage.target import TVM_TARGETS, target_spec
 from export.console import console
 from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
-from export.plan import graphs_path
+from export.results import graphs_path
 from export.stage import locked, run_stage
 from runtime.artifact.folder import Artifact, read_manifest
 from runtime.errors import UserError

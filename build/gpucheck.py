@@ -27,7 +27,7 @@ from export.configuration.config import CompileConfig, config_parser
 from export.console import console, output
 from export.job import Job, launch
 from export.onnx_graphs.graphs import OnnxGraphs, record_path
-from export.plan import TRACING_TOOLS, export_record
+from export.results import TRACING_TOOLS, export_record
 from export.stage import locked, made_whole, stage_key
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.artifact.hashing import file_entry

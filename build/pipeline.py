@@ -13,7 +13,7 @@ from build.tvm_stage.library import CALLS_FILE, REPORT_FILE, compile_library
 from build.tvm_stage.target import TVM_TARGETS
 from export.job import Job
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
-from export.plan import weights_key
+from export.results import weights_key
 from export.stage import stage_key, tool_versions
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.artifact.cpu import missing_features

@@ -16,8 +16,8 @@ from export.configuration.config import config_parser
 from export.console import step_bar
 from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
-from export.plan import GOLDEN_STAGE, golden_key, graphs_path
 from export.proof.steppers import TorchStepper
+from export.results import GOLDEN_STAGE, golden_key, graphs_path
 from export.stage import run_stage
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load, specs

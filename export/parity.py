@@ -15,7 +15,6 @@ from export.configuration.config import CompileConfig, config_parser
 from export.console import step_bar
 from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
-from export.plan import graphs_path, open_configured
 from export.proof.ladder import (
     ROWS_FILE,
     TRACE_FILE,
@@ -29,6 +28,7 @@ from export.proof.ladder import (
 )
 from export.proof.reference_model import load_reference, reference_logits
 from export.proof.steppers import OnnxStepper, Stepper, TorchStepper, checkpoint_weights, static_model, stored_weights
+from export.results import graphs_path, open_configured
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow
 from runtime.errors import UserError, run_command

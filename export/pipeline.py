@@ -10,7 +10,7 @@ from export.console import console
 from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.peak_memory import note_peak
-from export.plan import WEIGHTS_STAGE, graphs_path, graphs_record, open_configured, weights_key, weights_record
+from export.results import WEIGHTS_STAGE, graphs_path, graphs_record, open_configured, weights_key, weights_record
 from export.stage import run_stage
 from export.weights.stored import StoredWeights
 from export.weights.storing import store_checkpoint

@@ -81,7 +81,7 @@ def flops_per_token(config: CompileConfig) -> float:
 
     The head, which sees only the last token, is left out.
     """
-    from export.plan import open_configured
+    from export.results import open_configured
 
     checkpoint = open_configured(config)
     sizes = [checkpoint.shape(name) for name in checkpoint.names() if name.startswith("layers.")]

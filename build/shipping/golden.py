@@ -11,7 +11,7 @@ import msgspec
 
 from export.console import console
 from export.job import Job
-from export.plan import GOLDEN_STAGE, golden_key
+from export.results import GOLDEN_STAGE, golden_key
 from export.stage import locked, stage_folder
 from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.folder import Artifact, write_artifact

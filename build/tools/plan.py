@@ -20,7 +20,7 @@ from export.checkpoints.source import SourceTensor
 from export.configuration.config import CompileConfig, config_parser, load_config
 from export.console import console, output
 from export.onnx_graphs.graphs import GraphsRecord
-from export.plan import export_record, open_configured
+from export.results import export_record, open_configured
 from export.weights.table import format_of
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.hashing import n_blocks

@@ -23,7 +23,7 @@ from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig, config_parser
 from export.console import output, step_bar
 from export.job import Job
-from export.plan import open_configured, quantization_of, weights_folder
+from export.results import open_configured, quantization_of, weights_folder
 from export.weights.stored import StoredWeights
 from export.weights.table import format_of, load, specs
 from runtime.artifact.targets import TARGETS

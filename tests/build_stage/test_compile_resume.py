@@ -174,7 +174,7 @@ def test_an_artifact_of_another_key_is_not_hashed(project, monkeypatch):
 
 
 def test_a_changed_setting_makes_only_what_depends_on_it(project):
-    """Each on top of the ones before; `tests/export/test_plan.py` tells more settings by their keys alone."""
+    """Each on top of the ones before; `tests/export/test_results.py` tells more settings by their keys alone."""
     project.run()
     settings = []
     for setting, made_again in (

@@ -20,7 +20,7 @@ from export.configuration.config import CompileConfig
 from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.pipeline import export_model
-from export.plan import open_configured
+from export.results import open_configured
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load
 from runtime.artifact.manifest import ModelConfig

@@ -17,8 +17,8 @@ from build.parity import run_artifact_rungs
 from export.job import Job
 from export.parity import run_rungs
 from export.pipeline import export_model
-from export.plan import open_configured
 from export.proof.ladder import Case, Logits, load_trace
+from export.results import open_configured
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow
 from tests.helpers import raw_mistral, reference

@@ -32,9 +32,9 @@ from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.parity import run_rungs
 from export.pipeline import export_model
-from export.plan import open_configured
 from export.proof.ladder import load_trace
 from export.proof.steppers import checkpoint_weights, static_model
+from export.results import open_configured
 from runtime import chat, classify, embed, generate, verify
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.consistency import check_manifest

@@ -13,7 +13,7 @@ from build.tools.plan import file_bytes, plan
 from build.tools.random_checkpoint import SHAPES, headers, write_random_checkpoint
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.configuration.config import CompileConfig, load_config
-from export.plan import export_record
+from export.results import export_record
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact
 from runtime.engines.engine import Engine

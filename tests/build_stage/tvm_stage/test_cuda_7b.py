@@ -16,7 +16,7 @@ from build.tvm_stage.target import target_spec
 from export.configuration.config import load_config
 from export.onnx_graphs.graphs import OnnxGraphs, record_path
 from export.onnx_graphs.tracing import trace_graphs
-from export.plan import export_record
+from export.results import export_record
 from export.weights.stored import WEIGHTS_FILE
 from runtime.artifact.consistency import LIBRARY_FILE
 from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype

@@ -3,7 +3,7 @@
 import pytest
 
 from export.configuration.config import load_config
-from export.plan import graphs_key, weights_key
+from export.results import graphs_key, weights_key
 from tests.helpers.artifacts import Case, write_case
 
 CASE = Case({"num_hidden_layers": 1}, {"shape": {"prefill_chunk": 4, "cache_len": 8}})
