@@ -1,4 +1,7 @@
-"""The real model, SmolLM2 of 135 million parameters: compiled once for all tests of a run, and as `transformers` computes it."""
+"""The real model, SmolLM2 with 135 million parameters.
+
+It is compiled once for all tests of a run; `transformers` computes the reference.
+"""
 
 import contextlib
 import json
@@ -28,14 +31,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def checkpoint() -> Path:
-    """The GGUF file, fetched once for good."""
+    """The GGUF file, downloaded only once."""
     return fetch(DOWNLOADS["demo"], ROOT / "out" / "downloads")
 
 
 def smollm2(name: str, shared: Path) -> Path:
-    """The artifact of one of `VARIANTS`, compiled in this process; `NAME.yaml` lies in `shared`, which all processes of a test run share.
+    """The artifact of one of `VARIANTS`, compiled in this process.
 
-    One prefill graph keeps it short.
+    `NAME.yaml` is in `shared`, a folder that all processes of a test run use. There is only one prefill graph, to save
+    time.
     """
     changes = dict(VARIANTS[name])
     config = {
@@ -56,14 +60,17 @@ def smollm2(name: str, shared: Path) -> Path:
 
 
 def saved_by_transformers(shared: Path) -> Path:
-    """A folder with the GGUF file's weights as `transformers` reads them, in float32: a dozen seconds, once in a run."""
+    """A folder with the GGUF file's weights as `transformers` reads them, in float32.
+
+    Writing it takes a dozen seconds, once per run.
+    """
     folder = shared / "transformers"
     shared.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / "transformers.lock"):
         if not folder.is_dir():
             path = checkpoint()
             loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-            loaded.hf_quantizer = None  # the weights are no longer those of a GGUF file, which it refuses to save
+            loaded.hf_quantizer = None  # transformers refuses to save weights marked as GGUF, which these no longer are
             del loaded.config.quantization_config
             loaded.save_pretrained(shared / "transformers.tmp")
             (shared / "transformers.tmp").rename(folder)
@@ -78,10 +85,11 @@ def transformers_model(name: str, shared: Path) -> torch.nn.Module:
 
 
 def greedy(model: torch.nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
-    """What `transformers` takes for the likeliest token behind the prompt and behind each token of the answer but the last, in one pass.
+    """Tokens that `transformers` ranks first after the prompt and each answer token but the last, in one pass.
 
-    That this is the answer itself is what greedy decoding by `transformers` giving the answer means: the first token is its first choice, and
-    each one after that is its choice behind the ones before. One pass takes a tenth of the time of a pass for each token.
+    If they equal the answer, then greedy decoding by `transformers` gives the answer: the first token is its first
+    choice, and each later token is its first choice after the ones before it. One pass takes a tenth of the time of a
+    pass for each token.
     """
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *answer[:-1]]]), use_cache=False).logits[0]
