@@ -11,7 +11,8 @@ ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
 RIVALS := llama-cpp-python==0.3.36 diskcache==5.6.3 onnxruntime-genai==0.18.0
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 NAME := $(basename $(notdir $(CONFIG)))
-ROOM := $(if $(ONLY),$(patsubst tests/build%,tests/build_stage%,$(patsubst tests/build_stage%,tests/build%,tests/$(ONLY))))
+# The tests of build/ lie in tests/build_stage/.
+ROOM := $(if $(ONLY),tests/$(patsubst build%,build_stage%,$(ONLY:build_stage%=build%)))
 
 # Checkpoints that the shipped configs use and that can be obtained without a model hub.
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
@@ -93,7 +94,7 @@ check: setup  ## check formatting, lint and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: $(if $(ONLY),setup,check)  ## run `check`, then all tests; ONLY=runtime/text runs only the tests of one room or file
+test: $(if $(ONLY),setup,check)  ## run `check`, then all tests; ONLY=runtime/text runs those of one room or file alone
 	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20 $(ROOM)
 
 clean:  ## remove what was built, but not what was downloaded

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,29 +19,17 @@ from filelock import FileLock, Timeout
 
 KEY_LENGTH = 20  # hexadecimal digits: 80 bits
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # what may have a docstring
 PRESENTATION = frozenset({"export.console"})  # terminal output, which does not affect a stage's result
 
 
 def stage_key(inputs: Mapping[str, object], module: str, tools: Iterable[str]) -> str:
     """Key of a stage: its inputs, the code of `module` and of all its project imports, and the versions of `tools`."""
-    code = {name: code_sum(path) for name, path in sorted(our_modules(module).items()) if name not in PRESENTATION}
+    code = {
+        name: _source(path).code_sum for name, path in sorted(our_modules(module).items()) if name not in PRESENTATION
+    }
     parts = {"inputs": inputs, "code": code, "tools": tool_versions(tools)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:KEY_LENGTH]
-
-
-@cache
-def _code_sum(path: Path, _changed: int) -> str:
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def code_sum(path: Path) -> str:
-    """SHA-256 of a source file's syntax tree, so that comments, docstrings and formatting do not count."""
-    return _code_sum(path, path.stat().st_mtime_ns)
 
 
 def our_modules(module: str) -> dict[str, Path]:
@@ -52,14 +41,31 @@ def our_modules(module: str) -> dict[str, Path]:
         path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
         if name not in found and path.is_file():
             found[name] = path
-            waiting += _imports_of(path, path.stat().st_mtime_ns)
+            waiting += _source(path).imports
     return found
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What the keys need of one source file."""
+
+    imports: tuple[str, ...]
+    code_sum: str  # SHA-256 of its syntax tree, so that comments, docstrings and formatting do not count
+
+
+def _source(path: Path) -> _Source:
+    """A source file, parsed once: a compile asks for a dozen keys, each of up to a hundred files."""
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
 @cache
-def _imports_of(path: Path, _changed: int) -> list[str]:
-    """Read once: a compile asks for a dozen keys, each of up to a hundred files."""
-    return list(_imported(ast.parse(path.read_text())))
+def _parsed(path: Path, _changed: int) -> _Source:
+    tree = ast.parse(path.read_text())
+    documented = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)]
+    for node in documented:
+        if ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return _Source(tuple(_imported(tree)), hashlib.sha256(ast.dump(tree).encode()).hexdigest())
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

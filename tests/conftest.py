@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 # Rooms whose tests need neither TVM nor torch, both of which take seconds to load.
 LIGHT_ROOMS = ("export/configuration", "helpers", "project", "runtime/text")
-# The files that take longest, by CPU time. They are handed out first, so that no worker is still busy with one when the
-# others are done.
+# The files that take longest, by CPU time. They are handed out before all others, in this order, so that no worker is
+# still busy with one of them when the rest is done.
 LONGEST_FIRST = (
-    "whole/test_family_parity.py",
-    "build_stage/kernels/test_cpu.py",
-    "build_stage/tvm_stage/test_cuda_7b.py",
     "whole/test_smollm2_tokens.py",
     "whole/test_smollm2_quality.py",
+    "build_stage/kernels/test_cpu.py",
+    "whole/test_family_parity.py",
+    "build_stage/test_compile_resume.py",
+    "build_stage/tvm_stage/test_cuda_serial.py",
+    "build_stage/tvm_stage/test_cuda_7b.py",
     "build_stage/kernels/test_cuda.py",
 )
 

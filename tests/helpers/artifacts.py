@@ -147,10 +147,7 @@ SHARED = {**CASES, "cuda": cuda_case(CUDA_ARCHS)}
 
 
 def compiled(name: str, shared: Path) -> Compiled:
-    """A case of `SHARED`, compiled in `shared`, a folder that all processes of one test run use.
-
-    Export and build run in this process.
-    """
+    """A case of `SHARED`, compiled in this process, in a folder `shared` that all processes of a test run share."""
     folder = shared / name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / f"{name}.lock"), contextlib.chdir(folder):

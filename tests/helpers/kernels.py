@@ -24,10 +24,7 @@ def compiled(function, processor=PROCESSORS["avx2"]):
 
 
 def compiled_serially(function):
-    """A GPU kernel in its serial form.
-
-    The serial form runs only in tests, where faster code would be of no use, so LLVM is not asked to optimize it.
-    """
+    """A GPU kernel in its serial form, which only tests run; optimizing it would be half of its compile time."""
     return _executable(function, PROCESSORS["avx2"], **{"opt-level": 0})["kernel"]
 
 

@@ -1,7 +1,4 @@
-"""The real model, SmolLM2 with 135 million parameters.
-
-It is compiled once for all tests of a run; `transformers` computes the reference.
-"""
+"""SmolLM2, a real model of 135 million parameters: compiled once in a test run, and as `transformers` computes it."""
 
 import contextlib
 import json
@@ -36,10 +33,9 @@ def checkpoint() -> Path:
 
 
 def smollm2(name: str, shared: Path) -> Path:
-    """The artifact of one of `VARIANTS`, compiled in this process.
+    """The artifact of one of `VARIANTS`, compiled in this process from `NAME.yaml` in a folder `shared`.
 
-    `NAME.yaml` is in `shared`, a folder that all processes of a test run use. There is only one prefill graph, to save
-    time.
+    All processes of a test run share that folder. There is only one prefill graph, to save time.
     """
     changes = dict(VARIANTS[name])
     config = {
@@ -60,10 +56,7 @@ def smollm2(name: str, shared: Path) -> Path:
 
 
 def saved_by_transformers(shared: Path) -> Path:
-    """A folder with the GGUF file's weights as `transformers` reads them, in float32.
-
-    Writing it takes a dozen seconds, once per run.
-    """
+    """A folder with the GGUF file's weights as `transformers` reads them: a dozen seconds, once in a run."""
     folder = shared / "transformers"
     shared.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / "transformers.lock"):
@@ -85,11 +78,11 @@ def transformers_model(name: str, shared: Path) -> torch.nn.Module:
 
 
 def greedy(model: torch.nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
-    """Tokens that `transformers` ranks first after the prompt and each answer token but the last, in one pass.
+    """Tokens that `transformers` ranks first after the prompt and after each answer token but the last.
 
-    If they equal the answer, then greedy decoding by `transformers` gives the answer: the first token is its first
-    choice, and each later token is its first choice after the ones before it. One pass takes a tenth of the time of a
-    pass for each token.
+    Greedy decoding by `transformers` gives the answer if and only if these are the answer's own tokens: the first is
+    its choice after the prompt, and each later one its choice after all before it. One pass shows this, in a tenth of
+    the time that a pass for each token takes.
     """
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *answer[:-1]]]), use_cache=False).logits[0]

@@ -1,7 +1,4 @@
-"""The options of `make test` and what they promise.
-
-A worker that dies or hangs ends the run, which fails and shows the test's name.
-"""
+"""`make test`: a worker that dies or hangs ends the run, failing with the test's name; and one room runs alone."""
 
 import os
 import subprocess

@@ -45,7 +45,8 @@ from runtime.gpu_check.report import (
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, ask_transformers
 from runtime.gpucheck import CudaKernels, check_kernel, checked_manifest, products_of
 from runtime.verify import Check
-from tests.helpers.artifacts import WINDOW
+from tests.helpers.artifacts import WINDOW, cuda_case
+from tests.helpers.artifacts import compiled as compiled_case
 from tests.helpers.drivers import stub_runtime
 from tests.helpers.kernels import aligned, compiled_serially, packed
 from tests.helpers.serial import Host, HostDevice, compile_serial
