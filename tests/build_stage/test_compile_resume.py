@@ -1,4 +1,7 @@
-"""`python -m build`: killed and started again as a person does; then in one process, also with a damaged artifact."""
+"""`python -m build` as a person runs it.
+
+It is killed and started again; then, in one process, it is started once more and given a damaged artifact.
+"""
 
 import importlib
 import os
@@ -23,14 +26,14 @@ LIMIT = 240  # seconds
 
 
 def export_here(job, module, *arguments):
-    """`Job.start`, without a process."""
+    """`Job.start`, without a new process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, str(job.path), *(f"--set={text}" for text in job.overrides), *arguments])
         assert importlib.import_module(f"{module}.__main__").main() == 0
 
 
 class Project:
-    """A folder with one YAML and its checkpoint, and the command."""
+    """A folder with one YAML and its checkpoint, and the command that compiles it."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -46,13 +49,13 @@ class Project:
         )
 
     def finish(self):
-        """The command, to its end."""
+        """Run the command to its end."""
         process = self.start()
         _, errors = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, errors
 
     def run(self, *arguments):
-        """The command in this process, and so is the export that it would start a process for."""
+        """Run the command in this process, together with the export for which it would start another."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", ["build", f"{NAME}.yaml", *arguments])
@@ -60,7 +63,7 @@ class Project:
             assert command.main() == 0
 
     def files(self):
-        """Every file below out/ but the locks, with what changes when it is written again."""
+        """Every file below out/ except the locks, with values that change when it is written again."""
         paths = sorted(path for path in (self.folder / "out").rglob("*") if path.is_file() and path.name != "lock")
         return {
             path.relative_to(self.folder): (path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_size)
@@ -75,7 +78,10 @@ class Project:
         return folder
 
     def results(self):
-        """Each result on disk by what changes when it is made again; packed weights keep their inode where another artifact takes them over."""
+    """Each result on disk, as a value that changes when it is made again.
+
+        Packed weights keep their inode where another artifact takes them over.
+        """
         (graphs,) = self.stage("weights").glob("graphs-*.json")
         return {
             "weights": self.stage("weights"),
@@ -108,7 +114,7 @@ def project(tmp_path_factory):
 def test_a_killed_run_leaves_no_artifact(project):
     outputs, records = project.after_kill
     assert NAME not in outputs
-    assert records == []  # that of the graphs appears with the last of them
+    assert records == []  # the record of the graphs appears with the last of them
 
 
 def test_the_next_run_finishes_and_cleans_up(project):
@@ -139,7 +145,7 @@ def test_a_damaged_artifact_is_made_again_from_finished_stages(project, file):
 
 
 def test_a_lost_library_stage_alone_is_no_reason_to_work(project):
-    """The artifact is whole and of the right key."""
+    """The artifact is whole and has the right key."""
     library = project.stage("library")
     hidden = library.rename(library.parent / "hidden")
     try:
@@ -159,7 +165,7 @@ def test_a_dump_shows_every_step_even_when_all_is_finished(project):
 
 
 def test_weights_that_were_damaged_are_never_taken_for_packed(project):
-    """The note in the workspace tells their sum."""
+    """The note in the workspace records their sum."""
     path = project.artifact / "weights.safetensors"
     intact = path.read_bytes()
     path.write_bytes(intact[:-3] + b"???")
@@ -174,7 +180,7 @@ def test_an_artifact_of_another_key_is_not_hashed(project, monkeypatch):
 
 
 def test_a_changed_setting_makes_only_what_depends_on_it(project):
-    """Each on top of the ones before; `tests/export/test_results.py` tells more settings by their keys alone."""
+    """Each setting adds to the ones before; `tests/export/test_results.py` covers more settings by their keys alone."""
     project.run()
     settings = []
     for setting, made_again in (

@@ -1,4 +1,7 @@
-"""The file that checks a GPU: made without a checkpoint, small, and installed in an empty environment, where it asks for a driver."""
+"""The file that checks a GPU: made without a checkpoint, small, and installed in an empty environment.
+
+There it asks for a driver.
+"""
 
 import os
 import subprocess
@@ -19,9 +22,8 @@ frontend: {checkpoint: none}
 shape: {prefill_chunk: 4, cache_len: 16}
 backend: {target: cuda, arch: [sm_80]}
 """
-SIZE_LIMIT = (
-    50e6  # bytes of the whole file with one small library; another one is 1 MB or so, and 60 MB must hold them all
-)
+# bytes of the whole file with one small library; another one is about 1 MB, and 60 MB must hold them all
+SIZE_LIMIT = 50e6
 
 
 def build(folder, *arguments):
@@ -32,7 +34,7 @@ def build(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the command was run."""
+    """The folder in which the command was run."""
     folder = tmp_path_factory.mktemp("gpu")
     (folder / "gpu.yaml").write_text(CONFIG)
     result = build(folder, "--checks", "tiny/1:int4")
@@ -41,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_file_runs_on_a_box_without_a_driver(folder, tmp_path):
-    """There it says what is missing. The same with a driver is what a GPU is for."""
+    """There it says what is missing. With a driver, the same thing takes a GPU."""
     archive = folder / "out" / "gpucheck.tar.zst"
     assert archive.stat().st_size < SIZE_LIMIT
     box = unpack(archive, tmp_path)

@@ -17,7 +17,7 @@ from runtime.artifact.manifest import ParityRow
 
 @pytest.fixture(scope="module")
 def windowed(compile_case):
-    """A case that the real command has proved: its result, and the rows that the manifest then held."""
+    """A case proved by the real command: its output, its exit status, and the rows that the manifest then held."""
     compiled = compile_case("windowed")
     command = [sys.executable, "-m", "build.parity", f"{compiled.name}.yaml"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
@@ -26,7 +26,7 @@ def windowed(compile_case):
 
 
 def status_here(compiled, monkeypatch):
-    """The command's exit status in this process, which also does what the command starts a process for."""
+    """The command's exit status in this process, which also does the work for which the command starts another."""
 
     def start(job, module):
         monkeypatch.setattr(sys, "argv", [module, str(job.path)])

@@ -1,4 +1,4 @@
-"""Golden prompts: computed with one layer's weights at a time, they are what the whole model and onnxruntime answer."""
+"""Golden prompts: computed with one layer's weights at a time, they equal those of the whole model and onnxruntime."""
 
 import shutil
 

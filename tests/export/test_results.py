@@ -1,4 +1,4 @@
-"""Keys of the export's results: what a setting makes again, and what it leaves alone."""
+"""Keys of the export's results: the results that a setting makes again, and those that it leaves alone."""
 
 import pytest
 

@@ -12,7 +12,7 @@ from export.stage import locked, our_modules, run_stage, stage_folder, stage_key
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project of three modules, one of which is imported by neither other."""
+    """A project of three modules, one of which is not imported by the other two."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "top.py").write_text("from package import middle\nimport json\n")
@@ -89,7 +89,7 @@ def test_our_modules_follows_imports():
 
 
 def test_the_key_of_weights_knows_nothing_of_configuration_and_graphs():
-    """So that neither a message about a config nor a change of the model's graphs quantizes a model again."""
+    """So neither a message about a config nor a change of the model's graphs causes a model to be quantized again."""
     found = our_modules("export.weights.storing")
     rooms = {name.rpartition(".")[0] for name in found}
     assert {"export.checkpoints", "export.weights"} <= rooms
@@ -122,7 +122,7 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("leftover", ["graphs-k1.tmp", "graphs-k0.tmp", "graphs-k0"])
 def test_what_an_earlier_run_left_is_in_nobodys_way(tmp_path, leftover):
-    """A killed run leaves its temporary folder; results under other keys are stale."""
+    """A killed run leaves its temporary folder, and results under other keys are stale."""
     (tmp_path / leftover).mkdir()
     (tmp_path / leftover / "half").write_text("half")
     (tmp_path / "library-k0").mkdir()

@@ -1,4 +1,4 @@
-"""Tiny models, exported and compiled once for all tests, and the two things that a compiled artifact is compared with: torch and onnxruntime."""
+"""Tiny models, exported and compiled once for all tests, and two references for artifacts: torch and onnxruntime."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ from tests.helpers import reference
 from tests.helpers.tiny import write_tiny_mistral
 
 WINDOW = 8
-CACHE_LEN = 40  # of models without a window
+CACHE_LEN = 40  # for models without a window
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ CASES = {
         },
         {"shape": {"prefill_chunk": 5, "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"scheme": "int8"}},
     ),
-    # float16 weights and caches, two rows, a window, head_dim unlike dim / n_heads, groups of four
+    # float16 weights and caches, two rows, a window, head_dim different from dim / n_heads, groups of four
     "fp16": Case(
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 20},
         {
@@ -70,12 +70,14 @@ CASES = {
             "quantize": {"scheme": "int4_dynamic", "symmetric": False, "keep": ["head"], "keep_scheme": "int8"},
         },
     ),
-    # int8 with rounded tokens: two groups of 64 in front of wqkv and w13, one of wo, and all 96 numbers together in front of w2
+    # int8 with rounded tokens: the inputs of wqkv and w13 have two groups of 64, that of wo has one, and all 96 numbers
+    # of w2's input form one group
     "int8_dynamic": Case(
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 96},
         {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8_dynamic"}},
     ),
-    # int8 caches of two layers and rows, a window that is no whole block of slots, two chunks, groups of heads that share a key
+    # int8 caches with two layers and two rows, a window that is not a whole block of slots, two chunks, groups of heads
+    # that share a key
     "int8_cache": Case(
         {"sliding_window": WINDOW},
         {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"cache": "int8"}},
@@ -89,7 +91,7 @@ CASES = {
             "backend": {"target": "llvm", "dtype": "bf16"},
         },
     ),
-    # float32, a window, three rows: what batched generation is tested on
+    # float32, a window, three rows: the case for tests of batched generation
     "batched": Case(
         {"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN, "batch": 3}}
     ),
@@ -98,7 +100,10 @@ CASES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """A case's folder, in which `NAME.yaml` was compiled: everything in it is relative, so that a copy of it works as well."""
+    """The folder of a case, in which `NAME.yaml` was compiled.
+
+    All paths in it are relative, so a copy of it works as well.
+    """
 
     name: str
     folder: Path
@@ -116,7 +121,7 @@ class Compiled:
 
 
 def write_case(name: str, case: Case, folder: Path) -> Path:
-    """The checkpoint and the YAML of a case, in `folder`; the YAML's path."""
+    """Write the checkpoint and the YAML of a case into `folder`; return the YAML's path."""
     if not (folder / "checkpoint").is_dir():
         write_tiny_mistral(folder / "checkpoint", **case.model)
     path = folder / f"{name}.yaml"
@@ -126,7 +131,10 @@ def write_case(name: str, case: Case, folder: Path) -> Path:
 
 
 def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none") -> Case:
-    """The smallest case that reaches every operation of a GPU but the mixture; `test_build_cuda_7b` compiles what is for tensor cores."""
+    """The smallest case that reaches every GPU operation except the mixture.
+
+    `tests/build_stage/tvm_stage/test_cuda_7b.py` compiles the code for tensor cores.
+    """
     backend = {"target": "cuda", "arch": list(archs), "dtype": dtype}
     return Case(
         {"sliding_window": 8, "num_hidden_layers": 1},
@@ -150,7 +158,7 @@ def compiled(name: str, shared: Path) -> Compiled:
 
 
 def exported(name: str, folder: Path, case: Case) -> tuple[CompileConfig, OnnxGraphs]:
-    """A case's configuration and graphs, for who needs no artifact of it."""
+    """A case's configuration and graphs, for tests that need no artifact of it."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(folder):
         job, graphs = _exported(Path(write_case(name, case, folder).name))
@@ -158,13 +166,13 @@ def exported(name: str, folder: Path, case: Case) -> tuple[CompileConfig, OnnxGr
 
 
 def _exported(path: Path) -> tuple[Job, OnnxGraphs]:
-    """From the current folder, in this process."""
+    """Export from the current folder, in this process."""
     job = Job.load(path)
     return job, export_model(job)
 
 
 def effective_weights(graphs: OnnxGraphs) -> dict[str, NDArray[np.float32]]:
-    """The float32 tensors that exported graphs compute with, dequantized, by the model's names."""
+    """The float32 tensors that exported graphs compute with: dequantized, under the model's names."""
     stored = graphs.weights()
     arrays = {name: stored.read(name) for name in stored.tensors}
     return {tensor.name: load(tensor, arrays) for tensor in graphs.record.tensors}
@@ -176,7 +184,7 @@ def static_model(
     weights: Mapping[str, NDArray[Any]],
     rounded: Mapping[str, int] | None = None,
 ) -> StaticModel:
-    """Our torch module with weights and constants in place."""
+    """Our torch module with weights and constants loaded."""
     tensors = {
         name: torch.from_numpy(np.array(array)) for name, array in {**weights, **constants(model, cache_lens)}.items()
     }
@@ -187,27 +195,30 @@ def static_model(
 
 
 def bound(graphs: OnnxGraphs) -> float:
-    """`tests.helpers.reference.bound` of exported graphs."""
+    """`tests.helpers.reference.bound` for exported graphs."""
     return reference.bound(
         graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, rounded=bool(graphs.record.rounded_weights)
     )
 
 
 class Shifted:
-    """Whatever takes (ids, positions, *caches) and gives (logits, *caches), with the caches carried from call to call, newest slot last."""
+    """A callable from (ids, positions, *caches) to (logits, *caches) whose caches are carried from call to call.
+
+    The newest slot is last.
+    """
 
     def __init__(self, call: Callable[..., list[NDArray[Any]]], caches: Sequence[NDArray[Any]]) -> None:
         self.call = call
         self.caches = list(caches)
 
     def step(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Ids (B, T) at positions first (B,) and on, to logits (B, vocab)."""
+        """Map ids (B, T) at positions `first` (B,) and onwards to logits (B, vocab)."""
         positions = first[:, None] + np.arange(ids.shape[1])
         logits, *self.caches = self.call(ids, positions, *self.caches)
         return logits[:, 0]
 
     def feed(self, rows: Sequence[Sequence[int]], sizes: Sequence[int]) -> NDArray[np.float32]:
-        """Sequences from position 0, padded on the left to the sum of `sizes`; the last logits (B, vocab)."""
+        """Feed sequences from position 0, left-padded to the sum of `sizes`; return the last logits (B, vocab)."""
         total = sum(sizes)
         ids = np.array([[0] * (total - len(row)) + list(row) for row in rows], np.int64)
         first = np.array([len(row) - total for row in rows])
@@ -218,7 +229,7 @@ class Shifted:
 
 
 def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Shifted:
-    """StaticModel with empty caches; any chunk size."""
+    """StaticModel with empty caches; it takes any chunk size."""
     c = module.config
     parts = [(c.head_dim, dtype)] * 2 + [(1, "float32")] * (2 if dtype == "int8" else 0)
     caches = [np.zeros((batch, c.n_kv_heads, w, width), part) for w in module.cache_lens for width, part in parts]
@@ -231,7 +242,7 @@ def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Sh
 
 
 def onnx_shifted(graphs: OnnxGraphs) -> Shifted:
-    """onnxruntime on exported graphs, with empty caches; the chunk sizes that were exported."""
+    """onnxruntime on exported graphs, with empty caches; it takes the exported chunk sizes."""
     sessions = {graph.tokens: onnx_session(graphs.onnx_path(graph)) for graph in graphs.record.graphs}
 
     def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
@@ -242,7 +253,7 @@ def onnx_shifted(graphs: OnnxGraphs) -> Shifted:
 
 
 def onnx_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session that computes every node as it is written: no fusion, and no weight quantized a second time."""
+    """A session that computes every node as written: no fusion, and no weight is quantized a second time."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -259,7 +270,10 @@ def slot_of(caches: Sequence[NDArray[Any]], i: int, slot: int) -> NDArray[Any]:
 
 
 def by_slot(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """An engine's caches in order of slots: keys (B, n_kv_heads, slots, head_dim) lie in blocks of slots, (slots / block, head_dim, block)."""
+    """An engine's caches in slot order.
+
+    Keys (B, n_kv_heads, slots, head_dim) are stored in blocks of slots: (slots / block, head_dim, block).
+    """
     return [_unblocked(ring) if i % caches_per_layer(caches) == 0 else ring for i, ring in enumerate(caches)]
 
 
@@ -270,12 +284,12 @@ def _unblocked(keys: NDArray[Any]) -> NDArray[Any]:
 
 
 def caches_per_layer(caches: Sequence[NDArray[Any]]) -> int:
-    """Key and value and, of int8, the scales of both."""
+    """Number of caches in a layer: keys, values and, for int8, the scales of both."""
     return 4 if caches[0].dtype == np.int8 else 2
 
 
 def dequantized(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Keys and values of all layers as numbers."""
+    """Keys and values of all layers, dequantized if they are int8."""
     each = caches_per_layer(caches)
     if each == 2:
         return list(caches)
@@ -283,5 +297,5 @@ def dequantized(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
 
 
 def random_ids(count: int, vocab_size: int, seed: int = 0) -> list[int]:
-    """Token ids, the same for the same arguments."""
+    """Token ids that depend only on the arguments."""
     return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()

@@ -1,4 +1,4 @@
-"""Conversations drawn at random: many scripts, runs of white space, texts that look like control tokens, tools."""
+"""Random conversations: many scripts, runs of white space, texts that look like control tokens, tools."""
 
 import json
 import string
@@ -34,10 +34,11 @@ LOOK_ALIKES = [
     "s>",
 ]
 SCRIPTS = (  # first and last code point
-    (0x20, 0x7E), (0xA0, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0x52F), (0x590, 0x5F4), (0x600, 0x6FF), (0x900, 0x97F),
-    (0xE00, 0xE5B), (0x10A0, 0x10FF), (0x1200, 0x137F), (0x1E00, 0x1EFF), (0x2000, 0x206F), (0x2150, 0x218B), (0x3040, 0x30FF),
-    (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xE000, 0xE0FF), (0xFE00, 0xFE0F), (0xFF00, 0xFFEF), (0x10300, 0x1032F), (0x1D400, 0x1D7FF),
-    (0x1F300, 0x1F64F), (0x1F900, 0x1F9FF), (0x20000, 0x2A6DF), (0xE0001, 0xE007F), (0xF0000, 0xF00FF),
+    (0x20, 0x7E), (0xA0, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0x52F), (0x590, 0x5F4), (0x600, 0x6FF),
+    (0x900, 0x97F), (0xE00, 0xE5B), (0x10A0, 0x10FF), (0x1200, 0x137F), (0x1E00, 0x1EFF), (0x2000, 0x206F),
+    (0x2150, 0x218B), (0x3040, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xE000, 0xE0FF), (0xFE00, 0xFE0F),
+    (0xFF00, 0xFFEF), (0x10300, 0x1032F), (0x1D400, 0x1D7FF), (0x1F300, 0x1F64F), (0x1F900, 0x1F9FF),
+    (0x20000, 0x2A6DF), (0xE0001, 0xE007F), (0xF0000, 0xF00FF),
 )  # fmt: skip
 SPACES = (
     " ",
@@ -96,7 +97,7 @@ EDGES = ("", "", "", "", " ", "   ", "\n", "\t ")
 
 
 def text(draw, parts=8):
-    """A text of up to `parts` parts, now and then empty."""
+    """A text of up to `parts` parts, occasionally empty."""
     made = []
     for _ in range(draw.randint(0 if draw.random() < 0.05 else 1, parts)):
         kind = draw.random()
@@ -113,7 +114,7 @@ def text(draw, parts=8):
 
 
 def said(draw):
-    """A text that is not empty."""
+    """A non-empty text."""
     return text(draw) or "."
 
 
@@ -128,7 +129,7 @@ def value(draw, depth=2):
 
 
 def json_text(draw):
-    """JSON of any layout, or text that is none."""
+    """JSON in any layout, or text that is not JSON."""
     kind = draw.random()
     if kind < 0.15:
         return text(draw, 3)
@@ -160,7 +161,7 @@ def tool(draw):
 
 
 def tool_round(draw, *, several, beside_text):
-    """An assistant's calls and their results."""
+    """An assistant's tool calls and their results."""
     calls = [
         {"id": call_id(draw), "type": "function", "function": {"name": name(draw), "arguments": json_text(draw)}}
         for _ in range(draw.randint(1, 3 if several else 1))
@@ -174,7 +175,11 @@ def tool_round(draw, *, several, beside_text):
 
 
 def conversation(draw, *, tools, several, beside_text):
-    """(messages, tools) that Mistral's encoder takes: with `tools` some have them, `several` calls a turn and `beside_text` where allowed."""
+    """(messages, tools) that Mistral's encoder accepts.
+
+    With `tools`, some conversations have tools; `several` allows more than one call per turn, and `beside_text` allows
+    calls beside text.
+    """
     with_tools = tools and draw.random() < 0.5
     messages = []
     for turn in range(draw.choice((1, 1, 1, 2, 2, 3, 4))):

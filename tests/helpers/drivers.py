@@ -1,4 +1,4 @@
-"""Stand-ins for NVIDIA's driver: libraries that answer the driver's questions as a given machine would."""
+"""Stand-ins for NVIDIA's libraries: a driver that answers queries as a given machine would, and a CUDA runtime."""
 
 import ctypes
 import subprocess
@@ -12,7 +12,8 @@ int cuDriverGetVersion(int *version) {{ *version = {version}; return 0; }}
 int cuDeviceGetCount(int *count) {{ *count = {count}; return 0; }}
 int cuDeviceGet(int *device, int index) {{ *device = index; return 0; }}
 int cuDeviceGetName(char *name, int size, int device) {{ strncpy(name, "{name}", size); return 0; }}
-int cuDeviceGetAttribute(int *value, int attribute, int device) {{ *value = attribute == 75 ? {major} : {minor}; return 0; }}
+int cuDeviceGetAttribute(int *value, int attribute, int device) \
+{{ *value = attribute == 75 ? {major} : {minor}; return 0; }}
 int cuDeviceTotalMem_v2(size_t *bytes, int device) {{ *bytes = {memory}; return 0; }}
 int cuGetErrorString(int error, const char **text) {{ *text = "no device"; return 0; }}
 """
@@ -28,7 +29,7 @@ H200 = {
 
 
 def stub_driver(folder: Path, **changes: object) -> str:
-    """The path of a driver that answers as one H200 would, but for `changes`."""
+    """Path of a driver that answers as a machine with one H200 would, except for `changes`."""
     text, library = folder / "driver.c", folder / "libcuda-stub.so"
     text.write_text(SOURCE.format(**(H200 | changes)))
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, text], check=True)
@@ -45,9 +46,11 @@ int is_capturing(void) {{ return capturing; }}
 int cudaStreamCreateWithFlags(void **stream, unsigned flags) {{ *stream = (void *)1; return failing; }}
 int cudaStreamSynchronize(void *stream) {{ return 0; }}
 int cudaMemGetInfo(size_t *free_, size_t *total) {{ *free_ = {free}; *total = {free}; return 0; }}
-int cudaMallocHost(void **place, size_t size) {{ *place = aligned_alloc(64, (size + 63) / 64 * 64); return *place ? 0 : 2; }}
+int cudaMallocHost(void **place, size_t size) \
+{{ *place = aligned_alloc(64, (size + 63) / 64 * 64); return *place ? 0 : 2; }}
 int cudaFreeHost(void *place) {{ free(place); return 0; }}
-int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {{ memcpy(to, from, size); return 0; }}
+int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) \
+{{ memcpy(to, from, size); return 0; }}
 int cudaEventCreateWithFlags(void **event, unsigned flags) {{ *event = (void *)2; return 0; }}
 int cudaEventRecord(void *event, void *stream) {{ return 0; }}
 int cudaEventSynchronize(void *event) {{ return 0; }}
@@ -56,7 +59,8 @@ int cudaGraphExecDestroy(void *graph) {{ return 0; }}
 int cudaEventDestroy(void *event) {{ return 0; }}
 int cudaStreamBeginCapture(void *stream, int mode) {{ capturing = 1; return 0; }}
 int cudaStreamEndCapture(void *stream, void **graph) {{ capturing = 0; *graph = (void *)3; return 0; }}
-int cudaGraphInstantiate(void **executable, void *graph, unsigned long long flags) {{ *executable = (void *)4; return 0; }}
+int cudaGraphInstantiate(void **executable, void *graph, unsigned long long flags) \
+{{ *executable = (void *)4; return 0; }}
 int cudaGraphDestroy(void *graph) {{ return 0; }}
 int cudaGraphLaunch(void *graph, void *stream) {{ ++launches; return 0; }}
 const char *cudaGetErrorString(int status) {{ return "no device"; }}
@@ -64,7 +68,7 @@ const char *cudaGetErrorString(int status) {{ return "no device"; }}
 
 
 def stub_runtime(folder: Path, free: int = 10**10) -> ctypes.CDLL:
-    """A CUDA runtime whose device is this machine's own memory, and whose graphs do nothing but count their launches."""
+    """A CUDA runtime whose device is this machine's own memory, and whose graphs only count their launches."""
     text, library = folder / "runtime.c", folder / "libcudart-stub.so"
     text.write_text(RUNTIME.format(free=free))
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, text], check=True)

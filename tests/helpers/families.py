@@ -28,14 +28,14 @@ SIZES: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 64,
-    "initializer_range": 0.2,  # ten times the usual, so that the logits of random weights differ from each other
+    "initializer_range": 0.2,  # ten times the usual value, so that the logits of random weights differ from each other
 }
 PATTERN = ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"]
 
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """How the checkpoint is written, and what the README calls the model."""
+    """A checkpoint of the family: how it is written, and what the README calls the model."""
 
     model: str
     write: Callable[[Path], object]
@@ -46,7 +46,7 @@ def _save(model_class: Any, config_class: Any, changes: Mapping[str, Any], folde
         torch.manual_seed(0)
         model = model_class(config_class(**{**SIZES, **changes}))
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):  # ones by default, which would hide a norm whose weight is lost
+            if name.endswith("norm.weight"):  # ones by default, which would hide the loss of a norm's weight
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
         model.save_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""What the tests of kernels of every target share."""
+"""Helpers shared by the kernel tests of every target."""
 
 import numpy as np
 
@@ -7,7 +7,8 @@ from build.packing.layout import packed_tensors
 from build.tvm_stage.target import TVM_TARGETS
 
 ALIGNMENT = 64  # bytes
-# LLVM's name of the least processor that has all flags of a level. Code for a lesser one cannot hold the level's own instructions.
+# LLVM's name for the least capable processor that has all flags of a level. Code for a lesser one cannot contain the
+# level's own instructions.
 PROCESSORS = {"any": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4", "avx512-vnni": "cascadelake"}
 
 
@@ -18,12 +19,12 @@ def _executable(function, processor, **options):
 
 
 def compiled(function, processor=PROCESSORS["avx2"]):
-    """A kernel for the CPU, as `build.tvm_stage.lower` compiles it."""
+    """A CPU kernel, compiled the way `build.tvm_stage.lower` does it."""
     return _executable(function, processor)["kernel"]
 
 
 def compiled_serially(function):
-    """A GPU's kernel in its serial form, which only tests run; to make it fast would be half of its compile."""
+    """A GPU kernel in its serial form, which only tests run; optimizing it would be half of its compile time."""
     return _executable(function, PROCESSORS["avx2"], **{"opt-level": 0})["kernel"]
 
 
@@ -33,7 +34,7 @@ def machine_code(function, processor):
 
 
 def packed(tensor, arrays, kind, workers=1):
-    """The arrays of a stored tensor, as an artifact of a target's kind holds them."""
+    """The arrays of a stored tensor, as an artifact for this kind of target holds them."""
     return [
         part.pack(arrays[part.spec.name], workers) if part.pack else arrays[part.spec.name]
         for part in packed_tensors(tensor, 1, kind)
@@ -41,7 +42,7 @@ def packed(tensor, arrays, kind, workers=1):
 
 
 def aligned(array):
-    """A copy that begins where generated code assumes it to."""
+    """A copy whose start is aligned as generated code assumes."""
     buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
     copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)

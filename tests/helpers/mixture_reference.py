@@ -1,4 +1,4 @@
-"""A mixture of experts by its definition, in float64, and a kernel of it called on random numbers."""
+"""A mixture of experts from its definition, in float64, and a check that calls its kernel on random numbers."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ UNLOVED = 3  # an expert that no token chooses
 
 
 def stacked_weight(rng, n, k, dtype):
-    """One (N, K) matrix for each expert, stacked, and scales when it is int8; entries of about 1 / sqrt(K)."""
+    """One (N, K) matrix for each expert, stacked, and scales if it is int8; entries are about 1 / sqrt(K)."""
     if dtype == "int8":
         return rng.integers(-127, 128, (EXPERTS, n, k), dtype=np.int8), rng.uniform(0.5, 1, EXPERTS * n).astype(
             np.float32
@@ -25,12 +25,14 @@ def wide(weight, scale):
 
 
 def expected(x, scores, w13, w2, rounding=0.0):
-    """(tokens, dim), (tokens, experts), (experts, 2 hidden, dim) and (experts, dim, hidden) to (tokens, dim) and how far float32 may be off it.
+    """The mixture's output (tokens, dim), and how far a float32 result may be from it.
 
-    `rounding` is the relative error of what goes into the second product.
+    The arguments are (tokens, dim), (tokens, experts), (experts, 2 hidden, dim) and (experts, dim, hidden). `rounding`
+    is the relative error of the second product's input.
 
-    A sum of K products is off by at most (K + 2) u sum |w x|, a scale included (Higham, section 3.1). silu has a slope of at most 1.1 and is
-    computed with some roundings of its own (exp to 2 ulp, addition, division, product); the share likewise.
+    A sum of K products is off by at most (K + 2) u sum |w x|, a scale included (Higham, section 3.1). silu has a slope
+    of at most 1.1 and is computed with some roundings of its own (exp to 2 ulp, addition, division, product); likewise
+    the share.
     """
     result, bound = np.zeros(x.shape), np.zeros(x.shape)
     for i, row in enumerate(x.astype(np.float64)):
@@ -52,9 +54,10 @@ def expected(x, scores, w13, w2, rounding=0.0):
 
 
 def check(make_and_run, tokens, dim, hidden_dim, dtype, pack=to_panels, *, rounds=False):
-    """`make_and_run(shape, arrays)` calls the kernel and gives all its arrays back; the output follows the inputs. `pack` is the target's.
+    """Compare a kernel with `expected`: `make_and_run(shape, arrays)` calls it and returns all its arrays.
 
-    A kernel that `rounds` may round activations to float16: x is exact in it.
+    The output follows the inputs. `pack` is the target's packing function. A kernel that `rounds` may round activations
+    to float16, so x is exact in float16.
     """
 
     rng = np.random.default_rng(tokens)
@@ -62,7 +65,7 @@ def check(make_and_run, tokens, dim, hidden_dim, dtype, pack=to_panels, *, round
     x = x.astype(np.float16).astype(np.float32) if rounds else x
     scores = rng.standard_normal((1, tokens, EXPERTS)).astype(np.float32)
     scores[..., UNLOVED] = -100
-    scores[0, -1] = 1  # equal: the first experts count
+    scores[0, -1] = 1  # a tie: the first experts are chosen
     (w13, s13), (w2, s2) = (stacked_weight(rng, n, k, dtype) for n, k in ((2 * hidden_dim, dim), (dim, hidden_dim)))
     shape = Mixture((1, tokens), dim, hidden_dim, EXPERTS, PER_TOKEN, Storage(dtype=dtype))
 

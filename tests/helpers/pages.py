@@ -1,4 +1,4 @@
-"""The documentation as data: pages, code blocks, code in the text, links and the headings that they lead to."""
+"""The documentation as data: pages, code blocks, code in the text, links and the headings they lead to."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of one language."""
+    """The fenced blocks in one language."""
     return [text for name, text in BLOCK.findall(page.read_text()) if name == language]
 
 
@@ -22,7 +22,7 @@ def prose(page: Path) -> str:
 
 
 def code(page: Path) -> Iterator[str]:
-    """Every line of a block, and every piece of code in the text."""
+    """Every line of a code block, and every piece of code in the text."""
     for _, text in BLOCK.findall(page.read_text()):
         yield from text.splitlines()
     yield from re.findall(r"`([^`]+)`", prose(page))
@@ -35,6 +35,6 @@ def links(page: Path) -> list[tuple[str, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link to a heading of the page may name, by GitHub's rule."""
+    """Anchors by which a link may name a heading of the page, by GitHub's rule."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

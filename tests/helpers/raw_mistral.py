@@ -1,6 +1,6 @@
-"""Checkpoints in Mistral's own format, written plainly, and their mathematics in numpy float64, as mistral-inference defines it.
+"""Checkpoints in Mistral's own format, written by simple code, and the model's mathematics in numpy float64.
 
-Nothing here calls the project's code.
+The mathematics is as mistral-inference defines it. Nothing here calls the project's code.
 """
 
 import json
@@ -30,7 +30,10 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2}
 
 
 def raw_tensors(params: Mapping[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensors:
-    """Random tensors, by the names and shapes of mistral-inference's modules; matrices are scaled so that every part of the model has its say."""
+    """Random tensors with the names and shapes of mistral-inference's modules.
+
+    Matrices are scaled so that every part of the model affects the result.
+    """
     p = dict(params)
     q, kv = p["n_heads"] * p["head_dim"], p["n_kv_heads"] * p["head_dim"]
     shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (p["vocab_size"], p["dim"])}
@@ -68,7 +71,7 @@ def raw_tensors(params: Mapping[str, Any], seed: int = 0, dtype: torch.dtype = t
 
 
 def write_raw(folder: Path, params: Mapping[str, Any], tensors: Tensors, *, pth_files: int = 0) -> Path:
-    """params.json with consolidated.safetensors, or with `pth_files` files consolidated.NN.pth that share the tensors out."""
+    """Write params.json, and consolidated.safetensors or `pth_files` files consolidated.NN.pth that share tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.json").write_text(json.dumps(params))
     if not pth_files:
@@ -79,7 +82,10 @@ def write_raw(folder: Path, params: Mapping[str, Any], tensors: Tensors, *, pth_
 
 
 def interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """wq or wk of transformers as Mistral stores it: of each head, dimension d and d + head_dim / 2 become neighbours."""
+    """wq or wk of transformers as Mistral stores it.
+
+    In each head, dimensions d and d + head_dim / 2 become neighbours.
+    """
     head_dim = len(rows) // heads
     order = [
         head * head_dim + d + half * head_dim // 2
@@ -91,7 +97,10 @@ def interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def raw_of_transformers(state: Tensors, n_heads: int, n_kv_heads: int) -> Tensors:
-    """A dense model's state dict under Mistral's names, from the table in transformers' own conversion script, `convert_mistral_weights_to_hf.py`."""
+    """A dense model's state dict under Mistral's names.
+
+    The names come from the table in transformers' own conversion script, `convert_mistral_weights_to_hf.py`.
+    """
     words = {
         "model.": "",
         "lm_head": "output",
@@ -114,7 +123,10 @@ def raw_of_transformers(state: Tensors, n_heads: int, n_kv_heads: int) -> Tensor
 
 
 def raw_logits(params: Mapping[str, Any], tensors: Tensors, ids: Sequence[int]) -> Float64:
-    """Logits (tokens, vocab) of one sequence: neighbours rotated as complex numbers, the windows of `get_cache_sizes`, the experts of `MoeLayer`."""
+    """Logits (tokens, vocab) of one sequence.
+
+    Neighbours are rotated as complex numbers; windows are those of `get_cache_sizes`, experts those of `MoeLayer`.
+    """
     w = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     window = params.get("sliding_window") or params.get("_sliding_window")
     windows = (

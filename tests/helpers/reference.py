@@ -1,4 +1,7 @@
-"""Mistral in numpy float64, from its definition: every token attends to the whole sequence at once, without cache, chunk, padding or batch."""
+"""Mistral in numpy float64, from its definition.
+
+Every token attends to the whole sequence at once, without caches, chunks, padding or batches.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +17,10 @@ FLOAT16_ROUNDOFF = 2.0**-11
 
 
 def logits(model: ModelConfig, weights: Mapping[str, NDArray[Any]], ids: Sequence[int]) -> Float64:
-    """Logits (tokens, vocab) after each token of one sequence; `model.sliding_window` holds one window, or None, for each layer."""
+    """Logits (tokens, vocab) after each token of one sequence.
+
+    `model.sliding_window` holds one window, or None, for each layer.
+    """
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     x = w["tok_embeddings.weight"][list(ids)]
     for i, window in enumerate(model.sliding_window):
@@ -47,7 +53,7 @@ def swiglu(x: Float64, w13: Float64, w2: Float64) -> Float64:
 
 
 def mixture(model: ModelConfig, w: Mapping[str, Float64], x: Float64) -> Float64:
-    """Token by token: the experts with the best scores, weighted by the softmax over those scores."""
+    """Mix experts token by token: those with the best scores, weighted by the softmax over their scores."""
     w13, w2 = (np.split(w[f"experts.{name}.weight"], model.n_experts) for name in ("w13", "w2"))
     result = np.zeros_like(x)
     for i, row in enumerate(x):
@@ -65,7 +71,7 @@ def rms_norm(x: Float64, weight: Float64, eps: float) -> Float64:
 
 
 def attention(model: ModelConfig, window: int | None, qkv: Float64) -> Float64:
-    """(tokens, q + k + v) to (tokens, n_heads * head_dim), one head and one query at a time."""
+    """Map (tokens, q + k + v) to (tokens, n_heads * head_dim), one head and one query at a time."""
     tokens, d = len(qkv), model.head_dim
     heads = qkv.reshape(tokens, model.n_heads + 2 * model.n_kv_heads, d)
     out = np.empty((tokens, model.n_heads, d))
@@ -85,7 +91,10 @@ def attention(model: ModelConfig, window: int | None, qkv: Float64) -> Float64:
 
 
 def rotated(x: Float64, theta: float) -> Float64:
-    """(tokens, head_dim): the pair (d, d + head_dim / 2), as a complex number, turned by position * theta ** (-2 d / head_dim)."""
+    """Rotate (tokens, head_dim).
+
+    Each pair (d, d + head_dim / 2), as a complex number, is turned by position * theta ** (-2 d / head_dim).
+    """
     half = x.shape[1] // 2
     angles = np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half)
     turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
@@ -93,12 +102,13 @@ def rotated(x: Float64, theta: float) -> Float64:
 
 
 def bound(model: ModelConfig, longest: int, dtype: str = "float32", *, rounded: bool = False) -> float:
-    """How far two correct float32 implementations may end apart: max |a - b| / max |b| over the logits.
+    """Largest difference between two correct float32 implementations: max |a - b| / max |b| over the logits.
 
-    A sum of K terms in any order errs by about sqrt(K) u (Higham and Mary, 2019). Each layer has 8 sums in a row (2 norms, wqkv, scores, mix, wo,
-    w13, w2), then come the last norm and the head. Both sides err, hence twice. Caches of float16 round each key and value once more, and where
-    the two sides differ before that rounding, they may end one float16 step apart: independent errors, so their root. Where tokens are `rounded` to
-    127 levels before products, the two sides may likewise end half a level apart.
+    A sum of K terms in any order has an error of about sqrt(K) u (Higham and Mary, 2019). Each layer has 8 sums in a
+    row (2 norms, wqkv, scores, mix, wo, w13, w2), followed by the last norm and the head. Both sides err, hence the
+    factor of two. float16 caches round each key and value once more; where the two sides differ before that rounding,
+    they may end up one float16 step apart. These errors are independent, hence their root. Where tokens are `rounded`
+    to 127 levels before products, the two sides may likewise end up half a level apart.
     """
     sums = 8 * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, longest)
@@ -108,6 +118,6 @@ def bound(model: ModelConfig, longest: int, dtype: str = "float32", *, rounded: 
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """max |a - b| / max |b|; NaN, which passes no comparison, where either holds one."""
+    """max |a - b| / max |b|; NaN, which passes no comparison, if either holds a NaN."""
     assert found.shape == expected.shape, f"{found.shape} against {expected.shape}"
     return float(np.max(np.abs(found.astype(np.float64) - expected)) / np.max(np.abs(expected)))

@@ -1,4 +1,4 @@
-"""A stand-in for `runtime.engines.engine` that says what it is told to and records what it was fed."""
+"""A stand-in for `runtime.engines.engine` that gives scripted replies and records what it was fed."""
 
 import importlib.resources
 import types
@@ -18,13 +18,13 @@ SPEC = TokenizerSpec(kind="sentencepiece", file="tokenizer.model", bos_id=1, add
 
 
 class ScriptedEngine:
-    """Each prefill begins the next reply of the script; `on_decode(n)` is called in the n-th decode since then."""
+    """Each prefill begins the next reply of the script; `on_decode(n)` is called in the n-th decode after it."""
 
     def __init__(self, replies, *, cache_len=None, batch=1, on_prefill=lambda: None, on_decode=lambda _n: None):
         self.replies = iter(replies)
         self.cache_len, self.batch = cache_len, batch
         self.on_prefill, self.on_decode = on_prefill, on_decode
-        self.fed = []  # what the caches hold
+        self.fed = []  # contents of the caches
         self.prefills = []
         self.resets = 0
 
@@ -51,7 +51,7 @@ class ScriptedEngine:
         return self._logits()
 
     def decode(self, ids):
-        assert list(ids) == [self.reply[self.said]]  # greedy: the id that the last logits named
+        assert list(ids) == [self.reply[self.said]]  # greedy: the id chosen by the last logits
         self.on_decode(self.said + 1)
         self.fed += ids
         self.said += 1
@@ -64,12 +64,15 @@ class ScriptedEngine:
 
 
 def write_tokenizer(folder):
-    """Put Mistral's v3 tokenizer where `SPEC` names it."""
+    """Put Mistral's v3 tokenizer where `SPEC` expects it."""
     (folder / "tokenizer.model").write_bytes(MISTRAL_V3.read_bytes())
 
 
 def install(monkeypatch, folder, engine, spec=SPEC):
-    """Make `runtime.engines.engine.Engine.open` answer with `engine`, whose artifact is `folder` with Mistral's v3 tokenizer."""
+    """Make `runtime.engines.engine.Engine.open` return `engine`.
+
+    The artifact of `engine` is `folder`, with Mistral's v3 tokenizer.
+    """
     write_tokenizer(folder)
     engine.folder = folder
     engine.manifest = types.SimpleNamespace(tokenizer=spec, model=types.SimpleNamespace(head="causal_lm"))

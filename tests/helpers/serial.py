@@ -1,4 +1,7 @@
-"""A model made of the CUDA kernels in their serial form, compiled for the CPU: their graph, packing and calls, on a machine without a GPU."""
+"""A model made of the CUDA kernels in their serial form, compiled for the CPU.
+
+It exercises the GPU's graph, packing and calls on a machine without a GPU.
+"""
 
 import contextlib
 import time
@@ -29,13 +32,16 @@ from runtime.engines.tvm_runtime import load_runtime
 
 
 def serial_kernels(target: TargetSpec) -> Kernels:
-    """The kernels of a GPU for a target's dtype, in their serial form."""
+    """The GPU kernels for a target's dtype, in their serial form."""
     kernels = kernels_of(msgspec.structs.replace(target, kind="cuda"))
     return {op: partial(maker, on=SERIAL) for op, maker in kernels.items()}
 
 
 def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Manifest:
-    """Fill `folder` with the library and the weights as a GPU's are packed; the manifest, whose target is this machine."""
+    """Fill `folder` with the library and with weights packed as for a GPU; return the manifest.
+
+    The manifest's target is this machine.
+    """
     spec = target_spec(BackendConfig(target="llvm", dtype=dtype))
     record = graphs.record
     with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +71,7 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
 
 
 def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
-    """An engine of it, with the weights of the folder or others."""
+    """An engine on that folder, with the folder's weights or others."""
     mapped = weights or TensorFile.open(folder / WEIGHTS_FILE).map()
     loaded = host.load(
         SimpleNamespace(manifest=manifest, library=folder / LIBRARY_FILE, weights=lambda: mapped), threads=2
@@ -88,7 +94,7 @@ class HostDevice:
 
 
 class ReplayMemory(CudaMemory):
-    """A stand-in whose graphs are what was to be recorded: a launch of one runs it."""
+    """A stand-in whose graphs are the function to be recorded: launching a graph runs it."""
 
     def record(self, run):
         return run
@@ -98,7 +104,7 @@ class ReplayMemory(CudaMemory):
 
 
 class Host:
-    """The device of `runtime.gpucheck.check_kernel` that this machine is."""
+    """This machine as a device for `runtime.gpucheck.check_kernel`."""
 
     def upload(self, array):
         return tvm.runtime.tensor(array)

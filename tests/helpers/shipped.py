@@ -1,4 +1,4 @@
-"""A box for shipped files: a folder, an environment without a network's address, and what it weighs."""
+"""A box for shipped files: a folder, an environment that names no network address, and the installed size."""
 
 import subprocess
 import sys
@@ -8,13 +8,13 @@ from pathlib import Path
 import zstandard
 
 PYTHON = "{}.{}".format(*sys.version_info)
-OWN_LIMIT = 30e6  # bytes installed beside weights, Python, numpy and the tokenizer libraries
+OWN_LIMIT = 30e6  # bytes installed besides weights, Python, numpy and the tokenizer libraries
 TOKENIZERS = ("tokenizers", "sentencepiece", "jinja2", "markupsafe")
 OTHERS = ("numpy", *TOKENIZERS, "pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence")
 
 
 def box_environment() -> dict[str, str]:
-    """As on a box: no project, no caches, and no package index that could be reached."""
+    """The environment of a box: no project, no caches, and no reachable package index."""
     return {
         "PATH": "/usr/bin:/bin",
         "PIP_INDEX_URL": "http://127.0.0.1:9/",
@@ -24,13 +24,13 @@ def box_environment() -> dict[str, str]:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The archive's one folder, unpacked in `folder`."""
+    """Unpack the archive into `folder`; return the one folder that it holds."""
     with (
         archive.open("rb") as file,
         zstandard.ZstdDecompressor().stream_reader(file) as stream,
         tarfile.open(fileobj=stream, mode="r|") as tar,
     ):
-        tar.extractall(folder, filter="data")  # as `tar --zstd -xf` does; a test machine may have no zstd
+        tar.extractall(folder, filter="data")  # as `tar --zstd -xf` does; a test machine may lack zstd
     (box,) = folder.iterdir()
     return box
 

@@ -28,14 +28,14 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def checkpoint() -> Path:
-    """The GGUF file, fetched once for good."""
+    """The GGUF file, downloaded only once."""
     return fetch(DOWNLOADS["demo"], ROOT / "out" / "downloads")
 
 
 def smollm2(name: str, shared: Path) -> Path:
     """The artifact of one of `VARIANTS`, compiled in this process from `NAME.yaml` in a folder `shared`.
 
-    All processes of a test run share that folder. One prefill graph keeps it short.
+    All processes of a test run share that folder. There is only one prefill graph, to save time.
     """
     changes = dict(VARIANTS[name])
     config = {
@@ -56,14 +56,14 @@ def smollm2(name: str, shared: Path) -> Path:
 
 
 def saved_by_transformers(shared: Path) -> Path:
-    """A folder with the weights as `transformers` reads them from the GGUF file: a dozen seconds, once in a run."""
+    """A folder with the GGUF file's weights as `transformers` reads them: a dozen seconds, once in a run."""
     folder = shared / "transformers"
     shared.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / "transformers.lock"):
         if not folder.is_dir():
             path = checkpoint()
             loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-            loaded.hf_quantizer = None  # the weights are no longer those of a GGUF file, which it refuses to save
+            loaded.hf_quantizer = None  # transformers refuses to save weights marked as GGUF, which these no longer are
             del loaded.config.quantization_config
             loaded.save_pretrained(shared / "transformers.tmp")
             (shared / "transformers.tmp").rename(folder)
@@ -78,11 +78,11 @@ def transformers_model(name: str, shared: Path) -> torch.nn.Module:
 
 
 def greedy(model: torch.nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
-    """The likeliest token, by `transformers`, behind the prompt and behind each token of the answer but the last.
+    """Tokens that `transformers` ranks first after the prompt and after each answer token but the last.
 
     Greedy decoding by `transformers` gives the answer if and only if these are the answer's own tokens: the first is
-    its choice behind the prompt, and each later one its choice behind all before. One pass tells it, in a tenth of the
-    time that a pass for each token takes.
+    its choice after the prompt, and each later one its choice after all before it. One pass shows this, in a tenth of
+    the time that a pass for each token takes.
     """
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *answer[:-1]]]), use_cache=False).logits[0]

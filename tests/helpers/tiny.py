@@ -1,4 +1,7 @@
-"""A random Mistral small enough to compile in seconds: `python -m tests.helpers.tiny OUT_FOLDER` writes it as a Hugging Face folder."""
+"""A random Mistral small enough to compile in seconds.
+
+`python -m tests.helpers.tiny OUT_FOLDER` writes it as a Hugging Face folder.
+"""
 
 import argparse
 import json
@@ -26,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
-    "initializer_range": 0.2,  # ten times the usual, so that the logits of random weights differ from each other
+    "initializer_range": 0.2,  # ten times the usual value, so that the logits of random weights differ from each other
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -47,9 +50,10 @@ TOKENIZER_CONFIG = {
 
 
 def write_tiny_mistral(folder: Path, *, seed: int = 0, **config_changes: Any) -> None:
-    """Save a random MistralForCausalLM and a byte tokenizer into `folder`, which must be absent or empty and appears all at once.
+    """Save a random MistralForCausalLM and a byte tokenizer into `folder`.
 
-    `config_changes` are arguments of `MistralConfig`; `dtype` (a torch dtype) is what the weights are stored as.
+    The folder must be absent or empty; it appears all at once. `config_changes` are arguments of `MistralConfig`;
+    `dtype` (a torch dtype) is the dtype of the stored weights.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty, expected a new folder; name another one")
@@ -64,7 +68,7 @@ def write_tiny_mistral(folder: Path, *, seed: int = 0, **config_changes: Any) ->
         model = MistralForCausalLM(config).to(dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith("norm.weight"):  # ones by default, which would hide a norm whose weight is lost
+                if name.endswith("norm.weight"):  # ones by default, which would hide the loss of a norm's weight
                     parameter.uniform_(0.5, 1.5)
         written = Path(temporary) / "model"
         model.save_pretrained(written)
@@ -74,7 +78,10 @@ def write_tiny_mistral(folder: Path, *, seed: int = 0, **config_changes: Any) ->
 
 
 def byte_tokenizer(vocab_size: int) -> Tokenizer:
-    """A byte-level BPE without merges: one token a byte, after `SPECIAL_TOKENS`; ids beyond them decode to their own name."""
+    """A byte-level BPE without merges: one token per byte, after `SPECIAL_TOKENS`.
+
+    Ids beyond them decode to their own name.
+    """
     names = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     names += [f"<extra_{i}>" for i in range(len(names), vocab_size)]
     tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names[:vocab_size])}, merges=[]))
@@ -88,7 +95,7 @@ def byte_tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def main() -> int:
-    """The command; a folder that is already there stays as it is."""
+    """Run the command; a folder that already exists stays as it is."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.helpers.tiny", description="Write a tiny random Mistral checkpoint."
     )

@@ -1,4 +1,7 @@
-"""What a kernel loads from memory, counted from its loops: the schedule, not the formula that the dispatch report states."""
+"""Bytes that a kernel loads from memory, counted from its loops.
+
+The count reflects the schedule, not the formula that the dispatch report states.
+"""
 
 from collections import Counter
 
@@ -10,9 +13,9 @@ EXPRESSIONS = ("a", "b", "value", "condition", "true_value", "false_value")
 
 
 def loaded_bytes(function) -> Counter[str]:
-    """Bytes that are loaded from each buffer of a TIR function, by name: every load counted, cached or not.
+    """Bytes loaded from each buffer of a TIR function, by name; every load counts, cached or not.
 
-    Every guard is taken as true, but for one that leaves out the first round of a loop (0 < variable).
+    Every guard is taken to be true, except one that leaves out the first iteration of a loop (0 < variable).
     """
     found: Counter[str] = Counter()
     extents = {}
@@ -41,7 +44,7 @@ def loaded_bytes(function) -> Counter[str]:
             expression(node.value, times)
 
     def first_round(condition):
-        """The extent of the loop whose first round a condition leaves out, if it does."""
+        """The extent of the loop whose first iteration a condition leaves out, if it does."""
         kind = type(condition).__name__
         low, high = (
             (condition.a, condition.b) if kind == "LT" else (condition.b, condition.a) if kind == "GT" else (None, None)

@@ -1,4 +1,4 @@
-"""What the documentation tells people to run, as it stands there: the README's tiny model, and the Python example."""
+"""Commands that the documentation tells people to run, verbatim: the README's tiny model, and the Python example."""
 
 import os
 import shutil
@@ -15,18 +15,18 @@ LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "out", "keys", "models", "__p
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this checkout that shares its .venv, and has run the README's commands on the tiny model."""
+    """A copy of this checkout that shares its .venv and has run the README's commands for the tiny model."""
     folder = tmp_path_factory.mktemp("checkout") / "copy"
     shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    os.utime(folder / "requirements.lock", (0, 0))  # older than .venv, which is then complete
+    os.utime(folder / "requirements.lock", (0, 0))  # older than .venv, so that the .venv counts as complete
     (commands,) = [block for block in blocks(README, "bash") if "yaml/tiny.yaml" in block]
     run(folder, "bash", "-euxo", "pipefail", "-c", commands)
     return folder
 
 
 def run(folder: Path, *command: str) -> str:
-    """What a command prints; a failure shows all of it."""
+    """Output of a command; a failure shows all of it."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What may import what: read from the source, and tried in fresh processes."""
+"""Allowed imports, read from the source and tried in fresh processes."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from export.stage import ROOT, our_modules
 PACKAGES = ("runtime", "export", "build")
 PACKAGE_NAMES = set(PACKAGES)
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
-# What of the runtime the export stage may use: the contract types, the errors and the tensor format ...
+# Runtime modules that the export stage may use: the contract types, the errors and the tensor format ...
 SHARED = {
     "runtime.artifact.layouts",
     "runtime.artifact.manifest",
@@ -24,8 +24,8 @@ SHARED = {
     "runtime.artifact.tensor_file",
     "runtime.artifact.hashing",
 }
-# ... and what a compile needs besides: it writes an artifact and opens it as the box will, and finds the same libraries. (Other commands of build
-# run the engine.)
+# ... and those that a compile needs besides: it writes an artifact, opens it as the box will, and finds the same
+# libraries. (Other commands of build run the engine.)
 COMPILE_SHARED = SHARED | {
     "runtime.artifact.folder",
     "runtime.artifact.consistency",
@@ -43,7 +43,7 @@ def modules(package):
 
 
 def imported(path):
-    """Names that a file imports anywhere in it, inside functions as well: `from a import b` gives a and a.b."""
+    """Names that a file imports anywhere, also inside functions: `from a import b` gives a and a.b."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -65,10 +65,8 @@ def test_there_is_something_to_check():
     assert all(len(modules(package)) > 5 for package in PACKAGES)
 
 
-SCRIPTS = {
-    "runtime.gpu_check.torch_script",
-    "runtime.gpu_check.transformers_script",
-}  # run by another Python of the machine, one that has torch; no module imports them
+# run by another Python on the machine, one that has torch; no module imports them
+SCRIPTS = {"runtime.gpu_check.torch_script", "runtime.gpu_check.transformers_script"}
 
 
 @pytest.mark.parametrize("module", sorted(set(modules("runtime")) - SCRIPTS))
@@ -87,10 +85,8 @@ def test_export_uses_only_the_contract_of_the_runtime(module):
     assert "tvm" not in {name.partition(".")[0] for name in names}
 
 
-RIVAL_PROCESSES = {
-    "build.bench.rival_transformers",
-    "build.bench.from_gguf",
-}  # nothing of ours runs beside torch in them
+# processes in which nothing of ours runs beside torch
+RIVAL_PROCESSES = {"build.bench.rival_transformers", "build.bench.from_gguf"}
 
 
 @pytest.mark.parametrize("module", sorted(set(modules("build")) - RIVAL_PROCESSES))
@@ -105,7 +101,7 @@ def test_build_uses_of_export_only_what_loads_no_torch(module):
 
 
 def top_level(path):
-    """Names that a file imports as soon as it is imported itself."""
+    """Names that a file imports as soon as it is itself imported."""
     tree = ast.parse(path.read_text())
     return {name for node in tree.body for name in _names(node)}
 
@@ -116,8 +112,8 @@ def _names(node):
     return [node.module] if isinstance(node, ast.ImportFrom) else []
 
 
-# Rooms of each package, every one with the rooms that it may import of its own package; a package's top may import them all, and is imported
-# by rooms only as said here. So there is no circle.
+# The rooms of each package, each with the rooms of its own package that it may import. A package's top may import them
+# all; rooms may import from the top only as listed below. So there are no cycles.
 ROOMS = {
     "export.checkpoints": set(),
     "export.static_model": set(),
@@ -145,8 +141,8 @@ ROOMS = {
     "runtime.engines": {"runtime.artifact", "runtime.decoding"},
     "runtime.gpu_check": {"runtime.artifact"},
 }
-# Modules at a package's top that rooms build on: errors and tables of text, progress and stages on disk, and TVM; and the compile itself, for
-# what ships, compares and measures whole artifacts.
+# Modules at a package's top that rooms build on: errors, text tables, progress, stages on disk, and TVM; and, for rooms
+# that ship, compare and measure whole artifacts, the compile itself.
 BASES = {
     "runtime.errors",
     "runtime.columns",
@@ -160,7 +156,7 @@ USED_BY_WHOLE = {"build.compile", "runtime.bench", "runtime.cli", "runtime.docto
 
 
 def room_of(module):
-    """`a.b` of `a.b.c`; None for a module at a package's top."""
+    """`a.b` for `a.b.c`; None for a module at a package's top."""
     parts = module.split(".")
     return ".".join(parts[:2]) if len(parts) > 2 else None
 
@@ -187,7 +183,7 @@ def test_a_room_imports_only_the_rooms_below_it(room):
 
 
 def test_rooms_make_no_circle():
-    """Taking away, again and again, rooms that import none of those that are left takes away all of them."""
+    """Repeatedly removing the rooms that import none of the remaining ones removes them all."""
     left = dict(ROOMS)
     while left:
         free = [room for room, below in left.items() if not below & set(left)]
@@ -204,7 +200,10 @@ def test_a_compile_uses_only_what_it_needs_of_the_runtime():
 
 def loaded_after(statement):
     """Root names in sys.modules of a fresh process after one statement."""
-    code = f"import json, sys; {statement}; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules if sys.modules[name]}})))"
+    code = (
+        f"import json, sys; {statement}; "
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules if sys.modules[name]})))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
@@ -222,7 +221,7 @@ def test_the_runtime_loads_no_stage_and_no_compiler(module):
 
 
 def test_starting_an_engine_loads_no_compiler_and_no_torch():
-    """The TVM runtime itself, not only our modules."""
+    """This holds for the TVM runtime itself, not only for our modules."""
     loaded = loaded_after("from runtime.engines.tvm_runtime import load_runtime; load_runtime(1)")
     assert "tvm_ffi" in loaded
     assert not loaded & (HEAVY | {"export", "build"})
@@ -245,7 +244,7 @@ def test_the_build_stage_loads_no_torch(module):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_a_package_loads_nothing(package):
-    """Each __init__.py is a docstring alone."""
+    """Each __init__.py is only a docstring."""
     (docstring,) = ast.parse((ROOT / package / "__init__.py").read_text()).body
     assert isinstance(docstring.value, ast.Constant)
 

@@ -1,4 +1,4 @@
-"""The README, the pages in docs/ and the Makefile tell the truth about each other, the configs and the code."""
+"""The README, the pages in docs/ and the Makefile agree with each other, with the configs and with the code."""
 
 import re
 import subprocess
@@ -11,18 +11,9 @@ from export.stage import ROOT
 from tests.helpers.pages import PAGES, README, anchors, code, links
 
 MAKEFILE = (ROOT / "Makefile").read_text()
-MOST_LINES, MOST_COLUMNS = 130, 120  # of the README; rows of a table may be longer
-PROMISED = {
-    "setup",
-    "demo",
-    "compile",
-    "parity",
-    "test",
-    "bench",
-    "ship",
-    "check",
-    "help",
-}  # scripts outside rely on these
+MOST_LINES, MOST_COLUMNS = 130, 120  # of the README; table rows may be longer
+# external scripts rely on these
+PROMISED = {"setup", "demo", "compile", "parity", "test", "bench", "ship", "check", "help"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -75,7 +66,7 @@ def test_commands_exist(page):
 
 @each_page
 def test_files_exist(page):
-    """Every path of ours in code, but for names with a place to fill in, such as OP."""
+    """Every path of ours in code exists, except for names with a placeholder, such as OP."""
     for text in code(page):
         for name in re.findall(r"(?<![\w./-])(?:export|build|runtime|tests|yaml)/[\w./-]+", text):
             if not re.search(r"\b[A-Z]{2,}\b|\bx\.yaml$", name):
@@ -84,7 +75,7 @@ def test_files_exist(page):
 
 @each_page
 def test_modules_and_names_exist(page):
-    """`runtime.errors.UserError` and the like: a module, or a name in it."""
+    """`runtime.errors.UserError` and the like name a module, or a name in it."""
     for text in code(page):
         if re.fullmatch(r"(?:export|build|runtime)(?:\.\w+)+", text):
             parts = text.split(".")

@@ -1,4 +1,4 @@
-"""What a target or a format can do is said by its row: nothing else compares names to find out."""
+"""The abilities of a target or a format are stated in its row: no other code compares names to find them out."""
 
 import ast
 
@@ -9,10 +9,10 @@ from export.weights.table import FORMATS
 from runtime.artifact.schemes import SCHEMES
 from runtime.artifact.targets import TARGETS
 
-# Dtypes of tensors are compared where tensors are handled; the other names are those of a target, a format or a scheme.
+# Dtypes of tensors are compared where tensors are handled; the other names belong to a target, a format or a scheme.
 DTYPES = {"float32", "float16", "bfloat16", "int8"}
 NAMES = {*TARGETS, *FORMATS, *SCHEMES} - DTYPES - {"none"}
-# Run by a Python of the box that has torch, whose devices have the name of our target.
+# Run by a Python on the box that has torch, whose devices have the same name as our target.
 SCRIPTS = {"runtime/gpu_check/torch_script.py", "runtime/gpu_check/transformers_script.py"}
 MODULES = [
     path.relative_to(ROOT).as_posix()
@@ -22,7 +22,7 @@ MODULES = [
 
 
 def names_compared(tree):
-    """Constants of comparisons, and of the text methods that ask how a name begins or ends."""
+    """Constants in comparisons, and in the text methods that test how a name begins or ends."""
     for node in ast.walk(tree):
         sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
         if isinstance(node, ast.Call) and getattr(node.func, "attr", None) in ("startswith", "endswith"):

@@ -1,4 +1,4 @@
-"""`make test`: a worker that dies or hangs ends the run, red and with the test's name, and one room runs alone."""
+"""`make test`: a worker that dies or hangs ends the run, failing with the test's name; and one room runs alone."""
 
 import os
 import subprocess
@@ -16,9 +16,9 @@ HANGS = "import time\ndef test_hangs(): time.sleep(60)\n"
 
 
 def options(*arguments: str) -> list[str]:
-    """What the Makefile's last command hands to pytest."""
+    """Arguments that the Makefile's last command passes to pytest."""
     command = ["make", "--dry-run", "--silent", "test", *arguments]
-    environment = {"PATH": os.environ["PATH"]}  # without what a make that runs these tests was called with
+    environment = {"PATH": os.environ["PATH"]}  # without the arguments of a make that runs these tests
     shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     before, _, after = shown.stdout.splitlines()[-1].partition(" -m pytest ")
     assert before.endswith("python")
@@ -27,7 +27,7 @@ def options(*arguments: str) -> list[str]:
 
 @pytest.mark.parametrize(("text", "name"), [(DIES, "test_dies"), (HANGS, "test_hangs")], ids=["dies", "hangs"])
 def test_a_worker_that_is_lost_ends_the_run(tmp_path, text, name):
-    """With the project's own settings but for the seconds of a test that hangs."""
+    """The project's own settings apply, except for the time limit of a test that hangs."""
     (tmp_path / "test_first.py").write_text(text)
     (tmp_path / "test_second.py").write_text(WORKS)
     command = [sys.executable, "-m", "pytest", *options(), "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider"]

@@ -1,4 +1,7 @@
-"""The measurement on the box: a fake engine with a clock of its own must be timed exactly, and bytes must be counted as numpy counts them."""
+"""The measurement on the box.
+
+A fake engine with its own clock must be timed exactly, and bytes must be counted as numpy counts them.
+"""
 
 import json
 import subprocess
@@ -36,7 +39,7 @@ MODEL = ModelConfig(
 
 
 class ClockedEngine:
-    """Takes TOKEN_S for each prefilled token and STEP_S for a decode step, on its own clock."""
+    """An engine that takes TOKEN_S per prefilled token and STEP_S per decode step, on its own clock."""
 
     def __init__(self, clock, *, batch=1, cache_len=None):
         self.clock, self.batch, self.cache_len = clock, batch, cache_len
@@ -162,17 +165,21 @@ def test_counts_keeps_the_order_once():
 
 
 def test_bandwidth_is_within_what_memory_can_give():
-    # Between a tenth of one DDR3 channel and more than any CPU's memory: a wrong unit would be off by 1000.
+    # Between a tenth of one DDR3 channel and more than the memory of any CPU: a wrong unit would be off by 1000.
     assert 1 < read_bandwidth.fresh_read_bandwidth(1) < 5000
 
 
 def test_peak_memory_is_that_of_this_process_alone():
-    program = "import numpy as np; from runtime.process_memory import peak_memory as peak; a = peak(); np.ones(200 * 125_000); print(a, peak())"
-    ballast = np.ones(300 * 125_000)  # 300 MB in the process that starts the other, which getrusage would count there
+    program = (
+        "import numpy as np; from runtime.process_memory import peak_memory as peak; "
+        "a = peak(); np.ones(200 * 125_000); print(a, peak())"
+    )
+    ballast = np.ones(300 * 125_000)  # 300 MB in the parent process, which getrusage would count for the child
     run = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
     before, after = (int(size) / 1e6 for size in run.stdout.split())
     assert before < ballast.nbytes / 1e6
-    assert 190 < after - before < 220  # 200, less what numpy's import had and freed, and the kernel's lazy counting
+    # 200, less what numpy's import had allocated and freed, and the kernel's lazy counting
+    assert 190 < after - before < 220
 
 
 @pytest.fixture
@@ -226,9 +233,8 @@ def test_json_is_one_object_that_reads_back_as_the_report(fake_command, capsys):
         4000,
     )
     assert [p.prompt_tokens for p in report.speeds.prefill] == [8]
-    assert (
-        report.speeds.decode[0].bytes_per_step == 4000 + 2 * (12 + 18) * 2 * 8 * 4
-    )  # keys and values of a window of 12 and of 18 tokens
+    # keys and values of one window of 12 and one of 18 tokens
+    assert report.speeds.decode[0].bytes_per_step == 4000 + 2 * (12 + 18) * 2 * 8 * 4
     assert report.peak_rss_mb > 10
     assert len(report.speeds.skipped) == 1
 

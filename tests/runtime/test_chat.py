@@ -31,7 +31,7 @@ def conversation(engine, tokenizer, *, max_tokens=100, system=None):
 
 
 def chat(conversation, *lines):
-    """Types the lines and gives back what was written."""
+    """Type the lines and return what was written."""
     lines, written = iter(lines), []
 
     def read():
@@ -67,7 +67,7 @@ def test_each_turn_feeds_only_what_is_new(tokenizer, ids):
     assert third == ids("</s>[INST] See you[/INST]")
     whole = "<s>[INST] Hi[/INST] Hello there!</s>[INST] How are you?[/INST] I am fine 🎉.</s>[INST] See you[/INST] Bye"
     assert engine.fed == ids(whole)
-    assert engine.resets == 1  # before the first turn, since what the caches held was unknown
+    assert engine.resets == 1  # before the first turn, since the contents of the caches were unknown
 
 
 def test_the_sampler_sees_the_whole_conversation(tokenizer, ids):
@@ -85,7 +85,8 @@ def test_the_sampler_sees_the_whole_conversation(tokenizer, ids):
 
 
 def test_a_reply_that_reads_back_as_other_ids_is_fed_anew(tokenizer, ids):
-    spelled = [*ids("H"), *(ids(f"x{letter}")[-1] for letter in "ello"), EOS]  # letter by letter, as no tokenizer would
+    # letter by letter, as no tokenizer would split it
+    spelled = [*ids("H"), *(ids(f"x{letter}")[-1] for letter in "ello"), EOS]
     assert spelled != reply_of(ids, "Hello")
     engine = ScriptedEngine([spelled, reply_of(ids, "Fine")])
     assert chat(conversation(engine, tokenizer), "Hi", "How?").startswith("Hello\n")
@@ -161,7 +162,7 @@ def test_ctrl_c_in_prefill_drops_the_message_and_empties_the_caches(tokenizer, i
 def test_an_interrupt_within_a_step_empties_the_caches(tokenizer, ids):
     def fail(n):
         if n == 2:
-            raise KeyboardInterrupt  # as a second Ctrl-C, or one from within the model, would
+            raise KeyboardInterrupt  # as a second Ctrl-C, or one inside the model, would
 
     engine = ScriptedEngine([reply_of(ids, "one two three four"), reply_of(ids, "F")], on_decode=fail)
     written = chat(conversation(engine, tokenizer), "Count", "Why?")

@@ -1,4 +1,4 @@
-"""The demonstration over a scripted engine, and on a compiled artifact of three rows against a prompt at a time."""
+"""The demo on a scripted engine, and on a compiled artifact of three rows, compared with one prompt at a time."""
 
 import json
 import os
@@ -17,7 +17,10 @@ REPLIES = ([*PIECES.encode("of patience"), EOS], [*PIECES.encode("for the win"),
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-    """Runs the demo on a scripted engine with lines typed, Ctrl-C where the line is None; gives status, stdout and stderr."""
+    """Run the demo on a scripted engine with typed lines, Ctrl-C where a line is None.
+
+    It returns status, stdout and stderr.
+    """
 
     def run(engine, *flags, lines=(), spec=SPEC):
         install(monkeypatch, tmp_path, engine, spec)
@@ -96,7 +99,7 @@ def test_wrong_use_is_one_sentence(command, flags, spec, message):
 
 
 def test_an_artifact_of_three_rows_continues_all_three_in_one_batch(compile_case, capsys, monkeypatch):
-    """The same ids as `runtime.generate` gives for each prompt alone, from one prefill."""
+    """The ids are those that `runtime.generate` gives for each prompt alone, from one prefill."""
     artifact = str(compile_case("batched").artifact)
     texts = []
     for prompt in PROMPTS:

@@ -1,4 +1,4 @@
-"""The doctor sees what is wrong with a machine and says what to do; the driver's answers are a stand-in's."""
+"""The doctor sees what is wrong with a machine and says how to fix it; a stand-in gives the driver's answers."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_what_is_wrong_is_named(artifact, monkeypatch, change, check, remedy):
 
 
 def without_runtime():
-    """As in a process where only `tvm_ffi` is loaded."""
+    """Simulate a process in which only `tvm_ffi` is loaded."""
     import tvm_ffi
 
     class Ffi:
@@ -182,5 +182,8 @@ NEWER = [((10, 0), "sm_100", True), ((10, 3), "sm_100a", False), ((12, 0), "sm_1
     ],
 )
 def test_which_code_runs_where(capability, arch, runs):
-    """CUDA's rule: machine code runs on its own generation from its version on, and code of an `a` architecture on that very one."""
+    """CUDA's rule.
+
+    Machine code runs on its own generation, from its version on; code for an `a` architecture runs on exactly that one.
+    """
     assert Device("", capability, 0).runs(arch) == runs

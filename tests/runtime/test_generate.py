@@ -21,7 +21,7 @@ PROMPT = [3, 14, 15, 92, 6]
 
 
 class TorchModel:
-    """A transformers model behind the surface of an engine."""
+    """A transformers model with the interface of an engine."""
 
     def __init__(self, model):
         self.model = model
@@ -49,7 +49,7 @@ def model():
         num_attention_heads=4,
         num_key_value_heads=2,
         sliding_window=None,
-        initializer_range=0.3,  # the default of 0.02 repeats one token for ever
+        initializer_range=0.3,  # the default of 0.02 repeats one token forever
         eos_token_id=None,
         bos_token_id=None,
     )
@@ -132,7 +132,7 @@ def test_what_cannot_run_is_refused():
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-    """Runs the command on a scripted engine; gives status, stdout and stderr."""
+    """Run the command on a scripted engine; return status, stdout and stderr."""
 
     def run(engine, *flags, spec=SPEC):
         install(monkeypatch, tmp_path, engine, spec)
@@ -197,7 +197,7 @@ def test_command_wraps_a_chat_in_the_template(command, tmp_path):
     spec = msgspec.structs.replace(SPEC, chat_template="chat.jinja")
     engine = ScriptedEngine([[*PIECES.encode("Hello"), EOS]])
     status, out, _ = command(engine, "--chat", "--system", "Be brief.", "--prompt", "Hi", spec=spec)
-    assert (status, out) == (0, "Hello\n")  # a reply begins a text: no space in front
+    assert (status, out) == (0, "Hello\n")  # a reply begins a text: no leading space
     roles = [PIECES.encode("[system]"), PIECES.encode("[user]")]
     assert engine.prefills == [[1, *roles[0], 3, *PIECES.encode("Be brief."), 4, *roles[1], 3, *PIECES.encode("Hi"), 4]]
 
@@ -212,7 +212,7 @@ def test_several_prompts_run_one_after_the_other_under_headings(command):
     )
     assert (status, out) == (0, "> France\n Paris\n\n> It aly\n Rome\n\n> x\n one two three\n")
     assert engine.prefills == [[1, *PIECES.encode(text)] for text in ("France", "It\naly", "x")]
-    assert engine.fed == [*engine.prefills[-1], *REPLIES[2][:2]]  # each prompt begins with empty caches
+    assert engine.fed == [*engine.prefills[-1], *REPLIES[2][:2]]  # each prompt starts with empty caches
     assert [line[:10] for line in err.splitlines()] == ["prompt 1: ", "prompt 2: ", "prompt 3: "]
     assert [line.rpartition("| ")[2] for line in err.splitlines()] == ["stop", "stop", "length"]
 
@@ -235,7 +235,7 @@ def test_several_prompts_give_a_json_list_of_what_each_gives_alone(command, tmp_
     path.write_bytes(b"France\r\n\nItaly\nx\n")
     assert objects("--prompts-file", str(path)) == alone
     path.write_text("France")
-    assert objects("--prompts-file", str(path)) == alone[:1]  # a list whatever the file holds
+    assert objects("--prompts-file", str(path)) == alone[:1]  # a list, whatever the file holds
 
 
 def test_each_prompt_draws_with_a_seed_of_its_own(command):

@@ -1,4 +1,4 @@
-"""What a start reports, against the clock and the system's own figures."""
+"""The startup report, against the clock and the system's own figures."""
 
 import time
 
@@ -9,7 +9,10 @@ from runtime.startup import PHASES, Sample, main, sample, table
 
 
 def test_a_sample_has_every_phase(compile_case):
-    """All of them lie between the start and the end of the process; numpy's and TVM's libraries alone are more than 10 MB of mapped files."""
+    """All phases lie between the start and the end of the process.
+
+    numpy's and TVM's libraries alone are more than 10 MB of mapped files.
+    """
     start = time.monotonic()
     found = sample(compile_case("windowed").artifact, 1)
     elapsed = time.monotonic() - start
@@ -21,7 +24,7 @@ def test_a_sample_has_every_phase(compile_case):
 
 
 def test_table_gives_medians():
-    """Of three processes, the middle one."""
+    """The median of three processes is the middle one."""
     samples = [Sample((0.001 * n,) * len(PHASES), 40.0 * n, 100.0 * n) for n in (1, 3, 2)]
     lines = table(samples).splitlines()
     assert [line.split()[-2:] for line in lines[: len(PHASES)]] == [["2", "ms"]] * len(PHASES)

@@ -1,4 +1,7 @@
-"""The self-check, with an engine whose caches are a list: it must pass a right one and name each kind of wrong one."""
+"""The self-check, with an engine whose caches are a list.
+
+It must pass a correct engine and name each kind of wrong one.
+"""
 
 import json
 
@@ -76,7 +79,10 @@ IDS = TensorSpec(name="ids", shape=(1, 1), dtype="int64")
 
 
 class FakeEngine:
-    """Logits are a mean of the embeddings of the last WINDOW ids, weighted by age, so that order and window both matter."""
+    """An engine whose logits are an age-weighted mean of the embeddings of the last WINDOW ids.
+
+    So order and window both matter.
+    """
 
     def __init__(self, manifest=None, room=None):
         self.manifest = manifest or manifest_of()
@@ -143,7 +149,7 @@ class EndlessDecode(FakeEngine):
 
 
 class LostCache(FakeEngine):
-    """A right prefill whose caches decode does not see."""
+    """A correct prefill whose caches decode does not see."""
 
     def prefill(self, prompts):
         logits = super().prefill(prompts)
@@ -208,7 +214,7 @@ def test_caches_are_left_empty():
 
 @pytest.mark.parametrize("room", [1, 3, 5, 6, 64])
 def test_full_attention_stays_within_its_room(room):
-    """`append` of the fake asserts that nothing beyond its room is ever fed."""
+    """The fake's `append` asserts that nothing beyond its room is ever fed."""
     assert failed(FakeEngine(manifest_of(windows=(None, None)), room=room)) == []
 
 
@@ -235,7 +241,7 @@ def test_bound_in_numbers():
 
 
 def test_bound_covers_what_another_order_of_summation_does():
-    """Two orders of one float32 sum differ by less than the bound gives a whole model; a wrong term differs by more."""
+    """Two orders of one float32 sum differ by less than the bound for a whole model; a wrong term differs by more."""
     rng = np.random.default_rng(3)
     weight, x = rng.standard_normal((VOCAB, 64)).astype(np.float32), rng.standard_normal(64).astype(np.float32)
     one, other = weight @ x, (weight[:, ::-1] * x[::-1]).cumsum(-1, dtype=np.float32)[:, -1]
@@ -254,7 +260,10 @@ def test_table_is_aligned():
 
 @pytest.fixture
 def use_engine(monkeypatch):
-    """Make `runtime.engines.engine` offer this class; which the command imports when it starts; the true one needs a compiled library."""
+    """Make `runtime.engines.engine` offer this class.
+
+    The command imports the module when it starts; the real class needs a compiled library.
+    """
 
     def use(kind):
         monkeypatch.setattr("runtime.engines.engine.Engine", kind)
@@ -286,7 +295,7 @@ def test_command_fails_in_one_sentence(use_engine, capsys):
 
 
 def golden_prompt(engine, ids, steps=3):
-    """What the engine itself answers."""
+    """A golden prompt with the engine's own answer."""
     engine.reset()
     outputs, chosen = [engine.prefill([ids] * engine.batch)[0].copy()], []
     for _ in range(steps):

@@ -1,6 +1,7 @@
-"""Every model and checkpoint form of the family, through torch, onnxruntime and the compiled artifact, against `transformers`.
+"""Every model and checkpoint form of the family, compared with `transformers`.
 
-The raw rows and the interleaved windows are also compared with a plain reference, written from the definitions, at the same lengths.
+Each runs through torch, onnxruntime and the compiled artifact. The raw rows and the interleaved windows are also
+compared with a plain reference, written from the definitions, at the same lengths.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ CACHE_LEN = 2 * WINDOW + 3
 
 @dataclass(frozen=True)
 class Proved:
-    """A compiled family: its rows of the ladder, and what onnxruntime answered in every case."""
+    """A compiled family: its rows of the ladder, and onnxruntime's answers in every case."""
 
     name: str
     checkpoint: Path
@@ -65,9 +66,8 @@ def proved(request, tmp_path_factory) -> Proved:
 
 
 def test_every_rung_passes_at_every_length(proved):
-    size = (
-        WINDOW if any(proved.model.sliding_window) else CHUNK
-    )  # without a window, chunks are what lengths can go wrong at
+    # without a window, the chunk is the length at which things can go wrong
+    size = WINDOW if any(proved.model.sliding_window) else CHUNK
     assert {case.ids.shape[1] for case in proved.cases} >= {1, size - 1, size, size + 1, 2 * size + 3}
     assert {row.rung for row in proved.rows} == {"1", "2", "3", "4"}
     assert [row.compared for row in proved.rows if not row.passed] == []
@@ -75,7 +75,10 @@ def test_every_rung_passes_at_every_length(proved):
 
 
 def test_a_plain_reference_says_the_same(proved):
-    """In float64, from our weights, or for the raw format from the file's own tensors, whose neighbouring rows are rotated as complex numbers."""
+    """The comparison is in float64, from our weights.
+
+    For the raw format it is from the file's own tensors, whose neighbouring rows are rotated as complex numbers.
+    """
     bound = relative_bound(proved.model, CACHE_LEN, "fp32")
     for case, found in zip(proved.cases, proved.answers, strict=True):
         expected = plain_logits(proved, case.ids[0].tolist())

@@ -1,4 +1,7 @@
-"""Heads other than a language model's: checkpoints that transformers writes, its own classes against static torch, onnxruntime and the artifact."""
+"""Heads other than a language model's, in checkpoints written by transformers.
+
+The classes of transformers are compared with static torch, onnxruntime and the artifact.
+"""
 
 import contextlib
 import json
@@ -50,7 +53,7 @@ WINDOW = 8
 CACHE_LEN = 40
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)
 BATCH = 2
-PAD = 3  # an id that no row holds: by it, transformers finds a sequence's last token
+PAD = 3  # an id that no row holds: transformers uses it to find a sequence's last token
 LABELS = {0: "zero", 1: "one", 2: "two", 3: "three", 4: "four"}
 TEXTS = ("a text", "another, longer than the window", "é")
 
@@ -63,7 +66,7 @@ class Case:
     model: Mapping[str, Any]
     chunks: tuple[int, ...]
     head: str = "auto"
-    ends: bool = False  # whether the tokenizer puts </s> behind a text
+    ends: bool = False  # whether the tokenizer appends </s> to a text
 
 
 CASES = {
@@ -78,7 +81,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """A case's folder, with the checkpoint, and the artifact in `artifact`."""
+    """A case's folder, which holds the checkpoint, and its artifact."""
 
     case: Case
     folder: Path
@@ -95,7 +98,10 @@ class Compiled:
 def write_checkpoint(
     folder: Path, kind: type[transformers.PreTrainedModel], *, ends: bool = False, **changes: Any
 ) -> transformers.PreTrainedModel:
-    """A random model of one layer and the byte tokenizer, as transformers saves them; no bias is zero and no norm is one."""
+    """Write a random model of one layer and the byte tokenizer as transformers saves them.
+
+    No bias is zero and no norm is one.
+    """
     config = kind.config_class(**(DEFAULTS | {"num_hidden_layers": 1, "pad_token_id": PAD} | changes))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -158,13 +164,16 @@ def theirs(case):
 
 
 def rows_of(length: int, vocab_size: int) -> list[list[int]]:
-    """One row of a length, and one that is about half as long, without the padding id."""
+    """One row of the given length and one about half as long, both without the padding id."""
     rows = [random_ids(length, vocab_size, 1), random_ids(length // 2 + 1, vocab_size, 2)]
     return [[PAD + 1 if token == PAD else token for token in row] for row in rows]
 
 
 def expected_outputs(model: transformers.PreTrainedModel, rows: list[list[int]]) -> list[NDArray[np.float32]]:
-    """What transformers gives for each row of one batch, padded on the left: (tokens, n_outputs), or (1, n_outputs) of a whole sequence."""
+    """Outputs of transformers for each row of one batch, padded on the left.
+
+    They are (tokens, n_outputs), or (1, n_outputs) for a whole sequence.
+    """
     longest = max(map(len, rows))
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -182,7 +191,7 @@ def expected_outputs(model: transformers.PreTrainedModel, rows: list[list[int]])
 def chunked_outputs(
     model: Shifted, rows: list[list[int]], size: int, *, every_token: bool
 ) -> list[NDArray[np.float32]]:
-    """Rows from position 0 in chunks of one size, padded on the left: the same as `expected_outputs`."""
+    """The same as `expected_outputs` for rows fed from position 0 in chunks of one size, padded on the left."""
     total = -(-max(map(len, rows)) // size) * size
     ids = np.array([[0] * (total - len(row)) + row for row in rows], np.int64)
     positions = np.array([range(len(row) - total, len(row)) for row in rows])
@@ -196,7 +205,7 @@ def chunked_outputs(
 
 
 def difference(found: list[NDArray[Any]], expected: list[NDArray[Any]]) -> float:
-    """`reference.difference` over the rows together."""
+    """`reference.difference` over all rows together."""
     assert [row.shape for row in found] == [row.shape for row in expected]
     return reference.difference(np.concatenate(found), np.concatenate(expected))
 
@@ -312,7 +321,7 @@ def test_classify_labels_tokens_as_the_pipeline_does(compile_head, capsys):
 
 
 def test_classify_answers_a_question(compile_head, capsys):
-    """The likeliest span, by every span of transformers' logits for the pair as its tokenizer encodes it."""
+    """The likeliest span, over all spans of transformers' logits for the pair as its tokenizer encodes it."""
     case = compile_head("question_answering")
     question, limit = "which?", 4
     tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder / "checkpoint")
@@ -324,7 +333,7 @@ def test_classify_answers_a_question(compile_head, capsys):
     )
     for answer, text in zip(found, texts, strict=True):
         pair = tokenizer(question, text, return_tensors="pt")["input_ids"]
-        own = len(text)  # one token a byte
+        own = len(text)  # one token per byte
         with torch.no_grad():
             logits = model(pair)
         starts, ends = (end[0, -own:].double().softmax(0).numpy() for end in (logits.start_logits, logits.end_logits))
@@ -340,7 +349,7 @@ def test_classify_answers_a_question(compile_head, capsys):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_embed_pools_the_last_hidden_states(compile_head, capsys, pool, normalize):
     case = compile_head("embedding")
-    states = pipeline_of("feature-extraction", case)  # runs the base model: the last hidden state
+    states = pipeline_of("feature-extraction", case)  # runs the base model, which gives the last hidden state
     flags = ["--pool", pool, *(["--normalize"] if normalize else [])]
     found = json.loads(run(embed, capsys, case.artifact, *text_flags(), *flags, "--json"))
     for answer, text in zip(found, TEXTS, strict=True):
@@ -348,9 +357,8 @@ def test_embed_pools_the_last_hidden_states(compile_head, capsys, pool, normaliz
         vector = hidden[-1] if pool == "last" else hidden.mean(0)
         vector = vector / np.linalg.norm(vector) if normalize else vector
         assert answer["tokens"] == len(hidden)
-        assert (
-            reference.difference(np.array(answer["embedding"]), vector) <= 2 * case.bound
-        )  # a pooled vector is smaller than its largest state
+        # a pooled vector is smaller than its largest state
+        assert reference.difference(np.array(answer["embedding"]), vector) <= 2 * case.bound
     lines = run(embed, capsys, case.artifact, *text_flags(), *flags).splitlines()
     assert [list(map(float, line.split())) for line in lines] == [
         pytest.approx(answer["embedding"]) for answer in found
@@ -359,7 +367,7 @@ def test_embed_pools_the_last_hidden_states(compile_head, capsys, pool, normaliz
 
 def test_best_span_prefers_what_both_ends_say():
     logits = np.full((4, 2), -9, np.float32)
-    logits[3, 0] = logits[1, 1] = 3  # a likely start behind the likeliest end
+    logits[3, 0] = logits[1, 1] = 3  # a likely start after the likeliest end
     logits[0, 0] = logits[2, 1] = 1
     assert classify.best_span(logits, 4) == classify.best_span(logits, 2)
     assert (classify.best_span(logits, 4).start, classify.best_span(logits, 4).end) == (0, 1)
@@ -391,7 +399,7 @@ def test_other_families(tmp_path, kind, changes):
 
 
 def test_a_bare_model_is_an_embedding(tmp_path):
-    """The same decoder with and without `model.` in front of its names; of the whole model, the head is left out."""
+    """The same decoder with and without the prefix `model.` in its names; the head of the whole model is left out."""
     whole = write_checkpoint(tmp_path / "whole", MistralForCausalLM)
     bare = MistralModel(whole.config).eval()
     bare.load_state_dict(whole.model.state_dict())
@@ -542,7 +550,7 @@ def test_a_manifest_that_disagrees_is_refused(compile_head, changes, message):
 
 
 def test_golden_prompts_of_heads(case, engine):
-    """Computed by torch, one layer at a time; the artifact gives the same, and another number is found."""
+    """They are computed by torch, one layer at a time; the artifact gives the same, and a wrong number is found."""
     prompts = golden_prompts(case.graphs)
     assert [prompt.next_ids.size for prompt in prompts] == [0, 0]
     checks = verify.replay(engine, prompts)

@@ -1,4 +1,7 @@
-"""Generation far past the window: the tokens of transformers, memory that stays, and as many keys to visit at each step."""
+"""Generation far past the window.
+
+The tokens are those of transformers, memory stays constant, and every step visits equally many keys.
+"""
 
 import json
 import subprocess
@@ -16,7 +19,7 @@ from runtime.engines.engine import Engine
 from tests.helpers.artifacts import CACHE_LEN, WINDOW, random_ids, slot_of
 
 VOCAB = 320
-FAR = 512  # windows; far enough for what a step keeps to show in the memory of a process
+FAR = 512  # windows: enough for any memory that each step kept to show in the process
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +60,11 @@ def test_four_windows_past_the_window_are_those_of_transformers(engine, referenc
     found = [step.token_id for step in steps_of(engine, prompt, count)]
     assert found == made[0, length:].tolist()
     assert len(found) == count
-    assert len(set(found)) > WINDOW  # not one token for ever, which any cache would give
+    assert len(set(found)) > WINDOW  # not the same token forever, which any cache would give
 
 
-# Resident memory that no file backs, in kB, after each window of a long generation, in a process where nothing else allocates.
+# Resident memory not backed by files, in kB, after each window of a long generation, in a process where nothing else
+# allocates.
 LONG_GENERATION = """
 import json, sys
 from pathlib import Path
@@ -70,7 +74,8 @@ from runtime.decoding.sampler import Sampler, SamplingOptions
 
 engine, window, windows = Engine.open(Path(sys.argv[1]), threads=1), int(sys.argv[2]), int(sys.argv[3])
 resident = [0] * (windows + 1)
-for count, _ in enumerate(generate(engine, [1], Sampler(SamplingOptions()), max_tokens=windows * window, eos_ids=()), 1):
+for count, _ in enumerate(\
+generate(engine, [1], Sampler(SamplingOptions()), max_tokens=windows * window, eos_ids=()), 1):
     if count % window == 0:
         lines = Path("/proc/self/status").read_text().splitlines()
         resident[count // window] = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
@@ -79,10 +84,11 @@ print(json.dumps([engine.position, resident]))
 
 
 def test_memory_does_not_grow_past_the_second_window(case, engine):
-    """Neither up to the fourth window nor, as two windows of a tiny model are fewer bytes than an allocator rounds by, up to the 512th.
+    """Memory stays level up to the fourth window, and up to the 512th.
 
-    The bound is one arena of Python's allocator (1 MiB), the unit in which memory comes for the ids of the history (36 bytes each, 144 KiB in
-    all). A cache that kept every column would grow by twice as much.
+    The 512th is checked as well because two windows of a tiny model are fewer bytes than an allocator rounds by. The
+    bound is one arena of Python's allocator (1 MiB), the unit in which memory comes for the ids of the history (36
+    bytes each, 144 KiB in all). A cache that kept every column would grow by twice as much.
     """
     column = sum(cache.nbytes for cache in engine.caches) // WINDOW  # bytes of one position's keys and values
     bound = 2**20
@@ -94,7 +100,10 @@ def test_memory_does_not_grow_past_the_second_window(case, engine):
 
 
 def visited_slots(engine, i, token_id):
-    """How many slots of one cache the next step reads: NaN there changes its logits, a value's whatever its weight. The engine stays as it was."""
+    """Number of slots of one cache that the next step reads.
+
+    NaN in such a slot changes the logits; for a value it does so whatever the weight. The engine is left as it was.
+    """
     ids = np.array([[token_id]])
     before = [array.copy() for array in engine.caches]
     clean = engine.step(1, ids, engine.lengths)
@@ -108,7 +117,10 @@ def visited_slots(engine, i, token_id):
 
 
 def test_each_step_visits_as_many_keys_once_the_window_is_full(engine):
-    """At position p: min(p, W - 1) of the past in each layer's keys and values, beside the step's own. So no step costs more than the W-th."""
+    """At position p, a step reads min(p, W - 1) past keys and values in each layer, besides its own.
+
+    So no step costs more than the W-th.
+    """
     for position, token_id in enumerate(random_ids(5 * WINDOW, VOCAB, 1)):
         assert [visited_slots(engine, i, token_id) for i in range(len(engine.caches))] == [
             min(position, WINDOW - 1)
@@ -118,7 +130,7 @@ def test_each_step_visits_as_many_keys_once_the_window_is_full(engine):
 
 
 def test_bench_decodes_from_contexts_beyond_the_window(engine):
-    """None is left out, and from a full window on a step has the same bytes to read."""
+    """No context is skipped, and from a full window on, every step has the same number of bytes to read."""
     contexts = (WINDOW // 2, WINDOW, WINDOW + 1, 5 * WINDOW, CACHE_LEN + 1, FAR)
     manifest = engine.manifest
     weights = weight_bytes(manifest.weights, tied=manifest.model.tied_embeddings)

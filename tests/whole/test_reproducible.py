@@ -1,4 +1,7 @@
-"""The same checkpoint and config give the same bytes in whatever folder: every file, for the CPU and for CUDA."""
+"""The same checkpoint and config give the same bytes, whatever folder they are in.
+
+This holds for every file, for the CPU and for CUDA.
+"""
 
 import hashlib
 import os
@@ -19,7 +22,7 @@ def sums(artifact: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["int8_dynamic", "cuda"])
 def test_two_folders_one_artifact(compile_case, tmp_path, name):
-    """One made among the tests, in their process; and one by the command, in processes with another hash seed."""
+    """One is made in the tests' own process, the other by the command, in processes with another hash seed."""
     first = compile_case(name)
     folder = tmp_path / "a" / "longer" / "path"
     shutil.copytree(first.folder, folder, ignore=shutil.ignore_patterns("out"))

@@ -1,4 +1,4 @@
-"""The real model in int8: it costs under 1 % of perplexity, and writes the same text where it is shipped to."""
+"""The real model in int8 costs under 1 % of perplexity, and writes the same text where it is shipped."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 HOST = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
 PROMPT = "The capital of France is"
-SHORT = 128  # tokens that are read by both artifacts in step
+SHORT = 128  # tokens that both artifacts read in step
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def int8(folder):
 
 
 def test_the_shipped_model_writes_the_same_text_in_an_empty_environment(int8, folder, tmp_path):
-    """No network, no torch, no onnx, no compiler; and the golden prompts, computed by torch here, hold there."""
+    """No network, torch, onnx or compiler is there; and the golden prompts, computed by torch here, hold there."""
     subprocess.run(
         [sys.executable, "-m", "build.shipping.ship", "int8.yaml", "--pythons", PYTHON],
         cwd=folder,
@@ -68,7 +68,7 @@ def test_the_shipped_model_writes_the_same_text_in_an_empty_environment(int8, fo
 
 @pytest.fixture(scope="module")
 def expected(int8, folder):
-    """Log-probabilities that `transformers` gives the text's tokens, by its float32 weights, in one pass."""
+    """Log-probabilities of the text's tokens by `transformers` with its float32 weights, in one pass."""
     rows = text_rows(int8, Engine.open(int8))
     assert rows.shape == (1, CACHE_LEN + 1)
     scores = log_softmax(reference_logits(transformers_model("fp32", folder), rows[:, :-1], "causal_lm")[0])
@@ -80,14 +80,14 @@ def perplexity(log_probabilities):
 
 
 def test_int8_costs_less_than_one_percent_of_perplexity(int8, expected):
-    """Of the perplexity of `transformers` in float32, on as many tokens as the caches hold."""
+    """The cost is relative to the perplexity of `transformers` in float32, on as many tokens as the caches hold."""
     (quantized,) = measure({"int8": int8})
     assert quantized.tokens == CACHE_LEN
     assert abs(quantized.perplexity / perplexity(expected) - 1) < 0.01
 
 
 def test_both_artifacts_are_read_in_step(int8, folder, expected, monkeypatch):
-    """float32 as the baseline: its perplexity is that of `transformers`, but for roundings in another order."""
+    """float32 is the baseline: its perplexity is that of `transformers`, up to rounding in another order."""
     monkeypatch.setattr(quality, "LENGTH", SHORT)
     fp32 = smollm2("fp32", folder)
     baseline, quantized = measure({"none": fp32, "int8": int8})

@@ -1,7 +1,7 @@
-"""Every CPU kernel against numpy in float64, at shapes that divide by nothing.
+"""Every CPU kernel against numpy in float64, at sizes that are multiples of nothing.
 
-Bounds follow from float32 alone: any order of summing K products, fused or not, is off by at most (K + 1) u sum |x w|, with u = 2**-24
-(Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
+Bounds follow from float32 alone: any order of summing K products, fused or not, is off by at most (K + 1) u sum |x w|,
+with u = 2**-24 (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
 """
 
 from dataclasses import dataclass, replace
@@ -34,14 +34,17 @@ from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, mach
 from tests.helpers.mixture_reference import check as check_mixture
 
 U = 2.0**-24
-EXP_ULPS = 2  # of `vector.exp`; test_exp measures it
+EXP_ULPS = 2  # for `vector.exp`; test_exp measures it
 LANES = 8
-NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100}  # a number: what no query sees is multiplied by zero
+NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100}  # not NaN: what no query sees is multiplied by zero
 AVX2 = next(level for level in LEVELS if level.name == "avx2")
 
 
 def plain_dot(sums, weights, x, at):
-    """What `vpdpbusd` computes, from shifts and products: byte j of each word of weights, without sign, times byte j of x, with its sign."""
+    """The result of `vpdpbusd`, from shifts and products.
+
+    Byte j of each word of weights, unsigned, times byte j of x, signed.
+    """
     words, four = T.reinterpret("int32x16", weights), T.broadcast(T.reinterpret("int32", x[T.ramp(at, 1, 4)]), 16)
     for j in range(4):
         unsigned = (words >> T.broadcast(T.int32(8 * j), 16)) & T.broadcast(T.int32(255), 16)
@@ -56,7 +59,8 @@ def plain_words(sums, words, x, at):
     return plain_dot(low, T.reinterpret("uint8x64", (words >> T.broadcast(T.int32(4), 16)) & mask), x, at + 4)
 
 
-# The kernels of AVX-512 VNNI with its one instruction spelled out, so that everything around it is proved on every machine.
+# The kernels of AVX-512 VNNI with its one instruction spelled out, so that everything around it is proved on every
+# machine.
 SPELLED_OUT = replace(
     LEVELS[0], name="vnni-spelled-out", flags=(), dot=replace(VNNI_DOT, add=plain_dot), words=WordDot(16, plain_words)
 )
@@ -64,7 +68,10 @@ SPELLED_OUT = replace(
 
 @pytest.fixture(params=[*LEVELS, SPELLED_OUT], ids=lambda level: level.name)
 def level(request):
-    """Every level that this machine can run; the machine code of all of them is looked at by `test_each_level_compiles_to_its_own_instructions`."""
+    """Every level that this machine can run.
+
+    `test_each_level_compiles_to_its_own_instructions` looks at the machine code of all levels.
+    """
     if request.param.dot is VNNI_DOT and missing_features(request.param.flags):
         pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
     return request.param
@@ -72,7 +79,7 @@ def level(request):
 
 @dataclass(frozen=True)
 class FloatLevel:
-    """A level as kernels that multiply no integers may see it: whoever asks for anything else fails."""
+    """The part of a level that is meant for kernels that multiply no integers: access to anything else fails."""
 
     lanes: int
     tile: Tile
@@ -83,34 +90,38 @@ class FloatLevel:
         return cls(level.lanes, level.tile, level.in_flight)
 
 
-# That of AVX-512 VNNI is not run: so seen, it is AVX-512's. AVX2 and `any` are one, for two processors.
+# AVX-512 VNNI is not run: seen this way, it is the same as AVX-512. AVX2 and `any` are the same too, for two
+# processors.
 FLOAT_LEVELS = {level.name: FloatLevel.of(level) for level in LEVELS[1:]}
 
 
 @pytest.fixture(params=FLOAT_LEVELS)
 def float_level(request):
-    """What every level's kernels of floats see, and the processor that they are compiled for to run here."""
+    """A level as all its float kernels see it, and the processor for which they are compiled to run here."""
     return FLOAT_LEVELS[request.param], processor_of(next(level for level in LEVELS if level.name == request.param))
 
 
 def test_without_integers_avx512_vnni_is_avx512():
-    """So the kernels of floats that are run at one level are those of the other."""
+    """So the float kernels that are run at one level are those of the other."""
     assert [level.name for level in LEVELS[:2]] == ["avx512-vnni", "avx512"]
     assert FloatLevel.of(LEVELS[0]) == FLOAT_LEVELS["avx512"]
 
 
 def processor_of(level):
-    """What a level is compiled for to run here: its own processor, or one without its wide registers, for which the compiler splits its vectors."""
+    """The processor for which a level is compiled to run here.
+
+    It is the level's own, or one without its wide registers, for which the compiler splits its vectors.
+    """
     return PROCESSORS["avx2"] if level is SPELLED_OUT or missing_features(level.flags) else PROCESSORS[level.name]
 
 
 def call(kernel, *arrays):
-    """Arrays changed in place must be `aligned` by the caller; the others are copied."""
+    """Call a kernel; arrays changed in place must be `aligned` by the caller, the others are copied."""
     kernel(*(tvm_ffi.from_dlpack(array if array.ctypes.data % ALIGNMENT == 0 else aligned(array)) for array in arrays))
 
 
 def output(*shape):
-    """Filled with NaN, so that an element that is never written shows."""
+    """An array filled with NaN, so that an element that is never written shows."""
     return aligned(np.full(shape, np.nan, np.float32))
 
 
@@ -127,9 +138,11 @@ DYNAMIC = {
     "int4-32": Storage(dtype="int4", group_size=32, dynamic=True),
     "int4-128-zero-points": Storage(dtype="int4", group_size=128, zero_points=True, dynamic=True),
 }
-# rows, N, K: N below, at, beside and beyond one panel, and in whole panels of gate and up; K odd, prime, below and beyond a block and a group
+# rows, N, K. N is below, at, near and beyond one panel, and in whole panels of gate and up; K is odd, prime, below and
+# beyond a block and a group.
 SIZES = [(1, 31, 33), (7, 64, 256), (1, 64, 192), (2, 1, 1), (7, 45, 331), (512, 65, 40)]
-WHOLE_WORDS = [(1, 31, 40), (7, 64, 256), (1, 64, 256), (1, 64, 136), (2, 1, 8), (7, 45, 136), (512, 65, 40)]  # of int4
+# for int4
+WHOLE_WORDS = [(1, 31, 40), (7, 64, 256), (1, 64, 256), (1, 64, 136), (2, 1, 8), (7, 45, 136), (512, 65, 40)]
 FUSED = {
     "alone": {},
     "norm, residual": {"norm_eps": 1e-5, "residual": True},
@@ -139,12 +152,12 @@ FUSED = {
 
 @dataclass(frozen=True)
 class Product:
-    """What a product kernel is called with, and what it must give, in float64."""
+    """The arguments of a product kernel, and the result that it must give, in float64."""
 
     shape: Linear
     arrays: list
     exact: np.ndarray
-    size: np.ndarray  # sum |x w|, what errors of products are measured by
+    size: np.ndarray  # sum |x w|, by which errors of products are measured
 
 
 def product(shape, seed=0):
@@ -172,7 +185,10 @@ def product(shape, seed=0):
 
 
 def in_levels(wide, shape):
-    """x (..., K) as (..., groups, numbers) in units of its groups' scales, and those: 64 numbers together, or a group of the weight's, or all."""
+    """x (..., K) as (..., groups, numbers) in units of its groups' scales, and these scales.
+
+    A group is 64 numbers, or as many as a group of the weight, or all of them.
+    """
     group = shape.weight.group_size or 64
     groups = wide.reshape(*wide.shape[:-1], -1, shape.k if shape.k % group else group)
     scales = np.abs(groups).max(-1, keepdims=True) / 127
@@ -192,7 +208,8 @@ def test_every_level_has_a_processor_with_its_flags():
         assert not missing_features(level.flags, frozenset(cpuinfo_flags(map(str, features))))
 
 
-# By level: its registers, its multiply-add of floats (in either order of operands) and, of int8 activations, its product.
+# By level: its registers, its multiply-add for floats (with operands in either order) and its product for int8
+# activations.
 REGISTERS = {"avx512-vnni": "zmm", "avx512": "zmm", "avx2": "ymm", "any": "xmm"}
 WIDER = {"avx512-vnni": (), "avx512": (), "avx2": ("zmm",), "any": ("zmm", "ymm")}
 MULTIPLY_ADD = {"avx512-vnni": "vfmadd", "avx512": "vfmadd", "avx2": "vfmadd", "any": "mulps"}
@@ -203,7 +220,7 @@ INTEGER_PRODUCT = {"avx512-vnni": "vpdpbusd", "avx512": "vpmadd", "avx2": "vpmad
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("own", LEVELS, ids=lambda level: level.name)
 def test_each_level_compiles_to_its_own_instructions(own, name, rows):
-    """For a processor that has them, whatever this machine has, so that no level is ever untested."""
+    """The target is a processor that has them, whatever this machine has, so that no level goes untested."""
     code = machine_code(linear(own, Linear((1, rows), 64, 64, FORMATS[name])), PROCESSORS[own.name])
     assert REGISTERS[own.name] in code
     assert MULTIPLY_ADD[own.name] in code
@@ -214,17 +231,20 @@ def test_each_level_compiles_to_its_own_instructions(own, name, rows):
 @pytest.mark.parametrize("name", DYNAMIC)
 @pytest.mark.parametrize("own", LEVELS[:3], ids=lambda level: level.name)
 def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows):
-    """Several rows of int4 go through float32."""
+    """With int4, several rows go through float32."""
     code = machine_code(linear(own, Linear((1, rows), 64, 64, DYNAMIC[name])), PROCESSORS[own.name])
     assert REGISTERS[own.name] in code
     assert (INTEGER_PRODUCT[own.name] in code) == (rows == 1 or name == "int8")
 
 
 def check_product(level, processor, shape, seed=0):
-    """A sum of K products is off by (K + 1) u of what was added, and by as much again for each rounding of its terms before.
+    """Compare a product with its exact result.
 
-    Terms are rounded by the norm ((K + 1) / 2 + 6, see `test_rms_norm`), the scale, and the zero point, which is taken off as up to 15 / 8 times the
-    sizes of all terms of int4. SwiGLU's derivative is at most 1.1 on either side, times the other side.
+    A sum of K products is off by (K + 1) u of what was added, and by u more for each earlier rounding of its terms.
+
+    Terms are rounded by the norm ((K + 1) / 2 + 6, see `test_rms_norm`), by the scale, and by the zero point, whose
+    removal for int4 takes off up to 15 / 8 times the sizes of all terms. SwiGLU's derivative is at most 1.1 on either
+    side, times the other side.
     """
     made = product(shape, seed)
     y = run_product(level, processor, made)
@@ -248,7 +268,10 @@ def check_product(level, processor, shape, seed=0):
 
 
 def sizes(every_size, name, fused):
-    """All sizes on the level that every machine of ours has; one row and several, of whole panels, of the other levels and with other work."""
+    """All sizes at the level that all our machines have.
+
+    The other levels, and products fused with other work, get one row and several, of whole panels.
+    """
     every = WHOLE_WORDS if name.startswith("int4") else SIZES
     if every_size:
         return every if fused == "alone" else every[1:3]
@@ -266,7 +289,10 @@ def test_linear(float_level, name, fused):
 @pytest.mark.parametrize("fused", FUSED)
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_linear_of_rounded_tokens(level, name, fused):
-    """Integers are exact, so the error is that of scales alone; x is kept away from halves, where the last bit of the norm would decide."""
+    """Integers are exact, so only the scales contribute errors.
+
+    x is kept away from halves, where the last bit of the norm would decide.
+    """
     if level.dot is None:
         with pytest.raises(UserError, match=r"no AVX2, .* compile for x86-64-v3"):
             linear(level, Linear((1, 1), 32, 8, DYNAMIC[name]))
@@ -281,7 +307,7 @@ def test_linear_of_rounded_tokens(level, name, fused):
 
 
 def far_from_halves(made):
-    """Whether no number that is rounded lies so near to the middle of two levels that float32 might take the other one."""
+    """Whether every rounded number is so far from the middle of two levels that float32 cannot take the other one."""
     wide = made.arrays[0].astype(np.float64)
     if made.shape.norm_eps is not None:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(made.shape.norm_eps)) * made.arrays[1]
@@ -301,7 +327,7 @@ def test_linear_of_two_batch_rows_and_three_tokens(float_level):
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_linear_never_reads_the_padding_of_the_last_panel(rows):
-    """Whatever lies behind the last output changes nothing."""
+    """Whatever follows the last output changes nothing."""
     made = product(Linear((1, rows), 35, 8, FORMATS["float32"]))
     clean = run_product(AVX2, processor_of(AVX2), made)
     made.arrays[1][-1, :, 3:] = np.nan
@@ -310,7 +336,7 @@ def test_linear_never_reads_the_padding_of_the_last_panel(rows):
 
 @pytest.mark.parametrize("name", [*FORMATS, "dynamic"])
 def test_embedding(name):
-    """A gather and at most two products: exact, the last row of the last panel included."""
+    """A gather and at most two products: exact, including the last row of the last panel."""
     stored = DYNAMIC["int8"] if name == "dynamic" else FORMATS[name]
     tensor = ModelTensor(name="w", shape=(301, 16), stored=stored)
     arrays = store(tensor, np.random.default_rng(0).standard_normal(tensor.shape).astype(np.float32))
@@ -350,7 +376,7 @@ def test_rms_norm(lead, dim, eps):
     call(compiled(rms_norm(AVX2, lead, dim, eps)), x, weight, y)
     wide = x.astype(np.float64)
     exact = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(eps)) * weight
-    # dim + 1 roundings of the sum count half behind the root; then the mean, eps, root, inverse and two products: 6 more.
+    # dim + 1 roundings of the sum count half after the root; the mean, eps, root, inverse and two products add 6 more.
     assert (np.abs(y - exact) <= ((dim + 1) / 2 + 6) * U * np.abs(exact)).all()
 
 
@@ -364,7 +390,8 @@ def test_swiglu(lead, hidden):
     call(compiled(swiglu(AVX2, lead, hidden)), np.concatenate([gate, up], -1), y)
     wide = gate.astype(np.float64)
     exact = wide / (1 + np.exp(np.minimum(-wide, 700))) * up
-    # exp, sum, quotient and product each round; where exp is clamped (gate < -88.37), gate / exp(88.37) is all that is left of either side.
+    # exp, sum, quotient and product each round; where exp is clamped (gate < -88.37), gate / exp(88.37) is all that
+    # remains of either side.
     bound = (2 * EXP_ULPS + 4) * U * np.abs(exact) + np.where(
         gate < -88, 2 * np.abs(wide * up) * np.exp(-vector.LARGEST), 0
     )
@@ -392,7 +419,10 @@ def exp_of(kernel, values):
 
 
 def test_exp(exp_kernel):
-    """Over the whole range, 2 ulp: Cephes states 1.7e-7 = 1.4 ulp of relative error for this polynomial, and the last product rounds once more."""
+    """exp is within 2 ulp over the whole range.
+
+    Cephes states a relative error of 1.7e-7 = 1.4 ulp for this polynomial, and the last product rounds once more.
+    """
     x = np.linspace(vector.SMALLEST, vector.LARGEST, 4096 * 40).astype(np.float32)
     exact = np.exp(x.astype(np.float64))
     assert (np.abs(exp_of(exp_kernel, x) - exact) <= EXP_ULPS * 2 * U * exact).all()
@@ -403,14 +433,14 @@ def test_exp_at_its_ends(exp_kernel):
     found = exp_of(exp_kernel, x)
     assert found[:2].tolist() == [1, 1]
     assert np.isfinite(found).all()
-    assert (found[2:6] <= 2.0**-125).all()  # next to nothing, and never negative
+    assert (found[2:6] <= 2.0**-125).all()  # close to zero, and never negative
     assert (found[2:6] >= 0).all()
     assert (found[6:] >= 2.3e38).all()
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One sequence of calls: `padding` is how many negative positions each batch row begins with."""
+    """One sequence of calls; `padding` is the number of negative positions with which each batch row begins."""
 
     chunks: tuple[int, ...]
     padding: tuple[int, ...]
@@ -438,8 +468,11 @@ ATTENTION = {
 
 
 def attention_inputs(case, generator):
-    """qkv, positions, cos and sin of all tokens. Padding is NaN, to show whether anything reads it; narrow rings get quarter turns, whose
-    rotation is exact, so that no rounding to float16 can fall on either side, and numbers in whole levels of int8."""
+    """qkv, positions, cos and sin of all tokens.
+
+    Padding is NaN, to show whether anything reads it. Narrow rings get quarter turns, whose rotation is exact, so that
+    no rounding to float16 can fall on either side, and numbers in whole levels of int8.
+    """
     total, batch, half = sum(case.chunks), len(case.padding), case.head_dim // 2
     qkv = generator.standard_normal((batch, total, (case.heads[0] + 2 * case.heads[1]) * case.head_dim)).astype(
         np.float32
@@ -449,9 +482,8 @@ def attention_inputs(case, generator):
     if case.dtype == "int8":
         columns = qkv.reshape(batch, total, -1, case.head_dim)[:, :, case.heads[0] :]
         columns[...] = np.clip(np.rint(columns * 40), -127, 127)
-        columns[..., 0] = 127 * 2.0 ** generator.integers(
-            -8, -5, columns.shape[:-1]
-        )  # the largest, which makes the scale a power of two
+        # the largest number makes the scale a power of two
+        columns[..., 0] = 127 * 2.0 ** generator.integers(-8, -5, columns.shape[:-1])
         columns[..., 1:] *= columns[..., :1] / 127
         qkv[positions < 0] = np.nan
     if case.dtype != "float32":
@@ -462,7 +494,7 @@ def attention_inputs(case, generator):
 
 
 def rotated(x, cos, sin):
-    """x (tokens, heads, D), cos and sin (tokens, D / 2)."""
+    """Rotate x (tokens, heads, D) by cos and sin (tokens, D / 2)."""
     a, b = np.split(x, 2, axis=-1)
     c, s = cos[:, None], sin[:, None]
     return np.concatenate([a * c - b * s, b * c + a * s], -1)
@@ -492,8 +524,9 @@ def attention_reference(case, qkv, positions, cos, sin):
             shares = np.exp(scores - scores.max())
             shares /= shares.sum()
             out[i, head] = shares @ v
-            # Rotation and scaling: 3 roundings on q, 3 on k, relative to what is rotated; the dot D + 1. A score that is off by e moves its
-            # share by e, and the sum of shares by as much; then exp and the sums over the seen columns.
+            # Rotation and scaling: 3 roundings on q, 3 on k, relative to what is rotated; the dot product D + 1. An
+            # error of e in a score moves its share by e, and the sum of shares by as much; then come exp and the sums
+            # over the seen columns.
             size = (
                 np.abs(np.concatenate([k, np.roll(k, d // 2, -1)])).max(-1).max()
                 * np.abs(parts[i, head]).sum()
@@ -505,7 +538,7 @@ def attention_reference(case, qkv, positions, cos, sin):
     return out, bounds, key, value
 
 
-attention_kernel = cache(rolling_attention)  # AVX2's and that of `any` are one
+attention_kernel = cache(rolling_attention)  # the kernels of AVX2 and `any` are the same
 
 
 @pytest.mark.parametrize("name", ATTENTION)
@@ -538,7 +571,7 @@ def test_rolling_attention(float_level, name):
     found = np.concatenate(found, 1).reshape(batch, -1, h, d)
     for b in range(batch):
         expected, bounds, key, value = attention_reference(case, qkv[b], positions[b], cos[b, 0], sin[b, 0])
-        assert (np.abs(found[b] - expected) <= bounds).all()  # rows of padding included: zero, not NaN
+        assert (np.abs(found[b] - expected) <= bounds).all()  # rows of padding included, which are zero, not NaN
         block = ring_block(case.window)
         by_slot = rings[0][b].reshape(kv, case.window // block, d, block).swapaxes(2, 3).reshape(kv, case.window, d)
         found_columns = [by_slot, rings[1][b]]
@@ -553,7 +586,7 @@ def test_rolling_attention(float_level, name):
 
 
 def check_ring(ring, columns, positions, untouched, relative):
-    """The last W positions lie at slot = position mod W; what was never written is still what it was."""
+    """The last W positions are at slot = position mod W; slots that were never written are unchanged."""
     window = ring.shape[1]
     last = positions[-1]
     for slot in range(window):
@@ -566,13 +599,14 @@ def check_ring(ring, columns, positions, untouched, relative):
 
 
 def called(function, arrays):
-    """All arrays, as the kernel left them."""
+    """All arrays, as the kernel leaves them."""
     held = [aligned(array) for array in arrays]
     call(compiled(function), *held)
     return held
 
 
-# One token (its own code) and several, sizes that are and are not multiples of a panel or a vector, more pairs of an expert than a tile of rows.
+# One token (its own code) and several; sizes that are and are not multiples of a panel or a vector; an expert with more
+# pairs than a tile has rows.
 MIXTURE = [
     (1, 64, 96, "int8"),
     (1, 33, 7, "float32"),
@@ -589,7 +623,10 @@ def test_mixture(tokens, dim, hidden_dim, dtype):
 
 
 def test_mixture_survives_scores_that_are_no_numbers():
-    """The answer is meaningless, but every token still goes to experts that exist, so that nothing is read or written beyond the arrays."""
+    """The answer is meaningless, but every token still goes to experts that exist.
+
+    So nothing is read or written beyond the arrays.
+    """
     shape = Mixture((1, 3), 8, 8, 4, 2, FORMATS["float32"])
     x, weights = np.ones((1, 3, 8), np.float32), [np.ones((4, 8, PANEL), np.float32)] * 2
     scores = np.full((1, 3, 4), np.nan, np.float32)

@@ -33,7 +33,7 @@ FLOAT32 = np.finfo(np.float32).eps
 
 
 def run(kernel, *arrays):
-    """Call a compiled kernel; the arrays as it left them."""
+    """Call a compiled kernel; return the arrays as it left them."""
     tensors = [tvm.runtime.tensor(array) for array in arrays]
     kernel(*tensors)
     return [tensor.numpy() for tensor in tensors]
@@ -44,7 +44,7 @@ def garbage(shape):
 
 
 def weights(rng, n, k, stored):
-    """The packed arrays of a random (N, K) matrix, and its numbers as kernels take them, in float64."""
+    """The packed arrays of a random (N, K) matrix, and its numbers as kernels use them, in float64."""
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
     arrays = store(tensor, rng.standard_normal((n, k)).astype(np.float32))
     parts = packed(tensor, arrays, "cuda")
@@ -62,8 +62,8 @@ FORMATS = {
     **INT4,
 }
 
-# N and K below, at and beyond a panel (32), a vector (4 to 32) and the 8 warps; rows below, at and beyond a tile of 64. The third K goes through
-# the loop without guards, in every format.
+# N and K below, at and beyond a panel (32), a vector (4 to 32) and the 8 warps; rows below, at and beyond a tile of 64.
+# The third K goes through the loop without guards, in every format.
 ODD = [((1, 1), 70, 61), ((1, 3), 33, 5), ((2, 1), 31, 40), ((5, 14), 45, 37), ((1, 1), 33, 2051)]
 EVEN = [
     ((1, 1), 32, 64),
@@ -86,8 +86,9 @@ def test_linear(lead, n, k, name):
     *_, y = run(
         compiled_serially(linear.linear(Linear(lead, n, k, FORMATS[name]), on=SERIAL)), x, *arrays, garbage((*lead, n))
     )
-    # K float32 multiplications and additions and a few scalings, each rounded: Higham's bound (K + 4) u sum |x w|, with eps = 2 u. int4 sums
-    # 16 (1 + q / 16) x and takes (16 + zero) x off again, each at most 31 |x| times the group's scale, which is at least a seventh of |w|'s largest.
+    # K float32 multiplications and additions and a few scalings, each rounded: Higham's bound (K + 4) u sum |x w|, with
+    # eps = 2 u. int4 sums 16 (1 + q / 16) x and subtracts (16 + zero) x again, each at most 31 |x| times the group's
+    # scale, which is at least a seventh of |w|'s largest.
     magnitude = np.abs(x).astype(np.float64) @ np.abs(wide).T
     if name in INT4:
         size = FORMATS[name].group_size
@@ -96,7 +97,7 @@ def test_linear(lead, n, k, name):
     assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= (k + 4) * FLOAT32 * magnitude)
 
 
-# rows at and beyond 16, 64 and 128, and N and K beside a tile of 128 and a step of 32; int4 in whole groups
+# rows at and beyond 16, 64 and 128, and N and K near a tile of 128 and a step of 32; int4 in whole groups
 TENSOR = [(16, 32, 64), (64, 128, 32), (70, 150, 60), (130, 257, 100)]
 TENSOR_CASES = [(*sizes, name) for sizes in TENSOR for name in ("float16", "int8")]
 TENSOR_CASES += [(16, 32, 64, "int4"), (70, 150, 64, "int4-zeros"), (130, 257, 96, "int4")]
@@ -104,7 +105,10 @@ TENSOR_CASES += [(16, 32, 64, "int4"), (70, 150, 64, "int4-zeros"), (130, 257, 9
 
 @pytest.fixture
 def large_tiles(monkeypatch):
-    """As of a device with one multiprocessor: as large as the rows allow. Those of small products are small otherwise."""
+    """Tiles as on a device with one multiprocessor: as large as the rows allow.
+
+    Otherwise the tiles of small products are small.
+    """
     monkeypatch.setattr(tensor_core, "BLOCKS", 1)
 
 
@@ -141,8 +145,8 @@ def check_tensor_cores(rows, n, k, name):
 
 
 NORM_EPS = 1e-5
-# One row, the last token of one and of two sequences, several rows in float32, and rows for tensor cores; widths that fill panels (SwiGLU needs that)
-# and do not; a K that leaves no room for a normed x in a block.
+# One row, the last token of one and of two sequences, several rows in float32, and rows for tensor cores; widths that
+# fill panels (which SwiGLU needs) and widths that do not; a K that leaves no room for a normed x in a block.
 FUSED = {
     "norm": (Linear((1, 1), 70, 96, FORMATS["float16"], norm_eps=NORM_EPS), False),
     "norm, int4": (Linear((1, 1), 40, 2080, FORMATS["int4-zeros"], norm_eps=NORM_EPS), False),
@@ -179,7 +183,8 @@ def test_what_is_fused_with_a_product(name):
     both, magnitude = rows @ wide.T, np.abs(rows) @ np.abs(wide).T
     if shape.weight.dtype == "int4":  # as in `test_linear`
         magnitude = magnitude * 62
-    # K products and sums as in `test_linear`, a norm of relative error (K / 4 + 4) eps; tensor cores round x, and int4 weights, by half an ulp each
+    # K products and sums as in `test_linear`, a norm with relative error (K / 4 + 4) eps; tensor cores round x, and
+    # int4 weights, by half an ulp each
     error = (1.25 * shape.k + 8) * FLOAT32 * magnitude + (2.0**-10 * magnitude if tensor_cores else 0)
     if shape.swiglu:  # silu has a slope of at most 1.1
         (gate, up), (gate_error, up_error) = np.split(both, 2, axis=1), np.split(error, 2, axis=1)
@@ -192,11 +197,11 @@ def test_what_is_fused_with_a_product(name):
         both = both + residual[0].reshape(both.shape)
         error = error + FLOAT32 * np.abs(both)
     assert np.all(np.abs(y.reshape(both.shape) - both) <= error)
-    assert y.std() > 0.1  # not a bound so wide that nothing would do
+    assert y.std() > 0.1  # the bound is not so wide that anything would pass
 
 
 def test_what_leaves_room_for_a_norm():
-    """12288 floats are all of a block's 48 kB; int4 has sums of x beside them."""
+    """12288 floats fill a block's 48 kB; int4 has sums of x besides."""
     found = {
         name: [gemv.fits_norm(Linear((1, 1), 64, k, FORMATS[name])) for k in (4096, 8192, 12288)]
         for name in ("float16", "int4")
@@ -205,7 +210,10 @@ def test_what_leaves_room_for_a_norm():
 
 
 def test_fragments_lie_as_the_ptx_manual_says():
-    """Its formulas for mma.m16n8k16, from lane and index to row and column, which the serial form inverts: one product by them alone."""
+    """One product computed only from the manual's formulas for mma.m16n8k16, which the serial form inverts.
+
+    The formulas lead from lane and index to row and column.
+    """
     rng = np.random.default_rng(0)
     x, w = rng.integers(-8, 9, (16, 16)), rng.integers(-8, 9, (16, 8))
     a, b = np.zeros((32, 4, 2), np.float16), np.zeros((32, 2, 2), np.float16)
@@ -250,7 +258,10 @@ def test_what_goes_to_tensor_cores(rows, k, name, suits):
 @pytest.mark.parametrize("name", ["float32", "float16", "int8", "int4", "int4-zeros"])
 @pytest.mark.parametrize("k", [2048, 8192, 8224])
 def test_large_products_of_small_whole_numbers_are_exact(name, k):
-    """Every sum is a whole number (int4: of sixteenths) below 2**24, so a vector that is left out or taken twice cannot hide behind a bound."""
+    """Every sum is a whole number (for int4, of sixteenths) below 2**24.
+
+    So a vector that is left out or taken twice cannot hide behind a bound.
+    """
     rng, n, stored = np.random.default_rng(k), 40, FORMATS[name]
     x, w = rng.integers(-4, 5, (1, 1, k)).astype(np.float32), rng.integers(0, 16, (n, k))
     kernel = compiled_serially(linear.linear(Linear((1, 1), n, k, stored), on=SERIAL))
@@ -280,7 +291,7 @@ BLOCKS = [(4096, 512, 16), (28672, 512, 8), (1024, 512, 32), (576, 72, 32), (64,
 
 @pytest.mark.parametrize(("n", "k", "warps"), BLOCKS)
 def test_small_matrices_are_split_more(n, k, warps):
-    """`k` in vectors."""
+    """`k` is in vectors."""
     assert gemv.gemv_warps(-(-n // 32), k) == warps
 
 
@@ -322,7 +333,8 @@ def test_swiglu(lead, hidden_dim):
 
 SHARED = "one token, shared by six heads, several splits"
 TWO_ROWS = "padded chunks across the window, two rows"
-CASES = {  # B, heads, KV heads, head_dim, W, and the chunks that are run one after the other, by the first positions of the rows
+# B, heads, KV heads, head_dim, W, and the chunks, run one after the other, by the first positions of the rows
+CASES = {
     "decode across the window": (1, 4, 2, 16, 8, [(1, (p,)) for p in range(19)]),
     TWO_ROWS: (2, 4, 2, 64, 24, [(16, (-5, 0)), (16, (11, 16)), (16, (27, 32)), (1, (43, 48)), (3, (44, 49))]),
     "chunk longer than the window": (1, 2, 1, 16, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
@@ -349,7 +361,10 @@ def test_rolling_attention(case, dtype):
 
 
 def test_a_split_of_several_tiles(monkeypatch):
-    """As where a device has fewer multiprocessors than tiles: 200 slots are 7 tiles, 4 for one block and 3 for the other."""
+    """On a device with fewer multiprocessors than tiles.
+
+    200 slots are 7 tiles, 4 for one block and 3 for the other.
+    """
     monkeypatch.setattr(decode_attention, "BLOCKS", 4)
     assert decode_attention.splits(RollingAttention(2, 1, 6, 1, 32, 200, "float16", 1.0)) == 2
     check_attention(SHARED, "float16")
@@ -366,7 +381,7 @@ TILES = [
 
 @pytest.mark.parametrize(("group", "head_dim", "dtype", "keys"), TILES)
 def test_tiles_fit_shared_memory(group, head_dim, dtype, keys):
-    """Of 48 kB: keys and values, and a group's queries and scores."""
+    """48 kB hold keys and values, and a group's queries and scores."""
     shape = RollingAttention(1, 1, 2 * group, 2, head_dim, 4096, dtype, 1.0)
     assert decode_attention.tile_keys(shape) == keys
     itemsize = np.dtype(dtype).itemsize
@@ -378,7 +393,7 @@ def test_queries_that_do_not_fit_are_refused():
         decode_attention.tile_keys(RollingAttention(1, 1, 64, 1, 256, 4096, "float16", 1.0))
 
 
-FLASH_CASES = {  # as CASES, in float16: rows of queries, tiles of 64 columns, and heads of 32 to 128
+FLASH_CASES = {  # like CASES, in float16: rows of queries, tiles of 64 columns, and heads of 32 to 128
     **{name: CASES[name] for name in (TWO_ROWS, SHARED)},
     "chunk longer than the window": (1, 2, 1, 32, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
     "a row that is all padding": (2, 8, 2, 32, 8, [(4, (-4, -1)), (4, (0, 3))]),
@@ -409,7 +424,7 @@ def test_what_attention_goes_to_tensor_cores():
 
 
 def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
-    """All chunks of a case, one after the other, each against the definition."""
+    """Compare all chunks of a case, one after the other, with the definition."""
     batch, heads, kv_heads, dim, window, chunks = cases[case]
     rng = np.random.default_rng(7)
     rings = [np.zeros((batch, kv_heads, window, dim), dtype) for _ in range(2)]
@@ -429,7 +444,8 @@ def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
             kernels[tokens], qkv, cos, sin, positions, *rings, garbage((batch, tokens, heads * dim))
         )
         expected = reference(shape, qkv, cos, sin, positions, history)
-        # float16 keys may round the other way after a float32 rotation: half an ulp of 2^-11 on scores of about 4 and on the values
+        # float16 keys may round the other way after a float32 rotation: half an ulp of 2^-11 on scores of about 4 and
+        # on the values
         np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 if dtype == "float32" else 4e-3)
         check_rings(keys, values, rings, history, window)
         rings = [keys, values]
@@ -455,7 +471,7 @@ def rotate(heads, cos, sin):
 
 
 def reference(shape, qkv, cos, sin, positions, history):
-    """Attention by its definition, from a dictionary of everything ever seen; adds the new columns to it."""
+    """Attention by its definition, from a dictionary of everything seen so far; adds the new columns to it."""
     group = shape.n_heads // shape.n_kv_heads
     out = np.zeros((shape.batch, shape.tokens, shape.n_heads * shape.head_dim))
     for row in range(shape.batch):
@@ -479,7 +495,8 @@ def reference(shape, qkv, cos, sin, positions, history):
     return out
 
 
-# One token and several, sizes that are and are not multiples of a panel, more tokens than a tile of rows, and an expert that nobody chooses.
+# One token and several, sizes that are and are not multiples of a panel, more tokens than a tile has rows, and an
+# expert that no token chooses.
 @pytest.mark.parametrize(
     ("tokens", "dim", "hidden_dim", "dtype"),
     [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (5, 40, 33, "float16"), (70, 64, 48, "int8")],
@@ -495,7 +512,7 @@ def test_mixture(tokens, dim, hidden_dim, dtype):
     )
 
 
-# tiles with rows for all, some and no pairs; N beside a tile of 128
+# tiles with rows for all, some and no pairs; N near a tile of 128
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), [(16, 64, 48, "float16"), (70, 72, 100, "int8")])
 def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
@@ -505,12 +522,12 @@ def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
     check_mixture(make_and_run, tokens, dim, hidden_dim, dtype, to_vector_panels, rounds=True)
 
 
-SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperature and top-k; greedy is 1
+SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperature and top-k; greedy is a top-k of 1
 
 
 @pytest.mark.parametrize("vocab_size", [50, 3000])
 def test_sample_draws_as_the_host_does(vocab_size):
-    """Against `runtime.decoding.sampler`'s filters with the same draw; every third time among equal logits."""
+    """Compare with `runtime.decoding.sampler`'s filters on the same draw; every third time, some logits are equal."""
     kernel, rng = compiled_serially(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
     for temperature, top_k in SAMPLING:
         options = SamplingOptions(temperature=temperature, top_k=top_k or None)
@@ -533,7 +550,7 @@ def test_sample_draws_as_the_host_does(vocab_size):
 
 
 def test_the_largest_draw_takes_the_last_candidate():
-    """A draw that float32 has rounded up to one."""
+    """The draw is one that float32 has rounded up to one."""
     logits = np.array([1, 3, 2, 3, 0] * 2, np.float32)
     kernel = compiled_serially(sample.sample(10, on=SERIAL))
     for top_k, last in ((0, 9), (4, 8)):

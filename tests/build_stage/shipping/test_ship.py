@@ -1,4 +1,7 @@
-"""The shipped file: installed without a network in an empty environment it verifies, signed and whole; and it has the same bytes every time."""
+"""The shipped file verifies, signed and whole, after an install without a network in an empty environment.
+
+It has the same bytes every time.
+"""
 
 import contextlib
 import hashlib
@@ -29,7 +32,7 @@ from tests.helpers.shipped import OWN_LIMIT, PYTHON, box_environment, install, o
 
 @pytest.fixture(scope="module")
 def shipped(compile_case, tmp_path_factory):
-    """The folder where a copy of a case was shipped, signed, and the public key."""
+    """The folder to which a copy of a case was shipped, signed, and the public key."""
     folder = tmp_path_factory.mktemp("ship") / "windowed"
     shutil.copytree(compile_case("windowed").folder, folder)
     private, public = make_keys(folder / "keys")
@@ -42,7 +45,7 @@ def shipped(compile_case, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def box(shipped, tmp_path_factory):
-    """The unpacked and installed file."""
+    """The shipped file, unpacked and installed."""
     folder, _ = shipped
     box = unpack(folder / "out" / "windowed.tar.zst", tmp_path_factory.mktemp("box"))
     assert "This machine can run it." in install(box).stdout

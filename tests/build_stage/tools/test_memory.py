@@ -1,4 +1,4 @@
-"""What the memory command says must be what the kernel says; its checkpoint must be one that transformers reads."""
+"""The memory command must report what the kernel reports; its checkpoint must be one that transformers reads."""
 
 import sys
 
@@ -14,15 +14,18 @@ from runtime.errors import UserError
 
 MB = 10**6
 ALLOCATE = "import mmap, time; a = bytearray(100 * 10**6); time.sleep(0.3)"
-MAP_A_FILE = "import mmap, sys, time; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); sum(m[::4096]); time.sleep(0.3)"
+MAP_A_FILE = (
+    "import mmap, sys, time; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); "
+    "sum(m[::4096]); time.sleep(0.3)"
+)
 FORKED = f"import os, time; {ALLOCATE.rpartition(';')[0]}; pid = os.fork(); time.sleep(0.3); pid and os.waitpid(pid, 0)"
 IN_A_CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ALLOCATE!r}])"
 
 
 @pytest.mark.parametrize("program", [ALLOCATE, IN_A_CHILD, FORKED])
 def test_anonymous_memory_counts_children_too(tmp_path, program):
-    # 100 MB that were written; an interpreter takes about 5 MB itself, and two of them run in the second case. A fork that
-    # has not loaded a program of its own shares the memory of its parent, which is counted once.
+    # 100 MB are written; an interpreter takes about 5 MB itself, and two of them run in the second case. A fork that
+    # has not loaded a program of its own shares its parent's memory, which is counted once.
     assert 100 * MB < run_measured([sys.executable, "-c", program], tmp_path).peak_bytes < 130 * MB
 
 
@@ -78,5 +81,5 @@ def test_a_whole_compile_is_measured_and_cleaned_up(tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert found.artifact_bytes > 85_000  # the parameters of one tiny layer, embedding and head, in int8 or wider
     for usage in found.stages.values():
-        assert 50 * MB < usage.peak_bytes < 2000 * MB  # torch or TVM loaded, and next to nothing else
+        assert 50 * MB < usage.peak_bytes < 2000 * MB  # torch or TVM loaded, and little else
         assert usage.seconds > 0.5

@@ -1,4 +1,7 @@
-"""What `make plan` predicts is what a compile then measures; and it says so from headers alone, without torch and TVM."""
+"""The predictions of `make plan` are what a compile then measures.
+
+They come from headers alone, without torch and TVM.
+"""
 
 import json
 import subprocess
@@ -56,15 +59,14 @@ def test_weights_tokenizer_and_caches_are_exact(compile_case, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_not_exact_is_within_what_the_table_says(compile_case, case):
-    """The library's constants are of the order of its size here, and next to nothing in a model of gigabytes."""
+    """Here the library's constants are about as large as the library; in a model of gigabytes they are negligible."""
     compiled = compile_case(case)
     footprint = plan(compiled.config, compiled.checkpoint)
     library = (compiled.artifact / "library.so").stat().st_size
     manifest = (compiled.artifact / "manifest.json").stat().st_size
     assert abs(footprint.files["library.so"] - library) < 300_000
-    assert (
-        abs(footprint.files["manifest.json"] - manifest) < 1_000
-    )  # CPU flags and tool versions, which LLVM and pip know
+    # CPU flags and tool versions, which LLVM and pip know
+    assert abs(footprint.files["manifest.json"] - manifest) < 1_000
     disk = sum(path.stat().st_size for path in compiled.workspace.rglob("*") if path.is_file())
     assert abs(footprint.workspace - disk) < 400_000
 
@@ -102,7 +104,10 @@ def command(tmp_path_factory):
 
 
 def test_the_plan_is_within_three_percent_of_the_compile(command, monkeypatch, capsys):
-    """Line by line, as printed. The weights (86 MB here) are large enough that the library's 0.3 MB do not count."""
+    """Compare line by line, as printed.
+
+    The weights (86 MB here) are large enough that the library's 0.3 MB do not count.
+    """
     planned = rows(command("build.tools.plan").stdout)
     made = command("build")
     assert made.returncode == 0, made.stderr
@@ -116,11 +121,13 @@ def test_the_plan_is_within_three_percent_of_the_compile(command, monkeypatch, c
         "host: workspace and artifact on disk",
     ):
         assert measured[name] == pytest.approx(planned[name], rel=0.03), name
-    for name in HOST_PEAKS:  # 3 % where the constants were measured; what loaded libraries take (0.35 GB of these peaks) differs by kernel and cores
+    # 3 % where the constants were measured; what loaded libraries take (0.35 GB of these peaks) differs by kernel and
+    # cores
+    for name in HOST_PEAKS:
         assert measured[name] == pytest.approx(planned[name], rel=0.1), name
     monkeypatch.chdir(command.folder)
     monkeypatch.setattr(sys, "argv", ["build", "medium.yaml"])
-    assert build_command.main() == 0  # in this process: nothing is made, so that no memory is measured
+    assert build_command.main() == 0  # in this process: nothing is made, so no memory is measured
     again = rows(capsys.readouterr().out)
     assert again.pop("host: build, peak memory") is None  # nothing was built
     assert measured.pop("host: build, peak memory") > 100
@@ -139,7 +146,7 @@ def test_ministral_keeps_less_than_44_percent():
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "parameters"),  # parameters as the models' cards count them
+    ("name", "shape", "parameters"),  # parameters as counted on the models' cards
     [
         ("fp16", "7b", 7_241_732_096),
         ("mistral-7b-v0.1", "7b-v0.1", 7_241_732_096),
@@ -152,11 +159,10 @@ def test_shipped_configs_are_planned_at_full_depth(name, shape, parameters):
     assert checkpoint.source_bytes == 2 * parameters
     footprint = plan(settings, checkpoint)
     each = 1 if settings.quantize.scheme == "int8" else 2
-    assert footprint.files["weights.safetensors"] == pytest.approx(
-        each * parameters, rel=0.01
-    )  # scales, and the embedding table as float16
+    # 1 % is for scales, and the embedding table as float16
+    assert footprint.files["weights.safetensors"] == pytest.approx(each * parameters, rel=0.01)
     held = footprint.files["weights.safetensors"] + footprint.caches.sequence_bytes
-    process = PROCESS_BYTES if settings.backend.target == "cuda" else 0  # what the driver keeps beside them
+    process = PROCESS_BYTES if settings.backend.target == "cuda" else 0  # memory that the driver keeps besides
     assert footprint.box_peak == pytest.approx(held + process, rel=0.02)
     for peak in (footprint.export_peak, footprint.build_peak):
         assert peak < 10**9  # weights are streamed: a process holds blocks, not the model
@@ -209,7 +215,10 @@ def test_caches_are_counted_by_the_graph(compile_case):
 
 
 def test_nothing_but_headers_is_read(tmp_path):
-    """Truncated by its last byte, a checkpoint has no valid header; with its data replaced by holes, the plan stays the same."""
+    """A checkpoint that lacks its last byte has no valid header.
+
+    With its data replaced by holes, the plan stays the same.
+    """
     write_random_checkpoint(tmp_path / "x", "tiny", 1)
     before = plan(config(), open_checkpoint(tmp_path / "x", "auto", {}))
     for path in (tmp_path / "x").glob("*.safetensors"):
@@ -233,7 +242,10 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path):
 
 
 def test_the_plan_loads_no_torch_and_no_tvm():
-    code = "import sys, build.tools.plan; print([name for name in ('torch', 'tvm', 'tvm_ffi', 'onnx', 'transformers') if name in sys.modules])"
+    code = (
+        "import sys, build.tools.plan; "
+        "print([name for name in ('torch', 'tvm', 'tvm_ffi', 'onnx', 'transformers') if name in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

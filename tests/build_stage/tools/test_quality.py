@@ -1,4 +1,7 @@
-"""Quality figures against their definitions, and what the command refuses. The acceptance test runs the measurement on a real model."""
+"""Quality figures against their definitions, and the command's refusals.
+
+The acceptance test runs the measurement on a real model.
+"""
 
 import contextlib
 import math
@@ -86,9 +89,12 @@ def test_plots_are_drawn(tmp_path):
 
 
 def test_layer_errors_are_those_of_the_stored_numbers(compile_case):
-    """int8 rounds to within half a 127th of a row's largest number: below 2 percent of a matrix's size; int4 is tens of times coarser."""
+    """int8 rounds to within half a 127th of a row's largest number: below 2 percent of a matrix's size.
+
+    int4 is tens of times coarser.
+    """
     case = compile_case("int4")
-    with contextlib.chdir(case.folder):  # where the checkpoint's relative path leads
+    with contextlib.chdir(case.folder):  # the folder to which the checkpoint's path is relative
         errors = layer_errors(case.checkpoint, StoredWeights.open(case.graphs.folder))
     assert {kind: len(values) for kind, values in errors.items()} == {
         "tok_embeddings": 1,

@@ -1,4 +1,4 @@
-"""Libraries for CUDA, made on a machine that may have no GPU: what is inside, and that anything else is refused."""
+"""CUDA libraries, made on a machine that may have no GPU: their contents, and the refusal of anything else."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ from tests.helpers.artifacts import cuda_case
 from tests.helpers.families import FAMILIES
 
 KERNEL = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
-# What `relax.build` does without the CUDA library: it succeeds, and stores source.
+# `relax.build` without the CUDA library: it succeeds, and stores source.
 WRONG_WAY = """
 from build.compiler import tvm
 from build.kernels.cuda.swiglu import swiglu
@@ -50,7 +50,7 @@ def python(*arguments: str, cwd: Path) -> None:
 
 @pytest.fixture
 def artifact(compile_case):
-    """In float16. `tests/whole/test_reproducible.py` makes the same one with the command."""
+    """The artifact in float16; `tests/whole/test_reproducible.py` makes the same one with the command."""
     return Artifact.open(compile_case("cuda").artifact, for_this_machine=False)
 
 
@@ -86,9 +86,10 @@ def test_a_mixture_in_int8(tmp_path):
     rows = artifact.manifest.kernels
     check_machine_code(artifact.library, ARCHS)
     assert {"int8", "float16", "float32"} <= {weight.dtype for weight in artifact.manifest.weights}
+    # and one without a number
     assert {f"mixture_{graph}_kernel_{launch}" for graph in (0, 1) for launch in range(1, 6)} <= {
         row.kernel for row in rows
-    }  # and one without a number
+    }
     assert all(row.spill_bytes == 0 and row.shared_bytes <= 48 * 1024 for row in rows)
 
 
@@ -192,18 +193,22 @@ REGISTERS = {
 
 @pytest.mark.parametrize("op", REGISTERS)
 def test_registers_of_tensor_cores_are_whole_words(op, monkeypatch):
-    """What the serial form cannot show: TVM may give a buffer a vector type, which would move where `mma.sync` reads, or leave a barrier out."""
+    """The serial form cannot show this.
+
+    TVM may give a buffer a vector type, which would move where `mma.sync` reads, or leave a barrier out.
+    """
     shape, registers = REGISTERS[op]
     cuda.load_tvm_cuda()
     sources = []
     monkeypatch.setattr(cuda, "compile_fatbin", lambda _nvcc, source, _archs: (sources.append(source), (b"", []))[1])
     spec = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
     kernel = kernels_of(spec)[op](shape)
+    # there is no code to load
     with (
         tempfile.TemporaryDirectory() as folder,
         cuda.toolchain(spec, Path(folder), None),
         contextlib.suppress(Exception),
-    ):  # there is no code to load
+    ):
         tvm.compile(
             tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")}), target=TVM_TARGETS["cuda"].make(spec)
         )
@@ -211,6 +216,5 @@ def test_registers_of_tensor_cores_are_whole_words(op, monkeypatch):
     assert "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in source
     for register in registers:
         assert re.search(register, source), register
-    assert (
-        source.count("__syncthreads") >= 2
-    )  # between writing and reading a step's numbers, and before the next step's
+    # between writing and reading a step's numbers, and before the next step's
+    assert source.count("__syncthreads") >= 2

@@ -1,4 +1,7 @@
-"""One layer of a 7B model with embeddings and head, for CUDA, without its weights: every kernel fits, none spills, each weight is loaded once."""
+"""One layer of a 7B model with embeddings and head, for CUDA, without its weights.
+
+Every kernel fits, none spills, and each weight is loaded once.
+"""
 
 from math import prod
 
@@ -23,11 +26,8 @@ from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype
 from tests.helpers.traffic import loaded_bytes
 
 TWO = ("sm_80", "sm_90a")
-ARCHS = {
-    "none": TWO,
-    "int8": TWO,
-    "int4": ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100"),
-}  # all where registers are scarcest: each takes seconds
+# all architectures for int4 alone, where registers are scarcest: each takes seconds
+ARCHS = {"none": TWO, "int8": TWO, "int4": ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100")}
 CONFIG = """
 name: layer
 frontend: {{checkpoint: none}}
@@ -35,18 +35,16 @@ shape: {{prefill_chunk: 128, cache_len: 4096}}
 quantize: {{scheme: {scheme}}}
 backend: {{target: cuda, arch: [{archs}]}}
 """
-SHARED_LIMIT = 48 * 1024  # bytes of a block that every architecture gives without asking
-REGISTERS = 65536  # of a multiprocessor
-PREFILL_ATTENTION, PREFILL_ATTENTION_THREADS = (
-    "rolling_attention_0_kernel_1",
-    128,
-)  # keeps its outputs in registers, and has few threads for that
-THREADS = 512  # of a block, or fewer, but for one that needs few registers
+SHARED_LIMIT = 48 * 1024  # bytes that every architecture gives a block without asking
+REGISTERS = 65536  # per multiprocessor
+# keeps its outputs in registers, and has few threads for that reason
+PREFILL_ATTENTION, PREFILL_ATTENTION_THREADS = ("rolling_attention_0_kernel_1", 128)
+THREADS = 512  # per block, or fewer, except where a block needs few registers
 
 
 @pytest.fixture(scope="module", params=["none", "int8", "int4"])
 def built(request, tmp_path_factory):
-    """Graphs of the layer, with weights of zeros, and the library's folder."""
+    """The layer's graphs, with weights of zeros, and the library's folder."""
     folder = tmp_path_factory.mktemp(request.param)
     path = folder / "layer.yaml"
     path.write_text(CONFIG.format(scheme=request.param, archs=", ".join(ARCHS[request.param])))
@@ -74,9 +72,8 @@ def test_there_is_machine_code_for_every_architecture_and_nothing_spills(built):
     assert all(0 < row.registers * THREADS <= REGISTERS for row in usage if row.kernel != PREFILL_ATTENTION)
     attention = [row for row in usage if row.kernel == PREFILL_ATTENTION]
     assert attention
-    assert all(
-        2 * row.registers * PREFILL_ATTENTION_THREADS <= REGISTERS for row in attention
-    )  # two blocks a multiprocessor
+    # two blocks per multiprocessor
+    assert all(2 * row.registers * PREFILL_ATTENTION_THREADS <= REGISTERS for row in attention)
 
 
 def test_no_operation_is_left_to_a_default_schedule(built):
@@ -88,7 +85,10 @@ def test_no_operation_is_left_to_a_default_schedule(built):
 
 
 def test_a_token_loads_each_weight_once(built):
-    """What decode's products load, counted from their loops, is within 5 % of the stored bytes: groups of 32 have 0.6 % of rereads at most."""
+    """The loads of decode's products, counted from their loops, are within 5 % of the stored bytes.
+
+    Groups of 32 have 0.6 % of rereads at most.
+    """
     graphs, spec, _ = built
     dispatched = dispatch(import_graphs(graphs), spec)
     calls = [row for row in dispatched.report if row.graph == "decode" and row.op == "linear"]
@@ -99,13 +99,12 @@ def test_a_token_loads_each_weight_once(built):
     for row in calls:
         bytes_of = loaded_bytes(dispatched.module[row.kernel])
         loaded += sum(bytes_of[name] for name in ("w", "s", "z"))
-        least += row.bytes - (
-            4 * graphs.record.model.dim if bytes_of["gain"] else 0
-        )  # a norm's, which is read from a cache but for the first time
+        # a norm's gain, which is read from a cache except for the first time
+        least += row.bytes - (4 * graphs.record.model.dim if bytes_of["gain"] else 0)
     stored = sum(
         prod(s.shape) * numpy_dtype(s.dtype).itemsize
         for s in graphs.record.weights
         if len(s.shape) == 2 and "tok_embeddings" not in s.name
     )
     assert 0 < least <= loaded <= 1.05 * least
-    assert abs(least / stored - 1) < 0.01  # the report's figure is the weight file's, but for scales of one a row
+    assert abs(least / stored - 1) < 0.01  # the report's figure is the weight file's, except for scales, one per row

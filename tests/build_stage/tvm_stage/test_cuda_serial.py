@@ -1,4 +1,7 @@
-"""The CUDA kernels, put together to a whole model as for a GPU but run one thread after the other, against onnxruntime on the same graphs."""
+"""The CUDA kernels, put together into a whole model as for a GPU, against onnxruntime on the same graphs.
+
+They run one thread after the other.
+"""
 
 from types import SimpleNamespace
 
@@ -18,7 +21,7 @@ LONGEST = 2 * WINDOW + 3
 
 SMALL = {"sliding_window": WINDOW, "num_hidden_layers": 1}
 EXTRA_CASES = {
-    # chunks of many rows, for tensor cores, and a head_dim for those of attention
+    # chunks of many rows, for tensor cores, and a head_dim for attention on tensor cores
     "int4": Case(
         SMALL,
         {
@@ -55,7 +58,7 @@ def case(request, compile_case, tmp_path_factory):
 
 
 def test_every_kernel_is_within_its_bound(case, monkeypatch):
-    """By the references that check a GPU."""
+    """The references are those that check a GPU."""
     monkeypatch.setattr(gpucheck, "COLD_BYTES", 1)
     library = open_library(load_runtime(1), case.folder / LIBRARY_FILE)
     rows = [

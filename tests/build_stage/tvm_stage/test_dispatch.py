@@ -32,7 +32,7 @@ def test_every_region_becomes_a_kernel(case, report):
     layers = record.model.n_layers
     expected = {"rolling_attention": layers, "linear": 4 * layers + 1, "embedding": 1, "rotation": 2}
     if record.model.hidden_dim % PANEL:
-        expected["swiglu"] = layers  # gate and up share a panel, so that no product can pair them
+        expected["swiglu"] = layers  # gate and up share a panel, so no product can pair them
     for graph in record.graphs:
         assert Counter(row.op for row in report if row.graph == graph.name) == expected, graph.name
 
@@ -44,9 +44,8 @@ def test_nothing_is_left_to_default_schedules(report):
 def test_each_weight_is_read_by_one_kernel_in_each_graph(case, report):
     """A tied head is read twice: by the embedding and by the last linear."""
     record = case.graphs.record
-    matrices = {
-        tensor.name for tensor in record.tensors if len(tensor.shape) == 2
-    }  # norms belong to the products behind them
+    # norms belong to the products that follow them
+    matrices = {tensor.name for tensor in record.tensors if len(tensor.shape) == 2}
     for graph in record.graphs:
         labels = Counter(row.label for row in report if row.graph == graph.name and row.op in ("linear", "embedding"))
         assert set(labels) == matrices
@@ -56,7 +55,7 @@ def test_each_weight_is_read_by_one_kernel_in_each_graph(case, report):
 
 
 def test_reported_bytes_are_the_weights_and_caches(case, report):
-    """The decode step of one row reads each stored matrix once, the caches once, and one row of the embedding for each id."""
+    """One row's decode step reads each stored matrix once, the caches once, and one row of the embedding per id."""
     record = case.graphs.record
     table = [spec for spec in record.weights if spec.name.startswith("tok_embeddings.")]
     caches = sum(nbytes(spec) for spec in record.graphs[-1].signature.caches)
@@ -76,7 +75,10 @@ def nbytes(spec):
 
 @pytest.mark.parametrize("case_name", ["windowed", "int8"])
 def test_compiled_functions_make_no_tensor_of_a_caches_shape(compile_case, case_name):
-    """Past the last pass, the functions allocate nothing with a cache's slots, rolled or joined with the new columns, and copy no cache."""
+    """After the last pass, the functions copy no cache and allocate nothing with a cache's slots.
+
+    Neither is a cache allocated when it is rolled, nor when it is joined with the new columns.
+    """
     case = compile_case(case_name)
     record = case.graphs.record
     row, spec = TVM_TARGETS["llvm"], target_spec(case.config.backend)

@@ -1,4 +1,4 @@
-"""Mutation: a graph that lost its window, or any other thing that the attention kernel takes for granted, must not compile."""
+"""Mutations: a graph that lost its window, or anything else that the attention kernel assumes, must not compile."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def first(graph: Graph, operator: str) -> onnx.NodeProto:
 
 
 def set_constant(graph: Graph, node: onnx.NodeProto, index: int, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Give one input of one node another constant, and no other node."""
+    """Give another constant to one input of one node, and to no other node."""
     (old,) = [t for t in graph.initializer if t.name == node.input[index]]
     changed = np.array(change(numpy_helper.to_array(old)), numpy_helper.to_array(old).dtype)
     graph.initializer.append(numpy_helper.from_array(changed, f"mutated_{len(graph.initializer)}"))
@@ -103,18 +103,21 @@ def softmax_over_queries(graph: Graph) -> None:
 
 
 def other_heads_share(graph: Graph) -> None:
-    """Query heads 0 2 and 1 3 share a key head instead of 0 1 and 2 3: with as many groups as heads in one, every shape stays the same."""
+    """Query heads 0 2 and 1 3 share a key head, instead of 0 1 and 2 3.
+
+    With as many groups as heads in one group, every shape stays the same.
+    """
     for kind in ("key", "value"):
         (joined,) = [
             node for node in graph.node if node.op_type == "Concat" and f"past_key_values.0.{kind}" in node.input
         ]
         (shared,) = [node for node in graph.node if node.op_type == "Unsqueeze" and node.input[0] == joined.output[0]]
         set_constant(graph, shared, 1, lambda axis: axis - 1)
-    del graph.value_info[:]  # states the old shapes
+    del graph.value_info[:]  # it states the old shapes
 
 
 def caches_swapped(graph: Graph) -> None:
-    """The graph answers the key cache where the value cache belongs."""
+    """The graph returns the key cache where the value cache belongs."""
     key, value = producer(graph, "present.0.key"), producer(graph, "present.0.value")
     key.output[0], value.output[0] = value.output[0], key.output[0]
 
@@ -148,7 +151,7 @@ def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
 
 
 def regions_of(module, graph):
-    """What dispatch finds for the CPU."""
+    """The regions that dispatch finds for the CPU."""
     return find_regions(module, graph, weights_of(module.record, module.module[graph.name], graph, TARGET.kind))
 
 
@@ -177,13 +180,13 @@ def test_nothing_changed_is_accepted(case, tmp_path, name):
 
 
 def dequantized_by_column(graph: Graph) -> None:
-    """int8 with its scales taken for those of columns."""
+    """int8 with its scales taken for scales of columns."""
     (axis,) = [a for a in producer(graph, "layers.0.attention.wqkv.weight.float32").attribute if a.name == "axis"]
     axis.i = 1
 
 
 def in_larger_groups(graph: Graph) -> None:
-    """int4 with groups of other sizes."""
+    """int4 with groups of another size."""
     (size,) = [a for a in producer(graph, "layers.0.attention.wo.weight.float32").attribute if a.name == "block_size"]
     size.i = 16
 
@@ -203,7 +206,10 @@ def scales_swapped(graph: Graph) -> None:
     ],
 )
 def test_weights_that_are_widened_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation, name):
-    """The record says how weights are stored; a graph that reads them otherwise would be compiled to something else than onnxruntime runs."""
+    """The record says how weights are stored.
+
+    A graph that reads them otherwise would be compiled to something other than what onnxruntime runs.
+    """
     folder = tmp_path / "graphs"
     graphs = compile_case(case_name).graphs
     shutil.copytree(graphs.folder, folder)
@@ -227,7 +233,7 @@ def groups_halved(graph: Graph) -> None:
     """Half as many numbers share a scale as the kernels take together."""
     (groups,) = [t for t in graph.initializer if t.name == "dynamic.1x1x2x64"]
     groups.CopyFrom(numpy_helper.from_array(np.array([1, 1, 4, 32]), groups.name))
-    del graph.value_info[:]  # shapes of what follows, which the checker then infers
+    del graph.value_info[:]  # shapes of later values, which the checker then infers
 
 
 @pytest.mark.parametrize(("case_name", "mutation"), [("int4", levels_changed), ("int8_dynamic", groups_halved)])
@@ -238,7 +244,10 @@ def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path, case_
 
 
 def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
-    """The kernel takes the factor of the scores from the graph, so a change of it is followed, in the layer where it was made."""
+    """The kernel takes the factor of the scores from the graph.
+
+    So a change of it is followed, in the layer where it was made.
+    """
 
     def halve(graph: Graph) -> None:
         scaled = producer(graph, first(graph, "Where").input[1])
@@ -255,7 +264,10 @@ def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
 
 
 def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
-    """`python -m build` on a finished export whose decode graph lost its window: status 2, one sentence, no artifact."""
+    """`python -m build` on a finished export whose decode graph lost its window.
+
+    The result is status 2, one sentence and no artifact.
+    """
     folder = tmp_path / "copy"
     shutil.copytree(case.folder, folder)
     shutil.rmtree(folder / "out" / case.name)

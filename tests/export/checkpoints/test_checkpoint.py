@@ -136,14 +136,16 @@ def test_identity_of_a_large_file_follows_its_time(tmp_path):
 
 
 def test_half_split_rows_rotate_as_neighbours_did():
-    """Scores of queries and keys after the rotation are those of rotating neighbours as complex numbers (Su et al., 2021)."""
+    """Scores of queries and keys after our rotation are those of neighbours rotated as complex numbers.
+
+    See Su et al., 2021.
+    """
     heads, head_dim, columns, positions = 3, 8, 5, 4
     generator = torch.Generator().manual_seed(0)
     wq, wk = torch.randn(2, heads * head_dim, columns, generator=generator)
     x = torch.randn(positions, columns, generator=generator)
-    angles = torch.arange(positions)[:, None] * (
-        10000.0 ** -(torch.arange(head_dim // 2) / (head_dim // 2))
-    )  # (positions, head_dim / 2)
+    # (positions, head_dim / 2)
+    angles = torch.arange(positions)[:, None] * (10000.0 ** -(torch.arange(head_dim // 2) / (head_dim // 2)))
 
     def by_complex(w: torch.Tensor) -> torch.Tensor:
         pairs = torch.view_as_complex((x @ w.T).view(positions, heads, head_dim // 2, 2))

@@ -48,7 +48,7 @@ def smollm2() -> Path:
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to wq and wk: row h * head_dim / 2 + d of a head goes to 2d + h."""
+    """Permute wq or wk as llama.cpp's converter does: row h * head_dim / 2 + d of a head goes to 2d + h."""
     head_dim = len(rows) // heads
     result = np.empty_like(rows)
     for head in range(heads):
@@ -66,7 +66,10 @@ def gguf_name(name: str) -> str:
 def write_gguf(
     path: Path, folder: Path, packing: GGMLQuantizationType, *, tied: bool = False, without: str = "", **metadata
 ) -> dict[str, np.ndarray]:
-    """A GGUF of the tiny model as llama.cpp's converter would write it; returns what its tensors hold, under Hugging Face names."""
+    """Write a GGUF of the tiny model as llama.cpp's converter would.
+
+    Returns the contents of its tensors, under Hugging Face names.
+    """
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(512)
     writer.add_embedding_length(64)
@@ -292,7 +295,10 @@ def test_smollm2_tokenizer(smollm2, smollm2_by_us):
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [*TEXTS, "½ and x² of Ⅷ or ٣٤", "a1b22 333"])
 def test_smollm2_text_is_split_as_llama_cpp_splits_it(smollm2_by_us, text):
-    """transformers drops `tokenizer.ggml.pre` and so joins a space with digits that are no 0 to 9; llama.cpp's two patterns are the reference."""
+    """llama.cpp's two patterns are the reference.
+
+    transformers drops `tokenizer.ggml.pre`, and so joins a space with digits other than 0 to 9.
+    """
     digits = r"\p{N}"
     words = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     expected = [word for part in regex.split(f"({digits})", text) for word in regex.findall(words, part)]

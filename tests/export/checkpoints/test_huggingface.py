@@ -312,7 +312,7 @@ def test_sentencepiece_model(copy):
 
 def test_mistrals_own_tokenizer_wins_where_a_chat_model_tells_its_version(copy):
     before = open_checkpoint(copy, "huggingface", {}).tokenizer
-    shutil.copy(SENTENCEPIECE, copy / "tokenizer.model")  # tells no version
+    shutil.copy(SENTENCEPIECE, copy / "tokenizer.model")  # states no version
     assert open_checkpoint(copy, "huggingface", {}).tokenizer == before
     shutil.copy(SENTENCEPIECE, copy / "tokenizer.model.v3")
     edit_json(copy / "generation_config.json", eos_token_id=[2, 4])

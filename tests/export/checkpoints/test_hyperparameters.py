@@ -37,12 +37,13 @@ def test_every_form_gives_each_layer_its_window(window, layer_types, expected, r
     [([5], 3, (5, 5, 5)), ([None, 5, 5, 5], 8, (None, 5, 5, 5) * 2), ([5, 6], 2, (5, 6)), ([None], 2, (None, None))],
 )
 def test_patterns_repeat_where_the_format_says_so(pattern, n_layers, expected):
-    """As `get_cache_sizes` of mistral-inference repeats them."""
+    """Patterns repeat as in `get_cache_sizes` of mistral-inference."""
     assert layer_windows(pattern, None, n_layers, repeats=True, where="x") == expected
     if len(pattern) < n_layers:
         with pytest.raises(
             UserError,
-            match=rf"^x lists {len(pattern)} windows in sliding_window, expected one for each of its {n_layers} layers$",
+            match=rf"^x lists {len(pattern)} windows in sliding_window, "
+            rf"expected one for each of its {n_layers} layers$",
         ):
             layer_windows(pattern, None, n_layers, repeats=False, where="x")
 
@@ -144,7 +145,7 @@ def test_an_override_replaces_every_form(copy, override, expected):
 
 
 def make_mixture(folder: Path) -> None:
-    """The tiny model with one expert in each layer, by Mixtral's names."""
+    """The tiny model with one expert in each layer, under Mixtral's names."""
     words = {
         "mlp.gate_proj": "block_sparse_moe.experts.0.w1",
         "mlp.down_proj": "block_sparse_moe.experts.0.w2",

@@ -20,9 +20,8 @@ from tests.helpers.tiny import DEFAULTS, write_tiny_mistral
 MISTRAL_COMMON = Path(mistral_common_file).parent / "data"
 TOKENS = 19
 IDS = np.random.default_rng(0).integers(0, PARAMS["vocab_size"], TOKENS).tolist()
-EXACT = (
-    1e-12  # two orders of the same float64 sums: hundreds of operations of 2**-53 each, on values that cancel little
-)
+# two orders of the same float64 sums: hundreds of operations of 2**-53 each, on values that cancel little
+EXACT = 1e-12
 
 FORMS = {
     "window": {"sliding_window": 5},
@@ -44,13 +43,13 @@ EXPECTED_THETA = {"theta of a window": 1e4, "theta without a window": 1e6, "larg
 
 
 def params_of(changes: dict) -> dict:
-    """PARAMS with changes; rope_theta: None leaves it out."""
+    """PARAMS with changes; `rope_theta: None` leaves it out."""
     return {key: value for key, value in (PARAMS | changes).items() if not (key == "rope_theta" and value is None)}
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_logits_are_those_of_the_definition(tmp_path, name):
-    """Permuted, fused and half-split, the tensors mean what the complex rotation of neighbours made of them."""
+    """The permuted, fused, half-split tensors mean what the complex rotation of neighbours made of the originals."""
     params = params_of(FORMS[name])
     tensors = raw_tensors(params)
     checkpoint = open_checkpoint(write_raw(tmp_path, params, tensors), "auto", {})
@@ -79,7 +78,10 @@ def test_every_form_of_windows(tmp_path, windows, expected):
 
 @pytest.mark.parametrize("windows", [{"sliding_window": 5}, {"n_layers": 2, "sliding_window": [5, None]}])
 def test_mixture(tmp_path, windows):
-    """The reference in tests/helpers/reference.py is dense, so the static model itself is compared; in float32, hence its bound."""
+    """The static model itself is compared, since the reference in tests/helpers/reference.py is dense.
+
+    It computes in float32, hence its bound.
+    """
     params = params_of({"moe": MOE, **windows})
     tensors = raw_tensors(params)
     checkpoint = open_checkpoint(write_raw(tmp_path, params, tensors), "auto", {})
@@ -109,12 +111,15 @@ def test_every_container_gives_the_same_tensors(tmp_path, files, dtype):
 
 
 def test_weights_of_transformers_come_back(tmp_path):
-    """The same model, saved by transformers and written by the test in Mistral's format, opens as the same bits: the permutation is the inverse."""
+    """A model saved by transformers, and written by the test in Mistral's format, opens as the same bits.
+
+    So the permutation is the inverse.
+    """
     write_tiny_mistral(tmp_path / "hf")
     values = {name: DEFAULTS[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")}
     params = {
-        "dim": values["hidden_size"], "n_layers": 2, "head_dim": 16, "hidden_dim": 96, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5,
-        "vocab_size": 320, "rope_theta": 1e4, "sliding_window": 32, "max_seq_len": 512,
+        "dim": values["hidden_size"], "n_layers": 2, "head_dim": 16, "hidden_dim": 96, "n_heads": 4, "n_kv_heads": 2,
+        "norm_eps": 1e-5, "vocab_size": 320, "rope_theta": 1e4, "sliding_window": 32, "max_seq_len": 512,
     }  # fmt: skip
     state = MistralForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
     theirs = open_checkpoint(tmp_path / "hf", "auto", {})
@@ -201,7 +206,7 @@ def test_tokenizer(copy):
 
 
 def refused(folder: Path, kind: str = "mistral") -> str:
-    """The sentence that refuses a folder: one, which names it."""
+    """The one sentence that refuses a folder and names it."""
     with pytest.raises(UserError) as caught:
         open_checkpoint(folder, kind, {})
     message = str(caught.value)
@@ -314,7 +319,7 @@ def pth(tmp_path) -> Path:
 
 
 class Payload:
-    """What a hostile file would pickle: reading it as such makes the folder `made`."""
+    """An object that a hostile file would pickle: unpickling it makes the folder `made`."""
 
     def __init__(self, made: Path) -> None:
         self.made = made
@@ -332,7 +337,7 @@ def test_pickled_code_is_not_run(pth, tmp_path, zipped):
         _use_new_zipfile_serialization=zipped,
     )
     torch.load(pth / "consolidated.01.pth", weights_only=False)
-    made.rmdir()  # fails if the payload were harmless
+    made.rmdir()  # fails if the payload is harmless
     message = refused(pth)
     assert not made.exists()
     assert (
@@ -340,7 +345,7 @@ def test_pickled_code_is_not_run(pth, tmp_path, zipped):
         if zipped
         else "not a zip file of tensors"
     ) in message
-    assert "weights_only" not in message  # torch would advise to run it
+    assert "weights_only" not in message  # torch would advise running it
 
 
 def test_more_than_tensors(pth):
@@ -385,10 +390,10 @@ def test_damaged_containers(pth, damage):
 
 
 def test_flipped_bytes_never_end_in_a_trace(pth):
-    """Any damage to what describes the tensors gives a sentence, or tensors that the file accounts for."""
+    """Any damage to the description of the tensors gives a sentence, or tensors that the file accounts for."""
     path = pth / "consolidated.00.pth"
     data = path.read_bytes()
-    start = data.index(b"ctorch._utils")  # the pickled description lies in front of the numbers
+    start = data.index(b"ctorch._utils")  # the pickled description comes before the numbers
     generator = np.random.default_rng(0)
     sentences = []
     for _ in range(150):
@@ -412,7 +417,7 @@ def test_a_folder_in_place_of_a_file(pth):
 
 @pytest.fixture
 def beside(tmp_path) -> Path:
-    """A Hugging Face folder like the published Ministral: one window in config.json, the true ones in params.json."""
+    """A Hugging Face folder like the published Ministral's: one window in config.json, the true ones in params.json."""
     config = MistralConfig(**(DEFAULTS | {"num_hidden_layers": 4, "sliding_window": 8, "max_position_embeddings": 64}))
     MistralForCausalLM(config).save_pretrained(tmp_path)
     params = {

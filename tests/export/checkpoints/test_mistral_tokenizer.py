@@ -21,7 +21,7 @@ V1, V3, V7 = (
 
 
 def tekken(version):
-    """A file that says its version, and is too small to be converted."""
+    """A file that states its version and is too small to be converted."""
     config = {"pattern": ".", "default_vocab_size": 1, "default_num_special_tokens": 1, "version": version}
     return json.dumps({"config": config, "vocab": []})
 
@@ -71,8 +71,7 @@ def test_a_sentencepiece_model_and_whether_it_chats(tmp_path):
 def test_a_version_that_is_not_known_is_refused_only_for_chats(tmp_path):
     shutil.copy(V7, tmp_path / "tokenizer.model.v9")
     with pytest.raises(
-        UserError,
-        match=r"tokenizer.model.v9 is of version v9, whose chat format is not known; expected one of v1, v2",
+        UserError, match=r"tokenizer.model.v9 is of version v9, whose chat format is not known; expected one of v1, v2"
     ):
         mistral_tokenizer(tmp_path, instruct=True)
     assert mistral_tokenizer(tmp_path, instruct=False).instruct is None

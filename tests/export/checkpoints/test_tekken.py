@@ -43,7 +43,10 @@ def test_random_texts_of_all_scripts(both):
 
 
 def test_every_code_point_once(both):
-    """Shuffled, between letters and spaces. Planes that Unicode has left empty, and those of private use, give one point in 64."""
+    """Code points are shuffled, between letters and spaces.
+
+    Planes that Unicode has left empty, and those of private use, contribute one point in 64.
+    """
     ours, theirs = both
     dense = [*range(0xD800), *range(0xE000, 0x33500), *range(0xE0000, 0xE1000)]
     points = [chr(i) for i in [*dense, *range(0x33500, 0xE0000, 64), *range(0xE1000, 0x110000, 64)]]

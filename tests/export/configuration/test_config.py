@@ -1,4 +1,4 @@
-"""The config: what the shipped files say (PyYAML is the judge), and one test for each way to get a config wrong."""
+"""The config: values of the shipped files (PyYAML is the reference), and one test for each way to get one wrong."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ workspace:
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a config file, and answers its path."""
+    """Write a config file and return its path."""
 
     def write_config(text):
         path = tmp_path / "some.yaml"
@@ -67,7 +67,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def refusal(write):
-    """Answers the message with which a config is refused; the file's path reads FILE in it."""
+    """Return the message that refuses a config; the file's path appears in it as FILE."""
 
     def load_and_fail(text, *overrides):
         path = write(text)
@@ -128,12 +128,11 @@ def test_cuda_has_its_own_defaults(write):
 def test_full_config_reads_every_key(write):
     config = load_config(write(FULL), [])
     expected = safe_load(FULL)
-    expected["frontend"]["overrides"]["norm_eps"] = (
-        1e-5  # a number in YAML 1.2, but text to PyYAML, which reads YAML 1.1
-    )
+    # a number in YAML 1.2, but text to PyYAML, which reads YAML 1.1
+    expected["frontend"]["overrides"]["norm_eps"] = 1e-5
     expected["shape"]["prefill_chunk"] = [256, 16]  # kept in descending order
     assert as_written(config) == expected
-    assert config.frontend.checkpoint == Path("models/full")  # neither resolved nor joined to the folder of the file
+    assert config.frontend.checkpoint == Path("models/full")  # neither resolved nor joined to the file's folder
     assert config.shape.prefill_chunks == (256, 16)
 
 
@@ -164,7 +163,7 @@ def test_description_says_the_same_config_to_any_yaml_reader(write, text):
     config = load_config(write(text), [])
     described = "\n".join(describe_defaults(config)) + "\n"
     complete = config.model_dump(mode="json", by_alias=True)
-    assert safe_load(described.replace("1e-05", "1.0e-5")) == complete  # PyYAML wants the point
+    assert safe_load(described.replace("1e-05", "1.0e-5")) == complete  # PyYAML requires the decimal point
     assert load_config(write(described), []) == config
 
 
@@ -252,7 +251,10 @@ def test_keys_of_later_schemes_are_unknown_today(refusal):
 
 
 def test_how_weights_are_stored(write):
-    quantize = "\nquantize: {scheme: int4, group_size: 64, symmetric: false, keep: [head, last], keep_scheme: none, cache: fp16, budget: 2}\n"
+    quantize = (
+        "\nquantize: {scheme: int4, group_size: 64, symmetric: false, "
+        "keep: [head, last], keep_scheme: none, cache: fp16, budget: 2}\n"
+    )
     config = load_config(write(LEAST + quantize), [])
     q = config.quantize
     assert (q.scheme, q.group_size, q.symmetric, q.keep, q.keep_scheme, q.budget) == (
@@ -449,10 +451,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
         ("shape.cache_len", " is not an override; expected --set key.path=value"),
         ("=5", " is not an override; expected --set key.path=value"),
         ("shape..batch=5", " is not an override; expected --set key.path=value"),
-        (
-            "shape.cachelen=5",
-            ": unknown key shape.cachelen, the valid keys in shape",
-        ),
+        ("shape.cachelen=5", ": unknown key shape.cachelen, the valid keys in shape"),
         ("cache_len=5", ": unknown key cache_len, the valid keys at the top level are"),
         ("shape.batch=x", ": shape.batch is x, expected a whole number"),
         ("shape.batch=", ": shape.batch is null, expected a whole number"),
@@ -491,6 +490,9 @@ def test_command_line_of_a_stage():
 
 
 def test_import_loads_no_heavy_package():
-    code = "import sys, export.configuration.config; print(*sorted({'torch', 'onnx', 'tvm', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, export.configuration.config; "
+        "print(*sorted({'torch', 'onnx', 'tvm', 'transformers'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "\n"

@@ -1,4 +1,4 @@
-"""docs/configuration.md is what its command prints, and tells every key."""
+"""docs/configuration.md is the output of its command, and describes every key."""
 
 import subprocess
 import sys

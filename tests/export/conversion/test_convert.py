@@ -52,7 +52,7 @@ FORMS = {
 
 
 def raw(folder: Path, changes: dict, **options) -> tuple[dict, dict[str, torch.Tensor]]:
-    """A raw checkpoint in `folder`: its params and tensors."""
+    """Write a raw checkpoint into `folder`; return its params and tensors."""
     params = PARAMS | changes
     tensors = raw_tensors(params)
     if params.get("tied_embeddings"):
@@ -82,7 +82,7 @@ def test_transformers_loads_what_the_definition_computes(tmp_path, name):
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of every safetensors file of a folder."""
+    """Every tensor of every safetensors file in a folder."""
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
@@ -95,9 +95,8 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_there_and_back_is_bit_for_bit(tmp_path, dtype):
-    write_tiny_mistral(
-        tmp_path / "hf", dtype=dtype, head_dim=10, vocab_size=301, intermediate_size=45
-    )  # sizes that no alignment would divide
+    # sizes that no alignment divides
+    write_tiny_mistral(tmp_path / "hf", dtype=dtype, head_dim=10, vocab_size=301, intermediate_size=45)
     convert(tmp_path / "hf", tmp_path / "raw", "mistral")
     before = stored(tmp_path / "hf")
     assert_same_bits(stored(tmp_path / "raw"), raw_of_transformers(before, 4, 2))
@@ -179,8 +178,8 @@ def test_params_say_windows_shortly(tmp_path):
     write_tiny_mistral(tmp_path / "hf", num_hidden_layers=4)
     model = open_checkpoint(tmp_path / "hf", "auto", {}).model
     assert mistral_params(model) == {
-        "dim": 64, "hidden_dim": 96, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 320, "norm_eps": 1e-5,
-        "rope_theta": 1e4, "tied_embeddings": False, "max_seq_len": 512, "sliding_window": 32,
+        "dim": 64, "hidden_dim": 96, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 320,
+        "norm_eps": 1e-5, "rope_theta": 1e4, "tied_embeddings": False, "max_seq_len": 512, "sliding_window": 32,
     }  # fmt: skip
     interleaved = open_checkpoint(tmp_path / "hf", "auto", {"sliding_window": [8, None]}).model
     assert mistral_params(interleaved)["sliding_window"] == [8, None]
@@ -195,7 +194,7 @@ def test_rows_change_places_and_back():
 
 
 def test_tensors_for_others(tmp_path):
-    """What the parity ladder builds its reference from: names and arrays, straight from the raw files."""
+    """The parity ladder builds its reference from these: names and arrays, straight from the raw files."""
     raw(tmp_path / "raw", {})
     convert(tmp_path / "raw", tmp_path / "hf", "huggingface")
     tensors = huggingface_tensors(open_checkpoint(tmp_path / "raw", "auto", {}))
@@ -226,10 +225,8 @@ def test_sentencepiece_tokenizer(tmp_path):
 def test_tekken_tokenizer(tmp_path):
     raw(tmp_path / "raw", {})
     file = json.loads((MISTRAL_COMMON / "tekken_240718.json").read_text())
-    file["config"] |= {
-        "default_vocab_size": 1500,
-        "default_num_special_tokens": 1000,
-    }  # the whole file takes long to convert
+    # converting the whole file takes long
+    file["config"] |= {"default_vocab_size": 1500, "default_num_special_tokens": 1000}
     (tmp_path / "raw" / "tekken.json").write_text(json.dumps(file | {"vocab": file["vocab"][:500]}))
     convert(tmp_path / "raw", tmp_path / "hf", "huggingface")
     assert (tmp_path / "hf" / "tekken.json").read_bytes() == (tmp_path / "raw" / "tekken.json").read_bytes()
@@ -398,7 +395,7 @@ def test_a_killed_run_leaves_no_half_folder(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (tmp_path / "hf").exists()
     assert len(leftovers(tmp_path)) == 1
-    running = tmp_path / f".hf.convert-{os.getppid()}"  # as if another process were at it
+    running = tmp_path / f".hf.convert-{os.getppid()}"  # as if another process were working on it
     running.mkdir()
     convert(tmp_path / "raw", tmp_path / "hf", "huggingface")
     assert leftovers(tmp_path) == [running.name]

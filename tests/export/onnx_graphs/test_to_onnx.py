@@ -1,4 +1,7 @@
-"""Exported graphs: onnxruntime gives what StaticModel gives with the stored weights, and the files hold what they should."""
+"""Exported graphs: onnxruntime gives the results of StaticModel with the stored weights.
+
+The files hold what they should.
+"""
 
 import numpy as np
 import onnx
@@ -32,7 +35,10 @@ def protos(graphs):
 
 
 def test_onnxruntime_gives_what_torch_gives(graphs):
-    """Logits and every cache, through every chunk size and past the window, with padding and with rows of different lengths."""
+    """Logits and every cache agree.
+
+    This covers every chunk size, positions past the window, padding, and rows of different lengths.
+    """
     record = graphs.record
     cache_lens = record.model.cache_lens(record.shape.cache_len)
     module = static_model(record.model, cache_lens, effective_weights(graphs), graphs.record.rounded_weights)
@@ -67,7 +73,7 @@ def test_boundary_is_the_signature(graphs):
 
 
 def test_no_dimension_is_dynamic(graphs):
-    """After onnx's own shape inference, every value has a shape of numbers."""
+    """After onnx's own shape inference, every value has a shape made of numbers."""
     for graph in graphs.record.graphs:
         inferred = onnx.shape_inference.infer_shapes(
             onnx.load(graphs.onnx_path(graph)), strict_mode=True, data_prop=True
@@ -81,7 +87,10 @@ def test_no_dimension_is_dynamic(graphs):
 
 
 def test_weights_are_shared_by_name(graphs):
-    """Every graph refers to all tensors of the one weight file, by name and place, and has none of its own beyond a kilobyte."""
+    """Every graph refers to all tensors of the one weight file, by name and offset.
+
+    It has no tensor of its own beyond a kilobyte.
+    """
     stored = TensorFile.open(graphs.folder / WEIGHTS_FILE).tensors
     assert set(stored) == {spec.name for spec in graphs.record.weights}
     for proto in protos(graphs).values():

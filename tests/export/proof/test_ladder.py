@@ -1,4 +1,4 @@
-"""The ladder's cases and comparisons: who is fed what, and what counts as a failure."""
+"""The ladder's cases and comparisons: what each rung is fed, and what counts as a failure."""
 
 import numpy as np
 import pytest

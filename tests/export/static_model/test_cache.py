@@ -1,4 +1,4 @@
-"""The rolling cache and its mask, against a table that lists who sees whom."""
+"""The rolling cache and its mask, against a table of which token sees which."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from export.static_model import cache
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8])
 def test_who_sees_whom(window):
-    """Every combination of a small window, chunk and first position, padding (negative positions) included."""
+    """Every combination of small windows, chunks and first positions, including padding (negative positions)."""
     ages = torch.arange(window, 0, -1)
-    for tokens in (1, 2, 3, 7, 11):  # a chunk longer than the window among them
+    for tokens in (1, 2, 3, 7, 11):  # including a chunk longer than the window
         for first in range(-4, 2 * window + 3):
             found = cache.visible(torch.arange(first, first + tokens)[None], ages)[0].tolist()
-            held = range(first - window, first + tokens)  # the position in each column: W past ones, then the chunk
+            held = range(first - window, first + tokens)  # position in each column: W past ones, then the chunk
             expected = [
                 [p >= 0 and p in range(query - window + 1, query + 1) for p in held]
                 for query in range(first, first + tokens)
@@ -31,7 +31,7 @@ def test_rows_have_their_own_positions():
 
 
 def test_worked_example_of_the_module():
-    """W = 3, T = 2, the cache holds positions 2 3 4."""
+    """W = 3, T = 2, and the cache holds positions 2, 3 and 4."""
     past, new = (torch.tensor(columns).view(1, 1, -1, 1) for columns in ([2, 3, 4], [5, 6]))
     joined = cache.append(past, new)
     assert joined.flatten().tolist() == [2, 3, 4, 5, 6]

@@ -1,4 +1,7 @@
-"""StaticModel against `transformers` on the same weights, and against the numpy reference where transformers has no such model."""
+"""StaticModel against `transformers` on the same weights.
+
+The numpy reference takes its place where transformers has no such model.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,7 @@ from tests.helpers.tiny import write_tiny_mistral
 
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)
 LONGEST = max(LENGTHS)
-CACHE_LEN = 24  # of a model without a window: LONGEST fits
+CACHE_LEN = 24  # for models without a window: LONGEST fits
 MODELS = {
     "windowed": {"sliding_window": WINDOW},
     "full-attention": {"sliding_window": None},
@@ -107,7 +110,7 @@ def test_prefill_then_decode(pair):
 
 
 def test_the_window_matters(windowed):
-    """So that the comparisons above would notice a window that is lost or off by one."""
+    """So the comparisons above would notice a window that is lost or off by one."""
     for window in (WINDOW - 1, WINDOW + 1, None):
         other = msgspec.structs.replace(windowed.config, sliding_window=(window,) * windowed.config.n_layers)
         changed = reference.logits(other, windowed.weights, windowed.ids)
@@ -115,7 +118,7 @@ def test_the_window_matters(windowed):
 
 
 def test_rows_of_a_batch_are_padded_independently(windowed):
-    """Rows of 19 and 6 tokens in chunks of 5 give what each gives alone."""
+    """Rows of 19 and 6 tokens in chunks of 5 give the same as each row alone."""
     lengths = LONGEST, 6
     found = torch_shifted(windowed.ours, 2).feed([windowed.ids[:n] for n in lengths], chunks_of(LONGEST, 5))
     for row, length in enumerate(lengths):
@@ -140,8 +143,11 @@ def test_mixed_windows_match_the_reference(windowed):
 
 
 def test_reference_matches_transformers_in_float64(pair):
-    """The reference itself, so that what is compared with it is compared with transformers. transformers keeps rotary angles and norms in
-    float32 even then: angles up to 19 radians are rounded by 2**-24 of themselves, which is the float32 bound once more."""
+    """The reference itself is compared, so that a comparison with it is one with transformers.
+
+    transformers keeps rotary angles and norms in float32 even then: angles up to 19 radians have a relative rounding
+    error of 2**-24, which is the float32 bound once more.
+    """
     found = reference.logits(pair.config, pair.weights, pair.ids)
     expected = their_logits(pair.theirs.double(), pair.ids)
     pair.theirs.float()

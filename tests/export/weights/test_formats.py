@@ -1,4 +1,4 @@
-"""Weight storage, against the formula of symmetric rounding written another way, and against its own inverse."""
+"""Weight storage, against the formula for symmetric rounding written in another way, and against its own inverse."""
 
 from fractions import Fraction
 from typing import get_args
@@ -23,7 +23,7 @@ def random_matrix(n, k, seed=0):
 
 
 class Stored:
-    """One format, with the face of its functions for a matrix named w."""
+    """One format, with its functions for a matrix named w."""
 
     def __init__(self, **fields):
         self.format = Storage(**fields)
@@ -54,7 +54,7 @@ def test_int8_integers_are_the_formula_exactly(int8):
 
 
 def test_int8_rounds_half_to_even(int8):
-    """A scale of exactly 2: 1 3 5 7 lie half-way between integers."""
+    """With a scale of exactly 2, the numbers 1 3 5 7 lie half-way between integers."""
     stored = int8.store(np.array([[254, 1, 3, 5, 7, -1, -3, -5]], np.float32))
     assert stored["w_scale"].tolist() == [2]
     assert stored["w"].tolist() == [[127, 0, 2, 2, 4, 0, -2, -2]]
@@ -62,15 +62,14 @@ def test_int8_rounds_half_to_even(int8):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_int8_error_is_at_most_half_a_scale(int8, seed):
-    """scale / 2, and what float32 rounds: the quotient (at most 127) and the product each move by 127 scale u."""
+    """scale / 2, plus the rounding of float32: the quotient (at most 127) and the product each move by 127 scale u."""
     matrix = random_matrix(31, 65, seed)
     stored = int8.store(matrix)
     exact = stored["w"].astype(np.float64) * stored["w_scale"].astype(np.float64)[:, None]
     half = stored["w_scale"][:, None] * (0.5 + 127 * ROUNDOFF)
     assert (np.abs(exact - matrix) <= half).all()
-    assert (
-        np.abs(stored["w"]).max(axis=1).tolist() == [127] * 31
-    )  # each row uses the whole range, and -128 is never there
+    # each row uses the whole range, and -128 never occurs
+    assert np.abs(stored["w"]).max(axis=1).tolist() == [127] * 31
 
 
 def test_int8_row_of_zeros(int8):
@@ -86,7 +85,7 @@ def test_int8_load_is_the_product_exactly(int8):
     for n in range(5):
         for k in range(9):
             exact = Fraction(int(stored["w"][n, k])) * Fraction(float(stored["w_scale"][n]))
-            assert loaded[n, k] == np.float32(float(exact))  # 7 bits times 24 fit a double, so this rounds once
+            assert loaded[n, k] == np.float32(float(exact))  # 7 bits times 24 bits fit in a double, so this rounds once
 
 
 def test_int8_stores_again_what_it_loaded(int8):
@@ -98,7 +97,7 @@ def test_int8_stores_again_what_it_loaded(int8):
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
 def test_narrower_floats(dtype, bits):
-    """Rounded to nearest: off by at most half a unit of the last of `bits` bits."""
+    """Rounding is to nearest: off by at most half a unit in the last of `bits` bits."""
     matrix = random_matrix(4, 6)
     stored = Stored(dtype=dtype).store(matrix)
     assert str(stored["w"].dtype) == dtype
@@ -117,7 +116,10 @@ INT4 = {"symmetric": {"group_size": 32}, "zero points": {"group_size": 32, "zero
 @pytest.mark.parametrize("name", INT4)
 @pytest.mark.parametrize("shape", [(5, 64), (3, 40), (1, 8)])
 def test_int4_is_read_back_by_its_definition(name, shape):
-    """(q - zero) scale, number by number, groups of 32, the last one shorter; numbers from 0 to 15, two in a byte, the first below."""
+    """(q - zero) scale, number by number, in groups of 32, the last one shorter.
+
+    The numbers q go from 0 to 15, two in a byte, the first in the low half.
+    """
     int4 = Stored(dtype="int4", **INT4[name])
     stored = int4.store(random_matrix(*shape))
     loaded = int4.load(shape, stored)
@@ -134,7 +136,10 @@ def test_int4_is_read_back_by_its_definition(name, shape):
 
 @pytest.mark.parametrize("name", INT4)
 def test_int4_minimises_the_error_of_each_group(name):
-    """No worse than the plain choice, the largest number on the end of the range, and better by a twentieth over many groups."""
+    """No worse than the plain choice, and better by a twentieth over many groups.
+
+    The plain choice puts the largest number at the end of the range.
+    """
     matrix = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
     int4 = Stored(dtype="int4", **INT4[name])
     found = np.square(int4.load(matrix.shape, int4.store(matrix)) - matrix).reshape(64, 8, 32).sum(-1)
@@ -144,7 +149,7 @@ def test_int4_minimises_the_error_of_each_group(name):
 
 
 def plain_int4(matrix, *, zero_points):
-    """Round to nearest on the whole range of each group."""
+    """Round to nearest over the whole range of each group."""
     groups = matrix.reshape(len(matrix), -1, 32).astype(np.float64)
     if zero_points:
         low, high = np.minimum(groups.min(-1, keepdims=True), 0), np.maximum(groups.max(-1, keepdims=True), 0)
@@ -202,7 +207,7 @@ def formats(*, tied=False, dtype="float16", k=8, **quantization):
 
 
 def test_what_schemes_leave_alone():
-    """Norms stay float32; an embedding that is not the head as well keeps the dtype."""
+    """Norms stay float32; an embedding that is not also the head keeps the dtype."""
     assert [f.dtype for f in formats(scheme="int8").values()] == ["float16", "int8", "int8", "int8", "float32"]
     assert formats(scheme="int8", tied=True)["tok_embeddings.weight"].dtype == "int8"
 
@@ -230,7 +235,7 @@ def test_a_head_in_int8_takes_tokens_as_they_are(tied):
 
 
 def test_what_int4_cannot_hold_is_int8():
-    """Eight numbers share a word; and the kernels of experts read whole numbers."""
+    """Eight numbers share a word, and the kernels of experts read whole numbers."""
     assert formats(scheme="int4", k=12)["output.weight"].dtype == "int8"
     rules = StorageRules(Quantization(scheme="int4_dynamic"), "float32", tied_embeddings=False, n_layers=1)
     assert rules.tensor("layers.0.feed_forward.experts.w13.weight", (64, 32)).stored == Storage(dtype="int8")
@@ -251,7 +256,11 @@ def test_every_format_is_tried():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_tells_the_truth_about_itself(name):
-    """Its stored tensors are those that it names; graphs read each of them once; every layout holds what it says; K is what it asks for."""
+    """A format is as it describes itself.
+
+    Its stored tensors are those that it names; graphs read each of them once; every layout holds what it says; K is a
+    multiple of what it asks for.
+    """
     form, k = FORMATS[name], 64
     tensor = ModelTensor(name="w", shape=(40, k), stored=STORAGES[name])
     stored = form.store(tensor, random_matrix(*tensor.shape))
@@ -273,7 +282,10 @@ def test_every_format_tells_the_truth_about_itself(name):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_target_gets_the_schemes_that_its_kernels_read(target):
-    """A format without a layout for a target makes no scheme of that target, and no scheme rounds activations where kernels do not."""
+    """A target has no scheme whose format lacks a layout for it.
+
+    No scheme rounds activations where the kernels do not.
+    """
     row, found = TARGETS[target], schemes_of(target)
     assert "none" in found
     for name, scheme in SCHEMES.items():
@@ -285,7 +297,7 @@ def test_a_target_gets_the_schemes_that_its_kernels_read(target):
 
 
 def test_schemes_say_what_their_formats_are():
-    """The runtime, which knows no formats, is told whether scales belong to groups."""
+    """The runtime, which knows no formats, learns from the scheme whether scales belong to groups."""
     assert set(SCHEMES) == set(get_args(SchemeName))
     for scheme in SCHEMES.values():
         assert scheme.grouped == (scheme.format is not None and FORMATS[scheme.format].grouped)

@@ -44,7 +44,7 @@ def test_levels_ascend():
 
 
 def test_machine_features_are_what_grep_sees():
-    """The flags of this machine, read by another program; on another architecture there are none."""
+    """The flags of this machine, as another program reads them; on another architecture there are none."""
     line = subprocess.run(
         ["grep", "-m1", "^flags", "/proc/cpuinfo"], capture_output=True, text=True, check=False
     ).stdout
@@ -90,7 +90,8 @@ def test_check_cpu_names_flag_level_and_remedy():
     with pytest.raises(UserError) as error:
         check_cpu(needs_vl, "x86-64-v4", features)
     assert str(error.value) == (
-        "this machine lacks avx512f, which the artifact's cpu level x86-64-v4 needs; compile again with backend.cpu: x86-64-v3"
+        "this machine lacks avx512f, which the artifact's cpu level x86-64-v4 needs; "
+        "compile again with backend.cpu: x86-64-v3"
     )
 
 

@@ -1,4 +1,7 @@
-"""One test per rule of the artifact's format. The library in these tests is text, so loading it would fail in another way."""
+"""One test per rule of the artifact's format.
+
+The library in these tests is text, so loading it would fail in another way.
+"""
 
 import dataclasses
 import hashlib
@@ -101,12 +104,12 @@ def manifest_of(files, **changes):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A sound artifact, alone in its parent folder."""
+    """A valid artifact, alone in its parent folder."""
     return write_artifact(tmp_path / "out" / "tiny", fill, manifest_of).folder
 
 
 def edit(folder, change):
-    """Change `manifest.json` as plain data, behind the types' back."""
+    """Change `manifest.json` as plain data, bypassing the types."""
     path = folder / "manifest.json"
     data = json.loads(path.read_bytes())
     change(data)
@@ -132,7 +135,7 @@ def flip(path, offset):
     path.write_bytes(data)
 
 
-# --- what is sound ---
+# --- valid artifacts ---
 
 
 def test_sound_artifact_opens(folder):
@@ -470,7 +473,10 @@ def test_appended(folder):
 
 @pytest.mark.parametrize("kind", ["llvm", "cuda"])
 def test_other_machine(folder, kind):
-    """A flag that no processor has, in the level that the message names; host code of a CUDA artifact needs it as well."""
+    """The level named in the message has a flag that no processor has.
+
+    The host code of a CUDA artifact needs that flag as well.
+    """
     arch = ["sm_80"] if kind == "cuda" else []
     edit(
         folder,
@@ -520,7 +526,7 @@ def test_weights_that_the_manifest_does_not_list(tmp_path, weights, clause):
 
 
 def test_unaligned_weights(tmp_path):
-    """Eight more spaces after the header: what the safetensors package may write, but not for mapping."""
+    """Eight more spaces after the header: the safetensors package may write them, but they rule out mapping."""
 
     def fill_unaligned(folder):
         fill(folder)
@@ -551,7 +557,7 @@ def test_flipped_bit_in_weights(folder, offset):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """An artifact whose weights take two blocks and a bit."""
+    """An artifact whose weights take a little more than two blocks."""
     weights = (*WEIGHTS, WeightSpec(name="big", shape=(2 * BLOCK_BYTES + 100,), dtype="int8", layout="row_major"))
     folder = tmp_path_factory.mktemp("large") / "x"
     return write_artifact(folder, lambda f: fill(f, weights), lambda files: manifest_of(files, weights=weights)).folder
@@ -596,9 +602,8 @@ def test_writing_replaces_the_old_artifact(folder):
     write_artifact(folder, fill, lambda files: manifest_of(files, name="second"))
     assert Artifact.open(folder).manifest.name == "second"
     assert siblings(folder) == ["tiny"]
-    np.testing.assert_array_equal(
-        mapped["tok_embeddings.weight"], arrays()["tok_embeddings.weight"]
-    )  # the old file is still mapped
+    # the old file is still mapped
+    np.testing.assert_array_equal(mapped["tok_embeddings.weight"], arrays()["tok_embeddings.weight"])
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -636,14 +641,14 @@ def test_artifact_that_does_not_open_is_not_put_in_place(folder):
 
 
 def test_another_run_in_between(folder, monkeypatch):
-    """Both runs finish; the later one's artifact is there, whole."""
+    """Both runs finish, and the artifact of the later one is there, whole."""
     rename, raced = Path.rename, []
 
     def race(self, target):
         if self.suffix == ".tmp" and not raced:
             raced.append(True)
             target.mkdir()
-            fill(target)  # what the other run put there
+            fill(target)  # the other run's artifact
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", race)
@@ -668,7 +673,7 @@ write_artifact(Path(sys.argv[1]), fill, lambda files: None)
 
 @pytest.mark.parametrize("first", [True, False])
 def test_killed_writer_leaves_nothing_half(tmp_path, first):
-    """A killed writer leaves no artifact, or the old one; the next writer removes what it left beside it."""
+    """A killed writer leaves either no artifact or the old one; the next writer removes its leftovers."""
     folder = tmp_path / "tiny"
     if not first:
         write_artifact(folder, fill, manifest_of)
@@ -767,9 +772,10 @@ def test_replace_manifest_refuses_other_files(folder):
 
 
 def test_opening_loads_no_library_and_no_tvm(folder):
-    """In a fresh interpreter: neither the artifact's library nor TVM is mapped after a successful open."""
+    """In a fresh interpreter, neither the artifact's library nor TVM is mapped after a successful open."""
     code = (
-        "import sys; from pathlib import Path; from runtime.artifact.folder import Artifact; Artifact.open(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from runtime.artifact.folder import Artifact; "
+        "Artifact.open(Path(sys.argv[1]));"
         "maps = Path('/proc/self/maps').read_text(); assert 'library.so' not in maps and 'tvm' not in maps;"
         "assert not {'tvm', 'tvm_ffi', 'torch', 'onnx', 'transformers', 'ctypes.util'} & set(sys.modules)"
     )

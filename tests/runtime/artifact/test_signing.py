@@ -1,4 +1,7 @@
-"""Keys and signatures: a signed artifact opens, and any changed byte, other key or missing signature is refused before anything is loaded."""
+"""Keys and signatures: a signed artifact opens; any changed byte, another key or a missing signature is refused.
+
+The refusal comes before anything is loaded.
+"""
 
 import hashlib
 import shutil
@@ -70,7 +73,7 @@ def test_a_changed_byte_of_the_manifest_is_refused_before_it_is_read(signed, key
 
 
 def test_a_file_and_its_sum_changed_together_are_refused(signed, keys):
-    """What the sums alone would let through."""
+    """The sums alone would let this change through."""
     path, manifest = signed / "tokenizer.json", signed / "manifest.json"
     old = path.read_bytes()
     new = old.replace(b"{", b"{", 1)[:-1] + b" "

@@ -28,7 +28,7 @@ SPECS = [TensorSpec(name=n, shape=a.shape, dtype=str(a.dtype)) for n, a in ARRAY
 
 def write_ours(path: Path) -> Path:
     with TensorFileWriter(path, SPECS, {"b": "2", "a": "1"}) as writer:
-        for name in reversed(ARRAYS):  # any order
+        for name in reversed(ARRAYS):  # in any order
             writer.write(name, ARRAYS[name])
     return path
 

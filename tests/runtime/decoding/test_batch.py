@@ -1,7 +1,10 @@
-"""Batched generation on compiled artifacts: a row's tokens beside any other rows, and against transformers on the prompt alone.
+"""Batched generation on compiled artifacts.
 
-Rows of one length give the same bits whatever the others hold. Rows of different lengths are padded to the longest, which moves the steps in which
-a prompt's keys are summed: then the order of rounding differs, and logits agree within the bound of two orders of summation.
+A row's tokens are compared beside any other rows, and with transformers on the prompt alone.
+
+Rows of one length give the same bits whatever the others hold. Rows of different lengths are padded to the longest,
+which shifts the steps in which a prompt's keys are summed: then the order of rounding differs, and logits agree within
+the bound for two orders of summation.
 """
 
 import json
@@ -22,18 +25,9 @@ from tests.helpers.artifacts import CACHE_LEN, WINDOW, random_ids
 from tests.helpers.artifacts import bound as artifacts_bound
 
 GREEDY = SamplingOptions()
-STEPS = 3 * WINDOW  # from any prompt on, past the window
-LENGTHS = (
-    1,
-    2,
-    4,
-    5,
-    WINDOW - 1,
-    WINDOW,
-    WINDOW + 1,
-    16,
-    2 * WINDOW + 3,
-)  # below, at and beyond the window and both prefill chunks
+STEPS = 3 * WINDOW  # past the window, from any prompt
+# below, at and beyond the window and both prefill chunks
+LENGTHS = (1, 2, 4, 5, WINDOW - 1, WINDOW, WINDOW + 1, 16, 2 * WINDOW + 3)
 
 
 class Recording:
@@ -54,7 +48,7 @@ class Recording:
 
 
 def run(engine, prompts, options=GREEDY, samplers=None, **limits):
-    """The steps of each prompt."""
+    """Steps of each prompt."""
     limits = {"max_tokens": STEPS, "eos_ids": (), **limits}
     made = [[] for _ in prompts]
     for index, step in generate_batch(engine, prompts, samplers or row_samplers(options, len(prompts)), **limits):
@@ -67,7 +61,7 @@ def ids_of(steps):
 
 
 def row_bits(engine, prompts, row, **limits):
-    """Logits (steps, vocab) that one row's ids were drawn from, and its ids."""
+    """Logits (steps, vocab) from which one row's ids were drawn, and the ids."""
     recording = Recording(engine)
     steps = run(recording, prompts, **limits)[row]
     return np.array([logits[row] for logits in recording.calls[: len(steps)]]), ids_of(steps)
@@ -93,7 +87,7 @@ def bound(compile_case):
 
 
 def check(found, expected, bound, *, same_bits):
-    """Logits of a row beside others, against those of the row alone."""
+    """Compare the logits of a row beside others with those of the row alone."""
     if same_bits:
         assert np.array_equal(found, expected)
     else:
@@ -102,7 +96,10 @@ def check(found, expected, bound, *, same_bits):
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_row_gives_the_same_tokens_whatever_the_others_hold(windowed, bound, length):
-    """At float32: the others hold the same text, another of the same padding, nothing, or texts with which the chunks split otherwise."""
+    """The others hold the same text, another with the same padding, nothing, or texts that change the chunks.
+
+    The model is float32.
+    """
     target = prompt(length, 1)
     expected, ids = row_bits(windowed, [target], 0)
     assert expected.shape == (STEPS, windowed.manifest.model.vocab_size)
@@ -134,7 +131,7 @@ def test_so_does_a_row_of_an_int8_artifact_without_a_window(full_attention, comp
 
 
 def test_others_that_end_early_change_nothing(windowed, bound):
-    """Ends of sequence that the others draw and the target does not: they go on hidden while the target goes on."""
+    """The others draw ends of sequence and the target does not: they continue, hidden, while the target goes on."""
     target, *others = (prompt(length, length) for length in (9, 3, 14))
     expected, ids = row_bits(windowed, [target], 0)
     early = [next(token for token in ids_of(run(windowed, [other])[0]) if token not in ids) for other in others]
@@ -178,7 +175,7 @@ def theirs(compile_case):
 
 
 def test_tokens_are_those_of_transformers_on_each_prompt_alone(windowed, theirs):
-    """Nine prompts of different lengths on three rows, then two on three rows, all past the window."""
+    """Nine prompts of different lengths on three rows, then two prompts on three rows, all past the window."""
     prompts = [prompt(length, length) for length in LENGTHS]
     expected = [theirs(ids) for ids in prompts]
     assert [ids_of(steps) for steps in run(windowed, prompts)] == expected
@@ -240,7 +237,7 @@ def command(capsys, artifact, *flags):
 
 
 def test_the_command_gives_each_prompt_what_it_gives_alone(compile_case, capsys):
-    """Four prompts on three rows: JSON objects, and the same texts under headings."""
+    """Four prompts on three rows: as JSON objects, and as the same texts under headings."""
     artifact = compile_case("batched").artifact
     flags = [part for text in PROMPTS for part in ("--prompt", text)]
     found = json.loads(command(capsys, artifact, *flags, "--json"))

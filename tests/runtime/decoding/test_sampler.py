@@ -14,10 +14,9 @@ HISTORY = [3, 7, 7, 3, 500, 999]
 
 
 def transformers_probabilities(options, history):
-    """The chain that transformers builds in `_get_logits_processor`, in its order."""
-    scores = torch.from_numpy(LOGITS.astype(np.float64))[
-        None
-    ]  # in float64: their code then differs from ours by rounding of exp alone
+    """The chain that transformers builds in `_get_logits_processor`, in the same order."""
+    # in float64, so that their code differs from ours only by the rounding of exp
+    scores = torch.from_numpy(LOGITS.astype(np.float64))[None]
     processors = []
     if options.repetition_penalty is not None:
         processors.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
@@ -51,9 +50,8 @@ def test_distribution_equals_that_of_transformers(settings):
     ours = our_probabilities(options, HISTORY)
     theirs = transformers_probabilities(options, HISTORY)
     assert ((ours > 0) == (theirs > 0)).all()
-    np.testing.assert_allclose(
-        ours, theirs, rtol=1e-12, atol=1e-15
-    )  # float64: a few units in the last place, summed over 1000 terms
+    # float64: a few units in the last place, summed over 1000 terms
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
 
 
 def test_greedy_takes_the_highest_logit_after_the_penalty():
@@ -70,9 +68,8 @@ def test_draws_follow_the_distribution():
     expected = transformers_probabilities(options, [0])
     assert counts[expected == 0].sum() == 0
     deviation = np.sqrt(expected * (1 - expected) / draws)
-    assert (
-        np.abs(counts / draws - expected) <= 5 * deviation
-    ).all()  # 5 sigma on 8 ids: 5e-6 chance, and the seed is fixed
+    # 5 sigma on 8 ids: a chance of 5e-6, and the seed is fixed
+    assert (np.abs(counts / draws - expected) <= 5 * deviation).all()
 
 
 def test_the_same_seed_draws_the_same_ids():

@@ -1,4 +1,7 @@
-"""The CUDA engine's own part, with a runtime library whose device is this machine's memory: copies, captured graphs, and what it refuses."""
+"""The CUDA engine's own part: copies, captured graphs, and refusals.
+
+The device of the runtime library is this machine's memory.
+"""
 
 import contextlib
 
@@ -63,7 +66,7 @@ class Tensor:
 
 
 class Ffi:
-    """As much of tvm_ffi as a call needs."""
+    """The part of tvm_ffi that a call needs."""
 
     def __init__(self):
         self.streams = []
@@ -81,7 +84,10 @@ class Ffi:
 
 
 def test_a_call_runs_then_is_captured_then_launched(library):
-    """The first call runs the function, the second one records it and launches, later ones only launch; each reads ids and brings outputs back."""
+    """The first call runs the function, the second records and launches it, and later calls only launch it.
+
+    Each call reads ids and brings outputs back.
+    """
     ids = TensorSpec(name="input_ids", shape=(1, TOKENS), dtype="int64")
     out = TensorSpec(name="logits", shape=(1, 1, VOCAB), dtype="float32")
     graph = Graph(name="prefill_3", tokens=TOKENS, signature=Signature(inputs=(ids, ids), outputs=(out,)))
@@ -146,6 +152,6 @@ def test_a_machine_without_a_driver_is_told_so(artifact, monkeypatch):
 
 def test_another_gpu_is_refused_before_anything_is_loaded(artifact, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_driver, "DRIVER", stub_driver(tmp_path, major=7, minor=5))
-    monkeypatch.setattr(cuda_device, "find_library", None)  # loading would fail
+    monkeypatch.setattr(cuda_device, "find_library", None)  # loading it would fail
     with pytest.raises(UserError, match="is sm_75, but the artifact has machine code for sm_80, sm_90a"):
         Engine.open(artifact)

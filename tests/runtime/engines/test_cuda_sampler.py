@@ -1,4 +1,7 @@
-"""Steps that draw their own ids, with the CUDA kernels in their serial form and a stand-in for the CUDA runtime, against ids drawn by the host."""
+"""Steps that draw their own ids, compared with ids drawn by the host.
+
+The CUDA kernels run in their serial form, with a stand-in for the CUDA runtime.
+"""
 
 import gc
 import weakref
@@ -39,7 +42,7 @@ def library(tmp_path):
 
 @pytest.fixture(scope="module", params=["windowed", "full"])
 def engines(request, compile_case, tmp_path_factory):
-    """One that draws as a GPU does, and one whose host draws; both with the same kernels."""
+    """An engine that draws as a GPU does, and one whose host draws; both have the same kernels."""
     folder = tmp_path_factory.mktemp(request.param)
     graphs = (
         exported("full", folder / "case", FULL)[1] if request.param == "full" else compile_case(request.param).graphs
@@ -69,7 +72,10 @@ def prompt_of(engine, length=5, seed=0):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_device_draws_what_the_host_does(engines, options):
-    """Far past the window; with full attention, up to the last slot, from which on the step that is started ahead would have none."""
+    """Generate far past the window; with full attention, up to the last slot.
+
+    After that slot, the step that is started ahead would have none.
+    """
     found = []
     for engine in (engines.device, engines.host):
         engine.reset()
@@ -85,7 +91,10 @@ def test_the_device_draws_what_the_host_does(engines, options):
 
 
 def test_a_sequence_goes_on_after_an_end(engines):
-    """At an end of sequence one more step is on its way; its column and its draw are not counted, and the next prompt takes its place."""
+    """At an end of sequence, one more step is in flight.
+
+    Its column and its draw do not count, and the next prompt takes its place.
+    """
     found = []
     for engine in (engines.device, engines.host):
         engine.reset()
@@ -102,7 +111,7 @@ def test_a_sequence_goes_on_after_an_end(engines):
 
 
 def test_a_model_is_given_back_at_once(library):
-    """Not when some collector finds a circle of references: the next model may need the memory."""
+    """The model is freed at once, not when a collector finds a reference cycle: the next model may need the memory."""
     spec = TensorSpec(name="x", shape=(1, 1), dtype="int64")
     device = HostDevice(CudaMemory(library))
     signature = Signature(inputs=(spec, spec), outputs=(TensorSpec(name="logits", shape=(1, 1, 9), dtype="float32"),))
@@ -164,7 +173,7 @@ def test_the_benchmark_times_drawn_steps(engines, monkeypatch):
 
 
 class Scripted:
-    """`runtime.engines.loaded_artifact.DeviceSampler` that tells what is asked of it."""
+    """`runtime.engines.loaded_artifact.DeviceSampler` that logs the requests made to it."""
 
     def __init__(self, drawn):
         self.drawn = drawn

@@ -1,4 +1,4 @@
-"""The engine on compiled artifacts, against onnxruntime on the graphs that they were compiled from."""
+"""The engine on compiled artifacts, against onnxruntime on the graphs they were compiled from."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_one_prefill(engine, rows, steps, bound, length):
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_every_chunk_size(engine, rows, steps, bound, length):
-    """The same prompt through each compiled function alone, padded on the left as far as that takes."""
+    """Feed the same prompt through each compiled function alone, padded on the left as far as needed."""
     for size in engine.loaded.functions:
         total = -(-length // size) * size
         padded = np.array([[0] * (total - length) + row[:length] for row in rows])
@@ -82,7 +82,7 @@ def test_every_chunk_size(engine, rows, steps, bound, length):
 
 @pytest.mark.parametrize("pieces", [(1, 7, 11), (6, 1, 1, 11), (17, 2), (5, 5, 5, 4)])
 def test_a_prompt_in_pieces(engine, rows, steps, bound, pieces):
-    """Continuing a sequence: no padding, so each piece ends in single tokens."""
+    """Continuing a sequence allows no padding, so each piece ends in single tokens."""
     start = 0
     for piece in pieces:
         found = engine.prefill([row[start : start + piece] for row in rows])
@@ -92,7 +92,7 @@ def test_a_prompt_in_pieces(engine, rows, steps, bound, pieces):
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_ring_holds_the_shifted_cache(engine, rows, steps, bound, length):
-    """Position p, in column W - length + p of the graph's cache, lies in slot p mod W of the engine's."""
+    """Position p, in column W - length + p of the graph's cache, is in slot p mod W of the engine's."""
     for feed in (
         lambda: engine.prefill([row[:length] for row in rows]),
         lambda: [engine.decode([row[i] for row in rows]) for i in range(length)],
@@ -106,7 +106,10 @@ def test_ring_holds_the_shifted_cache(engine, rows, steps, bound, length):
 
 
 def test_caches_stay_where_they_are(engine, rows):
-    """Updated in place: the arrays that the engine made hold the new columns, at the addresses that they had, and other slots keep their bits."""
+    """Caches are updated in place.
+
+    The arrays that the engine made hold the new columns at the addresses they had, and other slots keep their bits.
+    """
     for cache in engine.caches:
         cache[...] = 0
     engine.prefill([row[:3] for row in rows])
@@ -128,7 +131,7 @@ def test_reset_forgets(engine, rows):
 
 
 def test_stale_slots_are_never_seen(engine, rows):
-    """The worst numbers in every slot before the first token: what a previous user of the memory may have left."""
+    """Before the first token, every slot holds the worst numbers that an earlier user of the memory may have left."""
     clean = engine.prefill([row[:5] for row in rows])
     engine.reset()
     for cache in engine.caches:
@@ -184,7 +187,7 @@ def test_a_prompt_that_fills_the_cache_exactly_sees_all_of_it(compile_case, full
 
 @pytest.mark.parametrize("case_name", ["int8", "fp16"])
 def test_rows_of_different_lengths(compile_case, case_name):
-    """Padded on the left each as it needs, then continued together: each row gives, bit for bit, what it gives beside itself."""
+    """Rows are padded on the left as each one needs, then continued together."""
     engine = Engine.open(compile_case(case_name).artifact, threads=2)
     vocab = engine.manifest.model.vocab_size
     long, short = random_ids(13, vocab, 1), random_ids(2, vocab, 2)
@@ -241,7 +244,7 @@ AVAILABLE = [(1,), (4, 1), (16, 4, 1), (1, 4, 16), (128, 16, 1), (7, 5, 2, 1), (
 @pytest.mark.parametrize("available", AVAILABLE)
 @pytest.mark.parametrize("may_pad", [True, False])
 def test_chunk_sizes(available, may_pad):
-    """The sum is the length, or more by padding that the first call holds and that no call is spent on."""
+    """The sum is the length, or larger by padding that fits in the first call and never costs a call."""
     smallest = min((size for size in available if size > 1), default=1)
     for length in range(1, 300):
         sizes = chunk_sizes(length, available, may_pad=may_pad)

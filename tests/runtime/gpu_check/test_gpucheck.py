@@ -1,4 +1,7 @@
-"""The GPU check without a GPU: its references judge the CUDA kernels in their serial form, and a stand-in for the CUDA runtime times them."""
+"""The GPU check without a GPU.
+
+Its references judge the CUDA kernels in their serial form, and a stand-in for the CUDA runtime times them.
+"""
 
 import contextlib
 import json
@@ -53,7 +56,7 @@ SHAPES = {"linear": Linear, "embedding": Embedding, "rolling_attention": Rolling
 
 
 def serial(call):
-    """The kernel of a call in its serial form, with products for tensor cores."""
+    """A call's kernel in its serial form, with products for tensor cores."""
     arguments = (
         [msgspec.convert(argument, SHAPES[call.op]) for argument in call.arguments]
         if call.op in SHAPES
@@ -68,7 +71,7 @@ def calls_of(compile_case, name):
 
 
 def call_of(op, *arguments):
-    """A kernel with these arguments of its maker."""
+    """The call of a kernel with these arguments for its maker."""
     parameters = tuple(
         TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype))
         for b in CUDA[op](*arguments).params
@@ -80,7 +83,7 @@ def call_of(op, *arguments):
 
 
 def mixture_call(tokens, dtype):
-    """A mixture's kernel."""
+    """The call of a mixture's kernel."""
     return call_of("mixture", Mixture((1, tokens), 64, 48, 5, 2, Storage(dtype=dtype)))
 
 
@@ -116,7 +119,7 @@ def _few_copies(monkeypatch):
 
 
 def wrong(function, change):
-    """A kernel that leaves something else behind."""
+    """A kernel whose results are changed afterwards."""
 
     def call(*tensors):
         function(*tensors)
@@ -127,7 +130,7 @@ def wrong(function, change):
 
 @pytest.mark.parametrize("op", ["linear", "embedding", "rotation", "rolling_attention", "mixture"])
 def test_a_wrong_kernel_is_seen(compile_case, op):
-    """A result a little too large, a number that was not written, and, of attention, a ring that was written one slot too far."""
+    """Results are slightly too large, a number is not written, or attention writes its ring one slot too far."""
     call = (
         mixture_call(5, "int8")
         if op == "mixture"
@@ -154,13 +157,11 @@ def test_a_wrong_kernel_is_seen(compile_case, op):
 
 
 @pytest.mark.parametrize(
-    "stored",
-    [Storage(dtype="float16"), Storage(dtype="int8"), Storage(dtype="int4", group_size=128)],
-    ids=str,
+    "stored", [Storage(dtype="float16"), Storage(dtype="int8"), Storage(dtype="int4", group_size=128)], ids=str
 )
 @pytest.mark.parametrize("rows", [1, 16])
 def test_the_bound_of_a_long_sum_sees_what_is_left_out(stored, rows):
-    """With the K of a 7B model's w2: all of it, in float32, is right, and without its last fiftieth it is not."""
+    """With the K of a 7B model's w2, the whole sum, in float32, is right, and without its last fiftieth it is not."""
     n, k = 32, 14336
     case = case_of(call_of("linear", Linear((1, rows), n, k, stored)), half=False)
     x, *parts, y = case.arrays
@@ -180,7 +181,7 @@ FORMATS = [
 
 @pytest.mark.parametrize("stored", FORMATS, ids=lambda stored: f"{stored.dtype}-{stored.group_size}")
 def test_packed_matrices_are_read_as_they_were_packed(stored):
-    """Against `export.weights.quantize` and `build.packing.layout`, which write them."""
+    """Compare with `export.weights.quantize` and `build.packing.layout`, which write them."""
     n, k = 70, 160
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
     arrays = store(tensor, np.random.default_rng(0).standard_normal((n, k)).astype(np.float32))
@@ -210,7 +211,10 @@ def test_a_sample_has_both_ends():
 
 
 class StubDevice:
-    """`runtime.engines.cuda_device.Device` over this machine's memory; a copy must be from and to tensors that are still there."""
+    """`runtime.engines.cuda_device.Device` over this machine's memory.
+
+    A copy must be from and to tensors that still exist.
+    """
 
     def __init__(self, library):
         self.library = library
@@ -253,13 +257,13 @@ def test_kernels_are_timed_in_a_graph_that_takes_copies_in_turn(tmp_path):
     assert [which for _, which in seen[:4]] == ["a", "b", "c", "a"]
     assert {capturing for capturing, _ in seen} == {1}
     assert len(seen) == 66
-    assert seconds == pytest.approx(0.003 / 66)  # what the stand-in's clock says of one launch of the graph
+    assert seconds == pytest.approx(0.003 / 66)  # one launch of the graph, by the stand-in's clock
     assert device.library.count_launches() == 4
     assert kernels.copy_gb_s(3 * 10**6) == pytest.approx(2.0)
 
 
 def test_a_capture_that_fails_says_what_failed(tmp_path):
-    """And not that the capture did."""
+    """The message says so, and not that the capture failed."""
     memory = CudaMemory(stub_runtime(tmp_path))
 
     def failing():
@@ -283,7 +287,10 @@ def refuse(*_):
 
 
 def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch, capsys):
-    """As on a GPU, but that the device is this machine: kernels from the library, random weights, verify, speeds, the table, and the status."""
+    """As on a GPU, except that the device is this machine.
+
+    The check covers kernels from the library, random weights, verify, speeds, the table, and the exit status.
+    """
     device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
     monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
     monkeypatch.setattr("runtime.engines.cuda.load_library", load_here)
@@ -340,9 +347,8 @@ def test_an_artifact_names_its_kernels(cuda_artifact):
     manifest = checked_manifest(cuda_artifact)
     used = {row.kernel.removesuffix("_kernel").partition("_kernel_")[0] for row in manifest.kernels}
     assert {call.kernel for call in manifest.calls} <= used
-    assert (
-        sum(call.calls.get("decode", 0) for call in manifest.calls if call.op == "linear") == 5
-    )  # wqkv, wo, w13, w2, head
+    # wqkv, wo, w13, w2, head
+    assert sum(call.calls.get("decode", 0) for call in manifest.calls if call.op == "linear") == 5
     products = products_of(manifest)
     name = manifest.name
     assert {(p.graph, p.rows) for p in products} == {
@@ -421,7 +427,7 @@ def test_labels():
 
 
 def test_torch_of_another_python_is_asked(tmp_path, monkeypatch, capsys):
-    """A stand-in for that Python: it reads the products and answers."""
+    """A stand-in for that Python reads the products and answers."""
     python = tmp_path / "python"
     python.write_text(
         f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"peak_tflop_s": 5.0, "seconds": {{"decode": 0.5}}}}\'\n'
@@ -440,7 +446,7 @@ def test_torch_of_another_python_is_asked(tmp_path, monkeypatch, capsys):
 
 
 def test_torch_without_a_gpu_is_no_torch():
-    """Of this machine: the script itself, up to the question for a GPU."""
+    """The script itself runs on this machine, up to its query for a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -448,11 +454,12 @@ def test_torch_without_a_gpu_is_no_torch():
 
 
 def test_transformers_is_asked_for_a_model_of_the_same_sizes(compile_case, tmp_path, monkeypatch):
-    """A stand-in for its Python; a mixture and layers with different windows are not asked for."""
+    """A stand-in for its Python answers; a mixture and layers with different windows are not asked for."""
     model = Artifact.open(compile_case("windowed").artifact).manifest.model
     python = tmp_path / "python"
     python.write_text(
-        f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"ttft": {{"8": 0.5}}, "decode": {{"4": 0.25}}, "graph": true}}\'\n'
+        f"#!/bin/sh\ncat > {tmp_path}/asked\n"
+        'echo \'{"ttft": {"8": 0.5}, "decode": {"4": 0.25}, "graph": true}\'\n'
     )
     python.chmod(0o755)
     monkeypatch.setattr(torch_process, "PYTHONS", (str(python),))
@@ -467,7 +474,7 @@ def test_transformers_is_asked_for_a_model_of_the_same_sizes(compile_case, tmp_p
 
 
 def test_the_script_times_a_model_of_transformers():
-    """On this machine's CPU, and so without a graph."""
+    """It runs on this machine's CPU, and so without a graph."""
     import torch
 
     config = {

@@ -44,7 +44,8 @@ CHATML = """\
 You help.<|im_end|>
     {% endif %}
     {% if message.content == 'skip' %}{% continue %}{% endif %}
-{{ '<|im_start|>' + message.role + '\\n' }}{% generation %}{{ message.content | trim }}{% endgeneration %}{{ '<|im_end|>\\n' }}
+{{ '<|im_start|>' + message.role + '\\n' }}{% generation %}\
+{{ message.content | trim }}{% endgeneration %}{{ '<|im_end|>\\n' }}
 {% endfor %}
 {% if add_generation_prompt %}
 <|im_start|>assistant
@@ -96,7 +97,7 @@ def test_the_templates_own_refusal_is_shown():
         "{{ messages[9].content.x }}",
         "{{ 1 // 0 }}",
         "{{ messages.append(1) }}",  # immutable
-        "{{ ''.__class__.__mro__ }}",  # the way out of a sandbox
+        "{{ ''.__class__.__mro__ }}",  # the way out of the sandbox
         "{{ raise_exception.__globals__.keys() }}",
         "{% include 'x' %}",
         "{% for i in range(10**9) %}{% endfor %}",
@@ -127,12 +128,8 @@ def test_template_from_an_artifact_gives_mistrals_ids(tmp_path):
     )
     template = open_chat_template(spec, tmp_path, tokenizer)
     hello = tokenizer.encode("Hello", add_bos=False)
-    assert TemplateEncoder(template, tokenizer).encode([{"role": "user", "content": "Hello"}]) == [
-        1,
-        3,
-        *hello,
-        4,
-    ]  # bos once; 3 and 4 are [INST] and [/INST]
+    # bos once; 3 and 4 are [INST] and [/INST]
+    assert TemplateEncoder(template, tokenizer).encode([{"role": "user", "content": "Hello"}]) == [1, 3, *hello, 4]
 
 
 def test_a_base_model_has_no_chat_template(tmp_path):
@@ -152,7 +149,10 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def chatml(folder, *, metaspace):
-    """A trained tokenizer in the manner of SmolLM2's, or with a space in front of whole texts alone: ours and the library's."""
+    """A trained tokenizer in the style of SmolLM2's: ours and the library's.
+
+    With `metaspace`, it puts a space before whole texts only.
+    """
     library = tokenizers.Tokenizer(
         tokenizers.models.BPE(byte_fallback=metaspace, unk_token="<unk>" if metaspace else None)
     )
@@ -185,7 +185,7 @@ def smollm2(request, tmp_path_factory):
 
 
 def parts(messages):
-    """The prompt by hand: what lies between control tokens as texts, and control tokens as ids."""
+    """The prompt by hand: text between control tokens as texts, and control tokens as ids."""
     first = [] if messages[0]["role"] == "system" else [{"role": "system", "content": "You are a helpful AI assistant"}]
     for message in [*first, *messages]:
         yield 1
@@ -209,7 +209,7 @@ def test_text_without_look_alikes_gives_the_ids_of_transformers(smollm2):
 
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])
 def test_look_alikes_in_a_message_stay_text(smollm2, role):
-    """Our ids equal those of the library for each part by itself, with which it never saw a control token in a text."""
+    """Our ids equal the library's for each part by itself, where it never saw a control token in a text."""
     ours, library = smollm2
     library.encode_special_tokens = True
     space = library.pre_tokenizer
@@ -226,7 +226,7 @@ def test_look_alikes_in_a_message_stay_text(smollm2, role):
     try:
         for sample in samples:
             if hasattr(space, "prepend_scheme"):
-                space.prepend_scheme = "never"  # every text of this prompt comes behind a control token
+                space.prepend_scheme = "never"  # every text of this prompt follows a control token
             messages = [{"role": role, "content": sample}, {"role": "user", "content": "Hi"}]
             expected = [
                 [part] if isinstance(part, int) else library.encode(part, add_special_tokens=False).ids

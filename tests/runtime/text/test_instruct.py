@@ -58,7 +58,7 @@ def test_there_is_a_format_for_each_version_that_the_tests_know():
     assert INSTRUCT_FORMATS.keys() == FILES.keys() == set(get_args(InstructVersion))
 
 
-LAYOUTS = {  # written down from Mistral's documentation of the formats, spaces where SentencePiece puts them
+LAYOUTS = {  # transcribed from Mistral's documentation of the formats, with spaces where SentencePiece puts them
     "v1": "<s>▁[INST]▁Be▁brief.<0x0A><0x0A>What▁is▁2▁+▁2?▁[/INST]▁4.▁▁</s>▁[INST]▁Why?▁[/INST]",
     "v2": "<s>[INST]▁What▁is▁2▁+▁2?[/INST]▁4.</s>[INST]▁Be▁brief.<0x0A><0x0A>Why?[/INST]",
     "v3": "<s>[INST]▁What▁is▁2▁+▁2?[/INST]▁4.</s>[INST]▁Be▁brief.<0x0A><0x0A>Why?[/INST]",
@@ -186,5 +186,8 @@ def test_the_format_wins_over_the_template_and_a_base_model_has_neither(tmp_path
 
 
 def test_the_box_needs_no_tokenizer_library_of_the_tests():
-    code = "import sys, runtime.text.conversation_encoder; sys.exit(bool({'mistral_common', 'tiktoken', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, runtime.text.conversation_encoder; "
+        "sys.exit(bool({'mistral_common', 'tiktoken', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -23,14 +23,15 @@ FILES = {
     "v7": "mistral_instruct_tokenizer_241114.model.v7",
     "v3-tekken-240718": "tekken_240718.json",
     "v3-tekken-240911": "tekken_240911.json",
-    "v7-tekken": "tekken_240911.json",  # the library has no file of this version: one of v3 says that it is of v7
+    "v7-tekken": "tekken_240911.json",  # the library has no file of this version: a v3 file that says it is v7
 }
-COUNT = {"v3-tekken-240718": 1300, "v3-tekken-240911": 1300, "v7-tekken": 1000}  # 1600 for each of the others: 10,000
-SHARES = {"v1": 0, "v2": 0.3, "v3": 0.3, "v7": 0.3}  # of the conversations have tools, at least
+# 1600 for each of the others: 10,000 in all
+COUNT = {"v3-tekken-240718": 1300, "v3-tekken-240911": 1300, "v7-tekken": 1000}
+SHARES = {"v1": 0, "v2": 0.3, "v3": 0.3, "v7": 0.3}  # of the conversations, at least, have tools
 
 
 def write(name, folder):
-    """The file as a checkpoint names it, so that both read its version from it."""
+    """The file under the name that it has in a checkpoint, so that both read its version from it."""
     source = DATA / FILES[name]
     if source.suffix != ".json":
         target = folder / f"tokenizer.model{source.suffix}"
@@ -68,7 +69,7 @@ def both(request, tmp_path_factory):
 
 
 def reference(theirs, messages, tools):
-    # `from_openai` reads tool calls and results in the form that our messages have
+    # `from_openai` reads tool calls and results in the form of our messages
     return theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages, tools=tools or None)).tokens
 
 

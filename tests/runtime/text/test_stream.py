@@ -24,9 +24,8 @@ def test_text_ends_before_the_first_stop_string_whatever_the_split():
         text = "".join(draw.choices("ab", k=draw.randint(1, 10)))
         stops = ["".join(draw.choices("ab", k=draw.randint(1, 4))) for _ in range(draw.randint(0, 2))]
         steps = run(text, stops)
-        ends = [
-            text.find(stop) + len(stop) for stop in stops if stop in text
-        ]  # the stop string that is complete first ends the text
+        # the first stop string to be complete ends the text
+        ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
         if ends:
             seen = text[: min(ends)]
             assert (
@@ -44,7 +43,7 @@ def test_text_ends_before_the_first_stop_string_whatever_the_split():
 def test_only_what_may_begin_a_stop_string_is_held_back():
     assert [step.text for step in run("abcabd.", ["abd"])] == ["", "", "abc", "", "", ""]
     assert [step.text for step in run("one", [])] == ["o", "n", "e"]
-    assert [step.text for step in run("xab", ["abc"])] == ["x", "", "ab"]  # the end lets the rest out
+    assert [step.text for step in run("xab", ["abc"])] == ["x", "", "ab"]  # the end releases the rest
 
 
 def test_an_end_of_sequence_has_no_text():

@@ -55,13 +55,16 @@ def real(request):
 
 @pytest.fixture(scope="module", params=[V1, V3, V7, "byte_level", "metaspace"])
 def both(request):
-    """Ours and the library's tokenizer, of every kind."""
+    """Our tokenizer and the library's, of every kind."""
     return open_both(request.param) if "model" in request.param else request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory):
-    """A trained ByteLevel BPE as Llama-like models have it: special tokens, and a post-processor that puts bos in front."""
+    """A trained ByteLevel BPE like those of Llama-like models.
+
+    It has special tokens, and a post-processor that prepends bos.
+    """
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
@@ -73,7 +76,7 @@ def byte_level(tmp_path_factory):
     )
     library.train_from_iterator(TEXTS, trainer)
     library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    library.enable_truncation(8)  # some published files hold it from training
+    library.enable_truncation(8)  # some published files keep this from training
     folder = tmp_path_factory.mktemp("tokenizer")
     library.save(str(folder / "tokenizer.json"))
     return open_tokenizer(json_spec(), folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -81,7 +84,10 @@ def byte_level(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def metaspace(tmp_path_factory):
-    """A tokenizer.json in the manner of a converted SentencePiece model: byte fallback, and a decoder that strips one leading space."""
+    """A tokenizer.json in the style of a converted SentencePiece model.
+
+    It has byte fallback, and a decoder that strips one leading space.
+    """
     letters = sorted(set("".join(TEXTS).replace(" ", "▁")) - set("東京🎉Ⅷ"))
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁Hello", "▁▁"]
     library = tokenizers.Tokenizer(
@@ -148,7 +154,7 @@ def test_byte_level_text_equals_the_library(byte_level, text):
 
 def test_bos_is_added_once_and_as_the_spec_says(byte_level, tmp_path):
     ours, library = byte_level
-    assert library.encode("Hello").ids[0] == 0  # the post-processor is at work
+    assert library.encode("Hello").ids[0] == 0  # the post-processor is active
     ids = ours.encode("Hello")
     assert ids[0] == 0
     assert ids.count(0) == 1
@@ -189,7 +195,8 @@ def test_streamed_text_of_any_ids_equals_the_library(both):
         whole = library.decode(ids)
         streamed = "".join(pushes(ours, ids))
         assert streamed == ours.decode(ids)
-        # the ByteFallback decoder of `tokenizers` gives up a run of bytes, good ones too, when one of them is wrong: a stream cannot
+        # the ByteFallback decoder of `tokenizers` gives up a run of bytes, good ones too, when one of them is wrong: a
+        # stream cannot do so
         if not (
             isinstance(library, tokenizers.Tokenizer)
             and "ByteFallback" in str(library.decoder)
@@ -218,7 +225,7 @@ def test_a_continuation_keeps_the_space_to_its_prompt(both, prompt, continuation
     ours, _ = both
     prompt_ids = ours.encode(prompt)
     ids = ours.encode(prompt + continuation)
-    assert ids[: len(prompt_ids)] == prompt_ids  # the texts are chosen so that the prompt's ids stay
+    assert ids[: len(prompt_ids)] == prompt_ids  # the texts are chosen so that the prompt's ids do not change
     assert "".join(pushes(ours, ids[len(prompt_ids) :], after=prompt_ids)) == continuation
 
 
