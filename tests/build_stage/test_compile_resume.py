@@ -78,7 +78,7 @@ class Project:
         return folder
 
     def results(self):
-    """Each result on disk, as a value that changes when it is made again.
+        """Each result on disk, as a value that changes when it is made again.
 
         Packed weights keep their inode where another artifact takes them over.
         """
