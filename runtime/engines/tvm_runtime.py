@@ -15,6 +15,10 @@ from runtime.errors import UserError
 RUNTIME_LIBRARY = "libtvm_runtime.so"
 CPU_DEVICE, CUDA_DEVICE = (1, 0), (2, 0)  # kind and number
 POOLED_ALLOCATOR = 2
+# Passes in which an idle worker of TVM's pool yields the processor before it sleeps: about a millisecond where nothing
+# else runs, longer than the pauses within a step. TVM's own 300000 also keep a process from ending until they are
+# over, which on a busy machine, where every pass lets others run, takes minutes.
+IDLE_PASSES = 5000
 
 
 def import_ffi() -> Any:  # noqa: ANN401 (a module)
@@ -36,7 +40,9 @@ def load_runtime(threads: int) -> Any:  # noqa: ANN401
 
     Raises `UserError` if the runtime is not installed.
     """
-    os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, at the pool's first use
+    # both are read once, at the pool's first use
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", str(IDLE_PASSES))
     ffi = import_ffi()
     # if the function exists, the compiler, which contains the runtime, is already loaded
     if ffi.get_global_func("vm.builtin.reshape", allow_missing=True) is None:

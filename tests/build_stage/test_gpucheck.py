@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from build.gpucheck import CheckSpec, check_config
+from export.job import Job
 from export.stage import ROOT
 from runtime.errors import UserError
 from runtime.gpucheck import checked_manifest
@@ -82,8 +83,10 @@ def test_checks_are_named_after_what_they_are():
 
 def test_a_config_for_the_cpu_is_refused(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert check_config(Path("gpu.yaml"), [], CheckSpec.parse("tiny:int4")).quantize.scheme == "int4"
+    job = Job.load(Path("gpu.yaml"))
+    assert check_config(job, CheckSpec.parse("tiny:int4")).quantize.scheme == "int4"
+    for_the_cpu = job.changed(["backend.target=llvm", "backend.arch=[]"])
     with pytest.raises(UserError, match=r"has backend\.target llvm, expected cuda"):
-        check_config(Path("gpu.yaml"), ["backend.target=llvm", "backend.arch=[]"], CheckSpec.parse("tiny:int4"))
+        check_config(for_the_cpu, CheckSpec.parse("tiny:int4"))
     with pytest.raises(UserError, match=r"quantize\.scheme"):
-        check_config(Path("gpu.yaml"), [], CheckSpec.parse("tiny:int3"))
+        check_config(job, CheckSpec.parse("tiny:int3"))
