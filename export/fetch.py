@@ -45,8 +45,8 @@ DOWNLOADS: Mapping[str, Download] = {
 def fetch(download: Download, folder: Path) -> Path:
     """Make sure that `folder` holds the file, and return its path.
 
-    Nothing is fetched if the file is already there with the right checksum. Of two processes that ask for
-    it at once, one fetches it.
+    Nothing is fetched if the file is already there with the right checksum. Of two processes that ask for it
+    at once, one fetches it.
     """
     target = folder / download.file_name
     folder.mkdir(parents=True, exist_ok=True)
