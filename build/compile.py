@@ -11,9 +11,9 @@ from build.tvm_stage.cuda import spilling
 from build.tvm_stage.target import TVM_TARGETS, target_spec
 from export.console import console
 from export.job import Job
-from export.onnx_graphs.graphs import OnnxGraphs
-from export.results import graphs_path
-from export.stage import locked, run_stage
+from export.onnx_graphs.graphs import CONTENTS_SUFFIX, OnnxGraphs
+from export.results import graphs_key, graphs_path
+from export.workspace import is_whole, locked, run_stage
 from runtime.artifact.folder import Artifact, read_manifest
 from runtime.errors import UserError
 
@@ -24,11 +24,11 @@ def compile_job(job: Job, dump: Path | None = None) -> Artifact:
     """Compile a job's artifact, or find it up to date; raises `UserError` for problems that the user can fix."""
     with locked(job.workspace, console.print):
         spec = target_spec(job.config.backend)
-        graphs = exported_graphs(job, dump)
-        key = library_key(graphs, spec)
+        key = library_key(graphs_key(job.config), spec)
         current = existing_artifact(job.artifact, artifact_key(job.config.name, key))
         if current is not None and dump is None:
             return current
+        graphs = exported_graphs(job, dump)
         if dump is not None:  # a dump shows an actual run, so the library is built again
             dump.mkdir(parents=True, exist_ok=True)
             build_library(graphs, spec, dump, dump)
@@ -42,9 +42,9 @@ def compile_job(job: Job, dump: Path | None = None) -> Artifact:
 
 
 def exported_graphs(job: Job, dump: Path | None = None) -> OnnxGraphs:
-    """The job's exported graphs; runs `python -m export` if they are missing or stale."""
+    """The job's exported graphs; runs `python -m export` if they are missing, stale or damaged."""
     path = graphs_path(job)
-    if not path.is_file() or dump is not None:
+    if not (is_whole(path.parent) and is_whole(path.parent, path.with_suffix(CONTENTS_SUFFIX).name)) or dump:
         job.start("export", *(["--dump", str(dump)] if dump else []))
     return OnnxGraphs.open(path)
 

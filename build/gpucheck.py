@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -28,7 +29,8 @@ from export.console import console, output
 from export.job import Job, launch
 from export.onnx_graphs.graphs import OnnxGraphs, record_path
 from export.results import TRACING_TOOLS, export_record
-from export.stage import locked, made_whole, stage_key
+from export.stage import stage_key
+from export.workspace import CONTENTS_FILE, locked, run_stage
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import to_json
@@ -88,7 +90,8 @@ def main() -> int:
     wheels = fetch_wheels(box_packages(checked_manifest(folders[0])), pythons, configs[0].workspace.path / "wheels")
     members = system_members(configs[0].backend.target, wheels, pythons, gpu_check=True)
     for folder, check in zip(folders, checks, strict=True):
-        members |= {f"checks/{check.name}/{path.name}": Member(path, "libraries") for path in folder.iterdir()}
+        files = [path for path in folder.iterdir() if path.name != CONTENTS_FILE]
+        members |= {f"checks/{check.name}/{path.name}": Member(path, "libraries") for path in files}
     target = job.artifact.with_name(f"{NAME}.tar.zst")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_archive(dict(sorted(members.items())), NAME, target)
@@ -119,20 +122,14 @@ def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> 
         "target": msgspec.to_builtins(spec),
         "tracer": stage_key({}, "export.onnx_graphs.tracing", TRACING_TOOLS),
     }
-    folder = (
-        workspace / f"{check.name}-{stage_key(inputs, 'build.tvm_stage.library', ('apache-tvm', 'apache-tvm-ffi'))}"
-    )
-    if not folder.is_dir():
-        for stale in workspace.glob(f"{check.name}-*"):
-            shutil.rmtree(stale)
-    return made_whole(folder, partial(_compile, to_json(record), config, workspace / "parts"))
+    key = stage_key(inputs, "build.tvm_stage.library", ("apache-tvm", "apache-tvm-ffi"))
+    return run_stage(workspace, check.name, key, partial(_compile, to_json(record), config))
 
 
-def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) -> None:
+def _compile(record: bytes, config: CompileConfig, folder: Path) -> None:
     """Trace and compile, and keep only the library and its manifest."""
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir()
-    try:
+    with TemporaryDirectory(prefix="parts-", dir=folder) as temporary:
+        parts = Path(temporary)
         path = record_path(parts, "check")
         path.write_bytes(record)
         launch("export.trace", str(path))
@@ -144,14 +141,12 @@ def _compile(record: bytes, config: CompileConfig, parts: Path, folder: Path) ->
             graphs.record,
             spec,
             parts,
-            artifact_key(config.name, library_key(graphs, spec)),
+            artifact_key(config.name, library_key(graphs.key, spec)),
             (file_entry(folder / LIBRARY_FILE),),
         )
         for note in spilling(manifest.kernels):
             console.print(f"warning: {note}", style="yellow")
         (folder / MANIFEST_FILE).write_bytes(to_json(manifest))
-    finally:
-        shutil.rmtree(parts, ignore_errors=True)
 
 
 if __name__ == "__main__":

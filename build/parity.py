@@ -15,6 +15,7 @@ from export.configuration.config import config_parser
 from export.console import console, output, step_bar
 from export.job import Job
 from export.proof.ladder import ROWS_FILE, TRACE_FILE, Case, Logits, compare, load_trace, pairs_with, ways_agree
+from export.workspace import locked
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact, replace_manifest
 from runtime.artifact.manifest import ParityRow
@@ -32,7 +33,8 @@ def main() -> int:
     ).parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     artifact = compile_job(job)
-    rows = run_export_rungs(job)
+    with locked(job.workspace, console.print):
+        rows = run_export_rungs(job)
     trace = job.workspace / TRACE_FILE
     if not TARGETS[artifact.manifest.target.kind].on_device:
         rows += run_artifact_rungs(artifact, *load_trace(trace))

@@ -24,9 +24,9 @@ from runtime.artifact.targets import TARGETS
 BUILD_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "numpy")
 
 
-def library_key(graphs: OnnxGraphs, spec: TargetSpec) -> str:
-    """Identify a library by the graphs, the target, our code and the tools."""
-    inputs = {"graphs": graphs.key, "target": msgspec.to_builtins(spec)}
+def library_key(graphs: str, spec: TargetSpec) -> str:
+    """Identify a library by the key of its graphs, the target, our code and the tools."""
+    inputs = {"graphs": graphs, "target": msgspec.to_builtins(spec)}
     return stage_key(inputs, "build.tvm_stage.library", build_tools(spec))
 
 

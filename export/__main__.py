@@ -8,7 +8,6 @@ from export.console import console
 from export.job import Job
 from export.peak_memory import return_freed_blocks
 from export.pipeline import export_model
-from export.stage import locked
 from runtime.errors import run_command
 
 
@@ -17,11 +16,10 @@ def main() -> int:
     arguments = stage_parser("Export a checkpoint to static ONNX graphs.").parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     return_freed_blocks()
-    with locked(job.workspace / "export", console.print):
-        graphs = export_model(job)
-        if arguments.dump is not None:
-            graphs.dump(arguments.dump)
-        console.print(f"graphs: {graphs.path}")
+    graphs = export_model(job)
+    if arguments.dump is not None:
+        graphs.dump(arguments.dump)
+    console.print(f"graphs: {graphs.path}")
     return 0
 
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.configuration.config import config_parser
-from export.console import step_bar
+from export.console import console, step_bar
 from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.proof.steppers import TorchStepper
 from export.results import GOLDEN_STAGE, golden_key, graphs_path
-from export.stage import run_stage
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load, specs
+from export.workspace import locked, run_stage
 from runtime.artifact.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
 from runtime.artifact.manifest import HEADS, ModelConfig, Shape, TensorSpec
 from runtime.artifact.tensor_file import TensorFileWriter
@@ -35,13 +35,14 @@ def main() -> int:
     """Write the config's golden prompts into its workspace and return the exit status."""
     arguments = config_parser("Compute golden prompts.").parse_args()
     job = Job.load(arguments.config, arguments.overrides)
-    graphs = OnnxGraphs.open(graphs_path(job))
-    run_stage(
-        job.workspace,
-        GOLDEN_STAGE,
-        golden_key(job.config),
-        lambda folder: write_golden(golden_prompts(graphs), folder / GOLDEN_FILE),
-    )
+    with locked(job.workspace, console.print):
+        graphs = OnnxGraphs.open(graphs_path(job))
+        run_stage(
+            job.workspace,
+            GOLDEN_STAGE,
+            golden_key(job.config),
+            lambda folder: write_golden(golden_prompts(graphs), folder / GOLDEN_FILE),
+        )
     return 0
 
 

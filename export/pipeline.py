@@ -8,24 +8,29 @@ from pathlib import Path
 
 from export.console import console
 from export.job import Job
-from export.onnx_graphs.graphs import OnnxGraphs, record_path
+from export.onnx_graphs.graphs import CONTENTS_SUFFIX, OnnxGraphs, record_path
 from export.peak_memory import note_peak
 from export.results import WEIGHTS_STAGE, graphs_key, graphs_record, open_configured, weights_key, weights_record
-from export.stage import run_stage
 from export.weights.stored import StoredWeights
 from export.weights.storing import store_checkpoint
+from export.workspace import is_whole, locked, locked_stage, run_stage, seal
 
 
 def export_model(job: Job) -> OnnxGraphs:
-    """The job's graphs over its stored weights; existing results are reused. The workspace must be held (`locked`)."""
-    stored = StoredWeights.open(run_stage(job.workspace, WEIGHTS_STAGE, weights_key(job.config), partial(_store, job)))
-    path = record_path(stored.folder, graphs_key(job.config))
-    if not path.is_file():
+    """The job's graphs over its stored weights; results that are whole are reused."""
+    with locked(job.workspace, console.print), locked_stage(job.workspace, "export", console.print):
+        key = weights_key(job.config)
+        stored = StoredWeights.open(run_stage(job.workspace, WEIGHTS_STAGE, key, partial(_store, job)))
+        path = record_path(stored.folder, graphs_key(job.config))
+        contents = path.with_suffix(CONTENTS_SUFFIX)
+        if is_whole(stored.folder, contents.name):
+            return OnnxGraphs.open(path)
         from export.onnx_graphs.tracing import trace_over  # imports torch, which finished graphs do not need
 
-        trace_over(stored, graphs_record(job.config, stored.record), path)
+        graphs = trace_over(stored, graphs_record(job.config, stored.record), path)
+        seal(contents, [path, *map(graphs.onnx_path, graphs.record.graphs)])
         note_peak(stored.folder)
-    return OnnxGraphs.open(path)
+        return graphs
 
 
 def _store(job: Job, folder: Path) -> None:

@@ -10,9 +10,10 @@ from export.checkpoints.source import identity
 from export.configuration.config import CompileConfig
 from export.job import Job
 from export.onnx_graphs.graphs import GraphsRecord, record_path
-from export.stage import stage_folder, stage_key
+from export.stage import stage_key
 from export.weights.stored import WeightsRecord
 from export.weights.storing import record_of
+from export.workspace import stage_folder
 from runtime.artifact.manifest import Quantization, Shape
 
 WEIGHTS_STAGE, GOLDEN_STAGE = "weights", "golden"

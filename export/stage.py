@@ -1,21 +1,13 @@
-"""Stages on disk: each result lies in a folder named after a key of everything that it depends on.
-
-The folder appears complete or not at all.
-"""
+"""Keys of results: a key names everything that a result depends on, the code that makes it among them."""
 
 import ast
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 KEY_LENGTH = 20  # hexadecimal digits: 80 bits
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,58 +73,3 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 def tool_versions(names: Iterable[str]) -> dict[str, str]:
     """Installed versions by distribution name."""
     return {name: version(name) for name in sorted(names)}
-
-
-def stage_folder(workspace: Path, stage: str, key: str) -> Path:
-    """The folder of a stage's result, once it is complete."""
-    return workspace / f"{stage}-{key}"
-
-
-def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], object]) -> Path:
-    """The stage's folder, made by `fill` unless it exists; making it removes results under other keys."""
-    folder = stage_folder(workspace, stage, key)
-    if folder.is_dir():
-        return folder
-    for stale in workspace.glob(f"{stage}-*"):
-        shutil.rmtree(stale)
-    return made_whole(folder, fill)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, which takes no space; copy it if the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def made_whole(folder: Path, fill: Callable[[Path], object]) -> Path:
-    """The folder, made by `fill` unless it exists: in a temporary sibling, so it appears complete or not at all."""
-    if folder.is_dir():
-        return folder
-    fresh = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)  # left behind by a killed run
-    fresh.mkdir(parents=True)
-    try:
-        fill(fresh)
-        os.replace(fresh, folder)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    return folder
-
-
-@contextmanager
-def locked(workspace: Path, announce: Callable[[str], None]) -> Iterator[None]:
-    """Hold the workspace, so that two compiles of one config run one after the other; the second says that it waits."""
-    workspace.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workspace / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        announce(f"another run holds {workspace}; waiting for it to end")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -13,7 +13,7 @@ from build.tools.random_checkpoint import SHAPES, write_random_checkpoint
 from export.configuration.config import CompileConfig
 from export.console import console
 from export.job import Job
-from export.stage import made_whole
+from export.workspace import made_whole
 from runtime.bench import Workload
 
 OURS, ONNXRUNTIME, TRANSFORMERS, LLAMA, GENAI = "ours", "onnxruntime", "transformers", "llama.cpp", "ORT GenAI"

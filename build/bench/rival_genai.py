@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from export.checkpoints.checkpoint import checkpoint_files
 from export.checkpoints.source import identity
-from export.stage import made_whole
+from export.workspace import made_whole
 from runtime.bench import Measured, Workload, measure
 from runtime.errors import UserError, run_command
 from runtime.process_memory import peak_memory

@@ -11,8 +11,9 @@ import numpy as np
 from build.packing.layout import PackedTensor, packed_tensors
 from export.console import byte_bar
 from export.onnx_graphs.graphs import GraphsRecord
-from export.stage import link_or_copy, stage_key
+from export.stage import stage_key
 from export.weights.format import Array
+from runtime.artifact.durable import link_or_copy, write_whole
 from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import WeightSpec
 from runtime.artifact.targets import TargetKind
@@ -60,7 +61,7 @@ class PackedWeights:
             link_or_copy(self.before, path)
             return
         pack_weights(self.source, self.tensors, path, self.workers)
-        self.note.write_text(json.dumps({"key": self.key, "sha256": file_entry(path).sha256}))
+        write_whole(self.note, json.dumps({"key": self.key, "sha256": file_entry(path).sha256}).encode())
 
     def _are_there(self) -> bool:
         try:

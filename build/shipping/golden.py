@@ -12,7 +12,7 @@ import msgspec
 from export.console import console
 from export.job import Job
 from export.results import GOLDEN_STAGE, golden_key
-from export.stage import locked, stage_folder
+from export.workspace import is_whole, locked, stage_folder
 from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.folder import Artifact, write_artifact
 from runtime.artifact.golden import GOLDEN_FILE
@@ -25,7 +25,7 @@ def with_golden(artifact: Artifact, job: Job) -> Artifact:
     """The artifact with golden prompts inside; unless they exist already, torch computes them in its own process."""
     with locked(job.workspace, console.print):
         folder = stage_folder(job.workspace, GOLDEN_STAGE, golden_key(job.config))
-        if not folder.is_dir():
+        if not is_whole(folder):
             job.start("export.golden")
         golden = folder / GOLDEN_FILE
         return artifact if file_entry(golden) in artifact.manifest.files else add_golden(artifact, golden)

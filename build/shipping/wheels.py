@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from export.stage import made_whole
+from export.workspace import made_whole
 from runtime.artifact.manifest import Manifest
 from runtime.doctor import PACKAGES, TOKENIZER_PACKAGES
 from runtime.errors import UserError

@@ -3,7 +3,8 @@
 Graphs lie in the folder of their stored weights (`export.weights.stored`), since ONNX reads external data only from a
 graph's own folder or below it, and not through links:
 
-graphs-KEY.json       `GraphsRecord`; written last, so graphs without it are left over from a killed run
+graphs-KEY.json       `GraphsRecord`
+graphs-KEY.contents   the sums of all of these; written last, so graphs without it are left over from a killed run
 prefill_T.onnx        one for each chunk size T
 decode.onnx           T = 1, only for a model that generates
 """
@@ -22,6 +23,7 @@ from runtime.errors import UserError
 
 ONNX_SUFFIX = ".onnx"
 RECORD_PREFIX = "graphs-"
+CONTENTS_SUFFIX = ".contents"
 
 
 class GraphsRecord(WeightsRecord, frozen=True):

@@ -10,20 +10,19 @@ from export.onnx_graphs.to_onnx import export_graph
 from export.static_model.model import StaticModel, constants
 from export.weights.stored import WEIGHTS_FILE, StoredWeights
 from runtime.artifact import manifest
+from runtime.artifact.durable import write_whole
 from runtime.artifact.tensor_file import TensorFile
 
 
 def trace_over(stored: StoredWeights, record: GraphsRecord, path: Path) -> OnnxGraphs:
-    """Trace the graphs of a record beside their stored weights, and write the record to `path` last.
+    """Trace the graphs of a record beside their stored weights, and write the record to `path`.
 
     Graphs with another key are removed first.
     """
     for old in (*stored.folder.glob(f"{RECORD_PREFIX}*"), *stored.folder.glob(f"*{ONNX_SUFFIX}")):
         old.unlink()
     trace_graphs(record, stored.folder)
-    fresh = path.with_name(f"{path.name}.tmp")
-    fresh.write_bytes(manifest.to_json(record))
-    fresh.replace(path)
+    write_whole(path, manifest.to_json(record))
     return OnnxGraphs(path, record)
 
 

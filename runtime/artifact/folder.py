@@ -62,6 +62,7 @@ from numpy.typing import NDArray
 from runtime.artifact import manifest as contract
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_manifest
 from runtime.artifact.cpu import check_cpu
+from runtime.artifact.durable import replaced_whole, sync
 from runtime.artifact.hashing import check_sums, file_entry
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from runtime.artifact.signing import SIGNATURE_FILE, check_signature
@@ -224,7 +225,7 @@ def write_artifact(
         manifest = make_manifest(tuple(file_entry(path) for path in sorted(fresh.iterdir())))
         (fresh / MANIFEST_FILE).write_bytes(contract.to_json(manifest))
         for path in [*fresh.iterdir(), fresh]:
-            _sync(path)
+            sync(path)
         Artifact.open(fresh, for_this_machine=for_this_machine)
         _swap_in(fresh, folder)
     except BaseException:
@@ -241,16 +242,10 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
     folder = folder.resolve()
     assert manifest.files == read_manifest(folder).files, "a manifest of other files needs write_artifact"
     check_manifest(manifest, str(folder / MANIFEST_FILE))
-    fresh = _sibling(folder, "manifest")  # outside the folder, in which readers reject extra files
-    try:
+    # Written outside the folder, in which readers reject extra files.
+    with replaced_whole(folder / MANIFEST_FILE, _sibling(folder, "manifest")) as fresh:
         fresh.write_bytes(contract.to_json(manifest))
-        _sync(fresh)
         (folder / SIGNATURE_FILE).unlink(missing_ok=True)
-        fresh.replace(folder / MANIFEST_FILE)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    _sync(folder)
 
 
 def _refuse_other_folder(folder: Path) -> None:
@@ -307,14 +302,5 @@ def _swap_in(fresh: Path, folder: Path) -> None:
                 aside.rename(folder)
             raise
         break
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file's or a folder's contents to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,7 @@ It is killed and started again; then, in one process, it is started once more an
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,22 @@ def test_a_damaged_artifact_is_made_again_from_finished_stages(project, file):
     project.run()
     assert path.read_bytes() == intact
     assert project.stage_files() == stages
+
+
+def test_damaged_stages_never_reach_an_artifact(project):
+    """Noise in stored weights, a cut library and an empty graph: each is made again."""
+    before = {path.name: path.read_bytes() for path in project.artifact.iterdir()}
+    stored, library = project.stage("weights"), project.stage("library")
+    with (stored / "weights.safetensors").open("r+b") as file:
+        file.seek(-4096, os.SEEK_END)
+        file.write(bytes(range(256)) * 16)
+    with (library / "library.so").open("r+b") as file:
+        file.truncate(4096)
+    (stored / "decode.onnx").write_bytes(b"")
+    (project.workspace / "packed.json").unlink()
+    shutil.rmtree(project.artifact)
+    project.run()
+    assert {path.name: path.read_bytes() for path in project.artifact.iterdir()} == before
 
 
 def test_a_lost_library_stage_alone_is_no_reason_to_work(project):

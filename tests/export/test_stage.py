@@ -1,13 +1,9 @@
-"""Stages on disk: keys, all-or-nothing results, and one run at a time."""
-
-import subprocess
-import sys
-import threading
+"""Keys of results."""
 
 import pytest
 
 from export import stage
-from export.stage import locked, our_modules, run_stage, stage_folder, stage_key, tool_versions
+from export.stage import our_modules, stage_key, tool_versions
 
 
 @pytest.fixture
@@ -94,87 +90,3 @@ def test_the_key_of_weights_knows_nothing_of_configuration_and_graphs():
     rooms = {name.rpartition(".")[0] for name in found}
     assert {"export.checkpoints", "export.weights"} <= rooms
     assert not rooms & {"export.configuration", "export.onnx_graphs", "export.proof"}
-
-
-def test_a_stage_runs_once(tmp_path):
-    runs = []
-
-    def fill(folder):
-        runs.append(folder)
-        (folder / "result").write_text("made")
-
-    folder = run_stage(tmp_path, "graphs", "k1", fill)
-    assert folder == stage_folder(tmp_path, "graphs", "k1") == run_stage(tmp_path, "graphs", "k1", fill)
-    assert (folder / "result").read_text() == "made"
-    assert len(runs) == 1
-    assert runs[0] != folder  # filled elsewhere, then renamed
-
-
-def test_a_stage_that_fails_leaves_nothing(tmp_path):
-    def fill(folder):
-        (folder / "half").write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(tmp_path, "graphs", "k1", fill)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("leftover", ["graphs-k1.tmp", "graphs-k0.tmp", "graphs-k0"])
-def test_what_an_earlier_run_left_is_in_nobodys_way(tmp_path, leftover):
-    """A killed run leaves its temporary folder, and results under other keys are stale."""
-    (tmp_path / leftover).mkdir()
-    (tmp_path / leftover / "half").write_text("half")
-    (tmp_path / "library-k0").mkdir()
-    folder = run_stage(tmp_path, "graphs", "k1", lambda folder: (folder / "result").write_text("made"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["graphs-k1", "library-k0"]
-    assert [path.name for path in folder.iterdir()] == ["result"]
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from export.stage import locked
-with locked(Path(sys.argv[1]), print):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_second_process_waits_and_says_so(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=stage.ROOT, text=True
-    ) as holder:
-        assert holder.stdout.readline() == "held\n"
-        told, entered = threading.Event(), threading.Event()
-        messages = []
-
-        def announce(message):
-            messages.append(message)
-            told.set()
-
-        def second():
-            with locked(tmp_path, announce):
-                entered.set()
-
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert told.wait(30)
-        assert not entered.is_set()
-        assert str(tmp_path) in messages[0]
-        assert "waiting" in messages[0]
-        holder.stdin.close()
-        assert entered.wait(30)
-        thread.join()
-
-
-def test_a_killed_process_holds_no_lock(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=stage.ROOT, text=True
-    ) as holder:
-        assert holder.stdout.readline() == "held\n"
-        holder.kill()
-    messages = []
-    with locked(tmp_path, messages.append):
-        pass
-    assert messages == []
