@@ -77,7 +77,8 @@ def _made(target: Path, command: Callable[[Path], Sequence[object]]) -> Path:
     def fill(folder: Path) -> None:
         done = subprocess.run([str(part) for part in command(folder)], check=False, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"building the graph of ONNX Runtime GenAI failed:\n{done.stdout}{done.stderr}")
+            print(done.stdout, done.stderr, sep="", file=sys.stderr)
+            raise UserError("building the graph of ONNX Runtime GenAI failed; its own message is above")
 
     return made_whole(target, fill)
 

@@ -11,7 +11,8 @@ import numpy as np
 from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
 from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.hyperparameters import model_config
-from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource
+from export.checkpoints.links import check_link
+from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource, first_row_not_finite
 from export.checkpoints.tensor_layout import HEAD_WEIGHT, AssembledTensor, ignored, weights
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.tensor_file import numpy_dtype
@@ -57,11 +58,18 @@ class Checkpoint:
         return result
 
     def blocks(self, name: str) -> Iterator[Array]:
-        """The rows of one of our tensors in order, a bounded number of bytes at a time."""
+        """The rows of one of our tensors in order, a bounded number of bytes at a time.
+
+        Raises `UserError` for a number that is NaN or infinite.
+        """
         for part in self.weights[name].parts:
             rows = part.shape[0] if part.interleaved_heads else max(BLOCK_ELEMENTS // prod(part.shape[1:]), 1)
             for start in range(0, part.shape[0], rows):
                 block = self.source.read(part.source, slice(start, start + rows))
+                bad = first_row_not_finite(block)
+                if bad is not None:
+                    found = f"the tensor {part.source} holds a NaN or an infinite number in row {start + bad}"
+                    raise UserError(f"{found}, expected finite numbers; fetch the checkpoint again")
                 yield block if part.interleaved_heads is None else half_split_rows(block, part.interleaved_heads)
 
 
@@ -96,10 +104,21 @@ def open_checkpoint(
 
 
 def checkpoint_files(path: Path) -> list[Path]:
-    """The file, or all files of the folder, that a checkpoint may be read from; raises `UserError` if there is none."""
+    """The file, or every file of the folder and every shard below it, that a checkpoint may be read from.
+
+    Raises `UserError` if there is none, and for a link that leads out of the folder.
+    """
     if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
-    return sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        inside = {entry for entry in path.iterdir() if entry.is_file()}
+        files = sorted(inside | {path / shard for shard in huggingface.shards(path).values()})
+        for file in files:
+            check_link(file, path)
+        return files
+    if not path.is_file():
+        raise UserError(f"the checkpoint {path} is neither a folder nor a regular file; set frontend.checkpoint to one")
+    return [path]
 
 
 def detect(path: Path) -> str:

@@ -10,10 +10,11 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
 from export.checkpoints import families
+from export.checkpoints.gguf_header import check_header
 from export.checkpoints.gguf_tokenizer import recover
 from export.checkpoints.source import Array, Opened, SourceTensor
 from runtime.artifact.tensor_file import numpy_dtype
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 
 ROWS_AT_ONCE = 1024  # of a quantized tensor; bounds the package's temporary allocations
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # read as they are
@@ -50,6 +51,9 @@ class GgufTensors:
         """Rows of one tensor: float32, float16 and bfloat16 as stored, quantized ones dequantized to float32."""
         tensor = self.stored[name]
         start, stop, _ = rows.indices(tensor.shape[0])
+        if len(tensor.shape) == 1 and tensor.packing.name not in PLAIN:  # its blocks run across what `rows` counts
+            data = np.fromfile(self.path, np.uint8, tensor.nbytes, offset=tensor.offset)
+            return np.asarray(dequantize(data, tensor.packing)[start:stop], np.float32)
         row_bytes = tensor.nbytes // tensor.shape[0]
         wanted = (stop - start) * row_bytes
         data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
@@ -101,9 +105,8 @@ def _only_file(path: Path) -> Path:
 def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
     """All metadata, and the place of each tensor; the reader and its memory mapping are dropped."""
     try:
+        check_header(path)
         reader = GGUFReader(path)
-        if reader.byte_order != "I":
-            raise ValueError("its byte order is not this machine's")
         metadata = {
             key: field.contents() for key, field in reader.fields.items() if field.types and not key.startswith("GGUF.")
         }
@@ -118,7 +121,7 @@ def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
         }
     # The package raises any of these on a damaged file.
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
-        raise UserError(f"{path} is not a complete GGUF file: {error}; fetch it again") from error
+        raise UserError(f"{path} is not a complete GGUF file: {one_line(error)}; fetch it again") from error
     return metadata, stored
 
 

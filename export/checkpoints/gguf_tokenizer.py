@@ -9,13 +9,14 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from export.checkpoints.source import TokenizerSource
-from runtime.errors import UserError
+from runtime.errors import UserError, refusing
 
 PREFIX = "tokenizer.ggml."
 T = TypeVar("T")
 
 # GGUF's token types are those of SentencePiece.
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+TOKEN_TYPES = range(1, 7)
 
 # How each value of `tokenizer.ggml.pre` splits text before merging.
 PRE_TOKENIZERS: Mapping[str, Callable[[], Any]] = {
@@ -64,6 +65,9 @@ def recover(metadata: Mapping[str, object], where: str) -> TokenizerSource | Non
             f"{where} has {len(header.tokens)} tokens, some of them duplicates or without a type; "
             "convert the model again"
         )
+    odd = next((kind for kind in header.token_type if kind not in TOKEN_TYPES), None)
+    if odd is not None:
+        raise UserError(f"{where} has a token of the unknown type {odd}, expected 1 to 6; convert the model again")
     ends = dict.fromkeys(token for token in (header.eos_token_id, header.eot_token_id) if token is not None)
     add_bos = kind.add_bos if header.add_bos_token is None else header.add_bos_token
     return TokenizerSource(
@@ -76,10 +80,8 @@ def _byte_level(header: _Header, where: str) -> bytes:
     pre_tokenizer = _look_up(PRE_TOKENIZERS, header.pre, "pre", where)()
     vocab = {token: i for i, token in enumerate(header.tokens)}
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in header.merges)]
-    try:
+    with refusing(f"{where} has merges that do not fit its tokens", "convert the model again"):
         tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    except Exception as error:  # the package raises nothing more specific
-        raise UserError(f"{where} has merges that do not fit its tokens: {error}; convert the model again") from error
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     typed = list(zip(header.tokens, header.token_type, strict=True))

@@ -8,17 +8,20 @@ import msgspec
 from tokenizers import Tokenizer
 
 from export.checkpoints import families
-from export.checkpoints.json_files import T, convert, read_json
+from export.checkpoints.json_files import T, convert, read_json, read_text
 from export.checkpoints.mistral_format import overruled
 from export.checkpoints.mistral_tokenizer import declared_tokenizer
 from export.checkpoints.safetensors_source import SafetensorsSource
 from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import Opened, TokenizerSource
+from export.checkpoints.tokenizer_json import open_tokenizer_json
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
+CHAT_TEMPLATE = "chat_template.jinja"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PATH_LIMIT = 1024  # characters; longer names are refused by file systems
 
 
 class _Rope(msgspec.Struct, frozen=True):
@@ -108,21 +111,28 @@ def _open_tensors(folder: Path) -> SafetensorsSource:
     )
 
 
-def _open_shards(folder: Path) -> SafetensorsSource:
+def shards(folder: Path) -> dict[str, str]:
+    """The shards that the folder's index names, by tensor; none if the folder has no index, or one file for all.
+
+    Raises `UserError` for a malformed index, and for a shard that is outside the folder or missing.
+    """
     index = folder / INDEX
+    if (folder / SINGLE).is_file() or not index.is_file():
+        return {}
     weight_map = convert(read_json(index), _Index, index).weight_map
-    for shard in weight_map.values():
-        # Only the path as written is checked: in the Hugging Face cache, the files themselves link to another folder.
-        if (
-            PurePosixPath(shard).is_absolute()
-            or ".." in PurePosixPath(shard).parts
-            or not shard.endswith(".safetensors")
-        ):
+    for shard in set(weight_map.values()):
+        path = PurePosixPath(shard)
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors" or "\0" in shard:
             raise UserError(f"{index} names the shard {shard!r}, expected a .safetensors file inside the folder")
-        if not (folder / shard).is_file():
+        if len(shard) > PATH_LIMIT or not (folder / shard).is_file():
             raise UserError(
                 f"{index} names the shard {shard!r}, which {folder} does not have; fetch the checkpoint again"
             )
+    return weight_map
+
+
+def _open_shards(folder: Path) -> SafetensorsSource:
+    index, weight_map = folder / INDEX, shards(folder)
     opened = {shard: TensorFile.open(folder / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in opened[shard].tensors:
@@ -153,7 +163,7 @@ def _tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | 
         return replace(own, eos_ids=eos or own.eos_ids)
     if (folder / "tokenizer.json").is_file():
         data = (folder / "tokenizer.json").read_bytes()
-        tokenizer = _json_tokenizer(data, folder)
+        tokenizer = open_tokenizer_json(data, folder / "tokenizer.json")
         bos, adds = _json_bos(tokenizer, options, ids.bos_token_id)
         add_bos = adds if options.add_bos_token is None else options.add_bos_token
         end_id = next((token_id for token_id in tokenizer.encode("").ids[int(adds) :] if token_id in eos), None)
@@ -182,20 +192,11 @@ def _chat_template(folder: Path, options: _TokenizerConfig) -> str | None:
 
     If that is a list of named templates, the one named "default".
     """
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / CHAT_TEMPLATE).is_file():
+        return read_text(folder / CHAT_TEMPLATE)
     if isinstance(options.chat_template, tuple):
         return next((named.template for named in options.chat_template if named.name == "default"), None)
     return options.chat_template
-
-
-def _json_tokenizer(data: bytes, folder: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_buffer(data)
-    except Exception as error:  # the package raises nothing more specific
-        raise UserError(
-            f"{folder / 'tokenizer.json'} is not a tokenizer: {error}; fetch the checkpoint again"
-        ) from error
 
 
 def _json_bos(tokenizer: Tokenizer, options: _TokenizerConfig, configured: int | None) -> tuple[int | None, bool]:

@@ -1,4 +1,4 @@
-"""Reads the JSON files of a checkpoint, with one sentence for every way in which they can be wrong."""
+"""Reads the JSON and text files of a checkpoint, with one sentence for every way in which they can be wrong."""
 
 import json
 from pathlib import Path
@@ -8,20 +8,41 @@ import msgspec
 
 from runtime.errors import UserError
 
+SIZE_LIMIT = 64 * 2**20  # bytes; an index of many thousand tensors has a few
 T = TypeVar("T")
 
 
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object from a file; raises `UserError` if it is unreadable, not JSON, or not an object."""
     try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        value = json.loads(_read(path))
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # an escape may name half of a character, which nothing can write
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}; fetch the checkpoint again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected an object")
     return value
+
+
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8; raises `UserError` if it is unreadable, too long, or in another encoding."""
+    try:
+        return _read(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}; convert it") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(SIZE_LIMIT + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > SIZE_LIMIT:
+        raise UserError(f"{path} has more than {SIZE_LIMIT} bytes, expected a small file; fetch the checkpoint again")
+    return data
 
 
 def convert(value: object, kind: type[T], path: Path | str) -> T:

@@ -1,6 +1,7 @@
 """Reads weights pickled by torch (`*.pth`) with its weights-only loader: maps the file and runs no code from it."""
 
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from export.checkpoints.source import Array, SourceTensor
 from runtime.errors import UserError
 
 CODE = re.compile(r"GLOBAL (\S+)")  # how torch's loader names the code that a file would call
+NUMBERS = re.compile(r"(^|/)data/[^/]+$")  # names of the records that hold a storage's numbers
+LOCAL_LENGTHS = 26  # offset of the lengths of the name and of the extra field in a record's local header
 REASON_LENGTH = 160  # characters of torch's reason that are shown
 
 
@@ -62,7 +65,7 @@ def _load(path: Path) -> dict[str, Any]:
     """Load the tensors of one file, by name."""
     import torch  # here, so that reading other formats does not wait for it
 
-    _check_container(path)
+    records = _check_container(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # about a damaged file, which the error reports in one sentence
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -75,25 +78,66 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} holds something other than named tensors, expected a state dict; "
             "fetch the checkpoint as safetensors"
         )
+    _check_storages(loaded, records, path)
     return {name: tensor.detach() for name, tensor in loaded.items()}
 
 
-def _check_container(path: Path) -> None:
+def _check_storages(tensors: Mapping[str, Any], records: Mapping[int, int], path: Path) -> None:
+    """Check that the numbers of all tensors lie in records of exactly their sizes.
+
+    torch takes a storage's size from the pickle and only its place from the record, so it would read on into whatever
+    lies behind. `records` maps where the records of numbers begin to their sizes.
+    """
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    held = sorted((address, size) for address, size in storages.items() if size)
+    stored = sorted((place, size) for place, size in records.items() if size)
+    distances = {address - place for (address, _), (place, _) in zip(held, stored, strict=False)}
+    if [size for _, size in held] != [size for _, size in stored] or len(distances) > 1:
+        raise UserError(
+            f"{path} holds {len(stored)} records of {sum(records.values())} bytes for {len(held)} tensors of "
+            f"{sum(storages.values())}, expected one record of its size for each tensor; fetch it again"
+        )
+
+
+def _check_container(path: Path) -> dict[int, int]:
     """Check that a file is a zip archive, as torch saves since release 1.6, complete with the directory at its end.
 
-    Older files hold code and data in one stream.
+    Every record must be stored as it is, in a place of its own: records are mapped as numbers, so a compressed one
+    would be read as other numbers. Older files hold code and data in one stream. Returns where each record of numbers
+    begins, and its size.
     """
     try:
-        with path.open("rb") as file:
-            complete = zipfile.is_zipfile(file)
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except zipfile.BadZipFile:  # is_zipfile raises this for some damage and returns False for the rest
-        complete = False
-    if not complete:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise UserError(
             f"{path} is truncated or not a zip file of tensors, as torch saves them; fetch it again, or as safetensors"
-        )
+        ) from error
+    numbers = {}
+    end = 0
+    for record in sorted(records, key=lambda record: record.header_offset):
+        if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
+            raise UserError(
+                f"{path} holds the compressed record {record.filename!r}, expected records stored as torch.save "
+                "stores them; save it again, or fetch it as safetensors"
+            )
+        if record.header_offset < end:
+            raise UserError(f"{path} holds the record {record.filename!r}, which overlaps another; fetch it again")
+        begin = _data_offset(path, record)
+        end = begin + record.file_size
+        if NUMBERS.search(record.filename):
+            numbers[begin] = record.file_size
+    return numbers
+
+
+def _data_offset(path: Path, record: zipfile.ZipInfo) -> int:
+    """Where a record's bytes begin: behind its local header, which has a name and an extra field of any length."""
+    with path.open("rb") as file:
+        file.seek(record.header_offset + LOCAL_LENGTHS)
+        name, extra = struct.unpack("<HH", file.read(4).ljust(4, b"\0"))
+    return record.header_offset + LOCAL_LENGTHS + 4 + int(name) + int(extra)
 
 
 def _is_plain(value: object) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from runtime.errors import UserError
+from runtime.errors import refusing
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,7 @@ class SentencePieceIds:
 def open_sentencepiece(data: bytes, path: Path) -> SentencePieceIds:
     """Read the model in `data`, whose file is `path`; raises `UserError` if it is not a SentencePiece model."""
     processor = SentencePieceProcessor()
-    try:
+    with refusing(f"{path} is not a SentencePiece model", "fetch the checkpoint again"):
         processor.LoadFromSerializedProto(data)
-    except RuntimeError as error:
-        raise UserError(f"{path} is not a SentencePiece model: {error}; fetch the checkpoint again") from error
     bos, eos = processor.bos_id(), processor.eos_id()
     return SentencePieceIds(bos if bos >= 0 else None, eos if eos >= 0 else None)

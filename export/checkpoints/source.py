@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoints.families import Family
 from runtime.artifact.manifest import InstructVersion
 
 SMALL_FILE = 16 * 2**20  # bytes; of files up to this size, all bytes count
-HEADER_BYTES = 2**20  # bytes of a larger file that count: they hold its header, and so names, dtypes and shapes
+SAMPLES, SAMPLE_BYTES = 64, 2**18  # blocks of a larger file that count, the first and the last among them
 
 Array = NDArray[Any]
 
@@ -66,14 +67,37 @@ class Opened:
     notes: tuple[str, ...] = ()  # for the user, on how the checkpoint was read; one sentence each
 
 
+def first_row_not_finite(rows: Array) -> int | None:
+    """The index of the first row that holds a NaN or an infinite number; None if there is none."""
+    finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    return None if finite.all() else int(finite.argmin())
+
+
 def identity(files: Sequence[Path]) -> str:
-    """SHA-256 of the files' names and contents; of a large file, only size, modification time and first bytes count."""
+    """SHA-256 of the files' names and contents.
+
+    Of a large file count its size, its times, its inode and `SAMPLES` blocks of its bytes. The system sets the change
+    time itself, so a file that was rewritten always counts as another one.
+    """
     digest = hashlib.sha256()
     for path in sorted(files):
         status = path.stat()
         small = status.st_size <= SMALL_FILE
-        with path.open("rb") as file:
-            head = file.read(SMALL_FILE if small else HEADER_BYTES)
-        mark = (path.name, status.st_size, 0 if small else status.st_mtime_ns, hashlib.sha256(head).hexdigest())
+        times = () if small else (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        mark = (path.name, status.st_size, times, _sampled(path, status.st_size if small else None))
         digest.update(repr(mark).encode())
+    return digest.hexdigest()
+
+
+def _sampled(path: Path, whole: int | None) -> str:
+    """SHA-256 of the `whole` bytes of a file or, if that is None, of blocks from its start to its end."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if whole is not None:
+            digest.update(file.read(whole))
+        else:
+            last = file.seek(0, 2) - SAMPLE_BYTES
+            for i in range(SAMPLES):
+                file.seek(last * i // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()

@@ -14,7 +14,8 @@ from itertools import pairwise
 import msgspec
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from runtime.errors import UserError
+from runtime.artifact.manifest import VOCABULARY_LIMIT
+from runtime.errors import UserError, refusing
 
 BOS, EOS = "<s>", "</s>"
 # The special tokens of files of version v7 and older that list none.
@@ -24,6 +25,8 @@ UNLISTED = (
     "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
 )  # fmt: skip
 UNLISTED_VERSIONS = ("v3", "v7")
+AGAIN = "fetch the checkpoint again"
+TOKEN_LIMIT = 4096  # bytes of one token; finding its merge takes the square of that
 
 
 class _Token(msgspec.Struct, frozen=True):
@@ -75,9 +78,9 @@ def convert(data: bytes, where: str) -> Tekken:
             "fetch the checkpoint again"
         )
     merges = [(_as_text(left, pieces), _as_text(right, pieces)) for left, right in _merges(ranks)]
-    tokenizer = Tokenizer(
-        models.BPE(vocab={name: i for i, name in enumerate(specials)} | tokens, merges=merges, ignore_merges=True)
-    )
+    vocabulary = {name: i for i, name in enumerate(specials)} | tokens
+    with refusing(f"{where} is not a vocabulary", AGAIN):
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     split = _split(file.config.pattern, specials, where)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -95,13 +98,18 @@ def declared_version(data: bytes, where: str) -> str:
 def _read(data: bytes, where: str) -> _File:
     try:
         return msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not a tekken tokenizer: {error}; fetch the checkpoint again") from error
 
 
 def _specials(file: _File, where: str) -> list[str]:
     """The special tokens' names by id; unnamed ones are filled in as Mistral's reference implementation does."""
-    listed = file.special_tokens
+    listed, count = file.special_tokens, file.config.default_num_special_tokens
+    if not 0 <= count <= file.config.default_vocab_size <= VOCABULARY_LIMIT:
+        raise UserError(
+            f"{where} declares {count} special tokens in a vocabulary of {file.config.default_vocab_size}, "
+            f"expected at most {VOCABULARY_LIMIT} in all; {AGAIN}"
+        )
     if listed is None and file.config.version not in UNLISTED_VERSIONS:
         raise UserError(
             f"{where} is of version {file.config.version} and lists no special tokens; fetch the checkpoint again"
@@ -112,13 +120,9 @@ def _specials(file: _File, where: str) -> list[str]:
             f"{where} lists its special tokens out of order, expected ranks 0 to {len(listed) - 1}; "
             "fetch the checkpoint again"
         )
-    names += [f"<SPECIAL_{i}>" for i in range(len(names), file.config.default_num_special_tokens)]
-    if (
-        len(names) != file.config.default_num_special_tokens
-        or len(set(names)) != len(names)
-        or not {BOS, EOS} <= set(names)
-    ):
-        expected = f"{file.config.default_num_special_tokens} with different names, {BOS} and {EOS} among them"
+    names += [f"<SPECIAL_{i}>" for i in range(len(names), count)]
+    if len(names) != count or len(set(names)) != len(names) or not {BOS, EOS} <= set(names):
+        expected = f"{count} with different names, {BOS} and {EOS} among them"
         raise UserError(f"{where} has {len(names)} special tokens, expected {expected}; fetch the checkpoint again")
     return names
 
@@ -130,6 +134,9 @@ def _ranks(file: _File, where: str) -> dict[bytes, int]:
         ranks = {b64decode(token.token_bytes, validate=True): token.rank for token in file.vocab[:size]}
     except (binascii.Error, ValueError) as error:
         raise UserError(f"{where} has a token that is not base64: {error}; fetch the checkpoint again") from error
+    longest = max(map(len, ranks), default=0)
+    if longest > TOKEN_LIMIT:
+        raise UserError(f"{where} has a token of {longest} bytes, expected at most {TOKEN_LIMIT}; {AGAIN}")
     if list(ranks.values()) != list(range(size)) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(
             f"{where} has a vocabulary that is not {size} different tokens in the order of their ranks; "
@@ -160,10 +167,8 @@ def _split(pattern: str, specials: Sequence[str], where: str) -> pre_tokenizers.
 
     It splits every special token's name, too, so that no text is looked up as one.
     """
-    try:
+    with refusing(f"{where} has a pattern that does not compile", AGAIN):
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    except Exception as error:  # the package raises nothing more specific
-        raise UserError(f"{where} has a pattern that does not compile: {error}; fetch the checkpoint again") from error
     whole = [name for name in specials if len(split.pre_tokenize_str(name)) < 2]
     if whole:
         raise UserError(

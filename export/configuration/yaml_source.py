@@ -29,6 +29,8 @@ Scalar: TypeAlias = int | float | str | bool | None
 Value: TypeAlias = "Scalar | list[Value] | dict[str, Value]"
 KeyPath: TypeAlias = tuple[str | int, ...]
 
+LONGEST_NUMBER = 400  # characters; Python neither reads nor writes numbers of thousands of digits
+DEEPEST = 16  # parts of a key path; no setting has more than three
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*")
 STR_TAG, NULL_TAG, BOOL_TAG, INT_TAG, FLOAT_TAG, SEQ_TAG, MAP_TAG = (
     f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float", "seq", "map")
@@ -192,6 +194,8 @@ def _scalar(node: Node) -> Scalar:
     """The value of a scalar node; raises `MarkedYAMLError` for an unusable number."""
     text = node.value
     try:
+        if node.tag in (INT_TAG, FLOAT_TAG) and len(text) > LONGEST_NUMBER:
+            raise ValueError
         if node.tag == INT_TAG:
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
         if node.tag == FLOAT_TAG:
@@ -210,7 +214,7 @@ def with_override(source: Sourced, override: str) -> Sourced:
     where = f"--set {override}"
     key, equals, text = override.partition("=")
     path: tuple[str, ...] = tuple(key.strip().split("."))
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > DEEPEST:
         raise UserError(
             f"{where} is not an override; expected --set key.path=value, such as --set shape.cache_len=2048"
         )

@@ -75,10 +75,12 @@ def _search(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
     for scale, zero in _candidates(grouped, zero_points=tensor.stored.zero_points):
         wide = scale.astype(np.float32)[..., None]
         quantized = (np.rint(grouped / wide) + zero[..., None]).clip(0, LARGEST)
-        error = np.square((quantized - zero[..., None]) * wide - grouped).sum(-1)
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite scale is never better
+            error = np.square((quantized - zero[..., None]) * wide - grouped).sum(-1)
         better = error < best_error
         best_error[better], best_scale[better], best_zero[better] = error[better], scale[better], zero[better]
         best[better] = quantized[better].astype(np.uint8)
+    best_scale[np.isinf(best_error)] = np.inf  # too large for every scale, which whoever stores it must refuse
     flat: NDArray[np.uint8] = best.reshape(n, count * size)[:, :k]
     if not tensor.stored.zero_points:
         flat = flat ^ np.uint8(WORD_ZERO)  # to two's complement, as ONNX stores int4

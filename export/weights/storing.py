@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.checkpoints.checkpoint import Checkpoint
-from export.checkpoints.source import TokenizerSource
+from export.checkpoints.source import TokenizerSource, first_row_not_finite
 from export.console import byte_bar
+from export.weights.format import Array, ModelTensor
 from export.weights.stored import WEIGHTS_FILE, StoredWeights, WeightsRecord
 from export.weights.table import STORAGE_DTYPES, StorageRules, store
 from runtime.artifact.manifest import Quantization, TokenizerSpec
 from runtime.artifact.tensor_file import TensorFileWriter, tensor_bytes
+from runtime.errors import UserError
 
 TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # by kind
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -59,10 +63,27 @@ def write_weights(checkpoint: Checkpoint, record: WeightsRecord, path: Path) -> 
     total = sum(tensor_bytes(spec) for spec in record.weights)
     with TensorFileWriter(path, record.weights) as writer, byte_bar("storing weights", total) as bar:
         for tensor in record.tensors:
+            row = 0
             for block in checkpoint.blocks(tensor.name):
-                for stored_name, array in store(tensor, block.astype("float32", copy=False)).items():
+                with np.errstate(over="ignore"):  # reported below, with its place
+                    stored = store(tensor, block.astype("float32", copy=False))
+                for stored_name, array in stored.items():
+                    _check_range(array, tensor, row)
                     writer.write(stored_name, array)
                     bar.advance(array.nbytes)
+                row += len(block)
+
+
+def _check_range(stored: Array, tensor: ModelTensor, row: int) -> None:
+    """Raise `UserError` if a number was too large for the dtype in which it, or its group's scale, is stored."""
+    if stored.dtype.kind == "i" or stored.dtype.kind == "u":
+        return
+    place = first_row_not_finite(stored)
+    if place is not None:
+        raise UserError(
+            f"{tensor.name}, row {row + place}: a number is too large to store as {stored.dtype}; set backend.dtype to "
+            "fp32 or bf16, or choose another quantize.scheme"
+        )
 
 
 def write_tokenizer(checkpoint: Checkpoint, record: WeightsRecord, folder: Path) -> None:
@@ -72,4 +93,4 @@ def write_tokenizer(checkpoint: Checkpoint, record: WeightsRecord, folder: Path)
         return
     (folder / spec.file).write_bytes(source.data)
     if source.chat_template is not None and spec.chat_template is not None:
-        (folder / spec.chat_template).write_text(source.chat_template)
+        (folder / spec.chat_template).write_text(source.chat_template, encoding="utf-8")

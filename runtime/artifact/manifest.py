@@ -16,6 +16,11 @@ from runtime.errors import UserError
 SCHEMA_VERSION = 4
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+# Far beyond any model; they refuse absurd counts before anything is made for each layer, expert or token.
+LAYER_LIMIT, EXPERT_LIMIT, VOCABULARY_LIMIT = 4096, 1024, 2**24
+Layers = Annotated[int, msgspec.Meta(ge=1, le=LAYER_LIMIT)]
+Experts = Annotated[int, msgspec.Meta(ge=1, le=EXPERT_LIMIT)]
+Vocabulary = Annotated[int, msgspec.Meta(ge=1, le=VOCABULARY_LIMIT)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.text.instruct
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
@@ -61,17 +66,17 @@ class ModelConfig(Record, frozen=True):
     family: str
     dim: Count
     hidden_dim: Count
-    n_layers: Count
+    n_layers: Layers
     n_heads: Count
     n_kv_heads: Count
     head_dim: Count
-    vocab_size: Count
+    vocab_size: Vocabulary
     norm_eps: float
     rope_theta: float
     sliding_window: tuple[Count | None, ...]  # one entry per layer; None means full attention
     tied_embeddings: bool
-    n_experts: Count | None = None  # feed-forwards of a mixture; None for a dense model
-    experts_per_token: Count | None = None
+    n_experts: Experts | None = None  # feed-forwards of a mixture; None for a dense model
+    experts_per_token: Experts | None = None
     context_length: Count | None = None  # positions that the model was trained for, if the checkpoint says so
     head: HeadName = "causal_lm"
     n_labels: Count | None = None  # for classification; for question answering 2, the start and the end

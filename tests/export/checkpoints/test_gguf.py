@@ -182,7 +182,7 @@ def test_truncated_file(tiny, tmp_path, size):
 
 def test_other_files_and_folders(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"something else, long enough to be looked at")
-    with pytest.raises(UserError, match="is not a complete GGUF file: GGUF magic invalid"):
+    with pytest.raises(UserError, match="is not a complete GGUF file: it does not begin with GGUF"):
         open_checkpoint(tmp_path / "a.gguf", "auto", {})
     (tmp_path / "b.gguf").touch()
     with pytest.raises(UserError, match=r"holds 2 .gguf files, expected one"):

@@ -1,0 +1,41 @@
+"""Opens a checkpoint's tokenizer.json once for the ids that a tokenizer needs, and refuses what could harm a box."""
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from runtime.errors import UserError, refusing
+
+MOST_GROWTH = 64  # times that a tokenizer may make a text longer before it splits it
+
+
+def open_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
+    """The tokenizer in `data`, whose file is `path`, without padding and truncation; raises `UserError` if it is none.
+
+    A normalizer or decoder that makes a text many times longer is refused: the library takes all the memory for it.
+    """
+    with refusing(f"{path} is not a tokenizer", "fetch the checkpoint again"):
+        tokenizer = Tokenizer.from_buffer(data)
+        tokenizer.no_padding()  # the file may ask for a text of any length
+        tokenizer.no_truncation()
+    file = json.loads(data)
+    for part in ("normalizer", "decoder"):
+        growth = _growth(file.get(part))
+        if growth > MOST_GROWTH:
+            raise UserError(
+                f"{path}: its {part} can make a text {growth} times as long, expected at most {MOST_GROWTH} times; "
+                "use the tokenizer that the model was published with"
+            )
+    return tokenizer
+
+
+def _growth(part: Any) -> int:  # noqa: ANN401 (JSON that the library has accepted)
+    """How many times as long a text may become: each replacement may put its text in place of one character."""
+    if not isinstance(part, dict):
+        return 1
+    inner = [_growth(item) for name in ("normalizers", "decoders") for item in part.get(name) or ()]
+    own = len(part["content"]) if part.get("type") == "Replace" else 1
+    return max(own, 1) * prod(inner)
