@@ -1,7 +1,7 @@
 """From messages to the prompt text that a chat model was trained on, through its own Jinja template.
 
-The environment is that of Hugging Face's `apply_chat_template`, in Jinja's sandbox: templates come with the checkpoint
-and are not trusted.
+The environment is that of Hugging Face's `apply_chat_template`, in Jinja's sandbox and with limits: templates come with
+the checkpoint and are not trusted.
 """
 
 import json
@@ -13,12 +13,12 @@ from jinja2 import nodes
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from runtime.artifact.manifest import TokenizerSpec
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 from runtime.text.control_lookalikes import StandIns
 from runtime.text.messages import Message, Tool
+from runtime.text.template_limits import LimitedEnvironment, limited
 from runtime.text.tokenizer import Tokenizer
 
 
@@ -45,10 +45,11 @@ class ChatTemplate:
         self._where = where
         self.source = source
         try:
-            self._template = _environment().from_string(source)
-        except TemplateError as error:
+            with limited():
+                self._template = _environment().from_string(source)
+        except Exception as error:  # Python compiles what Jinja makes of it, and may refuse that too
             raise UserError(
-                f"{where} is not a valid jinja template: {error}; fix it in the checkpoint and compile again"
+                f"{where} is not a valid jinja template: {one_line(error)}; fix it in the checkpoint and compile again"
             ) from error
 
     def render(
@@ -60,17 +61,18 @@ class ChatTemplate:
         """
         try:
             # missing tools and documents are None: templates check whether they are none, not whether they are defined
-            return str(
-                self._template.render(
-                    messages=[dict(message) for message in messages],
-                    tools=[dict(tool) for tool in tools] or None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **self._tokens,
+            with limited():
+                return str(
+                    self._template.render(
+                        messages=[dict(message) for message in messages],
+                        tools=[dict(tool) for tool in tools] or None,
+                        documents=None,
+                        add_generation_prompt=add_generation_prompt,
+                        **self._tokens,
+                    )
                 )
-            )
         except Exception as error:  # a template's expressions can raise anything
-            raise UserError(f"{self._where} cannot render this conversation: {error}") from error
+            raise UserError(f"{self._where} cannot render this conversation: {one_line(error)}") from error
 
 
 def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
@@ -110,14 +112,14 @@ class TemplateEncoder:
         return self._tokenizer.encode_rendered(text, stand_ins.meanings)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> LimitedEnvironment:
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    return environment
+    return environment.finish()
 
 
 def _tojson(

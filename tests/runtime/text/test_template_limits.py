@@ -1,0 +1,96 @@
+"""A template that would take minutes or gigabytes is refused within a second or so, and real ones are not."""
+
+import resource
+import time
+
+import pytest
+
+from runtime.errors import UserError
+from runtime.text.chat_template import ChatTemplate
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+BOMBS = {
+    "power": "{{ 9**(9**9) }}",
+    "power of a power": "{% set x = 9**9 %}{{ x**x }}",
+    "negative digits": "{{ 5 | round(-10**9) }}",
+    "nested ranges": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+    "a loop's length": "{% for a in range(99999) %}{% for b in range(99999) %}{{ loop.length }}{% endfor %}"
+    "{% endfor %}",
+    "lipsum": "{{ lipsum(n=10**9) }}",
+    "slice": "{{ [1] | slice(10**9) | list }}",
+    "batch": "{{ [1] | batch(10**9, 0) | list }}",
+    "width": "{{ '%2000000000d' % 1 }}",
+    "width of an argument": "{{ '%*d' % (2000000000, 1) }}",
+    "precision": "{{ '%.2000000000f' % 1 }}",
+    "format": "{{ '{:>2000000000}'.format(1) }}",
+    "format of an argument": "{{ '{:>{}}'.format(1, 2000000000) }}",
+    "format filter": "{{ '%2000000000d' | format(1) }}",
+    "format_map": "{{ '{a:>2000000000}'.format_map({'a': 1}) }}",
+    "center": "{{ 'x' | center(2000000000) }}",
+    "center by name": "{{ 'x' | center(width=2000000000) }}",
+    "center method": "{{ 'x'.center(2000000000) }}",
+    "ljust": "{{ 'x'.ljust(2000000000) }}",
+    "zfill": "{{ 'x'.zfill(2000000000) }}",
+    "expandtabs": "{{ '\\t'.expandtabs(2000000000) }}",
+    "bytes": "{{ (1).to_bytes(2000000000, 'big') }}",
+    "indent": "{{ 'a\\nb' | indent(2000000000) }}",
+    "tojson": "{{ [1] | tojson(indent=2000000000) }}",
+    "product": "{{ 'x' * 2000000000 }}",
+    "product from the left": "{{ 2000000000 * [1] }}",
+    "product of a product": "{{ ('x' * 60000) * 60000 }}",
+    "doubling": "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "joining twice": "{% set n = namespace(x='xxxxx') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "lists": "{% set n = namespace(x=[1]) %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "join": "{{ (['x' * 99999] * 99999) | join }}",
+    "join with a separator": "{{ range(99999) | list | join('x' * 99999) }}",
+    "join method": "{{ ('x' * 99999).join(['y'] * 99999) }}",
+    "replace": "{{ ('x' * 99999) | replace('x', 'x' * 99999) }}",
+    "replace method": "{{ ('x' * 99999).replace('x', 'x' * 99999) }}",
+    "replace nothing": "{{ ('x' * 99999).replace('', 'x' * 99999) }}",
+    "much output": "{% for a in range(99999) %}{% for b in range(9) %}" + "x" * 9999 + "{% endfor %}{% endfor %}",
+    "much output of a macro": "{% macro m() %}{% for a in range(99999) %}"
+    + "x" * 9999
+    + "{% endfor %}{% endmacro %}{{ m() }}",
+    "macros that call themselves": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ m(99) }}",
+    "a loop in a loop's own list": "{% for a in [1] recursive %}{{ loop([1]) }}{{ loop([1]) }}{% endfor %}",
+    "while a template compiles": "{% autoescape 'x' | center(2000000000) %}x{% endautoescape %}",
+    "a power while a template compiles": "{% if 9**(9**9) %}x{% endif %}",
+    "deep lists": "{{ " + "[" * 5000 + "]" * 5000 + " }}",
+    "deep parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "deep conditions": "{% if x %}" * 5000 + "{% endif %}" * 5000,
+    "deep loops": "{% for a in [1] %}" * 200 + "{% endfor %}" * 200,
+    "many digits": "{{ " + "9" * 5000 + " }}",
+    "break outside a loop": "{% break %}",
+    "a long source": "x" * 2**21,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused(name):
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(UserError) as told:
+        ChatTemplate(BOMBS[name], bos_token=None, eos_token=None, where="x.jinja").render(MESSAGES)
+    assert time.process_time() - start < 20
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 512 * 1024  # kB
+    assert str(told.value).startswith("x.jinja ")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ 2**10 }}{{ 'ab' * 3 }}{{ 7 % 4 }}{{ '%5d' % 7 }}{{ 'a' ~ 1 ~ none }}", "1024ababab3    7a1None"),
+        ("{{ 'x' | center(5) }}|{{ 'a' | default(1700000000) }}|{{ y | default(1700000000) }}", "  x  |a|1700000000"),
+        ("{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{% endfor %}", "1/1True"),
+        ("{% for a in range(3) %}{{ a }}{% if not loop.last %},{% endif %}{% else %}none{% endfor %}", "0,1,2"),
+        ("{% for a in [] %}{% else %}none{% endfor %}", "none"),
+        ("{% for k, v in {'a': 1}.items() if v %}{{ k }}{{ v }}{% endfor %}", "a1"),
+        ("{{ messages | map(attribute='role') | join(', ') }}{{ [1, 2] | tojson(indent=1) }}", "user[\n 1,\n 2\n]"),
+        ("{{ '{} and {b}'.format(1, b='x') }}{{ 'aXa'.replace('X', '-') }}{{ '-'.join(['a', 'b']) }}", "1 and xa-aa-b"),
+        ("{% macro m(a) %}[{{ a }}]{% endmacro %}{{ m(1700000000) }}{{ [3, 1] | sort | join }}", "[1700000000]13"),
+        ("{% set n = namespace(x=0) %}{% for i in range(4) %}{% set n.x = n.x + i %}{% endfor %}{{ n.x }}", "6"),
+    ],
+)
+def test_what_templates_do_every_day(source, expected):
+    assert ChatTemplate(source, bos_token=None, eos_token=None).render(MESSAGES) == expected
