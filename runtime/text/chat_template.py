@@ -95,7 +95,8 @@ def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) 
 class TemplateEncoder:
     """Conversations to ids through a template.
 
-    Only the template's own control tokens count as such; nothing within a message does.
+    Only the template's own control tokens count as such, and every token with a name that the template writes is one,
+    whatever its kind in the tokenizer's file; nothing within a message does.
     """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
@@ -107,9 +108,13 @@ class TemplateEncoder:
 
         Raises `UserError` like `ChatTemplate.render`.
         """
-        stand_ins = StandIns(self._tokenizer.control_tokens, given=(self._template.source, messages, tools))
+        added = self._tokenizer.added_tokens
+        names = (*self._tokenizer.control_tokens, *added)
+        stand_ins = StandIns(names, given=(self._template.source, messages, tools))
         text = self._template.render(stand_ins.hide(list(messages)), tools=stand_ins.hide(list(tools)))
-        return self._tokenizer.encode_rendered(text, stand_ins.meanings)
+        # Look-alikes in messages are hidden, so a name that is left was written by the template.
+        written = [name for name in added if name in text or name in self._template.source]
+        return self._tokenizer.encode_rendered(text, stand_ins.meanings, written)
 
 
 def _environment() -> LimitedEnvironment:
