@@ -44,7 +44,7 @@ class JsonLibrary:
 
     def with_controls(self, names: frozenset[str]) -> "JsonLibrary":
         """The same file with these tokens as special ones; it is read again, since the library cannot change them."""
-        changed = names & self.added_tokens.keys()
+        changed = names.intersection(self.added_tokens)
         if not changed:
             return self
         if changed not in self._with_controls:

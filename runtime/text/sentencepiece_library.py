@@ -40,7 +40,7 @@ class SentencePieceLibrary:
 
     def with_controls(self, names: frozenset[str]) -> "SentencePieceLibrary":
         """The same file with these user-defined pieces as control tokens, which the library finds in no text."""
-        changed = names & self.added_tokens.keys()
+        changed = names.intersection(self.added_tokens)
         if not changed:
             return self
         if changed not in self._with_controls:
