@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
+import tvm
 import tvm_ffi
+from tvm import tirx
 
-from build.compiler import tvm
-
-tirx = tvm.tirx
 Expr = Any
 
 # A kernel may compute indices that lie behind the end of a buffer and not use them: the last tile is seldom full, and
@@ -27,14 +26,14 @@ NARROW_ELEMENTS = 2**31 - BEYOND_END  # a buffer of at most so many elements can
 NARROW, WIDE = "int32", "int64"
 ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod, tirx.Min, tirx.Max)
 COMPARISONS = (tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE)
-CONDITIONAL = "tirx.if_then_else"
+CONDITIONAL = "prim.if_then_else"
 
 
 def kernels_with_fitting_indices(makers: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """The same makers of kernels; those of kernels with very large buffers return them `widened`."""
 
     def fitting(maker: Callable[..., Any]) -> Callable[..., Any]:
-        def make(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 (whatever the maker takes)
+        def make(*arguments: Any, **options: Any) -> Any:
             kernel = maker(*arguments, **options)
             return widened(kernel) if largest_buffer(kernel) > NARROW_ELEMENTS else kernel
 
@@ -85,7 +84,7 @@ class _Widening:
         parameters = [self._buffer(parameter) for parameter in function.params]
         return tirx.PrimFunc(parameters, self.value(function.body), function.ret_type, function.attrs)
 
-    def value(self, node: Any) -> Any:  # noqa: ANN401 (an expression or a statement)
+    def value(self, node: Any) -> Any:
         """Rewrite whatever is inside `node`, and keep its type."""
         return tvm_ffi.structural_mutate(node, self.callbacks)
 
@@ -110,7 +109,7 @@ class _Widening:
             return self._raw_load(value)
         return tirx.Cast(WIDE, self.value(value))
 
-    def _loop(self, loop: tirx.For, _mutator: Any) -> tirx.For:  # noqa: ANN401
+    def _loop(self, loop: tirx.For, _mutator: Any) -> tirx.For:
         variable = self.new[loop.loop_var] = tirx.Var(loop.loop_var.name, WIDE)
         start, extent = self.index(loop.min), self.index(loop.extent)
         bound = loop.thread_binding
@@ -118,7 +117,7 @@ class _Widening:
             bound = tirx.IterVar(None, tirx.Var(bound.var.name, WIDE), bound.iter_type, bound.thread_tag)
         return tirx.For(variable, start, extent, loop.kind, self.value(loop.body), bound, loop.annotations)
 
-    def _buffer(self, buffer: Any) -> Any:  # noqa: ANN401
+    def _buffer(self, buffer: Any) -> Any:
         """The buffer with a shape in int64, so that strides and sizes do not wrap either."""
         dtype, scope = str(buffer.dtype), buffer.scope()
         if dtype == NARROW and scope == "local" and tuple(map(int, buffer.shape)) == (1,):
@@ -136,30 +135,30 @@ class _Widening:
         )
         return new
 
-    def _allocation(self, node: tirx.AllocBuffer, _mutator: Any) -> tirx.AllocBuffer:  # noqa: ANN401
+    def _allocation(self, node: tirx.AllocBuffer, _mutator: Any) -> tirx.AllocBuffer:
         return tirx.AllocBuffer(self._buffer(node.buffer), annotations=node.annotations)
 
-    def _declaration(self, node: tirx.DeclBuffer, _mutator: Any) -> tirx.DeclBuffer:  # noqa: ANN401
+    def _declaration(self, node: tirx.DeclBuffer, _mutator: Any) -> tirx.DeclBuffer:
         data = self.value(node.data)
         return tirx.DeclBuffer(self._buffer(node.buffer), data=data)
 
-    def _store(self, store: tirx.BufferStore, _mutator: Any) -> tirx.BufferStore:  # noqa: ANN401
+    def _store(self, store: tirx.BufferStore, _mutator: Any) -> tirx.BufferStore:
         value = self.index(store.value) if store.buffer in self.wide_scalars else self.value(store.value)
         return tirx.BufferStore(self.new[store.buffer], value, [self.index(i) for i in store.indices])
 
-    def _load(self, load: tvm.ir.TensorLoad, _mutator: Any) -> Expr:  # noqa: ANN401
+    def _load(self, load: tvm.ir.TensorLoad, _mutator: Any) -> Expr:
         loaded = self._raw_load(load)
         return tirx.Cast(NARROW, loaded) if load.source in self.wide_scalars else loaded
 
     def _raw_load(self, load: tvm.ir.TensorLoad) -> Expr:
         return tirx.BufferLoad(self.new[load.source], [self.index(i) for i in load.indices])
 
-    def _comparison(self, node: Expr, mutator: Any) -> Expr:  # noqa: ANN401
+    def _comparison(self, node: Expr, mutator: Any) -> Expr:
         if _is_narrow(node.a) and _is_narrow(node.b):
             return type(node)(self.index(node.a), self.index(node.b))
         return mutator.default_mutate(node)
 
-    def _variable(self, variable: Any, _mutator: Any) -> Expr:  # noqa: ANN401
+    def _variable(self, variable: Any, _mutator: Any) -> Expr:
         if variable not in self.new:
             return variable
         return tirx.Cast(NARROW, self.new[variable]) if _is_narrow(variable) else self.new[variable]
