@@ -69,6 +69,7 @@ class _Widening:
     def __init__(self) -> None:
         self.new: dict[Any, Any] = {}  # loop variables, and buffers whose shape or type has changed
         self.wide_scalars: set[Any] = set()  # int32 buffers of one element, which hold what a kernel gives a name
+        self.holding_counts: set[Any] = set()  # buffers that stay int32 and into which such numbers are stored
         self.callbacks = [
             (tirx.For, self._loop),
             (tirx.AllocBuffer, self._allocation),
@@ -76,6 +77,7 @@ class _Widening:
             (tirx.BufferStore, self._store),
             (tvm.ir.TensorLoad, self._load),
             (COMPARISONS, self._comparison),
+            (ARITHMETIC, self._arithmetic),
             (tvm.ir.Var, self._variable),
         ]
 
@@ -143,7 +145,12 @@ class _Widening:
         return tirx.DeclBuffer(self._buffer(node.buffer), data=data)
 
     def _store(self, store: tirx.BufferStore, _mutator: Any) -> tirx.BufferStore:
-        value = self.index(store.value) if store.buffer in self.wide_scalars else self.value(store.value)
+        if store.buffer in self.wide_scalars:
+            value = self.index(store.value)
+        else:
+            if _is_narrow(store.value) and self._counts(store.value):
+                self.holding_counts.add(store.buffer)
+            value = self.value(store.value)
         return tirx.BufferStore(self.new[store.buffer], value, [self.index(i) for i in store.indices])
 
     def _load(self, load: tvm.ir.TensorLoad, _mutator: Any) -> Expr:
@@ -157,6 +164,20 @@ class _Widening:
         if _is_narrow(node.a) and _is_narrow(node.b):
             return type(node)(self.index(node.a), self.index(node.b))
         return mutator.default_mutate(node)
+
+    def _arithmetic(self, node: Expr, mutator: Any) -> Expr:
+        """A sum or product whose value stays int32, such as a position that is stored: it must not wrap on the way."""
+        if _is_narrow(node) and self._counts(node):
+            return tirx.Cast(NARROW, self.index(node))
+        return mutator.default_mutate(node)
+
+    def _counts(self, value: Expr) -> bool:
+        """Whether an integer is computed from loops; products of quantized numbers are not, and stay int32."""
+        if isinstance(value, ARITHMETIC):
+            return self._counts(value.a) or self._counts(value.b)
+        if isinstance(value, tvm.ir.TensorLoad):
+            return value.source in self.wide_scalars or value.source in self.holding_counts
+        return isinstance(value, tvm.ir.Var) and value in self.new
 
     def _variable(self, variable: Any, _mutator: Any) -> Expr:
         if variable not in self.new:

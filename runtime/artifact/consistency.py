@@ -26,6 +26,7 @@ WEIGHTS_FILE = "weights.safetensors"
 LIBRARY_LIMIT = 2**30  # bytes; many times the size of machine code for every architecture
 READ_WHOLE_LIMIT = 2**28  # bytes of a tokenizer file, a template or golden prompts, which are read as a whole
 ELEMENT_LIMIT = 2**40  # elements of one input or output
+ACTIVATION_LIMIT = 2**31 - 1  # numbers that one call computes between two kernels, which count them in 32 bits
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 # panels_P: (ceil(N / P), K, P) from (N, K), N padded with zeros. panels_PkJ: (ceil(N / P), ceil(K / J), P, J), J steps
