@@ -13,8 +13,8 @@ from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from build.kernels.table import CPU, CUDA, kernels_of
 from build.kernels.wide_index import NARROW_ELEMENTS, largest_buffer, widened
 from export.weights.format import Storage
-from runtime.artifact.consistency import ACTIVATION_LIMIT
 from runtime.artifact.manifest import TargetSpec
+from runtime.artifact.signatures import ACTIVATION_LIMIT
 from tests.helpers.index_bounds import wrapping
 from tests.helpers.kernels import aligned, compiled, compiled_serially
 
