@@ -37,5 +37,7 @@ def _store(job: Job, folder: Path) -> None:
     checkpoint = open_configured(job.config)
     for note in checkpoint.notes:
         console.print(f"warning: {note}", style="yellow")
-    store_checkpoint(weights_record(job.config, checkpoint), checkpoint, folder)
+    record = weights_record(job.config, checkpoint)
+    graphs_record(job.config, record)  # before any work: it refuses sizes that no kernel can index
+    store_checkpoint(record, checkpoint, folder)
     note_peak(folder)

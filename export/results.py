@@ -15,6 +15,8 @@ from export.weights.stored import WeightsRecord
 from export.weights.storing import record_of
 from export.workspace import stage_folder
 from runtime.artifact.manifest import Quantization, Shape
+from runtime.artifact.signatures import size_problems
+from runtime.errors import UserError
 
 WEIGHTS_STAGE, GOLDEN_STAGE = "weights", "golden"
 STORING_TOOLS = ("numpy", "ml_dtypes", "gguf", "torch", "sentencepiece", "tokenizers")  # torch reads .pth files
@@ -35,8 +37,14 @@ def weights_record(config: CompileConfig, checkpoint: Checkpoint) -> WeightsReco
 
 
 def graphs_record(config: CompileConfig, weights: WeightsRecord) -> GraphsRecord:
-    """The record of the graphs that an export will trace over stored weights."""
-    return GraphsRecord.over(weights, shape_of(config), config.cache_dtype)
+    """The record of the graphs that an export will trace over stored weights.
+
+    Raises `UserError` for sizes that no kernel can index.
+    """
+    record = GraphsRecord.over(weights, shape_of(config), config.cache_dtype)
+    for problem in (clause for graph in record.graphs for clause in size_problems(record.model, record.shape, graph)):
+        raise UserError(f"{problem}; make shape.batch, shape.prefill_chunk or shape.cache_len smaller")
+    return record
 
 
 def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord:

@@ -16,6 +16,7 @@ from build.kernels.cuda import residual as cuda_residual
 from build.kernels.cuda import rotation as cuda_rotation
 from build.kernels.cuda import sample as cuda_sample
 from build.kernels.cuda import swiglu as cuda_swiglu
+from build.kernels.wide_index import kernels_with_fitting_indices
 from runtime.artifact.manifest import TargetSpec
 from runtime.artifact.targets import TargetKind
 
@@ -72,5 +73,5 @@ KERNELS: Mapping[TargetKind, Callable[[TargetSpec], Kernels]] = {"llvm": _cpu_ke
 
 
 def kernels_of(target: TargetSpec) -> Kernels:
-    """Kernels for one target, chosen by what its processor can do."""
-    return KERNELS[target.kind](target)
+    """Kernels for one target, chosen by what its processor can do; very large buffers are indexed by int64."""
+    return kernels_with_fitting_indices(KERNELS[target.kind](target))

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from math import prod
 
 from runtime.artifact.hashing import n_blocks
 from runtime.artifact.manifest import (
@@ -16,7 +15,7 @@ from runtime.artifact.manifest import (
     TensorSpec,
     WeightSpec,
 )
-from runtime.artifact.signatures import signature_of
+from runtime.artifact.signatures import signature_of, size_problems
 from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError
 
@@ -25,7 +24,6 @@ LIBRARY_FILE = "library.so"
 WEIGHTS_FILE = "weights.safetensors"
 LIBRARY_LIMIT = 2**30  # bytes; many times the size of machine code for every architecture
 READ_WHOLE_LIMIT = 2**28  # bytes of a tokenizer file, a template or golden prompts, which are read as a whole
-ELEMENT_LIMIT = 2**40  # elements of one input or output
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 # panels_P: (ceil(N / P), K, P) from (N, K), N padded with zeros. panels_PkJ: (ceil(N / P), ceil(K / J), P, J), J steps
@@ -129,6 +127,7 @@ def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
     wanted = signature_of(manifest.model, manifest.shape, graph.tokens, key.dtype if key else "float32")
     yield from _spec_problems(f"graph {graph.name}", "inputs", graph.signature.inputs, wanted.inputs)
     yield from _spec_problems(f"graph {graph.name}", "outputs", graph.signature.outputs, wanted.outputs)
+    yield from size_problems(manifest.model, manifest.shape, graph)
 
 
 def _spec_problems(
@@ -139,8 +138,6 @@ def _spec_problems(
     for spec, wanted in zip(specs, expected, strict=False):
         if spec != wanted:
             yield f"{graph} has {_described(spec)} among its {side}, expected {_described(wanted)}"
-        if prod(wanted.shape) > ELEMENT_LIMIT:
-            yield f"{graph} has {_described(wanted)}, expected at most {ELEMENT_LIMIT} elements"
 
 
 def _described(spec: TensorSpec) -> str:

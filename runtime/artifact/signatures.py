@@ -1,9 +1,15 @@
-"""The signature of each graph, as model and shape imply it.
+"""The signature of each graph, as model and shape imply it, and the sizes that kernels can index.
 
 The export defines it before a trace, and every artifact is checked against it.
 """
 
+from collections.abc import Iterator
+from math import prod
+
 from runtime.artifact.manifest import HEADS, DType, Graph, ModelConfig, Shape, Signature, TensorSpec
+
+CACHE_LIMIT = 2**40  # elements of one cache
+ACTIVATION_LIMIT = 2**31 - 1  # numbers that one call computes between two kernels, which count them in 32 bits
 
 
 def graphs_of(model: ModelConfig, shape: Shape, cache_dtype: DType) -> tuple[Graph, ...]:
@@ -42,3 +48,26 @@ def _caches(model: ModelConfig, shape: Shape, dtype: DType, prefix: str) -> list
         for i, length in enumerate(model.cache_lens(shape.cache_len))
         for part, width, kind in parts
     ]
+
+
+def size_problems(model: ModelConfig, shape: Shape, graph: Graph) -> Iterator[str]:
+    """What is larger than kernels can index, as clauses; it follows from the model and the sizes of a compile."""
+    output, *caches = graph.signature.outputs
+    for spec, limit in ((output, ACTIVATION_LIMIT), *((cache, CACHE_LIMIT) for cache in caches)):
+        if prod(spec.shape) > limit:
+            found = f"{spec.name} {list(spec.shape)} {spec.dtype}"
+            yield f"graph {graph.name} has {found}, expected at most {limit} elements"
+    tokens, width = shape.batch * graph.tokens, _widest(model)
+    if tokens * width > ACTIVATION_LIMIT:
+        yield (
+            f"graph {graph.name} computes {width} numbers for each of {tokens} tokens at once, "
+            f"expected at most {ACTIVATION_LIMIT} numbers in all"
+        )
+
+
+def _widest(model: ModelConfig) -> int:
+    """The most numbers that a kernel hands on for a token, before the head."""
+    projections = (model.n_heads + 2 * model.n_kv_heads) * model.head_dim
+    gate_and_up = 2 * model.hidden_dim * (model.experts_per_token or 1)
+    chosen = model.dim * (model.experts_per_token or 1)
+    return max(projections, gate_and_up, chosen, model.n_experts or 0)

@@ -16,13 +16,15 @@ from build.tools.plan import file_bytes, plan
 from build.tools.random_checkpoint import SHAPES, headers, write_random_checkpoint
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.configuration.config import CompileConfig, load_config
+from export.job import Job
+from export.pipeline import export_model
 from export.results import export_record
 from export.stage import ROOT
 from runtime.artifact.folder import Artifact
 from runtime.engines.engine import Engine
 from runtime.engines.loaded_artifact import PROCESS_BYTES
 from runtime.errors import UserError
-from tests.helpers.artifacts import CASES
+from tests.helpers.artifacts import CASES, write_case
 
 HOST_PEAKS = ("host: export, peak memory", "host: build, peak memory")
 
@@ -252,3 +254,40 @@ def test_the_plan_loads_no_torch_and_no_tvm():
         ).stdout.strip()
         == "[]"
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        (
+            {"batch": 1024, "prefill_chunk": 128, "cache_len": 4096},
+            "graph prefill_128 computes 24576 numbers for each of 131072 tokens at once, "
+            "expected at most 2147483647 numbers in all; "
+            "make shape.batch, shape.prefill_chunk or shape.cache_len smaller",
+        ),
+        (
+            {"batch": 1024, "prefill_chunk": 16, "cache_len": 2**21},
+            "graph prefill_16 has present.0.key [1024, 8, 2097152, 128] float32, expected at most 1099511627776 "
+            "elements; make shape.batch, shape.prefill_chunk or shape.cache_len smaller",
+        ),
+    ],
+)
+def test_sizes_that_no_kernel_can_index_are_refused_from_headers(shape, sentence):
+    with pytest.raises(UserError) as error:
+        export_record(config(shape=shape), headers("ministral-8b", {}))
+    assert str(error.value) == sentence
+
+
+def test_such_sizes_are_refused_before_any_weight_is_stored(tmp_path):
+    path = write_case("huge", CASES["windowed"], tmp_path)
+    job = Job.load(
+        path,
+        [
+            f"frontend.checkpoint={tmp_path / 'checkpoint'}",
+            f"workspace.path={tmp_path / 'work'}",
+            "shape.batch=100000000",
+        ],
+    )
+    with pytest.raises(UserError, match="expected at most 2147483647 elements; make shape"):
+        export_model(job)
+    assert list((tmp_path / "work").rglob("*.safetensors")) == []

@@ -1,0 +1,209 @@
+"""No index of any kernel wraps, however large its buffers; shown without their memory, by arithmetic on intervals."""
+
+import mmap
+from math import prod
+
+import numpy as np
+import pytest
+
+from build.compiler import tvm
+from build.kernels.cpu.level import level_of
+from build.kernels.cuda.binding import SERIAL
+from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
+from build.kernels.table import CPU, CUDA, ON_TENSOR_CORES, kernels_of
+from build.kernels.wide_index import NARROW_ELEMENTS, largest_buffer, widened
+from export.weights.format import Storage
+from runtime.artifact.manifest import TargetSpec
+from runtime.artifact.signatures import ACTIVATION_LIMIT
+from tests.helpers.index_bounds import wrapping
+from tests.helpers.kernels import aligned, compiled, compiled_serially
+
+MAP_NORESERVE = 0x4000  # of Linux; Python 3.11 has no name for it
+AVX2 = ("avx2", "fma", "f16c")
+SPECS = {
+    "llvm": TargetSpec(kind="llvm", dtype="fp32", cpu="x86-64-v3", cpu_features=AVX2),
+    "cuda": TargetSpec(kind="cuda", dtype="fp32", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",)),
+    "tensor-cores": TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",)),
+}
+
+# batch, n_heads, n_kv_heads, head_dim, cache_len
+LONG_CACHE = (33, 4, 2, 16, 4194304)  # of a tiny model
+MINISTRAL = (17, 32, 8, 128, 131072)  # Ministral-8B at its context length
+ONE_HEAD = (1, 1, 1, 128, 2**31 - 1)  # the longest cache of all, whose single head is too large
+
+
+def attention_shape(sizes, tokens, cache_dtype):
+    batch, heads, kv_heads, head_dim, cache_len = sizes
+    return RollingAttention(batch, tokens, heads, kv_heads, head_dim, cache_len, cache_dtype, 0.25)
+
+
+def positions_of(shape):
+    """Bounds of the positions that the engine feeds: padding is negative, and a cache without a window can be full."""
+    return {"positions": (-shape.tokens, shape.cache_len - 1)}
+
+
+KINDS = (("llvm", "int8"), ("cuda", "float32"), ("tensor-cores", "float16"))
+ATTENTION = [
+    *((LONG_CACHE, tokens, dtype, target) for target, dtype in KINDS[:2] for tokens in (1, 128)),
+    *((MINISTRAL, tokens, dtype, target) for target, dtype in KINDS for tokens in (1, 128)),
+    *((ONE_HEAD, 128, dtype, target) for target, dtype in KINDS),
+]
+
+
+@pytest.mark.parametrize(("sizes", "tokens", "dtype", "target"), ATTENTION)
+def test_no_index_of_attention_wraps(sizes, tokens, dtype, target):
+    shape, spec = attention_shape(sizes, tokens, dtype), SPECS[target]
+    kernel = kernels_of(spec)["rolling_attention"](shape)
+    assert wrapping(kernel, spec.kind, positions_of(shape)) == []
+
+
+@pytest.mark.parametrize(("sizes", "tokens"), [(LONG_CACHE, 1), (MINISTRAL, 128)])
+def test_the_same_kernels_in_int32_would_wrap(sizes, tokens):
+    """That the proof above can fail."""
+    shape = attention_shape(sizes, tokens, "float16")
+    for kind, kernel in (
+        ("llvm", CPU["rolling_attention"](level_of(AVX2), shape)),
+        ("cuda", CUDA["rolling_attention"](shape, tensor_cores=True)),
+    ):
+        assert wrapping(kernel, kind, positions_of(shape))
+
+
+ROWS, WIDTH = ACTIVATION_LIMIT // 4096, 4096  # as many numbers as a graph may compute at once
+VOCABULARY = 2**20  # the embeddings have twice as many numbers as int32 can count
+STORED = {
+    "float16": Storage(dtype="float16"),
+    "int8": Storage(dtype="int8"),
+    "int4": Storage(dtype="int4", group_size=32, zero_points=True),
+}
+DYNAMIC = {
+    "int8_dynamic": Storage(dtype="int8", dynamic=True),
+    "int4_dynamic": Storage(dtype="int4", group_size=32, dynamic=True),
+}
+MANY_EXPERTS = Mixture((1, ROWS // 4), WIDTH, 2048, 512, 2, STORED["int8"])
+PAIRS = MANY_EXPERTS.pairs
+
+
+def products(stored):
+    """A product with many rows, and one with a very large matrix."""
+    return [
+        ("linear", (Linear((1, ROWS), WIDTH, WIDTH, stored, norm_eps=1e-5, residual=True),)),
+        ("linear", (Linear((1, 1), VOCABULARY, WIDTH, stored, norm_eps=1e-5),)),
+    ]
+
+
+EVERYWHERE = [
+    *(call for name in ("float16", "int8", "int4") for call in products(STORED[name])),
+    ("linear", (Linear((1, ACTIVATION_LIMIT // VOCABULARY), VOCABULARY, WIDTH, STORED["float16"], swiglu=True),)),
+    ("embedding", (Embedding((1, ROWS), VOCABULARY, WIDTH, STORED["int8"]),)),
+    ("rms_norm", ((1, ROWS), WIDTH, 1e-5)),
+    ("swiglu", ((1, ROWS), WIDTH // 2)),
+    ("residual", ((1, ROWS, WIDTH),)),
+    ("rotation", ((1, ROWS), 64, "cos")),
+    ("mixture", (MANY_EXPERTS,)),
+]
+CALLS = [
+    *((target, *call) for target in ("llvm", "cuda") for call in EVERYWHERE),
+    *(("tensor-cores", op, arguments) for op, arguments in EVERYWHERE if op in ON_TENSOR_CORES),
+    *(("llvm", *call) for stored in DYNAMIC.values() for call in products(stored)),
+    ("cuda", "sample", (VOCABULARY,)),
+]
+
+
+# Bounds of the integers in memory, and of scalars that a loop carries on.
+MEMORY = {
+    "ids": (0, VOCABULARY - 1),
+    "chosen": (0, MANY_EXPERTS.n_experts - 1),
+    "count": (0, PAIRS),
+    "members": (0, PAIRS - 1),
+    "own": (0, PAIRS - 1),  # pairs of an expert before this one
+    "at": (0, 1023),  # a bin, a lane or a thread of the block that draws
+    "wanted": (0, VOCABULARY),
+    "held": (0, VOCABULARY),
+    "first": (0, VOCABULARY),
+}
+
+
+@pytest.mark.parametrize(("target", "op", "arguments"), CALLS)
+def test_no_index_of_the_largest_calls_wraps(target, op, arguments):
+    spec = SPECS[target]
+    kernel = kernels_of(spec)[op](*arguments)
+    assert wrapping(kernel, spec.kind, MEMORY) == []
+
+
+@pytest.mark.parametrize("target", ["llvm", "tensor-cores"])
+def test_ordinary_kernels_are_left_alone_and_do_not_wrap(target):
+    """Just below the limit, everything is the maker's own int32 kernel, so no machine code changes, and none wraps."""
+    spec = SPECS[target]
+    tokens, cache_len = 16, NARROW_ELEMENTS // (16 * 8 * 128)
+    shape = RollingAttention(16, tokens, 32, 8, 128, cache_len, "float16", 0.25)
+    kernel = kernels_of(spec)["rolling_attention"](shape)
+    assert largest_buffer(kernel) > 0.99 * NARROW_ELEMENTS
+    assert not any(str(size.ty.dtype) == "int64" for buffer in kernel.params for size in buffer.shape)
+    assert wrapping(kernel, spec.kind, positions_of(shape)) == []
+
+
+SMALL_ATTENTION = (2, 4, 2, 32, 16)
+SMALL_MIXTURE = Mixture((1, 5), 64, 32, 4, 2, STORED["int8"])
+SMALL = [
+    ("rolling_attention", (attention_shape(SMALL_ATTENTION, 24, "float16"),)),
+    ("linear", (Linear((1, 5), 96, 64, STORED["int4"], norm_eps=1e-5, residual=True),)),
+    ("linear", (Linear((1, 1), 128, 64, STORED["int8"], swiglu=True),)),
+    ("embedding", (Embedding((1, 5), 40, 64, STORED["int8"]),)),
+    ("mixture", (SMALL_MIXTURE,)),
+]
+
+
+def arrays_of(kernel, rng):
+    """Random arrays for a kernel's parameters."""
+    arrays = []
+    for buffer in kernel.params:
+        shape, dtype = tuple(map(int, buffer.shape)), str(buffer.dtype)
+        if buffer.name == "positions":
+            array = np.arange(prod(shape)).reshape(shape) % shape[1] + 20
+        elif dtype == "uint16":
+            array = rng.integers(0, 2**14, shape)
+        elif dtype.startswith(("int", "uint")):
+            array = rng.integers(0, 8, shape)
+        else:
+            array = rng.uniform(0.1, 1, shape)
+        arrays.append(aligned(array.astype(dtype)))
+    return arrays
+
+
+@pytest.mark.parametrize("kind", ["llvm", "cuda"])
+@pytest.mark.parametrize(("op", "arguments"), SMALL)
+def test_a_widened_kernel_computes_the_same_bits(kind, op, arguments):
+    kernel = CPU[op](level_of(AVX2), *arguments) if kind == "llvm" else CUDA[op](*arguments, on=SERIAL)
+    results = []
+    for made in (kernel, widened(kernel)):
+        tensors = [tvm.runtime.tensor(array) for array in arrays_of(kernel, np.random.default_rng(0))]
+        compiled_serially(made)(*tensors)  # which does not optimize, and so takes half the time
+        results.append([tensor.numpy().tobytes() for tensor in tensors])
+    assert results[0] == results[1]
+
+
+def untouched_memory(shape, dtype):
+    """Zeros that take no memory until they are written."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def test_the_last_sequence_of_a_long_cache_is_written_in_its_place():
+    """The first token of the last of 33 sequences; the others are padding. In int32 it was written into sequence 0."""
+    position, last = 0, LONG_CACHE[0] - 1
+    shape = attention_shape(LONG_CACHE, 1, "int8")
+    kernel = kernels_of(SPECS["llvm"])["rolling_attention"](shape)
+    arrays = {
+        buffer.name: untouched_memory(tuple(map(int, buffer.shape)), str(buffer.dtype)) for buffer in kernel.params
+    }
+    arrays["qkv"][:], arrays["cos"][:], arrays["positions"][:] = 1, 1, -1
+    arrays["positions"][last] = position
+    compiled(kernel)(*(tvm.runtime.from_dlpack(array) for array in arrays.values()))
+    slots = 64  # at the start of each sequence's cache: wherever the column may have gone
+    for name in ("values", "value_scales"):
+        written = np.argwhere(arrays[name][:, :, :slots].any(axis=-1))
+        assert written.tolist() == [[last, head, position] for head in range(shape.n_kv_heads)]
+    assert not arrays["keys"][:last, :, :slots].any()
+    assert np.allclose(arrays["out"][last], 1)  # the only value
+    assert not arrays["out"][:last].any()
