@@ -15,10 +15,9 @@ import msgspec
 import numpy as np
 
 from build.bench.report import MachineLimits
-from build.compiler import tvm
+from build.compiler import llvm_target, tvm
 from build.kernels.cpu.level import level_of
 from build.kernels.cpu.limits import multiply_add, read_all
-from build.tvm_stage.target import llvm_target
 from runtime.artifact.cpu import machine_features
 
 BYTES = 2**28  # many times the size of any last-level cache

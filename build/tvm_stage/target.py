@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.compiler import codegen, relax, tvm
+from build.compiler import codegen, llvm_target, relax, tvm
 from build.kernels.shapes import RING_BLOCK, ring_block
 from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code
@@ -40,18 +40,7 @@ class TvmTarget:
     notes: Callable[[ModelConfig, Shape], Sequence[str]] = lambda _model, _shape: ()
 
 
-# LLVM 20 to 22 vectorize a loop over `table[row + i % 8]` as if the index never wrapped: they drop the check of the
-# narrow index (docs/llvm.md). The loop vectorizer adds such checks after it has counted them, so that no limit on
-# their number helps. Our kernels write their vectors themselves and lose nothing without it.
-SOUND = ("-vectorize-loops:bool=0", "-loop-load-elimination-scev-check-threshold:uint=0")
-
-
-def llvm_target(cpu: str, **options: Any) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
-    """The TVM target for all code that runs on a CPU; `options` are LLVM's, by TVM's names for them."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "cl-opt": list(SOUND), **options})
-
-
-def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401
+def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
     return llvm_target(spec.cpu)
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from build.compiler import tvm
+from build.compiler import llvm_target, tvm
 from build.packing.layout import packed_tensors
-from build.tvm_stage.target import TVM_TARGETS, llvm_target
+from build.tvm_stage.target import TVM_TARGETS
 
 ALIGNMENT = 64  # bytes
 # LLVM's name for the least capable processor that has all flags of a level. Code for a lesser one cannot contain the

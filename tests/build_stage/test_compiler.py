@@ -1,11 +1,10 @@
-"""What LLVM is told not to do."""
+"""Targets for a CPU: what LLVM is told not to do."""
 
 import numpy as np
 import pytest
 from tvm.script import tirx as T
 
-from build.compiler import tvm
-from build.tvm_stage.target import llvm_target
+from build.compiler import llvm_target, tvm
 
 
 # The least processor and one with AVX2, which every machine of ours has.
