@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from build.bench.report import MachineLimits
-from build.compiler import tvm
+from build.compiler import llvm_target, tvm
 from build.kernels.cpu.level import level_of
 from build.kernels.cpu.limits import multiply_add, read_all
 from runtime.artifact.cpu import machine_features
@@ -49,7 +49,7 @@ def measure(threads: int, cpu: str) -> MachineLimits:
 
 def _compiled(kernel: Any, cpu: str) -> Any:  # noqa: ANN401 (TVM's functions)
     module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
-    return tvm.compile(module, target=tvm.target.Target({"kind": "llvm", "mcpu": cpu}))["kernel"]
+    return tvm.compile(module, target=llvm_target(cpu))["kernel"]
 
 
 def _best(kernel: Any, *arguments: Any) -> float:  # noqa: ANN401

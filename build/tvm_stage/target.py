@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.compiler import codegen, relax, tvm
+from build.compiler import codegen, llvm_target, relax, tvm
 from build.kernels.shapes import RING_BLOCK, ring_block
 from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code
@@ -41,7 +41,7 @@ class TvmTarget:
 
 
 def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
-    return tvm.target.Target({"kind": "llvm", "mcpu": spec.cpu})
+    return llvm_target(spec.cpu)
 
 
 def _cuda(spec: TargetSpec) -> Any:  # noqa: ANN401

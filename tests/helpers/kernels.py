@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from build.compiler import tvm
+from build.compiler import llvm_target, tvm
 from build.packing.layout import packed_tensors
 from build.tvm_stage.target import TVM_TARGETS
 
@@ -10,12 +10,25 @@ ALIGNMENT = 64  # bytes
 # LLVM's name for the least capable processor that has all flags of a level. Code for a lesser one cannot contain the
 # level's own instructions.
 PROCESSORS = {"any": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4", "avx512-vnni": "cascadelake"}
+# The widths of registers that LLVM may choose from, by the processor for which it does. Of those with AVX-512, it
+# prefers half a register for x86-64-v4 and a whole one for others, such as znver4.
+WIDTHS = {
+    "256 bits": "x86-64-v3",
+    "512 bits in halves": "x86-64-v4",
+    "512 bits": "x86-64-v4,-prefer-256-bit",
+}
+WIDTH_LEVELS = {"256 bits": "avx2", "512 bits in halves": "avx512", "512 bits": "avx512"}
+# Options of a GPU kernel's serial form. Only tests run it, and optimizing it would be half of its compile time; the
+# fixture `optimized` optimizes it for some of them.
+SERIAL_FORM = {"processor": PROCESSORS["avx2"], "opt-level": 0}
 
 
 def _executable(function, processor, **options):
-    target = tvm.target.Target({"kind": "llvm", "mcpu": processor, **options})
+    """Compile for a processor; its name may be followed by LLVM's attributes, after commas."""
+    name, *attributes = processor.split(",")
+    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
     with tvm.transform.PassContext(disabled_pass=list(TVM_TARGETS["llvm"].skipped)):
-        return tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=target)
+        return tvm.compile(module, target=llvm_target(name, mattr=attributes, **options))
 
 
 def compiled(function, processor=PROCESSORS["avx2"]):
@@ -24,8 +37,8 @@ def compiled(function, processor=PROCESSORS["avx2"]):
 
 
 def compiled_serially(function):
-    """A GPU kernel in its serial form, which only tests run; optimizing it would be half of its compile time."""
-    return _executable(function, PROCESSORS["avx2"], **{"opt-level": 0})["kernel"]
+    """A GPU kernel in its serial form."""
+    return _executable(function, **SERIAL_FORM)["kernel"]
 
 
 def machine_code(function, processor):

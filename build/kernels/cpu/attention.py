@@ -25,7 +25,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.attention_step import HIDDEN, STEP, Columns, Queries, Softmax, attention_step
-from build.kernels.cpu.level import Level
+from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import exp
 from build.kernels.parameters import without
 from build.kernels.shapes import RING_BLOCK, RollingAttention, ring_block
@@ -83,6 +83,7 @@ def _one_token(level: Level, shape: RollingAttention):
     tiles = -(-group // R)
     steps = -(-W // (STEP * block))
     splits = min(SPLITS, steps)
+    lanes = fitting_lanes(level, D)
     rotate = _rotation(shape)
     attend = attention_step(level, shape, R, block)
     keep = _keeping(shape)
@@ -166,14 +167,18 @@ def _one_token(level: Level, shape: RollingAttention):
                 largest[(tile + s) * R + r] = exp(largest[(tile + s) * R + r] - joined[0])
                 joined[1] = joined[1] + largest[(tile + s) * R + r] * total[(tile + s) * R + r]
             joined[1] = T.float32(1) / T.max(joined[1], T.float32(1e-30))
-            for d in T.serial(D):
-                out[row // H, 0, row % H * D + d] = T.float32(0)
-            for s in T.serial(splits):
-                for d in T.serial(D):
-                    out[row // H, 0, row % H * D + d] = (
-                        out[row // H, 0, row % H * D + d]
-                        + largest[(tile + s) * R + r] * joined[1] * mixed[((tile + s) * R + r) * D + d]
-                    )
+            for c in T.serial(D // lanes):
+                sums = T.alloc_buffer((lanes,), "float32")
+                for v in T.vectorized(lanes):
+                    sums[v] = T.float32(0)
+                for s in T.serial(splits):
+                    for v in T.vectorized(lanes):
+                        sums[v] = (
+                            sums[v]
+                            + largest[(tile + s) * R + r] * joined[1] * mixed[((tile + s) * R + r) * D + c * lanes + v]
+                        )
+                for v in T.vectorized(lanes):
+                    out[row // H, 0, row % H * D + c * lanes + v] = sums[v]
 
     return body
 

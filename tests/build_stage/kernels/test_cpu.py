@@ -38,6 +38,7 @@ EXP_ULPS = 2  # for `vector.exp`; test_exp measures it
 LANES = 8
 NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100}  # not NaN: what no query sees is multiplied by zero
 AVX2 = next(level for level in LEVELS if level.name == "avx2")
+WIDEST = "512 bits"  # of WIDTHS
 
 
 def plain_dot(sums, weights, x, at):
@@ -298,12 +299,12 @@ def test_linear_of_rounded_tokens(level, name, fused):
             linear(level, Linear((1, 1), 32, 8, DYNAMIC[name]))
         return
     for rows, n, k in sizes(level is AVX2, name, fused):
-        seed = next(
-            seed
-            for seed in range(100)
-            if far_from_halves(product(Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed))
-        )
-        check_product(level, processor_of(level), Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]), seed)
+        check_rounded_product(level, processor_of(level), Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]))
+
+
+def check_rounded_product(level, processor, shape):
+    seed = next(seed for seed in range(100) if far_from_halves(product(shape, seed)))
+    check_product(level, processor, shape, seed)
 
 
 def far_from_halves(made):
@@ -314,6 +315,21 @@ def far_from_halves(made):
     levels, _ = in_levels(wide, made.shape)
     roundings = 4 + ((made.shape.k + 1) / 2 + 6 if made.shape.norm_eps is not None else 0)
     return (np.abs(np.abs(levels - np.rint(levels)) - 0.5) > 127 * roundings * U).all()
+
+
+@pytest.mark.parametrize("width", [WIDEST], indirect=True)
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("name", FORMATS)
+def test_linear_in_whole_registers(width, name, rows):
+    """The other widths are those of `float_level`."""
+    check_product(FLOAT_LEVELS["avx512"], width, Linear((1, rows), 45, 136, FORMATS[name]))
+
+
+@pytest.mark.parametrize("width", [WIDEST], indirect=True)
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_linear_of_rounded_tokens_in_whole_registers(width, name):
+    level = next(level for level in LEVELS if level.name == "avx512")
+    check_rounded_product(level, width, Linear((1, 7), 45, 136, DYNAMIC[name], norm_eps=1e-5))
 
 
 def test_linear_of_the_last_token_of_two_rows(float_level):
@@ -335,7 +351,7 @@ def test_linear_never_reads_the_padding_of_the_last_panel(rows):
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "dynamic"])
-def test_embedding(name):
+def test_embedding(width, name):
     """A gather and at most two products: exact, including the last row of the last panel."""
     stored = DYNAMIC["int8"] if name == "dynamic" else FORMATS[name]
     tensor = ModelTensor(name="w", shape=(301, 16), stored=stored)
@@ -343,37 +359,45 @@ def test_embedding(name):
     parts = packed(tensor, arrays, "llvm")
     ids = np.array([[0, 300, 1], [31, 32, 299]], np.int64)
     y = output(2, 3, 16)
-    call(compiled(embedding(AVX2, Embedding((2, 3), 301, 16, stored))), ids, *parts, y)
+    call(compiled(embedding(AVX2, Embedding((2, 3), 301, 16, stored)), width), ids, *parts, y)
     assert np.array_equal(y, load(tensor, arrays)[ids])
 
 
 @pytest.mark.parametrize("function", ["cos", "sin"])
-def test_rotation(function):
+def test_rotation(width, function):
     """The angle is rounded once, which moves the result by as much; the library's cosine is off by 1 ulp or less."""
     positions = np.array([[-3, 0, 1], [5, 4095, 131071]], np.int64)
     frequencies = (1e6 ** -(np.arange(8) / 8)).astype(np.float32)
     y = output(2, 1, 3, 8)
-    call(compiled(rotation(AVX2, (2, 3), 8, function)), positions, frequencies, y)
+    call(compiled(rotation(AVX2, (2, 3), 8, function), width), positions, frequencies, y)
     angles = (positions[:, None, :, None].astype(np.float32) * frequencies).astype(np.float64)
     assert (np.abs(y - getattr(np, function)(angles)) <= 2 * U).all()
 
 
-def test_residual():
+def test_residual(width):
     a, b = (np.random.default_rng(seed).standard_normal((1, 5, 33)).astype(np.float32) for seed in (0, 1))
     y = output(1, 5, 33)
-    call(compiled(residual(AVX2, (1, 5, 33))), a, b, y)
+    call(compiled(residual(AVX2, (1, 5, 33)), width), a, b, y)
     assert np.array_equal(y, a + b)
 
 
 @pytest.mark.parametrize(("lead", "dim"), [((1, 1), 64), ((1, 1), 7), ((2, 3), 20), ((1, 16), 33), ((1, 2), 2)])
 @pytest.mark.parametrize("eps", [1e-5, 0.1])
 def test_rms_norm(lead, dim, eps):
+    check_rms_norm(PROCESSORS["avx2"], lead, dim, eps)
+
+
+def test_rms_norm_for_every_width(width):
+    check_rms_norm(width, (1, 16), 33, 1e-5)
+
+
+def check_rms_norm(processor, lead, dim, eps):
     generator = np.random.default_rng(0)
     x = (generator.standard_normal((*lead, dim)) * generator.choice([1e-3, 1, 1e15], (*lead, 1))).astype(np.float32)
     x[0, 0] = 0 if lead == (2, 3) else x[0, 0]  # a row of zeros stays zero
     weight = generator.standard_normal(dim).astype(np.float32)
     y = output(*lead, dim)
-    call(compiled(rms_norm(AVX2, lead, dim, eps)), x, weight, y)
+    call(compiled(rms_norm(AVX2, lead, dim, eps), processor), x, weight, y)
     wide = x.astype(np.float64)
     exact = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(eps)) * weight
     # dim + 1 roundings of the sum count half after the root; the mean, eps, root, inverse and two products add 6 more.
@@ -381,13 +405,13 @@ def test_rms_norm(lead, dim, eps):
 
 
 @pytest.mark.parametrize(("lead", "hidden"), [((1, 1), 96), ((1, 1), 45), ((2, 3), 90), ((1, 16), 7)])
-def test_swiglu(lead, hidden):
+def test_swiglu(width, lead, hidden):
     generator = np.random.default_rng(0)
     gate = generator.choice([-1e4, -200, -90, -88, -20, -1, -1e-6, 0, 1e-6, 1, 20, 88, 90, 200, 1e4], (*lead, hidden))
     gate = (gate * generator.uniform(0.9, 1.1, gate.shape)).astype(np.float32)
     up = generator.standard_normal(gate.shape).astype(np.float32)
     y = output(*lead, hidden)
-    call(compiled(swiglu(AVX2, lead, hidden)), np.concatenate([gate, up], -1), y)
+    call(compiled(swiglu(AVX2, lead, hidden), width), np.concatenate([gate, up], -1), y)
     wide = gate.astype(np.float64)
     exact = wide / (1 + np.exp(np.minimum(-wide, 700))) * up
     # exp, sum, quotient and product each round; where exp is clamped (gate < -88.37), gate / exp(88.37) is all that
@@ -543,8 +567,17 @@ attention_kernel = cache(rolling_attention)  # the kernels of AVX2 and `any` are
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_rolling_attention(float_level, name):
-    level, processor = float_level
-    case = ATTENTION[name]
+    check_attention(*float_level, ATTENTION[name])
+
+
+@pytest.mark.parametrize("width", [WIDEST], indirect=True)
+@pytest.mark.parametrize("name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long", "int8-long"])
+def test_rolling_attention_in_whole_registers(width, name):
+    """The other widths are those of `float_level`."""
+    check_attention(FLOAT_LEVELS["avx512"], width, ATTENTION[name])
+
+
+def check_attention(level, processor, case):
     generator = np.random.default_rng(0)
     qkv, positions, cos, sin = attention_inputs(case, generator)
     (h, kv), d, batch = case.heads, case.head_dim, len(case.padding)
@@ -598,10 +631,10 @@ def check_ring(ring, columns, positions, untouched, relative):
             assert (np.abs(ring[:, slot] - expected) <= relative * np.nanmax(np.abs(columns))).all()
 
 
-def called(function, arrays):
+def called(function, arrays, processor=PROCESSORS["avx2"]):
     """All arrays, as the kernel leaves them."""
     held = [aligned(array) for array in arrays]
-    call(compiled(function), *held)
+    call(compiled(function, processor), *held)
     return held
 
 
@@ -620,6 +653,11 @@ MIXTURE = [
 @pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), MIXTURE)
 def test_mixture(tokens, dim, hidden_dim, dtype):
     check_mixture(lambda shape, arrays: called(mixture(AVX2, shape), arrays), tokens, dim, hidden_dim, dtype)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_mixture_for_every_width(width, tokens):
+    check_mixture(lambda shape, arrays: called(mixture(AVX2, shape), arrays, width), tokens, 40, 33, "int8")
 
 
 def test_mixture_survives_scores_that_are_no_numbers():

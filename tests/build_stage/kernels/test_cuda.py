@@ -1,5 +1,7 @@
 """Every CUDA kernel in its serial form, run on the CPU, against numpy in float64."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from tvm.script import tirx as T
@@ -572,3 +574,29 @@ def test_sample_tells_of_what_is_no_number(wrong):
     arrays = (logits, np.array([1, 1, 0], np.float32), np.array([[3]]), np.array([[7]]), np.array([9]))
     *_, ids, _, token = run(compiled_serially(sample.sample(40, on=SERIAL)), *arrays)
     assert (token[0], ids[0, 0]) == (-1, 0)
+
+
+# Each kind of kernel once. The first two read the rotation's angles at `d % 8`, which LLVM 22's loop vectorizer took
+# for sixteen numbers in a row (docs/llvm.md).
+OPTIMIZED = {
+    "attention, chunk longer than the window": partial(check_attention, "chunk longer than the window", "float32"),
+    "attention, a row that is all padding": partial(check_attention, "a row that is all padding", "float32"),
+    "attention of one token": partial(check_attention, "one token of padding", "float32"),
+    "attention on tensor cores": partial(
+        check_attention, "a row that is all padding", "float16", FLASH_CASES, tensor_cores=True
+    ),
+    "product with one row": partial(test_linear, (1, 1), 33, 64, "int4-zeros"),
+    "product with rows": partial(test_linear, (5, 14), 45, 37, "int8"),
+    "product on tensor cores": partial(check_tensor_cores, 16, 32, 64, "int4"),
+    "embedding": partial(test_embedding_is_exact, (2, 3), 64, "int4-zeros"),
+    "norm": partial(test_rms_norm, (1, 16), 100),
+    "swiglu": partial(test_swiglu, (2, 3), 300),
+    "mixture": partial(test_mixture, 5, 40, 33, "float16"),
+    "sampler": partial(test_sample_draws_as_the_host_does, 50),
+}
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("kernel", OPTIMIZED)
+def test_optimized_for_every_width_of_registers(kernel):
+    OPTIMIZED[kernel]()

@@ -1,0 +1,22 @@
+"""Fixtures for kernels of every target."""
+
+import pytest
+
+from build.kernels.cpu.level import LEVELS
+from runtime.artifact.cpu import missing_features
+from tests.helpers import kernels
+
+
+@pytest.fixture(params=kernels.WIDTHS)
+def width(request):
+    """The processor for one width of registers, as far as this machine has them."""
+    needed = next(level.flags for level in LEVELS if level.name == kernels.WIDTH_LEVELS[request.param])
+    if missing := missing_features(needed):
+        pytest.skip(f"this machine lacks {', '.join(missing)}")
+    return kernels.WIDTHS[request.param]
+
+
+@pytest.fixture
+def optimized(width, monkeypatch):
+    """Serial forms of GPU kernels are optimized, for one width of registers."""
+    monkeypatch.setattr(kernels, "SERIAL_FORM", {"processor": width})
