@@ -14,7 +14,7 @@ from export.job import Job
 from export.onnx_graphs.graphs import CONTENTS_SUFFIX, OnnxGraphs
 from export.results import graphs_key, graphs_path
 from export.workspace import is_whole, locked, run_stage
-from runtime.artifact.folder import Artifact, read_manifest
+from runtime.artifact.folder import Artifact, read_manifest, refuse_other_folder
 from runtime.errors import UserError
 
 LIBRARY_STAGE = "library"
@@ -22,6 +22,7 @@ LIBRARY_STAGE = "library"
 
 def compile_job(job: Job, dump: Path | None = None) -> Artifact:
     """Compile a job's artifact, or find it up to date; raises `UserError` for problems that the user can fix."""
+    refuse_other_folder(job.artifact)
     with locked(job.workspace, console.print):
         spec = target_spec(job.config.backend)
         key = library_key(graphs_key(job.config), spec)

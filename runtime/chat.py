@@ -1,6 +1,7 @@
 """`python -m runtime.chat ARTIFACT`: a conversation at the terminal."""
 
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = open_tokenizer(spec, engine.folder)
     encoder = open_conversation_encoder(spec, engine.folder, tokenizer)
     conversation = Conversation(engine, tokenizer, encoder, sampler, max_tokens=args.max_tokens, system=args.system)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is not UTF-8 is refused with its message
     with contextlib.suppress(ImportError):  # some builds of Python lack it
         import readline  # noqa: F401  # gives input() line editing and history
     print(cli.dim("/reset starts over, /exit or Ctrl-D ends the chat, Ctrl-C stops a reply", sys.stdout))

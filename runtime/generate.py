@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="text to continue, or to answer with --chat; may be given several times",
+        help="text to continue, or to answer with --chat; may be given several times. Without --chat it means what the "
+        "tokenizer's own file says: names of special tokens are plain text, but names of other added tokens, such as "
+        "<|im_end|> in some checkpoints, become those tokens. With --chat, none of them does",
     )
     prompt.add_argument(
         "--prompts-file",
@@ -122,6 +124,7 @@ def _prompt_ids(args: argparse.Namespace, text: str | None, engine: "Engine", to
         return _parse_ids(args.prompt_ids)
     if tokenizer is None:
         raise UserError(f"--prompt needs a tokenizer, but {args.artifact} has none: pass --prompt-ids")
+    tokenizer.check_length(text, engine.room())
     if not args.chat:
         return tokenizer.encode(text)
     from runtime.text.conversation_encoder import open_conversation_encoder  # loads Jinja, which only a chat needs

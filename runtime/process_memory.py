@@ -1,8 +1,9 @@
-"""How much memory this process has used, as counted by the kernel."""
+"""How much memory this process has used, and how much there is, as counted by the kernel."""
 
 from pathlib import Path
 
-STATUS = Path("/proc/self/status")
+STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
+GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, if it has one
 KIBIBYTE = 1024  # the kernel writes it as kB
 
 
@@ -14,3 +15,10 @@ def peak_memory() -> int:
     """
     (size,) = (int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     return size * KIBIBYTE
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine, or the container that this process runs in, has in all."""
+    (total,) = (int(line.split()[1]) * KIBIBYTE for line in MEMORY.read_text().splitlines() if line[:9] == "MemTotal:")
+    limit = GROUP_LIMIT.read_text().strip() if GROUP_LIMIT.is_file() else "max"
+    return min(total, int(limit)) if limit.isdecimal() else total

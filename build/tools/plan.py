@@ -14,14 +14,12 @@ from build.packing.pack import BLOCK_ELEMENTS as PACK_ELEMENTS
 from build.packing.pack import packed_weights
 from build.tools.footprint import Footprint, caches_of, description, table
 from build.tools.random_checkpoint import SHAPES, headers
-from export.checkpoints.checkpoint import BLOCK_ELEMENTS, Checkpoint
-from export.checkpoints.gguf_checkpoint import ROWS_AT_ONCE
-from export.checkpoints.source import SourceTensor
+from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig, config_parser, load_config
 from export.console import console, output
+from export.memory_use import BUILD_AGE_BYTES, ages, block_rows, export_bytes
 from export.onnx_graphs.graphs import GraphsRecord
 from export.results import export_record, open_configured
-from export.weights.table import format_of
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.hashing import n_blocks
 from runtime.artifact.layouts import ROW_MAJOR
@@ -44,17 +42,10 @@ LIBRARY_CALLS = 0.006 * MB  # the calls of one layer in one graph
 GRAPH_TEXT = 0.003 * MB
 LAYER_TEXT = 0.016 * MB  # for each layer of each graph
 
-# Peaks are VmHWM. Export: with torch and onnx loaded, while weights are stored; and tracing, which comes after that.
-EXPORT_LOADED = 343 * MB
-EXPORT_TRACED = 447 * MB  # tiny, 2 layers
-EXPORT_LAYER = 0.4 * MB  # SmolLM2-135M, with 30 layers, ends its tracing 12 MB above tiny
-# Build: with TVM loaded and tiny compiled; then the weights are packed.
+# Peaks are VmHWM. Build: with TVM loaded and tiny compiled; then the weights are packed.
 BUILD_COMPILED = 350.5 * MB
 # By whether the model is a mixture: SmolLM2-135M (30 layers), a narrow Mixtral (24 layers).
 BUILD_LAYER = {False: 0.43 * MB, True: 1.15 * MB}
-
-UNPACKING = 5  # arrays of some rows that gguf holds while it unpacks them
-VOCABULARY_ENTRY = 600  # bytes that each entry of the tokenizer leaves on the heap: 29 MB for SmolLM2-135M's 49152
 
 # Box, llvm: VmHWM of `python -m runtime.bench` minus weights, caches and activations, for tiny and for SmolLM2-135M in
 # float32 and int8.
@@ -144,8 +135,7 @@ def workspace_bytes(record: GraphsRecord, files: Mapping[str, int]) -> int:
     cache length.
     """
     copied = sum(size for name, size in files.items() if name not in (WEIGHTS_FILE, MANIFEST_FILE))
-    ages = 8 * sum(set(record.model.cache_lens(record.shape.cache_len)))
-    text = len(record.graphs) * (GRAPH_TEXT + LAYER_TEXT * record.model.n_layers + ages)
+    text = len(record.graphs) * (GRAPH_TEXT + LAYER_TEXT * record.model.n_layers + 8 * ages(record))
     return round(file_bytes(record.weights) + copied + text)
 
 
@@ -162,49 +152,11 @@ def box_bytes(record: GraphsRecord, target: TargetSpec, weights: int) -> int:
     return round(base + weights + caches.sequences * caches.sequence_bytes + activations)
 
 
-def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
-    """Peak of the export process: either while it stores weights, or while it traces."""
-    vocabulary = VOCABULARY_ENTRY * record.model.vocab_size if checkpoint.tokenizer else 0
-    return round(
-        max(
-            EXPORT_LOADED + vocabulary + storing_bytes(checkpoint, record),
-            EXPORT_TRACED + EXPORT_LAYER * record.model.n_layers,
-        )
-    )
-
-
-def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
-    """Most that export holds, beyond its base, while it reads and stores weights a block at a time."""
-    peak = before = kept = 0  # before and kept: the previous block, as read and as stored
-    formats = {tensor.name: format_of(tensor.stored) for tensor in record.tensors}
-    for name, weight in checkpoint.weights.items():
-        stored = formats[name]
-        for part in weight.parts:
-            tensor = checkpoint.source.tensors[part.source]
-            itemsize = numpy_dtype(tensor.dtype).itemsize
-            columns = prod(part.shape[1:])
-            paired = part.interleaved_heads is not None  # read whole, and held a second time in the other order
-            for rows in block_rows(part.shape[0], part.shape[0] if paired else max(BLOCK_ELEMENTS // columns, 1)):
-                elements = rows * columns
-                block = elements * itemsize * (2 if paired else 1)
-                reading = before + kept + block + unpacking_bytes(tensor, itemsize, rows, columns)
-                storing = kept + block + elements * ((4 if itemsize < 4 else 0) + stored.working_bytes)
-                peak = max(peak, reading, storing)
-                kept = elements * stored.kept_bytes
-                before = 0 if itemsize == stored.kept_bytes == 4 else block  # stored as it was read: one array, not two
-    return peak
-
-
-def unpacking_bytes(tensor: SourceTensor, itemsize: int, rows: int, columns: int) -> int:
-    """Bytes that reading rows of a packed tensor takes besides the result; 0 for one that is stored as numbers."""
-    packed = tensor.nbytes * rows // tensor.shape[0]
-    return packed + UNPACKING * itemsize * ROWS_AT_ONCE * columns if packed < rows * columns * itemsize else 0
-
-
 def build_bytes(record: GraphsRecord, weights: Sequence[WeightSpec]) -> int:
     """Peak of the build process: while it packs weights, after compiling."""
     layer = BUILD_LAYER[record.model.n_experts is not None]
-    return round(BUILD_COMPILED + layer * record.model.n_layers + packing_bytes(weights))
+    compiled = BUILD_COMPILED + layer * record.model.n_layers + BUILD_AGE_BYTES * ages(record)
+    return round(compiled + packing_bytes(weights))
 
 
 def packing_bytes(weights: Sequence[WeightSpec]) -> int:
@@ -227,11 +179,6 @@ def _panels(spec: WeightSpec) -> tuple[int, int]:
     if spec.layout == ROW_MAJOR:
         return spec.shape[0], spec.shape[0]
     return spec.shape[0] // int(spec.layout.partition("x")[2] or 1), max(PACK_ELEMENTS // prod(spec.shape[1:]), 1)
-
-
-def block_rows(rows: int, at_once: int) -> list[int]:
-    """Number of rows in each block."""
-    return [min(at_once, rows - start) for start in range(0, rows, at_once)]
 
 
 def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:

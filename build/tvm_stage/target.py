@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.compiler import codegen, llvm_target, relax, tvm
+from build.compiler import codegen, llvm_cpu, llvm_target, relax, tvm
 from build.kernels.shapes import RING_BLOCK, ring_block
 from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code
@@ -19,7 +19,6 @@ from runtime.artifact.manifest import KernelUsage, ModelConfig, Shape, TargetSpe
 from runtime.artifact.targets import TargetKind
 from runtime.errors import UserError
 
-NATIVE = "native"
 SLOW_BLOCK = 8  # slots of a cache: fewer do not fill an AVX2 register
 
 
@@ -131,7 +130,7 @@ TVM_TARGETS: Mapping[TargetKind, TvmTarget] = {
 
 def target_spec(backend: BackendConfig) -> TargetSpec:
     """Resolve a configured backend: `native` to this machine's CPU, and the CPU to the features its code may use."""
-    cpu = str(codegen.llvm_get_system_cpu()) if backend.cpu == NATIVE else backend.cpu
+    cpu = llvm_cpu(backend.cpu)
     known = {str(name) for name in codegen.llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm"}))}
     if cpu not in known:
         raise UserError(

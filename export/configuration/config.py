@@ -36,6 +36,7 @@ from runtime.errors import UserError
 DEFAULT_CHUNKS = (128, 16)
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 MAX_COUNT = 2**31 - 1  # the largest 32-bit position
+MOST_WORKERS = 256
 A_COUNT = f"a whole number from 1 to {MAX_COUNT}"
 
 
@@ -72,6 +73,7 @@ def one_of(names: Sequence[str]) -> str:
 ONE_SCHEME = one_of(tuple(SCHEMES))
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Kept = Annotated[tuple[KeptPart, ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]
 Budget = Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)]
@@ -259,8 +261,10 @@ class WorkspaceConfig(Section):
         description="the path of a folder, as text",
         title="Folder for the stages' results, which the next compile reuses.",
     )
-    workers: Count | None = Field(
-        default=None, description=f"{A_COUNT}, or null for all cores", title="Threads that pack weights."
+    workers: Workers | None = Field(
+        default=None,
+        description=f"a whole number from 1 to {MOST_WORKERS}, or null for all cores",
+        title="Threads that pack weights.",
     )
 
 

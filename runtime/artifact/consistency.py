@@ -13,6 +13,7 @@ from runtime.artifact.manifest import (
     Manifest,
     ModelConfig,
     TensorSpec,
+    TokenizerSpec,
     WeightSpec,
 )
 from runtime.artifact.signatures import signature_of, size_problems
@@ -46,7 +47,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _model_problems(manifest.model)
     yield from _graph_problems(manifest)
     yield from _weight_problems(manifest)
-    yield from _tokenizer_problems(manifest)
+    yield from tokenizer_problems(manifest.tokenizer, manifest.model.vocab_size)
     yield from _target_problems(manifest)
 
 
@@ -193,13 +194,13 @@ def _layout_problems(weight: WeightSpec, model: ModelConfig) -> Iterator[str]:
         )
 
 
-def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
-    if tokenizer := manifest.tokenizer:
+def tokenizer_problems(tokenizer: TokenizerSpec | None, size: int) -> Iterator[str]:
+    """What is wrong with the ids of a tokenizer for a vocabulary of `size` tokens, as clauses."""
+    if tokenizer:
         ids = [
             *tokenizer.eos_ids,
             *(token_id for token_id in (tokenizer.bos_id, tokenizer.end_id) if token_id is not None),
         ]
-        size = manifest.model.vocab_size
         yield from (
             f"the tokenizer has the special id {token_id}, expected 0 to {size - 1}"
             for token_id in ids

@@ -210,7 +210,7 @@ def write_artifact(
     killed process left behind is removed by the next call.
     """
     folder = folder.resolve()
-    _refuse_other_folder(folder)
+    refuse_other_folder(folder)
     fresh = _sibling(folder, "tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -248,9 +248,10 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
         (folder / SIGNATURE_FILE).unlink(missing_ok=True)
 
 
-def _refuse_other_folder(folder: Path) -> None:
-    """Never replace anything that is not ours: a folder with contents but no manifest."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file()):
+def refuse_other_folder(folder: Path) -> None:
+    """Raise `UserError` for what `write_artifact` would not replace: whatever is neither an artifact nor empty."""
+    other_contents = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file()
+    if other_contents or (os.path.lexists(folder) and not folder.is_dir()):
         raise UserError(
             f"{folder} exists and is not an artifact (it has no {MANIFEST_FILE}); remove it or choose another name"
         )

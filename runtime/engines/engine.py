@@ -22,6 +22,9 @@ from runtime.engines.loaded_artifact import MAX_STEPS_IN_FLIGHT, PADDING_ID, Loa
 from runtime.engines.machines import MACHINES
 from runtime.errors import UserError
 
+LAST_POSITION = 2**31 - 1  # kernels count positions in 32 bits
+LEAST_THREAD_LIMIT = 16  # of any machine; more than a few for each core only get in each other's way
+
 
 @dataclass
 class Engine:
@@ -40,8 +43,12 @@ class Engine:
     def open(cls, artifact: Path, *, threads: int | None = None, public_key: Path | None = None) -> Self:
         """Check an artifact in full and open it; `threads` defaults to the number of cores that this process may use.
 
-        If there is a `public_key`, or the environment names one, its owner must have signed the artifact.
+        If there is a `public_key`, or the environment names one, its owner must have signed the artifact. Raises
+        `UserError` if a check fails, and for a number of threads that no machine uses.
         """
+        most = max(LEAST_THREAD_LIMIT, 4 * (os.cpu_count() or 1))
+        if threads is not None and not 1 <= threads <= most:
+            raise UserError(f"the number of threads is {threads}, expected 1 to {most}, or none to use all cores")
         opened = Artifact.open(artifact, public_key=public_key or key_of_environment())
         load = MACHINES[opened.manifest.target.kind].load
         return cls(opened.manifest, opened.folder, load(opened, threads or len(os.sched_getaffinity(0))))
@@ -209,6 +216,8 @@ class Engine:
                     f"is outside the vocabulary of {vocab_size}"
                 )
         room, longest = self.room(), max(len(prompt) for prompt in prompts)
+        if int(self.lengths.max()) + longest > LAST_POSITION:
+            raise UserError(f"the text would reach position {LAST_POSITION}, the last one; reset the engine first")
         if room is not None and longest > room:
             cache_len = self.manifest.shape.cache_len
             raise UserError(

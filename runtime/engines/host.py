@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import CALL_INPUTS, TensorSpec
-from runtime.artifact.tensor_file import numpy_dtype
-from runtime.engines.loaded_artifact import LoadedArtifact
+from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
+from runtime.engines.loaded_artifact import SMALLER, LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
+from runtime.errors import UserError
+from runtime.process_memory import machine_memory
 
 ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not check
 
@@ -21,6 +23,7 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
     The weights are mapped, the caches are new, and the compiled functions read and write their arrays in place.
     """
     manifest = opened.manifest
+    check_memory(sum(map(tensor_bytes, manifest.graphs[-1].signature.caches)))
     ffi = load_runtime(threads)
     machine = start_machine(open_library(ffi, opened.library), CPU_DEVICE)
     mapped = opened.weights()
@@ -35,6 +38,16 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
             machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights]
         )
     return LoadedArtifact(inputs, functions, caches)
+
+
+def check_memory(caches: int) -> None:
+    """Raise `UserError` for caches of more bytes than the machine has: a process that fills them would be killed."""
+    memory = machine_memory()
+    if caches > memory:
+        raise UserError(
+            f"the caches take {caches / 1e9:,.1f} GB, but this machine has {memory / 1e9:,.1f} GB of memory; "
+            f"use a larger machine, or {SMALLER}"
+        )
 
 
 def _bound(function: Callable[..., Any], arguments: list[Any]) -> Callable[[], NDArray[np.float32]]:

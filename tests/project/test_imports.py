@@ -15,6 +15,7 @@ HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers"
 # Runtime modules that the export stage may use: the contract types, the errors and the tensor format ...
 SHARED = {
     "runtime.artifact.durable",
+    "runtime.artifact.consistency",
     "runtime.artifact.layouts",
     "runtime.artifact.manifest",
     "runtime.artifact.schemes",
@@ -29,7 +30,6 @@ SHARED = {
 # libraries. (Other commands of build run the engine.)
 COMPILE_SHARED = SHARED | {
     "runtime.artifact.folder",
-    "runtime.artifact.consistency",
     "runtime.artifact.cpu",
     "runtime.engines.tvm_runtime",
     "runtime.engines.cuda_driver",

@@ -201,7 +201,7 @@ def test_rows_that_pair_neighbours_are_read_whole(tmp_path):
         if "wo" in name
     }
     interleaved = Checkpoint(plain.model, None, plain.source_bytes, weights, plain.source)
-    from build.tools.plan import storing_bytes
+    from export.memory_use import storing_bytes
 
     whole = 64 * 64 * (2 + 2 + 4)  # bfloat16 as read, in its other order, and as float32
     assert storing_bytes(interleaved, export_record(config(), plain)) == whole

@@ -1,0 +1,88 @@
+"""How much memory an export takes, predicted from headers alone, and its refusal where the machine has less.
+
+The constants were measured with the versions in requirements.lock. Loads neither torch nor TVM.
+"""
+
+from math import prod
+
+from export.checkpoints.checkpoint import BLOCK_ELEMENTS, Checkpoint
+from export.checkpoints.gguf_checkpoint import ROWS_AT_ONCE
+from export.checkpoints.source import SourceTensor
+from export.onnx_graphs.graphs import GraphsRecord
+from export.weights.table import format_of
+from runtime.artifact.tensor_file import numpy_dtype
+from runtime.errors import UserError
+from runtime.process_memory import machine_memory
+
+MB = 1e6
+# Peaks are VmHWM. Export: with torch and onnx loaded, while weights are stored; and tracing, which comes after that.
+EXPORT_LOADED = 343 * MB
+EXPORT_TRACED = 447 * MB  # tiny, 2 layers
+EXPORT_LAYER = 0.4 * MB  # SmolLM2-135M, with 30 layers, ends its tracing 12 MB above tiny
+UNPACKING = 5  # arrays of some rows that gguf holds while it unpacks them
+VOCABULARY_ENTRY = 600  # bytes that each entry of the tokenizer leaves on the heap: 29 MB for SmolLM2-135M's 49152
+# The ages of a cache's slots are constants of every graph: int64 in the file, and so many bytes for each slot at the
+# peak of the tracing, measured at 2**24 and 2**26 slots.
+AGE_BYTES = 32
+BUILD_AGE_BYTES = 48  # the same for the build that follows, measured at 2**22 and 2**24 slots
+GRAPH_LIMIT = 2**31 - 2**24  # bytes of one ONNX file, whose format ends at 2 GiB
+
+
+def check_memory(checkpoint: Checkpoint, record: GraphsRecord) -> None:
+    """Raise `UserError` if a compile needs more memory than this machine has in all, or graphs larger than can be."""
+    needed, memory = max(export_bytes(checkpoint, record), BUILD_AGE_BYTES * ages(record)), machine_memory()
+    if needed > memory or 8 * ages(record) > GRAPH_LIMIT:
+        raise UserError(
+            f"compiling with caches of {max(record.model.cache_lens(record.shape.cache_len))} slots takes "
+            f"{needed / 1e9:,.1f} GB of memory, and this machine has {memory / 1e9:,.1f} GB; make shape.cache_len "
+            f"smaller (at most {GRAPH_LIMIT // 8} slots can be exported), or compile on a larger machine"
+        )
+
+
+def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
+    """Peak of the export process: either while it stores weights, or while it traces."""
+    vocabulary = VOCABULARY_ENTRY * record.model.vocab_size if checkpoint.tokenizer else 0
+    return round(
+        max(
+            EXPORT_LOADED + vocabulary + storing_bytes(checkpoint, record),
+            EXPORT_TRACED + EXPORT_LAYER * record.model.n_layers + AGE_BYTES * ages(record),
+        )
+    )
+
+
+def ages(record: GraphsRecord) -> int:
+    """Numbers in the constants that give the ages of the slots: one for each slot of each length of cache."""
+    return sum(set(record.model.cache_lens(record.shape.cache_len)))
+
+
+def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
+    """Most that export holds, beyond its base, while it reads and stores weights a block at a time."""
+    peak = before = kept = 0  # before and kept: the previous block, as read and as stored
+    formats = {tensor.name: format_of(tensor.stored) for tensor in record.tensors}
+    for name, weight in checkpoint.weights.items():
+        stored = formats[name]
+        for part in weight.parts:
+            tensor = checkpoint.source.tensors[part.source]
+            itemsize = numpy_dtype(tensor.dtype).itemsize
+            columns = prod(part.shape[1:])
+            paired = part.interleaved_heads is not None  # read whole, and held a second time in the other order
+            for rows in block_rows(part.shape[0], part.shape[0] if paired else max(BLOCK_ELEMENTS // columns, 1)):
+                elements = rows * columns
+                block = elements * itemsize * (2 if paired else 1)
+                reading = before + kept + block + unpacking_bytes(tensor, itemsize, rows, columns)
+                storing = kept + block + elements * ((4 if itemsize < 4 else 0) + stored.working_bytes)
+                peak = max(peak, reading, storing)
+                kept = elements * stored.kept_bytes
+                before = 0 if itemsize == stored.kept_bytes == 4 else block  # stored as it was read: one array, not two
+    return peak
+
+
+def unpacking_bytes(tensor: SourceTensor, itemsize: int, rows: int, columns: int) -> int:
+    """Bytes that reading rows of a packed tensor takes besides the result; 0 for one that is stored as numbers."""
+    packed = tensor.nbytes * rows // tensor.shape[0]
+    return packed + UNPACKING * itemsize * ROWS_AT_ONCE * columns if packed < rows * columns * itemsize else 0
+
+
+def block_rows(rows: int, at_once: int) -> list[int]:
+    """Number of rows in each block."""
+    return [min(at_once, rows - start) for start in range(0, rows, at_once)]

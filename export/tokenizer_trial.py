@@ -1,0 +1,54 @@
+"""Tries a checkpoint's tokenizer and chat template as a box will use them, in a process of its own with limits.
+
+A template is a program that came with the checkpoint: one that is broken, endless or greedy is refused here, and not
+on the box.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from export.stage import ROOT
+from runtime.artifact.manifest import TokenizerSpec
+from runtime.errors import UserError
+
+SECONDS = 60  # the trial takes less than one on a quiet machine
+MEMORY = 8 * 2**30  # bytes of address space, most of which libraries reserve and never use
+MODULE = "runtime.text.trial"
+
+
+def try_tokenizer(spec: TokenizerSpec | None, folder: Path, where: Path) -> None:
+    """Raise `UserError` unless the tokenizer in `folder` encodes a text and, for a chat model, a conversation."""
+    if spec is None:
+        return
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", MODULE, msgspec.json.encode(spec).decode(), str(folder)],
+            env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
+            preexec_fn=_limit,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _refusal(where, f"it takes longer than {SECONDS} seconds") from error
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        ended = f"it ended with status {done.returncode}, by a fault of the library or for want of memory"
+        raise _refusal(where, said[-1].removeprefix("error: ") if said else ended)
+
+
+def _refusal(where: Path, reason: str) -> UserError:
+    return UserError(f"the tokenizer of {where} does not work for one short message: {reason}")
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))

@@ -1,0 +1,43 @@
+"""`python -m runtime.text.trial SPEC FOLDER`: encode a text and, for a chat model, short conversations.
+
+It is how a compile tries a tokenizer, in a process that may take too long or too much memory, or crash.
+"""
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from runtime.artifact.manifest import TokenizerSpec
+from runtime.errors import UserError, run_command
+from runtime.text.conversation_encoder import open_conversation_encoder
+from runtime.text.messages import Message
+from runtime.text.tokenizer import open_tokenizer
+
+USER = Message(role="user", content="Hello, how are you?")
+# Some templates refuse a system message, and some refuse a conversation without one.
+CONVERSATIONS = ([USER], [Message(role="system", content="Be brief."), USER])
+
+
+def main() -> int:
+    """Try the tokenizer; raises `UserError` for whatever is wrong with it."""
+    spec = msgspec.json.decode(sys.argv[1], type=TokenizerSpec)
+    folder = Path(sys.argv[2])
+    tokenizer = open_tokenizer(spec, folder)
+    tokenizer.decode(tokenizer.encode(USER["content"]))
+    if spec.chat_template is None and spec.instruct is None:
+        return 0
+    encoder = open_conversation_encoder(spec, folder, tokenizer)
+    refusals = []
+    for messages in CONVERSATIONS:
+        try:
+            if encoder.encode(messages):
+                return 0
+            refusals.append("the chat template writes nothing")
+        except UserError as error:
+            refusals.append(str(error))
+    raise UserError(refusals[0])
+
+
+if __name__ == "__main__":
+    run_command(main)
