@@ -32,11 +32,11 @@ from export.results import TRACING_TOOLS, export_record
 from export.stage import stage_key
 from export.workspace import CONTENTS_FILE, locked, run_stage
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
+from runtime.artifact.folder import read_manifest
 from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import to_json
 from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError, run_command
-from runtime.gpucheck import checked_manifest
 
 NAME = "gpucheck"
 CHECKS = ("7b:none", "7b:int8", "7b:int4", "mixtral-8x7b/2:none", "tiny:none")
@@ -87,7 +87,7 @@ def main() -> int:
     workspace = configs[0].workspace.path / NAME
     with locked(workspace, console.print):
         folders = [compiled_check(config, check, workspace) for config, check in zip(configs, checks, strict=True)]
-    wheels = fetch_wheels(box_packages(checked_manifest(folders[0])), pythons, configs[0].workspace.path / "wheels")
+    wheels = fetch_wheels(box_packages(read_manifest(folders[0])), pythons, configs[0].workspace.path / "wheels")
     members = system_members(configs[0].backend.target, wheels, pythons, gpu_check=True)
     for folder, check in zip(folders, checks, strict=True):
         files = [path for path in folder.iterdir() if path.name != CONTENTS_FILE]

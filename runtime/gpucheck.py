@@ -22,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
+from runtime.artifact.folder import read_manifest
 from runtime.artifact.hashing import check_sums
-from runtime.artifact.manifest import KernelCall, Manifest, TensorSpec, from_json
+from runtime.artifact.manifest import KernelCall, Manifest, TensorSpec
+from runtime.artifact.sealed import sealed_copy
+from runtime.artifact.signing import key_of_environment
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
 from runtime.bench import Speeds, Workload, measure, step_bytes_of
@@ -170,7 +173,7 @@ def check_kernels(
 ) -> tuple[KernelRow, ...]:
     """Check each of our kernels in a folder's library; `told` gets each row immediately."""
     kernels = CudaKernels(device)
-    library = open_library(device.ffi, folder / LIBRARY_FILE)
+    library = open_library(device.ffi, sealed_library(folder, manifest))
     rows = []
     for call in manifest.calls:
         try:
@@ -192,7 +195,7 @@ def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Ch
 
     if not manifest.model.generates:
         return (), None
-    loaded = cuda.load_library(device, manifest, folder / LIBRARY_FILE, random_weights(manifest.weights))
+    loaded = cuda.load_library(device, manifest, sealed_library(folder, manifest), random_weights(manifest.weights))
     engine = Engine(manifest, folder, loaded)
     checks = verify(engine)
     if not all(check.ok for check in checks):
@@ -228,19 +231,18 @@ def products_of(manifest: Manifest) -> list[Product]:
 
 
 def checked_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact or of a check folder, once the library matches its sum.
+    """The manifest of an artifact or of a check folder, signed if this environment requires a signature.
 
-    Raises `UserError` if there is no manifest, or none that names CUDA kernels.
+    Raises `UserError` if there is no manifest, or none that lists the library with its sum and names CUDA kernels.
     """
     path = folder / MANIFEST_FILE
-    try:
-        manifest = from_json(path.read_bytes(), Manifest, str(path))
-        check_sums(folder, [entry for entry in manifest.files if entry.path == LIBRARY_FILE])
-    except OSError as error:
+    manifest = read_manifest(folder, key_of_environment())
+    library = [entry for entry in manifest.files if entry.path == LIBRARY_FILE]
+    if len(library) != 1:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}; "
-            "name an artifact, or a folder of checks/ as `make gpucheck` ships it"
-        ) from error
+            f"{path} lists no {LIBRARY_FILE}; name an artifact, or a folder of checks/ as `make gpucheck` ships it"
+        )
+    check_sums(folder, library)
     if not TARGETS[manifest.target.kind].on_device:
         raise UserError(
             f"{path} is for the target {manifest.target.kind}, expected cuda: compile it with backend.target: cuda"
@@ -248,6 +250,12 @@ def checked_manifest(folder: Path) -> Manifest:
     if not manifest.calls:
         raise UserError(f"{path} names no kernel, expected those that the library calls; compile it again")
     return manifest
+
+
+def sealed_library(folder: Path, manifest: Manifest) -> Path:
+    """A copy of a folder's library that has its sum in the manifest and that nothing can change."""
+    entry = next(entry for entry in manifest.files if entry.path == LIBRARY_FILE)
+    return sealed_copy(folder / LIBRARY_FILE, entry)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,7 +36,8 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
 `parity` and `golden` MAY be null. All of it is data: no file but the library is code, and none is a pickle. The sums
 detect damage. Whoever can write to the folder can run code through its library, unless `open` is given a public key:
 then the signature of the manifest is checked before anything is used, and through the manifest's sums it covers every
-other byte. Files that change between that check and their use are not detected: keep other writers out of the folder.
+other byte. The library is hashed once more in memory that is sealed against changes, and loaded from there, so no code
+runs but what was signed.
 
 Weights on the CPU are mapped, not copied. Each `open` hashes all of them in parallel, at the speed of the disk or of
 the cores, and the same reads fill the page cache that the mapping then uses. Nothing watches the file afterwards: a
@@ -65,6 +66,7 @@ from runtime.artifact.cpu import check_cpu
 from runtime.artifact.durable import replaced_whole, sync
 from runtime.artifact.hashing import check_sums, file_entry
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from runtime.artifact.sealed import sealed_copy
 from runtime.artifact.signing import SIGNATURE_FILE, check_signature
 from runtime.artifact.tensor_file import ALIGNMENT, TensorFile
 from runtime.errors import UserError
@@ -83,6 +85,10 @@ class Artifact:
     def library(self) -> Path:
         """The compiled library."""
         return self.folder / LIBRARY_FILE
+
+    def sealed_library(self) -> Path:
+        """A copy of the compiled library that has its sum and that nothing can change, to be loaded."""
+        return sealed_copy(self.library, next(entry for entry in self.manifest.files if entry.path == LIBRARY_FILE))
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Every weight by name, as views of one mapping of the file (bfloat16 as uint16 bits)."""

@@ -36,7 +36,7 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
     Raises `UserError` if there is no driver, no device that fits, or too little memory.
     """
     return load_library(
-        Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.library, opened.weights()
+        Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.sealed_library(), opened.weights()
     )
 
 

@@ -25,7 +25,7 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
     manifest = opened.manifest
     check_memory(sum(map(tensor_bytes, manifest.graphs[-1].signature.caches)))
     ffi = load_runtime(threads)
-    machine = start_machine(open_library(ffi, opened.library), CPU_DEVICE)
+    machine = start_machine(open_library(ffi, opened.sealed_library()), CPU_DEVICE)
     mapped = opened.weights()
     weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
     caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]

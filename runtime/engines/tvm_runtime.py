@@ -72,8 +72,10 @@ def find_library(name: str) -> Path:
 
 
 def open_library(ffi: Any, path: Path) -> Any:  # noqa: ANN401
-    """Load a compiled library."""
-    return ffi.load_module(str(path.resolve()))
+    """Load a compiled library, and keep it loaded; `path` may be one of a file in memory, which has no suffix."""
+    library = ffi.get_global_func("ffi.Module.load_from_file.so")(str(path.absolute()), "so")
+    ffi.get_global_func("ffi.ModuleGlobalsAdd")(library)
+    return library
 
 
 def kernel_of(library: Any, name: str) -> Callable[..., Any]:  # noqa: ANN401

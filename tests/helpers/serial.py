@@ -23,6 +23,7 @@ from build.tvm_stage.target import target_spec
 from export.configuration.config import BackendConfig
 from export.onnx_graphs.graphs import OnnxGraphs
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
 from runtime.artifact.tensor_file import TensorFile
 from runtime.engines import host
@@ -65,7 +66,7 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
         tokenizer=None,
         overrides={},
         tools={},
-        files=(),
+        files=(file_entry(folder / LIBRARY_FILE),),
         calls=msgspec.json.decode((folder / CALLS_FILE).read_bytes(), type=tuple[KernelCall, ...]),
     )
 
@@ -74,7 +75,8 @@ def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
     """An engine on that folder, with the folder's weights or others."""
     mapped = weights or TensorFile.open(folder / WEIGHTS_FILE).map()
     loaded = host.load(
-        SimpleNamespace(manifest=manifest, library=folder / LIBRARY_FILE, weights=lambda: mapped), threads=2
+        SimpleNamespace(manifest=manifest, sealed_library=lambda: folder / LIBRARY_FILE, weights=lambda: mapped),
+        threads=2,
     )
     return Engine(manifest, folder, loaded)
 

@@ -5,6 +5,7 @@ Its references judge the CUDA kernels in their serial form, and a stand-in for t
 
 import contextlib
 import json
+import shutil
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from build.kernels.table import CUDA, kernels_of
 from build.packing.layout import packed_tensors
+from build.shipping.keys import make_keys, sign
 from build.tvm_stage.dispatch import dispatch
 from build.tvm_stage.importer import import_graphs
 from export.weights.format import ModelTensor, Storage
@@ -24,6 +26,7 @@ from export.weights.table import load, store
 from runtime import gpucheck
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, to_json
+from runtime.artifact.signing import KEY_VARIABLE
 from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
 from runtime.engines import host
 from runtime.engines.cuda_memory import CudaMemory
@@ -335,7 +338,8 @@ def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_fac
 
 def load_here(_device, manifest, library, arrays):
     weights = {name: aligned(array) for name, array in arrays.items()}
-    return host.load(SimpleNamespace(manifest=manifest, library=library, weights=lambda: weights), threads=1)
+    opened = SimpleNamespace(manifest=manifest, sealed_library=lambda: library, weights=lambda: weights)
+    return host.load(opened, threads=1)
 
 
 @pytest.fixture
@@ -360,14 +364,33 @@ def test_an_artifact_names_its_kernels(cuda_artifact):
 
 
 def test_other_folders_are_refused(compile_case, tmp_path):
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(UserError, match=r"is not an artifact: it has no manifest\.json"):
         checked_manifest(tmp_path)
-    manifest = Artifact.open(compile_case("windowed").artifact).manifest
-    (tmp_path / "manifest.json").write_bytes(to_json(msgspec.structs.replace(manifest, files=(), target=CUDA_TARGET)))
+    artifact = compile_case("windowed").artifact
+    manifest = msgspec.structs.replace(Artifact.open(artifact).manifest, target=CUDA_TARGET)
+    (tmp_path / "manifest.json").write_bytes(to_json(msgspec.structs.replace(manifest, files=())))
+    (tmp_path / "library.so").write_bytes(b"planted")
+    with pytest.raises(UserError, match=r"lists no library\.so"):
+        checked_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(to_json(manifest))
+    with pytest.raises(UserError, match=r"library\.so is damaged"):
+        checked_manifest(tmp_path)
+    shutil.copyfile(artifact / "library.so", tmp_path / "library.so")
     with pytest.raises(UserError, match="names no kernel, expected those that the library calls"):
         checked_manifest(tmp_path)
     with pytest.raises(UserError, match="is for the target llvm, expected cuda"):
         checked_manifest(compile_case("windowed").artifact)
+
+
+def test_a_signature_is_required_where_the_environment_does(cuda_artifact, tmp_path, monkeypatch):
+    """As by every other command: a check runs the library's code too."""
+    private, public = make_keys(tmp_path / "keys")
+    signed = shutil.copytree(cuda_artifact, tmp_path / "artifact")
+    monkeypatch.setenv(KEY_VARIABLE, str(public))
+    with pytest.raises(UserError, match="is not signed, but a signature by"):
+        checked_manifest(signed)
+    sign(signed, private)
+    assert checked_manifest(signed).calls
 
 
 def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
