@@ -86,6 +86,7 @@ def _work(reader: Reader, cases: list[str], end: float, answers: IO[str], said: 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         limit = _address_space() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        faulthandler.disable()  # a library may have put its own handlers in the place of those of pytest
         faulthandler.enable(said)
         for number in (signal.SIGPROF, signal.SIGALRM):  # the trace is written, and then the process dies of it
             signal.signal(number, signal.SIG_DFL)

@@ -95,7 +95,7 @@ def open_reader(folder: Path) -> Reader:
 
 
 def spoil(draw: Random, data: bytes) -> bytes:
-    """Put hostile expressions and statements into a template, each as a part of what it renders, or change any bytes."""
+    """Put hostile expressions and statements into a template, or change any bytes."""
     text = data.decode()
     kind = draw.random()
     if kind < 0.2:

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -146,7 +147,7 @@ def check(folder: Path, data: bytes) -> None:
     box_tokenizer(found, folder / "artifact")
     theirs = gguf.GGUFReader(path).tensors
     spans = sorted((int(tensor.data_offset), int(tensor.n_bytes)) for tensor in theirs)
-    for (start, nbytes), (following, _) in zip(spans, spans[1:], strict=False):
+    for (start, nbytes), (following, _) in pairwise(spans):
         demand(start + nbytes <= following, "two tensors share bytes")
     for tensor in theirs:
         ours = np.ascontiguousarray(found.source.read(tensor.name, slice(None)))

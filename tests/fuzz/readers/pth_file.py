@@ -60,9 +60,9 @@ def rewritten(data: bytes, contents: dict[str, bytes] | None = None, deflated: s
 
 def overlapping(data: bytes) -> bytes:
     """The archive with two records of the directory that begin at the same place."""
-    places = [at for at in _headers(data, b"PK\1\2")]
     changed = bytearray(data)
-    names = {data[at + 46 : at + 46 + struct.unpack_from("<H", data, at + 28)[0]]: at for at in places}
+    sizes = {at: struct.unpack_from("<H", data, at + 28)[0] for at in _headers(data, b"PK\1\2")}
+    names = {data[at + 46 : at + 46 + size]: at for at, size in sizes.items()}
     first, second = names[b"archive/data/0"], names[b"archive/data/11"]
     changed[second + 42 : second + 46] = data[first + 42 : first + 46]
     return bytes(changed)

@@ -30,16 +30,13 @@ def spoil(draw: Random, data: bytes) -> bytes:
     if kind < 0.2:
         return spoil_bytes(draw, data)
     if kind < 0.3:
-        changed = bytearray(data)
-        set_number(changed, 0, LENGTH, draw.choice((*EXTREMES, len(data), len(data) - LENGTH)))
-        return bytes(changed)
+        other_length = bytearray(data)
+        set_number(other_length, 0, LENGTH, draw.choice((*EXTREMES, len(data), len(data) - LENGTH)))
+        return bytes(other_length)
     size = struct.unpack_from("<Q", data)[0]
     header, rest = data[LENGTH : LENGTH + size], data[LENGTH + size :]
-    if draw.random() < 0.5:
-        header = _spoil_places(draw, header)
-    else:
-        header = spoil_json(draw, header)
-    return joined(header, rest)
+    changed = _spoil_places(draw, header) if draw.random() < 0.5 else spoil_json(draw, header)
+    return joined(changed, rest)
 
 
 def _spoil_places(draw: Random, header: bytes) -> bytes:
