@@ -77,7 +77,9 @@ class Fuzzer:
         FOUND.mkdir(parents=True, exist_ok=True)
         path = FOUND / f"{name}-{outcome.case.replace(' ', '_')}"
         path.write_bytes(self.readers[name].input_of(outcome.case))
-        console.print(f"{name}: {outcome.kind}\n    {outcome.text}\n    {command_of(name, outcome)}", markup=False)
+        console.print(
+            f"{name}: {outcome.kind}\n    {outcome.text}\n    {command_of(name, outcome)}", markup=False, soft_wrap=True
+        )
 
     def table(self) -> Table:
         """The state of all readers."""

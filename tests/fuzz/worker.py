@@ -21,11 +21,9 @@ from typing import IO
 
 from export.stage import ROOT
 from runtime.errors import UserError
+from tests.fuzz.limits import CPU_SECONDS, WALL_SECONDS, limit_memory, start_clock, stop_clock
 from tests.fuzz.reader import Reader, WrongResult
 
-CPU_SECONDS = 2.0  # of one case
-WALL_SECONDS = 20.0  # of one case; the machine may be busy with other things
-MEMORY = 512 * 2**20  # bytes of address space beyond what the process has before its first case
 LONGEST_REFUSAL = 1500  # characters; two names of files and a list of a model's keys fit
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
@@ -84,8 +82,7 @@ def _work(reader: Reader, cases: list[str], end: float, answers: IO[str], said: 
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        limit = _address_space() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        limit_memory()
         faulthandler.disable()  # a library may have put its own handlers in the place of those of pytest
         faulthandler.enable(said)
         for number in (signal.SIGPROF, signal.SIGALRM):  # the trace is written, and then the process dies of it
@@ -106,8 +103,7 @@ def _work(reader: Reader, cases: list[str], end: float, answers: IO[str], said: 
 
 def _run(reader: Reader, case: str) -> Outcome:
     data = reader.input_of(case)
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+    start_clock()
     try:
         reader.check(data)
     except UserError as error:
@@ -119,8 +115,7 @@ def _run(reader: Reader, case: str) -> Outcome:
     else:
         outcome = Outcome(case, accepted=True)
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        stop_clock()
     return outcome
 
 
@@ -181,8 +176,3 @@ def _killed(case: str, status: int, said: str) -> Outcome:
     frames = FRAME.findall(trace)
     shown = " < ".join(f"{Path(file).name}:{line}" for file, line in frames[:6])
     return Outcome(case, kind=f"{reasons.get(status, name)} in {_innermost(frames)}", text=shown or said[-400:])
-
-
-def _address_space() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * resource.getpagesize()

@@ -9,6 +9,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.text.chat_template import open_chat_template
 from runtime.text.tokenizer import open_tokenizer
+from tests.fuzz.limits import start_clock
 from tests.fuzz.mutations import spoil_bytes
 from tests.fuzz.reader import Reader, demand, place
 from tests.fuzz.tiny_files import CHATML, json_tokenizer
@@ -135,6 +136,7 @@ def check(folder: Path, data: bytes) -> None:
     source = data.decode()
     if "strftime_now" in source or "random" in source or "lipsum" in source or "0x" in text:
         return  # another text each time, or addresses in memory
+    start_clock()
     tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     rendered, _ = render_jinja_template([MESSAGES], chat_template=source, add_generation_prompt=True, **tokens)
     demand(text == rendered[0], "another text than that of transformers")

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize, quantize
 
+from tests.fuzz.limits import start_clock
 from tests.fuzz.mutations import set_number, spoil_bytes
 from tests.fuzz.reader import Reader, demand, place
 from tests.fuzz.tiny_files import (
@@ -145,6 +146,7 @@ def check(folder: Path, data: bytes) -> None:
     path = place(folder / "x.gguf", data)
     found = opened(path, "gguf")
     box_tokenizer(found, folder / "artifact")
+    start_clock()
     theirs = gguf.GGUFReader(path).tensors
     spans = sorted((int(tensor.data_offset), int(tensor.n_bytes)) for tensor in theirs)
     for (start, nbytes), (following, _) in pairwise(spans):

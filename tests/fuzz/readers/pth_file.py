@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 import torch
 
+from tests.fuzz.limits import start_clock
 from tests.fuzz.mutations import spoil_bytes
 from tests.fuzz.reader import Reader, WrongResult, place
 from tests.fuzz.tiny_files import MISTRAL, opened, tensors, write_mistral
@@ -99,6 +100,7 @@ def spoil(draw: Random, data: bytes) -> bytes:
 def check(checkpoint: Path, data: bytes) -> None:
     path = place(checkpoint / NAME, data)
     ours = opened(checkpoint, "mistral")
+    start_clock()
     try:
         with warnings.catch_warnings(action="ignore"):
             theirs = torch.load(path, weights_only=True, mmap=False)

@@ -15,7 +15,6 @@ from tests.fuzz.tiny_files import MISTRAL, box_tokenizer, opened, sentencepiece_
 
 PIECES = ("", "\0", "<s>", "</s>", "▁", "<0x41>", "<0xZZ>", "x" * 100_000, "\ufffd", "a", "<|im_start|>")
 SCORES = (0.0, -0.0, 1e38, -1e38, float("nan"), float("inf"), float("-inf"))
-LONGEST = 100  # ids for a character
 
 
 def open_reader(folder: Path) -> Reader:
@@ -96,6 +95,5 @@ def check(folder: Path, data: bytes) -> None:
     tokenizer = open_tokenizer(spec, folder / "artifact")
     for text in TEXTS:
         ids = tokenizer.encode(text)
-        demand(len(ids) <= 1 + LONGEST * len(text), "a text has too many ids")
         demand(tokenizer.encode(text) == ids, "a text has other ids the next time")
         demand(type(tokenizer.decode(ids)) is str, "no text")

@@ -20,7 +20,6 @@ TEXTS = (
     "ab " * 500,
     "\0\ufeff",
 )
-LONGEST = 100  # ids for a character; a normalizer may replace one by several
 
 # Parts that the seed does not have; each is put in its place and spoiled there.
 PADDING = {"strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
@@ -82,6 +81,5 @@ def check(folder: Path, data: bytes) -> None:
     for text in TEXTS:
         ids = tokenizer.encode(text)
         demand(all(type(i) is int and i >= 0 for i in ids), "ids below 0")
-        demand(len(ids) <= 1 + LONGEST * len(text), "a text has too many ids")
         demand(all(tokenizer.encode(text) == ids for _ in range(3)), "a text has other ids the next time")
         demand(type(tokenizer.decode(ids)) is str, "no text")
