@@ -54,7 +54,7 @@ def _piece(draw: Random, model) -> None:
     elif kind == 2:
         piece.type = draw.choice((1, 2, 3, 4, 5, 6))
     elif kind == 3:
-        del model.pieces[draw.randrange(len(model.pieces)) :]
+        del model.pieces[draw.randrange(len(model.pieces)) + 1 :]
     else:
         model.pieces.add().CopyFrom(piece)
 
