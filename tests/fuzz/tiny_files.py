@@ -79,7 +79,6 @@ TOKENIZER_CONFIG: dict[str, Any] = {
     "add_eos_token": False,
     "bos_token": {"content": "<s>", "lstrip": False},
     "eos_token": "</s>",
-    "chat_template": CHATML,
 }
 
 
@@ -89,13 +88,13 @@ def tensors(column: int, dtype: str = "float32") -> dict[str, NDArray[Any]]:
     return {f"{row[column]}.weight": rng.standard_normal(row[3]).astype(dtype) for row in ROWS}
 
 
-def write_huggingface(folder: Path) -> Path:
-    """A folder in Hugging Face's format, with a chat template."""
+def write_huggingface(folder: Path, *, chat_template: str | None = None) -> Path:
+    """A folder in Hugging Face's format. A compile may take some time to try a chat template."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
     save_file(tensors(HUGGINGFACE), folder / "model.safetensors")
     (folder / "tokenizer.json").write_text(json_tokenizer().to_str())
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"chat_template": chat_template}))
     return folder
 
 

@@ -45,7 +45,7 @@ KINDS = ("tokenizer.json", "gguf gpt2", "gguf llama")
 
 
 def open_reader(folder: Path) -> Reader:
-    write_huggingface(folder / "checkpoint")
+    write_huggingface(folder / "checkpoint", chat_template=CHATML)
     (folder / "artifact").mkdir()
     seeds = [json.dumps({"kind": kind, "flags": {}, "texts": ["hi", "x"]}).encode() for kind in KINDS]
     forged = {"texts": [FORGED[0], "x"]}
