@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# One process, one thread: a forked process has no others, and the limits count the whole process. Libraries read these
-# as they are loaded.
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
 from rich.live import Live
 from rich.table import Table
 
 from export.console import console, output
-from runtime.errors import run_command
+from runtime.errors import UserError, run_command
 from tests.fuzz.reader import Reader, names, open_reader
 from tests.fuzz.worker import Outcome, run_cases
 
+# One process, one thread: a forked process has no others, and the limits count the whole process. Libraries read these
+# as they are loaded, with the readers.
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FOUND = Path("out/fuzz")
 KEPT = 3  # inputs of each kind of finding that are written
 TURN_SECONDS = 2.0  # before the next reader's turn
@@ -123,6 +122,15 @@ def fuzz_each(fuzzer: Fuzzer, cases_of: Callable[[Reader], Sequence[str]]) -> No
         fuzzer.turn(name, cases_of(reader))
 
 
+def known_case(reader: Reader, case: str) -> str:
+    """The case, if the reader has it; raises `UserError` if not."""
+    if not case.isdecimal() and case not in reader.known:
+        raise UserError(
+            f"--case is {case!r}, expected a number or, with --reader, one of {', '.join(map(repr, reader.known))}"
+        )
+    return case
+
+
 def main() -> int:
     """Run the command; 1 if anything was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.partition("\n")[0])
@@ -132,11 +140,12 @@ def main() -> int:
     parser.add_argument("--cases", type=int, help="run the known inputs and this many others of each reader instead")
     parser.add_argument("--case", help="run this case alone: a number, or the name of a known input")
     arguments = parser.parse_args()
+    os.environ |= ONE_THREAD
     seed = int(time.time()) * 1000 if arguments.seed is None else arguments.seed
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         fuzzer = Fuzzer({name: open_reader(name, Path(folder)) for name in arguments.reader or names()})
         if arguments.case is not None:
-            fuzz_each(fuzzer, lambda _: [arguments.case])
+            fuzz_each(fuzzer, lambda reader: [known_case(reader, arguments.case)])
         elif arguments.cases is not None:
             fuzz_each(fuzzer, lambda reader: [*reader.known, *map(str, range(seed, seed + arguments.cases))])
         else:

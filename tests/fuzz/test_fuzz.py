@@ -7,6 +7,7 @@ import pytest
 
 from export.stage import ROOT
 from runtime.errors import UserError
+from tests.fuzz.__main__ import Fuzzer
 from tests.fuzz.mutations import spoil_json
 from tests.fuzz.reader import Reader, WrongResult, names
 from tests.fuzz.worker import run_cases
@@ -79,6 +80,15 @@ def test_what_counts_as_a_finding(check, kind):
     assert (before.case, before.accepted, after.case, after.accepted) == ("1", True, "2", True)
     assert (odd.kind is None) == (kind is None)
     assert kind is None or kind in odd.kind
+
+
+def test_a_finding_is_counted_and_its_input_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fuzzer = Fuzzer({"x": Reader([b"x"], lambda draw, data: data, lambda data: refuse("x is\nno y"))})
+    assert fuzzer.turn("x", ["1", "2", "3", "4", "5"]) == 5
+    assert (fuzzer.findings, fuzzer.tallies["x"].row[:5]) == (5, ["5", "0", "0", "5", "1"])
+    assert sorted(path.name for path in (tmp_path / "out" / "fuzz").iterdir()) == ["x-1", "x-2", "x-3"]
+    assert (tmp_path / "out" / "fuzz" / "x-1").read_bytes() == b"x"
 
 
 def test_a_number_determines_an_input():

@@ -71,9 +71,11 @@ def _one_process(reader: Reader, cases: list[str], end: float) -> Iterator[Outco
                 if begun is None:
                     yield Outcome(**answer)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said.seek(0)
         if begun is not None:
-            said.seek(0)
             yield _killed(begun, status, said.read())
+        elif status:
+            raise RuntimeError(f"a process ended with {status} between two cases: {said.read()}")
 
 
 def _work(reader: Reader, cases: list[str], end: float, answers: IO[str], said: IO[str]) -> None:
