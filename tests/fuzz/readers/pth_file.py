@@ -103,7 +103,7 @@ def check(checkpoint: Path, data: bytes) -> None:
     start_clock()
     try:
         with warnings.catch_warnings(action="ignore"):
-            theirs = torch.load(path, weights_only=True, mmap=False)
+            theirs = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:
         if "crc" in str(error).lower():  # sums are read with the numbers alone, which the mapping avoids
             return

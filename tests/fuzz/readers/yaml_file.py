@@ -24,6 +24,7 @@ def open_reader(folder: Path) -> Reader:
     seeds = [path.read_bytes() for path in sorted((ROOT / "yaml").glob("*.yaml"))]
     known = {
         "a key of two lines": b'name: x\n"a\\nb": 1\n',
+        "the end of a document as a value": b"name: ...\n",
         "a lone surrogate": b'name: "\\ud800"\nfrontend: {checkpoint: x}\nbackend: {target: llvm}\n',
         "a deep list": b"name: " + b"[" * DEEP,
         "a number of 5000 digits": b"shape: {batch: " + b"9" * 5000 + b"}",
