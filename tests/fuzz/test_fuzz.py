@@ -25,8 +25,15 @@ def test_an_input_is_refused_in_one_sentence_or_read_rightly(reader):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+class Refusal(UserError):
+    """A refusal that says just this, whatever other refusals make presentable."""
+
+    def __init__(self, text):
+        Exception.__init__(self, text)
+
+
 def refuse(text):
-    raise UserError(text)
+    raise Refusal(text)
 
 
 def wrong():

@@ -24,7 +24,7 @@ from runtime.errors import UserError
 from tests.fuzz.limits import CPU_SECONDS, WALL_SECONDS, limit_memory, start_clock, stop_clock
 from tests.fuzz.reader import Reader, WrongResult
 
-LONGEST_REFUSAL = 1500  # characters; two names of files and a list of a model's keys fit
+LONGEST_REFUSAL = 2500  # characters
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
