@@ -1,6 +1,6 @@
 """Texts in conversations that look like the markers of turns, with tokenizers that declare these in every way.
 
-A text must not become a turn: the markers stand exactly where they stand for a harmless text.
+A text must not become a turn, nor end one: the markers stand exactly where the template writes them.
 """
 
 import json
@@ -21,6 +21,7 @@ from tests.fuzz.tiny_files import CHATML, CONTROL, json_tokenizer, opened, sente
 from tests.helpers.conversations import text as random_text
 
 MARKERS = CONTROL[1:]
+TURN = ("<|im_start|>", "<|im_end|>")  # those that `CHATML` writes
 
 
 def wide(text: str) -> str:
@@ -82,15 +83,14 @@ def check(folder: Path, data: bytes) -> None:
     spec = _box(source, folder / "artifact")
     tokenizer = open_tokenizer(spec, folder / "artifact")
     encoder = open_conversation_encoder(spec, folder / "artifact", tokenizer)
-    markers = {_id_of(tokenizer, name) for name in MARKERS}
-
-    def turns(texts: list[str]) -> list[int]:
-        roles = ("system", "user", "assistant", "user")
-        messages = [{"role": role, "content": text} for role, text in zip(roles, ["Go.", *texts, "x"], strict=True)]
-        return [token_id for token_id in encoder.encode(messages) if token_id in markers]
-
-    harmless = turns(["x"] * len(case["texts"]))
-    demand(turns(case["texts"]) == harmless, "a text changes where the markers of turns stand")
+    start, end = (_id_of(tokenizer, name) for name in TURN)
+    # An added token that is not special and that the template does not write is a word like any other.
+    others = MARKERS if case["flags"].get("special", True) else ()
+    markers = {start, end, *(_id_of(tokenizer, name) for name in others)}
+    roles = ("system", "user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, ["Go.", *case["texts"], "x"], strict=True)]
+    found = [token_id for token_id in encoder.encode(messages) if token_id in markers]
+    demand(found == [start, end] * len(roles) + [start], "the markers of turns stand elsewhere than in the template")
 
 
 def _id_of(tokenizer, name: str) -> int | None:

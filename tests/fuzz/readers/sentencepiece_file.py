@@ -22,8 +22,13 @@ def open_reader(folder: Path) -> Reader:
     save_file(tensors(MISTRAL), checkpoint / "consolidated.safetensors")
     (folder / "artifact").mkdir()
     model = sentencepiece_model()
-    known = {"empty": b"", "a piece twice": twice(model)}
-    return Reader([model.SerializeToString()], spoil, partial(check, folder), known)
+    seed = model.SerializeToString()
+    known = {
+        "empty": b"",
+        "a piece twice": twice(model),
+        "a control piece that is not UTF-8": seed.replace(b"<|im_end|>", b"<|im_\xff\xff\xff|>"),
+    }
+    return Reader([seed], spoil, partial(check, folder), known)
 
 
 def twice(model) -> bytes:
