@@ -2,6 +2,7 @@
 CONFIG ?= yaml/demo.yaml
 SET ?=
 ONLY ?=
+MINUTES ?= 5
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -18,7 +19,7 @@ ROOM := $(if $(ONLY),tests/$(patsubst build%,build_stage%,$(ONLY:build_stage%=bu
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup inputs demo plan compile parity quality bench memory ship gpucheck keys check test clean
+.PHONY: help setup inputs demo plan compile parity quality bench memory ship gpucheck keys check test fuzz clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -96,6 +97,10 @@ check: setup  ## check formatting, lint and types
 
 test: $(if $(ONLY),setup,check)  ## run `check`, then all tests; ONLY=runtime/text runs those of one room or file alone
 	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20 $(ROOM)
+
+fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that are neither refused nor read rightly are
+## kept in out/fuzz/; ONLY=gguf_file fuzzes one reader
+	$(PY) -m tests.fuzz --minutes $(MINUTES) $(if $(ONLY),--reader $(ONLY))
 
 clean:  ## remove what was built, but not what was downloaded
 	rm -rf out/.work $(filter-out out/downloads,$(wildcard out/*))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 # Rooms whose tests need neither TVM nor torch, both of which take seconds to load.
-LIGHT_ROOMS = ("export/configuration", "helpers", "project", "runtime/text")
+LIGHT_ROOMS = ("export/configuration", "fuzz", "helpers", "project", "runtime/text")
 # The files that take longest, by CPU time. They are handed out before all others, in this order, so that no worker is
 # still busy with one of them when the rest is done.
 LONGEST_FIRST = (
