@@ -19,9 +19,10 @@ class UserError(Exception):
     """
 
     def __init__(self, sentence: str) -> None:
-        if len(sentence) > SENTENCE_LENGTH:
-            sentence = f"{sentence[: SENTENCE_LENGTH // 2]} [...] {sentence[-SENTENCE_LENGTH // 2 :]}"
-        super().__init__("".join(map(_shown, sentence)))
+        shown = "".join(map(_shown, sentence))
+        if len(shown) > SENTENCE_LENGTH:
+            shown = f"{shown[: SENTENCE_LENGTH // 2]} [...] {shown[-SENTENCE_LENGTH // 2 :]}"
+        super().__init__(shown)
 
 
 def _shown(character: str) -> str:

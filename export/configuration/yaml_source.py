@@ -102,7 +102,9 @@ def yaml_text(value: Value) -> str:
 
 def _is_plain(text: str) -> bool:
     """Whether `text` without quotes is read back as the same text."""
-    node = compose(text, Loader=CoreLoader) if PLAIN_TEXT.fullmatch(text) else None
+    if text == "..." or not PLAIN_TEXT.fullmatch(text):  # three dots end a document
+        return False
+    node = compose(text, Loader=CoreLoader)
     return node is not None and node.tag == STR_TAG
 
 

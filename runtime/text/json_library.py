@@ -28,6 +28,7 @@ class JsonLibrary:
             if getattr(self._tokenizer.model, "dropout", None):
                 self._tokenizer.model.dropout = None  # for training: it leaves out merges at random
             added = self._tokenizer.get_added_tokens_decoder()
+            has_normalizer = self._tokenizer.normalizer is not None
         self._path = path
         self._with_controls: dict[frozenset[str], JsonLibrary] = {}
         self.control_tokens: Mapping[str, int] = {
@@ -36,6 +37,11 @@ class JsonLibrary:
         self.added_tokens: Mapping[str, int] = {
             token.content: token_id for token_id, token in added.items() if not token.special
         }
+        # Tokens that the library does not find wherever their names are: only between spaces, or after the normalizer
+        # has changed the text.
+        self._hidden = frozenset(
+            token.content for token in added.values() if token.single_word or (token.normalized and has_normalizer)
+        )
 
     @cached_property
     def longest_token(self) -> int:
@@ -43,8 +49,11 @@ class JsonLibrary:
         return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def with_controls(self, names: frozenset[str]) -> "JsonLibrary":
-        """The same file with these tokens as special ones; it is read again, since the library cannot change them."""
-        changed = names.intersection(self.added_tokens)
+        """The same file with these tokens as special ones too, and all of those found wherever their names are.
+
+        It is read again, since the library cannot change its tokens.
+        """
+        changed = names.intersection(self.added_tokens) | self._hidden.intersection((*names, *self.control_tokens))
         if not changed:
             return self
         if changed not in self._with_controls:
@@ -115,8 +124,9 @@ class JsonLibrary:
 
 
 def _marked(data: bytes, names: frozenset[str]) -> str:
-    """A tokenizer.json with some of its added tokens marked as special."""
+    """A tokenizer.json with some of its added tokens marked as special, and found wherever their names are."""
     file = json.loads(data)
     for token in file["added_tokens"]:
-        token["special"] = token["special"] or token["content"] in names
+        if token["content"] in names:
+            token |= {"special": True, "single_word": False, "normalized": False}
     return json.dumps(file, ensure_ascii=False)

@@ -22,11 +22,11 @@ class SentencePieceLibrary:
             self._size = self._model.vocab_size()
             if self._size == 0:  # the library accepts an empty file as a model
                 raise ValueError("its vocabulary is empty")
+            self.control_tokens: Mapping[str, int] = {
+                self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)
+            }
         self._path = path
         self._with_controls: dict[frozenset[str], SentencePieceLibrary] = {}
-        self.control_tokens: Mapping[str, int] = {
-            self._model.id_to_piece(i): i for i in range(self._size) if self._model.is_control(i)
-        }
         self.added_tokens: Mapping[str, int] = {
             piece.text: i for i, piece in enumerate(pieces) if piece.user_defined and piece.text not in controls
         }

@@ -19,13 +19,14 @@ from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-TEXT_LIMIT = 2**24  # characters of a text, and items of a list
+TEXT_LIMIT = 2**24  # characters of a text
+ITEM_LIMIT = 2**18  # items of a list or a mapping
 NUMBER_LIMIT = 10**5  # of a width, a count or an indentation
 BITS_LIMIT = 4096  # of a whole number
 STEP_LIMIT = 10**6  # turns of loops and calls in one rendering
 SECONDS = 10.0  # for one rendering; a real template takes milliseconds
 SOURCE_LIMIT = 2**20  # characters of a template
-COUNTED, JOINED = "counted ", "joined "  # filters that no template can name, since a name has no space
+COUNTED, JOINED, WEIGHED = "counted ", "joined ", "weighed "  # filters that no template can name: no name has a space
 REMOVED_GLOBALS, REMOVED_FILTERS = ("lipsum",), ("urlize",)
 DIGITS = re.compile(r"[0-9]+")
 
@@ -35,11 +36,27 @@ class LimitError(TemplateRuntimeError):
 
 
 class _Budget:
-    """What is left of one rendering."""
+    """What is left of one rendering, and how large the lists and mappings in it would be as text."""
 
     def __init__(self) -> None:
         self._steps = STEP_LIMIT
         self._deadline = time.monotonic() + SECONDS
+        self._weighed: dict[int, tuple[object, int]] = {}  # by identity; each is kept, so that none takes its place
+
+    def weigh(self, value: object) -> int:
+        """Characters and items of a value, where whatever occurs twice counts twice.
+
+        A list that holds another one twice, which holds a third one twice and so on, takes little memory, but Python
+        takes for ever to write or compare it.
+        """
+        if isinstance(value, str | bytes):
+            return len(value)
+        if not isinstance(value, list | tuple | dict):
+            return 1
+        if id(value) not in self._weighed:
+            parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            self._weighed[id(value)] = (value, sum(map(self.weigh, parts)) + len(parts))
+        return self._weighed[id(value)][1]
 
     def spend(self) -> None:
         self._steps -= 1
@@ -78,7 +95,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def finish(self) -> "LimitedEnvironment":
         """Put limits on every filter and global function; call it once, when all are there."""
         bounded = {name: _bounded(name, function) for name, function in dict(self.filters).items()}
-        self.filters: dict[str, Callable[..., Any]] = bounded | {COUNTED: _counted, JOINED: _joined}
+        self.filters: dict[str, Callable[..., Any]] = bounded | {COUNTED: _counted, JOINED: _joined, WEIGHED: _weighed}
         return self
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -106,12 +123,24 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Limiter(NodeTransformer):
-    """Sends loops and `~`, which the sandbox does not intercept, through filters of ours."""
+    """Sends loops, `~` and new lists, which the sandbox does not intercept, through filters of ours."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
         node.iter = _filtered(node.iter, COUNTED)
         return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Filter:
+        self.generic_visit(node)
+        return _filtered(node, WEIGHED)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Filter:
+        self.generic_visit(node)
+        return _filtered(node, WEIGHED)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered(node, WEIGHED) if node.ctx == "load" else node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
@@ -140,6 +169,11 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
 
 def _joined(parts: Iterable[Any]) -> str:
     return _join(map(str, parts))
+
+
+def _weighed(value: Any) -> Any:  # noqa: ANN401
+    _check_length(_budget.get().weigh(value))
+    return value
 
 
 def _join(parts: Iterable[str]) -> str:
@@ -215,29 +249,21 @@ def _check_format(pattern: str, values: Iterable[object]) -> None:
     widths = [int(digits[:9]) for digits in DIGITS.findall(pattern)]
     if max(widths, default=0) > NUMBER_LIMIT or "*" in pattern:
         raise LimitError(f"it formats a text with a width above {NUMBER_LIMIT}")
-    longest = max((_size(value) for value in values), default=0)
+    longest = max(map(_budget.get().weigh, values), default=0)
     _check_length(len(pattern) + (pattern.count("{") + pattern.count("%")) * (longest + max(widths, default=0)))
-
-
-def _size(value: object) -> int:
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_size(key) + _size(item) + 8 for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return sum(_size(item) + 4 for item in value)
-    return 32
 
 
 def _check_sum(left: object, right: object) -> None:
     if isinstance(left, Sized) and isinstance(right, Sized):
-        _check_length(len(left) + len(right))
+        _check_items(left, len(left) + len(right))
+        _check_length(_budget.get().weigh(left) + _budget.get().weigh(right))
 
 
 def _check_product(left: object, right: object) -> None:
     for items, count in ((left, right), (right, left)):
         if isinstance(items, Sized) and isinstance(count, int):
-            _check_length(len(items) * max(count, 0))
+            _check_items(items, len(items) * max(count, 0))
+            _check_length(_budget.get().weigh(items) * max(count, 0))
     if isinstance(left, int) and isinstance(right, int):
         _check_bits(left.bit_length() + right.bit_length())
 
@@ -267,12 +293,20 @@ def _check_bits(bits: int) -> None:
 
 def _check_length(length: int) -> None:
     if length > TEXT_LIMIT:
-        raise LimitError(f"it makes a text or list of {_short(length)} characters or items, above {TEXT_LIMIT}")
+        raise LimitError(f"it makes a text of {_short(length)} characters, expected at most {TEXT_LIMIT}")
+
+
+def _check_items(value: object, count: int) -> None:
+    if not isinstance(value, str | bytes) and count > ITEM_LIMIT:
+        raise LimitError(f"it makes a list of {_short(count)} items, expected at most {ITEM_LIMIT}")
 
 
 def _checked(result: Any) -> Any:  # noqa: ANN401
-    if isinstance(result, Sized) and not isinstance(result, range):
+    if isinstance(result, str | bytes):
         _check_length(len(result))
+    elif isinstance(result, list | tuple | dict):
+        _check_items(result, len(result))
+        return _weighed(result)
     return result
 
 

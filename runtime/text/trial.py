@@ -20,19 +20,23 @@ CONVERSATIONS = ([USER], [Message(role="system", content="Be brief."), USER])
 
 
 def main() -> int:
-    """Try the tokenizer; raises `UserError` for whatever is wrong with it."""
-    spec = msgspec.json.decode(sys.argv[1], type=TokenizerSpec)
-    folder = Path(sys.argv[2])
+    """Try the tokenizer that the arguments name; returns the exit status."""
+    try_out(msgspec.json.decode(sys.argv[1], type=TokenizerSpec), Path(sys.argv[2]))
+    return 0
+
+
+def try_out(spec: TokenizerSpec, folder: Path) -> None:
+    """Encode a text and, for a chat model, a conversation; raises `UserError` for whatever is wrong."""
     tokenizer = open_tokenizer(spec, folder)
     tokenizer.decode(tokenizer.encode(USER["content"]))
     if spec.chat_template is None and spec.instruct is None:
-        return 0
+        return
     encoder = open_conversation_encoder(spec, folder, tokenizer)
     refusals = []
     for messages in CONVERSATIONS:
         try:
             if encoder.encode(messages):
-                return 0
+                return
             refusals.append("the chat template writes nothing")
         except UserError as error:
             refusals.append(str(error))

@@ -6,6 +6,7 @@ from pathlib import Path
 from runtime.errors import UserError
 from runtime.text.chat_template import open_chat_template
 from runtime.text.tokenizer import open_tokenizer
+from runtime.text.trial import try_out
 from tests.fuzz.reader import Reader, WrongResult, demand, place
 from tests.fuzz.readers.chat_template import INSTRUCT, TOOLS, spoil
 from tests.fuzz.tiny_files import CHATML, box_tokenizer, opened, write_huggingface
@@ -29,6 +30,7 @@ def check(folder: Path, data: bytes) -> None:
     artifact = folder / "artifact"
     spec = box_tokenizer(opened(folder / "checkpoint", "huggingface"), artifact)
     demand(spec is not None and spec.chat_template is not None, "the template is left out")
+    try_out(spec, artifact)  # as the export does, in a process of its own
     try:
         open_chat_template(spec, artifact, open_tokenizer(spec, artifact))
     except UserError as error:

@@ -1,0 +1,77 @@
+"""A checkpoint's tokenizer and template are tried before anything takes time, in a process with limits."""
+
+import shutil
+
+import pytest
+
+from export import tokenizer_trial
+from export.checkpoints.checkpoint import open_checkpoint
+from export.tokenizer_trial import try_tokenizer
+from export.weights.storing import record_of, write_tokenizer
+from runtime.artifact.manifest import Quantization
+from runtime.errors import UserError
+from tests.helpers.tiny import write_tiny_mistral
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trial") / "tiny"
+    write_tiny_mistral(folder)
+    return folder
+
+
+def tried(tiny, tmp_path, template):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    checkpoint = open_checkpoint(folder, "auto", {})
+    record = record_of(checkpoint, Quantization(scheme="none"), "fp32", {})
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    write_tokenizer(checkpoint, record, stored)
+    try_tokenizer(record.tokenizer, stored, folder)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}",
+    ],
+)
+def test_a_template_that_writes_some_conversation_passes(tiny, tmp_path, template):
+    tried(tiny, tmp_path, template)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("", "the chat template writes nothing"),
+        ("{% for m in messages %}", "is not a valid jinja template: Unexpected end of template"),
+        ("{{ raise_exception('never') }}", "cannot render this conversation: never"),
+        ("{{ 9**(9**9) }}", "it computes a whole number of"),
+    ],
+)
+def test_a_template_that_writes_none_is_refused(tiny, tmp_path, template, said):
+    with pytest.raises(UserError, match="copy does not work for one short message: ") as told:
+        tried(tiny, tmp_path, template)
+    assert said in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import time; time.sleep(60)", "it takes longer than 3 seconds"),
+        ("import os; os.abort()", "it ended with status -6"),
+        ("bytearray(2**34)", "there is not enough memory"),
+    ],
+)
+def test_a_process_that_hangs_crashes_or_takes_all_memory(tiny, tmp_path, monkeypatch, code, said):
+    (tmp_path / "hostile.py").write_text(
+        f"from runtime.errors import run_command\ndef main():\n    {code}\n    return 0\nrun_command(main)\n"
+    )
+    monkeypatch.setattr(tokenizer_trial, "MODULE", "hostile")
+    monkeypatch.setattr(tokenizer_trial, "SECONDS", 3)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError, match=said):
+        tried(tiny, tmp_path, "{{ messages[0].content }}")
