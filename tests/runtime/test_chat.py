@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 
@@ -194,3 +195,14 @@ def test_command_talks_through_stdin_and_stdout(monkeypatch, tmp_path, capsys, i
     assert main([str(tmp_path), "--system", "Be brief.", "--seed", "3", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.split("\n")[1:] == ["Hello", ""]
     assert engine.prefills == [ids("<s>[PREFIX] Be brief.[INST] Hi[/INST]")]
+
+
+def test_a_line_that_is_not_utf8_is_refused_and_the_chat_goes_on(monkeypatch, tmp_path, capsys, ids):
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    engine = ScriptedEngine([reply_of(ids, "Hello")])
+    install(monkeypatch, tmp_path, engine, msgspec.structs.replace(SPEC, chat_template="chat.jinja"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xffb\nHi\n"), encoding="utf-8"))
+    assert main([str(tmp_path), "--temperature", "0"]) == 0
+    written = capsys.readouterr().out
+    assert "[the text is not valid Unicode at character" in written
+    assert "Hello" in written

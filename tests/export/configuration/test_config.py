@@ -360,6 +360,7 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
         ("cpu: znver4", "cpu: znver4 -mattr=x", "backend.cpu is ", "LLVM's name of a CPU level"),
         ("dtype: fp32", "dtype: fp64", "backend.dtype is fp64", "fp32, fp16 or bf16"),
         ("workers: 3", "workers: 0", "workspace.workers is 0", "or null for all cores"),
+        ("workers: 3", "workers: 100000", "workspace.workers is 100000", "a whole number from 1 to 256, or null"),
         ("name: full-1.0", "name: .full", "name is .full", "no leading dot"),
         ("name: full-1.0", "name: a/b", "name is a/b", "no leading dot"),
         ("name: full-1.0", 'name: "a\\n"', "name is ", "no leading dot"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from runtime.engines import host
 from runtime.engines.engine import Engine, chunk_sizes
 from runtime.errors import UserError
 from tests.helpers import reference
@@ -236,6 +237,26 @@ def test_refusals_change_nothing(compile_case):
         engine.decode([1, vocab + 7])
     assert engine.lengths.tolist() == [2, 2]
     assert all(np.array_equal(old, new) for old, new in zip(before, engine.caches, strict=True))
+
+
+@pytest.mark.parametrize("threads", [0, -5, 5000, 10**20])
+def test_absurd_numbers_of_threads(compile_case, threads):
+    with pytest.raises(UserError, match=f"the number of threads is {threads}, expected 1 to [0-9]+, or none"):
+        Engine.open(compile_case("windowed").artifact, threads=threads)
+
+
+def test_no_position_goes_beyond_what_kernels_count(compile_case):
+    engine = Engine.open(compile_case("windowed").artifact, threads=1)
+    engine.lengths[:] = 2**31 - 3
+    engine.decode([1])
+    with pytest.raises(UserError, match="the text would reach position 2147483647, the last one"):
+        engine.prefill([[1, 2]])
+
+
+def test_caches_larger_than_the_machine():
+    host.check_memory(10**6)
+    with pytest.raises(UserError, match=r"the caches take 1,000,000\.0 GB, but this machine has"):
+        host.check_memory(10**15)
 
 
 AVAILABLE = [(1,), (4, 1), (16, 4, 1), (1, 4, 16), (128, 16, 1), (7, 5, 2, 1), (3, 2, 1)]
