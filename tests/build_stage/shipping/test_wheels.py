@@ -79,9 +79,7 @@ def test_a_registry_that_serves_another_file_is_refused(tmp_path):
     pins = read_lock()
     lock = tmp_path / "other.lock"
     lock.write_text(lock_text("", [pins["jinja2"]]).replace(pins["jinja2"].sums[0], "0" * 64))
-    with pytest.raises(
-        UserError, match=r"given for Jinja2==\S+ on Python 3\.11 has no sum that .*other\.lock"
-    ):
+    with pytest.raises(UserError, match=r"given for Jinja2==\S+ on Python 3\.11 has no sum that .*other\.lock"):
         fetch_wheels(["jinja2"], ["3.11"], tmp_path / "wheels", lock)
     assert not list((tmp_path / "wheels").rglob("*.whl"))
     assert not list((tmp_path / "wheels" / "3.11").iterdir())
