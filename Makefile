@@ -91,8 +91,9 @@ memory: setup  ## measure the peak memory of compiling a 7B-shaped checkpoint at
 	$(PY) -m build.tools.memory
 
 ship: inputs  ## CONFIG=...: compile, and put artifact, runtime and packages into one file, out/NAME.tar.zst; KEY=file
-## signs it, PYTHONS='3.12' includes packages for that version only
-	$(PY) -m build.shipping.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(PYTHONS),--pythons '$(PYTHONS)')
+## signs it, BUILD=17 numbers it, PYTHONS='3.12' includes packages for that version only
+	$(PY) -m build.shipping.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(BUILD),--build $(BUILD)) \
+	    $(if $(PYTHONS),--pythons '$(PYTHONS)')
 
 gpucheck: setup  ## CONFIG=yaml/fp16.yaml: put kernels of known models, the runtime and packages into one file,
 ## out/gpucheck.tar.zst; CHECKS='7b:int8 tiny:none' selects the models

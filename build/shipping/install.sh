@@ -10,6 +10,27 @@ refuse() {
     exit 2
 }
 
+# Whether openssl's library, called by this machine's Python, finds the signature good: 0 yes, 1 no, 3 it cannot tell.
+good_by_library() {
+    "$python" -I - "$encoded" SHA256SUMS "$scratch/signature" <<'END' 2>/dev/null
+import base64, ctypes, ctypes.util, sys
+library = ctypes.util.find_library("crypto")
+if library is None:
+    sys.exit(3)
+crypto = ctypes.CDLL(library)
+for maker in (crypto.EVP_PKEY_new_raw_public_key, crypto.EVP_MD_CTX_new):
+    maker.restype = ctypes.c_void_p
+ed25519, size, pointer = 1087, ctypes.c_size_t, ctypes.c_void_p
+key, data, signature = base64.b64decode(sys.argv[1]), open(sys.argv[2], "rb").read(), open(sys.argv[3], "rb").read()
+public = crypto.EVP_PKEY_new_raw_public_key(ed25519, None, key, size(len(key)))
+context = pointer(crypto.EVP_MD_CTX_new())
+if not public or crypto.EVP_DigestVerifyInit(context, None, None, None, pointer(public)) != 1:
+    sys.exit(3)
+good = crypto.EVP_DigestVerify(context, signature, size(len(signature)), data, size(len(data))) == 1
+sys.exit(0 if good else 1)
+END
+}
+
 key=
 case "${1-}" in
 --public-key)
@@ -43,9 +64,6 @@ done
 if [ -n "$key" ]; then
     command -v openssl >/dev/null ||
         refuse "there is no openssl here, which checks the signature that --public-key asks for; install it"
-    openssl pkeyutl -help 2>&1 | grep -q -e -rawin ||
-        refuse "$(openssl version) cannot check an Ed25519 signature, expected OpenSSL 3.0 or newer;" \
-            "check the shipped file on a machine that has it"
     [ -f SHA256SUMS.sig ] ||
         refuse "$(pwd) is not signed, but a signature by $key is required; ship it again with make ship KEY=..."
     { read -r kind encoded rest <"$key"; } 2>/dev/null || [ -n "${kind-}" ] || refuse "$key cannot be read"
@@ -57,8 +75,17 @@ if [ -n "$key" ]; then
     # the twelve bytes before an Ed25519 key in the form of OpenSSL are sixteen characters of base64
     printf '%s\n' "-----BEGIN PUBLIC KEY-----" "MCowBQYDK2VwAyEA$encoded" "-----END PUBLIC KEY-----" >"$scratch/key.pem"
     sed -n '1s/^ed25519-signature //p' SHA256SUMS.sig | base64 -d >"$scratch/signature" 2>/dev/null || true
-    openssl pkeyutl -verify -pubin -inkey "$scratch/key.pem" -rawin -in SHA256SUMS -sigfile "$scratch/signature" \
-        >/dev/null 2>&1 ||
+    status=0
+    if openssl pkeyutl -help 2>&1 | grep -q -e -rawin; then
+        openssl pkeyutl -verify -pubin -inkey "$scratch/key.pem" -rawin -in SHA256SUMS -sigfile "$scratch/signature" \
+            >/dev/null 2>&1 || status=1
+    else # OpenSSL 1.1.1 has Ed25519 in its library alone
+        good_by_library || status=$?
+    fi
+    [ $status -le 1 ] ||
+        refuse "$(openssl version) cannot check an Ed25519 signature here, expected OpenSSL 1.1.1 or newer with its" \
+            "library; check the shipped file on a machine that has it"
+    [ $status -eq 0 ] ||
         refuse "$(pwd)/SHA256SUMS was changed after it was signed, or was signed by another key than $key;" \
             "do not use these files, and get them again from their maker"
 fi

@@ -61,8 +61,8 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
 def sign(folder: Path, private_key: Path) -> None:
     """Sign an artifact's manifest as it is now; raises `UserError` for a file that is not a private key."""
     signature = signature_line((folder / MANIFEST_FILE).read_bytes(), private_key)
-    # Outside the folder, where a reader would find one file too many.
-    fresh = folder.with_name(f".{folder.name}.{SIGNATURE_FILE}")
+    # Outside the folder, where a reader would find one file too many; if this is killed, `write_artifact` removes it.
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.manifest")
     try:
         fresh.write_text(signature)
         fresh.replace(folder / SIGNATURE_FILE)

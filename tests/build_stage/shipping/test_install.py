@@ -8,28 +8,17 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from build.shipping.archive import SUMS_FILE, SUMS_SIGNATURE, Member, with_sums
 from build.shipping.keys import make_keys
 from build.shipping.ship import INSTALLER
+from export.stage import ROOT
+from tests.helpers.pages import blocks
 
-TOOLS = (
-    "sh",
-    "sha256sum",
-    "find",
-    "awk",
-    "grep",
-    "head",
-    "tail",
-    "sed",
-    "base64",
-    "mktemp",
-    "rm",
-    "dirname",
-    "basename",
-)
+TOOLS = ("sh", "sha256sum", "find", "awk", "grep", "head", "tail", "sed", "base64", "mktemp", "rm", "dirname")
 PYTHON = """#!/bin/sh
 echo "PIP_CONFIG_FILE=${PIP_CONFIG_FILE-} RUNTIME_PUBLIC_KEY=${RUNTIME_PUBLIC_KEY-} $*" >>"$LOG"
 case "$*" in
@@ -95,7 +84,7 @@ def assert_refused(box, result, words):
 def tools_without(folder, *missing):
     """A folder for PATH with the tools that the installer may use."""
     folder.mkdir()
-    for tool in {*TOOLS, "openssl"} - set(missing):
+    for tool in {*TOOLS, "basename", "openssl"} - set(missing):
         (folder / tool).symlink_to(shutil.which(tool))
     return str(folder)
 
@@ -201,21 +190,59 @@ def test_a_missing_key_is_refused(box, tmp_path):
     assert_refused(box, run(box, "--public-key", tmp_path / "absent"), "absent cannot be read")
 
 
+def test_the_check_by_hand_in_the_documentation_holds(box, keys, tmp_path):
+    (text,) = (block for block in blocks(ROOT / "docs" / "artifact.md", "bash") if "pkeyutl" in block)
+    text = text.replace("/tmp/", f"{tmp_path}/").replace("/etc/keys/signing.pub", str(keys[1]))
+
+    def check():
+        return subprocess.run(["bash", "-c", text], cwd=box, capture_output=True, text=True, check=False).stdout
+
+    assert check().endswith("\nsound\n")
+    whole = (box / "runtime/generate.py").read_bytes()
+    (box / "runtime/generate.py").write_text("changed")
+    assert "sound" not in check()
+    (box / "runtime/generate.py").write_bytes(whole)
+    (box / SUMS_FILE).write_text((box / SUMS_FILE).read_text().replace("a", "b", 1))
+    assert "sound" not in check()
+
+
 def test_without_openssl_a_key_is_refused_and_no_key_is_not(box, keys, tmp_path):
     tools = tools_without(tmp_path / "tools", "openssl")
     assert_refused(box, run(box, "--public-key", keys[1], PATH=tools), "there is no openssl here")
     assert "mkdir" in run(box, PATH=tools).stderr or calls(box)  # it went on to Python
 
 
-def test_an_openssl_that_cannot_is_refused(box, keys, tmp_path):
-    """OpenSSL 1.1.1 has the algorithm, but no command for it."""
-    tools = tools_without(tmp_path / "tools", "openssl")
+@pytest.fixture
+def old_openssl(tmp_path):
+    """A PATH whose openssl is as that of 1.1.1, which has the algorithm, but no command for it."""
+    path = tools_without(tmp_path / "tools", "openssl") + ":/usr/bin:/bin"
     (tmp_path / "tools" / "openssl").write_text("#!/bin/sh\necho OpenSSL 1.1.1w\n")
     (tmp_path / "tools" / "openssl").chmod(0o755)
+    return path
+
+
+def test_an_old_openssl_checks_by_its_library(box, keys, old_openssl, tmp_path):
+    python = box.parent / "python"
+    checks = f'case "$*" in "-I - "*) exec {sys.executable} "$@" ;; esac\n'  # before it writes down the call
+    python.write_text(python.read_text().replace("echo", f"{checks}echo", 1))
+    good = run(box, "--public-key", keys[1], PATH=old_openssl)
+    assert (good.returncode, good.stderr) == (0, "")
+    shutil.rmtree(box / ".venv")
+    (box.parent / "log").unlink()
+    _, other = make_keys(tmp_path / "other")
+    assert_refused(box, run(box, "--public-key", other, PATH=old_openssl), "or was signed by another key than")
+    (box / SUMS_FILE).write_text((box / SUMS_FILE).read_text() + "0" * 64 + "  x\n")
+    assert_refused(box, run(box, "--public-key", keys[1], PATH=old_openssl), "was changed after it was signed")
+    (box / SUMS_SIGNATURE).write_text("")
+    assert_refused(box, run(box, "--public-key", keys[1], PATH=old_openssl), "was changed after it was signed")
+
+
+def test_an_openssl_without_a_library_is_refused(box, keys, old_openssl):
+    (box.parent / "python").write_text("#!/bin/sh\nexit 3\n")
     assert_refused(
         box,
-        run(box, "--public-key", keys[1], PATH=tools),
-        "OpenSSL 1.1.1w cannot check an Ed25519 signature, expected OpenSSL 3.0 or newer",
+        run(box, "--public-key", keys[1], PATH=old_openssl),
+        "OpenSSL 1.1.1w cannot check an Ed25519 signature here, expected OpenSSL 1.1.1 or newer",
     )
 
 
