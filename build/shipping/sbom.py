@@ -58,21 +58,22 @@ def _wheels(members: Mapping[str, Member]) -> Iterator[Component]:
     for path, member in sorted(members.items()):
         if path.startswith("wheels/") and isinstance(member.source, Path):
             fields = _metadata(member.source)
-            yield _package(fields["Name"], fields["Version"], path, member, licences(fields))
+            file = f"?file_name={quote(member.source.name)}"
+            yield _package(fields["Name"], fields["Version"], file, path, member, licences(fields))
 
 
 def _libraries(members: Mapping[str, Member]) -> Iterator[Component]:
     """TVM's runtime and, for CUDA, NVIDIA's, which are single files out of packages of this host."""
     for path, member in sorted(members.items()):
         if path.startswith("runtime/lib/") and ".so" in path and isinstance(member.source, Path):
-            package = _owner(member.source)
+            package, place = _owner(member.source)
             fields = HeaderParser().parsestr(package.read_text("METADATA") or "")
-            yield _package(package.name, package.version, path, member, licences(fields))
+            yield _package(package.name, package.version, f"#{quote(place)}", path, member, licences(fields))
 
 
-def _package(name: str, number: str, path: str, member: Member, found: list[Component]) -> Component:
-    file_name = quote(path.rpartition("/")[2])
-    purl = f"pkg:pypi/{canonical(name)}@{quote(number, safe='')}?file_name={file_name}"
+def _package(name: str, number: str, which: str, path: str, member: Member, found: list[Component]) -> Component:
+    """A package, or the file in it that the end of its URL says; it lies in the archive under `path`."""
+    purl = f"pkg:pypi/{canonical(name)}@{quote(number, safe='')}{which}"
     return {
         "type": "library",
         "bom-ref": purl,
@@ -146,10 +147,11 @@ def _metadata(wheel: Path) -> Message:
         return HeaderParser().parsestr(archive.read(name).decode())
 
 
-def _owner(library: Path) -> Distribution:
-    """The installed package that a library comes from."""
+def _owner(library: Path) -> tuple[Distribution, str]:
+    """The installed package that a library comes from, and its place there."""
     for name in ("apache-tvm", *(package for target in TARGETS.values() for package in target.packages)):
         found = distribution(name)
-        if any(file.name == library.name for file in found.files or ()):
-            return found
+        for file in found.files or ():
+            if file.name == library.name:
+                return found, str(file)
     raise AssertionError(f"{library} is in none of the packages that a target names")
