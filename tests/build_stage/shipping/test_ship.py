@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import zstandard
+from filelock import FileLock, Timeout
 
 from build.shipping import ship
 from build.shipping.archive import with_sums, write_archive
@@ -187,6 +188,30 @@ def test_two_runs_at_once_give_an_archive_of_one(shipped, tmp_path):
     assert shipped_now == Artifact.open(folder / "out" / "windowed").manifest
     assert not (box / "artifact" / "manifest.sig").exists()
     assert [path.name for path in (folder / "out").glob(".*tar*")] == []
+
+
+def test_the_workspace_is_held_until_the_archive_is_written(compile_case, tmp_path, monkeypatch):
+    """So no other run of this config, be it a compile, replaces files that go into it."""
+    shutil.copytree(compile_case("windowed").folder, tmp_path / "windowed")
+    monkeypatch.chdir(tmp_path / "windowed")
+    held = []
+
+    def write(_members, _name, _target):
+        with pytest.raises(Timeout), FileLock("out/.work/windowed/lock", timeout=0):
+            pass
+        held.append(Artifact.open(Path("out/windowed")).manifest.build_number)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ship, "compile_held", lambda job: Artifact.open(job.artifact))
+    monkeypatch.setattr(ship, "with_golden", lambda artifact, _job: artifact)
+    monkeypatch.setattr(ship, "fetch_wheels", lambda *_: [])
+    monkeypatch.setattr(ship, "write_archive", write)
+    monkeypatch.setattr(sys, "argv", ["ship", "windowed.yaml", "--build", "5"])
+    with pytest.raises(KeyboardInterrupt):
+        ship.main()
+    assert held == [5]
+    with FileLock("out/.work/windowed/lock", timeout=0):
+        pass
 
 
 @pytest.mark.parametrize("pythons", ["2.7", "", "3.11 9.9"])
