@@ -55,8 +55,8 @@ python=$(command -v "${1:-python3}") ||
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 cd "$(dirname "$0")"
 
-for tool in sha256sum find awk; do
-    command -v "$tool" >/dev/null || refuse "there is no $tool here, which checks the files before they run; install it"
+for tool in sha256sum find awk grep sed head base64 mktemp; do
+    command -v "$tool" >/dev/null || refuse "there is no $tool here, which the check of the files needs; install it"
 done
 [ -f SHA256SUMS ] || refuse "$(pwd)/SHA256SUMS is missing, which lists the files; unpack the shipped file again"
 
@@ -91,7 +91,8 @@ if [ -n "$key" ]; then
 fi
 
 # 2. Every file: it is listed, a file and no link, and has its sum. Python's own caches of code would be run unchecked.
-find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null ||
+    refuse "the folders __pycache__ in $(pwd) cannot be removed; run this as the owner of the folder"
 if LC_ALL=C grep -q -v '^[0-9a-f]\{64\}  [A-Za-z0-9_]' SHA256SUMS; then
     refuse "$(pwd)/SHA256SUMS holds a line that is no sum and name; unpack the shipped file again"
 fi

@@ -246,9 +246,17 @@ def test_an_openssl_without_a_library_is_refused(box, keys, old_openssl):
     )
 
 
-def test_without_the_tool_for_sums_nothing_is_installed(box, tmp_path):
-    tools = tools_without(tmp_path / "tools", "sha256sum")
-    assert_refused(box, run(box, PATH=tools), "there is no sha256sum here")
+@pytest.mark.parametrize("tool", ["sha256sum", "awk", "base64"])
+def test_without_a_tool_of_the_check_nothing_is_installed(box, keys, tool, tmp_path):
+    tools = tools_without(tmp_path / "tools", tool)
+    assert_refused(box, run(box, "--public-key", keys[1], PATH=tools), f"there is no {tool} here")
+
+
+def test_caches_that_cannot_be_removed_are_refused(box, tmp_path):
+    tools = tools_without(tmp_path / "tools", "rm")  # root may remove anything
+    (tmp_path / "tools" / "rm").symlink_to("/bin/false")
+    (box / "runtime" / "__pycache__").mkdir()
+    assert_refused(box, run(box, PATH=tools), "__pycache__ in ")
 
 
 def test_missing_and_malformed_sums_are_refused(box):
