@@ -8,8 +8,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
-# Only `make bench` runs these; llama.cpp is built here, for this processor.
-RIVALS := llama-cpp-python==0.3.36 diskcache==5.6.3 onnxruntime-genai==0.18.0
+# A lock file names every package, so pip resolves nothing, and no file is installed whose sum is not listed.
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 NAME := $(basename $(notdir $(CONFIG)))
 # The tests of build/ lie in tests/build_stage/.
@@ -19,7 +19,7 @@ ROOM := $(if $(ONLY),tests/$(patsubst build%,build_stage%,$(ONLY:build_stage%=bu
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup inputs demo plan compile parity quality bench memory ship gpucheck keys check test fuzz clean
+.PHONY: help setup lock inputs demo plan compile parity quality bench memory ship gpucheck keys check test fuzz clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -29,14 +29,15 @@ setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU
 ## onnxruntime, BENCH=1 adds llama.cpp and ONNX Runtime GenAI for `make bench`
 ifdef GPU
 	$(PY) -m pip uninstall --quiet --yes onnxruntime
-	$(PY) -m pip install --quiet $$(sed -n 's/^onnxruntime==/onnxruntime-gpu==/p' requirements.lock)
+	$(INSTALL) requirements/gpu.lock
 endif
 
 ifdef BENCH
-	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PY) -m pip install --disable-pip-version-check --constraint requirements.lock $(RIVALS)
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(INSTALL) requirements/bench.lock
 endif
 
-$(READY): requirements.lock
+LOCKS := requirements.lock requirements/torch_cpu.lock requirements/torch_cuda.lock
+$(READY): $(LOCKS)
 	@command -v g++ >/dev/null || { \
 	    echo "error: no C++ compiler was found, and a compile links with one;" \
 	        "install one (apt-get install g++)" >&2; exit 2; }
@@ -44,8 +45,19 @@ $(READY): requirements.lock
 	    echo "error: $(PYTHON) is not Python 3.11 or 3.12 with venv;" \
 	        "install python3.11-venv, or name another with PYTHON=..." >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@# torch's CPU build saves gigabytes; pip takes it from nowhere but where this machine's settings name a place
+	@$(INSTALL) requirements/torch_cpu.lock 2>/dev/null || true
+	$(INSTALL) requirements.lock
+	@case $$($(PY) -c 'from importlib.metadata import version; print(version("torch"))') in \
+	    *+cpu) ;; *) $(INSTALL) requirements/torch_cuda.lock ;; esac
+	@$(PY) -m pip check --disable-pip-version-check >/dev/null || { \
+	    $(PY) -m pip check >&2; \
+	    echo "error: the lock files lack what pip names above; add it to requirements.lock and run make lock" >&2; \
+	    exit 2; }
 	@touch $(READY)
+
+lock:  ## write the hashes in the lock files again, after a version in one was changed
+	@"$(PYTHON)" -m build.shipping.lock
 
 inputs: setup
 	@$(INPUT_$(NAME))
@@ -80,8 +92,9 @@ memory: setup  ## measure the peak memory of compiling a 7B-shaped checkpoint at
 	$(PY) -m build.tools.memory
 
 ship: inputs  ## CONFIG=...: compile, and put artifact, runtime and packages into one file, out/NAME.tar.zst; KEY=file
-## signs it, PYTHONS='3.12' includes packages for that version only
-	$(PY) -m build.shipping.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(PYTHONS),--pythons '$(PYTHONS)')
+## signs it, BUILD=17 numbers it, PYTHONS='3.12' includes packages for that version only
+	$(PY) -m build.shipping.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(BUILD),--build $(BUILD)) \
+	    $(if $(PYTHONS),--pythons '$(PYTHONS)')
 
 gpucheck: setup  ## CONFIG=yaml/fp16.yaml: put kernels of known models, the runtime and packages into one file,
 ## out/gpucheck.tar.zst; CHECKS='7b:int8 tiny:none' selects the models

@@ -22,24 +22,29 @@ LIBRARY_STAGE = "library"
 
 def compile_job(job: Job, dump: Path | None = None) -> Artifact:
     """Compile a job's artifact, or find it up to date; raises `UserError` for problems that the user can fix."""
-    refuse_other_folder(job.artifact)
     with locked(job.workspace, console.print):
-        spec = target_spec(job.config.backend)
-        key = library_key(graphs_key(job.config), spec)
-        current = existing_artifact(job.artifact, artifact_key(job.config.name, key))
-        if current is not None and dump is None:
-            return current
-        graphs = exported_graphs(job, dump)
-        if dump is not None:  # a dump shows an actual run, so the library is built again
-            dump.mkdir(parents=True, exist_ok=True)
-            build_library(graphs, spec, dump, dump)
-        row = TVM_TARGETS[spec.kind]
-        for note in row.notes(graphs.record.model, graphs.record.shape):
-            console.print(f"warning: {note}", style="yellow")
-        library = run_stage(job.workspace, LIBRARY_STAGE, key, partial(build_library, graphs, spec, dump=None))
-        for note in spilling(row.usage(library)):
-            console.print(f"warning: {note}", style="yellow")
-        return current or package(job, graphs, spec, library, artifact_key(job.config.name, key))
+        return compile_held(job, dump)
+
+
+def compile_held(job: Job, dump: Path | None = None) -> Artifact:
+    """`compile_job` for a caller that holds the workspace, because it goes on to use the artifact's files."""
+    refuse_other_folder(job.artifact)
+    spec = target_spec(job.config.backend)
+    key = library_key(graphs_key(job.config), spec)
+    current = existing_artifact(job.artifact, artifact_key(job.config.name, key))
+    if current is not None and dump is None:
+        return current
+    graphs = exported_graphs(job, dump)
+    if dump is not None:  # a dump shows an actual run, so the library is built again
+        dump.mkdir(parents=True, exist_ok=True)
+        build_library(graphs, spec, dump, dump)
+    row = TVM_TARGETS[spec.kind]
+    for note in row.notes(graphs.record.model, graphs.record.shape):
+        console.print(f"warning: {note}", style="yellow")
+    library = run_stage(job.workspace, LIBRARY_STAGE, key, partial(build_library, graphs, spec, dump=None))
+    for note in spilling(row.usage(library)):
+        console.print(f"warning: {note}", style="yellow")
+    return current or package(job, graphs, spec, library, artifact_key(job.config.name, key))
 
 
 def exported_graphs(job: Job, dump: Path | None = None) -> OnnxGraphs:

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from build.pipeline import artifact_key, build_library, library_key, manifest_of
-from build.shipping.ship import Member, add_box_options, pythons_of, summary, system_members, write_archive
+from build.shipping.archive import Member, with_sums, write_archive
+from build.shipping.ship import add_box_options, pythons_of, summary, system_members, with_bill
 from build.shipping.wheels import box_packages, fetch_wheels
 from build.tools.random_checkpoint import SHAPES, headers
 from build.tvm_stage.cuda import spilling
@@ -85,16 +86,17 @@ def main() -> int:
     job = Job.load(arguments.config, arguments.overrides)
     configs = [check_config(job, check) for check in checks]
     workspace = configs[0].workspace.path / NAME
-    with locked(workspace, console.print):
-        folders = [compiled_check(config, check, workspace) for config, check in zip(configs, checks, strict=True)]
-    wheels = fetch_wheels(box_packages(read_manifest(folders[0])), pythons, configs[0].workspace.path / "wheels")
-    members = system_members(configs[0].backend.target, wheels, pythons, gpu_check=True)
-    for folder, check in zip(folders, checks, strict=True):
-        files = [path for path in folder.iterdir() if path.name != CONTENTS_FILE]
-        members |= {f"checks/{check.name}/{path.name}": Member(path, "libraries") for path in files}
     target = job.artifact.with_name(f"{NAME}.tar.zst")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_archive(dict(sorted(members.items())), NAME, target)
+    with locked(workspace, console.print):  # to the end, so that no other run replaces what goes into the archive
+        folders = [compiled_check(config, check, workspace) for config, check in zip(configs, checks, strict=True)]
+        wheels = fetch_wheels(box_packages(read_manifest(folders[0])), pythons, configs[0].workspace.path / "wheels")
+        checked = system_members(configs[0].backend.target, wheels, pythons, gpu_check=True)
+        for folder, check in zip(folders, checks, strict=True):
+            files = [path for path in folder.iterdir() if path.name != CONTENTS_FILE]
+            checked |= {f"checks/{check.name}/{path.name}": Member(path, "libraries") for path in files}
+        members = with_sums(with_bill(checked, NAME, None), None)
+        write_archive(members, NAME, target)
     output.print(summary(members, target, wheels, pythons))
     output.print(
         f"on the box:  tar --zstd -xf {target.name} && cd {NAME} && ./install.sh && "

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.artifact.build_number import add_minimum_build
 from runtime.artifact.cpu import CPUINFO
 from runtime.artifact.manifest import Manifest, TensorSpec, WeightSpec
 from runtime.artifact.targets import TARGETS
@@ -216,12 +217,12 @@ def _skipped(asked: Workload, fitting: Workload, room: int | None) -> tuple[str,
     return tuple(f"skipped: {what}, more than the {room} slots of the caches" for what in [*prompts, *contexts])
 
 
-def bench(artifact: Path, workload: Workload, threads: int) -> BenchReport:
+def bench(artifact: Path, workload: Workload, threads: int, minimum_build: int = 0) -> BenchReport:
     """Open the artifact, time the workload, and measure the memory's bandwidth before and after; raises `UserError`."""
     from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and wrong flags do not need
 
     start = time.perf_counter()
-    engine = Engine.open(artifact, threads=threads)
+    engine = Engine.open(artifact, threads=threads, minimum_build=minimum_build)
     load_s = time.perf_counter() - start
     manifest = engine.manifest
     step_bytes = step_bytes_of(manifest)
@@ -310,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_minimum_build(parser)
     parser.add_argument(
         "--prompt-tokens", default="128,512", metavar="N,N", help="prompt lengths to prefill (default: %(default)s)"
     )
@@ -334,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} is {getattr(args, flag)}, expected at least 1")
     workload = Workload(counts(args.prompt_tokens), counts(args.context), args.tokens, args.repeats)
-    report = bench(args.artifact, workload, args.threads)
+    report = bench(args.artifact, workload, args.threads, args.minimum_build)
     print(json.dumps(asdict(report)) if args.json else table(report))
     return 0
 

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--system", metavar="TEXT", help="system message at the start of the conversation")
     args = parser.parse_args(argv)
     sampler = Sampler(cli.sampling_options(args))
-    engine = cli.open_engine(args.artifact, args.threads)
+    engine = cli.open_engine(args.artifact, args.threads, args.minimum_build)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.max_answer_tokens < 1:
         raise UserError(f"--max-answer-tokens is {args.max_answer_tokens}, expected at least 1")
-    opened = open_head(args.artifact, args.threads, tuple(TASKS))
+    opened = open_head(args.artifact, args.threads, args.minimum_build, tuple(TASKS))
     asks = opened.model.head == "question_answering"
     if asks != (args.question is not None):
         remedy = "pass --question" if asks else "leave --question out"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from runtime.artifact.build_number import add_minimum_build
 from runtime.artifact.manifest import HEADS, HeadName
 from runtime.decoding.sampler import SamplingOptions
 from runtime.errors import UserError
@@ -43,6 +44,7 @@ def model_parser(command: str, description: str, *, max_tokens: int) -> argparse
     )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed draws the same tokens")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    add_minimum_build(parser)
     return parser
 
 
@@ -51,9 +53,9 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     return SamplingOptions(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
 
 
-def open_engine(artifact: Path, threads: int | None) -> "Engine":
+def open_engine(artifact: Path, threads: int | None, minimum_build: int = 0) -> "Engine":
     """Open an artifact of batch 1; raises `UserError` for any other, and for one that fails a check."""
-    engine = open_batch_engine(artifact, threads)
+    engine = open_batch_engine(artifact, threads, minimum_build)
     if engine.batch != 1:
         raise UserError(
             f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: "
@@ -62,14 +64,16 @@ def open_engine(artifact: Path, threads: int | None) -> "Engine":
     return engine
 
 
-def open_batch_engine(artifact: Path, threads: int | None, heads: Sequence[HeadName] = ("causal_lm",)) -> "Engine":
+def open_batch_engine(
+    artifact: Path, threads: int | None, minimum_build: int = 0, heads: Sequence[HeadName] = ("causal_lm",)
+) -> "Engine":
     """Open an artifact of any batch size.
 
     Raises `UserError` for one that fails a check, or whose head is not one of the `heads` that the command uses.
     """
     from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and wrong flags do not need
 
-    engine = Engine.open(artifact, threads=threads)
+    engine = Engine.open(artifact, threads=threads, minimum_build=minimum_build)
     head = engine.manifest.model.head
     if head not in heads:
         raise UserError(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from runtime import cli
+from runtime.artifact.build_number import add_minimum_build
 from runtime.decoding.batch import AnyModel, generate_all
 from runtime.decoding.generation import row_samplers
 from runtime.decoding.sampler import SamplingOptions
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens is {args.max_tokens}, expected at least 1")
-    engine = cli.open_batch_engine(args.artifact, args.threads)
+    engine = cli.open_batch_engine(args.artifact, args.threads, args.minimum_build)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens of each continuation (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    add_minimum_build(parser)
     return parser
 
 

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.artifact.build_number import add_minimum_build, required_build
 from runtime.columns import in_columns
 from runtime.engines.finding import AS_IT_SAYS, Finding, answer
 from runtime.errors import USER_ERROR_STATUS, UserError, run_command
@@ -36,14 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m runtime.doctor", description="Check whether this machine can run an artifact."
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
+    add_minimum_build(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    findings = list(examine(args.artifact))
+    findings = list(examine(args.artifact, args.minimum_build))
     print(json.dumps([asdict(finding) for finding in findings]) if args.json else table(findings))
     return USER_ERROR_STATUS if any(finding.remedy for finding in findings) else 0
 
 
-def examine(folder: Path) -> Iterator[Finding]:
+def examine(folder: Path, minimum_build: int = 0) -> Iterator[Finding]:
     """Every finding; those that need the manifest are left out if it cannot be read."""
     yield _python()
     yield _glibc()
@@ -55,8 +57,8 @@ def examine(folder: Path) -> Iterator[Finding]:
         yield Finding("artifact", "not checked", "packages that can be imported", f"{error}; {INSTALL}")
         return
     try:
-        key = key_of_environment()
-        manifest = Artifact.open(folder, for_this_machine=False, public_key=key).manifest
+        key, minimum = key_of_environment(), required_build(minimum_build)
+        manifest = Artifact.open(folder, for_this_machine=False, public_key=key, minimum_build=minimum).manifest
     except UserError as error:
         yield Finding("artifact", str(error), "unchanged files", AS_IT_SAYS)
         return

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--normalize", action="store_true", help="scale each vector to length 1")
     args = parser.parse_args(argv)
-    opened = open_head(args.artifact, args.threads, ("embedding",))
+    opened = open_head(args.artifact, args.threads, args.minimum_build, ("embedding",))
     ids = [opened.ids(text) for text in args.text]
     vectors = [pooled(states, args.pool, normalize=args.normalize) for states in outputs_of_all(opened.engine, ids)]
     if args.json:

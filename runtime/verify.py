@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.bounds import relative_bound
+from runtime.artifact.build_number import add_minimum_build
 from runtime.artifact.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signing import KEY_VARIABLE, key_of_environment
@@ -219,12 +220,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help=f"public key of the required signer (default: ${KEY_VARIABLE}, if set)",
     )
+    add_minimum_build(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and wrong flags do not need
 
     key = args.public_key or key_of_environment()
-    engine = Engine.open(args.artifact, threads=args.threads, public_key=key)  # raises for a broken artifact
+    engine = Engine.open(  # raises for a broken artifact
+        args.artifact, threads=args.threads, public_key=key, minimum_build=args.minimum_build
+    )
     manifest = engine.manifest
     n_files = len(manifest.files) + 1
     checks = [Check("files", f"{n_files} sound", f"{n_files} sound", True)]

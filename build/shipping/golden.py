@@ -9,10 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from export.console import console
 from export.job import Job
 from export.results import GOLDEN_STAGE, golden_key
-from export.workspace import is_whole, locked, stage_folder
+from export.workspace import is_whole, stage_folder
 from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.folder import Artifact, write_artifact
 from runtime.artifact.golden import GOLDEN_FILE
@@ -22,13 +21,15 @@ from runtime.artifact.signing import SIGNATURE_FILE
 
 
 def with_golden(artifact: Artifact, job: Job) -> Artifact:
-    """The artifact with golden prompts inside; unless they exist already, torch computes them in its own process."""
-    with locked(job.workspace, console.print):
-        folder = stage_folder(job.workspace, GOLDEN_STAGE, golden_key(job.config))
-        if not is_whole(folder):
-            job.start("export.golden")
-        golden = folder / GOLDEN_FILE
-        return artifact if file_entry(golden) in artifact.manifest.files else add_golden(artifact, golden)
+    """The artifact with golden prompts inside; unless they exist already, torch computes them in its own process.
+
+    The caller holds the workspace.
+    """
+    folder = stage_folder(job.workspace, GOLDEN_STAGE, golden_key(job.config))
+    if not is_whole(folder):
+        job.start("export.golden")
+    golden = folder / GOLDEN_FILE
+    return artifact if file_entry(golden) in artifact.manifest.files else add_golden(artifact, golden)
 
 
 def add_golden(artifact: Artifact, golden: Path) -> Artifact:

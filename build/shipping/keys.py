@@ -10,6 +10,7 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from export.console import console
+from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.signing import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, SIGNATURE_FILE, line, read_line
 from runtime.errors import UserError, run_command
 
@@ -29,34 +30,49 @@ def main() -> int:
 def make_keys(folder: Path) -> tuple[Path, Path]:
     """Write a new private key, readable only by its owner, and its public key; returns both files.
 
-    Raises `UserError` rather than replace a key.
+    Raises `UserError` rather than replace a key, and leaves neither file behind if one cannot be written.
     """
     private, public = folder / PRIVATE_FILE, folder / PUBLIC_FILE
     for path in (private, public):
-        if path.exists():
+        if os.path.lexists(path):
             raise UserError(
                 f"{path} exists, and a key that was replaced is lost for good; "
                 "choose another folder, or remove it first"
             )
     key = SigningKey.generate()
-    folder.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(line(PRIVATE_KEY, bytes(key)))
-    public.write_text(line(PUBLIC_KEY, bytes(key.verify_key)))
+    texts = {private: line(PRIVATE_KEY, bytes(key)), public: line(PUBLIC_KEY, bytes(key.verify_key))}
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, mode in ((private, 0o600), (public, 0o644)):
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+                written.append(path)
+                file.write(texts[path])
+    except OSError as error:
+        for path in written:
+            path.unlink()
+        raise UserError(
+            f"keys cannot be written to {folder}: {error.strerror} ({error.filename or folder}), expected a folder or "
+            "a name for a new one; choose another with FOLDER=..."
+        ) from error
     return private, public
 
 
 def sign(folder: Path, private_key: Path) -> None:
     """Sign an artifact's manifest as it is now; raises `UserError` for a file that is not a private key."""
-    manifest = (folder / "manifest.json").read_bytes()
-    signature = SigningKey(read_line(private_key, PRIVATE_KEY)).sign(manifest).signature
-    # Outside the folder, where a reader would find one file too many.
-    fresh = folder.with_name(f".{folder.name}.{SIGNATURE_FILE}")
+    signature = signature_line((folder / MANIFEST_FILE).read_bytes(), private_key)
+    # Outside the folder, where a reader would find one file too many; if this is killed, `write_artifact` removes it.
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.manifest")
     try:
-        fresh.write_text(line(SIGNATURE, signature))
+        fresh.write_text(signature)
         fresh.replace(folder / SIGNATURE_FILE)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def signature_line(data: bytes, private_key: Path) -> str:
+    """The text of a file that signs `data`; raises `UserError` for a file that is not a private key."""
+    return line(SIGNATURE, SigningKey(read_line(private_key, PRIVATE_KEY)).sign(data).signature)
 
 
 if __name__ == "__main__":

@@ -5,77 +5,75 @@
     NAME/wheels/            packages for each Python of `--pythons`
     NAME/artifact/          the artifact, with golden prompts and, if a key was given, a signature
     NAME/runtime/           this project's runtime package, with TVM's runtime libraries in lib/
+    NAME/sbom.cdx.json      what all of this is, with versions, licences and sums, for tools that read CycloneDX
+    NAME/SHA256SUMS         the sum of every other file and, if a key was given, SHA256SUMS.sig, its signature;
+                            install.sh checks both before it runs anything
 
 The same inputs give the same bytes: names are sorted, times and owners are zero, and the compressor's version is
 pinned.
 """
 
 import argparse
-import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import distribution
-from io import BytesIO
 from pathlib import Path
 
-import zstandard
+import msgspec
 from rich.table import Table
 
 import runtime
-from build.compile import compile_job
+from build.compile import compile_held
+from build.shipping.archive import Member, with_sums, write_archive
 from build.shipping.golden import with_golden
 from build.shipping.keys import sign
+from build.shipping.sbom import SBOM_FILE, bill_of_materials
 from build.shipping.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
 from export.configuration.config import config_parser
-from export.console import byte_bar, output
+from export.console import console, output
 from export.job import Job
-from runtime.artifact.folder import Artifact
-from runtime.artifact.signing import PRIVATE_KEY, SIGNATURE_FILE, read_line
+from export.workspace import locked
+from runtime.artifact.build_number import build_number
+from runtime.artifact.folder import Artifact, replace_manifest
+from runtime.artifact.manifest import Manifest
+from runtime.artifact.signing import PRIVATE_KEY, read_line
 from runtime.artifact.targets import TARGETS, TargetKind
 from runtime.doctor import PYTHONS
 from runtime.engines.tvm_runtime import RUNTIME_LIBRARY, find_library
 from runtime.errors import UserError, run_command
 
-LEVEL = 6  # of compression: weights hardly shrink, and a higher level takes longer than the copy saves
 GPU_CHECK = ("gpu_check", "gpucheck")  # package and command of the runtime that only `build.gpucheck` ships
 INSTALLER = Path(__file__).with_name("install.sh")
-
-
-@dataclass(frozen=True)
-class Member:
-    """One file of the archive: its source, a file or bytes, and the row of the summary that it counts in."""
-
-    source: Path | bytes
-    part: str
-    executable: bool = False
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
 
 def main() -> int:
     """Write the file; returns the exit status."""
     arguments = parser().parse_args()
     job = Job.load(arguments.config, arguments.overrides)
-    folder = job.artifact
     pythons = pythons_of(arguments)
     if arguments.key is not None:
         read_line(arguments.key, PRIVATE_KEY)  # a wrong key is refused before anything takes time
-    artifact = with_golden(compile_job(job), job)
-    (artifact.folder / SIGNATURE_FILE).unlink(missing_ok=True)
-    if arguments.key is not None:
-        sign(artifact.folder, arguments.key)
-    wheels = fetch_wheels(box_packages(artifact.manifest), pythons, job.config.workspace.path / "wheels")
-    target = folder.with_name(f"{folder.name}.tar.zst")
-    members = members_of(artifact, wheels, pythons)
-    write_archive(members, folder.name, target)
+    name = job.artifact.name
+    target = job.artifact.with_name(f"{name}.tar.zst")
+    with locked(job.workspace, console.print):  # to the end, so that no other run replaces what goes into the archive
+        artifact = numbered(with_golden(compile_held(job), job), arguments.build)
+        if arguments.key is not None:
+            sign(artifact.folder, arguments.key)
+        wheels = fetch_wheels(box_packages(artifact.manifest), pythons, job.config.workspace.path / "wheels")
+        members = with_sums(members_of(artifact, wheels, pythons), arguments.key)
+        write_archive(members, name, target)
     output.print(summary(members, target, wheels, pythons))
-    output.print(f"on the box:  tar --zstd -xf {target.name} && cd {folder.name} && ./install.sh")
+    check = "" if arguments.key is None else " --public-key FILE"
+    output.print(f"on the box:  tar --zstd -xf {target.name} && cd {name} && ./install.sh{check}")
     output.print('             .venv/bin/python -m runtime.generate artifact --prompt "..."')
     return 0
+
+
+def numbered(artifact: Artifact, build_number: int) -> Artifact:
+    """The artifact with this build number, not signed: a signature belongs to the build before."""
+    manifest = msgspec.structs.replace(artifact.manifest, build_number=build_number)
+    replace_manifest(artifact.folder, manifest)
+    return Artifact(artifact.folder, manifest)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,7 +81,17 @@ def parser() -> argparse.ArgumentParser:
     result = config_parser("Put an artifact, its runtime and their packages into one file.")
     add_box_options(result)
     result.add_argument(
-        "--key", type=Path, metavar="FILE", help="private key that signs the artifact, as `make keys` writes it"
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="private key that signs the artifact and the whole file, as `make keys` writes it",
+    )
+    result.add_argument(
+        "--build",
+        type=lambda text: build_number(text, "--build"),
+        default=0,
+        metavar="N",
+        help="build number; boxes that ask for a larger one refuse the artifact (default: %(default)s)",
     )
     return result
 
@@ -107,12 +115,21 @@ def pythons_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def members_of(artifact: Artifact, wheels: Sequence[Path], pythons: Sequence[str]) -> dict[str, Member]:
-    """Every file of the archive by its path below NAME/, sorted."""
-    parts = {path: "weights" if path.suffix == ".safetensors" else "artifact" for path in artifact.folder.iterdir()}
-    members = system_members(artifact.manifest.target.kind, wheels, pythons)
-    return dict(
-        sorted((members | {f"artifact/{path.name}": Member(path, part) for path, part in parts.items()}).items())
-    )
+    """Every file of the archive but that of the sums, by its path below NAME/, sorted."""
+    sums = {entry.path: entry.sha256 for entry in artifact.manifest.files}
+    members = system_members(artifact.manifest.target.kind, wheels, pythons) | {
+        f"artifact/{path.name}": Member(
+            path, "weights" if path.suffix == ".safetensors" else "artifact", known_sum=sums.get(path.name)
+        )
+        for path in artifact.folder.iterdir()
+    }
+    return with_bill(members, artifact.manifest.name, artifact.manifest)
+
+
+def with_bill(members: dict[str, Member], name: str, manifest: Manifest | None) -> dict[str, Member]:
+    """The members, sorted, with the bill of materials."""
+    bill = Member(bill_of_materials(name, members, manifest), "runtime")
+    return dict(sorted({**members, SBOM_FILE: bill}.items()))
 
 
 def system_members(
@@ -147,30 +164,7 @@ def licenses(kind: TargetKind) -> Iterator[tuple[str, Path]]:
                 yield f"{package}{file.suffix}", Path(str(file.locate()))
 
 
-def write_archive(members: dict[str, Member], name: str, target: Path) -> None:
-    """Write `target`, complete or not at all."""
-    fresh = target.with_name(f".{target.name}.tmp")
-    try:
-        compressor = zstandard.ZstdCompressor(level=LEVEL, threads=-1)
-        with (
-            fresh.open("wb") as file,
-            compressor.stream_writer(file) as stream,
-            tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-            byte_bar("shipping", sum(member.size for member in members.values())) as bar,
-        ):
-            for path, member in members.items():
-                info = tarfile.TarInfo(f"{name}/{path}")
-                info.size = member.size
-                info.mode = 0o755 if member.executable else 0o644
-                with BytesIO(member.source) if isinstance(member.source, bytes) else member.source.open("rb") as source:
-                    tar.addfile(info, source)
-                bar.advance(member.size)
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def summary(members: dict[str, Member], target: Path, wheels: Sequence[Path], pythons: Sequence[str]) -> Table:
+def summary(members: Mapping[str, Member], target: Path, wheels: Sequence[Path], pythons: Sequence[str]) -> Table:
     """Tabulate the contents of the file, in MB."""
     table = Table(title=f"{target}: {target.stat().st_size / 1e6:,.1f} MB", title_justify="left")
     table.add_column("part")

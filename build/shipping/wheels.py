@@ -1,18 +1,24 @@
 """The packages that a box installs without a network.
 
-They are wheels of exactly the versions that this host runs, for each Python that a box may have.
+They are wheels of exactly the versions that this host runs, for each Python that a box may have. Each has a SHA-256
+that requirements.lock lists, whether it was just downloaded or lay in the cache.
 """
 
 import hashlib
+import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from export.workspace import made_whole
+from build.shipping.lock import LOCK, Pin, canonical, fits, lock_text, read_lock, version_in
+from export.console import console
+from export.workspace import locked
+from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import Manifest
 from runtime.doctor import PACKAGES, TOKENIZER_PACKAGES
 from runtime.errors import UserError
@@ -31,34 +37,92 @@ def box_packages(manifest: Manifest) -> list[str]:
     return [name for package in direct for name in (package, *IMPORTED_BY.get(package, ()))]
 
 
-def fetch_wheels(packages: Sequence[str], pythons: Sequence[str], folder: Path) -> list[Path]:
+def fetch_wheels(packages: Sequence[str], pythons: Sequence[str], folder: Path, lock: Path = LOCK) -> list[Path]:
     """Wheels of every package for every Python, from the package registry.
 
-    Takes them from `folder` if an earlier call has put them there. Raises `UserError` if pip cannot get one.
+    Takes those from `folder` that an earlier call has put there. Raises `UserError` for one whose sum is not in the
+    lock file, and if pip cannot get one.
     """
-    requirements = [f"{package}=={version(package)}" for package in packages]
+    pins = read_lock(lock)
+    wanted = [_wanted(package, pins, lock) for package in packages]
     by_name: dict[str, Path] = {}
-    for python in pythons:
-        place = folder / hashlib.sha256(f"{python} {requirements}".encode()).hexdigest()[:20]
-        made_whole(place, partial(_download, requirements, python))
-        by_name.update({path.name: path for path in place.glob("*.whl")})  # a wheel for several Pythons is kept once
+    with locked(folder, console.print):  # all configs share the cache
+        for python in pythons:
+            wheels = _wheels_for(wanted, python, folder / python, lock)
+            by_name.update({wheel.name: wheel for wheel in wheels})  # a wheel for several Pythons is kept once
     return [by_name[name] for name in sorted(by_name)]
 
 
-def _download(requirements: Sequence[str], python: str, folder: Path) -> None:
+def _wanted(package: str, pins: dict[str, Pin], lock: Path) -> Pin:
+    """The pin of a package, which must be of the version that this host runs."""
+    pin, installed = pins.get(canonical(package)), version(package)
+    if pin is None or pin.version != installed:
+        raise UserError(
+            f"{lock} pins {package} {'not at all' if pin is None else pin.version}, but .venv has {installed}, and a "
+            "box gets what this host has tried; run `make setup`, or correct the pin and run `make lock`"
+        )
+    return pin
+
+
+def _wheels_for(pins: Sequence[Pin], python: str, place: Path, lock: Path) -> list[Path]:
+    """The wheels for one Python, of which those that `place` lacks are downloaded."""
+    place.mkdir(exist_ok=True)
+    for left in place.glob("[0-9]*.download"):  # by a killed run
+        shutil.rmtree(left)
+    held = {pin.name: _held(pin, python, place, lock) for pin in pins}
+    missing = [pin for pin in pins if held[pin.name] is None]
+    if missing:
+        fresh = place / f"{os.getpid()}.download"
+        fresh.mkdir()
+        try:
+            _download(missing, python, fresh, lock)
+            for wheel in fresh.glob("*.whl"):
+                wheel.replace(place / wheel.name)
+        finally:
+            shutil.rmtree(fresh)
+        held |= {pin.name: _held(pin, python, place, lock) for pin in missing}
+    return [wheel for wheel in held.values() if wheel is not None]
+
+
+def _held(pin: Pin, python: str, place: Path, lock: Path) -> Path | None:
+    """The wheel of a package in the cache, if there is one; one with a sum that is not locked is removed."""
+    for wheel in sorted(place.glob("*.whl")):
+        if version_in(wheel.name, pin.name) != pin.version or not fits(wheel.name, python):
+            continue
+        found = file_entry(wheel).sha256
+        if found not in pin.sums:
+            wheel.unlink()
+            raise UserError(
+                f"{wheel} had the SHA-256 {found}, expected one that {lock} lists for {pin.name}=={pin.version}, so it "
+                "was removed; run this again to download it anew"
+            )
+        return wheel
+    return None
+
+
+def _download(pins: Sequence[Pin], python: str, folder: Path, lock: Path) -> None:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(lock_text("", pins))
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
     options = [
         "--quiet",
         "--disable-pip-version-check",
         "--no-deps",
+        "--require-hashes",
         "--only-binary=:all:",
         "--python-version",
         python,
         *platforms,
     ]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), *requirements]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "-r", str(requirements)]
     result = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
+        changed = re.search(r"DO NOT MATCH THE HASHES.*?(\S+==\S+)", result.stdout, re.DOTALL)
+        if changed:
+            raise UserError(
+                f"the file that pip was given for {changed[1]} on Python {python} has no sum that {lock} lists and was "
+                "not kept; find out why this registry serves another file before you run `make lock`"
+            )
         raise UserError(
             f"pip cannot get the box's packages for Python {python}: "
             f"{(result.stdout.strip().splitlines() or ['it said nothing'])[-1]}; "

@@ -61,6 +61,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from runtime.artifact import manifest as contract
+from runtime.artifact.build_number import check_build_number
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_manifest
 from runtime.artifact.cpu import check_cpu
 from runtime.artifact.durable import replaced_whole, sync
@@ -95,14 +96,18 @@ class Artifact:
         return TensorFile.open(self.folder / WEIGHTS_FILE).map()
 
     @classmethod
-    def open(cls, folder: Path, *, for_this_machine: bool = True, public_key: Path | None = None) -> Self:
+    def open(
+        cls, folder: Path, *, for_this_machine: bool = True, public_key: Path | None = None, minimum_build: int = 0
+    ) -> Self:
         """Check every rule in this module's list and return the artifact; raises `UserError` at the first broken rule.
 
         `for_this_machine=False` skips rule 9, for artifacts compiled for another machine. With a `public_key`, its
-        owner must have signed the manifest, which is checked before anything else is read.
+        owner must have signed the manifest, which is checked before anything else is read. A build number below
+        `minimum_build` is refused next.
         """
         try:
             manifest = read_manifest(folder, public_key)
+            check_build_number(folder, manifest.build_number, minimum_build)
             check_manifest(manifest, str(folder / MANIFEST_FILE))
             _check_listing(folder, manifest)
             if for_this_machine:

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from runtime.artifact.build_number import LARGEST
 from runtime.artifact.schemes import SCHEMES, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 # Far beyond any model; they refuse absurd counts before anything is made for each layer, expert or token.
@@ -21,6 +22,7 @@ LAYER_LIMIT, EXPERT_LIMIT, VOCABULARY_LIMIT = 4096, 1024, 2**24
 Layers = Annotated[int, msgspec.Meta(ge=1, le=LAYER_LIMIT)]
 Experts = Annotated[int, msgspec.Meta(ge=1, le=EXPERT_LIMIT)]
 Vocabulary = Annotated[int, msgspec.Meta(ge=1, le=VOCABULARY_LIMIT)]
+BuildNumber = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.text.instruct
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
@@ -278,6 +280,7 @@ class Manifest(Record, frozen=True):
     kernels: tuple[KernelUsage, ...] = ()  # CUDA only, by name and architecture
     calls: tuple[KernelCall, ...] = ()  # CUDA only, one for each of our kernels
     golden: str | None = None  # the file of golden prompts (`runtime.artifact.golden`); None until `make ship` has run
+    build_number: BuildNumber = 0  # of `make ship BUILD=...`; boxes refuse one that is smaller than they ask for
 
     @property
     def cache_dtype(self) -> CacheDType:

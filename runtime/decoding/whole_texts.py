@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli
+from runtime.artifact.build_number import add_minimum_build
 from runtime.artifact.manifest import HeadName, ModelConfig
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
@@ -76,12 +77,13 @@ def whole_texts_parser(command: str, description: str) -> argparse.ArgumentParse
     parser.add_argument("--text", action="append", required=True, metavar="TEXT", help="may be given several times")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print a JSON list with one object per text")
+    add_minimum_build(parser)
     return parser
 
 
-def open_head(artifact: Path, threads: int | None, heads: Sequence[HeadName]) -> OpenedHead:
+def open_head(artifact: Path, threads: int | None, minimum_build: int, heads: Sequence[HeadName]) -> OpenedHead:
     """Open an artifact with one of the `heads`; raises `UserError` for any other head, or without a tokenizer."""
-    engine = cli.open_batch_engine(artifact, threads, heads)
+    engine = cli.open_batch_engine(artifact, threads, minimum_build, heads)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(f"{artifact} has no tokenizer, and --text needs one; compile a checkpoint that has one")

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.artifact.build_number import required_build
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import HEADS, Manifest
 from runtime.artifact.signing import key_of_environment
@@ -40,16 +41,21 @@ class Engine:
         self.lengths = np.zeros(self.batch, np.int64)
 
     @classmethod
-    def open(cls, artifact: Path, *, threads: int | None = None, public_key: Path | None = None) -> Self:
+    def open(
+        cls, artifact: Path, *, threads: int | None = None, public_key: Path | None = None, minimum_build: int = 0
+    ) -> Self:
         """Check an artifact in full and open it; `threads` defaults to the number of cores that this process may use.
 
-        If there is a `public_key`, or the environment names one, its owner must have signed the artifact. Raises
-        `UserError` if a check fails, and for a number of threads that no machine uses.
+        If there is a `public_key`, or the environment names one, its owner must have signed the artifact, whose build
+        number must be at least `minimum_build` and what the environment requires. Raises `UserError` if a check fails,
+        and for a number of threads that no machine uses.
         """
         most = max(LEAST_THREAD_LIMIT, 4 * (os.cpu_count() or 1))
         if threads is not None and not 1 <= threads <= most:
             raise UserError(f"the number of threads is {threads}, expected 1 to {most}, or none to use all cores")
-        opened = Artifact.open(artifact, public_key=public_key or key_of_environment())
+        opened = Artifact.open(
+            artifact, public_key=public_key or key_of_environment(), minimum_build=required_build(minimum_build)
+        )
         load = MACHINES[opened.manifest.target.kind].load
         return cls(opened.manifest, opened.folder, load(opened, threads or len(os.sched_getaffinity(0))))
 

@@ -77,7 +77,7 @@ def install(monkeypatch, folder, engine, spec=SPEC):
     engine.folder = folder
     engine.manifest = types.SimpleNamespace(tokenizer=spec, model=types.SimpleNamespace(head="causal_lm"))
 
-    def open_engine(artifact, *, threads=None):
+    def open_engine(artifact, *, threads=None, minimum_build=0):
         assert artifact == folder
         engine.threads = threads
         return engine

@@ -35,10 +35,14 @@ def unpack(archive: Path, folder: Path) -> Path:
     return box
 
 
-def install(box: Path, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    """Run the installer."""
+def install(box: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the installer with this Python."""
     return subprocess.run(
-        [box / "install.sh", python], env=box_environment(), capture_output=True, text=True, check=False
+        [box / "install.sh", *options, sys.executable],
+        env=box_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

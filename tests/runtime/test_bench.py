@@ -198,7 +198,7 @@ def fake_command(monkeypatch):
 
     class FakeEngine(ClockedEngine):
         @classmethod
-        def open(cls, path, *, threads):
+        def open(cls, path, *, threads, minimum_build=0):
             assert (path.name, threads) == ("folder", 3)
             engine = cls(types.SimpleNamespace(now=0.0), cache_len=64)
             engine.manifest = manifest

@@ -91,7 +91,7 @@ class FakeEngine:
         self.reset()
 
     @classmethod
-    def open(cls, _path, threads, public_key):
+    def open(cls, _path, threads, public_key, minimum_build=0):
         assert threads is None
         return cls()
 

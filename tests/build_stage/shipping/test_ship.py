@@ -18,8 +18,10 @@ from pathlib import Path
 import msgspec
 import pytest
 import zstandard
+from filelock import FileLock, Timeout
 
 from build.shipping import ship
+from build.shipping.archive import with_sums, write_archive
 from build.shipping.keys import make_keys
 from build.shipping.wheels import fetch_wheels
 from export.stage import ROOT
@@ -29,6 +31,8 @@ from runtime.engines.tvm_runtime import RUNTIME_LIBRARY
 from runtime.errors import UserError
 from tests.helpers.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
 
+SHIP = (sys.executable, "-m", "build.shipping.ship", "windowed.yaml")
+
 
 @pytest.fixture(scope="module")
 def shipped(compile_case, tmp_path_factory):
@@ -37,18 +41,20 @@ def shipped(compile_case, tmp_path_factory):
     shutil.copytree(compile_case("windowed").folder, folder)
     private, public = make_keys(folder / "keys")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "build.shipping.ship", "windowed.yaml", "--pythons", PYTHON, "--key", private]
+    command = [*SHIP, "--pythons", PYTHON, "--key", private, "--build", "17"]
     result = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
-    assert "tar --zstd -xf windowed.tar.zst && cd windowed && ./install.sh" in result.stdout + result.stderr
+    assert "tar --zstd -xf windowed.tar.zst && cd windowed && ./install.sh --public-key FILE" in result.stdout
     return folder, public
 
 
 @pytest.fixture(scope="module")
 def box(shipped, tmp_path_factory):
     """The shipped file, unpacked and installed."""
-    folder, _ = shipped
+    folder, public = shipped
     box = unpack(folder / "out" / "windowed.tar.zst", tmp_path_factory.mktemp("box"))
-    assert "This machine can run it." in install(box).stdout
+    result = install(box, "--public-key", public)
+    assert "This machine can run it." in result.stdout, result.stderr
+    assert "signed by" in result.stdout  # the doctor was given the key
     return box
 
 
@@ -116,7 +122,8 @@ def test_the_same_inputs_give_the_same_bytes(shipped, tmp_path):
     with contextlib.chdir(folder):
         artifact = Artifact.open(Path("out/windowed"))
         wheels = fetch_wheels(ship.box_packages(artifact.manifest), [PYTHON], Path("out/.work/wheels"))
-        ship.write_archive(ship.members_of(artifact, wheels, [PYTHON]), "windowed", tmp_path / "again.tar.zst")
+        members = with_sums(ship.members_of(artifact, wheels, [PYTHON]), folder / "keys" / "signing.key")
+        write_archive(members, "windowed", tmp_path / "again.tar.zst")
     first, second = (
         hashlib.sha256(path.read_bytes()).hexdigest()
         for path in (folder / "out/windowed.tar.zst", tmp_path / "again.tar.zst")
@@ -137,26 +144,74 @@ def test_names_are_sorted_and_nothing_tells_who_made_it(shipped):
     assert [member.name for member in members if member.mode & stat.S_IXUSR] == ["windowed/install.sh"]
 
 
-def test_a_changed_package_is_not_installed(shipped, tmp_path):
-    folder, _ = shipped
-    box = unpack(folder / "out" / "windowed.tar.zst", tmp_path)
+def test_pip_checks_the_packages_too(shipped, tmp_path):
+    """Where a changed package and its sum were changed together, in a file that nobody checked by a key."""
+    box = unpack(shipped[0] / "out" / "windowed.tar.zst", tmp_path)
     wheel = next(box.glob("wheels/msgspec*.whl"))
-    wheel.write_bytes(wheel.read_bytes() + b"x")
-    result = install(box)
-    assert result.returncode != 0
-    assert "DO NOT MATCH THE HASHES" in result.stdout + result.stderr
-
-
-def test_another_python_is_refused_in_a_sentence(shipped, tmp_path):
-    folder, _ = shipped
-    box = unpack(folder / "out" / "windowed.tar.zst", tmp_path)
-    (box / "install.sh").write_text((box / "install.sh").read_text().replace(f" {PYTHON} ", " 3.99 "))
+    old = wheel.read_bytes()
+    wheel.write_bytes(old + b"x")
+    sums = [hashlib.sha256(data).hexdigest() for data in (old, old + b"x")]
+    (box / "SHA256SUMS").write_text((box / "SHA256SUMS").read_text().replace(*sums))
     result = install(box)
     assert result.returncode == 2
-    assert f"is Python {PYTHON}, and the packages here are for" in result.stderr
-    result = install(box, "python-absent")
+    assert result.stderr.startswith("error: pip could not install the packages in ")
+    assert sums[1] in result.stderr
+
+
+def test_the_box_refuses_an_older_build(box, shipped):
+    _, public = shipped
+    key = {"RUNTIME_PUBLIC_KEY": str(public)}
+    assert on_the_box(box, "runtime.verify", "artifact", "--minimum-build", "17", **key).returncode == 0
+    result = on_the_box(box, "runtime.generate", "artifact", "--prompt-ids", "1", RUNTIME_MINIMUM_BUILD="18", **key)
     assert result.returncode == 2
-    assert "there is no python-absent here" in result.stderr
+    assert result.stderr == (
+        "error: artifact has build number 17, but 18 or newer is required (--minimum-build or RUNTIME_MINIMUM_BUILD); "
+        "get the newest artifact from its maker\n"
+    )
+
+
+def test_two_runs_at_once_give_an_archive_of_one(shipped, tmp_path):
+    """And each shows what it has written; what a killed run left is gone."""
+    folder = tmp_path / "windowed"
+    shutil.copytree(shipped[0], folder)
+    (folder / "out" / ".windowed.tar.zst.tmp").write_text("left by a killed run")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    runs = [
+        subprocess.Popen([*SHIP, "--pythons", PYTHON, "--build", number], cwd=folder, env=environment)
+        for number in ("1", "2")
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    box = unpack(folder / "out" / "windowed.tar.zst", tmp_path / "box")
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=box, check=True)
+    shipped_now = Artifact.open(box / "artifact").manifest
+    assert shipped_now.build_number in (1, 2)
+    assert shipped_now == Artifact.open(folder / "out" / "windowed").manifest
+    assert not (box / "artifact" / "manifest.sig").exists()
+    assert [path.name for path in (folder / "out").glob(".*tar*")] == []
+
+
+def test_the_workspace_is_held_until_the_archive_is_written(compile_case, tmp_path, monkeypatch):
+    """So no other run of this config, be it a compile, replaces files that go into it."""
+    shutil.copytree(compile_case("windowed").folder, tmp_path / "windowed")
+    monkeypatch.chdir(tmp_path / "windowed")
+    held = []
+
+    def write(_members, _name, _target):
+        with pytest.raises(Timeout), FileLock("out/.work/windowed/lock", timeout=0):
+            pass
+        held.append(Artifact.open(Path("out/windowed")).manifest.build_number)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ship, "compile_held", lambda job: Artifact.open(job.artifact))
+    monkeypatch.setattr(ship, "with_golden", lambda artifact, _job: artifact)
+    monkeypatch.setattr(ship, "fetch_wheels", lambda *_: [])
+    monkeypatch.setattr(ship, "write_archive", write)
+    monkeypatch.setattr(sys, "argv", ["ship", "windowed.yaml", "--build", "5"])
+    with pytest.raises(KeyboardInterrupt):
+        ship.main()
+    assert held == [5]
+    with FileLock("out/.work/windowed/lock", timeout=0):
+        pass
 
 
 @pytest.mark.parametrize("pythons", ["2.7", "", "3.11 9.9"])
@@ -167,11 +222,11 @@ def test_pythons_without_packages_are_refused(shipped, pythons, monkeypatch):
         ship.main()
 
 
-def test_packages_that_cannot_be_had_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("build.shipping.wheels.version", lambda name: "0.0.0.1")
-    with pytest.raises(UserError, match=r"pip cannot get the box's packages for Python 3\.11: .*no-such"):
-        fetch_wheels(["no-such-package-of-ours"], ["3.11"], tmp_path)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("number", ["-1", "1.5", "", "x", "٣", str(2**53 + 1), "1" * 5000])
+def test_a_build_that_is_no_number_is_refused(number, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ship", "windowed.yaml", f"--build={number}"])
+    with pytest.raises(UserError, match=r"^--build is .*, expected a whole number from 0 to 9007199254740992$"):
+        ship.main()
 
 
 def test_a_cuda_artifact_takes_the_cuda_libraries_along(shipped):

@@ -3,7 +3,9 @@
 The refusal comes before anything is loaded.
 """
 
+import errno
 import hashlib
+import os
 import shutil
 import stat
 import sys
@@ -47,6 +49,36 @@ def test_keys_are_new_each_time_private_and_never_replaced(keys, tmp_path):
         make_keys(tmp_path)
     assert not private.exists()
     assert before.startswith(b"ed25519-private-key ")
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "read-only", "dangling"])
+def test_keys_that_cannot_be_written_are_refused_without_a_trace(tmp_path, name, monkeypatch):
+    (tmp_path / "file").write_text("somebody's")
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent" / "below")
+    if name == "read-only":  # root may write anywhere
+        monkeypatch.setattr("os.open", lambda path, *_: (_ for _ in ()).throw(PermissionError(13, "Denied", path)))
+        (tmp_path / name).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        UserError, match=rf"^keys cannot be written to .*{name}: .*; choose another with FOLDER=\.\.\.$"
+    ):
+        make_keys(tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "somebody's"
+
+
+def test_a_public_key_that_cannot_be_written_takes_the_private_one_along(tmp_path, monkeypatch):
+    whole = os.open
+
+    def fail(path, *arguments):
+        if str(path).endswith(PUBLIC_FILE):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return whole(path, *arguments)
+
+    monkeypatch.setattr("os.open", fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        make_keys(tmp_path / "keys")
+    assert list((tmp_path / "keys").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["library.so", "weights.safetensors", "tokenizer.json"])
