@@ -18,7 +18,8 @@ from runtime.errors import UserError
 
 CODE = re.compile(r"GLOBAL (\S+)")  # how torch's loader names the code that a file would call
 NUMBERS = re.compile(r"(^|/)data/[^/]+$")  # names of the records that hold a storage's numbers
-LOCAL_LENGTHS = 26  # offset of the lengths of the name and of the extra field in a record's local header
+# A record's local header: its signature, the compression, and the lengths of its name and of an extra field.
+LOCAL, LOCAL_SIGNATURE = struct.Struct("<4s4xH16xHH"), b"PK\3\4"
 REASON_LENGTH = 160  # characters of torch's reason that are shown
 
 
@@ -126,18 +127,26 @@ def _check_container(path: Path) -> dict[int, int]:
         if record.header_offset < end:
             raise UserError(f"{path} holds the record {record.filename!r}, which overlaps another; fetch it again")
         begin = _data_offset(path, record)
+        if begin is None:
+            raise UserError(f"{path} holds the record {record.filename!r}, whose header is damaged; fetch it again")
         end = begin + record.file_size
         if NUMBERS.search(record.filename):
             numbers[begin] = record.file_size
     return numbers
 
 
-def _data_offset(path: Path, record: zipfile.ZipInfo) -> int:
-    """Where a record's bytes begin: behind its local header, which has a name and an extra field of any length."""
+def _data_offset(path: Path, record: zipfile.ZipInfo) -> int | None:
+    """Where a record's bytes begin: behind its local header, which has a name and an extra field of any length.
+
+    None if that header is not one, or says something else than the directory at the end of the file.
+    """
     with path.open("rb") as file:
-        file.seek(record.header_offset + LOCAL_LENGTHS)
-        name, extra = struct.unpack("<HH", file.read(4).ljust(4, b"\0"))
-    return record.header_offset + LOCAL_LENGTHS + 4 + int(name) + int(extra)
+        file.seek(record.header_offset)
+        header = file.read(LOCAL.size).ljust(LOCAL.size, b"\0")
+        signature, compression, length, extra = LOCAL.unpack(header)
+        name = file.read(length)
+    same = signature == LOCAL_SIGNATURE and compression == zipfile.ZIP_STORED and name == record.orig_filename.encode()
+    return record.header_offset + LOCAL.size + int(length) + int(extra) if same else None
 
 
 def _is_plain(value: object) -> bool:
