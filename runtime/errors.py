@@ -31,8 +31,8 @@ def _shown(character: str) -> str:
 
 REASON_LENGTH = 300  # characters of another library's reason that are shown
 REMEDIES = {  # what to do when the system refuses something, by its error number
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some space there",
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some space on that disk",
     errno.EROFS: "choose a folder that can be written to",
     errno.EACCES: "fix its permissions, or choose another place",
     errno.EPERM: "fix its permissions, or choose another place",

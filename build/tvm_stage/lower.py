@@ -6,7 +6,7 @@ from build.compiler import cc, relax, tvm
 from build.tvm_stage.dispatch import DispatchedModule
 from build.tvm_stage.target import TVM_TARGETS
 from runtime.artifact.manifest import TargetSpec
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 
 # Debug information holds line numbers of our kernels' source. It is a third of the library, is useless on a box, and
 # changes with every comment.
@@ -16,7 +16,7 @@ LINKER_OPTIONS = ["-Wl,--strip-debug"]
 def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:
     """Compile every function and write the shared library; `dump` receives the module after each group of passes.
 
-    Raises `UserError` if the host has no linker, or if the library fails the target's own check.
+    Raises `UserError` if the host has no linker, if that fails, or if the library fails the target's own check.
     """
     if cc.get_cc() is None:
         raise UserError(
@@ -31,7 +31,13 @@ def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: P
             module = tvm.transform.Sequential(list(passes))(module)
             dump_module(module, dump, f"{number}-{name}")
         executable = relax.build(module, target, relax_pipeline=None)
-    executable.export_library(str(library), options=LINKER_OPTIONS)
+    try:
+        executable.export_library(str(library), options=LINKER_OPTIONS)
+    except RuntimeError as error:  # what TVM raises if the linker fails, with all that the linker said
+        raise UserError(
+            f"{library} cannot be linked: {one_line(error)}; free some space if the disk is full, or try the C++ "
+            "compiler by itself"
+        ) from error
     row.check(library, spec)
 
 

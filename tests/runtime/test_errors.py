@@ -37,7 +37,7 @@ def test_what_the_system_refuses_is_one_sentence(body, sentence):
 def test_a_full_disk_under_standard_output(text):
     with open("/dev/full", "w") as full:
         done = command(f"print({text})", stdout=full)
-    assert (done.returncode, done.stderr) == (2, "error: No space left on device; free some space there\n")
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device; free some space on that disk\n")
 
 
 def test_a_closed_standard_output():

@@ -90,6 +90,13 @@ def test_a_number_beyond_the_stored_dtype_is_refused_with_its_place(copy, tmp_pa
         stored(checkpoint, tmp_path, scheme, dtype)
 
 
+@pytest.mark.parametrize("name", [Q, NORM, "model.embed_tokens.weight"])
+def test_a_number_in_place_of_a_tensor(copy, name):
+    tensors = load_file(copy / "model.safetensors") | {name: torch.tensor(1.0)}
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert f"{name} has shape (), expected" in refused(copy)
+
+
 def test_what_fits_is_stored(copy, tmp_path):
     stored(changed(copy, Q, 5, 65504.0), tmp_path, dtype="fp16")
     stored(changed(copy, Q, 5, 3e38), tmp_path, dtype="bf16")
