@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from build.compile import compile_job
+from build.compile import compile_held
 from export.configuration.config import config_parser
 from export.console import console, output, step_bar
 from export.job import Job
@@ -32,12 +32,16 @@ def main() -> int:
         "Prove an artifact: transformers == static torch == onnxruntime == compiled."
     ).parse_args()
     job = Job.load(arguments.config, arguments.overrides)
-    artifact = compile_job(job)
-    with locked(job.workspace, console.print):
-        rows = run_export_rungs(job)
-    trace = job.workspace / TRACE_FILE
+    with locked(job.workspace, console.print):  # to the end, so that no other run replaces what is compared
+        rows = ladder(job, compile_held(job))
+    return 0 if all(row.passed for row in rows) else FAILED_STATUS
+
+
+def ladder(job: Job, artifact: Artifact) -> list[ParityRow]:
+    """Run every rung, print the table, and write the rows into the artifact's manifest."""
+    rows = run_export_rungs(job)
     if not TARGETS[artifact.manifest.target.kind].on_device:
-        rows += run_artifact_rungs(artifact, *load_trace(trace))
+        rows += run_artifact_rungs(artifact, *load_trace(job.workspace / TRACE_FILE))
     else:
         console.print(
             f"the artifact's own rungs need a {artifact.manifest.target.kind} device and were not run; "
@@ -46,7 +50,7 @@ def main() -> int:
     rows.sort(key=lambda row: row.rung)
     output.print(table(artifact.folder, rows))
     replace_manifest(artifact.folder, msgspec.structs.replace(artifact.manifest, parity=tuple(rows)))
-    return 0 if all(row.passed for row in rows) else FAILED_STATUS
+    return rows
 
 
 def run_export_rungs(job: Job) -> list[ParityRow]:

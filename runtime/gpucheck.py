@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.artifact.build_number import check_build_number, required_build
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
 from runtime.artifact.folder import read_manifest
 from runtime.artifact.hashing import check_sums
@@ -231,12 +232,13 @@ def products_of(manifest: Manifest) -> list[Product]:
 
 
 def checked_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact or of a check folder, signed if this environment requires a signature.
+    """The manifest of an artifact or of a check folder, signed and as new as this environment requires.
 
     Raises `UserError` if there is no manifest, or none that lists the library with its sum and names CUDA kernels.
     """
     path = folder / MANIFEST_FILE
     manifest = read_manifest(folder, key_of_environment())
+    check_build_number(folder, manifest.build_number, required_build())
     library = [entry for entry in manifest.files if entry.path == LIBRARY_FILE]
     if len(library) != 1:
         raise UserError(

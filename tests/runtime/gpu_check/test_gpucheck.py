@@ -24,6 +24,7 @@ from build.tvm_stage.importer import import_graphs
 from export.weights.format import ModelTensor, Storage
 from export.weights.table import load, store
 from runtime import gpucheck
+from runtime.artifact.build_number import MINIMUM_VARIABLE
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, to_json
 from runtime.artifact.signing import KEY_VARIABLE
@@ -391,6 +392,9 @@ def test_a_signature_is_required_where_the_environment_does(cuda_artifact, tmp_p
         checked_manifest(signed)
     sign(signed, private)
     assert checked_manifest(signed).calls
+    monkeypatch.setenv(MINIMUM_VARIABLE, "1")
+    with pytest.raises(UserError, match="has build number 0, but 1 or newer is required"):
+        checked_manifest(signed)
 
 
 def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
