@@ -36,13 +36,12 @@ def read_text(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(SIZE_LIMIT + 1)
+        size = path.stat().st_size
+        if size <= SIZE_LIMIT:
+            return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > SIZE_LIMIT:
-        raise UserError(f"{path} has more than {SIZE_LIMIT} bytes, expected a small file; fetch the checkpoint again")
-    return data
+    raise UserError(f"{path} has {size} bytes, expected at most {SIZE_LIMIT}; fetch the checkpoint again")
 
 
 def convert(value: object, kind: type[T], path: Path | str) -> T:

@@ -458,7 +458,7 @@ def classifier(tmp_path_factory):
 )
 def test_refused_checkpoints(classifier, tmp_path, changes, head, message):
     for path in classifier.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        (tmp_path / path.name).hardlink_to(path)
     config = json.loads((classifier / "config.json").read_text()) | changes
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -13,8 +13,9 @@ from onnx import numpy_helper
 
 from build.tvm_stage.dispatch import dispatch, find_regions, weights_of
 from build.tvm_stage.importer import import_graphs
-from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.graphs import CONTENTS_SUFFIX, OnnxGraphs
 from export.stage import ROOT
+from export.workspace import seal
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError
 from tests.helpers.artifacts import WINDOW
@@ -277,6 +278,8 @@ def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
     proto = onnx.load(path, load_external_data=False)
     window_left_out(proto.graph)
     onnx.save(proto, path)
+    (record,) = path.parent.glob("graphs-*.json")
+    seal(record.with_suffix(CONTENTS_SUFFIX), [record, *path.parent.glob("*.onnx")])  # as an export that is wrong would
     command = [sys.executable, "-m", "build", f"{case.name}.yaml"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
     result = subprocess.run(
