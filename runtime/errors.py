@@ -39,7 +39,11 @@ REMEDIES = {  # what to do when the system refuses something, by its error numbe
     errno.EEXIST: "choose another place",
     errno.EISDIR: "choose another place",
     errno.ENOTDIR: "choose another place",
+    errno.ELOOP: "choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "check the disk",
+    errno.EBUSY: "end what uses it",
 }
 
 

@@ -5,7 +5,8 @@ the checkpoint and are not trusted.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from jinja2.parser import Parser
 
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError, one_line
-from runtime.text.control_lookalikes import StandIns
+from runtime.text.control_lookalikes import StandIns, is_markup
 from runtime.text.messages import Message, Tool
 from runtime.text.template_limits import LimitedEnvironment, limited
 from runtime.text.tokenizer import Tokenizer
+
+LONGEST_DATE = 200  # characters of a pattern for `strftime_now`
 
 
 class GenerationTag(Extension):
@@ -95,8 +98,8 @@ def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) 
 class TemplateEncoder:
     """Conversations to ids through a template.
 
-    Only the template's own control tokens count as such, and every token with a name that the template writes is one,
-    whatever its kind in the tokenizer's file; nothing within a message does.
+    Only the template's own control tokens count as such; nothing within a message does. A control token is every token
+    with a name that is markup, or that the template writes, whatever its kind in the tokenizer's file.
     """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
@@ -110,11 +113,23 @@ class TemplateEncoder:
         """
         added = self._tokenizer.added_tokens
         names = (*self._tokenizer.control_tokens, *added)
-        stand_ins = StandIns(names, given=(self._template.source, messages, tools))
+        text, meanings = self._rendered(names, messages, tools, all_punctuation=False)
+        certain, meanings_of_certain = self._rendered(names, messages, tools, all_punctuation=True)
+        pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+        if pattern.findall(text) != pattern.findall(certain):  # the template has made a name of something else
+            text, meanings = certain, meanings_of_certain
+        # Words that were added to a vocabulary stay words, unless the template writes them.
+        controls = [name for name in added if is_markup(name) or name in certain or name in self._template.source]
+        return self._tokenizer.encode_rendered(text, meanings, controls)
+
+    def _rendered(
+        self, names: Sequence[str], messages: Sequence[Message], tools: Sequence[Tool], *, all_punctuation: bool
+    ) -> tuple[str, Mapping[str, str]]:
+        """The conversation's text, in which whatever looks like a name was written by the template, and the stand-ins."""
+        given = (self._template.source, messages, tools)
+        stand_ins = StandIns(names, given, all_punctuation=all_punctuation)
         text = self._template.render(stand_ins.hide(list(messages)), tools=stand_ins.hide(list(tools)))
-        # Look-alikes in messages are hidden, so a name that is left was written by the template.
-        written = [name for name in added if name in text or name in self._template.source]
-        return self._tokenizer.encode_rendered(text, stand_ins.meanings, written)
+        return stand_ins.found_again(text), stand_ins.meanings
 
 
 def _environment() -> LimitedEnvironment:
@@ -143,4 +158,6 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
+    if len(pattern) > LONGEST_DATE or re.search("[0-9]", pattern):
+        raise TemplateError("a date's pattern is too long, or has a width")
     return datetime.now().strftime(pattern)

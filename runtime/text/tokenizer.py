@@ -66,8 +66,8 @@ class Tokenizer:
     def added_tokens(self) -> Mapping[str, int]:
         """Ids of the tokens that are found in any text by their names, though they are no control tokens.
 
-        In a text by itself they mean what the tokenizer's file says. In a chat, those that the template writes are
-        control tokens too. Those of whitespace are left out, since any template writes some.
+        In a text by itself they mean what the tokenizer's file says. In a chat, most are control tokens too. Those of
+        whitespace are left out, since any template writes some.
         """
         return {name: token_id for name, token_id in self._library.added_tokens.items() if not name.isspace()}
 
