@@ -51,7 +51,7 @@ def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], obje
     for stale in workspace.glob(f"{stage}-*"):
         if stale != folder and is_ours(stale):
             shutil.rmtree(stale)
-    return made_whole(folder, fill)
+    return _make_whole(folder, fill)
 
 
 def made_whole(folder: Path, fill: Callable[[Path], object]) -> Path:
@@ -60,8 +60,10 @@ def made_whole(folder: Path, fill: Callable[[Path], object]) -> Path:
     It is filled as a temporary sibling and then renamed, so it appears complete or not at all. Raises `UserError` if
     something that this project did not make is in its place.
     """
-    if is_whole(folder):
-        return folder
+    return folder if is_whole(folder) else _make_whole(folder, fill)
+
+
+def _make_whole(folder: Path, fill: Callable[[Path], object]) -> Path:
     fresh = folder.with_name(f"{folder.name}.tmp")
     for old in (folder, fresh):  # damaged, and left behind by a killed run
         _clear(old)

@@ -105,7 +105,7 @@ unlisted=$(find . -path ./.venv -prune -o -type f -print | LC_ALL=C awk '
 [ -z "$unlisted" ] || refuse "$(pwd)/${unlisted#./} is not listed in SHA256SUMS, and might be run; remove it"
 sha256sum -c SHA256SUMS >/dev/null 2>&1 || {
     damaged=$(LC_ALL=C sha256sum -c SHA256SUMS 2>/dev/null | grep -v ': OK$' | head -n 1)
-    refuse "$(pwd)/${damaged%%: *} is missing or has not the sum in SHA256SUMS; unpack the shipped file again"
+    refuse "$(pwd)/${damaged%%: *} is missing or does not have its sum in SHA256SUMS; unpack the shipped file again"
 }
 
 # 3. The packages. No setting of this machine has a say: neither Python's nor pip's environment, nor a file of pip's.

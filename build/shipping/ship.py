@@ -69,9 +69,9 @@ def main() -> int:
     return 0
 
 
-def numbered(artifact: Artifact, build_number: int) -> Artifact:
+def numbered(artifact: Artifact, number: int) -> Artifact:
     """The artifact with this build number, not signed: a signature belongs to the build before."""
-    manifest = msgspec.structs.replace(artifact.manifest, build_number=build_number)
+    manifest = msgspec.structs.replace(artifact.manifest, build_number=number)
     replace_manifest(artifact.folder, manifest)
     return Artifact(artifact.folder, manifest)
 

@@ -16,9 +16,7 @@ def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object from a file; raises `UserError` if it is unreadable, not JSON, or not an object."""
     try:
         value = json.loads(_read(path))
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # an escape may name half of a character, which nothing can write
+        json.dumps(value, ensure_ascii=False).encode()  # refuses a lone surrogate, which no file can be written with
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}; fetch the checkpoint again") from error
     if not isinstance(value, dict):

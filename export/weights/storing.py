@@ -76,7 +76,7 @@ def write_weights(checkpoint: Checkpoint, record: WeightsRecord, path: Path) -> 
 
 def _check_range(stored: Array, tensor: ModelTensor, row: int) -> None:
     """Raise `UserError` if a number was too large for the dtype in which it, or its group's scale, is stored."""
-    if stored.dtype.kind == "i" or stored.dtype.kind == "u":
+    if stored.dtype.kind in "iu":
         return
     place = first_row_not_finite(stored)
     if place is not None:

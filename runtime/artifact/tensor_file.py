@@ -221,7 +221,7 @@ def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any],
         )
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
-        json.dumps(header, ensure_ascii=False).encode()  # an escape may name half of a character, as no name may have
+        json.dumps(header, ensure_ascii=False).encode()  # refuses a lone surrogate, which no name may contain
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has a header that is not valid JSON: {error}; fetch it again") from error
     if not isinstance(header, dict):

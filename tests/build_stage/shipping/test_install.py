@@ -122,9 +122,9 @@ def test_neither_pips_nor_pythons_settings_have_a_say(box):
 def test_a_changed_or_missing_file_is_refused_and_named(box, keys, name, signed):
     options = ["--public-key", keys[1]] if signed else []
     (box / name).write_text("changed")
-    assert_refused(box, run(box, *options), f"{name} is missing or has not the sum in SHA256SUMS")
+    assert_refused(box, run(box, *options), f"{name} is missing or does not have its sum in SHA256SUMS")
     (box / name).unlink()
-    assert_refused(box, run(box, *options), f"{name} is missing or has not the sum in SHA256SUMS")
+    assert_refused(box, run(box, *options), f"{name} is missing or does not have its sum in SHA256SUMS")
 
 
 def test_a_file_and_its_sum_changed_together_are_refused_with_a_key(box, keys):
