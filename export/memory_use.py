@@ -9,12 +9,13 @@ from export.checkpoints.checkpoint import BLOCK_ELEMENTS, Checkpoint
 from export.checkpoints.gguf_checkpoint import ROWS_AT_ONCE
 from export.checkpoints.source import SourceTensor
 from export.onnx_graphs.graphs import GraphsRecord
+from export.weights.stored import WeightsRecord
 from export.weights.table import format_of
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
 from runtime.process_memory import machine_memory
 
-MB = 1e6
+MB, GB = 1e6, 1e9
 # Peaks are VmHWM. Export: with torch and onnx loaded, while weights are stored; and tracing, which comes after that.
 EXPORT_LOADED = 343 * MB
 EXPORT_TRACED = 447 * MB  # tiny, 2 layers
@@ -28,26 +29,46 @@ BUILD_AGE_BYTES = 48  # the same for the build that follows, measured at 2**22 a
 GRAPH_LIMIT = 2**31 - 2**24  # bytes of one ONNX file, whose format ends at 2 GiB
 
 
-def check_memory(checkpoint: Checkpoint, record: GraphsRecord) -> None:
-    """Raise `UserError` if a compile needs more memory than this machine has in all, or graphs larger than can be."""
-    needed, memory = max(export_bytes(checkpoint, record), BUILD_AGE_BYTES * ages(record)), machine_memory()
-    if needed > memory or 8 * ages(record) > GRAPH_LIMIT:
+def check_storing_memory(checkpoint: Checkpoint, record: WeightsRecord) -> None:
+    """Raise `UserError` if storing the weights needs more memory than this machine has in all."""
+    needed, memory = storing_peak(checkpoint, record), machine_memory()
+    if needed > memory:
         raise UserError(
-            f"compiling with caches of {max(record.model.cache_lens(record.shape.cache_len))} slots takes "
-            f"{needed / 1e9:,.1f} GB of memory, and this machine has {memory / 1e9:,.1f} GB; make shape.cache_len "
-            f"smaller (at most {GRAPH_LIMIT // 8} slots can be exported), or compile on a larger machine"
+            f"storing the weights takes {needed / GB:,.1f} GB of memory, but this machine has {memory / GB:,.1f} GB; "
+            "compile on a larger machine"
+        )
+
+
+def check_graphs_memory(record: GraphsRecord) -> None:
+    """Raise `UserError` for caches of so many slots that their graphs take all memory, or cannot be written."""
+    slots = max(record.model.cache_lens(record.shape.cache_len))
+    needed, memory = max(tracing_peak(record), BUILD_AGE_BYTES * ages(record)), machine_memory()
+    if needed > memory:
+        raise UserError(
+            f"compiling with caches of {slots} slots takes {needed / GB:,.1f} GB of memory, but this machine has "
+            f"{memory / GB:,.1f} GB; make shape.cache_len smaller, or compile on a larger machine"
+        )
+    if 8 * ages(record) > GRAPH_LIMIT:
+        raise UserError(
+            f"the caches have {ages(record)} slots of different lengths, and a graph can be written for at most "
+            f"{GRAPH_LIMIT // 8}; make shape.cache_len smaller"
         )
 
 
 def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
     """Peak of the export process: either while it stores weights, or while it traces."""
+    return max(storing_peak(checkpoint, record), tracing_peak(record))
+
+
+def storing_peak(checkpoint: Checkpoint, record: WeightsRecord) -> int:
+    """Peak of the export process while it stores weights."""
     vocabulary = VOCABULARY_ENTRY * record.model.vocab_size if checkpoint.tokenizer else 0
-    return round(
-        max(
-            EXPORT_LOADED + vocabulary + storing_bytes(checkpoint, record),
-            EXPORT_TRACED + EXPORT_LAYER * record.model.n_layers + AGE_BYTES * ages(record),
-        )
-    )
+    return round(EXPORT_LOADED + vocabulary + storing_bytes(checkpoint, record))
+
+
+def tracing_peak(record: GraphsRecord) -> int:
+    """Peak of the export process while it traces."""
+    return round(EXPORT_TRACED + EXPORT_LAYER * record.model.n_layers + AGE_BYTES * ages(record))
 
 
 def ages(record: GraphsRecord) -> int:
@@ -55,7 +76,7 @@ def ages(record: GraphsRecord) -> int:
     return sum(set(record.model.cache_lens(record.shape.cache_len)))
 
 
-def storing_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
+def storing_bytes(checkpoint: Checkpoint, record: WeightsRecord) -> int:
     """Most that export holds, beyond its base, while it reads and stores weights a block at a time."""
     peak = before = kept = 0  # before and kept: the previous block, as read and as stored
     formats = {tensor.name: format_of(tensor.stored) for tensor in record.tensors}

@@ -1,11 +1,10 @@
 """Tries a checkpoint's tokenizer and chat template as a box will use them, in a process of its own with limits.
 
-A template is a program that came with the checkpoint: one that is broken, endless or greedy is refused here, and not
-on the box.
+A template is a program that came with the checkpoint: one that is broken, endless or greedy is refused here, before
+anything takes time, and not on the box.
 """
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,24 +12,30 @@ from pathlib import Path
 import msgspec
 
 from export.stage import ROOT
-from runtime.artifact.manifest import TokenizerSpec
+from export.weights.stored import WeightsRecord
 from runtime.errors import UserError
 
 SECONDS = 60  # the trial takes less than one on a quiet machine
 MEMORY = 8 * 2**30  # bytes of address space, most of which libraries reserve and never use
 MODULE = "runtime.text.trial"
+WITHOUT_CHAT = "mend or remove the chat template in the checkpoint if it is the template's fault"
 
 
-def try_tokenizer(spec: TokenizerSpec | None, folder: Path, where: Path) -> None:
-    """Raise `UserError` unless the tokenizer in `folder` encodes a text and, for a chat model, a conversation."""
+def try_tokenizer(record: WeightsRecord, folder: Path, where: Path) -> None:
+    """Raise `UserError` unless the tokenizer in `folder` encodes a text and, for a chat model, a conversation.
+
+    `where` is the checkpoint that it comes from.
+    """
+    spec = record.tokenizer
     if spec is None:
         return
+    if not record.model.generates:
+        spec = msgspec.structs.replace(spec, chat_template=None, instruct=None)  # nobody chats with it
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", MODULE, msgspec.json.encode(spec).decode(), str(folder)],
+            [sys.executable, "-m", MODULE, msgspec.json.encode(spec).decode(), str(folder), str(SECONDS), str(MEMORY)],
             env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
-            preexec_fn=_limit,
             capture_output=True,
             text=True,
             errors="replace",
@@ -46,9 +51,6 @@ def try_tokenizer(spec: TokenizerSpec | None, folder: Path, where: Path) -> None
 
 
 def _refusal(where: Path, reason: str) -> UserError:
-    return UserError(f"the tokenizer of {where} does not work for one short message: {reason}")
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    return UserError(
+        f"the tokenizer or the chat template of {where} fails on one short message: {reason}; {WITHOUT_CHAT}"
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
 from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.hyperparameters import model_config
-from export.checkpoints.links import check_link
+from export.checkpoints.links import check_link, check_regular
 from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource, first_row_not_finite
 from export.checkpoints.tensor_layout import HEAD_WEIGHT, AssembledTensor, ignored, weights
 from runtime.artifact.manifest import ModelConfig
@@ -106,11 +106,14 @@ def open_checkpoint(
 def checkpoint_files(path: Path) -> list[Path]:
     """The file, or every file of the folder and every shard below it, that a checkpoint may be read from.
 
-    Raises `UserError` if there is none, and for a link that leads out of the folder.
+    Raises `UserError` if there is none, for a link that leads out of the folder or nowhere, and for whatever is neither
+    a file nor a folder.
     """
     if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
     if path.is_dir():
+        for entry in path.iterdir():
+            check_regular(entry)
         inside = {entry for entry in path.iterdir() if entry.is_file()}
         files = sorted(inside | {path / shard for shard in huggingface.shards(path).values()})
         for file in files:

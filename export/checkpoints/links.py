@@ -1,4 +1,4 @@
-"""Links in a checkpoint's folder: what they lead to goes into an artifact, so they must not lead to other files."""
+"""What is no plain file in a checkpoint's folder: links, which must not lead to other files, and devices and pipes."""
 
 from pathlib import Path
 
@@ -17,3 +17,10 @@ def check_link(file: Path, folder: Path) -> None:
             f"{file} is a link to {place}, outside the checkpoint; copy the file there, since whatever a link leads to "
             "would go into the artifact"
         )
+
+
+def check_regular(entry: Path) -> None:
+    """Raise `UserError` for a device, a pipe, a socket, or a link that leads nowhere: it would count as absent."""
+    if not entry.is_file() and not entry.is_dir():
+        found = "a link that leads nowhere" if entry.is_symlink() else "neither a file nor a folder"
+        raise UserError(f"{entry} is {found}; fetch the checkpoint again, or remove it")

@@ -17,7 +17,7 @@ from export.checkpoints.source import Array, SourceTensor
 from runtime.errors import UserError
 
 CODE = re.compile(r"GLOBAL (\S+)")  # how torch's loader names the code that a file would call
-NUMBERS = re.compile(r"(^|/)data/[^/]+$")  # names of the records that hold a storage's numbers
+NUMBERS = re.compile(r"^[^/]+/data/[^/]+$")  # names of the records that hold a storage's numbers
 # A record's local header: its signature, the compression, and the lengths of its name and of an extra field.
 LOCAL, LOCAL_SIGNATURE = struct.Struct("<4s4xH16xHH"), b"PK\3\4"
 REASON_LENGTH = 160  # characters of torch's reason that are shown

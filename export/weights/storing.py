@@ -12,12 +12,10 @@ from export.console import byte_bar
 from export.weights.format import Array, ModelTensor
 from export.weights.stored import WEIGHTS_FILE, StoredWeights, WeightsRecord
 from export.weights.table import STORAGE_DTYPES, StorageRules, store
+from runtime.artifact.consistency import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from runtime.artifact.manifest import Quantization, TokenizerSpec
 from runtime.artifact.tensor_file import TensorFileWriter, tensor_bytes
 from runtime.errors import UserError
-
-TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # by kind
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 def record_of(
@@ -49,10 +47,9 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
     )
 
 
-def store_checkpoint(record: WeightsRecord, checkpoint: Checkpoint, folder: Path) -> StoredWeights:
-    """Fill `folder` with the weights and tokenizer of a record, and the record itself."""
+def store_weights(record: WeightsRecord, checkpoint: Checkpoint, folder: Path) -> StoredWeights:
+    """Fill `folder`, which has the tokenizer already, with the weights of a record and the record itself."""
     write_weights(checkpoint, record, folder / WEIGHTS_FILE)
-    write_tokenizer(checkpoint, record, folder)
     stored = StoredWeights(folder, record)
     stored.write_record()
     return stored
@@ -87,7 +84,7 @@ def _check_range(stored: Array, tensor: ModelTensor, row: int) -> None:
 
 
 def write_tokenizer(checkpoint: Checkpoint, record: WeightsRecord, folder: Path) -> None:
-    """Write the tokenizer and its chat template beside the weights."""
+    """Write the tokenizer and its chat template."""
     source, spec = checkpoint.tokenizer, record.tokenizer
     if source is None or spec is None:
         return

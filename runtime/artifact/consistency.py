@@ -23,6 +23,8 @@ from runtime.errors import UserError
 MANIFEST_FILE = "manifest.json"
 LIBRARY_FILE = "library.so"
 WEIGHTS_FILE = "weights.safetensors"
+TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # by kind
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 LIBRARY_LIMIT = 2**30  # bytes; many times the size of machine code for every architecture
 READ_WHOLE_LIMIT = 2**28  # bytes of a tokenizer file, a template or golden prompts, which are read as a whole
 

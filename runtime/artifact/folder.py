@@ -62,9 +62,17 @@ from numpy.typing import NDArray
 
 from runtime.artifact import manifest as contract
 from runtime.artifact.build_number import check_build_number
-from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_manifest
+from runtime.artifact.consistency import (
+    CHAT_TEMPLATE_FILE,
+    LIBRARY_FILE,
+    MANIFEST_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+    check_manifest,
+)
 from runtime.artifact.cpu import check_cpu
 from runtime.artifact.durable import replaced_whole, sync
+from runtime.artifact.golden import GOLDEN_FILE
 from runtime.artifact.hashing import check_sums, file_entry
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from runtime.artifact.sealed import sealed_copy
@@ -73,6 +81,17 @@ from runtime.artifact.tensor_file import ALIGNMENT, TensorFile
 from runtime.errors import UserError
 
 MANIFEST_LIMIT = 16 * 2**20  # bytes
+ARTIFACT_NAMES = frozenset(
+    (
+        MANIFEST_FILE,
+        SIGNATURE_FILE,
+        LIBRARY_FILE,
+        WEIGHTS_FILE,
+        GOLDEN_FILE,
+        CHAT_TEMPLATE_FILE,
+        *TOKENIZER_FILES.values(),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,14 @@ class _Version(msgspec.Struct):
     """The one key that every schema has."""
 
     schema_version: int
+
+
+class _AnyManifest(msgspec.Struct):
+    """Keys that the manifest of every version has."""
+
+    schema_version: int
+    build_key: str
+    files: list[Any]
 
 
 def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
@@ -260,12 +287,40 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def refuse_other_folder(folder: Path) -> None:
-    """Raise `UserError` for what `write_artifact` would not replace: whatever is neither an artifact nor empty."""
-    other_contents = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file()
-    if other_contents or (os.path.lexists(folder) and not folder.is_dir()):
+    """Raise `UserError` for what `write_artifact` would not replace: whatever is neither an artifact nor empty.
+
+    A damaged artifact, or one of an earlier version, is one all the same: nothing but files with the names that an
+    artifact has, and the library and weights among them or a manifest of ours.
+    """
+    if not os.path.lexists(folder):
+        return
+    strange = _strange_entry(folder)
+    if strange is not None:
+        raise UserError(f"{folder} exists and is not an artifact ({strange}); move it, or choose another name")
+    names = {entry.name for entry in os.scandir(folder)}
+    if names and not {LIBRARY_FILE, WEIGHTS_FILE} <= names and not _is_ours(folder / MANIFEST_FILE):
         raise UserError(
-            f"{folder} exists and is not an artifact (it has no {MANIFEST_FILE}); remove it or choose another name"
+            f"{folder} exists and is not an artifact (it has no {MANIFEST_FILE} of one); move it, or choose another name"
         )
+
+
+def _strange_entry(folder: Path) -> str | None:
+    """What in a place is in no artifact, as a clause; None if there is nothing."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "it is no folder"
+    for entry in os.scandir(folder):
+        if entry.name not in ARTIFACT_NAMES or not entry.is_file(follow_symlinks=False):
+            return f"it holds {entry.name!r}"
+    return None
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Whether a file is a manifest of any version."""
+    try:
+        msgspec.json.decode(manifest.read_bytes(), type=_AnyManifest)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _sibling(folder: Path, kind: str) -> Path:
@@ -282,7 +337,7 @@ def _remove_stale(folder: Path) -> None:
             path.rename(folder)
         elif match[2] == "manifest":
             path.unlink(missing_ok=True)
-        else:
+        elif _strange_entry(path) is None:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -116,7 +116,7 @@ class TemplateEncoder:
         text, meanings = self._rendered(names, messages, tools, all_punctuation=False)
         certain, meanings_of_certain = self._rendered(names, messages, tools, all_punctuation=True)
         pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
-        if pattern.findall(text) != pattern.findall(certain):  # the template has made a name of something else
+        if pattern.findall(text) != pattern.findall(certain):  # some names are not the template's own
             text, meanings = certain, meanings_of_certain
         # Words that were added to a vocabulary stay words, unless the template writes them.
         controls = [name for name in added if is_markup(name) or name in certain or name in self._template.source]
@@ -125,9 +125,9 @@ class TemplateEncoder:
     def _rendered(
         self, names: Sequence[str], messages: Sequence[Message], tools: Sequence[Tool], *, all_punctuation: bool
     ) -> tuple[str, Mapping[str, str]]:
-        """The conversation's text, in which whatever looks like a name was written by the template, and the stand-ins."""
+        """The conversation's text and the stand-ins in it; a name that is left in it was written by the template."""
         given = (self._template.source, messages, tools)
-        stand_ins = StandIns(names, given, all_punctuation=all_punctuation)
+        stand_ins = StandIns(names, given, self._tokenizer.added_tokens, all_punctuation=all_punctuation)
         text = self._template.render(stand_ins.hide(list(messages)), tools=stand_ins.hide(list(tools)))
         return stand_ins.found_again(text), stand_ins.meanings
 

@@ -11,6 +11,7 @@ messages with which names are written goes through it as a private-use character
 import json
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TypeVar, cast
 from urllib.parse import quote
 
@@ -30,40 +31,46 @@ def is_markup(name: str) -> bool:
 class StandIns:
     """Stand-ins for one conversation; `meanings` maps each to its text.
 
-    `given` is everything that is rendered: no character that occurs in it is used as a stand-in. With `all_punctuation`,
-    all punctuation of names is hidden, wherever it is.
+    `given` is everything that is rendered: no character that occurs in it is used as a stand-in. `tested` are names
+    that stay as they are in the model's own messages, since templates look for them there, as for `</think>`. With
+    `all_punctuation`, all punctuation of names is hidden, wherever it is.
     """
 
-    def __init__(self, names: Collection[str], given: object, *, all_punctuation: bool = False) -> None:
+    def __init__(
+        self, names: Collection[str], given: object, tested: Collection[str] = (), *, all_punctuation: bool = False
+    ) -> None:
         self.meanings: dict[str, str] = {}
         self._by_text: dict[str, str] = {}
-        self._names = frozenset(names)
-        hidden = sorted(names, key=len, reverse=True)
-        if all_punctuation:
-            hidden = sorted({*PUNCTUATION.intersection("".join(names)), "&"})
-        self._pattern = re.compile("|".join(map(re.escape, hidden)) if hidden else r"(?!)")
+        everything = _Hidden.of(names, all_punctuation=all_punctuation)
+        own = everything if all_punctuation else _Hidden.of(set(names) - set(tested))
+        self._by_role = {"assistant": own}
+        self._usual = everything
         taken = frozenset(json.dumps(given, ensure_ascii=False))
         self._free = (chr(code) for code in PRIVATE_USE if chr(code) not in taken)
 
-    def hide(self, value: T) -> T:
+    def hide(self, value: T, hidden: "_Hidden | None" = None) -> T:
         """The same value with the look-alikes in its texts hidden.
 
         Keys, roles and the kind of a tool are compared by templates, so only whole names are hidden in them.
         """
+        hidden = hidden or self._usual
         if isinstance(value, str):
-            return cast(T, self._hide_text(value))
+            return cast(T, self._hide_text(value, hidden))
         if isinstance(value, list | tuple):
-            return cast(T, [self.hide(item) for item in value])
-        if isinstance(value, dict):
-            compared = {key for key, item in value.items() if key == "role" or (key, item) == ("type", "function")}
-            return cast(
-                T,
-                {
-                    self._hide_names(key): self._hide_names(item) if key in compared else self.hide(item)
-                    for key, item in value.items()
-                },
-            )
-        return value
+            return cast(T, [self.hide(item, hidden) for item in value])
+        if not isinstance(value, dict):
+            return value
+        hidden = self._by_role.get(str(value.get("role")), hidden)
+        compared = {key for key, item in value.items() if key == "role" or (key, item) == ("type", "function")}
+        return cast(
+            T,
+            {
+                self._hide_names(key, self._usual): self._hide_names(item, self._usual)
+                if key in compared
+                else self.hide(item, hidden)
+                for key, item in value.items()
+            },
+        )
 
     def found_again(self, text: str) -> str:
         """A rendered text in which stand-ins that were written as escape sequences are stand-ins again.
@@ -76,25 +83,26 @@ class StandIns:
                     text = text.replace(escaped(character), self._stand_in(escaped(meaning)))
         return text
 
-    def _hide_names(self, value: T) -> T:
+    def _hide_names(self, value: T, hidden: "_Hidden") -> T:
         if not isinstance(value, str):
             return value
-        return cast(T, self._pattern.sub(lambda match: self._stand_in(match[0]), value))
+        return cast(T, hidden.pattern.sub(lambda match: self._stand_in(match[0]), value))
 
-    def _hide_text(self, text: str) -> str:
-        text = self._hide_names(text)
+    def _hide_text(self, text: str, hidden: "_Hidden") -> str:
+        text = self._hide_names(text, hidden)
         core = text.strip()  # as templates do
         if not core:
             return text
         start = text.index(core)
-        return text[:start] + self._hide_edges(core) + text[start + len(core) :]
+        return text[:start] + self._hide_edges(core, hidden) + text[start + len(core) :]
 
-    def _hide_edges(self, core: str) -> str:
+    def _hide_edges(self, core: str, hidden: "_Hidden") -> str:
         """Hide the ends that could form a control token together with text that the template puts beside them."""
-        if any(core in name for name in self._names):
+        names = hidden.names
+        if any(core in name for name in names):
             return self._stand_in(core)
-        head = max((n for name in self._names for n in range(1, len(name)) if core.startswith(name[-n:])), default=0)
-        tail = max((n for name in self._names for n in range(1, len(name)) if core.endswith(name[:n])), default=0)
+        head = max((n for name in names for n in range(1, len(name)) if core.startswith(name[-n:])), default=0)
+        tail = max((n for name in names for n in range(1, len(name)) if core.endswith(name[:n])), default=0)
         if head + tail > len(core):
             return self._stand_in(core)
         first = self._stand_in(core[:head]) if head else ""
@@ -112,3 +120,18 @@ class StandIns:
             self._by_text[text] = character
             self.meanings[character] = text
         return self._by_text[text]
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """What is hidden in a text: whatever the pattern finds, and ends of the text that are ends of names."""
+
+    names: frozenset[str]
+    pattern: re.Pattern[str]
+
+    @classmethod
+    def of(cls, names: Collection[str], *, all_punctuation: bool = False) -> "_Hidden":
+        found: list[str] = sorted(names, key=len, reverse=True)
+        if all_punctuation:
+            found = sorted({*PUNCTUATION.intersection("".join(names)), "&"})
+        return cls(frozenset(names), re.compile("|".join(map(re.escape, found)) if found else r"(?!)"))

@@ -1,69 +1,67 @@
 """Jinja's sandbox with limits on time and memory, since a chat template comes with a checkpoint and is not trusted.
 
 The sandbox keeps a template from reaching Python. The limits here keep it from going on for ever or filling memory:
-every operation whose result may be much larger than its operands is checked before it runs, loops and calls are
-counted, and a deadline is looked at each time. So a template may only do many small things, and not for long.
+every operation whose result may be much larger than its operands is checked before it runs
+(`runtime.text.template_sizes`), loops and calls are counted, and so are the characters of all texts that are made. A
+deadline is looked at now and then. So a template may only do many small things, and not for long.
 """
 
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
 from jinja2 import nodes, pass_context
-from jinja2.exceptions import TemplateRuntimeError
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-TEXT_LIMIT = 2**24  # characters of a text
-ITEM_LIMIT = 2**18  # items of a list or a mapping
-NUMBER_LIMIT = 10**5  # of a width, a count or an indentation
-BITS_LIMIT = 4096  # of a whole number
-STEP_LIMIT = 2**18  # turns of loops, calls and other operations in one rendering
+from runtime.text.template_sizes import (
+    FILTERS,
+    FORBIDDEN,
+    JOINING,
+    METHODS,
+    LimitError,
+    check_items,
+    check_operation,
+    check_text,
+    check_value,
+    weigh,
+)
+
+STEP_LIMIT = 2**19  # turns of loops, calls and other operations in one rendering
+STEPS_AT_ONCE = 2**8  # after which the deadline is looked at
 SECONDS = 10.0  # for one rendering; a real template takes milliseconds
-SOURCE_LIMIT = 2**20  # characters of a template
+CHARACTER_LIMIT = 2**27  # of all texts that one rendering makes
+SOURCE_LIMIT = 2**16  # characters of a template; long ones have 20,000
 COUNTED, JOINED, WEIGHED = "counted ", "joined ", "weighed "  # filters that no template can name: no name has a space
-REMOVED_GLOBALS, REMOVED_FILTERS = ("lipsum",), ("urlize",)
-DIGITS = re.compile(r"[0-9]+")
-
-
-class LimitError(TemplateRuntimeError):
-    """A template goes beyond a limit."""
+REMOVED_GLOBALS, REMOVED_FILTERS = ("lipsum",), ("pprint", "urlize")
 
 
 class _Budget:
-    """What is left of one rendering, and how large the lists and mappings in it would be as text."""
+    """What is left of one rendering."""
 
     def __init__(self) -> None:
         self._steps = STEP_LIMIT
+        self._characters = CHARACTER_LIMIT
         self._deadline = time.monotonic() + SECONDS
-        self._weighed: dict[int, tuple[object, int]] = {}  # by identity; each is kept, so that none takes its place
-
-    def weigh(self, value: object) -> int:
-        """Characters and items of a value, where whatever occurs twice counts twice.
-
-        A list that holds another one twice, which holds a third one twice and so on, takes little memory, but Python
-        takes for ever to write or compare it.
-        """
-        if isinstance(value, str | bytes):
-            return len(value)
-        if not isinstance(value, list | tuple | dict):
-            return 1
-        if id(value) not in self._weighed:
-            parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-            self._weighed[id(value)] = (value, sum(map(self.weigh, parts)) + len(parts))
-        return self._weighed[id(value)][1]
 
     def spend(self) -> None:
+        """Count one step."""
         self._steps -= 1
         if self._steps < 0:
             raise LimitError(f"it takes more than {STEP_LIMIT} steps")
-        if time.monotonic() > self._deadline:
+        if self._steps % STEPS_AT_ONCE == 0 and time.monotonic() > self._deadline:
             raise LimitError(f"it takes longer than {SECONDS:g} seconds")
+
+    def made(self, characters: int) -> None:
+        """Count a text of so many characters."""
+        check_text(characters)
+        self._characters -= characters
+        if self._characters < 0:
+            raise LimitError(f"it makes texts of more than {CHARACTER_LIMIT} characters in all")
 
 
 _budget: ContextVar[_Budget] = ContextVar("budget")
@@ -93,9 +91,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             del self.filters[name]
 
     def finish(self) -> "LimitedEnvironment":
-        """Put limits on every filter and global function; call it once, when all are there."""
+        """Put limits on every filter; call it once, when all are there."""
         bounded = {name: _bounded(name, function) for name, function in dict(self.filters).items()}
-        self.filters: dict[str, Callable[..., Any]] = bounded | {COUNTED: _counted, JOINED: _joined, WEIGHED: _weighed}
+        self.filters: dict[str, Callable[..., Any]] = bounded | {COUNTED: _counted, JOINED: _joined, WEIGHED: _checked}
         return self
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -105,16 +103,23 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return parsed
 
     def call(self, context: Context, function: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Call a function, a method or a macro, if its arguments are small enough."""
-        _spend()
-        _check_method(function, args, options)
+        """Call a function, a method or a macro, if its result is small enough."""
+        _budget.get().spend()
+        name = getattr(function, "__name__", "")
+        text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps some methods
+        if name in FORBIDDEN:
+            raise LimitError(f"it calls {name}, which no chat template needs")
+        if isinstance(text, str) and name == JOINING and args:
+            return _join(args[0], text)
+        if isinstance(text, str) and name in METHODS:
+            _apply(METHODS[name], text, *args, **options)
         return _checked(super().call(context, function, *args, **options))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
         """Compute an operation whose result may be large, if it is not."""
-        _spend()
-        CHECKS[operator](left, right)
-        return super().call_binop(context, operator, left, right)
+        _budget.get().spend()
+        check_operation(operator, left, right)
+        return _checked(super().call_binop(context, operator, left, right))
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
@@ -123,7 +128,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Limiter(NodeTransformer):
-    """Sends loops, `~` and new lists, which the sandbox does not intercept, through filters of ours."""
+    """Sends loops, `~`, slices and new lists, which the sandbox does not intercept, through filters of ours."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -142,6 +147,10 @@ class _Limiter(NodeTransformer):
         self.generic_visit(node)
         return _filtered(node, WEIGHED) if node.ctx == "load" else node
 
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered(node, WEIGHED) if isinstance(node.arg, nodes.Slice) else node
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), JOINED)
@@ -151,38 +160,38 @@ def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _spend() -> None:
-    _budget.get().spend()
-
-
 @pass_context  # type: ignore[untyped-decorator]
 def _finalized(_context: Context, value: object) -> object:
-    _spend()
+    """What is written, which becomes text now."""
+    _budget.get().spend()
+    if not isinstance(value, str):
+        check_text(weigh(value))
     return value
 
 
 def _counted(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
-        _spend()
+        _budget.get().spend()
         yield item
 
 
 def _joined(parts: Iterable[Any]) -> str:
-    return _join(map(str, parts))
+    return _join(parts)
 
 
-def _weighed(value: Any) -> Any:  # noqa: ANN401
-    _check_length(_budget.get().weigh(value))
-    return value
-
-
-def _join(parts: Iterable[str]) -> str:
-    kept, length = [], 0
+def _join(parts: Iterable[Any], separator: str = "") -> str:
+    """Join parts, each of which is taken only if there is room for it."""
+    kept: list[str] = []
+    length = 0
     for part in parts:
-        length += len(part)
-        _check_length(length)
-        kept.append(part)
-    return "".join(kept)
+        if not isinstance(part, str):
+            check_text(weigh(part))
+        kept.append(str(part))
+        length += len(kept[-1]) + len(separator)
+        check_items(len(kept))
+        check_text(length)
+    _budget.get().made(length)
+    return separator.join(kept)
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,125 +200,38 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)  # keeps the mark by which Jinja passes it
     def bounded(*args: Any, **options: Any) -> Any:  # noqa: ANN401
-        _spend()
+        _budget.get().spend()
         value, *others = args[passed:]
-        _check_filter(name, value, others, options)
+        if name == JOINING:
+            others, options = [_separator(others, options), *others[1:]], {**options}
+            options.pop("d", None)
+            items = list(_counted(value))
+            check_text(sum(weigh(item) + len(others[0]) for item in items))
+            return _checked(function(*args[:passed], items, *others, **options))
+        if not isinstance(value, str):
+            check_text(weigh(value))
+        if name in FILTERS:
+            _apply(FILTERS[name], value, *others, **options)
         return _checked(function(*args, **options))
 
     return bounded
 
 
-def _check_method(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:  # noqa: ANN401
-    """Refuse arguments from which a function or a method of a text could make something large."""
-    name = getattr(function, "__name__", "")
-    text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps some methods
-    if not isinstance(function, Macro):
-        _check_counts([*args, *options.values()])
-    if isinstance(text, str) and name in ("format", "format_map"):
-        _check_format(text, [*args, options])
-    elif isinstance(text, str) and name == "replace" and len(args) > 1:
-        _check_replacement(text, args)
-    elif isinstance(text, str) and name == "join" and args:
-        _check_joined(_items(args[0]), text)
+def _separator(args: list[Any], options: dict[str, Any]) -> str:
+    return str(options.get("d", args[0] if args else ""))
 
 
-def _check_filter(name: str, value: object, args: Sequence[Any], options: Mapping[str, Any]) -> None:
-    """Refuse arguments from which a filter, by its name in a template, could make something large of `value`."""
-    if name not in ("d", "default"):
-        _check_counts([*args, *options.values()])
-    if name == "format":
-        _check_format(str(value), [*args, options])
-    elif name == "replace" and len(args) > 1:
-        _check_replacement(str(value), args)
-    elif name == "join":
-        _check_joined(_items(value), str(options.get("d", args[0] if args else "")))
-
-
-def _check_counts(values: Iterable[object]) -> None:
-    for value in values:
-        if isinstance(value, int) and abs(value) > NUMBER_LIMIT:
-            raise LimitError(f"it asks for {_short(value)} of something, expected at most {NUMBER_LIMIT}")
-
-
-def _check_replacement(text: str, args: Sequence[Any]) -> None:
-    old, new = str(args[0]), str(args[1])
-    _check_length(len(text) + text.count(old) * len(new))
-
-
-def _check_joined(items: Iterable[Any], separator: str) -> None:
-    _check_length(sum(len(str(item)) + len(separator) for item in items))
-
-
-def _items(value: object) -> Iterable[Any]:
-    """The items of something that can be looked at without using it up."""
-    return value if isinstance(value, list | tuple | str | dict) else ()
-
-
-def _check_format(pattern: str, values: Iterable[object]) -> None:
-    widths = [int(digits[:9]) for digits in DIGITS.findall(pattern)]
-    if max(widths, default=0) > NUMBER_LIMIT or "*" in pattern:
-        raise LimitError(f"it formats a text with a width above {NUMBER_LIMIT}")
-    longest = max(map(_budget.get().weigh, values), default=0)
-    _check_length(len(pattern) + (pattern.count("{") + pattern.count("%")) * (longest + max(widths, default=0)))
-
-
-def _check_sum(left: object, right: object) -> None:
-    if isinstance(left, Sized) and isinstance(right, Sized):
-        _check_items(left, len(left) + len(right))
-        _check_length(_budget.get().weigh(left) + _budget.get().weigh(right))
-
-
-def _check_product(left: object, right: object) -> None:
-    for items, count in ((left, right), (right, left)):
-        if isinstance(items, Sized) and isinstance(count, int):
-            _check_items(items, len(items) * max(count, 0))
-            _check_length(_budget.get().weigh(items) * max(count, 0))
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() + right.bit_length())
-
-
-def _check_power(left: object, right: object) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() * max(right, 0))
-
-
-def _check_remainder(left: object, right: object) -> None:
-    if isinstance(left, str):
-        _check_format(left, right if isinstance(right, tuple) else (right,))
-
-
-CHECKS: Mapping[str, Callable[[object, object], None]] = {
-    "+": _check_sum,
-    "*": _check_product,
-    "**": _check_power,
-    "%": _check_remainder,
-}
-
-
-def _check_bits(bits: int) -> None:
-    if bits > BITS_LIMIT:
-        raise LimitError(f"it computes a whole number of {_short(bits)} bits, expected at most {BITS_LIMIT}")
-
-
-def _check_length(length: int) -> None:
-    if length > TEXT_LIMIT:
-        raise LimitError(f"it makes a text of {_short(length)} characters, expected at most {TEXT_LIMIT}")
-
-
-def _check_items(value: object, count: int) -> None:
-    if not isinstance(value, str | bytes) and count > ITEM_LIMIT:
-        raise LimitError(f"it makes a list of {_short(count)} items, expected at most {ITEM_LIMIT}")
+def _apply(rule: Callable[..., int], *args: Any, **options: Any) -> None:  # noqa: ANN401
+    """Refuse a result that is too large by its rule; arguments that do not fit are left to the function itself."""
+    try:
+        length = rule(*args, **options)
+    except (TypeError, ValueError, AttributeError):
+        return
+    check_text(length)
 
 
 def _checked(result: Any) -> Any:  # noqa: ANN401
-    if isinstance(result, str | bytes):
-        _check_length(len(result))
-    elif isinstance(result, list | tuple | dict):
-        _check_items(result, len(result))
-        return _weighed(result)
+    check_value(result)
+    if isinstance(result, str):
+        _budget.get().made(len(result))
     return result
-
-
-def _short(number: int) -> str:
-    """A number that may have more digits than Python writes."""
-    return str(number) if number.bit_length() < 100 else f"2**{number.bit_length() - 1} or more"

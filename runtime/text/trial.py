@@ -1,8 +1,9 @@
-"""`python -m runtime.text.trial SPEC FOLDER`: encode a text and, for a chat model, short conversations.
+"""`python -m runtime.text.trial SPEC FOLDER SECONDS BYTES`: encode a text and, for a chat model, short conversations.
 
 It is how a compile tries a tokenizer, in a process that may take too long or too much memory, or crash.
 """
 
+import resource
 import sys
 from pathlib import Path
 
@@ -21,8 +22,18 @@ CONVERSATIONS = ([USER], [Message(role="system", content="Be brief."), USER])
 
 def main() -> int:
     """Try the tokenizer that the arguments name; returns the exit status."""
-    try_out(msgspec.json.decode(sys.argv[1], type=TokenizerSpec), Path(sys.argv[2]))
+    spec, folder, seconds, memory = sys.argv[1:]
+    _limit(resource.RLIMIT_CPU, int(seconds))
+    _limit(resource.RLIMIT_AS, int(memory))
+    try_out(msgspec.json.decode(spec, type=TokenizerSpec), Path(folder))
     return 0
+
+
+def _limit(kind: int, wanted: int) -> None:
+    """Limit this process, unless it is limited to less already."""
+    hard = resource.getrlimit(kind)[1]
+    least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(kind, (least, least))
 
 
 def try_out(spec: TokenizerSpec, folder: Path) -> None:

@@ -1,11 +1,14 @@
 """A checkpoint's tokenizer and template are tried before anything takes time, in a process with limits."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from export import tokenizer_trial
 from export.checkpoints.checkpoint import open_checkpoint
+from export.stage import ROOT
 from export.tokenizer_trial import try_tokenizer
 from export.weights.storing import record_of, write_tokenizer
 from runtime.artifact.manifest import Quantization
@@ -28,7 +31,7 @@ def tried(tiny, tmp_path, template):
     stored = tmp_path / "stored"
     stored.mkdir()
     write_tokenizer(checkpoint, record, stored)
-    try_tokenizer(record.tokenizer, stored, folder)
+    try_tokenizer(record, stored, folder)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_a_template_that_writes_some_conversation_passes(tiny, tmp_path, templat
     ],
 )
 def test_a_template_that_writes_none_is_refused(tiny, tmp_path, template, said):
-    with pytest.raises(UserError, match="copy does not work for one short message: ") as told:
+    with pytest.raises(UserError, match="copy fails on one short message: ") as told:
         tried(tiny, tmp_path, template)
     assert said in str(told.value)
 
@@ -63,7 +66,10 @@ def test_a_template_that_writes_none_is_refused(tiny, tmp_path, template, said):
     [
         ("import time; time.sleep(60)", "it takes longer than 3 seconds"),
         ("import os; os.abort()", "it ended with status -6"),
-        ("bytearray(2**34)", "there is not enough memory"),
+        (
+            "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**34)",
+            "not enough memory",
+        ),
     ],
 )
 def test_a_process_that_hangs_crashes_or_takes_all_memory(tiny, tmp_path, monkeypatch, code, said):
@@ -75,3 +81,22 @@ def test_a_process_that_hangs_crashes_or_takes_all_memory(tiny, tmp_path, monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UserError, match=said):
         tried(tiny, tmp_path, "{{ messages[0].content }}")
+
+
+def test_a_process_limits_itself_and_respects_stricter_limits():
+    code = (
+        "import resource; from runtime.text import trial; resource.setrlimit(resource.RLIMIT_CPU, (50, 50)); "
+        "trial._limit(resource.RLIMIT_CPU, 60); trial._limit(resource.RLIMIT_AS, 2**33); "
+        "print(resource.getrlimit(resource.RLIMIT_CPU), resource.getrlimit(resource.RLIMIT_AS))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "(50, 50) (8589934592, 8589934592)\n"
+
+
+def test_nobody_chats_with_a_classifier(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    checkpoint = open_checkpoint(folder, "auto", {}, head="embedding")
+    record = record_of(checkpoint, Quantization(scheme="none"), "fp32", {})
+    write_tokenizer(checkpoint, record, tmp_path)
+    try_tokenizer(record, tmp_path, folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import sys
@@ -20,7 +21,7 @@ from export.checkpoints.checkpoint import checkpoint_files, open_checkpoint
 from export.checkpoints.gguf_checkpoint import GgufTensors, _read_header
 from export.checkpoints.gguf_tokenizer import recover
 from export.checkpoints.source import identity
-from export.weights.storing import record_of, store_checkpoint
+from export.weights.storing import record_of, store_weights
 from runtime.artifact.manifest import Quantization
 from runtime.errors import UserError
 from tests.helpers.raw_mistral import raw_tensors, write_raw
@@ -69,7 +70,7 @@ def changed(folder, name, row, value, dtype=torch.float32):
 
 
 def stored(checkpoint, folder, scheme="none", dtype="fp32"):
-    return store_checkpoint(record_of(checkpoint, Quantization(scheme=scheme), dtype, {}), checkpoint, folder)
+    return store_weights(record_of(checkpoint, Quantization(scheme=scheme), dtype, {}), checkpoint, folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -168,6 +169,22 @@ def test_the_cache_of_a_hub_is_read(copy, tmp_path):
 def test_a_pipe_is_no_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "x.gguf")
     assert "is neither a folder nor a regular file" in refused(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "anything"])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "is neither a file nor a folder"),
+        (lambda path: path.symlink_to("nowhere"), "is a link that leads nowhere"),
+        (lambda path: path.symlink_to(path.name), "is a link that leads nowhere"),
+        (lambda path: path.symlink_to("/dev/zero"), "neither a file nor a folder|leads nowhere"),
+    ],
+)
+def test_what_is_no_file_is_not_taken_as_absent(copy, name, make, said):
+    (copy / name).unlink(missing_ok=True)
+    make(copy / name)
+    assert re.search(f"{name} .*({said})", refused(copy))
 
 
 # Small files
@@ -306,6 +323,18 @@ def test_a_record_of_another_size_than_its_tensor(pth, change):
     path = pth / "consolidated.00.pth"
     repacked(path, lambda name, data: (change(data) if name.endswith("/data/3") else data, zipfile.ZIP_STORED))
     assert "expected one record of its size for each tensor" in refused(pth)
+
+
+def test_a_file_named_data_is_read(pth):
+    """torch names the folder inside after the file."""
+    with zipfile.ZipFile(pth / "consolidated.00.pth") as archive:
+        records = {
+            info.filename.replace("consolidated.00/", "data/", 1): archive.read(info) for info in archive.infolist()
+        }
+    with zipfile.ZipFile(pth / "consolidated.00.pth", "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    assert open_checkpoint(pth, "auto", {}).model.dim == PARAMS["dim"]
 
 
 def test_tensors_that_share_a_storage_are_read(tmp_path):

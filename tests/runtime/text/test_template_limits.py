@@ -64,6 +64,35 @@ BOMBS = {
     "many digits": "{{ " + "9" * 5000 + " }}",
     "break outside a loop": "{% break %}",
     "a long source": "x" * 2**21,
+    "many expressions": "{{ a }}" * 200_000,
+    "indent many lines": "{% set x = 'a\\n' * 1000000 %}{{ x | indent(100000) }}",
+    "tojson of many items": "{{ ([1] * 200000) | tojson(indent=100000) }}",
+    "tojson with separators": "{{ ([1] * 200000) | tojson(separators=('x' * 100000, ':')) }}",
+    "wordwrap": "{{ ('a ' * 400000) | wordwrap(1, wrapstring='x' * 1000000) }}",
+    "tabs": "{{ ('\\t' * 30000).expandtabs(100000) }}",
+    "translate": "{{ ('a' * 1000000).translate({97: 'b' * 10000}) }}",
+    "join a generator": "{{ range(99999) | map('string') | join('x' * 99999) }}",
+    "join a generator by a method": "{{ ('x' * 99999).join(range(99999) | map('string')) }}",
+    "join a range": "{{ range(99999) | join('x' * 99999) }}",
+    "replace by name": "{{ ('a' * 99999) | replace(old='a', new='x' * 99999) }}",
+    "width of a width": "{{ '{:{}}'.format('a', '1000000000') }}",
+    "width in a list": "{{ '{0:{1[0]}}'.format('a', [1000000000]) }}",
+    "namespaces": "{% set n0 = namespace(a=1, b=1) %}"
+    + "".join(f"{{% set n{i + 1} = namespace(a=n{i}, b=n{i}) %}}" for i in range(44))
+    + "{{ n44 | string | length }}",
+    "namespaces filled later": "".join(f"{{% set n{i} = namespace() %}}" for i in range(45))
+    + "".join(f"{{% set n{i + 1}.a = n{i} %}}{{% set n{i + 1}.b = n{i} %}}" for i in range(44))
+    + "{{ n44 }}",
+    "many long texts": "{% set x = 'x' * 4000000 %}{% set l = namespace(l=[]) %}"
+    + "".join(f"{{% set v{i} = x + 'b' %}}" for i in range(200)),
+    "views of mappings": "{% set d = {'a': 1} %}"
+    + "{% set d = {'a': d.items(), 'b': d.items()} %}" * 45
+    + "{{ d | string }}",
+    "slices": "{% set x = 'a' * 8000000 %}" + "{{ x" + "[1:]" * 100 + " | length }}",
+    "bytes of a text": "{{ ('x' * 9).encode() }}",
+    "a date": "{{ strftime_now('%99999999Y') }}",
+    "a long date": "{{ strftime_now('a' * 4000000) }}",
+    "a sum of lists": "{{ ([[1] * 9999] * 999) | sum(start=[]) | length }}",
 }
 
 
@@ -89,6 +118,15 @@ def test_bombs_are_refused(name):
         ("{{ messages | map(attribute='role') | join(', ') }}{{ [1, 2] | tojson(indent=1) }}", "user[\n 1,\n 2\n]"),
         ("{{ '{} and {b}'.format(1, b='x') }}{{ 'aXa'.replace('X', '-') }}{{ '-'.join(['a', 'b']) }}", "1 and xa-aa-b"),
         ("{% macro m(a) %}[{{ a }}]{% endmacro %}{{ m(1700000000) }}{{ [3, 1] | sort | join }}", "[1700000000]13"),
+        ("{{ namespace(budget=131072).budget }}{{ messages[0].get('x', 200000) }}", "131072200000"),
+        ("{{ '* %s' | format('x') }}{{ 'limit 200000 for %s' | format('x') }}", "* xlimit 200000 for x"),
+        ("{{ '%d' | format(1234567) }}{{ '{} 999999'.format(1) }}{{ [1, 2] | sum }}", "12345671 9999993"),
+        ("{{ ['a', 'b'] | join('-') }}{{ [{'x': 'a'}, {'x': 'b'}] | join(', ', attribute='x') }}", "a-ba, b"),
+        (
+            "{{ ['a', 'b'] | join(d='-') }}{{ {'a': 1}.values() | join }}{{ '-'.join(['a', 'b'] | map('upper')) }}",
+            "a-b1A-B",
+        ),
+        ("{{ 'a\nb' | indent(2) }}{{ 'a\tb'.expandtabs(4) }}{{ 3.14159 | round(2) }}", "a\n  ba   b3.14"),
         ("{% set n = namespace(x=0) %}{% for i in range(4) %}{% set n.x = n.x + i %}{% endfor %}{{ n.x }}", "6"),
     ],
 )
