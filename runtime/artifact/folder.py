@@ -300,7 +300,7 @@ def refuse_other_folder(folder: Path) -> None:
     names = {entry.name for entry in os.scandir(folder)}
     if names and not {LIBRARY_FILE, WEIGHTS_FILE} <= names and not _is_ours(folder / MANIFEST_FILE):
         raise UserError(
-            f"{folder} exists and is not an artifact (it has no {MANIFEST_FILE} of one); move it, or choose another name"
+            f"{folder} exists and is not an artifact (no {MANIFEST_FILE} says so); move it, or choose another name"
         )
 
 
