@@ -30,4 +30,5 @@ def note_peak(folder: Path) -> None:
 def noted_peak(folder: Path) -> int | None:
     """The recorded peak of the process that made a stage's result, or None."""
     path = folder / PEAK_FILE
-    return int(path.read_text()) if path.is_file() else None
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdecimal() else None  # a run that was cut short may have left less than a number

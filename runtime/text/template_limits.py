@@ -31,12 +31,14 @@ from runtime.text.template_sizes import (
     weigh,
 )
 
-STEP_LIMIT = 2**19  # turns of loops, calls and other operations in one rendering
+STEP_LIMIT = 2**19  # turns of loops, operations and, four times as dear, calls in one rendering
+CALL_STEPS = 4
 STEPS_AT_ONCE = 2**8  # after which the deadline is looked at
 SECONDS = 10.0  # for one rendering; a real template takes milliseconds
 CHARACTER_LIMIT = 2**27  # of all texts that one rendering makes
 SOURCE_LIMIT = 2**16  # characters of a template; long ones have 20,000
 COUNTED, JOINED, WEIGHED = "counted ", "joined ", "weighed "  # filters that no template can name: no name has a space
+JINJA_OPTIONS = frozenset(("_loop_vars", "_block_vars"))  # that Jinja adds to a call inside a loop or a block
 REMOVED_GLOBALS, REMOVED_FILTERS = ("lipsum",), ("pprint", "urlize")
 
 
@@ -48,12 +50,12 @@ class _Budget:
         self._characters = CHARACTER_LIMIT
         self._deadline = time.monotonic() + SECONDS
 
-    def spend(self) -> None:
-        """Count one step."""
-        self._steps -= 1
+    def spend(self, steps: int = 1) -> None:
+        """Count steps."""
+        before, self._steps = self._steps, self._steps - steps
         if self._steps < 0:
             raise LimitError(f"it takes more than {STEP_LIMIT} steps")
-        if self._steps % STEPS_AT_ONCE == 0 and time.monotonic() > self._deadline:
+        if before // STEPS_AT_ONCE > self._steps // STEPS_AT_ONCE and time.monotonic() > self._deadline:
             raise LimitError(f"it takes longer than {SECONDS:g} seconds")
 
     def made(self, characters: int) -> None:
@@ -104,7 +106,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, function: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401
         """Call a function, a method or a macro, if its result is small enough."""
-        _budget.get().spend()
+        _budget.get().spend(CALL_STEPS)
         name = getattr(function, "__name__", "")
         text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps some methods
         if name in FORBIDDEN:
@@ -112,7 +114,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(text, str) and name == JOINING and args:
             return _join(args[0], text)
         if isinstance(text, str) and name in METHODS:
-            _apply(METHODS[name], text, *args, **options)
+            _apply(METHODS[name], text, *args, **{key: options[key] for key in options.keys() - JINJA_OPTIONS})
         return _checked(super().call(context, function, *args, **options))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
@@ -222,11 +224,11 @@ def _separator(args: list[Any], options: dict[str, Any]) -> str:
 
 
 def _apply(rule: Callable[..., int], *args: Any, **options: Any) -> None:  # noqa: ANN401
-    """Refuse a result that is too large by its rule; arguments that do not fit are left to the function itself."""
+    """Refuse a result that is too large by its rule, and arguments that the rule does not know."""
     try:
         length = rule(*args, **options)
-    except (TypeError, ValueError, AttributeError):
-        return
+    except (TypeError, ValueError, AttributeError) as error:
+        raise LimitError(f"it gives arguments that do not fit: {error}") from error
     check_text(length)
 
 

@@ -11,7 +11,7 @@ from jinja2.exceptions import TemplateRuntimeError
 from jinja2.utils import Namespace
 
 TEXT_LIMIT = 2**23  # characters of a text; a tokenizer takes no longer one either
-ITEM_LIMIT = 2**18  # items of a list or a mapping
+ITEM_LIMIT = 2**16  # items of a list or a mapping
 BITS_LIMIT = 4096  # of a whole number
 DIGITS_LIMIT = 1000  # to which a number may be rounded
 INDENT_LIMIT = 16  # characters for each level of JSON, and of a separator in it

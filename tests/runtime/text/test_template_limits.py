@@ -89,6 +89,10 @@ BOMBS = {
     + "{% set d = {'a': d.items(), 'b': d.items()} %}" * 45
     + "{{ d | string }}",
     "slices": "{% set x = 'a' * 8000000 %}" + "{{ x" + "[1:]" * 100 + " | length }}",
+    "a method in a loop": "{% for a in [1] %}{{ 'x'.rjust(10**11) }}{% endfor %}",
+    "a join in a loop": "{% for a in [1] %}{{ ('x' * 99999).join(range(99999) | map('string')) }}{% endfor %}",
+    "a format in a block": "{% block a %}{{ '{:>2000000000}'.format(1) }}{% endblock %}",
+    "a filter in a loop": "{% for a in [1] %}{{ 'x' | center(2000000000) }}{% endfor %}",
     "bytes of a text": "{{ ('x' * 9).encode() }}",
     "a date": "{{ strftime_now('%99999999Y') }}",
     "a long date": "{{ strftime_now('a' * 4000000) }}",
@@ -127,6 +131,7 @@ def test_bombs_are_refused(name):
             "a-b1A-B",
         ),
         ("{{ 'a\nb' | indent(2) }}{{ 'a\tb'.expandtabs(4) }}{{ 3.14159 | round(2) }}", "a\n  ba   b3.14"),
+        ("{% for a in [1, 2] %}{{ 'x'.rjust(3) }}{{ '{}'.format(a) }}{% endfor %}", "  x1  x2"),
         ("{% set n = namespace(x=0) %}{% for i in range(4) %}{% set n.x = n.x + i %}{% endfor %}{{ n.x }}", "6"),
     ],
 )
