@@ -15,6 +15,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from runtime.errors import open_streams
+
+open_streams()
 PLAIN_WIDTH = 140  # columns, if the output is not a terminal with a width of its own
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)

@@ -20,7 +20,7 @@ from export.proof.steppers import TorchStepper
 from export.results import GOLDEN_STAGE, golden_key, graphs_path
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load, specs
-from export.workspace import locked, run_stage
+from export.workspace import locked, locked_stage, run_stage
 from runtime.artifact.golden import GOLDEN_FILE, GoldenPrompt, sequence_length, tensors_of
 from runtime.artifact.manifest import HEADS, ModelConfig, Shape, TensorSpec
 from runtime.artifact.tensor_file import TensorFileWriter
@@ -35,7 +35,7 @@ def main() -> int:
     """Write the config's golden prompts into its workspace and return the exit status."""
     arguments = config_parser("Compute golden prompts.").parse_args()
     job = Job.load(arguments.config, arguments.overrides)
-    with locked(job.workspace, console.print):
+    with locked(job.workspace, console.print), locked_stage(job.workspace, GOLDEN_STAGE, console.print):
         graphs = OnnxGraphs.open(graphs_path(job))
         run_stage(
             job.workspace,

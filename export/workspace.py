@@ -5,6 +5,7 @@ such folders are ever removed, and a result whose files differ from their sums i
 """
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator
@@ -23,10 +24,12 @@ from runtime.errors import UserError
 
 CONTENTS_FILE = "contents.json"
 TAG_FILE = "CACHEDIR.TAG"  # marks a workspace; https://bford.info/cachedir, which backup tools know
+OWNER = "# Results of `make compile`"  # what tells our tag from another program's
 TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
-    "# Results of `make compile`, which are made again if they are lost. Keep nothing else in this folder.\n"
+    f"{OWNER}, which are made again if they are lost. Keep nothing else in this folder.\n"
 )
+NAME_OF_RESULT = re.compile(r".+-[0-9a-f]{20}(\.tmp)?")  # its last part is a key
 HELD = "COMPILE_HOLDS_WORKSPACE"  # environment variable: the workspace that a parent process holds
 NOTES = frozenset({"peak_memory"})  # measurements that later runs add to a result; they do not affect it
 
@@ -151,12 +154,12 @@ def claim(workspace: Path) -> None:
         raise UserError(f"the workspace {workspace} belongs to the user {status.st_uid}, expected this one; {remedy}")
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         raise UserError(f"any user can write to the workspace {workspace}; {remedy}, or run `chmod o-w {workspace}`")
-    if tag.is_file() and tag.read_text(errors="replace") == TAG:
+    if tag.is_file() and OWNER in tag.read_text(errors="replace"):
         return
     others = sorted(path.name for path in workspace.iterdir() if path.name != "lock")
     if others:
         raise UserError(
-            f"the workspace {workspace} holds {others[0]!r}, but no {TAG_FILE} that says that this project made it; "
+            f"the workspace {workspace} holds {others[0]!r}, but no {TAG_FILE} of this project; "
             f"{remedy}, or remove what is there"
         )
     write_whole(tag, TAG.encode())
@@ -206,10 +209,14 @@ def _damaged(path: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove a folder of ours, or one that is empty; raises `UserError` for anything else that is in the way."""
+    """Remove a folder of ours, or one that is empty; raises `UserError` for anything else that is in the way.
+
+    A folder with the name of a result and a damaged `contents.json` is ours as well.
+    """
     if not os.path.lexists(folder):
         return
-    if is_ours(folder):
+    damaged = not folder.is_symlink() and NAME_OF_RESULT.fullmatch(folder.name) and _own_file(folder / CONTENTS_FILE)
+    if is_ours(folder) or damaged:
         shutil.rmtree(folder)
     elif folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()

@@ -73,6 +73,7 @@ def run_command(main: Callable[[], int]) -> None:
     A `UserError` becomes one line and status 2, and so does whatever the system refuses: a full disk, a folder that
     cannot be written to, memory that is not there.
     """
+    open_streams()
     try:
         if sys.stdout is None:
             raise UserError("standard output is closed; send it to a file or a terminal")
@@ -94,6 +95,12 @@ def run_command(main: Callable[[], int]) -> None:
         status = _report(f"{place}{error.strerror}; {REMEDIES[error.errno]}")
     _flush()
     sys.exit(status)
+
+
+def open_streams() -> None:
+    """Send what is written to standard error nowhere if it is closed, since a result may be right all the same."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
 
 
 def _report(text: str) -> int:

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 
 from runtime.artifact.build_number import check_build_number, required_build
 from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE
-from runtime.artifact.folder import read_manifest
+from runtime.artifact.folder import read_manifest, sealed_library
 from runtime.artifact.hashing import check_sums
 from runtime.artifact.manifest import KernelCall, Manifest, TensorSpec
-from runtime.artifact.sealed import sealed_copy
 from runtime.artifact.signing import key_of_environment
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
@@ -252,12 +251,6 @@ def checked_manifest(folder: Path) -> Manifest:
     if not manifest.calls:
         raise UserError(f"{path} names no kernel, expected those that the library calls; compile it again")
     return manifest
-
-
-def sealed_library(folder: Path, manifest: Manifest) -> Path:
-    """A copy of a folder's library that has its sum in the manifest and that nothing can change."""
-    entry = next(entry for entry in manifest.files if entry.path == LIBRARY_FILE)
-    return sealed_copy(folder / LIBRARY_FILE, entry)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

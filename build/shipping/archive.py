@@ -19,6 +19,7 @@ import zstandard
 
 from build.shipping.keys import signature_line
 from export.console import byte_bar
+from runtime.artifact.durable import replaced_whole
 from runtime.errors import UserError
 
 LEVEL = 6  # of compression: weights hardly shrink, and a higher level takes longer than the copy saves
@@ -70,8 +71,7 @@ def write_archive(members: Mapping[str, Member], name: str, target: Path) -> Non
     Raises `UserError` if a file changes meanwhile, so that no archive holds parts of two artifacts.
     """
     _remove_stale(target)
-    fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replaced_whole(target) as fresh:
         compressor = zstandard.ZstdCompressor(level=LEVEL, threads=-1)
         with (
             fresh.open("wb") as file,
@@ -92,9 +92,6 @@ def write_archive(members: Mapping[str, Member], name: str, target: Path) -> Non
                         f"expected SHA-256 {member.sha256}; ship it again while nothing else writes there"
                     )
                 bar.advance(member.size)
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 class _Summed:

@@ -11,6 +11,7 @@ from nacl.signing import SigningKey
 
 from export.console import console
 from runtime.artifact.consistency import MANIFEST_FILE
+from runtime.artifact.durable import replaced_whole
 from runtime.artifact.signing import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, SIGNATURE_FILE, line, read_line
 from runtime.errors import UserError, run_command
 
@@ -62,12 +63,8 @@ def sign(folder: Path, private_key: Path) -> None:
     """Sign an artifact's manifest as it is now; raises `UserError` for a file that is not a private key."""
     signature = signature_line((folder / MANIFEST_FILE).read_bytes(), private_key)
     # Outside the folder, where a reader would find one file too many; if this is killed, `write_artifact` removes it.
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.manifest")
-    try:
+    with replaced_whole(folder / SIGNATURE_FILE, folder.with_name(f".{folder.name}.{os.getpid()}.manifest")) as fresh:
         fresh.write_text(signature)
-        fresh.replace(folder / SIGNATURE_FILE)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def signature_line(data: bytes, private_key: Path) -> str:

@@ -9,9 +9,9 @@ It needs Python's standard library alone, so that it also runs while `.venv` can
 
 import argparse
 import ast
+import base64
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -24,8 +24,9 @@ from html.parser import HTMLParser
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from runtime.artifact.durable import write_whole
 from runtime.doctor import PYTHONS
 from runtime.errors import UserError, run_command
 
@@ -184,7 +185,8 @@ def _listed(index: str, name: str) -> Iterator[tuple[str, str]]:
         page = Path(unquote(urlsplit(url).path)) / "index.html"
         yield from _links(page.read_text()) if page.is_file() else ()
         return
-    request = urllib.request.Request(url, headers={"Accept": f"{JSON_PAGE}, text/html;q=0.5"})
+    url, headers = _without_password(url)
+    request = urllib.request.Request(url, headers={"Accept": f"{JSON_PAGE}, text/html;q=0.5", **headers})
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             data, kind = answer.read(), answer.headers.get_content_type()
@@ -198,6 +200,16 @@ def _listed(index: str, name: str) -> Iterator[tuple[str, str]]:
     for entry in json.loads(data)["files"]:
         if "sha256" in entry["hashes"]:
             yield entry["filename"], entry["hashes"]["sha256"]
+
+
+def _without_password(url: str) -> tuple[str, dict[str, str]]:
+    """The address without the name and password that pip's settings may hold in it, and the header that says both."""
+    parts = urlsplit(url)
+    account, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    token = base64.b64encode(unquote(account).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {token}"}
 
 
 def _links(page: str) -> list[tuple[str, str]]:
@@ -218,12 +230,7 @@ def lock_again(path: Path, places: Places) -> int:
     """Write one lock file again, complete or not at all; returns the number of its packages."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         pins = list(pool.map(partial(_locked, places), read_lock(path).values()))
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.write_text(lock_text(comment_of(path), pins))
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(path, lock_text(comment_of(path), pins).encode())
     return len(pins)
 
 

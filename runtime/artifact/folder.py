@@ -108,7 +108,7 @@ class Artifact:
 
     def sealed_library(self) -> Path:
         """A copy of the compiled library that has its sum and that nothing can change, to be loaded."""
-        return sealed_copy(self.library, next(entry for entry in self.manifest.files if entry.path == LIBRARY_FILE))
+        return sealed_library(self.folder, self.manifest)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Every weight by name, as views of one mapping of the file (bfloat16 as uint16 bits)."""
@@ -231,6 +231,12 @@ def _check_weights(path: Path, manifest: Manifest) -> None:
             raise UserError(
                 f"{path}: {found.name} begins at byte {found.offset}, expected a multiple of {ALIGNMENT}; {remedy}"
             )
+
+
+def sealed_library(folder: Path, manifest: Manifest) -> Path:
+    """A copy of a folder's library that has its sum in the manifest, which lists it, and that nothing can change."""
+    entry = next(entry for entry in manifest.files if entry.path == LIBRARY_FILE)
+    return sealed_copy(folder / LIBRARY_FILE, entry)
 
 
 def write_artifact(

@@ -11,6 +11,8 @@ from export.stage import ROOT
 from export.workspace import CONTENTS_FILE, TAG_FILE, claim, is_whole, locked, made_whole, run_stage, stage_folder
 from runtime.errors import UserError
 
+KEY = "0123456789abcdef0123"
+
 
 def write_result(folder):
     (folder / "result").write_text("made")
@@ -86,14 +88,16 @@ def test_what_is_in_the_way_is_never_removed(tmp_path, name, kind):
         lambda path: path.write_text("longer"),
         lambda path: path.unlink(),
         lambda path: path.with_name(CONTENTS_FILE).unlink() or path.unlink(),
+        lambda path: path.with_name(CONTENTS_FILE).write_text(""),
+        lambda path: path.with_name(CONTENTS_FILE).write_text("[1]"),
     ],
 )
 def test_a_damaged_result_is_made_again(tmp_path, change):
-    folder = run_stage(tmp_path, "graphs", "k1", write_result)
+    folder = run_stage(tmp_path, "graphs", KEY, write_result)
     assert is_whole(folder)
     change(folder / "result")
     assert not is_whole(folder)
-    run_stage(tmp_path, "graphs", "k1", write_result)
+    run_stage(tmp_path, "graphs", KEY, write_result)
     assert is_whole(folder)
     assert (folder / "result").read_text() == "made"
 

@@ -48,6 +48,17 @@ def test_a_closed_standard_output():
     )
 
 
+def test_a_closed_standard_error_does_not_matter():
+    code = (
+        "from export.console import console; from runtime.errors import run_command; console.print('x'); "
+        "run_command(lambda: print('y') or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2), check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"y\n")
+
+
 def test_our_own_mistakes_are_no_user_errors():
     done = command("raise OSError(999, 'x')", stdout=subprocess.DEVNULL)
     assert done.returncode == 1

@@ -1,5 +1,6 @@
 """The lock files: every file that may be installed is pinned by its hash, and `make lock` writes them again."""
 
+import base64
 import hashlib
 import re
 
@@ -118,3 +119,18 @@ def test_a_second_pin_of_a_package_is_refused(tmp_path):
     (tmp_path / "a.lock").write_text("a_b==1\nA.b==2\n")
     with pytest.raises(UserError, match=r"a\.lock:2 pins a-b a second time"):
         read_lock(tmp_path / "a.lock")
+
+
+def test_a_password_in_the_settings_of_pip_is_sent_but_never_shown(monkeypatch):
+    asked = []
+
+    def refuse(request, timeout):
+        asked.append(request)
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    places = Places(("https://user:secr%40t@registry.example/simple",), ())
+    with pytest.raises(UserError, match=r"https://registry\.example/simple/numpy/ cannot be read") as told:
+        places.files("numpy")
+    assert "secr" not in str(told.value)
+    assert asked[0].get_header("Authorization") == "Basic " + base64.b64encode(b"user:secr@t").decode()
