@@ -21,7 +21,7 @@ open_streams()
 PLAIN_WIDTH = 140  # columns, if the output is not a terminal with a width of its own
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
-output = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+output = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 class Bar:

@@ -39,6 +39,7 @@ REMEDIES = {  # what to do when the system refuses something, by its error numbe
     errno.EEXIST: "choose another place",
     errno.EISDIR: "choose another place",
     errno.ENOTDIR: "choose another place",
+    errno.ENOENT: "check the path",
     errno.ELOOP: "choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",

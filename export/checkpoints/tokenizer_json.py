@@ -10,12 +10,14 @@ from tokenizers import Tokenizer
 from runtime.errors import UserError, refusing
 
 MOST_GROWTH = 64  # times that a tokenizer may make a text longer before it splits it
+MOST_ADDED = 1024  # tokens that a tokenizer may put around a text
 
 
 def open_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
     """The tokenizer in `data`, whose file is `path`, without padding and truncation; raises `UserError` if it is none.
 
-    A normalizer or decoder that makes a text many times longer is refused: the library takes all the memory for it.
+    A normalizer or decoder that makes a text many times longer is refused, and so is a post-processor that adds many
+    tokens: the library takes all the memory for it.
     """
     with refusing(f"{path} is not a tokenizer", "fetch the checkpoint again"):
         tokenizer = Tokenizer.from_buffer(data)
@@ -29,7 +31,22 @@ def open_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
                 f"{path}: its {part} can make a text {growth} times as long, expected at most {MOST_GROWTH} times; "
                 "use the tokenizer that the model was published with"
             )
+    added = _added(file.get("post_processor"))
+    if added > MOST_ADDED:
+        raise UserError(
+            f"{path}: its post_processor puts {added} tokens around a text, expected at most {MOST_ADDED}; "
+            "use the tokenizer that the model was published with"
+        )
     return tokenizer
+
+
+def _added(part: Any) -> int:  # noqa: ANN401 (JSON that the library has accepted)
+    """The most tokens that a post-processor may add: each piece of a template may stand for many ids."""
+    if not isinstance(part, dict):
+        return 0
+    pieces = max(len(part.get("single") or ()), len(part.get("pair") or ()))
+    ids = max((len(token["ids"]) for token in (part.get("special_tokens") or {}).values()), default=0)
+    return pieces * ids + sum(map(_added, part.get("processors") or ()))
 
 
 def _growth(part: Any) -> int:  # noqa: ANN401 (JSON that the library has accepted)
@@ -37,5 +54,5 @@ def _growth(part: Any) -> int:  # noqa: ANN401 (JSON that the library has accept
     if not isinstance(part, dict):
         return 1
     inner = [_growth(item) for name in ("normalizers", "decoders") for item in part.get(name) or ()]
-    own = len(part["content"]) if part.get("type") == "Replace" else 1
+    own = len(part.get({"Replace": "content", "Prepend": "prepend"}.get(part.get("type", ""), ""), ""))
     return max(own, 1) * prod(inner)

@@ -41,7 +41,7 @@ def test_a_full_disk_under_standard_output(text):
 
 
 def test_a_closed_standard_output():
-    done = command("print('x')", preexec_fn=lambda: os.close(1))
+    done = command("import export.console; print('x')", preexec_fn=lambda: os.close(1))
     assert (done.returncode, done.stderr) == (
         2,
         "error: standard output is closed; send it to a file or a terminal\n",

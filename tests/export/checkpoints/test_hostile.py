@@ -268,6 +268,28 @@ def test_a_tokenizer_that_makes_a_text_a_thousand_times_longer(copy):
     assert "its normalizer can make a text 1000000000 times as long" in refused(copy)
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 10**6}}, "its normalizer can make a text 1000000 times"),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * 10_000,
+                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                    "special_tokens": {"<s>": {"id": "<s>", "ids": [1] * 10_000, "tokens": ["<s>"] * 10_000}},
+                }
+            },
+            "its post_processor puts 100000000 tokens around a text",
+        ),
+    ],
+)
+def test_a_tokenizer_that_adds_millions(copy, part, said):
+    change_tokenizer(copy, lambda file: file | part)
+    assert said in refused(copy)
+
+
 # tekken.json
 
 
