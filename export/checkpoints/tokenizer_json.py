@@ -23,15 +23,15 @@ def open_tokenizer_json(data: bytes, path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_buffer(data)
         tokenizer.no_padding()  # the file may ask for a text of any length
         tokenizer.no_truncation()
-    file = json.loads(data)
-    for part in ("normalizer", "decoder"):
-        growth = _growth(file.get(part))
+        file = json.loads(data)
+        growths = {part: _growth(file.get(part)) for part in ("normalizer", "decoder")}
+        added = _added(file.get("post_processor"))
+    for part, growth in growths.items():
         if growth > MOST_GROWTH:
             raise UserError(
                 f"{path}: its {part} can make a text {growth} times as long, expected at most {MOST_GROWTH} times; "
                 "use the tokenizer that the model was published with"
             )
-    added = _added(file.get("post_processor"))
     if added > MOST_ADDED:
         raise UserError(
             f"{path}: its post_processor puts {added} tokens around a text, expected at most {MOST_ADDED}; "
@@ -54,5 +54,6 @@ def _growth(part: Any) -> int:  # noqa: ANN401 (JSON that the library has accept
     if not isinstance(part, dict):
         return 1
     inner = [_growth(item) for name in ("normalizers", "decoders") for item in part.get(name) or ()]
-    own = len(part.get({"Replace": "content", "Prepend": "prepend"}.get(part.get("type", ""), ""), ""))
+    replacement = part.get("content") if part.get("type") == "Replace" else part.get("prepend")
+    own = len(replacement) if isinstance(replacement, str) else 1
     return max(own, 1) * prod(inner)
