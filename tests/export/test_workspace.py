@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from export.peak_memory import PEAK_FILE, noted_peak
 from export.stage import ROOT
 from export.workspace import CONTENTS_FILE, TAG_FILE, claim, is_whole, locked, made_whole, run_stage, stage_folder
 from runtime.errors import UserError
@@ -188,3 +189,9 @@ def test_a_killed_process_holds_no_lock(tmp_path):
     with locked(tmp_path, messages.append):
         pass
     assert messages == []
+
+
+@pytest.mark.parametrize(("text", "peak"), [("123\n", 123), ("", None), ("12x", None)])
+def test_a_note_of_a_peak_that_was_cut_short_is_none(tmp_path, text, peak):
+    (tmp_path / PEAK_FILE).write_text(text)
+    assert noted_peak(tmp_path) == peak
