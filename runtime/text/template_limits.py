@@ -95,7 +95,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def finish(self) -> "LimitedEnvironment":
         """Put limits on every filter; call it once, when all are there."""
         bounded = {name: _bounded(name, function) for name, function in dict(self.filters).items()}
-        self.filters: dict[str, Callable[..., Any]] = bounded | {COUNTED: _counted, JOINED: _joined, WEIGHED: _checked}
+        self.filters: dict[str, Callable[..., Any]] = bounded | {COUNTED: _counted, JOINED: _join, WEIGHED: _checked}
         return self
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -175,10 +175,6 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
         _budget.get().spend()
         yield item
-
-
-def _joined(parts: Iterable[Any]) -> str:
-    return _join(parts)
 
 
 def _join(parts: Iterable[Any], separator: str = "") -> str:
