@@ -10,6 +10,7 @@ import numpy as np
 
 from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
 from export.checkpoints.families import MODEL_NAMES
+from export.checkpoints.huggingface_tensors import shards
 from export.checkpoints.hyperparameters import model_config
 from export.checkpoints.links import check_link, check_regular
 from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource, first_row_not_finite
@@ -115,7 +116,7 @@ def checkpoint_files(path: Path) -> list[Path]:
         for entry in path.iterdir():
             check_regular(entry)
         inside = {entry for entry in path.iterdir() if entry.is_file()}
-        files = sorted(inside | {path / shard for shard in huggingface.shards(path).values()})
+        files = sorted(inside | {path / shard for shard in shards(path).values()})
         for file in files:
             check_link(file, path)
         return files

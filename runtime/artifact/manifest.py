@@ -14,7 +14,7 @@ from runtime.artifact.schemes import SCHEMES, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 # Far beyond any model; they refuse absurd counts before anything is made for each layer, expert or token.
