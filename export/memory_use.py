@@ -100,7 +100,7 @@ def storing_bytes(checkpoint: Checkpoint, record: WeightsRecord) -> int:
 
 def unpacking_bytes(tensor: SourceTensor, itemsize: int, rows: int, columns: int) -> int:
     """Bytes that reading rows of a packed tensor takes besides the result; 0 for one that is stored as numbers."""
-    packed = tensor.nbytes * rows // tensor.shape[0]
+    packed = tensor.nbytes * rows * columns // prod(tensor.shape)
     return packed + UNPACKING * itemsize * ROWS_AT_ONCE * columns if packed < rows * columns * itemsize else 0
 
 

@@ -147,7 +147,7 @@ def headers(shape: str, overrides: Mapping[str, object], layers: int | None = No
     model = checked_config(family, {**values, "rope_type": "default"}, overrides, shape)
     layout = tensor_layout.weights(family, model)
     parts = [part for weight in layout.values() for part in weight.parts]
-    tensors = {part.source: SourceTensor(part.shape, "bfloat16", 2 * prod(part.shape)) for part in parts}
+    tensors = {part.source: SourceTensor(part.source_shape, "bfloat16", 2 * prod(part.source_shape)) for part in parts}
     return Checkpoint(model, None, sum(tensor.nbytes for tensor in tensors.values()), layout, _Headers(tensors))
 
 

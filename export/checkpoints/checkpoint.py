@@ -65,8 +65,9 @@ class Checkpoint:
         """
         for part in self.weights[name].parts:
             rows = part.shape[0] if part.interleaved_heads else max(BLOCK_ELEMENTS // prod(part.shape[1:]), 1)
-            for start in range(0, part.shape[0], rows):
-                block = self.source.read(part.source, slice(start, start + rows))
+            end = part.first_row + part.shape[0]
+            for start in range(part.first_row, end, rows):
+                block = self.source.read(part.source, slice(start, min(start + rows, end)))
                 bad = first_row_not_finite(block)
                 if bad is not None:
                     found = f"the tensor {part.source} holds a NaN or an infinite number in row {start + bad}"
@@ -156,8 +157,10 @@ def check_tensors(opened: Opened, layout: Mapping[str, AssembledTensor], unused:
             f"which has no place in a {MODEL_NAMES[opened.family.layers]} model as {opened.where} describes it"
         )
     for name, part in parts.items():
-        if stored[name].shape != part.shape:
-            raise UserError(f"{path}: {name} has shape {stored[name].shape}, expected {part.shape} by {opened.where}")
+        if stored[name].shape != part.source_shape:
+            raise UserError(
+                f"{path}: {name} has shape {stored[name].shape}, expected {part.source_shape} by {opened.where}"
+            )
         if stored[name].dtype not in DTYPES:
             raise UserError(f"{path}: {name} has dtype {stored[name].dtype}, expected one of {', '.join(DTYPES)}")
 

@@ -172,7 +172,9 @@ class Family:
     defaults: Mapping[str, object]
     # Key -> the values that our layers implement; None stands for absent or null
     supported: Mapping[str, tuple[object, ...]]
-    # Our tensor -> the source tensors whose rows make it up, in order; a name with {e} is repeated for each expert
+    # Our tensor -> the source tensors whose rows make it up, in order. A source that is named twice holds both pieces,
+    # one after the other. For the experts' tensors, a name with {e} is repeated for each expert, and one without holds
+    # all experts along its first axis.
     sources: Mapping[str, tuple[str, ...]]
     # Tensors that carry no information
     ignored: tuple[str, ...] = ()

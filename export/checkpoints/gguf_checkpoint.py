@@ -6,13 +6,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
 from export.checkpoints import families
 from export.checkpoints.gguf_header import check_header
 from export.checkpoints.gguf_tokenizer import recover
-from export.checkpoints.source import Array, Opened, SourceTensor
+from export.checkpoints.source import Array, Opened, SourceTensor, matrix_shape
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError, one_line
 
@@ -48,27 +48,28 @@ class GgufTensors:
         }
 
     def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor: float32, float16 and bfloat16 as stored, quantized ones dequantized to float32."""
+        """Rows of one tensor as a matrix: float32, float16 and bfloat16 as stored, others dequantized to float32."""
         tensor = self.stored[name]
-        start, stop, _ = rows.indices(tensor.shape[0])
+        rows_and_columns = matrix_shape(tensor.shape)
+        start, stop, _ = rows.indices(rows_and_columns[0])
         if len(tensor.shape) == 1 and tensor.packing.name not in PLAIN:  # its blocks run across what `rows` counts
             data = np.fromfile(self.path, np.uint8, tensor.nbytes, offset=tensor.offset)
             return np.asarray(dequantize(data, tensor.packing)[start:stop], np.float32)
-        row_bytes = tensor.nbytes // tensor.shape[0]
+        row_bytes = tensor.nbytes // rows_and_columns[0]
         wanted = (stop - start) * row_bytes
         data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
         if data.nbytes != wanted:
             raise UserError(
                 f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, but {data.nbytes} are left"
             )
-        shape = (stop - start, *tensor.shape[1:])
+        shape = (stop - start, *rows_and_columns[1:])
         if tensor.packing.name in PLAIN:
             return data.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(shape)
-        packed = data.reshape(-1, _row_bytes(tensor))
+        packed = data.reshape(-1, row_bytes)
         result = np.empty((len(packed), tensor.shape[-1]), np.float32)
         for start in range(0, len(packed), ROWS_AT_ONCE):
             result[start : start + ROWS_AT_ONCE] = dequantize(packed[start : start + ROWS_AT_ONCE], tensor.packing)
-        return result.reshape(shape)
+        return result
 
 
 def open_file(path: Path) -> Opened:
@@ -129,9 +130,3 @@ def _dtype(packing: GGMLQuantizationType) -> str:
     if packing.name in PLAIN:
         return PLAIN[packing.name]
     return "float32" if packing.name in QUANTIZED else str(packing.name)
-
-
-def _row_bytes(tensor: GgufTensor) -> int:
-    block, nbytes = GGML_QUANT_SIZES[tensor.packing]
-    count: int = tensor.shape[-1] // block * nbytes
-    return count

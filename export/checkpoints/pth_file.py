@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from export.checkpoints.source import Array, SourceTensor
+from export.checkpoints.source import Array, SourceTensor, matrix_shape
 from runtime.errors import UserError
 
 CODE = re.compile(r"GLOBAL (\S+)")  # how torch's loader names the code that a file would call
@@ -53,10 +53,11 @@ class PthTensors:
         }
 
     def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor, as stored, copied out of the mapping."""
+        """Rows of one tensor as a matrix, as stored, copied out of the mapping."""
         import torch
 
-        part = self.stored[name][rows].contiguous()
+        tensor = self.stored[name]
+        part = tensor.reshape(matrix_shape(tuple(tensor.shape)))[rows].contiguous()
         if part.dtype == torch.bfloat16:
             return np.array(part.view(torch.uint16).numpy()).view(ml_dtypes.bfloat16)
         return np.array(part.numpy())

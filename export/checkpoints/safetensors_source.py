@@ -1,10 +1,10 @@
 """Reads the tensors of a checkpoint in one or more safetensors files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from export.checkpoints.source import Array, SourceTensor
+from export.checkpoints.source import Array, SourceTensor, matrix_shape
 from runtime.artifact.tensor_file import TensorFile
 
 
@@ -26,5 +26,8 @@ class SafetensorsSource:
         return {name: SourceTensor(tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in stored.items()}
 
     def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor, as stored."""
-        return self.files[name].read(name, rows)
+        """Rows of one tensor as a matrix, as stored."""
+        file = self.files[name]
+        tensor = file.tensors[name]
+        matrix = replace(tensor, shape=matrix_shape(tensor.shape))
+        return replace(file, tensors={name: matrix}).read(name, rows)

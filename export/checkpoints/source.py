@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -49,7 +50,7 @@ class TensorSource(Protocol):
         """Every tensor by name, known without reading any data."""
 
     def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor in row-major order, as float32, float16 or `ml_dtypes.bfloat16`.
+        """Rows (n, columns) of one tensor in the shape `matrix_shape`, as float32, float16 or `ml_dtypes.bfloat16`.
 
         Holds no more than these rows in memory.
         """
@@ -65,6 +66,11 @@ class Opened:
     source: TensorSource
     tokenizer: TokenizerSource | None
     notes: tuple[str, ...] = ()  # for the user, on how the checkpoint was read; one sentence each
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a tensor as a matrix: every axis but the last counts rows; (n,) of a vector and () stay."""
+    return shape if len(shape) < 2 else (prod(shape[:-1]), shape[-1])
 
 
 def first_row_not_finite(rows: Array) -> int | None:

@@ -1,12 +1,13 @@
 """Our tensors: their names and shapes, and the source tensors whose rows make them up."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from export.checkpoints.families import Family
 from runtime.artifact.manifest import ModelConfig
 
 HEAD_WEIGHT = "output.weight"  # absent from a model with tied embeddings
+EXPERTS = ".experts."  # in our names of the tensors that hold every expert's rows
 EXPERT = "{e}"  # stands for the expert's number in the names of source tensors
 
 # The rows, as one size for each source tensor to concatenate, and the columns (None for a vector); see `sizes`.
@@ -41,11 +42,16 @@ LAYERS: Mapping[str, Layout] = {  # by the feed-forward's kind
 
 @dataclass(frozen=True)
 class Part:
-    """One source tensor: its shape, and the number of heads if its rotary pairs are neighbouring rows."""
+    """Some or all rows of one source tensor, which counts as a matrix: every axis but the last counts rows.
+
+    `shape` is the part's own: (rows, columns), or (rows,) of a vector.
+    """
 
     source: str
+    source_shape: tuple[int, ...]
+    first_row: int
     shape: tuple[int, ...]
-    interleaved_heads: int | None
+    interleaved_heads: int | None  # the number of heads if rotary pairs are neighbouring rows
 
 
 @dataclass(frozen=True)
@@ -94,14 +100,18 @@ def _weight(
     rows, columns = entry
     tail = () if columns is None else (n[columns],)
     heads = {source: getattr(config, field) for source, field in (family.interleaved or {}).items()}
-    parts = tuple(
-        Part(source.format(i=layer, e=e), (n[size], *tail), heads.get(source))
-        for e in _experts(family.sources[name], config)
-        for source, size in zip(family.sources[name], rows, strict=True)
-    )
-    return AssembledTensor((sum(part.shape[0] for part in parts), *tail), parts)
+    experts = (config.n_experts or 0) if EXPERTS in name else 1
+    pieces = [(source, n[size]) for source, size in zip(family.sources[name], rows, strict=True)]
+    parts = []
+    for e in range(experts):
+        for k, (source, count) in enumerate(pieces):
+            height = _rows_of(source, pieces)  # of one expert
+            stacked = EXPERTS in name and EXPERT not in source
+            whole = (experts, height, *tail) if stacked else (height, *tail)
+            first = _rows_of(source, pieces[:k]) + (e * height if stacked else 0)
+            parts.append(Part(source.format(i=layer, e=e), whole, first, (count, *tail), heads.get(source)))
+    return AssembledTensor((sum(part.shape[0] for part in parts), *tail), tuple(parts))
 
 
-def _experts(sources: tuple[str, ...], config: ModelConfig) -> Iterator[int]:
-    """The experts for which `sources` are repeated; a single 0 for tensors that do not belong to an expert."""
-    yield from range((config.n_experts or 0) if EXPERT in sources[0] else 1)
+def _rows_of(source: str, pieces: Sequence[tuple[str, int]]) -> int:
+    return sum(rows for name, rows in pieces if name == source)
