@@ -5,6 +5,7 @@ from math import prod
 
 from export.weights.format import Storage
 from export.weights.table import format_of, panel_layout
+from runtime.artifact.rotary import QueryScaling
 
 RING_BLOCK = 16  # slots whose keys are interleaved, so that adjacent numbers belong to adjacent slots
 
@@ -79,6 +80,7 @@ class RollingAttention:
     cache_len: int  # W: slots in the ring, and the attention window
     cache_dtype: str
     scale: float
+    query_scaling: QueryScaling | None = None
 
     @property
     def qkv_dim(self) -> int:

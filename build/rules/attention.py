@@ -7,7 +7,7 @@ import numpy as np
 from build.kernels.shapes import RollingAttention
 from build.rules.context import Context, Region
 from build.rules.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
-from build.rules.shared import expect_last_axis, levels_of
+from build.rules.shared import expect_last_axis, levels_of, positions_of
 from export.static_model.constants import MASKED_SCORE
 from runtime.artifact.tensor_file import numpy_dtype
 
@@ -31,7 +31,7 @@ def rolling_attention(c: Context, root: Expr) -> Region:
         raise NoMatch("expected keys and values to be stored alike")
     cache_len = shape(key_cache)[2]
     positions = _banded_mask(c, mask, cache_len)
-    query_heads, cos, sin = _rotated(c, p.args(queries, "reshape")[0])
+    query_heads, cos, sin = _rotated(c, _unscaled(c, p.args(queries, "reshape")[0], positions))
     key_heads, *key_rotation = _rotated(c, new_keys)
     if key_rotation != [cos, sin]:
         raise NoMatch("expected queries and keys to be rotated by the same angles")
@@ -47,7 +47,15 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     if len({part.name for part in parts}) != 1:
         raise NoMatch("expected queries, keys and values from one projection")
     kernel = RollingAttention(
-        batch, tokens, m.n_heads, m.n_kv_heads, m.head_dim, cache_len, dtype(key_cache), float(scores)
+        batch,
+        tokens,
+        m.n_heads,
+        m.n_kv_heads,
+        m.head_dim,
+        cache_len,
+        dtype(key_cache),
+        float(scores),
+        m.query_scaling,
     )
     caches = tuple(cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair)
     cache_bytes = sum(prod(shape(cache)) * numpy_dtype(dtype(cache)).itemsize for cache in caches)
@@ -147,6 +155,27 @@ def _rotated(c: Context, value: Expr) -> tuple[Expr, Expr, Expr]:
     if p.sliced(b, 3, half, END) != heads:
         raise NoMatch("expected both halves of one tensor")
     return heads, cos, sin
+
+
+def _unscaled(c: Context, queries: Expr, positions: Expr) -> Expr:
+    """Rotated queries before the factor of their positions that the model calls for, if it does.
+
+    The factor is 1 + beta log(1 + floor(max(position, 0) / original context)).
+    """
+    p, scaling = c.dataflow, c.model.query_scaling
+    if scaling is None:
+        return queries
+    rotated, column = p.args(queries, "multiply")
+    factor = p.args(p.args(column, "expand_dims")[0], "expand_dims")[0]
+    growth, one = p.args(factor, "add")
+    logarithm, beta = p.args(growth, "multiply")
+    times, first = p.args(p.args(logarithm, "log")[0], "add")
+    position, original = p.args(p.args(times, "floor")[0], "divide")
+    for number, expected in ((one, 1), (beta, scaling.beta), (first, 1), (original, scaling.original_context)):
+        expect_constant(number, expected)
+    if positions_of(c, p.args(position, "nn.relu")[0]) != positions:
+        raise NoMatch("expected queries to be scaled by their own positions")
+    return rotated
 
 
 def _projected(c: Context, heads: Expr) -> Expr:

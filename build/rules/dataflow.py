@@ -115,6 +115,14 @@ def constant(value: Expr) -> NDArray[Any]:
     return numbers
 
 
+def number(value: Expr) -> float:
+    """A constant of one number; raises `NoMatch` for any other expression."""
+    found = constant(value)
+    if found.size != 1:
+        raise NoMatch(f"expected one number, found {found.size}")
+    return float(found.reshape(())[()])
+
+
 def expect_constant(value: Expr, expected: NDArray[Any] | float) -> None:
     """Raise `NoMatch` unless a constant is exactly `expected`."""
     found = constant(value)

@@ -4,8 +4,8 @@ from math import prod
 
 from build.kernels.shapes import Embedding
 from build.rules.context import Context, Region
-from build.rules.dataflow import Expr, NoMatch, constant, expect_constant, is_call, shape
-from build.rules.shared import expect_last_axis, gated
+from build.rules.dataflow import Expr, NoMatch, constant, expect_constant, is_call, number, shape
+from build.rules.shared import expect_last_axis, gated, positions_of
 
 
 def embedding(c: Context, root: Expr) -> Region:
@@ -60,33 +60,33 @@ def swiglu(c: Context, root: Expr) -> Region:
 
 def rotation(c: Context, root: Expr) -> Region:
     """Match cos or sin of positions (B, T) times the rotary frequencies, with the shape (B, 1, T, head_dim / 2)."""
+    return _rotation(c, root, root, 1.0)
+
+
+def scaled_rotation(c: Context, root: Expr) -> Region:
+    """Match a rotation times a number, as YaRN has it."""
     p = c.dataflow
-    function = next((name for name in ("cos", "sin") if is_call(p.calls.get(root), name)), None)
+    values, factor = p.args(root, "multiply")
+    return _rotation(c, root, values, number(factor))
+
+
+def _rotation(c: Context, root: Expr, values: Expr, factor: float) -> Region:
+    p = c.dataflow
+    function = next((name for name in ("cos", "sin") if is_call(p.calls.get(values), name)), None)
     if function is None:
         raise NoMatch("expected cos or sin")
-    column, frequencies = p.args(p.args(root, function)[0], "multiply")
-    positions = _positions(c, column)
+    column, frequencies = p.args(p.args(values, function)[0], "multiply")
+    positions = positions_of(c, column)
     half = constant(frequencies).size
     batch, tokens = shape(positions)
     if shape(root) != (batch, 1, tokens, half):
         raise NoMatch(f"expected angles for every position, found {shape(root)}")
     return Region(
         "rotation",
-        ((batch, tokens), half, function),
+        ((batch, tokens), half, function, factor),
         (positions, frequencies),
         root,
         function,
         4 * half,
         batch * tokens * half,
     )
-
-
-def _positions(c: Context, column: Expr) -> Expr:
-    """The int64 input that (B, 1, T, 1) float32 positions come from."""
-    value = column
-    while value not in c.inputs:
-        source = c.dataflow.through(c.dataflow.through(value, "expand_dims"), "astype")
-        if source == value:
-            raise NoMatch("expected positions")
-        value = source
-    return value

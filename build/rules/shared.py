@@ -41,3 +41,14 @@ def gated(c: Context, root: Expr) -> Expr:
     if p.sliced(up, 2, hidden_dim, END) != both:
         raise NoMatch("expected gate and up from one tensor")
     return both
+
+
+def positions_of(c: Context, column: Expr) -> Expr:
+    """The int64 input that (B, 1, T, 1) float32 positions come from."""
+    value = column
+    while value not in c.inputs:
+        source = c.dataflow.through(c.dataflow.through(value, "expand_dims"), "astype")
+        if source == value:
+            raise NoMatch("expected positions")
+        value = source
+    return value

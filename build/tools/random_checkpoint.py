@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoints import families, tensor_layout
 from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.huggingface import describe
 from export.checkpoints.hyperparameters import model_config as checked_config
 from export.checkpoints.source import Array, SourceTensor
 from export.console import byte_bar
@@ -122,8 +124,17 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {  # contents of config.json at full d
 
 def model_config(shape: str, layers: int) -> tuple[families.Family, ModelConfig]:
     """The family and the model that a shape of `SHAPES` describes, at a depth of `layers`."""
-    family = families.find("huggingface", SHAPES[shape]["model_type"], shape)
-    return family, checked_config(family, {**_at_depth(shape, layers), "rope_type": "default"}, {}, shape)
+    return described(_at_depth(shape, layers), {}, shape)
+
+
+def described(
+    config: Mapping[str, Any], overrides: Mapping[str, object], where: str
+) -> tuple[families.Family, ModelConfig]:
+    """The family and the model of a config.json."""
+    found = describe(config, where)
+    model = checked_config(found.family, found.values, overrides, where)
+    rotary = {"rope_scaling": found.rotary.scaling, "query_scaling": found.rotary.queries}
+    return found.family, msgspec.structs.replace(model, **rotary)
 
 
 @dataclass(frozen=True)
@@ -142,9 +153,8 @@ def headers(shape: str, overrides: Mapping[str, object], layers: int | None = No
 
     It has no files, no data and no tokenizer.
     """
-    family, _ = model_config(shape, 1)
     values = SHAPES[shape] if layers is None else _at_depth(shape, layers)
-    model = checked_config(family, {**values, "rope_type": "default"}, overrides, shape)
+    family, model = described(values, overrides, shape)
     layout = tensor_layout.weights(family, model)
     parts = [part for weight in layout.values() for part in weight.parts]
     tensors = {part.source: SourceTensor(part.source_shape, "bfloat16", 2 * prod(part.source_shape)) for part in parts}

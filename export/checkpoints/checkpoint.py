@@ -98,7 +98,8 @@ def open_checkpoint(
     opened = mistral_format.open_folder(path, instruct=instruct) if found == "mistral" else KINDS[found](path)
     opened, head_fields = heads.attach(opened, head)
     plain = model_config(opened.family, opened.values, overrides, opened.where)
-    model = _tied_as_stored(msgspec.structs.replace(plain, **head_fields), opened)
+    rotary = {"rope_scaling": opened.rotary.scaling, "query_scaling": opened.rotary.queries}
+    model = _tied_as_stored(msgspec.structs.replace(plain, **rotary, **head_fields), opened)
     layout = weights(opened.family, model)
     check_tensors(opened, layout, ignored(opened.family, model), path)
     source_bytes = sum(tensor.nbytes for tensor in opened.source.tensors.values())

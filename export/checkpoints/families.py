@@ -4,7 +4,7 @@ To add a family, add a row. Names from Hugging Face, GGUF and Mistral's own form
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from runtime.artifact.manifest import HeadName
@@ -23,6 +23,7 @@ HUGGINGFACE_KEYS = {
     "tied_embeddings": "tie_word_embeddings",
     "context_length": "max_position_embeddings",
 }
+LAYER_TYPES = ("full_attention", "sliding_attention")  # of Hugging Face's layer_types
 HUGGINGFACE_WINDOWS = {"sliding_window": "sliding_window", "layer_types": "layer_types"}
 HUGGINGFACE_SOURCES = {
     "tok_embeddings.weight": ("model.embed_tokens.weight",),
@@ -42,8 +43,8 @@ HUGGINGFACE_SUPPORTED = {
     "hidden_act": ("silu", None),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
-    "rope_type": ("default",),
     "partial_rotary_factor": (1.0, None),
+    "llama_4_scaling_beta": (None,),
     "quantization_config": (None,),
 }
 HUGGINGFACE_MOE_SOURCES = {
@@ -64,8 +65,13 @@ HUGGINGFACE_CLASSES: Mapping[str, HeadName] = {
 }
 HUGGINGFACE_ARCHITECTURES = {
     decoder + suffix: head
-    for decoder in ("Mistral", "Ministral", "Mixtral", "Llama")
+    for decoder in ("Mistral", "Ministral", "Ministral3", "Mixtral", "Llama")
     for suffix, head in HUGGINGFACE_CLASSES.items()
+}
+# Classes of models that also see images; whatever follows their decoder is a language model's head.
+HUGGINGFACE_ARCHITECTURES |= {
+    "Mistral3ForConditionalGeneration": "causal_lm",
+    "LlavaForConditionalGeneration": "causal_lm",
 }
 HUGGINGFACE_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {
     "causal_lm": {"output.weight": ("lm_head.weight",)},
@@ -74,7 +80,16 @@ HUGGINGFACE_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {
     "question_answering": {"output.weight": ("qa_outputs.weight",), "output.bias": ("qa_outputs.bias",)},
     "embedding": {},
 }
-HUGGINGFACE_DECODERS = ("model.", "", "transformer.")  # "" in a bare model, "transformer." in LlamaForQuestionAnswering
+# How a decoder's tensors may begin, and how those of its head then do: "" in a bare model, "transformer." in
+# LlamaForQuestionAnswering, "language_model." in models that also see images, as released or as transformers 5 names
+# them.
+HUGGINGFACE_DECODERS: Mapping[str, str] = {
+    "model.": "",
+    "": "",
+    "transformer.": "",
+    "language_model.model.": "language_model.",
+    "model.language_model.": "",
+}
 HUGGINGFACE_IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)  # from old releases; follows from rope_theta
 
 GGUF_KEYS = {
@@ -102,7 +117,8 @@ GGUF_SOURCES = {
     "norm.weight": ("output_norm.weight",),
     "output.weight": ("output.weight",),
 }
-GGUF_SUPPORTED = {"rope.scaling.type": ("none", None), "expert_count": (0, None)}
+GGUF_ROPE_DIVISORS = "rope_freqs.weight"  # read with the rotary settings
+GGUF_SUPPORTED = {"expert_count": (0, None)}
 
 
 MISTRAL_KEYS = {
@@ -141,10 +157,7 @@ MISTRAL_MOE_SOURCES = {
 MISTRAL_SUPPORTED = {
     "model_type": ("transformer", None),
     "lora": (None,),
-    "vision_encoder": (None,),
     "quantization": (None,),
-    "yarn": (None,),
-    "llama_4_scaling": (None,),
     "use_biases": (False, None),
     "causal": (True, None),
 }
@@ -186,8 +199,8 @@ class Family:
     architectures: Mapping[str, HeadName] = field(default_factory=dict)
     # Head -> `sources` of its tensors
     heads: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    # Prefixes that the decoder's tensors may have; `sources` uses the first
-    decoders: tuple[str, ...] = ()
+    # Prefixes that the decoder's tensors may have -> what then precedes the head's; `sources` uses the first
+    decoders: Mapping[str, str] = field(default_factory=dict)
 
 
 # Defaults are those of the configuration classes in transformers 5.23: a window that a Mistral's config.json leaves out
@@ -196,6 +209,7 @@ HUGGINGFACE_MISTRAL = Family(
     layers="dense",
     keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS,
     defaults={
+        "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -211,10 +225,45 @@ HUGGINGFACE_MISTRAL = Family(
     decoders=HUGGINGFACE_DECODERS,
 )
 
+GGUF_LLAMA = Family(  # llama.cpp's name for both Llama and Mistral
+    layers="dense",
+    keys=GGUF_KEYS,
+    defaults={"rope.freq_base": 10000.0, "tied_embeddings": True},
+    supported=GGUF_SUPPORTED,
+    sources=GGUF_SOURCES,
+    ignored=(GGUF_ROPE_DIVISORS,),
+    interleaved={"blk.{i}.attn_q.weight": "n_heads", "blk.{i}.attn_k.weight": "n_kv_heads"},
+    heads=PLAIN_HEADS,
+)
+HUGGINGFACE_MINISTRAL3 = replace(
+    HUGGINGFACE_MISTRAL,
+    defaults={
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    supported={key: allowed for key, allowed in HUGGINGFACE_SUPPORTED.items() if key != "llama_4_scaling_beta"},
+)
+
 FAMILIES: Mapping[str, Mapping[str, Family]] = {
     "huggingface": {
         "mistral": HUGGINGFACE_MISTRAL,
         "ministral": HUGGINGFACE_MISTRAL,  # its config.json names the layers that have a window
+        "ministral3": HUGGINGFACE_MINISTRAL3,  # its queries are scaled by their position
         "mixtral": Family(
             layers="mixture",
             keys=HUGGINGFACE_KEYS | HUGGINGFACE_WINDOWS | EXPERT_KEYS,
@@ -274,15 +323,8 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
         ),
     },
     "gguf": {
-        "llama": Family(  # llama.cpp's name for both Llama and Mistral
-            layers="dense",
-            keys=GGUF_KEYS,
-            defaults={"rope.freq_base": 10000.0, "tied_embeddings": True},
-            supported=GGUF_SUPPORTED,
-            sources=GGUF_SOURCES,
-            interleaved={"blk.{i}.attn_q.weight": "n_heads", "blk.{i}.attn_k.weight": "n_kv_heads"},
-            heads=PLAIN_HEADS,
-        ),
+        "llama": GGUF_LLAMA,
+        "mistral3": GGUF_LLAMA,  # what llama.cpp calls Ministral 3 and later files of Mistral Small 3
     },
 }
 

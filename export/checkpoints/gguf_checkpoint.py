@@ -11,8 +11,9 @@ from gguf.quants import dequantize
 
 from export.checkpoints import families
 from export.checkpoints.gguf_header import check_header
+from export.checkpoints.gguf_rope import gguf_rotary
 from export.checkpoints.gguf_tokenizer import recover
-from export.checkpoints.source import Array, Opened, SourceTensor, matrix_shape
+from export.checkpoints.source import Array, Opened, SourceTensor, TensorSource, matrix_shape
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError, one_line
 
@@ -20,6 +21,7 @@ ROWS_AT_ONCE = 1024  # of a quantized tensor; bounds the package's temporary all
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # read as they are
 QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # dequantized to float32
 EMBEDDING = "token_embd.weight"
+MOST_PAIRS = 2**16  # of a head's dimensions; far beyond any model
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,22 @@ def open_file(path: Path) -> Opened:
     values = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
     if EMBEDDING in stored:
         values["vocab_size"] = stored[EMBEDDING].shape[0]
-    return Opened(family, values, where, GgufTensors(path, stored), recover(metadata, where))
+    source = GgufTensors(path, stored)
+    rotary = gguf_rotary(values, _rope_divisors(source, where), where)
+    return Opened(family, values, where, source, recover(metadata, where), rotary=rotary)
+
+
+def _rope_divisors(source: TensorSource, where: str) -> list[float] | None:
+    """The numbers that a file divides rotary frequencies by, if it has them."""
+    tensor = source.tensors.get(families.GGUF_ROPE_DIVISORS)
+    if tensor is None:
+        return None
+    if len(tensor.shape) != 1 or tensor.shape[0] > MOST_PAIRS or tensor.dtype not in PLAIN.values():
+        raise UserError(
+            f"{where} has the tensor {families.GGUF_ROPE_DIVISORS} of the shape {tensor.shape} and dtype "
+            f"{tensor.dtype}, expected a float for each pair of a head's dimensions; fetch the file again"
+        )
+    return [float(number) for number in source.read(families.GGUF_ROPE_DIVISORS, slice(None))]
 
 
 def _only_file(path: Path) -> Path:

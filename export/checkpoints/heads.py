@@ -75,15 +75,15 @@ def _with_head(family: Family, head: HeadName) -> Family:
 
 
 def _with_decoder(family: Family, opened: Opened) -> Family:
-    """The row with this checkpoint's prefix of the decoder's tensors; unchanged if it has none of `decoders`."""
+    """The row with this checkpoint's prefixes of the decoder's and the head's tensors; unchanged without `decoders`."""
     if not family.decoders:
         return family
-    usual = family.decoders[0]
+    usual = next(iter(family.decoders))
     embeddings = family.sources["tok_embeddings.weight"][0].removeprefix(usual)
     found = next((prefix for prefix in family.decoders if prefix + embeddings in opened.source.tensors), usual)
 
     def renamed(name: str) -> str:
-        return found + name.removeprefix(usual) if name.startswith(usual) else name
+        return found + name.removeprefix(usual) if name.startswith(usual) else family.decoders[found] + name
 
     sources = {ours: tuple(map(renamed, parts)) for ours, parts in family.sources.items()}
     return replace(family, sources=sources, ignored=tuple(map(renamed, family.ignored)))

@@ -1,33 +1,48 @@
 """Reads Hugging Face folders: config.json; their tensors and tokenizers have modules of their own."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from export.checkpoints import families
+from export.checkpoints.families import Family
+from export.checkpoints.float8 import widened
 from export.checkpoints.huggingface_tensors import open_tensors
 from export.checkpoints.huggingface_tokenizer import open_tokenizer
-from export.checkpoints.json_files import convert, read_json
+from export.checkpoints.json_files import read_json
 from export.checkpoints.mistral_format import overruled
-from export.checkpoints.source import Opened
+from export.checkpoints.rope_settings import Rotary, huggingface_rotary
+from export.checkpoints.source import Opened, TensorSource
+from export.checkpoints.text_part import text_part
 from runtime.errors import UserError
 
-
-class _Rope(msgspec.Struct, frozen=True):
-    """`rope_parameters` of transformers 5, or `rope_scaling` in older files."""
-
-    rope_type: str | None = None
-    type: str | None = None  # the older spelling of rope_type
-    rope_theta: float | None = None
-    partial_rotary_factor: float | None = None
+# Models that also see images: the text model is described by an object of its own, whose type may be left out.
+WITH_IMAGES: Mapping[str, str] = {"mistral3": "mistral", "llava": "llama"}  # model_type -> the text model's default
+FLOAT8_METHOD = "fp8"
 
 
-class _RopeKeys(msgspec.Struct, frozen=True):
-    """The keys of config.json that describe rotary embedding."""
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a config.json says: the family, its values as plain keys, and the rotary settings."""
 
-    rope_scaling: _Rope | None = None
-    rope_parameters: _Rope | None = None
+    family: Family
+    values: Mapping[str, object]
+    rotary: Rotary
+
+
+def describe(config: Mapping[str, object], where: str) -> ModelDescription:
+    """Read a config.json, which `where` names in errors; of a model that also sees images, the text model.
+
+    Raises `UserError` for an unknown architecture, and for rotary settings that are not supported.
+    """
+    text = _text_config(config, where)
+    family = families.find("huggingface", text.get("model_type"), where)
+    context = text.get("max_position_embeddings", family.defaults.get("max_position_embeddings"))
+    if not any(text.get(key) for key in ("rope_scaling", "rope_parameters")):
+        text = {**text, "rope_parameters": family.defaults.get("rope_parameters")}
+    plain, rotary = huggingface_rotary(text, context, where)
+    beta = None if rotary.queries is None else rotary.queries.beta
+    return ModelDescription(family, {**text, **plain, "llama_4_scaling_beta": beta}, rotary)
 
 
 def open_folder(folder: Path) -> Opened:
@@ -39,22 +54,51 @@ def open_folder(folder: Path) -> Opened:
         raise UserError(f"{folder} has no config.json, expected a Hugging Face checkpoint folder")
     where = str(folder / "config.json")
     config = read_json(folder / "config.json")
-    family = families.find("huggingface", config.get("model_type"), where)
-    config = config | _rope_values(config, where)
+    model = describe(config, where)
     changes, notes = (
-        overruled(folder, config, family.defaults.get("sliding_window"))
-        if "sliding_window" in family.keys
+        overruled(folder, model.values, model.family.defaults.get("sliding_window"))
+        if "sliding_window" in model.family.keys
         else ({}, ())
     )
-    source = open_tensors(folder)
-    return Opened(family, config | changes, where, source, open_tokenizer(folder, config), notes)
+    source, said = _model_tensors(open_tensors(folder), config, where)
+    values = {**model.values, **changes}
+    return Opened(
+        model.family,
+        values,
+        where,
+        source,
+        open_tokenizer(folder, values),
+        notes=(*notes, *said),
+        rotary=model.rotary,
+    )
 
 
-def _rope_values(config: Mapping[str, object], where: str) -> dict[str, object]:
-    """The rotary parameters as top-level keys of config.json, with the precedence that transformers gives them."""
-    keys = convert(config, _RopeKeys, where)
-    rope = keys.rope_scaling or keys.rope_parameters or _Rope()
-    given = {"rope_theta": rope.rope_theta, "partial_rotary_factor": rope.partial_rotary_factor}
-    return {"rope_type": rope.rope_type or rope.type or "default"} | {
-        key: value for key, value in given.items() if value is not None
-    }
+def _text_config(config: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """The keys of the text model; those beside them, such as `quantization_config`, apply to it too."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in WITH_IMAGES:
+        return _without_float8(config)
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping):
+        raise UserError(f"{where} has the model type {kind} and no text_config, expected an object that describes it")
+    tied = bool(config.get("tie_word_embeddings")) or bool(inner.get("tie_word_embeddings"))
+    inner = {key: value for key, value in inner.items() if key != "architectures"}
+    outer = {key: value for key, value in config.items() if key not in ("model_type", "text_config", "vision_config")}
+    return _without_float8({**outer, "model_type": WITH_IMAGES[kind], **inner, "tie_word_embeddings": tied})
+
+
+def _without_float8(config: Mapping[str, object]) -> Mapping[str, object]:
+    """The keys without `quantization_config` if it describes 8-bit floats, which are read as they are."""
+    method = config.get("quantization_config")
+    if isinstance(method, Mapping) and method.get("quant_method") == FLOAT8_METHOD:
+        return {**config, "quantization_config": None}
+    return config
+
+
+def _model_tensors(
+    source: TensorSource, config: Mapping[str, object], where: str
+) -> tuple[TensorSource, tuple[str, ...]]:
+    """The text model's tensors as floats that are read, and notes on what is read otherwise than it is stored."""
+    text, left_out = text_part(source) if config.get("model_type") in WITH_IMAGES else (source, ())
+    floats, said = widened(text, where)
+    return floats, (*left_out, *said)

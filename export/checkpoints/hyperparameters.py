@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from export.checkpoints.families import MODEL_NAMES, Family
+from export.checkpoints.families import LAYER_TYPES, MODEL_NAMES, Family
 from runtime.artifact.manifest import LAYER_LIMIT, ModelConfig
 from runtime.errors import UserError
 
 OVERRIDABLE = ("context_length", "norm_eps", "rope_theta", "sliding_window")  # fields that change no weight's shape
 REQUIRED = ("dim", "hidden_dim", "n_layers", "n_heads", "vocab_size", "norm_eps", "rope_theta", "tied_embeddings")
-LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def model_config(

@@ -11,12 +11,15 @@ from typing import TypeVar
 import msgspec
 
 from export.checkpoints import families
+from export.checkpoints.float8 import widened
 from export.checkpoints.hyperparameters import layer_windows
 from export.checkpoints.json_files import convert, read_json
 from export.checkpoints.mistral_tokenizer import mistral_tokenizer
 from export.checkpoints.pth_file import PthTensors
+from export.checkpoints.rope_settings import mistral_rotary
 from export.checkpoints.safetensors_source import SafetensorsSource
 from export.checkpoints.source import Opened, TensorSource
+from export.checkpoints.text_part import text_part
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
@@ -26,7 +29,9 @@ PTH_PATTERN = "consolidated.*.pth"
 # The second key hides the windows from software that supports only one window for all layers.
 WINDOW_KEYS = ("sliding_window", "_sliding_window")
 # Keys that `_values` reads, or that carry no information.
-IGNORED_KEYS = ("max_batch_size", "max_position_embeddings", "moe", "_sliding_window")
+IMAGE_KEYS = ("vision_encoder",)  # of what is left out
+IGNORED_KEYS = ("max_batch_size", "max_position_embeddings", "moe", "_sliding_window", "yarn", "llama_4_scaling")
+FLOAT8_WEIGHTS = "fp8_e4m3"
 DENSE_THETA_WITH_WINDOW, DENSE_THETA = 10000.0, 1e6  # what mistral-inference infers for a missing rope_theta
 T = TypeVar("T")
 
@@ -36,6 +41,12 @@ class _Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     num_experts: int
     num_experts_per_tok: int
+
+
+class _Quantization(msgspec.Struct, frozen=True):
+    """The part of the object `quantization` in params.json that says how weights are stored."""
+
+    qformat_weight: str | None = None
 
 
 def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
@@ -50,9 +61,21 @@ def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
     params = read_json(path)
     family = families.find("mistral", "dense" if params.get("moe") is None else "moe", str(path))
     _check_keys(params, family, path)
+    source, left_out = text_part(_open_tensors(folder)) if _sees_images(params) else (_open_tensors(folder), ())
+    floats, said = widened(source, str(path))
     return Opened(
-        family, _values(params, path), str(path), _open_tensors(folder), mistral_tokenizer(folder, instruct=instruct)
+        family,
+        _values(params, path),
+        str(path),
+        floats,
+        mistral_tokenizer(folder, instruct=instruct),
+        notes=(*left_out, *said),
+        rotary=mistral_rotary(params, str(path)),
     )
+
+
+def _sees_images(params: Mapping[str, object]) -> bool:
+    return any(params.get(key) is not None for key in IMAGE_KEYS)
 
 
 def overruled(folder: Path, config: Mapping[str, object], default: object) -> tuple[dict[str, object], tuple[str, ...]]:
@@ -119,7 +142,7 @@ def _check_keys(params: Mapping[str, object], family: families.Family, path: Pat
     """Refuse unknown keys instead of ignoring them, since they may change the mathematics."""
     # The fields of `_Experts` may occur only inside `moe`.
     known = {*family.keys.values(), *family.supported, *IGNORED_KEYS} - set(_Experts.__struct_fields__)
-    unknown = sorted(set(params) - known)
+    unknown = sorted(key for key in set(params) - known if params[key] is not None)
     if unknown:
         raise UserError(
             f"{path} has the unknown key {unknown[0]!r}; expected keys of a text model: {', '.join(sorted(known))}"
@@ -134,10 +157,19 @@ def _values(params: Mapping[str, object], path: Path) -> dict[str, object]:
         values["rope_theta"] = DENSE_THETA if window is None else DENSE_THETA_WITH_WINDOW
     if params.get("max_seq_len") is None:
         values["max_seq_len"] = params.get("max_position_embeddings")
+    values["quantization"] = _other_quantization(params, path)
     if params.get("moe") is not None:
         experts = convert(params["moe"], _Experts, f"{path}, moe")
         values |= {"num_experts": experts.num_experts, "num_experts_per_tok": experts.num_experts_per_tok}
     return values
+
+
+def _other_quantization(params: Mapping[str, object], path: Path) -> object:
+    """The quantization, unless it is that to 8-bit floats, which are read as they are."""
+    said = params.get("quantization")
+    if said is None:
+        return None
+    return None if convert(said, _Quantization, f"{path}, quantization").qformat_weight == FLOAT8_WEIGHTS else said
 
 
 def _window(params: Mapping[str, object], path: Path) -> object:

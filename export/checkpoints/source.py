@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoints.families import Family
+from export.checkpoints.rope_settings import Rotary
 from runtime.artifact.manifest import InstructVersion
 
 SMALL_FILE = 16 * 2**20  # bytes; of files up to this size, all bytes count
@@ -66,6 +67,7 @@ class Opened:
     source: TensorSource
     tokenizer: TokenizerSource | None
     notes: tuple[str, ...] = ()  # for the user, on how the checkpoint was read; one sentence each
+    rotary: Rotary = field(default_factory=Rotary)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from runtime.artifact.manifest import CALL_INPUTS, Signature, TensorSpec
 class Parts:
     """Traced parts of one graph: the part before the layers, one layer for each cache length, and the part after."""
 
-    begin: ir.Model  # input_ids, position_ids -> x, cos, sin, a mask for each distinct cache length, ascending
-    blocks: Mapping[int, ir.Model]  # x, cos, sin, mask, a layer's caches -> x, new caches
+    # input_ids, position_ids -> x, a mask for each distinct cache length, ascending, and the rotation for all layers
+    begin: ir.Model
+    blocks: Mapping[int, ir.Model]  # by cache length: x, mask, rotation, a layer's caches -> x, new caches
     finish: ir.Model  # x -> the head's outputs
 
 
@@ -26,12 +27,13 @@ def stitch(parts: Parts, cache_lens: Sequence[int], signature: Signature) -> ir.
     inputs = [_declare(spec) for spec in signature.inputs]
     call, caches = inputs[:CALL_INPUTS], inputs[CALL_INPUTS:]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports=dict(parts.begin.graph.opset_imports), name="mistral")
-    x, cos, sin, *masks = _append(graph, parts.begin.graph, call, "begin", str)
+    x, *shared = _append(graph, parts.begin.graph, call, "begin", str)
+    masks, rotation = shared[: len(parts.blocks)], shared[len(parts.blocks) :]
     mask_of = dict(zip(sorted(parts.blocks), masks, strict=True))
     present: list[ir.Value] = []
     each = len(caches) // len(cache_lens)  # caches of one layer
     for i, cache_len in enumerate(cache_lens):
-        arguments = [x, cos, sin, mask_of[cache_len], *caches[each * i : each * (i + 1)]]
+        arguments = [x, mask_of[cache_len], *rotation, *caches[each * i : each * (i + 1)]]
         x, *new = _append(
             graph,
             parts.blocks[cache_len].graph,

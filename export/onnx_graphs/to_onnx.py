@@ -69,13 +69,15 @@ class _Method(torch.nn.Module):
 def _trace_parts(model: StaticModel, graph: Graph, constants: dict[str, NDArray[np.generic]]) -> Parts:
     """Trace every distinct part of the model once."""
     ids = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[:CALL_INPUTS]]
-    x, cos, sin, *masks = model.begin(*ids)
+    x, *shared = model.begin(*ids)
+    lengths = distinct(model.cache_lens)
+    masks, rotation = shared[: len(lengths)], shared[len(lengths) :]
     blocks = {}
     each = len(graph.signature.caches) // len(model.cache_lens)  # caches of one layer
-    for cache_len, mask in zip(distinct(model.cache_lens), masks, strict=True):
+    for cache_len, mask in zip(lengths, masks, strict=True):
         layer = model.cache_lens.index(cache_len)
         caches = [_meta(spec.shape, spec.dtype) for spec in graph.signature.caches[each * layer : each * (layer + 1)]]
-        blocks[cache_len] = _trace(model.layers[layer], [x, cos, sin, mask, *caches], constants)
+        blocks[cache_len] = _trace(model.layers[layer], [x, mask, *rotation, *caches], constants)
     begin, finish = (
         _trace(_Method(model, name), given, constants) for name, given in (("begin", ids), ("finish", [x]))
     )

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from export.static_model import cache, rope
 from export.static_model.constants import DYNAMIC_LEVELS, MASKED_SCORE, SMALLEST_PEAK
+from export.static_model.rope_scaling import attention_factor
 from runtime.artifact.manifest import HEADS, ModelConfig
 
 
@@ -50,21 +51,25 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
+        mask: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        mask: torch.Tensor,
-        *past: torch.Tensor,
+        *rest: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Compute the output and the new caches from x (B, T, dim) and the layer's caches.
 
-        cos and sin are (B, 1, T, head_dim / 2), the mask is (B, T, W + T). Caches are key and value
-        (B, n_kv_heads, W, head_dim) and, for int8, their scales (B, n_kv_heads, W, 1).
+        The mask is (B, T, W + T), cos and sin are (B, 1, T, head_dim / 2). If queries are scaled, their factors
+        (B, 1, T, 1) follow. Caches are key and value (B, n_kv_heads, W, head_dim) and, for int8, their scales
+        (B, n_kv_heads, W, 1).
         """
         c = self.config
+        factors, past = (rest[:1], rest[1:]) if c.query_scaling else ((), rest)
         batch, tokens, _ = x.shape
         qkv = self.wqkv(x)  # (B, T, (n_heads + 2 n_kv_heads) * head_dim)
         q, k, v = qkv[..., : self.k_start], qkv[..., self.k_start : self.v_start], qkv[..., self.v_start :]
         query = rope.rotate(self.heads(q, c.n_heads), cos, sin)  # (B, n_heads, T, head_dim)
+        for factor in factors:
+            query = query * factor
         new_key = cache.stored(rope.rotate(self.heads(k, c.n_kv_heads), cos, sin), past[0].dtype)
         new_value = cache.stored(self.heads(v, c.n_kv_heads), past[1].dtype)
         keys = tuple(cache.append(*pair) for pair in zip(past[0::2], new_key, strict=True))
@@ -162,13 +167,11 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
         mask: torch.Tensor,
-        *past: torch.Tensor,
+        *rest: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """As `Attention.forward`, but with x (B, T, dim) before the norm, and the output of the whole layer."""
-        mixed, *present = self.attention(self.attention_norm(x), cos, sin, mask, *past)
+        mixed, *present = self.attention(self.attention_norm(x), mask, *rest)
         x = x + mixed
         return x + self.feed_forward(self.ffn_norm(x)), *present
 
@@ -209,12 +212,14 @@ class StaticModel(nn.Module):
 
         Ids and positions are (B, T), caches (B, n_kv_heads, W_i, head_dim).
         """
-        x, cos, sin, *by_length = self.begin(input_ids, position_ids)
-        masks = dict(zip(distinct(self.cache_lens), by_length, strict=True))
+        x, *shared = self.begin(input_ids, position_ids)
+        lengths = distinct(self.cache_lens)
+        masks = dict(zip(lengths, shared[: len(lengths)], strict=True))
+        rotation = shared[len(lengths) :]
         present: list[torch.Tensor] = []
         each = len(caches) // len(self.layers)
         for i, block in enumerate(self.layers):
-            x, *new = block(x, cos, sin, masks[self.cache_lens[i]], *caches[each * i : each * (i + 1)])
+            x, *new = block(x, masks[self.cache_lens[i]], *rotation, *caches[each * i : each * (i + 1)])
             present += new
         return self.finish(x), *present
 
@@ -235,12 +240,14 @@ class StaticModel(nn.Module):
     def begin(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the inputs of the layers, shared by all of them.
 
-        They are the embeddings (B, T, dim), cos and sin (B, 1, T, head_dim / 2), and a mask (B, T, W + T) for each
-        distinct W, ascending.
+        They are the embeddings (B, T, dim), a mask (B, T, W + T) for each distinct W, ascending, cos and sin
+        (B, 1, T, head_dim / 2) and, if queries are scaled, their factors (B, 1, T, 1).
         """
-        cos, sin = rope.rotation(position_ids, self.get_buffer("inv_freq"))
+        c = self.config
         masks = [cache.visible(position_ids, self.get_buffer(slot_ages_name(w))) for w in distinct(self.cache_lens)]
-        return self.tok_embeddings(input_ids), cos, sin, *masks
+        rotation = rope.rotation(position_ids, self.get_buffer("inv_freq"), attention_factor(c.rope_scaling))
+        factors = (rope.query_factors(position_ids, c.query_scaling),) if c.query_scaling else ()
+        return self.tok_embeddings(input_ids), *masks, *rotation, *factors
 
     def finish(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the outputs (B, T, n_outputs) from x (B, T, dim).
@@ -268,7 +275,8 @@ def slot_ages_name(cache_len: int) -> str:
 
 def constants(config: ModelConfig, cache_lens: tuple[int, ...]) -> dict[str, NDArray[np.generic]]:
     """The small tensors that depend only on the configuration, by buffer name."""
-    values: dict[str, NDArray[np.generic]] = {"inv_freq": rope.inverse_frequencies(config.head_dim, config.rope_theta)}
+    frequencies = rope.inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    values: dict[str, NDArray[np.generic]] = {"inv_freq": frequencies}
     for cache_len in distinct(cache_lens):
         values[slot_ages_name(cache_len)] = np.arange(cache_len, 0, -1, dtype=np.int64)
     return values

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from runtime.artifact.build_number import LARGEST
+from runtime.artifact.rotary import QueryScaling, RopeScaling
 from runtime.artifact.schemes import SCHEMES, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
@@ -84,6 +85,8 @@ class ModelConfig(Record, frozen=True):
     n_labels: Count | None = None  # for classification; for question answering 2, the start and the end
     labels: tuple[str, ...] | None = None  # their names, if the checkpoint has them
     label_scores: LabelScores = "softmax"  # how a sequence's label logits become its labels' scores
+    rope_scaling: RopeScaling | None = None  # None: the frequencies of `rope_theta` as they are
+    query_scaling: QueryScaling | None = None
 
     @property
     def n_outputs(self) -> int:

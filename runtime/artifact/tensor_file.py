@@ -41,7 +41,11 @@ DTYPES = {
     "U16": "uint16",
     "U8": "uint8",
     "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
+# Dtypes of the package `ml_dtypes`, which the inference box lacks, and numpy's for their bits.
+BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -183,12 +187,12 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of a stored dtype; "bfloat16" needs the package `ml_dtypes`, which the inference box lacks."""
-    if name == "bfloat16":
+    """The numpy dtype of a stored dtype; those in `BITS` need a package that the inference box lacks."""
+    if name in BITS:
         import ml_dtypes
 
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found
     return np.dtype(name)
 
 
@@ -198,7 +202,7 @@ def tensor_bytes(spec: TensorSpec | WeightSpec) -> int:
 
 
 def _bits_dtype(name: str) -> np.dtype[Any]:
-    return np.dtype("uint16" if name == "bfloat16" else name)
+    return np.dtype(BITS.get(name, name))
 
 
 def _itemsize(dtype: str) -> int:

@@ -28,6 +28,7 @@ from build.kernels.cpu.attention_step import HIDDEN, STEP, Columns, Queries, Sof
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import exp
 from build.kernels.parameters import without
+from build.kernels.rotary import query_scale
 from build.kernels.shapes import RING_BLOCK, RollingAttention, ring_block
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
@@ -87,7 +88,6 @@ def _one_token(level: Level, shape: RollingAttention):
     rotate = _rotation(shape)
     attend = attention_step(level, shape, R, block)
     keep = _keeping(shape)
-    scale = T.float32(shape.scale)
 
     @T.inline
     def body(qkv, cos, sin, positions, keys, values, key_scales, value_scales, out):
@@ -100,6 +100,7 @@ def _one_token(level: Level, shape: RollingAttention):
         for b in T.serial(B):
             position = T.Cast("int32", positions[b, 0])
             slot = T.max(position, 0) % W
+            scale = query_scale(shape, position)
             fresh = T.alloc_buffer((D,), "float32")
             for h in T.serial(KV * tiles * R):
                 if h % (tiles * R) < group:
@@ -194,7 +195,6 @@ def _chunk(level: Level, shape: RollingAttention):
     rotate = _rotation(shape)
     attend_ring, attend_new = attention_step(level, shape, R, block), attention_step(level, shape, R, RING_BLOCK)
     keep = _keeping(shape)
-    scale = T.float32(shape.scale)
 
     @T.inline
     def body(qkv, cos, sin, positions, keys, values, key_scales, value_scales, out):
@@ -210,6 +210,7 @@ def _chunk(level: Level, shape: RollingAttention):
             i = token % columns
             fresh = T.alloc_buffer((D,), "float32")
             if i < N:
+                scale = query_scale(shape, T.Cast("int32", positions[b, i]))
                 for h in T.serial(H):
                     row = i * group + h % group
                     rotate(

@@ -1,24 +1,21 @@
 """Cosines or sines of the rotary angles, position times frequency: a few numbers per token, once for all layers."""
 
-from collections.abc import Callable
 from math import prod
 
-from tvm.ir import Expr
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.level import Level
+from build.kernels.rotary import rotation_function
 
-FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {"cos": T.cos, "sin": T.sin}
 
-
-def rotation(_level: Level, lead: tuple[int, int], half: int, function: str) -> PrimFunc:
+def rotation(_level: Level, lead: tuple[int, int], half: int, function: str, factor: float = 1.0) -> PrimFunc:
     """Kernel from positions (B, T) int64 and frequencies (head_dim / 2,) to y (B, 1, T, head_dim / 2) float32.
 
-    y is the cosine or sine of position times frequency.
+    y is the cosine or sine of position times frequency, times `factor`.
     """
     batch, tokens = lead
-    apply = FUNCTIONS[function]
+    apply = rotation_function(function, factor)
     loop = T.parallel if prod(lead) > 1 else T.serial
 
     @T.prim_func

@@ -18,6 +18,7 @@ from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.decode_attention import decode_attention
 from build.kernels.cuda.flash_attention import flash_attention, suits
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
+from build.kernels.rotary import query_scale
 from build.kernels.shapes import RollingAttention
 
 
@@ -183,7 +184,7 @@ def _attend(shape: RollingAttention, on: Binding):
                 for c in on.unroll(owned):
                     mixed[on.own(t), c] = T.float32(0)
                     if c * threads + t < D:
-                        query[c * threads + t] = T.float32(shape.scale) * rotated(
+                        query[c * threads + t] = query_scale(shape, begin + i) * rotated(
                             qkv, cos, sin, b, i, head * D, c * threads + t
                         )
             for step in T.serial((count + tile - 1) // tile):

@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import SHARED_BYTES, Binding
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
+from build.kernels.rotary import query_scale
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.layouts import VECTOR
 from runtime.artifact.tensor_file import numpy_dtype
@@ -74,11 +75,11 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
     rotated = rotated_element(shape)
 
     @T.inline
-    def load_queries(qkv, cos, sin, b, h, queries, t):
+    def load_queries(qkv, cos, sin, positions, b, h, queries, t):
         for c in T.serial(-(-group * D // threads)):
             e = c * threads + t
             if e < group * D:
-                queries[e // D, e % D] = T.float32(shape.scale) * rotated(
+                queries[e // D, e % D] = query_scale(shape, T.Cast("int32", positions[b, 0])) * rotated(
                     qkv, cos, sin, b, 0, (h * group + e // D) * D, e % D
                 )
 
@@ -163,7 +164,7 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
                     sums[on.own(t), r] = T.float32(0)
                     for c in on.unroll(owned):
                         kept[on.own(t), r * owned + c] = T.float32(0)
-                load_queries(qkv, cos, sin, b, h, queries, t)
+                load_queries(qkv, cos, sin, positions, b, h, queries, t)
             for step in T.serial(share):
                 for t in on.threads(threads):
                     load_columns(keys, values, b, h, begin + step * tile, used, key_tile, value_tile, t)

@@ -18,6 +18,7 @@ from build.kernels.cuda import mma
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.mma import PAIR, QUAD, pair
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, column_writer, ring_writer, rotated_element
+from build.kernels.rotary import with_position_factor
 from build.kernels.shapes import RollingAttention
 
 # Not yet measured on a GPU. A head_dim of 128 takes 32 registers for queries, 64 for the outputs, 32 for scores and 32
@@ -78,16 +79,20 @@ def _attend(shape: RollingAttention, on: Binding):
     largest_of_quad, sum_of_quad = mma.quad_reduction(on, T.max), mma.quad_reduction(on, lambda a, b: a + b)
     scale = T.float32(shape.scale * LOG2_E)  # of scores, which become exponents of two
 
+    def query(qkv, cos, sin, begin, b, h, r, d):
+        """Element d of row r's query."""
+        value = rotated(qkv, cos, sin, b, r // group, (h * group + r % group) * D, d)
+        return with_position_factor(shape, begin + r // group, value)
+
     @T.inline
-    def load_queries(qkv, cos, sin, b, h, m, queries, t):
+    def load_queries(qkv, cos, sin, begin, b, h, m, queries, t):
         """Load a lane's pairs of its warp's 16 rows; rows past the last compute it again."""
         for depth in on.unroll(depths):
             for i in on.unroll(mma.A):
                 r = T.min(m + t // WARP * mma.ROWS + mma.fragment_row(t, i), rows - 1)
                 d = depth * mma.DEPTH + (t % QUAD + i // 2 * 4) * PAIR
                 queries[on.own(t), depth * mma.A + i] = pair(
-                    rotated(qkv, cos, sin, b, r // group, (h * group + r % group) * D, d),
-                    rotated(qkv, cos, sin, b, r // group, (h * group + r % group) * D, d + 1),
+                    query(qkv, cos, sin, begin, b, h, r, d), query(qkv, cos, sin, begin, b, h, r, d + 1)
                 )
 
     @T.inline
@@ -247,7 +252,7 @@ def _attend(shape: RollingAttention, on: Binding):
                     total[on.own(t), j] = T.float32(0)
                 for i in on.unroll(d_pieces * mma.C):
                     mixed[on.own(t), i] = T.float32(0)
-                load_queries(qkv, cos, sin, b, h, m, queries, t)
+                load_queries(qkv, cos, sin, begin, b, h, m, queries, t)
                 fetch_keys(keys, new_keys, b, h, oldest, begin, newest, loaded, t)
             for step in T.serial(T.max(newest - oldest + TILE, 0) // TILE):
                 first = oldest + step * TILE

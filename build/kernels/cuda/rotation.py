@@ -6,17 +6,19 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
+from build.kernels.rotary import rotation_function
 
 THREADS = 256
 
 
-def rotation(lead: tuple[int, int], half: int, function: str, on: Binding = GPU) -> PrimFunc:
+def rotation(lead: tuple[int, int], half: int, function: str, factor: float = 1.0, on: Binding = GPU) -> PrimFunc:
     """Kernel from positions (B, T) int64 and frequencies (head_dim / 2,) to y (B, 1, T, head_dim / 2) float32.
 
-    y is the cosine or sine of position times frequency.
+    y is the cosine or sine of position times frequency, times `factor`.
     """
     batch, tokens = lead
-    size, apply = prod(lead) * half, {"cos": T.cos, "sin": T.sin}[function]
+    size = prod(lead) * half
+    apply = rotation_function(function, factor)
 
     @T.prim_func
     def kernel(

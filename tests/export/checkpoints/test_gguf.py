@@ -147,8 +147,11 @@ def test_tied_head(tiny, tmp_path):
     [
         ({"without": "model.layers.1.mlp.up_proj.weight"}, "lacks the tensor blk.1.ffn_up.weight"),
         ({"expert_count": 8}, "has expert_count: 8"),
-        ({"rope.scaling.type": "yarn"}, "has rope.scaling.type: 'yarn'"),
-        ({"attention.key_length": 8}, r"blk.0.attn_q.weight has shape \(64, 64\), expected \(32, 64\)"),
+        ({"rope.scaling.type": "longrope"}, "has rope.scaling.type: 'longrope'"),
+        (
+            {"attention.key_length": 8, "rope.dimension_count": 8},
+            r"blk.0.attn_q.weight has shape \(64, 64\), expected \(32, 64\)",
+        ),
         ({"attention.sliding_window": -1}, "does not describe a model: Expected `int` >= 1"),
     ],
 )

@@ -232,12 +232,16 @@ BAD_PARAMS = {
     "Expected `int | null`, got `array` - at `$.sliding_window": {"sliding_window": [[5]]},
     "Expected `int` >= 1 - at `$.sliding_window": {"sliding_window": [0, None]},
     "has model_type: 'mamba', which is not supported; expected 'transformer' or none": {"model_type": "mamba"},
-    "has vision_encoder: {'hidden_size': 1024}, which is not supported; expected none": {
-        "vision_encoder": {"hidden_size": 1024}
-    },
+    "has the unknown key 'multimodal'": {"multimodal": {"whisper_model_args": {}}},
     "has lora: ": {"lora": {"rank": 4}},
-    "has quantization: ": {"quantization": {"qformat_weight": "fp8_e4m3"}},
-    "has yarn: ": {"yarn": {"factor": 4}},
+    "has quantization: ": {"quantization": {"qformat_weight": "int4"}},
+    "yarn is malformed: Object missing required field `original_max_position_embeddings`": {"yarn": {"factor": 4}},
+    "yarn is malformed: Object contains unknown field `gamma`": {
+        "yarn": {"factor": 4, "original_max_position_embeddings": 16, "gamma": 1}
+    },
+    "llama_4_scaling is malformed: Object missing required field `beta`": {
+        "llama_4_scaling": {"original_max_position_embeddings": 16}
+    },
     "moe is malformed: Object missing required field `num_experts_per_tok`": {"moe": {"num_experts": 4}},
     "moe is malformed: Object contains unknown field `shared`": {"moe": MOE | {"shared": 1}},
     "moe is malformed: Expected `int`, got `str`": {"moe": MOE | {"num_experts": "4"}},
