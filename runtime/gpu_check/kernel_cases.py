@@ -5,68 +5,27 @@ output is written is checked on all of them. Bounds follow from float32 (`runtim
 and from float16 where activations may be rounded to it; exp is CUDA's, accurate to 2 ulp.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import numpy as np
 
 from runtime.artifact.layouts import PANEL
-from runtime.artifact.manifest import KernelCall, TensorSpec
-from runtime.artifact.tensor_file import numpy_dtype
+from runtime.artifact.manifest import KernelCall
+from runtime.gpu_check.attention_case import rolling_attention
+from runtime.gpu_check.kernel_case import Expected, KernelCase, empty
 from runtime.gpu_check.packed_matrix import EPS, Array, PackedMatrix
 from runtime.gpu_check.random_tensors import Random
 
-ROWS, PANELS, QUERIES = 8, 24, 6  # how much of a large result is compared
+ROWS, PANELS = 8, 24  # how much of a large result is compared
 BLOCK_PANELS = 64  # panels of a matrix that are in float64 at once
 HALF_ULP = 2.0**-11  # of float16, relative
 SMALL = 2.0**-7  # size of an x that goes into a norm
 # Error of a norm: no thread sums more than a few dozen squares, nor do the lanes after it; then come a root, a division
 # and products.
 NORM_ERROR = 64 * EPS
-SMALLEST_HALF = 2.0**-24  # step of float16 near 0
 TEMPERATURE, TOP_K = 0.75, 40  # for a sampled id
-LONGEST_CONTEXT = 131072  # of any model of the family
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The values that a part of one parameter must hold afterwards, and how far they may be off."""
-
-    parameter: int
-    part: Callable[[Array], Array]
-    values: Array
-    bound: Array
-
-
-@dataclass(frozen=True)
-class KernelCase:
-    """One call of a kernel: an array for each parameter, which of them are weights and caches, the expected results."""
-
-    arrays: list[Array]
-    held: tuple[int, ...]  # parameters that a call reads from memory each time: weights, caches
-    output: int  # the parameter that is written completely
-    expected: tuple[Expected, ...]
-
-    @property
-    def compared(self) -> set[int]:
-        """The parameters that are examined afterwards."""
-        return {self.output, *(check.parameter for check in self.expected)}
-
-    def error(self, found: Sequence[Array]) -> float:
-        """The largest error as a share of its bound; infinite if any number is not finite."""
-        if not all(np.isfinite(found[i]).all() for i in self.compared):
-            return float("inf")
-        return max(
-            _share(check.part(found[check.parameter]).astype(np.float64) - check.values, check.bound)
-            for check in self.expected
-        )
-
-
-def _share(difference: Array, bound: Array) -> float:
-    with np.errstate(over="ignore"):  # any difference is far beyond a bound of zero
-        worst = np.abs(difference) / np.maximum(bound, np.finfo(np.float64).tiny)
-    return float(worst.max(initial=0.0))
+LONGEST_CONTEXT = 262144  # of any model of the family
 
 
 def case_of(call: KernelCall, *, half: bool, seed: int = 0) -> KernelCase:
@@ -84,12 +43,6 @@ def _rows(call: KernelCall) -> int:
     if isinstance(first, Mapping):
         return prod(first["lead"]) if "lead" in first else int(first["tokens"])
     return prod(first) if isinstance(first, Sequence) else 1
-
-
-def empty(spec: TensorSpec) -> Array:
-    """The content of an output or scratch before it is written: NaN if the dtype has it."""
-    dtype = numpy_dtype(spec.dtype)
-    return np.full(spec.shape, np.nan if dtype.kind == "f" else -(2**20), dtype)
 
 
 def _matrix(
@@ -206,113 +159,19 @@ def _residual(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
 
 
 def _rotation(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
-    """cos or sin of position times frequency: the angle is rounded once, the function is accurate to 2 ulp."""
-    _, _, function = call.arguments
+    """cos or sin of position times frequency: the angle is rounded once, the function is accurate to 2 ulp.
+
+    A factor of the result is rounded, and so is the product with it.
+    """
+    _, _, function, factor = call.arguments
     positions_spec, frequencies_spec = call.parameters[:2]
     positions = random.whole(positions_spec.shape, 0, LONGEST_CONTEXT, "int64")
     frequencies = random.uniform(frequencies_spec.shape, 1e-6, 1.0, "float32")
     angles = positions[:, None, :, None].astype(np.float64) * frequencies
-    values = {"cos": np.cos, "sin": np.sin}[function](angles)
-    expected = Expected(2, lambda y: y, values, EPS / 2 * np.abs(angles) + 2 * EPS)
+    values = {"cos": np.cos, "sin": np.sin}[function](angles) * factor
+    bound = (EPS / 2 * np.abs(angles) + 2 * EPS + (EPS if factor != 1 else 0)) * factor
+    expected = Expected(2, lambda y: y, values, bound)
     return KernelCase([positions, frequencies, empty(call.parameters[2])], (), 2, (expected,))
-
-
-def _rolling_attention(call: KernelCall, random: Random, rounding: float) -> KernelCase:
-    """Attention after one and a half windows: the ring buffer is full and has wrapped around.
-
-    Numbers are multiples of 1 / 64 up to 2, and cos and sin multiples of 1 / 4 up to 1, so that rotated keys are exact
-    even as float16: none can be rounded differently from here, and what remains is the error of float32.
-    """
-    (shape,) = call.arguments
-    batch, tokens, window, heads, kv_heads, dim = (
-        shape[name] for name in ("batch", "tokens", "cache_len", "n_heads", "n_kv_heads", "head_dim")
-    )
-    qkv = random.whole(call.parameters[0].shape, -128, 129, "float32") / np.float32(64)
-    first = window + window // 2
-    positions = np.broadcast_to(first + np.arange(tokens), (batch, tokens)).astype(np.int64)
-    cos, sin = (random.whole(spec.shape, -4, 5, "float32") / np.float32(4) for spec in call.parameters[1:3])
-    rings = [random.normal(spec.shape, spec.dtype) for spec in call.parameters[4:6]]
-    seen = _Seen.of(qkv, cos, sin, rings, first, heads, kv_heads, dim, window)
-    queries = [(b, i) for b in range(batch) for i in random.sample(tokens, QUERIES)]
-    values, bounds = zip(*(seen.attended(b, i, shape["scale"], rounding) for b, i in queries), strict=True)
-    index = tuple(np.array(queries).T)
-    expected = [
-        Expected(6, lambda out: out[index].reshape(len(queries), heads, dim), np.stack(values), np.stack(bounds))
-    ]
-    for ring, (columns, bound) in enumerate(seen.stored()):
-        expected.append(Expected(4 + ring, lambda found: found, columns, bound))
-    return KernelCase([qkv, cos, sin, positions, *rings, empty(call.parameters[6])], (4, 5), 6, tuple(expected))
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Everything that the queries of a call may see, in float64."""
-
-    queries: Array  # (B, T, heads, head_dim), rotated
-    keys: Array  # (B, T, kv_heads, head_dim), the new keys, rotated
-    values: Array
-    rings: Sequence[Array]  # (B, kv_heads, W, head_dim)
-    first: int
-    window: int
-
-    @classmethod
-    def of(
-        cls,
-        qkv: Array,
-        cos: Array,
-        sin: Array,
-        rings: Sequence[Array],
-        first: int,
-        heads: int,
-        kv_heads: int,
-        dim: int,
-        window: int,
-    ) -> "_Seen":
-        """Built from a kernel's inputs."""
-        parts = qkv.astype(np.float64).reshape(*qkv.shape[:2], heads + 2 * kv_heads, dim)
-        c, s = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (cos, sin))  # (B, T, 1, head_dim / 2)
-
-        def rotated(x: Array) -> Array:
-            a, b = np.split(x, 2, axis=-1)
-            return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
-
-        keys, values = parts[:, :, heads : heads + kv_heads], parts[:, :, heads + kv_heads :]
-        return cls(rotated(parts[:, :, :heads]), rotated(keys), values, rings, first, window)
-
-    def attended(self, b: int, i: int, scale: float, rounding: float) -> tuple[Array, Array]:
-        """One query's outputs (heads, head_dim) and their bounds.
-
-        Scaling rounds once, the dot product head_dim + 1 times. A score that is off by e changes its share by e, and
-        the sum of shares by as much; then come exp and the sums over the slots. Shares that are rounded to float16 (exp
-        of at most 0) are off by `rounding` or by half of float16's smallest step.
-        """
-        position = self.first + i
-        past = np.arange(max(position - self.window + 1, 0), self.first) % self.window
-        new = slice(max(position - self.window + 1 - self.first, 0), i + 1)
-        key, value = (
-            np.concatenate([ring[b][:, past].astype(np.float64), columns[b, new].transpose(1, 0, 2)], axis=1)
-            for ring, columns in zip(self.rings, (self.keys, self.values), strict=True)
-        )  # (kv_heads, seen, head_dim)
-        query = self.queries[b, i].reshape(len(key), -1, key.shape[-1])  # (kv_heads, group, head_dim)
-        scores = query @ key.transpose(0, 2, 1) * scale
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
-        size = (np.abs(query) @ np.abs(key).transpose(0, 2, 1)).max() * scale
-        error = 2 * (key.shape[-1] + 4) * EPS * size + (key.shape[1] + 8) * EPS
-        mixed, magnitude = shares @ value, shares @ np.abs(value)
-        heads = self.queries.shape[2]
-        rounded = rounding * magnitude + (SMALLEST_HALF / 2 if rounding else 0) * np.abs(value).sum(1, keepdims=True)
-        return mixed.reshape(heads, -1), (error * magnitude + rounded).reshape(heads, -1)
-
-    def stored(self) -> Iterator[tuple[Array, Array]]:
-        """Each ring buffer afterwards, exact to the bit."""
-        tokens = self.keys.shape[1]
-        kept = np.arange(max(tokens - self.window, 0), tokens)
-        slots = (self.first + kept) % self.window
-        for ring, columns in zip(self.rings, (self.keys, self.values), strict=True):
-            after = ring.astype(np.float64)
-            after[:, :, slots] = columns[:, kept].transpose(0, 2, 1, 3)
-            yield after, np.zeros(ring.shape)
 
 
 def _sample(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
@@ -400,7 +259,7 @@ MAKERS: Mapping[str, Callable[[KernelCall, Random, float], KernelCase]] = {
     "swiglu": _swiglu,
     "residual": _residual,
     "rotation": _rotation,
-    "rolling_attention": _rolling_attention,
+    "rolling_attention": rolling_attention,
     "mixture": _mixture,
     "sample": _sample,
 }

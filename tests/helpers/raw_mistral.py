@@ -1,6 +1,7 @@
 """Checkpoints in Mistral's own format, written by simple code, and the model's mathematics in numpy float64.
 
-The mathematics is as mistral-inference defines it. Nothing here calls the project's code.
+The mathematics is as mistral-inference defines it, with YaRN and scaled queries as vLLM reads them. Nothing here calls
+the project's code.
 """
 
 import json
@@ -12,6 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+
+from runtime.artifact.rotary import QueryScaling, YarnScaling
+from tests.helpers.rotary_reference import frequencies, magnitude, query_factor
 
 Float64 = NDArray[np.float64]
 Tensors = dict[str, torch.Tensor]
@@ -152,7 +156,9 @@ def attended(
     params: Mapping[str, Any], window: int | None, theta: float, q: Float64, k: Float64, v: Float64
 ) -> Float64:
     tokens, d, group = len(q), params["head_dim"], params["n_heads"] // params["n_kv_heads"]
-    turns = np.exp(1j * np.arange(tokens)[:, None] * theta ** (-np.arange(0, d, 2) / d))  # (tokens, head_dim / 2)
+    scaling, queries_scaling = rotary_of(params)
+    angles = np.arange(tokens)[:, None] * frequencies(d, theta, scaling)
+    turns = np.exp(1j * angles) * magnitude(scaling)  # (tokens, head_dim / 2)
 
     def by_head(x: Float64, rotated: bool) -> list[Float64]:
         heads = np.split(x, x.shape[1] // d, axis=1)
@@ -160,13 +166,28 @@ def attended(
 
     distance = np.arange(tokens)[:, None] - np.arange(tokens)
     hidden = (distance < 0) | (distance >= (window or tokens))
-    queries, keys, values = by_head(q, True), by_head(k, True), by_head(v, False)
+    factors = np.array([query_factor(queries_scaling, i) for i in range(tokens)])
+    queries, keys, values = by_head(q * factors[:, None], True), by_head(k, True), by_head(v, False)
     out = []
     for h in range(params["n_heads"]):
         scores = np.where(hidden, -np.inf, (queries[h] @ keys[h // group].conj().T).real / np.sqrt(d))
         shares = np.exp(scores - scores.max(1, keepdims=True))
         out.append(shares / shares.sum(1, keepdims=True) @ values[h // group])
     return np.concatenate(out, axis=1)
+
+
+def rotary_of(params: Mapping[str, Any]) -> tuple[YarnScaling | None, QueryScaling | None]:
+    """The objects `yarn` and `llama_4_scaling`, as vLLM reads them."""
+    yarn, llama4 = params.get("yarn"), params.get("llama_4_scaling")
+    scaling = yarn and YarnScaling(
+        factor=yarn["factor"],
+        original_context=yarn["original_max_position_embeddings"],
+        beta_fast=yarn["beta"],
+        beta_slow=yarn["alpha"],
+        attention_factor=0.1 * np.log(yarn["factor"]) + 1 if yarn["apply_scale"] else 1.0,
+    )
+    queries = llama4 and QueryScaling(beta=llama4["beta"], original_context=llama4["original_max_position_embeddings"])
+    return scaling, queries
 
 
 def swiglu(w: Mapping[str, Float64], prefix: str, x: Float64) -> Float64:

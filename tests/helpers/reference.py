@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.manifest import ModelConfig
+from tests.helpers.rotary_reference import frequencies, magnitude, query_factor
 
 Float64 = NDArray[np.float64]
 FLOAT32_ROUNDOFF = 2.0**-24
@@ -78,26 +79,26 @@ def attention(model: ModelConfig, window: int | None, qkv: Float64) -> Float64:
     for h in range(model.n_heads):
         kv = model.n_heads + h // (model.n_heads // model.n_kv_heads)
         query, key, value = (
-            rotated(heads[:, h], model.rope_theta),
-            rotated(heads[:, kv], model.rope_theta),
+            rotated(heads[:, h], model),
+            rotated(heads[:, kv], model),
             heads[:, kv + model.n_kv_heads],
         )
         for i in range(tokens):
             seen = slice(0 if window is None else max(0, i - window + 1), i + 1)
-            scores = key[seen] @ query[i] / np.sqrt(d)
+            scores = key[seen] @ query[i] * query_factor(model.query_scaling, i) / np.sqrt(d)
             shares = np.exp(scores - scores.max())
             out[i, h] = shares @ value[seen] / shares.sum()
     return out.reshape(tokens, -1)
 
 
-def rotated(x: Float64, theta: float) -> Float64:
+def rotated(x: Float64, model: ModelConfig) -> Float64:
     """Rotate (tokens, head_dim).
 
-    Each pair (d, d + head_dim / 2), as a complex number, is turned by position * theta ** (-2 d / head_dim).
+    Each pair (d, d + head_dim / 2), as a complex number, is turned by its position times its frequency.
     """
     half = x.shape[1] // 2
-    angles = np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half)
-    turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+    angles = np.arange(len(x))[:, None] * frequencies(x.shape[1], model.rope_theta, model.rope_scaling)
+    turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles) * magnitude(model.rope_scaling)
     return np.concatenate([turned.real, turned.imag], axis=1)
 
 

@@ -29,9 +29,11 @@ from export.weights.format import ModelTensor, Storage
 from export.weights.table import load, store
 from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.layouts import PANEL
+from runtime.artifact.rotary import QueryScaling
 from runtime.errors import UserError
 from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed
 from tests.helpers.mixture_reference import check as check_mixture
+from tests.helpers.rotary_reference import query_factor
 
 U = 2.0**-24
 EXP_ULPS = 2  # for `vector.exp`; test_exp measures it
@@ -363,15 +365,19 @@ def test_embedding(width, name):
     assert np.array_equal(y, load(tensor, arrays)[ids])
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.138629436111989])
 @pytest.mark.parametrize("function", ["cos", "sin"])
-def test_rotation(width, function):
-    """The angle is rounded once, which moves the result by as much; the library's cosine is off by 1 ulp or less."""
+def test_rotation(width, function, factor):
+    """The angle is rounded once, which moves the result by as much; the library's cosine is off by 1 ulp or less.
+
+    The factor and the product with it are rounded too.
+    """
     positions = np.array([[-3, 0, 1], [5, 4095, 131071]], np.int64)
     frequencies = (1e6 ** -(np.arange(8) / 8)).astype(np.float32)
     y = output(2, 1, 3, 8)
-    call(compiled(rotation(AVX2, (2, 3), 8, function), width), positions, frequencies, y)
+    call(compiled(rotation(AVX2, (2, 3), 8, function, factor), width), positions, frequencies, y)
     angles = (positions[:, None, :, None].astype(np.float32) * frequencies).astype(np.float64)
-    assert (np.abs(y - getattr(np, function)(angles)) <= 2 * U).all()
+    assert (np.abs(y - getattr(np, function)(angles) * factor) <= (2 if factor == 1 else 5) * U).all()
 
 
 def test_residual(width):
@@ -473,6 +479,7 @@ class Attention:
     window: int
     dtype: str = "float32"
     scale: float = 0.25
+    query_scaling: QueryScaling | None = None
 
 
 ATTENTION = {
@@ -487,6 +494,9 @@ ATTENTION = {
     "steps-seen-whole-and-in-part": Attention((80, 80, 1, 1), (3,), (2, 1), 16, 96),
     "float16-long": Attention((16,) * 3, (3,), (2, 2), 64, 33, "float16"),
     "int8": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "int8"),
+    "scaled-queries": Attention(
+        (3, 16, 1, 1), (4,), (4, 2), 16, 8, query_scaling=QueryScaling(beta=0.5, original_context=5)
+    ),
     "int8-long": Attention((80, 80, 1, 1), (3,), (2, 2), 16, 96, "int8"),
 }
 
@@ -537,7 +547,8 @@ def attention_reference(case, qkv, positions, cos, sin):
     h, kv = case.heads
     d = case.head_dim
     parts = qkv.astype(np.float64).reshape(len(qkv), h + 2 * kv, d)
-    query = rotated(parts[:, :h], cos, sin)
+    factors = np.array([query_factor(case.query_scaling, position) for position in positions])
+    query = rotated(parts[:, :h], cos, sin) * factors[:, None, None]
     key, value = (as_stored(x, case.dtype) for x in (rotated(parts[:, h : h + kv], cos, sin), parts[:, h + kv :]))
     out, bounds = np.zeros(query.shape), np.zeros(query.shape)
     for i in np.flatnonzero(positions >= 0):
@@ -548,16 +559,17 @@ def attention_reference(case, qkv, positions, cos, sin):
             shares = np.exp(scores - scores.max())
             shares /= shares.sum()
             out[i, head] = shares @ v
-            # Rotation and scaling: 3 roundings on q, 3 on k, relative to what is rotated; the dot product D + 1. An
-            # error of e in a score moves its share by e, and the sum of shares by as much; then come exp and the sums
-            # over the seen columns.
+            # Rotation and scaling: 3 roundings on q, 3 on k, relative to what is rotated; the dot product D + 1. The
+            # factor of a position takes 5 more: a logarithm (2), two products and a sum. An error of e in a score
+            # moves its share by e, and the sum of shares by as much; then come exp and the sums over the seen columns.
             size = (
                 np.abs(np.concatenate([k, np.roll(k, d // 2, -1)])).max(-1).max()
                 * np.abs(parts[i, head]).sum()
                 * 2
                 * case.scale
+                * factors[i]
             )
-            error = 2 * (d + 7) * U * size + (2 * EXP_ULPS + 2 * len(k) + 4) * U
+            error = 2 * (d + (12 if case.query_scaling else 7)) * U * size + (2 * EXP_ULPS + 2 * len(k) + 4) * U
             bounds[i, head] = error * (shares @ np.abs(v))
     return out, bounds, key, value
 
@@ -589,7 +601,9 @@ def check_attention(level, processor, case):
     start = 0
     kernels = {
         t: compiled(
-            attention_kernel(level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale)),
+            attention_kernel(
+                level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale, case.query_scaling)
+            ),
             processor,
         )
         for t in set(case.chunks)

@@ -26,10 +26,12 @@ from build.kernels.shapes import Embedding, Linear, RollingAttention
 from export.weights.format import ModelTensor, Storage
 from export.weights.panels import int4_words, to_panels, to_vector_panels
 from export.weights.table import load, store
+from runtime.artifact.rotary import QueryScaling
 from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError
 from tests.helpers.kernels import compiled_serially, packed
 from tests.helpers.mixture_reference import check as check_mixture
+from tests.helpers.rotary_reference import query_factor
 
 FLOAT32 = np.finfo(np.float32).eps
 
@@ -362,6 +364,13 @@ def test_rolling_attention(case, dtype):
     check_attention(case, dtype)
 
 
+@pytest.mark.parametrize(("dtype", "tensor_cores"), [("float32", False), ("float16", True)])
+def test_queries_are_scaled_by_their_position(dtype, tensor_cores):
+    """In all three kernels: one token, several, and several on tensor cores."""
+    scaling = QueryScaling(beta=0.25, original_context=7)
+    check_attention(TWO_ROWS, dtype, tensor_cores=tensor_cores, query_scaling=scaling)
+
+
 def test_a_split_of_several_tiles(monkeypatch):
     """On a device with fewer multiprocessors than tiles.
 
@@ -425,7 +434,7 @@ def test_what_attention_goes_to_tensor_cores():
     ]
 
 
-def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
+def check_attention(case, dtype, cases=CASES, *, tensor_cores=False, query_scaling=None):
     """Compare all chunks of a case, one after the other, with the definition."""
     batch, heads, kv_heads, dim, window, chunks = cases[case]
     rng = np.random.default_rng(7)
@@ -433,7 +442,7 @@ def check_attention(case, dtype, cases=CASES, *, tensor_cores=False):
     history = [{} for _ in range(batch)]  # row: position to (rotated key, value), as stored
     kernels = {}
     for tokens, firsts in chunks:
-        shape = RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, dim**-0.5)
+        shape = RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, dim**-0.5, query_scaling)
         if tokens not in kernels:
             kernels[tokens] = compiled_serially(
                 attention.rolling_attention(shape, on=SERIAL, tensor_cores=tensor_cores)
@@ -489,7 +498,8 @@ def reference(shape, qkv, cos, sin, positions, history):
                 for p in range(max(position - shape.cache_len + 1, 0), position + 1)
                 if p in history[row]
             ]
-            for h, query in enumerate(rotate(q, cos[row, 0, i], sin[row, 0, i])):
+            factor = query_factor(shape.query_scaling, position)
+            for h, query in enumerate(rotate(q, cos[row, 0, i], sin[row, 0, i]) * factor):
                 scores = np.array([shape.scale * (query @ key[h // group].astype(np.float64)) for key, _ in visible])
                 weight = np.exp(scores - scores.max())
                 mixed = sum(w * value[h // group] for w, (_, value) in zip(weight / weight.sum(), visible, strict=True))

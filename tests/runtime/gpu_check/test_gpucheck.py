@@ -27,6 +27,7 @@ from runtime import gpucheck
 from runtime.artifact.build_number import MINIMUM_VARIABLE
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, to_json
+from runtime.artifact.rotary import QueryScaling
 from runtime.artifact.signing import KEY_VARIABLE
 from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
 from runtime.engines import host
@@ -95,7 +96,8 @@ OTHERS = [
     ("rms_norm", (2, 3), 100, 1e-5),
     ("swiglu", (1, 5), 33),
     ("residual", (2, 3, 40)),
-    ("rotation", (2, 3), 16, "sin"),
+    ("rotation", (2, 3), 16, "sin", 1.0),
+    ("rotation", (2, 3), 16, "cos", 1.138629436111989),
 ]
 
 
@@ -115,6 +117,18 @@ def test_what_stands_beside_products_is_within_its_bound(arguments):
 def test_a_mixture_is_within_its_bound(tokens, dtype):
     call = mixture_call(tokens, dtype)
     assert 0 < check_kernel(call, serial(call), Host(), half=True).error <= 1
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+def test_queries_scaled_by_their_position_are_within_their_bound(tokens):
+    """A kernel that leaves the factor out is not."""
+    scaling = QueryScaling(beta=0.1, original_context=64)
+    call, plain = (
+        call_of("rolling_attention", RollingAttention(1, tokens, 8, 2, 64, 96, "float16", 0.125, queries))
+        for queries in (scaling, None)
+    )
+    assert 0 < check_kernel(call, serial(call), Host(), half=True).error <= 1
+    assert check_kernel(call, serial(plain), Host(), half=True).error > 1
 
 
 @pytest.fixture(autouse=True)
