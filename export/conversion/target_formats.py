@@ -10,12 +10,14 @@ from export.checkpoints.families import FAMILIES, MISTRAL_EXPERT_KEYS, Family
 from export.checkpoints.mistral_format import window_pattern
 from export.checkpoints.source import Array
 from export.checkpoints.tensor_layout import AssembledTensor, weights
+from export.conversion.rotary_keys import mistral_keys, rope_parameters
 from runtime.artifact.manifest import ModelConfig
 from runtime.errors import UserError
 
 HUGGINGFACE_MODELS = {
     "mistral": "MistralForCausalLM",
     "ministral": "MinistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
 }
 
@@ -61,6 +63,8 @@ def huggingface_config(model: ModelConfig) -> dict[str, object]:
     fields = _values(model, _huggingface_family(model))
     config = {"architectures": [HUGGINGFACE_MODELS[key]], "model_type": key, "hidden_act": "silu", **fields}
     config["sliding_window"] = next((window for window in model.sliding_window if window is not None), None)
+    if model.rope_scaling is not None or model.query_scaling is not None:
+        config["rope_parameters"] = rope_parameters(model)
     return config | layer_types(model)
 
 
@@ -83,6 +87,7 @@ def mistral_params(model: ModelConfig) -> dict[str, object]:
     windows = window_pattern(model.sliding_window)
     if windows != (None,):
         params["sliding_window"] = windows[0] if len(windows) == 1 else list(windows)
+    params |= mistral_keys(model)
     return {**params, "moe": experts} if experts else params
 
 
@@ -104,6 +109,11 @@ def transformers_model(model: ModelConfig) -> str:
     """The `model_type` of the class of transformers that implements a model; raises `UserError` if none does."""
     sizes = sorted({window for window in model.sliding_window if window is not None})
     interleaved, mixture = len(set(model.sliding_window)) > 1, model.n_experts is not None
+    if model.query_scaling is not None and (interleaved or mixture):
+        raise UserError(
+            "queries are scaled by their position in a mixture of experts or in layers that differ in their window, "
+            "which no class of transformers supports, expected neither"
+        )
     if len(sizes) > 1:
         raise UserError(
             f"the layers have windows of {sizes} positions, which no class of transformers supports, expected one size"
@@ -113,6 +123,8 @@ def transformers_model(model: ModelConfig) -> str:
             "the layers of a mixture of experts differ in their window, which no class of transformers supports, "
             "expected the same window in all"
         )
+    if model.query_scaling is not None:
+        return "ministral3"
     return "mixtral" if mixture else "ministral" if interleaved else "mistral"
 
 

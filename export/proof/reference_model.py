@@ -12,10 +12,13 @@ import transformers
 from numpy.typing import NDArray
 
 from export.checkpoints.checkpoint import detect
+from export.checkpoints.huggingface import WITH_IMAGES
 from export.conversion.convert import convert
+from export.conversion.rotary_keys import rope_parameters
 from export.conversion.target_formats import layer_types, transformers_model
 from runtime.artifact.manifest import HeadName, ModelConfig
 
+TEXT_MODEL = "language_model."  # how the text model's tensors begin in a model that also sees images
 PADDING_ID = 0  # any valid id: it only decides which position is the last, and every position is compared
 
 
@@ -39,6 +42,7 @@ REFERENCE_HEADS: Mapping[HeadName, ReferenceHead] = {
 REFERENCE_CONFIGS: Mapping[str, Any] = {  # by `model_type`
     "mistral": transformers.MistralConfig,
     "ministral": transformers.MinistralConfig,
+    "ministral3": transformers.Ministral3Config,
     "mixtral": transformers.MixtralConfig,
 }
 
@@ -49,14 +53,17 @@ def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module
     transformers.utils.logging.disable_progress_bar()
     automatic = REFERENCE_HEADS[model.head].automatic
     loaded = _load(path, detect(path) if kind == "auto" else kind, automatic)
-    config = reference_config(model, loaded.config.to_dict())
+    config = reference_config(model, loaded.config.get_text_config().to_dict())
     with torch.device("meta"):
         reference = automatic.from_config(config, attn_implementation="eager")
-    # LlamaForQuestionAnswering has a prefix of its own.
+    # LlamaForQuestionAnswering has a prefix of its own, and so has the text model of one that sees images.
     theirs, ours = f"{loaded.base_model_prefix}.", f"{reference.base_model_prefix}."
+    state = loaded.state_dict()
+    if any(name.startswith(f"{theirs}{TEXT_MODEL}") for name in state):
+        state = {name: tensor for name, tensor in state.items() if TEXT_MODEL in name or not name.startswith(theirs)}
+        theirs += TEXT_MODEL
     weights = {
-        ours + name.removeprefix(theirs) if name.startswith(theirs) else name: tensor
-        for name, tensor in loaded.state_dict().items()
+        ours + name.removeprefix(theirs) if name.startswith(theirs) else name: tensor for name, tensor in state.items()
     }
     reference.load_state_dict(weights, strict=True, assign=True)
     reference.tie_weights()
@@ -70,6 +77,8 @@ def _load(path: Path, kind: str, automatic: Any) -> torch.nn.Module:  # noqa: AN
     if kind == "gguf":
         return automatic.from_pretrained(path.parent, dtype=torch.float32, gguf_file=path.name)
     if kind == "huggingface":
+        if transformers.AutoConfig.from_pretrained(path).model_type in WITH_IMAGES:
+            automatic = transformers.AutoModelForImageTextToText
         return automatic.from_pretrained(path, dtype=torch.float32)
     with tempfile.TemporaryDirectory(prefix="reference-") as temporary:
         convert(path, Path(temporary) / "model", "huggingface")
@@ -87,7 +96,7 @@ def reference_config(model: ModelConfig, values: dict[str, object]) -> transform
     kept |= {
         "sliding_window": next((window for window in model.sliding_window if window is not None), None),
         "rms_norm_eps": model.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_parameters": rope_parameters(model),
     }
     if model.head == "sequence_classification" and kept.get("pad_token_id") is None:
         kept["pad_token_id"] = PADDING_ID  # without one, the class refuses a batch

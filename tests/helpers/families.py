@@ -8,12 +8,19 @@ from typing import Any
 
 import torch
 from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MinistralConfig,
     MinistralForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    PixtralVisionConfig,
 )
 
 from tests.helpers.raw_mistral import MOE, PARAMS, raw_tensors, write_raw
@@ -30,6 +37,16 @@ SIZES: Mapping[str, Any] = {
     "max_position_embeddings": 64,
     "initializer_range": 0.2,  # ten times the usual value, so that the logits of random weights differ from each other
 }
+ORIGINAL = "original_max_position_embeddings"
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 16}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 32}
+# The factor of queries changes at every fourth position, so that each length of the proof has several.
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, ORIGINAL: 4, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.25,
+}  # fmt: skip
+RAW_YARN = {"factor": 16.0, ORIGINAL: 4, "beta": 32.0, "alpha": 1.0, "apply_scale": False}
 PATTERN = ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"]
 
 
@@ -51,6 +68,19 @@ def _save(model_class: Any, config_class: Any, changes: Mapping[str, Any], folde
         model.save_pretrained(folder)
 
 
+def _save_with_images(text: Any, tied: bool, folder: Path) -> None:
+    """A model that also sees images, with a tiny image encoder."""
+    images = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    _save(
+        Mistral3ForConditionalGeneration,
+        lambda **_sizes: Mistral3Config(text_config=text, vision_config=images, tie_word_embeddings=tied),
+        {},
+        folder,
+    )
+
+
 def _raw(changes: Mapping[str, Any], pth_files: int, folder: Path) -> None:
     params = {**PARAMS, **changes}
     write_raw(folder, params, raw_tensors(params), pth_files=pth_files)
@@ -58,7 +88,9 @@ def _raw(changes: Mapping[str, Any], pth_files: int, folder: Path) -> None:
 
 mistral = partial(partial, _save, MistralForCausalLM, MistralConfig)
 ministral = partial(partial, _save, MinistralForCausalLM, MinistralConfig)
+ministral3 = partial(partial, _save, Ministral3ForCausalLM, Ministral3Config)
 mixtral = partial(partial, _save, MixtralForCausalLM, MixtralConfig)
+llama = partial(partial, _save, LlamaForCausalLM, LlamaConfig)
 raw = partial(partial, _raw)
 
 FAMILIES: Mapping[str, FamilyRow] = {
@@ -77,6 +109,40 @@ FAMILIES: Mapping[str, FamilyRow] = {
     ),
     "mixtral": FamilyRow(
         "Mixtral-8x7B: 8 experts, 2 for each token", mixtral({"num_local_experts": 8, "num_experts_per_tok": 2})
+    ),
+    "ministral-3": FamilyRow(
+        "Ministral 3: YaRN, queries scaled by position, tied head, an image encoder that is left out",
+        partial(
+            _save_with_images,
+            Ministral3Config(**{**SIZES, "tie_word_embeddings": True, "rope_parameters": MINISTRAL3_ROPE}),
+            True,
+        ),
+    ),
+    "mistral-small-3": FamilyRow(
+        "Mistral Small 3.1 and 3.2, Magistral, Devstral: theta 1e9, an image encoder that is left out",
+        partial(
+            _save_with_images,
+            MistralConfig(**{**SIZES, "sliding_window": None, "rope_parameters": {"rope_theta": 1e9}}),
+            False,
+        ),
+    ),
+    "yarn": FamilyRow(
+        "YaRN of long-context fine-tunes, with its factor of cosines and sines",
+        mistral({"sliding_window": None, "rope_parameters": {"rope_theta": 1e4, **YARN}}),
+    ),
+    "llama-3": FamilyRow(
+        "Llama-shaped models with Llama 3's scaled frequencies",
+        llama({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}}),
+    ),
+    "linear": FamilyRow(
+        "Fine-tunes with linearly scaled positions, one window",
+        mistral(
+            {"sliding_window": WINDOW, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}
+        ),
+    ),
+    "raw-ministral-3": FamilyRow(
+        "Mistral's own format, YaRN and queries scaled by position",
+        raw({"rope_theta": 1e6, "yarn": RAW_YARN, "llama_4_scaling": {"beta": 0.25, ORIGINAL: 4}}, 0),
     ),
     "raw": FamilyRow("Mistral's own format, safetensors, one window", raw({"sliding_window": WINDOW}, 0)),
     "raw-ministral": FamilyRow(

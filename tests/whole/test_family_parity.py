@@ -15,18 +15,22 @@ from numpy.typing import NDArray
 
 from build.compile import compile_job
 from build.parity import run_artifact_rungs
+from build.tvm_stage.dispatch import DEFAULT_SCHEDULE, dispatch
+from build.tvm_stage.importer import import_graphs
 from export.job import Job
+from export.onnx_graphs.graphs import OnnxGraphs
 from export.parity import run_rungs
 from export.pipeline import export_model
 from export.proof.ladder import Case, Logits, load_trace
 from export.results import open_configured
 from runtime.artifact.bounds import relative_bound
-from runtime.artifact.manifest import ModelConfig, ParityRow
+from runtime.artifact.manifest import ModelConfig, ParityRow, TargetSpec
 from tests.helpers import raw_mistral, reference
 from tests.helpers.families import FAMILIES, WINDOW
 
 CHUNK = 4  # divides the window, but not the other lengths
 CACHE_LEN = 2 * WINDOW + 3
+CUDA = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Proved:
 
     name: str
     checkpoint: Path
+    graphs: OnnxGraphs
     model: ModelConfig
     weights: dict[str, NDArray[Any]]
     rows: list[ParityRow]
@@ -62,7 +67,7 @@ def proved(request, tmp_path_factory) -> Proved:
         cases, answers = load_trace(folder / "trace.npz")
         rows += run_artifact_rungs(artifact, cases, answers)
         weights = {tensor: checkpoint.tensor(tensor) for tensor in checkpoint.names()}
-        return Proved(request.param, folder / "checkpoint", checkpoint.model, weights, rows, cases, answers)
+        return Proved(request.param, folder / "checkpoint", graphs, checkpoint.model, weights, rows, cases, answers)
 
 
 def test_every_rung_passes_at_every_length(proved):
@@ -94,11 +99,27 @@ def plain_logits(proved, ids):
     return raw_mistral.raw_logits(params, raw_mistral.raw_tensors(params), ids)
 
 
+def test_cuda_leaves_nothing_to_default_schedules(proved):
+    """Cross-compiling is for `tests/build_stage`; here, every operation has found its kernel."""
+    report = dispatch(import_graphs(proved.graphs), CUDA).report
+    assert [row for row in report if row.kernel == DEFAULT_SCHEDULE] == []
+
+
 def test_layers_have_the_windows_of_their_row(proved):
-    full = {"mistral-v0.2", "nemo", "mixtral", "raw-mixtral"}
+    full = {
+        "mistral-v0.2",
+        "nemo",
+        "mixtral",
+        "raw-mixtral",
+        "yarn",
+        "llama-3",
+        "ministral-3",
+        "raw-ministral-3",
+        "mistral-small-3",
+    }
     expected = (
         (None, WINDOW, WINDOW, WINDOW)
-        if "ministral" in proved.name
+        if proved.name in ("ministral", "raw-ministral")
         else (None if proved.name in full else WINDOW,) * proved.model.n_layers
     )
     assert proved.model.sliding_window == expected
