@@ -141,7 +141,7 @@ def _summary(windows: tuple[object, ...]) -> str:
 def _check_keys(params: Mapping[str, object], family: families.Family, path: Path) -> None:
     """Refuse unknown keys instead of ignoring them, since they may change the mathematics."""
     # The fields of `_Experts` may occur only inside `moe`.
-    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS} - set(_Experts.__struct_fields__)
+    known = {*family.keys.values(), *family.supported, *IGNORED_KEYS, *IMAGE_KEYS} - set(_Experts.__struct_fields__)
     unknown = sorted(key for key in set(params) - known if params[key] is not None)
     if unknown:
         raise UserError(
