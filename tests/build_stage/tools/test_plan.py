@@ -152,6 +152,8 @@ def test_ministral_keeps_less_than_44_percent():
     [
         ("fp16", "7b", 7_241_732_096),
         ("mistral-7b-v0.1", "7b-v0.1", 7_241_732_096),
+        ("ministral-3-8b", "ministral-3-8b", 8_489_553_920),
+        ("mistral-small-24b", "mistral-small-24b", 23_572_403_200),
         ("mixtral-8x7b", "mixtral-8x7b", 46_702_792_704),
     ],
 )
