@@ -110,7 +110,7 @@ def build_byte_level(vocabulary: Vocabulary, where: str) -> tuple[bytes, bool]:
 
 
 def _of_types(vocabulary: Vocabulary, types: tuple[int, ...]) -> list[str]:
-    return [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind in types]
+    return [token for token, kind in zip(vocabulary.tokens, vocabulary.token_type, strict=True) if kind in types]
 
 
 def _check_no_word(tokenizer: Tokenizer, specials: list[str], where: str) -> None:

@@ -20,7 +20,6 @@ from runtime.errors import UserError, one_line
 ROWS_AT_ONCE = 1024  # of a quantized tensor; bounds the package's temporary allocations
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # read as they are; others become float32
 EMBEDDING = "token_embd.weight"
-MERGED_EXPERTS = "blk.0.ffn_down_exps.weight"  # in a mixture whose experts lie in one tensor
 MOST_PAIRS = 2**16  # of a head's dimensions; far beyond any model
 
 
@@ -92,7 +91,7 @@ def open_file(path: Path) -> Opened:
     if rows is not None:
         values["vocab_size"] = rows
     if values.get("expert_count"):
-        family = families.gguf_mixture(family, merged=MERGED_EXPERTS in stored)
+        family = families.gguf_mixture(family, stored)
     source = GgufTensors(stored)
     rotary = gguf_rotary(values, _rope_divisors(source, where), where)
     return Opened(family, values, where, source, recover(metadata, where, rows), rotary=rotary)

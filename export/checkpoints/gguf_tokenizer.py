@@ -66,7 +66,7 @@ def _sentencepiece(vocabulary: Vocabulary, where: str) -> tuple[bytes, bool]:
         )
     unknown = _unknown_id(vocabulary, where)
     proto = sentencepiece_model_pb2.ModelProto()
-    for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
+    for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.token_type, strict=True)):
         # The library wants one unknown piece; no text is made of any other that has this type.
         used = UNKNOWN if i == unknown else CONTROL if kind == UNKNOWN else kind
         proto.pieces.add(piece=token, score=vocabulary.scores[i], type=used)
@@ -90,7 +90,7 @@ def _unknown_id(vocabulary: Vocabulary, where: str) -> int:
 
     Some headers name the end of a text as the unknown token, which it cannot be in a SentencePiece model.
     """
-    typed = [i for i, kind in enumerate(vocabulary.types) if kind == UNKNOWN]
+    typed = [i for i, kind in enumerate(vocabulary.token_type) if kind == UNKNOWN]
     named, ends = vocabulary.unknown_token_id, (vocabulary.bos_token_id, vocabulary.eos_token_id)
     if len(typed) == 1:
         return typed[0]

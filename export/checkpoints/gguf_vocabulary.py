@@ -26,7 +26,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
     model: str
     tokens: tuple[str, ...]
-    token_type: tuple[int, ...] | None = None
+    token_type: tuple[int, ...] = ()
     pre: str | None = None
     merges: tuple[str, ...] | None = None
     scores: tuple[float, ...] = ()
@@ -43,12 +43,6 @@ class Vocabulary(msgspec.Struct, frozen=True):
     add_eos_token: bool = False
     add_space_prefix: bool = True
     chat_template: str | None = None
-
-    @property
-    def types(self) -> tuple[int, ...]:
-        """The type of each token, once the vocabulary is complete."""
-        assert self.token_type is not None
-        return self.token_type
 
     @property
     def ends(self) -> list[int | None]:
@@ -109,7 +103,7 @@ def _check_ids(found: Vocabulary, where: str) -> None:
 
 def _types(found: Vocabulary, where: str) -> list[int]:
     """The type of each token; where the header has none, they follow from the names and the special ids."""
-    if found.token_type is None:
+    if not found.token_type:
         controls = {getattr(found, key) for key in SPECIAL}
         types = [
             BYTE if BYTE_NAME.fullmatch(token) else CONTROL if i in controls else NORMAL
