@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
+from export.checkpoints import gguf_checkpoint, gguf_split, heads, huggingface, mistral_format
 from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.huggingface_tensors import shards
 from export.checkpoints.hyperparameters import model_config
@@ -107,7 +107,7 @@ def open_checkpoint(
 
 
 def checkpoint_files(path: Path) -> list[Path]:
-    """The file, or every file of the folder and every shard below it, that a checkpoint may be read from.
+    """The file and the other parts of a split one, or every file of the folder and every shard below it.
 
     Raises `UserError` if there is none, for a link that leads out of the folder or nowhere, and for whatever is neither
     a file nor a folder.
@@ -124,7 +124,7 @@ def checkpoint_files(path: Path) -> list[Path]:
         return files
     if not path.is_file():
         raise UserError(f"the checkpoint {path} is neither a folder nor a regular file; set frontend.checkpoint to one")
-    return [path]
+    return gguf_split.parts(path)
 
 
 def detect(path: Path) -> str:

@@ -3,7 +3,7 @@
 To add a family, add a row. Names from Hugging Face, GGUF and Mistral's own format appear only here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -119,6 +119,16 @@ GGUF_SOURCES = {
 }
 GGUF_ROPE_DIVISORS = "rope_freqs.weight"  # read with the rotary settings
 GGUF_SUPPORTED = {"expert_count": (0, None)}
+GGUF_EXPERT_KEYS = {"n_experts": "expert_count", "experts_per_token": "expert_used_count"}
+GGUF_ROUTER = {"layers.{i}.feed_forward.gate.weight": ("blk.{i}.ffn_gate_inp.weight",)}
+GGUF_EXPERTS = {  # one tensor for all experts
+    "layers.{i}.feed_forward.experts.w13.weight": ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
+    "layers.{i}.feed_forward.experts.w2.weight": ("blk.{i}.ffn_down_exps.weight",),
+}
+GGUF_EACH_EXPERT = {  # one for each, in files of before April 2024
+    "layers.{i}.feed_forward.experts.w13.weight": ("blk.{i}.ffn_gate.{e}.weight", "blk.{i}.ffn_up.{e}.weight"),
+    "layers.{i}.feed_forward.experts.w2.weight": ("blk.{i}.ffn_down.{e}.weight",),
+}
 
 
 MISTRAL_KEYS = {
@@ -335,3 +345,16 @@ def find(kind: str, key: object, where: str) -> Family:
     if not isinstance(key, str) or key not in rows:
         raise UserError(f"{where} names the architecture {key!r}, expected one of {', '.join(rows)}")
     return rows[key]
+
+
+def gguf_mixture(dense: Family, stored: Collection[str]) -> Family:
+    """The row of a GGUF whose layers have experts, given the row of its architecture and the names of its tensors."""
+    merged = any(name.format(i=0) in stored for names in GGUF_EXPERTS.values() for name in names)
+    kept = {ours: theirs for ours, theirs in dense.sources.items() if ".feed_forward." not in ours}
+    return replace(
+        dense,
+        layers="mixture",
+        keys={**dense.keys, **GGUF_EXPERT_KEYS},
+        supported={key: values for key, values in dense.supported.items() if key != "expert_count"},
+        sources=kept | GGUF_ROUTER | (GGUF_EXPERTS if merged else GGUF_EACH_EXPERT),
+    )

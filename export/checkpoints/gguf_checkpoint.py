@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
-from export.checkpoints import families
-from export.checkpoints.gguf_header import check_header
+from export.checkpoints import families, gguf_split
+from export.checkpoints.gguf_header import UnknownPackingError, check_header
 from export.checkpoints.gguf_rope import gguf_rotary
 from export.checkpoints.gguf_tokenizer import recover
 from export.checkpoints.source import Array, Opened, SourceTensor, TensorSource, matrix_shape
@@ -18,16 +18,16 @@ from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError, one_line
 
 ROWS_AT_ONCE = 1024  # of a quantized tensor; bounds the package's temporary allocations
-PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # read as they are
-QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # dequantized to float32
+PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # read as they are; others become float32
 EMBEDDING = "token_embd.weight"
 MOST_PAIRS = 2**16  # of a head's dimensions; far beyond any model
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where one tensor lies in the file and how it is packed; `shape` is in numpy's order."""
+    """Where one tensor lies in which file, and how it is packed; `shape` is in numpy's order."""
 
+    file: Path
     packing: GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
@@ -36,65 +36,65 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufTensors:
-    """The tensors of one GGUF file, read with ordinary file reads, so that no page of it stays mapped."""
+    """The tensors of a GGUF, read with ordinary file reads, so that no page of its files stays mapped."""
 
-    path: Path
     stored: Mapping[str, GgufTensor]
 
     @cached_property
     def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by name; a packing that this module cannot unpack is given as the dtype."""
+        """Every tensor by name."""
         return {
-            name: SourceTensor(tensor.shape, _dtype(tensor.packing), tensor.nbytes)
+            name: SourceTensor(tensor.shape, PLAIN.get(tensor.packing.name, "float32"), tensor.nbytes)
             for name, tensor in self.stored.items()
         }
 
     def read(self, name: str, rows: slice) -> Array:
         """Rows of one tensor as a matrix: float32, float16 and bfloat16 as stored, others dequantized to float32."""
         tensor = self.stored[name]
-        rows_and_columns = matrix_shape(tensor.shape)
-        start, stop, _ = rows.indices(rows_and_columns[0])
-        if len(tensor.shape) == 1 and tensor.packing.name not in PLAIN:  # its blocks run across what `rows` counts
-            data = np.fromfile(self.path, np.uint8, tensor.nbytes, offset=tensor.offset)
+        shape = matrix_shape(tensor.shape)
+        start, stop, _ = rows.indices(shape[0])
+        if len(shape) == 1 and tensor.packing.name not in PLAIN:  # its blocks run across what `rows` counts
+            data = np.fromfile(tensor.file, np.uint8, tensor.nbytes, offset=tensor.offset)
             return np.asarray(dequantize(data, tensor.packing)[start:stop], np.float32)
-        row_bytes = tensor.nbytes // rows_and_columns[0]
+        row_bytes = tensor.nbytes // shape[0]
         wanted = (stop - start) * row_bytes
-        data = np.fromfile(self.path, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
+        data = np.fromfile(tensor.file, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
         if data.nbytes != wanted:
             raise UserError(
-                f"{self.path} has shrunk since it was opened: {name} needs {wanted} bytes, but {data.nbytes} are left"
+                f"{tensor.file} has shrunk since it was opened: {name} needs {wanted} bytes, but {data.nbytes} are left"
             )
-        shape = (stop - start, *rows_and_columns[1:])
         if tensor.packing.name in PLAIN:
-            return data.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(shape)
-        packed = data.reshape(-1, row_bytes)
-        result = np.empty((len(packed), tensor.shape[-1]), np.float32)
-        for start in range(0, len(packed), ROWS_AT_ONCE):
-            result[start : start + ROWS_AT_ONCE] = dequantize(packed[start : start + ROWS_AT_ONCE], tensor.packing)
+            return data.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(stop - start, *shape[1:])
+        packed = data.reshape(stop - start, row_bytes)
+        result = np.empty((stop - start, shape[1]), np.float32)
+        for at in range(0, len(packed), ROWS_AT_ONCE):
+            result[at : at + ROWS_AT_ONCE] = dequantize(packed[at : at + ROWS_AT_ONCE], tensor.packing)
         return result
 
 
 def open_file(path: Path) -> Opened:
-    """Read the header of a GGUF file, or of the only one in a folder.
+    """Read the headers of a GGUF, or of the only one in a folder: one file, or its parts side by side.
 
     Raises `UserError` for anything that is malformed or unknown.
     """
-    path = _only_file(path)
-    metadata, stored = _read_header(path)
-    where = f"the header of {path}"
+    files = gguf_split.find(path)
+    headers = [_read_header(file) for file in files]
+    gguf_split.check_parts(files, [keys for keys, _ in headers], [len(tensors) for _, tensors in headers])
+    stored = _joined([tensors for _, tensors in headers])
+    for name, tensor in stored.items():
+        _check_packing(name, tensor)
+    metadata, where = headers[0][0], f"the header of {files[0]}"
     architecture = metadata.get("general.architecture")
     family = families.find("gguf", architecture, where)
-    if metadata.get("split.count", 1) != 1:
-        raise UserError(
-            f"{path} is one of {metadata['split.count']} parts of a split GGUF; "
-            "join them first with llama-gguf-split --merge"
-        )
     values = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
-    if EMBEDDING in stored:
-        values["vocab_size"] = stored[EMBEDDING].shape[0]
-    source = GgufTensors(path, stored)
+    rows = stored[EMBEDDING].shape[0] if EMBEDDING in stored else None
+    if rows is not None:
+        values["vocab_size"] = rows
+    if values.get("expert_count"):
+        family = families.gguf_mixture(family, stored)
+    source = GgufTensors(stored)
     rotary = gguf_rotary(values, _rope_divisors(source, where), where)
-    return Opened(family, values, where, source, recover(metadata, where), rotary=rotary)
+    return Opened(family, values, where, source, recover(metadata, where, rows), rotary=rotary)
 
 
 def _rope_divisors(source: TensorSource, where: str) -> list[float] | None:
@@ -102,22 +102,26 @@ def _rope_divisors(source: TensorSource, where: str) -> list[float] | None:
     tensor = source.tensors.get(families.GGUF_ROPE_DIVISORS)
     if tensor is None:
         return None
-    if len(tensor.shape) != 1 or tensor.shape[0] > MOST_PAIRS or tensor.dtype not in PLAIN.values():
+    if len(tensor.shape) != 1 or tensor.shape[0] > MOST_PAIRS:
         raise UserError(
-            f"{where} has the tensor {families.GGUF_ROPE_DIVISORS} of the shape {tensor.shape} and dtype "
-            f"{tensor.dtype}, expected a float for each pair of a head's dimensions; fetch the file again"
+            f"{where} has the tensor {families.GGUF_ROPE_DIVISORS} of the shape {tensor.shape}, "
+            "expected a number for each pair of a head's dimensions; fetch the file again"
         )
     return [float(number) for number in source.read(families.GGUF_ROPE_DIVISORS, slice(None))]
 
 
-def _only_file(path: Path) -> Path:
-    """The file itself, or the only .gguf file of a folder."""
-    if path.is_file():
-        return path
-    found = sorted(path.glob("*.gguf"))
-    if len(found) != 1:
-        raise UserError(f"{path} holds {len(found)} .gguf files, expected one; set frontend.checkpoint to the file")
-    return found[0]
+def _joined(parts: list[dict[str, GgufTensor]]) -> dict[str, GgufTensor]:
+    """The tensors of all parts; no part may hold another's."""
+    result: dict[str, GgufTensor] = {}
+    for part in parts:
+        for name, tensor in part.items():
+            if name in result:
+                raise UserError(
+                    f"{tensor.file} holds the tensor {name}, which {result[name].file.name} holds too, "
+                    "expected each in one part; fetch the parts again"
+                )
+        result |= part
+    return result
 
 
 def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
@@ -130,6 +134,7 @@ def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
         }
         stored = {
             tensor.name: GgufTensor(
+                path,
                 tensor.tensor_type,
                 tuple(int(n) for n in reversed(tensor.shape.tolist())),
                 int(tensor.data_offset),
@@ -137,13 +142,27 @@ def _read_header(path: Path) -> tuple[dict[str, object], dict[str, GgufTensor]]:
             )
             for tensor in reader.tensors
         }
+    except UnknownPackingError as error:
+        raise UserError(f"{path}: {error}, which cannot be unpacked; use a file of another quantization") from error
     # The package raises any of these on a damaged file.
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
         raise UserError(f"{path} is not a complete GGUF file: {one_line(error)}; fetch it again") from error
     return metadata, stored
 
 
-def _dtype(packing: GGMLQuantizationType) -> str:
-    if packing.name in PLAIN:
-        return PLAIN[packing.name]
-    return "float32" if packing.name in QUANTIZED else str(packing.name)
+def _check_packing(name: str, tensor: GgufTensor) -> None:
+    if tensor.packing.name not in PLAIN and not _can_unpack(tensor.packing):
+        raise UserError(
+            f"{tensor.file}: {name} has the type {tensor.packing.name}, which the package gguf cannot unpack; "
+            "use a file of another quantization"
+        )
+
+
+@cache
+def _can_unpack(packing: GGMLQuantizationType) -> bool:
+    """Whether the package unpacks a type: it says so only by refusing to unpack a block."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[packing][1]), np.uint8), packing)
+    except NotImplementedError:
+        return False
+    return True

@@ -19,8 +19,15 @@ MOST_DIMENSIONS = 4
 ALIGNMENT_KEY, DEFAULT_ALIGNMENT = b"general.alignment", 32
 
 
+class UnknownPackingError(ValueError):
+    """A tensor is packed in a way that the package `gguf` has no name for."""
+
+
 def check_header(path: Path) -> None:
-    """Raise `ValueError` for a header that is cut short, holds an impossible count, or places tensors wrongly."""
+    """Raise `ValueError` for a header that is cut short, holds an impossible count, or places tensors wrongly.
+
+    It is an `UnknownPackingError` for a tensor of an unknown type.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         _Header(data).check()
 
@@ -82,7 +89,10 @@ class _Header:
         if not 1 <= dimensions <= MOST_DIMENSIONS:
             raise ValueError(f"{name} has {dimensions} dimensions, expected 1 to {MOST_DIMENSIONS}")
         shape = [self._number("Q") for _ in range(dimensions)]
-        packing = GGMLQuantizationType(self._number("I"))  # a ValueError if there is no such packing
+        kind = self._number("I")
+        if kind not in list(GGMLQuantizationType):
+            raise UnknownPackingError(f"{name} has the unknown type {kind}")
+        packing = GGMLQuantizationType(kind)
         begin = self._number("Q")
         block, nbytes = GGML_QUANT_SIZES[packing]
         if min(shape) < 1 or shape[0] % block:

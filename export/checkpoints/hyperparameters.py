@@ -12,6 +12,7 @@ from runtime.errors import UserError
 
 OVERRIDABLE = ("context_length", "norm_eps", "rope_theta", "sliding_window")  # fields that change no weight's shape
 REQUIRED = ("dim", "hidden_dim", "n_layers", "n_heads", "vocab_size", "norm_eps", "rope_theta", "tied_embeddings")
+REQUIRED_OF_MIXTURES = ("n_experts", "experts_per_token")
 
 
 def model_config(
@@ -33,7 +34,8 @@ def model_config(
     fields = {field: values.get(key, family.defaults.get(key)) for field, key in family.keys.items()} | dict(overrides)
     if "sliding_window" in overrides:  # it sets every layer's window, whatever the checkpoint says about its layers
         fields["layer_types"] = None
-    missing = [field for field in REQUIRED if fields[field] is None]
+    required = (*REQUIRED, *(REQUIRED_OF_MIXTURES if family.layers == "mixture" else ()))
+    missing = [field for field in required if fields[field] is None]
     if missing:
         raise UserError(
             f"{where} lacks {family.keys[missing[0]]}, which gives the model's {missing[0]}; use a complete checkpoint"

@@ -124,8 +124,8 @@ class FrontendConfig(Section):
 
     checkpoint: FilePath = Field(
         description="the path of a checkpoint folder or file, as text",
-        title="A Hugging Face folder, a folder in Mistral's own format, or a `.gguf` file. A relative path starts from "
-        "the folder in which the command runs.",
+        title="A Hugging Face folder, a folder in Mistral's own format, or a `.gguf` file: of several parts, any one. "
+        "A relative path starts from the folder in which the command runs.",
     )
     type: Literal["auto", "huggingface", "mistral", "gguf"] = Field(
         default="auto", title="Format of the checkpoint; `auto` recognizes it by its files."

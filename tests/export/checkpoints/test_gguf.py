@@ -1,29 +1,25 @@
 import shutil
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import regex
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.quants import dequantize, quantize
-from mistral_common import __file__ as mistral_common_file
-from safetensors.torch import load_file
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from export.checkpoints import gguf_checkpoint
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from export.checkpoints.gguf_checkpoint import QUANTIZED
-from export.checkpoints.gguf_tokenizer import recover
+from export.checkpoints.gguf_checkpoint import PLAIN, GgufTensors
 from export.fetch import DOWNLOADS, fetch
 from export.stage import ROOT
 from runtime.errors import UserError
+from tests.helpers.gguf_files import finish, write_gguf
 from tests.helpers.smollm2 import saved_by_transformers
 from tests.helpers.tiny import write_tiny_mistral
 
-SENTENCEPIECE = Path(mistral_common_file).parent / "data" / "tokenizer.model.v1"
 TEXTS = [
     "The capital of France is Paris.",
     "In 2024, 1234567890 + 42 = 3.14e-10",
@@ -45,57 +41,6 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     return fetch(DOWNLOADS["demo"], ROOT / "out" / "downloads")
-
-
-def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Permute wq or wk as llama.cpp's converter does: row h * head_dim / 2 + d of a head goes to 2d + h."""
-    head_dim = len(rows) // heads
-    result = np.empty_like(rows)
-    for head in range(heads):
-        for d in range(head_dim // 2):
-            for half in range(2):
-                result[head * head_dim + 2 * d + half] = rows[head * head_dim + half * head_dim // 2 + d]
-    return result
-
-
-def gguf_name(name: str) -> str:
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-    return f"{names.get_name(name.removesuffix('.weight'))}.weight"
-
-
-def write_gguf(
-    path: Path, folder: Path, packing: GGMLQuantizationType, *, tied: bool = False, without: str = "", **metadata
-) -> dict[str, np.ndarray]:
-    """Write a GGUF of the tiny model as llama.cpp's converter would.
-
-    Returns the contents of its tensors, under Hugging Face names.
-    """
-    writer = GGUFWriter(path, "llama")
-    writer.add_context_length(512)
-    writer.add_embedding_length(64)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(128)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(20000.0)
-    writer.add_rope_dimension_count(16)
-    for key, value in metadata.items():
-        writer.add_key_value(f"llama.{key}", value, gguf.GGUFValueType.get_type(value))
-    held = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if name == without or (tied and name == "lm_head.weight"):
-            continue
-        used = packing if tensor.ndim == 2 else GGMLQuantizationType.F32
-        heads = 4 if "q_proj" in name else 2 if "k_proj" in name else None
-        held[name] = dequantize(quantize(tensor.numpy(), used), used)
-        stored = quantize(tensor.numpy() if heads is None else interleave(tensor.numpy(), heads), used)
-        writer.add_tensor(gguf_name(name), stored, raw_dtype=used)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return held
 
 
 @pytest.mark.parametrize("packing", ["F32", "F16", "BF16", "Q8_0", "Q4_1"])
@@ -146,7 +91,8 @@ def test_tied_head(tiny, tmp_path):
     ("changes", "message"),
     [
         ({"without": "model.layers.1.mlp.up_proj.weight"}, "lacks the tensor blk.1.ffn_up.weight"),
-        ({"expert_count": 8}, "has expert_count: 8"),
+        ({"expert_count": 8}, "lacks expert_used_count, which gives the model's experts_per_token"),
+        ({"expert_count": 8, "expert_used_count": 2}, "lacks the tensor blk.0.ffn_gate_inp.weight"),
         ({"rope.scaling.type": "longrope"}, "has rope.scaling.type: 'longrope'"),
         (
             {"attention.key_length": 8, "rope.dimension_count": 8},
@@ -162,15 +108,40 @@ def test_what_does_not_fit_is_refused(tiny, tmp_path, changes, message):
     assert str(tmp_path / "x.gguf") in str(caught.value)
 
 
-def test_packing_that_is_not_read(tiny, tmp_path):
-    assert all(name in GGMLQuantizationType.__members__ for name in QUANTIZED)
+UNREADABLE = {"Q8_1", "Q8_K", "Q1_0", "I8", "I16", "I32", "I64", "F64"}  # that the package has no way to unpack
+QUANTIZED = sorted(set(GGMLQuantizationType.__members__) - set(PLAIN) - UNREADABLE)
+
+
+@pytest.mark.parametrize("packing", QUANTIZED)
+def test_blocks_are_unpacked_as_the_package_unpacks_them(tmp_path, monkeypatch, packing):
+    """Of random bytes, so that every bit of a block counts; some of the numbers are infinite or none."""
+    kind = GGMLQuantizationType[packing]
+    block, nbytes = GGML_QUANT_SIZES[kind]
+    data = np.random.default_rng(0).integers(0, 256, (5, 512 // block * nbytes), np.uint8)
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("x", data, raw_dtype=kind)
+    finish(writer)
+    monkeypatch.setattr(gguf_checkpoint, "ROWS_AT_ONCE", 2)
+    tensors = GgufTensors(gguf_checkpoint._read_header(tmp_path / "x.gguf")[1])
+    with np.errstate(all="ignore"):
+        expected, ours = dequantize(data, kind), tensors.read("x", slice(1, 4))
+    assert tensors.tensors["x"].shape == expected.shape == (5, 512)
+    assert ours.dtype == np.float32
+    assert ours.tobytes() == np.ascontiguousarray(expected[1:4]).tobytes()
+
+
+@pytest.mark.parametrize("packing", ["I32", "Q8_1", "I8"])
+def test_packing_that_is_not_read(tiny, tmp_path, packing):
     write_gguf(tmp_path / "x.gguf", tiny, GGMLQuantizationType.F32)
     data = (tmp_path / "x.gguf").read_bytes()
     name = b"blk.1.attn_v.weight"
     kind = data.index(name) + len(name) + 4 + 2 * 8  # after the number of dimensions and both of them
     assert data[kind : kind + 4] == GGMLQuantizationType.F32.to_bytes(4, "little")
-    (tmp_path / "x.gguf").write_bytes(data[:kind] + GGMLQuantizationType.I32.to_bytes(4, "little") + data[kind + 4 :])
-    with pytest.raises(UserError, match=r"blk.1.attn_v.weight has dtype I32, expected one of float32"):
+    (tmp_path / "x.gguf").write_bytes(
+        data[:kind] + GGMLQuantizationType[packing].to_bytes(4, "little") + data[kind + 4 :]
+    )
+    said = f"blk.1.attn_v.weight has the type {packing}, which the package gguf cannot unpack; use a file of another"
+    with pytest.raises(UserError, match=said):
         open_checkpoint(tmp_path / "x.gguf", "auto", {})
 
 
@@ -188,7 +159,7 @@ def test_other_files_and_folders(tmp_path):
     with pytest.raises(UserError, match="is not a complete GGUF file: it does not begin with GGUF"):
         open_checkpoint(tmp_path / "a.gguf", "auto", {})
     (tmp_path / "b.gguf").touch()
-    with pytest.raises(UserError, match=r"holds 2 .gguf files, expected one"):
+    with pytest.raises(UserError, match=r"holds 2 different .gguf files, expected one"):
         open_checkpoint(tmp_path, "auto", {})
     writer = GGUFWriter(tmp_path / "b.gguf", "gemma")
     writer.write_header_to_file()
@@ -199,62 +170,6 @@ def test_other_files_and_folders(tmp_path):
     shutil.copy(tmp_path / "b.gguf", tmp_path / "c.gguf")
     with pytest.raises(UserError, match="the architecture 'gemma'"):
         open_checkpoint(tmp_path / "c.gguf", "gguf", {})
-
-
-def sentencepiece_metadata() -> dict[str, object]:
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(SENTENCEPIECE.read_bytes())
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [piece.piece for piece in proto.pieces],
-        "tokenizer.ggml.scores": [piece.score for piece in proto.pieces],
-        "tokenizer.ggml.token_type": [piece.type for piece in proto.pieces],
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.chat_template": "T",
-    }
-
-
-def test_sentencepiece_model_is_rebuilt():
-    ours = recover(sentencepiece_metadata(), "x")
-    assert (ours.kind, ours.bos_id, ours.eos_ids, ours.add_bos, ours.chat_template) == (
-        "sentencepiece",
-        1,
-        (2,),
-        True,
-        "T",
-    )
-    theirs, rebuilt = (
-        SentencePieceProcessor(model_file=str(SENTENCEPIECE)),
-        SentencePieceProcessor(model_proto=ours.data),
-    )
-    for text in TEXTS:
-        ids = theirs.encode(text)
-        assert rebuilt.encode(text) == ids
-        assert rebuilt.decode(ids) == theirs.decode(ids)
-    assert (rebuilt.bos_id(), rebuilt.eos_id(), rebuilt.unk_id(), rebuilt.pad_id()) == (1, 2, 0, -1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "bert"}, "has tokenizer.ggml.model: 'bert', which is not supported; expected one of gpt2, llama"),
-        (
-            {"model": "gpt2", "pre": "klingon"},
-            "has tokenizer.ggml.pre: 'klingon', which is not supported; expected one of gpt-2, smollm",
-        ),
-        ({"model": "gpt2"}, "has tokenizer.ggml.pre: None"),
-        ({"model": "gpt2", "pre": "gpt-2", "merges": ["qqq zzz"]}, "has merges that do not fit its tokens"),
-        ({"tokens": [1]}, "has a malformed tokenizer: Expected `str`"),
-        ({"token_type": [1]}, "has 32000 tokens, some of them duplicates or without a type"),
-        ({"scores": []}, "has 32000 tokens and 0 scores"),
-        ({"token_type": [1] * 32000}, "has 0 tokens of the type unknown"),
-        ({"bos_token_id": 40000}, "names the special token 40000, expected an id below 32000"),
-    ],
-)
-def test_bad_tokenizers(changes, message):
-    with pytest.raises(UserError, match=message):
-        recover(sentencepiece_metadata() | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}, "x")
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +206,7 @@ def test_smollm2_tokenizer(smollm2, smollm2_by_us):
         ids = rebuilt.encode(text, add_special_tokens=False).ids
         assert ids == theirs(text, add_special_tokens=False).input_ids
         assert rebuilt.decode(ids, skip_special_tokens=False) == text
-    assert (ours.kind, ours.bos_id, ours.eos_ids, ours.add_bos) == ("tokenizer.json", 1, (2,), False)
+    assert (ours.kind, ours.bos_id, ours.eos_ids, ours.add_bos) == ("tokenizer.json", 1, (2, 0, 4), False)
     assert ours.chat_template == theirs.chat_template
 
 

@@ -39,12 +39,13 @@ def open_reader(folder: Path) -> Reader:
         written(folder / f"{kind}-{packing}.gguf", kind, packing)
         for kind, packing in (("gpt2", "F32"), ("llama", "Q8_0"), ("llama", "Q4_0"), ("gpt2", "BF16"))
     ]
+    seeds.append(written(folder / "mixture.gguf", "gpt2", "Q8_0", pre="tekken", experts=2))
     (folder / "artifact").mkdir()
     return Reader(seeds, spoil, partial(check, folder), known_of(seeds[1]))
 
 
-def written(path: Path, kind: str, packing: str) -> bytes:
-    """A file of the tiny model with one of the two kinds of tokenizers."""
+def written(path: Path, kind: str, packing: str, *, pre: str = "gpt-2", experts: int = 0) -> bytes:
+    """A file of the tiny model, or a mixture of as many experts, with one of the two kinds of tokenizers."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(DIM)
@@ -58,7 +59,7 @@ def written(path: Path, kind: str, packing: str) -> bytes:
     if kind == "gpt2":
         vocab = sorted(json_tokenizer().get_vocab().items(), key=lambda item: item[1])
         tokens, types = [name for name, _ in vocab], [3 if i < 7 else 1 for _, i in vocab]
-        writer.add_tokenizer_pre("gpt-2")
+        writer.add_tokenizer_pre(pre)
         writer.add_token_merges(["a b", "ab c"])
     else:
         pieces = sentencepiece_model(290).pieces
@@ -69,14 +70,30 @@ def written(path: Path, kind: str, packing: str) -> bytes:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(CHATML)
-    for name, tensor in tensors(GGUF).items():
-        used = gguf.GGMLQuantizationType[packing if tensor.ndim == 2 else "F32"]
+    stored = tensors(GGUF)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(1)
+        stored = mixture(stored, experts)
+    for name, tensor in stored.items():
+        used = gguf.GGMLQuantizationType[packing if tensor.ndim > 1 else "F32"]
         writer.add_tensor(name, quantize(tensor, used), raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path.read_bytes()
+
+
+def mixture(dense: dict[str, Any], experts: int) -> dict[str, Any]:
+    """The tensors of a mixture whose experts are all the feed-forward of a dense model."""
+    stacked = {
+        name.replace(".weight", "_exps.weight"): np.stack([tensor] * experts)
+        for name, tensor in dense.items()
+        if ".ffn_" in name and "norm" not in name
+    }
+    kept = {name: tensor for name, tensor in dense.items() if name.replace(".weight", "_exps.weight") not in stacked}
+    return kept | stacked | {"blk.0.ffn_gate_inp.weight": np.ones((experts, DIM), np.float32)}
 
 
 def fields(data: bytes) -> Iterator[tuple[str, int, int]]:
