@@ -68,7 +68,7 @@ def rope_parameters(model: ModelConfig) -> dict[str, object]:
 def mistral_keys(model: ModelConfig) -> dict[str, object]:
     """The keys of params.json; raises `UserError` for a scaling that Mistral's own format cannot express."""
     queries = model.query_scaling
-    yarn = {} if model.rope_scaling is None else {"yarn": _own_yarn(model.rope_scaling)}
+    yarn: dict[str, object] = {} if model.rope_scaling is None else {"yarn": _own_yarn(model.rope_scaling)}
     if queries is None:
         return yarn
     return {**yarn, "llama_4_scaling": {"beta": queries.beta, ORIGINAL: queries.original_context}}

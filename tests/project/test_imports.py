@@ -18,6 +18,7 @@ SHARED = {
     "runtime.artifact.consistency",
     "runtime.artifact.layouts",
     "runtime.artifact.manifest",
+    "runtime.artifact.rotary",
     "runtime.artifact.schemes",
     "runtime.artifact.signatures",
     "runtime.artifact.targets",
