@@ -5,7 +5,8 @@ All of it follows from the configuration and the checkpoint's headers alone. Thi
 
 from pathlib import Path
 
-from export.checkpoints.checkpoint import Checkpoint, checkpoint_files, open_checkpoint
+from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoints.location import checkpoint_files
 from export.checkpoints.source import identity
 from export.configuration.config import CompileConfig
 from export.job import Job

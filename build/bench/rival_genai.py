@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime_genai as genai
 from numpy.typing import NDArray
 
-from export.checkpoints.checkpoint import checkpoint_files
+from export.checkpoints.location import checkpoint_files
 from export.checkpoints.source import identity
 from export.workspace import made_whole
 from runtime.bench import Measured, Workload, measure

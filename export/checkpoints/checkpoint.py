@@ -1,5 +1,6 @@
 """Opens any supported format as one `Checkpoint`: our tensor names and row order, read one source tensor at a time."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -8,11 +9,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from export.checkpoints import gguf_checkpoint, gguf_split, heads, huggingface, mistral_format
+from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
 from export.checkpoints.families import MODEL_NAMES
-from export.checkpoints.huggingface_tensors import shards
 from export.checkpoints.hyperparameters import model_config
-from export.checkpoints.links import check_link, check_regular
+from export.checkpoints.location import check_fetched, checkpoint_files, detect
 from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource, first_row_not_finite
 from export.checkpoints.tensor_layout import HEAD_WEIGHT, AssembledTensor, ignored, weights
 from runtime.artifact.manifest import ModelConfig
@@ -23,6 +23,7 @@ __all__ = ["Checkpoint", "TokenizerSource", "open_checkpoint"]
 
 BLOCK_ELEMENTS = 2**24  # elements read at a time: 64 MB as float32
 DTYPES = ("float32", "float16", "bfloat16")
+UNMERGED = re.compile(r"\.(lora_[A-Za-z_]+|base_layer)(\.|$)")  # in the names of tensors of an adapter and its base
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def open_checkpoint(
             f"frontend.instruct is true, but {path} is of the type {found}, "
             "which has a chat template for that; remove frontend.instruct"
         )
+    check_fetched(path, found)
     opened = mistral_format.open_folder(path, instruct=instruct) if found == "mistral" else KINDS[found](path)
     opened, head_fields = heads.attach(opened, head)
     plain = model_config(opened.family, opened.values, overrides, opened.where)
@@ -106,44 +108,15 @@ def open_checkpoint(
     return Checkpoint(model, opened.tokenizer, source_bytes, layout, opened.source, opened.notes)
 
 
-def checkpoint_files(path: Path) -> list[Path]:
-    """The file and the other parts of a split one, or every file of the folder and every shard below it.
-
-    Raises `UserError` if there is none, for a link that leads out of the folder or nowhere, and for whatever is neither
-    a file nor a folder.
-    """
-    if not path.exists():
-        raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
-    if path.is_dir():
-        for entry in path.iterdir():
-            check_regular(entry)
-        inside = {entry for entry in path.iterdir() if entry.is_file()}
-        files = sorted(inside | {path / shard for shard in shards(path).values()})
-        for file in files:
-            check_link(file, path)
-        return files
-    if not path.is_file():
-        raise UserError(f"the checkpoint {path} is neither a folder nor a regular file; set frontend.checkpoint to one")
-    return gguf_split.parts(path)
-
-
-def detect(path: Path) -> str:
-    """The kind of checkpoint that a path holds, recognized by its files."""
-    if path.is_file():
-        return "gguf"
-    if (path / "config.json").is_file():
-        return "huggingface"
-    if (path / "params.json").is_file():
-        return "mistral"
-    if any(path.glob("*.gguf")):
-        return "gguf"
-    known = "config.json with model.safetensors, params.json with consolidated.safetensors, or a .gguf file"
-    raise UserError(f"{path} holds no checkpoint of a known format, expected {known}")
-
-
 def check_tensors(opened: Opened, layout: Mapping[str, AssembledTensor], unused: set[str], path: Path) -> None:
     """Check that every part is stored with its shape and a readable dtype, and that no stored tensor is left over."""
     stored = opened.source.tensors
+    unmerged = [name for name in stored if UNMERGED.search(name)]
+    if unmerged:
+        raise UserError(
+            f"{path} holds the tensor {unmerged[0]}{_more(unmerged)}, part of an adapter that is not merged; merge it "
+            "into its base, or set frontend.checkpoint to the base and frontend.adapter to the adapter"
+        )
     parts = {part.source: part for weight in layout.values() for part in weight.parts}
     missing = [name for name in parts if name not in stored]
     if missing:

@@ -3,7 +3,7 @@
 To add a family, add a row. Names from Hugging Face, GGUF and Mistral's own format appear only here.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -55,6 +55,18 @@ HUGGINGFACE_MOE_SOURCES = {
     ),
     "layers.{i}.feed_forward.experts.w2.weight": ("model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight",),
 }
+# How else transformers has stored a mixture: since release 5 under `mlp`, with all experts in one tensor.
+HUGGINGFACE_MOE_VARIANTS = {
+    "layers.{i}.feed_forward.gate.weight": (("model.layers.{i}.mlp.gate.weight",),),
+    "layers.{i}.feed_forward.experts.w13.weight": (
+        ("model.layers.{i}.mlp.experts.gate_up_proj",) * 2,
+        tuple(f"model.layers.{{i}}.mlp.experts.{{e}}.w{x}.weight" for x in "13"),
+    ),
+    "layers.{i}.feed_forward.experts.w2.weight": (
+        ("model.layers.{i}.mlp.experts.down_proj",),
+        ("model.layers.{i}.mlp.experts.{e}.w2.weight",),
+    ),
+}
 # A class of transformers is named after its decoder and its head, by the suffixes below.
 HUGGINGFACE_CLASSES: Mapping[str, HeadName] = {
     "ForCausalLM": "causal_lm",
@@ -90,7 +102,10 @@ HUGGINGFACE_DECODERS: Mapping[str, str] = {
     "language_model.model.": "language_model.",
     "model.language_model.": "",
 }
-HUGGINGFACE_IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)  # from old releases; follows from rope_theta
+HUGGINGFACE_IGNORED = (  # buffers that old releases and other libraries store; they follow from the configuration
+    "model.rotary_emb.inv_freq",
+    *(f"model.layers.{{i}}.self_attn.rotary_emb.{name}" for name in ("inv_freq", "cos_cached", "sin_cached")),
+)
 
 GGUF_KEYS = {
     "dim": "embedding_length",
@@ -166,11 +181,11 @@ MISTRAL_MOE_SOURCES = {
 }
 MISTRAL_SUPPORTED = {
     "model_type": ("transformer", None),
-    "lora": (None,),
     "quantization": (None,),
     "use_biases": (False, None),
     "causal": (True, None),
 }
+MISTRAL_IGNORED = ("rope.freqs",)
 MISTRAL_INTERLEAVED = {"layers.{i}.attention.wq.weight": "n_heads", "layers.{i}.attention.wk.weight": "n_kv_heads"}
 PLAIN_HEADS: Mapping[HeadName, Mapping[str, tuple[str, ...]]] = {
     "causal_lm": {"output.weight": ("output.weight",)},
@@ -199,6 +214,8 @@ class Family:
     # one after the other. For the experts' tensors, a name with {e} is repeated for each expert, and one without holds
     # all experts along its first axis.
     sources: Mapping[str, tuple[str, ...]]
+    # Our tensor -> other `sources` of it, each taken instead if it is what a checkpoint stores
+    variants: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     # Tensors that carry no information
     ignored: tuple[str, ...] = ()
     # Tensors whose rotary pairs are rows 2d and 2d + 1 -> the field with their number of heads
@@ -288,6 +305,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             },
             supported=HUGGINGFACE_SUPPORTED,
             sources=HUGGINGFACE_MOE_SOURCES,
+            variants=HUGGINGFACE_MOE_VARIANTS,
             ignored=HUGGINGFACE_IGNORED,
             architectures=HUGGINGFACE_ARCHITECTURES,
             heads=HUGGINGFACE_HEADS,
@@ -317,6 +335,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             defaults={"tied_embeddings": False},
             supported=MISTRAL_SUPPORTED,
             sources=MISTRAL_SOURCES,
+            ignored=MISTRAL_IGNORED,
             interleaved=MISTRAL_INTERLEAVED,
             repeats_windows=True,
             heads=PLAIN_HEADS,
@@ -327,6 +346,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             defaults={"tied_embeddings": False},
             supported=MISTRAL_SUPPORTED,
             sources=MISTRAL_MOE_SOURCES,
+            ignored=MISTRAL_IGNORED,
             interleaved=MISTRAL_INTERLEAVED,
             repeats_windows=True,
             heads=PLAIN_HEADS,
@@ -358,3 +378,31 @@ def gguf_mixture(dense: Family, stored: Collection[str]) -> Family:
         supported={key: values for key, values in dense.supported.items() if key != "expert_count"},
         sources=kept | GGUF_ROUTER | (GGUF_EXPERTS if merged else GGUF_EACH_EXPERT),
     )
+
+
+def as_stored(family: Family, stored: Container[str]) -> Family:
+    """A Hugging Face row with the names under which a checkpoint stores its tensors, among those that the row knows.
+
+    They may also be Mistral's own, with its row order: the first release of Mixtral had a config.json beside them.
+    """
+    mistral = FAMILIES["mistral"][{"dense": "dense", "mixture": "moe"}[family.layers]]
+    if mistral.sources["tok_embeddings.weight"][0] in stored:
+        return replace(
+            family,
+            sources=mistral.sources,
+            variants={},
+            ignored=mistral.ignored,
+            interleaved=mistral.interleaved,
+            heads=mistral.heads,
+            decoders=mistral.decoders,
+        )
+    usual = next(iter(family.decoders))
+
+    def is_stored(sources: tuple[str, ...]) -> bool:
+        name = sources[0].format(i=0, e=0).removeprefix(usual)
+        return any(prefix + name in stored for prefix in family.decoders)
+
+    chosen = {
+        ours: next(filter(is_stored, variants), family.sources[ours]) for ours, variants in family.variants.items()
+    }
+    return replace(family, sources={**family.sources, **chosen}, variants={})

@@ -10,6 +10,7 @@ from export.checkpoints.float8 import widened
 from export.checkpoints.huggingface_tensors import open_tensors
 from export.checkpoints.huggingface_tokenizer import open_tokenizer
 from export.checkpoints.json_files import read_json
+from export.checkpoints.leftover_quantization import without_leftover_quantization
 from export.checkpoints.mistral_format import overruled
 from export.checkpoints.rope_settings import Rotary, huggingface_rotary
 from export.checkpoints.source import Opened, TensorSource
@@ -60,15 +61,16 @@ def open_folder(folder: Path) -> Opened:
         if "sliding_window" in model.family.keys
         else ({}, ())
     )
-    source, said = _model_tensors(open_tensors(folder), config, where)
-    values = {**model.values, **changes}
+    source, found_notes = open_tensors(folder)
+    source, said = _model_tensors(source, config, where)
+    values, quantization_notes = without_leftover_quantization({**model.values, **changes}, source, where)
     return Opened(
-        model.family,
+        families.as_stored(model.family, source.tensors),
         values,
         where,
         source,
         open_tokenizer(folder, values),
-        notes=(*notes, *said),
+        notes=(*notes, *found_notes, *said, *quantization_notes),
         rotary=model.rotary,
     )
 

@@ -1,68 +1,73 @@
-"""Finds the tensors of a Hugging Face folder: in one safetensors file, or in the shards that an index names."""
+"""Finds and opens the tensors of a Hugging Face folder, in every form in which its weights are published."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import msgspec
-
-from export.checkpoints.json_files import convert, read_json
-from export.checkpoints.safetensors_source import SafetensorsSource
-from runtime.artifact.tensor_file import TensorFile
+from export.checkpoints.advice import ADAPTER_CONFIG, OWN_ADAPTER, advice_on_folder
+from export.checkpoints.joined_tensors import open_weights
+from export.checkpoints.plain_names import with_plain_names
+from export.checkpoints.raw_weights import find_raw_weights, open_raw_weights
+from export.checkpoints.source import TensorSource
+from export.checkpoints.weight_files import WeightFiles, find_weights
 from runtime.errors import UserError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PATH_LIMIT = 1024  # characters; longer names are refused by file systems
+FORMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))  # transformers prefers safetensors
+ADAPTER_FILES = ("adapter_model.safetensors", OWN_ADAPTER)
 
 
-class _Index(msgspec.Struct, frozen=True):
-    weight_map: dict[str, str]
+def open_tensors(folder: Path) -> tuple[TensorSource, tuple[str, ...]]:
+    """The folder's tensors, and notes on where they were found and how they were named.
 
-
-def open_tensors(folder: Path) -> SafetensorsSource:
-    """Open model.safetensors, or else the shards that the index names: transformers looks for them in this order."""
-    if (folder / SINGLE).is_file():
-        file = TensorFile.open(folder / SINGLE)
-        return SafetensorsSource.of(file)
-    if (folder / INDEX).is_file():
-        return _open_shards(folder)
-    raise UserError(
-        f"{folder} has neither {SINGLE} nor {INDEX}; save the checkpoint as safetensors, since no other format is read"
-    )
-
-
-def shards(folder: Path) -> dict[str, str]:
-    """The shards that the folder's index names, by tensor; none if the folder has no index, or one file for all.
-
-    Raises `UserError` for a malformed index, and for a shard that is outside the folder or missing.
+    Raises `UserError` if there are none, and for whatever is missing or malformed.
     """
-    index = folder / INDEX
-    if (folder / SINGLE).is_file() or not index.is_file():
-        return {}
-    weight_map = convert(read_json(index), _Index, index).weight_map
-    for shard in set(weight_map.values()):
-        path = PurePosixPath(shard)
-        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors" or "\0" in shard:
-            raise UserError(f"{index} names the shard {shard!r}, expected a .safetensors file inside the folder")
-        if len(shard) > PATH_LIMIT or not (folder / shard).is_file():
-            raise UserError(
-                f"{index} names the shard {shard!r}, which {folder} does not have; fetch the checkpoint again"
-            )
-    return weight_map
+    found = find_huggingface_weights(folder)
+    if found is not None:
+        source, notes = open_weights(found)
+        plain, renamed = with_plain_names(source, folder)
+        return plain, (*_notes(found), *notes, *renamed)
+    if find_raw_weights(folder):
+        return open_raw_weights(folder)
+    advice = advice_on_folder(folder)
+    if advice:
+        raise UserError(advice)
+    expected = "model.safetensors, model.safetensors.index.json, pytorch_model.bin nor pytorch_model.bin.index.json"
+    raise UserError(f"{folder} has neither {expected}; fetch the checkpoint's weights into it")
 
 
-def _open_shards(folder: Path) -> SafetensorsSource:
-    index, weight_map = folder / INDEX, shards(folder)
-    opened = {shard: TensorFile.open(folder / shard) for shard in sorted(set(weight_map.values()))}
-    for name, shard in weight_map.items():
-        if name not in opened[shard].tensors:
-            raise UserError(
-                f"{folder / shard} lacks the tensor {name}, which {index} lists there; fetch the checkpoint again"
-            )
-    for shard, file in opened.items():
-        for name in file.tensors:
-            if weight_map.get(name) != shard:
-                raise UserError(
-                    f"{file.path} holds the tensor {name}, which {index} does not list there; "
-                    "fetch the checkpoint again"
-                )
-    return SafetensorsSource({name: opened[shard] for name, shard in weight_map.items()})
+def find_huggingface_weights(folder: Path) -> WeightFiles | None:
+    """The files with the weights of a Hugging Face folder, or None.
+
+    Raises `UserError` for an index that does not fit the folder, and for shards that are not complete.
+    """
+    for stem, suffix in FORMS:
+        found = find_weights(folder, stem, suffix)
+        if found is not None:
+            return found
+    others = sorted(
+        path.name
+        for path in folder.glob("*.safetensors")
+        if path.name not in ADAPTER_FILES and not path.name.startswith("consolidated")
+    )
+    if len(others) > 1:
+        raise UserError(
+            f"{folder} has neither model.safetensors nor model.safetensors.index.json, but {len(others)} other files "
+            f"such as {others[0]} and {others[1]}; leave the one that holds the model, or fetch the index"
+        )
+    return WeightFiles(folder, tuple(others)) if others else None
+
+
+def _notes(found: WeightFiles) -> tuple[str, ...]:
+    return (*_form_notes(found), *_adapter_notes(found.folder))
+
+
+def _adapter_notes(folder: Path) -> tuple[str, ...]:
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return ()
+    return (f"{folder} holds an adapter beside the model, which is not merged; to merge it, set frontend.adapter",)
+
+
+def _form_notes(found: WeightFiles) -> tuple[str, ...]:
+    if found.index is not None or found.names[0] in {stem + suffix for stem, suffix in FORMS}:
+        return ()
+    if len(found.names) == 1 and not found.names[0].startswith(tuple(stem for stem, _ in FORMS)):
+        return (f"{found.paths[0]} is read as the model, since {found.folder} has no model.safetensors",)
+    return (f"{found.folder} has no index; its {len(found.names)} shards are all read",)

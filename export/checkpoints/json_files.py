@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
+from export.checkpoints.links import is_lfs_pointer, lfs_advice
 from runtime.errors import UserError
 
 SIZE_LIMIT = 64 * 2**20  # bytes; an index of many thousand tensors has a few
@@ -35,6 +36,8 @@ def read_text(path: Path) -> str:
 def _read(path: Path) -> bytes:
     try:
         size = path.stat().st_size
+        if is_lfs_pointer(path):
+            raise UserError(lfs_advice(path))
         if size <= SIZE_LIMIT:
             return path.read_bytes()
     except OSError as error:

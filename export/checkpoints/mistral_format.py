@@ -1,4 +1,4 @@
-"""Reads Mistral's own raw format: params.json, consolidated.safetensors or consolidated.*.pth, and the tokenizer file.
+"""Reads Mistral's own raw format: params.json, the weights (`raw_weights.py`), and the tokenizer file.
 
 The keys, and the defaults for missing ones, come from `TransformerArgs` and `get_cache_sizes` of mistral-inference. In
 this format, rotary pairs are neighbouring rows; the families table says so, and `Checkpoint` reorders them.
@@ -15,22 +15,21 @@ from export.checkpoints.float8 import widened
 from export.checkpoints.hyperparameters import layer_windows
 from export.checkpoints.json_files import convert, read_json
 from export.checkpoints.mistral_tokenizer import mistral_tokenizer
-from export.checkpoints.pth_file import PthTensors
+from export.checkpoints.raw_weights import open_raw_weights
 from export.checkpoints.rope_settings import mistral_rotary
-from export.checkpoints.safetensors_source import SafetensorsSource
-from export.checkpoints.source import Opened, TensorSource
+from export.checkpoints.source import Opened
 from export.checkpoints.text_part import text_part
-from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
 PARAMS_FILE = "params.json"
-SAFETENSORS_FILE = "consolidated.safetensors"
-PTH_PATTERN = "consolidated.*.pth"
 # The second key hides the windows from software that supports only one window for all layers.
 WINDOW_KEYS = ("sliding_window", "_sliding_window")
 # Keys that `_values` reads, or that carry no information.
 IMAGE_KEYS = ("vision_encoder",)  # of what is left out
-IGNORED_KEYS = ("max_batch_size", "max_position_embeddings", "moe", "_sliding_window", "yarn", "llama_4_scaling")
+# `lora` is how mistral-finetune trained a model that it has merged; tensors of an adapter that is not are refused.
+IGNORED_KEYS = (
+    "max_batch_size", "max_position_embeddings", "moe", "_sliding_window", "yarn", "llama_4_scaling", "lora",
+)  # fmt: skip
 FLOAT8_WEIGHTS = "fp8_e4m3"
 DENSE_THETA_WITH_WINDOW, DENSE_THETA = 10000.0, 1e6  # what mistral-inference infers for a missing rope_theta
 T = TypeVar("T")
@@ -61,7 +60,8 @@ def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
     params = read_json(path)
     family = families.find("mistral", "dense" if params.get("moe") is None else "moe", str(path))
     _check_keys(params, family, path)
-    source, left_out = text_part(_open_tensors(folder)) if _sees_images(params) else (_open_tensors(folder), ())
+    stored, notes = open_raw_weights(folder)
+    source, left_out = text_part(stored) if _sees_images(params) else (stored, ())
     floats, said = widened(source, str(path))
     return Opened(
         family,
@@ -69,7 +69,7 @@ def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
         str(path),
         floats,
         mistral_tokenizer(folder, instruct=instruct),
-        notes=(*left_out, *said),
+        notes=(*notes, *left_out, *said),
         rotary=mistral_rotary(params, str(path)),
     )
 
@@ -177,17 +177,3 @@ def _window(params: Mapping[str, object], path: Path) -> object:
     if len(given) > 1:
         raise UserError(f"{path} has both {' and '.join(given)}, expected one of them; remove the other")
     return next(iter(given.values()), None)
-
-
-def _open_tensors(folder: Path) -> TensorSource:
-    """Open consolidated.safetensors, or all consolidated.*.pth files."""
-    single, shards = folder / SAFETENSORS_FILE, sorted(folder.glob(PTH_PATTERN))
-    if single.is_file() and shards:
-        raise UserError(
-            f"{folder} has both {SAFETENSORS_FILE} and {shards[0].name}, expected one of them; remove the other"
-        )
-    if single.is_file():
-        return SafetensorsSource.of(TensorFile.open(single))
-    if shards:
-        return PthTensors.open(shards)
-    raise UserError(f"{folder} has neither {SAFETENSORS_FILE} nor {PTH_PATTERN}; fetch the checkpoint again")

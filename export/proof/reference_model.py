@@ -11,8 +11,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from export.checkpoints.checkpoint import detect
 from export.checkpoints.huggingface import WITH_IMAGES
+from export.checkpoints.location import detect
 from export.conversion.convert import convert
 from export.conversion.rotary_keys import rope_parameters
 from export.conversion.target_formats import layer_types, transformers_model

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from export.checkpoints.checkpoint import checkpoint_files, half_split_rows, open_checkpoint
+from export.checkpoints.checkpoint import half_split_rows, open_checkpoint
+from export.checkpoints.location import checkpoint_files
 from export.checkpoints.source import identity
 from runtime.errors import UserError
 from tests.helpers.tiny import write_tiny_mistral

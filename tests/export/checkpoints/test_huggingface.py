@@ -106,10 +106,12 @@ def test_shards(tiny, tmp_path):
     assert_same_tensors(tmp_path)
 
 
-def test_old_inverse_frequencies_are_ignored(copy):
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
+)  # of old releases of transformers, and of other libraries
+def test_stored_inverse_frequencies_are_ignored(copy, name):
     tensors = load_file(copy / "model.safetensors")
-    tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
-    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    save_file(tensors | {name: torch.ones(8)}, copy / "model.safetensors", {"format": "pt"})
     assert_same_tensors(copy)
 
 
@@ -174,7 +176,6 @@ def test_llama_is_a_mistral_without_a_window(tmp_path):
         ({"attention_bias": True}, "has attention_bias: True"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "has partial_rotary_factor: 0.5"),
         ({"rope_parameters": {"rope_theta": "big"}}, "is malformed: Expected `float"),
-        ({"quantization_config": {"bits": 4}}, "has quantization_config"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "has 'chunked_attention' among its layer_types"),
         ({"layer_types": ["full_attention"]}, "expected a list with one entry for each of its 2 layers"),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": None}, "but no sliding_window"),
@@ -242,10 +243,6 @@ def test_index_and_shards_must_agree(sharded):
     point(sharded, "other.weight", "model-00001-of-00005.safetensors")
     with pytest.raises(UserError, match=r"lacks the tensor other.weight, which .*index.json lists there"):
         open_checkpoint(sharded, "huggingface", {})
-    point(sharded, "other.weight", None)
-    point(sharded, "model.norm.weight", None)
-    with pytest.raises(UserError, match=r"holds the tensor model.norm.weight, which .*index.json does not list there"):
-        open_checkpoint(sharded, "huggingface", {})
 
 
 def test_truncated_shard(sharded):
@@ -253,12 +250,6 @@ def test_truncated_shard(sharded):
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"model-00002.* is truncated"):
         open_checkpoint(sharded, "huggingface", {})
-
-
-def test_no_safetensors(copy):
-    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"has neither model.safetensors nor model.safetensors.index.json"):
-        open_checkpoint(copy, "huggingface", {})
 
 
 def test_tokenizer_json(tiny):

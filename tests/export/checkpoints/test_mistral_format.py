@@ -233,7 +233,6 @@ BAD_PARAMS = {
     "Expected `int` >= 1 - at `$.sliding_window": {"sliding_window": [0, None]},
     "has model_type: 'mamba', which is not supported; expected 'transformer' or none": {"model_type": "mamba"},
     "has the unknown key 'multimodal'": {"multimodal": {"whisper_model_args": {}}},
-    "has lora: ": {"lora": {"rank": 4}},
     "has quantization: ": {"quantization": {"qformat_weight": "int4"}},
     "yarn is malformed: Object missing required field `original_max_position_embeddings`": {"yarn": {"factor": 4}},
     "yarn is malformed: Object contains unknown field `gamma`": {

@@ -76,7 +76,7 @@ def opened(tensors: dict[str, torch.Tensor], family: Family, path: Path) -> Open
         torch.save(tensors, path)
         return Opened(family, VALUES, "x", PthTensors.open([path]), None)
     save_file(tensors, path)
-    return Opened(family, VALUES, "x", SafetensorsSource.of(TensorFile.open(path)), None)
+    return Opened(family, VALUES, "x", SafetensorsSource(TensorFile.open(path)), None)
 
 
 @pytest.mark.parametrize("file", ["x.safetensors", "x.pth"])

@@ -1,0 +1,92 @@
+"""Where a checkpoint lies on disk: the kind that a path holds, the files that count, and which of them are missing."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from export.checkpoints import gguf_split
+from export.checkpoints.advice import advice_on_file, advice_on_folder
+from export.checkpoints.huggingface_tensors import FORMS, find_huggingface_weights
+from export.checkpoints.links import check_link, check_regular, is_lfs_pointer, lfs_advice
+from export.checkpoints.raw_weights import find_raw_weights
+from export.checkpoints.weight_files import WeightFiles
+from runtime.errors import UserError
+
+# How the names of the small files that readers open begin.
+SMALL_FILES = ("config.json", "params.json", "generation_config", "tokenizer", "tekken", "special_tokens_map",
+               "added_tokens", "chat_template", "model.safetensors.index", "pytorch_model.bin.index")  # fmt: skip
+WEIGHTS: Mapping[str, Callable[[Path], WeightFiles | None]] = {  # by kind of checkpoint
+    "huggingface": lambda folder: find_huggingface_weights(folder) or find_raw_weights(folder),
+    "mistral": find_raw_weights,
+    "gguf": lambda folder: WeightFiles(folder, tuple(path.name for path in folder.glob("*.gguf"))),
+}
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The file and the other parts of a split one, or every file of the folder and every shard below it.
+
+    Raises `UserError` if there is none, for a link that leads out of the folder or nowhere, and for whatever is neither
+    a file nor a folder.
+    """
+    if not path.exists():
+        raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
+    if path.is_dir():
+        for entry in path.iterdir():
+            check_regular(entry)
+        inside = {entry for entry in path.iterdir() if entry.is_file()}
+        files = sorted(inside | {shard for kind in ("huggingface", "mistral") for shard in _shards(path, kind)})
+        for file in files:
+            check_link(file, path)
+        return files
+    if not path.is_file():
+        raise UserError(f"the checkpoint {path} is neither a folder nor a regular file; set frontend.checkpoint to one")
+    return gguf_split.parts(path)
+
+
+def detect(path: Path) -> str:
+    """The kind of checkpoint that a path holds, recognized by its files.
+
+    Raises `UserError` that says what the path holds instead, and what to name in its place.
+    """
+    if path.is_file():
+        advice = advice_on_file(path)
+        if advice:
+            raise UserError(advice)
+        return "gguf"
+    if (path / "config.json").is_file() and not _has_only_raw_weights(path):
+        return "huggingface"
+    if (path / "params.json").is_file():
+        return "mistral"
+    if any(path.glob("*.gguf")):
+        return "gguf"
+    known = "config.json with model.safetensors, params.json with consolidated.safetensors, or a .gguf file"
+    raise UserError(advice_on_folder(path) or f"{path} holds no checkpoint of a known format, expected {known}")
+
+
+def check_fetched(path: Path, kind: str) -> None:
+    """Raise `UserError` for a file of a checkpoint that Git LFS has not fetched."""
+    for file in _read_files(path, kind) if path.is_dir() else gguf_split.parts(path):
+        if is_lfs_pointer(file):
+            raise UserError(lfs_advice(file))
+
+
+def _read_files(folder: Path, kind: str) -> Iterator[Path]:
+    """The files that a reader opens; the index, if there is one, before the shards, whose names it gives."""
+    yield from (file for file in sorted(folder.iterdir()) if file.is_file() and file.name.startswith(SMALL_FILES))
+    yield from _shards(folder, kind)
+
+
+def _shards(folder: Path, kind: str) -> tuple[Path, ...]:
+    found = WEIGHTS[kind](folder)
+    return found.paths if found else ()
+
+
+def _has_only_raw_weights(folder: Path) -> bool:
+    """Whether a folder with params.json has weights in Mistral's own format, and none under the names of transformers.
+
+    Published folders hold config.json in any case.
+    """
+    if not (folder / "params.json").is_file():
+        return False
+    names = [path.name for path in folder.iterdir()]
+    theirs = [name for name in names if name.startswith(tuple(stem for stem, _ in FORMS))]
+    return not theirs and any(name.startswith("consolidated") for name in names)
