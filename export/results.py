@@ -5,6 +5,7 @@ All of it follows from the configuration and the checkpoint's headers alone. Thi
 
 from pathlib import Path
 
+from export.checkpoints.adapter import adapter_files
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoints.location import checkpoint_files
 from export.checkpoints.source import identity
@@ -25,10 +26,15 @@ TRACING_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
 def open_configured(config: CompileConfig) -> Checkpoint:
-    """The checkpoint that a config names, with its overrides."""
+    """The checkpoint that a config names, with its overrides and its adapter."""
     frontend = config.frontend
     return open_checkpoint(
-        frontend.checkpoint, frontend.type, frontend.overrides, instruct=frontend.instruct, head=frontend.head
+        frontend.checkpoint,
+        frontend.type,
+        frontend.overrides,
+        instruct=frontend.instruct,
+        head=frontend.head,
+        adapter=frontend.adapter,
     )
 
 
@@ -81,6 +87,7 @@ def weights_key(config: CompileConfig) -> str:
         "quantization": quantization_of(config),
         "dtype": config.backend.dtype,
         "checkpoint": identity(checkpoint_files(frontend.checkpoint)),
+        "adapter": None if frontend.adapter is None else identity(adapter_files(frontend.adapter)),
     }
     return stage_key(inputs, "export.weights.storing", STORING_TOOLS)
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
+from export.checkpoints.adapter import with_adapter
 from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.hyperparameters import model_config
 from export.checkpoints.location import check_fetched, checkpoint_files, detect
@@ -77,13 +78,20 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, kind: str, overrides: Mapping[str, object], *, instruct: bool = False, head: str = "auto"
+    path: Path,
+    kind: str,
+    overrides: Mapping[str, object],
+    *,
+    instruct: bool = False,
+    head: str = "auto",
+    adapter: Path | None = None,
 ) -> Checkpoint:
     """Open a checkpoint whose `kind` is one of `KINDS` or "auto".
 
     `overrides` replace fields of the model, such as sliding_window for all layers.
     `instruct` says that a model in Mistral's own format is tuned for conversations, since its files do not say so.
     `head` is one of `runtime.artifact.manifest.HEADS`, or "auto" for the one that the checkpoint's files name.
+    `adapter` is the folder of an adapter that is merged into the weights as they are read.
     Every tensor is accounted for by name, shape and dtype before any data is read. Raises `UserError` for anything that
     is missing or does not fit.
     """
@@ -98,6 +106,8 @@ def open_checkpoint(
         )
     check_fetched(path, found)
     opened = mistral_format.open_folder(path, instruct=instruct) if found == "mistral" else KINDS[found](path)
+    if adapter is not None:
+        opened = with_adapter(opened, found, adapter)
     opened, head_fields = heads.attach(opened, head)
     plain = model_config(opened.family, opened.values, overrides, opened.where)
     rotary = {"rope_scaling": opened.rotary.scaling, "query_scaling": opened.rotary.queries}

@@ -137,6 +137,13 @@ class FrontendConfig(Section):
         title="The head on top of the decoder. `auto` takes the one that the checkpoint names; `embedding` turns a "
         "language model into an embedding model.",
     )
+    adapter: FilePath | None = Field(
+        default=None,
+        description="the path of an adapter's folder, as text, or null",
+        title="A LoRA adapter that is merged into the weights as they are read, as peft merges it: a folder with "
+        "`adapter_config.json` for a Hugging Face folder, or with mistral-finetune's `lora.safetensors` for one in "
+        "Mistral's own format. The tokenizer is the checkpoint's.",
+    )
     instruct: bool = Field(
         default=False,
         title="Whether a model in Mistral's own format was tuned for conversations. That format does not say so, and "
