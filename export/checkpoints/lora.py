@@ -1,8 +1,8 @@
 """The arithmetic of LoRA: a matrix of the base plus a product of two thin matrices, merged while rows are read.
 
 Sums are those of `merge_and_unload` in peft (`tuners/lora/layer.py`, `get_delta_weight` and `merge`): peft holds an
-adapter in float32, multiplies and adds in float32, and rounds once, to the dtype of the base. DoRA
-(`tuners/lora/variants.py`, `DoraLinearVariant`) also scales every row to a norm of its own.
+adapter in float32, multiplies and adds in float32, and rounds once, to the dtype of the base (and the update of an
+embedding before that). DoRA (`tuners/lora/variants.py`, `DoraLinearVariant`) also scales rows to norms of its own.
 """
 
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ class AdaptedTensors:
         for first in range(0, len(result), step):
             block = result[first : first + step]
             at = slice(start + first, start + first + len(block))
-            block[...] = _merged(block.astype(np.float32), self.adapter, change, at).astype(block.dtype)
+            block[...] = _merged(block, self.adapter, change, at).astype(block.dtype)
         return result
 
     def _unchanged(self, name: str, rows: slice) -> Array:
@@ -92,13 +92,13 @@ class AdaptedTensors:
         return self.adapter.read(theirs, rows).astype(numpy_dtype(self.tensors[name].dtype))
 
 
-def _merged(rows: Array, adapter: Adapter, change: LowRank, at: slice) -> Array:
-    """The rows `at` (n, columns) of a changed matrix in float32."""
+def _merged(stored: Array, adapter: Adapter, change: LowRank, at: slice) -> Array:
+    """The rows `at` (n, columns) of a changed matrix in float32; `stored` are those of the base."""
+    scaling = np.float32(change.scaling)
     if change.is_embedding:
-        delta = adapter.read(change.down)[:, at].T @ adapter.read(change.up).T
-    else:
-        delta = adapter.read(change.up, at) @ adapter.read(change.down)
-    merged = rows + delta * np.float32(change.scaling)
+        delta = (adapter.read(change.down)[:, at].T @ adapter.read(change.up).T) * scaling
+        return stored.astype(np.float32) + delta.astype(stored.dtype).astype(np.float32)  # peft rounds it on its own
+    merged = stored.astype(np.float32) + (adapter.read(change.up, at) @ adapter.read(change.down)) * scaling
     if change.magnitude is None:
         return merged
     return merged * (adapter.read(change.magnitude, at) / np.linalg.norm(merged, axis=1))[:, None]

@@ -145,12 +145,12 @@ def test_dora(base, tmp_path, suffix):
 
 
 def test_embeddings(plain, tmp_path):
-    """`Embedding.get_delta_weight` of peft: the product is transposed."""
+    """`Embedding.merge` of peft: the product is transposed, and rounded before it is added."""
     down, up = small((RANK, 320), 1), small((64, RANK), 2)
     name = f"base_model.model.{EMBEDDING}.lora_embedding"
     checkpoint = merge(plain, write_adapter(tmp_path / "a", {f"{name}_A": down, f"{name}_B": up}))
     expected = stored(plain, EMBEDDING).clone()
-    expected += (up @ down).T * (ALPHA / RANK)
+    expected += ((up @ down).T * (ALPHA / RANK)).bfloat16()
     assert equal(checkpoint.tensor("tok_embeddings.weight"), expected)
 
 
@@ -165,7 +165,7 @@ def test_modules_to_save_replace_those_of_the_base(plain, tmp_path):
     checkpoint = merge(plain, write_adapter(tmp_path / "a", tensors, modules_to_save=["lm_head"]))
     assert equal(checkpoint.tensor("output.weight"), head.bfloat16())
     expected = embedding.bfloat16()
-    expected += (small((64, RANK), 4) @ small((RANK, 320), 3)).T * (ALPHA / RANK)
+    expected += ((small((64, RANK), 4) @ small((RANK, 320), 3)).T * (ALPHA / RANK)).bfloat16()
     assert equal(checkpoint.tensor("tok_embeddings.weight"), expected)
 
 
