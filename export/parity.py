@@ -97,7 +97,8 @@ def _reference_answers(
     config: CompileConfig, model_config: ModelConfig, cases: list[Case], advance: Callable[[int], None]
 ) -> list[list[Logits]]:
     """transformers' logits, or other outputs of its head, at the last token of each call; one pass per case."""
-    model = load_reference(config.frontend.checkpoint, config.frontend.type, model_config)
+    frontend = config.frontend
+    model = load_reference(frontend.checkpoint, frontend.type, model_config, frontend.adapter)
     answers = []
     for case in cases:
         logits = reference_logits(model, case.ids, model_config.head)

@@ -5,6 +5,7 @@ Its `utils/merge_lora.py` merges it: matrices change by scaling * B @ A, and nor
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -20,7 +21,7 @@ DOWN = re.compile(r"(?P<module>.+)\.lora_A\.weight")
 
 
 class _Training(msgspec.Struct, frozen=True):
-    scaling: float = DEFAULT_SCALING
+    scaling: Annotated[float, msgspec.Meta(gt=0, le=1e30)] = DEFAULT_SCALING
 
 
 class _Params(msgspec.Struct, frozen=True):

@@ -55,6 +55,15 @@ def find_huggingface_weights(folder: Path) -> WeightFiles | None:
     return WeightFiles(folder, tuple(others)) if others else None
 
 
+def is_read_by_transformers(folder: Path) -> bool:
+    """Whether transformers finds a folder's weights, and knows their names."""
+    found = find_huggingface_weights(folder)
+    if found is None or _form_notes(found):
+        return False
+    source, notes = open_weights(found)
+    return not notes and with_plain_names(source, folder)[0] is source
+
+
 def _notes(found: WeightFiles) -> tuple[str, ...]:
     return (*_form_notes(found), *_adapter_notes(found.folder))
 

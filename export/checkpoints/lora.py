@@ -82,7 +82,15 @@ class AdaptedTensors:
         for first in range(0, len(result), step):
             block = result[first : first + step]
             at = slice(start + first, start + first + len(block))
-            block[...] = _merged(block, self.adapter, change, at).astype(block.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):  # reported below, with its place
+                block[...] = _merged(block, self.adapter, change, at).astype(block.dtype)
+            bad = first_row_not_finite(block)
+            if bad is not None:
+                raise UserError(
+                    f"the tensor {name}, with the adapter {self.adapter.where} merged, holds a NaN or an infinite "
+                    f"number in row {at.start + bad}, expected finite numbers; check that the adapter belongs to "
+                    "this base"
+                )
         return result
 
     def _unchanged(self, name: str, rows: slice) -> Array:

@@ -30,6 +30,7 @@ UNSUPPORTED = (
 )  # fmt: skip
 # What matrices were before training. Others, such as pissa, olora and loftq, change the base too.
 INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
+ALPHA_LIMIT = 1e30  # within float32; usual ones are below 1000
 KNOWN_USES = ("use_rslora", "use_dora")
 
 
@@ -112,7 +113,13 @@ def _change(module: str, held: Mapping[str, str], config: _Config, source: Tenso
             f"{weights}: {down} has a rank of {rank}, expected {' or '.join(map(str, sorted(ranks)))} by "
             f"{ADAPTER_CONFIG}; fetch the adapter again"
         )
-    scaling = _alpha(module, config, weights) / (math.sqrt(rank) if config.use_rslora else rank)
+    alpha = _alpha(module, config, weights)
+    if not abs(alpha) <= ALPHA_LIMIT:
+        raise UserError(
+            f"{weights.parent / ADAPTER_CONFIG} gives {module} an alpha of {alpha}, expected a number up to "
+            f"{ALPHA_LIMIT:.0e}; fetch the adapter again"
+        )
+    scaling = alpha / (math.sqrt(rank) if config.use_rslora else rank)
     return LowRank(down, up, scaling, held.get(MAGNITUDE), is_embedding=wanted is EMBEDDING)
 
 

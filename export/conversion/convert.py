@@ -73,14 +73,20 @@ def convert(source: Path, target: Path, to: str, shard_bytes: int = SHARD_BYTES)
     format, the target is not empty, or the disk lacks space. Holds only a block of rows in memory, or one matrix whose
     rows are reordered.
     """
-    target = target.absolute()  # so that even . has a name
     check_target(target)
     checkpoint = open_checkpoint(source, OTHER[to], {})
+    write_as(to, checkpoint, source, target, shard_bytes)
+    return (*checkpoint.notes, *_tokenizer_notes(checkpoint, source, to))
+
+
+def write_as(to: str, checkpoint: Checkpoint, source: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write an open checkpoint, with the tokenizer files of the folder `source`; see `convert`."""
+    target = target.absolute()  # so that even . has a name
+    check_target(target)
     tensors, write = _WRITERS[to](checkpoint, source, shard_bytes)
     nbytes = total_bytes(tensors)
     with _fresh_folder(target, nbytes) as folder, byte_bar(f"convert to {to}", nbytes) as bar:
         write(folder, bar.advance)
-    return (*checkpoint.notes, *_tokenizer_notes(checkpoint, source, to))
 
 
 def check_target(target: Path) -> None:

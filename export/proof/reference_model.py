@@ -11,9 +11,11 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from export.checkpoints.checkpoint import open_checkpoint
 from export.checkpoints.huggingface import WITH_IMAGES
+from export.checkpoints.huggingface_tensors import is_read_by_transformers
 from export.checkpoints.location import detect
-from export.conversion.convert import convert
+from export.conversion.convert import write_as
 from export.conversion.rotary_keys import rope_parameters
 from export.conversion.target_formats import layer_types, transformers_model
 from runtime.artifact.manifest import HeadName, ModelConfig
@@ -47,12 +49,15 @@ REFERENCE_CONFIGS: Mapping[str, Any] = {  # by `model_type`
 }
 
 
-def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module:
-    """The `transformers` model in float32; it reads the weights itself, windows and overrides are those of `model`."""
+def load_reference(path: Path, kind: str, model: ModelConfig, adapter: Path | None = None) -> torch.nn.Module:
+    """The `transformers` model in float32; windows and overrides are those of `model`.
+
+    It reads the weights itself, except for forms that `transformers` does not read, and with an adapter.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     automatic = REFERENCE_HEADS[model.head].automatic
-    loaded = _load(path, detect(path) if kind == "auto" else kind, automatic)
+    loaded = _load(path, detect(path) if kind == "auto" else kind, automatic, adapter)
     config = reference_config(model, loaded.config.get_text_config().to_dict())
     with torch.device("meta"):
         reference = automatic.from_config(config, attn_implementation="eager")
@@ -72,17 +77,23 @@ def load_reference(path: Path, kind: str, model: ModelConfig) -> torch.nn.Module
     return reference.eval()
 
 
-def _load(path: Path, kind: str, automatic: Any) -> torch.nn.Module:  # noqa: ANN401 (one of the classes named AutoModel...)
-    """The checkpoint as `transformers` reads it; a checkpoint in Mistral's own format is converted first."""
+def _load(
+    path: Path,
+    kind: str,
+    automatic: Any,  # noqa: ANN401 (one of the classes named AutoModel...)
+    adapter: Path | None,
+) -> torch.nn.Module:
+    """The checkpoint as `transformers` reads it, or as we read it where `transformers` does not."""
     if kind == "gguf":
         return automatic.from_pretrained(path.parent, dtype=torch.float32, gguf_file=path.name)
-    if kind == "huggingface":
+    if kind == "huggingface" and adapter is None and is_read_by_transformers(path):
         if transformers.AutoConfig.from_pretrained(path).model_type in WITH_IMAGES:
             automatic = transformers.AutoModelForImageTextToText
         return automatic.from_pretrained(path, dtype=torch.float32)
     with tempfile.TemporaryDirectory(prefix="reference-") as temporary:
-        convert(path, Path(temporary) / "model", "huggingface")
-        return automatic.from_pretrained(Path(temporary) / "model", dtype=torch.float32)
+        folder = Path(temporary) / "model"
+        write_as("huggingface", open_checkpoint(path, kind, {}, adapter=adapter), path, folder)
+        return automatic.from_pretrained(folder, dtype=torch.float32)
 
 
 def reference_config(model: ModelConfig, values: dict[str, object]) -> transformers.PretrainedConfig:

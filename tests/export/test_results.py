@@ -62,3 +62,14 @@ def test_what_is_read_and_stored_changes_both(keys, setting):
     before = keys("frontend.type=auto") if "frontend.type" in setting else keys()
     assert weights != before[0]
     assert graphs != before[1]
+
+
+def test_an_adapter_changes_both(keys, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"1")
+    first = keys(f"frontend.adapter={tmp_path}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"2")
+    second = keys(f"frontend.adapter={tmp_path}")
+    for one, other in ((keys(), first), (first, second)):
+        assert one[0] != other[0]
+        assert one[1] != other[1]
