@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.checkpoints.advice import ADAPTER_CONFIG, OWN_ADAPTER, base_of
+from export.checkpoints.families import HUGGINGFACE_DECODERS
 from export.checkpoints.finetune_adapter import finetune_files, open_finetune
 from export.checkpoints.links import check_link, check_regular, is_lfs_pointer, lfs_advice
 from export.checkpoints.lora import AdaptedTensors, Adapter, LowRank
@@ -79,21 +80,25 @@ def _form(folder: Path) -> AdapterForm:
 
 
 def _renamed_as_base(adapter: Adapter, base: TensorSource) -> Adapter:
-    """The adapter with the base's names: a bare decoder's have no prefix `model.`, in the adapter or in the base."""
+    """The adapter with the base's names, which differ from the adapter's in what precedes the decoder and the head."""
     changes: dict[str, LowRank] = {}
     for name, change in adapter.changes.items():
         changes[_name_in_base(name, adapter, base.tensors)] = change
     replacements = {}
     for name, theirs in adapter.replacements.items():
-        known = name if name.startswith(HEADS) else _name_in_base(name, adapter, base.tensors)
-        replacements[known] = theirs
+        replacements[_name_in_base(name, adapter, base.tensors, added=name.startswith(HEADS))] = theirs
     return replace(adapter, changes=changes, replacements=replacements)
 
 
-def _name_in_base(name: str, adapter: Adapter, base: Container[str]) -> str:
-    for candidate in (name, f"model.{name}", name.removeprefix("model.")):
+def _name_in_base(name: str, adapter: Adapter, base: Container[str], *, added: bool = False) -> str:
+    """The name of a tensor in the base; its name in the adapter if the base lacks it and it may be `added`."""
+    prefixes = (*HUGGINGFACE_DECODERS, *HUGGINGFACE_DECODERS.values())
+    tails = [name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)]
+    for candidate in (name, *(prefix + tail for tail in tails for prefix in prefixes)):
         if candidate in base:
             return candidate
+    if added:
+        return name
     config = adapter.where / ADAPTER_CONFIG
     wanted = (base_of(adapter.where) if config.is_file() else None) or "the model that it was trained on"
     raise UserError(

@@ -177,9 +177,10 @@ def test_a_head_of_the_adapter_unties_that_of_the_base(tmp_path):
     assert equal(checkpoint.tensor("output.weight"), small((320, 64), 1))
 
 
-def test_an_adapter_of_a_bare_decoder(plain, tmp_path):
-    """PEFT models of `MistralModel` have no `model.` in their names."""
-    tensors = {name.replace("model.layers", "layers"): tensor for name, tensor in pair(WO).items()}
+@pytest.mark.parametrize("prefix", ["", "model.language_model.", "language_model.model."])
+def test_an_adapter_with_another_prefix(plain, tmp_path, prefix):
+    """As in peft's models of a bare `MistralModel`, and of models that also see images."""
+    tensors = {name.replace("model.layers", f"{prefix}layers"): tensor for name, tensor in pair(WO).items()}
     checkpoint = merge(plain, write_adapter(tmp_path / "a", tensors))
     assert equal(checkpoint.tensor(OURS[WO]), by_peft(stored(plain, WO), *pair(WO).values(), ALPHA / RANK))
 
