@@ -23,7 +23,8 @@ from runtime.errors import UserError
 __all__ = ["Checkpoint", "TokenizerSource", "open_checkpoint"]
 
 BLOCK_ELEMENTS = 2**24  # elements read at a time: 64 MB as float32
-DTYPES = ("float32", "float16", "bfloat16")
+WIDER = "float64"  # read as float32, the widest that is stored
+DTYPES = ("float32", "float16", "bfloat16", WIDER)
 UNMERGED = re.compile(r"\.(lora_[A-Za-z_]+|base_layer)(\.|$)")  # in the names of tensors of an adapter and its base
 
 
@@ -47,9 +48,9 @@ class Checkpoint:
         return self.weights[name].shape
 
     def dtype(self, name: str) -> str:
-        """The dtype that `tensor` returns: as stored, or float32 if the parts of a fused tensor differ."""
+        """The dtype that `tensor` returns: as stored, or float32 if that is wider or the parts of a tensor differ."""
         stored = {self.source.tensors[part.source].dtype for part in self.weights[name].parts}
-        return stored.pop() if len(stored) == 1 else "float32"
+        return stored.pop() if len(stored) == 1 and not stored & {WIDER} else "float32"
 
     def tensor(self, name: str) -> Array:
         """One of our tensors, whole and row-major."""
@@ -74,6 +75,8 @@ class Checkpoint:
                 if bad is not None:
                     found = f"the tensor {part.source} holds a NaN or an infinite number in row {start + bad}"
                     raise UserError(f"{found}, expected finite numbers; fetch the checkpoint again")
+                if block.dtype == WIDER:
+                    block = block.astype(np.float32)
                 yield block if part.interleaved_heads is None else half_split_rows(block, part.interleaved_heads)
 
 

@@ -288,7 +288,6 @@ BAD_TENSORS = {
     f"{WK} has dtype int8, expected one of float32, float16, bfloat16": lambda t: (
         t | {WK: torch.zeros(16, 24, dtype=torch.int8)}
     ),
-    f"{WK} has dtype float64": lambda t: t | {WK: torch.zeros(16, 24, dtype=torch.float64)},
 }
 
 
