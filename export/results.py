@@ -86,7 +86,7 @@ def weights_key(config: CompileConfig) -> str:
         "overrides": dict(frontend.overrides),
         "quantization": quantization_of(config),
         "dtype": config.backend.dtype,
-        "checkpoint": identity(checkpoint_files(frontend.checkpoint)),
+        "checkpoint": identity(checkpoint_files(frontend.checkpoint, frontend.type)),
         "adapter": None if frontend.adapter is None else identity(adapter_files(frontend.adapter)),
     }
     return stage_key(inputs, "export.weights.storing", STORING_TOOLS)

@@ -136,8 +136,9 @@ def _installed_rivals(config: CompileConfig, task: Task) -> list[Contender]:
         reasons[LLAMA] = "it reads only GGUF checkpoints"
         if not (checkpoint / "config.json").is_file():
             reasons[TRANSFORMERS] = reasons[GENAI] = "it reads only Hugging Face and GGUF checkpoints"
-    if config.frontend.overrides:
-        reasons = dict.fromkeys(modules, "it does not support frontend.overrides")
+    unsupported = [key for key in ("overrides", "adapter") if getattr(config.frontend, key)]
+    if unsupported:
+        reasons = dict.fromkeys(modules, f"it does not support frontend.{unsupported[0]}")
     for what, reason in reasons.items():
         console.print(f"{what} is left out: {reason}")
     return [

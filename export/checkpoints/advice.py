@@ -9,6 +9,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 OWN_ADAPTER = "lora.safetensors"  # of mistral-finetune
 SUBFOLDER_LIMIT = 1000  # folders that are looked into for a checkpoint
 MARKS = ("config.json", "params.json")
+GGUF = b"GGUF"  # how such a file begins, whatever its name
 TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt", ".json")  # suffixes of files that are part of a folder
 # Pattern of a file's name -> what such a file belongs to, and what to do.
 OTHER_FORMATS: Mapping[str, str] = {
@@ -27,7 +28,7 @@ OTHER_FORMATS: Mapping[str, str] = {
 
 def advice_on_file(path: Path) -> str | None:
     """One sentence on a file that belongs to a folder; None for any other file, which may be GGUF."""
-    if path.suffix not in TENSOR_FILES:
+    if path.suffix not in TENSOR_FILES or not path.is_file() or _is_gguf(path):
         return None
     folder = path.parent
     if any((folder / mark).is_file() for mark in MARKS):
@@ -36,6 +37,11 @@ def advice_on_file(path: Path) -> str | None:
         f"{path} is one file of a checkpoint, and {folder} has neither config.json nor params.json, which give the "
         "model's sizes; fetch the whole folder and set frontend.checkpoint to it"
     )
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(GGUF)) == GGUF
 
 
 def advice_on_folder(folder: Path) -> str | None:

@@ -98,10 +98,10 @@ def open_checkpoint(
     Every tensor is accounted for by name, shape and dtype before any data is read. Raises `UserError` for anything that
     is missing or does not fit.
     """
-    checkpoint_files(path)
     found = detect(path) if kind == "auto" else kind
     if found not in KINDS:
         raise UserError(f"frontend.type is {kind!r}, expected one of {', '.join(('auto', *KINDS))}")
+    checkpoint_files(path, found)
     if instruct and found != "mistral":
         raise UserError(
             f"frontend.instruct is true, but {path} is of the type {found}, "

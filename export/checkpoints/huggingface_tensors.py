@@ -58,7 +58,7 @@ def find_huggingface_weights(folder: Path) -> WeightFiles | None:
 def is_read_by_transformers(folder: Path) -> bool:
     """Whether transformers finds a folder's weights, and knows their names."""
     found = find_huggingface_weights(folder)
-    if found is None or _form_notes(found):
+    if found is None or _notes(found):
         return False
     source, notes = open_weights(found)
     return not notes and with_plain_names(source, folder)[0] is source
@@ -71,7 +71,7 @@ def _notes(found: WeightFiles) -> tuple[str, ...]:
 def _adapter_notes(folder: Path) -> tuple[str, ...]:
     if not (folder / ADAPTER_CONFIG).is_file():
         return ()
-    return (f"{folder} holds an adapter beside the model, which is not merged; to merge it, set frontend.adapter",)
+    return (f"{folder} holds an adapter beside the model, which is merged only if frontend.adapter names it",)
 
 
 def _form_notes(found: WeightFiles) -> tuple[str, ...]:
@@ -79,4 +79,4 @@ def _form_notes(found: WeightFiles) -> tuple[str, ...]:
         return ()
     if len(found.names) == 1 and not found.names[0].startswith(tuple(stem for stem, _ in FORMS)):
         return (f"{found.paths[0]} is read as the model, since {found.folder} has no model.safetensors",)
-    return (f"{found.folder} has no index; its {len(found.names)} shards are all read",)
+    return (f"{found.folder} has no index; its numbered shards are all read, {len(found.names)} of them",)

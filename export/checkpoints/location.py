@@ -21,19 +21,18 @@ WEIGHTS: Mapping[str, Callable[[Path], WeightFiles | None]] = {  # by kind of ch
 }
 
 
-def checkpoint_files(path: Path) -> list[Path]:
+def checkpoint_files(path: Path, kind: str = "auto") -> list[Path]:
     """The file and the other parts of a split one, or every file of the folder and every shard below it.
 
     Raises `UserError` if there is none, for a link that leads out of the folder or nowhere, and for whatever is neither
     a file nor a folder.
     """
-    if not path.exists():
-        raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
+    check_exists(path)
     if path.is_dir():
         for entry in path.iterdir():
             check_regular(entry)
         inside = {entry for entry in path.iterdir() if entry.is_file()}
-        files = sorted(inside | {shard for kind in ("huggingface", "mistral") for shard in _shards(path, kind)})
+        files = sorted(inside | set(_shards(path, detect(path) if kind == "auto" else kind)))
         for file in files:
             check_link(file, path)
         return files
@@ -42,24 +41,43 @@ def checkpoint_files(path: Path) -> list[Path]:
     return gguf_split.parts(path)
 
 
+def check_exists(path: Path) -> None:
+    """Raise `UserError` if there is nothing at a path."""
+    if not path.exists():
+        raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
+
+
 def detect(path: Path) -> str:
     """The kind of checkpoint that a path holds, recognized by its files.
 
     Raises `UserError` that says what the path holds instead, and what to name in its place.
     """
-    if path.is_file():
+    check_exists(path)
+    if not path.is_dir():
         advice = advice_on_file(path)
         if advice:
             raise UserError(advice)
         return "gguf"
-    if (path / "config.json").is_file() and not _has_only_raw_weights(path):
-        return "huggingface"
-    if (path / "params.json").is_file():
+    names = {entry.name for entry in path.iterdir() if entry.is_file()}
+    if "config.json" in names:
+        return _kind_beside_config(names)
+    if "params.json" in names:
         return "mistral"
-    if any(path.glob("*.gguf")):
+    if any(name.endswith(".gguf") for name in names):
         return "gguf"
     known = "config.json with model.safetensors, params.json with consolidated.safetensors, or a .gguf file"
     raise UserError(advice_on_folder(path) or f"{path} holds no checkpoint of a known format, expected {known}")
+
+
+def _kind_beside_config(names: set[str]) -> str:
+    """The kind of a folder with config.json, which is published beside weights of other kinds too."""
+    theirs = [
+        name for name in names if name.startswith(tuple(stem for stem, _ in FORMS)) and not name.endswith(".gguf")
+    ]
+    if not theirs and "params.json" in names and any(name.startswith("consolidated") for name in names):
+        return "mistral"
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth"))]
+    return "gguf" if not theirs and not weights and any(name.endswith(".gguf") for name in names) else "huggingface"
 
 
 def check_fetched(path: Path, kind: str) -> None:
@@ -78,15 +96,3 @@ def _read_files(folder: Path, kind: str) -> Iterator[Path]:
 def _shards(folder: Path, kind: str) -> tuple[Path, ...]:
     found = WEIGHTS[kind](folder)
     return found.paths if found else ()
-
-
-def _has_only_raw_weights(folder: Path) -> bool:
-    """Whether a folder with params.json has weights in Mistral's own format, and none under the names of transformers.
-
-    Published folders hold config.json in any case.
-    """
-    if not (folder / "params.json").is_file():
-        return False
-    names = [path.name for path in folder.iterdir()]
-    theirs = [name for name in names if name.startswith(tuple(stem for stem, _ in FORMS))]
-    return not theirs and any(name.startswith("consolidated") for name in names)

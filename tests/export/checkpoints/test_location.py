@@ -8,6 +8,7 @@ import pytest
 from mistral_common import __file__ as mistral_common_file
 
 from export.checkpoints.checkpoint import open_checkpoint
+from export.checkpoints.location import detect
 from runtime.errors import UserError
 from tests.helpers.raw_mistral import PARAMS, raw_tensors, write_raw
 from tests.helpers.tiny import write_tiny_mistral
@@ -104,7 +105,7 @@ def test_an_adapter_alone(adapter, copy):
 def test_an_adapter_beside_the_model_is_not_merged_in_silence(adapter, copy):
     shutil.copy(adapter / "adapter_config.json", copy)
     assert open_checkpoint(copy, "auto", {}).notes == (
-        f"{copy} holds an adapter beside the model, which is not merged; to merge it, set frontend.adapter",
+        f"{copy} holds an adapter beside the model, which is merged only if frontend.adapter names it",
     )
 
 
@@ -160,3 +161,23 @@ def test_a_published_folder_of_which_only_mistrals_own_files_were_fetched(tmp_pa
     write_raw(tmp_path, PARAMS, raw_tensors(PARAMS))
     (tmp_path / "config.json").write_text('{"model_type": "mistral3"}')
     assert open_checkpoint(tmp_path, "auto", {}).model.dim == PARAMS["dim"]
+
+
+def test_a_gguf_beside_a_config(tmp_path, tiny):
+    """As in the repositories of those who quantize."""
+    shutil.copy(tiny / "config.json", tmp_path)
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    (tmp_path / "ggml-model.bin").write_bytes(b"GGUF")
+    assert detect(tmp_path / "ggml-model.bin") == "gguf"
+    (tmp_path / "ggml-model.bin").unlink()
+    assert detect(tmp_path) == "gguf"
+    shutil.copy(tiny / "model.safetensors", tmp_path)
+    assert detect(tmp_path) == "huggingface"
+
+
+def test_what_is_wrong_with_weights_that_are_not_read_is_no_matter(copy):
+    for name in ("consolidated.safetensors", "consolidated.00.pth", "consolidated-00001-of-00002.safetensors"):
+        (copy / name).touch()
+    assert open_checkpoint(copy, "auto", {}).model.dim == 64
+    (copy / "model-00001-of-00002.safetensors").touch()
+    assert open_checkpoint(copy, "auto", {}).model.dim == 64

@@ -140,7 +140,7 @@ def test_a_tensor_that_the_index_leaves_out_is_read_as_transformers_reads_it(bar
 def test_shards_without_an_index(bare, tiny, state, suffix):
     names = save_shards(bare, state, 3, suffix)
     (note,) = assert_same(bare, tiny)
-    assert note == f"{bare} has no index; its 3 shards are all read"
+    assert note == f"{bare} has no index; its numbered shards are all read, 3 of them"
     (bare / names[1]).unlink()
     assert f"holds 2 shards of 3, but not {names[1]}; fetch the checkpoint again" in refused(bare)
 
