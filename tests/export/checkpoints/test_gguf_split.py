@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from export.checkpoints.checkpoint import checkpoint_files, open_checkpoint
+from export.checkpoints.checkpoint import open_checkpoint
+from export.checkpoints.location import checkpoint_files
 from export.checkpoints.source import identity
 from runtime.errors import UserError
 from tests.helpers.gguf_files import finish, write_gguf
