@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory):
 
 
 def conversation(engine, tokenizer, *, max_tokens=100, system=None):
-    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"), tokenizer)
+    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, {"bos_token": "<s>", "eos_token": "</s>"}), tokenizer)
     return Conversation(engine, tokenizer, encoder, Sampler(SamplingOptions()), max_tokens=max_tokens, system=system)
 
 
@@ -80,7 +80,7 @@ def test_the_sampler_sees_the_whole_conversation(tokenizer, ids):
             return super().sample(logits, history)
 
     engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Fine")])
-    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"), tokenizer)
+    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, {"bos_token": "<s>", "eos_token": "</s>"}), tokenizer)
     chat(Conversation(engine, tokenizer, encoder, Recorder(SamplingOptions()), max_tokens=9), "Hi", "How?")
     assert histories[-1] == ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST] Fine")
 

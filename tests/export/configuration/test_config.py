@@ -459,7 +459,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
         ("shape.prefill_chunk=[8, -1]", ": shape.prefill_chunk is [8, -1], expected a whole number"),
         ("shape.prefill_chunk=[8", ": while parsing a flow sequence"),
         ("name.first=x", ": name is full-1.0 (FILE:2), so it has no keys to set"),
-        ("frontend=x", ": frontend is x, expected a mapping with the keys checkpoint, type, head, instruct, overrides"),
+        ("frontend=x", ": frontend is x, expected a mapping with the keys checkpoint, type, head, instruct, chat_template, overrides"),
     ],
 )
 def test_wrong_override_is_named_in_place_of_the_line(refusal, override, rest):
