@@ -1,5 +1,6 @@
 """Reads the tokenizer of a Hugging Face folder: which of its files counts, and how texts begin and end."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from export.checkpoints.vocabulary import vocabulary_of
 from runtime.errors import UserError
 
 JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
+BRACKETS = re.compile(r"[<\[{|]")  # in the names of control tokens, and not in words
 
 
 def open_tokenizer(
@@ -74,12 +76,13 @@ def _own_source(settings: TokenizerSettings, file: TokenizerFile, *, instruct: b
 def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
     """A token that shows that Mistral's own tokenizer is not this model's, since fine-tunes add tokens to another file.
 
-    It is one of tokenizer.json that ends texts or that the chat template writes; without a template, any special one.
+    It is one of tokenizer.json that ends texts or that the chat template writes; without a template, any added one.
+    Words that were added do not count, since templates write some of them as text.
     """
     path, template = settings.folder / JSON_FILE, settings.template
     if not path.is_file():
         return None
-    added = added_names(open_tokenizer_json(path.read_bytes(), path))
+    added = [name for name in added_names(open_tokenizer_json(path.read_bytes(), path)) if BRACKETS.search(name)]
     used = [name for name in added if template is None or name in template or name == settings.named.get("eos_token")]
     vocabulary = vocabulary_of(own.kind, own.data, settings.folder)
     return next((name for name in used if vocabulary.id_of(name) is None), None)
@@ -94,11 +97,9 @@ def _json(settings: TokenizerSettings) -> TokenizerSource | None:
     tokenizer = open_tokenizer_json(data, path)
     named = settings.named.get("bos_token")
     bos = settings.bos_id if named is None else tokenizer.token_to_id(named)
-    if bos is not None and tokenizer.id_to_token(bos) is None:
-        bos = None
     before, after = tokens_around(tokenizer, path)
-    adds = before[:1] == (bos,)
-    add_bos = bos is not None and (adds if settings.add_bos is None else settings.add_bos)
+    known = bos is not None and tokenizer.id_to_token(bos) is not None
+    add_bos = known and (before[:1] == (bos,) if settings.add_bos is None else settings.add_bos)
     ids = {"bos_token": bos, "eos_token": next(iter(settings.end_ids), None)}
     names = {key: tokenizer.id_to_token(token_id) for key, token_id in ids.items() if token_id is not None}
     return TokenizerSource(

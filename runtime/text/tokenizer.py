@@ -139,12 +139,12 @@ LIBRARIES: dict[str, type[JsonLibrary] | type[SentencePieceLibrary]] = {
 def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
     """Read the tokenizer file that `spec` names in `folder`.
 
-    Raises `UserError` if the file is broken or lacks the bos that `spec` names. It may lack ids that end a text: a
-    model can have them all the same, and they need no name.
+    Raises `UserError` if the file is broken or lacks the bos that prompts begin with. It may lack ids that end a text:
+    a model can have them all the same, and they need no name.
     """
     path = folder / spec.file
     tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path))
-    if spec.bos_id is not None and tokenizer.token_text(spec.bos_id) is None:
+    if spec.add_bos and spec.bos_id is not None and tokenizer.token_text(spec.bos_id) is None:
         raise UserError(
             f"{path} has no token {spec.bos_id}, which the manifest names as bos; compile the artifact again"
         )

@@ -261,3 +261,9 @@ def test_reset_forgets_what_was_not_answered(tokenizer, ids):
     engine = ScriptedEngine([[EOS], reply_of(ids, "Fine")])
     chat(conversation(engine, tokenizer), "One", "/reset", "Two")
     assert engine.prefills[1] == ids("<s>[INST] Two[/INST]")
+
+
+def test_a_file_with_a_byte_order_mark_is_read_as_without(tokenizer, ids):
+    engine = ScriptedEngine([reply_of(ids, "Hello")])
+    chat(conversation(engine, tokenizer), "\ufeffHi")
+    assert engine.prefills == [ids("<s>[INST] Hi[/INST]")]

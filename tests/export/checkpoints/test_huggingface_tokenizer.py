@@ -237,9 +237,11 @@ def test_the_end_of_a_whole_text_of_other_files(folder, name, settings, end_id):
     assert opened(path).end_id == end_id
 
 
-def test_a_bos_that_the_tokenizer_does_not_have_is_none(folder):
-    source = opened(folder(tokenizer__json=byte_tokenizer(before=())), config={"bos_token_id": 999})
-    assert (source.bos_id, source.add_bos) == (None, False)
+def test_a_bos_that_the_tokenizer_does_not_have_begins_no_prompt(folder):
+    path = folder(tokenizer__json=byte_tokenizer(before=()), tokenizer_config__json={"add_bos_token": True})
+    source = opened(path, config={"bos_token_id": 300})
+    assert (source.bos_id, source.add_bos) == (300, False)
+    assert boxed(source, path)[0].encode("a") == Tokenizer.from_file(str(path / "tokenizer.json")).encode("a").ids
 
 
 # which file counts

@@ -509,3 +509,8 @@ def test_import_loads_no_heavy_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "\n"
+
+
+def test_two_chat_formats_are_refused(write):
+    with pytest.raises(UserError, match=r"frontend.chat_template is chat.jinja, but frontend.instruct asks for the"):
+        load_config(write(LEAST), ["frontend.chat_template=chat.jinja", "frontend.instruct=true"])
