@@ -9,7 +9,8 @@ from export.checkpoints.chat import Chat, check_no_instruct
 from export.checkpoints.mistral_tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
 from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import TokenizerSource
-from export.checkpoints.tokenizer_json import added_names, open_tokenizer_json, tokens_around
+from export.checkpoints.special_tokens import added_names
+from export.checkpoints.tokenizer_json import added_names_in, open_tokenizer_json, tokens_around
 from export.checkpoints.tokenizer_settings import TokenizerSettings, read_settings
 from export.checkpoints.vocabulary import vocabulary_of
 from runtime.errors import UserError
@@ -52,7 +53,7 @@ def _own(settings: TokenizerSettings, *, instruct: bool) -> tuple[TokenizerSourc
     if lacking is None:
         return source, ()
     return None, (
-        f"{file.path} is not used: it lacks the token {lacking} of {settings.folder / JSON_FILE}, so it belongs to "
+        f"{file.path} is not used: it lacks the token {lacking}, which other files of its folder add, so it belongs to "
         "another model",
     )
 
@@ -76,13 +77,14 @@ def _own_source(settings: TokenizerSettings, file: TokenizerFile, *, instruct: b
 def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
     """A token that shows that Mistral's own tokenizer is not this model's, since fine-tunes add tokens to another file.
 
-    It is one of tokenizer.json that ends texts or that the chat template writes; without a template, any added one.
+    It is one that ends texts or that the chat template writes; without a template, any that the other files add.
     Words that were added do not count, since templates write some of them as text.
     """
     path, template = settings.folder / JSON_FILE, settings.template
-    if not path.is_file():
-        return None
-    added = [name for name in added_names(open_tokenizer_json(path.read_bytes(), path)) if BRACKETS.search(name)]
+    if not any((settings.folder / name).is_file() for name in (JSON_FILE, MODEL_FILE)):
+        return None  # there is no other tokenizer
+    inside = added_names_in(path.read_bytes(), path) if path.is_file() else ()
+    added = [name for name in (*inside, *added_names(settings.folder)) if BRACKETS.search(name)]
     used = [name for name in added if template is None or name in template or name == settings.named.get("eos_token")]
     vocabulary = vocabulary_of(own.kind, own.data, settings.folder)
     return next((name for name in used if vocabulary.id_of(name) is None), None)

@@ -68,7 +68,10 @@ def tokens_around(tokenizer: Tokenizer, path: Path) -> tuple[tuple[int, ...], tu
     return tuple(encoding.ids[:first]), tuple(encoding.ids[end:])
 
 
-def added_names(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The names of the tokens that were added to the vocabulary, special ones among them, by id."""
-    added = tokenizer.get_added_tokens_decoder()
+def added_names_in(data: bytes, path: Path) -> tuple[str, ...]:
+    """Names of the tokens that were added to the vocabulary in `data`, special ones among them, by id.
+
+    Raises `UserError` like `open_tokenizer_json`.
+    """
+    added = open_tokenizer_json(data, path).get_added_tokens_decoder()
     return tuple(added[token_id].content for token_id in sorted(added))

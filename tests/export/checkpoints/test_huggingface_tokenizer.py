@@ -295,10 +295,24 @@ def test_a_fine_tune_beside_the_tokenizer_of_its_base(folder):
     )
     source, notes = open_tokenizer(path, CONFIG, AS_PUBLISHED)
     assert (source.data, source.instruct) == ((path / "tokenizer.json").read_bytes(), None)
-    assert "tekken.json is not used: it lacks the token <|im_start|> of " in notes[0]
+    assert "tekken.json is not used: it lacks the token <|im_start|>, which other files of its folder add" in notes[0]
     (path / "tekken.json").unlink()  # transformers would write Mistral's own format, on which this is not trained
     theirs = AutoTokenizer.from_pretrained(path).apply_chat_template(HI, return_dict=False)
     assert chat_ids(source, path) == theirs
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"added_tokens__json": {"<|im_start|>": 32768, "<|im_end|>": 32769}},
+        {"tokenizer_config__json": {"added_tokens_decoder": {"32768": {"content": "<|im_start|>", "special": True}}}},
+    ],
+)
+def test_tokens_added_beside_a_sentencepiece_model(folder, added):
+    path = folder(**{"tokenizer.model.v3": V3}, tokenizer__model=V1, chat_template__jinja=TURN, **added)
+    source, notes = open_tokenizer(path, CONFIG, AS_PUBLISHED)
+    assert (source.kind, source.instruct, source.chat_template) == ("sentencepiece", None, TURN)
+    assert "tokenizer.model.v3 is not used: it lacks the token <|im_start|>" in notes[0]
 
 
 def test_a_token_that_nothing_uses_does_not_make_it_another_model(folder):
