@@ -12,7 +12,7 @@ from export.checkpoints.source import TokenizerSource
 from export.checkpoints.special_tokens import added_names
 from export.checkpoints.tokenizer_json import added_names_in, open_tokenizer_json, tokens_around
 from export.checkpoints.tokenizer_settings import TokenizerSettings, read_settings
-from export.checkpoints.vocabulary import vocabulary_of
+from export.checkpoints.vocabulary import tokenizer_vocabulary, vocabulary_of
 from runtime.errors import UserError
 
 JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
@@ -97,13 +97,15 @@ def _json(settings: TokenizerSettings) -> TokenizerSource | None:
         return None
     data = path.read_bytes()
     tokenizer = open_tokenizer_json(data, path)
+    vocabulary = tokenizer_vocabulary(tokenizer)
     named = settings.named.get("bos_token")
-    bos = settings.bos_id if named is None else tokenizer.token_to_id(named)
+    named_id = None if named is None else vocabulary.id_of(named)
+    bos = settings.bos_id if named_id is None else named_id
     before, after = tokens_around(tokenizer, path)
-    known = bos is not None and tokenizer.id_to_token(bos) is not None
+    known = bos is not None and vocabulary.name_of(bos) is not None
     add_bos = known and (before[:1] == (bos,) if settings.add_bos is None else settings.add_bos)
     ids = {"bos_token": bos, "eos_token": next(iter(settings.end_ids), None)}
-    names = {key: tokenizer.id_to_token(token_id) for key, token_id in ids.items() if token_id is not None}
+    names = {key: vocabulary.name_of(token_id) for key, token_id in ids.items() if token_id is not None}
     return TokenizerSource(
         "tokenizer.json",
         data,

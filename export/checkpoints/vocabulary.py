@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
 
 from export.checkpoints.source import TokenizerKind
 from export.checkpoints.tokenizer_json import open_tokenizer_json
+from runtime.artifact.manifest import VOCABULARY_LIMIT
 from runtime.errors import refusing
 
 
@@ -24,9 +26,17 @@ def vocabulary_of(kind: TokenizerKind, data: bytes, path: Path) -> Vocabulary:
     return _OPENERS[kind](data, path)
 
 
+def tokenizer_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """The vocabulary of an opened tokenizer.json."""
+
+    def name_of(token_id: int) -> str | None:
+        return tokenizer.id_to_token(token_id) if 0 <= token_id < VOCABULARY_LIMIT else None  # it takes 32 bits
+
+    return Vocabulary(tokenizer.token_to_id, name_of)
+
+
 def _of_tokenizer_json(data: bytes, path: Path) -> Vocabulary:
-    tokenizer = open_tokenizer_json(data, path)
-    return Vocabulary(tokenizer.token_to_id, tokenizer.id_to_token)
+    return tokenizer_vocabulary(open_tokenizer_json(data, path))
 
 
 def _of_sentencepiece(data: bytes, path: Path) -> Vocabulary:

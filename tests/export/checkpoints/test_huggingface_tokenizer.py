@@ -244,6 +244,12 @@ def test_a_bos_that_the_tokenizer_does_not_have_begins_no_prompt(folder):
     assert boxed(source, path)[0].encode("a") == Tokenizer.from_file(str(path / "tokenizer.json")).encode("a").ids
 
 
+@pytest.mark.parametrize("wrong", [-1, 2**40])
+def test_ids_that_no_vocabulary_has_are_kept_for_the_check_of_the_models(folder, wrong):
+    source = opened(folder(tokenizer__json=byte_tokenizer()), config={"bos_token_id": wrong, "eos_token_id": wrong})
+    assert (source.bos_id, source.add_bos, source.eos_ids, source.special_tokens) == (wrong, False, (wrong,), {})
+
+
 # which file counts
 
 
