@@ -16,6 +16,7 @@ from runtime.text.stream import Step
 from runtime.text.tokenizer import open_tokenizer
 
 DEFAULT_MAX_TOKENS = 1024
+BYTE_ORDER_MARK = "\ufeff"  # begins some files that are read in place of a terminal
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def converse(conversation: Conversation, read: Callable[[], str], write: Callabl
     """Answer line by line until the input ends or says /exit; /reset starts over."""
     while True:
         try:
-            line = read().strip()
+            line = read().removeprefix(BYTE_ORDER_MARK).strip()
         except EOFError:
             write("\n")
             return

@@ -15,7 +15,6 @@ from runtime.decoding.batch import generate_all
 from runtime.decoding.generation import row_samplers
 from runtime.decoding.outcomes import Outcome
 from runtime.errors import INTERRUPTED_STATUS, UserError, run_command
-from runtime.text.stream import TextStream
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         eos_ids=spec.eos_ids if spec else (),
         logprobs=args.logprobs,
         # a chat reply begins a new text, a continuation extends its prompt
-        texts=[TextStream(tokenizer.stream(after=() if args.chat else ids), args.stop) for ids in prompts]
+        texts=[tokenizer.text_stream(args.stop, after=() if args.chat else ids) for ids in prompts]
         if tokenizer
         else (),
     )
@@ -79,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     prompt.add_argument("--prompt-ids", metavar="1,2,3", help="token ids to continue, as they are")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text, or before the special token of this name; may be given several times",
     )
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message before the prompt, with --chat")
@@ -108,7 +111,7 @@ def _texts(args: argparse.Namespace) -> list[str | None]:
     if args.prompts_file is None:
         return args.prompt or [None]
     try:
-        lines = args.prompts_file.read_text(encoding="utf-8").split("\n")
+        lines = args.prompts_file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{args.prompts_file} cannot be read as text: {error}; name a UTF-8 file with one prompt per line"

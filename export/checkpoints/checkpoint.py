@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from export.checkpoints import gguf_checkpoint, gguf_split, heads, huggingface, mistral_format
+from export.checkpoints.chat import AS_PUBLISHED, Chat, check_no_instruct, template_notes, with_template
 from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.huggingface_tensors import shards
 from export.checkpoints.hyperparameters import model_config
@@ -76,12 +77,12 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, kind: str, overrides: Mapping[str, object], *, instruct: bool = False, head: str = "auto"
+    path: Path, kind: str, overrides: Mapping[str, object], *, chat: Chat = AS_PUBLISHED, head: str = "auto"
 ) -> Checkpoint:
     """Open a checkpoint whose `kind` is one of `KINDS` or "auto".
 
     `overrides` replace fields of the model, such as sliding_window for all layers.
-    `instruct` says that a model in Mistral's own format is tuned for conversations, since its files do not say so.
+    `chat` is what the user says of the model's conversations.
     `head` is one of `runtime.artifact.manifest.HEADS`, or "auto" for the one that the checkpoint's files name.
     Every tensor is accounted for by name, shape and dtype before any data is read. Raises `UserError` for anything that
     is missing or does not fit.
@@ -90,12 +91,7 @@ def open_checkpoint(
     found = detect(path) if kind == "auto" else kind
     if found not in KINDS:
         raise UserError(f"frontend.type is {kind!r}, expected one of {', '.join(('auto', *KINDS))}")
-    if instruct and found != "mistral":
-        raise UserError(
-            f"frontend.instruct is true, but {path} is of the type {found}, "
-            "which has a chat template for that; remove frontend.instruct"
-        )
-    opened = mistral_format.open_folder(path, instruct=instruct) if found == "mistral" else KINDS[found](path)
+    opened = with_template(KINDS[found](path, chat), chat.template, path)
     opened, head_fields = heads.attach(opened, head)
     plain = model_config(opened.family, opened.values, overrides, opened.where)
     rotary = {"rope_scaling": opened.rotary.scaling, "query_scaling": opened.rotary.queries}
@@ -103,7 +99,8 @@ def open_checkpoint(
     layout = weights(opened.family, model)
     check_tensors(opened, layout, ignored(opened.family, model), path)
     source_bytes = sum(tensor.nbytes for tensor in opened.source.tensors.values())
-    return Checkpoint(model, opened.tokenizer, source_bytes, layout, opened.source, opened.notes)
+    notes = (*opened.notes, *template_notes(opened.tokenizer, path))
+    return Checkpoint(model, opened.tokenizer, source_bytes, layout, opened.source, notes)
 
 
 def checkpoint_files(path: Path) -> list[Path]:
@@ -189,8 +186,13 @@ def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-KINDS: Mapping[str, Callable[[Path], Opened]] = {
+def _open_gguf(path: Path, chat: Chat) -> Opened:
+    check_no_instruct(chat, path, "gguf")
+    return gguf_checkpoint.open_file(path)
+
+
+KINDS: Mapping[str, Callable[[Path, Chat], Opened]] = {
     "huggingface": huggingface.open_folder,
     "mistral": mistral_format.open_folder,
-    "gguf": gguf_checkpoint.open_file,
+    "gguf": _open_gguf,
 }

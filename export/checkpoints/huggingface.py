@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoints import families
+from export.checkpoints.chat import Chat
 from export.checkpoints.families import Family
 from export.checkpoints.float8 import widened
 from export.checkpoints.huggingface_tensors import open_tensors
@@ -45,8 +46,8 @@ def describe(config: Mapping[str, object], where: str) -> ModelDescription:
     return ModelDescription(family, {**text, **plain, "llama_4_scaling_beta": beta}, rotary)
 
 
-def open_folder(folder: Path) -> Opened:
-    """Read a folder's headers and small files.
+def open_folder(folder: Path, chat: Chat) -> Opened:
+    """Read a folder's headers and small files; `chat` is what the user says of its conversations.
 
     Raises `UserError` for anything that is missing or malformed, and for an unknown architecture.
     """
@@ -62,13 +63,14 @@ def open_folder(folder: Path) -> Opened:
     )
     source, said = _model_tensors(open_tensors(folder), config, where)
     values = {**model.values, **changes}
+    tokenizer, chosen = open_tokenizer(folder, values, chat)
     return Opened(
         model.family,
         values,
         where,
         source,
-        open_tokenizer(folder, values),
-        notes=(*notes, *said),
+        tokenizer,
+        notes=(*notes, *said, *chosen),
         rotary=model.rotary,
     )
 

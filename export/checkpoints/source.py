@@ -18,13 +18,14 @@ SMALL_FILE = 16 * 2**20  # bytes; of files up to this size, all bytes count
 SAMPLES, SAMPLE_BYTES = 64, 2**18  # blocks of a larger file that count, the first and the last among them
 
 Array = NDArray[Any]
+TokenizerKind = Literal["tokenizer.json", "sentencepiece"]
 
 
 @dataclass(frozen=True)
 class TokenizerSource:
     """The tokenizer's file as bytes, and how prompts begin and end."""
 
-    kind: Literal["tokenizer.json", "sentencepiece"]
+    kind: TokenizerKind
     data: bytes
     chat_template: str | None
     bos_id: int | None
@@ -32,6 +33,7 @@ class TokenizerSource:
     add_bos: bool
     end_id: int | None = None  # the token that the tokenizer puts after a whole text
     instruct: InstructVersion | None = None  # None if there is a chat template, and for a base model
+    special_tokens: Mapping[str, str] | None = None  # as in `TokenizerSpec`
 
 
 @dataclass(frozen=True)

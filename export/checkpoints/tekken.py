@@ -54,12 +54,21 @@ class _File(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Tekken:
-    """A converted tekken.json: the bytes of a tokenizer.json, the declared version, and the ids of BOS and EOS."""
+    """A converted tekken.json: the bytes of a tokenizer.json, the declared version, and the special tokens by id."""
 
     data: bytes
     version: str
-    bos_id: int
-    eos_id: int
+    specials: tuple[str, ...]
+
+    @property
+    def bos_id(self) -> int:
+        """The id of the token that begins a text."""
+        return self.specials.index(BOS)
+
+    @property
+    def eos_id(self) -> int:
+        """The id of the token that ends a text."""
+        return self.specials.index(EOS)
 
 
 def convert(data: bytes, where: str) -> Tekken:
@@ -87,7 +96,7 @@ def convert(data: bytes, where: str) -> Tekken:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
-    return Tekken(str(tokenizer.to_str()).encode(), file.config.version, specials.index(BOS), specials.index(EOS))
+    return Tekken(str(tokenizer.to_str()).encode(), file.config.version, tuple(specials))
 
 
 def declared_version(data: bytes, where: str) -> str:

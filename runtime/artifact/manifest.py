@@ -25,6 +25,9 @@ Experts = Annotated[int, msgspec.Meta(ge=1, le=EXPERT_LIMIT)]
 Vocabulary = Annotated[int, msgspec.Meta(ge=1, le=VOCABULARY_LIMIT)]
 BuildNumber = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+MOST_SPECIAL_TOKENS = 1024
+TokenName = Annotated[str, msgspec.Meta(max_length=1024)]
+SpecialTokens = Annotated[dict[str, TokenName], msgspec.Meta(max_length=2 * MOST_SPECIAL_TOKENS)]
 InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.text.instruct
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
 CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
@@ -238,6 +241,8 @@ class TokenizerSpec(Record, frozen=True):
     chat_template: str | None = None  # file name of a Jinja template; None for a base model
     instruct: InstructVersion | None = None  # the format of conversations; it takes precedence over the template
     end_id: int | None = None  # follows a whole text that is classified or embedded; never follows a prompt
+    # Variables of a template, such as {"eos_token": "<|im_end|>"}; None: the names of bos_id and of the first eos_id.
+    special_tokens: SpecialTokens | None = None
 
 
 class ParityRow(Record, frozen=True):

@@ -10,6 +10,8 @@ from runtime.text.messages import Message
 from runtime.text.stream import Step, TextStream, with_text
 from runtime.text.tokenizer import Tokenizer
 
+SEPARATOR = "\n\n"  # between the texts of a user's messages that become one
+
 
 class Conversation:
     """The messages so far and the ids that the model's caches hold."""
@@ -35,15 +37,20 @@ class Conversation:
     def reset(self) -> None:
         """Forget everything but the system message."""
         self._messages = list(self._system)
+        self._unanswered: str | None = None  # what the user said since the last reply that was not empty
         self._cached: list[int] | None = None  # None: unknown, so the caches must be emptied before use
 
     def say(self, text: str) -> Generator[Step, None, None]:
         """The steps of the reply. Closing the iterator early cuts the reply short there.
 
+        An empty reply is left out of the conversation, since hardly any format allows one; the user's next message then
+        continues the one that it answered.
+
         Raises `UserError` if the model's format does not allow the conversation or if the conversation does not fit the
         caches; it then stays as it was.
         """
-        messages = [*self._messages, Message(role="user", content=text)]
+        asked = text if self._unanswered is None else self._unanswered + SEPARATOR + text
+        messages = [*self._messages, Message(role="user", content=asked)]
         ids = self._encoder.encode(messages)
         cached = self._reuse(ids)
         self._check_room(len(ids) - len(cached))
@@ -68,7 +75,10 @@ class Conversation:
                     self._cached = None
         finally:
             if generated:
-                self._messages = [*messages, Message(role="assistant", content="".join(reply))]
+                said = "".join(reply)
+                self._unanswered = None if said else asked
+                if said:
+                    self._messages = [*messages, Message(role="assistant", content=said)]
 
     def remark(self, last: Step) -> str:
         """The reason that a reply ended with this step, in one sentence; empty if the model ended it by itself."""

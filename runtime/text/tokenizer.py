@@ -11,7 +11,7 @@ from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.json_library import JsonLibrary
 from runtime.text.sentencepiece_library import SentencePieceLibrary
-from runtime.text.stream import StreamDecoder
+from runtime.text.stream import StreamDecoder, TextStream
 
 TEXT_LIMIT = 2**23  # characters of one text; tokenizing more takes minutes and gigabytes
 
@@ -117,6 +117,14 @@ class Tokenizer:
         """
         return StreamDecoder(self._library.decode, after)
 
+    def text_stream(self, stops: Sequence[str], after: Sequence[int] = ()) -> TextStream:
+        """The text of ids that arrive one by one, up to the first stop string; `after` is as for `stream`.
+
+        A stop string that is a control token's name stands for the token. Raises `UserError` if one is empty.
+        """
+        controls = self.control_tokens
+        return TextStream(self.stream(after), stops, [controls[stop] for stop in stops if stop in controls])
+
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's entry for an id, such as `</s>`; None outside the vocabulary."""
         return self._library.token_text(token_id)
@@ -131,15 +139,15 @@ LIBRARIES: dict[str, type[JsonLibrary] | type[SentencePieceLibrary]] = {
 def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
     """Read the tokenizer file that `spec` names in `folder`.
 
-    Raises `UserError` if the file is broken or lacks ids that `spec` names.
+    Raises `UserError` if the file is broken or lacks the bos that prompts begin with. It may lack ids that end a text:
+    a model can have them all the same, and they need no name.
     """
     path = folder / spec.file
     tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path))
-    for token_id in (*spec.eos_ids, *(() if spec.bos_id is None else (spec.bos_id,))):
-        if tokenizer.token_text(token_id) is None:
-            raise UserError(
-                f"{path} has no token {token_id}, which the manifest names as bos or eos; compile the artifact again"
-            )
+    if spec.add_bos and spec.bos_id is not None and tokenizer.token_text(spec.bos_id) is None:
+        raise UserError(
+            f"{path} has no token {spec.bos_id}, which the manifest names as bos; compile the artifact again"
+        )
     if spec.add_bos and spec.bos_id is None:
         raise UserError(f"the manifest beside {path} sets add_bos without a bos_id; compile the artifact again")
     return tokenizer

@@ -104,7 +104,14 @@ def test_a_shipped_config_loads_as_pyyaml_reads_it(path):
 def test_least_config_takes_every_default(write):
     assert load_config(write(LEAST), []).model_dump(mode="json") == {
         "name": "least",
-        "frontend": {"checkpoint": "models/least", "type": "auto", "head": "auto", "instruct": False, "overrides": {}},
+        "frontend": {
+            "checkpoint": "models/least",
+            "type": "auto",
+            "head": "auto",
+            "instruct": False,
+            "chat_template": None,
+            "overrides": {},
+        },
         "shape": {"batch": 1, "prefill_chunks": [128, 16], "cache_len": 4096},
         "quantize": {
             "scheme": "none",
@@ -175,6 +182,7 @@ def test_description_marks_exactly_the_defaults(write):
         "type",
         "head",
         "instruct",
+        "chat_template",
         "overrides",
         "prefill_chunk",
         "cache_len",
@@ -459,7 +467,11 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
         ("shape.prefill_chunk=[8, -1]", ": shape.prefill_chunk is [8, -1], expected a whole number"),
         ("shape.prefill_chunk=[8", ": while parsing a flow sequence"),
         ("name.first=x", ": name is full-1.0 (FILE:2), so it has no keys to set"),
-        ("frontend=x", ": frontend is x, expected a mapping with the keys checkpoint, type, head, instruct, overrides"),
+        (
+            "frontend=x",
+            ": frontend is x, expected a mapping with the keys "
+            "checkpoint, type, head, instruct, chat_template, overrides",
+        ),
     ],
 )
 def test_wrong_override_is_named_in_place_of_the_line(refusal, override, rest):
@@ -497,3 +509,8 @@ def test_import_loads_no_heavy_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "\n"
+
+
+def test_two_chat_formats_are_refused(write):
+    with pytest.raises(UserError, match=r"frontend.chat_template is chat.jinja, but frontend.instruct asks for the"):
+        load_config(write(LEAST), ["frontend.chat_template=chat.jinja", "frontend.instruct=true"])

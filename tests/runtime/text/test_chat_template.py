@@ -80,12 +80,12 @@ def test_text_equals_that_of_transformers(transformers_tokenizer, source, messag
     expected = transformers_tokenizer.apply_chat_template(
         messages, chat_template=source, tokenize=False, add_generation_prompt=add_generation_prompt
     )
-    template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
+    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
     assert template.render(messages, add_generation_prompt=add_generation_prompt) == expected
 
 
 def test_the_templates_own_refusal_is_shown():
-    template = ChatTemplate(MISTRAL, bos_token="<s>", eos_token="</s>")
+    template = ChatTemplate(MISTRAL, {"bos_token": "<s>", "eos_token": "</s>"})
     with pytest.raises(UserError, match="roles must alternate"):
         template.render([{"role": "assistant", "content": "Hi"}])
 
@@ -104,14 +104,14 @@ def test_the_templates_own_refusal_is_shown():
     ],
 )
 def test_a_template_that_fails_or_strays_is_one_sentence(source):
-    template = ChatTemplate(source, bos_token=None, eos_token=None, where="x.jinja")
+    template = ChatTemplate(source, {}, where="x.jinja")
     with pytest.raises(UserError, match=r"^x\.jinja cannot render this conversation: "):
         template.render(CONVERSATIONS[0])
 
 
 def test_source_that_is_no_jinja_is_refused():
     with pytest.raises(UserError, match=r"^x\.jinja is not a valid jinja template: "):
-        ChatTemplate("{% if %}", bos_token=None, eos_token=None, where="x.jinja")
+        ChatTemplate("{% if %}", {}, where="x.jinja")
 
 
 def test_template_from_an_artifact_gives_mistrals_ids(tmp_path):

@@ -181,7 +181,7 @@ def test_the_format_wins_over_the_template_and_a_base_model_has_neither(tmp_path
     assert open_conversation_encoder(template, tmp_path, tokenizer).encode([USER]) == tokenizer.encode(
         USER["content"], add_bos=False
     )
-    with pytest.raises(UserError, match="has no chat template, so its model is not a chat model"):
+    with pytest.raises(UserError, match="has no chat template"):
         open_conversation_encoder(msgspec.structs.replace(template, chat_template=None), tmp_path, tokenizer)
 
 

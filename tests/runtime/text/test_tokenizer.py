@@ -12,6 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
+from runtime.text.stream import Step, with_text
 from runtime.text.tokenizer import open_tokenizer
 
 V1 = "tokenizer.model.v1"
@@ -250,10 +251,29 @@ def test_a_broken_file_is_refused_by_name(tmp_path, kind, content):
         open_tokenizer(sentencepiece_spec("broken", kind=kind), tmp_path)
 
 
-def test_ids_that_the_file_lacks_are_refused(tmp_path):
+def test_a_bos_that_the_file_lacks_is_refused(tmp_path):
     with importlib.resources.as_file(DATA) as folder:
         shutil.copy(folder / V1, tmp_path / "tokenizer.model")
-    with pytest.raises(UserError, match="has no token 32000"):
-        open_tokenizer(sentencepiece_spec("tokenizer.model", eos_ids=(2, 32000)), tmp_path)
+    with pytest.raises(UserError, match="has no token 32000, which the manifest names as bos"):
+        open_tokenizer(sentencepiece_spec("tokenizer.model", bos_id=32000), tmp_path)
     with pytest.raises(UserError, match="add_bos without a bos_id"):
         open_tokenizer(sentencepiece_spec("tokenizer.model", bos_id=None), tmp_path)
+
+
+def test_an_end_that_the_file_lacks_needs_no_name():
+    with importlib.resources.as_file(DATA) as folder:
+        tokenizer = open_tokenizer(sentencepiece_spec(V1, eos_ids=(32000, 2)), folder)
+    assert tokenizer.decode([32000, *tokenizer.encode("so", add_bos=False)]) == "so"
+
+
+@pytest.mark.parametrize("file", [V1, V3, V7])
+def test_a_stop_string_that_names_a_control_token_stands_for_it(file):
+    tokenizer, _ = open_both(file)
+    before, after = (tokenizer.encode(text, add_bos=False) for text in ("so it ends", "or not"))
+    for name, control in tokenizer.control_tokens.items():
+        ids = [*before, control, *after]
+        steps = list(with_text(map(Step, ids), tokenizer.text_stream(["ends?", name])))
+        assert "".join(step.text for step in steps) == "so it ends"
+        assert (len(steps), steps[-1].finish_reason) == (len(before) + 1, "stop")
+        steps = list(with_text(map(Step, ids), tokenizer.text_stream(["not"])))
+        assert (len(steps), steps[-1].finish_reason) == (len(ids), "stop")
