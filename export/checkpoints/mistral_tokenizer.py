@@ -73,6 +73,7 @@ def _read_tekken(path: Path) -> TokenizerSource:
         (converted.eos_id,),
         add_bos=True,
         special_tokens={key: name for key, name in SPECIAL_TOKENS.items() if name in converted.specials},
+        model_settings=converted.settings,
     )
 
 

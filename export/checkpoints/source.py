@@ -34,6 +34,7 @@ class TokenizerSource:
     end_id: int | None = None  # the token that the tokenizer puts after a whole text
     instruct: InstructVersion | None = None  # None if there is a chat template, and for a base model
     special_tokens: Mapping[str, str] | None = None  # as in `TokenizerSpec`
+    model_settings: str | None = None  # JSON that the instruct format v15 writes before the first user message
 
 
 @dataclass(frozen=True)

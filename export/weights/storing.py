@@ -45,6 +45,7 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
         instruct=source.instruct,
         end_id=source.end_id,
         special_tokens=None if source.special_tokens is None else dict(source.special_tokens),
+        model_settings=source.model_settings,
     )
 
 

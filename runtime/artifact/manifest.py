@@ -28,7 +28,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 MOST_SPECIAL_TOKENS = 1024
 TokenName = Annotated[str, msgspec.Meta(max_length=1024)]
 SpecialTokens = Annotated[dict[str, TokenName], msgspec.Meta(max_length=2 * MOST_SPECIAL_TOKENS)]
-InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.text.instruct
+InstructVersion = Literal["v1", "v2", "v3", "v7", "v11", "v13", "v15"]  # rows of instruct_formats
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
 CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
 KeptPart = Literal["head", "first", "last"]
@@ -243,6 +243,7 @@ class TokenizerSpec(Record, frozen=True):
     end_id: int | None = None  # follows a whole text that is classified or embedded; never follows a prompt
     # Variables of a template, such as {"eos_token": "<|im_end|>"}; None: the names of bos_id and of the first eos_id.
     special_tokens: SpecialTokens | None = None
+    model_settings: str | None = None  # JSON that the instruct format v15 writes before the first user message
 
 
 class ParityRow(Record, frozen=True):
