@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.checkpoints.chat import Chat, check_no_instruct
 from export.checkpoints.mistral_tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
+from export.checkpoints.sentencepiece_added import with_added_tokens
 from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import TokenizerSource
 from export.checkpoints.special_tokens import added_names
@@ -122,11 +123,18 @@ def _sentencepiece(settings: TokenizerSettings) -> TokenizerSource | None:
     path = settings.folder / MODEL_FILE
     if not path.is_file():
         return None
-    data = path.read_bytes()
-    ids = open_sentencepiece(data, path)
+    added = with_added_tokens(path.read_bytes(), path)
+    ids = open_sentencepiece(added.data, path)
     add_bos = ids.bos_id is not None and settings.add_bos is not False
     return TokenizerSource(
-        "sentencepiece", data, settings.template, ids.bos_id, (), add_bos, special_tokens=ids.special_tokens
+        "sentencepiece",
+        added.data,
+        settings.template,
+        ids.bos_id,
+        (),
+        add_bos,
+        special_tokens=ids.special_tokens,
+        text_after_added=added.text_after_added,
     )
 
 

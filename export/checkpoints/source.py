@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.checkpoints.families import Family
 from export.checkpoints.rope_settings import Rotary
-from runtime.artifact.manifest import InstructVersion
+from runtime.artifact.manifest import InstructVersion, TextAfterAdded
 
 SMALL_FILE = 16 * 2**20  # bytes; of files up to this size, all bytes count
 SAMPLES, SAMPLE_BYTES = 64, 2**18  # blocks of a larger file that count, the first and the last among them
@@ -35,6 +35,7 @@ class TokenizerSource:
     instruct: InstructVersion | None = None  # None if there is a chat template, and for a base model
     special_tokens: Mapping[str, str] | None = None  # as in `TokenizerSpec`
     model_settings: str | None = None  # JSON that the instruct format v15 writes before the first user message
+    text_after_added: TextAfterAdded = "joined"  # of a SentencePiece model
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
         end_id=source.end_id,
         special_tokens=None if source.special_tokens is None else dict(source.special_tokens),
         model_settings=source.model_settings,
+        text_after_added=source.text_after_added,
     )
 
 

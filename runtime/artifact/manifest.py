@@ -34,6 +34,9 @@ CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "in
 KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
 LabelScores = Literal["softmax", "sigmoid", "logits"]
+# What a SentencePiece model does with text behind a token that was added to it: goes on with the word before it, takes
+# it for a text of its own with a space in front, or takes it as it is.
+TextAfterAdded = Literal["joined", "spaced", "bare"]
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,7 @@ class TokenizerSpec(Record, frozen=True):
     # Variables of a template, such as {"eos_token": "<|im_end|>"}; None: the names of bos_id and of the first eos_id.
     special_tokens: SpecialTokens | None = None
     model_settings: str | None = None  # JSON that the instruct format v15 writes before the first user message
+    text_after_added: TextAfterAdded = "joined"
 
 
 class ParityRow(Record, frozen=True):

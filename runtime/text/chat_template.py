@@ -18,6 +18,7 @@ from jinja2.parser import Parser
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError, one_line
 from runtime.text.control_lookalikes import StandIns, is_markup
+from runtime.text.message_parts import as_texts
 from runtime.text.messages import Message, Tool
 from runtime.text.template_limits import LimitedEnvironment, limited
 from runtime.text.tokenizer import Tokenizer
@@ -111,11 +112,19 @@ class TemplateEncoder:
         self._template = template
         self._tokenizer = tokenizer
 
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the template mentions tools at all; if not, it leaves them out in silence."""
+        return "tools" in self._template.source
+
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids up to where the next reply begins; the template itself writes bos where the model needs it.
 
         Raises `UserError` like `ChatTemplate.render`.
         """
+        texts = as_texts(messages)
+        if "thinking" not in self._template.source:  # it expects texts, and leaves out what the model has thought
+            messages = texts
         added = self._tokenizer.added_tokens
         names = (*self._tokenizer.control_tokens, *added)
         text, meanings = self._rendered(names, messages, tools, all_punctuation=False)

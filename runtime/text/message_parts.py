@@ -49,6 +49,14 @@ def joined(contents: Sequence[Sequence[Part]], *, within: str = SEPARATOR) -> tu
     return (*turn, text) if text else tuple(turn)
 
 
+def as_texts(messages: Sequence[Message]) -> list[Message]:
+    """The messages with texts for content, and no reasoning; raises `UserError` like `parts_of`."""
+    plain = [
+        "".join(part for part in parts_of(message, i) if isinstance(part, str)) for i, message in enumerate(messages)
+    ]
+    return [cast(Message, {**message, "content": text}) for message, text in zip(messages, plain, strict=True)]
+
+
 def _part(part: Mapping[str, object], index: int) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):

@@ -3,7 +3,7 @@
 The library (`tokenizers` or `sentencepiece`) is imported only when a tokenizer is opened.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -130,9 +130,9 @@ class Tokenizer:
         return self._library.token_text(token_id)
 
 
-LIBRARIES: dict[str, type[JsonLibrary] | type[SentencePieceLibrary]] = {
-    "tokenizer.json": JsonLibrary,
-    "sentencepiece": SentencePieceLibrary,
+LIBRARIES: Mapping[str, Callable[[Path, TokenizerSpec], TokenizerLibrary]] = {
+    "tokenizer.json": lambda path, _spec: JsonLibrary(path),
+    "sentencepiece": lambda path, spec: SentencePieceLibrary(path, after_added=spec.text_after_added),
 }
 
 
@@ -143,7 +143,7 @@ def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
     a model can have them all the same, and they need no name.
     """
     path = folder / spec.file
-    tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path))
+    tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path, spec))
     if spec.add_bos and spec.bos_id is not None and tokenizer.token_text(spec.bos_id) is None:
         raise UserError(
             f"{path} has no token {spec.bos_id}, which the manifest names as bos; compile the artifact again"

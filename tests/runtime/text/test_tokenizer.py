@@ -10,6 +10,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from export.checkpoints.gguf_tokenizer import recover
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.stream import Step, with_text
@@ -277,3 +278,28 @@ def test_a_stop_string_that_names_a_control_token_stands_for_it(file):
         assert (len(steps), steps[-1].finish_reason) == (len(before) + 1, "stop")
         steps = list(with_text(map(Step, ids), tokenizer.text_stream(["not"])))
         assert (len(steps), steps[-1].finish_reason) == (len(ids), "stop")
+def test_no_space_comes_in_front_of_a_user_defined_piece_of_a_gguf(tmp_path):
+    """llama.cpp splits a text at such pieces; each stretch behind one is a text of its own, with a space in front."""
+    letters = list("▁hi")
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *letters, "<|im_start|>"]
+    header = {
+        "model": "llama",
+        "tokens": names,
+        "scores": [0.0] * len(names),
+        "token_type": [2, 3, 3, *[6] * 256, *[1] * len(letters), 4],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    source = recover({f"tokenizer.ggml.{key}": value for key, value in header.items()}, "x")
+    (tmp_path / "tokenizer.model").write_bytes(source.data)
+    spec = TokenizerSpec(
+        kind="sentencepiece",
+        file="tokenizer.model",
+        bos_id=1,
+        add_bos=False,
+        eos_ids=(2,),
+        text_after_added=source.text_after_added,
+    )
+    ours = open_tokenizer(spec, tmp_path)
+    pieces = [ours.token_text(i) for i in ours.encode("<|im_start|>hi<|im_start|> hi")]
+    assert pieces == ["<|im_start|>", "▁", "h", "i", "<|im_start|>", "▁", "▁", "h", "i"]
