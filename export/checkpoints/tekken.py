@@ -113,7 +113,9 @@ def convert(data: bytes, where: str) -> Tekken:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
-    return Tekken(str(tokenizer.to_str()).encode(), file.config.version, tuple(specials), _default_settings(file, where))
+    return Tekken(
+        str(tokenizer.to_str()).encode(), file.config.version, tuple(specials), _default_settings(file, where)
+    )
 
 
 def declared_version(data: bytes, where: str) -> str:

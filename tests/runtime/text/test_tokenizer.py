@@ -278,6 +278,8 @@ def test_a_stop_string_that_names_a_control_token_stands_for_it(file):
         assert (len(steps), steps[-1].finish_reason) == (len(before) + 1, "stop")
         steps = list(with_text(map(Step, ids), tokenizer.text_stream(["not"])))
         assert (len(steps), steps[-1].finish_reason) == (len(ids), "stop")
+
+
 def test_no_space_comes_in_front_of_a_user_defined_piece_of_a_gguf(tmp_path):
     """llama.cpp splits a text at such pieces; each stretch behind one is a text of its own, with a space in front."""
     letters = list("▁hi")
