@@ -1,13 +1,14 @@
 """A conversation that keeps its caches between turns, so that each turn feeds only what is new."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 from runtime.decoding.generation import TokenModel, generate
 from runtime.decoding.sampler import Sampler
 from runtime.errors import UserError
 from runtime.text.conversation_encoder import ConversationEncoder
 from runtime.text.messages import Message
-from runtime.text.stream import Step, TextStream, with_text
+from runtime.text.replies import content_of
+from runtime.text.stream import Step, with_text
 from runtime.text.tokenizer import Tokenizer
 
 SEPARATOR = "\n\n"  # between the texts of a user's messages that become one
@@ -33,6 +34,11 @@ class Conversation:
         self._max_tokens = max_tokens
         self._system = [] if system is None else [Message(role="system", content=system)]
         self.reset()
+
+    @property
+    def dividers(self) -> Mapping[int, str]:
+        """As those of `Tokenizer`."""
+        return self._tokenizer.dividers
 
     def reset(self) -> None:
         """Forget everything but the system message."""
@@ -62,12 +68,12 @@ class Conversation:
             eos_ids=self._tokenizer.spec.eos_ids,
             fed=cached,
         )
-        reply: list[str] = []
+        reply: list[Step] = []
         generated: list[int] = []
         self._cached = None  # while the model runs, an interrupt leaves the caches in an unknown state
         try:
-            for step in with_text(steps, TextStream(self._tokenizer.stream())):
-                reply.append(step.text)
+            for step in with_text(steps, self._tokenizer.text_stream(())):
+                reply.append(step)
                 generated.append(step.token_id)
                 self._cached = ids + generated[:-1]
                 yield step
@@ -75,7 +81,7 @@ class Conversation:
                     self._cached = None
         finally:
             if generated:
-                said = "".join(reply)
+                said = content_of(reply, self._tokenizer, reasoning=self._encoder.writes_reasoning)
                 self._unanswered = None if said else asked
                 if said:
                     self._messages = [*messages, Message(role="assistant", content=said)]

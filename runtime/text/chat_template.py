@@ -113,6 +113,11 @@ class TemplateEncoder:
         self._tokenizer = tokenizer
 
     @property
+    def writes_reasoning(self) -> bool:
+        """Whether the template knows parts of the type thinking; if not, it expects texts."""
+        return "thinking" in self._template.source
+
+    @property
     def writes_tools(self) -> bool:
         """Whether the template mentions tools at all; if not, it leaves them out in silence."""
         return "tools" in self._template.source
@@ -123,7 +128,7 @@ class TemplateEncoder:
         Raises `UserError` like `ChatTemplate.render`.
         """
         texts = as_texts(messages)
-        if "thinking" not in self._template.source:  # it expects texts, and leaves out what the model has thought
+        if not self.writes_reasoning:
             messages = texts
         added = self._tokenizer.added_tokens
         names = (*self._tokenizer.control_tokens, *added)

@@ -50,6 +50,16 @@ class InstructEncoder:
         thinking = [control for control in (BEGIN_THINK, END_THINK) if control.name in known]
         self._ids = {control: known[control.name] for control in (*self._format.controls, *thinking)}
 
+    @property
+    def writes_reasoning(self) -> bool:
+        """Whether an assistant's messages may hold reasoning."""
+        return "assistant" in self._format.thinkers and {BEGIN_THINK, END_THINK} <= self._ids.keys()
+
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the format has tools."""
+        return self._format.tools is not None
+
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids up to where the next reply begins, starting with bos.
 

@@ -32,7 +32,11 @@ BEGIN_RESULT, RESULT_CONTENT, END_RESULT = (
 )
 TOOL_CALLS, CALL_ID, ARGUMENTS = Control("[TOOL_CALLS]"), Control("[CALL_ID]"), Control("[ARGS]")
 BEGIN_THINK, END_THINK = Control("[THINK]"), Control("[/THINK]")
+BEGIN_PREFIX, BEGIN_SUFFIX = Control("[PREFIX]"), Control("[SUFFIX]")
 BEGIN_SETTINGS, END_SETTINGS = Control("[MODEL_SETTINGS]"), Control("[/MODEL_SETTINGS]")
+
+# The control tokens that divide a reply into text, reasoning and tool calls.
+DIVIDERS = (TOOL_CALLS, CALL_ID, ARGUMENTS, BEGIN_THINK, END_THINK)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
+from runtime.text.instruct_formats import DIVIDERS
 from runtime.text.json_library import JsonLibrary
 from runtime.text.sentencepiece_library import SentencePieceLibrary
 from runtime.text.stream import StreamDecoder, TextStream
@@ -51,10 +52,18 @@ class TokenizerLibrary(Protocol):
 
 
 class Tokenizer:
-    """A tokenizer and its conventions: whether bos comes first, and which ids end a text."""
+    """A tokenizer and its conventions: whether bos comes first, and which ids end a text.
+
+    `dividers` are the names, by id, of the control tokens that divide a reply into text, reasoning and tool calls.
+    """
 
     def __init__(self, spec: TokenizerSpec, library: TokenizerLibrary) -> None:
         self.spec = spec
+        self.dividers = {
+            library.control_tokens[control.name]: control.name
+            for control in DIVIDERS
+            if control.name in library.control_tokens
+        }
         self._library = library
 
     @property
@@ -104,6 +113,16 @@ class Tokenizer:
         _check_text(text)
         return self._library.with_controls(frozenset(controls)).encode_rendered(text, stand_ins or {})
 
+    def encode_with_controls(self, text: str) -> list[int]:
+        """Ids of a text in which the names of control tokens are those tokens.
+
+        bos comes first by the model's convention, unless the text begins with its name. Raises `UserError` like
+        `encode`.
+        """
+        ids = self.encode_rendered(text)
+        bos_id = self.spec.bos_id
+        return ids if not self.spec.add_bos or bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control tokens left out; incomplete characters become U+FFFD."""
         stream = self.stream()
@@ -123,7 +142,8 @@ class Tokenizer:
         A stop string that is a control token's name stands for the token. Raises `UserError` if one is empty.
         """
         controls = self.control_tokens
-        return TextStream(self.stream(after), stops, [controls[stop] for stop in stops if stop in controls])
+        stop_ids = [controls[stop] for stop in stops if stop in controls]
+        return TextStream(self.stream(after), stops, stop_ids, self.dividers)
 
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's entry for an id, such as `</s>`; None outside the vocabulary."""
