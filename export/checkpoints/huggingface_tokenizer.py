@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from export.checkpoints import sentencepiece_added, tokenizer_json_added
+from export.checkpoints.added_tokens import AddedTokens, read_added_tokens
 from export.checkpoints.chat import Chat, check_no_instruct
 from export.checkpoints.mistral_tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
-from export.checkpoints.sentencepiece_added import with_added_tokens
 from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import TokenizerSource
 from export.checkpoints.special_tokens import added_names
@@ -96,7 +97,7 @@ def _json(settings: TokenizerSettings) -> TokenizerSource | None:
     path = settings.folder / JSON_FILE
     if not path.is_file():
         return None
-    data = path.read_bytes()
+    data = tokenizer_json_added.with_added_tokens(path.read_bytes(), path, _added(settings))
     tokenizer = open_tokenizer_json(data, path)
     vocabulary = tokenizer_vocabulary(tokenizer)
     named = settings.named.get("bos_token")
@@ -123,7 +124,7 @@ def _sentencepiece(settings: TokenizerSettings) -> TokenizerSource | None:
     path = settings.folder / MODEL_FILE
     if not path.is_file():
         return None
-    added = with_added_tokens(path.read_bytes(), path)
+    added = sentencepiece_added.with_added_tokens(path.read_bytes(), path, _added(settings))
     ids = open_sentencepiece(added.data, path)
     add_bos = ids.bos_id is not None and settings.add_bos is not False
     return TokenizerSource(
@@ -136,6 +137,10 @@ def _sentencepiece(settings: TokenizerSettings) -> TokenizerSource | None:
         special_tokens=ids.special_tokens,
         text_after_added=added.text_after_added,
     )
+
+
+def _added(settings: TokenizerSettings) -> AddedTokens:
+    return read_added_tokens(settings.folder, settings.named.values())
 
 
 def _with_settings(source: TokenizerSource, settings: TokenizerSettings) -> TokenizerSource:

@@ -1,12 +1,14 @@
-"""Tokens that a fine-tune added beside tokenizer.model get the ids that transformers gives them."""
+"""Tokens that a fine-tune added beside tokenizer.model or tokenizer.json get the ids that transformers gives them."""
 
 import importlib.resources
 import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from sentencepiece import SentencePieceProcessor
-from transformers import LlamaTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from export.checkpoints import huggingface_tokenizer
@@ -111,14 +113,6 @@ def test_special_tokens_cannot_be_forged_and_others_are_found(tmp_path):
     assert 32002 in ours.encode("a <tool>")
 
 
-def test_a_special_token_without_an_id_follows_the_others(tmp_path):
-    specials = {**NAMES, "pad_token": "<pad>", "eos_token": "<|end|>"}
-    write(tmp_path, config={**NAMES, "added_tokens_decoder": decoder({32000: ("<tool>", False)})} | specials)
-    ours, theirs = open_ours(tmp_path), LlamaTokenizer.from_pretrained(tmp_path)
-    for content in ("<|end|>", "<pad>"):
-        assert ours.control_tokens[content] == theirs.convert_tokens_to_ids(content)
-
-
 def test_a_gap_keeps_the_ids_that_are_given(tmp_path):
     write(tmp_path, config={**NAMES, "added_tokens_decoder": decoder({32000: ("<a>", True), 32003: ("<b>", True)})})
     ours = open_ours(tmp_path)
@@ -150,6 +144,10 @@ def test_a_control_token_may_get_another_name(tmp_path):
             {"added": {"<a>": 32000 + 2**16 + 3}},
             "has the added token '<a>' with the id 97539, expected a text and an id",
         ),
+        (
+            {"added": {f"<{i}>": 32000 + i for i in range(2**16 + 1)}},
+            "lists 65537 added tokens, expected at most 65536",
+        ),
         ({"added": {"": 32000}}, "has the added token '' with the id 32000"),
         ({"added": {"<a>": 32000, "<b>": 32000}}, "lists an added token or an id twice"),
         ({"added": {"<s>": 32000}}, "'<s>' with the id 32000, but .*tokenizer.model has it as 1"),
@@ -164,4 +162,45 @@ def test_a_control_token_may_get_another_name(tmp_path):
 def test_what_a_model_cannot_have_is_one_sentence(tmp_path, files, message):
     write(tmp_path, **files)
     with pytest.raises(UserError, match=message):
+        open_source(tmp_path)
+
+
+def write_json(folder, **files):
+    """A folder with a tokenizer.json of bytes, and the same files beside it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = ["<unk>", "<s>", "</s>", *alphabet]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(names[:3])
+    write(folder, **files)
+    (folder / "tokenizer.model").unlink()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("legacy_files", [False, True])
+def test_a_tokenizer_json_gets_the_tokens_that_it_lacks(tmp_path, legacy_files):
+    tokens = {259: ("<|im_end|>", True), 260: ("<tool>", False), 1: ("<s>", True)}
+    files = {"config": {**NAMES, "tokenizer_class": "PreTrainedTokenizerFast"}}
+    if legacy_files:
+        files |= {"added": {"<|im_end|>": 259, "<tool>": 260}, "specials": {"eos_token": "<|im_end|>"}}
+    else:
+        files["config"]["added_tokens_decoder"] = decoder(tokens)
+    write_json(tmp_path, **files)
+    ours, theirs = open_ours(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for content in ("<|im_end|>", "<tool>"):
+        assert ({**ours.control_tokens, **ours.added_tokens})[content] == theirs.convert_tokens_to_ids(content)
+    for text in TEXTS:
+        assert ours.encode(text, add_bos=False) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_a_tokenizer_json_that_has_them_all_stays_as_it_is(tmp_path):
+    write_json(tmp_path, config={**NAMES, "added_tokens_decoder": decoder({1: ("<s>", True)})})
+    assert open_source(tmp_path).data == (tmp_path / "tokenizer.json").read_bytes()
+
+
+def test_another_id_than_the_folder_says_is_refused(tmp_path):
+    write_json(tmp_path, config={"added_tokens_decoder": decoder({300: ("<a>", True)})})
+    with pytest.raises(UserError, match=r"the added token '<a>' with the id 300, but .*tokenizer.json leads to 259"):
         open_source(tmp_path)
