@@ -6,7 +6,9 @@ All of it follows from the configuration and the checkpoint's headers alone. Thi
 from pathlib import Path
 
 from export.checkpoints.adapter import adapter_files
+from export.checkpoints.chat import Chat
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoints.json_files import read_text
 from export.checkpoints.location import checkpoint_files
 from export.checkpoints.source import identity
 from export.configuration.config import CompileConfig
@@ -28,14 +30,21 @@ TRACING_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 def open_configured(config: CompileConfig) -> Checkpoint:
     """The checkpoint that a config names, with its overrides and its adapter."""
     frontend = config.frontend
+    chat = Chat(frontend.instruct, _chat_template(config))
     return open_checkpoint(
         frontend.checkpoint,
         frontend.type,
         frontend.overrides,
-        instruct=frontend.instruct,
+        chat=chat,
         head=frontend.head,
         adapter=frontend.adapter,
     )
+
+
+def _chat_template(config: CompileConfig) -> str | None:
+    """The text of the template that a config names."""
+    path = config.frontend.chat_template
+    return None if path is None else read_text(path)
 
 
 def weights_record(config: CompileConfig, checkpoint: Checkpoint) -> WeightsRecord:
@@ -82,6 +91,7 @@ def weights_key(config: CompileConfig) -> str:
     inputs = {
         "type": frontend.type,
         "instruct": frontend.instruct,
+        "chat_template": _chat_template(config),
         "head": frontend.head,
         "overrides": dict(frontend.overrides),
         "quantization": quantization_of(config),

@@ -18,7 +18,9 @@ from runtime.errors import UserError
 SECONDS = 60  # the trial takes less than one on a quiet machine
 MEMORY = 8 * 2**30  # bytes of address space, most of which libraries reserve and never use
 MODULE = "runtime.text.trial"
-WITHOUT_CHAT = "mend or remove the chat template in the checkpoint if it is the template's fault"
+WITHOUT_CHAT = (
+    "if it is the template's fault, mend or remove it in the checkpoint, or name another with frontend.chat_template"
+)
 
 
 def try_tokenizer(record: WeightsRecord, folder: Path, where: Path) -> None:

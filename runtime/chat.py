@@ -6,16 +6,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from runtime import cli
 from runtime.decoding.conversation import Conversation
 from runtime.decoding.sampler import Sampler
 from runtime.errors import UserError, run_command
 from runtime.text.conversation_encoder import open_conversation_encoder
+from runtime.text.replies import ReplyText
 from runtime.text.stream import Step
 from runtime.text.tokenizer import open_tokenizer
 
 DEFAULT_MAX_TOKENS = 1024
+BYTE_ORDER_MARK = "\ufeff"  # begins some files that are read in place of a terminal
 
 
 @contextlib.contextmanager
@@ -34,16 +37,17 @@ def show_reply(conversation: Conversation, text: str, write: Callable[[str], Non
 
     Ctrl-C ends it: immediately during prefill, otherwise after the current step.
     """
+    shown = ReplyText(conversation.dividers, partial(cli.dim, stream=sys.stdout))
     remark = ""
     step: Step | None = None
     try:
         with contextlib.closing(conversation.say(text)) as steps:
             step = next(steps)
-            write(step.text)
+            write(shown.push(step))
             with deferred_interrupt() as interrupted:
                 while step.finish_reason is None and not interrupted.is_set():
                     step = next(steps)
-                    write(step.text)
+                    write(shown.push(step))
             remark = conversation.remark(step)
     except KeyboardInterrupt:
         remark = "interrupted before the reply began: the message is dropped" if step is None else "interrupted"
@@ -56,7 +60,7 @@ def converse(conversation: Conversation, read: Callable[[], str], write: Callabl
     """Answer line by line until the input ends or says /exit; /reset starts over."""
     while True:
         try:
-            line = read().strip()
+            line = read().removeprefix(BYTE_ORDER_MARK).strip()
         except EOFError:
             write("\n")
             return

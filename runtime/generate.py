@@ -7,19 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runtime import cli
+from runtime import cli, prompts
 from runtime.decoding import outcomes
 from runtime.decoding.batch import generate_all
 from runtime.decoding.generation import row_samplers
 from runtime.decoding.outcomes import Outcome
 from runtime.errors import INTERRUPTED_STATUS, UserError, run_command
-from runtime.text.stream import TextStream
+from runtime.text.replies import ReplyText, ends_in_thought, read_reply
+from runtime.text.stream import Step
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
-
-if TYPE_CHECKING:
-    from runtime.engines.engine import Engine
 
 DEFAULT_MAX_TOKENS = 128
 
@@ -35,26 +32,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = engine.manifest.tokenizer
     tokenizer = None if spec is None else open_tokenizer(spec, engine.folder)
     load_s = time.perf_counter() - start
-    prompts = [_prompt_ids(args, text, engine, tokenizer) for text in texts]
+    given = [prompts.prompt_ids(args, text, engine, tokenizer) for text in texts]
     if tokenizer is None and args.stop:
         raise UserError(f"--stop needs a tokenizer, but {args.artifact} has none: leave the flag out")
     steps = generate_all(
         engine,
-        prompts,
+        given,
         samplers,
         max_tokens=args.max_tokens,
         eos_ids=spec.eos_ids if spec else (),
         logprobs=args.logprobs,
         # a chat reply begins a new text, a continuation extends its prompt
-        texts=[TextStream(tokenizer.stream(after=() if args.chat else ids), args.stop) for ids in prompts]
-        if tokenizer
-        else (),
+        texts=[tokenizer.text_stream(args.stop, after=() if args.chat else ids) for ids in given] if tokenizer else (),
     )
-    has_text = tokenizer is not None
-    collect = partial(outcomes.collect, steps, [len(ids) for ids in prompts], load_s, batch=engine.batch)
-    collected = (
-        _print_json(args, collect, has_text=has_text) if args.json else _print_texts(texts, collect, has_text=has_text)
-    )
+    collect = partial(outcomes.collect, steps, [len(ids) for ids in given], load_s, batch=engine.batch)
+    if args.json:
+        collected = _print_json(args, collect, given, tokenizer)
+    else:
+        collected = _print_texts(texts, collect, [_shown(ids, tokenizer) for ids in given])
     return INTERRUPTED_STATUS if any(each.finish_reason == "interrupted" for each in collected) else 0
 
 
@@ -79,10 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     prompt.add_argument("--prompt-ids", metavar="1,2,3", help="token ids to continue, as they are")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text, or before the special token of this name; may be given several times",
     )
-    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
-    parser.add_argument("--system", metavar="TEXT", help="system message before the prompt, with --chat")
+    prompts.add_flags(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, or a list of them for several prompts"
     )
@@ -93,10 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    if args.chat and args.prompt_ids is not None:
-        raise UserError("--chat wraps a text and --prompt-ids gives token ids: pass --prompt, or leave --chat out")
-    if args.system is not None and not args.chat:
-        raise UserError("--system is part of a chat: pass --chat with it")
+    prompts.check_flags(args)
     if args.logprobs is not None and not args.json:
         raise UserError("--logprobs is printed only with --json: pass both")
     if args.logprobs is not None and args.logprobs < 1:
@@ -108,63 +103,53 @@ def _texts(args: argparse.Namespace) -> list[str | None]:
     if args.prompts_file is None:
         return args.prompt or [None]
     try:
-        lines = args.prompts_file.read_text(encoding="utf-8").split("\n")
+        lines = args.prompts_file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{args.prompts_file} cannot be read as text: {error}; name a UTF-8 file with one prompt per line"
         ) from error
-    prompts = [line.removesuffix("\r") for line in lines if line.strip()]
-    if not prompts:
+    given = [line.removesuffix("\r") for line in lines if line.strip()]
+    if not given:
         raise UserError(f"{args.prompts_file} holds no prompt, expected one per line")
-    return prompts
+    return given
 
 
-def _prompt_ids(args: argparse.Namespace, text: str | None, engine: "Engine", tokenizer: Tokenizer | None) -> list[int]:
-    if text is None:
-        return _parse_ids(args.prompt_ids)
-    if tokenizer is None:
-        raise UserError(f"--prompt needs a tokenizer, but {args.artifact} has none: pass --prompt-ids")
-    tokenizer.check_length(text, engine.room())
-    if not args.chat:
-        return tokenizer.encode(text)
-    from runtime.text.conversation_encoder import open_conversation_encoder  # loads Jinja, which only a chat needs
-    from runtime.text.messages import Message
-
-    system = [] if args.system is None else [Message(role="system", content=args.system)]
-    encoder = open_conversation_encoder(tokenizer.spec, engine.folder, tokenizer)
-    return encoder.encode([*system, Message(role="user", content=text)])
-
-
-def _parse_ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(
-            f"--prompt-ids is {text!r}, expected whole numbers separated by commas, such as 1,2,3"
-        ) from error
-
-
-def _print_json(args: argparse.Namespace, collect: Callable[..., list[Outcome]], *, has_text: bool) -> list[Outcome]:
+def _print_json(
+    args: argparse.Namespace,
+    collect: Callable[..., list[Outcome]],
+    given: Sequence[Sequence[int]],
+    tokenizer: Tokenizer | None,
+) -> list[Outcome]:
     """Print one object if --prompt or --prompt-ids was given once, otherwise a list in the order of the prompts."""
     collected = collect(show=lambda _index, _step: None)
-    objects = [outcomes.as_json(each, has_text=has_text) for each in collected]
+    replies = [
+        read_reply(each.steps, tokenizer, in_thought=ends_in_thought(ids, tokenizer)) if tokenizer else None
+        for each, ids in zip(collected, given, strict=True)
+    ]
+    objects = [outcomes.as_json(each, reply) for each, reply in zip(collected, replies, strict=True)]
     print(json.dumps(objects[0] if len(objects) == 1 and args.prompts_file is None else objects))
     return collected
 
 
+def _shown(ids: Sequence[int], tokenizer: Tokenizer | None) -> Callable[[Step], str]:
+    """How the steps behind a prompt are written: their texts or, without a tokenizer, their ids."""
+    if tokenizer is None:
+        return lambda step: f"{step.token_id} "
+    faint = partial(cli.dim, stream=sys.stdout)
+    return ReplyText(tokenizer.dividers, faint, in_thought=ends_in_thought(ids, tokenizer)).push
+
+
 def _print_texts(
-    texts: Sequence[str | None], collect: Callable[..., list[Outcome]], *, has_text: bool
+    texts: Sequence[str | None], collect: Callable[..., list[Outcome]], shown: Sequence[Callable[[Step], str]]
 ) -> list[Outcome]:
-    """Write each text as it is generated.
+    """Write each text as it is generated, in the form in which its function in `shown` gives a step.
 
     Several texts get headings; those that run beside the first are written once it has ended.
     """
     several = len(texts) > 1
     pages = cli.InOrder([_heading(text, first=i == 0) if several else "" for i, text in enumerate(texts)], cli.write)
     collected = collect(
-        show=lambda i, step: pages.push(
-            i, step.text if has_text else f"{step.token_id} ", ended=step.finish_reason is not None
-        ),
+        show=lambda i, step: pages.push(i, shown[i](step), ended=step.finish_reason is not None),
     )
     pages.finish()
     for number, each in enumerate(collected, 1):

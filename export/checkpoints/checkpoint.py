@@ -11,6 +11,7 @@ import numpy as np
 
 from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
 from export.checkpoints.adapter import with_adapter
+from export.checkpoints.chat import AS_PUBLISHED, Chat, check_no_instruct, template_notes, with_template
 from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.hyperparameters import model_config
 from export.checkpoints.location import check_fetched, checkpoint_files, detect
@@ -85,14 +86,14 @@ def open_checkpoint(
     kind: str,
     overrides: Mapping[str, object],
     *,
-    instruct: bool = False,
+    chat: Chat = AS_PUBLISHED,
     head: str = "auto",
     adapter: Path | None = None,
 ) -> Checkpoint:
     """Open a checkpoint whose `kind` is one of `KINDS` or "auto".
 
     `overrides` replace fields of the model, such as sliding_window for all layers.
-    `instruct` says that a model in Mistral's own format is tuned for conversations, since its files do not say so.
+    `chat` is what the user says of the model's conversations.
     `head` is one of `runtime.artifact.manifest.HEADS`, or "auto" for the one that the checkpoint's files name.
     `adapter` is the folder of an adapter that is merged into the weights as they are read.
     Every tensor is accounted for by name, shape and dtype before any data is read. Raises `UserError` for anything that
@@ -102,13 +103,8 @@ def open_checkpoint(
     if found not in KINDS:
         raise UserError(f"frontend.type is {kind!r}, expected one of {', '.join(('auto', *KINDS))}")
     checkpoint_files(path, found)
-    if instruct and found != "mistral":
-        raise UserError(
-            f"frontend.instruct is true, but {path} is of the type {found}, "
-            "which has a chat template for that; remove frontend.instruct"
-        )
     check_fetched(path, found)
-    opened = mistral_format.open_folder(path, instruct=instruct) if found == "mistral" else KINDS[found](path)
+    opened = with_template(KINDS[found](path, chat), chat.template, path)
     if adapter is not None:
         opened = with_adapter(opened, found, adapter)
     opened, head_fields = heads.attach(opened, head)
@@ -118,7 +114,8 @@ def open_checkpoint(
     layout = weights(opened.family, model)
     check_tensors(opened, layout, ignored(opened.family, model), path)
     source_bytes = sum(tensor.nbytes for tensor in opened.source.tensors.values())
-    return Checkpoint(model, opened.tokenizer, source_bytes, layout, opened.source, opened.notes)
+    notes = (*opened.notes, *template_notes(opened.tokenizer, path))
+    return Checkpoint(model, opened.tokenizer, source_bytes, layout, opened.source, notes)
 
 
 def check_tensors(opened: Opened, layout: Mapping[str, AssembledTensor], unused: set[str], path: Path) -> None:
@@ -175,8 +172,13 @@ def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-KINDS: Mapping[str, Callable[[Path], Opened]] = {
+def _open_gguf(path: Path, chat: Chat) -> Opened:
+    check_no_instruct(chat, path, "gguf")
+    return gguf_checkpoint.open_file(path)
+
+
+KINDS: Mapping[str, Callable[[Path, Chat], Opened]] = {
     "huggingface": huggingface.open_folder,
     "mistral": mistral_format.open_folder,
-    "gguf": gguf_checkpoint.open_file,
+    "gguf": _open_gguf,
 }

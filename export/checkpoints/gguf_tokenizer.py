@@ -10,6 +10,7 @@ from export.checkpoints.gguf_byte_level import build_byte_level
 from export.checkpoints.gguf_ends import end_ids
 from export.checkpoints.gguf_vocabulary import AGAIN, CONTROL, PREFIX, UNKNOWN, Vocabulary, read_vocabulary
 from export.checkpoints.source import TokenizerSource
+from runtime.artifact.manifest import TextAfterAdded
 from runtime.errors import UserError
 
 UNKNOWN_NAME = "<unk>"
@@ -22,6 +23,7 @@ class _Kind:
     kind: Literal["tokenizer.json", "sentencepiece"]
     build: Callable[[Vocabulary, str], tuple[bytes, bool]]  # the file, and `add_bos` if the header leaves it out
     ids: Mapping[str, int]  # of special tokens that the header leaves out
+    text_after_added: TextAfterAdded = "joined"
 
 
 def recover(metadata: Mapping[str, object], where: str, rows: int | None = None) -> TokenizerSource | None:
@@ -45,7 +47,6 @@ def recover(metadata: Mapping[str, object], where: str, rows: int | None = None)
         raise UserError(
             f"{where} puts a token before every text, but lacks {PREFIX}bos_token_id, which says which one; {AGAIN}"
         )
-    # The names of special tokens for a chat template belong here: those of the ids that `Vocabulary` holds.
     return TokenizerSource(
         kind.kind,
         data,
@@ -54,7 +55,20 @@ def recover(metadata: Mapping[str, object], where: str, rows: int | None = None)
         end_ids(vocabulary.tokens, vocabulary.ends),
         add_bos,
         end_id=vocabulary.eos_token_id if vocabulary.add_eos_token else None,
+        special_tokens=_special_tokens(vocabulary),
+        text_after_added=kind.text_after_added,
     )
+
+
+def _special_tokens(vocabulary: Vocabulary) -> dict[str, str]:
+    """The variables of a chat template that stand for special tokens."""
+    ids = {
+        "bos_token": vocabulary.bos_token_id,
+        "eos_token": vocabulary.eos_token_id,
+        "unk_token": vocabulary.unknown_token_id,
+        "pad_token": vocabulary.padding_token_id,
+    }
+    return {name: vocabulary.tokens[token_id] for name, token_id in ids.items() if token_id is not None}
 
 
 def _sentencepiece(vocabulary: Vocabulary, where: str) -> tuple[bytes, bool]:
@@ -113,5 +127,5 @@ def _piece(vocabulary: Vocabulary, token_id: int | None, absent: str) -> tuple[i
 
 KINDS: Mapping[str, _Kind] = {
     "gpt2": _Kind("tokenizer.json", build_byte_level, {}),
-    "llama": _Kind("sentencepiece", _sentencepiece, {"bos_token_id": 1, "eos_token_id": 2}),
+    "llama": _Kind("sentencepiece", _sentencepiece, {"bos_token_id": 1, "eos_token_id": 2}, "spaced"),
 }

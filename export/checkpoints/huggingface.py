@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoints import families
+from export.checkpoints.chat import Chat
 from export.checkpoints.families import Family
 from export.checkpoints.float8 import widened
 from export.checkpoints.huggingface_tensors import open_tensors
@@ -46,8 +47,8 @@ def describe(config: Mapping[str, object], where: str) -> ModelDescription:
     return ModelDescription(family, {**text, **plain, "llama_4_scaling_beta": beta}, rotary)
 
 
-def open_folder(folder: Path) -> Opened:
-    """Read a folder's headers and small files.
+def open_folder(folder: Path, chat: Chat) -> Opened:
+    """Read a folder's headers and small files; `chat` is what the user says of its conversations.
 
     Raises `UserError` for anything that is missing or malformed, and for an unknown architecture.
     """
@@ -64,13 +65,14 @@ def open_folder(folder: Path) -> Opened:
     source, found_notes = open_tensors(folder)
     source, said = _model_tensors(source, config, where)
     values, quantization_notes = without_leftover_quantization({**model.values, **changes}, source, where)
+    tokenizer, chosen = open_tokenizer(folder, values, chat)
     return Opened(
         families.as_stored(model.family, source.tensors),
         values,
         where,
         source,
-        open_tokenizer(folder, values),
-        notes=(*notes, *found_notes, *said, *quantization_notes),
+        tokenizer,
+        notes=(*notes, *found_notes, *said, *quantization_notes, *chosen),
         rotary=model.rotary,
     )
 

@@ -1,99 +1,159 @@
-"""Reads the tokenizer of a Hugging Face folder: which of its files counts, and how prompts begin and end."""
+"""Reads the tokenizer of a Hugging Face folder: which of its files counts, and how texts begin and end."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-from tokenizers import Tokenizer
-
-from export.checkpoints.json_files import T, convert, read_json, read_text
-from export.checkpoints.mistral_tokenizer import declared_tokenizer
+from export.checkpoints import sentencepiece_added, tokenizer_json_added
+from export.checkpoints.added_tokens import AddedTokens, read_added_tokens
+from export.checkpoints.chat import Chat, check_no_instruct
+from export.checkpoints.mistral_tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
 from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import TokenizerSource
-from export.checkpoints.tokenizer_json import open_tokenizer_json
+from export.checkpoints.special_tokens import added_names
+from export.checkpoints.tokenizer_json import added_names_in, open_tokenizer_json, tokens_around
+from export.checkpoints.tokenizer_settings import TokenizerSettings, read_settings
+from export.checkpoints.vocabulary import tokenizer_vocabulary, vocabulary_of
+from runtime.errors import UserError
 
-CHAT_TEMPLATE = "chat_template.jinja"
-
-
-class _SpecialIds(msgspec.Struct, frozen=True):
-    """The part of config.json and of generation_config.json that gives the token ids that begin and end a text."""
-
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
+JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
+BRACKETS = re.compile(r"[<\[{|]")  # in the names of control tokens, and not in words
 
 
-class _Token(msgspec.Struct, frozen=True):
-    content: str
+def open_tokenizer(
+    folder: Path, config: Mapping[str, object], chat: Chat
+) -> tuple[TokenizerSource | None, tuple[str, ...]]:
+    """The folder's tokenizer, or None, with notes for the user on how it was chosen.
 
-
-class _Template(msgspec.Struct, frozen=True):
-    name: str
-    template: str
-
-
-class _TokenizerConfig(msgspec.Struct, frozen=True):
-    """The part of tokenizer_config.json that we use."""
-
-    add_bos_token: bool | None = None
-    add_eos_token: bool | None = None
-    bos_token: str | _Token | None = None
-    chat_template: str | tuple[_Template, ...] | None = None
-
-
-def open_tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource | None:
-    """The folder's tokenizer, or None.
-
-    Mistral's own tokenizer comes first if a chat model declares its version, then tokenizer.json, then tokenizer.model.
+    Mistral's own tokenizer comes first if its file declares a version, since the model was trained with it; then
+    tokenizer.json, then tokenizer.model. `chat.template` replaces the folder's own; `chat.instruct` says that a model
+    with Mistral's own tokenizer and without a template is tuned for conversations. Raises `UserError` if a file is
+    malformed, and for `chat.instruct` where it does not apply.
     """
-    options = _optional(folder / "tokenizer_config.json", _TokenizerConfig)
-    template = _chat_template(folder, options)
-    ids = convert(config, _SpecialIds, folder / "config.json")
-    eos = _eos_ids(_optional(folder / "generation_config.json", _SpecialIds)) or _eos_ids(ids)
-    own = None if template is None else declared_tokenizer(folder)
-    if own is not None:  # the model was trained with it, and chat templates are known to differ from it
-        return replace(own, eos_ids=eos or own.eos_ids)
-    if (folder / "tokenizer.json").is_file():
-        data = (folder / "tokenizer.json").read_bytes()
-        tokenizer = open_tokenizer_json(data, folder / "tokenizer.json")
-        bos, adds = _json_bos(tokenizer, options, ids.bos_token_id)
-        add_bos = adds if options.add_bos_token is None else options.add_bos_token
-        end_id = next((token_id for token_id in tokenizer.encode("").ids[int(adds) :] if token_id in eos), None)
-        return TokenizerSource("tokenizer.json", data, template, bos, eos, add_bos, end_id)
-    if (folder / "tokenizer.model").is_file():
-        data = (folder / "tokenizer.model").read_bytes()
-        bos = open_sentencepiece(data, folder / "tokenizer.model").bos_id
-        add_bos = bos is not None and options.add_bos_token is not False
-        return TokenizerSource(
-            "sentencepiece", data, template, bos, eos, add_bos, eos[0] if eos and options.add_eos_token else None
-        )
-    return None
+    settings = read_settings(folder, config, chat.template)
+    if settings.template is not None:
+        check_no_instruct(chat, folder, "huggingface")
+    own, notes = _own(settings, instruct=chat.instruct)
+    source = own or _json(settings) or _sentencepiece(settings)
+    return (None if source is None else _with_settings(source, settings)), notes
 
 
-def _optional(path: Path, kind: type[T]) -> T:
-    return convert(read_json(path) if path.is_file() else {}, kind, path)
+def _own(settings: TokenizerSettings, *, instruct: bool) -> tuple[TokenizerSource | None, tuple[str, ...]]:
+    """Mistral's own tokenizer if it is this model's, with a note if there is one that is not."""
+    file = find(settings.folder)
+    if file is None or not file.declared:
+        if instruct:
+            raise UserError(
+                f"frontend.instruct is true, but {settings.folder} has no tokenizer that declares a chat format, "
+                "expected tekken.json or a SentencePiece model with its version, such as tokenizer.model.v3; "
+                "name a template with frontend.chat_template, or remove frontend.instruct"
+            )
+        return None, ()
+    source = _own_source(settings, file, instruct=instruct)
+    lacking = None if source is None or instruct else _lacking(settings, source)
+    if lacking is None:
+        return source, ()
+    return None, (
+        f"{file.path} is not used: it lacks the token {lacking}, which other files of its folder add, so it belongs to "
+        "another model",
+    )
 
 
-def _eos_ids(ids: _SpecialIds) -> tuple[int, ...]:
-    eos = ids.eos_token_id
-    return () if eos is None else (eos,) if isinstance(eos, int) else eos
+def _own_source(settings: TokenizerSettings, file: TokenizerFile, *, instruct: bool) -> TokenizerSource | None:
+    """Mistral's own tokenizer; None for a chat model in a format that is not known, if there are other files for it.
 
-
-def _chat_template(folder: Path, options: _TokenizerConfig) -> str | None:
-    """chat_template.jinja, which transformers prefers, or else `chat_template` of tokenizer_config.json.
-
-    If that is a list of named templates, the one named "default".
+    Chat templates are known to differ from the model's own chat format, so the folder's gives way to that.
     """
-    if (folder / CHAT_TEMPLATE).is_file():
-        return read_text(folder / CHAT_TEMPLATE)
-    if isinstance(options.chat_template, tuple):
-        return next((named.template for named in options.chat_template if named.name == "default"), None)
-    return options.chat_template
+    folder = settings.folder
+    if settings.template is None:
+        return mistral_tokenizer(folder, instruct=instruct)
+    if settings.own_template and file.version in INSTRUCT_VERSIONS:
+        return mistral_tokenizer(folder, instruct=True)
+    if settings.own_template and any((folder / name).is_file() for name in (JSON_FILE, MODEL_FILE)):
+        return None
+    plain = mistral_tokenizer(folder, instruct=False)
+    return None if plain is None else replace(plain, chat_template=settings.template)
 
 
-def _json_bos(tokenizer: Tokenizer, options: _TokenizerConfig, configured: int | None) -> tuple[int | None, bool]:
-    """The id that begins a prompt, and whether tokenizer.json itself adds it."""
-    token = options.bos_token.content if isinstance(options.bos_token, _Token) else options.bos_token
-    named = None if token is None else tokenizer.token_to_id(token)
-    bos = configured if named is None else named
-    return bos, bos is not None and tokenizer.encode("").ids[:1] == [bos]
+def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
+    """A token that shows that Mistral's own tokenizer is not this model's, since fine-tunes add tokens to another file.
+
+    It is one that ends texts or that the chat template writes; without a template, any that the other files add.
+    Words that were added do not count, since templates write some of them as text.
+    """
+    path, template = settings.folder / JSON_FILE, settings.template
+    if not any((settings.folder / name).is_file() for name in (JSON_FILE, MODEL_FILE)):
+        return None  # there is no other tokenizer
+    inside = added_names_in(path.read_bytes(), path) if path.is_file() else ()
+    added = [name for name in (*inside, *added_names(settings.folder)) if BRACKETS.search(name)]
+    used = [name for name in added if template is None or name in template or name == settings.named.get("eos_token")]
+    vocabulary = vocabulary_of(own.kind, own.data, settings.folder)
+    return next((name for name in used if vocabulary.id_of(name) is None), None)
+
+
+def _json(settings: TokenizerSettings) -> TokenizerSource | None:
+    """tokenizer.json; what its post-processor puts around a text counts, beside tokenizer_config.json."""
+    path = settings.folder / JSON_FILE
+    if not path.is_file():
+        return None
+    data = tokenizer_json_added.with_added_tokens(path.read_bytes(), path, _added(settings))
+    tokenizer = open_tokenizer_json(data, path)
+    vocabulary = tokenizer_vocabulary(tokenizer)
+    named = settings.named.get("bos_token")
+    named_id = None if named is None else vocabulary.id_of(named)
+    bos = settings.bos_id if named_id is None else named_id
+    before, after = tokens_around(tokenizer, path)
+    known = bos is not None and vocabulary.name_of(bos) is not None
+    add_bos = known and (before[:1] == (bos,) if settings.add_bos is None else settings.add_bos)
+    ids = {"bos_token": bos, "eos_token": next(iter(settings.end_ids), None)}
+    names = {key: vocabulary.name_of(token_id) for key, token_id in ids.items() if token_id is not None}
+    return TokenizerSource(
+        "tokenizer.json",
+        data,
+        settings.template,
+        bos,
+        (),
+        add_bos,
+        next(iter(after), None),
+        special_tokens={key: name for key, name in names.items() if name is not None},
+    )
+
+
+def _sentencepiece(settings: TokenizerSettings) -> TokenizerSource | None:
+    path = settings.folder / MODEL_FILE
+    if not path.is_file():
+        return None
+    added = sentencepiece_added.with_added_tokens(path.read_bytes(), path, _added(settings))
+    ids = open_sentencepiece(added.data, path)
+    add_bos = ids.bos_id is not None and settings.add_bos is not False
+    return TokenizerSource(
+        "sentencepiece",
+        added.data,
+        settings.template,
+        ids.bos_id,
+        (),
+        add_bos,
+        special_tokens=ids.special_tokens,
+        text_after_added=added.text_after_added,
+    )
+
+
+def _added(settings: TokenizerSettings) -> AddedTokens:
+    return read_added_tokens(settings.folder, settings.named.values())
+
+
+def _with_settings(source: TokenizerSource, settings: TokenizerSettings) -> TokenizerSource:
+    """The tokenizer with the special tokens that its folder names, and every id that any of its files ends a text with.
+
+    They often differ: a fine-tune that ends its turns with another token may say so in one file only.
+    """
+    named = {**(source.special_tokens or {}), **settings.named}
+    tokens = {key: name for key, name in named.items() if name is not None}
+    end = tokens.get("eos_token")
+    own_id = None if end is None else vocabulary_of(source.kind, source.data, settings.folder).id_of(end)
+    ids = [*settings.end_ids, *source.eos_ids, *(() if own_id is None else (own_id,))]
+    end_id = source.end_id
+    if end_id is None and settings.add_eos:
+        end_id = next(iter(ids), None) if own_id is None else own_id
+    return replace(source, eos_ids=tuple(dict.fromkeys(ids)), end_id=end_id, special_tokens=tokens)

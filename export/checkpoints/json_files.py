@@ -26,9 +26,12 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text in UTF-8; raises `UserError` if it is unreadable, too long, or in another encoding."""
+    """Read a text in UTF-8, without a byte order mark.
+
+    Raises `UserError` if it is unreadable, too long, or in another encoding.
+    """
     try:
-        return _read(path).decode("utf-8")
+        return _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}; convert it") from error
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from export.checkpoints import families
+from export.checkpoints.chat import Chat
 from export.checkpoints.float8 import widened
 from export.checkpoints.hyperparameters import layer_windows
 from export.checkpoints.json_files import convert, read_json
@@ -48,10 +49,10 @@ class _Quantization(msgspec.Struct, frozen=True):
     qformat_weight: str | None = None
 
 
-def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
+def open_folder(folder: Path, chat: Chat) -> Opened:
     """Read a raw folder's headers and small files.
 
-    `instruct` says that the model is tuned for conversations, since no file of the format says so.
+    No file of the format says whether the model is tuned for conversations; `chat` does.
     Raises `UserError` for anything that is missing, malformed or of an unknown kind.
     """
     path = folder / PARAMS_FILE
@@ -68,7 +69,7 @@ def open_folder(folder: Path, *, instruct: bool = False) -> Opened:
         _values(params, path),
         str(path),
         floats,
-        mistral_tokenizer(folder, instruct=instruct),
+        mistral_tokenizer(folder, instruct=chat.instruct),
         notes=(*notes, *left_out, *said),
         rotary=mistral_rotary(params, str(path)),
     )

@@ -14,6 +14,8 @@ from runtime.errors import UserError
 
 TEKKEN = "tekken.json"
 MODEL = re.compile(r"tokenizer\.model(?:\.v(\d+)(?:m\d+)?)?")  # such as tokenizer.model.v3; m1 is for images
+# What mistral-common calls these tokens, for a template that writes them by variables.
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 UNSUFFIXED = 1  # the version of a plain tokenizer.model
 INSTRUCT_VERSIONS: Mapping[str, InstructVersion] = {version: version for version in get_args(InstructVersion)}
 
@@ -61,19 +63,18 @@ def mistral_tokenizer(folder: Path, *, instruct: bool) -> TokenizerSource | None
     return replace(source, instruct=INSTRUCT_VERSIONS[file.version] if instruct else None)
 
 
-def declared_tokenizer(folder: Path) -> TokenizerSource | None:
-    """Mistral's own tokenizer if its file declares a version whose chat format is known; else None, for other files."""
-    file = find(folder)
-    return (
-        mistral_tokenizer(folder, instruct=True)
-        if file is not None and file.declared and file.version in INSTRUCT_VERSIONS
-        else None
-    )
-
-
 def _read_tekken(path: Path) -> TokenizerSource:
     converted = tekken.convert(path.read_bytes(), str(path))
-    return TokenizerSource("tokenizer.json", converted.data, None, converted.bos_id, (converted.eos_id,), add_bos=True)
+    return TokenizerSource(
+        "tokenizer.json",
+        converted.data,
+        None,
+        converted.bos_id,
+        (converted.eos_id,),
+        add_bos=True,
+        special_tokens={key: name for key, name in SPECIAL_TOKENS.items() if name in converted.specials},
+        model_settings=converted.settings,
+    )
 
 
 def _read_sentencepiece(path: Path) -> TokenizerSource:
@@ -83,4 +84,6 @@ def _read_sentencepiece(path: Path) -> TokenizerSource:
         raise UserError(
             f"{path} lacks a token for the beginning or the end of a text, expected both; fetch the checkpoint again"
         )
-    return TokenizerSource("sentencepiece", data, None, ids.bos_id, (ids.eos_id,), add_bos=True)
+    return TokenizerSource(
+        "sentencepiece", data, None, ids.bos_id, (ids.eos_id,), add_bos=True, special_tokens=ids.special_tokens
+    )

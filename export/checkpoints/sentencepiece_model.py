@@ -1,5 +1,6 @@
 """Opens a SentencePiece model once for the ids that a tokenizer needs, and refuses other files with one sentence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from runtime.errors import refusing
 
 @dataclass(frozen=True)
 class SentencePieceIds:
-    """The ids that begin and end a text; None if the model has no such token."""
+    """The ids that begin and end a text; None if the model has no such token. `special_tokens` are as in a manifest."""
 
     bos_id: int | None
     eos_id: int | None
+    special_tokens: Mapping[str, str]
 
 
 def open_sentencepiece(data: bytes, path: Path) -> SentencePieceIds:
@@ -21,5 +23,7 @@ def open_sentencepiece(data: bytes, path: Path) -> SentencePieceIds:
     processor = SentencePieceProcessor()
     with refusing(f"{path} is not a SentencePiece model", "fetch the checkpoint again"):
         processor.LoadFromSerializedProto(data)
-    bos, eos = processor.bos_id(), processor.eos_id()
-    return SentencePieceIds(bos if bos >= 0 else None, eos if eos >= 0 else None)
+    found = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
+    ids = {key: token_id for key, token_id in found.items() if token_id >= 0}  # negative: there is none
+    names = {key: str(processor.id_to_piece(token_id)) for key, token_id in ids.items()}
+    return SentencePieceIds(ids.get("bos_token"), ids.get("eos_token"), names)

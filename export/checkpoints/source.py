@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 
 from export.checkpoints.families import Family
 from export.checkpoints.rope_settings import Rotary
-from runtime.artifact.manifest import InstructVersion
+from runtime.artifact.manifest import InstructVersion, TextAfterAdded
 
 SMALL_FILE = 16 * 2**20  # bytes; of files up to this size, all bytes count
 SAMPLES, SAMPLE_BYTES = 64, 2**18  # blocks of a larger file that count, the first and the last among them
 
 Array = NDArray[Any]
+TokenizerKind = Literal["tokenizer.json", "sentencepiece"]
 
 
 @dataclass(frozen=True)
 class TokenizerSource:
     """The tokenizer's file as bytes, and how prompts begin and end."""
 
-    kind: Literal["tokenizer.json", "sentencepiece"]
+    kind: TokenizerKind
     data: bytes
     chat_template: str | None
     bos_id: int | None
@@ -32,6 +33,9 @@ class TokenizerSource:
     add_bos: bool
     end_id: int | None = None  # the token that the tokenizer puts after a whole text
     instruct: InstructVersion | None = None  # None if there is a chat template, and for a base model
+    special_tokens: Mapping[str, str] | None = None  # as in `TokenizerSpec`
+    model_settings: str | None = None  # JSON that the instruct format v15 writes before the first user message
+    text_after_added: TextAfterAdded = "joined"  # of a SentencePiece model
 
 
 @dataclass(frozen=True)

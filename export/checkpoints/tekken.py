@@ -6,6 +6,7 @@ tokens of lower rank have been merged within it.
 """
 
 import binascii
+import json
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,20 +47,45 @@ class _Config(msgspec.Struct, frozen=True):
     version: str
 
 
+class _Choice(msgspec.Struct, frozen=True):
+    values: tuple[str, ...]
+    default: str | None = None
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    """The settings that a chat may choose; the other kind, a schema for the reply, has no default."""
+
+    reasoning_effort: _Choice | None = None
+
+
 class _File(msgspec.Struct, frozen=True):
     config: _Config
     vocab: tuple[_Token, ...]
     special_tokens: tuple[_Special, ...] | None = None
+    model_settings_builder: _Settings | None = None
 
 
 @dataclass(frozen=True)
 class Tekken:
-    """A converted tekken.json: the bytes of a tokenizer.json, the declared version, and the ids of BOS and EOS."""
+    """A converted tekken.json: the bytes of a tokenizer.json, the declared version, and the special tokens by id.
+
+    `settings` are the model's settings where a chat chooses none, as JSON.
+    """
 
     data: bytes
     version: str
-    bos_id: int
-    eos_id: int
+    specials: tuple[str, ...]
+    settings: str | None = None
+
+    @property
+    def bos_id(self) -> int:
+        """The id of the token that begins a text."""
+        return self.specials.index(BOS)
+
+    @property
+    def eos_id(self) -> int:
+        """The id of the token that ends a text."""
+        return self.specials.index(EOS)
 
 
 def convert(data: bytes, where: str) -> Tekken:
@@ -87,7 +113,9 @@ def convert(data: bytes, where: str) -> Tekken:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in specials])
-    return Tekken(str(tokenizer.to_str()).encode(), file.config.version, specials.index(BOS), specials.index(EOS))
+    return Tekken(
+        str(tokenizer.to_str()).encode(), file.config.version, tuple(specials), _default_settings(file, where)
+    )
 
 
 def declared_version(data: bytes, where: str) -> str:
@@ -100,6 +128,19 @@ def _read(data: bytes, where: str) -> _File:
         return msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not a tekken tokenizer: {error}; fetch the checkpoint again") from error
+
+
+def _default_settings(file: _File, where: str) -> str | None:
+    """The settings of a file as Mistral's reference implementation writes them, or None if none has a default."""
+    effort = file.model_settings_builder.reasoning_effort if file.model_settings_builder else None
+    if effort is None:
+        return None
+    if effort.default not in effort.values:
+        raise UserError(
+            f"{where} has the default reasoning effort {effort.default!r}, expected one of {', '.join(effort.values)}; "
+            f"{AGAIN}"
+        )
+    return json.dumps({"reasoning_effort": effort.default}, ensure_ascii=False)
 
 
 def _specials(file: _File, where: str) -> list[str]:

@@ -57,3 +57,21 @@ def _growth(part: Any) -> int:  # noqa: ANN401 (JSON that the library has accept
     replacement = part.get("content") if part.get("type") == "Replace" else part.get("prepend")
     own = len(replacement) if isinstance(replacement, str) else 1
     return max(own, 1) * prod(inner)
+
+
+def tokens_around(tokenizer: Tokenizer, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the post-processor of an opened tokenizer, whose file is `path`, puts before and after a text."""
+    with refusing(f"{path} cannot encode the text 'a'", "use the tokenizer that the model was published with"):
+        encoding = tokenizer.encode("a")
+    inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+    first, end = (inside[0], inside[-1] + 1) if inside else (len(encoding.ids), len(encoding.ids))
+    return tuple(encoding.ids[:first]), tuple(encoding.ids[end:])
+
+
+def added_names_in(data: bytes, path: Path) -> tuple[str, ...]:
+    """Names of the tokens that were added to the vocabulary in `data`, special ones among them, by id.
+
+    Raises `UserError` like `open_tokenizer_json`.
+    """
+    added = open_tokenizer_json(data, path).get_added_tokens_decoder()
+    return tuple(added[token_id].content for token_id in sorted(added))

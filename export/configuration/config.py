@@ -146,8 +146,15 @@ class FrontendConfig(Section):
     )
     instruct: bool = Field(
         default=False,
-        title="Whether a model in Mistral's own format was tuned for conversations. That format does not say so, and "
-        "without `true` the model gets no chat format.",
+        title="Whether a model with Mistral's own tokenizer and without a chat template was tuned for conversations: "
+        "any in Mistral's own format, and a Hugging Face folder with a `tekken.json`, for example. Its files do not "
+        "say so, and without `true` it gets no chat format.",
+    )
+    chat_template: FilePath | None = Field(
+        default=None,
+        description="the path of a file with a Jinja template, as text, or null",
+        title="A file whose chat template replaces the checkpoint's own, or any other chat format that it has. A "
+        "relative path starts from the folder in which the command runs.",
     )
     overrides: Mapping[str, bool | int | FiniteFloat | str | list[int | None] | None] = Field(
         default_factory=dict,
@@ -155,6 +162,16 @@ class FrontendConfig(Section):
         title="Fields of the model that replace the checkpoint's own: `sliding_window` (a number, null, or a list that "
         "repeats over the layers), `rope_theta`, `norm_eps`, `context_length`. The manifest records them.",
     )
+
+    @model_validator(mode="after")
+    def _one_chat_format(self) -> Self:
+        if self.instruct and self.chat_template is not None:
+            raise _conflict(
+                "chat_template",
+                f"is {self.chat_template}, but frontend.instruct asks for the tokenizer's own chat format; "
+                "remove one of the two",
+            )
+        return self
 
 
 class ShapeConfig(Section):

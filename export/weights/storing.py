@@ -44,6 +44,9 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
         chat_template=CHAT_TEMPLATE_FILE if source.chat_template is not None else None,
         instruct=source.instruct,
         end_id=source.end_id,
+        special_tokens=None if source.special_tokens is None else dict(source.special_tokens),
+        model_settings=source.model_settings,
+        text_after_added=source.text_after_added,
     )
 
 

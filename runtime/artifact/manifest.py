@@ -25,12 +25,18 @@ Experts = Annotated[int, msgspec.Meta(ge=1, le=EXPERT_LIMIT)]
 Vocabulary = Annotated[int, msgspec.Meta(ge=1, le=VOCABULARY_LIMIT)]
 BuildNumber = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-InstructVersion = Literal["v1", "v2", "v3", "v7"]  # the rows of runtime.text.instruct
+MOST_SPECIAL_TOKENS = 1024
+TokenName = Annotated[str, msgspec.Meta(max_length=1024)]
+SpecialTokens = Annotated[dict[str, TokenName], msgspec.Meta(max_length=2 * MOST_SPECIAL_TOKENS)]
+InstructVersion = Literal["v1", "v2", "v3", "v7", "v11", "v13", "v15"]  # rows of instruct_formats
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
 CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
 KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
 LabelScores = Literal["softmax", "sigmoid", "logits"]
+# What a SentencePiece model does with text behind a token that was added to it: goes on with the word before it, takes
+# it for a text of its own with a space in front, or takes it as it is.
+TextAfterAdded = Literal["joined", "spaced", "bare"]
 
 
 @dataclass(frozen=True)
@@ -238,6 +244,10 @@ class TokenizerSpec(Record, frozen=True):
     chat_template: str | None = None  # file name of a Jinja template; None for a base model
     instruct: InstructVersion | None = None  # the format of conversations; it takes precedence over the template
     end_id: int | None = None  # follows a whole text that is classified or embedded; never follows a prompt
+    # Variables of a template, such as {"eos_token": "<|im_end|>"}; None: the names of bos_id and of the first eos_id.
+    special_tokens: SpecialTokens | None = None
+    model_settings: str | None = None  # JSON that the instruct format v15 writes before the first user message
+    text_after_added: TextAfterAdded = "joined"
 
 
 class ParityRow(Record, frozen=True):

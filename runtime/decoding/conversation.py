@@ -1,14 +1,17 @@
 """A conversation that keeps its caches between turns, so that each turn feeds only what is new."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 from runtime.decoding.generation import TokenModel, generate
 from runtime.decoding.sampler import Sampler
 from runtime.errors import UserError
 from runtime.text.conversation_encoder import ConversationEncoder
 from runtime.text.messages import Message
-from runtime.text.stream import Step, TextStream, with_text
+from runtime.text.replies import content_of
+from runtime.text.stream import Step, with_text
 from runtime.text.tokenizer import Tokenizer
+
+SEPARATOR = "\n\n"  # between the texts of a user's messages that become one
 
 
 class Conversation:
@@ -32,18 +35,28 @@ class Conversation:
         self._system = [] if system is None else [Message(role="system", content=system)]
         self.reset()
 
+    @property
+    def dividers(self) -> Mapping[int, str]:
+        """As those of `Tokenizer`."""
+        return self._tokenizer.dividers
+
     def reset(self) -> None:
         """Forget everything but the system message."""
         self._messages = list(self._system)
+        self._unanswered: str | None = None  # what the user said since the last reply that was not empty
         self._cached: list[int] | None = None  # None: unknown, so the caches must be emptied before use
 
     def say(self, text: str) -> Generator[Step, None, None]:
         """The steps of the reply. Closing the iterator early cuts the reply short there.
 
+        An empty reply is left out of the conversation, since hardly any format allows one; the user's next message then
+        continues the one that it answered.
+
         Raises `UserError` if the model's format does not allow the conversation or if the conversation does not fit the
         caches; it then stays as it was.
         """
-        messages = [*self._messages, Message(role="user", content=text)]
+        asked = text if self._unanswered is None else self._unanswered + SEPARATOR + text
+        messages = [*self._messages, Message(role="user", content=asked)]
         ids = self._encoder.encode(messages)
         cached = self._reuse(ids)
         self._check_room(len(ids) - len(cached))
@@ -55,12 +68,12 @@ class Conversation:
             eos_ids=self._tokenizer.spec.eos_ids,
             fed=cached,
         )
-        reply: list[str] = []
+        reply: list[Step] = []
         generated: list[int] = []
         self._cached = None  # while the model runs, an interrupt leaves the caches in an unknown state
         try:
-            for step in with_text(steps, TextStream(self._tokenizer.stream())):
-                reply.append(step.text)
+            for step in with_text(steps, self._tokenizer.text_stream(())):
+                reply.append(step)
                 generated.append(step.token_id)
                 self._cached = ids + generated[:-1]
                 yield step
@@ -68,7 +81,10 @@ class Conversation:
                     self._cached = None
         finally:
             if generated:
-                self._messages = [*messages, Message(role="assistant", content="".join(reply))]
+                said = content_of(reply, self._tokenizer, reasoning=self._encoder.writes_reasoning)
+                self._unanswered = None if said else asked
+                if said:
+                    self._messages = [*messages, Message(role="assistant", content=said)]
 
     def remark(self, last: Step) -> str:
         """The reason that a reply ended with this step, in one sentence; empty if the model ended it by itself."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from runtime.text.replies import Reply
 from runtime.text.stream import Step
 
 
@@ -76,16 +77,20 @@ def _timings(start: float, times: list[float], prompt_tokens: int, load_s: float
     return Timings(load_s, ttft_s, prompt_tokens / ttft_s, decode_tok_s)
 
 
-def as_json(outcome: Outcome, *, has_text: bool) -> dict[str, object]:
+def as_json(outcome: Outcome, reply: Reply | None) -> dict[str, object]:
     """The object that `--json` prints.
 
-    `text` is null without a tokenizer; `logprobs`, if requested, is a list of [id, logprob] per step.
+    `text` is null without a tokenizer, for which there is no `reply`; `reasoning` and `tool_calls` are there if the
+    reply has them; `logprobs`, if requested, is a list of [id, logprob] per step.
     """
+    called = reply is not None and bool(reply.tool_calls)
     fields: dict[str, object] = {
-        "text": "".join(step.text for step in outcome.steps) if has_text else None,
+        "text": reply.text if reply else None,
+        **({"reasoning": reply.reasoning} if reply and reply.reasoning is not None else {}),
+        **({"tool_calls": list(reply.tool_calls)} if reply and called else {}),
         "token_ids": [step.token_id for step in outcome.steps],
         "prompt_tokens": outcome.prompt_tokens,
-        "finish_reason": outcome.finish_reason,
+        "finish_reason": "tool_calls" if called and outcome.finish_reason == "stop" else outcome.finish_reason,
         "timings": asdict(outcome.timings),
     }
     logprobs = [step.logprobs for step in outcome.steps if step.logprobs is not None]

@@ -18,6 +18,7 @@ from jinja2.parser import Parser
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError, one_line
 from runtime.text.control_lookalikes import StandIns, is_markup
+from runtime.text.message_parts import as_texts
 from runtime.text.messages import Message, Tool
 from runtime.text.template_limits import LimitedEnvironment, limited
 from runtime.text.tokenizer import Tokenizer
@@ -38,13 +39,13 @@ class GenerationTag(Extension):
 
 
 class ChatTemplate:
-    """A compiled template; raises `UserError` if its source is not valid Jinja. `where` names it in errors."""
+    """A compiled template; raises `UserError` if its source is not valid Jinja. `where` names it in errors.
 
-    def __init__(
-        self, source: str, *, bos_token: str | None, eos_token: str | None, where: str = "the chat template"
-    ) -> None:
-        tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self._tokens = {name: text for name, text in tokens.items() if text is not None}
+    `special_tokens` are what it may write by variables, such as `eos_token`.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], *, where: str = "the chat template") -> None:
+        self._special_tokens = dict(special_tokens)
         self._where = where
         self.source = source
         try:
@@ -65,15 +66,14 @@ class ChatTemplate:
         try:
             # missing tools and documents are None: templates check whether they are none, not whether they are defined
             with limited():
-                return str(
-                    self._template.render(
-                        messages=[dict(message) for message in messages],
-                        tools=[dict(tool) for tool in tools] or None,
-                        documents=None,
-                        add_generation_prompt=add_generation_prompt,
-                        **self._tokens,
-                    )
-                )
+                variables: dict[str, object] = {
+                    **self._special_tokens,
+                    "messages": [dict(message) for message in messages],
+                    "tools": [dict(tool) for tool in tools] or None,
+                    "documents": None,
+                    "add_generation_prompt": add_generation_prompt,
+                }
+                return str(self._template.render(variables))
         except Exception as error:  # a template's expressions can raise anything
             raise UserError(f"{self._where} cannot render this conversation: {one_line(error)}") from error
 
@@ -82,17 +82,23 @@ def open_chat_template(spec: TokenizerSpec, folder: Path, tokenizer: Tokenizer) 
     """Open the template that `spec` names in `folder`; raises `UserError` if there is none or it cannot be read."""
     if spec.chat_template is None:
         raise UserError(
-            "the artifact has no chat template, so its model is not a chat model: "
-            "use `python -m runtime.generate` without --chat"
+            "the artifact has no chat template: use `python -m runtime.generate` without --chat or, if its model was "
+            "tuned for conversations, compile it with frontend.chat_template or frontend.instruct"
         )
     path = folder / spec.chat_template
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the chat template {path} cannot be read: {error}; compile the artifact again") from error
-    bos_token = None if spec.bos_id is None else tokenizer.token_text(spec.bos_id)
-    eos_token = tokenizer.token_text(spec.eos_ids[0]) if spec.eos_ids else None
-    return ChatTemplate(source, bos_token=bos_token, eos_token=eos_token, where=str(path))
+    return ChatTemplate(source, _special_tokens(spec, tokenizer), where=str(path))
+
+
+def _special_tokens(spec: TokenizerSpec, tokenizer: Tokenizer) -> Mapping[str, str]:
+    if spec.special_tokens is not None:
+        return spec.special_tokens
+    ids = {"bos_token": spec.bos_id, "eos_token": next(iter(spec.eos_ids), None)}
+    names = {name: tokenizer.token_text(token_id) for name, token_id in ids.items() if token_id is not None}
+    return {name: text for name, text in names.items() if text is not None}
 
 
 class TemplateEncoder:
@@ -106,11 +112,24 @@ class TemplateEncoder:
         self._template = template
         self._tokenizer = tokenizer
 
+    @property
+    def writes_reasoning(self) -> bool:
+        """Whether the template knows parts of the type thinking; if not, it expects texts."""
+        return "thinking" in self._template.source
+
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the template mentions tools at all; if not, it leaves them out in silence."""
+        return "tools" in self._template.source
+
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids up to where the next reply begins; the template itself writes bos where the model needs it.
 
         Raises `UserError` like `ChatTemplate.render`.
         """
+        texts = as_texts(messages)
+        if not self.writes_reasoning:
+            messages = texts
         added = self._tokenizer.added_tokens
         names = (*self._tokenizer.control_tokens, *added)
         text, meanings = self._rendered(names, messages, tools, all_punctuation=False)

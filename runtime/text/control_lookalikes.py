@@ -18,6 +18,7 @@ from urllib.parse import quote
 from runtime.errors import UserError
 
 PRIVATE_USE = range(0xF0000, 0x10FFFE)
+KINDS = (("type", "function"), ("type", "text"), ("type", "thinking"))  # what templates compare, as they do roles
 # Written in names, and seldom in words. `&` begins what some filters turn into other characters.
 PUNCTUATION = frozenset('!"#$%&()*+/:;<=>?@[\\]^_`{|}~')
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class StandIns:
     def hide(self, value: T, hidden: "_Hidden | None" = None) -> T:
         """The same value with the look-alikes in its texts hidden.
 
-        Keys, roles and the kind of a tool are compared by templates, so only whole names are hidden in them.
+        Keys, roles and the kinds of tools and parts are compared by templates, so only whole names are hidden in them.
         """
         hidden = hidden or self._usual
         if isinstance(value, str):
@@ -61,7 +62,7 @@ class StandIns:
         if not isinstance(value, dict):
             return value
         hidden = self._by_role.get(str(value.get("role")), hidden)
-        compared = {key for key, item in value.items() if key == "role" or (key, item) == ("type", "function")}
+        compared = {key for key, item in value.items() if key == "role" or (key, item) in KINDS}
         return cast(
             T,
             {

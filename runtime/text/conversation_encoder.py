@@ -14,6 +14,14 @@ from runtime.text.tokenizer import Tokenizer
 class ConversationEncoder(Protocol):
     """Turns messages into the ids that a chat model was trained on."""
 
+    @property
+    def writes_reasoning(self) -> bool:
+        """Whether what an assistant has thought in earlier turns is written."""
+
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the format has a place for tools."""
+
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids up to where the next reply begins, including bos.
 

@@ -5,131 +5,33 @@ becomes; the formats are those of Mistral's reference encoder, mistral-common, w
 token. A message's text never passes through a template, so nothing in it can become a control token.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Literal
 
 from runtime.artifact.manifest import InstructVersion
 from runtime.errors import UserError
+from runtime.text.instruct_formats import (
+    BEGIN_SETTINGS,
+    BEGIN_SYSTEM,
+    BEGIN_THINK,
+    BEGIN_TOOLS,
+    BOS,
+    END_SETTINGS,
+    END_SYSTEM,
+    END_THINK,
+    END_TOOLS,
+    EOS,
+    INSTRUCT_FORMATS,
+    Control,
+    InstructFormat,
+    Piece,
+    Turn,
+    as_json,
+)
 from runtime.text.message_checks import check_order, check_tools
+from runtime.text.message_parts import SEPARATOR, Part, Thinking, joined, parts_of
 from runtime.text.messages import Message, Tool, ToolCall
 from runtime.text.tokenizer import Tokenizer
-
-SEPARATOR = "\n\n"  # between the contents of messages that become one turn
-
-
-@dataclass(frozen=True)
-class Control:
-    """A control token, identified by its name in the vocabulary."""
-
-    name: str
-
-
-Piece = Control | str
-BOS, EOS = Control("<s>"), Control("</s>")
-BEGIN_USER, END_USER = Control("[INST]"), Control("[/INST]")
-BEGIN_SYSTEM, END_SYSTEM = Control("[SYSTEM_PROMPT]"), Control("[/SYSTEM_PROMPT]")
-BEGIN_TOOLS, END_TOOLS = Control("[AVAILABLE_TOOLS]"), Control("[/AVAILABLE_TOOLS]")
-BEGIN_RESULT, RESULT_CONTENT, END_RESULT = (
-    Control("[TOOL_RESULTS]"),
-    Control("[TOOL_CONTENT]"),
-    Control("[/TOOL_RESULTS]"),
-)
-TOOL_CALLS = Control("[TOOL_CALLS]")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Consecutive messages of one role, as the formats see them."""
-
-    role: str
-    content: str = ""
-    calls: tuple[ToolCall, ...] = ()
-    call_id: str = ""
-    name: str | None = None
-
-
-def _user_as_text(content: str) -> list[Piece]:
-    return [f"[INST] {content} [/INST]"]
-
-
-def _user_between_controls(content: str) -> list[Piece]:
-    return [BEGIN_USER, content, END_USER]
-
-
-def _call(call: ToolCall) -> dict[str, object]:
-    return {"name": call["function"]["name"], "arguments": _parsed(call["function"]["arguments"])}
-
-
-def _call_with_id(call: ToolCall) -> dict[str, object]:
-    return {**_call(call), "id": call["id"]}
-
-
-def _named_result(turn: Turn) -> list[Piece]:
-    return [BEGIN_RESULT, _json([{"name": turn.name, "content": _parsed(turn.content)}]), END_RESULT]
-
-
-def _result_with_id(turn: Turn) -> list[Piece]:
-    return [BEGIN_RESULT, _json({"content": _parsed(turn.content), "call_id": turn.call_id}), END_RESULT]
-
-
-def _result_as_text(turn: Turn) -> list[Piece]:
-    return [BEGIN_RESULT, turn.call_id, RESULT_CONTENT, turn.content, END_RESULT]
-
-
-@dataclass(frozen=True)
-class ToolFormat:
-    """How tools, calls and results are written."""
-
-    call: Callable[[ToolCall], dict[str, object]]
-    result: Callable[[Turn], list[Piece]]
-    needs_ids: bool  # each call has an id, and its result names it
-    keeps_history: bool  # calls and results before the last user turn are written too
-    several_results: bool  # more than one result may answer one assistant turn
-    beside_text: bool  # one assistant turn may hold text and calls
-
-
-@dataclass(frozen=True)
-class InstructFormat:
-    """One version of the format; every tokenizer file of that version, SentencePiece or tekken, uses it."""
-
-    user: Callable[[str], list[Piece]]
-    system: Literal["first user", "last user", "own turn"]  # where system messages go
-    strips_reply: bool  # trailing spaces of an assistant's text are dropped
-    tools: ToolFormat | None
-    controls: tuple[Control, ...]  # every control token that the format may write
-
-
-_TEXT_CONTROLS = (BOS, EOS)
-_TOOL_CONTROLS = (*_TEXT_CONTROLS, BEGIN_USER, END_USER, BEGIN_TOOLS, END_TOOLS, TOOL_CALLS, BEGIN_RESULT, END_RESULT)
-_V2_TOOLS = ToolFormat(
-    _call, _named_result, needs_ids=False, keeps_history=False, several_results=False, beside_text=False
-)
-_V3_TOOLS = ToolFormat(
-    _call_with_id, _result_with_id, needs_ids=True, keeps_history=True, several_results=True, beside_text=False
-)
-_V7_TOOLS = ToolFormat(
-    _call_with_id, _result_as_text, needs_ids=True, keeps_history=True, several_results=True, beside_text=True
-)
-
-INSTRUCT_FORMATS: Mapping[InstructVersion, InstructFormat] = {
-    "v1": InstructFormat(_user_as_text, "first user", strips_reply=False, tools=None, controls=_TEXT_CONTROLS),
-    "v2": InstructFormat(
-        _user_between_controls, "last user", strips_reply=True, tools=_V2_TOOLS, controls=_TOOL_CONTROLS
-    ),
-    "v3": InstructFormat(
-        _user_between_controls, "last user", strips_reply=True, tools=_V3_TOOLS, controls=_TOOL_CONTROLS
-    ),
-    "v7": InstructFormat(
-        _user_between_controls,
-        "own turn",
-        strips_reply=True,
-        tools=_V7_TOOLS,
-        controls=(*_TOOL_CONTROLS, BEGIN_SYSTEM, END_SYSTEM, RESULT_CONTENT),
-    ),
-}
 
 
 class InstructEncoder:
@@ -145,7 +47,18 @@ class InstructEncoder:
             raise UserError(
                 f"the tokenizer lacks {missing[0]}, which the instruct format {name} needs; compile the artifact again"
             )
-        self._ids = {control: known[control.name] for control in self._format.controls}
+        thinking = [control for control in (BEGIN_THINK, END_THINK) if control.name in known]
+        self._ids = {control: known[control.name] for control in (*self._format.controls, *thinking)}
+
+    @property
+    def writes_reasoning(self) -> bool:
+        """Whether an assistant's messages may hold reasoning."""
+        return "assistant" in self._format.thinkers and {BEGIN_THINK, END_THINK} <= self._ids.keys()
+
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the format has tools."""
+        return self._format.tools is not None
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids up to where the next reply begins, starting with bos.
@@ -154,39 +67,66 @@ class InstructEncoder:
         """
         check_order(messages)
         self._check_tools(messages, tools)
+        contents = [parts_of(message, i) for i, message in enumerate(messages)]
+        self._check_thinking(messages, contents)
+        settings = self._tokenizer.spec.model_settings if self._format.has_settings else None
         ids: list[int] = []
-        for piece in _pieces(self._format, messages, tools):
+        for piece in _pieces(self._format, messages, contents, tools, settings):
             ids += [self._ids[piece]] if isinstance(piece, Control) else self._tokenizer.encode(piece, add_bos=False)
         return ids
 
     def _check_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         rules = self._format.tools
         if rules is not None:
-            check_tools(messages, tools, needs_ids=rules.needs_ids, several_results=rules.several_results)
+            check_tools(
+                messages, tools, ids=rules.ids, several_results=rules.several_results, paired_by_id=rules.paired
+            )
         elif tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
             raise UserError(
                 f"the conversation has tools, but the instruct format {self._name} does not support them: "
                 "leave them out"
             )
 
+    def _check_thinking(self, messages: Sequence[Message], contents: Sequence[Sequence[Part]]) -> None:
+        for i, (message, parts) in enumerate(zip(messages, contents, strict=True)):
+            if not any(isinstance(part, Thinking) for part in parts):
+                continue
+            if message["role"] not in self._format.thinkers:
+                raise UserError(
+                    f"message {i} has reasoning, which the instruct format {self._name} does not support in a message "
+                    f"with the role {message['role']}: leave it out"
+                )
+            if not {BEGIN_THINK, END_THINK} <= self._ids.keys():
+                raise UserError(
+                    f"message {i} has reasoning, but the tokenizer has no {BEGIN_THINK.name} and {END_THINK.name}: "
+                    "leave it out"
+                )
 
-def _pieces(layout: InstructFormat, messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[Piece]:
-    """The conversation as control tokens and texts, in order."""
-    turns = _turns(layout, messages)
+
+def _pieces(
+    layout: InstructFormat,
+    messages: Sequence[Message],
+    contents: Sequence[Sequence[Part]],
+    tools: Sequence[Tool],
+    settings: str | None,
+) -> Iterator[Piece]:
+    """The conversation as control tokens and texts, in order; `contents` are those of the messages, as parts."""
+    turns = _turns(layout, messages, contents)
     users = [i for i, turn in enumerate(turns) if turn.role == "user"]
     first, last = (users[0], users[-1]) if users else (-1, -1)
-    system_at = {"first user": first, "last user": last, "own turn": None}[layout.system]
-    system = SEPARATOR.join(
-        message["content"] for message in messages if message["role"] == "system" and message["content"]
-    )
+    index_of = {"first user": first, "last user": last, "own turn": None}
+    system_at, tools_at = index_of[layout.system], index_of[layout.tools.listed_at if layout.tools else "last user"]
+    system = _system_text(layout, messages, contents)
     yield BOS
     for i, turn in enumerate(turns):
         if turn.role == "user":
-            if tools and i == last:
-                yield from (BEGIN_TOOLS, _json([_tool(tool) for tool in tools]), END_TOOLS)
-            yield from layout.user(system + SEPARATOR + turn.content if system and i == system_at else turn.content)
+            if tools and i == tools_at:
+                yield from (BEGIN_TOOLS, as_json([_tool(tool) for tool in tools]), END_TOOLS)
+            if settings is not None and i == first:
+                yield from (BEGIN_SETTINGS, settings, END_SETTINGS)
+            yield from layout.user(system + SEPARATOR + turn.text if system and i == system_at else turn.text)
         elif turn.role == "system":
-            yield from (BEGIN_SYSTEM, turn.content, END_SYSTEM)
+            yield from (BEGIN_SYSTEM, *_content(turn.content), END_SYSTEM)
         else:
             yield from _model_turn(layout, turn, is_history=i < last)
 
@@ -205,35 +145,68 @@ def _model_turn(layout: InstructFormat, turn: Turn, *, is_history: bool) -> Iter
         if turn.role == "tool":
             yield from tools.result(turn)
             return
-    if turn.content:
-        yield turn.content.rstrip(" ") if layout.strips_reply else turn.content
+    elif not turn.content:
+        raise UserError("an assistant's turn consists of empty parts; leave it out")
+    thinks = any(isinstance(part, Thinking) for part in turn.content)
+    yield from [turn.text.rstrip(" ")] if layout.strips_reply and not thinks else _content(turn.content)
     if turn.calls and tools is not None:
-        yield from (TOOL_CALLS, _json([tools.call(call) for call in turn.calls]))
+        yield from tools.calls(turn.calls)
     yield EOS
 
 
-def _turns(layout: InstructFormat, messages: Sequence[Message]) -> list[Turn]:
+def _content(parts: Sequence[Part]) -> Iterator[Piece]:
+    for part in parts:
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from (BEGIN_THINK, part.text, *((END_THINK,) if part.closed else ()))
+
+
+def _system_text(layout: InstructFormat, messages: Sequence[Message], contents: Sequence[Sequence[Part]]) -> str:
+    """The system messages as one text, for the formats that put them into a user's turn."""
+    turns = [
+        Turn("system", joined([parts], within=layout.between_parts))
+        for message, parts in zip(messages, contents, strict=True)
+        if message["role"] == "system" and message["content"]
+    ]
+    return SEPARATOR.join(turn.text for turn in turns)
+
+
+def _turns(layout: InstructFormat, messages: Sequence[Message], contents: Sequence[Sequence[Part]]) -> list[Turn]:
     """Join consecutive messages of one role into turns.
 
     System messages are included only if the format gives them turns of their own; otherwise the first turn must be a
     user's, and an empty one is added if needed.
     """
     turns: list[Turn] = []
-    for role, group in groupby(messages, key=lambda message: message["role"]):
+    for role, group in groupby(zip(messages, contents, strict=True), key=lambda pair: pair[0]["role"]):
         same = list(group)
         if role in ("user", "assistant"):
-            content = SEPARATOR.join(message["content"] for message in same if message["content"])
-            turns.append(Turn(role, content, tuple(call for message in same for call in message.get("tool_calls", ()))))
-        elif role == "tool":
-            turns += [
-                Turn(role, message["content"], call_id=message.get("tool_call_id", ""), name=message.get("name"))
-                for message in same
+            content = joined([parts for _, parts in same], within=layout.between_parts)
+            turns.append(
+                Turn(role, content, tuple(call for message, _ in same for call in message.get("tool_calls", ())))
+            )
+        elif role == "tool" or layout.system == "own turn":
+            alone = [
+                Turn(
+                    role,
+                    joined([parts], within=layout.between_parts),
+                    call_id=message.get("tool_call_id", ""),
+                    name=message.get("name"),
+                )
+                for message, parts in same
             ]
-        elif layout.system == "own turn":
-            turns += [Turn(role, message["content"]) for message in same]
+            turns += _in_order_of_calls(layout, alone, turns[-1].calls if turns else ()) if role == "tool" else alone
     if layout.system != "own turn" and (not turns or turns[0].role != "user"):
         turns.insert(0, Turn("user"))
     return turns
+
+
+def _in_order_of_calls(layout: InstructFormat, results: list[Turn], calls: Sequence[ToolCall]) -> list[Turn]:
+    if layout.tools is None or not layout.tools.paired:
+        return results
+    places = {call["id"]: i for i, call in enumerate(calls)}
+    return sorted(results, key=lambda result: places[result.call_id])
 
 
 def _tool(tool: Tool) -> dict[str, object]:
@@ -244,15 +217,3 @@ def _tool(tool: Tool) -> dict[str, object]:
         "parameters": function.get("parameters", {}),
     }
     return {"type": tool["type"], "function": described}
-
-
-def _parsed(text: str) -> object:
-    """The JSON value of a text, or the text itself if it is not JSON; an empty text is an empty object."""
-    try:
-        return json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return text
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -6,6 +6,7 @@ They refuse conversations that no model was trained on before these become token
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 from runtime.errors import UserError
 from runtime.text.messages import Message, Tool
@@ -18,6 +19,7 @@ FOLLOWERS: Mapping[str, tuple[str, ...]] = {  # which roles may follow a role
 }
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+NO_ID = "null"  # how Mistral's reference encoder writes that there is none
 
 
 def check_order(messages: Sequence[Message]) -> None:
@@ -42,19 +44,29 @@ def check_order(messages: Sequence[Message]) -> None:
         )
 
 
-def check_tools(messages: Sequence[Message], tools: Sequence[Tool], *, needs_ids: bool, several_results: bool) -> None:
+def check_tools(
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    *,
+    ids: Literal["unused", "nine", "any"],
+    several_results: bool,
+    paired_by_id: bool,
+) -> None:
     """Raise `UserError` unless names and ids are well-formed and each call has one result.
 
     Without `several_results`, the format cannot express the results of more than one call since the last user message.
+    With `paired_by_id`, a result answers the call whose id it has, in any order.
     """
     for tool in tools:
         _check_name(tool["function"]["name"], "a tool")
     for i, message in enumerate(messages):
         for call in message.get("tool_calls", ()):
             _check_name(call["function"]["name"], f"a call in message {i}")
-        if needs_ids:
-            _check_ids(message, i)
-    _check_pairs(messages)
+        if message["role"] == "tool" and message.get("name") is not None:
+            _check_name(message["name"], f"message {i}")
+        if ids != "unused":
+            _check_ids(message, i, any_text=ids == "any")
+    _check_pairs(messages, by_id=paired_by_id)
     last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
     if not several_results and any(len(message.get("tool_calls", ())) > 1 for message in messages[last_user + 1 :]):
         raise UserError(
@@ -70,28 +82,33 @@ def _check_name(name: str, owner: str) -> None:
         )
 
 
-def _check_ids(message: Message, index: int) -> None:
+def _check_ids(message: Message, index: int, *, any_text: bool) -> None:
     ids = [call["id"] for call in message.get("tool_calls", ())]
     ids += [message.get("tool_call_id", "")] if message["role"] == "tool" else []
     for call_id in ids:
-        if not CALL_ID.fullmatch(call_id):
+        if any_text and (not call_id or call_id == NO_ID):
+            raise UserError(f"message {index} has the tool call id {call_id!r}, expected any other text")
+        if not any_text and not CALL_ID.fullmatch(call_id):
             raise UserError(f"message {index} has the tool call id {call_id!r}, expected nine letters or digits")
 
 
-def _check_pairs(messages: Sequence[Message]) -> None:
-    """Check that there are as many results as calls before the assistant's next message."""
-    unanswered = 0
+def _check_pairs(messages: Sequence[Message], *, by_id: bool) -> None:
+    """Check that each call has its result before the assistant's next message; without `by_id`, only their number."""
+    unanswered: list[str] = []
     for i, message in enumerate(messages):
         if message["role"] == "tool":
-            unanswered -= 1
+            answered = message.get("tool_call_id", "") if by_id else unanswered[0] if unanswered else ""
+            if answered not in unanswered:
+                raise UserError(f"message {i} is a tool result that answers no call; leave it out")
+            unanswered.remove(answered)
         elif message["role"] == "assistant":
             if unanswered:
                 raise UserError(
-                    f"message {i} is from an assistant while {unanswered} tool calls have no result; "
+                    f"message {i} is from an assistant while {len(unanswered)} tool calls have no result; "
                     "add a message with the role tool for each"
                 )
-            unanswered = len(message.get("tool_calls", ()))
-        if unanswered < 0:
-            raise UserError(f"message {i} is a tool result that answers no call; leave it out")
+            unanswered = [call.get("id", NO_ID) for call in message.get("tool_calls", ())]
+            if by_id and len(set(unanswered)) < len(unanswered):
+                raise UserError(f"message {i} has two tool calls with the same id; give each one its own")
     if unanswered:
-        raise UserError(f"{unanswered} tool calls have no result; add a message with the role tool for each")
+        raise UserError(f"{len(unanswered)} tool calls have no result; add a message with the role tool for each")

@@ -18,6 +18,24 @@ class ToolCall(TypedDict):
     type: NotRequired[Literal["function"]]
 
 
+class TextPart(TypedDict):
+    """A part of a message's content that is plain text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingPart(TypedDict):
+    """A part of a message's content that is reasoning; `closed` (true unless given) says whether it has ended."""
+
+    type: Literal["thinking"]
+    thinking: str | list[TextPart]
+    closed: NotRequired[bool]
+
+
+ContentPart = TextPart | ThinkingPart
+
+
 class Message(TypedDict):
     """One message: `role` is system, user, assistant or tool.
 
@@ -25,7 +43,7 @@ class Message(TypedDict):
     """
 
     role: str
-    content: str
+    content: str | list[ContentPart]
     tool_calls: NotRequired[list[ToolCall]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 PIECES, TEXT, TYPE = 1, 1, 3  # numbers of fields
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 CONTROL, USER_DEFINED = 3, 4  # types of pieces
+# Field 3, the normalizer's settings: its field 3 (add_dummy_prefix) is false. A later setting counts.
+NO_SPACE_IN_FRONT = b"\x1a\x02\x18\x00"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ def with_control_pieces(model: bytes, pieces: Sequence[Piece], names: frozenset[
         if piece.user_defined and piece.type_at is not None and piece.text in names:
             changed[piece.type_at] = CONTROL
     return bytes(changed)
+
+
+def without_space_in_front(model: bytes) -> bytes:
+    """The model without the space that it puts in front of a text."""
+    return model + NO_SPACE_IN_FRONT
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:

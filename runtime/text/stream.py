@@ -1,6 +1,6 @@
 """The stream of generated steps, and its text: whole characters only, and nothing at or after a stop string."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -50,6 +50,12 @@ class StreamDecoder:
         """The text of the ids still held back, with U+FFFD for incomplete characters; call it once, at the end."""
         return self._new_text()
 
+    def restart(self) -> str:
+        """The text of the ids still held back; the next id begins a new text."""
+        text = self.flush()
+        self._context, self._pending = [], []
+        return text
+
     def _new_text(self) -> str:
         known = self._decode(self._context)
         joined = self._decode([*self._context, *self._pending])
@@ -59,9 +65,19 @@ class StreamDecoder:
 
 
 class TextStream:
-    """Text of a stream of ids up to the first stop string; raises `UserError` if a stop string is empty."""
+    """Text of a stream of ids up to the first stop string; raises `UserError` if a stop string is empty.
 
-    def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = ()) -> None:
+    `stop_ids` are the control tokens that stop strings name: these have no text that could be searched. `dividers` are
+    control tokens that end a text and begin another, so that no text is held back beyond them.
+    """
+
+    def __init__(
+        self,
+        decoder: StreamDecoder,
+        stops: Sequence[str] = (),
+        stop_ids: Collection[int] = (),
+        dividers: Collection[int] = (),
+    ) -> None:
         if "" in stops:
             raise UserError(
                 "a stop string is empty, expected at least one character; leave the option out to use no stop string"
@@ -69,10 +85,18 @@ class TextStream:
         self.stopped = False
         self._decoder = decoder
         self._stops = tuple(stops)
+        self._stop_ids = frozenset(stop_ids)
+        self._dividers = frozenset(dividers)
         self._held = ""
 
     def push(self, token_id: int) -> str:
         """The text that is now certain to come before any stop string."""
+        if token_id in self._stop_ids:
+            text = self.flush()
+            self.stopped = True
+            return text
+        if token_id in self._dividers:
+            return self._release(self._decoder.restart(), final=True)
         return self._release(self._decoder.push(token_id), final=False)
 
     def flush(self) -> str:

@@ -3,15 +3,16 @@
 The library (`tokenizers` or `sentencepiece`) is imported only when a tokenizer is opened.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
+from runtime.text.instruct_formats import DIVIDERS
 from runtime.text.json_library import JsonLibrary
 from runtime.text.sentencepiece_library import SentencePieceLibrary
-from runtime.text.stream import StreamDecoder
+from runtime.text.stream import StreamDecoder, TextStream
 
 TEXT_LIMIT = 2**23  # characters of one text; tokenizing more takes minutes and gigabytes
 
@@ -51,10 +52,18 @@ class TokenizerLibrary(Protocol):
 
 
 class Tokenizer:
-    """A tokenizer and its conventions: whether bos comes first, and which ids end a text."""
+    """A tokenizer and its conventions: whether bos comes first, and which ids end a text.
+
+    `dividers` are the names, by id, of the control tokens that divide a reply into text, reasoning and tool calls.
+    """
 
     def __init__(self, spec: TokenizerSpec, library: TokenizerLibrary) -> None:
         self.spec = spec
+        self.dividers = {
+            library.control_tokens[control.name]: control.name
+            for control in DIVIDERS
+            if control.name in library.control_tokens
+        }
         self._library = library
 
     @property
@@ -104,6 +113,16 @@ class Tokenizer:
         _check_text(text)
         return self._library.with_controls(frozenset(controls)).encode_rendered(text, stand_ins or {})
 
+    def encode_with_controls(self, text: str) -> list[int]:
+        """Ids of a text in which the names of control tokens are those tokens.
+
+        bos comes first by the model's convention, unless the text begins with its name. Raises `UserError` like
+        `encode`.
+        """
+        ids = self.encode_rendered(text)
+        bos_id = self.spec.bos_id
+        return ids if not self.spec.add_bos or bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control tokens left out; incomplete characters become U+FFFD."""
         stream = self.stream()
@@ -117,29 +136,38 @@ class Tokenizer:
         """
         return StreamDecoder(self._library.decode, after)
 
+    def text_stream(self, stops: Sequence[str], after: Sequence[int] = ()) -> TextStream:
+        """The text of ids that arrive one by one, up to the first stop string; `after` is as for `stream`.
+
+        A stop string that is a control token's name stands for the token. Raises `UserError` if one is empty.
+        """
+        controls = self.control_tokens
+        stop_ids = [controls[stop] for stop in stops if stop in controls]
+        return TextStream(self.stream(after), stops, stop_ids, self.dividers)
+
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's entry for an id, such as `</s>`; None outside the vocabulary."""
         return self._library.token_text(token_id)
 
 
-LIBRARIES: dict[str, type[JsonLibrary] | type[SentencePieceLibrary]] = {
-    "tokenizer.json": JsonLibrary,
-    "sentencepiece": SentencePieceLibrary,
+LIBRARIES: Mapping[str, Callable[[Path, TokenizerSpec], TokenizerLibrary]] = {
+    "tokenizer.json": lambda path, _spec: JsonLibrary(path),
+    "sentencepiece": lambda path, spec: SentencePieceLibrary(path, after_added=spec.text_after_added),
 }
 
 
 def open_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
     """Read the tokenizer file that `spec` names in `folder`.
 
-    Raises `UserError` if the file is broken or lacks ids that `spec` names.
+    Raises `UserError` if the file is broken or lacks the bos that prompts begin with. It may lack ids that end a text:
+    a model can have them all the same, and they need no name.
     """
     path = folder / spec.file
-    tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path))
-    for token_id in (*spec.eos_ids, *(() if spec.bos_id is None else (spec.bos_id,))):
-        if tokenizer.token_text(token_id) is None:
-            raise UserError(
-                f"{path} has no token {token_id}, which the manifest names as bos or eos; compile the artifact again"
-            )
+    tokenizer = Tokenizer(spec, LIBRARIES[spec.kind](path, spec))
+    if spec.add_bos and spec.bos_id is not None and tokenizer.token_text(spec.bos_id) is None:
+        raise UserError(
+            f"{path} has no token {spec.bos_id}, which the manifest names as bos; compile the artifact again"
+        )
     if spec.add_bos and spec.bos_id is None:
         raise UserError(f"the manifest beside {path} sets add_bos without a bos_id; compile the artifact again")
     return tokenizer

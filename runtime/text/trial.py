@@ -15,7 +15,8 @@ from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.messages import Message
 from runtime.text.tokenizer import open_tokenizer
 
-USER = Message(role="user", content="Hello, how are you?")
+TEXT = "Hello, how are you?"
+USER = Message(role="user", content=TEXT)
 # Some templates refuse a system message, and some refuse a conversation without one.
 CONVERSATIONS = ([USER], [Message(role="system", content="Be brief."), USER])
 
@@ -39,7 +40,7 @@ def _limit(kind: int, wanted: int) -> None:
 def try_out(spec: TokenizerSpec, folder: Path) -> None:
     """Encode a text and, for a chat model, a conversation; raises `UserError` for whatever is wrong."""
     tokenizer = open_tokenizer(spec, folder)
-    tokenizer.decode(tokenizer.encode(USER["content"]))
+    tokenizer.decode(tokenizer.encode(TEXT))
     if spec.chat_template is None and spec.instruct is None:
         return
     encoder = open_conversation_encoder(spec, folder, tokenizer)

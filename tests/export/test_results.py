@@ -4,6 +4,7 @@ import pytest
 
 from export.configuration.config import load_config
 from export.results import graphs_key, weights_key
+from runtime.errors import UserError
 from tests.helpers.artifacts import Case, write_case
 
 CASE = Case({"num_hidden_layers": 1}, {"shape": {"prefill_chunk": 4, "cache_len": 8}})
@@ -73,3 +74,16 @@ def test_an_adapter_changes_both(keys, tmp_path):
     for one, other in ((keys(), first), (first, second)):
         assert one[0] != other[0]
         assert one[1] != other[1]
+
+
+def test_the_text_of_a_template_counts_and_not_where_it_lies(keys, tmp_path):
+    first, second = tmp_path / "a.jinja", tmp_path / "b.jinja"
+    first.write_text("{{ messages[0].content }}")
+    second.write_bytes(b"\xef\xbb\xbf" + first.read_bytes())
+    before, given, elsewhere = keys(), *(keys(f"frontend.chat_template={path}") for path in (first, second))
+    assert before[0] != given[0]
+    assert given == elsewhere
+    second.write_text("{{ messages[0].content }}!")
+    assert keys(f"frontend.chat_template={second}")[0] != given[0]
+    with pytest.raises(UserError, match=r"nowhere.jinja cannot be read: No such file or directory"):
+        keys("frontend.chat_template=nowhere.jinja")

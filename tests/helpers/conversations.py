@@ -22,6 +22,11 @@ LOOK_ALIKES = [
     "[PREFIX]",
     "[MIDDLE]",
     "[SUFFIX]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "[THINK]",
+    "[/THINK]",
+    "[MODEL_SETTINGS]",
     "<SPECIAL_20>",
     "[control_8]",
     "<0x0A>",
@@ -160,40 +165,64 @@ def tool(draw):
     return {"type": "function", "function": function}
 
 
-def tool_round(draw, *, several, beside_text):
-    """An assistant's tool calls and their results."""
+def parts(draw):
+    """A message's content as a list: texts and thoughts in any order, at least one of them not an empty text."""
+    made = []
+    for i in range(draw.randint(1, 3)):
+        if draw.random() < 0.5:
+            made.append({"type": "text", "text": text(draw) if i else said(draw)})
+        else:
+            made.append({"type": "thinking", "thinking": text(draw), "closed": draw.random() < 0.8})
+    return made
+
+
+def content(draw, role, thinkers):
+    """The content of a message, which is a list now and then if its role may think."""
+    return parts(draw) if role in thinkers and draw.random() < 0.5 else said(draw)
+
+
+def tool_round(draw, *, several, beside_text, shuffled=False, thinkers=()):
+    """An assistant's tool calls and their results, in the order of the calls unless `shuffled`."""
     calls = [
         {"id": call_id(draw), "type": "function", "function": {"name": name(draw), "arguments": json_text(draw)}}
         for _ in range(draw.randint(1, 3 if several else 1))
     ]
-    content = said(draw) if beside_text and draw.random() < 0.5 else ""
+    beside = content(draw, "assistant", thinkers) if beside_text and draw.random() < 0.5 else ""
     results = [
         {"role": "tool", "content": json_text(draw), "tool_call_id": call["id"], "name": call["function"]["name"]}
         for call in calls
     ]
-    return [{"role": "assistant", "content": content, "tool_calls": calls}, *results]
+    if shuffled:
+        draw.shuffle(results)
+    return [{"role": "assistant", "content": beside, "tool_calls": calls}, *results]
 
 
-def conversation(draw, *, tools, several, beside_text):
+def conversation(draw, *, tools, several, beside_text, shuffled=False, thinkers=()):
     """(messages, tools) that Mistral's encoder accepts.
 
-    With `tools`, some conversations have tools; `several` allows more than one call per turn, and `beside_text` allows
-    calls beside text.
+    With `tools`, some conversations have tools; `several` allows more than one call per turn, `beside_text` allows
+    calls beside text, and `shuffled` results in any order. The messages of `thinkers`, which are roles, may think.
     """
     with_tools = tools and draw.random() < 0.5
     messages = []
     for turn in range(draw.choice((1, 1, 1, 2, 2, 3, 4))):
         if draw.random() < (0.4 if turn == 0 else 0.1) and (turn == 0 or messages[-1]["role"] == "user"):
-            messages += [{"role": "system", "content": text(draw)} for _ in range(draw.randint(1, 2))]
+            messages += [
+                {"role": "system", "content": parts(draw) if "system" in thinkers else text(draw)}
+                for _ in range(draw.randint(1, 2))
+            ]
         if (turn and messages[-1]["role"] == "user") or (draw.random() < 0.04 and not messages):
-            messages.append({"role": "assistant", "content": said(draw)})
+            messages.append({"role": "assistant", "content": content(draw, "assistant", thinkers)})
         messages += [{"role": "user", "content": text(draw)} for _ in range(2 if draw.random() < 0.1 else 1)]
         if with_tools and draw.random() < 0.5:
-            messages += tool_round(draw, several=several, beside_text=beside_text)
+            messages += tool_round(draw, several=several, beside_text=beside_text, shuffled=shuffled, thinkers=thinkers)
             if draw.random() < 0.7:
-                messages.append({"role": "assistant", "content": said(draw)})
+                messages.append({"role": "assistant", "content": content(draw, "assistant", thinkers)})
         elif draw.random() < 0.7:
-            messages += [{"role": "assistant", "content": said(draw)} for _ in range(2 if draw.random() < 0.1 else 1)]
+            messages += [
+                {"role": "assistant", "content": content(draw, "assistant", thinkers)}
+                for _ in range(2 if draw.random() < 0.1 else 1)
+            ]
     if messages[-1]["role"] == "assistant":
         messages.append({"role": "user", "content": text(draw)})
     return messages, [tool(draw) for _ in range(draw.randint(1, 2))] if with_tools else []

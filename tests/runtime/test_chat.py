@@ -4,13 +4,17 @@ import signal
 
 import msgspec
 import pytest
+from mistral_common.protocol.instruct.messages import UserMessage
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from runtime.chat import converse, main
-from runtime.decoding.conversation import Conversation
+from runtime.decoding.conversation import SEPARATOR, Conversation
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.text.chat_template import ChatTemplate, TemplateEncoder
+from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
-from tests.helpers.scripted_engine import EOS, SPEC, ScriptedEngine, install, write_tokenizer
+from tests.helpers.scripted_engine import EOS, PIECES, SPEC, ScriptedEngine, install, write_tokenizer
 
 # the v3 template of Mistral's checkpoints, with a system message in the first turn
 TEMPLATE = (
@@ -27,7 +31,7 @@ def tokenizer(tmp_path_factory):
 
 
 def conversation(engine, tokenizer, *, max_tokens=100, system=None):
-    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"), tokenizer)
+    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, {"bos_token": "<s>", "eos_token": "</s>"}), tokenizer)
     return Conversation(engine, tokenizer, encoder, Sampler(SamplingOptions()), max_tokens=max_tokens, system=system)
 
 
@@ -80,7 +84,7 @@ def test_the_sampler_sees_the_whole_conversation(tokenizer, ids):
             return super().sample(logits, history)
 
     engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Fine")])
-    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, bos_token="<s>", eos_token="</s>"), tokenizer)
+    encoder = TemplateEncoder(ChatTemplate(TEMPLATE, {"bos_token": "<s>", "eos_token": "</s>"}), tokenizer)
     chat(Conversation(engine, tokenizer, encoder, Recorder(SamplingOptions()), max_tokens=9), "Hi", "How?")
     assert histories[-1] == ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST] Fine")
 
@@ -206,3 +210,60 @@ def test_a_line_that_is_not_utf8_is_refused_and_the_chat_goes_on(monkeypatch, tm
     written = capsys.readouterr().out
     assert "[the text is not valid Unicode at character" in written
     assert "Hello" in written
+
+
+STRICT = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) or not m.content %}"
+    "{{ raise_exception('roles must alternate, and no message may be empty') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} {{ m.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def strict_encoder(tokenizer):
+    return TemplateEncoder(ChatTemplate(STRICT, {"bos_token": "<s>", "eos_token": "</s>"}), tokenizer)
+
+
+def v3_encoder(tokenizer):
+    return InstructEncoder("v3", tokenizer)
+
+
+@pytest.mark.parametrize("encoder", [strict_encoder, v3_encoder])
+@pytest.mark.parametrize("empty", [[EOS], [3, 4, EOS], [0]], ids=["nothing", "control tokens", "another end"])
+def test_an_empty_reply_is_left_out_and_every_later_turn_is_answered(tokenizer, ids, encoder, empty):
+    engine = ScriptedEngine([empty, empty, reply_of(ids, "Hello"), empty, reply_of(ids, "Fine")])
+    talk = Conversation(engine, tokenizer, encoder(tokenizer), Sampler(SamplingOptions()), max_tokens=9)
+    written = chat(talk, "One", "Two", "Three", "Four", "Five")
+    assert written == "\n\nHello\n\nFine\n\n"
+    messages = [
+        {"role": "user", "content": "One\n\nTwo\n\nThree"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Four\n\nFive"},
+    ]
+    assert engine.fed == [*encoder(tokenizer).encode(messages), *ids("Fine")]
+
+
+def test_mistral_common_joins_messages_in_a_row_in_the_same_way(tokenizer):
+    request = ChatCompletionRequest(messages=[UserMessage(content="One"), UserMessage(content="Two")])
+    theirs = MistralTokenizer.v3().encode_chat_completion(request).tokens
+    assert v3_encoder(tokenizer).encode([{"role": "user", "content": "One" + SEPARATOR + "Two"}]) == theirs
+
+
+def test_a_reply_that_was_interrupted_before_its_text_is_left_out(tokenizer, ids):
+    start = PIECES.encode("\U0001fae0")[1:3]  # bytes of a character that is not whole
+    engine = ScriptedEngine([[*start, EOS], reply_of(ids, "Fine")], on_decode=interrupt_at(1))
+    written = chat(conversation(engine, tokenizer), "One", "Two")
+    assert written.startswith("\n[interrupted]\nFine\n")
+    assert engine.prefills[1] == ids("<s>[INST] One\n\nTwo[/INST]")
+
+
+def test_reset_forgets_what_was_not_answered(tokenizer, ids):
+    engine = ScriptedEngine([[EOS], reply_of(ids, "Fine")])
+    chat(conversation(engine, tokenizer), "One", "/reset", "Two")
+    assert engine.prefills[1] == ids("<s>[INST] Two[/INST]")
+
+
+def test_a_file_with_a_byte_order_mark_is_read_as_without(tokenizer, ids):
+    engine = ScriptedEngine([reply_of(ids, "Hello")])
+    chat(conversation(engine, tokenizer), "\ufeffHi")
+    assert engine.prefills == [ids("<s>[INST] Hi[/INST]")]

@@ -178,6 +178,13 @@ def test_command_stops_before_a_stop_string_and_at_a_limit(command):
     assert err.endswith("| length\n")
 
 
+def test_command_stops_at_a_control_token_that_a_stop_string_names(command):
+    reply = [*PIECES.encode("one"), PIECES.piece_to_id("[INST]"), *PIECES.encode("two")]
+    _, out, _ = command(ScriptedEngine([reply]), "--prompt", "x", "--stop", "[INST]", "--json")
+    found = json.loads(out)
+    assert (found["text"], found["finish_reason"], found["token_ids"]) == (" one", "stop", reply[:2])
+
+
 def test_command_takes_ids_with_and_without_a_tokenizer(command):
     reply = [*PIECES.encode("Paris"), EOS]
     engine = ScriptedEngine([reply])
@@ -232,8 +239,9 @@ def test_several_prompts_give_a_json_list_of_what_each_gives_alone(command, tmp_
     assert all(isinstance(each, dict) for each in alone)
     assert objects("--prompt", "France", "--prompt", "Italy", "--prompt", "x") == alone
     path = tmp_path / "prompts.txt"
-    path.write_bytes(b"France\r\n\nItaly\nx\n")
-    assert objects("--prompts-file", str(path)) == alone
+    for mark in (b"", b"\xef\xbb\xbf"):  # as Windows writes it
+        path.write_bytes(mark + b"France\r\n\nItaly\nx\n")
+        assert objects("--prompts-file", str(path)) == alone
     path.write_text("France")
     assert objects("--prompts-file", str(path)) == alone[:1]  # a list, whatever the file holds
 

@@ -14,6 +14,7 @@ from runtime.errors import UserError
 from tests.helpers.tiny import write_tiny_mistral
 
 SENTENCEPIECE = Path(mistral_common_file).parent / "data" / "tokenizer.model.v1"
+V3 = Path(mistral_common_file).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
 
 
 @pytest.fixture(scope="module")
@@ -303,12 +304,12 @@ def test_mistrals_own_tokenizer_wins_where_a_chat_model_tells_its_version(copy):
     before = open_checkpoint(copy, "huggingface", {}).tokenizer
     shutil.copy(SENTENCEPIECE, copy / "tokenizer.model")  # states no version
     assert open_checkpoint(copy, "huggingface", {}).tokenizer == before
-    shutil.copy(SENTENCEPIECE, copy / "tokenizer.model.v3")
+    shutil.copy(V3, copy / "tokenizer.model.v3")
     edit_json(copy / "generation_config.json", eos_token_id=[2, 4])
     ours = open_checkpoint(copy, "huggingface", {}).tokenizer
     assert (ours.kind, ours.data, ours.instruct, ours.chat_template) == (
         "sentencepiece",
-        SENTENCEPIECE.read_bytes(),
+        V3.read_bytes(),
         "v3",
         None,
     )
@@ -316,7 +317,7 @@ def test_mistrals_own_tokenizer_wins_where_a_chat_model_tells_its_version(copy):
     edit_json(copy / "tokenizer_config.json", remove=("chat_template",))
     (copy / "chat_template.jinja").unlink(missing_ok=True)
     base = open_checkpoint(copy, "huggingface", {}).tokenizer
-    assert (base.kind, base.instruct, base.chat_template) == ("tokenizer.json", None, None)
+    assert (base.data, base.instruct, base.chat_template) == (V3.read_bytes(), None, None)
 
 
 def test_no_tokenizer(copy):

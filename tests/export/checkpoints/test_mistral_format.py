@@ -10,6 +10,7 @@ from mistral_common import __file__ as mistral_common_file
 from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM
 
+from export.checkpoints.chat import Chat
 from export.checkpoints.checkpoint import open_checkpoint
 from export.proof.steppers import TorchStepper, checkpoint_weights, static_model
 from runtime.errors import UserError
@@ -202,7 +203,7 @@ def test_tokenizer(copy):
         True,
         None,
     )
-    assert open_checkpoint(copy, "auto", {}, instruct=True).tokenizer.instruct == "v1"
+    assert open_checkpoint(copy, "auto", {}, chat=Chat(instruct=True)).tokenizer.instruct == "v1"
 
 
 def refused(folder: Path, kind: str = "mistral") -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mistral_common.tokens.tokenizers.sentencepiece import get_spm_version
 
-from export.checkpoints.mistral_tokenizer import declared_tokenizer, find, mistral_tokenizer
+from export.checkpoints.mistral_tokenizer import find, mistral_tokenizer
 from runtime.errors import UserError
 
 DATA = Path(str(importlib.resources.files("mistral_common") / "data"))
@@ -65,6 +65,7 @@ def test_a_sentencepiece_model_and_whether_it_chats(tmp_path):
         True,
     )
     assert (chat.instruct, chat.chat_template) == ("v3", None)
+    assert chat.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     assert (base.data, base.instruct, base.chat_template) == (chat.data, None, None)
 
 
@@ -75,12 +76,10 @@ def test_a_version_that_is_not_known_is_refused_only_for_chats(tmp_path):
     ):
         mistral_tokenizer(tmp_path, instruct=True)
     assert mistral_tokenizer(tmp_path, instruct=False).instruct is None
-    assert declared_tokenizer(tmp_path) is None
 
 
 def test_no_tokenizer(tmp_path):
     assert mistral_tokenizer(tmp_path, instruct=True) is None
-    assert declared_tokenizer(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_least_config_takes_every_default(write):
             "head": "auto",
             "adapter": None,
             "instruct": False,
+            "chat_template": None,
             "overrides": {},
         },
         "shape": {"batch": 1, "prefill_chunks": [128, 16], "cache_len": 4096},
@@ -183,6 +184,7 @@ def test_description_marks_exactly_the_defaults(write):
         "head",
         "adapter",
         "instruct",
+        "chat_template",
         "overrides",
         "prefill_chunk",
         "cache_len",
@@ -469,7 +471,8 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
         ("name.first=x", ": name is full-1.0 (FILE:2), so it has no keys to set"),
         (
             "frontend=x",
-            ": frontend is x, expected a mapping with the keys checkpoint, type, head, adapter, instruct, overrides",
+            ": frontend is x, expected a mapping with the keys "
+            "checkpoint, type, head, adapter, instruct, chat_template, overrides",
         ),
     ],
 )
@@ -508,3 +511,8 @@ def test_import_loads_no_heavy_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "\n"
+
+
+def test_two_chat_formats_are_refused(write):
+    with pytest.raises(UserError, match=r"frontend.chat_template is chat.jinja, but frontend.instruct asks for the"):
+        load_config(write(LEAST), ["frontend.chat_template=chat.jinja", "frontend.instruct=true"])

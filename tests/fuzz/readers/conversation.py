@@ -141,4 +141,6 @@ def _box(source: TokenizerSource, folder: Path) -> TokenizerSpec:
         add_bos=source.add_bos,
         eos_ids=source.eos_ids,
         chat_template="template.jinja",
+        special_tokens=None if source.special_tokens is None else dict(source.special_tokens),
+        text_after_added=source.text_after_added,
     )

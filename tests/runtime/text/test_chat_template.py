@@ -13,6 +13,7 @@ from runtime.text.chat_template import ChatTemplate, TemplateEncoder, open_chat_
 from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.conversations import WORDS, text
+from tests.helpers.mistral_tokenizers import open_both
 
 MISTRAL = """\
 {%- if messages[0]['role'] == 'system' %}
@@ -80,12 +81,12 @@ def test_text_equals_that_of_transformers(transformers_tokenizer, source, messag
     expected = transformers_tokenizer.apply_chat_template(
         messages, chat_template=source, tokenize=False, add_generation_prompt=add_generation_prompt
     )
-    template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
+    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
     assert template.render(messages, add_generation_prompt=add_generation_prompt) == expected
 
 
 def test_the_templates_own_refusal_is_shown():
-    template = ChatTemplate(MISTRAL, bos_token="<s>", eos_token="</s>")
+    template = ChatTemplate(MISTRAL, {"bos_token": "<s>", "eos_token": "</s>"})
     with pytest.raises(UserError, match="roles must alternate"):
         template.render([{"role": "assistant", "content": "Hi"}])
 
@@ -104,14 +105,14 @@ def test_the_templates_own_refusal_is_shown():
     ],
 )
 def test_a_template_that_fails_or_strays_is_one_sentence(source):
-    template = ChatTemplate(source, bos_token=None, eos_token=None, where="x.jinja")
+    template = ChatTemplate(source, {}, where="x.jinja")
     with pytest.raises(UserError, match=r"^x\.jinja cannot render this conversation: "):
         template.render(CONVERSATIONS[0])
 
 
 def test_source_that_is_no_jinja_is_refused():
     with pytest.raises(UserError, match=r"^x\.jinja is not a valid jinja template: "):
-        ChatTemplate("{% if %}", bos_token=None, eos_token=None, where="x.jinja")
+        ChatTemplate("{% if %}", {}, where="x.jinja")
 
 
 def test_template_from_an_artifact_gives_mistrals_ids(tmp_path):
@@ -289,3 +290,23 @@ def test_a_conversation_that_leaves_no_stand_in_is_refused(tmp_path):
     ours = open_conversation_encoder(spec, tmp_path, tokenizer)
     with pytest.raises(UserError, match="every private-use character"):
         ours.encode([{"role": "user", "content": "".join(map(chr, range(0xF0000, 0x10FFFE))) + "<|im_end|>"}])
+
+
+def test_parts_of_a_message_are_one_text_for_a_template_and_images_are_refused():
+    tokenizer, _, _ = open_both("v3")
+    template = "{{ messages[0].content }}"
+    encoder = TemplateEncoder(ChatTemplate(template, {}), tokenizer)
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    assert encoder.encode([{"role": "user", "content": parts}]) == tokenizer.encode("a b", add_bos=False)
+    with pytest.raises(UserError, match="message 0 has a part of the type 'image_url'"):
+        encoder.encode([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
+
+
+def test_a_template_that_knows_reasoning_gets_it_and_others_do_not():
+    tokenizer, _, _ = open_both("v3")
+    parts = [{"type": "thinking", "thinking": "2 and 2"}, {"type": "text", "text": "4"}]
+    knows = "{% for p in messages[0].content %}{{ p[p.type] }};{% endfor %}{# thinking #}"
+    for source, expected in ((knows, "2 and 2;4;"), ("{{ messages[0].content }}", "4")):
+        encoder = TemplateEncoder(ChatTemplate(source, {}), tokenizer)
+        assert encoder.encode([{"role": "assistant", "content": parts}]) == tokenizer.encode(expected, add_bos=False)
+        assert encoder.writes_reasoning == (source == knows)

@@ -50,6 +50,13 @@ def test_an_end_of_sequence_has_no_text():
     assert [step.text for step in run("ab#", ["bc"], reason="stop")] == ["a", "", "b"]
 
 
+def test_an_id_that_stops_has_no_text_and_releases_what_was_held():
+    text = TextStream(StreamDecoder(characters), ["bcd"], [ord("#")])
+    steps = list(with_text(iter(steps_of("abc#bcd")), text))
+    assert [step.text for step in steps] == ["a", "", "", "bc"]
+    assert steps[-1].finish_reason == "stop"
+
+
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(UserError, match="a stop string is empty"):
         TextStream(StreamDecoder(characters), ["x", ""])

@@ -104,7 +104,7 @@ BOMBS = {
 def test_bombs_are_refused(name):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(UserError) as told:
-        ChatTemplate(BOMBS[name], bos_token=None, eos_token=None, where="x.jinja").render(MESSAGES)
+        ChatTemplate(BOMBS[name], {}, where="x.jinja").render(MESSAGES)
     assert time.process_time() - start < 20
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 512 * 1024  # kB
     assert str(told.value).startswith("x.jinja ")
@@ -136,4 +136,4 @@ def test_bombs_are_refused(name):
     ],
 )
 def test_what_templates_do_every_day(source, expected):
-    assert ChatTemplate(source, bos_token=None, eos_token=None).render(MESSAGES) == expected
+    assert ChatTemplate(source, {}).render(MESSAGES) == expected

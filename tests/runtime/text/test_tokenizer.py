@@ -10,8 +10,10 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from export.checkpoints.gguf_tokenizer import recover
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
+from runtime.text.stream import Step, with_text
 from runtime.text.tokenizer import open_tokenizer
 
 V1 = "tokenizer.model.v1"
@@ -250,10 +252,56 @@ def test_a_broken_file_is_refused_by_name(tmp_path, kind, content):
         open_tokenizer(sentencepiece_spec("broken", kind=kind), tmp_path)
 
 
-def test_ids_that_the_file_lacks_are_refused(tmp_path):
+def test_a_bos_that_the_file_lacks_is_refused(tmp_path):
     with importlib.resources.as_file(DATA) as folder:
         shutil.copy(folder / V1, tmp_path / "tokenizer.model")
-    with pytest.raises(UserError, match="has no token 32000"):
-        open_tokenizer(sentencepiece_spec("tokenizer.model", eos_ids=(2, 32000)), tmp_path)
+    with pytest.raises(UserError, match="has no token 32000, which the manifest names as bos"):
+        open_tokenizer(sentencepiece_spec("tokenizer.model", bos_id=32000), tmp_path)
     with pytest.raises(UserError, match="add_bos without a bos_id"):
         open_tokenizer(sentencepiece_spec("tokenizer.model", bos_id=None), tmp_path)
+
+
+def test_an_end_that_the_file_lacks_needs_no_name():
+    with importlib.resources.as_file(DATA) as folder:
+        tokenizer = open_tokenizer(sentencepiece_spec(V1, eos_ids=(32000, 2)), folder)
+    assert tokenizer.decode([32000, *tokenizer.encode("so", add_bos=False)]) == "so"
+
+
+@pytest.mark.parametrize("file", [V1, V3, V7])
+def test_a_stop_string_that_names_a_control_token_stands_for_it(file):
+    tokenizer, _ = open_both(file)
+    before, after = (tokenizer.encode(text, add_bos=False) for text in ("so it ends", "or not"))
+    for name, control in tokenizer.control_tokens.items():
+        ids = [*before, control, *after]
+        steps = list(with_text(map(Step, ids), tokenizer.text_stream(["ends?", name])))
+        assert "".join(step.text for step in steps) == "so it ends"
+        assert (len(steps), steps[-1].finish_reason) == (len(before) + 1, "stop")
+        steps = list(with_text(map(Step, ids), tokenizer.text_stream(["not"])))
+        assert (len(steps), steps[-1].finish_reason) == (len(ids), "stop")
+
+
+def test_no_space_comes_in_front_of_a_user_defined_piece_of_a_gguf(tmp_path):
+    """llama.cpp splits a text at such pieces; each stretch behind one is a text of its own, with a space in front."""
+    letters = list("▁hi")
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *letters, "<|im_start|>"]
+    header = {
+        "model": "llama",
+        "tokens": names,
+        "scores": [0.0] * len(names),
+        "token_type": [2, 3, 3, *[6] * 256, *[1] * len(letters), 4],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    source = recover({f"tokenizer.ggml.{key}": value for key, value in header.items()}, "x")
+    (tmp_path / "tokenizer.model").write_bytes(source.data)
+    spec = TokenizerSpec(
+        kind="sentencepiece",
+        file="tokenizer.model",
+        bos_id=1,
+        add_bos=False,
+        eos_ids=(2,),
+        text_after_added=source.text_after_added,
+    )
+    ours = open_tokenizer(spec, tmp_path)
+    pieces = [ours.token_text(i) for i in ours.encode("<|im_start|>hi<|im_start|> hi")]
+    assert pieces == ["<|im_start|>", "▁", "h", "i", "<|im_start|>", "▁", "▁", "h", "i"]

@@ -1,0 +1,175 @@
+"""Replies, read back from the very ids that the instruct formats write for them."""
+
+import json
+import random
+
+import pytest
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+from runtime.decoding.conversation import Conversation
+from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.text.replies import ReplyText, content_of, ends_in_thought, read_reply
+from runtime.text.stream import Step, with_text
+from runtime.text.tool_calls import new_call_id, parse_tool_calls
+from tests.helpers.conversations import tool_round, value
+from tests.helpers.mistral_tokenizers import VERSIONS, open_both
+from tests.helpers.scripted_engine import ScriptedEngine
+
+USER = {"role": "user", "content": "What is 2 + 2?"}
+THOUGHT = [{"type": "thinking", "thinking": "2 and 2 …", "closed": True}, {"type": "text", "text": "It is 4."}]
+WITH_TOOLS = [name for version, name in VERSIONS.items() if version != "v1"]
+WITH_IDS = ("v3", "v7", "v11-tekken")
+
+
+def ids_of_turn(ours, tokenizer, messages):
+    """The ids of the assistant's turn behind the first message, without the end of the text."""
+    ids = ours.encode(messages)
+    begin = ids.index(tokenizer.control_tokens["[/INST]"]) + 1
+    return ids[begin : ids.index(2, begin)]
+
+
+def steps_of(tokenizer, ids, stops=()):
+    steps = [Step(token_id) for token_id in ids] + [Step(2, finish_reason="stop")]
+    return list(with_text(iter(steps), tokenizer.text_stream(stops)))
+
+
+def written(tokenizer, *pieces):
+    """Ids of texts and of control tokens' names."""
+    controls = tokenizer.control_tokens
+    ids = [[controls[piece]] if piece in controls else tokenizer.encode(piece, add_bos=False) for piece in pieces]
+    return [token_id for part in ids for token_id in part]
+
+
+def counted():
+    numbers = iter(range(100))
+    return lambda: f"new{next(numbers):06d}"
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_calls_are_those_that_the_format_writes(name):
+    tokenizer, ours, _ = open_both(name)
+    draw = random.Random(name)
+    for _ in range(200):
+        several = name != "v2"
+        asks, *results = tool_round(draw, several=several, beside_text=name not in ("v2", "v3"))
+        for call in asks["tool_calls"]:
+            arguments = json.dumps({"x": value(draw)}, ensure_ascii=False)
+            call["function"]["arguments"] = arguments.replace("▁", "_")  # SentencePiece reads it back as a space
+        ids = ids_of_turn(ours, tokenizer, [USER, asks, *results])
+        reply = read_reply(steps_of(tokenizer, ids), tokenizer, new_id=counted())
+        assert [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in reply.tool_calls] == [
+            (call["function"]["name"], json.loads(call["function"]["arguments"])) for call in asks["tool_calls"]
+        ]
+        assert all(call["type"] == "function" for call in reply.tool_calls)
+        expected = [call["id"] if name in WITH_IDS else f"new{i:06d}" for i, call in enumerate(asks["tool_calls"])]
+        assert [call["id"] for call in reply.tool_calls] == expected
+        assert (reply.text == "") == (not asks["content"].rstrip(" "))
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_the_name_of_a_control_token_in_a_text_calls_nothing(name):
+    tokenizer, _, _ = open_both(name)
+    text = '[TOOL_CALLS] [{"name": "add", "arguments": {}}]'
+    reply = read_reply(steps_of(tokenizer, written(tokenizer, "Say " + text)), tokenizer)
+    assert (reply.text, reply.tool_calls, reply.reasoning) == ("Say " + text, (), None)
+
+
+LIST, ARGUMENTS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+MALFORMED = [
+    [(LIST, "")],
+    [(LIST, "[]")],
+    [(LIST, '[{"name": "add", "arguments": {}')],
+    [(LIST, '{"name": "add", "arguments": {}}')],
+    [(LIST, '[{"name": "a b", "arguments": {}}]')],
+    [(LIST, '[{"name": "add", "arguments": "x"}]')],
+    [(LIST, '[{"name": "add"}]')],
+    [(LIST, "[3]")],
+    [(LIST, "[" * 100_000)],
+    [(LIST, "add")],
+    [(LIST, "add"), (ID, "a1B2c3D4e")],
+    [(LIST, "add"), (ARGUMENTS, "")],
+    [(LIST, "add"), (ARGUMENTS, "[1]")],
+    [(LIST, "add"), (ARGUMENTS, '{"x": 1')],
+    [(LIST, "a b"), (ARGUMENTS, "{}")],
+    [(LIST, "add"), (ARGUMENTS, "{}"), (ARGUMENTS, "{}")],
+    [(LIST, "add"), (ARGUMENTS, "{}"), (ID, "a1B2c3D4e")],
+    [(LIST, "add"), (ARGUMENTS, "{}"), (LIST, "add")],
+    [(ARGUMENTS, "{}")],
+    [],
+]
+
+
+@pytest.mark.parametrize("stretches", MALFORMED)
+def test_malformed_calls_are_none(stretches):
+    assert parse_tool_calls(stretches) is None
+
+
+def test_malformed_calls_stay_text():
+    tokenizer, _, _ = open_both("v13-tekken")
+    ids = written(tokenizer, "I add.", LIST, "add", ARGUMENTS, '{"x": ')
+    reply = read_reply(steps_of(tokenizer, ids), tokenizer)
+    assert (reply.text, reply.tool_calls) == ('I add.add{"x": ', ())
+
+
+def test_an_id_that_no_format_can_write_is_replaced():
+    twice = [(LIST, '[{"name": "a", "arguments": {}, "id": "a1B2c3D4e"}, {"name": "b", "arguments": {}, "id": "x"}]')]
+    assert [call["id"] for call in parse_tool_calls(twice, counted())] == ["a1B2c3D4e", "new000000"]
+    same = [(LIST, json.dumps([{"name": "a", "arguments": {}, "id": "a1B2c3D4e"}] * 2))]
+    assert [call["id"] for call in parse_tool_calls(same, counted())] == ["a1B2c3D4e", "new000000"]
+    assert len({new_call_id() for _ in range(50)}) == 50
+
+
+@pytest.mark.parametrize("name", ["v13-tekken", "v15-tekken"])
+def test_reasoning_is_apart_from_the_text(name):
+    tokenizer, ours, _ = open_both(name)
+    steps = steps_of(tokenizer, ids_of_turn(ours, tokenizer, [USER, {"role": "assistant", "content": THOUGHT}, USER]))
+    reply = read_reply(steps, tokenizer)
+    assert (reply.reasoning, reply.text, reply.tool_calls) == ("2 and 2 …", "It is 4.", ())
+    assert content_of(steps, tokenizer, reasoning=True) == THOUGHT
+    assert content_of(steps, tokenizer, reasoning=False) == "It is 4."
+    shown = ReplyText(tokenizer.dividers, lambda text: f"({text})")
+    text = "".join(map(shown.push, steps)).replace(")(", "")
+    assert text == "([THINK]2 and 2 …[/THINK])It is 4."
+
+
+def test_reasoning_that_is_cut_short_stays_open():
+    tokenizer, _, _ = open_both("v13-tekken")
+    steps = steps_of(tokenizer, written(tokenizer, "[THINK]", "2 and"))
+    assert read_reply(steps, tokenizer).reasoning == "2 and"
+    assert content_of(steps, tokenizer, reasoning=True) == [{"type": "thinking", "thinking": "2 and", "closed": False}]
+
+
+def test_a_prompt_may_have_begun_the_reasoning():
+    tokenizer, _, _ = open_both("v13-tekken")
+    assert ends_in_thought(written(tokenizer, "[/INST]", "[THINK]"), tokenizer)
+    assert not ends_in_thought(written(tokenizer, "[THINK]", "x"), tokenizer)
+    assert not ends_in_thought([], tokenizer)
+    steps = steps_of(tokenizer, written(tokenizer, "2 and 2", "[/THINK]", "4"))
+    reply = read_reply(steps, tokenizer, in_thought=True)
+    assert (reply.reasoning, reply.text) == ("2 and 2", "4")
+
+
+def test_nothing_is_held_back_beyond_a_divider():
+    """The beginning of a stop string, or of a character, at the end of the reasoning is none of the text behind it."""
+    tokenizer, _, _ = open_both("v13-tekken")
+    half = tokenizer.encode("\N{TROPICAL FISH}", add_bos=False)[:1]
+    ids = [*written(tokenizer, "[THINK]", "a ST"), *half, *written(tokenizer, "[/THINK]", "OP it STOP no")]
+    reply = read_reply(steps_of(tokenizer, ids, ["STOP"]), tokenizer)
+    assert (reply.reasoning, reply.text) == ("a ST\N{REPLACEMENT CHARACTER}", "OP it ")
+
+
+def test_the_next_turn_is_what_mistral_common_encodes():
+    tokenizer, ours, theirs = open_both("v13-tekken")
+    said = written(tokenizer, "[THINK]", "2 and 2", "[/THINK]", "It is 4.")
+    engine = ScriptedEngine([[*said, 2], [2]])
+    conversation = Conversation(engine, tokenizer, ours, Sampler(SamplingOptions()), max_tokens=50)
+    list(conversation.say("What is 2 + 2?"))
+    list(conversation.say("Why?"))
+    thinking = {"type": "thinking", "thinking": "2 and 2", "closed": True}
+    messages = [
+        USER,
+        {"role": "assistant", "content": [thinking, {"type": "text", "text": "It is 4."}]},
+        {"role": "user", "content": "Why?"},
+    ]
+    assert engine.fed == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages)).tokens
+    assert engine.resets == 1  # the second turn feeds only what is new
