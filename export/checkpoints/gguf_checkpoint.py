@@ -97,6 +97,14 @@ def open_file(path: Path) -> Opened:
     return Opened(family, values, where, source, recover(metadata, where, rows), rotary=rotary)
 
 
+def file_for_transformers(path: Path) -> Path | None:
+    """The file of a GGUF that transformers reads too: a dense model of one file, of an architecture that it knows."""
+    files = gguf_split.find(path)
+    keys, _ = _read_header(files[0])
+    known = keys.get("general.architecture") == "llama" and not keys.get("llama.expert_count")
+    return files[0] if known and len(files) == 1 else None
+
+
 def _rope_divisors(source: TensorSource, where: str) -> list[float] | None:
     """The numbers that a file divides rotary frequencies by, if it has them."""
     tensor = source.tensors.get(families.GGUF_ROPE_DIVISORS)

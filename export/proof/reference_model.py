@@ -12,6 +12,7 @@ import transformers
 from numpy.typing import NDArray
 
 from export.checkpoints.checkpoint import open_checkpoint
+from export.checkpoints.gguf_checkpoint import file_for_transformers
 from export.checkpoints.huggingface import WITH_IMAGES
 from export.checkpoints.huggingface_tensors import is_read_by_transformers
 from export.checkpoints.location import detect
@@ -84,8 +85,9 @@ def _load(
     adapter: Path | None,
 ) -> torch.nn.Module:
     """The checkpoint as `transformers` reads it, or as we read it where `transformers` does not."""
-    if kind == "gguf":
-        return automatic.from_pretrained(path.parent, dtype=torch.float32, gguf_file=path.name)
+    file = file_for_transformers(path) if kind == "gguf" else None
+    if file is not None:
+        return automatic.from_pretrained(file.parent, dtype=torch.float32, gguf_file=file.name)
     if kind == "huggingface" and adapter is None and is_read_by_transformers(path):
         if transformers.AutoConfig.from_pretrained(path).model_type in WITH_IMAGES:
             automatic = transformers.AutoModelForImageTextToText

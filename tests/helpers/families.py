@@ -1,5 +1,6 @@
 """One tiny checkpoint for each model and checkpoint form of the family, written by software that is not ours."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -23,7 +25,9 @@ from transformers import (
     PixtralVisionConfig,
 )
 
+from tests.helpers.gguf_files import write_gguf
 from tests.helpers.raw_mistral import MOE, PARAMS, raw_tensors, write_raw
+from tests.helpers.tiny import DEFAULTS
 
 WINDOW = 8
 SIZES: Mapping[str, Any] = {
@@ -86,9 +90,24 @@ def _raw(changes: Mapping[str, Any], pth_files: int, folder: Path) -> None:
     write_raw(folder, params, raw_tensors(params), pth_files=pth_files)
 
 
+def _gguf_ministral3(folder: Path) -> None:
+    """A Ministral 3 as llama.cpp's converter writes it: an architecture of its own, and matrices as Q8_0."""
+    sizes = {**DEFAULTS, "intermediate_size": 128, "sliding_window": None, "rope_parameters": MINISTRAL3_ROPE}
+    with tempfile.TemporaryDirectory() as source:
+        _save(Ministral3ForCausalLM, Ministral3Config, sizes, Path(source))
+        folder.mkdir()
+        write_gguf(
+            folder / "model.gguf", Path(source), GGMLQuantizationType.Q8_0, architecture="mistral3",
+            **{
+                "rope.freq_base": 1e6, "rope.scaling.type": "yarn", "rope.scaling.factor": 16.0,
+                "rope.scaling.original_context_length": 4, "rope.scaling.yarn_log_multiplier": 1.0,
+                "attention.temperature_scale": 0.25,
+            },
+        )  # fmt: skip
+
+
 mistral = partial(partial, _save, MistralForCausalLM, MistralConfig)
 ministral = partial(partial, _save, MinistralForCausalLM, MinistralConfig)
-ministral3 = partial(partial, _save, Ministral3ForCausalLM, Ministral3Config)
 mixtral = partial(partial, _save, MixtralForCausalLM, MixtralConfig)
 llama = partial(partial, _save, LlamaForCausalLM, LlamaConfig)
 raw = partial(partial, _raw)
@@ -144,6 +163,7 @@ FAMILIES: Mapping[str, FamilyRow] = {
         "Mistral's own format, YaRN and queries scaled by position",
         raw({"rope_theta": 1e6, "yarn": RAW_YARN, "llama_4_scaling": {"beta": 0.25, ORIGINAL: 4}}, 0),
     ),
+    "gguf-ministral-3": FamilyRow("GGUF of the architecture mistral3, Q8_0", _gguf_ministral3),
     "raw": FamilyRow("Mistral's own format, safetensors, one window", raw({"sliding_window": WINDOW}, 0)),
     "raw-ministral": FamilyRow(
         "Mistral's own format, .pth, interleaved windows",

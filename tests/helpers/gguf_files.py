@@ -32,9 +32,9 @@ def gguf_name(name: str) -> str:
     return f"{names.get_name(name.removesuffix('.weight'))}.weight"
 
 
-def open_writer(path: Path, **options: Any) -> GGUFWriter:
+def open_writer(path: Path, architecture: str = "llama", **options: Any) -> GGUFWriter:
     """A writer with the keys of the tiny model of `tests.helpers.tiny`, with a hidden size of 128."""
-    writer = GGUFWriter(path, "llama", **options)
+    writer = GGUFWriter(path, architecture, **options)
     writer.add_context_length(512)
     writer.add_embedding_length(64)
     writer.add_block_count(2)
@@ -63,15 +63,16 @@ def write_gguf(
     tied: bool = False,
     without: str = "",
     split: int = 0,
+    architecture: str = "llama",
     **metadata: Any,
 ) -> dict[str, Array]:
     """Write a GGUF of the tiny model in `folder`, in parts of `split` tensors if that is not 0.
 
     Returns the contents of its tensors, under Hugging Face names.
     """
-    writer = open_writer(path, split_max_tensors=split)
+    writer = open_writer(path, architecture, split_max_tensors=split)
     for key, value in metadata.items():
-        writer.add_key_value(f"llama.{key}", value, gguf.GGUFValueType.get_type(value))
+        writer.add_key_value(f"{architecture}.{key}", value, gguf.GGUFValueType.get_type(value))
     held = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         if name == without or (tied and name == "lm_head.weight"):
