@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -174,9 +173,7 @@ def described(
 ) -> tuple[families.Family, ModelConfig]:
     """The family and the model of a config.json."""
     found = describe(config, where)
-    model = checked_config(found.family, found.values, overrides, where)
-    rotary = {"rope_scaling": found.rotary.scaling, "query_scaling": found.rotary.queries}
-    return found.family, msgspec.structs.replace(model, **rotary)
+    return found.family, checked_config(found.family, found.values, overrides, where, found.rotary)
 
 
 @dataclass(frozen=True)

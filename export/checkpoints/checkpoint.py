@@ -108,9 +108,8 @@ def open_checkpoint(
     if adapter is not None:
         opened = with_adapter(opened, found, adapter)
     opened, head_fields = heads.attach(opened, head)
-    plain = model_config(opened.family, opened.values, overrides, opened.where)
-    rotary = {"rope_scaling": opened.rotary.scaling, "query_scaling": opened.rotary.queries}
-    model = _tied_as_stored(msgspec.structs.replace(plain, **rotary, **head_fields), opened)
+    plain = model_config(opened.family, opened.values, overrides, opened.where, opened.rotary)
+    model = _tied_as_stored(msgspec.structs.replace(plain, **head_fields), opened)
     layout = weights(opened.family, model)
     check_tensors(opened, layout, ignored(opened.family, model), path)
     source_bytes = sum(tensor.nbytes for tensor in opened.source.tensors.values())

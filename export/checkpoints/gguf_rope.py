@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from export.checkpoints.json_files import convert
-from export.checkpoints.rope_settings import Rotary, checked, yarn_magnitude
+from export.checkpoints.rope_settings import Rotary, checked, yarn_magnitude, yarn_ratio
 from runtime.artifact.rotary import DivisorScaling, LinearScaling, QueryScaling, RopeScaling, YarnScaling
 from runtime.errors import UserError
 
@@ -104,9 +104,8 @@ def _scaling(said: _Rope, model: _Model, divisors: Sequence[float] | None, where
 
 
 def _yarn(said: _Rope, model: _Model, factor: float, where: str) -> YarnScaling:
-    magnitude = yarn_magnitude(factor)
-    if said.log_multiplier:
-        magnitude /= yarn_magnitude(factor, said.log_multiplier)
+    multiplier = said.log_multiplier
+    magnitude = yarn_ratio(factor, 1.0, multiplier) if multiplier else yarn_magnitude(factor)
     return checked(
         YarnScaling,
         where,

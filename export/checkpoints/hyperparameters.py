@@ -7,18 +7,25 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from export.checkpoints.families import LAYER_TYPES, MODEL_NAMES, Family
+from export.checkpoints.rope_settings import Rotary
 from runtime.artifact.manifest import LAYER_LIMIT, ModelConfig
+from runtime.artifact.rotary import YarnScaling
 from runtime.errors import UserError
 
 OVERRIDABLE = ("context_length", "norm_eps", "rope_theta", "sliding_window")  # fields that change no weight's shape
 REQUIRED = ("dim", "hidden_dim", "n_layers", "n_heads", "vocab_size", "norm_eps", "rope_theta", "tied_embeddings")
 REQUIRED_OF_MIXTURES = ("n_experts", "experts_per_token")
+UNSCALED = Rotary()
 
 
 def model_config(
-    family: Family, values: Mapping[str, object], overrides: Mapping[str, object], where: str
+    family: Family,
+    values: Mapping[str, object],
+    overrides: Mapping[str, object],
+    where: str,
+    rotary: Rotary = UNSCALED,
 ) -> ModelConfig:
-    """The model that `values` (by the format's keys) and `overrides` (by our fields) describe.
+    """The model that `values` (by the format's keys), `overrides` (by our fields) and `rotary` describe.
 
     `where` names the file in a `UserError`.
     """
@@ -40,7 +47,13 @@ def model_config(
         raise UserError(
             f"{where} lacks {family.keys[missing[0]]}, which gives the model's {missing[0]}; use a complete checkpoint"
         )
-    return _checked(_complete(fields, family, where, overridden="sliding_window" in overrides), where)
+    model = _checked(_complete(fields, family, where, overridden="sliding_window" in overrides), where)
+    if isinstance(rotary.scaling, YarnScaling) and model.rope_theta <= 1:
+        raise UserError(
+            f"{where} gives a rope_theta of {model.rope_theta} with YaRN, which needs frequencies that fall from pair "
+            "to pair, expected a number above 1"
+        )
+    return msgspec.structs.replace(model, rope_scaling=rotary.scaling, query_scaling=rotary.queries)
 
 
 def _complete(fields: Mapping[str, object], family: Family, where: str, *, overridden: bool) -> dict[str, object]:

@@ -13,7 +13,7 @@ import msgspec
 
 from export.checkpoints.families import LAYER_TYPES
 from export.checkpoints.json_files import convert
-from runtime.artifact.rotary import LinearScaling, Llama3Scaling, QueryScaling, RopeScaling, YarnScaling
+from runtime.artifact.rotary import LinearScaling, Llama3Scaling, Positions, QueryScaling, RopeScaling, YarnScaling
 from runtime.errors import UserError
 
 TOP_LEVEL = ("rope_theta", "rope_scaling", "rope_parameters")  # the keys of config.json that begin with "rope"
@@ -147,9 +147,15 @@ class _Contexts:
     where: str
 
     def original_positions(self) -> int:
-        if not isinstance(self.original, int):
+        if self.original is None:
             raise UserError(f"{self.where} lacks original_max_position_embeddings, which its rotary scaling needs")
-        return self.original
+        return convert(self.original, Positions, f"{self.where}, original_max_position_embeddings")
+
+    def growth(self) -> float | None:
+        """How many times the model's positions are those of its first training; None if it does not say."""
+        if self.model is None:
+            return None
+        return convert(self.model, Positions, f"{self.where}, max_position_embeddings") / self.original_positions()
 
 
 def _linear(said: _Parameters, contexts: _Contexts) -> RopeScaling:
@@ -169,9 +175,7 @@ def _llama3(said: _Parameters, contexts: _Contexts) -> RopeScaling:
 
 def _yarn(said: _Parameters, contexts: _Contexts) -> RopeScaling:
     original = contexts.original_positions()
-    factor = said.factor
-    if factor is None and isinstance(contexts.model, int):
-        factor = contexts.model / original
+    factor = contexts.growth() if said.factor is None else said.factor
     attention_factor = said.attention_factor
     if attention_factor is None and factor is not None:
         attention_factor = _attention_factor(factor, said.mscale, said.mscale_all_dim)
@@ -195,13 +199,19 @@ def _yarn(said: _Parameters, contexts: _Contexts) -> RopeScaling:
 def _attention_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:
     """The factor of cosines and sines: 0.1 m log(factor) + 1, for m = 1 or as a ratio of two (as in DeepSeek-V2)."""
     if mscale and mscale_all_dim:
-        return yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all_dim)
+        return yarn_ratio(factor, mscale, mscale_all_dim)
     return yarn_magnitude(factor)
 
 
 def yarn_magnitude(factor: float, m: float = 1.0) -> float:
     """YaRN's sqrt(1 / t): 0.1 m log(factor) + 1, or 1 for a factor of at most 1 (Peng et al., 2023, section 3.4)."""
     return 0.1 * m * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def yarn_ratio(factor: float, m: float, other: float) -> float:
+    """The magnitude for `m` over that for `other`; NaN, which no record accepts, if the latter is 0."""
+    divisor = yarn_magnitude(factor, other)
+    return yarn_magnitude(factor, m) / divisor if divisor else math.nan
 
 
 def _queries(said: _Parameters, where: str) -> QueryScaling | None:

@@ -80,8 +80,7 @@ SETTINGS = {
 def described(config, where="config.json"):
     """The model that a config.json describes."""
     found = describe(config, where)
-    model = model_config(found.family, found.values, {}, where)
-    return model, found.rotary
+    return model_config(found.family, found.values, {}, where, found.rotary), found.rotary
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -134,6 +133,17 @@ REFUSALS = {
     "has partial_rotary_factor: 0.25": {"partial_rotary_factor": 0.25},
     "has llama_4_scaling_beta: 0.1, which is not supported; expected none": {
         "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}
+    },
+    "gives a rope_theta of 1.0 with YaRN": {"rope_parameters": {**YARN, "rope_theta": 1.0}},
+    "original_max_position_embeddings is malformed: Expected `int` >= 1": {
+        "rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 0}
+    },
+    "max_position_embeddings is malformed": {
+        "rope_parameters": {**YARN, "factor": None},
+        "max_position_embeddings": 10**400,
+    },
+    "do not fit together: Expected `float` > 0.0 - at `$.attention_factor`": {
+        "rope_parameters": {**YARN, "factor": math.e, "mscale": 1.0, "mscale_all_dim": -10.0}
     },
     "which contradict each other; expected attention_factor: 1.0": {
         "rope_parameters": {**YARN, "apply_yarn_scaling": False}
@@ -236,6 +246,11 @@ GGUF_REFUSALS = {
     "has rope.scaling.attn_factor: 2.0 without YaRN": {"rope.scaling.attn_factor": 2.0},
     "missing required field `original_context`": {"attention.temperature_scale": 0.1},
     "Expected `float` < 1000000000.0": {"rope.scaling.factor": math.inf},
+    "Expected `float` > 0.0 - at `$.attention_factor`": {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": math.e,
+        "rope.scaling.yarn_log_multiplier": -10.0,
+    },
 }
 
 

@@ -18,6 +18,9 @@ OTHERS = [
     {"architectures": ["MistralForSequenceClassification"], "id2label": {"0": "a", "1": "b"}},
     {"architectures": ["MistralForTokenClassification"], "num_labels": 2**31},
     {"rope_scaling": {"rope_type": "linear", "factor": 2}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 32, "mscale": 1.0}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 32}},
+    {"model_type": "ministral3", "rope_parameters": None},
     {"quantization_config": {"bits": 4}},
 ]
 
