@@ -4,6 +4,8 @@ They are `added_tokens_decoder` of tokenizer_config.json, which counts alone if 
 which has no flags: there, a token is special if it is named as one.
 """
 
+import re
+import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from export.checkpoints.special_tokens import ADDED_FILE, CONFIG_FILE, MAP_FILE
 from runtime.errors import UserError
 
 MOST_ADDED = 2**16  # tokens, and ids beyond those of the tokenizer
+ID = re.compile("[0-9]{1,9}")
 
 
 class AddedToken(msgspec.Struct, frozen=True):
@@ -88,9 +91,11 @@ def _tokens(config: _Config, specials: Collection[str | None], folder: Path) -> 
         listed = [(str(token_id), AddedToken(name, special=name in specials)) for name, token_id in ids.items()]
     if len(listed) > MOST_ADDED:
         raise UserError(f"{where} lists {len(listed)} added tokens, expected at most {MOST_ADDED}")
-    odd = next((token_id for token_id, _ in listed if not (token_id.isascii() and token_id.isdigit())), None)
+    odd = next((token_id for token_id, _ in listed if not ID.fullmatch(token_id)), None)
     if odd is not None:
-        raise UserError(f"{where} has an added token with the id {odd!r}, expected a whole number from 0")
+        raise UserError(
+            f"{where} has an added token with the id {reprlib.repr(odd)}, expected a whole number from 0 below 10^9"
+        )
     tokens = {int(token_id): token for token_id, token in sorted(listed, key=lambda pair: int(pair[0]))}
     if len(tokens) < len(listed) or len({token.content for token in tokens.values()}) < len(tokens):
         raise UserError(f"{where} lists an added token or an id twice; keep one of the two")

@@ -60,15 +60,15 @@ def read_vocabulary(
     """
     keys = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
     found = _convert(keys | {"chat_template": metadata.get("tokenizer.chat_template")}, where)
-    size = len(found.tokens)
-    found = _with_defaults(found, defaults)
-    _check_ids(found, where)
+    size = len(found.tokens) if rows is None else min(rows, len(found.tokens))
+    found = _with_defaults(found, defaults, size)
+    _check_ids(found, size, where)
     types = _types(found, where)
     tokens = _distinct(found.tokens, types, where)
     ends = set(end_names(tokens))
     types = [CONTROL if token in ends else kind for token, kind in zip(tokens, types, strict=True)]
-    if rows is not None and size > rows:
-        tokens, types = _cut(tokens, types, rows, where)
+    if size < len(tokens):
+        tokens, types = _cut(tokens, types, size, where)
     return msgspec.structs.replace(found, tokens=tuple(tokens), token_type=tuple(types))
 
 
@@ -79,8 +79,8 @@ def _convert(keys: Mapping[str, object], where: str) -> Vocabulary:
         raise UserError(f"{where} has a malformed tokenizer: {error}; {AGAIN}") from error
 
 
-def _with_defaults(found: Vocabulary, defaults: Mapping[str, int]) -> Vocabulary:
-    size = len(found.tokens)
+def _with_defaults(found: Vocabulary, defaults: Mapping[str, int], size: int) -> Vocabulary:
+    """The vocabulary with the usual ids of special tokens, and without optional ids beyond its `size`."""
     changes: dict[str, Any] = {
         key: token_id for key, token_id in defaults.items() if getattr(found, key) is None and token_id < size
     }
@@ -91,13 +91,12 @@ def _with_defaults(found: Vocabulary, defaults: Mapping[str, int]) -> Vocabulary
     return msgspec.structs.replace(found, **changes)
 
 
-def _check_ids(found: Vocabulary, where: str) -> None:
+def _check_ids(found: Vocabulary, size: int, where: str) -> None:
     for key in SPECIAL:
         token_id = getattr(found, key)
-        if token_id is not None and not 0 <= token_id < len(found.tokens):
+        if token_id is not None and not 0 <= token_id < size:
             raise UserError(
-                f"{where} names the special token {token_id} as {PREFIX}{key}, "
-                f"expected an id below {len(found.tokens)}; {AGAIN}"
+                f"{where} names the special token {token_id} as {PREFIX}{key}, expected an id below {size}; {AGAIN}"
             )
 
 

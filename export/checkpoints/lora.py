@@ -82,7 +82,7 @@ class AdaptedTensors:
         for first in range(0, len(result), step):
             block = result[first : first + step]
             at = slice(start + first, start + first + len(block))
-            with np.errstate(over="ignore", invalid="ignore"):  # reported below, with its place
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # reported below, with its place
                 block[...] = _merged(block, self.adapter, change, at).astype(block.dtype)
             bad = first_row_not_finite(block)
             if bad is not None:

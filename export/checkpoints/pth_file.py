@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from export.checkpoints.source import Array, SourceTensor, matrix_shape
+from runtime.artifact.tensor_file import BITS, numpy_dtype
 from runtime.errors import UserError
 
 CODE = re.compile(r"GLOBAL (\S+)")  # how torch's loader names the code that a file would call
@@ -57,9 +57,11 @@ class PthTensors:
         import torch
 
         tensor = self.stored[name]
-        part = tensor.reshape(matrix_shape(tuple(tensor.shape)))[rows].contiguous()
-        if part.dtype == torch.bfloat16:
-            return np.array(part.view(torch.uint16).numpy()).view(ml_dtypes.bfloat16)
+        matrix = tensor.reshape(matrix_shape(tuple(tensor.shape)))
+        part = (matrix[rows] if matrix.ndim else matrix).contiguous()
+        dtype = self.tensors[name].dtype
+        if dtype in BITS:  # numpy knows only their bits
+            return np.array(part.view(getattr(torch, BITS[dtype])).numpy()).view(numpy_dtype(dtype))
         return np.array(part.numpy())
 
 

@@ -14,6 +14,7 @@ from export.checkpoints.joined_tensors import open_weights
 from export.checkpoints.pth_file import PthTensors
 from export.checkpoints.source import TensorSource
 from export.checkpoints.weight_files import WeightFiles, find_weights
+from runtime.artifact.manifest import EXPERT_LIMIT
 from runtime.errors import UserError
 
 SAFETENSORS = "consolidated.safetensors"
@@ -47,10 +48,10 @@ def open_raw_weights(folder: Path) -> tuple[TensorSource, tuple[str, ...]]:
         raise UserError(f"{folder} has neither {SAFETENSORS} nor {PICKLED_PATTERNS[0]}; fetch the checkpoint again")
     if found.names[0].endswith(".safetensors"):
         return open_weights(found)
-    return PthTensors(_with_single_experts(PthTensors.open(found.paths).stored)), ()
+    return PthTensors(_with_single_experts(PthTensors.open(found.paths).stored, folder)), ()
 
 
-def _with_single_experts(stored: Mapping[str, Any]) -> dict[str, Any]:
+def _with_single_experts(stored: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The tensors (torch.Tensor), with stacked experts as views of one matrix each."""
     result: dict[str, Any] = {}
     for name, tensor in stored.items():
@@ -58,7 +59,7 @@ def _with_single_experts(stored: Mapping[str, Any]) -> dict[str, Any]:
         if router:
             result[f"{router['layer']}.feed_forward.gate.weight"] = tensor
         elif stacked:
-            result |= _experts(stacked["layer"], stacked["matrix"], tensor, stored)
+            result |= _experts(stacked["layer"], stacked["matrix"], tensor, stored, folder)
         else:
             result[name] = tensor
     return result
@@ -69,13 +70,14 @@ def _experts(
     matrix: str,
     stack: Any,  # noqa: ANN401 (a torch.Tensor; torch is not imported here)
     stored: Mapping[str, Any],
+    folder: Path,
 ) -> dict[str, Any]:
     """The matrices of a layer's experts, by name; `stack` has the shape (n_experts * hidden_dim, dim)."""
     router = stored.get(f"{layer}.block_sparse_moe.gate.weight")
-    n_experts = 0 if router is None else len(router)
-    if n_experts == 0 or stack.ndim != 2 or len(stack) % n_experts:
+    n_experts = 0 if router is None or router.ndim != 2 else len(router)
+    if not 1 <= n_experts <= EXPERT_LIMIT or stack.ndim != 2 or len(stack) % n_experts:
         raise UserError(
-            f"{layer}.block_sparse_moe.{matrix} has shape {tuple(stack.shape)} for {n_experts} experts, "
+            f"{folder}: {layer}.block_sparse_moe.{matrix} has shape {tuple(stack.shape)} for {n_experts} experts, "
             "expected the same number of rows for each; fetch the checkpoint again"
         )
     return {

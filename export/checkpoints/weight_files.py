@@ -1,6 +1,7 @@
 """Finds the files that hold a folder's weights: one file, the shards that an index names, or numbered shards alone."""
 
 import re
+import reprlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ import msgspec
 from export.checkpoints.json_files import convert, read_json
 from runtime.errors import UserError
 
-PATH_LIMIT = 1024  # characters; longer names are refused by file systems
+NAME_LIMIT = 255  # bytes; file systems refuse longer names of files and folders
+DEPTH_LIMIT = 8  # folders
 NUMBERED = re.compile(r"-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})")
 
 
@@ -55,11 +57,17 @@ def _listed(folder: Path, index: Path, suffix: str) -> WeightFiles:
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or path.suffix != suffix or "\0" in shard:
             raise UserError(f"{index} names the shard {shard!r}, expected a {suffix} file inside the folder")
-        if len(shard) > PATH_LIMIT or not (folder / shard).is_file():
+        if not _can_exist(path) or not (folder / shard).is_file():
             raise UserError(
-                f"{index} names the shard {shard!r}, which {folder} does not have; fetch the checkpoint again"
+                f"{index} names the shard {reprlib.repr(shard)}, which {folder} does not have; "
+                "fetch the checkpoint again"
             )
     return WeightFiles(folder, names, index, weight_map)
+
+
+def _can_exist(path: PurePosixPath) -> bool:
+    """Whether a file system may hold a path; asking it for one that is too long is an error, not an answer."""
+    return len(path.parts) <= DEPTH_LIMIT and all(len(part.encode()) <= NAME_LIMIT for part in path.parts)
 
 
 def _numbered(folder: Path, stem: str, suffix: str) -> WeightFiles | None:

@@ -148,6 +148,10 @@ def test_a_control_token_may_get_another_name(tmp_path):
             {"added": {f"<{i}>": 32000 + i for i in range(2**16 + 1)}},
             "lists 65537 added tokens, expected at most 65536",
         ),
+        (
+            {"config": {"added_tokens_decoder": decoder({"1" * 5000: ("<a>", True)})}},
+            "tokenizer_config.json has an added token with the id '1111.*', expected a whole number",
+        ),
         ({"added": {"": 32000}}, "has the added token '' with the id 32000"),
         ({"added": {"<a>": 32000, "<b>": 32000}}, "lists an added token or an id twice"),
         ({"added": {"<s>": 32000}}, "'<s>' with the id 32000, but .*tokenizer.model has it as 1"),

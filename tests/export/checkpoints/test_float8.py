@@ -76,6 +76,16 @@ def test_numbers_are_those_of_the_definition(tiny, tmp_path, kind):
     assert ours.notes == ("14 matrices of 8-bit floats (0.00 GB) are read as their exact values",)
 
 
+def test_a_file_pickled_by_torch_holds_the_same_model(tiny, tmp_path):
+    folder = write_float8(tiny, tmp_path / "x", "matrix")
+    expected = open_checkpoint(folder, "auto", {})
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    ours = open_checkpoint(pickled, "auto", {})
+    assert all(np.array_equal(ours.tensor(name), expected.tensor(name)) for name in expected.names())
+
+
 @pytest.mark.parametrize("kind", ["matrix", "blocks"])
 def test_transformers_reads_the_same_numbers(tiny, tmp_path, kind):
     folder = write_float8(tiny, tmp_path / "x", kind)

@@ -253,6 +253,16 @@ def test_padding_tokens(header):
 
 
 @pytest.mark.parametrize("header", [sentencepiece_keys, byte_keys])
+def test_special_tokens_beyond_the_embeddings(header):
+    size = len(header()["tokenizer.ggml.tokens"])
+    found = with_tokens(header(), ("[PAD1]", UNUSED))
+    padded = recover(found | {"tokenizer.ggml.padding_token_id": size}, "x", size)
+    assert padded.special_tokens == recover(header(), "x", size).special_tokens
+    with pytest.raises(UserError, match=f"names the special token {size} as .*eos_token_id, expected an id below"):
+        recover(found | {"tokenizer.ggml.eos_token_id": size}, "x", size)
+
+
+@pytest.mark.parametrize("header", [sentencepiece_keys, byte_keys])
 @pytest.mark.parametrize(
     ("more", "rows", "said"),
     [

@@ -73,6 +73,14 @@ def refused(folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "shard", ["x" * 300 + ".safetensors", "\u00e9" * 200 + ".safetensors", "x/" * 400 + "x.safetensors"]
+)
+def test_a_shard_with_a_name_that_no_file_can_have(bare, shard):
+    write_index(bare, {HEAD: shard})
+    assert f"which {bare} does not have" in refused(bare)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_bin_files_of_transformers_4(bare, tiny, state, count):
     if count == 1:
@@ -292,6 +300,9 @@ def test_a_stack_that_no_number_of_experts_divides(tmp_path):
     tensors = first_release(raw_tensors(params))
     write_pt(folder, tensors | {"layers.1.block_sparse_moe.w1": torch.zeros(159, 24)})
     assert "layers.1.block_sparse_moe.w1 has shape (159, 24) for 4 experts" in refused(folder)
+    for router, said in ((torch.tensor(1.0), 0), (torch.zeros(10**6, 0), 10**6)):
+        write_pt(folder, tensors | {"layers.1.block_sparse_moe.gate.weight": router})
+        assert f"{folder}: layers.1.block_sparse_moe.w1 has shape (160, 24) for {said} experts" in refused(folder)
 
 
 def test_merged_weights_of_mistral_finetune(tmp_path):

@@ -11,7 +11,11 @@ from tests.fuzz.reader import Reader, place
 from tests.fuzz.tiny_files import HUGGINGFACE, opened, tensors, write_huggingface
 
 INDEX = "model.safetensors.index.json"
-PATHS = ("../model.safetensors", "/etc/passwd", "./a.safetensors", "b/../a.safetensors", "b.safetensors\0", "x" * 5000)
+LONG = "x" * 300 + ".safetensors"
+PATHS = (
+    "../model.safetensors", "/etc/passwd", "./a.safetensors", "b/../a.safetensors", "b.safetensors\0", "x" * 5000, LONG,
+    "x/" * 5000 + "x.safetensors",
+)  # fmt: skip
 
 
 def open_reader(folder: Path) -> Reader:
@@ -24,7 +28,8 @@ def open_reader(folder: Path) -> Reader:
     weight_map = {name: shard for shard, held in shards.items() for name in held}
     seed = json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}).encode()
     absurd = (*ABSURD, *PATHS, *shards)
-    return Reader([seed], partial(spoil_json, absurd=absurd), partial(check, checkpoint, weights))
+    known = {"a name too long for a file": json.dumps({"weight_map": {"lm_head.weight": LONG}}).encode()}
+    return Reader([seed], partial(spoil_json, absurd=absurd), partial(check, checkpoint, weights), known)
 
 
 def check(checkpoint, weights, data: bytes) -> None:
