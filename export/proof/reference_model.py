@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from export.checkpoints.checkpoint import open_checkpoint
 from export.checkpoints.gguf_checkpoint import file_for_transformers
-from export.checkpoints.huggingface import WITH_IMAGES
+from export.checkpoints.huggingface import FLOAT8_METHOD, WITH_IMAGES
 from export.checkpoints.huggingface_tensors import is_read_by_transformers
+from export.checkpoints.json_files import read_json
+from export.checkpoints.leftover_quantization import KEY as QUANTIZATION
 from export.checkpoints.location import detect
 from export.conversion.convert import write_as
 from export.conversion.rotary_keys import rope_parameters
@@ -88,14 +90,25 @@ def _load(
     file = file_for_transformers(path) if kind == "gguf" else None
     if file is not None:
         return automatic.from_pretrained(file.parent, dtype=torch.float32, gguf_file=file.name)
-    if kind == "huggingface" and adapter is None and is_read_by_transformers(path):
+    if kind == "huggingface" and adapter is None and _is_read_by_transformers(path):
         if transformers.AutoConfig.from_pretrained(path).model_type in WITH_IMAGES:
             automatic = transformers.AutoModelForImageTextToText
         return automatic.from_pretrained(path, dtype=torch.float32)
     with tempfile.TemporaryDirectory(prefix="reference-") as temporary:
         folder = Path(temporary) / "model"
-        write_as("huggingface", open_checkpoint(path, kind, {}, adapter=adapter), path, folder)
+        source = path if path.is_dir() else path.parent
+        write_as("huggingface", open_checkpoint(path, kind, {}, adapter=adapter), source, folder)
         return automatic.from_pretrained(folder, dtype=torch.float32)
+
+
+def _is_read_by_transformers(folder: Path) -> bool:
+    """Whether transformers reads a folder as it is.
+
+    For a `quantization_config` that stayed behind, it would want the package that such weights need.
+    """
+    said = read_json(folder / "config.json").get(QUANTIZATION)
+    as_it_says = said is None or (isinstance(said, Mapping) and said.get("quant_method") == FLOAT8_METHOD)
+    return as_it_says and is_read_by_transformers(folder)
 
 
 def reference_config(model: ModelConfig, values: dict[str, object]) -> transformers.PretrainedConfig:

@@ -1,14 +1,17 @@
 """The reference of `make parity` has the weights of a compile, also in forms that transformers does not read itself."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 
 from export.checkpoints.checkpoint import open_checkpoint
 from export.proof.reference_model import load_reference
+from tests.helpers.gguf_files import write_gguf
 from tests.helpers.tiny import write_tiny_mistral
 
 O_PROJ = "model.layers.0.self_attn.o_proj"
@@ -45,5 +48,27 @@ def test_forms_that_transformers_does_not_read(tiny, tmp_path, form):
     model = open_checkpoint(tiny, "auto", {}).model
     expected = load_reference(tiny, "auto", model).state_dict()
     found = load_reference(folder, "auto", model).state_dict()
+    assert_same(found, expected)
+
+
+def test_a_quantization_config_that_stayed_behind(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny, tmp_path / "other"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    model = open_checkpoint(folder, "auto", {}).model
+    assert_same(load_reference(folder, "auto", model).state_dict(), load_reference(tiny, "auto", model).state_dict())
+
+
+@pytest.mark.parametrize("split", [0, 8], ids=["whole", "parts"])
+def test_a_folder_with_a_gguf(tmp_path, split):
+    write_tiny_mistral(tmp_path / "tiny", intermediate_size=128)
+    (tmp_path / "x").mkdir()
+    write_gguf(tmp_path / "x" / "x.gguf", tmp_path / "tiny", GGMLQuantizationType.F32, split=split, vocab_size=320)
+    model = open_checkpoint(tmp_path / "x", "auto", {}).model
+    expected = load_reference(tmp_path / "tiny", "auto", model).state_dict()
+    assert_same(load_reference(tmp_path / "x", "auto", model).state_dict(), expected)
+
+
+def assert_same(found, expected):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
