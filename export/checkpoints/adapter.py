@@ -61,9 +61,12 @@ def with_adapter(opened: Opened, kind: str, folder: Path) -> Opened:
         )
     adapter = _renamed_as_base(form.open(folder), opened.source)
     _check_shapes(adapter, opened.source)
-    changed = f"{len(adapter.changes)} matrices change"
-    replaced = f" and {len(adapter.replacements)} tensors are replaced" if adapter.replacements else ""
-    note = f"the adapter {folder} is merged: {changed}{replaced}; the tokenizer and its chat template are the base's"
+    if not adapter.changes and not adapter.replacements:
+        raise UserError(f"frontend.adapter is {folder}, which holds no tensors; fetch the adapter again")
+    note = (
+        f"the adapter {folder} is merged (matrices changed: {len(adapter.changes)}, "
+        f"tensors replaced: {len(adapter.replacements)}); the tokenizer and its chat template are the base's"
+    )
     return replace(opened, source=AdaptedTensors(opened.source, adapter), notes=(*opened.notes, note))
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from export.checkpoints.json_files import convert, read_json
-from export.checkpoints.special_tokens import ADDED_FILE, CONFIG_FILE, MAP_FILE
+from export.checkpoints.json_files import convert, read_optional_json
+from export.checkpoints.special_tokens import CONFIG_FILE, MAP_FILE
 from runtime.errors import UserError
 
+ADDED_FILE = "added_tokens.json"
 MOST_ADDED = 2**16  # tokens, and ids beyond those of the tokenizer
 ID = re.compile("[0-9]{1,9}")
 
@@ -61,20 +62,16 @@ def read_added_tokens(folder: Path, named: Iterable[str | None]) -> AddedTokens:
 
     Raises `UserError` if a file is malformed.
     """
-    config = convert(_values(folder / CONFIG_FILE), _Config, folder / CONFIG_FILE)
+    config = convert(read_optional_json(folder / CONFIG_FILE), _Config, folder / CONFIG_FILE)
     specials = {*named, *_listed(folder, config)}
     where, tokens = _tokens(config, specials, folder)
     return AddedTokens(where, tokens, legacy=config.legacy is not False)
 
 
-def _values(path: Path) -> Mapping[str, object]:
-    return read_json(path) if path.is_file() else {}
-
-
 def _listed(folder: Path, config: _Config) -> Iterator[str]:
     """Special tokens that have no keys of their own; the file of special tokens counts as in `named_tokens`."""
     for path in (folder / CONFIG_FILE, *((folder / MAP_FILE,) if config.added_tokens_decoder is None else ())):
-        lists = convert(_values(path), _Lists, path)
+        lists = convert(read_optional_json(path), _Lists, path)
         for more in (lists.additional_special_tokens, lists.extra_special_tokens):
             for token in more if isinstance(more, list) else ():
                 yield token if isinstance(token, str) else token.content
@@ -87,7 +84,7 @@ def _tokens(config: _Config, specials: Collection[str | None], folder: Path) -> 
         listed = [(token_id, token) for token_id, token in config.added_tokens_decoder.items()]
     else:
         where = folder / ADDED_FILE
-        ids = convert(_values(where), dict[str, int], where)
+        ids = convert(read_optional_json(where), dict[str, int], where)
         listed = [(str(token_id), AddedToken(name, special=name in specials)) for name, token_id in ids.items()]
     if len(listed) > MOST_ADDED:
         raise UserError(f"{where} lists {len(listed)} added tokens, expected at most {MOST_ADDED}")

@@ -69,7 +69,7 @@ def widened(source: TensorSource, where: str) -> tuple[TensorSource, tuple[str, 
         return source, ()
     nbytes = sum(stored[name].nbytes for name in matrices)
     return Float8Tensors(source, scales), (
-        f"{len(matrices)} matrices of 8-bit floats ({nbytes / 1e9:.2f} GB) are read as their exact values",
+        f"8-bit floats are read as their exact values (matrices: {len(matrices)}, {nbytes / 1e9:.2f} GB)",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from export.checkpoints import families
 from export.checkpoints.chat import Chat
 from export.checkpoints.families import Family
-from export.checkpoints.float8 import widened
+from export.checkpoints.float8 import Float8Tensors, widened
 from export.checkpoints.huggingface_tensors import open_tensors
 from export.checkpoints.huggingface_tokenizer import open_tokenizer
 from export.checkpoints.json_files import read_json
@@ -65,6 +65,8 @@ def open_folder(folder: Path, chat: Chat) -> Opened:
     source, found_notes = open_tensors(folder)
     source, said = _model_tensors(source, config, where)
     values, quantization_notes = without_leftover_quantization({**model.values, **changes}, source, where)
+    if isinstance(source, Float8Tensors):
+        quantization_notes = ()  # these are what the key describes
     tokenizer, chosen = open_tokenizer(folder, values, chat)
     return Opened(
         families.as_stored(model.family, source.tensors),

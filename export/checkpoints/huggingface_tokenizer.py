@@ -11,7 +11,6 @@ from export.checkpoints.chat import Chat, check_no_instruct
 from export.checkpoints.mistral_tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
 from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import TokenizerSource
-from export.checkpoints.special_tokens import added_names
 from export.checkpoints.tokenizer_json import added_names_in, open_tokenizer_json, tokens_around
 from export.checkpoints.tokenizer_settings import TokenizerSettings, read_settings
 from export.checkpoints.vocabulary import tokenizer_vocabulary, vocabulary_of
@@ -86,7 +85,8 @@ def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
     if not any((settings.folder / name).is_file() for name in (JSON_FILE, MODEL_FILE)):
         return None  # there is no other tokenizer
     inside = added_names_in(path.read_bytes(), path) if path.is_file() else ()
-    added = [name for name in (*inside, *added_names(settings.folder)) if BRACKETS.search(name)]
+    beside = (token.content for token in _added(settings).by_id.values())
+    added = [name for name in (*inside, *beside) if BRACKETS.search(name)]
     used = [name for name in added if template is None or name in template or name == settings.named.get("eos_token")]
     vocabulary = vocabulary_of(own.kind, own.data, settings.folder)
     return next((name for name in used if vocabulary.id_of(name) is None), None)

@@ -25,6 +25,11 @@ def read_json(path: Path) -> dict[str, object]:
     return value
 
 
+def read_optional_json(path: Path) -> dict[str, object]:
+    """As `read_json`; an empty object if there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
 def read_text(path: Path) -> str:
     """Read a text in UTF-8, without a byte order mark.
 

@@ -25,9 +25,9 @@ from runtime.errors import UserError
 PARAMS_FILE = "params.json"
 # The second key hides the windows from software that supports only one window for all layers.
 WINDOW_KEYS = ("sliding_window", "_sliding_window")
-# Keys that `_values` reads, or that carry no information.
-IMAGE_KEYS = ("vision_encoder",)  # of what is left out
-# `lora` is how mistral-finetune trained a model that it has merged; tensors of an adapter that is not are refused.
+IMAGE_KEYS = ("vision_encoder",)  # of the parts that are left out
+# Keys that other functions read, or that carry no information: `lora` says how mistral-finetune trained a model that it
+# has merged, and tensors of an adapter that it has not merged are refused.
 IGNORED_KEYS = (
     "max_batch_size", "max_position_embeddings", "moe", "_sliding_window", "yarn", "llama_4_scaling", "lora",
 )  # fmt: skip

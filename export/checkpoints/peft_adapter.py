@@ -6,6 +6,7 @@ import reprlib
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -38,7 +39,7 @@ class _Config(msgspec.Struct, frozen=True):
     """The part of adapter_config.json that we use."""
 
     peft_type: str
-    r: int = 8
+    r: Annotated[int, msgspec.Meta(ge=1)] = 8
     lora_alpha: float = 8.0
     use_rslora: bool | None = None
     use_dora: bool | None = None

@@ -1,11 +1,10 @@
 """Tensor names without what training wrappers put into them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from export.checkpoints.source import Array, SourceTensor, TensorSource
+from export.checkpoints.renamed_tensors import RenamedTensors
+from export.checkpoints.source import TensorSource
 from runtime.errors import UserError
 
 PREFIXES = {  # before every name -> the wrapper that leaves it
@@ -17,23 +16,6 @@ INFIXES = {  # anywhere in a name -> the wrapper that leaves it
     "_fsdp_wrapped_module.": "torch's FSDP",
     "_checkpoint_wrapped_module.": "torch's checkpoint wrapper",
 }
-
-
-@dataclass(frozen=True)
-class RenamedTensors:
-    """Tensors of a source under other names."""
-
-    source: TensorSource
-    originals: Mapping[str, str]  # our name -> the source's name
-
-    @cached_property
-    def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by its new name."""
-        return {name: self.source.tensors[original] for name, original in self.originals.items()}
-
-    def read(self, name: str, rows: slice) -> Array:
-        """Rows of one tensor, as stored."""
-        return self.source.read(self.originals[name], rows)
 
 
 def with_plain_names(source: TensorSource, folder: Path) -> tuple[TensorSource, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The tokens that the small files of a Hugging Face folder name: special ones, and those added to a vocabulary."""
+"""The special tokens that the small files of a Hugging Face folder name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,12 +6,11 @@ from typing import Annotated
 
 import msgspec
 
-from export.checkpoints.json_files import convert, read_json
+from export.checkpoints.json_files import convert, read_optional_json
 from runtime.artifact.manifest import MOST_SPECIAL_TOKENS, TokenName
 
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
-ADDED_FILE = "added_tokens.json"
 STANDARD = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 SUFFIX = "_token"  # of the key of a model's own special token, such as image_token
 MORE = "extra_special_tokens"  # may be an object of such keys; a list of tokens gives them no names
@@ -19,10 +18,6 @@ MORE = "extra_special_tokens"  # may be an object of such keys; a list of tokens
 
 class _Token(msgspec.Struct, frozen=True):
     content: TokenName
-
-
-class _Added(msgspec.Struct, frozen=True):
-    added_tokens_decoder: dict[str, _Token] | None = None
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -35,19 +30,9 @@ def named_tokens(folder: Path) -> Mapping[str, str | None]:
     As in transformers, special_tokens_map.json overrules a tokenizer_config.json without `added_tokens_decoder`, and
     otherwise does not count. Raises `UserError` if a file is malformed.
     """
-    config = _read(folder / CONFIG_FILE)
-    overruling = {} if "added_tokens_decoder" in config else _read(folder / MAP_FILE)
+    config = read_optional_json(folder / CONFIG_FILE)
+    overruling = {} if "added_tokens_decoder" in config else read_optional_json(folder / MAP_FILE)
     return _named(config, folder / CONFIG_FILE) | _named(overruling, folder / MAP_FILE)
-
-
-def added_names(folder: Path) -> tuple[str, ...]:
-    """Tokens that were added to a vocabulary, by the files beside it; raises `UserError` if one is malformed."""
-    decoder = convert(_read(folder / CONFIG_FILE), _Added, folder / CONFIG_FILE).added_tokens_decoder or {}
-    return tuple(dict.fromkeys((*_read(folder / ADDED_FILE), *(token.content for token in decoder.values()))))
-
-
-def _read(path: Path) -> dict[str, object]:
-    return read_json(path) if path.is_file() else {}
 
 
 def _named(values: Mapping[str, object], path: Path) -> dict[str, str | None]:

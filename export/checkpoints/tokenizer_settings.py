@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from export.checkpoints.json_files import T, convert, read_json, read_text
+from export.checkpoints.json_files import T, convert, read_optional_json, read_text
 from export.checkpoints.special_tokens import CONFIG_FILE, named_tokens
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -72,7 +72,7 @@ def read_settings(folder: Path, config: Mapping[str, object], template: str | No
 
 
 def _optional(path: Path, kind: type[T]) -> T:
-    return convert(read_json(path) if path.is_file() else {}, kind, path)
+    return convert(read_optional_json(path), kind, path)
 
 
 def _chat_template(folder: Path, options: _TokenizerConfig) -> str | None:

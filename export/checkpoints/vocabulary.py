@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
+from export.checkpoints.sentencepiece_model import load_sentencepiece
 from export.checkpoints.source import TokenizerKind
 from export.checkpoints.tokenizer_json import open_tokenizer_json
 from runtime.artifact.manifest import VOCABULARY_LIMIT
-from runtime.errors import refusing
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ def _of_tokenizer_json(data: bytes, path: Path) -> Vocabulary:
 
 
 def _of_sentencepiece(data: bytes, path: Path) -> Vocabulary:
-    processor = SentencePieceProcessor()
-    with refusing(f"{path} is not a SentencePiece model", "fetch the checkpoint again"):
-        processor.LoadFromSerializedProto(data)
+    processor = load_sentencepiece(data, path)
     size = processor.vocab_size()
 
     def id_of(name: str) -> int | None:

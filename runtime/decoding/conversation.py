@@ -6,12 +6,11 @@ from runtime.decoding.generation import TokenModel, generate
 from runtime.decoding.sampler import Sampler
 from runtime.errors import UserError
 from runtime.text.conversation_encoder import ConversationEncoder
+from runtime.text.message_parts import SEPARATOR
 from runtime.text.messages import Message
 from runtime.text.replies import content_of
 from runtime.text.stream import Step, with_text
 from runtime.text.tokenizer import Tokenizer
-
-SEPARATOR = "\n\n"  # between the texts of a user's messages that become one
 
 
 class Conversation:

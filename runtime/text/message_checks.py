@@ -18,7 +18,7 @@ FOLLOWERS: Mapping[str, tuple[str, ...]] = {  # which roles may follow a role
     "tool": ("user", "assistant", "tool"),
 }
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+WELL_FORMED_ID = re.compile(r"[a-zA-Z0-9]{9}")
 NO_ID = "null"  # how Mistral's reference encoder writes that there is none
 
 
@@ -88,7 +88,7 @@ def _check_ids(message: Message, index: int, *, any_text: bool) -> None:
     for call_id in ids:
         if any_text and (not call_id or call_id == NO_ID):
             raise UserError(f"message {index} has the tool call id {call_id!r}, expected any other text")
-        if not any_text and not CALL_ID.fullmatch(call_id):
+        if not any_text and not WELL_FORMED_ID.fullmatch(call_id):
             raise UserError(f"message {index} has the tool call id {call_id!r}, expected nine letters or digits")
 
 

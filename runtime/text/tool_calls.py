@@ -10,8 +10,7 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from runtime.text.instruct_formats import ARGUMENTS, CALL_ID, TOOL_CALLS
-from runtime.text.message_checks import CALL_ID as WELL_FORMED_ID
-from runtime.text.message_checks import FUNCTION_NAME
+from runtime.text.message_checks import FUNCTION_NAME, WELL_FORMED_ID
 from runtime.text.messages import FunctionCall, ToolCall
 
 ID_LENGTH = 9

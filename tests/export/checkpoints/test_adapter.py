@@ -97,7 +97,7 @@ def test_a_merged_matrix_is_that_of_peft(base, tmp_path, adapter_dtype):
     assert all(np.array_equal(checkpoint.tensor(name), before.tensor(name)) for name in unchanged)
     assert np.array_equal(fused[64:], before.tensor("layers.0.attention.wqkv.weight")[64:])
     (note,) = checkpoint.notes
-    assert note.startswith(f"the adapter {tmp_path / 'a'} is merged: 4 matrices change; the tokenizer and")
+    assert note.startswith(f"the adapter {tmp_path / 'a'} is merged (matrices changed: 4, tensors replaced: 0); the")
 
 
 def test_rows_in_blocks_are_the_rows_of_the_whole(plain, tmp_path, monkeypatch):

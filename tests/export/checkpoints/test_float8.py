@@ -73,7 +73,16 @@ def test_numbers_are_those_of_the_definition(tiny, tmp_path, kind):
     w13 = np.concatenate([exact("mlp.gate_proj"), exact("mlp.up_proj")])
     assert np.array_equal(ours.tensor("layers.1.feed_forward.w13.weight"), w13)
     assert ours.dtype("output.weight") == "bfloat16"  # what is no 8-bit float stays as it is
-    assert ours.notes == ("14 matrices of 8-bit floats (0.00 GB) are read as their exact values",)
+    assert ours.notes == ("8-bit floats are read as their exact values (matrices: 14, 0.00 GB)",)
+
+
+def test_the_quantization_config_of_another_tool_describes_them(tiny, tmp_path):
+    folder = write_float8(tiny, tmp_path / "x", "rows")
+    config = json.loads((folder / "config.json").read_text())
+    said = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    (note,) = open_checkpoint(folder, "auto", {}).notes
+    assert note.startswith("8-bit floats are read as their exact values")
 
 
 def test_a_file_pickled_by_torch_holds_the_same_model(tiny, tmp_path):
