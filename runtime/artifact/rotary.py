@@ -1,7 +1,7 @@
 """How a model's rotary embedding reaches beyond the context that it was first trained for: part of its configuration.
 
-The formulas are in `export/static_model/rope.py`. An artifact needs none of them, since frequencies are constants in
-its library.
+The formulas are in `rope_scaling.py` and `rope.py` of `export/static_model/`. An artifact needs none of them, since
+frequencies are constants in its library.
 """
 
 from typing import Annotated
