@@ -295,6 +295,13 @@ def test_folders_that_are_no_adapter(plain, tmp_path):
     assert "has neither adapter_model.safetensors nor adapter_model.bin" in refused(plain, adapter)
 
 
+def test_an_adapter_that_changes_nothing_is_refused(plain, tmp_path):
+    with pytest.raises(UserError, match="which holds no tensors; fetch the adapter again"):
+        merge(plain, write_adapter(tmp_path / "a", {}))
+    with pytest.raises(UserError, match="Expected `int` >= 1"):
+        merge(plain, write_adapter(tmp_path / "b", pair(WO), r=0))
+
+
 def test_identity_follows_the_adapter(tmp_path):
     adapter = write_adapter(tmp_path / "a", pair(WO))
     before = identity(adapter_files(adapter))
