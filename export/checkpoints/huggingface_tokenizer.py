@@ -36,7 +36,7 @@ def open_tokenizer(
         check_no_instruct(chat, folder, "huggingface")
     own, notes = _own(settings, instruct=chat.instruct)
     source = own or _json(settings) or _sentencepiece(settings)
-    return (None if source is None else _with_settings(source, settings)), notes
+    return (None if source is None else _with_settings(source, settings)), (*settings.notes, *notes)
 
 
 def _own(settings: TokenizerSettings, *, instruct: bool) -> tuple[TokenizerSource | None, tuple[str, ...]]:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from export.checkpoints.json_files import T, convert, read_json, read_text
+from export.checkpoints.chat_templates import folder_template
+from export.checkpoints.json_files import T, convert, read_json
 from export.checkpoints.special_tokens import CONFIG_FILE, named_tokens
-
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
 class _SpecialIds(msgspec.Struct, frozen=True):
@@ -24,17 +23,11 @@ class _SpecialIds(msgspec.Struct, frozen=True):
         return () if eos is None else (eos,) if isinstance(eos, int) else eos
 
 
-class _Template(msgspec.Struct, frozen=True):
-    name: str
-    template: str
-
-
 class _TokenizerConfig(msgspec.Struct, frozen=True):
-    """The part of tokenizer_config.json that we use, its special tokens apart."""
+    """The part of tokenizer_config.json that we use, its special tokens and templates apart."""
 
     add_bos_token: bool | None = None
     add_eos_token: bool | None = None
-    chat_template: str | tuple[_Template, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,7 @@ class TokenizerSettings:
     named: Mapping[str, str | None]  # special tokens by their keys; None for one that there is not
     template: str | None
     own_template: bool  # whether the template is the folder's own, and not one that the user gives
+    notes: tuple[str, ...] = ()  # for the user
 
 
 def read_settings(folder: Path, config: Mapping[str, object], template: str | None) -> TokenizerSettings:
@@ -59,6 +53,7 @@ def read_settings(folder: Path, config: Mapping[str, object], template: str | No
     options = _optional(folder / CONFIG_FILE, _TokenizerConfig)
     ids = convert(config, _SpecialIds, folder / "config.json")
     generation = _optional(folder / "generation_config.json", _SpecialIds)
+    own, notes = folder_template(folder) if template is None else (None, ())
     return TokenizerSettings(
         folder,
         add_bos=options.add_bos_token,
@@ -66,22 +61,11 @@ def read_settings(folder: Path, config: Mapping[str, object], template: str | No
         bos_id=ids.bos_token_id,
         end_ids=tuple(dict.fromkeys((*generation.end_ids, *ids.end_ids))),
         named=named_tokens(folder),
-        template=_chat_template(folder, options) if template is None else template,
+        template=own if template is None else template,
         own_template=template is None,
+        notes=notes,
     )
 
 
 def _optional(path: Path, kind: type[T]) -> T:
     return convert(read_json(path) if path.is_file() else {}, kind, path)
-
-
-def _chat_template(folder: Path, options: _TokenizerConfig) -> str | None:
-    """chat_template.jinja, which transformers prefers, or else `chat_template` of tokenizer_config.json.
-
-    If that is a list of named templates, the one named "default".
-    """
-    if (folder / CHAT_TEMPLATE).is_file():
-        return read_text(folder / CHAT_TEMPLATE)
-    if isinstance(options.chat_template, tuple):
-        return next((named.template for named in options.chat_template if named.name == "default"), None)
-    return options.chat_template
