@@ -14,7 +14,7 @@ from export.checkpoints.source import TokenizerSource
 from export.checkpoints.special_tokens import added_names
 from export.checkpoints.tokenizer_json import added_names_in, open_tokenizer_json, tokens_around
 from export.checkpoints.tokenizer_settings import TokenizerSettings, read_settings
-from export.checkpoints.vocabulary import tokenizer_vocabulary, vocabulary_of
+from export.checkpoints.vocabulary import Vocabulary, tokenizer_vocabulary, vocabulary_of
 from runtime.errors import UserError
 
 JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
@@ -93,19 +93,25 @@ def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
 
 
 def _json(settings: TokenizerSettings) -> TokenizerSource | None:
-    """tokenizer.json; what its post-processor puts around a text counts, beside tokenizer_config.json."""
+    """tokenizer.json; what its post-processor puts around a text counts before what tokenizer_config.json names.
+
+    Fine-tunes that name another bos_token for their template often keep the post-processor of their base.
+    """
     path = settings.folder / JSON_FILE
     if not path.is_file():
         return None
     data = tokenizer_json_added.with_added_tokens(path.read_bytes(), path, _added(settings))
     tokenizer = open_tokenizer_json(data, path)
     vocabulary = tokenizer_vocabulary(tokenizer)
-    named = settings.named.get("bos_token")
-    named_id = None if named is None else vocabulary.id_of(named)
-    bos = settings.bos_id if named_id is None else named_id
     before, after = tokens_around(tokenizer, path)
+    if len(before) > 1 and settings.add_bos is not False:
+        raise UserError(
+            f"{path}: its post_processor puts {len(before)} tokens before a text, expected at most one; remove the "
+            "others there, or set add_bos_token to false in tokenizer_config.json and write them into your prompts"
+        )
+    bos = next(iter(before), _named_bos(settings, vocabulary))
     known = bos is not None and vocabulary.name_of(bos) is not None
-    add_bos = known and (before[:1] == (bos,) if settings.add_bos is None else settings.add_bos)
+    add_bos = known and (bool(before) if settings.add_bos is None else settings.add_bos)
     ids = {"bos_token": bos, "eos_token": next(iter(settings.end_ids), None)}
     names = {key: vocabulary.name_of(token_id) for key, token_id in ids.items() if token_id is not None}
     return TokenizerSource(
@@ -118,6 +124,13 @@ def _json(settings: TokenizerSettings) -> TokenizerSource | None:
         next(iter(after), None),
         special_tokens={key: name for key, name in names.items() if name is not None},
     )
+
+
+def _named_bos(settings: TokenizerSettings, vocabulary: Vocabulary) -> int | None:
+    """The id of the token that tokenizer_config.json calls bos_token, or else that of config.json."""
+    named = settings.named.get("bos_token")
+    named_id = None if named is None else vocabulary.id_of(named)
+    return settings.bos_id if named_id is None else named_id
 
 
 def _sentencepiece(settings: TokenizerSettings) -> TokenizerSource | None:

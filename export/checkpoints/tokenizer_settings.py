@@ -10,17 +10,26 @@ from export.checkpoints.chat_templates import folder_template
 from export.checkpoints.json_files import T, convert, read_json
 from export.checkpoints.special_tokens import CONFIG_FILE, named_tokens
 
+ABSENT = -1  # written in place of an id
+
 
 class _SpecialIds(msgspec.Struct, frozen=True):
-    """The part of config.json and of generation_config.json that gives the token ids that begin and end a text."""
+    """The part of config.json and of generation_config.json that gives the token ids that begin and end a text.
+
+    Null and -1 stand for a token that there is not.
+    """
 
     bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
+    eos_token_id: int | tuple[int | None, ...] | None = None
+
+    @property
+    def begin_id(self) -> int | None:
+        return None if self.bos_token_id == ABSENT else self.bos_token_id
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        eos = self.eos_token_id
-        return () if eos is None else (eos,) if isinstance(eos, int) else eos
+        eos = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        return tuple(token_id for token_id in eos if token_id is not None and token_id != ABSENT)
 
 
 class _TokenizerConfig(msgspec.Struct, frozen=True):
@@ -58,7 +67,7 @@ def read_settings(folder: Path, config: Mapping[str, object], template: str | No
         folder,
         add_bos=options.add_bos_token,
         add_eos=options.add_eos_token,
-        bos_id=ids.bos_token_id,
+        bos_id=ids.begin_id,
         end_ids=tuple(dict.fromkeys((*generation.end_ids, *ids.end_ids))),
         named=named_tokens(folder),
         template=own if template is None else template,

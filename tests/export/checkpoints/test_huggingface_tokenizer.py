@@ -116,6 +116,8 @@ def chat_ids(source, folder, messages=HI):
         ([2, 300], 2, "</s>", (2, 300)),  # the tokenizer does not have it, but the model may
         (2, 2, "<|not_there|>", (2,)),
         (2, 2, None, (2,)),
+        (-1, [2, None, -1], "</s>", (2,)),  # there is none
+        ([], -1, "</s>", (2,)),
     ],
 )
 def test_a_reply_ends_where_any_file_says(folder, generation, config, named, ends):
@@ -230,6 +232,28 @@ def test_bos_and_the_end_of_a_whole_text(folder, before, after, settings, bos, e
     assert (spoiled.bos_id, spoiled.add_bos, spoiled.end_id) == (plain.bos_id, bos, end_id)
 
 
+@pytest.mark.parametrize("settings", [{}, {"bos_token": "<s>"}, {"bos_token": "<s>", "add_bos_token": True}])
+def test_a_text_begins_with_what_the_post_processor_puts_there(folder, settings):
+    path = folder(tokenizer__json=byte_tokenizer(before=("<|im_start|>",)), tokenizer_config__json=settings)
+    assert boxed(opened(path), path)[0].encode("a") == AutoTokenizer.from_pretrained(path)("a").input_ids
+
+
+def test_a_wrong_bos_in_the_config_does_not_matter_beside_a_post_processor(folder):
+    for wrong in (-1, 2**40, None):
+        source = opened(folder(tokenizer__json=byte_tokenizer()), config={"bos_token_id": wrong})
+        assert (source.bos_id, source.add_bos) == (1, True)
+
+
+def test_more_than_one_token_before_a_text(folder):
+    path = folder(tokenizer__json=byte_tokenizer(before=("<s>", "<|im_start|>")))
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: its post_processor puts 2 tokens before a text"
+    ):
+        opened(path)
+    path = folder(tokenizer_config__json={"add_bos_token": False})
+    assert opened(path).add_bos is False
+
+
 @pytest.mark.parametrize(("settings", "end_id"), [({}, None), ({"add_eos_token": True}, 2)])
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3", "tekken.json"])
 def test_the_end_of_a_whole_text_of_other_files(folder, name, settings, end_id):
@@ -244,9 +268,10 @@ def test_a_bos_that_the_tokenizer_does_not_have_begins_no_prompt(folder):
     assert boxed(source, path)[0].encode("a") == Tokenizer.from_file(str(path / "tokenizer.json")).encode("a").ids
 
 
-@pytest.mark.parametrize("wrong", [-1, 2**40])
+@pytest.mark.parametrize("wrong", [-2, 2**40])
 def test_ids_that_no_vocabulary_has_are_kept_for_the_check_of_the_models(folder, wrong):
-    source = opened(folder(tokenizer__json=byte_tokenizer()), config={"bos_token_id": wrong, "eos_token_id": wrong})
+    path = folder(tokenizer__json=byte_tokenizer(before=()))
+    source = opened(path, config={"bos_token_id": wrong, "eos_token_id": wrong})
     assert (source.bos_id, source.add_bos, source.eos_ids, source.special_tokens) == (wrong, False, (wrong,), {})
 
 
