@@ -18,6 +18,7 @@ from export.checkpoints.vocabulary import Vocabulary, tokenizer_vocabulary, voca
 from runtime.errors import UserError
 
 JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
+USER_TURN = "[INST]"  # in every chat format of Mistral's own
 BRACKETS = re.compile(r"[<\[{|]")  # in the names of control tokens, and not in words
 
 
@@ -51,40 +52,52 @@ def _own(settings: TokenizerSettings, *, instruct: bool) -> tuple[TokenizerSourc
             )
         return None, ()
     source = _own_source(settings, file, instruct=instruct)
-    lacking = None if source is None or instruct else _lacking(settings, source)
-    if lacking is None:
+    reason = None if source is None or instruct else _foreign(settings, source)
+    if reason is None:
         return source, ()
-    return None, (
-        f"{file.path} is not used: it lacks the token {lacking}, which other files of its folder add, so it belongs to "
-        "another model",
-    )
+    return None, (f"{file.path} is not used: {reason}, so it belongs to another model",)
 
 
 def _own_source(settings: TokenizerSettings, file: TokenizerFile, *, instruct: bool) -> TokenizerSource | None:
     """Mistral's own tokenizer; None for a chat model in a format that is not known, if there are other files for it.
 
-    Chat templates are known to differ from the model's own chat format, so the folder's gives way to that.
+    Chat templates are known to differ from the model's own chat format, so the folder's gives way to that if it is
+    meant to be the same.
     """
     folder = settings.folder
     if settings.template is None:
         return mistral_tokenizer(folder, instruct=instruct)
-    if settings.own_template and file.version in INSTRUCT_VERSIONS:
+    if settings.own_template and file.version in INSTRUCT_VERSIONS and USER_TURN in settings.template:
         return mistral_tokenizer(folder, instruct=True)
-    if settings.own_template and any((folder / name).is_file() for name in (JSON_FILE, MODEL_FILE)):
+    if settings.own_template and file.version not in INSTRUCT_VERSIONS and _has_others(settings):
         return None
     plain = mistral_tokenizer(folder, instruct=False)
     return None if plain is None else replace(plain, chat_template=settings.template)
 
 
-def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
-    """A token that shows that Mistral's own tokenizer is not this model's, since fine-tunes add tokens to another file.
+def _has_others(settings: TokenizerSettings) -> bool:
+    return any((settings.folder / name).is_file() for name in (JSON_FILE, MODEL_FILE))
 
-    It is one that ends texts or that the chat template writes; without a template, any that the other files add.
-    Words that were added do not count, since templates write some of them as text.
+
+def _foreign(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
+    """Why Mistral's own tokenizer is not this model's, as a clause; None if it is. Fine-tunes keep that of their base."""
+    if not _has_others(settings):
+        return None
+    lacking = _lacking(settings, own)
+    if lacking is not None:
+        return f"it lacks the token {lacking}, which other files of its folder add"
+    if settings.own_template and settings.template is not None and own.instruct is None:
+        return "the chat template of its folder is of another format"
+    return None
+
+
+def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
+    """A token that Mistral's own tokenizer lacks: one that ends texts or that the chat template writes.
+
+    Without a template, any that the other files add. Words that were added do not count, since templates write some of
+    them as text.
     """
     path, template = settings.folder / JSON_FILE, settings.template
-    if not any((settings.folder / name).is_file() for name in (JSON_FILE, MODEL_FILE)):
-        return None  # there is no other tokenizer
     inside = added_names_in(path.read_bytes(), path) if path.is_file() else ()
     added = [name for name in (*inside, *added_names(settings.folder)) if BRACKETS.search(name)]
     used = [name for name in added if template is None or name in template or name == settings.named.get("eos_token")]

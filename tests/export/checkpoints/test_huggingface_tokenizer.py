@@ -246,9 +246,7 @@ def test_a_wrong_bos_in_the_config_does_not_matter_beside_a_post_processor(folde
 
 def test_more_than_one_token_before_a_text(folder):
     path = folder(tokenizer__json=byte_tokenizer(before=("<s>", "<|im_start|>")))
-    with pytest.raises(
-        UserError, match=r"tokenizer\.json: its post_processor puts 2 tokens before a text"
-    ):
+    with pytest.raises(UserError, match=r"tokenizer\.json: its post_processor puts 2 tokens before a text"):
         opened(path)
     path = folder(tokenizer_config__json={"add_bos_token": False})
     assert opened(path).add_bos is False
@@ -354,6 +352,25 @@ def test_a_token_that_nothing_uses_does_not_make_it_another_model(folder):
     )
     source, notes = open_tokenizer(path, CONFIG, AS_PUBLISHED)
     assert (source.instruct, notes) == ("v7", ())
+
+
+ALPACA = "{% for m in messages %}{{ '### ' + m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tekken__json": tekken()},
+        {"tekken__json": tekken(), "tokenizer__json": byte_tokenizer(specials=SPECIALS[:3])},
+        {"tokenizer.model.v3": V3, "tokenizer__model": V3},
+    ],
+    ids=["alone", "beside json", "sentencepiece"],
+)
+def test_a_template_of_another_format_counts_beside_mistrals_own_tokenizer(folder, files):
+    source = opened(folder(**files, chat_template__jinja=ALPACA))
+    assert (source.instruct, source.chat_template) == (None, ALPACA)
+    source = opened(folder(chat_template__jinja="{{ '[INST]' + messages[0].content + '[/INST]' }}"))
+    assert source.instruct in ("v3", "v7")
 
 
 def test_a_chat_format_that_is_not_known_gives_way_to_the_template(folder):
