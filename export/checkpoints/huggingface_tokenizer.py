@@ -80,7 +80,7 @@ def _has_others(settings: TokenizerSettings) -> bool:
 
 
 def _foreign(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
-    """Why Mistral's own tokenizer is not this model's, as a clause; None if it is. Fine-tunes keep that of their base."""
+    """Why Mistral's own tokenizer is not this model's, as a clause, or None; fine-tunes keep that of their base."""
     if not _has_others(settings):
         return None
     lacking = _lacking(settings, own)
