@@ -9,6 +9,7 @@ from export.checkpoints.chat_templates import more_template_files
 from export.checkpoints.huggingface_tensors import FORMS, find_huggingface_weights
 from export.checkpoints.links import check_link, check_regular, is_lfs_pointer, lfs_advice
 from export.checkpoints.raw_weights import find_raw_weights
+from export.checkpoints.sentence_embedding import pooling_files
 from export.checkpoints.weight_files import WeightFiles
 from runtime.errors import UserError
 
@@ -24,7 +25,7 @@ WEIGHTS: Mapping[str, Callable[[Path], WeightFiles | None]] = {  # by kind of ch
 
 
 def checkpoint_files(path: Path, kind: str = "auto") -> list[Path]:
-    """The file and the other parts of a split one, or every file of the folder, and shards and templates below it.
+    """The file and the other parts of a split one, or every file of the folder and those below it that count.
 
     Raises `UserError` if there is none, for a link that leads out of the folder or nowhere, and for whatever is neither
     a file nor a folder.
@@ -34,7 +35,8 @@ def checkpoint_files(path: Path, kind: str = "auto") -> list[Path]:
         for entry in path.iterdir():
             check_regular(entry)
         inside = {entry for entry in path.iterdir() if entry.is_file()}
-        below = (*_shards(path, detect(path) if kind == "auto" else kind), *more_template_files(path))
+        shards = _shards(path, detect(path) if kind == "auto" else kind)
+        below = (*shards, *more_template_files(path), *pooling_files(path))
         files = sorted(inside.union(below))
         for file in files:
             check_link(file, path)
