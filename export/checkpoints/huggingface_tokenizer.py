@@ -8,6 +8,7 @@ from pathlib import Path
 from export.checkpoints import sentencepiece_added, tokenizer_json_added
 from export.checkpoints.added_tokens import AddedTokens, read_added_tokens
 from export.checkpoints.chat import Chat, check_no_instruct
+from export.checkpoints.gguf_ends import END_NAMES, end_names
 from export.checkpoints.mistral_tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
 from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import TokenizerSource
@@ -178,8 +179,21 @@ def _with_settings(source: TokenizerSource, settings: TokenizerSettings) -> Toke
     tokens = {key: name for key, name in named.items() if name is not None}
     end = tokens.get("eos_token")
     own_id = None if end is None else vocabulary_of(source.kind, source.data, settings.folder).id_of(end)
-    ids = [*settings.end_ids, *source.eos_ids, *(() if own_id is None else (own_id,))]
+    ids = [*settings.end_ids, *source.eos_ids, *(() if own_id is None else (own_id,)), *_ends_of_turns(source)]
     end_id = source.end_id
     if end_id is None and settings.add_eos:
         end_id = next(iter(ids), None) if own_id is None else own_id
     return replace(source, eos_ids=tuple(dict.fromkeys(ids)), end_id=end_id, special_tokens=tokens)
+
+
+def _ends_of_turns(source: TokenizerSource) -> list[int]:
+    """The ids of the tokens that the chat template writes and that llama.cpp knows to end a turn, whatever files say.
+
+    A fine-tune that ends its turns with another token than its base does not always say so.
+    """
+    if source.chat_template is None:
+        return []
+    written = [name for name in END_NAMES if name in source.chat_template]
+    vocabulary = vocabulary_of(source.kind, source.data, Path(source.kind))
+    ids = {name: token_id for name in written if (token_id := vocabulary.id_of(name)) is not None}
+    return [ids[name] for name in end_names(ids)]

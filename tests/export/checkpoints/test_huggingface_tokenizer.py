@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from export.checkpoints.chat import AS_PUBLISHED, Chat, template_notes
+from export.checkpoints.chat import AS_PUBLISHED, Chat, template_notes, tokenizer_notes
 from export.checkpoints.huggingface_tokenizer import open_tokenizer
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
@@ -127,6 +127,20 @@ def test_a_reply_ends_where_any_file_says(folder, generation, config, named, end
         tokenizer_config__json={"eos_token": named},
     )
     assert opened(path, config={"eos_token_id": config}).eos_ids == ends
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (TURN, (2, 4)),
+        ("{{ messages[0].content + '</s>' }}", (2,)),
+        ("{{ messages[0].content + '<|im_start|>' + eos_token }}", (2,)),
+        ("{{ messages[0].content + '<|eot_id|>' }}", (2,)),  # the tokenizer does not have it
+    ],
+)
+def test_a_reply_ends_where_the_template_ends_turns(folder, template, ends):
+    path = folder(tokenizer__json=byte_tokenizer(), chat_template__jinja=template)
+    assert opened(path).eos_ids == ends
 
 
 def test_a_reply_of_mistrals_own_tokenizer_ends_where_any_file_says(folder):
@@ -433,3 +447,13 @@ def test_a_template_that_writes_what_the_tokenizer_lacks_is_noted(folder, templa
 def test_a_byte_order_mark_is_no_part_of_a_template(folder):
     path = folder(tokenizer__json=byte_tokenizer(), chat_template__jinja="\ufeff" + TURN)
     assert opened(path).chat_template == TURN
+
+
+def test_a_folder_without_a_tokenizer_is_noted(folder):
+    path = folder(tokenizer_config__json={})
+    assert "has no tokenizer, expected tokenizer.json, tokenizer.model or tekken.json" in tokenizer_notes(None, path)[0]
+    path = folder(vocab__json={}, **{"merges.txt": "#version: 0.2"})
+    note = tokenizer_notes(opened(path), path)[0]
+    assert "has no tokenizer but vocab.json, merges.txt, expected" in note
+    assert note.endswith("or save it with transformers, which writes tokenizer.json")
+    assert tokenizer_notes(opened(folder(tokenizer__json=byte_tokenizer())), path) == ()
