@@ -6,6 +6,7 @@ Each result has a key and is made only once.
 from functools import partial
 from pathlib import Path
 
+from export.checkpoints.chat import tokenizer_notes
 from export.console import console
 from export.job import Job
 from export.memory_use import check_graphs_memory, check_storing_memory
@@ -47,7 +48,7 @@ def check_special_ids(record: WeightsRecord, where: Path) -> None:
 
 def _store(job: Job, folder: Path) -> None:
     checkpoint = open_configured(job.config)
-    for note in checkpoint.notes:
+    for note in (*checkpoint.notes, *tokenizer_notes(checkpoint.tokenizer, job.config.frontend.checkpoint)):
         console.print(f"warning: {note}", style="yellow")
     record = weights_record(job.config, checkpoint)
     where = job.config.frontend.checkpoint

@@ -26,17 +26,18 @@ WITHOUT_CHAT = (
 def try_tokenizer(record: WeightsRecord, folder: Path, where: Path) -> None:
     """Raise `UserError` unless the tokenizer in `folder` encodes a text and, for a chat model, a conversation.
 
-    `where` is the checkpoint that it comes from.
+    Each id must be one of the model's. `where` is the checkpoint that it comes from.
     """
     spec = record.tokenizer
     if spec is None:
         return
     if not record.model.generates:
         spec = msgspec.structs.replace(spec, chat_template=None, instruct=None)  # nobody chats with it
+    limits = (record.model.vocab_size, SECONDS, MEMORY)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", MODULE, msgspec.json.encode(spec).decode(), str(folder), str(SECONDS), str(MEMORY)],
+            [sys.executable, "-m", MODULE, msgspec.json.encode(spec).decode(), str(folder), *map(str, limits)],
             env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
             capture_output=True,
             text=True,

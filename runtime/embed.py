@@ -3,6 +3,7 @@
 These are the decoder's, after the final norm.
 """
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import cli
+from runtime.artifact.manifest import Pool
 from runtime.decoding.whole_texts import Outputs, open_head, outputs_of_all, whole_texts_parser
 from runtime.errors import run_command
 
-POOLS: Mapping[str, Callable[[Outputs], NDArray[np.float32]]] = {  # (tokens, dim) to (dim,)
+POOLS: Mapping[Pool, Callable[[Outputs], NDArray[np.float32]]] = {  # (tokens, dim) to (dim,)
     "last": lambda states: states[-1],
     "mean": lambda states: states.mean(0, dtype=np.float64).astype(np.float32),
 }
 
 
-def pooled(states: Outputs, pool: str, *, normalize: bool) -> NDArray[np.float32]:
+def pooled(states: Outputs, pool: Pool, *, normalize: bool) -> NDArray[np.float32]:
     """Pool hidden states (tokens, dim) into one vector (dim,), of length 1 if `normalize`; zeros stay zeros."""
     vector = POOLS[pool](states)
     length = np.linalg.norm(vector.astype(np.float64))
@@ -35,14 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pool",
         choices=POOLS,
-        default="last",
-        help="the last token's state, or the mean over all tokens (default: %(default)s)",
+        help="the last token's state, or the mean over all tokens (default: what the checkpoint said, or else last)",
     )
-    parser.add_argument("--normalize", action="store_true", help="scale each vector to length 1")
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="scale each vector to length 1 (default: what the checkpoint said, or else no)",
+    )
     args = parser.parse_args(argv)
     opened = open_head(args.artifact, args.threads, args.minimum_build, ("embedding",))
     ids = [opened.ids(text) for text in args.text]
-    vectors = [pooled(states, args.pool, normalize=args.normalize) for states in outputs_of_all(opened.engine, ids)]
+    pool = opened.model.pool if args.pool is None else args.pool
+    normalize = opened.model.normalize if args.normalize is None else args.normalize
+    vectors = [pooled(states, pool, normalize=normalize) for states in outputs_of_all(opened.engine, ids)]
     if args.json:
         rows = zip(args.text, ids, vectors, strict=True)
         print(

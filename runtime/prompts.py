@@ -1,6 +1,7 @@
 """What `runtime.generate` feeds a model: ids, a text to continue or to fill in, or a conversation with tools."""
 
 import argparse
+import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def read_tools(path: Path) -> list[Tool]:
     if len(data) > TOOLS_LIMIT:
         raise UserError(f"{path} has more than {TOOLS_LIMIT} bytes, expected a JSON list of tools")
     try:
-        return msgspec.json.decode(data, type=list[Tool])
+        return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=list[Tool])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a list of tools: {error}; expected "

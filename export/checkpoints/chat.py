@@ -11,6 +11,7 @@ from runtime.errors import UserError
 # How control tokens are written, as no model's ordinary text is: <|im_end|>, [TOOL_CALLS]. Not so [INST] and <think>,
 # which models without such a token write as text.
 MARKUP = re.compile(r"<[|\uff5c][^<>|\uff5c\s]{1,64}[|\uff5c]>|\[/?[A-Z]+(?:_[A-Z]+)+\]")
+OTHER_TOKENIZERS = ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 SHOWN = 4  # names in one sentence
 
 
@@ -47,6 +48,19 @@ def with_template(opened: Opened, template: str | None, path: Path) -> Opened:
             "fetch the tokenizer that the model was published with"
         )
     return replace(opened, tokenizer=replace(opened.tokenizer, chat_template=template, instruct=None))
+
+
+def tokenizer_notes(tokenizer: TokenizerSource | None, path: Path) -> tuple[str, ...]:
+    """A warning for the user if a checkpoint has no tokenizer, with the files that are not read as one."""
+    if tokenizer is not None:
+        return ()
+    others = [name for name in OTHER_TOKENIZERS if (path / name).is_file()]
+    found = f" but {', '.join(others)}" if others else ""
+    remedy = ", or save it with transformers, which writes tokenizer.json" if others else ""
+    return (
+        f"{path} has no tokenizer{found}, expected tokenizer.json, tokenizer.model or tekken.json, so the artifact "
+        f"takes only token ids; add the tokenizer that the model was published with{remedy}",
+    )
 
 
 def template_notes(tokenizer: TokenizerSource | None, path: Path) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import msgspec
 
+from export.checkpoints.chat_templates import DEFAULT, WITH_TOOLS, one_template
 from export.checkpoints.gguf_ends import end_names
 from runtime.errors import UserError
 
 PREFIX = "tokenizer.ggml."
+TEMPLATES = {DEFAULT: "tokenizer.chat_template", WITH_TOOLS: f"tokenizer.chat_template.{WITH_TOOLS}"}
 AGAIN = "convert the model again"
 # GGUF's token types are those of SentencePiece.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = TOKEN_TYPES = range(1, 7)
@@ -59,7 +61,7 @@ def read_vocabulary(
     what is malformed, for an id without a token, and for two tokens of the same text.
     """
     keys = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
-    found = _convert(keys | {"chat_template": metadata.get("tokenizer.chat_template")}, where)
+    found = _convert(keys | {"chat_template": _template(metadata, where)}, where)
     size = len(found.tokens) if rows is None else min(rows, len(found.tokens))
     found = _with_defaults(found, defaults, size)
     _check_ids(found, size, where)
@@ -70,6 +72,17 @@ def read_vocabulary(
     if size < len(tokens):
         tokens, types = _cut(tokens, types, size, where)
     return msgspec.structs.replace(found, tokens=tuple(tokens), token_type=tuple(types))
+
+
+def _template(metadata: Mapping[str, object], where: str) -> str | None:
+    named: dict[str, str] = {}
+    for name, key in TEMPLATES.items():
+        template = metadata.get(key)
+        if isinstance(template, str):
+            named[name] = template
+        elif template is not None:
+            raise UserError(f"{where} has {key}: {template!r:.40}, expected a text; {AGAIN}")
+    return one_template(named)
 
 
 def _convert(keys: Mapping[str, object], where: str) -> Vocabulary:

@@ -1,13 +1,15 @@
 """Heads: which one a checkpoint has or a config asks for, where its tensors are, and its fields in `ModelConfig`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from export.checkpoints.families import Family
 from export.checkpoints.json_files import convert
+from export.checkpoints.sentence_embedding import read_pooling
 from export.checkpoints.source import Opened
 from runtime.artifact.manifest import HEADS, HeadName, LabelScores
 from runtime.errors import UserError
@@ -90,6 +92,8 @@ def _with_decoder(family: Family, opened: Opened) -> Family:
 
 
 def _fields(opened: Opened, head: HeadName) -> dict[str, object]:
+    if head == "embedding":
+        return asdict(read_pooling(Path(opened.where).parent))
     if head == "question_answering":
         return {"n_labels": SPAN_ENDS}
     if HEADS[head].size != "n_labels":

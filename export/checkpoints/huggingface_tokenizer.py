@@ -8,15 +8,17 @@ from pathlib import Path
 from export.checkpoints import sentencepiece_added, tokenizer_json_added
 from export.checkpoints.added_tokens import AddedTokens, read_added_tokens
 from export.checkpoints.chat import Chat, check_no_instruct
+from export.checkpoints.gguf_ends import END_NAMES, end_names
 from export.checkpoints.mistral_tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
 from export.checkpoints.sentencepiece_model import open_sentencepiece
 from export.checkpoints.source import TokenizerSource
 from export.checkpoints.tokenizer_json import added_names_in, open_tokenizer_json, tokens_around
 from export.checkpoints.tokenizer_settings import TokenizerSettings, read_settings
-from export.checkpoints.vocabulary import tokenizer_vocabulary, vocabulary_of
+from export.checkpoints.vocabulary import Vocabulary, tokenizer_vocabulary, vocabulary_of
 from runtime.errors import UserError
 
 JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
+USER_TURN = "[INST]"  # in every chat format of Mistral's own
 BRACKETS = re.compile(r"[<\[{|]")  # in the names of control tokens, and not in words
 
 
@@ -35,7 +37,7 @@ def open_tokenizer(
         check_no_instruct(chat, folder, "huggingface")
     own, notes = _own(settings, instruct=chat.instruct)
     source = own or _json(settings) or _sentencepiece(settings)
-    return (None if source is None else _with_settings(source, settings)), notes
+    return (None if source is None else _with_settings(source, settings)), (*settings.notes, *notes)
 
 
 def _own(settings: TokenizerSettings, *, instruct: bool) -> tuple[TokenizerSource | None, tuple[str, ...]]:
@@ -50,40 +52,52 @@ def _own(settings: TokenizerSettings, *, instruct: bool) -> tuple[TokenizerSourc
             )
         return None, ()
     source = _own_source(settings, file, instruct=instruct)
-    lacking = None if source is None or instruct else _lacking(settings, source)
-    if lacking is None:
+    reason = None if source is None or instruct else _foreign(settings, source)
+    if reason is None:
         return source, ()
-    return None, (
-        f"{file.path} is not used: it lacks the token {lacking}, which other files of its folder add, so it belongs to "
-        "another model",
-    )
+    return None, (f"{file.path} is not used: {reason}, so it belongs to another model",)
 
 
 def _own_source(settings: TokenizerSettings, file: TokenizerFile, *, instruct: bool) -> TokenizerSource | None:
     """Mistral's own tokenizer; None for a chat model in a format that is not known, if there are other files for it.
 
-    Chat templates are known to differ from the model's own chat format, so the folder's gives way to that.
+    Chat templates are known to differ from the model's own chat format, so the folder's gives way to that if it is
+    meant to be the same.
     """
     folder = settings.folder
     if settings.template is None:
         return mistral_tokenizer(folder, instruct=instruct)
-    if settings.own_template and file.version in INSTRUCT_VERSIONS:
+    if settings.own_template and file.version in INSTRUCT_VERSIONS and USER_TURN in settings.template:
         return mistral_tokenizer(folder, instruct=True)
-    if settings.own_template and any((folder / name).is_file() for name in (JSON_FILE, MODEL_FILE)):
+    if settings.own_template and file.version not in INSTRUCT_VERSIONS and _has_others(settings):
         return None
     plain = mistral_tokenizer(folder, instruct=False)
     return None if plain is None else replace(plain, chat_template=settings.template)
 
 
-def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
-    """A token that shows that Mistral's own tokenizer is not this model's, since fine-tunes add tokens to another file.
+def _has_others(settings: TokenizerSettings) -> bool:
+    return any((settings.folder / name).is_file() for name in (JSON_FILE, MODEL_FILE))
 
-    It is one that ends texts or that the chat template writes; without a template, any that the other files add.
-    Words that were added do not count, since templates write some of them as text.
+
+def _foreign(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
+    """Why Mistral's own tokenizer is not this model's, as a clause, or None; fine-tunes keep that of their base."""
+    if not _has_others(settings):
+        return None
+    lacking = _lacking(settings, own)
+    if lacking is not None:
+        return f"it lacks the token {lacking}, which other files of its folder add"
+    if settings.own_template and settings.template is not None and own.instruct is None:
+        return "the chat template of its folder is of another format"
+    return None
+
+
+def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
+    """A token that Mistral's own tokenizer lacks: one that ends texts or that the chat template writes.
+
+    Without a template, any that the other files add. Words that were added do not count, since templates write some of
+    them as text.
     """
     path, template = settings.folder / JSON_FILE, settings.template
-    if not any((settings.folder / name).is_file() for name in (JSON_FILE, MODEL_FILE)):
-        return None  # there is no other tokenizer
     inside = added_names_in(path.read_bytes(), path) if path.is_file() else ()
     beside = (token.content for token in _added(settings).by_id.values())
     added = [name for name in (*inside, *beside) if BRACKETS.search(name)]
@@ -93,19 +107,25 @@ def _lacking(settings: TokenizerSettings, own: TokenizerSource) -> str | None:
 
 
 def _json(settings: TokenizerSettings) -> TokenizerSource | None:
-    """tokenizer.json; what its post-processor puts around a text counts, beside tokenizer_config.json."""
+    """tokenizer.json; what its post-processor puts around a text counts before what tokenizer_config.json names.
+
+    Fine-tunes that name another bos_token for their template often keep the post-processor of their base.
+    """
     path = settings.folder / JSON_FILE
     if not path.is_file():
         return None
     data = tokenizer_json_added.with_added_tokens(path.read_bytes(), path, _added(settings))
     tokenizer = open_tokenizer_json(data, path)
     vocabulary = tokenizer_vocabulary(tokenizer)
-    named = settings.named.get("bos_token")
-    named_id = None if named is None else vocabulary.id_of(named)
-    bos = settings.bos_id if named_id is None else named_id
     before, after = tokens_around(tokenizer, path)
+    if len(before) > 1 and settings.add_bos is not False:
+        raise UserError(
+            f"{path}: its post_processor puts {len(before)} tokens before a text, expected at most one; remove the "
+            "others there, or set add_bos_token to false in tokenizer_config.json and write them into your prompts"
+        )
+    bos = next(iter(before), _named_bos(settings, vocabulary))
     known = bos is not None and vocabulary.name_of(bos) is not None
-    add_bos = known and (before[:1] == (bos,) if settings.add_bos is None else settings.add_bos)
+    add_bos = known and (bool(before) if settings.add_bos is None else settings.add_bos)
     ids = {"bos_token": bos, "eos_token": next(iter(settings.end_ids), None)}
     names = {key: vocabulary.name_of(token_id) for key, token_id in ids.items() if token_id is not None}
     return TokenizerSource(
@@ -118,6 +138,13 @@ def _json(settings: TokenizerSettings) -> TokenizerSource | None:
         next(iter(after), None),
         special_tokens={key: name for key, name in names.items() if name is not None},
     )
+
+
+def _named_bos(settings: TokenizerSettings, vocabulary: Vocabulary) -> int | None:
+    """The id of the token that tokenizer_config.json calls bos_token, or else that of config.json."""
+    named = settings.named.get("bos_token")
+    named_id = None if named is None else vocabulary.id_of(named)
+    return settings.bos_id if named_id is None else named_id
 
 
 def _sentencepiece(settings: TokenizerSettings) -> TokenizerSource | None:
@@ -152,8 +179,21 @@ def _with_settings(source: TokenizerSource, settings: TokenizerSettings) -> Toke
     tokens = {key: name for key, name in named.items() if name is not None}
     end = tokens.get("eos_token")
     own_id = None if end is None else vocabulary_of(source.kind, source.data, settings.folder).id_of(end)
-    ids = [*settings.end_ids, *source.eos_ids, *(() if own_id is None else (own_id,))]
+    ids = [*settings.end_ids, *source.eos_ids, *(() if own_id is None else (own_id,)), *_ends_of_turns(source)]
     end_id = source.end_id
     if end_id is None and settings.add_eos:
         end_id = next(iter(ids), None) if own_id is None else own_id
     return replace(source, eos_ids=tuple(dict.fromkeys(ids)), end_id=end_id, special_tokens=tokens)
+
+
+def _ends_of_turns(source: TokenizerSource) -> list[int]:
+    """The ids of the tokens that the chat template writes and that llama.cpp knows to end a turn, whatever files say.
+
+    A fine-tune that ends its turns with another token than its base does not always say so.
+    """
+    if source.chat_template is None:
+        return []
+    written = [name for name in END_NAMES if name in source.chat_template]
+    vocabulary = vocabulary_of(source.kind, source.data, Path(source.kind))
+    ids = {name: token_id for name in written if (token_id := vocabulary.id_of(name)) is not None}
+    return [ids[name] for name in end_names(ids)]

@@ -15,13 +15,19 @@ T = TypeVar("T")
 
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object from a file; raises `UserError` if it is unreadable, not JSON, or not an object."""
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def read_value(path: Path) -> object:
+    """Read any JSON value from a file; raises `UserError` if it is unreadable or not JSON."""
     try:
-        value = json.loads(_read(path))
+        value: object = json.loads(_read(path))
         json.dumps(value, ensure_ascii=False).encode()  # refuses a lone surrogate, which no file can be written with
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}; fetch the checkpoint again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, expected an object")
     return value
 
 

@@ -5,15 +5,18 @@ from pathlib import Path
 
 from export.checkpoints import gguf_split
 from export.checkpoints.advice import advice_on_file, advice_on_folder
+from export.checkpoints.chat_templates import more_template_files
 from export.checkpoints.huggingface_tensors import FORMS, find_huggingface_weights
 from export.checkpoints.links import check_link, check_regular, is_lfs_pointer, lfs_advice
 from export.checkpoints.raw_weights import find_raw_weights
+from export.checkpoints.sentence_embedding import pooling_files
 from export.checkpoints.weight_files import WeightFiles
 from runtime.errors import UserError
 
 # How the names of the small files that readers open begin.
 SMALL_FILES = ("config.json", "params.json", "generation_config", "tokenizer", "tekken", "special_tokens_map",
-               "added_tokens", "chat_template", "model.safetensors.index", "pytorch_model.bin.index")  # fmt: skip
+               "added_tokens", "chat_template", "processor_config", "model.safetensors.index",
+               "pytorch_model.bin.index")  # fmt: skip
 WEIGHTS: Mapping[str, Callable[[Path], WeightFiles | None]] = {  # by kind of checkpoint
     "huggingface": lambda folder: find_huggingface_weights(folder) or find_raw_weights(folder),
     "mistral": find_raw_weights,
@@ -22,7 +25,7 @@ WEIGHTS: Mapping[str, Callable[[Path], WeightFiles | None]] = {  # by kind of ch
 
 
 def checkpoint_files(path: Path, kind: str = "auto") -> list[Path]:
-    """The file and the other parts of a split one, or every file of the folder and every shard below it.
+    """The file and the other parts of a split one, or every file of the folder and those below it that count.
 
     Raises `UserError` if there is none, for a link that leads out of the folder or nowhere, and for whatever is neither
     a file nor a folder.
@@ -32,7 +35,9 @@ def checkpoint_files(path: Path, kind: str = "auto") -> list[Path]:
         for entry in path.iterdir():
             check_regular(entry)
         inside = {entry for entry in path.iterdir() if entry.is_file()}
-        files = sorted(inside | set(_shards(path, detect(path) if kind == "auto" else kind)))
+        shards = _shards(path, detect(path) if kind == "auto" else kind)
+        below = (*shards, *more_template_files(path), *pooling_files(path))
+        files = sorted(inside.union(below))
         for file in files:
             check_link(file, path)
         return files

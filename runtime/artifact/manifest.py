@@ -33,6 +33,7 @@ DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "in
 CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
 KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
+Pool = Literal["last", "mean"]  # the last token's state, or the mean over all tokens
 LabelScores = Literal["softmax", "sigmoid", "logits"]
 # What a SentencePiece model does with text behind a token that was added to it: goes on with the word before it, takes
 # it for a text of its own with a space in front, or takes it as it is.
@@ -93,6 +94,8 @@ class ModelConfig(Record, frozen=True):
     label_scores: LabelScores = "softmax"  # how a sequence's label logits become its labels' scores
     rope_scaling: RopeScaling | None = None  # None: the frequencies of `rope_theta` as they are
     query_scaling: QueryScaling | None = None
+    pool: Pool = "last"  # how an embedding model's hidden states become one vector, unless a command says otherwise
+    normalize: bool = False  # whether that vector is scaled to length 1
 
     @property
     def n_outputs(self) -> int:

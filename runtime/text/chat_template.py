@@ -6,8 +6,9 @@ the checkpoint and are not trusted.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from jinja2 import nodes
@@ -18,12 +19,25 @@ from jinja2.parser import Parser
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError, one_line
 from runtime.text.control_lookalikes import StandIns, is_markup
-from runtime.text.message_parts import as_texts
+from runtime.text.message_parts import as_texts, in_parts
 from runtime.text.messages import Message, Tool
 from runtime.text.template_limits import LimitedEnvironment, limited
 from runtime.text.tokenizer import Tokenizer
 
 LONGEST_DATE = 200  # characters of a pattern for `strftime_now`
+HELLO = Message(role="user", content="Hello")
+# Conversations whose text differs in one message of each role, and in no text's length.
+TOLD_APART: Mapping[str, tuple[list[Message], list[Message]]] = {
+    "user": ([Message(role="user", content="quartz")], [Message(role="user", content="copper")]),
+    "assistant": (
+        [HELLO, Message(role="assistant", content="quartz"), HELLO],
+        [HELLO, Message(role="assistant", content="copper"), HELLO],
+    ),
+    "system": (
+        [Message(role="system", content="quartz"), HELLO],
+        [Message(role="system", content="copper"), HELLO],
+    ),
+}
 
 
 class GenerationTag(Extension):
@@ -130,6 +144,7 @@ class TemplateEncoder:
         texts = as_texts(messages)
         if not self.writes_reasoning:
             messages = texts
+        messages = in_parts(messages, self._roles_in_parts)
         added = self._tokenizer.added_tokens
         names = (*self._tokenizer.control_tokens, *added)
         text, meanings = self._rendered(names, messages, tools, all_punctuation=False)
@@ -140,6 +155,23 @@ class TemplateEncoder:
         # Words that were added to a vocabulary stay words, unless the template writes them.
         controls = [name for name in added if is_markup(name) or name in certain or name in self._template.source]
         return self._tokenizer.encode_rendered(text, meanings, controls)
+
+    @cached_property
+    def _roles_in_parts(self) -> frozenset[str]:
+        """The roles of whose messages the template writes only parts, as of models that also see images."""
+        found: set[str] = set()
+        for role in TOLD_APART:
+            if not self._writes(role, found) and self._writes(role, {*found, role}):
+                found.add(role)
+        return frozenset(found)
+
+    def _writes(self, role: str, roles_in_parts: Collection[str]) -> bool:
+        """Whether the template writes what a message of the role says."""
+        try:
+            one, other = (self._template.render(in_parts(given, roles_in_parts)) for given in TOLD_APART[role])
+        except UserError:
+            return False
+        return one != other
 
     def _rendered(
         self, names: Sequence[str], messages: Sequence[Message], tools: Sequence[Tool], *, all_punctuation: bool

@@ -1,11 +1,11 @@
 """The content of messages as texts and thoughts; whatever else a message may hold elsewhere is refused by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from runtime.errors import UserError
-from runtime.text.messages import Message
+from runtime.text.messages import Message, TextPart
 
 SEPARATOR = "\n\n"  # between the contents of messages that become one turn
 
@@ -55,6 +55,16 @@ def as_texts(messages: Sequence[Message]) -> list[Message]:
         "".join(part for part in parts_of(message, i) if isinstance(part, str)) for i, message in enumerate(messages)
     ]
     return [cast(Message, {**message, "content": text}) for message, text in zip(messages, plain, strict=True)]
+
+
+def in_parts(messages: Sequence[Message], roles: Collection[str]) -> list[Message]:
+    """The messages, with texts of these roles as lists of one text part."""
+    return [
+        cast(Message, {**message, "content": [TextPart(type="text", text=message["content"])]})
+        if message["role"] in roles and isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
 
 
 def _part(part: Mapping[str, object], index: int) -> Part:

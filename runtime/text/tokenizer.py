@@ -54,16 +54,14 @@ class TokenizerLibrary(Protocol):
 class Tokenizer:
     """A tokenizer and its conventions: whether bos comes first, and which ids end a text.
 
-    `dividers` are the names, by id, of the control tokens that divide a reply into text, reasoning and tool calls.
+    `dividers` are the names, by id, of the tokens that divide a reply into text, reasoning and tool calls. Some files
+    have them as added tokens that are not special, so that other software shows them.
     """
 
     def __init__(self, spec: TokenizerSpec, library: TokenizerLibrary) -> None:
         self.spec = spec
-        self.dividers = {
-            library.control_tokens[control.name]: control.name
-            for control in DIVIDERS
-            if control.name in library.control_tokens
-        }
+        ids = {**library.added_tokens, **library.control_tokens}
+        self.dividers = {ids[control.name]: control.name for control in DIVIDERS if control.name in ids}
         self._library = library
 
     @property
@@ -139,10 +137,11 @@ class Tokenizer:
     def text_stream(self, stops: Sequence[str], after: Sequence[int] = ()) -> TextStream:
         """The text of ids that arrive one by one, up to the first stop string; `after` is as for `stream`.
 
-        A stop string that is a control token's name stands for the token. Raises `UserError` if one is empty.
+        A stop string that is the name of a control token or a divider stands for the token. Raises `UserError` if one
+        is empty.
         """
-        controls = self.control_tokens
-        stop_ids = [controls[stop] for stop in stops if stop in controls]
+        ids = {**{name: token_id for token_id, name in self.dividers.items()}, **self.control_tokens}
+        stop_ids = [ids[stop] for stop in stops if stop in ids]
         return TextStream(self.stream(after), stops, stop_ids, self.dividers)
 
     def token_text(self, token_id: int) -> str | None:

@@ -1,10 +1,11 @@
-"""`python -m runtime.text.trial SPEC FOLDER SECONDS BYTES`: encode a text and, for a chat model, short conversations.
+"""`python -m runtime.text.trial SPEC FOLDER TOKENS SECONDS BYTES`: encode a text and, for a chat model, conversations.
 
 It is how a compile tries a tokenizer, in a process that may take too long or too much memory, or crash.
 """
 
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError, run_command
 from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.messages import Message
-from runtime.text.tokenizer import open_tokenizer
+from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 TEXT = "Hello, how are you?"
 USER = Message(role="user", content=TEXT)
@@ -23,10 +24,10 @@ CONVERSATIONS = ([USER], [Message(role="system", content="Be brief."), USER])
 
 def main() -> int:
     """Try the tokenizer that the arguments name; returns the exit status."""
-    spec, folder, seconds, memory = sys.argv[1:]
+    spec, folder, tokens, seconds, memory = sys.argv[1:]
     _limit(resource.RLIMIT_CPU, int(seconds))
     _limit(resource.RLIMIT_AS, int(memory))
-    try_out(msgspec.json.decode(spec, type=TokenizerSpec), Path(folder))
+    try_out(msgspec.json.decode(spec, type=TokenizerSpec), Path(folder), int(tokens))
     return 0
 
 
@@ -37,22 +38,39 @@ def _limit(kind: int, wanted: int) -> None:
     resource.setrlimit(kind, (least, least))
 
 
-def try_out(spec: TokenizerSpec, folder: Path) -> None:
-    """Encode a text and, for a chat model, a conversation; raises `UserError` for whatever is wrong."""
+def try_out(spec: TokenizerSpec, folder: Path, vocab_size: int) -> None:
+    """Encode a text and, for a chat model, a conversation; raises `UserError` for whatever is wrong.
+
+    `vocab_size` is the number of tokens that the model has.
+    """
     tokenizer = open_tokenizer(spec, folder)
-    tokenizer.decode(tokenizer.encode(TEXT))
+    ids = tokenizer.encode(TEXT)
+    _check_ids(ids, tokenizer, vocab_size)
+    tokenizer.decode(ids)
     if spec.chat_template is None and spec.instruct is None:
         return
     encoder = open_conversation_encoder(spec, folder, tokenizer)
     refusals = []
     for messages in CONVERSATIONS:
         try:
-            if encoder.encode(messages):
-                return
-            refusals.append("the chat template writes nothing")
+            ids = encoder.encode(messages)
         except UserError as error:
             refusals.append(str(error))
+            continue
+        if ids:
+            _check_ids(ids, tokenizer, vocab_size)
+            return
+        refusals.append("the chat template writes nothing")
     raise UserError(refusals[0])
+
+
+def _check_ids(ids: Sequence[int], tokenizer: Tokenizer, vocab_size: int) -> None:
+    beyond = max(ids, default=0)
+    if beyond >= vocab_size:
+        raise UserError(
+            f"it writes the token {tokenizer.token_text(beyond)} with the id {beyond}, but the model has {vocab_size} "
+            "tokens, so the tokenizer is another model's or its new tokens were not added to the model"
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tokenizers import Tokenizer
 
 from export import tokenizer_trial
 from export.checkpoints.checkpoint import open_checkpoint
@@ -24,12 +25,12 @@ def tiny(tmp_path_factory):
 
 
 def tried(tiny, tmp_path, template):
-    folder = shutil.copytree(tiny, tmp_path / "copy")
+    folder = shutil.copytree(tiny, tmp_path / "copy", dirs_exist_ok=True)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     checkpoint = open_checkpoint(folder, "auto", {})
     record = record_of(checkpoint, Quantization(scheme="none"), "fp32", {})
     stored = tmp_path / "stored"
-    stored.mkdir()
+    stored.mkdir(exist_ok=True)
     write_tokenizer(checkpoint, record, stored)
     try_tokenizer(record, stored, folder)
 
@@ -91,6 +92,21 @@ def test_a_process_limits_itself_and_respects_stricter_limits():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "(50, 50) (8589934592, 8589934592)\n"
+
+
+@pytest.mark.parametrize("template", ["<|im_start|>{{ messages[0].content }}", "{{ messages[0].content }}<|im_start|>"])
+def test_a_template_that_writes_a_token_that_the_model_lacks_is_refused(tiny, tmp_path, template):
+    folder = shutil.copytree(tiny, tmp_path / "longer")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    size = open_checkpoint(folder, "auto", {}).model.vocab_size
+    fillers = [f"<filler {i}>" for i in range(size - tokenizer.get_vocab_size())]
+    tokenizer.add_special_tokens([*fillers, "<|im_start|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(
+        UserError, match=rf"the token <\|im_start\|> with the id {size}, but the model has {size} tokens"
+    ):
+        tried(folder, tmp_path, template)
+    tried(folder, tmp_path, "{{ messages[0].content }}")  # a token that nothing writes may be anywhere
 
 
 def test_nobody_chats_with_a_classifier(tiny, tmp_path):

@@ -55,6 +55,18 @@ def test_tools_are_offered_and_calls_are_shown_as_such(command, tmp_path):
     assert answer["token_ids"] == CALLS
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file_of_tools(command, tmp_path):
+    status, _, _ = command(
+        ScriptedEngine([CALLS]),
+        "--chat",
+        "--prompt",
+        "x",
+        "--tools",
+        write_tools(tmp_path, "\ufeff" + json.dumps([TOOL])),
+    )
+    assert status == 0
+
+
 def test_a_call_without_tools_offered_or_a_chat_is_one_too(command):
     _, out, _ = command(ScriptedEngine([CALLS]), "--prompt", "x", "--json", spec=SPEC)
     assert json.loads(out)["tool_calls"][0]["function"]["name"] == "add"

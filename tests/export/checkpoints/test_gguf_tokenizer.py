@@ -16,6 +16,7 @@ from export.checkpoints.gguf_byte_level import SPLITTINGS, TEKKEN
 from export.checkpoints.gguf_ends import END_NAMES, end_names
 from export.checkpoints.gguf_tokenizer import recover
 from runtime.errors import UserError
+from runtime.text.chat_template import ChatTemplate
 
 DATA = Path(mistral_common_file).parent / "data"
 SENTENCEPIECE = DATA / "tokenizer.model.v1"
@@ -357,3 +358,12 @@ def test_bad_byte_level_tokenizers(changes, message):
 
 def test_no_tokenizer():
     assert recover({"general.architecture": "llama"}, "x") is None
+
+
+def test_a_template_of_its_own_for_tools():
+    of_tools = {"tokenizer.chat_template.tool_use": "{{ tools[0].function.name }}"}
+    template = ChatTemplate(recover(sentencepiece_keys() | of_tools, "x").chat_template, {})
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    assert (template.render([]), template.render([], tools=tools)) == ("T", "add")
+    with pytest.raises(UserError, match=r"has tokenizer\.chat_template\.tool_use: 3, expected a text; convert"):
+        recover(sentencepiece_keys() | {"tokenizer.chat_template.tool_use": 3}, "x")

@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from export.checkpoints.chat import AS_PUBLISHED, Chat, template_notes
+from export.checkpoints.chat import AS_PUBLISHED, Chat, template_notes, tokenizer_notes
 from export.checkpoints.huggingface_tokenizer import open_tokenizer
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
@@ -116,6 +116,8 @@ def chat_ids(source, folder, messages=HI):
         ([2, 300], 2, "</s>", (2, 300)),  # the tokenizer does not have it, but the model may
         (2, 2, "<|not_there|>", (2,)),
         (2, 2, None, (2,)),
+        (-1, [2, None, -1], "</s>", (2,)),  # there is none
+        ([], -1, "</s>", (2,)),
     ],
 )
 def test_a_reply_ends_where_any_file_says(folder, generation, config, named, ends):
@@ -125,6 +127,20 @@ def test_a_reply_ends_where_any_file_says(folder, generation, config, named, end
         tokenizer_config__json={"eos_token": named},
     )
     assert opened(path, config={"eos_token_id": config}).eos_ids == ends
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (TURN, (2, 4)),
+        ("{{ messages[0].content + '</s>' }}", (2,)),
+        ("{{ messages[0].content + '<|im_start|>' + eos_token }}", (2,)),
+        ("{{ messages[0].content + '<|eot_id|>' }}", (2,)),  # the tokenizer does not have it
+    ],
+)
+def test_a_reply_ends_where_the_template_ends_turns(folder, template, ends):
+    path = folder(tokenizer__json=byte_tokenizer(), chat_template__jinja=template)
+    assert opened(path).eos_ids == ends
 
 
 def test_a_reply_of_mistrals_own_tokenizer_ends_where_any_file_says(folder):
@@ -230,6 +246,26 @@ def test_bos_and_the_end_of_a_whole_text(folder, before, after, settings, bos, e
     assert (spoiled.bos_id, spoiled.add_bos, spoiled.end_id) == (plain.bos_id, bos, end_id)
 
 
+@pytest.mark.parametrize("settings", [{}, {"bos_token": "<s>"}, {"bos_token": "<s>", "add_bos_token": True}])
+def test_a_text_begins_with_what_the_post_processor_puts_there(folder, settings):
+    path = folder(tokenizer__json=byte_tokenizer(before=("<|im_start|>",)), tokenizer_config__json=settings)
+    assert boxed(opened(path), path)[0].encode("a") == AutoTokenizer.from_pretrained(path)("a").input_ids
+
+
+def test_a_wrong_bos_in_the_config_does_not_matter_beside_a_post_processor(folder):
+    for wrong in (-1, 2**40, None):
+        source = opened(folder(tokenizer__json=byte_tokenizer()), config={"bos_token_id": wrong})
+        assert (source.bos_id, source.add_bos) == (1, True)
+
+
+def test_more_than_one_token_before_a_text(folder):
+    path = folder(tokenizer__json=byte_tokenizer(before=("<s>", "<|im_start|>")))
+    with pytest.raises(UserError, match=r"tokenizer\.json: its post_processor puts 2 tokens before a text"):
+        opened(path)
+    path = folder(tokenizer_config__json={"add_bos_token": False})
+    assert opened(path).add_bos is False
+
+
 @pytest.mark.parametrize(("settings", "end_id"), [({}, None), ({"add_eos_token": True}, 2)])
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3", "tekken.json"])
 def test_the_end_of_a_whole_text_of_other_files(folder, name, settings, end_id):
@@ -244,9 +280,10 @@ def test_a_bos_that_the_tokenizer_does_not_have_begins_no_prompt(folder):
     assert boxed(source, path)[0].encode("a") == Tokenizer.from_file(str(path / "tokenizer.json")).encode("a").ids
 
 
-@pytest.mark.parametrize("wrong", [-1, 2**40])
+@pytest.mark.parametrize("wrong", [-2, 2**40])
 def test_ids_that_no_vocabulary_has_are_kept_for_the_check_of_the_models(folder, wrong):
-    source = opened(folder(tokenizer__json=byte_tokenizer()), config={"bos_token_id": wrong, "eos_token_id": wrong})
+    path = folder(tokenizer__json=byte_tokenizer(before=()))
+    source = opened(path, config={"bos_token_id": wrong, "eos_token_id": wrong})
     assert (source.bos_id, source.add_bos, source.eos_ids, source.special_tokens) == (wrong, False, (wrong,), {})
 
 
@@ -331,6 +368,25 @@ def test_a_token_that_nothing_uses_does_not_make_it_another_model(folder):
     assert (source.instruct, notes) == ("v7", ())
 
 
+ALPACA = "{% for m in messages %}{{ '### ' + m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tekken__json": tekken()},
+        {"tekken__json": tekken(), "tokenizer__json": byte_tokenizer(specials=SPECIALS[:3])},
+        {"tokenizer.model.v3": V3, "tokenizer__model": V3},
+    ],
+    ids=["alone", "beside json", "sentencepiece"],
+)
+def test_a_template_of_another_format_counts_beside_mistrals_own_tokenizer(folder, files):
+    source = opened(folder(**files, chat_template__jinja=ALPACA))
+    assert (source.instruct, source.chat_template) == (None, ALPACA)
+    source = opened(folder(chat_template__jinja="{{ '[INST]' + messages[0].content + '[/INST]' }}"))
+    assert source.instruct in ("v3", "v7")
+
+
 def test_a_chat_format_that_is_not_known_gives_way_to_the_template(folder):
     listed = [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(SPECIALS[:3])]
     path = folder(tekken__json=tekken("v99", listed), chat_template__jinja=NAMES)
@@ -391,3 +447,13 @@ def test_a_template_that_writes_what_the_tokenizer_lacks_is_noted(folder, templa
 def test_a_byte_order_mark_is_no_part_of_a_template(folder):
     path = folder(tokenizer__json=byte_tokenizer(), chat_template__jinja="\ufeff" + TURN)
     assert opened(path).chat_template == TURN
+
+
+def test_a_folder_without_a_tokenizer_is_noted(folder):
+    path = folder(tokenizer_config__json={})
+    assert "has no tokenizer, expected tokenizer.json, tokenizer.model or tekken.json" in tokenizer_notes(None, path)[0]
+    path = folder(vocab__json={}, **{"merges.txt": "#version: 0.2"})
+    note = tokenizer_notes(opened(path), path)[0]
+    assert "has no tokenizer but vocab.json, merges.txt, expected" in note
+    assert note.endswith("or save it with transformers, which writes tokenizer.json")
+    assert tokenizer_notes(opened(folder(tokenizer__json=byte_tokenizer())), path) == ()

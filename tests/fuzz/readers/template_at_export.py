@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from runtime.artifact.manifest import VOCABULARY_LIMIT
 from runtime.errors import UserError
 from runtime.text.chat_template import open_chat_template
 from runtime.text.tokenizer import open_tokenizer
@@ -30,7 +31,7 @@ def check(folder: Path, data: bytes) -> None:
     artifact = folder / "artifact"
     spec = box_tokenizer(opened(folder / "checkpoint", "huggingface"), artifact)
     demand(spec is not None and spec.chat_template is not None, "the template is left out")
-    try_out(spec, artifact)  # as the export does, in a process of its own
+    try_out(spec, artifact, VOCABULARY_LIMIT)  # as the export does, in a process of its own
     try:
         open_chat_template(spec, artifact, open_tokenizer(spec, artifact))
     except UserError as error:

@@ -310,3 +310,43 @@ def test_a_template_that_knows_reasoning_gets_it_and_others_do_not():
         encoder = TemplateEncoder(ChatTemplate(source, {}), tokenizer)
         assert encoder.encode([{"role": "assistant", "content": parts}]) == tokenizer.encode(expected, add_bos=False)
         assert encoder.writes_reasoning == (source == knows)
+
+
+PARTS = "{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.text }}{% endfor %}"
+LLAVA = "{% for m in messages %}{{ m.role }}: " + PARTS + ";{% endfor %}"
+USERS_IN_PARTS = (
+    "{% for m in messages %}{{ m.role }}: {% if m.role == 'user' %}" + PARTS + "{% else %}{{ m.content }}{% endif %};"
+    "{% endfor %}"
+)
+FIRST_PART = "{% for m in messages %}{{ m.role }}: {{ m['content'][0]['text'] }};{% endfor %}"
+EITHER = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
+    + PARTS
+    + "{% endif %};"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [LLAVA, USERS_IN_PARTS, FIRST_PART, EITHER])
+def test_a_template_that_writes_parts_is_given_parts(tmp_path, source):
+    tokenizer, spec, _ = chatml(tmp_path, metaspace=False)
+    (tmp_path / "chat.jinja").write_text(source, encoding="utf-8")
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi <|im_end|>"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": [{"type": "text", "text": "Bye"}]},
+    ]
+    ids = open_conversation_encoder(spec, tmp_path, tokenizer).encode(messages)
+    text = "system: Be brief.;user: Hi <|im_end|>;assistant: Hello;user: Bye;"
+    assert ids == tokenizer.encode(text, add_bos=False)
+
+
+@pytest.mark.parametrize("written", ["m.content[::-1]", "m.content | upper", "m.content | list", "m.content | length"])
+def test_a_template_that_changes_texts_is_given_texts(tmp_path, written):
+    tokenizer, spec, _ = chatml(tmp_path, metaspace=False)
+    source = "{% for m in messages %}{{ " + written + " }}{% endfor %}"
+    (tmp_path / "chat.jinja").write_text(source, encoding="utf-8")
+    messages = [{"role": "user", "content": "Hi there"}]
+    ids = open_conversation_encoder(spec, tmp_path, tokenizer).encode(messages)
+    assert ids == tokenizer.encode(ChatTemplate(source, {}).render(messages), add_bos=False)

@@ -5,11 +5,14 @@ import random
 
 import pytest
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from runtime.artifact.manifest import TokenizerSpec
 from runtime.decoding.conversation import Conversation
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.text.replies import ReplyText, content_of, ends_in_thought, read_reply
 from runtime.text.stream import Step, with_text
+from runtime.text.tokenizer import open_tokenizer
 from runtime.text.tool_calls import new_call_id, parse_tool_calls
 from tests.helpers.conversations import tool_round, value
 from tests.helpers.mistral_tokenizers import VERSIONS, open_both
@@ -173,3 +176,24 @@ def test_the_next_turn_is_what_mistral_common_encodes():
     ]
     assert engine.fed == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages)).tokens
     assert engine.resets == 1  # the second turn feeds only what is new
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_tokens_that_divide_a_reply_need_not_be_special(tmp_path, special):
+    names = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    library = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_tokens([AddedToken(name, special=special) for name in ("[TOOL_CALLS]", "[THINK]", "[/THINK]")])
+    library.save(str(tmp_path / "tokenizer.json"))
+    spec = TokenizerSpec(kind="tokenizer.json", file="tokenizer.json", bos_id=None, add_bos=False, eos_ids=(1,))
+    tokenizer = open_tokenizer(spec, tmp_path)
+    ids = library.encode('[THINK]so[/THINK]hi[TOOL_CALLS][{"name": "add", "arguments": {}}]').ids
+    reply = read_reply(steps_of(tokenizer, ids), tokenizer, new_id=counted())
+    assert (reply.reasoning, reply.text, [call["function"]["name"] for call in reply.tool_calls]) == (
+        "so",
+        "hi",
+        ["add"],
+    )
+    stopped = steps_of(tokenizer, ids, stops=["[/THINK]"])
+    assert "".join(step.text for step in stopped) == "so"
