@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from export.checkpoints import families
 from export.checkpoints.chat import Chat
 from export.checkpoints.families import Family
-from export.checkpoints.float8 import widened
+from export.checkpoints.float8 import Block, widened
 from export.checkpoints.huggingface_tensors import open_tensors
 from export.checkpoints.huggingface_tokenizer import open_tokenizer
-from export.checkpoints.json_files import read_json
+from export.checkpoints.json_files import convert, read_json
 from export.checkpoints.leftover_quantization import without_leftover_quantization
 from export.checkpoints.mistral_format import overruled
 from export.checkpoints.rope_settings import Rotary, huggingface_rotary
@@ -21,6 +24,13 @@ from runtime.errors import UserError
 # Models that also see images: the text model is described by an object of its own, whose type may be left out.
 WITH_IMAGES: Mapping[str, str] = {"mistral3": "mistral", "llava": "llama"}  # model_type -> the text model's default
 FLOAT8_METHOD = "fp8"
+Size = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Float8(msgspec.Struct, frozen=True):
+    """The part of `quantization_config` that says which 8-bit floats have a scale in common."""
+
+    weight_block_size: tuple[Size, Size] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,5 +114,12 @@ def _model_tensors(
 ) -> tuple[TensorSource, tuple[str, ...]]:
     """The text model's tensors as floats that are read, and notes on what is read otherwise than it is stored."""
     text, left_out = text_part(source) if config.get("model_type") in WITH_IMAGES else (source, ())
-    floats, said = widened(text, where)
+    floats, said = widened(text, where, _block_size(config, where))
     return floats, (*left_out, *said)
+
+
+def _block_size(config: Mapping[str, object], where: str) -> Block | None:
+    method = config.get("quantization_config")
+    if not isinstance(method, Mapping):
+        return None
+    return convert(method, _Float8, f"{where}, quantization_config").weight_block_size
