@@ -175,6 +175,7 @@ def test_llama_is_a_mistral_without_a_window(tmp_path):
         ({"remove": ("model_type",)}, "names the architecture None"),
         ({"hidden_act": "gelu"}, "has hidden_act: 'gelu', which is not supported; expected 'silu'"),
         ({"attention_bias": True}, "has attention_bias: True"),
+        ({"is_causal": False}, "has is_causal: False"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "has partial_rotary_factor: 0.5"),
         ({"rope_parameters": {"rope_theta": "big"}}, "is malformed: Expected `float"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "has 'chunked_attention' among its layer_types"),
