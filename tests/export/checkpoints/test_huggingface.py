@@ -82,6 +82,28 @@ def test_tied_head(tmp_path):
     assert_same_tensors(tmp_path / "x", tied=True)
 
 
+def test_tied_head_is_stored_under_the_name_of_the_head_alone(tmp_path):
+    write_tiny_mistral(tmp_path / "x", tie_word_embeddings=True)
+    state = load_file(tmp_path / "x" / "model.safetensors")
+    state["lm_head.weight"] = state.pop("model.embed_tokens.weight")
+    save_file(state, tmp_path / "x" / "model.safetensors", {"format": "pt"})
+    assert_same_tensors(tmp_path / "x", tied=True)
+
+
+def test_advice_on_a_head_that_is_not_stored_and_on_a_resized_vocabulary(copy):
+    state = load_file(copy / "model.safetensors")
+    head = state.pop("lm_head.weight")
+    save_file(state, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match="again, or set tie_word_embeddings to true there if the embeddings are the head"
+    ):
+        open_checkpoint(copy, "auto", {})
+    resized = {"lm_head.weight": torch.cat([head, head[:2]])}
+    save_file(state | resized, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="if tokens were added to the model, set vocab_size to 322 there"):
+        open_checkpoint(copy, "auto", {})
+
+
 def test_a_stored_head_wins_over_the_tie_flag(copy):
     edit_json(copy / "config.json", tie_word_embeddings=True)
     assert_same_tensors(copy)
