@@ -23,6 +23,7 @@ from runtime.errors import UserError
 
 # Models that also see images: the text model is described by an object of its own, whose type may be left out.
 WITH_IMAGES: Mapping[str, str] = {"mistral3": "mistral", "llava": "llama"}  # model_type -> the text model's default
+TIED_BY_DEFAULT = ("mistral3",)  # of the types above, where their config.json does not say
 FLOAT8_METHOD = "fp8"
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -95,7 +96,7 @@ def _text_config(config: Mapping[str, object], where: str) -> Mapping[str, objec
     inner = config.get("text_config")
     if not isinstance(inner, Mapping):
         raise UserError(f"{where} has the model type {kind} and no text_config, expected an object that describes it")
-    tied = bool(config.get("tie_word_embeddings")) or bool(inner.get("tie_word_embeddings"))
+    tied = bool(config.get("tie_word_embeddings", kind in TIED_BY_DEFAULT)) or bool(inner.get("tie_word_embeddings"))
     inner = {key: value for key, value in inner.items() if key != "architectures"}
     outer = {key: value for key, value in config.items() if key not in ("model_type", "text_config", "vision_config")}
     return _without_float8({**outer, "model_type": WITH_IMAGES[kind], **inner, "tie_word_embeddings": tied})
