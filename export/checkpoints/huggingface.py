@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from export.checkpoints import families
+from export.checkpoints.advice import advice_on_folder
 from export.checkpoints.chat import Chat
 from export.checkpoints.families import Family
 from export.checkpoints.float8 import Block, widened
@@ -67,6 +68,9 @@ def open_folder(folder: Path, chat: Chat) -> Opened:
         raise UserError(f"{folder} has no config.json, expected a Hugging Face checkpoint folder")
     where = str(folder / "config.json")
     config = read_json(folder / "config.json")
+    advice = None if "model_type" in config else advice_on_folder(folder)
+    if advice is not None:
+        raise UserError(advice)
     model = describe(config, where)
     changes, notes = (
         overruled(folder, model.values, model.family.defaults.get("sliding_window"))
