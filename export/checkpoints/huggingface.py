@@ -15,7 +15,7 @@ from export.checkpoints.float8 import Block, widened
 from export.checkpoints.huggingface_tensors import open_tensors
 from export.checkpoints.huggingface_tokenizer import open_tokenizer
 from export.checkpoints.json_files import convert, read_json
-from export.checkpoints.leftover_quantization import without_leftover_quantization
+from export.checkpoints.leftover_quantization import check_not_quantized, without_leftover_quantization
 from export.checkpoints.mistral_format import overruled
 from export.checkpoints.rope_settings import Rotary, huggingface_rotary
 from export.checkpoints.source import Opened, TensorSource
@@ -78,6 +78,7 @@ def open_folder(folder: Path, chat: Chat) -> Opened:
         else ({}, ())
     )
     source, found_notes = open_tensors(folder)
+    check_not_quantized(source, where)
     source, said = _model_tensors(source, config, where)
     values, quantization_notes = without_leftover_quantization({**model.values, **changes}, source, where)
     tokenizer, chosen = open_tokenizer(folder, values, chat)

@@ -104,6 +104,22 @@ def test_advice_on_a_head_that_is_not_stored_and_on_a_resized_vocabulary(copy):
         open_checkpoint(copy, "auto", {})
 
 
+@pytest.mark.parametrize(
+    ("ending", "software"),
+    [("qweight", "GPTQ or AWQ"), ("weight.absmax", "bitsandbytes"), ("q_weight", "ExLlamaV2"), ("biases", "MLX")],
+)
+def test_weights_that_other_software_quantized_are_told_by_their_names(copy, ending, software):
+    """With and without a quantization_config: AutoGPTQ and MLX write settings elsewhere."""
+    state = load_file(copy / "model.safetensors")
+    packed = torch.zeros(8, 96, dtype=torch.int32)
+    save_file(state | {f"model.layers.0.mlp.up_proj.{ending}": packed}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"quantized by {software}, as the tensor .*{ending} tells.*to a GGUF file"):
+        open_checkpoint(copy, "auto", {})
+    edit_json(copy / "config.json", quantization_config={"quant_method": "x"})
+    with pytest.raises(UserError, match=f"quantized by {software}"):
+        open_checkpoint(copy, "auto", {})
+
+
 def test_a_stored_head_wins_over_the_tie_flag(copy):
     edit_json(copy / "config.json", tie_word_embeddings=True)
     assert_same_tensors(copy)
