@@ -49,7 +49,7 @@ def advice_on_file(path: Path) -> str | None:
     """One sentence on a file that belongs to a folder or is of another format; None for others, which may be GGUF."""
     if not path.is_file():
         return None
-    known = NOT_YET if _is_gguf(path) else NOT_YET | OTHER_FORMATS
+    known = NOT_YET if _is_gguf(path) else {**NOT_YET, **OTHER_FORMATS}
     for pattern, sentence in known.items():
         if path.match(pattern):
             return f"{path} is {sentence}"

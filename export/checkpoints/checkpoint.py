@@ -163,7 +163,8 @@ def _with_shared_embeddings(opened: Opened, model: ModelConfig) -> Opened:
     embeddings, head = sources[EMBEDDINGS], sources[HEAD_WEIGHT]
     if embeddings[0] in stored or head[0] not in stored:
         return opened
-    return replace(opened, family=replace(opened.family, sources=sources | {EMBEDDINGS: head, HEAD_WEIGHT: embeddings}))
+    shared = {**sources, EMBEDDINGS: head, HEAD_WEIGHT: embeddings}
+    return replace(opened, family=replace(opened.family, sources=shared))
 
 
 def _tied_as_stored(model: ModelConfig, opened: Opened) -> ModelConfig:
