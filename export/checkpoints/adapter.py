@@ -102,6 +102,11 @@ def _name_in_base(name: str, adapter: Adapter, base: Container[str], *, added: b
             return candidate
     if added:
         return name
+    if name.endswith(".bias"):
+        raise UserError(
+            f"the adapter {adapter.where} trains {name}, expected no biases, which the layers here do not have; train "
+            "it with bias: none"
+        )
     config = adapter.where / ADAPTER_CONFIG
     wanted = (base_of(adapter.where) if config.is_file() else None) or "the model that it was trained on"
     raise UserError(
@@ -116,11 +121,21 @@ def _check_shapes(adapter: Adapter, base: TensorSource) -> None:
         tensor = adapter.source.tensors[name]
         if tensor.shape != expected:
             raise UserError(
-                f"{adapter.where}: {name} has shape {tensor.shape}, expected {expected} by frontend.checkpoint; set "
-                "frontend.checkpoint to the model that the adapter was trained on"
+                f"{adapter.where}: {name} has shape {tensor.shape}, expected {expected} by frontend.checkpoint; "
+                f"{_advice_on_shape(name, tensor.shape, expected, adapter)}"
             )
         if tensor.dtype not in ("float32", "float16", "bfloat16"):
             raise UserError(f"{adapter.where}: {name} has dtype {tensor.dtype}, expected float32, float16 or bfloat16")
+
+
+def _advice_on_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], adapter: Adapter) -> str:
+    whole = name in adapter.replacements.values() and len(found) == 2
+    if whole and found[0] > expected[0] and found[1:] == expected[1:]:
+        return (
+            f"if tokens were added in training, merge the adapter with peft into a base that was resized to {found[0]} "
+            "tokens, and save that with the adapter's tokenizer"
+        )
+    return "set frontend.checkpoint to the model that the adapter was trained on"
 
 
 def _expected_shapes(adapter: Adapter, base: TensorSource) -> Iterator[tuple[str, tuple[int, ...]]]:

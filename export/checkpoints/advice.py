@@ -10,6 +10,8 @@ OWN_ADAPTER = "lora.safetensors"  # of mistral-finetune
 SUBFOLDER_LIMIT = 1000  # folders that are looked into for a checkpoint
 MARKS = ("config.json", "params.json")
 GGUF = b"GGUF"  # how such a file begins, whatever its name
+GGML = (b"lmgg", b"fmgg", b"tjgg")  # the same of the formats before it
+FILE_LIMIT = 1000  # files of a folder that are looked into for this
 TENSOR_FILES = (".safetensors", ".bin", ".pth", ".pt", ".json")  # suffixes of files that are part of a folder
 # Pattern of a file's name -> what such a file belongs to, and what to do.
 OTHER_FORMATS: Mapping[str, str] = {
@@ -23,13 +25,38 @@ OTHER_FORMATS: Mapping[str, str] = {
     "openvino_model.xml": "a model of OpenVINO; set frontend.checkpoint to the checkpoint that it was exported from",
     "zero_to_fp32.py": "a training state of DeepSpeed; run its zero_to_fp32.py and save the model first",
     "*.distcp": "a distributed checkpoint of torch; save the model as a Hugging Face folder first",
+    "*/*.distcp": "a distributed checkpoint of torch; save the model as a Hugging Face folder first",
+    "mlc-chat-config.json": "a model of MLC; set frontend.checkpoint to the checkpoint that it was compiled from",
+    "qmodel.pt": "a model quantized by HQQ; set frontend.checkpoint to the model that it was made from",
+    "model.bin": "weights of CTranslate2; set frontend.checkpoint to the checkpoint that they were converted from",
 }
+PIECE = "a piece of a GGUF; join the pieces in their order, as `cat` does, into one .gguf file"
+ARCHIVE = "an archive; unpack it, and set frontend.checkpoint to the folder"
+UNFINISHED = "what is left of a file that was not fetched to its end; fetch the checkpoint again"
+# The same for what is not yet a checkpoint, among it what programs that fetch files leave when they are stopped.
+NOT_YET: Mapping[str, str] = {
+    "*.gguf-split-*": PIECE,
+    "*.gguf.part*of*": PIECE,
+    **dict.fromkeys(("*.zip", "*.tar", "*.tar.*", "*.tgz"), ARCHIVE),
+    **dict.fromkeys(("*.incomplete", ".cache/huggingface/download/*.incomplete"), UNFINISHED),
+    **dict.fromkeys(("*.part", "*.aria2", "*.crdownload"), UNFINISHED),
+}
+# Where the Hub's client keeps checkpoints, from the folder of one, of all, or of everything that it keeps.
+REVISIONS = ("snapshots/*", "models--*/snapshots/*", "hub/models--*/snapshots/*")
 
 
 def advice_on_file(path: Path) -> str | None:
-    """One sentence on a file that belongs to a folder; None for any other file, which may be GGUF."""
-    if path.suffix not in TENSOR_FILES or not path.is_file() or _is_gguf(path):
+    """One sentence on a file that belongs to a folder or is of another format; None for others, which may be GGUF."""
+    if not path.is_file():
         return None
+    known = NOT_YET if _is_gguf(path) else {**NOT_YET, **OTHER_FORMATS}
+    for pattern, sentence in known.items():
+        if path.match(pattern):
+            return f"{path} is {sentence}"
+    if path.suffix not in TENSOR_FILES or _is_gguf(path):
+        return None
+    if _begins_with(path, GGML):
+        return f"{path} is {OTHER_FORMATS['*.ggml']}"
     folder = path.parent
     if any((folder / mark).is_file() for mark in MARKS):
         return f"{path} is one file of a checkpoint; set frontend.checkpoint to its folder, {folder}"
@@ -40,13 +67,17 @@ def advice_on_file(path: Path) -> str | None:
 
 
 def _is_gguf(path: Path) -> bool:
+    return _begins_with(path, (GGUF,))
+
+
+def _begins_with(path: Path, magics: tuple[bytes, ...]) -> bool:
     with path.open("rb") as file:
-        return file.read(len(GGUF)) == GGUF
+        return file.read(4) in magics
 
 
 def advice_on_folder(folder: Path) -> str | None:
     """One sentence on a folder without a checkpoint, or None if nothing in it is known."""
-    for advise in (_on_adapter, _on_subfolders, _on_other_format):
+    for advise in ADVICE:
         said = advise(folder)
         if said:
             return said
@@ -72,12 +103,30 @@ def _on_adapter(folder: Path) -> str | None:
     )
 
 
+def _on_gguf_of_another_name(folder: Path) -> str | None:
+    """Advice on a GGUF without its suffix, as in a folder of blobs."""
+    files = (path for path in sorted(folder.iterdir())[:FILE_LIMIT] if path.is_file())
+    found = next(filter(_is_gguf, files), None)
+    if found is None:
+        return None
+    return f"{folder} holds {found.name}, which is a GGUF file by its contents; set frontend.checkpoint to {found}"
+
+
+def _on_weights_alone(folder: Path) -> str | None:
+    found = next((path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"), None)
+    if found is None or any((folder / mark).is_file() for mark in MARKS):
+        return None
+    return (
+        f"{folder} holds {found.name} and neither config.json nor params.json, which give the model's sizes; fetch the "
+        "whole folder"
+    )
+
+
 def _on_subfolders(folder: Path) -> str | None:
     """Advice on the folder around a checkpoint, such as `models--org--name` with its `snapshots/REVISION`."""
     inside = [path for path in sorted(folder.iterdir())[:SUBFOLDER_LIMIT] if path.is_dir()]
-    revisions = folder / "snapshots"
-    if revisions.is_dir():
-        inside += sorted(path for path in revisions.iterdir() if path.is_dir())[:SUBFOLDER_LIMIT]
+    for pattern in REVISIONS:
+        inside += [path for path in sorted(folder.glob(pattern))[:SUBFOLDER_LIMIT] if path.is_dir()]
     held = [path for path in inside if _marks_checkpoint(path)]
     if not held:
         return None
@@ -88,12 +137,25 @@ def _on_subfolders(folder: Path) -> str | None:
 
 
 def _marks_checkpoint(folder: Path) -> bool:
-    return any((folder / mark).is_file() for mark in MARKS) or any(folder.glob("*.gguf"))
+    return any((folder / mark).is_file() for mark in (*MARKS, ADAPTER_CONFIG)) or any(folder.glob("*.gguf"))
+
+
+def _on_what_is_not_yet(folder: Path) -> str | None:
+    return _by_name(folder, NOT_YET)
 
 
 def _on_other_format(folder: Path) -> str | None:
-    for pattern, sentence in OTHER_FORMATS.items():
+    return _by_name(folder, OTHER_FORMATS)
+
+
+def _by_name(folder: Path, known: Mapping[str, str]) -> str | None:
+    for pattern, sentence in known.items():
         found = next(folder.glob(pattern), None)
         if found is not None:
             return f"{folder} holds {found.relative_to(folder)}, {sentence}"
     return None
+
+
+ADVICE = (
+    _on_adapter, _on_what_is_not_yet, _on_gguf_of_another_name, _on_subfolders, _on_other_format, _on_weights_alone,
+)  # fmt: skip

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.hyperparameters import model_config
 from export.checkpoints.location import check_fetched, checkpoint_files, detect
 from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource, first_row_not_finite
-from export.checkpoints.tensor_layout import HEAD_WEIGHT, AssembledTensor, ignored, weights
+from export.checkpoints.tensor_layout import EMBEDDINGS, HEAD_WEIGHT, AssembledTensor, ignored, weights
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
@@ -109,7 +109,9 @@ def open_checkpoint(
         opened = with_adapter(opened, found, adapter)
     opened, head_fields = heads.attach(opened, head)
     plain = model_config(opened.family, opened.values, overrides, opened.where, opened.rotary)
-    model = _tied_as_stored(msgspec.structs.replace(plain, **head_fields), opened)
+    described = msgspec.structs.replace(plain, **head_fields)
+    opened = _with_shared_embeddings(opened, described)
+    model = _tied_as_stored(described, opened)
     layout = weights(opened.family, model)
     check_tensors(opened, layout, ignored(opened.family, model), path)
     source_bytes = sum(tensor.nbytes for tensor in opened.source.tensors.values())
@@ -131,7 +133,7 @@ def check_tensors(opened: Opened, layout: Mapping[str, AssembledTensor], unused:
     if missing:
         raise UserError(
             f"{path} lacks the tensor {missing[0]}{_more(missing)}, which {opened.where} calls for; "
-            "fetch the checkpoint again"
+            f"{_advice_on_missing(missing, opened)}"
         )
     extra = sorted(set(stored) - set(parts) - unused)
     if extra:
@@ -142,10 +144,26 @@ def check_tensors(opened: Opened, layout: Mapping[str, AssembledTensor], unused:
     for name, part in parts.items():
         if stored[name].shape != part.source_shape:
             raise UserError(
-                f"{path}: {name} has shape {stored[name].shape}, expected {part.source_shape} by {opened.where}"
+                f"{path}: {name} has shape {stored[name].shape}, expected {part.source_shape} by {opened.where}; "
+                f"{_advice_on_shape(name, stored[name].shape, part.source_shape, opened)}"
             )
         if stored[name].dtype not in DTYPES:
             raise UserError(f"{path}: {name} has dtype {stored[name].dtype}, expected one of {', '.join(DTYPES)}")
+
+
+def _with_shared_embeddings(opened: Opened, model: ModelConfig) -> Opened:
+    """The checkpoint, whose embeddings are the head's matrix if they are tied and only the head is stored.
+
+    safetensors keeps one name of a matrix that has two, and that may be the head's.
+    """
+    if not (model.tied_embeddings and model.generates):
+        return opened
+    sources, stored = opened.family.sources, opened.source.tensors
+    embeddings, head = sources[EMBEDDINGS], sources[HEAD_WEIGHT]
+    if embeddings[0] in stored or head[0] not in stored:
+        return opened
+    shared = {**sources, EMBEDDINGS: head, HEAD_WEIGHT: embeddings}
+    return replace(opened, family=replace(opened.family, sources=shared))
 
 
 def _tied_as_stored(model: ModelConfig, opened: Opened) -> ModelConfig:
@@ -165,6 +183,21 @@ def half_split_rows(rows: Array, heads: int) -> Array:
     """
     split = rows.reshape(heads, -1, 2, rows.shape[-1])  # (heads, head_dim / 2, 2, columns)
     return split.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _advice_on_missing(missing: list[str], opened: Opened) -> str:
+    again = "fetch the checkpoint again"
+    if tuple(missing) != opened.family.sources.get(HEAD_WEIGHT):
+        return again
+    return f"{again}, or set {opened.family.keys['tied_embeddings']} to true there if the embeddings are the head too"
+
+
+def _advice_on_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], opened: Opened) -> str:
+    sources, key = opened.family.sources, opened.family.keys["vocab_size"]
+    has_vocabulary = (name,) in (sources[EMBEDDINGS], sources.get(HEAD_WEIGHT))
+    if has_vocabulary and found[1:] == expected[1:]:
+        return f"if tokens were added to the model, set {key} to {found[0]} there, else fetch the checkpoint again"
+    return "fetch the files of one model"
 
 
 def _more(names: list[str]) -> str:

@@ -43,6 +43,7 @@ HUGGINGFACE_SUPPORTED = {
     "hidden_act": ("silu", None),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
+    "is_causal": (True, None),  # transformers lets every position see every other where this is false
     "partial_rotary_factor": (1.0, None),
     "llama_4_scaling_beta": (None,),
     "quantization_config": (None,),
@@ -133,7 +134,7 @@ GGUF_SOURCES = {
     "output.weight": ("output.weight",),
 }
 GGUF_ROPE_DIVISORS = "rope_freqs.weight"  # read with the rotary settings
-GGUF_SUPPORTED = {"expert_count": (0, None)}
+GGUF_SUPPORTED = {"expert_count": (0, None), "attention.causal": (True, None)}
 GGUF_EXPERT_KEYS = {"n_experts": "expert_count", "experts_per_token": "expert_used_count"}
 GGUF_ROUTER = {"layers.{i}.feed_forward.gate.weight": ("blk.{i}.ffn_gate_inp.weight",)}
 GGUF_EXPERTS = {  # one tensor for all experts

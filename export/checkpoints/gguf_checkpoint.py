@@ -10,7 +10,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
 from export.checkpoints import families, gguf_split
+from export.checkpoints.gguf_contents import check_is_model
 from export.checkpoints.gguf_header import UnknownPackingError, check_header
+from export.checkpoints.gguf_layers import of_layers
 from export.checkpoints.gguf_rope import gguf_rotary
 from export.checkpoints.gguf_tokenizer import recover
 from export.checkpoints.source import Array, Opened, SourceTensor, TensorSource, matrix_shape
@@ -84,9 +86,10 @@ def open_file(path: Path) -> Opened:
     for name, tensor in stored.items():
         _check_packing(name, tensor)
     metadata, where = headers[0][0], f"the header of {files[0]}"
+    check_is_model(files[0], metadata)
     architecture = metadata.get("general.architecture")
     family = families.find("gguf", architecture, where)
-    values = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
+    values = of_layers({key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}, where)
     rows = stored[EMBEDDING].shape[0] if EMBEDDING in stored else None
     if rows is not None:
         values["vocab_size"] = rows

@@ -16,6 +16,7 @@ SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12
 STRING, ARRAY = 8, 9
 LEAST_KEY, LEAST_TENSOR, LEAST_STRING, LEAST_ARRAY = 13, 32, 8, 12  # bytes that one takes in the header
 MOST_DIMENSIONS = 4
+GENERAL = b"general."  # how the keys begin that say what a file is; they come first
 ALIGNMENT_KEY, DEFAULT_ALIGNMENT = b"general.alignment", 32
 
 
@@ -32,6 +33,15 @@ def check_header(path: Path) -> None:
         _Header(data).check()
 
 
+def general_strings(path: Path) -> dict[str, str]:
+    """The texts among the first keys of a header, those that begin with "general."; none of what is no GGUF."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Header(data).general_strings()
+    except (ValueError, OSError):
+        return {}
+
+
 class _Header:
     """A position in the file that moves on as the header is read."""
 
@@ -40,15 +50,7 @@ class _Header:
         self._at = 0
 
     def check(self) -> None:
-        if self._bytes(4) != MAGIC:
-            raise ValueError("it does not begin with GGUF")
-        version = self._number("I")
-        if version & 0xFFFF == 0:
-            raise ValueError("its byte order is not this machine's")
-        if version not in VERSIONS:
-            raise ValueError(f"it has version {version}, expected {' or '.join(map(str, VERSIONS))}")
-        tensors, keys = self._number("Q"), self._number("Q")
-        self._check_count(keys, LEAST_KEY, "keys")
+        tensors, keys = self._counts()
         alignment = DEFAULT_ALIGNMENT
         for _ in range(keys):
             name, kind, start = self._string(), self._number("I"), self._at
@@ -60,6 +62,30 @@ class _Header:
         if alignment < 1:
             raise ValueError(f"its alignment is {alignment}")
         self._check_places(places, self._at + -self._at % alignment)
+
+    def general_strings(self) -> dict[str, str]:
+        found = {}
+        for _ in range(self._counts()[1]):
+            name, kind, start = self._string(), self._number("I"), self._at
+            if not name.startswith(GENERAL):
+                break
+            self._skip_value(kind)
+            if kind == STRING:
+                found[name.decode(errors="replace")] = self._data[start + 8 : self._at].decode(errors="replace")
+        return found
+
+    def _counts(self) -> tuple[int, int]:
+        """The numbers of tensors and of keys."""
+        if self._bytes(4) != MAGIC:
+            raise ValueError("it does not begin with GGUF")
+        version = self._number("I")
+        if version & 0xFFFF == 0:
+            raise ValueError("its byte order is not this machine's")
+        if version not in VERSIONS:
+            raise ValueError(f"it has version {version}, expected {' or '.join(map(str, VERSIONS))}")
+        tensors, keys = self._number("Q"), self._number("Q")
+        self._check_count(keys, LEAST_KEY, "keys")
+        return tensors, keys
 
     def _skip_value(self, kind: int) -> None:
         if kind == STRING:

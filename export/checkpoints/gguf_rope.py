@@ -4,6 +4,7 @@ The keys mean what llama.cpp makes of them (llama-model.cpp, llama-context.cpp a
 `yarn_beta_fast` and `yarn_beta_slow` only for some architectures; here they always count, as the model was trained.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -30,7 +31,7 @@ KEYS = {
 }
 
 
-class _Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=KEYS):
+class _Rope(msgspec.Struct, frozen=True, rename=KEYS):
     """The keys that begin with `rope.`."""
 
     freq_base: float | None = None
@@ -68,7 +69,14 @@ def gguf_rotary(values: Mapping[str, object], divisors: Sequence[float] | None, 
     `divisors` are the numbers of the tensor `rope_freqs.weight`, if the file has it. Raises `UserError` for settings
     that are unknown or that do not fit the model.
     """
-    said = convert({key: value for key, value in values.items() if key.startswith(PREFIX)}, _Rope, where)
+    given = {key: value for key, value in values.items() if key.startswith(PREFIX)}
+    unknown = sorted(set(given) - set(KEYS.values()))
+    if unknown:
+        raise UserError(
+            f"{where} has {unknown[0]}: {reprlib.repr(given[unknown[0]])}, which is not supported; expected no key "
+            f"that begins with {PREFIX} but {', '.join(KEYS.values())}"
+        )
+    said = convert(given, _Rope, where)
     model = convert(values, _Model, where)
     if said.type not in TYPES:
         raise UserError(

@@ -1,10 +1,10 @@
 """The parts of a GGUF that llama-gguf-split divided: NAME-00001-of-00003.gguf and so on, side by side."""
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from export.checkpoints.gguf_contents import is_companion
 from export.checkpoints.links import check_link, check_regular
 from runtime.errors import UserError
 
@@ -38,20 +38,22 @@ def parts(path: Path) -> list[Path]:
 
 
 def find(path: Path) -> list[Path]:
-    """The parts of a GGUF that is given as a file, or as a folder that holds no other GGUF."""
+    """The parts of a GGUF that is given as a file, or as a folder that holds no other language model as GGUF."""
     if path.is_file():
         return parts(path)
-    found: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    found: dict[tuple[str, str], Path] = {}
     for file in sorted(path.glob("*.gguf")):
         named = PART.fullmatch(file.name)
-        found[(named["stem"], named["count"]) if named else (file.name, "")].append(file)
-    if len(found) != 1:
+        found.setdefault((named["stem"], named["count"]) if named else (file.name, ""), file)
+    firsts = list(found.values())
+    models = firsts if len(firsts) < 2 else [file for file in firsts if not is_companion(file)]
+    if len(models) != 1:
+        example = f", such as {(models or firsts)[0].name}" if firsts else ""
         raise UserError(
-            f"{path} holds {len(found)} different .gguf files, expected one or the parts of one; "
-            "set frontend.checkpoint to the file"
+            f"{path} holds {len(firsts)} different .gguf files, expected one or the parts of one; "
+            f"set frontend.checkpoint to the file{example}"
         )
-    (files,) = found.values()
-    return parts(files[0])
+    return parts(models[0])
 
 
 def check_parts(files: Sequence[Path], headers: Sequence[Mapping[str, object]], tensors: Sequence[int]) -> None:

@@ -8,12 +8,13 @@ from sentencepiece import sentencepiece_model_pb2
 
 from export.checkpoints.gguf_byte_level import build_byte_level
 from export.checkpoints.gguf_ends import end_ids
-from export.checkpoints.gguf_vocabulary import AGAIN, CONTROL, PREFIX, UNKNOWN, Vocabulary, read_vocabulary
+from export.checkpoints.gguf_vocabulary import AGAIN, BYTE, CONTROL, PREFIX, UNKNOWN, Vocabulary, read_vocabulary
 from export.checkpoints.source import TokenizerSource
 from runtime.artifact.manifest import TextAfterAdded
 from runtime.errors import UserError
 
 UNKNOWN_NAME = "<unk>"
+BYTE_NAMES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,16 @@ def _sentencepiece(vocabulary: Vocabulary, where: str) -> tuple[bytes, bool]:
             f"expected one score for each token; {AGAIN}"
         )
     unknown = _unknown_id(vocabulary, where)
+    has_bytes = _has_bytes(vocabulary, where)
     proto = sentencepiece_model_pb2.ModelProto()
     for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.token_type, strict=True)):
         # The library wants one unknown piece; no text is made of any other that has this type.
-        used = UNKNOWN if i == unknown else CONTROL if kind == UNKNOWN else kind
+        used = UNKNOWN if i == unknown else BYTE if token in BYTE_NAMES else CONTROL if kind == UNKNOWN else kind
         proto.pieces.add(piece=token, score=vocabulary.scores[i], type=used)
     trainer = proto.trainer_spec
     trainer.model_type = sentencepiece_model_pb2.TrainerSpec.BPE
     trainer.vocab_size = len(vocabulary.tokens)
-    trainer.byte_fallback = True
+    trainer.byte_fallback = has_bytes
     trainer.unk_id, trainer.unk_piece = unknown, vocabulary.tokens[unknown]
     trainer.pad_id = -1
     trainer.bos_id, trainer.bos_piece = _piece(vocabulary, vocabulary.bos_token_id, "<s>")
@@ -97,6 +99,17 @@ def _sentencepiece(vocabulary: Vocabulary, where: str) -> tuple[bytes, bool]:
     normalizer.add_dummy_prefix = vocabulary.add_space_prefix
     normalizer.remove_extra_whitespaces = False
     return bytes(proto.SerializeToString()), True
+
+
+def _has_bytes(vocabulary: Vocabulary, where: str) -> bool:
+    """Whether the vocabulary has a token for each byte, which llama.cpp knows by their names, or for none."""
+    typed = [token for token, kind in zip(vocabulary.tokens, vocabulary.token_type, strict=True) if kind == BYTE]
+    held = BYTE_NAMES.intersection(vocabulary.tokens)
+    if len(held) not in (0, len(BYTE_NAMES)) or not held.issuperset(typed):
+        odd = next((token for token in typed if token not in held), None)
+        found = f"{len(held)} of the {len(BYTE_NAMES)} tokens of bytes" if odd is None else f"a byte's token {odd!r}"
+        raise UserError(f"{where} has {found}, expected all from <0x00> to <0xFF>, or none; {AGAIN}")
+    return bool(held)
 
 
 def _unknown_id(vocabulary: Vocabulary, where: str) -> int:

@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from export.checkpoints import families
+from export.checkpoints.advice import advice_on_folder
 from export.checkpoints.chat import Chat
 from export.checkpoints.families import Family
-from export.checkpoints.float8 import Float8Tensors, widened
+from export.checkpoints.float8 import Block, Float8Tensors, widened
 from export.checkpoints.huggingface_tensors import open_tensors
 from export.checkpoints.huggingface_tokenizer import open_tokenizer
-from export.checkpoints.json_files import read_json
-from export.checkpoints.leftover_quantization import without_leftover_quantization
+from export.checkpoints.json_files import convert, read_json
+from export.checkpoints.leftover_quantization import check_not_quantized, without_leftover_quantization
 from export.checkpoints.mistral_format import overruled
 from export.checkpoints.rope_settings import Rotary, huggingface_rotary
 from export.checkpoints.source import Opened, TensorSource
@@ -20,7 +24,15 @@ from runtime.errors import UserError
 
 # Models that also see images: the text model is described by an object of its own, whose type may be left out.
 WITH_IMAGES: Mapping[str, str] = {"mistral3": "mistral", "llava": "llama"}  # model_type -> the text model's default
+TIED_BY_DEFAULT = ("mistral3",)  # of the types above, where their config.json does not say
 FLOAT8_METHOD = "fp8"
+Size = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Float8(msgspec.Struct, frozen=True):
+    """The part of `quantization_config` that says which 8-bit floats have a scale in common."""
+
+    weight_block_size: tuple[Size, Size] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,9 @@ def open_folder(folder: Path, chat: Chat) -> Opened:
         raise UserError(f"{folder} has no config.json, expected a Hugging Face checkpoint folder")
     where = str(folder / "config.json")
     config = read_json(folder / "config.json")
+    advice = None if "model_type" in config else advice_on_folder(folder)
+    if advice is not None:
+        raise UserError(advice)
     model = describe(config, where)
     changes, notes = (
         overruled(folder, model.values, model.family.defaults.get("sliding_window"))
@@ -63,6 +78,7 @@ def open_folder(folder: Path, chat: Chat) -> Opened:
         else ({}, ())
     )
     source, found_notes = open_tensors(folder)
+    check_not_quantized(source, where)
     source, said = _model_tensors(source, config, where)
     values, quantization_notes = without_leftover_quantization({**model.values, **changes}, source, where)
     if isinstance(source, Float8Tensors):
@@ -87,7 +103,7 @@ def _text_config(config: Mapping[str, object], where: str) -> Mapping[str, objec
     inner = config.get("text_config")
     if not isinstance(inner, Mapping):
         raise UserError(f"{where} has the model type {kind} and no text_config, expected an object that describes it")
-    tied = bool(config.get("tie_word_embeddings")) or bool(inner.get("tie_word_embeddings"))
+    tied = bool(config.get("tie_word_embeddings", kind in TIED_BY_DEFAULT)) or bool(inner.get("tie_word_embeddings"))
     inner = {key: value for key, value in inner.items() if key != "architectures"}
     outer = {key: value for key, value in config.items() if key not in ("model_type", "text_config", "vision_config")}
     return _without_float8({**outer, "model_type": WITH_IMAGES[kind], **inner, "tie_word_embeddings": tied})
@@ -106,5 +122,12 @@ def _model_tensors(
 ) -> tuple[TensorSource, tuple[str, ...]]:
     """The text model's tensors as floats that are read, and notes on what is read otherwise than it is stored."""
     text, left_out = text_part(source) if config.get("model_type") in WITH_IMAGES else (source, ())
-    floats, said = widened(text, where)
+    floats, said = widened(text, where, _block_size(config, where))
     return floats, (*left_out, *said)
+
+
+def _block_size(config: Mapping[str, object], where: str) -> Block | None:
+    method = config.get("quantization_config")
+    if not isinstance(method, Mapping):
+        return None
+    return convert(method, _Float8, f"{where}, quantization_config").weight_block_size

@@ -1,8 +1,9 @@
-"""A `quantization_config` that stayed in config.json after the weights were written as plain numbers."""
+"""Weights that other software has quantized, which are refused, and a `quantization_config` that stayed behind."""
 
 from collections.abc import Mapping
 
 from export.checkpoints.source import TensorSource
+from runtime.errors import UserError
 
 KEY = "quantization_config"
 PLAIN = ("float32", "float16", "bfloat16", "float64")
@@ -19,6 +20,28 @@ QUANTIZED_NAMES = (
     "packed",
     "SCB",
 )
+# How a name ends that only one software gives -> that software.
+SOFTWARE = {
+    ".qweight": "GPTQ or AWQ",
+    ".absmax": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".q_weight": "ExLlamaV2",
+    ".trellis": "ExLlamaV3",
+    ".weight_packed": "compressed-tensors",
+    ".W_q": "HQQ",
+    ".biases": "MLX",
+}
+
+
+def check_not_quantized(source: TensorSource, where: str) -> None:
+    """Raise `UserError` for weights in a form that only the software reads that has quantized them."""
+    for name in source.tensors:
+        software = next((made_by for ending, made_by in SOFTWARE.items() if name.endswith(ending)), None)
+        if software is not None:
+            raise UserError(
+                f"{where}: the weights are quantized by {software}, as the tensor {name} tells, and are not read so; "
+                "set frontend.checkpoint to the model before that, or to a GGUF file of it"
+            )
 
 
 def without_leftover_quantization(

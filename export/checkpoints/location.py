@@ -1,5 +1,6 @@
 """Where a checkpoint lies on disk: the kind that a path holds, the files that count, and which of them are missing."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from runtime.errors import UserError
 SMALL_FILES = ("config.json", "params.json", "generation_config", "tokenizer", "tekken", "special_tokens_map",
                "added_tokens", "chat_template", "processor_config", "model.safetensors.index",
                "pytorch_model.bin.index")  # fmt: skip
+HUB_NAME = re.compile(r"(https?:/+([\w.-]+)/)?[\w.-]+/[\w.-]+")  # such as mistralai/Mistral-7B-v0.1
 WEIGHTS: Mapping[str, Callable[[Path], WeightFiles | None]] = {  # by kind of checkpoint
     "huggingface": lambda folder: find_huggingface_weights(folder) or find_raw_weights(folder),
     "mistral": find_raw_weights,
@@ -48,8 +50,14 @@ def checkpoint_files(path: Path, kind: str = "auto") -> list[Path]:
 
 def check_exists(path: Path) -> None:
     """Raise `UserError` if there is nothing at a path."""
-    if not path.exists():
-        raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
+    if path.exists():
+        return
+    if HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
+        raise UserError(
+            f"the checkpoint {path} does not exist; if it is a model on the Hugging Face Hub, fetch it first, for "
+            "example with `hf download`, and set frontend.checkpoint to its folder"
+        )
+    raise UserError(f"the checkpoint {path} does not exist; set frontend.checkpoint to a folder or file that does")
 
 
 def detect(path: Path) -> str:

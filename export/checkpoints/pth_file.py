@@ -19,6 +19,7 @@ from runtime.errors import UserError
 CODE = re.compile(r"GLOBAL (\S+)")  # how torch's loader names the code that a file would call
 NUMBERS = re.compile(r"^[^/]+/data/[^/]+$")  # names of the records that hold a storage's numbers
 # A record's local header: its signature, the compression, and the lengths of its name and of an extra field.
+BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of older releases begin: a pickled number
 LOCAL, LOCAL_SIGNATURE = struct.Struct("<4s4xH16xHH"), b"PK\3\4"
 REASON_LENGTH = 160  # characters of torch's reason that are shown
 
@@ -116,6 +117,12 @@ def _check_container(path: Path) -> dict[int, int]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        with path.open("rb") as file:
+            if file.read(len(BEFORE_1_6)) == BEFORE_1_6:
+                raise UserError(
+                    f"{path} is in the form of torch before release 1.6, which is not read; fetch the checkpoint as "
+                    "safetensors"
+                ) from error
         raise UserError(
             f"{path} is truncated or not a zip file of tensors, as torch saves them; fetch it again, or as safetensors"
         ) from error

@@ -28,7 +28,7 @@ class Rotary:
     queries: QueryScaling | None = None
 
 
-class _Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Parameters(msgspec.Struct, frozen=True):
     """`rope_parameters` of transformers 5, or `rope_scaling` in older files."""
 
     rope_type: str | None = None
@@ -69,16 +69,32 @@ def huggingface_rotary(config: Mapping[str, object], context: object, where: str
             f"that begins with rope but {', '.join(TOP_LEVEL)}"
         )
     given = _of_all_layers(config.get("rope_scaling") or config.get("rope_parameters") or {}, where)
-    said = convert({key: value for key, value in given.items() if value is not None}, _Parameters, f"{where}, rotary")
-    if said.kind not in KINDS:
-        raise UserError(
-            f"{where} has rope_type: {said.kind!r}, which is not supported; expected one of {', '.join(KINDS)}"
-        )
+    said = _parameters({key: value for key, value in given.items() if value is not None}, where)
     outside = config.get("original_max_position_embeddings")
     original = next((n for n in (outside, said.original_max_position_embeddings, context) if n is not None), None)
     scaling = KINDS[said.kind](said, _Contexts(context, original, where))
     plain = {"rope_theta": said.rope_theta, "partial_rotary_factor": said.partial_rotary_factor}
     return {key: value for key, value in plain.items() if value is not None}, Rotary(scaling, _queries(said, where))
+
+
+def _parameters(given: Mapping[str, object], where: str) -> _Parameters:
+    """The settings as a record of a known type; raises `UserError` for an unknown setting, and a factor of no type."""
+    named = given.get("rope_type") or given.get("type")
+    kind = "default" if named is None else named
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"{where} has rope_type: {kind!r}, which is not supported; expected one of {', '.join(KINDS)}")
+    unknown = sorted(set(given) - set(_Parameters.__struct_fields__))
+    if unknown:
+        raise UserError(
+            f"{where} has the rotary setting {unknown[0]}: {reprlib.repr(given[unknown[0]])}, which is not supported; "
+            f"expected some of {', '.join(_Parameters.__struct_fields__)}"
+        )
+    if named is None and given.get("factor", 1) != 1:
+        raise UserError(
+            f"{where} has a rotary factor of {reprlib.repr(given['factor'])} and no rope_type, which says what to do "
+            f"with it; add rope_type, one of {', '.join(KINDS)}"
+        )
+    return convert(given, _Parameters, f"{where}, rotary")
 
 
 def _of_all_layers(given: object, where: str) -> Mapping[str, object]:

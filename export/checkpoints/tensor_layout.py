@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from export.checkpoints.families import Family
 from runtime.artifact.manifest import ModelConfig
 
+EMBEDDINGS = "tok_embeddings.weight"
 HEAD_WEIGHT = "output.weight"  # absent from a model with tied embeddings
 EXPERTS = ".experts."  # in our names of the tensors that hold every expert's rows
 EXPERT = "{e}"  # stands for the expert's number in the names of source tensors
@@ -13,7 +14,7 @@ EXPERT = "{e}"  # stands for the expert's number in the names of source tensors
 # The rows, as one size for each source tensor to concatenate, and the columns (None for a vector); see `sizes`.
 Layout = Mapping[str, tuple[tuple[str, ...], str | None]]
 OUTSIDE: Layout = {
-    "tok_embeddings.weight": (("vocab",), "dim"),
+    EMBEDDINGS: (("vocab",), "dim"),
     "norm.weight": (("dim",), None),
     HEAD_WEIGHT: (("outputs",), "dim"),
     "output.bias": (("outputs",), None),

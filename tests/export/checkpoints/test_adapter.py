@@ -263,7 +263,10 @@ BAD_TENSORS: dict[str, Tensors] = {
     "holds lora_A of model.layers.1.self_attn.o_proj": dict(list(pair(WO).items())[:1]),
     "lm_head.weight has shape (321, 64), expected (320, 64)": {f"base_model.model.{HEAD}.weight": torch.zeros(321, 64)},
     "has dtype int8, expected float32": {name: tensor.to(torch.int8) for name, tensor in pair(WO).items()},
-    "changes model.layers.0.self_attn.q_proj.bias": {f"base_model.model.{WQ}.bias": torch.zeros(64)},
+    "frontend.checkpoint; if tokens were added in training, merge the adapter with peft into a base that was resized": {
+        f"base_model.model.{HEAD}.weight": torch.zeros(322, 64)
+    },
+    "trains model.layers.0.self_attn.q_proj.bias, expected no biases": {f"base_model.model.{WQ}.bias": torch.zeros(64)},
     "lora_A.weight has shape (4,), expected": {name: torch.zeros(4) for name in pair(WO)},
     "has a rank of 0": {name: torch.zeros(0, 0) for name in pair(WO)},
 }

@@ -157,3 +157,26 @@ def test_what_has_no_meaning_is_refused(tiny, tmp_path, message):
         open_checkpoint(folder, "auto", {}).tensor("layers.0.attention.wqkv.weight")
     assert message in str(caught.value)
     assert Q.removesuffix(".weight") in str(caught.value)
+
+
+def test_blocks_have_the_size_that_the_configuration_gives(tiny, tmp_path):
+    """192 rows in blocks of 128 are 128 and 64 rows, not twice 96; scales of a cache carry nothing for us."""
+    folder = tmp_path / "x"
+    write_tiny_mistral(folder, intermediate_size=192, dtype=torch.float32)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.gate_proj.weight"
+    scale = torch.tensor([[0.002], [0.004]])
+    each = scale.repeat_interleave(128, 0)[:192]
+    eight = (tensors[name] / each).to(torch.float8_e4m3fn)
+    one = torch.tensor(1.0)
+    scales = {
+        f"{name}_scale_inv": scale,
+        "model.layers.0.self_attn.k_scale": one,
+        "model.layers.0.self_attn.v_scale": one.clone(),
+    }
+    save_file(tensors | {name: eight} | scales, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    block = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (folder / "config.json").write_text(json.dumps(config | block))
+    ours = open_checkpoint(folder, "auto", {}).tensor("layers.0.feed_forward.w13.weight")[:192]
+    assert np.array_equal(ours, (eight.float() * each).numpy())

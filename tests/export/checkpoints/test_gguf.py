@@ -94,11 +94,17 @@ def test_tied_head(tiny, tmp_path):
         ({"expert_count": 8}, "lacks expert_used_count, which gives the model's experts_per_token"),
         ({"expert_count": 8, "expert_used_count": 2}, "lacks the tensor blk.0.ffn_gate_inp.weight"),
         ({"rope.scaling.type": "longrope"}, "has rope.scaling.type: 'longrope'"),
+        ({"attention.causal": False}, "has attention.causal: False"),
         (
             {"attention.key_length": 8, "rope.dimension_count": 8},
             r"blk.0.attn_q.weight has shape \(64, 64\), expected \(32, 64\)",
         ),
         ({"attention.sliding_window": -1}, "does not describe a model: Expected `int` >= 1"),
+        ({"attention.head_count_kv": [2, 4]}, r"has attention.head_count_kv: \[2, 4\], which differs by layer"),
+        (
+            {"attention.sliding_window": 8, "attention.sliding_window_pattern": "every"},
+            "has attention.sliding_window_pattern: 'every', expected a list with true for each layer",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(tiny, tmp_path, changes, message):
@@ -222,3 +228,21 @@ def test_smollm2_text_is_split_as_llama_cpp_splits_it(smollm2_by_us, text):
     expected = [word for part in regex.split(f"({digits})", text) for word in regex.findall(words, part)]
     split = Tokenizer.from_buffer(smollm2_by_us.tokenizer.data).pre_tokenizer.pre_tokenize_str(text)
     assert [text[begin:end] for _, (begin, end) in split] == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "windows"),
+    [
+        ({"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2], "feed_forward_length": [128] * 2}, None),
+        ({"attention.sliding_window": 0}, None),
+        ({"attention.sliding_window": 8}, (8, 8)),
+        ({"attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False]}, (8, None)),
+        ({"attention.sliding_window": 8, "attention.sliding_window_pattern": 2}, (8, None)),
+        ({"attention.sliding_window": 8, "attention.sliding_window_pattern": 0}, (8, 8)),
+    ],
+)
+def test_numbers_may_be_given_for_each_layer(tiny, tmp_path, keys, windows):
+    write_gguf(tmp_path / "x.gguf", tiny, GGMLQuantizationType.F32, **keys)
+    ours = open_checkpoint(tmp_path / "x.gguf", "auto", {}).model
+    assert (ours.n_heads, ours.n_kv_heads, ours.hidden_dim) == (4, 2, 128)
+    assert ours.sliding_window == (windows or (None, None))

@@ -124,3 +124,33 @@ def test_parts_that_hold_a_tensor_twice(split):
 def test_a_folder_with_a_split_file_and_another(split):
     shutil.copy(split / part(1), split / "other.gguf")
     assert "holds 2 different .gguf files, expected one or the parts of one" in refused(split)
+
+
+def companion(path: Path, architecture: str, kind: str | None = None) -> Path:
+    """A file as it is published beside a model."""
+    writer = GGUFWriter(path, architecture)
+    if kind is not None:
+        writer.add_type(kind)
+    writer.add_tensor("v.patch_embd.weight", np.ones((2, 2), np.float32))
+    finish(writer)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "message"),
+    [
+        ("clip", "mmproj", "holds an image encoder, expected a language model; set frontend.checkpoint to the file"),
+        ("clip", None, "holds an image encoder"),
+        ("imatrix", "imatrix", "holds statistics for quantizing a model"),
+        ("llama", "adapter", "holds an adapter, which changes the weights of another model"),
+    ],
+)
+def test_what_is_published_beside_a_model_is_told_from_it(tiny, tmp_path, architecture, kind, message):
+    other = companion(tmp_path / "a.gguf", architecture, kind)
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(other, "auto", {})
+    write_gguf(tmp_path / "x.gguf", tiny, GGMLQuantizationType.F32)
+    assert open_checkpoint(tmp_path, "auto", {}).model.n_layers == 2
+    write_gguf(tmp_path / "y.gguf", tiny, GGMLQuantizationType.F32)
+    with pytest.raises(UserError, match=r"holds 3 different \.gguf files, .*to the file, such as x\.gguf"):
+        open_checkpoint(tmp_path, "auto", {})

@@ -30,7 +30,8 @@ TEXTS = [
     " leading",
     "½ and x² of Ⅷ or ٣٤, a1b22 333\r\n\r\n// CamelCaseAndSNAKE_CASE",
 ]
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+PREFIX = "tokenizer.ggml."
 
 
 def keys(**changes: Any) -> dict[str, object]:
@@ -311,6 +312,29 @@ def test_the_ends_that_the_header_names_come_first():
 )
 def test_names_that_end_a_text(tokens, expected):
     assert set(end_names(tokens)) == expected
+
+
+@pytest.mark.parametrize("kind", [NORMAL, UNUSED])
+def test_tokens_of_bytes_are_known_by_their_names(kind):
+    types = [kind if token_type == BYTE else token_type for token_type in sentencepiece_keys()[f"{PREFIX}token_type"]]
+    ours = SentencePieceProcessor(model_proto=recover(sentencepiece_keys(token_type=types), "x").data)
+    theirs = SentencePieceProcessor(model_proto=SENTENCEPIECE.read_bytes())
+    assert [ours.encode(text) for text in TEXTS] == [theirs.encode(text) for text in TEXTS]
+    assert ours.decode(theirs.encode("\U00010348")) == "\U00010348"
+
+
+def test_a_vocabulary_without_bytes_has_the_unknown_token_in_their_place():
+    found = sentencepiece_keys()
+    kept = [i for i, kind in enumerate(found[f"{PREFIX}token_type"]) if kind != BYTE]
+    lists = {key: [found[PREFIX + key][i] for i in kept] for key in ("tokens", "scores", "token_type")}
+    ours = SentencePieceProcessor(model_proto=recover(sentencepiece_keys(**lists), "x").data)
+    assert ours.decode(ours.encode("The capital")) == "The capital"
+    assert 0 in ours.encode("\U00010348")
+    lists = {key: [*values[:-1], found[PREFIX + key][3]] for key, values in lists.items()}
+    with pytest.raises(
+        UserError, match="has 1 of the 256 tokens of bytes, expected all from <0x00> to <0xFF>, or none"
+    ):
+        recover(sentencepiece_keys(**lists), "x")
 
 
 @pytest.mark.parametrize(

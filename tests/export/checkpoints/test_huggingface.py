@@ -82,6 +82,44 @@ def test_tied_head(tmp_path):
     assert_same_tensors(tmp_path / "x", tied=True)
 
 
+def test_tied_head_is_stored_under_the_name_of_the_head_alone(tmp_path):
+    write_tiny_mistral(tmp_path / "x", tie_word_embeddings=True)
+    state = load_file(tmp_path / "x" / "model.safetensors")
+    state["lm_head.weight"] = state.pop("model.embed_tokens.weight")
+    save_file(state, tmp_path / "x" / "model.safetensors", {"format": "pt"})
+    assert_same_tensors(tmp_path / "x", tied=True)
+
+
+def test_advice_on_a_head_that_is_not_stored_and_on_a_resized_vocabulary(copy):
+    state = load_file(copy / "model.safetensors")
+    head = state.pop("lm_head.weight")
+    save_file(state, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match="again, or set tie_word_embeddings to true there if the embeddings are the head"
+    ):
+        open_checkpoint(copy, "auto", {})
+    resized = {"lm_head.weight": torch.cat([head, head[:2]])}
+    save_file(state | resized, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="if tokens were added to the model, set vocab_size to 322 there"):
+        open_checkpoint(copy, "auto", {})
+
+
+@pytest.mark.parametrize(
+    ("ending", "software"),
+    [("qweight", "GPTQ or AWQ"), ("weight.absmax", "bitsandbytes"), ("q_weight", "ExLlamaV2"), ("biases", "MLX")],
+)
+def test_weights_that_other_software_quantized_are_told_by_their_names(copy, ending, software):
+    """With and without a quantization_config: AutoGPTQ and MLX write settings elsewhere."""
+    state = load_file(copy / "model.safetensors")
+    packed = torch.zeros(8, 96, dtype=torch.int32)
+    save_file(state | {f"model.layers.0.mlp.up_proj.{ending}": packed}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"quantized by {software}, as the tensor .*{ending} tells.*to a GGUF file"):
+        open_checkpoint(copy, "auto", {})
+    edit_json(copy / "config.json", quantization_config={"quant_method": "x"})
+    with pytest.raises(UserError, match=f"quantized by {software}"):
+        open_checkpoint(copy, "auto", {})
+
+
 def test_a_stored_head_wins_over_the_tie_flag(copy):
     edit_json(copy / "config.json", tie_word_embeddings=True)
     assert_same_tensors(copy)
@@ -175,6 +213,7 @@ def test_llama_is_a_mistral_without_a_window(tmp_path):
         ({"remove": ("model_type",)}, "names the architecture None"),
         ({"hidden_act": "gelu"}, "has hidden_act: 'gelu', which is not supported; expected 'silu'"),
         ({"attention_bias": True}, "has attention_bias: True"),
+        ({"is_causal": False}, "has is_causal: False"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "has partial_rotary_factor: 0.5"),
         ({"rope_parameters": {"rope_theta": "big"}}, "is malformed: Expected `float"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "has 'chunked_attention' among its layer_types"),

@@ -143,6 +143,10 @@ def test_the_folder_around_a_checkpoint(copy, tmp_path):
         ("flax_model.msgpack", "weights of Flax"),
         ("mistral.nemo", "a model of NeMo"),
         ("zero_to_fp32.py", "a training state of DeepSpeed"),
+        ("qmodel.pt", "a model quantized by HQQ"),
+        ("mistral-7B-v0.1.tar", "an archive; unpack it"),
+        ("model.gguf.part1of2", "a piece of a GGUF; join the pieces"),
+        ("model.safetensors.incomplete", "what is left of a file that was not fetched to its end"),
     ],
 )
 def test_other_formats(tmp_path, tiny, name, words):
@@ -150,6 +154,49 @@ def test_other_formats(tmp_path, tiny, name, words):
     assert f"{tmp_path} holds {name}, {words}" in refused(tmp_path)
     shutil.copy(tiny / "config.json", tmp_path)
     assert f"{tmp_path} holds {name}, {words}" in refused(tmp_path)
+
+
+def test_a_download_that_was_stopped(copy):
+    unfinished = copy / ".cache" / "huggingface" / "download" / "abc.incomplete"
+    unfinished.parent.mkdir(parents=True)
+    (copy / "model.safetensors").rename(unfinished)
+    assert "abc.incomplete, what is left of a file that was not fetched to its end" in refused(copy)
+    assert "is what is left of a file that was not fetched to its end" in refused(unfinished)
+
+
+def test_a_gguf_is_told_by_its_contents(tmp_path):
+    """As in a folder of blobs, whose names are sums."""
+    (tmp_path / "sha256-abc").write_bytes(b"GGUF")
+    assert refused(tmp_path).endswith(f"by its contents; set frontend.checkpoint to {tmp_path / 'sha256-abc'}")
+    (tmp_path / "sha256-abc").rename(tmp_path / "model.bin")
+    assert refused(tmp_path).endswith(f"by its contents; set frontend.checkpoint to {tmp_path / 'model.bin'}")
+    assert "is not a complete GGUF file" in refused(tmp_path / "model.bin")  # it is read as one
+
+
+def test_formats_without_a_model_type(tmp_path):
+    (tmp_path / "config.json").write_text('{"bos_token": "<s>"}')
+    (tmp_path / "model.bin").write_bytes(b"\6\0\0\0")
+    assert "holds model.bin, weights of CTranslate2" in refused(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"tjgg\3\0\0\0")
+    (tmp_path / "model.bin").rename(tmp_path / "ggml-model-q4_0.bin")
+    assert "is a GGML file, which came before GGUF" in refused(tmp_path / "ggml-model-q4_0.bin")
+
+
+def test_weights_without_a_config(copy):
+    (copy / "config.json").unlink()
+    assert "holds model.safetensors and neither config.json nor params.json" in refused(copy)
+
+
+def test_the_folders_that_the_hub_keeps(copy, tmp_path):
+    revision = tmp_path / "home" / "hub" / "models--a--b" / "snapshots" / "26bca36"
+    shutil.copytree(copy, revision)
+    assert f"set frontend.checkpoint to {revision}" in refused(tmp_path / "home")
+    assert f"set frontend.checkpoint to {revision}" in refused(tmp_path / "home" / "hub")
+
+
+@pytest.mark.parametrize("name", ["mistralai/Mistral-7B-v0.1", "https://huggingface.co/mistralai/Mistral-7B-v0.1"])
+def test_a_name_on_the_hub_is_no_path(name):
+    assert "if it is a model on the Hugging Face Hub, fetch it first" in refused(Path(name))
 
 
 def test_a_folder_without_weights(copy):

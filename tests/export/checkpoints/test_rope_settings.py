@@ -107,7 +107,11 @@ REFUSALS = {
         "rope_scaling": {"type": "dynamic", "factor": 2.0}
     },
     "has rope_type: 'longrope'": {"rope_parameters": {"rope_type": "longrope", "short_factor": None}},
-    "object contains unknown field `short_factor`": {"rope_parameters": {"rope_type": "yarn", "short_factor": [1.0]}},
+    "has the rotary setting short_factor: [1.0], which is not supported; expected some of rope_type": {
+        "rope_parameters": {"rope_type": "yarn", "short_factor": [1.0]}
+    },
+    "has rope_type: 'su', which is not supported": {"rope_scaling": {"type": "su", "short_factor": [1.0]}},
+    "has a rotary factor of 4.0 and no rope_type": {"rope_scaling": {"factor": 4.0}},
     "has rope_interleaved: True, which is not supported; expected no key that begins with rope but": {
         "rope_interleaved": True
     },
@@ -241,7 +245,9 @@ GGUF_REFUSALS = {
     "has rope.scaling.type: 'longrope', which is not supported; expected one of none, linear, yarn": {
         "rope.scaling.type": "longrope"
     },
-    "unknown field `rope.scaling.alpha`": {"rope.scaling.alpha": 4.0},
+    "has rope.scaling.alpha: 4.0, which is not supported; expected no key that begins with rope. but": {
+        "rope.scaling.alpha": 4.0
+    },
     "has rope.dimension_count: 8, expected all 16 dimensions": {"rope.dimension_count": 8},
     "has rope.scaling.attn_factor: 2.0 without YaRN": {"rope.scaling.attn_factor": 2.0},
     "missing required field `original_context`": {"attention.temperature_scale": 0.1},

@@ -62,6 +62,17 @@ def test_names_of_transformers_5_hold_the_same_model(with_images, copy):
     assert ours.notes == expected.notes
 
 
+def test_a_head_that_is_not_stored_is_tied_where_nothing_says_otherwise(copy):
+    """As the class Mistral3Config has it."""
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["language_model.lm_head.weight"]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    text = json.loads((copy / "config.json").read_text())["text_config"]
+    text.pop("tie_word_embeddings", None)
+    edit(copy, tie_word_embeddings=..., text_config=text)
+    assert open_checkpoint(copy, "auto", {}).model.tied_embeddings
+
+
 def test_pixtral_as_llava_leaves_out_what_is_default(with_images, copy):
     """Its text_config has no number of heads: that is the default of the class, 32."""
     text = json.loads((copy / "config.json").read_text())["text_config"]

@@ -215,11 +215,8 @@ def test_a_leftover_quantization_config(bare, tiny, state, method):
     edit_config(bare, quantization_config={"quant_method": method, "bits": 4})
     (note,) = assert_same(bare, tiny)
     assert f"has a quantization_config of {method}, but every tensor is stored as plain numbers" in note
-    for name, tensor in (("qweight", torch.zeros(8, 64, dtype=torch.int32)), ("scales", torch.zeros(64))):
-        save_file(state | {O_PROJ.replace("weight", name): tensor}, bare / "model.safetensors")
-        assert f"has quantization_config: {{'bits': 4, 'quant_method': '{method}'}}, which is not supported" in refused(
-            bare
-        )
+    save_file(state | {O_PROJ.replace("weight", "scales"): torch.zeros(64)}, bare / "model.safetensors")
+    assert f"has quantization_config: {{'bits': 4, 'quant_method': '{method}'}}, which is not" in refused(bare)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
