@@ -10,6 +10,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
 from export.checkpoints import families, gguf_split
+from export.checkpoints.format_names import GGUF_ROPE_DIVISORS
 from export.checkpoints.gguf_contents import check_is_model
 from export.checkpoints.gguf_header import UnknownPackingError, check_header
 from export.checkpoints.gguf_layers import of_layers
@@ -110,15 +111,15 @@ def file_for_transformers(path: Path) -> Path | None:
 
 def _rope_divisors(source: TensorSource, where: str) -> list[float] | None:
     """The numbers that a file divides rotary frequencies by, if it has them."""
-    tensor = source.tensors.get(families.GGUF_ROPE_DIVISORS)
+    tensor = source.tensors.get(GGUF_ROPE_DIVISORS)
     if tensor is None:
         return None
     if len(tensor.shape) != 1 or tensor.shape[0] > MOST_PAIRS:
         raise UserError(
-            f"{where} has the tensor {families.GGUF_ROPE_DIVISORS} of the shape {tensor.shape}, "
+            f"{where} has the tensor {GGUF_ROPE_DIVISORS} of the shape {tensor.shape}, "
             "expected a number for each pair of a head's dimensions; fetch the file again"
         )
-    return [float(number) for number in source.read(families.GGUF_ROPE_DIVISORS, slice(None))]
+    return [float(number) for number in source.read(GGUF_ROPE_DIVISORS, slice(None))]
 
 
 def _joined(parts: list[dict[str, GgufTensor]]) -> dict[str, GgufTensor]:

@@ -23,7 +23,11 @@ from export.checkpoints.text_part import text_part
 from runtime.errors import UserError
 
 # Models that also see images: the text model is described by an object of its own, whose type may be left out.
-WITH_IMAGES: Mapping[str, str] = {"mistral3": "mistral", "llava": "llama"}  # model_type -> the text model's default
+WITH_IMAGES: Mapping[str, str] = {
+    "mistral3": "mistral",
+    "llava": "llama",
+    "llava_next": "llama",
+}  # model_type -> the text model's default
 TIED_BY_DEFAULT = ("mistral3",)  # of the types above, where their config.json does not say
 FLOAT8_METHOD = "fp8"
 Size = Annotated[int, msgspec.Meta(ge=1)]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from export.checkpoints.families import LAYER_TYPES, MODEL_NAMES, Family
+from export.checkpoints.families import MODEL_NAMES, Family
+from export.checkpoints.format_names import LAYER_TYPES
 from export.checkpoints.rope_settings import Rotary
 from runtime.artifact.manifest import LAYER_LIMIT, ModelConfig
 from runtime.artifact.rotary import YarnScaling

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from export.checkpoints.families import LAYER_TYPES
+from export.checkpoints.format_names import LAYER_TYPES
 from export.checkpoints.json_files import convert
 from runtime.artifact.rotary import LinearScaling, Llama3Scaling, Positions, QueryScaling, RopeScaling, YarnScaling
 from runtime.errors import UserError

@@ -6,6 +6,7 @@ from export.checkpoints.source import TensorSource
 # How tensors of an image encoder, and of what joins it to the text model, begin in each format.
 IMAGE_PARTS = (
     "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
+    "image_newline", "model.image_newline",
     "vision_encoder.", "vision_language_adapter.", "patch_merger.", "pre_mm_projector_norm.",
 )  # fmt: skip
 MEGABYTE = 10**6

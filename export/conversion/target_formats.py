@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from export.checkpoints.checkpoint import Checkpoint
-from export.checkpoints.families import FAMILIES, MISTRAL_EXPERT_KEYS, Family
+from export.checkpoints.families import FAMILIES, Family
+from export.checkpoints.format_names import MISTRAL_EXPERT_KEYS
 from export.checkpoints.mistral_format import window_pattern
 from export.checkpoints.source import Array
 from export.checkpoints.tensor_layout import AssembledTensor, weights

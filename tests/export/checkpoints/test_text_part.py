@@ -84,6 +84,16 @@ def test_pixtral_as_llava_leaves_out_what_is_default(with_images, copy):
     assert open_checkpoint(copy, "auto", {}).model == open_checkpoint(with_images, "auto", {}).model
 
 
+def test_llava_of_a_mistral(with_images, copy):
+    """Llava 1.6 of Mistral-7B, which also holds the embedding of a line's end between images."""
+    tensors = load_file(copy / "model.safetensors") | {"image_newline": torch.ones(32)}
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    edit(copy, model_type="llava_next", architectures=["LlavaNextForConditionalGeneration"])
+    ours, expected = open_checkpoint(copy, "auto", {}), open_checkpoint(with_images, "auto", {})
+    assert ours.model == expected.model
+    assert len(ours.notes) == 1
+
+
 def test_params_json_with_an_image_encoder(tmp_path):
     params = {**raw_mistral.PARAMS, "vision_encoder": {"hidden_size": 16}}
     tensors = raw_mistral.raw_tensors(params)
