@@ -6,7 +6,7 @@ The constants were measured with the versions in requirements.lock. Loads neithe
 from math import prod
 
 from export.checkpoints.checkpoint import BLOCK_ELEMENTS, Checkpoint
-from export.checkpoints.gguf_checkpoint import ROWS_AT_ONCE
+from export.checkpoints.gguf.checkpoint import ROWS_AT_ONCE
 from export.checkpoints.source import SourceTensor
 from export.onnx_graphs.graphs import GraphsRecord
 from export.weights.stored import WeightsRecord

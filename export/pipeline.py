@@ -6,7 +6,7 @@ Each result has a key and is made only once.
 from functools import partial
 from pathlib import Path
 
-from export.checkpoints.chat import tokenizer_notes
+from export.checkpoints.tokenizers.chat import tokenizer_notes
 from export.console import console
 from export.job import Job
 from export.memory_use import check_graphs_memory, check_storing_memory

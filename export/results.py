@@ -5,12 +5,12 @@ All of it follows from the configuration and the checkpoint's headers alone. Thi
 
 from pathlib import Path
 
-from export.checkpoints.adapter import adapter_files
-from export.checkpoints.chat import Chat
+from export.checkpoints.adapters.adapter import adapter_files
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoints.json_files import read_text
 from export.checkpoints.location import checkpoint_files
 from export.checkpoints.source import identity
+from export.checkpoints.tokenizers.chat import Chat
 from export.configuration.config import CompileConfig
 from export.job import Job
 from export.onnx_graphs.graphs import GraphsRecord, record_path

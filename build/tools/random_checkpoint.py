@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from export.checkpoints import families, tensor_layout
 from export.checkpoints.checkpoint import Checkpoint
-from export.checkpoints.huggingface import describe
+from export.checkpoints.huggingface.folder import describe
 from export.checkpoints.hyperparameters import model_config as checked_config
 from export.checkpoints.source import Array, SourceTensor
 from export.console import byte_bar

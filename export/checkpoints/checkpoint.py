@@ -9,14 +9,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from export.checkpoints import gguf_checkpoint, heads, huggingface, mistral_format
-from export.checkpoints.adapter import with_adapter
-from export.checkpoints.chat import AS_PUBLISHED, Chat, check_no_instruct, template_notes, with_template
+from export.checkpoints import heads
+from export.checkpoints.adapters.adapter import with_adapter
 from export.checkpoints.families import MODEL_NAMES
+from export.checkpoints.gguf import checkpoint as gguf_checkpoint
+from export.checkpoints.huggingface import folder as huggingface
 from export.checkpoints.hyperparameters import model_config
 from export.checkpoints.location import check_fetched, checkpoint_files, detect
+from export.checkpoints.mistral import folder as mistral_format
 from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource, first_row_not_finite
 from export.checkpoints.tensor_layout import EMBEDDINGS, HEAD_WEIGHT, AssembledTensor, ignored, weights
+from export.checkpoints.tokenizers.chat import AS_PUBLISHED, Chat, check_no_instruct, template_notes, with_template
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError

@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 from export.checkpoints.families import Family
+from export.checkpoints.huggingface.sentence_embedding import read_pooling
 from export.checkpoints.json_files import convert
-from export.checkpoints.sentence_embedding import read_pooling
 from export.checkpoints.source import Opened
 from runtime.artifact.manifest import HEADS, HeadName, LabelScores
 from runtime.errors import UserError

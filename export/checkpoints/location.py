@@ -4,14 +4,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from export.checkpoints import gguf_split
 from export.checkpoints.advice import advice_on_file, advice_on_folder
-from export.checkpoints.chat_templates import more_template_files
-from export.checkpoints.huggingface_tensors import FORMS, find_huggingface_weights
+from export.checkpoints.gguf import split as gguf_split
+from export.checkpoints.huggingface.sentence_embedding import pooling_files
+from export.checkpoints.huggingface.tensors import FORMS, find_huggingface_weights
 from export.checkpoints.links import check_link, check_regular, is_lfs_pointer, lfs_advice
-from export.checkpoints.raw_weights import find_raw_weights
-from export.checkpoints.sentence_embedding import pooling_files
-from export.checkpoints.weight_files import WeightFiles
+from export.checkpoints.mistral.weights import find_raw_weights
+from export.checkpoints.tensors.weight_files import WeightFiles
+from export.checkpoints.tokenizers.chat_templates import more_template_files
 from runtime.errors import UserError
 
 # How the names of the small files that readers open begin.

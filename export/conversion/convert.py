@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from export.checkpoints import mistral_tokenizer
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoints.mistral import tokenizer as mistral_tokenizer
 from export.checkpoints.source import TokenizerSource
 from export.console import byte_bar, console
 from export.conversion.safetensors_shards import total_bytes, write_file, write_shards

@@ -8,7 +8,7 @@ import numpy as np
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.families import FAMILIES, Family
 from export.checkpoints.format_names import MISTRAL_EXPERT_KEYS
-from export.checkpoints.mistral_format import window_pattern
+from export.checkpoints.mistral.folder import window_pattern
 from export.checkpoints.source import Array
 from export.checkpoints.tensor_layout import AssembledTensor, weights
 from export.conversion.rotary_keys import mistral_keys, rope_parameters

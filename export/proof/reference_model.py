@@ -12,11 +12,11 @@ import transformers
 from numpy.typing import NDArray
 
 from export.checkpoints.checkpoint import open_checkpoint
-from export.checkpoints.gguf_checkpoint import file_for_transformers
-from export.checkpoints.huggingface import FLOAT8_METHOD, WITH_IMAGES
-from export.checkpoints.huggingface_tensors import is_read_by_transformers
+from export.checkpoints.gguf.checkpoint import file_for_transformers
+from export.checkpoints.huggingface.folder import FLOAT8_METHOD, WITH_IMAGES
+from export.checkpoints.huggingface.leftover_quantization import KEY as QUANTIZATION
+from export.checkpoints.huggingface.tensors import is_read_by_transformers
 from export.checkpoints.json_files import read_json
-from export.checkpoints.leftover_quantization import KEY as QUANTIZATION
 from export.checkpoints.location import detect
 from export.conversion.convert import write_as
 from export.conversion.rotary_keys import rope_parameters

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from export.checkpoints.mistral_tokenizer import mistral_tokenizer
+from export.checkpoints.mistral.tokenizer import mistral_tokenizer
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.tokenizer import open_tokenizer

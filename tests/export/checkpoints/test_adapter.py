@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.checkpoints.adapter import adapter_files
+from export.checkpoints.adapters.adapter import adapter_files
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoints.source import identity
 from runtime.errors import UserError
@@ -103,7 +103,7 @@ def test_a_merged_matrix_is_that_of_peft(base, tmp_path, adapter_dtype):
 def test_rows_in_blocks_are_the_rows_of_the_whole(plain, tmp_path, monkeypatch):
     adapter = write_adapter(tmp_path / "a", pair(DOWN))
     expected = merge(plain, adapter).tensor(OURS[DOWN])
-    monkeypatch.setattr("export.checkpoints.lora.ELEMENTS_AT_ONCE", 96 * 7)
+    monkeypatch.setattr("export.checkpoints.adapters.lora.ELEMENTS_AT_ONCE", 96 * 7)
     assert np.array_equal(merge(plain, adapter).tensor(OURS[DOWN]), expected)
     monkeypatch.setattr("export.checkpoints.checkpoint.BLOCK_ELEMENTS", 96 * 5)
     assert np.array_equal(merge(plain, adapter).tensor(OURS[DOWN]), expected)

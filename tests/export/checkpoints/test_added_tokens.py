@@ -11,8 +11,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from export.checkpoints import huggingface_tokenizer
-from export.checkpoints.chat import Chat
+from export.checkpoints.huggingface import tokenizer as huggingface_tokenizer
+from export.checkpoints.tokenizers.chat import Chat
 from export.weights.storing import TOKENIZER_FILES
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError

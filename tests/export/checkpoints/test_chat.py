@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoints.chat import Chat
 from export.checkpoints.checkpoint import open_checkpoint
+from export.checkpoints.tokenizers.chat import Chat
 from runtime.errors import UserError
 from tests.helpers.raw_mistral import PARAMS, raw_tensors, write_raw
 from tests.helpers.tiny import write_tiny_mistral

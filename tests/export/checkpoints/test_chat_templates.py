@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
-from export.checkpoints.chat_templates import folder_template
 from export.checkpoints.location import checkpoint_files
+from export.checkpoints.tokenizers.chat_templates import folder_template
 from runtime.errors import UserError
 from runtime.text.chat_template import ChatTemplate
 

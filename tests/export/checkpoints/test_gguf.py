@@ -10,9 +10,9 @@ from gguf.quants import dequantize
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from export.checkpoints import gguf_checkpoint
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from export.checkpoints.gguf_checkpoint import PLAIN, GgufTensors
+from export.checkpoints.gguf import checkpoint as gguf_checkpoint
+from export.checkpoints.gguf.checkpoint import PLAIN, GgufTensors
 from export.fetch import DOWNLOADS, fetch
 from export.stage import ROOT
 from runtime.errors import UserError

@@ -12,9 +12,9 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-from export.checkpoints.gguf_byte_level import SPLITTINGS, TEKKEN
-from export.checkpoints.gguf_ends import END_NAMES, end_names
-from export.checkpoints.gguf_tokenizer import recover
+from export.checkpoints.gguf.byte_level import SPLITTINGS, TEKKEN
+from export.checkpoints.gguf.ends import END_NAMES, end_names
+from export.checkpoints.gguf.tokenizer import recover
 from runtime.errors import UserError
 from runtime.text.chat_template import ChatTemplate
 

@@ -16,11 +16,11 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file, save_file
 
-from export.checkpoints import tekken
 from export.checkpoints.checkpoint import open_checkpoint
-from export.checkpoints.gguf_checkpoint import GgufTensors, _read_header
-from export.checkpoints.gguf_tokenizer import recover
+from export.checkpoints.gguf.checkpoint import GgufTensors, _read_header
+from export.checkpoints.gguf.tokenizer import recover
 from export.checkpoints.location import checkpoint_files
+from export.checkpoints.mistral import tekken
 from export.checkpoints.source import identity
 from export.weights.storing import record_of, store_weights
 from runtime.artifact.manifest import Quantization

@@ -12,8 +12,8 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from export.checkpoints.chat import AS_PUBLISHED, Chat, template_notes, tokenizer_notes
-from export.checkpoints.huggingface_tokenizer import open_tokenizer
+from export.checkpoints.huggingface.tokenizer import open_tokenizer
+from export.checkpoints.tokenizers.chat import AS_PUBLISHED, Chat, template_notes, tokenizer_notes
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.conversation_encoder import open_conversation_encoder

@@ -10,8 +10,8 @@ from mistral_common import __file__ as mistral_common_file
 from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM
 
-from export.checkpoints.chat import Chat
 from export.checkpoints.checkpoint import open_checkpoint
+from export.checkpoints.tokenizers.chat import Chat
 from export.proof.steppers import TorchStepper, checkpoint_weights, static_model
 from runtime.errors import UserError
 from tests.helpers.raw_mistral import MOE, PARAMS, raw_logits, raw_of_transformers, raw_tensors, write_raw

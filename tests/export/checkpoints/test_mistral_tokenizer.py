@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mistral_common.tokens.tokenizers.sentencepiece import get_spm_version
 
-from export.checkpoints.mistral_tokenizer import find, mistral_tokenizer
+from export.checkpoints.mistral.tokenizer import find, mistral_tokenizer
 from runtime.errors import UserError
 
 DATA = Path(str(importlib.resources.files("mistral_common") / "data"))

@@ -10,8 +10,8 @@ from transformers import AutoConfig
 from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
-from export.checkpoints.gguf_rope import gguf_rotary
-from export.checkpoints.huggingface import describe
+from export.checkpoints.gguf.rope import gguf_rotary
+from export.checkpoints.huggingface.folder import describe
 from export.checkpoints.hyperparameters import model_config
 from export.checkpoints.rope_settings import mistral_rotary
 from export.static_model.rope import inverse_frequencies, query_factors, rotation

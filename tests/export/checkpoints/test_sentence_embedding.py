@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from export.checkpoints.huggingface.sentence_embedding import Pooling, read_pooling
 from export.checkpoints.location import checkpoint_files
-from export.checkpoints.sentence_embedding import Pooling, read_pooling
 from runtime.errors import UserError
 
 OLD = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from export.checkpoints import tekken
+from export.checkpoints.mistral import tekken
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.tokenizer import open_tokenizer

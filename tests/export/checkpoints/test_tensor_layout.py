@@ -11,10 +11,10 @@ from export.checkpoints import checkpoint as checkpoint_module
 from export.checkpoints.checkpoint import Checkpoint, check_tensors
 from export.checkpoints.families import FAMILIES, Family
 from export.checkpoints.hyperparameters import model_config
-from export.checkpoints.pth_file import PthTensors
-from export.checkpoints.safetensors_source import SafetensorsSource
 from export.checkpoints.source import Opened
 from export.checkpoints.tensor_layout import weights
+from export.checkpoints.tensors.pth_file import PthTensors
+from export.checkpoints.tensors.safetensors_source import SafetensorsSource
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError

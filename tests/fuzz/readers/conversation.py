@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from export.checkpoints.gguf_tokenizer import recover
+from export.checkpoints.gguf.tokenizer import recover
 from export.checkpoints.source import TokenizerSource
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.text.conversation_encoder import open_conversation_encoder

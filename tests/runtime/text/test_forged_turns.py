@@ -13,7 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from export.checkpoints.gguf_tokenizer import recover
+from export.checkpoints.gguf.tokenizer import recover
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.conversation_encoder import open_conversation_encoder

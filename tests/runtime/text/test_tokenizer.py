@@ -10,7 +10,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from export.checkpoints.gguf_tokenizer import recover
+from export.checkpoints.gguf.tokenizer import recover
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.stream import Step, with_text

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from export.checkpoints import tekken
-from export.checkpoints.sentencepiece_model import open_sentencepiece
+from export.checkpoints.mistral import tekken
 from export.checkpoints.source import TokenizerSource
+from export.checkpoints.tokenizers.sentencepiece_model import open_sentencepiece
 from runtime.artifact.manifest import InstructVersion
 from runtime.errors import UserError
 

@@ -1,7 +1,7 @@
 """The text model of a checkpoint that also sees images: its encoder and projector are left out, and that is said."""
 
-from export.checkpoints.renamed_tensors import RenamedTensors
 from export.checkpoints.source import TensorSource
+from export.checkpoints.tensors.renamed_tensors import RenamedTensors
 
 # How tensors of an image encoder, and of what joins it to the text model, begin in each format.
 IMAGE_PARTS = (

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from export.checkpoints.chat_templates import folder_template
 from export.checkpoints.json_files import T, convert, read_optional_json
-from export.checkpoints.special_tokens import CONFIG_FILE, named_tokens
+from export.checkpoints.tokenizers.chat_templates import folder_template
+from export.checkpoints.tokenizers.special_tokens import CONFIG_FILE, named_tokens
 
 ABSENT = -1  # written in place of an id
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from export.checkpoints.sentencepiece_model import load_sentencepiece
 from export.checkpoints.source import TokenizerKind
-from export.checkpoints.tokenizer_json import open_tokenizer_json
+from export.checkpoints.tokenizers.sentencepiece_model import load_sentencepiece
+from export.checkpoints.tokenizers.tokenizer_json import open_tokenizer_json
 from runtime.artifact.manifest import VOCABULARY_LIMIT
 
 

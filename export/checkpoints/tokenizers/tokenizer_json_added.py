@@ -4,8 +4,8 @@ from pathlib import Path
 
 import tokenizers
 
-from export.checkpoints.added_tokens import AddedToken, AddedTokens
-from export.checkpoints.tokenizer_json import open_tokenizer_json
+from export.checkpoints.tokenizers.added_tokens import AddedToken, AddedTokens
+from export.checkpoints.tokenizers.tokenizer_json import open_tokenizer_json
 from runtime.errors import UserError
 
 

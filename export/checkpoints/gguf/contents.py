@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.checkpoints.gguf_header import general_strings
+from export.checkpoints.gguf.header import general_strings
 from runtime.errors import UserError
 
 TYPE, ARCHITECTURE = "general.type", "general.architecture"

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.checkpoints.renamed_tensors import RenamedTensors
 from export.checkpoints.source import TensorSource
+from export.checkpoints.tensors.renamed_tensors import RenamedTensors
 from runtime.errors import UserError
 
 PREFIXES = {  # before every name -> the wrapper that leaves it

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from export.checkpoints.pth_file import PthTensors
-from export.checkpoints.safetensors_source import SafetensorsSource
 from export.checkpoints.source import Array, SourceTensor, TensorSource
-from export.checkpoints.weight_files import WeightFiles
+from export.checkpoints.tensors.pth_file import PthTensors
+from export.checkpoints.tensors.safetensors_source import SafetensorsSource
+from export.checkpoints.tensors.weight_files import WeightFiles
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 

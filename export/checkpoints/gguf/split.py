@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from export.checkpoints.gguf_contents import is_companion
+from export.checkpoints.gguf.contents import is_companion
 from export.checkpoints.links import check_link, check_regular
 from runtime.errors import UserError
 

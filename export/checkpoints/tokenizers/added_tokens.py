@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from export.checkpoints.json_files import convert, read_optional_json
-from export.checkpoints.special_tokens import CONFIG_FILE, MAP_FILE
+from export.checkpoints.tokenizers.special_tokens import CONFIG_FILE, MAP_FILE
 from runtime.errors import UserError
 
 ADDED_FILE = "added_tokens.json"

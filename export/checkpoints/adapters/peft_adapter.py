@@ -10,11 +10,11 @@ from typing import Annotated
 
 import msgspec
 
+from export.checkpoints.adapters.lora import Adapter, LowRank
 from export.checkpoints.advice import ADAPTER_CONFIG
-from export.checkpoints.joined_tensors import open_tensor_file
 from export.checkpoints.json_files import convert, read_json
-from export.checkpoints.lora import Adapter, LowRank
 from export.checkpoints.source import TensorSource
+from export.checkpoints.tensors.joined_tensors import open_tensor_file
 from runtime.errors import UserError
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which peft looks for them

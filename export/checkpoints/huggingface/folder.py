@@ -9,17 +9,17 @@ import msgspec
 
 from export.checkpoints import families
 from export.checkpoints.advice import advice_on_folder
-from export.checkpoints.chat import Chat
 from export.checkpoints.families import Family
-from export.checkpoints.float8 import Block, Float8Tensors, widened
-from export.checkpoints.huggingface_tensors import open_tensors
-from export.checkpoints.huggingface_tokenizer import open_tokenizer
+from export.checkpoints.huggingface.leftover_quantization import check_not_quantized, without_leftover_quantization
+from export.checkpoints.huggingface.tensors import open_tensors
+from export.checkpoints.huggingface.tokenizer import open_tokenizer
 from export.checkpoints.json_files import convert, read_json
-from export.checkpoints.leftover_quantization import check_not_quantized, without_leftover_quantization
-from export.checkpoints.mistral_format import overruled
+from export.checkpoints.mistral.folder import overruled
 from export.checkpoints.rope_settings import Rotary, huggingface_rotary
 from export.checkpoints.source import Opened, TensorSource
-from export.checkpoints.text_part import text_part
+from export.checkpoints.tensors.float8 import Block, Float8Tensors, widened
+from export.checkpoints.tensors.text_part import text_part
+from export.checkpoints.tokenizers.chat import Chat
 from runtime.errors import UserError
 
 # Models that also see images: the text model is described by an object of its own, whose type may be left out.

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from export.checkpoints.advice import ADAPTER_CONFIG, OWN_ADAPTER, advice_on_folder
-from export.checkpoints.joined_tensors import open_weights
-from export.checkpoints.plain_names import with_plain_names
-from export.checkpoints.raw_weights import find_raw_weights, open_raw_weights
+from export.checkpoints.mistral.weights import find_raw_weights, open_raw_weights
 from export.checkpoints.source import TensorSource
-from export.checkpoints.weight_files import WeightFiles, find_weights
+from export.checkpoints.tensors.joined_tensors import open_weights
+from export.checkpoints.tensors.plain_names import with_plain_names
+from export.checkpoints.tensors.weight_files import WeightFiles, find_weights
 from runtime.errors import UserError
 
 FORMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))  # transformers prefers safetensors

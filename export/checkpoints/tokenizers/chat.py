@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.checkpoints.source import Opened, TokenizerSource
-from export.checkpoints.vocabulary import vocabulary_of
+from export.checkpoints.tokenizers.vocabulary import vocabulary_of
 from runtime.errors import UserError
 
 # How control tokens are written, as no model's ordinary text is: <|im_end|>, [TOOL_CALLS]. Not so [INST] and <think>,

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import msgspec
 
+from export.checkpoints.adapters.lora import Adapter, LowRank
 from export.checkpoints.advice import OWN_ADAPTER
-from export.checkpoints.joined_tensors import open_tensor_file
 from export.checkpoints.json_files import convert, read_json
-from export.checkpoints.lora import Adapter, LowRank
+from export.checkpoints.tensors.joined_tensors import open_tensor_file
 from runtime.errors import UserError
 
 PARAMS_FILE = "params.json"

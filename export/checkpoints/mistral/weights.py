@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoints.advice import advice_on_folder
-from export.checkpoints.joined_tensors import open_weights
-from export.checkpoints.pth_file import PthTensors
 from export.checkpoints.source import TensorSource
-from export.checkpoints.weight_files import WeightFiles, find_weights
+from export.checkpoints.tensors.joined_tensors import open_weights
+from export.checkpoints.tensors.pth_file import PthTensors
+from export.checkpoints.tensors.weight_files import WeightFiles, find_weights
 from runtime.artifact.manifest import EXPERT_LIMIT
 from runtime.errors import UserError
 

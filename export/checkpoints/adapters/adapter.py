@@ -4,12 +4,12 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from export.checkpoints.adapters.finetune_adapter import finetune_files, open_finetune
+from export.checkpoints.adapters.lora import AdaptedTensors, Adapter, LowRank
+from export.checkpoints.adapters.peft_adapter import open_peft, peft_files
 from export.checkpoints.advice import ADAPTER_CONFIG, OWN_ADAPTER, base_of
-from export.checkpoints.finetune_adapter import finetune_files, open_finetune
 from export.checkpoints.format_names import HUGGINGFACE_DECODERS
 from export.checkpoints.links import check_link, check_regular, is_lfs_pointer, lfs_advice
-from export.checkpoints.lora import AdaptedTensors, Adapter, LowRank
-from export.checkpoints.peft_adapter import open_peft, peft_files
 from export.checkpoints.source import Opened, TensorSource
 from runtime.errors import UserError
 

@@ -9,13 +9,14 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
-from export.checkpoints import families, gguf_split
+from export.checkpoints import families
 from export.checkpoints.format_names import GGUF_ROPE_DIVISORS
-from export.checkpoints.gguf_contents import check_is_model
-from export.checkpoints.gguf_header import UnknownPackingError, check_header
-from export.checkpoints.gguf_layers import of_layers
-from export.checkpoints.gguf_rope import gguf_rotary
-from export.checkpoints.gguf_tokenizer import recover
+from export.checkpoints.gguf import split as gguf_split
+from export.checkpoints.gguf.contents import check_is_model
+from export.checkpoints.gguf.header import UnknownPackingError, check_header
+from export.checkpoints.gguf.layers import of_layers
+from export.checkpoints.gguf.rope import gguf_rotary
+from export.checkpoints.gguf.tokenizer import recover
 from export.checkpoints.source import Array, Opened, SourceTensor, TensorSource, matrix_shape
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError, one_line

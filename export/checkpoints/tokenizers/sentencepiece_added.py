@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
 
-from export.checkpoints.added_tokens import MOST_ADDED, AddedToken, AddedTokens
+from export.checkpoints.tokenizers.added_tokens import MOST_ADDED, AddedToken, AddedTokens
 from runtime.artifact.manifest import TextAfterAdded
 from runtime.errors import UserError, refusing
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from export.checkpoints.gguf_vocabulary import AGAIN, CONTROL, PREFIX, UNKNOWN, USER_DEFINED, Vocabulary
+from export.checkpoints.gguf.vocabulary import AGAIN, CONTROL, PREFIX, UNKNOWN, USER_DEFINED, Vocabulary
 from runtime.errors import UserError, refusing
 
 # How tokenizers split a text into words: one pattern after the other, each within the pieces that the last one left.

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from export.checkpoints.json_files import convert, read_json, read_text
-from export.checkpoints.special_tokens import CONFIG_FILE
+from export.checkpoints.tokenizers.special_tokens import CONFIG_FILE
 
 TEMPLATE_FILE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"  # a folder: each file is named as its template

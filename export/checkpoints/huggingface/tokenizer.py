@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from export.checkpoints import sentencepiece_added, tokenizer_json_added
-from export.checkpoints.added_tokens import AddedTokens, read_added_tokens
-from export.checkpoints.chat import Chat, check_no_instruct
-from export.checkpoints.gguf_ends import END_NAMES, end_names
-from export.checkpoints.mistral_tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
-from export.checkpoints.sentencepiece_model import open_sentencepiece
+from export.checkpoints.gguf.ends import END_NAMES, end_names
+from export.checkpoints.huggingface.tokenizer_settings import TokenizerSettings, read_settings
+from export.checkpoints.mistral.tokenizer import INSTRUCT_VERSIONS, TokenizerFile, find, mistral_tokenizer
 from export.checkpoints.source import TokenizerSource
-from export.checkpoints.tokenizer_json import added_names_in, open_tokenizer_json, tokens_around
-from export.checkpoints.tokenizer_settings import TokenizerSettings, read_settings
-from export.checkpoints.vocabulary import Vocabulary, tokenizer_vocabulary, vocabulary_of
+from export.checkpoints.tokenizers import sentencepiece_added, tokenizer_json_added
+from export.checkpoints.tokenizers.added_tokens import AddedTokens, read_added_tokens
+from export.checkpoints.tokenizers.chat import Chat, check_no_instruct
+from export.checkpoints.tokenizers.sentencepiece_model import open_sentencepiece
+from export.checkpoints.tokenizers.tokenizer_json import added_names_in, open_tokenizer_json, tokens_around
+from export.checkpoints.tokenizers.vocabulary import Vocabulary, tokenizer_vocabulary, vocabulary_of
 from runtime.errors import UserError
 
 JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"

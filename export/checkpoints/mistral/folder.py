@@ -11,15 +11,15 @@ from typing import TypeVar
 import msgspec
 
 from export.checkpoints import families
-from export.checkpoints.chat import Chat
-from export.checkpoints.float8 import widened
 from export.checkpoints.hyperparameters import layer_windows
 from export.checkpoints.json_files import convert, read_json
-from export.checkpoints.mistral_tokenizer import mistral_tokenizer
-from export.checkpoints.raw_weights import open_raw_weights
+from export.checkpoints.mistral.tokenizer import mistral_tokenizer
+from export.checkpoints.mistral.weights import open_raw_weights
 from export.checkpoints.rope_settings import mistral_rotary
 from export.checkpoints.source import Opened
-from export.checkpoints.text_part import text_part
+from export.checkpoints.tensors.float8 import widened
+from export.checkpoints.tensors.text_part import text_part
+from export.checkpoints.tokenizers.chat import Chat
 from runtime.errors import UserError
 
 PARAMS_FILE = "params.json"

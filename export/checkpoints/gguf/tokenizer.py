@@ -6,9 +6,9 @@ from typing import Literal
 
 from sentencepiece import sentencepiece_model_pb2
 
-from export.checkpoints.gguf_byte_level import build_byte_level
-from export.checkpoints.gguf_ends import end_ids
-from export.checkpoints.gguf_vocabulary import AGAIN, BYTE, CONTROL, PREFIX, UNKNOWN, Vocabulary, read_vocabulary
+from export.checkpoints.gguf.byte_level import build_byte_level
+from export.checkpoints.gguf.ends import end_ids
+from export.checkpoints.gguf.vocabulary import AGAIN, BYTE, CONTROL, PREFIX, UNKNOWN, Vocabulary, read_vocabulary
 from export.checkpoints.source import TokenizerSource
 from runtime.artifact.manifest import TextAfterAdded
 from runtime.errors import UserError

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from export.checkpoints.chat_templates import DEFAULT, WITH_TOOLS, one_template
-from export.checkpoints.gguf_ends import end_names
+from export.checkpoints.gguf.ends import end_names
+from export.checkpoints.tokenizers.chat_templates import DEFAULT, WITH_TOOLS, one_template
 from runtime.errors import UserError
 
 PREFIX = "tokenizer.ggml."

@@ -1,0 +1,1 @@
+"""LoRA adapters, merged while weights are read."""

@@ -1,0 +1,1 @@
+"""Folders in Mistral's own format, and Mistral's own tokenizers."""

@@ -1,0 +1,1 @@
+"""Sources of tensors: files, and views of other sources."""

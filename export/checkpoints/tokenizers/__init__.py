@@ -1,0 +1,1 @@
+"""Tokenizer files, added tokens and chat templates, whichever format they lie in."""
