@@ -68,7 +68,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {  # contents of config.json at full d
         "max_position_embeddings": 131072,
         "tie_word_embeddings": False,
     },
-    "ministral-3-8b": {  # Ministral-3-8B-Instruct-2512, the text model
+    "ministral-3-8b": {  # Ministral-3-8B-Instruct-2512, the text model; its rotary settings are the type's default
         "architectures": ["Ministral3ForCausalLM"],
         "model_type": "ministral3",
         "num_hidden_layers": 34,
@@ -79,17 +79,6 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {  # contents of config.json at full d
         "head_dim": 128,
         "vocab_size": 131072,
         "rms_norm_eps": 1e-5,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 1e6,
-            "factor": 16.0,
-            "original_max_position_embeddings": 16384,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-            "llama_4_scaling_beta": 0.1,
-        },
         "sliding_window": None,
         "max_position_embeddings": 262144,
         "tie_word_embeddings": False,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from export.checkpoints.checkpoint import open_checkpoint
 from export.checkpoints.gguf.checkpoint import file_for_transformers
-from export.checkpoints.huggingface.folder import FLOAT8_METHOD, WITH_IMAGES
+from export.checkpoints.huggingface.folder import WITH_IMAGES
 from export.checkpoints.huggingface.leftover_quantization import KEY as QUANTIZATION
 from export.checkpoints.huggingface.tensors import is_read_by_transformers
 from export.checkpoints.json_files import read_json
@@ -24,6 +24,7 @@ from export.conversion.target_formats import layer_types, transformers_model
 from runtime.artifact.manifest import HeadName, ModelConfig
 
 TEXT_MODEL = "language_model."  # how the text model's tensors begin in a model that also sees images
+FLOAT8_METHOD = "fp8"  # the quantization that transformers reads without another package
 PADDING_ID = 0  # any valid id: it only decides which position is the last, and every position is compared
 
 

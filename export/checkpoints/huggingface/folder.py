@@ -29,7 +29,6 @@ WITH_IMAGES: Mapping[str, str] = {
     "llava_next": "llama",
 }  # model_type -> the text model's default
 TIED_BY_DEFAULT = ("mistral3",)  # of the types above, where their config.json does not say
-FLOAT8_METHOD = "fp8"
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -86,7 +85,7 @@ def open_folder(folder: Path, chat: Chat) -> Opened:
     source, said = _model_tensors(source, config, where)
     values, quantization_notes = without_leftover_quantization({**model.values, **changes}, source, where)
     if isinstance(source, Float8Tensors):
-        quantization_notes = ()  # these are what the key describes
+        quantization_notes = ()  # nothing stayed behind: the key describes these, whose note says how they are read
     tokenizer, chosen = open_tokenizer(folder, values, chat)
     return Opened(
         families.as_stored(model.family, source.tensors),
@@ -103,22 +102,14 @@ def _text_config(config: Mapping[str, object], where: str) -> Mapping[str, objec
     """The keys of the text model; those beside them, such as `quantization_config`, apply to it too."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in WITH_IMAGES:
-        return _without_float8(config)
+        return config
     inner = config.get("text_config")
     if not isinstance(inner, Mapping):
         raise UserError(f"{where} has the model type {kind} and no text_config, expected an object that describes it")
     tied = bool(config.get("tie_word_embeddings", kind in TIED_BY_DEFAULT)) or bool(inner.get("tie_word_embeddings"))
     inner = {key: value for key, value in inner.items() if key != "architectures"}
     outer = {key: value for key, value in config.items() if key not in ("model_type", "text_config", "vision_config")}
-    return _without_float8({**outer, "model_type": WITH_IMAGES[kind], **inner, "tie_word_embeddings": tied})
-
-
-def _without_float8(config: Mapping[str, object]) -> Mapping[str, object]:
-    """The keys without `quantization_config` if it describes 8-bit floats, which are read as they are."""
-    method = config.get("quantization_config")
-    if isinstance(method, Mapping) and method.get("quant_method") == FLOAT8_METHOD:
-        return {**config, "quantization_config": None}
-    return config
+    return {**outer, "model_type": WITH_IMAGES[kind], **inner, "tie_word_embeddings": tied}
 
 
 def _model_tensors(

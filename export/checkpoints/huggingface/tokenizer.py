@@ -178,22 +178,21 @@ def _with_settings(source: TokenizerSource, settings: TokenizerSettings) -> Toke
     named = {**(source.special_tokens or {}), **settings.named}
     tokens = {key: name for key, name in named.items() if name is not None}
     end = tokens.get("eos_token")
-    own_id = None if end is None else vocabulary_of(source.kind, source.data, settings.folder).id_of(end)
-    ids = [*settings.end_ids, *source.eos_ids, *(() if own_id is None else (own_id,)), *_ends_of_turns(source)]
+    vocabulary = vocabulary_of(source.kind, source.data, settings.folder)
+    own_id = None if end is None else vocabulary.id_of(end)
+    turns = _ends_of_turns(source.chat_template or "", vocabulary)
+    ids = [*settings.end_ids, *source.eos_ids, *(() if own_id is None else (own_id,)), *turns]
     end_id = source.end_id
     if end_id is None and settings.add_eos:
         end_id = next(iter(ids), None) if own_id is None else own_id
     return replace(source, eos_ids=tuple(dict.fromkeys(ids)), end_id=end_id, special_tokens=tokens)
 
 
-def _ends_of_turns(source: TokenizerSource) -> list[int]:
+def _ends_of_turns(template: str, vocabulary: Vocabulary) -> list[int]:
     """The ids of the tokens that the chat template writes and that llama.cpp knows to end a turn, whatever files say.
 
     A fine-tune that ends its turns with another token than its base does not always say so.
     """
-    if source.chat_template is None:
-        return []
-    written = [name for name in END_NAMES if name in source.chat_template]
-    vocabulary = vocabulary_of(source.kind, source.data, Path(source.kind))
+    written = [name for name in END_NAMES if name in template]
     ids = {name: token_id for name in written if (token_id := vocabulary.id_of(name)) is not None}
     return [ids[name] for name in end_names(ids)]
