@@ -6,7 +6,7 @@ import numpy as np
 
 from build.kernels.shapes import RollingAttention
 from build.rules.context import Context, Region
-from build.rules.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, shape
+from build.rules.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, number, shape
 from build.rules.shared import expect_last_axis, levels_of, positions_of
 from export.static_model.constants import MASKED_SCORE
 from runtime.artifact.tensor_file import numpy_dtype
@@ -54,7 +54,7 @@ def rolling_attention(c: Context, root: Expr) -> Region:
         m.head_dim,
         cache_len,
         dtype(key_cache),
-        float(scores),
+        scores,
         m.query_scaling,
     )
     caches = tuple(cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair)
@@ -77,7 +77,7 @@ def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
     product, scale = p.args(scaled, "multiply")
     queries, keys = p.args(product, "matmul")
     inner = p.args(p.args(mask, "expand_dims")[0], "expand_dims")[0]
-    return float(constant(scale)), queries, keys, inner
+    return number(scale), queries, keys, inner
 
 
 def _columns(c: Context, value: Expr) -> Expr:
@@ -114,14 +114,14 @@ def _narrowed(c: Context, value: Expr) -> Expr:
     subtracted, whole = p.args(shifted, "subtract")
     bits, mask = p.args(low, "bitwise_and")
     broken, zero, source = p.args(p.args(bits, "astype")[0], "where")
-    for number, expected in (
+    for found, expected in (
         (half, 128),
         (mask, 255),
         (p.args(whole, "add")[0], 255),
         (p.args(whole, "add")[1], 1),
         (zero, 0),
     ):
-        expect_constant(number, expected)
+        expect_constant(found, expected)
     checked = p.args(p.args(broken, "logical_not")[0], "isfinite")[0]
     if not (compared == subtracted == low and checked == source):
         raise NoMatch("expected a conversion to int8")
@@ -171,8 +171,8 @@ def _unscaled(c: Context, queries: Expr, positions: Expr) -> Expr:
     logarithm, beta = p.args(growth, "multiply")
     times, first = p.args(p.args(logarithm, "log")[0], "add")
     position, original = p.args(p.args(times, "floor")[0], "divide")
-    for number, expected in ((one, 1), (beta, scaling.beta), (first, 1), (original, scaling.original_context)):
-        expect_constant(number, expected)
+    for found, expected in ((one, 1), (beta, scaling.beta), (first, 1), (original, scaling.original_context)):
+        expect_constant(found, expected)
     if positions_of(c, p.args(position, "nn.relu")[0]) != positions:
         raise NoMatch("expected queries to be scaled by their own positions")
     return rotated

@@ -33,7 +33,7 @@ def rms_norm(c: Context, root: Expr) -> Region:
     w = c.weight(gain)
     return Region(
         "rms_norm",
-        (tuple(lead), dim, float(constant(eps))),
+        (tuple(lead), dim, number(eps)),
         (x, *w.parts),
         root,
         w.tensor.name,
