@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from export.weights.format import SCALE_SUFFIX, ZERO_POINT_SUFFIX, Array, ModelTensor
+from export.weights.format import Array, ModelTensor
 from export.weights.panels import to_panels
 from export.weights.table import EXPERTS, packing_of
 from export.weights.table import specs as stored_specs
@@ -39,13 +39,12 @@ def packed_tensors(tensor: ModelTensor, n_experts: int, kind: TargetKind) -> tup
     name = layout.name + (f"x{stacked}" if stacked > 1 else "")
     main = _spec(tensor.name, (stacked * layout.shape[0], *layout.shape[1:]), layout.dtype, name)
     found = [PackedTensor(main, n, stacked, partial(packing.pack, tensor.stored))]
-    for part, suffix in ((layout.scales, SCALE_SUFFIX), (layout.zero_points, ZERO_POINT_SUFFIX)):
-        if part is not None:
-            size, dtype = part
-            grouped = len(size) > 1
-            shape = size if grouped else (stacked * n,)
-            spec = _spec(tensor.name + suffix, shape, dtype, f"panels_{PANEL}" if grouped else ROW_MAJOR)
-            found.append(PackedTensor(spec, n, stacked, to_panels if grouped else None))
+    parts = [part for part in (layout.scales, layout.offsets, layout.order) if part is not None]
+    for beside, (size, dtype) in zip(specs[1:], parts, strict=True):
+        by_groups = len(size) > 1  # panels for each matrix; a scale for each row of all matrices, or an order
+        shape = (stacked * size[0], *size[1:])
+        spec = _spec(beside.name, shape, dtype, f"panels_{PANEL}" if by_groups else ROW_MAJOR)
+        found.append(PackedTensor(spec, n, stacked, to_panels if by_groups else None))
     return tuple(found)
 
 

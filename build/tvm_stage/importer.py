@@ -6,7 +6,6 @@ the graph widens it in exactly that way.
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ import onnx
 
 from build.compiler import from_onnx, relax, tvm
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
-from export.weights.format import ModelTensor, Widening
+from export.weights.format import ORDER_SUFFIX, ModelTensor
 from export.weights.table import format_of
+from export.weights.widening import Sizes, Widening
 from runtime.artifact.manifest import Graph
 from runtime.errors import UserError
 
@@ -66,24 +66,23 @@ def _weights_to_inputs(proto: onnx.ModelProto, record: GraphsRecord, where: str)
             f"{where} uses {len(external)} external weights, expected the {len(record.weights)} of the weight file; "
             "export again"
         )
-    makers = {name: node for node in proto.graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    nodes = _Nodes(proto)
     widening: set[str] = set()  # outputs of the nodes that are replaced
     renamed: dict[str, str] = {}
     for tensor in record.tensors:
         expected = format_of(tensor.stored).widening(tensor)
         if expected is not None:
-            nodes = _widening_nodes(tensor, expected, readers, makers)
-            if not _is_widening(tensor, expected, nodes):
+            if not nodes.hold(expected, tensor.name):
                 raise UserError(
-                    f"{where}: {tensor.name} is not widened as {tensor.stored.dtype} by {nodes[-1].name}, "
-                    "as its record says; export the graphs again"
+                    f"{where}: {tensor.name} is not widened as {tensor.stored.dtype} by the nodes that its record "
+                    "calls for; export the graphs again"
                 )
-            widening |= {output for node in nodes for output in node.output}
-            renamed[nodes[-1].output[0]] = tensor.name
+            widening |= {step.result(tensor.name) for step in expected.steps}
+            renamed[expected.steps[-1].result(tensor.name)] = tensor.name
+        if tensor.stored.reordered:
+            gathered = nodes.reordered(tensor, where)
+            widening |= gathered.keys()
+            renamed |= gathered
     left = [node for node in proto.graph.node if not widening.intersection(node.output)]
     for node in left:
         for i, name in enumerate(node.input):
@@ -95,33 +94,64 @@ def _weights_to_inputs(proto: onnx.ModelProto, record: GraphsRecord, where: str)
         proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, FLOAT, list(tensor.shape)))
 
 
-def _widening_nodes(
-    tensor: ModelTensor,
-    widening: Widening,
-    readers: Mapping[str, list[onnx.NodeProto]],
-    makers: Mapping[str, onnx.NodeProto],
-) -> list[onnx.NodeProto]:
-    """The casts that are found where they should be, and then the last node, whose output is the weight."""
-    (last,) = readers[tensor.name]
-    if widening.operator is not None and widening.inputs[0].cast is not None:
-        (last,) = readers[last.output[0]]
-    if widening.operator is None:
-        return [last]
-    sources = zip(widening.inputs, last.input, strict=False)
-    return [*(makers[name] for part, name in sources if part.cast is not None and name in makers), last]
+ROUNDING = ("Reshape", "Mul", "Round", "Div")  # the operators from rounded activations back to x
 
 
-def _is_widening(tensor: ModelTensor, widening: Widening, nodes: Sequence[onnx.NodeProto]) -> bool:
-    """Whether the nodes are exactly those that `export.onnx_graphs.weights` writes for a tensor."""
-    casts = [part for part in widening.inputs if part.cast is not None]
-    expected = [
-        ("Cast", {"to": onnx.TensorProto.DataType.Value(part.cast)}, [tensor.name + part.suffix]) for part in casts
-    ]
-    if widening.operator is not None:
-        outputs = iter([node.output[0] for node in nodes[:-1]])
-        inputs = [next(outputs, "") if part.cast is not None else tensor.name + part.suffix for part in widening.inputs]
-        expected.append((widening.operator, dict(widening.attributes), inputs))
-    return [_described(node) for node in nodes] == expected
+class _Nodes:
+    """The nodes of one graph: what makes each value, what reads it, and the small constants."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.makers = {name: node for node in proto.graph.node for name in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in proto.graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        self.constants = {t.name: t for t in proto.graph.initializer if t.data_location != EXTERNAL}
+
+    def hold(self, widening: Widening, tensor: str) -> bool:
+        """Whether the steps of a widening are exactly what makes their results, and nothing else reads their inputs."""
+        for step in widening.steps:
+            maker = self.makers.get(step.result(tensor))
+            attributes = {k: _data_type(v) if isinstance(v, str) else v for k, v in step.attributes.items()}
+            if maker is None or _described(maker) != (step.operator, attributes, list(step.input_names(tensor))):
+                return False
+            for given, name in zip(step.inputs, step.input_names(tensor), strict=True):
+                if not (self._holds(given) if isinstance(given, Sizes) else len(self.readers[name]) == 1):
+                    return False
+        return True
+
+    def _holds(self, sizes: Sizes) -> bool:
+        constant = self.constants.get(sizes.name)
+        return constant is not None and onnx.numpy_helper.to_array(constant).tolist() == list(sizes.values)
+
+    def reordered(self, tensor: ModelTensor, where: str) -> dict[str, str]:
+        """What takes the place of each x whose columns are reordered for a weight: x as it was.
+
+        A kernel takes its columns in that order itself. Raises `UserError` unless each product with the weight has one.
+        """
+        weight = format_of(tensor.stored).widening(tensor).steps[-1].result(tensor.name)  # type: ignore[union-attr]
+        order = tensor.name + ORDER_SUFFIX
+        transposed = [node.output[0] for node in self.readers[weight] if node.op_type == "Transpose"]
+        products = [node for name in transposed for node in self.readers[name] if node.op_type == "MatMul"]
+        gathers = [self._source(product) for product in products]
+        found = [g for g in gathers if g is not None and _described(g) == ("Gather", {"axis": -1}, [g.input[0], order])]
+        if len(found) != len(products) or len(self.readers[order]) != len(found):
+            raise UserError(
+                f"{where}: x is not taken in the order of {order} before every product with {tensor.name}; "
+                "export the graphs again"
+            )
+        return {gather.output[0]: gather.input[0] for gather in found}
+
+    def _source(self, product: onnx.NodeProto) -> onnx.NodeProto | None:
+        """What makes the first operand of a product, before it may be rounded."""
+        node = self.makers.get(product.input[0])
+        while node is not None and node.op_type in ROUNDING:
+            node = self.makers.get(node.input[0])
+        return node
+
+
+def _data_type(name: str) -> int:
+    return onnx.TensorProto.DataType.Value(name)
 
 
 def _described(node: onnx.NodeProto) -> tuple[str, dict[str, object], list[str]]:

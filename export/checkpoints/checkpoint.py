@@ -11,14 +11,16 @@ import numpy as np
 
 from export.checkpoints import heads
 from export.checkpoints.adapters.adapter import with_adapter
+from export.checkpoints.encodings.encoding import EncodedRows, Encoding, first_row_not_finite
+from export.checkpoints.encodings.join import converted, joined
 from export.checkpoints.families import MODEL_NAMES
 from export.checkpoints.gguf import checkpoint as gguf_checkpoint
 from export.checkpoints.huggingface import folder as huggingface
 from export.checkpoints.hyperparameters import model_config
 from export.checkpoints.location import check_fetched, checkpoint_files, detect
 from export.checkpoints.mistral import folder as mistral_format
-from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource, first_row_not_finite
-from export.checkpoints.tensor_layout import EMBEDDINGS, HEAD_WEIGHT, AssembledTensor, ignored, weights
+from export.checkpoints.source import Array, Opened, TensorSource, TokenizerSource
+from export.checkpoints.tensor_layout import EMBEDDINGS, HEAD_WEIGHT, AssembledTensor, Part, ignored, weights
 from export.checkpoints.tokenizers.chat import AS_PUBLISHED, Chat, check_no_instruct, template_notes, with_template
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.tensor_file import numpy_dtype
@@ -56,6 +58,21 @@ class Checkpoint:
         stored = {self.source.tensors[part.source].dtype for part in self.weights[name].parts}
         return stored.pop() if len(stored) == 1 and not stored & {WIDER} else "float32"
 
+    def encoding(self, name: str) -> Encoding | None:
+        """The encoding in which one of our tensors can be carried as it is stored, every value exactly.
+
+        None for plain numbers, and if the parts of a tensor have no encoding in common.
+        """
+        parts = [self.source.tensors[part.source].encoded for part in self.weights[name].parts]
+        if any(part is None for part in parts):
+            return None
+        return joined([part.encoding for part in parts if part is not None])
+
+    def packings(self, name: str) -> tuple[str, ...]:
+        """The formats of the quantized numbers that make up one of our tensors; empty if all are plain."""
+        found = {self.source.tensors[part.source].packing: None for part in self.weights[name].parts}
+        return tuple(packing for packing in found if packing is not None)
+
     def tensor(self, name: str) -> Array:
         """One of our tensors, whole and row-major."""
         result = np.empty(self.shape(name), numpy_dtype(self.dtype(name)))
@@ -70,18 +87,34 @@ class Checkpoint:
 
         Raises `UserError` for a number that is NaN or infinite.
         """
+        for part, rows in self._pieces(name):
+            block = self.source.read(part.source, rows)
+            bad = first_row_not_finite(block)
+            if bad is not None:
+                found = f"the tensor {part.source} holds a NaN or an infinite number in row {rows.start + bad}"
+                raise UserError(f"{found}, expected finite numbers; fetch the checkpoint again")
+            if block.dtype == WIDER:
+                block = block.astype(np.float32)
+            yield block if part.interleaved_heads is None else half_split_rows(block, part.interleaved_heads)
+
+    def encoded_blocks(self, name: str, encoding: Encoding) -> Iterator[EncodedRows]:
+        """The rows of one of our tensors as the checkpoint stores them; `encoding` is that of `encoding(name)`."""
+        for part, rows in self._pieces(name):
+            matrix = self.source.tensors[part.source].encoded
+            assert matrix is not None
+            block = converted(matrix.read(rows), matrix.encoding, encoding)
+            if part.interleaved_heads is not None:
+                index = np.arange(rows.stop - rows.start)[:, None]
+                block = block.select(half_split_rows(index, part.interleaved_heads)[:, 0])
+            yield block
+
+    def _pieces(self, name: str) -> Iterator[tuple[Part, slice]]:
+        """The parts of one of our tensors, some rows of each at a time; all rows of one whose rows are reordered."""
         for part in self.weights[name].parts:
             rows = part.shape[0] if part.interleaved_heads else max(BLOCK_ELEMENTS // prod(part.shape[1:]), 1)
             end = part.first_row + part.shape[0]
             for start in range(part.first_row, end, rows):
-                block = self.source.read(part.source, slice(start, min(start + rows, end)))
-                bad = first_row_not_finite(block)
-                if bad is not None:
-                    found = f"the tensor {part.source} holds a NaN or an infinite number in row {start + bad}"
-                    raise UserError(f"{found}, expected finite numbers; fetch the checkpoint again")
-                if block.dtype == WIDER:
-                    block = block.astype(np.float32)
-                yield block if part.interleaved_heads is None else half_split_rows(block, part.interleaved_heads)
+                yield part, slice(start, min(start + rows, end))
 
 
 def open_checkpoint(

@@ -7,9 +7,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
+from export.checkpoints.encodings.encoding import EncodedMatrix
 from export.checkpoints.families import Family
 from export.checkpoints.rope_settings import Rotary
 from runtime.artifact.manifest import InstructVersion, TextAfterAdded
@@ -45,6 +45,8 @@ class SourceTensor:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+    encoded: EncodedMatrix | None = None  # a quantized matrix that can be carried as it is
+    packing: str | None = None  # the format of quantized numbers, such as Q4_1; None: plain numbers
 
 
 class TensorSource(Protocol):
@@ -77,12 +79,6 @@ class Opened:
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a tensor as a matrix: every axis but the last counts rows; (n,) of a vector and () stay."""
     return shape if len(shape) < 2 else (prod(shape[:-1]), shape[-1])
-
-
-def first_row_not_finite(rows: Array) -> int | None:
-    """The index of the first row that holds a NaN or an infinite number; None if there is none."""
-    finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-    return None if finite.all() else int(finite.argmin())
 
 
 def identity(files: Sequence[Path]) -> str:

@@ -1,7 +1,8 @@
 """Weights in an ONNX graph: external data in the shared weight file, stored as the record says, and widened before use.
 
-Each format defines how it is widened (`export.weights`). Where activations are rounded, x in MatMul(x, w^T) becomes
-round(x / s) * s, with s = (max |x| + 1e-30) / 127 for each group of a token.
+Each format defines how it is widened (`export.weights`). In MatMul(x, w^T), the columns of x are taken in the order of
+the weight's, where that has one of its own, and where activations are rounded, x becomes round(x / s) * s, with
+s = (max |x| + 1e-30) / 127 for each group of a token.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
-from export.weights.format import ModelTensor, Widening
+from export.weights.format import ORDER_SUFFIX, ModelTensor
 from export.weights.stored import WEIGHTS_FILE
 from export.weights.table import format_of
+from export.weights.widening import Sizes, Stored, Widening
 from runtime.artifact.tensor_file import StoredTensor, TensorFile, numpy_dtype
-
-OPSET_OF_BLOCKS = 21  # the first in which DequantizeLinear supports groups
 
 
 def store_weights(model: ir.Model, tensors: Sequence[ModelTensor], weights: TensorFile) -> None:
@@ -27,8 +27,13 @@ def store_weights(model: ir.Model, tensors: Sequence[ModelTensor], weights: Tens
 
 def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
     value = model.graph.initializers[tensor.name]
+    products = _products(value)
+    if tensor.stored.reordered:
+        order = _initializer(model, weights.tensors[tensor.name + ORDER_SUFFIX])
+        for matmul in products:
+            _reorder(model, matmul, order)
     if tensor.stored.dynamic:
-        for matmul in _products(value):
+        for matmul in products:
             _round_tokens(model, matmul, tensor.stored.rounded_together(tensor.shape[1]))
     widening = format_of(tensor.stored).widening(tensor)
     if widening is None:
@@ -37,40 +42,50 @@ def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
     del model.graph.initializers[tensor.name]
     nodes = _widening(model, tensor, widening, weights)
     widened = nodes[-1].outputs[0]
-    widened.name, widened.shape, widened.dtype = f"{tensor.name}.float32", value.shape, ir.DataType.FLOAT
+    widened.shape, widened.dtype = value.shape, ir.DataType.FLOAT
     model.graph.insert_before(model.graph[0], nodes)
     value.replace_all_uses_with(widened)
-    if "block_size" in widening.attributes:
-        model.graph.opset_imports[""] = OPSET_OF_BLOCKS
+    model.graph.opset_imports[""] = max(model.graph.opset_imports[""], widening.opset)
 
 
 def _widening(model: ir.Model, tensor: ModelTensor, widening: Widening, weights: TensorFile) -> list[ir.Node]:
     """The nodes that widen stored tensors to float32; the last one gives the weight."""
     nodes: list[ir.Node] = []
-    inputs: list[ir.Value] = []
-    for part in widening.inputs:
-        stored = weights.tensors[tensor.name + part.suffix]
-        declared = (ir.DataType[part.number], tensor.shape) if part.number else ()
-        value = _initializer(model, stored, *declared)
-        if part.cast is not None:
-            dtype, label = ir.DataType[part.cast], f"{stored.name}.cast"
-            node = ir.node("Cast", [value], attributes={"to": dtype}, name=label)
-            value = node.outputs[0]
-            value.name, value.shape, value.dtype = label, ir.Shape(stored.shape), dtype
-            nodes.append(node)
-        inputs.append(value)
-    if widening.operator is None:
-        return nodes
-    return [
-        *nodes,
-        ir.node(widening.operator, inputs, attributes=dict(widening.attributes), name=f"{tensor.name}.dequantize"),
-    ]
+    results: dict[str, ir.Value] = {}
+
+    def value(given: Stored | Sizes | str) -> ir.Value:
+        if isinstance(given, Stored):
+            declared = (ir.DataType[given.number], tensor.shape) if given.number else ()
+            return _initializer(model, weights.tensors[tensor.name + given.suffix], *declared)
+        if isinstance(given, Sizes):
+            return _constant(model, given.name, np.array(given.values, np.int64))
+        return results[given]
+
+    for step in widening.steps:
+        attributes = {key: ir.DataType[v] if key == "to" else v for key, v in step.attributes.items()}
+        name = step.result(tensor.name)
+        node = ir.node(step.operator, [value(given) for given in step.inputs], attributes=attributes, name=name)
+        node.outputs[0].name = name
+        results[step.label] = node.outputs[0]
+        nodes.append(node)
+    return nodes
 
 
 def _products(weight: ir.Value) -> list[ir.Node]:
     """The nodes MatMul(x, Transpose(weight))."""
     transposed = [use.node.outputs[0] for use in weight.uses() if use.node.op_type == "Transpose"]
     return [use.node for value in transposed for use in value.uses() if use.node.op_type == "MatMul" and use.idx == 1]
+
+
+def _reorder(model: ir.Model, matmul: ir.Node, order: ir.Value) -> None:
+    """Take the columns of x (..., K) in the order of the weight's, before a product or its rounding."""
+    x = matmul.inputs[0]
+    assert x is not None
+    name = f"{matmul.name}.reordered"
+    gather = ir.node("Gather", [x, order], attributes={"axis": -1}, name=name)
+    gather.outputs[0].name, gather.outputs[0].shape, gather.outputs[0].dtype = name, x.shape, ir.DataType.FLOAT
+    matmul.replace_input_with(0, gather.outputs[0])
+    model.graph.insert_before(matmul, [gather])
 
 
 def _round_tokens(model: ir.Model, matmul: ir.Node, together: int) -> None:
@@ -96,32 +111,25 @@ def _round_tokens(model: ir.Model, matmul: ir.Node, together: int) -> None:
         return output
 
     def reshaped(value: ir.Value, shape: ir.Shape, label: str) -> ir.Value:
-        return add(
-            "Reshape",
-            [value, _constant(model, "x".join(map(str, shape)), np.array(shape.numpy(), np.int64))],
-            shape,
-            label,
-        )
+        return add("Reshape", [value, _sizes(model, shape)], shape, label)
 
     groups = reshaped(x, split, "groups")
-    peak = add(
-        "ReduceMax",
-        [add("Abs", [groups], split, "abs"), _constant(model, "last_axis", np.array([-1], np.int64))],
-        one,
-        "peak",
-    )
-    above_zero = add(
-        "Add", [peak, _constant(model, "smallest_peak", np.array(SMALLEST_PEAK, np.float32))], one, "above_zero"
-    )
-    scale = add("Div", [above_zero, _constant(model, "levels", np.array(DYNAMIC_LEVELS, np.float32))], one, "scale")
+    smallest = _constant(model, "dynamic.smallest_peak", np.array(SMALLEST_PEAK, np.float32))
+    levels = _constant(model, "dynamic.levels", np.array(DYNAMIC_LEVELS, np.float32))
+    peak = add("ReduceMax", [add("Abs", [groups], split, "abs"), _sizes(model, ir.Shape([-1]))], one, "peak")
+    scale = add("Div", [add("Add", [peak, smallest], one, "above_zero"), levels], one, "scale")
     whole = add("Round", [add("Div", [groups, scale], split, "levels")], split, "whole")
     matmul.replace_input_with(0, reshaped(add("Mul", [whole, scale], split, "scaled"), whole_shape, "rounded"))
     model.graph.insert_before(matmul, nodes)
 
 
+def _sizes(model: ir.Model, shape: ir.Shape) -> ir.Value:
+    sizes = Sizes(tuple(shape.numpy()))
+    return _constant(model, sizes.name, np.array(sizes.values, np.int64))
+
+
 def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     """A small initializer, shared by all its uses."""
-    name = f"dynamic.{name}"
     if name not in model.graph.initializers:
         tensor = ir.tensor(array, name=name)
         model.graph.initializers[name] = ir.Value(

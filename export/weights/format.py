@@ -5,18 +5,20 @@ stores row by row, so that a tensor can be stored a few rows at a time.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.checkpoints.encodings.encoding import EncodedRows, Offsets, ScaleDType
+from export.weights.widening import Widening
 from runtime.artifact.manifest import Record, TensorSpec
 
 Array = NDArray[np.generic]
 Float32 = NDArray[np.float32]
-SCALE_SUFFIX, ZERO_POINT_SUFFIX = "_scale", "_zero_point"
+# What is added to the name of a matrix for its scales, the two kinds of offsets, and the order of its columns.
+SCALE_SUFFIX, ZERO_POINT_SUFFIX, MINIMUM_SUFFIX, ORDER_SUFFIX = "_scale", "_zero_point", "_minimum", "_order"
 # Neighbours of a token that share a scale when they are rounded, if the weight has no groups: outliers of a few
 # channels coarsen only these neighbours.
 DYNAMIC_GROUP = 64
@@ -26,9 +28,26 @@ class Storage(Record, frozen=True):
     """How the numbers of one (N, K) matrix are stored: its format and that format's options."""
 
     dtype: str  # a row of `FORMATS`
-    group_size: int | None = None  # neighbours in a row that share a scale, if the format has scales for groups
-    zero_points: bool = False  # a group's zero need not be in the middle of its range
+    group_size: int | None = None  # neighbours in a row that share a scale; None: all, if there are scales
+    offsets: Offsets = "none"  # of groups: a group's zero need not be in the middle of its range
     dynamic: bool = False  # activations are rounded to int8 before they are multiplied; see `rounded_together`
+    scales: ScaleDType = "float16"  # dtype of the groups' scales and minimums; a row's scale is float32
+    reordered: bool = False  # columns lie in an order of their own, in which x is taken
+
+    @property
+    def grouped(self) -> bool:
+        """Whether each scale belongs to a group of numbers in a row."""
+        return self.group_size is not None
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether a group has a whole number that stands for zero."""
+        return self.offsets == "zero_points"
+
+    @property
+    def minimums(self) -> bool:
+        """Whether a group has a float that is added to every scaled number."""
+        return self.offsets == "minimums"
 
     def rounded_together(self, k: int) -> int:
         """How many neighbours of a token's K numbers share a scale when they are rounded.
@@ -45,43 +64,19 @@ class ModelTensor(Record, frozen=True):
     name: str
     shape: tuple[int, ...]
     stored: Storage
-
-
-class Scales(Enum):
-    """Which numbers share a scale."""
-
-    NONE = "none"
-    ROWS = "rows"  # one float32 scale for each output
-    GROUPS = "groups"  # one float16 scale for each group of neighbours in a row
-
-
-@dataclass(frozen=True)
-class WideningInput:
-    """One stored tensor as the input of a widening. Dtypes are names of ONNX data types."""
-
-    suffix: str = ""  # added to the tensor's own name
-    cast: str | None = None  # the dtype to which it is cast first
-    number: str | None = None  # the dtype declared for its bytes, with the model's shape, if not the stored dtype
-
-
-@dataclass(frozen=True)
-class Widening:
-    """How a graph turns stored tensors into the float32 weight: it casts some, then applies an ONNX operator to all."""
-
-    inputs: tuple[WideningInput, ...]
-    operator: str | None = None  # None if casting the only tensor is enough
-    attributes: Mapping[str, int] = field(default_factory=dict)
+    carried: bool = False  # its numbers are those of the checkpoint, bit for bit
 
 
 @dataclass(frozen=True)
 class MatrixLayout:
-    """Shapes and dtypes of one packed matrix, its scales and zero points; see `runtime.artifact.layouts`."""
+    """Shapes and dtypes of one packed matrix and of what belongs to it; see `runtime.artifact.layouts`."""
 
     name: str  # as in the manifest
     shape: tuple[int, ...]
     dtype: str
     scales: tuple[tuple[int, ...], str] | None = None
-    zero_points: tuple[tuple[int, ...], str] | None = None
+    offsets: tuple[tuple[int, ...], str] | None = None  # zero points or minimums
+    order: tuple[tuple[int, ...], str] | None = None  # of columns
 
 
 LayoutKind = Literal["panels", "vectors"]  # the kind that a target's kernels read: `runtime.artifact.targets`
@@ -100,11 +95,13 @@ class Format:
     """One way of storing the numbers of a matrix, with everything that its readers must know."""
 
     specs: Callable[[ModelTensor], tuple[TensorSpec, ...]]  # stored tensors; first the one with the tensor's own name
-    store: Callable[[ModelTensor, Float32], dict[str, Array]]  # some rows to stored arrays by name
+    # Some rows of floats to stored arrays by name; None if nothing is rounded to this format.
+    store: Callable[[ModelTensor, Float32], dict[str, Array]] | None
     load: Callable[[ModelTensor, Mapping[str, Array]], Float32]  # stored arrays to the exact values that graphs use
     widening: Callable[[ModelTensor], Widening | None]  # in ONNX; None if the graph reads the stored tensor directly
     packings: Mapping[LayoutKind, Packing]  # by the kinds of layout in which kernels read it
-    scales: Scales = Scales.NONE
+    # Some rows of a checkpoint to stored arrays by name, every number as it is; None if checkpoints hold plain numbers.
+    carry: Callable[[ModelTensor, EncodedRows], dict[str, Array]] | None = None
     words: bool = False  # when packed, eight 4-bit numbers share an int32
     multiplies_int8: bool = False  # kernels multiply it with rounded activations
     multiplies_float16: bool = False  # float16 holds every number exactly, apart from scales, as tensor cores need it
@@ -115,9 +112,4 @@ class Format:
     @property
     def scaled(self) -> bool:
         """Whether the numbers have scales."""
-        return self.scales is not Scales.NONE
-
-    @property
-    def grouped(self) -> bool:
-        """Whether each scale belongs to a group of numbers in a row."""
-        return self.scales is Scales.GROUPS
+        return self.carry is not None

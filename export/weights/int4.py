@@ -1,6 +1,7 @@
-"""4-bit numbers in groups of neighbours in a row, each group with a float16 scale and, if requested, a zero point.
+"""4-bit numbers in groups of neighbours in a row, each group with a scale and, if requested, a zero point or minimum.
 
-Symmetric: w = (q - 8) scale with q from 0 to 15. With zero points: w = (q - zero) scale.
+Symmetric: w = (q - 8) scale with q from 0 to 15. With zero points: w = (q - zero) scale. Minimums are only carried from
+checkpoints: w = q scale + minimum.
 """
 
 from collections.abc import Mapping
@@ -8,6 +9,16 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from export.checkpoints.encodings.encoding import EncodedRows
+from export.weights.encoded import (
+    arrays_beside,
+    encoding_of,
+    load_encoded,
+    minimum_steps,
+    parts_beside,
+    scale_steps,
+    specs_beside,
+)
 from export.weights.format import (
     SCALE_SUFFIX,
     ZERO_POINT_SUFFIX,
@@ -17,12 +28,10 @@ from export.weights.format import (
     MatrixLayout,
     ModelTensor,
     Packing,
-    Scales,
     Storage,
-    Widening,
-    WideningInput,
 )
 from export.weights.panels import int4_words, panels_of, to_panels, to_vector_panels
+from export.weights.widening import RESULT, Step, Stored, Widening, cast
 from runtime.artifact.layouts import PANEL, VECTOR, WORD, WORD_ZERO
 from runtime.artifact.manifest import TensorSpec
 
@@ -31,23 +40,10 @@ SEARCH = 2**18  # numbers whose scales are searched together
 SHRINK = tuple(1 - 0.03 * i for i in range(9))  # of the range that a scale covers; beyond 24 % the error only grows
 
 
-def groups(tensor: ModelTensor) -> int:
-    """Number of groups, and so of scales, in a row; the last group may be shorter than the others."""
-    assert tensor.stored.group_size is not None
-    return -(-tensor.shape[1] // tensor.stored.group_size)
-
-
 def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
     n, k = tensor.shape
-    shape = (n, groups(tensor))
-    found = [
-        # Two numbers per byte, the lower half first, as in ONNX.
-        TensorSpec(name=tensor.name, shape=(n, k // 2), dtype="uint8"),
-        TensorSpec(name=tensor.name + SCALE_SUFFIX, shape=shape, dtype="float16"),
-    ]
-    if tensor.stored.zero_points:
-        found.append(TensorSpec(name=tensor.name + ZERO_POINT_SUFFIX, shape=shape, dtype="uint8"))
-    return tuple(found)
+    # Two numbers per byte, the lower half first, as in ONNX.
+    return (TensorSpec(name=tensor.name, shape=(n, k // 2), dtype="uint8"), *specs_beside(tensor))
 
 
 def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
@@ -65,7 +61,7 @@ def _search(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
     Asymmetric: w = (q - zero) scale; the candidates shrink the range.
     """
     n, k = rows.shape
-    size, count = tensor.stored.group_size or k, groups(tensor)
+    size, count = tensor.stored.group_size or k, encoding_of(tensor.stored).groups(k)
     padded = np.zeros((n, count * size), np.float32)
     padded[:, :k] = rows
     grouped = padded.reshape(n, count, size)
@@ -82,9 +78,7 @@ def _search(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
         best[better] = quantized[better].astype(np.uint8)
     best_scale[np.isinf(best_error)] = np.inf  # too large for every scale, which whoever stores it must refuse
     flat: NDArray[np.uint8] = best.reshape(n, count * size)[:, :k]
-    if not tensor.stored.zero_points:
-        flat = flat ^ np.uint8(WORD_ZERO)  # to two's complement, as ONNX stores int4
-    stored: dict[str, Array] = {tensor.name: flat[:, ::2] | flat[:, 1::2] << 4, tensor.name + SCALE_SUFFIX: best_scale}
+    stored: dict[str, Array] = {tensor.name: _bytes(tensor.stored, flat), tensor.name + SCALE_SUFFIX: best_scale}
     return stored | ({tensor.name + ZERO_POINT_SUFFIX: best_zero} if tensor.stored.zero_points else {})
 
 
@@ -106,54 +100,56 @@ def _candidates(grouped: Float32, *, zero_points: bool) -> list[tuple[NDArray[np
     return candidates
 
 
+def _bytes(stored: Storage, numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pack numbers (N, K) from 0 to 15 to stored bytes (N, K / 2): in two's complement where ONNX's dtype is int4."""
+    flat: NDArray[np.uint8] = numbers if _unsigned(stored) else numbers ^ np.uint8(WORD_ZERO)
+    packed: NDArray[np.uint8] = flat[:, ::2] | flat[:, 1::2] << np.uint8(4)
+    return packed
+
+
 def unpacked(stored: Storage, data: Array) -> NDArray[np.uint8]:
-    """Unpack stored bytes (N, K / 2) to numbers (N, K) from 0 to 15, with the zero point not yet subtracted."""
+    """Unpack stored bytes (N, K / 2) to numbers (N, K) from 0 to 15, without offsets."""
     pairs = data.view(np.uint8)
     numbers: NDArray[np.uint8] = np.stack([pairs & np.uint8(15), pairs >> np.uint8(4)], -1).reshape(pairs.shape[0], -1)
-    return numbers if stored.zero_points else numbers ^ np.uint8(WORD_ZERO)
+    return numbers if _unsigned(stored) else numbers ^ np.uint8(WORD_ZERO)
+
+
+def _unsigned(stored: Storage) -> bool:
+    return stored.offsets != "none"
+
+
+def _carry(tensor: ModelTensor, rows: EncodedRows) -> dict[str, Array]:
+    return {tensor.name: _bytes(tensor.stored, rows.numbers), **arrays_beside(tensor, rows)}
 
 
 def _load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
-    k = tensor.shape[1]
-    size = tensor.stored.group_size or k
-
-    def spread(values: Array) -> Float32:
-        return np.repeat(values.astype(np.float32), size, axis=1)[:, :k]
-
-    zero = spread(stored[tensor.name + ZERO_POINT_SUFFIX]) if tensor.stored.zero_points else np.float32(WORD_ZERO)
-    return (unpacked(tensor.stored, stored[tensor.name]).astype(np.float32) - zero) * spread(
-        stored[tensor.name + SCALE_SUFFIX]
-    )
+    return load_encoded(tensor, unpacked(tensor.stored, stored[tensor.name]), stored)
 
 
 def _widening(tensor: ModelTensor) -> Widening:
     stored = tensor.stored
     assert stored.group_size is not None
-    numbers = "UINT4" if stored.zero_points else "INT4"
-    zero_points = (WideningInput(ZERO_POINT_SUFFIX, cast=numbers),) if stored.zero_points else ()
-    inputs = (WideningInput(number=numbers), WideningInput(SCALE_SUFFIX, cast="FLOAT"), *zero_points)
-    return Widening(inputs, "DequantizeLinear", {"axis": 1, "block_size": stored.group_size})
+    number = "UINT4" if _unsigned(stored) else "INT4"
+    casts, scale = scale_steps(tensor)
+    inputs: tuple[Stored | str, ...] = (Stored(number=number), scale)
+    if stored.zero_points:
+        casts, inputs = (*casts, cast("zero_point", Stored(ZERO_POINT_SUFFIX), number)), (*inputs, "zero_point")
+    attributes = {"axis": 1, "block_size": stored.group_size}
+    if not stored.minimums:
+        return Widening((*casts, Step(RESULT, "DequantizeLinear", inputs, attributes)))
+    scaled = Step("scaled", "DequantizeLinear", inputs, attributes)
+    return Widening((*casts, scaled, *minimum_steps(tensor, "scaled", RESULT)))
 
 
 def _panels(stored: Storage, n: int, k: int) -> MatrixLayout:
     shape = (panels_of(n), k // WORD, PANEL)
-    return MatrixLayout(f"panels_{PANEL}q{WORD}", shape, "int32", *_groups(stored, n, k))
+    return MatrixLayout(f"panels_{PANEL}q{WORD}", shape, "int32", *parts_beside(stored, n, k))
 
 
 def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
     words = VECTOR // 4
     shape = (panels_of(n), -(-k // (words * WORD)), PANEL, words)
-    return MatrixLayout(f"panels_{PANEL}q{WORD}k{words}", shape, "int32", *_groups(stored, n, k))
-
-
-Part = tuple[tuple[int, ...], str]
-
-
-def _groups(stored: Storage, n: int, k: int) -> tuple[Part, Part | None]:
-    """Shape and dtype of the scales and of the zero points: one step of a panel for each group."""
-    assert stored.group_size is not None
-    shape = (panels_of(n), -(-k // stored.group_size), PANEL)
-    return (shape, "float16"), ((shape, "uint8") if stored.zero_points else None)
+    return MatrixLayout(f"panels_{PANEL}q{WORD}k{words}", shape, "int32", *parts_beside(stored, n, k))
 
 
 def _to_panels(stored: Storage, rows: Array, workers: int) -> Array:
@@ -170,7 +166,7 @@ INT4 = Format(
     _load,
     _widening,
     {"panels": Packing(_panels, _to_panels), "vectors": Packing(_vectors, _to_vectors)},
-    scales=Scales.GROUPS,
+    carry=_carry,
     words=True,
     multiplies_int8=True,
     multiplies_float16=True,

@@ -1,23 +1,34 @@
-"""int8 with one float32 scale for each output: q = round(w / scale), symmetric."""
+"""int8 with a float32 scale for each output: q = round(w / scale), symmetric; or, carried from a checkpoint, in groups.
+
+Carried numbers may have zero points or minimums; see `export.checkpoints.encodings.encoding`.
+"""
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from export.checkpoints.encodings.encoding import EncodedRows
+from export.weights.encoded import (
+    arrays_beside,
+    load_encoded,
+    minimum_steps,
+    parts_beside,
+    scale_steps,
+    specs_beside,
+)
 from export.weights.format import (
     SCALE_SUFFIX,
+    ZERO_POINT_SUFFIX,
     Array,
     Float32,
     Format,
     MatrixLayout,
     ModelTensor,
     Packing,
-    Scales,
     Storage,
-    Widening,
-    WideningInput,
 )
 from export.weights.panels import panels_of, to_dot_panels, to_panels, to_vector_panels
+from export.weights.widening import RESULT, Step, Stored, Widening
 from runtime.artifact.layouts import DOT, PANEL, VECTOR
 from runtime.artifact.manifest import TensorSpec
 
@@ -25,10 +36,7 @@ LARGEST = 127  # symmetric: -128 is left unused, so that negation is exact
 
 
 def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
-    return (
-        TensorSpec(name=tensor.name, shape=tensor.shape, dtype="int8"),
-        TensorSpec(name=tensor.name + SCALE_SUFFIX, shape=tensor.shape[:1], dtype="float32"),
-    )
+    return (TensorSpec(name=tensor.name, shape=tensor.shape, dtype="int8"), *specs_beside(tensor))
 
 
 def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
@@ -40,30 +48,43 @@ def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
     return {tensor.name: quantized, tensor.name + SCALE_SUFFIX: scale}
 
 
+def _carry(tensor: ModelTensor, rows: EncodedRows) -> dict[str, Array]:
+    return {tensor.name: rows.numbers, **arrays_beside(tensor, rows)}
+
+
 def _load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
-    scale: Float32 = stored[tensor.name + SCALE_SUFFIX].astype(np.float32)
-    return stored[tensor.name].astype(np.float32) * scale[:, None]
+    return load_encoded(tensor, stored[tensor.name], stored)
 
 
-def _widening(_tensor: ModelTensor) -> Widening:
-    return Widening((WideningInput(), WideningInput(SCALE_SUFFIX)), "DequantizeLinear", {"axis": 0})
+def _widening(tensor: ModelTensor) -> Widening:
+    stored = tensor.stored
+    if stored.group_size is None:
+        inputs: tuple[Stored | str, ...] = (Stored(), Stored(SCALE_SUFFIX))
+        return Widening((Step(RESULT, "DequantizeLinear", inputs, {"axis": 0}),))
+    casts, scale = scale_steps(tensor)
+    inputs = (Stored(), scale, *([Stored(ZERO_POINT_SUFFIX)] if stored.zero_points else []))
+    attributes = {"axis": 1, "block_size": stored.group_size}
+    if not stored.minimums:
+        return Widening((*casts, Step(RESULT, "DequantizeLinear", inputs, attributes)))
+    scaled = Step("scaled", "DequantizeLinear", inputs, attributes)
+    return Widening((*casts, scaled, *minimum_steps(tensor, "scaled", RESULT)))
 
 
 def _panels(stored: Storage, n: int, k: int) -> MatrixLayout:
     """Panels: if activations are rounded too, with four steps of K side by side, as integer dot products take them."""
+    beside = parts_beside(stored, n, k)
     if stored.dynamic:
-        shape = (panels_of(n), -(-k // DOT), PANEL, DOT)
-        return MatrixLayout(f"panels_{PANEL}k{DOT}", shape, "int8", ((n,), "float32"))
-    return MatrixLayout(f"panels_{PANEL}", (panels_of(n), k, PANEL), "int8", ((n,), "float32"))
+        return MatrixLayout(f"panels_{PANEL}k{DOT}", (panels_of(n), -(-k // DOT), PANEL, DOT), "int8", *beside)
+    return MatrixLayout(f"panels_{PANEL}", (panels_of(n), k, PANEL), "int8", *beside)
 
 
 def _to_panels(stored: Storage, rows: Array, workers: int) -> Array:
     return (to_dot_panels if stored.dynamic else to_panels)(rows, workers)
 
 
-def _vectors(_stored: Storage, n: int, k: int) -> MatrixLayout:
+def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
     shape = (panels_of(n), -(-k // VECTOR), PANEL, VECTOR)
-    return MatrixLayout(f"panels_{PANEL}k{VECTOR}", shape, "int8", ((n,), "float32"))
+    return MatrixLayout(f"panels_{PANEL}k{VECTOR}", shape, "int8", *parts_beside(stored, n, k))
 
 
 INT8 = Format(
@@ -75,7 +96,7 @@ INT8 = Format(
         "panels": Packing(_panels, _to_panels),
         "vectors": Packing(_vectors, lambda _stored, rows, workers: to_vector_panels(rows, workers)),
     },
-    scales=Scales.ROWS,
+    carry=_carry,
     multiplies_int8=True,
     multiplies_float16=True,
     working_bytes=8,  # quotients and their rounding; after that, only the scales are kept

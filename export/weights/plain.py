@@ -13,10 +13,9 @@ from export.weights.format import (
     ModelTensor,
     Packing,
     Storage,
-    Widening,
-    WideningInput,
 )
 from export.weights.panels import panels_of, to_panels, to_vector_panels
+from export.weights.widening import RESULT, Stored, Widening, cast
 from runtime.artifact.layouts import PANEL, VECTOR
 from runtime.artifact.manifest import TensorSpec
 
@@ -42,7 +41,7 @@ def _as_it_is(_tensor: ModelTensor) -> None:
 
 
 def _cast(_tensor: ModelTensor) -> Widening:
-    return Widening((WideningInput(cast="FLOAT"),))
+    return Widening((cast(RESULT, Stored(), "FLOAT"),))
 
 
 def _panels(stored: Storage, n: int, k: int) -> MatrixLayout:

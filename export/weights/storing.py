@@ -1,17 +1,20 @@
 """The first half of the export stage: reads a checkpoint's tensors and stores them in their formats in one file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from export.checkpoints.checkpoint import Checkpoint
-from export.checkpoints.source import TokenizerSource, first_row_not_finite
+from export.checkpoints.encodings.encoding import first_row_not_finite
+from export.checkpoints.source import TokenizerSource
 from export.console import byte_bar
 from export.weights.format import Array, ModelTensor
+from export.weights.rules import QuantizedSource, StorageRules
 from export.weights.stored import WEIGHTS_FILE, StoredWeights, WeightsRecord
-from export.weights.table import STORAGE_DTYPES, StorageRules, store
+from export.weights.table import STORAGE_DTYPES, carry, store
 from runtime.artifact.consistency import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from runtime.artifact.manifest import Quantization, TokenizerSpec
 from runtime.artifact.tensor_file import TensorFileWriter, tensor_bytes
@@ -23,7 +26,12 @@ def record_of(
 ) -> WeightsRecord:
     """The record of a checkpoint's weights; `dtype` is `backend.dtype`, `overrides` are the changes to its model."""
     model = checkpoint.model
-    rules = StorageRules(quantization, STORAGE_DTYPES[dtype], model.tied_embeddings, model.n_layers)
+    sources = {
+        name: QuantizedSource(packings, checkpoint.encoding(name))
+        for name in checkpoint.names()
+        if (packings := checkpoint.packings(name))
+    }
+    rules = StorageRules(quantization, STORAGE_DTYPES[dtype], model.tied_embeddings, model.n_layers, sources)
     return WeightsRecord(
         model=model,
         quantization=quantization,
@@ -64,14 +72,29 @@ def write_weights(checkpoint: Checkpoint, record: WeightsRecord, path: Path) -> 
     with TensorFileWriter(path, record.weights) as writer, byte_bar("storing weights", total) as bar:
         for tensor in record.tensors:
             row = 0
-            for block in checkpoint.blocks(tensor.name):
-                with np.errstate(over="ignore"):  # reported below, with its place
-                    stored = store(tensor, block.astype("float32", copy=False))
+            for stored in (
+                _carried_blocks(checkpoint, tensor) if tensor.carried else _rounded_blocks(checkpoint, tensor)
+            ):
                 for stored_name, array in stored.items():
                     _check_range(array, tensor, row)
                     writer.write(stored_name, array)
                     bar.advance(array.nbytes)
-                row += len(block)
+                row += len(stored[tensor.name])
+
+
+def _rounded_blocks(checkpoint: Checkpoint, tensor: ModelTensor) -> Iterator[dict[str, Array]]:
+    for block in checkpoint.blocks(tensor.name):
+        with np.errstate(over="ignore"):  # reported by `_check_range`, with its place
+            stored = store(tensor, block.astype("float32", copy=False))
+        yield stored
+
+
+def _carried_blocks(checkpoint: Checkpoint, tensor: ModelTensor) -> Iterator[dict[str, Array]]:
+    encoding = checkpoint.encoding(tensor.name)
+    assert encoding is not None
+    for i, rows in enumerate(checkpoint.encoded_blocks(tensor.name, encoding)):
+        # The order of columns is the same for all rows.
+        yield carry(tensor, rows if i == 0 else replace(rows, order=None))
 
 
 def _check_range(stored: Array, tensor: ModelTensor, row: int) -> None:

@@ -16,7 +16,7 @@ def embedding(_level: Level, shape: Embedding) -> PrimFunc:
     N is the vocabulary size.
     """
     layout = panel_layout(shape.weight, shape.n, shape.k)
-    scales, zeros = layout.scales or (UNUSED, "float32"), layout.zero_points or (UNUSED, "uint8")
+    scales, zeros = layout.scales or (UNUSED, "float32"), layout.offsets or (UNUSED, "uint8")
     read = weight_at(shape.weight)
 
     @T.prim_func
@@ -34,5 +34,5 @@ def embedding(_level: Level, shape: Embedding) -> PrimFunc:
             for j in T.serial(shape.k):
                 y_rows[i, j] = read(w, s, z, T.Cast("int32", tokens[i]), j)
 
-    present = {"s": layout.scales, "z": layout.zero_points}
+    present = {"s": layout.scales, "z": layout.offsets}
     return without(kernel, [name for name, there in present.items() if not there])

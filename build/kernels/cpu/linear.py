@@ -19,7 +19,7 @@ from build.kernels.cpu.integer import integer_gemm, integer_gemv
 from build.kernels.cpu.level import Level
 from build.kernels.parameters import UNUSED, without
 from build.kernels.shapes import Linear
-from export.weights.table import format_of, panel_layout
+from export.weights.table import panel_layout
 from runtime.errors import UserError
 
 Body = Callable[..., Any]
@@ -33,7 +33,7 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
     holds gate and up, stacked, and y is half as wide.
     """
     layout = panel_layout(shape.weight, shape.n, shape.k)
-    scales, zeros = layout.scales or (UNUSED, "float32"), layout.zero_points or (UNUSED, "uint8")
+    scales, zeros = layout.scales or (UNUSED, "float32"), layout.offsets or (UNUSED, "uint8")
     body = _body(level, shape)
 
     @T.prim_func
@@ -58,7 +58,7 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
     present = {
         "gain": shape.norm_eps is not None,
         "s": layout.scales,
-        "z": layout.zero_points,
+        "z": layout.offsets,
         "residual": shape.residual,
     }
     return without(kernel, [name for name, there in present.items() if not there])
@@ -75,4 +75,4 @@ def _body(level: Level, shape: Linear) -> Body:
         )
     if shape.rows == 1:
         return integer_gemv(level, shape, level.dot, level.words)
-    return gemm(level, shape) if format_of(shape.weight).grouped else integer_gemm(level, shape, level.dot)
+    return gemm(level, shape) if shape.weight.grouped else integer_gemm(level, shape, level.dot)

@@ -6,8 +6,8 @@ from tvm.script import tirx as T
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.vector import AHEAD, LINE, NEAR, add_outer_product, clear, prefetch, widened
 from build.kernels.shapes import Linear
-from export.weights.format import Scales, Storage
-from export.weights.table import format_of, panel_layout
+from export.weights.format import Storage
+from export.weights.table import format_of, panel_layout, scaled_by_rows
 from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
 
 ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1}
@@ -155,7 +155,7 @@ def row_scale(level: Level, n: int):
 
 def output_scale(level: Level, shape: Linear):
     """`row_scale` where the weight has one scale per output, otherwise an inline that does nothing."""
-    if format_of(shape.weight).scales is Scales.ROWS:
+    if scaled_by_rows(shape.weight):
         return row_scale(level, shape.n)
 
     @T.inline

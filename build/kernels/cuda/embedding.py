@@ -21,7 +21,7 @@ def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
     parts = -(-vectors // THREADS)
 
     def scaled(value, s, z, token, at):
-        if format_of(stored).grouped:
+        if stored.grouped:
             g = group_of(stored, at)
             return (value - zero_of(stored, z, token // PANEL, g, token % PANEL)) * scale_of(
                 s, token // PANEL, g, token % PANEL

@@ -16,8 +16,8 @@ from tvm.script import tirx as T
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import group_of, number, scale_of, zero_of
 from build.kernels.shapes import Linear
-from export.weights.format import Scales, Storage
-from export.weights.table import format_of, vector_layout, vector_steps
+from export.weights.format import Storage
+from export.weights.table import format_of, scaled_by_rows, vector_layout, vector_steps
 from runtime.artifact.layouts import PANEL, WORD
 
 
@@ -58,7 +58,7 @@ def gemm(shape: Linear, on: Binding):
     multiply = tile_product(shape.weight, shape.k, tiles, on, source=lambda _members, i: i)
 
     def output(acc, s, residual, i, j):
-        found = acc * s[j] if format_of(shape.weight).scales is Scales.ROWS else acc
+        found = acc * s[j] if scaled_by_rows(shape.weight) else acc
         return found if residual is None else residual[i, j] + found
 
     @T.inline
@@ -94,7 +94,7 @@ def tile_product(stored: Storage, k: int, tiles: RowTiles, on: Binding, *, sourc
     words, read = (1 if form.words else some), number(stored)
 
     def weight(loaded, s, z, p, at, lane, v):
-        if not form.grouped:
+        if not stored.grouped:
             return read(loaded, 0, v)
         g = group_of(stored, at)
         return (read(loaded, 0, v) - zero_of(stored, z, p, g, lane)) * scale_of(s, p, g, lane)

@@ -12,8 +12,8 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import factor, group_of
-from export.weights.format import Scales, Storage
-from export.weights.table import format_of, vector_layout, vector_steps
+from export.weights.format import Storage
+from export.weights.table import format_of, scaled_by_rows, vector_layout, vector_steps
 from runtime.artifact.layouts import PANEL, WORD_ZERO
 
 # Not yet measured on a GPU.
@@ -153,7 +153,7 @@ def _loads(stored: Storage) -> int:
 
 def held_sizes(stored: Storage, k: int) -> tuple[int, int, int]:
     """Numbers in `Held` per thread: words, scales, zero points; those that a format lacks take one place."""
-    loads, grouped = _loads(stored), format_of(stored).grouped
+    loads, grouped = _loads(stored), stored.grouped
     return (
         loads * vector_layout(stored, PANEL, k).shape[-1],
         loads if grouped else 1,
@@ -171,6 +171,6 @@ def panel_total(stored: Storage, warps: int):
         found = partial[first, lane]
         for warp in range(first + 1, first + warps):
             found = found + partial[warp, lane]
-        return found * s[row] if s is not None and format_of(stored).scales is Scales.ROWS else found
+        return found * s[row] if s is not None and scaled_by_rows(stored) else found
 
     return total

@@ -24,8 +24,8 @@ from build.kernels.cuda.mma import PAIR, pair
 from build.kernels.cuda.swiglu import gated
 from build.kernels.cuda.weights import factor, group_of
 from build.kernels.shapes import Linear
-from export.weights.format import Scales, Storage
-from export.weights.table import format_of, vector_layout, vector_steps
+from export.weights.format import Storage
+from export.weights.table import format_of, scaled_by_rows, vector_layout, vector_steps
 from runtime.artifact.layouts import PANEL, WORD, WORD_ZERO
 
 WARPS_ALONG_ROWS, WARPS_ALONG_COLUMNS = 2, 4
@@ -138,7 +138,7 @@ def tensor_core_gemm(shape: Linear, on: Binding):
     def output(acc, s, residual, t, r, c, i, row, column):
         def scaled(half):
             found = acc[on.own(t), tiling.place(r, c, i, half)]
-            return found * s[half * n_out + column] if format_of(stored).scales is Scales.ROWS else found
+            return found * s[half * n_out + column] if scaled_by_rows(stored) else found
 
         found = gated(scaled(0), scaled(1)) if shape.swiglu else scaled(0)
         return found if residual is None else residual[row, column] + found
@@ -183,7 +183,7 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
     vector_words = words * (steps // loaded_steps)
     x_loads, w_loads = tiling.rows * X_PARTS // THREADS, NUMBERS // loaded_steps
     row_pieces, half = tiling.row_pieces, panels // 2
-    grouped, groups = form.grouped, layout.scales[0][1] if form.grouped and layout.scales else 1
+    grouped, groups = stored.grouped, layout.scales[0][1] if stored.grouped and layout.scales else 1
     read, product = factor(stored), mma.multiplier(on)
 
     def weight(w_next, scaling, t, c, v):

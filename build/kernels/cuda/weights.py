@@ -27,13 +27,13 @@ def scales_buffer(layout: MatrixLayout) -> Any:
 
 def zeros_buffer(layout: MatrixLayout) -> Any:
     """The parameter for zero points, which will be dropped where there are none."""
-    size, dtype = layout.zero_points or (UNUSED, "uint8")
+    size, dtype = layout.offsets or (UNUSED, "uint8")
     return T.Buffer(size, dtype)
 
 
 def unused(layout: MatrixLayout) -> list[str]:
     """Names among the parameters s and z of a kernel that a layout does not use."""
-    return [name for name, part in (("s", layout.scales), ("z", layout.zero_points)) if part is None]
+    return [name for name, part in (("s", layout.scales), ("z", layout.offsets)) if part is None]
 
 
 Reader = Callable[[Any, Any, Any], Any]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.checkpoints.source import Array, SourceTensor, TensorSource, first_row_not_finite
+from export.checkpoints.encodings.encoding import first_row_not_finite
+from export.checkpoints.source import Array, SourceTensor, TensorSource
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.errors import UserError
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
+from numpy.typing import NDArray
 
 from export.checkpoints import families
+from export.checkpoints.encodings.encoding import EncodedRows, Encoding, check_finite
 from export.checkpoints.format_names import GGUF_ROPE_DIVISORS
 from export.checkpoints.gguf import split as gguf_split
+from export.checkpoints.gguf.blocks import BLOCK_TYPES, BlockType
 from export.checkpoints.gguf.contents import check_is_model
 from export.checkpoints.gguf.header import UnknownPackingError, check_header
 from export.checkpoints.gguf.layers import of_layers
@@ -38,6 +41,40 @@ class GgufTensor:
     nbytes: int
 
 
+def packed_rows(name: str, tensor: GgufTensor, start: int, stop: int) -> NDArray[np.uint8]:
+    """Rows of a tensor as a matrix: the bytes (n, bytes of a row) of the file."""
+    row_bytes = tensor.nbytes // matrix_shape(tensor.shape)[0]
+    wanted = (stop - start) * row_bytes
+    data = np.fromfile(tensor.file, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
+    if data.nbytes != wanted:
+        raise UserError(
+            f"{tensor.file} has shrunk since it was opened: {name} needs {wanted} bytes, but {data.nbytes} are left"
+        )
+    return data.reshape(stop - start, row_bytes)
+
+
+@dataclass(frozen=True)
+class BlockMatrix:
+    """A matrix of blocks, to be carried as they are."""
+
+    name: str
+    tensor: GgufTensor
+    blocks: BlockType
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the blocks store numbers."""
+        return self.blocks.encoding
+
+    def read(self, rows: slice) -> EncodedRows:
+        """Some rows as numbers, scales and minimums; raises `UserError` for a scale that is NaN or infinite."""
+        start, stop, _ = rows.indices(matrix_shape(self.tensor.shape)[0])
+        packed = packed_rows(self.name, self.tensor, start, stop)
+        found = self.blocks.rows(packed, GGML_QUANT_SIZES[self.tensor.packing][1])
+        check_finite(found, self.name, start)
+        return found
+
+
 @dataclass(frozen=True)
 class GgufTensors:
     """The tensors of a GGUF, read with ordinary file reads, so that no page of its files stays mapped."""
@@ -47,10 +84,15 @@ class GgufTensors:
     @cached_property
     def tensors(self) -> Mapping[str, SourceTensor]:
         """Every tensor by name."""
-        return {
-            name: SourceTensor(tensor.shape, PLAIN.get(tensor.packing.name, "float32"), tensor.nbytes)
-            for name, tensor in self.stored.items()
-        }
+        return {name: self._described(name, tensor) for name, tensor in self.stored.items()}
+
+    def _described(self, name: str, tensor: GgufTensor) -> SourceTensor:
+        packing = tensor.packing.name
+        if packing in PLAIN:
+            return SourceTensor(tensor.shape, PLAIN[packing], tensor.nbytes)
+        carried = packing in BLOCK_TYPES and len(tensor.shape) > 1
+        encoded = BlockMatrix(name, tensor, BLOCK_TYPES[packing]) if carried else None
+        return SourceTensor(tensor.shape, "float32", tensor.nbytes, encoded, packing)
 
     def read(self, name: str, rows: slice) -> Array:
         """Rows of one tensor as a matrix: float32, float16 and bfloat16 as stored, others dequantized to float32."""
@@ -60,16 +102,9 @@ class GgufTensors:
         if len(shape) == 1 and tensor.packing.name not in PLAIN:  # its blocks run across what `rows` counts
             data = np.fromfile(tensor.file, np.uint8, tensor.nbytes, offset=tensor.offset)
             return np.asarray(dequantize(data, tensor.packing)[start:stop], np.float32)
-        row_bytes = tensor.nbytes // shape[0]
-        wanted = (stop - start) * row_bytes
-        data = np.fromfile(tensor.file, np.uint8, wanted, offset=tensor.offset + start * row_bytes)
-        if data.nbytes != wanted:
-            raise UserError(
-                f"{tensor.file} has shrunk since it was opened: {name} needs {wanted} bytes, but {data.nbytes} are left"
-            )
+        packed = packed_rows(name, tensor, start, stop)
         if tensor.packing.name in PLAIN:
-            return data.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(stop - start, *shape[1:])
-        packed = data.reshape(stop - start, row_bytes)
+            return packed.view(numpy_dtype(PLAIN[tensor.packing.name])).reshape(stop - start, *shape[1:])
         result = np.empty((stop - start, shape[1]), np.float32)
         for at in range(0, len(packed), ROWS_AT_ONCE):
             result[at : at + ROWS_AT_ONCE] = dequantize(packed[at : at + ROWS_AT_ONCE], tensor.packing)

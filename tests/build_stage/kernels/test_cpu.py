@@ -134,12 +134,12 @@ FORMATS = {
     "bfloat16": Storage(dtype="bfloat16"),
     "int8": Storage(dtype="int8"),
     "int4-32": Storage(dtype="int4", group_size=32),
-    "int4-128-zero-points": Storage(dtype="int4", group_size=128, zero_points=True),
+    "int4-128-zero-points": Storage(dtype="int4", group_size=128, offsets="zero_points"),
 }
 DYNAMIC = {
     "int8": Storage(dtype="int8", dynamic=True),
     "int4-32": Storage(dtype="int4", group_size=32, dynamic=True),
-    "int4-128-zero-points": Storage(dtype="int4", group_size=128, zero_points=True, dynamic=True),
+    "int4-128-zero-points": Storage(dtype="int4", group_size=128, offsets="zero_points", dynamic=True),
 }
 # rows, N, K. N is below, at, near and beyond one panel, and in whole panels of gate and up; K is odd, prime, below and
 # beyond a block and a group.

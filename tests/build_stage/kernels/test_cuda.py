@@ -57,7 +57,7 @@ def weights(rng, n, k, stored):
 
 INT4 = {
     "int4": Storage(dtype="int4", group_size=32),
-    "int4-zeros": Storage(dtype="int4", group_size=64, zero_points=True),
+    "int4-zeros": Storage(dtype="int4", group_size=64, offsets="zero_points"),
 }
 FORMATS = {
     "float32": Storage(dtype="float32"),

@@ -73,7 +73,7 @@ VOCABULARY = 2**20  # the embeddings have twice as many numbers as int32 can cou
 STORED = {
     "float16": Storage(dtype="float16"),
     "int8": Storage(dtype="int8"),
-    "int4": Storage(dtype="int4", group_size=32, zero_points=True),
+    "int4": Storage(dtype="int4", group_size=32, offsets="zero_points"),
 }
 DYNAMIC = {
     "int8_dynamic": Storage(dtype="int8", dynamic=True),

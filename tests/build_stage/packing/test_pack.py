@@ -113,7 +113,7 @@ def test_artifact_holds_the_exported_numbers(compile_case, name):
 
 def test_a_matrix_of_every_format_has_its_packed_parts():
     """The number of stored tensors, and so of a kernel's arguments, follows from the format alone."""
-    for stored, count in ((Storage(dtype="int8"), 2), (Storage(dtype="int4", group_size=32, zero_points=True), 3)):
+    for stored, count in ((Storage(dtype="int8"), 2), (Storage(dtype="int4", group_size=32, offsets="zero_points"), 3)):
         tensor = ModelTensor(name="w", shape=(40, 64), stored=stored)
         arrays = store(tensor, np.ones((40, 64), np.float32))
         parts = packed_tensors(tensor, 1, "llvm")

@@ -9,10 +9,13 @@ import pytest
 from export.configuration.config import schemes_of
 from export.weights.format import ModelTensor, Storage
 from export.weights.int4 import unpacked
-from export.weights.table import FORMATS, STORAGE_DTYPES, StorageRules, load, specs, store
+from export.weights.rules import StorageRules
+from export.weights.table import FORMATS, STORAGE_DTYPES, carry, load, specs, store
+from export.weights.widening import Stored as StoredInput
 from runtime.artifact.manifest import Quantization
 from runtime.artifact.schemes import SCHEMES, SchemeName
 from runtime.artifact.targets import TARGETS
+from tests.helpers.encoded import rows_for
 
 ROUNDOFF = 2.0**-24
 
@@ -110,7 +113,7 @@ def test_float32_storage_changes_nothing():
     assert np.array_equal(Stored(dtype="float32").load((4, 6), Stored(dtype="float32").store(matrix)), matrix)
 
 
-INT4 = {"symmetric": {"group_size": 32}, "zero points": {"group_size": 32, "zero_points": True}}
+INT4 = {"symmetric": {"group_size": 32}, "zero points": {"group_size": 32, "offsets": "zero_points"}}
 
 
 @pytest.mark.parametrize("name", INT4)
@@ -231,7 +234,14 @@ def test_a_head_in_int8_takes_tokens_as_they_are(tied):
     found = formats(scheme="int8_dynamic", tied=tied)
     assert not found["tok_embeddings.weight" if tied else "output.weight"].dynamic
     assert found["layers.0.attention.wqkv.weight"].dynamic
-    assert formats(scheme="int4_dynamic", tied=tied)["tok_embeddings.weight" if tied else "output.weight"].dynamic
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_of_4_bits_has_a_head_of_8_unless_it_is_kept(tied):
+    head = "tok_embeddings.weight" if tied else "output.weight"
+    assert formats(scheme="int4_dynamic", tied=tied)[head] == Storage(dtype="int8")
+    kept = formats(scheme="int4", tied=tied, keep=("head",), keep_scheme="int4")
+    assert kept[head] == Storage(dtype="int4", group_size=32)
 
 
 def test_what_int4_cannot_hold_is_int8():
@@ -246,30 +256,40 @@ STORAGES = {
     "float16": Storage(dtype="float16"),
     "bfloat16": Storage(dtype="bfloat16"),
     "int8": Storage(dtype="int8"),
-    "int4": Storage(dtype="int4", group_size=32, zero_points=True),
+    "int8 groups": Storage(dtype="int8", group_size=16, scales="float32"),
+    "int8 zero points": Storage(dtype="int8", group_size=32, offsets="zero_points", dynamic=True),
+    "int8 minimums": Storage(dtype="int8", group_size=256, offsets="minimums"),
+    "int4": Storage(dtype="int4", group_size=32),
+    "int4 zero points": Storage(dtype="int4", group_size=32, offsets="zero_points"),
+    "int4 minimums": Storage(dtype="int4", group_size=64, offsets="minimums", scales="float32"),
+    "int4 reordered": Storage(dtype="int4", group_size=32, reordered=True),
+    "float8": Storage(dtype="float8"),
+    "float8 groups": Storage(dtype="float8", group_size=128, scales="float32"),
 }
 
 
 def test_every_format_is_tried():
-    assert set(STORAGES) == set(FORMATS)
+    assert {stored.dtype for stored in STORAGES.values()} == set(FORMATS)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", STORAGES)
 def test_every_format_tells_the_truth_about_itself(name):
     """A format is as it describes itself.
 
     Its stored tensors are those that it names; graphs read each of them once; every layout holds what it says; K is a
     multiple of what it asks for.
     """
-    form, k = FORMATS[name], 64
-    tensor = ModelTensor(name="w", shape=(40, k), stored=STORAGES[name])
-    stored = form.store(tensor, random_matrix(*tensor.shape))
+    stored_as, k = STORAGES[name], 64
+    form = FORMATS[stored_as.dtype]
+    tensor = ModelTensor(name="w", shape=(40, k), stored=stored_as)
+    stored = carry(tensor, rows_for(stored_as, 40, k)) if form.scaled else store(tensor, random_matrix(40, k))
     described = {spec.name: (spec.shape, spec.dtype) for spec in form.specs(tensor)}
     assert {part: (array.shape, str(array.dtype)) for part, array in stored.items()} == described
     assert next(iter(described)) == "w"
     widening = form.widening(tensor)
-    read = ["w"] if widening is None else ["w" + part.suffix for part in widening.inputs]
-    assert read == list(described)
+    steps = [] if widening is None else widening.steps
+    read = ["w" + given.suffix for step in steps for given in step.inputs if isinstance(given, StoredInput)] or ["w"]
+    assert sorted([*read, *(["w_order"] if stored_as.reordered else [])]) == sorted(described)
     assert k % form.multiple == 0
     assert form.scaled == (len(described) > 1)
     for packing in form.packings.values():
@@ -277,7 +297,8 @@ def test_every_format_tells_the_truth_about_itself(name):
         packed = packing.pack(tensor.stored, stored["w"], 1)
         assert (packed.shape, str(packed.dtype)) == (layout.shape, layout.dtype)
         assert (layout.scales is not None) == form.scaled
-        assert (layout.zero_points is not None) == tensor.stored.zero_points
+        assert (layout.offsets is not None) == (stored_as.offsets != "none")
+        assert (layout.order is not None) == stored_as.reordered
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -300,5 +321,5 @@ def test_schemes_say_what_their_formats_are():
     """The runtime, which knows no formats, learns from the scheme whether scales belong to groups."""
     assert set(SCHEMES) == set(get_args(SchemeName))
     for scheme in SCHEMES.values():
-        assert scheme.grouped == (scheme.format is not None and FORMATS[scheme.format].grouped)
-        assert not scheme.dynamic or FORMATS[scheme.format].multiplies_int8
+        assert scheme.grouped == (scheme.format == "int4")
+        assert not scheme.dynamic or scheme.carries or FORMATS[scheme.format].multiplies_int8

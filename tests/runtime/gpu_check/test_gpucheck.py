@@ -193,7 +193,7 @@ FORMATS = [
     Storage(dtype="float16"),
     Storage(dtype="int8"),
     Storage(dtype="int4", group_size=32),
-    Storage(dtype="int4", group_size=64, zero_points=True),
+    Storage(dtype="int4", group_size=64, offsets="zero_points"),
 ]
 
 
