@@ -64,7 +64,7 @@ def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[lis
     engine = Engine.open(artifact.folder)
     manifest = artifact.manifest
     bound = relative_bound(
-        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
+        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, manifest.quantization.rounding
     )
     answers = []
     with step_bar("compiled artifact", len(cases)) as bar:

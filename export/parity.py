@@ -64,9 +64,7 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
     record = graphs.record
     cases = make_cases(record.model, record.shape)
     exact = relative_bound(record.model, record.shape.cache_len, "fp32")
-    stored = relative_bound(
-        record.model, record.shape.cache_len, config.cache_dtype, rounded=record.quantization.dynamic
-    )
+    stored = relative_bound(record.model, record.shape.cache_len, config.cache_dtype, record.quantization.rounding)
     with step_bar("parity", 4 * len(cases)) as bar:
         reference = _reference_answers(config, record.model, cases, bar.advance)
         static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))

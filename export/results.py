@@ -20,6 +20,7 @@ from export.weights.storing import record_of
 from export.workspace import stage_folder
 from runtime.artifact.manifest import Quantization, Shape
 from runtime.artifact.signatures import size_problems
+from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError
 
 WEIGHTS_STAGE, GOLDEN_STAGE = "weights", "golden"
@@ -72,7 +73,12 @@ def quantization_of(config: CompileConfig) -> Quantization:
     """How the config stores weights."""
     q = config.quantize
     return Quantization(
-        scheme=q.scheme, group_size=q.group_size, symmetric=q.symmetric, keep=q.keep, keep_scheme=q.keep_scheme
+        scheme=q.scheme,
+        group_size=q.group_size,
+        symmetric=q.symmetric,
+        keep=q.keep,
+        keep_scheme=q.keep_scheme,
+        whole_products=TARGETS[config.backend.target].rounds_activations,
     )
 
 

@@ -67,7 +67,7 @@ class Check:
 def bound_of(manifest: Manifest) -> float:
     """How far apart two correct computations may be, relative to the largest output."""
     return relative_bound(
-        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
+        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, manifest.quantization.rounding
     )
 
 

@@ -8,7 +8,7 @@ from build.kernels.shapes import RollingAttention
 from build.rules.context import Context, Region
 from build.rules.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, number, shape
 from build.rules.shared import expect_last_axis, levels_of, positions_of
-from export.static_model.constants import MASKED_SCORE
+from export.static_model.constants import DYNAMIC_LEVELS, MASKED_SCORE
 from runtime.artifact.tensor_file import numpy_dtype
 
 
@@ -100,7 +100,7 @@ def _stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
     (past, new), (past_scale, scale) = _appended(c, numbers), _appended(c, scales)
     if dtype(past) != "int8":
         raise NoMatch(f"expected scales only with an int8 cache, found {dtype(past)}")
-    return (past, past_scale), levels_of(c, _narrowed(c, new), scale)
+    return (past, past_scale), levels_of(c, _narrowed(c, new), scale, count=DYNAMIC_LEVELS)
 
 
 def _narrowed(c: Context, value: Expr) -> Expr:

@@ -9,6 +9,7 @@ from build.rules.dataflow import Expr, NoMatch, is_call, shape
 from build.rules.per_token import rms_norm
 from build.rules.shared import gated, levels_of
 from runtime.artifact.layouts import PANEL
+from runtime.artifact.schemes import ROUNDING_LEVELS
 
 
 def linear(c: Context, root: Expr) -> Region:
@@ -16,7 +17,7 @@ def linear(c: Context, root: Expr) -> Region:
     p = c.dataflow
     rounded, transposed = p.args(root, "matmul")
     w = c.weight(p.permuted(transposed, (1, 0)))
-    x = _rounded_source(c, rounded, w) if w.tensor.stored.dynamic else rounded
+    x = _rounded_source(c, rounded, w) if w.tensor.stored.rounds else rounded
     shape_of = Linear(tuple(shape(root)[:-1]), w.n, w.k, w.tensor.stored)
     inputs: tuple[Expr, ...] = (x,)
     nbytes = w.nbytes
@@ -51,7 +52,8 @@ def _rounded_source(c: Context, value: Expr, w: GraphWeight) -> Expr:
     """Match round(x / s) * s with s = (max |x| + smallest) / levels, one scale for each group of a token; returns x."""
     p = c.dataflow
     together = w.tensor.stored.rounded_together(w.k)
-    x = levels_of(c, *p.args(p.args(value, "reshape")[0], "multiply"))
+    levels = ROUNDING_LEVELS[w.tensor.stored.rounding]
+    x = levels_of(c, *p.args(p.args(value, "reshape")[0], "multiply"), count=levels)
     source = p.args(x, "reshape")[0]
     if shape(x) != (*shape(source)[:-1], w.k // together, together) or shape(value) != shape(source):
         raise NoMatch(f"expected groups of {together} numbers, found {shape(x)}")

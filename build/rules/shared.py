@@ -4,7 +4,7 @@ from typing import Any
 
 from build.rules.context import Context
 from build.rules.dataflow import END, Expr, NoMatch, expect_constant, integer, shape
-from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.static_model.constants import SMALLEST_PEAK
 
 
 def expect_last_axis(value: Expr, *axes: Any) -> None:  # noqa: ANN401 (TVM's integers)
@@ -14,12 +14,12 @@ def expect_last_axis(value: Expr, *axes: Any) -> None:  # noqa: ANN401 (TVM's in
         raise NoMatch(f"expected the last of {len(shape(value))} axes, found {found}")
 
 
-def levels_of(c: Context, whole: Expr, scale: Expr) -> Expr:
-    """Match round(x / s) with s = (max |x| + smallest) / levels over the last axis of x; returns x."""
+def levels_of(c: Context, whole: Expr, scale: Expr, *, count: float) -> Expr:
+    """Match round(x / s) with s = (max |x| + smallest) / count over the last axis of x; returns x."""
     p = c.dataflow
     x, divisor = p.args(p.args(whole, "round")[0], "divide")
     peak, levels = p.args(scale, "divide")
-    expect_constant(levels, DYNAMIC_LEVELS)
+    expect_constant(levels, count)
     largest, smallest = p.args(peak, "add")
     expect_constant(smallest, SMALLEST_PEAK)
     (magnitudes,) = p.args(largest, "max")

@@ -2,7 +2,7 @@
 
 Each format defines how it is widened (`export.weights`). In MatMul(x, w^T), the columns of x are taken in the order of
 the weight's, where that has one of its own, and where activations are rounded, x becomes round(x / s) * s, with
-s = (max |x| + 1e-30) / 127 for each group of a token.
+s = (max |x| + 1e-30) / levels for each group of a token: 127 for int8.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.static_model.constants import SMALLEST_PEAK
 from export.weights.format import ORDER_SUFFIX, ModelTensor
 from export.weights.stored import WEIGHTS_FILE
 from export.weights.table import format_of
 from export.weights.widening import Sizes, Stored, Widening
+from runtime.artifact.schemes import ROUNDING_LEVELS, Rounding
 from runtime.artifact.tensor_file import StoredTensor, TensorFile, numpy_dtype
 
 
@@ -32,9 +33,9 @@ def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
         order = _initializer(model, weights.tensors[tensor.name + ORDER_SUFFIX])
         for matmul in products:
             _reorder(model, matmul, order)
-    if tensor.stored.dynamic:
+    if tensor.stored.rounds:
         for matmul in products:
-            _round_tokens(model, matmul, tensor.stored.rounded_together(tensor.shape[1]))
+            _round_tokens(model, matmul, tensor.stored.rounded_together(tensor.shape[1]), tensor.stored.rounding)
     widening = format_of(tensor.stored).widening(tensor)
     if widening is None:
         value.const_value = _external(weights.tensors[tensor.name])
@@ -88,8 +89,8 @@ def _reorder(model: ir.Model, matmul: ir.Node, order: ir.Value) -> None:
     model.graph.insert_before(matmul, [gather])
 
 
-def _round_tokens(model: ir.Model, matmul: ir.Node, together: int) -> None:
-    """Insert the rounding of x (..., K) to int8, in groups of `together` neighbours, before a product."""
+def _round_tokens(model: ir.Model, matmul: ir.Node, together: int, rounding: Rounding) -> None:
+    """Insert the rounding of x (..., K) to whole numbers, in groups of `together` neighbours, before a product."""
     x, name = matmul.inputs[0], matmul.name
     assert x is not None
     assert x.shape is not None
@@ -115,7 +116,7 @@ def _round_tokens(model: ir.Model, matmul: ir.Node, together: int) -> None:
 
     groups = reshaped(x, split, "groups")
     smallest = _constant(model, "dynamic.smallest_peak", np.array(SMALLEST_PEAK, np.float32))
-    levels = _constant(model, "dynamic.levels", np.array(DYNAMIC_LEVELS, np.float32))
+    levels = _constant(model, f"dynamic.levels.{rounding}", np.array(ROUNDING_LEVELS[rounding], np.float32))
     peak = add("ReduceMax", [add("Abs", [groups], split, "abs"), _sizes(model, ir.Shape([-1]))], one, "peak")
     scale = add("Div", [add("Add", [peak, smallest], one, "above_zero"), levels], one, "scale")
     whole = add("Round", [add("Div", [groups, scale], split, "levels")], split, "whole")

@@ -13,6 +13,7 @@ from export.onnx_graphs.graphs import OnnxGraphs
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load, specs
 from runtime.artifact.manifest import ModelConfig
+from runtime.artifact.schemes import Rounding
 
 Logits = NDArray[np.float32]
 
@@ -107,7 +108,7 @@ def static_model(
     config: ModelConfig,
     cache_len: int,
     weights: dict[str, NDArray[np.float32]],
-    rounded: Mapping[str, int] | None = None,
+    rounded: Mapping[str, tuple[int, Rounding]] | None = None,
 ) -> StaticModel:
     """The static model with these weights; every parameter must be given. For `rounded`, see `round_products`."""
     cache_lens = config.cache_lens(cache_len)

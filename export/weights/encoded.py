@@ -19,6 +19,7 @@ from export.weights.panels import panels_of
 from export.weights.widening import Step, Stored, cast, spread_steps
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.manifest import TensorSpec
+from runtime.artifact.schemes import Rounding
 
 Part = tuple[tuple[int, ...], str]
 OFFSET_SUFFIXES = {"zero_points": ZERO_POINT_SUFFIX, "minimums": MINIMUM_SUFFIX}
@@ -31,13 +32,13 @@ def encoding_of(stored: Storage) -> Encoding:
     return Encoding(stored.dtype, stored.group_size, scales, stored.offsets)  # type: ignore[arg-type]
 
 
-def carried_storage(encoding: Encoding, *, dynamic: bool) -> Storage:
+def carried_storage(encoding: Encoding, rounding: Rounding) -> Storage:
     """How a matrix is stored that keeps the numbers of a checkpoint."""
     return Storage(
         dtype=encoding.numbers,
         group_size=encoding.group_size,
         offsets=encoding.offsets,
-        dynamic=dynamic,
+        rounding=rounding,
         scales=encoding.scales if encoding.group_size is not None else "float16",
         reordered=encoding.order is not None,
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from export.checkpoints.encodings.encoding import EncodedRows, Offsets, ScaleDType
 from export.weights.widening import Widening
 from runtime.artifact.manifest import Record, TensorSpec
+from runtime.artifact.schemes import Rounding
 
 Array = NDArray[np.generic]
 Float32 = NDArray[np.float32]
@@ -30,9 +31,14 @@ class Storage(Record, frozen=True):
     dtype: str  # a row of `FORMATS`
     group_size: int | None = None  # neighbours in a row that share a scale; None: all, if there are scales
     offsets: Offsets = "none"  # of groups: a group's zero need not be in the middle of its range
-    dynamic: bool = False  # activations are rounded to int8 before they are multiplied; see `rounded_together`
+    rounding: Rounding = "none"  # of activations before they are multiplied; see `rounded_together`
     scales: ScaleDType = "float16"  # dtype of the groups' scales and minimums; a row's scale is float32
     reordered: bool = False  # columns lie in an order of their own, in which x is taken
+
+    @property
+    def rounds(self) -> bool:
+        """Whether activations are rounded, so that products are of whole numbers."""
+        return self.rounding != "none"
 
     @property
     def grouped(self) -> bool:
@@ -103,7 +109,7 @@ class Format:
     # Some rows of a checkpoint to stored arrays by name, every number as it is; None if checkpoints hold plain numbers.
     carry: Callable[[ModelTensor, EncodedRows], dict[str, Array]] | None = None
     words: bool = False  # when packed, eight 4-bit numbers share an int32
-    multiplies_int8: bool = False  # kernels multiply it with rounded activations
+    multiplies_int8: bool = False  # its numbers are whole ones, which kernels multiply with rounded activations
     multiplies_float16: bool = False  # float16 holds every number exactly, apart from scales, as tensor cores need it
     multiple: int = 1  # K must be a multiple of this
     working_bytes: int = 0  # held per element while it is stored, besides the block and its float32 form

@@ -73,13 +73,13 @@ def _widening(tensor: ModelTensor) -> Widening:
 def _panels(stored: Storage, n: int, k: int) -> MatrixLayout:
     """Panels: if activations are rounded too, with four steps of K side by side, as integer dot products take them."""
     beside = parts_beside(stored, n, k)
-    if stored.dynamic:
+    if stored.rounds:
         return MatrixLayout(f"panels_{PANEL}k{DOT}", (panels_of(n), -(-k // DOT), PANEL, DOT), "int8", *beside)
     return MatrixLayout(f"panels_{PANEL}", (panels_of(n), k, PANEL), "int8", *beside)
 
 
 def _to_panels(stored: Storage, rows: Array, workers: int) -> Array:
-    return (to_dot_panels if stored.dynamic else to_panels)(rows, workers)
+    return (to_dot_panels if stored.rounds else to_panels)(rows, workers)
 
 
 def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:

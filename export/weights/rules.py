@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from msgspec.structs import replace
+
 from export.checkpoints.encodings.encoding import Encoding
 from export.weights.encoded import carried_storage
-from export.weights.format import ModelTensor, Storage
+from export.weights.format import Format, ModelTensor, Storage
+from export.weights.int8 import INT8
 from export.weights.table import EXPERTS, FORMATS, format_of
 from runtime.artifact.manifest import DType, Quantization
-from runtime.artifact.schemes import SCHEMES, Scheme, SchemeName
+from runtime.artifact.schemes import SCHEMES, Rounding, Scheme, SchemeName
 
 PRECISE = Storage(dtype="float32")
+DYNAMIC: Rounding = "int8"  # of activations, where a scheme asks for it
 ROUNDED = Storage(dtype="int8")  # used where a narrower format does not fit
 ROUTER = ".feed_forward.gate.weight"
 EMBEDDINGS = "tok_embeddings.weight"
@@ -42,26 +46,39 @@ class StorageRules:
     def tensor(self, name: str, shape: tuple[int, ...]) -> ModelTensor:
         """A tensor with its storage."""
         if len(shape) == 1 or name.endswith(ROUTER):
-            return ModelTensor(name, shape, PRECISE)  # a few kilobytes, and their precision affects every layer
+            return ModelTensor(
+                name=name, shape=shape, stored=PRECISE
+            )  # a few kilobytes, and their precision affects every layer
         scheme = SCHEMES[self._scheme(name)]
         source = self.sources.get(name) if scheme.carries else None
         encoding = None if source is None else source.encoding
         if encoding is not None and self._is_carried(name, shape, encoding):
-            dynamic = scheme.dynamic and FORMATS[encoding.numbers].multiplies_int8 and name not in HEAD_WEIGHTS
-            return ModelTensor(name, shape, carried_storage(encoding, dynamic=dynamic), carried=True)
+            rounding = self._rounding(name, FORMATS[encoding.numbers])
+            return ModelTensor(name=name, shape=shape, stored=carried_storage(encoding, rounding), carried=True)
         if source is not None or self._is_default_head(name):
-            return ModelTensor(name, shape, ROUNDED)
-        return ModelTensor(name, shape, self._rounded(name, shape, scheme))
+            rounding = "none" if EXPERTS in name else self._rounding(name, INT8)
+            return ModelTensor(name=name, shape=shape, stored=replace(ROUNDED, rounding=rounding))
+        return ModelTensor(name=name, shape=shape, stored=self._rounded(name, shape, scheme))
 
     def _scheme(self, name: str) -> SchemeName:
         return self.quantization.keep_scheme if self._is_kept(name) else self.quantization.scheme
+
+    def _rounding(self, name: str, form: Format) -> Rounding:
+        """How activations are rounded before a product with a tensor's weights.
+
+        Those of an embedding are not multiplied, and a head, which decides alone, gets none that are rounded to 8 bits.
+        """
+        rounding = self.quantization.rounding_of(self._scheme(name))
+        multiplied = form.multiplies_int8 and (self.tied_embeddings or name != EMBEDDINGS)
+        coarse = SCHEMES[self._scheme(name)].dynamic and name in HEAD_WEIGHTS
+        return rounding if multiplied and not coarse else "none"
 
     def _is_carried(self, name: str, shape: tuple[int, ...], encoding: Encoding) -> bool:
         if shape[1] % FORMATS[encoding.numbers].multiple:
             return False
         if EXPERTS in name:  # the kernels for experts support no groups
-            return (encoding.numbers, encoding.group_size) == ("int8", None)
-        return encoding.numbers == "int4" or not self._is_default_head(name)
+            return encoding.group_size is None and FORMATS[encoding.numbers] is INT8
+        return FORMATS[encoding.numbers].words or not self._is_default_head(name)
 
     def _is_default_head(self, name: str) -> bool:
         """Whether a tensor is the head of a model of 4 bits, which gets 8: at 4 bits, heads lose most."""
@@ -71,8 +88,10 @@ class StorageRules:
     @cached_property
     def _has_four_bits(self) -> bool:
         scheme = SCHEMES[self.quantization.scheme]
+        if scheme.format is not None:
+            return FORMATS[scheme.format].words
         found = {s.encoding.numbers for name, s in self.sources.items() if s.encoding and name not in HEAD_WEIGHTS}
-        return scheme.format == "int4" or (scheme.carries and "int4" in found)
+        return scheme.carries and any(FORMATS[numbers].words for numbers in found)
 
     def _rounded(self, name: str, shape: tuple[int, ...], scheme: Scheme) -> Storage:
         if name == EMBEDDINGS and not self.tied_embeddings:
@@ -97,11 +116,11 @@ def storage_of(scheme: Scheme, quantization: Quantization, dtype: DType) -> Stor
     """How a scheme stores a matrix; `dtype` is the one to store if the scheme leaves it to `backend.dtype`."""
     if not scheme.grouped:
         name = scheme.format or dtype
-        return Storage(dtype=name, dynamic=scheme.dynamic and FORMATS[name].multiplies_int8)
+        return Storage(dtype=name, rounding=DYNAMIC if scheme.dynamic and FORMATS[name].multiplies_int8 else "none")
     assert scheme.format is not None
     return Storage(
         dtype=scheme.format,
         group_size=quantization.group_size,
         offsets="none" if quantization.symmetric else "zero_points",
-        dynamic=scheme.dynamic,
+        rounding=DYNAMIC if scheme.dynamic else "none",
     )

@@ -14,6 +14,7 @@ from export.weights.format import ModelTensor
 from export.weights.table import specs
 from runtime.artifact import manifest
 from runtime.artifact.manifest import ModelConfig, Quantization, Record, TensorSpec, TokenizerSpec
+from runtime.artifact.schemes import Rounding
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
@@ -37,12 +38,12 @@ class WeightsRecord(Record, frozen=True):
         return tuple(spec for tensor in self.tensors for spec in specs(tensor))
 
     @property
-    def rounded_weights(self) -> dict[str, int]:
-        """The weights whose activations are rounded to int8, and how many neighbours share a scale."""
+    def rounded_weights(self) -> dict[str, tuple[int, Rounding]]:
+        """The weights whose activations are rounded: how many neighbours share a scale, and to what numbers."""
         return {
-            tensor.name: tensor.stored.rounded_together(tensor.shape[1])
+            tensor.name: (tensor.stored.rounded_together(tensor.shape[1]), tensor.stored.rounding)
             for tensor in self.tensors
-            if tensor.stored.dynamic
+            if tensor.stored.rounds
         }
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.encodings.encoding import first_row_not_finite
@@ -17,6 +18,7 @@ from export.weights.stored import WEIGHTS_FILE, StoredWeights, WeightsRecord
 from export.weights.table import STORAGE_DTYPES, carry, store
 from runtime.artifact.consistency import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from runtime.artifact.manifest import Quantization, TokenizerSpec
+from runtime.artifact.schemes import SCHEMES
 from runtime.artifact.tensor_file import TensorFileWriter, tensor_bytes
 from runtime.errors import UserError
 
@@ -32,10 +34,13 @@ def record_of(
         if (packings := checkpoint.packings(name))
     }
     rules = StorageRules(quantization, STORAGE_DTYPES[dtype], model.tied_embeddings, model.n_layers, sources)
+    tensors = tuple(rules.tensor(name, checkpoint.shape(name)) for name in checkpoint.names())
+    if not sources and SCHEMES[quantization.scheme].carries:  # there is nothing that is quantized
+        quantization = structs.replace(quantization, scheme="none")
     return WeightsRecord(
         model=model,
         quantization=quantization,
-        tensors=tuple(rules.tensor(name, checkpoint.shape(name)) for name in checkpoint.names()),
+        tensors=tensors,
         tokenizer=_tokenizer_spec(checkpoint.tokenizer) if checkpoint.tokenizer else None,
         overrides={name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()},
         source_bytes=checkpoint.source_bytes,

@@ -3,6 +3,7 @@
 from math import sqrt
 
 from runtime.artifact.manifest import ModelConfig
+from runtime.artifact.schemes import ROUNDING_LEVELS, Rounding
 
 SUMS_PER_LAYER = 8  # two norms, wqkv, scores, mixed values, wo, w13, w2
 LEVEL_ROUNDOFF = 0.5 / 127  # half a level of values rounded to int8, relative to the largest
@@ -10,20 +11,20 @@ LEVEL_ROUNDOFF = 0.5 / 127  # half a level of values rounded to int8, relative t
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "int8": LEVEL_ROUNDOFF}
 
 
-def relative_bound(model: ModelConfig, cache_len: int, dtype: str, *, rounded: bool = False) -> float:
+def relative_bound(model: ModelConfig, cache_len: int, dtype: str, rounding: Rounding = "none") -> float:
     """How far apart two orders of the same arithmetic may end up: a bound on max |a - b| / max |b| over the logits.
 
     A float32 sum of K terms is off by about sqrt(K) u, u = 2**-24 (Higham and Mary, "A new approach to probabilistic
     rounding error analysis", 2019); the errors of the `SUMS_PER_LAYER` sums of each layer, the final norm and the head
     add up. Values that are stored narrower than float32 between the sums are rounded once more for each sum,
-    independently, with that type's own u. Both sides err, hence the factor 2. If activations are `rounded` to int8, a
-    difference in the last bit can put one on either side of a half, which adds half a level for each sum.
+    independently, with that type's own u. Both sides err, hence the factor 2. If activations are rounded to whole
+    numbers, a difference in the last bit can put one on either side of a half, which adds half a level for each sum.
     """
     sums = SUMS_PER_LAYER * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, *model.cache_lens(cache_len))
     bound = sums * sqrt(terms) * UNIT_ROUNDOFF["fp32"]
     if dtype != "fp32":
         bound += sqrt(sums) * UNIT_ROUNDOFF[dtype]
-    if rounded:
-        bound += sqrt(sums) * LEVEL_ROUNDOFF
+    if rounding != "none":
+        bound += sqrt(sums) * 0.5 / ROUNDING_LEVELS[rounding]
     return 2 * bound

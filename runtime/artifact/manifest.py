@@ -11,7 +11,7 @@ import msgspec
 
 from runtime.artifact.build_number import LARGEST
 from runtime.artifact.rotary import QueryScaling, RopeScaling
-from runtime.artifact.schemes import SCHEMES, SchemeName
+from runtime.artifact.schemes import SCHEMES, Rounding, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
@@ -185,11 +185,19 @@ class Quantization(Record, frozen=True):
     symmetric: bool = True  # int4 without zero points
     keep: tuple[KeptPart, ...] = ()  # parts of the model that are stored with `keep_scheme`
     keep_scheme: SchemeName = "int8"
+    whole_products: bool = False  # carried weights meet activations of 16 bits, so that products are of whole numbers
 
     @property
-    def dynamic(self) -> bool:
-        """Whether some activations are rounded to int8."""
-        return SCHEMES[self.scheme].dynamic or (bool(self.keep) and SCHEMES[self.keep_scheme].dynamic)
+    def rounding(self) -> Rounding:
+        """The coarsest rounding of activations."""
+        found = {self.rounding_of(name) for name in (self.scheme, *([self.keep_scheme] if self.keep else []))}
+        return next(rounding for rounding in ("int8", "int16", "none") if rounding in found)
+
+    def rounding_of(self, scheme: SchemeName) -> Rounding:
+        """How activations are rounded before products with the weights that a scheme stores."""
+        if SCHEMES[scheme].dynamic:
+            return "int8"
+        return "int16" if SCHEMES[scheme].carries and self.whole_products else "none"
 
     @property
     def label(self) -> str:

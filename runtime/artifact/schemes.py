@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+# Whole numbers to which a token's activations are rounded before a product with weights that are whole numbers too.
+Rounding = Literal["none", "int8", "int16"]
+# By rounding: an activation is a whole number, of at most this size, times its group's scale. 16 bits are multiplied as
+# 256 times one number of 8 bits plus another, of which the first is at most 127: 127 * 256.
+ROUNDING_LEVELS: Mapping[Rounding, float] = {"int8": 127.0, "int16": 32512.0}
 SchemeName = Literal["source", "source_dynamic", "none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
 
 
@@ -13,7 +18,7 @@ class Scheme:
 
     format: str | None  # a row of `export.weights.table.FORMATS`; None: as `backend.dtype` says
     grouped: bool = False  # each group of `quantize.group_size` numbers has its own scale
-    dynamic: bool = False  # activations are rounded to int8 before a product
+    dynamic: bool = False  # activations are rounded to int8
     carries: bool = False  # a quantized matrix keeps the numbers that the checkpoint stores
 
 

@@ -20,7 +20,7 @@ class Target:
     dtypes: tuple[StorageDType, ...]  # allowed values of `backend.dtype`, the default first
     caches: tuple[CacheDType, ...]  # dtypes in which keys and values may be stored
     layout: Literal["panels", "vectors"]  # of packed matrices: `runtime.artifact.layouts`
-    rounds_activations: bool = False  # its kernels multiply int8 by int8
+    rounds_activations: bool = False  # its kernels multiply whole numbers by whole numbers
     archs: tuple[str, ...] = ()  # architectures compiled for by default; empty if there is no choice
     on_device: bool = False  # weights and caches are in a device's own memory, not in the host's
     libraries: tuple[str, ...] = ()  # libraries that a box loads in addition to TVM's runtime, in order

@@ -182,7 +182,7 @@ def static_model(
     model: ModelConfig,
     cache_lens: tuple[int, ...],
     weights: Mapping[str, NDArray[Any]],
-    rounded: Mapping[str, int] | None = None,
+    rounded: Mapping[str, tuple[int, str]] | None = None,
 ) -> StaticModel:
     """Our torch module with weights and constants loaded."""
     tensors = {
@@ -197,7 +197,7 @@ def static_model(
 def bound(graphs: OnnxGraphs) -> float:
     """`tests.helpers.reference.bound` for exported graphs."""
     return reference.bound(
-        graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, rounded=bool(graphs.record.rounded_weights)
+        graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, graphs.record.quantization.rounding
     )
 
 

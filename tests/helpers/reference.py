@@ -102,20 +102,20 @@ def rotated(x: Float64, model: ModelConfig) -> Float64:
     return np.concatenate([turned.real, turned.imag], axis=1)
 
 
-def bound(model: ModelConfig, longest: int, dtype: str = "float32", *, rounded: bool = False) -> float:
+def bound(model: ModelConfig, longest: int, dtype: str = "float32", rounding: str = "none") -> float:
     """Largest difference between two correct float32 implementations: max |a - b| / max |b| over the logits.
 
     A sum of K terms in any order has an error of about sqrt(K) u (Higham and Mary, 2019). Each layer has 8 sums in a
     row (2 norms, wqkv, scores, mix, wo, w13, w2), followed by the last norm and the head. Both sides err, hence the
     factor of two. float16 caches round each key and value once more; where the two sides differ before that rounding,
-    they may end up one float16 step apart. These errors are independent, hence their root. Where tokens are `rounded`
-    to 127 levels before products, the two sides may likewise end up half a level apart.
+    they may end up one float16 step apart. These errors are independent, hence their root. Where tokens are
+    rounded to 127 or 32512 levels before products, the two sides may likewise end up half a level apart.
     """
     sums = 8 * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, longest)
     error = sums * np.sqrt(terms) * FLOAT32_ROUNDOFF
     error += np.sqrt(sums) * (FLOAT16_ROUNDOFF if dtype == "float16" else 0)
-    return float(2 * (error + np.sqrt(sums) * (0.5 / 127 if rounded else 0)))
+    return float(2 * (error + np.sqrt(sums) * {"none": 0, "int8": 0.5 / 127, "int16": 0.5 / 32512}[rounding]))
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:

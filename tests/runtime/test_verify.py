@@ -44,7 +44,7 @@ MODEL = ModelConfig(
 
 def bound_of(manifest):
     return relative_bound(
-        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
+        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounding=manifest.quantization.rounding
     )
 
 

@@ -1,14 +1,15 @@
-"""Integer dot products: four int8 products added to each sum at a time, in the form that suits each CPU level.
+"""Integer dot products: four products added to each sum at a time, in the form that suits each CPU level.
 
 A `Dot` takes a vector of weights (four steps of K for each of `columns` adjacent outputs) and four numbers of x, and
 adds their products to `lanes` int32 sums. AVX2 multiplies int16 and leaves two partial sums per output. AVX-512 VNNI
 multiplies unsigned by signed bytes: its weights are kept 128 above their value, and 128 times the sum of x is
-subtracted at the end. A `WordDot` takes int4 weights as stored, eight steps in an int32, as numbers from 0 to 15, and
-x as int8.
+subtracted at the end. x of 16 bits is two planes of bytes there, 256 times the first plus the second, each with sums of
+its own. On AVX2, products with int4 have an instruction of their own, of
+which a `WordDot` makes use.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.ir import Expr
@@ -30,6 +31,9 @@ class Dot:
     offset: int  # how far a kept weight is above its value
     widened: Callable[[Expr, int], Expr]  # from an int8 vector and its length to the kept form
     add: Callable[..., Any]  # inline (sums, at, kept weights, x, x_at): sums[at : at + lanes] += products
+    # From a vector of int32, each four numbers from 0 to 15, to those numbers as kept.
+    from_bytes: Callable[[Expr], Expr]
+    planes: int = 1  # parts of a number of x; two are bytes: four higher ones, then four lower ones
 
     @property
     def partials(self) -> int:
@@ -44,10 +48,13 @@ class Dot:
 
 @dataclass(frozen=True)
 class WordDot:
-    """One way to multiply int4, eight steps in a word, by int8."""
+    """One way to multiply int4, eight steps in a word, by bytes of x: sums of 16 bits that grow to 32 now and then."""
 
-    lanes: int  # int32 sums in a register, one for each output
-    add: Callable[..., Any]  # inline (sums, at, words, x, x_at)
+    lanes: int  # int32 sums in a register, one for each output; there are twice as many int16 sums
+    planes: int  # as in `Dot`
+    run: int  # words whose products a sum of 16 bits holds
+    add: Callable[[Expr, Expr, Any, Expr], Expr]  # int16 sums, four steps of numbers from 0 to 15, x, x_at
+    grow: Callable[[Expr, Expr], Expr]  # int32 sums and int16 sums, which are added to them
 
 
 def _intrinsic(name: str, dtype: str, *arguments: Expr) -> Expr:
@@ -67,29 +74,26 @@ def _vnni_add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:
     return _intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", sums, weights, _four(x, at, "int32", 16, "int8x64"))
 
 
-def _avx2_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:
-    """Add int4 products; two pairs of products together stay within 2 * 2 * 15 * 127, which fits int16."""
-
-    def pairs(numbers: Expr, at: Expr) -> Expr:
-        return _intrinsic(
-            "llvm.x86.avx2.pmadd.ub.sw",
-            "int16x16",
-            T.reinterpret("uint8x32", numbers),
-            _four(x, at, "int32", 8, "int8x32"),
-        )
-
-    mask = T.broadcast(T.int32(NIBBLES), 8)
-    both = pairs(words & mask, at) + pairs((words >> T.broadcast(T.int32(4), 8)) & mask, at + DOT)
-    return sums + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", both, T.broadcast(T.int16(1), 16))
+def _avx2_add_bytes(sums: Expr, numbers: Expr, x: Any, at: Expr) -> Expr:
+    """Two products for each int16 sum; those of eight calls stay within 8 * 2 * 15 * 128, which is below 2^15."""
+    four = _four(x, at, "int32", 8, "int8x32")
+    return sums + _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", T.reinterpret("uint8x32", numbers), four)
 
 
-def _vnni_add_words(sums: Expr, words: Expr, x: Any, at: Expr) -> Expr:
-    mask = T.broadcast(T.int32(NIBBLES), 16)
-    low = _vnni_add(sums, T.reinterpret("uint8x64", words & mask), x, at)
-    return _vnni_add(low, T.reinterpret("uint8x64", (words >> T.broadcast(T.int32(4), 16)) & mask), x, at + DOT)
+def _avx2_grow(sums: Expr, pairs: Expr) -> Expr:
+    return sums + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", pairs, T.broadcast(T.int16(1), 16))
 
 
-AVX2_DOT = Dot(8, 4, "int16", "int16", 0, lambda weights, n: T.Cast(f"int16x{n}", weights), _avx2_add)
+AVX2_DOT = Dot(
+    8,
+    4,
+    "int16",
+    "int16",
+    0,
+    lambda weights, n: T.Cast(f"int16x{n}", weights),
+    _avx2_add,
+    lambda four: T.Cast("int16x16", T.reinterpret("uint8x16", four)),
+)
 VNNI_DOT = Dot(
     16,
     16,
@@ -98,6 +102,8 @@ VNNI_DOT = Dot(
     128,
     lambda weights, n: T.reinterpret(f"uint8x{n}", weights) ^ T.broadcast(T.uint8(128), n),
     _vnni_add,
+    lambda four: T.reinterpret("uint8x64", four),
 )
-AVX2_WORDS = WordDot(8, _avx2_add_words)
-VNNI_WORDS = WordDot(16, _vnni_add_words)
+VNNI_WIDE_DOT = replace(VNNI_DOT, planes=2)
+AVX2_WORDS = WordDot(lanes=8, planes=1, run=4, add=_avx2_add_bytes, grow=_avx2_grow)
+AVX2_WIDE_WORDS = replace(AVX2_WORDS, planes=2)

@@ -1,7 +1,7 @@
 """The matrix product (gemm): compute-bound, so sums stay in registers, weights in the L1 cache and x in the L2 cache.
 
 x is packed once per call into tiles (rows / R, K, R), padded with zeros, so that the inner loop reads both operands
-in order; it is normalised on the way (and rounded, for dynamic int4). A thread takes a panel of outputs and goes
+in order; it is normalised on the way. A thread takes a panel of outputs and goes
 through K in slabs of `depth` steps, which it widens to float32 once; each slab serves all rows.
 """
 
@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 from build.kernels.cpu.epilogue import panel_outputs
 from build.kernels.cpu.level import Level
 from build.kernels.cpu.panels import output_scale, panel_slab
-from build.kernels.cpu.row import prepared_row, rounded_row
+from build.kernels.cpu.row import prepared_row
 from build.kernels.cpu.vector import add_outer_product, clear
 from build.kernels.shapes import Linear
 from export.weights.plain import FLOAT32
@@ -53,11 +53,11 @@ def gemm(level: Level, shape: Linear):
     compute = panel_outputs(level, shape, tiles * tile_rows, product)
 
     @T.inline
-    def body(x, gain, w, s, z, residual, y):
+    def body(x, gain, order, w, s, z, residual, y):
         packed = T.alloc_buffer((tiles, k, tile_rows), "float32")
         for m in T.parallel(tiles):
             for r in T.serial(tile_rows):
-                pack(x, gain, m, r, m * tile_rows + r, packed)
+                pack(x, gain, order, m, r, m * tile_rows + r, packed)
         for p in T.parallel(panels):
             compute(p, residual, y, packed, w, s, z)
 
@@ -65,23 +65,17 @@ def gemm(level: Level, shape: Linear):
 
 
 def _packed_row(level: Level, shape: Linear):
-    """Inline `pack(x, gain, m, r, row, packed)`: set packed[m, :, r] to the x of row `row`, or zeros past the end."""
-    k, together = shape.k, shape.weight.rounded_together(shape.k)
-    prepare, round_row = prepared_row(level, shape), rounded_row(level, shape)
+    """Inline `pack(x, gain, order, m, r, row, packed)`: set packed[m, :, r] to the x of a row, or to zeros."""
+    k = shape.k
+    prepare = prepared_row(level, shape)
 
     @T.inline
-    def pack(x, gain, m, r, row, packed):
+    def pack(x, gain, order, m, r, row, packed):
         if row < shape.rows:
             prepared = T.alloc_buffer((k,), "float32")
-            scales = T.alloc_buffer((1, k // together), "float32")
-            prepare(x, row, gain, prepared)
-            if shape.weight.dynamic:
-                round_row(prepared, scales, 0)
-                for c in T.serial(k):
-                    packed[m, c, r] = prepared[c] * scales[0, c // together]
-            else:
-                for c in T.serial(k):
-                    packed[m, c, r] = prepared[c]
+            prepare(x, row, gain, order, prepared)
+            for c in T.serial(k):
+                packed[m, c, r] = prepared[c]
         else:
             for c in T.serial(k):
                 packed[m, c, r] = T.float32(0)

@@ -18,10 +18,10 @@ def gemv(level: Level, shape: Linear):
     arrange = arranged_row(shape)
 
     @T.inline
-    def body(x_rows, gain, w, s, z, residual, y):
+    def body(x_rows, gain, order, w, s, z, residual, y):
         x = T.alloc_buffer((k,), "float32")
         x_sums = T.alloc_buffer((weight_groups(shape),), "float32")
-        prepare(x_rows, 0, gain, x)
+        prepare(x_rows, 0, gain, order, x)
         arrange(x, x_sums)
         for p in T.parallel(panels):
             compute(p, residual, y, x, x_sums, w, s, z)

@@ -1,9 +1,10 @@
 """CPU levels: the width and number of registers, and hence the tile of outputs that a matrix product keeps in them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from build.kernels.cpu.dot import AVX2_DOT, AVX2_WORDS, VNNI_DOT, VNNI_WORDS, Dot, WordDot
+from build.kernels.cpu.dot import AVX2_DOT, AVX2_WIDE_WORDS, AVX2_WORDS, VNNI_DOT, VNNI_WIDE_DOT, Dot, WordDot
+from runtime.artifact.schemes import Rounding
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Level:
     lanes: int  # float32 numbers in a vector register
     tile: Tile
     in_flight: int  # vectors of sums that a gemv keeps in flight, to hide the latency of a multiply-add
-    dot: Dot | None = None  # for int8 activations
-    words: WordDot | None = None
+    dots: Mapping[Rounding, Dot] = field(default_factory=dict)  # by the rounding of activations
+    words: Mapping[Rounding, WordDot] = field(default_factory=dict)  # for int4, where this is faster than `dots`
+    multiplies_rows: bool = False  # for several rows, `dots` are faster than multiply-adds of floats
 
 
 # AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1; 256 x 32 weights are 32 kB.
@@ -38,10 +40,15 @@ class Level:
 _AVX2 = ("avx2", "fma")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 _SMALL, _LARGE = Tile(rows=6, columns=16, depth=256), Tile(rows=12, columns=32, depth=256)
+AVX2: Mapping[Rounding, Dot] = {"int8": AVX2_DOT, "int16": AVX2_DOT}
+WORDS: Mapping[Rounding, WordDot] = {"int8": AVX2_WORDS, "int16": AVX2_WIDE_WORDS}
+VNNI: Mapping[Rounding, Dot] = {"int8": VNNI_DOT, "int16": VNNI_WIDE_DOT}
 LEVELS: tuple[Level, ...] = (  # best first
-    Level("avx512-vnni", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dot=VNNI_DOT, words=VNNI_WORDS),
-    Level("avx512", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dot=AVX2_DOT, words=AVX2_WORDS),
-    Level("avx2", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dot=AVX2_DOT, words=AVX2_WORDS),
+    Level(
+        "avx512-vnni", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dots=VNNI, multiplies_rows=True
+    ),
+    Level("avx512", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
+    Level("avx2", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dots=AVX2, words=WORDS),
     Level("any", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
 )
 

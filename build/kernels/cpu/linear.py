@@ -20,20 +20,19 @@ from build.kernels.cpu.level import Level
 from build.kernels.parameters import UNUSED, without
 from build.kernels.shapes import Linear
 from export.weights.table import panel_layout
-from runtime.errors import UserError
 
 Body = Callable[..., Any]
-DYNAMIC_NEEDS = "AVX2"
 
 
 def linear(level: Level, shape: Linear) -> PrimFunc:
     """Kernel from x (*x_lead, K) and the stored weight to y (*lead, N); x and y are float32.
 
-    Arguments: x [, gain (K,)], the weight [, scales [, zero points]] [, residual (*lead, N)] and y. With `swiglu`, W
-    holds gate and up, stacked, and y is half as wide.
+    Arguments: x [, gain (K,)], the weight [, scales [, offsets]] [, order (K,)] [, residual (*lead, N)] and y. With
+    `swiglu`, W holds gate and up, stacked, and y is half as wide.
     """
     layout = panel_layout(shape.weight, shape.n, shape.k)
     scales, zeros = layout.scales or (UNUSED, "float32"), layout.offsets or (UNUSED, "uint8")
+    order_of = layout.order or (UNUSED, "int32")
     body = _body(level, shape)
 
     @T.prim_func
@@ -43,6 +42,7 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
         w: T.Buffer(layout.shape, layout.dtype),
         s: T.Buffer(*scales),
         z: T.Buffer(*zeros),
+        order: T.Buffer(*order_of),
         residual: T.Buffer((*shape.lead, shape.n_out), "float32"),
         y: T.Buffer((*shape.lead, shape.n_out), "float32"),
     ):
@@ -51,14 +51,15 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
         y_rows = T.decl_buffer((shape.rows, shape.n_out), "float32", data=y.data)
         if shape.residual:
             residual_rows = T.decl_buffer((shape.rows, shape.n_out), "float32", data=residual.data)
-            body(x_rows, gain, w, s, z, residual_rows, y_rows)
+            body(x_rows, gain, order, w, s, z, residual_rows, y_rows)
         else:
-            body(x_rows, gain, w, s, z, None, y_rows)
+            body(x_rows, gain, order, w, s, z, None, y_rows)
 
     present = {
         "gain": shape.norm_eps is not None,
         "s": layout.scales,
         "z": layout.offsets,
+        "order": layout.order,
         "residual": shape.residual,
     }
     return without(kernel, [name for name, there in present.items() if not there])
@@ -66,13 +67,9 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
 
 def _body(level: Level, shape: Linear) -> Body:
     """Body for the weight's format and the number of rows."""
-    if not shape.weight.dynamic:
-        return gemv(level, shape) if shape.rows == 1 else gemm(level, shape)
-    if level.dot is None or level.words is None:
-        raise UserError(
-            f"backend.cpu has no {DYNAMIC_NEEDS}, which rounded activations need; compile for x86-64-v3 or better, "
-            "or use scheme int8 or int4"
-        )
+    dot = level.dots.get(shape.weight.rounding) if shape.weight.rounds else None
     if shape.rows == 1:
-        return integer_gemv(level, shape, level.dot, level.words)
-    return gemm(level, shape) if shape.weight.grouped else integer_gemm(level, shape, level.dot)
+        if dot is None:
+            return gemv(level, shape)
+        return integer_gemv(level, shape, dot, level.words.get(shape.weight.rounding))
+    return integer_gemm(level, shape, dot) if dot is not None and level.multiplies_rows else gemm(level, shape)

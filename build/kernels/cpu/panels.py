@@ -10,7 +10,7 @@ from export.weights.format import Storage
 from export.weights.table import format_of, panel_layout, scaled_by_rows
 from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
 
-ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1}
+ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1, "uint8": 1}
 
 
 def panel_dot(level: Level, shape: Linear):
@@ -19,8 +19,11 @@ def panel_dot(level: Level, shape: Linear):
     Sums past N are garbage, but cause no faults. x and x_sums come from `arranged_row`.
     """
     stored = shape.weight
-    words = format_of(stored).words
-    return _word_dot(level, stored, shape.k) if words else _number_dot(level, stored, shape.n, shape.k)
+    if format_of(stored).words:
+        return _word_dot(level, stored, shape.k)
+    if stored.grouped:
+        return _grouped_dot(level, stored, shape.k)
+    return _number_dot(level, stored, shape.n, shape.k)
 
 
 def weight_groups(shape: Linear) -> int:
@@ -31,18 +34,23 @@ def weight_groups(shape: Linear) -> int:
 def arranged_row(shape: Linear):
     """Inline `arrange(x, x_sums)`: bring x (K,) into the form that `panel_dot` takes, once for all panels.
 
-    int4 numbers are masked out of their words in place, which leaves them 8 bits higher for each step of a half: x is
-    divided by that power of two, which is exact. x_sums receives the sum of each group, by which its zero point is
-    subtracted: the sum of (q - zero) x is the sum of q x, less zero times the sum of x.
+    x_sums receives the sum of each group, by which its zero point is subtracted or its minimum added: the sum of
+    (q - zero) x is the sum of q x, less zero times the sum of x. int4 numbers are masked out of their words in place,
+    which leaves them 8 bits higher for each step of a half: x is divided by that power of two, which is exact.
     """
     size = shape.weight.group_size or shape.k
+    words = format_of(shape.weight).words
 
     @T.inline
-    def by_groups(x, x_sums):
+    def add_up(x, x_sums):
         for g in T.serial(weight_groups(shape)):
             x_sums[g] = T.float32(0)
             for c in T.serial(T.min(size, shape.k - g * size)):
                 x_sums[g] = x_sums[g] + x[g * size + c]
+
+    @T.inline
+    def for_words(x, x_sums):
+        add_up(x, x_sums)
         for c in T.serial(shape.k // DOT):
             for j in T.unroll(DOT):
                 x[c * DOT + j] = x[c * DOT + j] / T.Cast("float32", 1 << (8 * j))
@@ -51,7 +59,9 @@ def arranged_row(shape: Linear):
     def as_it_is(x, x_sums):
         pass
 
-    return by_groups if format_of(shape.weight).words else as_it_is
+    if words:
+        return for_words
+    return add_up if shape.weight.offsets != "none" else as_it_is
 
 
 def _number_dot(level: Level, stored: Storage, n: int, k: int):
@@ -74,11 +84,11 @@ def _number_dot(level: Level, stored: Storage, n: int, k: int):
         clear(sums, unroll * parts, lanes)
         for kk in T.serial(run // steps):
             for line in T.unroll(lines):
-                prefetch(w, p, kk * steps + (AHEAD + line * LINE) // step, 0)
+                ahead(w, p, kk * steps + (AHEAD + line * LINE) // step)
             for u in T.unroll(unroll):
                 at = u // steps * run + kk * steps + u % steps
                 add_outer_product(
-                    sums, u * PANEL, 1, PANEL, lanes, lambda _row: x[at], lambda column: widened(w[p, at, column])
+                    sums, u * PANEL, 1, PANEL, lanes, lambda _row: x[at], lambda column: number(w, p, at, column)
                 )
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
@@ -89,6 +99,45 @@ def _number_dot(level: Level, stored: Storage, n: int, k: int):
                     out[i * lanes + v] = out[i * lanes + v] + sums[(u + 1) * PANEL + i * lanes + v]
         if scale is not None:
             scale(out, 0, s, p)
+
+    return dot
+
+
+def _grouped_dot(level: Level, stored: Storage, k: int):
+    """Inline `dot` for numbers of 8 bits in groups; several steps at once hide the latency of a multiply-add."""
+    lanes, parts, size = level.lanes, PANEL // level.lanes, stored.group_size or k
+    unroll = next(u for u in (level.in_flight // parts, 2, 1) if size % u == 0 and k % u == 0)
+
+    @T.inline
+    def dot(p, out, x, x_sums, w, s, z):
+        clear(out, parts, lanes)
+        for g in T.serial(-(-k // size)):
+            sums = T.alloc_buffer((unroll * PANEL,), "float32")
+            clear(sums, unroll * parts, lanes)
+            for d in T.serial(T.min(size, k - g * size) // unroll):
+                at = g * size + d * unroll
+                for line in T.unroll(-(-unroll * PANEL // LINE)):
+                    ahead(w, p, at + (AHEAD + line * LINE) // PANEL)
+                for u in T.unroll(unroll):
+                    add_outer_product(
+                        sums, u * PANEL, 1, PANEL, lanes, lambda _row: x[at + u], lambda c: number(w, p, at + u, c)
+                    )
+            for u in T.unroll(unroll - 1):
+                for i in T.unroll(parts):
+                    for v in T.vectorized(lanes):
+                        sums[i * lanes + v] = sums[i * lanes + v] + sums[(u + 1) * PANEL + i * lanes + v]
+            for i in T.unroll(parts):
+                for v in T.vectorized(lanes):
+                    out[i * lanes + v] = out[i * lanes + v] + group_total(
+                        stored,
+                        sums[i * lanes + v],
+                        x_sums[g] if stored.offsets != "none" else None,
+                        s,
+                        z,
+                        p,
+                        g,
+                        i * lanes + v,
+                    )
 
     return dot
 
@@ -122,18 +171,53 @@ def _word_dot(level: Level, stored: Storage, k: int):
                         )
             for i in T.unroll(parts):
                 for v in T.vectorized(lanes):
-                    out[i * lanes + v] = out[i * lanes + v] + (
-                        sums[i * lanes + v]
-                        + sums[PANEL + i * lanes + v]
-                        - x_sums[g] * zero_point(stored, z, p, g, i * lanes + v)
-                    ) * widened(s[p, g, i * lanes + v])
+                    out[i * lanes + v] = out[i * lanes + v] + group_total(
+                        stored, sums[i * lanes + v] + sums[PANEL + i * lanes + v], x_sums[g], s, z, p, g, i * lanes + v
+                    )
 
     return dot
 
 
-def zero_point(stored: Storage, z, p: Expr, g: Expr, column: Expr) -> Expr:
-    """Zero point of a group, as float32."""
-    return T.Cast("float32", z[p, g, column]) if stored.zero_points else T.float32(WORD_ZERO)
+def number(w, p: Expr, step: Expr, column: Expr) -> Expr:
+    """Step `step` of an output of a panel that needs no unpacking, as float32; a TIR expression."""
+    if len(w.shape) == 3:
+        return widened(w[p, step, column])
+    together = int(w.shape[3])  # adjacent steps of K
+    return widened(w[p, step // together, column, step % together])
+
+
+@T.inline
+def ahead(w, p, step):
+    """Prefetch the steps of a panel from `step` on, which need not exist."""
+    if len(w.shape) == 3:
+        prefetch(w, p, step, 0)
+    else:
+        prefetch(w, p, step // w.shape[3], 0, 0)
+
+
+def group_total(stored: Storage, total, x_sum, s, z, p: Expr, g: Expr, column: Expr) -> Expr:
+    """A group's part of an output, from the sum of q x over the group and the sum of x; a TIR expression."""
+    scale = widened(s[p, g, column])
+    if stored.minimums:
+        return total * scale + x_sum * widened(z[p, g, column])
+    zero = zero_point(stored, z, p, g, column)
+    return (total if zero is None else total - x_sum * zero) * scale
+
+
+def weight_of(stored: Storage, number: Expr, s, z, p: Expr, g: Expr, column: Expr) -> Expr:
+    """A weight, from its number in a group as float32; a TIR expression."""
+    scale = widened(s[p, g, column])
+    if stored.minimums:
+        return number * scale + widened(z[p, g, column])
+    zero = zero_point(stored, z, p, g, column)
+    return (number if zero is None else number - zero) * scale
+
+
+def zero_point(stored: Storage, z, p: Expr, g: Expr, column: Expr) -> Expr | None:
+    """The zero point of a group without a minimum, as float32; None if it is 0."""
+    if stored.zero_points:
+        return T.Cast("float32", z[p, g, column])
+    return T.float32(WORD_ZERO) if format_of(stored).words else None
 
 
 def row_scale(level: Level, n: int):
@@ -175,27 +259,35 @@ def panel_slab(level: Level, shape: Linear):
     lanes, parts = level.lanes, PANEL // level.lanes
     size = stored.group_size or shape.k
 
+    def weight(number, s, z, p, step, column):
+        return weight_of(stored, number, s, z, p, step // size, column) if stored.grouped else number
+
     @T.inline
-    def fill_numbers(w, s, z, p, start, count, slab):  # noqa: ARG001
+    def fill_numbers(w, s, z, p, start, count, slab):
         for d in T.serial(count):
             for i in T.unroll(parts):
                 for v in T.vectorized(lanes):
-                    slab[d, i * lanes + v] = widened(w[p, start + d, i * lanes + v])
+                    slab[d, i * lanes + v] = weight(
+                        number(w, p, start + d, i * lanes + v), s, z, p, start + d, i * lanes + v
+                    )
 
     @T.inline
     def fill_words(w, s, z, p, start, count, slab):
         for word in T.serial(count // WORD):
-            g = (start + word * WORD) // size
             for half in T.unroll(2):
                 for j in T.unroll(DOT):
                     for i in T.unroll(parts):
                         for v in T.vectorized(lanes):
-                            slab[word * WORD + half * DOT + j, i * lanes + v] = (
+                            slab[word * WORD + half * DOT + j, i * lanes + v] = weight(
                                 T.Cast(
                                     "float32", (w[p, start // WORD + word, i * lanes + v] >> (8 * j + 4 * half)) & 15
-                                )
-                                - zero_point(stored, z, p, g, i * lanes + v)
-                            ) * widened(s[p, g, i * lanes + v])
+                                ),
+                                s,
+                                z,
+                                p,
+                                start + word * WORD,
+                                i * lanes + v,
+                            )
 
     return fill_words if format_of(stored).words else fill_numbers
 
@@ -203,18 +295,17 @@ def panel_slab(level: Level, shape: Linear):
 def weight_at(stored: Storage):
     """`read(w, s, z, row, column)`: one weight as float32, a TIR expression."""
 
+    def found_at(w, panel, lane, column: Expr) -> Expr:
+        if not format_of(stored).words:
+            return number(w, panel, column, lane)
+        word = w[panel, column // WORD, lane] >> (8 * (column % DOT) + 4 * (column % WORD // DOT))
+        return T.Cast("float32", word & 15)
+
     def read(w, s, z, row: Expr, column: Expr) -> Expr:
         panel, lane = row // PANEL, row % PANEL
-        if format_of(stored).words:
-            g = column // stored.group_size
-            word = w[panel, column // WORD, lane] >> (8 * (column % DOT) + 4 * (column % WORD // DOT))
-            return (T.Cast("float32", word & 15) - zero_point(stored, z, panel, g, lane)) * widened(s[panel, g, lane])
-        together = int(w.shape[3]) if len(w.shape) == 4 else None  # adjacent steps of K
-        number = (
-            widened(w[panel, column, lane])
-            if together is None
-            else widened(w[panel, column // together, lane, column % together])
-        )
-        return number * s[row] if format_of(stored).scaled else number
+        found = found_at(w, panel, lane, column)
+        if stored.grouped:
+            return weight_of(stored, found, s, z, panel, column // stored.group_size, lane)
+        return found * s[row] if format_of(stored).scaled else found
 
     return read

@@ -1,21 +1,28 @@
-"""The start of every product: one row of x, normalised if the shape has a norm, rounded if weights are dynamic."""
+"""The start of every product: one row of x, normalised if the shape has a norm, in the order of the weight's columns if
+that is not the matrix's own, and rounded if weights are dynamic.
+"""
 
 from tvm.script import tirx as T
 
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.norm import inverse_rms
 from build.kernels.shapes import Linear
-from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.static_model.constants import SMALLEST_PEAK
+from runtime.artifact.schemes import ROUNDING_LEVELS
 
 
-def prepared_row(level: Level, shape: Linear):
-    """Inline `prepare(x, row, gain, out)`: set out[: K] to the x that row `row` of y is computed from."""
+def prepared_row(level: Level, shape: Linear, *, as_floats: bool = True):
+    """Inline `prepare(x, row, gain, order, out)`: set out[: K] to the x that row `row` of y is computed from.
+
+    Where activations are rounded, `out` is what they are rounded to, if they are multiplied `as_floats`; otherwise
+    `rounded_row` is still to follow.
+    """
     k = shape.k
     lanes = fitting_lanes(level, k)
     factor = inverse_rms(level, k, shape.norm_eps)
 
     @T.inline
-    def prepare(x, row, gain, out):
+    def in_own_order(x, row, gain, out):
         scale = T.alloc_buffer((1,), "float32")
         factor(x, shape.x_row(row), scale)
         for c in T.serial(k // lanes):
@@ -25,14 +32,38 @@ def prepared_row(level: Level, shape: Linear):
                 else:
                     out[c * lanes + v] = x[shape.x_row(row), c * lanes + v] * scale[0] * gain[c * lanes + v]
 
+    rounded = as_floats and shape.weight.rounds
+    round_row = rounded_row(level, shape) if rounded else None
+    together = shape.weight.rounded_together(k)
+
+    @T.inline
+    def ordered(x, row, gain, order, out):
+        if shape.weight.reordered:
+            plain = T.alloc_buffer((k,), "float32")
+            in_own_order(x, row, gain, plain)
+            for c in T.serial(k):
+                out[c] = plain[order[c]]
+        else:
+            in_own_order(x, row, gain, out)
+
+    @T.inline
+    def prepare(x, row, gain, order, out):
+        ordered(x, row, gain, order, out)
+        if rounded:
+            scales = T.alloc_buffer((1, k // together), "float32")
+            round_row(out, scales, 0)
+            for c in T.serial(k):
+                out[c] = out[c] * scales[0, c // together]
+
     return prepare
 
 
 def rounded_row(level: Level, shape: Linear):
-    """Inline `round_row(row, scales, i)`: round row[: K] to whole levels from -127 to 127, as float32.
+    """Inline `round_row(row, scales, i)`: round row[: K] to whole levels, as float32.
 
-    The size of a level of group g is scales[i, g] = max |group| / 127.
+    The size of a level of group g is scales[i, g] = max |group| / the number of levels.
     """
+    levels = ROUNDING_LEVELS[shape.weight.rounding]
     together = shape.weight.rounded_together(shape.k)
     lanes = fitting_lanes(level, together)
 
@@ -49,7 +80,7 @@ def rounded_row(level: Level, shape: Linear):
             scales[i, g] = peak[0]
             for v in T.unroll(lanes):
                 scales[i, g] = T.max(scales[i, g], peak[v])
-            scales[i, g] = (scales[i, g] + T.float32(SMALLEST_PEAK)) / T.float32(DYNAMIC_LEVELS)
+            scales[i, g] = (scales[i, g] + T.float32(SMALLEST_PEAK)) / T.float32(levels)
             for c in T.serial(together // lanes):
                 for v in T.vectorized(lanes):
                     row[at + c * lanes + v] = T.nearbyint(row[at + c * lanes + v] / scales[i, g])

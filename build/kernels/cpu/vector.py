@@ -68,7 +68,16 @@ def prefetch(buffer, *index):
 
 
 def widened(x: Expr) -> Expr:
-    """A stored number as float32; uint16 holds the bits of a bfloat16, which are the upper half of a float32."""
-    if str(x.ty.dtype).startswith("uint16"):
+    """A stored number as float32.
+
+    uint16 holds the bits of a bfloat16, which are the upper half of a float32. uint8 holds those of an e4m3: with its
+    sign, exponent and mantissa in the places that float16 has for them, it is a float16 of 2**-8 times its value.
+    """
+    dtype = str(x.ty.dtype)
+    if dtype.startswith("uint16"):
         return T.reinterpret("float32", T.Cast("uint32", x) << T.uint32(16))
+    if dtype.startswith("uint8"):
+        bits = T.Cast("uint16", x)
+        half = (bits & T.uint16(0x80)) << T.uint16(8) | (bits & T.uint16(0x7F)) << T.uint16(7)
+        return T.Cast("float32", T.reinterpret("float16", half)) * T.float32(256)
     return T.Cast("float32", x)

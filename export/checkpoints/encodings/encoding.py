@@ -8,6 +8,7 @@ zero_points    scale * (number - zero point)
 minimums       scale * number + minimum
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,26 @@ from runtime.errors import UserError
 Numbers = Literal["int4", "int8", "float8"]
 Offsets = Literal["none", "zero_points", "minimums"]
 ScaleDType = Literal["float16", "float32"]
-MIDDLE = 8  # the zero point of int4 where none is stored
+
+
+@dataclass(frozen=True)
+class NumberKind:
+    """What is known of one kind of numbers."""
+
+    dtype: str  # of the array that holds them
+    middle: int = 0  # the zero point where none is stored
+    bits_of: str | None = None  # the float whose bits they are; None: whole numbers
+    smallest_group: int = 16  # that kernels take
+    by_rows: bool = True  # kernels take a scale for each row, if there are no offsets
+    wider: Numbers | None = None  # a kind that holds these numbers, less their zero points, too
+
+
+# int4: a thread of a GPU loads 32 numbers at once, which fill a group.
+NUMBERS: Mapping[Numbers, NumberKind] = {
+    "int4": NumberKind("uint8", middle=8, smallest_group=32, by_rows=False, wider="int8"),
+    "int8": NumberKind("int8"),
+    "float8": NumberKind("uint8", bits_of="float8_e4m3fn"),
+}
 
 
 @dataclass(frozen=True)
@@ -109,13 +129,14 @@ def decoded(rows: EncodedRows, encoding: Encoding) -> NDArray[np.float32]:
 
 def values(rows: EncodedRows, encoding: Encoding) -> NDArray[np.float32]:
     """The numbers (n, K) less their zero points."""
-    if encoding.numbers == "float8":
-        return rows.numbers.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    kind = NUMBERS[encoding.numbers]
+    if kind.bits_of is not None:
+        return rows.numbers.view(getattr(ml_dtypes, kind.bits_of)).astype(np.float32)
     numbers: NDArray[np.float32] = rows.numbers.astype(np.float32)
     if encoding.offsets == "zero_points":
         assert rows.offsets is not None
         return numbers - spread(rows.offsets, encoding, numbers.shape[1])
-    return numbers - np.float32(MIDDLE) if (encoding.numbers, encoding.offsets) == ("int4", "none") else numbers
+    return numbers - np.float32(kind.middle) if kind.middle and encoding.offsets == "none" else numbers
 
 
 def spread(of_groups: NDArray[Any], encoding: Encoding, columns: int) -> NDArray[np.float32]:

@@ -11,12 +11,9 @@ from math import gcd
 
 import numpy as np
 
-from export.checkpoints.encodings.encoding import MIDDLE, EncodedRows, Encoding, values
+from export.checkpoints.encodings.encoding import NUMBERS, EncodedRows, Encoding, Numbers, values
 
-# Sizes of groups that kernels take: the powers of two in this range. Whole rows only where there are no offsets, and
-# not of int4, whose groups fill at least the 32 numbers that a thread of a GPU loads at once.
-SMALLEST_GROUP, LARGEST_GROUP = 16, 256
-SMALLEST_OF_INT4 = 32
+LARGEST_GROUP = 256  # that kernels take; smaller ones are powers of two, down to `NumberKind.smallest_group`
 
 
 def joined(encodings: Sequence[Encoding]) -> Encoding | None:
@@ -30,8 +27,8 @@ def converted(rows: EncodedRows, source: Encoding, target: Encoding) -> EncodedR
     if source == target:
         return rows
     columns = rows.numbers.shape[1]
-    widened = source.numbers == "int4" and target.numbers == "int8"
-    numbers = values(rows, source).astype(np.int8) if widened else rows.numbers
+    widened = source.numbers != target.numbers
+    numbers = values(rows, source).astype(NUMBERS[target.numbers].dtype) if widened else rows.numbers
     given = None if widened and source.offsets == "zero_points" else rows.offsets
     size, shorter = source.group_size or columns, target.group_size or columns
     group = np.arange(target.groups(columns)) * shorter // size  # (target's groups,): the source's group of each
@@ -39,33 +36,33 @@ def converted(rows: EncodedRows, source: Encoding, target: Encoding) -> EncodedR
     if target.offsets == "none":
         return replace(rows, numbers=numbers, scales=scales, offsets=None)
     dtype = target.scales if target.offsets == "minimums" else numbers.dtype
-    absent = MIDDLE if (target.numbers, target.offsets) == ("int4", "zero_points") else 0
+    absent = NUMBERS[target.numbers].middle if target.offsets == "zero_points" else 0
     offsets = np.full(scales.shape, absent, dtype) if given is None else given[:, group].astype(dtype)
     return replace(rows, numbers=numbers, scales=scales, offsets=offsets)
 
 
 def _fitting(encoding: Encoding) -> Encoding | None:
     """The encoding with a size of groups that kernels take, if a shorter one is needed; None if none is possible."""
-    if encoding.group_size is None:
-        by_rows = encoding.numbers != "int4" and encoding.offsets == "none"
-        scales = "float32" if by_rows else encoding.scales
-        return replace(encoding, group_size=None if by_rows else LARGEST_GROUP, scales=scales)
-    size = gcd(encoding.group_size, LARGEST_GROUP)
-    if size < SMALLEST_GROUP:
-        return None
+    kind = NUMBERS[encoding.numbers]
+    if encoding.group_size is None and kind.by_rows and encoding.offsets == "none":
+        return replace(encoding, scales="float32")
+    size = gcd(encoding.group_size or LARGEST_GROUP, LARGEST_GROUP)
     fitting = replace(encoding, group_size=size)
-    return _as_int8(fitting) if size < SMALLEST_OF_INT4 else fitting
+    if size >= kind.smallest_group:
+        return fitting
+    return None if kind.wider is None else _fitting(_widened(fitting, kind.wider))
 
 
 def _joined(one: Encoding | None, other: Encoding | None) -> Encoding | None:
     if one is None or other is None or one == other:
         return one if one == other else None
-    if one.order != other.order or ("float8" in {one.numbers, other.numbers} and one.numbers != other.numbers):
+    if one.order != other.order:
+        return None
+    if one.numbers != other.numbers or ("minimums" in (one.offsets, other.offsets) and one.offsets != other.offsets):
+        one, other = (_widened(e, NUMBERS[e.numbers].wider or e.numbers) for e in (one, other))
+    if one.numbers != other.numbers:
         return None
     offsets = {one.offsets, other.offsets}
-    if one.numbers != other.numbers or ("minimums" in offsets and len(offsets) > 1):
-        one, other = _as_int8(one), _as_int8(other)
-        offsets = {one.offsets, other.offsets}
     if len(offsets - {"none"}) > 1:
         return None
     sizes = [encoding.group_size for encoding in (one, other) if encoding.group_size is not None]
@@ -77,7 +74,7 @@ def _joined(one: Encoding | None, other: Encoding | None) -> Encoding | None:
     )
 
 
-def _as_int8(encoding: Encoding) -> Encoding:
-    if encoding.numbers != "int4":
+def _widened(encoding: Encoding, numbers: Numbers) -> Encoding:
+    if encoding.numbers == numbers:
         return encoding
-    return replace(encoding, numbers="int8", offsets="minimums" if encoding.offsets == "minimums" else "none")
+    return replace(encoding, numbers=numbers, offsets="minimums" if encoding.offsets == "minimums" else "none")

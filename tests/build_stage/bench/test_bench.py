@@ -50,7 +50,7 @@ def test_onnxruntime_loop_gives_the_logits_of_the_engine(compile_case, name, pro
 def check(found, expected, manifest):
     assert found.shape == expected.shape
     bound = relative_bound(
-        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounded=manifest.quantization.dynamic
+        manifest.model, manifest.shape.cache_len, manifest.cache_dtype, rounding=manifest.quantization.rounding
     )
     assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
 

@@ -7,6 +7,7 @@ with u = 2**-24 (Higham, "Accuracy and Stability of Numerical Algorithms", secti
 from dataclasses import dataclass, replace
 from functools import cache
 
+import msgspec
 import numpy as np
 import pytest
 import tvm_ffi
@@ -15,7 +16,6 @@ from tvm.script import tirx as T
 from build.compiler import codegen, tvm
 from build.kernels.cpu import vector
 from build.kernels.cpu.attention import rolling_attention
-from build.kernels.cpu.dot import VNNI_DOT, WordDot
 from build.kernels.cpu.embedding import embedding
 from build.kernels.cpu.level import LEVELS, Tile
 from build.kernels.cpu.linear import linear
@@ -25,12 +25,13 @@ from build.kernels.cpu.residual import residual
 from build.kernels.cpu.rotation import rotation
 from build.kernels.cpu.swiglu import swiglu
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention, ring_block
+from export.weights.encoded import OFFSET_SUFFIXES
 from export.weights.format import ModelTensor, Storage
-from export.weights.table import load, store
+from export.weights.table import carry, load, store
 from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.rotary import QueryScaling
-from runtime.errors import UserError
+from tests.helpers.encoded import rows_for
 from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed
 from tests.helpers.mixture_reference import check as check_mixture
 from tests.helpers.rotary_reference import query_factor
@@ -55,17 +56,13 @@ def plain_dot(sums, weights, x, at):
     return sums
 
 
-def plain_words(sums, words, x, at):
-    """The same for words of eight numbers."""
-    mask = T.broadcast(T.int32(0x0F0F0F0F), 16)
-    low = plain_dot(sums, T.reinterpret("uint8x64", words & mask), x, at)
-    return plain_dot(low, T.reinterpret("uint8x64", (words >> T.broadcast(T.int32(4), 16)) & mask), x, at + 4)
-
-
 # The kernels of AVX-512 VNNI with its one instruction spelled out, so that everything around it is proved on every
 # machine.
 SPELLED_OUT = replace(
-    LEVELS[0], name="vnni-spelled-out", flags=(), dot=replace(VNNI_DOT, add=plain_dot), words=WordDot(16, plain_words)
+    LEVELS[0],
+    name="vnni-spelled-out",
+    flags=(),
+    dots={rounding: replace(dot, add=plain_dot) for rounding, dot in LEVELS[0].dots.items()},
 )
 
 
@@ -75,7 +72,7 @@ def level(request):
 
     `test_each_level_compiles_to_its_own_instructions` looks at the machine code of all levels.
     """
-    if request.param.dot is VNNI_DOT and missing_features(request.param.flags):
+    if request.param is LEVELS[0] and missing_features(request.param.flags):
         pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
     return request.param
 
@@ -128,6 +125,16 @@ def output(*shape):
     return aligned(np.full(shape, np.nan, np.float32))
 
 
+CARRIED = {  # formats that only a checkpoint's own numbers have
+    "int4 minimums": Storage(dtype="int4", group_size=32, offsets="minimums"),
+    "int4 float32 minimums": Storage(dtype="int4", group_size=256, offsets="minimums", scales="float32"),
+    "int4 reordered": Storage(dtype="int4", group_size=64, scales="float32", reordered=True),
+    "int8 groups": Storage(dtype="int8", group_size=16, scales="float32"),
+    "int8 zero points": Storage(dtype="int8", group_size=128, offsets="zero_points"),
+    "int8 minimums": Storage(dtype="int8", group_size=32, offsets="minimums"),
+    "float8": Storage(dtype="float8"),
+    "float8 groups": Storage(dtype="float8", group_size=128, scales="float32"),
+}
 FORMATS = {
     "float32": Storage(dtype="float32"),
     "float16": Storage(dtype="float16"),
@@ -135,11 +142,17 @@ FORMATS = {
     "int8": Storage(dtype="int8"),
     "int4-32": Storage(dtype="int4", group_size=32),
     "int4-128-zero-points": Storage(dtype="int4", group_size=128, offsets="zero_points"),
+    **{f"carried {name}": stored for name, stored in CARRIED.items()},
 }
 DYNAMIC = {
-    "int8": Storage(dtype="int8", dynamic=True),
-    "int4-32": Storage(dtype="int4", group_size=32, dynamic=True),
-    "int4-128-zero-points": Storage(dtype="int4", group_size=128, offsets="zero_points", dynamic=True),
+    "int8": Storage(dtype="int8", rounding="int8"),
+    "int4-32": Storage(dtype="int4", group_size=32, rounding="int8"),
+    "int4-128-zero-points": Storage(dtype="int4", group_size=128, offsets="zero_points", rounding="int8"),
+    **{
+        f"carried {name}": msgspec.structs.replace(stored, rounding="int8")
+        for name, stored in CARRIED.items()
+        if stored.dtype != "float8"
+    },
 }
 # rows, N, K. N is below, at, near and beyond one panel, and in whole panels of gate and up; K is odd, prime, below and
 # beyond a block and a group.
@@ -161,16 +174,13 @@ class Product:
     arrays: list
     exact: np.ndarray
     size: np.ndarray  # sum |x w|, by which errors of products are measured
+    levels: np.ndarray | None  # what is rounded to whole numbers
 
 
 def product(shape, seed=0):
     generator = np.random.default_rng(seed)
     tensor = ModelTensor(name="w", shape=(shape.n, shape.k), stored=shape.weight)
-    stored = store(
-        tensor,
-        generator.standard_normal(tensor.shape).astype(np.float32)
-        * generator.uniform(0.1, 2, (shape.n, 1)).astype(np.float32),
-    )
+    stored = stored_at_random(tensor, generator)
     weight = load(tensor, stored).astype(np.float64)
     parts = packed(tensor, stored, "llvm", 2)
     x = generator.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
@@ -179,12 +189,37 @@ def product(shape, seed=0):
     wide = x.astype(np.float64) if shape.last_of is None else x[:, -1:].astype(np.float64)
     if shape.norm_eps is not None:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(shape.norm_eps)) * gain
-    if shape.weight.dynamic:
+    size_of = magnitudes(tensor, stored)
+    if shape.weight.reordered:  # tokens are rounded in the order in which the groups are adjacent
+        wide, weight, size_of = (values[..., stored["w_order"]] for values in (wide, weight, size_of))
+    levels = None
+    if shape.weight.rounds:
         levels, scales = in_levels(wide, shape)
         wide = (np.rint(levels) * scales).reshape(wide.shape)
-    exact, size = wide @ weight.T, np.abs(wide) @ np.abs(weight).T
+    exact, size = wide @ weight.T, np.abs(wide) @ size_of.T
     arrays = [x, *([gain] if shape.norm_eps is not None else []), *parts, *([residual] if shape.residual else [])]
-    return Product(shape, arrays, exact + (residual if shape.residual else 0), size)
+    return Product(shape, arrays, exact + (residual if shape.residual else 0), size, levels)
+
+
+def stored_at_random(tensor, generator):
+    """Stored arrays of a random matrix: the numbers of a checkpoint, where nothing is rounded to the format."""
+    if msgspec.structs.replace(tensor.stored, rounding="none") in CARRIED.values():
+        return carry(tensor, rows_for(tensor.stored, *tensor.shape))
+    scale = generator.uniform(0.1, 2, (tensor.shape[0], 1)).astype(np.float32)
+    return store(tensor, generator.standard_normal(tensor.shape).astype(np.float32) * scale)
+
+
+def magnitudes(tensor, stored):
+    """|scale q| + |scale zero| or |minimum| of each weight: what is added up to it."""
+    kind = tensor.stored
+    weight = load(tensor, stored).astype(np.float64)
+    if kind.offsets == "none":
+        return np.abs(weight)
+    k = tensor.shape[1]
+    added = np.repeat(np.abs(stored["w" + OFFSET_SUFFIXES[kind.offsets]].astype(np.float64)), kind.group_size, 1)[:, :k]
+    if kind.zero_points:
+        added = added * np.repeat(stored["w_scale"].astype(np.float64), kind.group_size, 1)[:, :k]
+    return np.abs(weight) + 2 * added
 
 
 def in_levels(wide, shape):
@@ -234,10 +269,9 @@ def test_each_level_compiles_to_its_own_instructions(own, name, rows):
 @pytest.mark.parametrize("name", DYNAMIC)
 @pytest.mark.parametrize("own", LEVELS[:3], ids=lambda level: level.name)
 def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows):
-    """With int4, several rows go through float32."""
     code = machine_code(linear(own, Linear((1, rows), 64, 64, DYNAMIC[name])), PROCESSORS[own.name])
     assert REGISTERS[own.name] in code
-    assert (INTEGER_PRODUCT[own.name] in code) == (rows == 1 or name == "int8")
+    assert (INTEGER_PRODUCT[own.name] in code) == (rows == 1 or own.multiplies_rows)
 
 
 def check_product(level, processor, shape, seed=0):
@@ -275,7 +309,7 @@ def sizes(every_size, name, fused):
 
     The other levels, and products fused with other work, get one row and several, of whole panels.
     """
-    every = WHOLE_WORDS if name.startswith("int4") else SIZES
+    every = WHOLE_WORDS if "int4" in name else SIZES
     if every_size:
         return every if fused == "alone" else every[1:3]
     return every[:2] if fused == "alone" else []
@@ -292,14 +326,10 @@ def test_linear(float_level, name, fused):
 @pytest.mark.parametrize("fused", FUSED)
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_linear_of_rounded_tokens(level, name, fused):
-    """Integers are exact, so only the scales contribute errors.
+    """Integers are exact, so only the scales contribute errors, and float32 where they are multiplied as floats.
 
     x is kept away from halves, where the last bit of the norm would decide.
     """
-    if level.dot is None:
-        with pytest.raises(UserError, match=r"no AVX2, .* compile for x86-64-v3"):
-            linear(level, Linear((1, 1), 32, 8, DYNAMIC[name]))
-        return
     for rows, n, k in sizes(level is AVX2, name, fused):
         check_rounded_product(level, processor_of(level), Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]))
 
@@ -311,12 +341,8 @@ def check_rounded_product(level, processor, shape):
 
 def far_from_halves(made):
     """Whether every rounded number is so far from the middle of two levels that float32 cannot take the other one."""
-    wide = made.arrays[0].astype(np.float64)
-    if made.shape.norm_eps is not None:
-        wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(made.shape.norm_eps)) * made.arrays[1]
-    levels, _ = in_levels(wide, made.shape)
     roundings = 4 + ((made.shape.k + 1) / 2 + 6 if made.shape.norm_eps is not None else 0)
-    return (np.abs(np.abs(levels - np.rint(levels)) - 0.5) > 127 * roundings * U).all()
+    return (np.abs(np.abs(made.levels - np.rint(made.levels)) - 0.5) > 127 * roundings * U).all()
 
 
 @pytest.mark.parametrize("width", [WIDEST], indirect=True)
@@ -352,12 +378,12 @@ def test_linear_never_reads_the_padding_of_the_last_panel(rows):
     assert np.array_equal(clean, run_product(AVX2, processor_of(AVX2), made))
 
 
-@pytest.mark.parametrize("name", [*FORMATS, "dynamic"])
+@pytest.mark.parametrize("name", [*(name for name in FORMATS if not FORMATS[name].reordered), "dynamic"])
 def test_embedding(width, name):
     """A gather and at most two products: exact, including the last row of the last panel."""
     stored = DYNAMIC["int8"] if name == "dynamic" else FORMATS[name]
-    tensor = ModelTensor(name="w", shape=(301, 16), stored=stored)
-    arrays = store(tensor, np.random.default_rng(0).standard_normal(tensor.shape).astype(np.float32))
+    tensor = ModelTensor(name="w", shape=(301, 16), stored=msgspec.structs.replace(stored, reordered=False))
+    arrays = stored_at_random(tensor, np.random.default_rng(0))
     parts = packed(tensor, arrays, "llvm")
     ids = np.array([[0, 300, 1], [31, 32, 299]], np.int64)
     y = output(2, 3, 16)

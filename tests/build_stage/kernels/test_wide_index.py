@@ -76,8 +76,8 @@ STORED = {
     "int4": Storage(dtype="int4", group_size=32, offsets="zero_points"),
 }
 DYNAMIC = {
-    "int8_dynamic": Storage(dtype="int8", dynamic=True),
-    "int4_dynamic": Storage(dtype="int4", group_size=32, dynamic=True),
+    "int8_dynamic": Storage(dtype="int8", rounding="int8"),
+    "int4_dynamic": Storage(dtype="int4", group_size=32, rounding="int8"),
 }
 MANY_EXPERTS = Mixture((1, ROWS // 4), WIDTH, 2048, 512, 2, STORED["int8"])
 PAIRS = MANY_EXPERTS.pairs

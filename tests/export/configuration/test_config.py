@@ -282,7 +282,8 @@ def test_how_weights_are_stored(write):
 def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
     with pytest.raises(
         UserError,
-        match=rf"quantize\.{key} is {scheme}, which this version does not compile for cuda; use source, none, int8 or int4",
+        match=rf"quantize\.{key} is {scheme}, which this version does not compile for cuda; "
+        "use source, none, int8 or int4",
     ):
         load_config(write(FULL), [f"quantize.{key}={scheme}"])
 

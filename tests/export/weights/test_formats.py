@@ -217,7 +217,7 @@ def test_what_schemes_leave_alone():
 
 def test_kept_parts_take_the_wider_scheme():
     kept = formats(scheme="int4_dynamic", keep=("head", "last"), keep_scheme="int8")
-    assert {name: (f.dtype, f.dynamic) for name, f in kept.items()} == {
+    assert {name: (f.dtype, f.rounds) for name, f in kept.items()} == {
         "tok_embeddings.weight": ("float16", False),
         "output.weight": ("int8", False),
         "layers.0.attention.wqkv.weight": ("int4", True),
@@ -232,8 +232,8 @@ def test_kept_parts_take_the_wider_scheme():
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_in_int8_takes_tokens_as_they_are(tied):
     found = formats(scheme="int8_dynamic", tied=tied)
-    assert not found["tok_embeddings.weight" if tied else "output.weight"].dynamic
-    assert found["layers.0.attention.wqkv.weight"].dynamic
+    assert not found["tok_embeddings.weight" if tied else "output.weight"].rounds
+    assert found["layers.0.attention.wqkv.weight"].rounds
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -257,7 +257,7 @@ STORAGES = {
     "bfloat16": Storage(dtype="bfloat16"),
     "int8": Storage(dtype="int8"),
     "int8 groups": Storage(dtype="int8", group_size=16, scales="float32"),
-    "int8 zero points": Storage(dtype="int8", group_size=32, offsets="zero_points", dynamic=True),
+    "int8 zero points": Storage(dtype="int8", group_size=32, offsets="zero_points", rounding="int8"),
     "int8 minimums": Storage(dtype="int8", group_size=256, offsets="minimums"),
     "int4": Storage(dtype="int4", group_size=32),
     "int4 zero points": Storage(dtype="int4", group_size=32, offsets="zero_points"),
