@@ -5,6 +5,7 @@ own: its threads, TVM's and torch's would get in each other's way.
 """
 
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
+
+from runtime.artifact.cpu import machine_features
+from runtime.errors import UserError
 
 TYPES = {
     "F32": llama_cpp.LLAMA_FTYPE_ALL_F32,
@@ -25,20 +29,24 @@ BATCH = 512  # tokens that are computed at once; llama.cpp's own tools do the sa
 class LlamaEngine:
     """A llama.cpp context with the interface of `runtime.engines.engine.Engine`.
 
-    Each of the `batch` texts has a cache of `context` slots. Everything else is as llama.cpp has it by default.
+    Each of the `batch` texts has a cache of `context` slots. Everything else is as llama.cpp has it by default. Raises
+    `UserError` for a file that llama.cpp cannot load, and for caches that it cannot make.
     """
 
     def __init__(self, path: Path, context: int, threads: int, batch: int = 1) -> None:
         model_parameters = llama_cpp.llama_model_default_params()
         model_parameters.n_gpu_layers = 0
+        model_parameters.use_extra_bufts = may_rearrange()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_parameters)
-        assert self._model, f"llama.cpp cannot load {path}"
+        if not self._model:
+            raise UserError(f"llama.cpp cannot load {path}; fetch the file again, or leave llama.cpp out")
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = context * batch, BATCH, BATCH
         parameters.n_seq_max = batch
         parameters.n_threads = parameters.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
-        assert self._context, f"llama.cpp cannot make {batch} caches of {context} slots"
+        if not self._context:
+            raise UserError(f"llama.cpp cannot make {batch} caches of {context} slots; free some memory")
         self._tokens = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self.batch, self._slots, self._used = batch, context, [0] * batch
@@ -86,15 +94,31 @@ class LlamaEngine:
         assert status == 0, f"llama_decode ended with {status}"
 
 
+def may_rearrange() -> bool:
+    """Whether llama.cpp may rearrange weights for this processor as it loads them; if not, that is said.
+
+    Where it does so for AMX, the first matrix product of several tokens crashes on many machines
+    (https://github.com/ggml-org/llama.cpp/issues/20824).
+    """
+    crashes = "amx_int8" in machine_features()
+    if crashes:
+        print("llama.cpp runs without AMX, with which it crashes (ggml-org/llama.cpp#20824)", file=sys.stderr)
+    return not crashes
+
+
 def requantized(source: Path, kind: str, threads: int) -> Path:
-    """The file of type `kind` that is made from `source`, now if it does not exist; it lies beside the original."""
+    """The file of type `kind` that is made from `source`, now if it does not exist; it lies beside the original.
+
+    Raises `UserError` if llama.cpp cannot make it.
+    """
     target = source.with_name(f"{source.stem}.requantized-{kind}.gguf")
     if not target.is_file():
         parameters = llama_cpp.llama_model_quantize_default_params()
         parameters.ftype, parameters.allow_requantize, parameters.nthread = TYPES[kind], True, threads
         partial = target.with_suffix(".partial")
         status = llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(parameters))
-        assert status == 0, f"llama_model_quantize ended with {status}"
+        if status != 0:
+            raise UserError(f"llama.cpp cannot requantize {source} to {kind}; check the file and the disk's free space")
         partial.replace(target)
     return target
 

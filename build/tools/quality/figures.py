@@ -8,6 +8,7 @@ probability is below e^-16; here all numbers are float64 and no token is left ou
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +58,20 @@ class Distribution:
         shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
         return cls(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
-    def divergence(self, other: "Distribution") -> Array:
-        """The Kullback-Leibler divergence of `other` from this one in each row (rows,), in nats."""
-        result: Array = (np.exp(self.logs) * (self.logs - other.logs)).sum(-1)
-        return result
+    @cached_property
+    def probabilities(self) -> Array:
+        """The probabilities (rows, vocab); those of a baseline serve every variant."""
+        return np.exp(self.logs)
 
+    @cached_property
     def top(self) -> NDArray[np.int64]:
         """The most likely token of each row (rows,)."""
         return self.logs.argmax(-1)
+
+    def divergence(self, other: "Distribution") -> Array:
+        """The Kullback-Leibler divergence of `other` from this one in each row (rows,), in nats."""
+        result: Array = np.einsum("rv,rv->r", self.probabilities, self.logs - other.logs)
+        return result
 
     def log_of(self, tokens: NDArray[np.int64]) -> Array:
         """The logarithm of the probability of one token in each row (rows,)."""
@@ -85,7 +92,7 @@ class TokenFigures:
         self.logs.append(found.log_of(targets))
         self.baseline_logs.append(baseline.log_of(targets))
         self.divergences.append(baseline.divergence(found))
-        self.same_tops.append(found.top() == baseline.top())
+        self.same_tops.append(found.top == baseline.top)
 
     def quality(self, text: str, variant: str, text_bytes: int, weight_bytes: int) -> Quality:
         """The figures of all tokens so far; `text_bytes` is the length of their text in UTF-8."""

@@ -97,7 +97,7 @@ def reason_to_leave_out(config: CompileConfig) -> str | None:
 
 @contextmanager
 def llama_contestants(config: CompileConfig, slots: int, vocab_size: int) -> Iterator[dict[str, Contestant]]:
-    """llama.cpp on the config's checkpoint in each of `KINDS`, with caches of `slots`; its processes end with the block.
+    """llama.cpp on the config's checkpoint in each of `KINDS`, with caches of `slots`; they end with the block.
 
     There are none if it cannot take part, which is said. Raises `UserError` if one fails.
     """

@@ -1,0 +1,64 @@
+"""lm-evaluation-harness itself on an artifact, with tasks that need no network."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from build.tools.lm_eval.__main__ import main
+from build.tools.lm_eval.scoring import Scorer
+from runtime.engines.engine import Engine
+from runtime.errors import UserError
+from runtime.text.tokenizer import open_tokenizer
+
+pytest.importorskip("lm_eval", exc_type=ImportError, reason="needs `make setup EVAL=1`")
+
+TASKS = Path(__file__).parent / "tasks"
+DOCUMENTS = [json.loads(line) for line in (TASKS / "lines.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def artifact(compile_case):
+    return compile_case("batched").artifact
+
+
+@pytest.fixture(scope="module")
+def scorer(artifact):
+    engine = Engine.open(artifact)
+    return Scorer(engine, open_tokenizer(engine.manifest.tokenizer, engine.folder))
+
+
+def test_the_harness_reports_what_the_scorer_finds(artifact, scorer, tmp_path, monkeypatch, capsys):
+    """Accuracy, bits per byte and exact matches, worked out from the scorer's own answers."""
+    monkeypatch.chdir(TASKS)  # where the tasks' data files are
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "results.json"
+    names = ["tiny_choice", "tiny_text", "tiny_answer"]
+    flags = ["--tasks", ",".join(names), "--tasks-folder", str(TASKS), "--json", str(path)]
+    assert main([str(artifact), *flags]) == 0
+    results = json.loads(path.read_text())
+
+    right = 0
+    for document in DOCUMENTS:
+        pairs = [(document["question"], f" {choice}") for choice in document["choices"]]
+        scores = [score for score, _ in scorer.loglikelihood(pairs)]
+        right += scores.index(max(scores)) == document["answer"]
+    assert results["tiny_choice"]["acc,none"] == pytest.approx(right / len(DOCUMENTS))
+
+    texts = [document["text"] for document in DOCUMENTS]
+    bits = -sum(scorer.loglikelihood_rolling(texts)) / math.log(2) / sum(len(text.encode()) for text in texts)
+    assert results["tiny_text"]["bits_per_byte,none"] == pytest.approx(bits)
+
+    settings = {"until": ["\n"], "max_gen_toks": 8}
+    answers = scorer.generate_until([(document["question"], settings) for document in DOCUMENTS])
+    wanted = [document["choices"][document["answer"]] for document in DOCUMENTS]
+    matches = [found == right for found, right in zip(answers, wanted, strict=True)]
+    assert results["tiny_answer"]["exact_match,none"] == pytest.approx(sum(matches) / len(matches))
+    assert "tiny_choice" in capsys.readouterr().out
+
+
+def test_an_unknown_task_is_refused(artifact):
+    with pytest.raises(UserError, match="--tasks names no_such_task, which lm_eval does not know"):
+        main([str(artifact), "--tasks", "no_such_task"])
