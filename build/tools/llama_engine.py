@@ -24,6 +24,7 @@ TYPES = {
     "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
 }
 BATCH = 512  # tokens that are computed at once; llama.cpp's own tools do the same
+ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
 
 
 class LlamaEngine:
@@ -124,12 +125,13 @@ def requantized(source: Path, kind: str, threads: int) -> Path:
 
 
 def silenced() -> Any:  # noqa: ANN401 (a ctypes callback, which must outlive its use)
-    """Keep llama.cpp's log off the terminal."""
+    """Keep llama.cpp's log off the terminal, but for its errors."""
 
-    def ignore(_level: int, _text: bytes, _data: object) -> None:
-        return None
+    def show_errors(level: int, text: bytes, _data: object) -> None:
+        if level == ERROR_LEVEL:
+            sys.stderr.write(text.decode(errors="replace"))
 
     wrap: Callable[..., Any] = llama_cpp.llama_log_callback
-    callback = wrap(ignore)
+    callback = wrap(show_errors)
     llama_cpp.llama_log_set(callback, None)
     return callback

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="cut the text into chunks of N tokens and score the second half of each, as llama.cpp does (N=512 is the "
-        f"convention for WikiText-2); default: the first {ROWS * LENGTH} tokens, in rows that are scored in full",
+        f"convention for WikiText-2); default: up to {ROWS * LENGTH} tokens, in {ROWS} rows that are scored in full",
     )
     result.add_argument("--chunks", type=int, metavar="N", help="at most N chunks, with --context (default: all)")
     result.add_argument("--no-llama", action="store_true", help="leave llama.cpp out")
@@ -151,7 +151,7 @@ def passages_of(text: Text, engine: Engine, context: int | None, most: int | Non
     if context is not None:
         return chunks(text, tokenizer, context, most)
     engine.reset()
-    return whole_rows(text, tokenizer, engine.batch, min(LENGTH, engine.room() or LENGTH))
+    return whole_rows(text, tokenizer, engine.batch, engine.room() or LENGTH)
 
 
 def read_text(readers: Mapping[str, Contestant], name: str, passages: Passages) -> list[Quality]:

@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 from build.tools.quality.figures import LEAST_TOKENS
 from export.checkpoints.json_files import read_text
 from runtime.errors import UserError
-from runtime.text.tokenizer import Tokenizer
+from runtime.text.tokenizer import TEXT_LIMIT, Tokenizer
 
-ROWS, LENGTH = 8, 1024  # rows side by side, and predicted tokens in each: 8192 in all
+ROWS, LENGTH = 8, 1024  # rows side by side, and most tokens that are predicted in each: 8192 in all
+SHORT = 512  # in each row of the second text, which takes half of the time
+BYTES_LIMIT = TEXT_LIMIT  # of a file: a text of so many bytes has at most as many characters
 LEAST_CONTEXT = 4  # tokens of a chunk: a smaller one has next to nothing to score behind its first half
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text and what the tables call it."""
+    """A text, what the tables call it, and the most tokens that are predicted in each of its rows."""
 
     name: str
     content: str
+    length: int = LENGTH
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class FixedText:
     member: str
     sha256: str
     start: str  # what comes before is front matter
+    length: int  # as in `Text`
 
     def open(self) -> Text:
         """Read the file; raises `UserError` if it is not the expected one."""
@@ -50,7 +54,7 @@ class FixedText:
                 "install the pinned packages again with `make setup`"
             )
         whole = data.decode("utf-8").replace("\r\n", "\n")
-        return Text(self.name, whole[whole.index(self.start) :])
+        return Text(self.name, whole[whole.index(self.start) :], self.length)
 
 
 # Newton's Opticks (4th edition, 1730, Project Gutenberg) is test data of apache-tvm-ffi; the other is Python source.
@@ -60,6 +64,7 @@ OPTICKS = FixedText(
     "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt",
     "d4a9ac22462b35e7821a4f2706c211093da678620a8f9997989ee7cf8d507bbd",
     "DEFIN. I.",
+    LENGTH,
 )
 PYTHON_SOURCE = FixedText(
     "Python source (jinja2/compiler.py)",
@@ -67,6 +72,7 @@ PYTHON_SOURCE = FixedText(
     "compiler.py",
     "f51a42425e57f3c0479652623ec1cf876f791e1d2e029bf0149350baeb542de3",
     "import typing as t",
+    SHORT,
 )
 FIXED_TEXTS = (OPTICKS, PYTHON_SOURCE)
 
@@ -89,19 +95,23 @@ class Passages:
 
 
 def open_texts(path: Path | None) -> list[Text]:
-    """The fixed texts, or the one in a file; raises `UserError` if it cannot be read."""
-    return [fixed.open() for fixed in FIXED_TEXTS] if path is None else [Text(str(path), read_text(path))]
+    """The fixed texts, or the one in a file; raises `UserError` if it cannot be read or is too long."""
+    if path is None:
+        return [fixed.open() for fixed in FIXED_TEXTS]
+    if path.is_file() and path.stat().st_size > BYTES_LIMIT:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, expected at most {BYTES_LIMIT}; cut it")
+    return [Text(str(path), read_text(path))]
 
 
-def whole_rows(text: Text, tokenizer: Tokenizer, rows: int, longest: int) -> Passages:
-    """A text's beginning as `rows` passages of at most `longest` + 1 ids, of which all but the first are scored.
+def whole_rows(text: Text, tokenizer: Tokenizer, rows: int, slots: int) -> Passages:
+    """A text's beginning as `rows` passages, for caches of `slots`; all ids but the first of each are scored.
 
     Each row continues where the previous one ends, whose last id it repeats as its first. Raises `UserError` for a text
     that is too short for statistics.
     """
     ids = tokenizer.encode(text.content)
     _check_length(text, len(ids), rows * -(-LEAST_TOKENS // rows) + 1)
-    length = min(longest, (len(ids) - 1) // rows)
+    length = min(text.length, slots, (len(ids) - 1) // rows)
     passages = np.stack([ids[row * length : (row + 1) * length + 1] for row in range(rows)])
     return Passages(passages, 0, _text_bytes(tokenizer, passages, 0))
 
@@ -135,8 +145,9 @@ def chunks(text: Text, tokenizer: Tokenizer, context: int, most: int | None) -> 
     passages = np.array(ids[: count * context], np.int64).reshape(count, context)
     unscored = context // 2
     scored_bytes = _text_bytes(tokenizer, passages, unscored)
-    if tokenizer.spec.add_bos:
-        passages[:, 0] = tokenizer.spec.bos_id
+    bos_id = tokenizer.spec.bos_id if tokenizer.spec.add_bos else None
+    if bos_id is not None:
+        passages[:, 0] = bos_id
     return Passages(passages, unscored, scored_bytes)
 
 

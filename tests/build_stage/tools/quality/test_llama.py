@@ -9,8 +9,10 @@ from gguf import GGMLQuantizationType
 
 from build.tools.quality import llama
 from build.tools.quality.llama import AS_IT_IS, KINDS, LlamaProcess, llama_contestants, reason_to_leave_out
+from export.checkpoints.checkpoint import open_checkpoint
 from export.configuration.config import load_config
 from runtime.errors import UserError
+from tests.helpers import reference
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.tiny import write_tiny_mistral
 
@@ -46,23 +48,21 @@ def test_llama_is_left_out_where_it_is_not_installed(tmp_path, monkeypatch, caps
 def tiny_gguf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     write_tiny_mistral(folder / "huggingface", intermediate_size=128, sliding_window=None)
-    write_gguf(folder / "x.gguf", folder / "huggingface", GGMLQuantizationType.F32)
+    write_gguf(folder / "x.gguf", folder / "huggingface", GGMLQuantizationType.F32, for_llama_cpp=True)
+    write_gguf(folder / "ours.gguf", folder / "huggingface", GGMLQuantizationType.F32)
     return folder / "x.gguf"
 
 
 @installed
-def test_llama_reads_eight_texts_side_by_side(tiny_gguf, monkeypatch):
-    """Each text gives what `transformers` computes, whether its ids come at once or one by one.
+def test_llama_reads_eight_texts_side_by_side(tiny_gguf):
+    """Each text gives what numpy computes, whether its ids come at once or one by one.
 
-    llama.cpp keeps keys and values in float16: they are off by up to 2^-11, so logits are by a few times as much.
+    llama.cpp keeps keys and values in float16: each is off by up to 2^-11, so logits are by a few times as much.
     """
-    import torch
-    from transformers import MistralForCausalLM
-
-    model = MistralForCausalLM.from_pretrained(tiny_gguf.parent / "huggingface", dtype=torch.float32)
+    checkpoint = open_checkpoint(tiny_gguf.with_name("ours.gguf"), "gguf", {})
+    weights = {name: checkpoint.tensor(name) for name in checkpoint.names()}
     ids = np.random.default_rng(0).integers(5, 260, size=(8, 20))
-    with torch.no_grad():
-        expected = model(torch.from_numpy(ids)).logits.numpy()
+    expected = np.stack([reference.logits(checkpoint.model, weights, row.tolist()) for row in ids])
     process = LlamaProcess(config(tiny_gguf.parent, tiny_gguf), AS_IT_IS, 32)
     try:
         assert process.opened.weight_bytes == tiny_gguf.stat().st_size
@@ -94,7 +94,9 @@ def test_a_file_that_llama_refuses_is_one_sentence(tmp_path, capfd):
     (tmp_path / "x.gguf").write_bytes(b"GGUF and no more")
     with pytest.raises(UserError, match=r"llama\.cpp ended with status 2 on the file; its own message is above"):
         LlamaProcess(config(tmp_path, tmp_path / "x.gguf"), AS_IT_IS, 16)
-    assert "llama.cpp cannot load" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "llama.cpp cannot load" in said
+    assert "failed to load model" in said  # and what it says itself
 
 
 def test_the_kinds_are_types_that_llama_requantizes_to():

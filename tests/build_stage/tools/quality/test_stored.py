@@ -22,7 +22,8 @@ from tests.helpers.tiny import write_tiny_mistral
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     result = tmp_path_factory.mktemp("stored")
-    write_tiny_mistral(result / "huggingface", intermediate_size=128, dtype=torch.bfloat16)
+    write_tiny_mistral(result / "huggingface", dtype=torch.bfloat16)
+    write_tiny_mistral(result / "float32", intermediate_size=128)
     return result
 
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
 def test_a_gguf_names_its_packings(folder, packing):
     """Norms are float32 in every file, and are no matrices."""
     path = folder / f"{packing.name}.gguf"
-    write_gguf(path, folder / "huggingface", packing)
+    write_gguf(path, folder / "float32", packing)
     checkpoint = open_checkpoint(path, "gguf", {})
     matrices = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1}
     assert packing.name in matrices
