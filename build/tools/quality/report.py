@@ -8,6 +8,8 @@ from rich.table import Table
 
 from build.tools.quality.figures import PERCENTILES, Estimate, Quality
 
+COLORS = tuple(f"C{i}" for i in range(10))  # matplotlib's own cycle
+
 
 def by_text(results: Sequence[Quality]) -> dict[str, list[Quality]]:
     """The results of each text."""
@@ -58,22 +60,21 @@ def _signed(estimate: Estimate, digits: int) -> str:
 
 
 def draw_quality(results: Sequence[Quality], path: Path) -> None:
-    """Plot perplexity over size, one panel per text, one point per variant; the baseline is a line."""
+    """Plot the mean KL divergence over size, one panel per text, one colour per variant other than the baseline."""
     texts = by_text(results)
-    figure = Figure(figsize=(7 * len(texts), 4), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(texts) + 2.5, 4), layout="constrained")
     panels = figure.subplots(1, len(texts), squeeze=False)[0]
     for axes, (text, rows) in zip(panels, texts.items(), strict=True):
-        above: dict[float, int] = {}  # labels so far at about this size
-        for row in sorted(rows, key=lambda row: row.perplexity.value):
+        for i, row in enumerate(rows[1:]):
+            marker = {"fmt": "os^D"[i // len(COLORS) % 4], "color": COLORS[i % len(COLORS)], "capsize": 2}
             size = row.weight_bytes / 1e6
-            line = above[round(size, -1)] = above.get(round(size, -1), -1) + 1
-            axes.errorbar(size, row.perplexity.value, row.perplexity.error, fmt="o", capsize=2)
-            place = {"textcoords": "offset points", "xytext": (6, 4 + 9 * line), "fontsize": 8}
-            axes.annotate(row.variant, (size, row.perplexity.value), **place)
-        axes.axhline(rows[0].perplexity.value, linewidth=0.8, linestyle="--", color="grey")
-        axes.set(xlabel="weights, MB", ylabel="perplexity (lower is better)", title=text)
-        axes.margins(x=0.18, y=0.25)
+            axes.errorbar(size, row.divergence.value, row.divergence.error, label=row.variant, **marker)
+        axes.set(xlabel="weights, MB", ylabel="mean KL divergence, nats", title=text, yscale="log")
+        axes.grid(linewidth=0.3)
     figure.suptitle("What a smaller file costs")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     figure.savefig(path)
 
 

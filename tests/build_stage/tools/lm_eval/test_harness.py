@@ -11,6 +11,7 @@ from build.tools.lm_eval.scoring import Scorer
 from runtime.engines.engine import Engine
 from runtime.errors import UserError
 from runtime.text.tokenizer import open_tokenizer
+from tests.helpers.artifacts import bound
 
 pytest.importorskip("lm_eval", exc_type=ImportError, reason="needs `make setup EVAL=1`")
 
@@ -57,6 +58,39 @@ def test_the_harness_reports_what_the_scorer_finds(artifact, scorer, tmp_path, m
     matches = [found == right for found, right in zip(answers, wanted, strict=True)]
     assert results["tiny_answer"]["exact_match,none"] == pytest.approx(sum(matches) / len(matches))
     assert "tiny_choice" in capsys.readouterr().out
+
+
+def test_answers_are_those_of_the_harness_with_transformers(compile_case, scorer, tmp_path, monkeypatch):
+    """The harness's own adapter for transformers asks the same checkpoint, and both see the same requests.
+
+    A log-likelihood is off by at most twice as much as the logits, for each token. That adapter asks for whole texts
+    with bos twice where the tokenizer adds it, so these are not compared.
+    """
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from build.tools.lm_eval.harness import ArtifactModel
+
+    case = compile_case("batched")
+    monkeypatch.chdir(TASKS)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def answers(model, **settings):
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+        names = ["tiny_choice", "tiny_answer"]
+        samples = lm_eval.simple_evaluate(model=model, tasks=names, task_manager=manager, **settings)["samples"]
+        return {name: [answer for sample in samples[name] for answer in sample["filtered_resps"]] for name in names}
+
+    theirs = answers("hf", model_args=f"pretrained={case.folder / 'checkpoint'},device=cpu,dtype=float32")
+    ours = answers(ArtifactModel(scorer))
+    assert len(ours["tiny_choice"]) == sum(len(document["choices"]) for document in DOCUMENTS)
+    largest = 20.0  # no logit of this model is larger
+    tolerance = 2 * len(" of light") * bound(case.graphs) * largest
+    for (found, greedy), (expected, same) in zip(ours["tiny_choice"], theirs["tiny_choice"], strict=True):
+        assert found == pytest.approx(expected, abs=tolerance)
+        assert greedy == same
+    assert ours["tiny_answer"] == theirs["tiny_answer"]
 
 
 def test_an_unknown_task_is_refused(artifact):
