@@ -7,8 +7,10 @@ need no network if they name their files by `dataset_path: json`. Chat templates
 import argparse
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from rich.table import Table
 
 from build.tools.lm_eval.scoring import Scorer
 from export.console import output
@@ -16,9 +18,12 @@ from runtime.cli import open_batch_engine
 from runtime.errors import UserError, run_command
 from runtime.text.tokenizer import open_tokenizer
 
+Metrics = Mapping[str, Mapping[str, object]]  # by task, and by metric
+STDERR = "_stderr"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tasks, print the harness's table and write its JSON; returns the exit status."""
+    """Run the tasks, print a table of the metrics and write them as JSON; returns the exit status."""
     arguments = parser().parse_args(argv)
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("the package lm_eval is not installed; install it with `make setup EVAL=1`")
@@ -30,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if engine.manifest.tokenizer is None:
         raise UserError(f"{engine.folder} has no tokenizer, which tasks need; use a checkpoint with a tokenizer")
     scorer = Scorer(engine, open_tokenizer(engine.manifest.tokenizer, engine.folder))
-    results = evaluated(scorer, arguments)
+    metrics = evaluated(scorer, arguments)
+    output.print(metrics_table(metrics))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(results["results"], indent=1, default=str) + "\n")
+        arguments.json.write_text(json.dumps(metrics, indent=1, default=str) + "\n")
     return 0
 
 
@@ -54,11 +60,10 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def evaluated(scorer: Scorer, arguments: argparse.Namespace) -> dict[str, object]:
-    """The harness's results, after its table was printed; raises `UserError` for a task that it does not know."""
+def evaluated(scorer: Scorer, arguments: argparse.Namespace) -> Metrics:
+    """The harness's metrics of each task; raises `UserError` for a task that it does not know."""
     import lm_eval
     from lm_eval.tasks import TaskManager
-    from lm_eval.utils import make_table
 
     from build.tools.lm_eval.harness import ArtifactModel
 
@@ -71,7 +76,7 @@ def evaluated(scorer: Scorer, arguments: argparse.Namespace) -> dict[str, object
             f"--tasks names {unknown[0]}, which lm_eval does not know; `lm-eval ls tasks` lists its tasks, and "
             "--tasks-folder names a folder with others"
         )
-    results: dict[str, object] = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model=ArtifactModel(scorer),
         tasks=names,
         task_manager=manager,
@@ -79,8 +84,31 @@ def evaluated(scorer: Scorer, arguments: argparse.Namespace) -> dict[str, object
         limit=arguments.limit,
         gen_kwargs=arguments.gen_kwargs,
     )
-    output.print(make_table(results), markup=False)
-    return results
+    metrics: Metrics = results["results"]
+    return metrics
+
+
+def metrics_table(metrics: Metrics) -> Table:
+    """A row for each metric of each task; the harness keys them by "METRIC,FILTER" and "METRIC_stderr,FILTER"."""
+    result = Table()
+    for name in ("task", "metric", "filter"):
+        result.add_column(name)
+    for name in ("value", "standard error"):
+        result.add_column(name, justify="right")
+    for task, found in metrics.items():
+        for key, value in found.items():
+            metric, comma, chosen = key.partition(",")
+            if not comma or metric.endswith(STDERR):
+                continue
+            result.add_row(task, metric, chosen, shown(value), shown(found.get(f"{metric}{STDERR},{chosen}")))
+    return result
+
+
+def shown(value: object) -> str:
+    """A metric with four decimals; whatever is no number as it is, and nothing for none."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value in (None, "N/A") else str(value)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from build.tools.lm_eval.__main__ import main
+from build.tools.lm_eval.__main__ import main, metrics_table
 from build.tools.lm_eval.scoring import Generation, Scored, Scorer, rolling_windows
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.decoding.batch import HIDDEN
@@ -236,3 +236,16 @@ def test_without_the_harness_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr("build.tools.lm_eval.__main__.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="lm_eval is not installed; install it with `make setup EVAL=1`"):
         main(["nowhere", "--tasks", "x"])
+
+
+def test_metrics_are_tabulated():
+    found = {"alias": "x", "acc,none": 0.5, "acc_stderr,none": 0.25, "words,none": 3, "words_stderr,none": "N/A"}
+    table = metrics_table({"x": found})
+    cells = {column.header: list(column.cells) for column in table.columns}
+    assert cells == {
+        "task": ["x", "x"],
+        "metric": ["acc", "words"],
+        "filter": ["none", "none"],
+        "value": ["0.5000", "3"],
+        "standard error": ["0.2500", ""],
+    }
