@@ -17,9 +17,9 @@ from build.tools.quality.figures import Quality
 from build.tools.quality.llama import llama_contestants
 from build.tools.quality.measuring import Contestant, measure
 from build.tools.quality.report import by_text, draw_errors, draw_quality, tables
-from build.tools.quality.stored import described, layer_errors, packings
+from build.tools.quality.stored import described, is_quantized, layer_errors, packings
 from build.tools.quality.texts import LENGTH, ROWS, Passages, Text, check_chunks, chunks, open_texts, whole_rows
-from build.tools.variants import BASELINE, VARIANTS, Variant, compile_variant
+from build.tools.variants import BASELINE, VARIANTS, Variant, compile_variant, fitting_variants
 from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig, config_parser
 from export.console import output, step_bar
@@ -51,7 +51,9 @@ def main() -> int:
     texts = open_texts(arguments.text)
     checkpoint = open_configured(config)
     stored = packings(checkpoint)
-    variants = compile_variants(job, arguments.variants, described(BASELINE, stored), arguments.context)
+    fitting = fitting_variants(job, is_quantized=is_quantized(checkpoint))
+    wanted = fitting if arguments.variants is None else arguments.variants.split(",")
+    variants = compile_variants(job, wanted, described(BASELINE, stored), arguments.context)
     results = measure_variants(config, variants, texts, arguments)
     write_report(arguments.config.stem, results, stored, errors_of(checkpoint, variants))
     return check_budget(results, config.quantize.budget)
@@ -60,12 +62,11 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
     result = config_parser("Compare the quality of weight schemes.")
-    names = ",".join(VARIANTS)
     result.add_argument(
         "--variants",
-        default=names,
         metavar="A,B",
-        help=f"variants to compare with {BASELINE} and the config (default: {names})",
+        help=f"variants to compare with {BASELINE} and the config (default: those that fit the checkpoint of "
+        f"{', '.join(VARIANTS)})",
     )
     result.add_argument("--text", type=Path, metavar="FILE", help="a text in UTF-8, in place of the two fixed ones")
     result.add_argument(
@@ -80,12 +81,12 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def compile_variants(job: Job, wanted: str, baseline: str, context: int | None) -> dict[str, Variant]:
+def compile_variants(job: Job, wanted: Sequence[str], baseline: str, context: int | None) -> dict[str, Variant]:
     """Compile every variant for `ROWS` sequences, the baseline first; `baseline` is what it is called.
 
     The config as it is comes last, unless it is one of the variants. `context` is the length of the chunks, if any.
     """
-    labels = [BASELINE, *(label for label in wanted.split(",") if label != BASELINE)]
+    labels = [BASELINE, *(label for label in wanted if label != BASELINE)]
     unknown = [label for label in labels if label not in VARIANTS]
     if unknown:
         raise UserError(f"--variants names {unknown[0]}, expected some of {', '.join(VARIANTS)}")

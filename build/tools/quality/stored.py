@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 
 from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.source import SourceTensor
 from export.weights.stored import StoredWeights
 from export.weights.table import format_of, load, specs
 
@@ -14,11 +15,21 @@ MOST_NAMED = 3  # packings; a file may mix more
 def packings(checkpoint: Checkpoint) -> list[str]:
     """How a checkpoint stores its matrices, by the names that its users know; those with the most bytes come first."""
     sizes: Counter[str] = Counter()
-    sources = {part.source for weight in checkpoint.weights.values() for part in weight.parts}
-    for tensor in (checkpoint.source.tensors[name] for name in sources):
-        if len(tensor.shape) > 1:
-            sizes[tensor.packing or tensor.dtype] += tensor.nbytes
+    for tensor in _matrices(checkpoint):
+        sizes[tensor.packing or tensor.dtype] += tensor.nbytes
     return sorted(sizes, key=lambda name: (-sizes[name], name))
+
+
+def is_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether any matrix is stored in other than plain numbers."""
+    return any(tensor.packing is not None for tensor in _matrices(checkpoint))
+
+
+def _matrices(checkpoint: Checkpoint) -> list[SourceTensor]:
+    """The matrices that the model is made of, each once, as the checkpoint stores them."""
+    names = {part.source for weight in checkpoint.weights.values() for part in weight.parts}
+    tensors = [checkpoint.source.tensors[name] for name in names]
+    return [tensor for tensor in tensors if len(tensor.shape) > 1]
 
 
 def described(baseline: str, names: list[str]) -> str:

@@ -4,13 +4,13 @@ import contextlib
 from dataclasses import replace
 
 import gguf
-import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
 
 from build.tools.quality.__main__ import compile_variants
-from build.tools.quality.stored import described, layer_errors, packings
+from build.tools.quality.stored import described, is_quantized, layer_errors, packings
+from build.tools.variants import VARIANTS, fitting_variants
 from export.checkpoints.checkpoint import open_checkpoint
 from export.job import Job
 from export.weights.stored import StoredWeights
@@ -96,10 +96,21 @@ def test_layer_errors_are_those_of_the_stored_numbers(compile_case):
     assert all(0.03 < value < 0.15 for kind, values in errors.items() if kind != "tok_embeddings" for value in values)
 
 
+def test_only_a_quantized_checkpoint_has_numbers_to_carry(folder, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\nfrontend: {checkpoint: nowhere}\nbackend: {target: llvm}\n")
+    plain = open_checkpoint(folder / "huggingface", "huggingface", {})
+    write_gguf(tmp_path / "x.gguf", folder / "float32", GGMLQuantizationType.Q8_0)
+    packed = open_checkpoint(tmp_path / "x.gguf", "gguf", {})
+    found = [fitting_variants(Job.load(path), is_quantized=is_quantized(each)) for each in (plain, packed)]
+    assert set(found[1]) == set(VARIANTS)
+    assert set(found[1]) - set(found[0]) == {"source", "source_dynamic"}
+
+
 def test_an_unknown_variant_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.yaml"
     path.write_text("name: x\nfrontend: {checkpoint: nowhere}\nbackend: {target: llvm}\n")
-    with pytest.raises(UserError, match="--variants names int3, expected some of fp32, bf16"):
-        compile_variants(Job.load(path), "fp32,int3", "fp32", None)
-    assert not np.any([each.is_dir() for each in tmp_path.iterdir()])
+    with pytest.raises(UserError, match="--variants names int3, expected some of fp32, "):
+        compile_variants(Job.load(path), ["fp32", "int3"], "fp32", None)
+    assert [each.name for each in tmp_path.iterdir()] == ["x.yaml"]  # nothing was begun
