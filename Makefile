@@ -26,7 +26,8 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##  */  \1\t/p; s/^##  */\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 installs onnxruntime-gpu instead of
-## onnxruntime, BENCH=1 adds llama.cpp and ONNX Runtime GenAI for `make bench`
+## onnxruntime, BENCH=1 adds llama.cpp and ONNX Runtime GenAI for `make bench` and `make quality`, EVAL=1 adds
+## lm-evaluation-harness for `python -m build.tools.lm_eval`
 ifdef GPU
 	$(PY) -m pip uninstall --quiet --yes onnxruntime
 	$(INSTALL) requirements/gpu.lock
@@ -34,6 +35,10 @@ endif
 
 ifdef BENCH
 	CMAKE_ARGS="-DGGML_NATIVE=ON" $(INSTALL) requirements/bench.lock
+endif
+
+ifdef EVAL
+	$(INSTALL) requirements/eval.lock
 endif
 
 LOCKS := requirements.lock requirements/torch_cpu.lock requirements/torch_cuda.lock
@@ -80,9 +85,11 @@ compile: inputs  ## CONFIG=...: compile a YAML config and its checkpoint into an
 parity: inputs  ## CONFIG=...: prove transformers == static torch == onnxruntime == compiled artifact, in one table
 	$(PY) -m build.parity $(ARGUMENTS)
 
-quality: inputs  ## CONFIG=...: measure perplexity, KL divergence and top-1 of every scheme on a fixed English text;
-## quantize.budget is the limit
-	$(PY) -m build.tools.quality $(ARGUMENTS)
+quality: inputs  ## CONFIG=...: measure perplexity, KL divergence and top-1 of every scheme, and of llama.cpp after
+## `make setup BENCH=1`, on two fixed texts; quantize.budget is the limit. TEXT=file CONTEXT=512 CHUNKS=20 measures on
+## 20 chunks of a file as llama.cpp does, VARIANTS=int8,int4 selects schemes
+	$(PY) -m build.tools.quality $(ARGUMENTS) $(if $(TEXT),--text $(TEXT)) $(if $(CONTEXT),--context $(CONTEXT)) \
+	    $(if $(CHUNKS),--chunks $(CHUNKS)) $(if $(VARIANTS),--variants $(VARIANTS))
 
 bench: inputs  ## CONFIG=...: compare the speed of every scheme with onnxruntime, transformers and, after
 ## `make setup BENCH=1`, llama.cpp and ONNX Runtime GenAI

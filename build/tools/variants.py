@@ -7,6 +7,7 @@ from build.compile import compile_job
 from export.configuration.config import describe_defaults
 from export.job import Job
 from runtime.artifact.folder import Artifact
+from runtime.artifact.schemes import SCHEMES
 
 BASELINE = "fp32"
 # Ways to store weights and caches, by label, and what is set for each, whatever the config says.
@@ -14,6 +15,8 @@ VARIANTS: dict[str, list[str]] = {
     label: ["quantize.cache=auto", *sets, "quantize.keep=[]"]
     for label, sets in {
         BASELINE: ["quantize.scheme=none", "backend.dtype=fp32"],
+        "source": ["quantize.scheme=source", "backend.dtype=fp32"],
+        "source_dynamic": ["quantize.scheme=source_dynamic", "backend.dtype=fp32"],
         "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],
         "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
         "int8-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int8"],
@@ -42,6 +45,15 @@ class Variant:
 
     job: Job
     artifact: Artifact
+
+
+def fitting_variants(job: Job, *, is_quantized: bool) -> list[str]:
+    """The labels of all variants, but for those that carry quantized matrices if the checkpoint has none.
+
+    Those would only repeat the baseline.
+    """
+    schemes = {label: SCHEMES[job.changed(sets).config.quantize.scheme] for label, sets in VARIANTS.items()}
+    return [label for label, scheme in schemes.items() if is_quantized or not scheme.carries]
 
 
 def compile_variant(job: Job, label: str, changes: Sequence[str]) -> Variant:

@@ -11,6 +11,8 @@ from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from tests.helpers.tiny import DEFAULTS
+
 Array = NDArray[Any]
 EXPERTS = ".block_sparse_moe.experts."
 
@@ -64,15 +66,20 @@ def write_gguf(
     without: str = "",
     split: int = 0,
     architecture: str = "llama",
+    for_llama_cpp: bool = False,
     **metadata: Any,
 ) -> dict[str, Array]:
     """Write a GGUF of the tiny model in `folder`, in parts of `split` tensors if that is not 0.
 
-    Returns the contents of its tensors, under Hugging Face names.
+    llama.cpp loads it only if it says that it has no vocabulary, which is written `for_llama_cpp`; our reader refuses
+    that. Returns the contents of its tensors, under Hugging Face names.
     """
     writer = open_writer(path, architecture, split_max_tensors=split)
     for key, value in metadata.items():
         writer.add_key_value(f"{architecture}.{key}", value, gguf.GGUFValueType.get_type(value))
+    if for_llama_cpp:
+        writer.add_tokenizer_model("no_vocab")
+        writer.add_vocab_size(DEFAULTS["vocab_size"])
     held = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         if name == without or (tied and name == "lm_head.weight"):

@@ -21,8 +21,8 @@ from export.stage import ROOT
 WINDOW = 64
 CACHE_LEN = 1024
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "fp32": {},
-    "windowed": {"overrides": {"sliding_window": WINDOW}},
+    "fp32": {"quantize": {"scheme": "none"}},
+    "windowed": {"overrides": {"sliding_window": WINDOW}, "quantize": {"scheme": "none"}},
     "int8": {"quantize": {"scheme": "int8"}},
 }
 

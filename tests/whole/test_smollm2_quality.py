@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from build.tools import quality
-from build.tools.quality import log_softmax, measure, text_rows
+from build.tools.quality.figures import Distribution
+from build.tools.quality.measuring import Contestant, measure
+from build.tools.quality.texts import OPTICKS, whole_rows
 from export.proof.reference_model import reference_logits
 from export.stage import ROOT
+from runtime.artifact.consistency import WEIGHTS_FILE
+from runtime.artifact.folder import Artifact
 from runtime.engines.engine import Engine
+from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
 from tests.helpers.smollm2 import CACHE_LEN, smollm2, transformers_model
 
@@ -69,10 +73,23 @@ def test_the_shipped_model_writes_the_same_text_in_an_empty_environment(int8, fo
 @pytest.fixture(scope="module")
 def expected(int8, folder):
     """Log-probabilities of the text's tokens by `transformers` with its float32 weights, in one pass."""
-    rows = text_rows(int8, Engine.open(int8))
-    assert rows.shape == (1, CACHE_LEN + 1)
-    scores = log_softmax(reference_logits(transformers_model("fp32", folder), rows[:, :-1], "causal_lm")[0])
-    return scores[np.arange(CACHE_LEN), rows[0, 1:]]
+    ids = passages(int8).ids
+    assert ids.shape == (1, CACHE_LEN + 1)
+    logits = reference_logits(transformers_model("fp32", folder), ids[:, :-1], "causal_lm")[0]
+    return Distribution.of(logits).log_of(ids[0, 1:])
+
+
+def passages(artifact, length=CACHE_LEN):
+    manifest = Artifact.open(artifact).manifest
+    return whole_rows(OPTICKS.open(), open_tokenizer(manifest.tokenizer, artifact), 1, length)
+
+
+def measured(folders, length=CACHE_LEN):
+    contestants = {
+        label: Contestant(Engine.open(folder), (folder / WEIGHTS_FILE).stat().st_size)
+        for label, folder in folders.items()
+    }
+    return measure(contestants, OPTICKS.name, passages(next(iter(folders.values())), length), lambda _: None)
 
 
 def perplexity(log_probabilities):
@@ -81,19 +98,18 @@ def perplexity(log_probabilities):
 
 def test_int8_costs_less_than_one_percent_of_perplexity(int8, expected):
     """The cost is relative to the perplexity of `transformers` in float32, on as many tokens as the caches hold."""
-    (quantized,) = measure({"int8": int8})
+    (quantized,) = measured({"int8": int8})
     assert quantized.tokens == CACHE_LEN
-    assert abs(quantized.perplexity / perplexity(expected) - 1) < 0.01
+    assert abs(quantized.perplexity.value / perplexity(expected) - 1) < 0.01
 
 
-def test_both_artifacts_are_read_in_step(int8, folder, expected, monkeypatch):
+def test_both_artifacts_are_read_in_step(int8, folder, expected):
     """float32 is the baseline: its perplexity is that of `transformers`, up to rounding in another order."""
-    monkeypatch.setattr(quality, "LENGTH", SHORT)
     fp32 = smollm2("fp32", folder)
-    baseline, quantized = measure({"none": fp32, "int8": int8})
+    baseline, quantized = measured({"none": fp32, "int8": int8}, SHORT)
     assert (baseline.tokens, quantized.tokens) == (SHORT, SHORT)
-    assert baseline.perplexity == pytest.approx(perplexity(expected[:SHORT]), rel=1e-5)
-    assert (baseline.divergence, baseline.agreement) == (0, 1)
-    assert 0 < quantized.divergence < 0.01
-    assert quantized.agreement > 0.95
+    assert baseline.perplexity.value == pytest.approx(perplexity(expected[:SHORT]), rel=1e-5)
+    assert (baseline.divergence.value, baseline.same_top.value) == (0, 100)
+    assert 0 < quantized.divergence.value < 0.01
+    assert quantized.same_top.value > 95
     assert quantized.weight_bytes < 0.27 * baseline.weight_bytes

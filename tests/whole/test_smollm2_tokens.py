@@ -2,7 +2,7 @@
 
 import pytest
 
-from build.tools.quality import text
+from build.tools.quality.texts import OPTICKS
 from runtime.decoding.generation import generate
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.engines.engine import Engine
@@ -37,7 +37,7 @@ class Model:
         self.reference = transformers_model(name, shared)
 
     def long_text(self, tokens):
-        ids = self.tokenizer.encode(text())
+        ids = self.tokenizer.encode(OPTICKS.open().content)
         assert len(ids) >= tokens
         return ids[:tokens]
 
