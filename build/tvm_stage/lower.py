@@ -10,7 +10,7 @@ from runtime.errors import UserError, one_line
 
 # Debug information holds line numbers of our kernels' source. It is a third of the library, is useless on a box, and
 # changes with every comment.
-LINKER_OPTIONS = ["-Wl,--strip-debug"]
+LINKER_OPTIONS = ["-Wl,--strip-all", "-Wl,-z,noseparate-code"]
 
 
 def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:

@@ -81,9 +81,38 @@ def _plan_memory() -> list[Any]:
         t.KillAfterLastUse(),
         t.LowerRuntimeBuiltin(),
         t.ComputePrimValue(),
-        t.VMShapeLower(),
+        t.VMShapeLower(emit_err_ctx=False),
+        without_argument_checks,
         t.AttachGlobalSymbol(),
     ]
+
+
+ARGUMENT_CHECKS = ("vm.builtin.check_tensor_info", "vm.builtin.match_shape")
+
+
+@tvm.transform.module_pass(opt_level=0)
+def without_argument_checks(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+    """Leave out what TVM checks of every argument in every call, by hundreds of instructions and with messages for each.
+
+    The engine, which alone calls these functions, has compared its arrays with the manifest when it opened.
+    """
+    result = tvm.IRModule(module.functions, attrs=module.attrs)
+    for name, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            blocks = [
+                relax.BindingBlock([b for b in block.bindings if not _checks_arguments(b)])
+                for block in function.body.blocks
+            ]
+            body = relax.SeqExpr(blocks, function.body.body)
+            result.update_func(
+                name, relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
+            )
+    return result
+
+
+def _checks_arguments(binding: relax.Binding) -> bool:
+    op = getattr(getattr(binding, "value", None), "op", None)
+    return isinstance(op, relax.ExternFunc) and op.global_symbol in ARGUMENT_CHECKS
 
 
 def _llvm_passes() -> Sequence[tuple[str, Sequence[Any]]]:
