@@ -33,7 +33,7 @@ TARGETS: Mapping[TargetKind, Target] = {
     ),
     "cuda": Target(
         dtypes=("fp16", "fp32"),
-        caches=("fp16", "fp32"),
+        caches=("fp16", "fp32", "int8"),
         layout="vectors",
         archs=("sm_80", "sm_90a"),
         on_device=True,

@@ -42,7 +42,7 @@ def positions_of(shape):
     return {"positions": (-shape.tokens, shape.cache_len - 1)}
 
 
-KINDS = (("llvm", "int8"), ("cuda", "float32"), ("tensor-cores", "float16"))
+KINDS = (("llvm", "int8"), ("cuda", "float32"), ("tensor-cores", "float16"), ("tensor-cores", "int8"))
 ATTENTION = [
     *((LONG_CACHE, tokens, dtype, target) for target, dtype in KINDS[:2] for tokens in (1, 128)),
     *((MINISTRAL, tokens, dtype, target) for target, dtype in KINDS for tokens in (1, 128)),

@@ -1,0 +1,47 @@
+"""How keys and values are stored: the tensors of one cache, by the name that `quantize.cache` gives the format."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.artifact.targets import CacheDType
+
+NumberDType = Literal["float32", "float16", "int8"]
+ScaleDType = Literal["float32"]
+
+
+@dataclass(frozen=True)
+class CachePart:
+    """One tensor (B, n_kv_heads, slots, width) of the keys or of the values of a layer."""
+
+    suffix: str  # of its name
+    width: int
+    dtype: NumberDType | ScaleDType
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """One way of storing a column: the key or the value of one head of one token."""
+
+    dtype: NumberDType  # of the tensor that holds the numbers; no two formats have the same
+    unit_roundoff: float  # largest error of a stored number, relative to the column's largest
+    scales: ScaleDType | None = None  # dtype of the column's scale; None if numbers are stored as they are
+
+    def parts(self, head_dim: int) -> Iterator[CachePart]:
+        """The tensors of a cache, in order: the numbers, then what they are multiplied by."""
+        yield CachePart("", head_dim, self.dtype)
+        if self.scales:
+            yield CachePart("_scale", 1, self.scales)
+
+
+CACHE_FORMATS: Mapping[CacheDType, CacheFormat] = {
+    "fp32": CacheFormat("float32", 2.0**-24),
+    "fp16": CacheFormat("float16", 2.0**-11),
+    "int8": CacheFormat("int8", 0.5 / 127, scales="float32"),
+}
+CACHE_NAMES: Mapping[str, CacheDType] = {stored.dtype: name for name, stored in CACHE_FORMATS.items()}
+
+
+def cache_format(dtype: str) -> CacheFormat:
+    """The format whose numbers have this dtype."""
+    return CACHE_FORMATS[CACHE_NAMES[dtype]]
