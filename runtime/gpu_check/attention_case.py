@@ -101,10 +101,10 @@ class Seen:
         """One query's outputs (heads, head_dim) and their bounds.
 
         Scaling rounds once, the dot product head_dim + 1 times; the factor of a position five times, and then a query
-        is no longer exact in float16. A number that is stored with a scale is rounded once when it is widened, and to
-        float16 where queries are. A score that is off by e changes its share by e, and the sum of shares by as much;
-        then come exp and the sums over the slots. Shares that are rounded to float16 (exp of at most 0) are off by
-        `rounding` or by half of float16's smallest step.
+        is no longer exact in float16. A number that is stored with a scale is rounded at most twice when it is widened,
+        and to float16 where queries are. A score that is off by e changes its share by e, and the sum of shares by as
+        much; then come exp and the sums over the slots. Shares that are rounded to float16 (exp of at most 0) are off
+        by `rounding` or by half of float16's smallest step.
         """
         position = self.first + i
         past = np.arange(max(position - self.window + 1, 0), self.first) % self.window
@@ -113,19 +113,19 @@ class Seen:
             np.concatenate([ring[b][:, past], columns[b, new].transpose(1, 0, 2)], axis=1)
             for ring, columns in zip(self.rings, self.new, strict=True)
         ]
-        key, value = widened(seen[0::2]), widened(seen[1::2])  # (kv_heads, seen, head_dim)
+        (key, key_size), (value, value_size) = widened(seen[0::2]), widened(seen[1::2])  # (kv_heads, seen, head_dim)
         query = self.queries[b, i].reshape(len(key), -1, key.shape[-1])  # (kv_heads, group, head_dim)
         scores = query @ key.transpose(0, 2, 1) * scale * factor
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
-        size = (np.abs(query) @ np.abs(key).transpose(0, 2, 1)).max() * scale * factor
+        size = (np.abs(query) @ key_size.transpose(0, 2, 1)).max() * scale * factor
         scaled = self.how.scales is not None
-        roundings = key.shape[-1] + (4 if factor == 1 else 9) + scaled
+        roundings = key.shape[-1] + (4 if factor == 1 else 9) + 2 * scaled
         halves = rounding * ((factor != 1) + scaled)
-        error = 2 * (roundings * EPS + halves) * size + (key.shape[1] + 8 + scaled) * EPS + rounding * scaled
-        mixed, magnitude = shares @ value, shares @ np.abs(value)
+        error = 2 * (roundings * EPS + halves) * size + (key.shape[1] + 8 + 2 * scaled) * EPS + rounding * scaled
+        mixed, magnitude = shares @ value, shares @ value_size
         heads = self.queries.shape[2]
-        rounded = rounding * magnitude + (SMALLEST_HALF / 2 if rounding else 0) * np.abs(value).sum(1, keepdims=True)
+        rounded = rounding * magnitude + (SMALLEST_HALF / 2 if rounding else 0) * value_size.sum(1, keepdims=True)
         return mixed.reshape(heads, -1), (error * magnitude + rounded).reshape(heads, -1)
 
     def rings_afterwards(self) -> Iterator[Array]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cache_numbers import Cache
+from build.kernels.cache_numbers import Cache, declared, unused_parameters
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.decode_attention import decode_attention
 from build.kernels.cuda.flash_attention import flash_attention, suits
@@ -28,7 +28,7 @@ from build.kernels.cuda.ring import (
     rotated_element,
     stored_number,
 )
-from build.kernels.parameters import UNUSED, without
+from build.kernels.parameters import without
 from build.kernels.rotary import query_scale
 from build.kernels.shapes import RollingAttention
 
@@ -49,13 +49,13 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
     """Kernel from qkv, the rotary cosines and sines, positions and both rings to the attention's output.
 
     Arguments: qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T), key ring, value ring and,
-    for int8, both rings of scales. All rings are updated in place. The output (B, T, n_heads * head_dim) is a new
-    tensor, which comes before the rings in the results. Positions are consecutive in each sequence; negative ones are
-    padding, which is neither written nor seen. With `tensor_cores`, queries, shares (softmax weights) and what int8
-    stores may be rounded to float16 for several tokens.
+    for int8 and int4, both rings of scales, then for int4 both of minima. All rings are updated in place. The output
+    (B, T, n_heads * head_dim) is a new tensor, which comes before the rings in the results. Positions are consecutive
+    in each sequence; negative ones are padding, which is neither written nor seen. With `tensor_cores`, queries, shares
+    (softmax weights) and the numbers of int8 and int4 rings may be rounded to float16 for several tokens.
     """
-    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    half, dtype, scaled = D // 2, shape.cache_dtype, shape.stored.scales is not None
+    B, N, H, D = shape.batch, shape.tokens, shape.n_heads, shape.head_dim
+    half, ring = D // 2, declared(shape)
     body = _body(shape, on, tensor_cores=tensor_cores)
 
     @T.prim_func
@@ -64,16 +64,26 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
         cos: T.Buffer((B, 1, N, half), "float32"),
         sin: T.Buffer((B, 1, N, half), "float32"),
         positions: T.Buffer((B, N), "int64"),
-        keys: T.Buffer((B, KV, W, D), dtype),
-        values: T.Buffer((B, KV, W, D), dtype),
-        key_scales: T.Buffer((B, KV, W, 1) if scaled else UNUSED, "float32"),
-        value_scales: T.Buffer((B, KV, W, 1) if scaled else UNUSED, "float32"),
+        keys: T.Buffer(ring.numbers.shape, ring.numbers.dtype),
+        values: T.Buffer(ring.numbers.shape, ring.numbers.dtype),
+        key_scales: T.Buffer(ring.scales.shape, ring.scales.dtype),
+        value_scales: T.Buffer(ring.scales.shape, ring.scales.dtype),
+        key_minima: T.Buffer(ring.minima.shape, ring.minima.dtype),
+        value_minima: T.Buffer(ring.minima.shape, ring.minima.dtype),
         out: T.Buffer((B, N, H * D), "float32"),
     ):
         T.func_attr(ATTRIBUTES)
-        body(qkv, cos, sin, positions, Cache(keys, key_scales), Cache(values, value_scales), out)
+        body(
+            qkv,
+            cos,
+            sin,
+            positions,
+            Cache(keys, key_scales, key_minima),
+            Cache(values, value_scales, value_minima),
+            out,
+        )
 
-    return kernel if scaled else without(kernel, ["key_scales", "value_scales"])
+    return without(kernel, unused_parameters(shape))
 
 
 def _body(shape: RollingAttention, on: Binding, *, tensor_cores: bool):

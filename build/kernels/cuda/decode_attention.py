@@ -2,9 +2,9 @@
 
 The ring is that of `build/kernels/cuda/attention.py`. First the new column is written, so that the ring alone holds
 everything visible: its first min(position + 1, W) slots, whose order does not matter. Then each block takes some of
-one key head's slots, in tiles: keys pass through shared memory, where those of an int8 cache are float32, and every
-query head of the group keeps a running maximum, a sum and mixed values (online softmax, Milakov and Gimelshein 2018,
-arXiv 1805.02867). Last, the blocks'
+one key head's slots, in tiles: keys pass through shared memory, where those of int8 and int4 caches are float32, and
+every query head of the group keeps a running maximum, a sum and mixed values (online softmax, Milakov and Gimelshein
+2018, arXiv 1805.02867). Last, the blocks'
 results are joined, each scaled by its maximum. The split over slots (as in Flash-Decoding, Dao et al. 2023) is what
 gives a single sequence enough blocks.
 
@@ -13,6 +13,7 @@ Bytes per call: 2 * visible * n_kv_heads * head_dim * itemsize; operations: 4 * 
 
 from tvm.script import tirx as T
 
+from build.kernels.cache_numbers import int4_number
 from build.kernels.cuda.binding import SHARED_BYTES, Binding
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.rotary import query_scale
@@ -76,10 +77,13 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
     kept_dtype, scaled = tile_dtype(shape), shape.stored.scales is not None
     owned = -(-D // threads)  # elements of a head's output per thread
     stride = D + PADDING
-    # Numbers that a thread loads at once.
-    piece = next(n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if D % n == 0)
-    pieces = D // piece  # per column
+    width = next(shape.stored.parts(D)).width
+    # Stored elements that a thread loads at once; of int4, the bytes of a group.
+    piece = next(n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if width % n == 0)
+    pieces = width // piece  # per column
+    in_piece = D // pieces  # numbers
     rotated = rotated_element(shape)
+    load_factors, number = _widening(shape)
 
     def in_pieces(cache):
         return cache._replace(numbers=T.decl_buffer((B, KV, W, pieces, piece), dtype, data=cache.numbers.data))
@@ -106,11 +110,16 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
                 for v in T.vectorized(piece):
                     loaded[piece + v] = values.numbers[b, h, slot, q % pieces, v]
                 if scaled:
-                    for v in on.unroll(piece):
-                        key_tile[q // pieces * stride + q % pieces * piece + v] = (
-                            T.Cast("float32", loaded[v]) * keys.scales[b, h, slot, 0]
-                        )
-                        value_tile[q * piece + v] = T.Cast("float32", loaded[piece + v]) * values.scales[b, h, slot, 0]
+                    factors = T.alloc_buffer((4,), "float32", scope=on.private)
+                    load_factors(keys, b, h, slot, q % pieces, factors, 0)
+                    load_factors(values, b, h, slot, q % pieces, factors, 2)
+                    for half in on.unroll(in_piece // piece):
+                        for v in on.unroll(piece):
+                            d = half * piece + v
+                            key_tile[q // pieces * stride + q % pieces * in_piece + d] = number(
+                                loaded[v], half, factors, 0
+                            )
+                            value_tile[q * in_piece + d] = number(loaded[piece + v], half, factors, 2)
                 else:
                     for v in on.unroll(piece):
                         key_tile[q // pieces * stride + q % pieces * piece + v] = loaded[v]
@@ -201,6 +210,30 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
         attend(qkv, cos, sin, positions, in_pieces(keys), in_pieces(values), largest, total, mixed)
 
     return body
+
+
+def _widening(shape: RollingAttention):
+    """How stored elements become numbers: inline `load_factors(cache, b, h, slot, group, factors, at)` and a function.
+
+    factors[at] is then the scale, and factors[at + 1] the minimum if there is one; the function
+    `number(element, half, factors, at)` is a number in float32, of a byte of int4 that in its low or high half.
+    """
+    grouped = shape.stored.group is not None
+
+    @T.inline
+    def load_factors(cache, b, h, slot, group, factors, at):
+        if grouped:
+            factors[at] = T.Cast("float32", cache.scales[b, h, slot, group])
+            factors[at + 1] = T.Cast("float32", cache.minima[b, h, slot, group])
+        else:
+            factors[at] = cache.scales[b, h, slot, 0]
+
+    def number(element, half, factors, at):
+        if grouped:
+            return int4_number(element, half, factors[at], factors[at + 1])
+        return T.Cast("float32", element) * factors[at]
+
+    return load_factors, number
 
 
 def _join(shape: RollingAttention, count: int, on: Binding):

@@ -5,13 +5,14 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from build.kernels.cache_numbers import Cache, int8_level, int8_scale
+from build.kernels.cache_numbers import Cache, int4_number
 from build.kernels.cuda.binding import Binding
+from build.kernels.cuda.rounded_ring import WRITERS, rounded_writer
 from build.kernels.shapes import RollingAttention
+from runtime.artifact.caches import GROUP, HALF
 
 HIDDEN = -3e38  # a score that no key has; exp(HIDDEN - maximum) is 0
 SMALLEST_TOTAL = 1e-30  # lower limit of a total of shares: for padding, which sees nothing
-WRITERS = 256  # threads per block of the launch that writes columns
 
 
 def rotated_element(shape: RollingAttention):
@@ -35,13 +36,18 @@ def cache_of(shape: RollingAttention, slots: int) -> Cache:
 
 def stored_number(shape: RollingAttention):
     """Function for number d of a column in a `Cache`, in float32."""
-    scaled = shape.stored.scales is not None
 
-    def number(cache, b, h, slot, d):
-        found = T.Cast("float32", cache.numbers[b, h, slot, d])
-        return found * cache.scales[b, h, slot, 0] if scaled else found
+    def as_stored(cache, b, h, slot, d):
+        return T.Cast("float32", cache.numbers[b, h, slot, d])
 
-    return number
+    def from_int8(cache, b, h, slot, d):
+        return as_stored(cache, b, h, slot, d) * cache.scales[b, h, slot, 0]
+
+    def from_int4(cache, b, h, slot, d):
+        scale, minimum = (T.Cast("float32", part[b, h, slot, d // GROUP]) for part in (cache.scales, cache.minima))
+        return int4_number(cache.numbers[b, h, slot, d // GROUP * HALF + d % HALF], d % GROUP // HALF, scale, minimum)
+
+    return {"int8": from_int8, "uint8": from_int4}.get(shape.cache_dtype, as_stored)
 
 
 def ring_writer(shape: RollingAttention, on: Binding):
@@ -54,7 +60,10 @@ def column_writer(shape: RollingAttention, slots: int, slot: Callable[[Any, Any]
 
     Keys are rotated; both are `Cache`s. The column of token i goes to slot(its position, i). Padding is not written.
     """
-    return (_rounded_writer if shape.stored.scales else _plain_writer)(shape, min(shape.tokens, slots), slot, on)
+    kept = min(shape.tokens, slots)
+    if shape.stored.scales:
+        return rounded_writer(shape, kept, slot, on, rotated_element(shape))
+    return _plain_writer(shape, kept, slot, on)
 
 
 def _plain_writer(shape: RollingAttention, kept: int, slot: Callable[[Any, Any], Any], on: Binding):
@@ -79,52 +88,5 @@ def _plain_writer(shape: RollingAttention, kept: int, slot: Callable[[Any, Any],
                             dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d)
                         )
                         values.numbers[b, h, slot(position, i), d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
-
-    return write
-
-
-def _rounded_writer(shape: RollingAttention, kept: int, slot: Callable[[Any, Any], Any], on: Binding):
-    """One block per column, a key and a value, whose numbers pass through shared memory to find their scales."""
-    B, N, H, KV, D = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim
-    k_start, v_start = H * D, (H + KV) * D
-    rotated = rotated_element(shape)
-
-    @T.inline
-    def find_scale(numbers, start, scales, side):
-        scales[side] = T.float32(0)
-        for d in T.serial(D):
-            scales[side] = T.max(scales[side], T.abs(numbers[start + d]))
-        scales[side] = int8_scale(scales[side])
-
-    @T.inline
-    def store(numbers, scales, side, cache, b, h, to, d):
-        cache.numbers[b, h, to, d] = int8_level(numbers[side * D + d], scales[side])
-        if d == 0:
-            cache.scales[b, h, to, 0] = scales[side]
-
-    @T.inline
-    def write(qkv, cos, sin, positions, keys, values):
-        for block in on.blocks(B * kept * KV):
-            numbers = T.alloc_buffer((2 * D,), "float32", scope=on.shared)  # the key's, then the value's
-            scales = T.alloc_buffer((2,), "float32", scope=on.shared)
-            b = block // (kept * KV)
-            i = N - kept + block // KV % kept
-            h = block % KV
-            position = T.Cast("int32", positions[b, i])
-            for t in on.threads(WRITERS):
-                for c in T.serial(-(-D // WRITERS)):
-                    d = c * WRITERS + t
-                    if d < D:
-                        numbers[d] = rotated(qkv, cos, sin, b, i, k_start + h * D, d)
-                        numbers[D + d] = qkv[b, i, v_start + h * D + d]
-            for t in on.threads(WRITERS):
-                if t < 2:
-                    find_scale(numbers, t * D, scales, t)
-            for t in on.threads(WRITERS):
-                for c in T.serial(-(-D // WRITERS)):
-                    d = c * WRITERS + t
-                    if position >= 0 and d < D:
-                        store(numbers, scales, 0, keys, b, h, slot(position, i), d)
-                        store(numbers, scales, 1, values, b, h, slot(position, i), d)
 
     return write

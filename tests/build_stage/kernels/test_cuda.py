@@ -338,7 +338,7 @@ def test_swiglu(lead, hidden_dim):
 
 
 SHARED = "one token, shared by six heads, several splits"
-NARROW = ("float16", "int8")  # caches by the dtype of their numbers
+NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers
 TWO_ROWS = "padded chunks across the window, two rows"
 # B, heads, KV heads, head_dim, W, and the chunks, run one after the other, by the first positions of the rows
 CASES = {
@@ -393,6 +393,7 @@ TILES = [
     (4, 256, "float32", 16),
     (32, 128, "float32", 16),
     (4, 128, "int8", 32),
+    (4, 128, "uint8", 32),
 ]
 
 
@@ -401,7 +402,7 @@ def test_tiles_fit_shared_memory(group, head_dim, dtype, keys):
     """48 kB hold keys and values, and a group's queries and scores."""
     shape = RollingAttention(1, 1, 2 * group, 2, head_dim, 4096, dtype, 1.0)
     assert decode_attention.tile_keys(shape) == keys
-    itemsize = 2 if dtype == "float16" else 4  # int8 is widened
+    itemsize = 2 if dtype == "float16" else 4  # int8 and int4 are widened
     assert keys * (2 * head_dim + 2) * itemsize + 4 * group * (head_dim + keys) <= 48 * 1024
 
 
@@ -433,6 +434,7 @@ def test_what_attention_goes_to_tensor_cores():
         return flash_attention.suits(RollingAttention(1, tokens, heads, kv_heads, head_dim, 64, dtype, 1.0))
 
     assert [suits(16, 8, 8, 128, "float16"), suits(4, 8, 2, 64, "float16"), suits(16, 8, 8, 64, "int8")] == [True] * 3
+    assert suits(16, 8, 8, 64, "uint8")
     assert [suits(15, 8, 8, 128, "float16"), suits(16, 8, 8, 128, "float32")] == [False, False]
     assert [suits(16, 8, 8, 160, "float16"), suits(16, 8, 8, 80, "float16"), suits(1, 32, 1, 64, "float16")] == [
         False,
