@@ -68,12 +68,10 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
     with step_bar("parity", 4 * len(cases)) as bar:
         reference = _reference_answers(config, record.model, cases, bar.advance)
         static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))
-        torch_answers = answer(TorchStepper(static, record.shape.batch, torch.float32), cases, bar.advance)
+        torch_answers = answer(TorchStepper(static, record.shape.batch, "float32"), cases, bar.advance)
         del static
         effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs), record.rounded_weights)
-        effective_answers = answer(
-            TorchStepper(effective, record.shape.batch, getattr(torch, record.cache_dtype)), cases, bar.advance
-        )
+        effective_answers = answer(TorchStepper(effective, record.shape.batch, record.cache_dtype), cases, bar.advance)
         del effective
         onnx_answers = answer(OnnxStepper(graphs), cases, bar.advance)
     save_trace(trace, cases, onnx_answers)

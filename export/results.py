@@ -11,14 +11,15 @@ from export.checkpoints.json_files import read_text
 from export.checkpoints.location import checkpoint_files
 from export.checkpoints.source import identity
 from export.checkpoints.tokenizers.chat import Chat
-from export.configuration.config import CompileConfig
+from export.configuration.config import CompileConfig, one_of
 from export.job import Job
 from export.onnx_graphs.graphs import GraphsRecord, record_path
 from export.stage import stage_key
 from export.weights.stored import WeightsRecord
 from export.weights.storing import record_of
 from export.workspace import stage_folder
-from runtime.artifact.manifest import Quantization, Shape
+from runtime.artifact.caches import CACHE_FORMATS
+from runtime.artifact.manifest import ModelConfig, Quantization, Shape
 from runtime.artifact.signatures import size_problems
 from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError
@@ -56,12 +57,24 @@ def weights_record(config: CompileConfig, checkpoint: Checkpoint) -> WeightsReco
 def graphs_record(config: CompileConfig, weights: WeightsRecord) -> GraphsRecord:
     """The record of the graphs that an export will trace over stored weights.
 
-    Raises `UserError` for sizes that no kernel can index.
+    Raises `UserError` for sizes that no kernel can index, and for caches in groups that do not fit the heads.
     """
+    _check_cache_fits(config, weights.model)
     record = GraphsRecord.over(weights, shape_of(config), config.cache_dtype)
     for problem in (clause for graph in record.graphs for clause in size_problems(record.model, record.shape, graph)):
         raise UserError(f"{problem}; make shape.batch, shape.prefill_chunk or shape.cache_len smaller")
     return record
+
+
+def _check_cache_fits(config: CompileConfig, model: ModelConfig) -> None:
+    """Raise `UserError` if the model's heads do not consist of whole groups of the configured cache."""
+    wanted = CACHE_FORMATS[config.cache_dtype]
+    if not wanted.fits(model.head_dim):
+        fitting = [name for name in TARGETS[config.backend.target].caches if CACHE_FORMATS[name].fits(model.head_dim)]
+        raise UserError(
+            f"quantize.cache is {config.cache_dtype}, which stores keys and values in groups of {wanted.group} numbers,"
+            f" but the model's head_dim is {model.head_dim}, expected a multiple of it; use {one_of(fitting)}"
+        )
 
 
 def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord:

@@ -5,6 +5,7 @@ from math import prod
 
 from export.weights.format import Storage
 from export.weights.table import format_of, panel_layout
+from runtime.artifact.caches import CacheFormat, cache_format
 from runtime.artifact.rotary import QueryScaling
 
 RING_BLOCK = 16  # slots whose keys are interleaved, so that adjacent numbers belong to adjacent slots
@@ -78,7 +79,7 @@ class RollingAttention:
     n_kv_heads: int
     head_dim: int
     cache_len: int  # W: slots in the ring, and the attention window
-    cache_dtype: str
+    cache_dtype: str  # of the numbers in the rings
     scale: float
     query_scaling: QueryScaling | None = None
 
@@ -86,6 +87,11 @@ class RollingAttention:
     def qkv_dim(self) -> int:
         """Width of the stacked query, key and value projections."""
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+
+    @property
+    def stored(self) -> CacheFormat:
+        """How a column of the rings is stored."""
+        return cache_format(self.cache_dtype)
 
 
 MIXTURE_SCRATCH = {

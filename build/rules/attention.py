@@ -6,9 +6,10 @@ import numpy as np
 
 from build.kernels.shapes import RollingAttention
 from build.rules.context import Context, Region
-from build.rules.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, is_call, number, shape
-from build.rules.shared import expect_last_axis, levels_of, positions_of
-from export.static_model.constants import DYNAMIC_LEVELS, MASKED_SCORE
+from build.rules.dataflow import END, Expr, NoMatch, constant, dtype, expect_constant, integer, number, shape
+from build.rules.shared import expect_last_axis, positions_of
+from build.rules.stored_columns import stored_columns
+from export.static_model.constants import MASKED_SCORE
 from runtime.artifact.tensor_file import numpy_dtype
 
 
@@ -24,8 +25,8 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     merged = p.permuted(p.args(root, "reshape")[0], (0, 2, 1, 3))  # (B, n_heads, T, head_dim)
     weights, values = p.args(p.args(merged, "reshape")[0], "matmul")
     scores, queries, keys, mask = _masked_scores(c, weights)
-    value_caches, new_values = _stored_columns(c, values)
-    key_caches, new_keys = _stored_columns(c, p.permuted(keys, (0, 1, 2, 4, 3)))
+    value_caches, new_values = stored_columns(c, values)
+    key_caches, new_keys = stored_columns(c, p.permuted(keys, (0, 1, 2, 4, 3)))
     key_cache = key_caches[0]
     if [dtype(cache) for cache in key_caches] != [dtype(cache) for cache in value_caches]:
         raise NoMatch("expected keys and values to be stored alike")
@@ -78,66 +79,6 @@ def _masked_scores(c: Context, weights: Expr) -> tuple[float, Expr, Expr, Expr]:
     queries, keys = p.args(product, "matmul")
     inner = p.args(p.args(mask, "expand_dims")[0], "expand_dims")[0]
     return number(scale), queries, keys, inner
-
-
-def _columns(c: Context, value: Expr) -> Expr:
-    """The cache columns behind a view that shares them by broadcasting, perhaps widened from the cache's dtype."""
-    shared = c.dataflow.through(value, "astype")
-    columns = c.dataflow.args(shared, "expand_dims")[0]
-    axes = [integer(axis) for axis in c.dataflow.calls[shared].attrs.axis]
-    if axes != [2]:
-        raise NoMatch(f"expected cache columns that each group of heads shares (a new axis 2), found axis {axes}")
-    return columns
-
-
-def _stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
-    """Trace shared columns to their caches (numbers and, for int8, scales) and to the new columns before storing."""
-    p = c.dataflow
-    if not is_call(p.calls.get(value), "multiply"):
-        past, new = _appended(c, _columns(c, value))
-        return (past,), p.through(new, "astype")
-    numbers, scales = (_columns(c, part) for part in p.args(value, "multiply"))
-    (past, new), (past_scale, scale) = _appended(c, numbers), _appended(c, scales)
-    if dtype(past) != "int8":
-        raise NoMatch(f"expected scales only with an int8 cache, found {dtype(past)}")
-    return (past, past_scale), levels_of(c, _narrowed(c, new), scale, count=DYNAMIC_LEVELS)
-
-
-def _narrowed(c: Context, value: Expr) -> Expr:
-    """The source of a conversion to int8.
-
-    The importer spells it out: numbers that are not finite become 0, then the low 8 bits are taken with their sign.
-    """
-    p = c.dataflow
-    negative, shifted, low = p.args(p.args(value, "astype")[0], "where")
-    compared, half = p.args(negative, "greater_equal")
-    subtracted, whole = p.args(shifted, "subtract")
-    bits, mask = p.args(low, "bitwise_and")
-    broken, zero, source = p.args(p.args(bits, "astype")[0], "where")
-    for found, expected in (
-        (half, 128),
-        (mask, 255),
-        (p.args(whole, "add")[0], 255),
-        (p.args(whole, "add")[1], 1),
-        (zero, 0),
-    ):
-        expect_constant(found, expected)
-    checked = p.args(p.args(broken, "logical_not")[0], "isfinite")[0]
-    if not (compared == subtracted == low and checked == source):
-        raise NoMatch("expected a conversion to int8")
-    return source
-
-
-def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:
-    """Match concat(past, new) along the slots; returns past and new.
-
-    Checks that the graph's new cache is exactly the last W columns of the result.
-    """
-    past, new = c.dataflow.concatenated(columns, 2)
-    name = c.input_name(past)
-    if c.present.get(past) is None or c.dataflow.sliced(c.present[past], 2, shape(new)[2], END) != columns:
-        raise NoMatch(f"expected {name} to be rolled by {shape(new)[2]}")
-    return past, new
 
 
 def _rotated(c: Context, value: Expr) -> tuple[Expr, Expr, Expr]:

@@ -79,8 +79,8 @@ def caches_of(model: ModelConfig, graph: Graph, cache_len: int) -> Caches:
     caches = graph.signature.caches
     each = len(caches) // model.n_layers
     for i, spec in enumerate(caches):
-        _, heads, slots, head_dim = spec.shape
-        column = heads * head_dim * numpy_dtype(spec.dtype).itemsize
+        _, heads, slots, width = spec.shape
+        column = heads * width * numpy_dtype(spec.dtype).itemsize
         uniform += column * cache_len
         if model.sliding_window[i // each] is None:
             full += column * slots

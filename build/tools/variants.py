@@ -20,6 +20,7 @@ VARIANTS: dict[str, list[str]] = {
         "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],
         "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
         "int8-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int8"],
+        "int4-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int4"],
         "int8": ["quantize.scheme=int8", "backend.dtype=fp32"],
         "int8_dynamic": ["quantize.scheme=int8_dynamic", "backend.dtype=fp32"],
         "int4": ["quantize.scheme=int4", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],

@@ -72,27 +72,11 @@ def _lower() -> list[Any]:
     return [t.ToNonDataflow(), t.RemovePurityChecking(), t.CallTIRRewrite()]
 
 
-def _plan_memory() -> list[Any]:
-    """Reuse the storage of activations and lower to the virtual machine's built-ins."""
-    t = relax.transform
-    return [
-        t.StaticPlanBlockMemory(),
-        t.LowerAllocTensor(),
-        t.KillAfterLastUse(),
-        t.LowerRuntimeBuiltin(),
-        t.ComputePrimValue(),
-        t.VMShapeLower(emit_err_ctx=False),
-        without_argument_checks,
-        t.AttachGlobalSymbol(),
-    ]
-
-
 ARGUMENT_CHECKS = ("vm.builtin.check_tensor_info", "vm.builtin.match_shape")
 
 
-@tvm.transform.module_pass(opt_level=0)
-def without_argument_checks(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-    """Leave out what TVM checks of every argument in every call, by hundreds of instructions and with messages for each.
+def _without_argument_checks(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+    """Leave out TVM's checks of every argument in every call: hundreds of instructions, each with a message of its own.
 
     The engine, which alone calls these functions, has compared its arrays with the manifest when it opened.
     """
@@ -113,6 +97,21 @@ def without_argument_checks(module: tvm.IRModule, _context: tvm.transform.PassCo
 def _checks_arguments(binding: relax.Binding) -> bool:
     op = getattr(getattr(binding, "value", None), "op", None)
     return isinstance(op, relax.ExternFunc) and op.global_symbol in ARGUMENT_CHECKS
+
+
+def _plan_memory() -> list[Any]:
+    """Reuse the storage of activations and lower to the virtual machine's built-ins."""
+    t = relax.transform
+    return [
+        t.StaticPlanBlockMemory(),
+        t.LowerAllocTensor(),
+        t.KillAfterLastUse(),
+        t.LowerRuntimeBuiltin(),
+        t.ComputePrimValue(),
+        t.VMShapeLower(emit_err_ctx=False),
+        tvm.transform.module_pass(_without_argument_checks, opt_level=0),
+        t.AttachGlobalSymbol(),
+    ]
 
 
 def _llvm_passes() -> Sequence[tuple[str, Sequence[Any]]]:

@@ -226,10 +226,11 @@ class QuantizeConfig(Section):
     keep_scheme: SchemeName = Field(
         default="int8", description=ONE_SCHEME, title="The scheme for the parts in `quantize.keep`."
     )
-    cache: Literal["auto", "fp32", "fp16", "int8"] = Field(
+    cache: Literal["auto", "fp32", "fp16", "int8", "int4"] = Field(
         default="auto",
         title="How keys and values are stored. `auto`: as `backend.dtype`, or fp16 if that is bf16. `int8` has one "
-        "scale for each head of each token.",
+        "scale for each head of each token; `int4` has a scale and a minimum for every 32 of its numbers, so that "
+        "head_dim must be a multiple of 32.",
     )
     budget: Budget | None = Field(
         default=None,

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.weights.stored import WEIGHTS_FILE, WeightsRecord
-from export.weights.table import CACHE_DTYPES
 from runtime.artifact import manifest
+from runtime.artifact.caches import CACHE_FORMATS
 from runtime.artifact.manifest import DType, Graph, Shape
 from runtime.artifact.signatures import graphs_of
+from runtime.artifact.targets import CacheDType
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
@@ -33,14 +34,14 @@ class GraphsRecord(WeightsRecord, frozen=True):
     graphs: tuple[Graph, ...]
 
     @classmethod
-    def over(cls, weights: WeightsRecord, shape: Shape, cache_dtype: str) -> "GraphsRecord":
+    def over(cls, weights: WeightsRecord, shape: Shape, cache_dtype: CacheDType) -> "GraphsRecord":
         """The record of graphs of these sizes over stored weights; `cache_dtype` is named as in the configuration."""
         given = {name: getattr(weights, name) for name in WeightsRecord.__struct_fields__}
-        return cls(**given, shape=shape, graphs=graphs_of(weights.model, shape, CACHE_DTYPES[cache_dtype]))
+        return cls(**given, shape=shape, graphs=graphs_of(weights.model, shape, CACHE_FORMATS[cache_dtype].dtype))
 
     @property
     def cache_dtype(self) -> DType:
-        """The dtype in which keys and values are stored."""
+        """The dtype of the numbers in the caches."""
         return self.graphs[-1].signature.caches[0].dtype
 
 

@@ -12,6 +12,7 @@ from export.checkpoints.checkpoint import Checkpoint
 from export.onnx_graphs.graphs import OnnxGraphs
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load, specs
+from runtime.artifact.caches import cache_format
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.schemes import Rounding
 
@@ -39,20 +40,20 @@ def positions(first: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
 class TorchStepper:
     """The static model on real tensors."""
 
-    def __init__(self, model: StaticModel, batch: int, cache_dtype: torch.dtype) -> None:
-        """An int8 `cache_dtype` adds scales beside the caches."""
-        self.model, self.batch, self.dtype = model, batch, cache_dtype
+    def __init__(self, model: StaticModel, batch: int, cache_dtype: str) -> None:
+        """`cache_dtype`: of the numbers in the caches, as in signatures."""
+        self.model, self.batch, self.format = model, batch, cache_format(cache_dtype)
         self.caches: list[torch.Tensor] = []
         self.reset()
 
     def reset(self) -> None:
         """Empty the caches."""
         c = self.model.config
-        parts = [(c.head_dim, self.dtype)] * 2 + [(1, torch.float32)] * (2 if self.dtype == torch.int8 else 0)
         self.caches = [
-            torch.zeros((self.batch, c.n_kv_heads, length, width), dtype=dtype)
+            torch.zeros((self.batch, c.n_kv_heads, length, part.width), dtype=getattr(torch, part.dtype))
             for length in self.model.cache_lens
-            for width, dtype in parts
+            for part in self.format.parts(c.head_dim)
+            for _side in ("key", "value")
         ]
 
     def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:

@@ -13,9 +13,10 @@ never written and the padding on the left of a first chunk both have negative po
 
 import torch
 
-from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
+from export.static_model.constants import CACHE_LEVELS, DYNAMIC_LEVELS, SMALLEST_PEAK, SMALLEST_STEP
+from runtime.artifact.caches import GROUP, HALF
 
-Stored = tuple[torch.Tensor, ...]  # one tensor, or int8 numbers and a float32 scale for each head of each token
+Stored = tuple[torch.Tensor, ...]  # the tensors of a cache, as `runtime.artifact.caches` lists them
 
 
 def append(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -42,17 +43,47 @@ def visible(position_ids: torch.Tensor, slot_ages: torch.Tensor) -> torch.Tensor
 
 
 def stored(columns: torch.Tensor, dtype: torch.dtype) -> Stored:
-    """New slots (B, n_kv_heads, T, head_dim) as the cache keeps them.
-
-    int8 stores each slot as whole multiples of its scale, (max |x| + smallest) / levels.
-    """
-    if dtype != torch.int8:
-        return (columns.to(dtype),)
-    scale = (columns.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / DYNAMIC_LEVELS
-    return (columns / scale).round().to(dtype), scale
+    """New slots (B, n_kv_heads, T, head_dim) as a cache whose numbers have this dtype keeps them."""
+    return _STORED.get(dtype, lambda numbers: (numbers.to(dtype),))(columns)
 
 
 def shared(columns: Stored, dtype: torch.dtype) -> torch.Tensor:
     """Slots as attention computes with them: (B, n_kv_heads, 1, W + T, head_dim), shared by all heads of a group."""
-    numbers, *scale = (part[:, :, None].to(dtype) for part in columns)
-    return numbers * scale[0] if scale else numbers
+    parts = [part[:, :, None].to(dtype) for part in columns]
+    return _SHARED[len(parts)](*parts)
+
+
+def _int8_stored(columns: torch.Tensor) -> Stored:
+    """Each slot as whole multiples of its scale, (max |x| + smallest) / levels."""
+    scale = (columns.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / DYNAMIC_LEVELS
+    return (columns / scale).round().to(torch.int8), scale
+
+
+def _int4_stored(columns: torch.Tensor) -> Stored:
+    """Each group of neighbours as its minimum plus 0 to 15 times its scale, both in float16; two numbers in a byte.
+
+    As llama.cpp's Q4_1 stores a group (ggml-quants.c, `quantize_row_q4_1_ref`), but numbers are rounded, half to even,
+    with the scale and the minimum that are stored.
+    """
+    groups = columns.unflatten(-1, (-1, GROUP))  # (B, n_kv_heads, T, groups, GROUP)
+    minimum = groups.amin(-1, keepdim=True).to(torch.float16)
+    low = minimum.to(columns.dtype)
+    step = (groups.amax(-1, keepdim=True) - low) / CACHE_LEVELS
+    # limits by `where` and `relu`, since what TVM makes of ONNX's Clip has no form that a rule could match
+    scale = torch.where(step > SMALLEST_STEP, step, SMALLEST_STEP).to(torch.float16)
+    above = ((groups - low) / scale.to(columns.dtype)).round().relu()
+    levels = torch.where(above < CACHE_LEVELS, above, CACHE_LEVELS)
+    pairs = (levels[..., :HALF] + levels[..., HALF:] * 16).to(torch.uint8)
+    return pairs.flatten(-2), scale.flatten(-2), minimum.flatten(-2)
+
+
+def _int4_shared(pairs: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
+    """Slots (..., head_dim) from pairs (..., head_dim / 2) and each group's scale and minimum (..., groups)."""
+    halves = pairs.unflatten(-1, (-1, HALF))
+    high = (halves / 16).floor()
+    levels = torch.cat((halves - high * 16, high), dim=-1)  # (..., groups, GROUP)
+    return (levels * scale[..., None] + minimum[..., None]).flatten(-2)
+
+
+_STORED = {torch.int8: _int8_stored, torch.uint8: _int4_stored}  # by the dtype of a cache's numbers
+_SHARED = {1: lambda numbers: numbers, 2: torch.mul, 3: _int4_shared}  # by the number of a cache's tensors

@@ -9,3 +9,7 @@ MASKED_SCORE = -1e30
 DYNAMIC_LEVELS = 127.0
 # Added to a group's largest activation, so that a group of zeros is not divided by zero; negligible for other groups.
 SMALLEST_PEAK = 1e-30
+# Numbers of an int4 cache range from 0 to 15 times their group's scale, above its minimum.
+CACHE_LEVELS = 15.0
+# The least scale of such a group: the smallest number that float16 holds with all of its bits.
+SMALLEST_STEP = 2.0**-14

@@ -60,8 +60,8 @@ class Attention(nn.Module):
         """Compute the output and the new caches from x (B, T, dim) and the layer's caches.
 
         The mask is (B, T, W + T), cos and sin are (B, 1, T, head_dim / 2). If queries are scaled, their factors
-        (B, 1, T, 1) follow. Caches are key and value (B, n_kv_heads, W, head_dim) and, for int8, their scales
-        (B, n_kv_heads, W, 1).
+        (B, 1, T, 1) follow. Caches (B, n_kv_heads, W, width) are the parts of their format
+        (`runtime.artifact.caches`), each of the keys and then of the values.
         """
         c = self.config
         factors, past = (rest[:1], rest[1:]) if c.query_scaling else ((), rest)
@@ -190,7 +190,7 @@ def rounded_tokens(x: torch.Tensor, together: int, rounding: Rounding) -> torch.
 class StaticModel(nn.Module):
     """`forward(input_ids, position_ids, *caches) -> outputs of the head, *new caches`.
 
-    Caches are key and value of layer 0, of layer 1, ...
+    Caches are those of layer 0, of layer 1, ...; see `Attention.forward`.
     """
 
     def __init__(self, config: ModelConfig, cache_lens: tuple[int, ...]) -> None:
@@ -211,7 +211,7 @@ class StaticModel(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Compute the result of `finish` and the new caches.
 
-        Ids and positions are (B, T), caches (B, n_kv_heads, W_i, head_dim).
+        Ids and positions are (B, T), caches (B, n_kv_heads, W_i, width).
         """
         x, *shared = self.begin(input_ids, position_ids)
         lengths = distinct(self.cache_lens)

@@ -20,7 +20,6 @@ FORMATS: Mapping[str, Format] = {
     "float8": FLOAT8,
 }
 STORAGE_DTYPES: Mapping[str, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by `backend.dtype`
-CACHE_DTYPES: Mapping[str, DType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}  # by `quantize.cache`
 EXPERTS = ".experts."  # occurs in the names of weights that stack one matrix for each expert
 
 

@@ -2,16 +2,16 @@
 
 from math import sqrt
 
+from runtime.artifact.caches import CACHE_FORMATS
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.schemes import ROUNDING_LEVELS, Rounding
+from runtime.artifact.targets import CacheDType
 
 SUMS_PER_LAYER = 8  # two norms, wqkv, scores, mixed values, wo, w13, w2
 LEVEL_ROUNDOFF = 0.5 / 127  # half a level of values rounded to int8, relative to the largest
-# by the dtype in which keys and values are stored
-UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "int8": LEVEL_ROUNDOFF}
 
 
-def relative_bound(model: ModelConfig, cache_len: int, dtype: str, rounding: Rounding = "none") -> float:
+def relative_bound(model: ModelConfig, cache_len: int, dtype: CacheDType, rounding: Rounding = "none") -> float:
     """How far apart two orders of the same arithmetic may end up: a bound on max |a - b| / max |b| over the logits.
 
     A float32 sum of K terms is off by about sqrt(K) u, u = 2**-24 (Higham and Mary, "A new approach to probabilistic
@@ -22,9 +22,9 @@ def relative_bound(model: ModelConfig, cache_len: int, dtype: str, rounding: Rou
     """
     sums = SUMS_PER_LAYER * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, *model.cache_lens(cache_len))
-    bound = sums * sqrt(terms) * UNIT_ROUNDOFF["fp32"]
+    bound = sums * sqrt(terms) * CACHE_FORMATS["fp32"].unit_roundoff
     if dtype != "fp32":
-        bound += sqrt(sums) * UNIT_ROUNDOFF[dtype]
+        bound += sqrt(sums) * CACHE_FORMATS[dtype].unit_roundoff
     if rounding != "none":
         bound += sqrt(sums) * 0.5 / ROUNDING_LEVELS[rounding]
     return 2 * bound

@@ -4,9 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from runtime.artifact.caches import CACHE_NAMES, cache_format
 from runtime.artifact.hashing import n_blocks
 from runtime.artifact.manifest import (
-    CACHE_DTYPES,
     HEADS,
     FileEntry,
     Graph,
@@ -125,9 +125,15 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
 def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
     """Check names, order and shapes of a graph's inputs and outputs against those that `export` defines."""
     key = next(iter(graph.signature.caches), None)
-    if key is not None and key.dtype not in CACHE_DTYPES:
-        yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_DTYPES)}"
-    wanted = signature_of(manifest.model, manifest.shape, graph.tokens, key.dtype if key else "float32")
+    known = key is not None and key.dtype in CACHE_NAMES
+    if key is not None and not known:
+        yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_NAMES)}"
+    if key is not None and known and not cache_format(key.dtype).fits(manifest.model.head_dim):
+        yield (
+            f"graph {graph.name} has {key.name} of {key.dtype}, expected that only with a head_dim that is a multiple "
+            f"of {cache_format(key.dtype).group}, found {manifest.model.head_dim}"
+        )
+    wanted = signature_of(manifest.model, manifest.shape, graph.tokens, key.dtype if key and known else "float32")
     yield from _spec_problems(f"graph {graph.name}", "inputs", graph.signature.inputs, wanted.inputs)
     yield from _spec_problems(f"graph {graph.name}", "outputs", graph.signature.outputs, wanted.outputs)
     yield from size_problems(manifest.model, manifest.shape, graph)

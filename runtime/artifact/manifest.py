@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from runtime.artifact.build_number import LARGEST
+from runtime.artifact.caches import CACHE_NAMES
 from runtime.artifact.rotary import QueryScaling, RopeScaling
 from runtime.artifact.schemes import SCHEMES, Rounding, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
@@ -30,7 +31,6 @@ TokenName = Annotated[str, msgspec.Meta(max_length=1024)]
 SpecialTokens = Annotated[dict[str, TokenName], msgspec.Meta(max_length=2 * MOST_SPECIAL_TOKENS)]
 InstructVersion = Literal["v1", "v2", "v3", "v7", "v11", "v13", "v15"]  # rows of instruct_formats
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
-CACHE_DTYPES: dict[str, CacheDType] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
 KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
 Pool = Literal["last", "mean"]  # the last token's state, or the mean over all tokens
@@ -148,7 +148,7 @@ class Signature(Record, frozen=True):
 
     @property
     def caches(self) -> tuple[TensorSpec, ...]:
-        """The caches of layer 0, layer 1 and so on: key, value and, for int8, the scales of both."""
+        """The caches of layer 0, layer 1 and so on, key and value by turns; see `runtime.artifact.caches`."""
         return self.inputs[CALL_INPUTS:]
 
 
@@ -308,8 +308,8 @@ class Manifest(Record, frozen=True):
 
     @property
     def cache_dtype(self) -> CacheDType:
-        """The dtype in which keys and values are stored."""
-        return CACHE_DTYPES[self.graphs[-1].signature.caches[0].dtype]
+        """How keys and values are stored."""
+        return CACHE_NAMES[self.graphs[-1].signature.caches[0].dtype]
 
 
 T = TypeVar("T", bound=Record)

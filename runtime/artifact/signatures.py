@@ -6,6 +6,7 @@ The export defines it before a trace, and every artifact is checked against it.
 from collections.abc import Iterator
 from math import prod
 
+from runtime.artifact.caches import cache_format
 from runtime.artifact.manifest import HEADS, DType, Graph, ModelConfig, Shape, Signature, TensorSpec
 
 CACHE_LIMIT = 2**40  # elements of one cache
@@ -13,7 +14,10 @@ ACTIVATION_LIMIT = 2**31 - 1  # numbers that one call computes between two kerne
 
 
 def graphs_of(model: ModelConfig, shape: Shape, cache_dtype: DType) -> tuple[Graph, ...]:
-    """The prefill graphs, largest chunk first, and decode if the model generates text, each with its signature."""
+    """The prefill graphs, largest chunk first, and decode if the model generates text, each with its signature.
+
+    `cache_dtype` is the dtype of the numbers in the caches, which tells their format (`runtime.artifact.caches`).
+    """
     calls = [(f"prefill_{tokens}", tokens) for tokens in shape.prefill_chunks]
     calls += [("decode", 1)] if model.generates else []
     return tuple(
@@ -39,14 +43,16 @@ def signature_of(model: ModelConfig, shape: Shape, tokens: int, cache_dtype: DTy
 
 
 def _caches(model: ModelConfig, shape: Shape, dtype: DType, prefix: str) -> list[TensorSpec]:
-    """Keys and values of each layer and, for int8, a float32 scale for each of their slots."""
-    parts: list[tuple[str, int, DType]] = [("key", model.head_dim, dtype), ("value", model.head_dim, dtype)]
-    if dtype == "int8":
-        parts += [("key_scale", 1, "float32"), ("value_scale", 1, "float32")]
+    """Key and value of each layer, then by turns what else their format needs, such as scales."""
     return [
-        TensorSpec(name=f"{prefix}.{i}.{part}", shape=(shape.batch, model.n_kv_heads, length, width), dtype=kind)
+        TensorSpec(
+            name=f"{prefix}.{i}.{side}{part.suffix}",
+            shape=(shape.batch, model.n_kv_heads, length, part.width),
+            dtype=part.dtype,
+        )
         for i, length in enumerate(model.cache_lens(shape.cache_len))
-        for part, width, kind in parts
+        for part in cache_format(dtype).parts(model.head_dim)
+        for side in ("key", "value")
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 TargetKind = Literal["llvm", "cuda"]
 StorageDType = Literal["fp32", "fp16", "bf16"]
-CacheDType = Literal["fp32", "fp16", "int8"]
+CacheDType = Literal["fp32", "fp16", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,14 @@ class Target:
 
 TARGETS: Mapping[TargetKind, Target] = {
     "llvm": Target(
-        dtypes=("fp32", "fp16", "bf16"), caches=("fp32", "fp16", "int8"), layout="panels", rounds_activations=True
+        dtypes=("fp32", "fp16", "bf16"),
+        caches=("fp32", "fp16", "int8", "int4"),
+        layout="panels",
+        rounds_activations=True,
     ),
     "cuda": Target(
         dtypes=("fp16", "fp32"),
-        caches=("fp16", "fp32"),
+        caches=("fp16", "fp32", "int8", "int4"),
         layout="vectors",
         archs=("sm_80", "sm_90a"),
         on_device=True,

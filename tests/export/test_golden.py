@@ -4,7 +4,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 from build.shipping.golden import add_golden
 from export.golden import SHORT, golden_prompts, prompt_lengths, write_golden
@@ -47,7 +46,7 @@ def test_one_layer_at_a_time_is_the_whole_model(case, prompts):
         record.rounded_weights,
     )
     for prompt in prompts:
-        stepper = TorchStepper(model, 1, getattr(torch, record.cache_dtype))
+        stepper = TorchStepper(model, 1, record.cache_dtype)
         expected = [stepper.step(len(prompt.ids), prompt.ids[None], np.zeros(1, np.int64))]
         for i, token_id in enumerate(prompt.next_ids):
             assert token_id == prompt.outputs[i].argmax()

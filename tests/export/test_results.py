@@ -3,7 +3,7 @@
 import pytest
 
 from export.configuration.config import load_config
-from export.results import graphs_key, weights_key
+from export.results import export_record, graphs_key, open_configured, weights_key
 from runtime.errors import UserError
 from tests.helpers.artifacts import Case, write_case
 
@@ -36,6 +36,17 @@ def keys(tmp_path_factory):
 )
 def test_the_machine_and_the_name_make_nothing_of_an_export_again(keys, setting):
     assert keys(*setting.split()) == keys()
+
+
+def test_heads_that_are_no_whole_groups_are_refused(keys, tmp_path):
+    path = write_case("odd", CASE, tmp_path)
+    config = load_config(path, [f"frontend.checkpoint={tmp_path / 'checkpoint'}", "quantize.cache=int4"])
+    with pytest.raises(
+        UserError,
+        match=r"quantize\.cache is int4, which stores keys and values in groups of 32 numbers, "
+        r"but the model's head_dim is 16, expected a multiple of it; use fp32, fp16 or int8",
+    ):
+        export_record(config, open_configured(config))
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from export.pipeline import export_model
 from export.results import open_configured
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load
+from runtime.artifact.caches import GROUP, cache_format
 from runtime.artifact.manifest import ModelConfig
-from tests.helpers import reference
+from tests.helpers import cache_reference, reference
 from tests.helpers.tiny import write_tiny_mistral
 
 WINDOW = 8
@@ -81,6 +82,11 @@ CASES = {
     "int8_cache": Case(
         {"sliding_window": WINDOW},
         {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"cache": "int8"}},
+    ),
+    # int4 caches with two groups of numbers in each head, two rows, two chunks, groups of heads that share a key
+    "int4_cache": Case(
+        {"sliding_window": WINDOW, "num_hidden_layers": 1, "head_dim": 64},
+        {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"cache": "int4"}},
     ),
     # bfloat16 weights, float16 caches, two layers of which the last is kept in int4
     "bf16": Case(
@@ -229,10 +235,14 @@ class Shifted:
 
 
 def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Shifted:
-    """StaticModel with empty caches; it takes any chunk size."""
+    """StaticModel with empty caches, whose numbers are of this dtype; it takes any chunk size."""
     c = module.config
-    parts = [(c.head_dim, dtype)] * 2 + [(1, "float32")] * (2 if dtype == "int8" else 0)
-    caches = [np.zeros((batch, c.n_kv_heads, w, width), part) for w in module.cache_lens for width, part in parts]
+    caches = [
+        np.zeros((batch, c.n_kv_heads, w, part.width), part.dtype)
+        for w in module.cache_lens
+        for part in cache_format(dtype).parts(c.head_dim)
+        for _side in ("key", "value")
+    ]
 
     @torch.no_grad()
     def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
@@ -261,39 +271,37 @@ def onnx_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def slot_of(caches: Sequence[NDArray[Any]], i: int, slot: int) -> NDArray[Any]:
-    """One slot (B, n_kv_heads, head_dim) of an engine's ring i, as a view; see `by_slot`."""
-    batch, heads, slots, head_dim = caches[i].shape
-    if i % caches_per_layer(caches):
+    """One slot (B, n_kv_heads, width) of an engine's ring i, as a view; see `by_slot`."""
+    batch, heads, slots, width = caches[i].shape
+    if i % 2:
         return caches[i][:, :, slot]
     block = ring_block(slots)
-    return caches[i].reshape(batch, heads, slots // block, head_dim, block)[:, :, slot // block, :, slot % block]
+    return caches[i].reshape(batch, heads, slots // block, width, block)[:, :, slot // block, :, slot % block]
 
 
 def by_slot(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     """An engine's caches in slot order.
 
-    Keys (B, n_kv_heads, slots, head_dim) are stored in blocks of slots: (slots / block, head_dim, block).
+    The parts of keys, which come first of each pair, are (B, n_kv_heads, slots, width) and stored in blocks of slots:
+    (slots / block, width, block).
     """
-    return [_unblocked(ring) if i % caches_per_layer(caches) == 0 else ring for i, ring in enumerate(caches)]
+    return [ring if i % 2 else _unblocked(ring) for i, ring in enumerate(caches)]
 
 
 def _unblocked(keys: NDArray[Any]) -> NDArray[Any]:
-    batch, heads, slots, head_dim = keys.shape
+    batch, heads, slots, width = keys.shape
     block = ring_block(slots)
-    return keys.reshape(batch, heads, slots // block, head_dim, block).swapaxes(3, 4).reshape(keys.shape)
-
-
-def caches_per_layer(caches: Sequence[NDArray[Any]]) -> int:
-    """Number of caches in a layer: keys, values and, for int8, the scales of both."""
-    return 4 if caches[0].dtype == np.int8 else 2
+    return keys.reshape(batch, heads, slots // block, width, block).swapaxes(3, 4).reshape(keys.shape)
 
 
 def dequantized(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Keys and values of all layers, dequantized if they are int8."""
-    each = caches_per_layer(caches)
-    if each == 2:
-        return list(caches)
-    return [caches[i + part] * caches[i + part + 2] for i in range(0, len(caches), each) for part in range(2)]
+    """Keys and values of all layers, as the numbers that they stand for."""
+    each = 2 * len(list(cache_format(str(caches[0].dtype)).parts(GROUP)))
+    return [
+        cache_reference.widened(caches[i + side : i + each : 2])
+        for i in range(0, len(caches), each)
+        for side in range(2)
+    ]
 
 
 def random_ids(count: int, vocab_size: int, seed: int = 0) -> list[int]:

@@ -14,6 +14,7 @@ PACKAGE_NAMES = set(PACKAGES)
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
 # Runtime modules that the export stage may use: the contract types, the errors and the tensor format ...
 SHARED = {
+    "runtime.artifact.caches",
     "runtime.artifact.durable",
     "runtime.artifact.consistency",
     "runtime.artifact.layouts",

@@ -7,8 +7,8 @@ Worked example, W = 4, before position 6: slots 0 1 2 3 hold positions 4 5 2 3.
 Query heads that share a key head are processed together, so that each key is loaded once for all of them. The softmax
 is a running one (Milakov and Gimelshein, 2018; Dao et al., 2022): keys arrive in steps, and the values mixed so far
 are scaled down whenever a larger score appears. A step is two products, whose sums stay in registers: scores = q K^T
-and out += shares V, where the shares are softmax weights. For the first product, keys are stored in blocks
-(slots / 16, head_dim, 16), so that adjacent numbers belong to adjacent slots and no sum runs across the lanes of a
+and out += shares V, where the shares are softmax weights. For the first product, keys are stored in blocks of 16 slots
+(`attention_products.py`), so that adjacent numbers belong to adjacent slots and no sum runs across the lanes of a
 register.
 
 One token writes its column first and then sees only the ring; its steps are shared among tasks whose results are
@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from build.kernels.cache_numbers import Cache, declared, unused_parameters
 from build.kernels.cpu.attention_step import HIDDEN, STEP, Columns, Queries, Softmax, attention_step
 from build.kernels.cpu.level import Level, fitting_lanes
+from build.kernels.cpu.stored_columns import copier, flat, keeper, new_columns
 from build.kernels.cpu.vector import exp
 from build.kernels.parameters import without
 from build.kernels.rotary import query_scale
 from build.kernels.shapes import RING_BLOCK, RollingAttention, ring_block
-from export.static_model.constants import DYNAMIC_LEVELS, SMALLEST_PEAK
 
 # Upper limit of tasks that share one token's keys: enough to keep all threads busy where heads do not divide evenly.
 SPLITS = 8
@@ -40,12 +41,12 @@ def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
     """Kernel from qkv, the rotary cosines and sines, positions and both rings to the attention's output.
 
     Arguments: qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T), key ring, value ring and,
-    for int8, both rings of scales. All rings are updated in place. The output (B, T, n_heads * head_dim) is a new
-    tensor, which comes before the rings in the results. Positions are consecutive in each sequence; negative ones are
-    padding, which is neither written nor seen.
+    for int8 and int4, both rings of scales, then for int4 both of minima. All rings are updated in place. The output
+    (B, T, n_heads * head_dim) is a new tensor, which comes before the rings in the results. Positions are consecutive
+    in each sequence; negative ones are padding, which is neither written nor seen.
     """
-    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    body, scaled = (_one_token if N == 1 else _chunk)(level, shape), shape.cache_dtype == "int8"
+    B, N, H, D = shape.batch, shape.tokens, shape.n_heads, shape.head_dim
+    body, ring = (_one_token if N == 1 else _chunk)(level, shape), declared(shape)
 
     @T.prim_func
     def kernel(
@@ -53,21 +54,26 @@ def rolling_attention(level: Level, shape: RollingAttention) -> PrimFunc:
         cos: T.Buffer((B, 1, N, D // 2), "float32"),
         sin: T.Buffer((B, 1, N, D // 2), "float32"),
         positions: T.Buffer((B, N), "int64"),
-        keys: T.Buffer((B, KV, W, D), shape.cache_dtype),
-        values: T.Buffer((B, KV, W, D), shape.cache_dtype),
-        key_scales: T.Buffer((B, KV, W, 1), "float32"),
-        value_scales: T.Buffer((B, KV, W, 1), "float32"),
+        keys: T.Buffer(ring.numbers.shape, ring.numbers.dtype),
+        values: T.Buffer(ring.numbers.shape, ring.numbers.dtype),
+        key_scales: T.Buffer(ring.scales.shape, ring.scales.dtype),
+        value_scales: T.Buffer(ring.scales.shape, ring.scales.dtype),
+        key_minima: T.Buffer(ring.minima.shape, ring.minima.dtype),
+        value_minima: T.Buffer(ring.minima.shape, ring.minima.dtype),
         out: T.Buffer((B, N, H * D), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        if scaled:
-            key_scale = T.decl_buffer((B * KV * W,), "float32", data=key_scales.data)
-            value_scale = T.decl_buffer((B * KV * W,), "float32", data=value_scales.data)
-            body(qkv, cos, sin, positions, keys, values, key_scale, value_scale, out)
-        else:
-            body(qkv, cos, sin, positions, keys, values, None, None, out)
+        body(
+            qkv,
+            cos,
+            sin,
+            positions,
+            flat(shape, Cache(keys, key_scales, key_minima)),
+            flat(shape, Cache(values, value_scales, value_minima)),
+            out,
+        )
 
-    return kernel if scaled else without(kernel, ["key_scales", "value_scales"])
+    return without(kernel, unused_parameters(shape))
 
 
 def _tile_rows(level: Level, rows: int) -> int:
@@ -79,7 +85,7 @@ def _tile_rows(level: Level, rows: int) -> int:
 def _one_token(level: Level, shape: RollingAttention):
     """Body of `rolling_attention` for T = 1."""
     B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    group, block, dtype = H // KV, ring_block(W), shape.cache_dtype
+    group, block = H // KV, ring_block(W)
     R = _tile_rows(level, group)
     tiles = -(-group // R)
     steps = -(-W // (STEP * block))
@@ -87,12 +93,10 @@ def _one_token(level: Level, shape: RollingAttention):
     lanes = fitting_lanes(level, D)
     rotate = _rotation(shape)
     attend = attention_step(level, shape, R, block)
-    keep = _keeping(shape)
+    keep = keeper(shape)
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys, values, key_scales, value_scales, out):
-        ring_keys = T.decl_buffer((B * KV * W * D,), dtype, data=keys.data)
-        ring_values = T.decl_buffer((B * KV * W * D,), dtype, data=values.data)
+    def body(qkv, cos, sin, positions, keys, values, out):
         queries = T.alloc_buffer((B * KV * tiles * D * R,), "float32")
         largest = T.alloc_buffer((B * KV * tiles * splits * R,), "float32")
         total = T.alloc_buffer((B * KV * tiles * splits * R,), "float32")
@@ -113,13 +117,11 @@ def _one_token(level: Level, shape: RollingAttention):
                     )
             if position >= 0:
                 for h in T.serial(KV):
-                    column = ((b * KV + h) * W + slot // block * block) * D + slot % block
-                    at = (b * KV + h) * W + slot
                     rotate(Angles(qkv, cos, sin, b, 0), (H + h) * D, Places(fresh, 0, 1), T.float32(1))
-                    keep(fresh, Places(ring_keys, column, block), key_scales, at)
+                    keep(fresh, keys, (b * KV + h) * W + slot, block)
                     for d in T.serial(D):
                         fresh[d] = qkv[b, 0, (H + KV + h) * D + d]
-                    keep(fresh, Places(ring_values, at * D, 1), value_scales, at)
+                    keep(fresh, values, (b * KV + h) * W + slot, 1)
         for task in T.parallel(B * KV * tiles * splits):
             b = task // (KV * tiles * splits)
             head = task // (tiles * splits)  # key head, counted over all sequences
@@ -141,16 +143,7 @@ def _one_token(level: Level, shape: RollingAttention):
                 if column < used:
                     attend(
                         Queries(queries, task // splits * D * R),
-                        Columns(
-                            ring_keys,
-                            ring_values,
-                            head * W * D,
-                            end - end % W,
-                            end % W,
-                            key_scales,
-                            value_scales,
-                            head * W,
-                        ),
+                        Columns(keys, values, head * W, end - end % W, end % W),
                         column,
                         T.min(STEP * block, used - column),
                         Softmax(oldest, newest, largest, total, mixed, task * R),
@@ -187,24 +180,17 @@ def _one_token(level: Level, shape: RollingAttention):
 def _chunk(level: Level, shape: RollingAttention):
     """Body of `rolling_attention` for T > 1."""
     B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    group, block, dtype = H // KV, ring_block(W), shape.cache_dtype
+    group, block = H // KV, ring_block(W)
     R = _tile_rows(level, N * group)
     tiles = -(-(N * group) // R)
     columns = -(-N // RING_BLOCK) * RING_BLOCK  # of the new keys and values, rounded up to whole blocks
-    scaled = dtype == "int8"
     rotate = _rotation(shape)
     attend_ring, attend_new = attention_step(level, shape, R, block), attention_step(level, shape, R, RING_BLOCK)
-    keep = _keeping(shape)
+    keep, copy = keeper(shape), copier(shape)
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys, values, key_scales, value_scales, out):
-        ring_keys = T.decl_buffer((B * KV * W * D,), dtype, data=keys.data)
-        ring_values = T.decl_buffer((B * KV * W * D,), dtype, data=values.data)
+    def attend(qkv, cos, sin, positions, keys, values, new_keys, new_values, out):
         queries = T.alloc_buffer((B * KV * tiles * D * R,), "float32")
-        new_keys = T.alloc_buffer((B * KV * columns * D,), dtype)
-        new_values = T.alloc_buffer((B * KV * columns * D,), dtype)
-        new_key_scales = T.alloc_buffer((B * KV * columns if scaled else 1,), "float32")
-        new_value_scales = T.alloc_buffer((B * KV * columns if scaled else 1,), "float32")
         for token in T.parallel(B * columns):
             b = token // columns
             i = token % columns
@@ -220,18 +206,16 @@ def _chunk(level: Level, shape: RollingAttention):
                         scale,
                     )
                 for h in T.serial(KV):
-                    column = ((b * KV + h) * columns + i // RING_BLOCK * RING_BLOCK) * D + i % RING_BLOCK
                     rotate(Angles(qkv, cos, sin, b, i), (H + h) * D, Places(fresh, 0, 1), T.float32(1))
-                    keep(fresh, Places(new_keys, column, RING_BLOCK), new_key_scales, (b * KV + h) * columns + i)
+                    keep(fresh, new_keys, (b * KV + h) * columns + i, RING_BLOCK)
             for h in T.serial(KV):
-                at = (b * KV + h) * columns + i
                 if i < N and positions[b, T.min(i, N - 1)] >= T.int64(0):
                     for d in T.serial(D):
                         fresh[d] = qkv[b, T.min(i, N - 1), (H + KV + h) * D + d]
                 else:
                     for d in T.serial(D):  # unseen values are multiplied by zero, so they must be finite
                         fresh[d] = T.float32(0)
-                keep(fresh, Places(new_values, at * D, 1), new_value_scales, at)
+                keep(fresh, new_values, (b * KV + h) * columns + i, 1)
         for task in T.parallel(B * KV * tiles):
             # Late tiles see more keys than early ones: they alternate, so that any run of tasks is balanced.
             folded = task % tiles
@@ -256,16 +240,7 @@ def _chunk(level: Level, shape: RollingAttention):
             for step in T.serial((used + STEP * block - 1) // (STEP * block)):
                 attend_ring(
                     Queries(queries, (head * tiles + tile) * D * R),
-                    Columns(
-                        ring_keys,
-                        ring_values,
-                        head * W * D,
-                        first - first % W,
-                        first % W,
-                        key_scales,
-                        value_scales,
-                        head * W,
-                    ),
+                    Columns(keys, values, head * W, first - first % W, first % W),
                     step * STEP * block,
                     T.min(STEP * block, used - step * STEP * block),
                     Softmax(oldest, newest, largest, total, mixed, 0),
@@ -274,16 +249,7 @@ def _chunk(level: Level, shape: RollingAttention):
                 if (step + 1) * STEP * RING_BLOCK > oldest[0] - first:
                     attend_new(
                         Queries(queries, (head * tiles + tile) * D * R),
-                        Columns(
-                            new_keys,
-                            new_values,
-                            head * columns * D,
-                            first,
-                            columns,
-                            new_key_scales,
-                            new_value_scales,
-                            head * columns,
-                        ),
+                        Columns(new_keys, new_values, head * columns, first, columns),
                         step * STEP * RING_BLOCK,
                         T.min(STEP * RING_BLOCK, columns - step * STEP * RING_BLOCK),
                         Softmax(oldest, newest, largest, total, mixed, 0),
@@ -299,40 +265,25 @@ def _chunk(level: Level, shape: RollingAttention):
             for i in T.serial(N):
                 position = T.Cast("int32", positions[head // KV, i])
                 if position >= 0 and i >= N - W:  # a chunk longer than the ring keeps only its last W columns
-                    slot = position % W
-                    for d in T.serial(D):
-                        ring_keys[(head * W + slot // block * block) * D + d * block + slot % block] = new_keys[
-                            (head * columns + i // RING_BLOCK * RING_BLOCK) * D + d * RING_BLOCK + i % RING_BLOCK
-                        ]
-                        ring_values[(head * W + slot) * D + d] = new_values[(head * columns + i) * D + d]
-                    if scaled:
-                        key_scales[head * W + slot] = new_key_scales[head * columns + i]
-                        value_scales[head * W + slot] = new_value_scales[head * columns + i]
-
-    return body
-
-
-def _keeping(shape: RollingAttention):
-    """Inline `keep(fresh, to, scales, at)`: store one head's key or value at the places `to` of a cache.
-
-    int8 stores whole levels; the size of a level goes to scales[at].
-    """
-    D, dtype = shape.head_dim, shape.cache_dtype
+                    slot = head * W + position % W
+                    copy(new_keys, head * columns + i, RING_BLOCK, keys, slot, block)
+                    copy(new_values, head * columns + i, 1, values, slot, 1)
 
     @T.inline
-    def keep(fresh, to, scales, at):
-        if dtype == "int8":
-            scales[at] = T.float32(0)
-            for d in T.serial(D):
-                scales[at] = T.max(scales[at], T.abs(fresh[d]))
-            scales[at] = (scales[at] + T.float32(SMALLEST_PEAK)) / T.float32(DYNAMIC_LEVELS)
-            for d in T.serial(D):
-                to.numbers[to.start + d * to.stride] = T.Cast("int8", T.nearbyint(fresh[d] / scales[at]))
-        else:
-            for d in T.serial(D):
-                to.numbers[to.start + d * to.stride] = T.Cast(dtype, fresh[d])
+    def body(qkv, cos, sin, positions, keys, values, out):
+        attend(
+            qkv,
+            cos,
+            sin,
+            positions,
+            keys,
+            values,
+            new_columns(shape, columns),
+            new_columns(shape, columns),
+            out,
+        )
 
-    return keep
+    return body
 
 
 class Angles(NamedTuple):

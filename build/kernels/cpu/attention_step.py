@@ -4,8 +4,10 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
+from build.kernels.cache_numbers import Cache
+from build.kernels.cpu.attention_products import key_product, value_product
 from build.kernels.cpu.level import Level, fitting_lanes
-from build.kernels.cpu.vector import add_outer_product, clear, exp, widened
+from build.kernels.cpu.vector import clear, exp
 from build.kernels.shapes import RollingAttention
 
 STEP = 4  # blocks per step: 64 keys and 64 values of 64 numbers take 32 kB
@@ -20,19 +22,16 @@ class Queries(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """One head's columns: keys[start :] is (columns / block, head_dim, block), values[start :] is (columns, head_dim).
+    """One head's columns in flat buffers of several heads, laid out as in `attention_products.py`.
 
-    Column c holds position base + c if c < cut, and base + c - W otherwise.
+    Column c is column `start` + c of the buffers. It holds position base + c if c < cut, and base + c - W otherwise.
     """
 
-    keys: Any
-    values: Any
+    keys: Cache
+    values: Cache
     start: Any
     base: Any
     cut: Any
-    key_scales: Any  # for int8: one per column, from scale_start on; otherwise None
-    value_scales: Any
-    scale_start: Any
 
 
 class Softmax(NamedTuple):
@@ -56,36 +55,24 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
     value past the last column is read.
     """
     D, W, scaled = shape.head_dim, shape.cache_len, shape.cache_dtype == "int8"
+    add_keys, mix = key_product(level, shape, R, block), value_product(level, shape, R, STEP * block)
     lanes = fitting_lanes(level, block)
     parts = block // lanes
     width = STEP * block
-    d_lanes = fitting_lanes(level, D)
-    d_parts = next(n for n in (2, 1) if D % (n * d_lanes) == 0)
-    d_columns = d_lanes * d_parts
 
     @T.inline
     def score(queries, columns, column, scores, c):
         """Compute scores[:, c : c + block] from the block of keys that begins at `column`."""
-        keys, start = columns.keys, columns.start + column * D
         sums = T.alloc_buffer((R * block,), "float32")
         clear(sums, R * parts, lanes)
-        for d in T.serial(D):
-            add_outer_product(
-                sums,
-                0,
-                R,
-                block,
-                lanes,
-                lambda r: queries.numbers[queries.start + d * R + r],
-                lambda key: widened(keys[start + d * block + key]),
-            )
+        add_keys(sums, queries.numbers, queries.start, columns.keys, columns.start + column)
         for r in T.unroll(R):
             for n in T.unroll(parts):
                 for v in T.vectorized(lanes):
                     if scaled:
                         scores[r * width + c + n * lanes + v] = (
                             sums[(r * parts + n) * lanes + v]
-                            * columns.key_scales[columns.scale_start + column + n * lanes + v]
+                            * columns.keys.scales[columns.start + column + n * lanes + v]
                         )
                     else:
                         scores[r * width + c + n * lanes + v] = sums[(r * parts + n) * lanes + v]
@@ -147,39 +134,11 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
                 for v in T.vectorized(lanes):
                     scores[r * width + n * lanes + v] = (
                         scores[r * width + n * lanes + v]
-                        * columns.value_scales[columns.scale_start + column + n * lanes + v]
+                        * columns.values.scales[columns.start + column + n * lanes + v]
                     )
         softmax.total[softmax.at + r] = softmax.total[softmax.at + r] * shrink[r]
         for v in T.unroll(lanes):
             softmax.total[softmax.at + r] = softmax.total[softmax.at + r] + peak[v]
-
-    @T.inline
-    def mix(scores, values, start, count, shrink, softmax):
-        """Compute mixed = mixed * shrink + scores[:, : count] values[start :]."""
-        for c in T.serial(D // d_columns):
-            sums = T.alloc_buffer((R * d_columns,), "float32")
-            for r in T.unroll(R):
-                for n in T.unroll(d_parts):
-                    for v in T.vectorized(d_lanes):
-                        sums[(r * d_parts + n) * d_lanes + v] = (
-                            softmax.mixed[(softmax.at + r) * D + c * d_columns + n * d_lanes + v] * shrink[r]
-                        )
-            for j in T.serial(count):
-                add_outer_product(
-                    sums,
-                    0,
-                    R,
-                    d_columns,
-                    d_lanes,
-                    lambda r: scores[r * width + j],
-                    lambda d: widened(values[start + j * D + c * d_columns + d]),
-                )
-            for r in T.unroll(R):
-                for n in T.unroll(d_parts):
-                    for v in T.vectorized(d_lanes):
-                        softmax.mixed[(softmax.at + r) * D + c * d_columns + n * d_lanes + v] = sums[
-                            (r * d_parts + n) * d_lanes + v
-                        ]
 
     @T.inline
     def attend(queries, columns, column, count, softmax):
@@ -194,6 +153,6 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
         else:
             for r in T.serial(R):
                 soften(scores, r, columns, column, blocks * block, softmax, shrink, True)
-        mix(scores, columns.values, columns.start + column * D, count, shrink, softmax)
+        mix(scores, columns.values, columns.start + column, count, softmax.mixed, softmax.at * D, shrink)
 
     return attend

@@ -1,10 +1,11 @@
 """Rolling attention of several tokens: split qkv, rotate, attend over past and new columns, then write the new columns.
 
 No copy of the cache is made. The ring is that of `build/kernels/cpu/attention.py`: the key of position p is in slot p
-mod W. There are two launches: first all attention, because the new columns replace positions that the first queries
-still see, then the ring. A block handles one query of one head. It walks its keys in tiles with a running maximum and
-sum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), so that no row of scores is ever stored. New keys
-are rotated where they are read and rounded to the ring's precision, so there is no temporary between the launches.
+mod W. There are three launches. First, the new columns are rotated and rounded into a scratch buffer that is laid out
+like a ring, so that past and new columns are read alike. Then comes all attention, because the new columns replace
+positions that the first queries still see, and last the ring. In the second launch, a block handles one query of one
+head. It walks its keys in tiles with a running maximum and sum (online softmax, Milakov and Gimelshein 2018, arXiv
+1805.02867), so that no row of scores is ever stored. Where `flash_attention.py` suits, it is the second launch.
 
 Bytes per query and head: 2 * visible * head_dim * itemsize; operations: 4 * visible * head_dim.
 """
@@ -14,10 +15,20 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from build.kernels.cache_numbers import Cache, declared, unused_parameters
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.decode_attention import decode_attention
 from build.kernels.cuda.flash_attention import flash_attention, suits
-from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
+from build.kernels.cuda.ring import (
+    HIDDEN,
+    SMALLEST_TOTAL,
+    cache_of,
+    column_writer,
+    ring_writer,
+    rotated_element,
+    stored_number,
+)
+from build.kernels.parameters import without
 from build.kernels.rotary import query_scale
 from build.kernels.shapes import RollingAttention
 
@@ -37,14 +48,14 @@ TILE = Tile(threads=128, keys=32)
 def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
     """Kernel from qkv, the rotary cosines and sines, positions and both rings to the attention's output.
 
-    Arguments: qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T), key ring and value ring.
-    Both rings are updated in place. The output (B, T, n_heads * head_dim) is a new tensor, which comes before the
-    rings in the results. Positions are consecutive in each sequence; negative ones are padding, which is neither
-    written nor seen. With `tensor_cores`, queries and shares (softmax weights) of several tokens may be rounded to
-    float16.
+    Arguments: qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T), key ring, value ring and,
+    for int8 and int4, both rings of scales, then for int4 both of minima. All rings are updated in place. The output
+    (B, T, n_heads * head_dim) is a new tensor, which comes before the rings in the results. Positions are consecutive
+    in each sequence; negative ones are padding, which is neither written nor seen. With `tensor_cores`, queries, shares
+    (softmax weights) and the numbers of int8 and int4 rings may be rounded to float16 for several tokens.
     """
-    B, N, H, KV, D, W = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
-    half, dtype = D // 2, shape.cache_dtype
+    B, N, H, D = shape.batch, shape.tokens, shape.n_heads, shape.head_dim
+    half, ring = D // 2, declared(shape)
     body = _body(shape, on, tensor_cores=tensor_cores)
 
     @T.prim_func
@@ -53,37 +64,63 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
         cos: T.Buffer((B, 1, N, half), "float32"),
         sin: T.Buffer((B, 1, N, half), "float32"),
         positions: T.Buffer((B, N), "int64"),
-        keys: T.Buffer((B, KV, W, D), dtype),
-        values: T.Buffer((B, KV, W, D), dtype),
+        keys: T.Buffer(ring.numbers.shape, ring.numbers.dtype),
+        values: T.Buffer(ring.numbers.shape, ring.numbers.dtype),
+        key_scales: T.Buffer(ring.scales.shape, ring.scales.dtype),
+        value_scales: T.Buffer(ring.scales.shape, ring.scales.dtype),
+        key_minima: T.Buffer(ring.minima.shape, ring.minima.dtype),
+        value_minima: T.Buffer(ring.minima.shape, ring.minima.dtype),
         out: T.Buffer((B, N, H * D), "float32"),
     ):
         T.func_attr(ATTRIBUTES)
-        body(qkv, cos, sin, positions, keys, values, out)
+        body(
+            qkv,
+            cos,
+            sin,
+            positions,
+            Cache(keys, key_scales, key_minima),
+            Cache(values, value_scales, value_minima),
+            out,
+        )
 
-    return kernel
+    return without(kernel, unused_parameters(shape))
 
 
 def _body(shape: RollingAttention, on: Binding, *, tensor_cores: bool):
     """Inline `body(qkv, cos, sin, positions, keys, values, out)`: the launches that the shape needs."""
     if shape.tokens == 1:
         return decode_attention(shape, on)
-    if tensor_cores and suits(shape):
-        return flash_attention(shape, on)
-    attend, write_ring = _attend(shape, on), ring_writer(shape, on)
+    attend = (flash_attention if tensor_cores and suits(shape) else _attend)(shape, on)
+    write_new = column_writer(shape, shape.tokens, lambda _position, i: i, on)
+    write_ring = ring_writer(shape, on)
+
+    @T.inline
+    def launches(qkv, cos, sin, positions, keys, values, new_keys, new_values, out):
+        write_new(qkv, cos, sin, positions, new_keys, new_values)
+        attend(qkv, cos, sin, positions, keys, values, new_keys, new_values, out)
+        write_ring(qkv, cos, sin, positions, keys, values)
 
     @T.inline
     def body(qkv, cos, sin, positions, keys, values, out):
-        attend(qkv, cos, sin, positions, keys, values, out)
-        write_ring(qkv, cos, sin, positions, keys, values)
+        launches(
+            qkv,
+            cos,
+            sin,
+            positions,
+            keys,
+            values,
+            cache_of(shape, shape.tokens),
+            cache_of(shape, shape.tokens),
+            out,
+        )
 
     return body
 
 
 def _attend(shape: RollingAttention, on: Binding):
-    """The first launch: one block per query of each head."""
+    """The second launch: one block per query of each head."""
     B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
-    KV, group = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads
-    k_start, v_start, dtype = H * D, (H + KV) * D, shape.cache_dtype
+    group = shape.n_heads // shape.n_kv_heads
     threads, tile = TILE.threads, TILE.keys
     sharing = threads // tile  # threads per dot product
     piece = -(-D // sharing)  # elements of a dot product per thread
@@ -91,22 +128,19 @@ def _attend(shape: RollingAttention, on: Binding):
     # Stride of a key in shared memory: threads that read neighbouring keys hit different banks.
     # The buffer is flat, because TVM would trim the padding.
     stride = D + 1
-    rotated = rotated_element(shape)
+    rotated, number = rotated_element(shape), stored_number(shape)
 
     @T.inline
-    def load_keys(qkv, cos, sin, keys, key_tile, b, h, first, n_past, count, start, new_start, t):
+    def load_keys(keys, new_keys, key_tile, b, h, first, n_past, count, start, new_start, t):
         """Load keys first .. first + tile - 1 that the query sees into key_tile; keys past `count` stay as they are."""
         for c in T.serial(-(-tile * D // threads)):
             e = c * threads + t
             j = first + e // D
             if e < tile * D and j < count:
                 if j < n_past:
-                    key_tile[e // D * stride + e % D] = T.Cast("float32", keys[b, h, (start + j) % W, e % D])
+                    key_tile[e // D * stride + e % D] = number(keys, b, h, (start + j) % W, e % D)
                 else:
-                    key_tile[e // D * stride + e % D] = T.Cast(
-                        "float32",
-                        T.Cast(dtype, rotated(qkv, cos, sin, b, new_start + j - n_past, k_start + h * D, e % D)),
-                    )
+                    key_tile[e // D * stride + e % D] = number(new_keys, b, h, new_start + j - n_past, e % D)
 
     @T.inline
     def score(query, key_tile, partial, t):
@@ -130,7 +164,7 @@ def _attend(shape: RollingAttention, on: Binding):
                 scores[t] = T.float32(HIDDEN)
 
     @T.inline
-    def mix(qkv, values, scores, maximum, total, mixed, b, h, first, n_past, count, start, new_start, t):
+    def mix(values, new_values, scores, maximum, total, mixed, b, h, first, n_past, count, start, new_start, t):
         """Fold one tile into the thread's running maximum, sum and outputs."""
         best = T.alloc_buffer((1,), "float32", scope=on.private)
         weight = T.alloc_buffer((1,), "float32", scope=on.private)
@@ -149,16 +183,16 @@ def _attend(shape: RollingAttention, on: Binding):
                 d = c * threads + t
                 if d < D:
                     if first + j < n_past:
-                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * T.Cast(
-                            "float32", values[b, h, (start + first + j) % W, d]
+                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * number(
+                            values, b, h, (start + first + j) % W, d
                         )
                     else:
-                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * T.Cast(
-                            "float32", T.Cast(dtype, qkv[b, new_start + first + j - n_past, v_start + h * D + d])
+                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * number(
+                            new_values, b, h, new_start + first + j - n_past, d
                         )
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys, values, out):
+    def body(qkv, cos, sin, positions, keys, values, new_keys, new_values, out):
         for block in on.blocks(B * N * H):
             query = T.alloc_buffer((D,), "float32", scope=on.shared)
             key_tile = T.alloc_buffer((tile * stride,), "float32", scope=on.shared)
@@ -189,15 +223,15 @@ def _attend(shape: RollingAttention, on: Binding):
                         )
             for step in T.serial((count + tile - 1) // tile):
                 for t in on.threads(threads):
-                    load_keys(qkv, cos, sin, keys, key_tile, b, h, step * tile, n_past, count, start, new_start, t)
+                    load_keys(keys, new_keys, key_tile, b, h, step * tile, n_past, count, start, new_start, t)
                 for t in on.threads(threads):
                     score(query, key_tile, partial, t)
                 for t in on.threads(threads):
                     sum_scores(partial, scores, step * tile, count, t)
                 for t in on.threads(threads):
                     mix(
-                        qkv,
                         values,
+                        new_values,
                         scores,
                         maximum,
                         total,

@@ -2,8 +2,9 @@
 
 The ring is that of `build/kernels/cuda/attention.py`. First the new column is written, so that the ring alone holds
 everything visible: its first min(position + 1, W) slots, whose order does not matter. Then each block takes some of
-one key head's slots, in tiles: keys pass through shared memory, and every query head of the group keeps a running
-maximum, a sum and mixed values (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). Last, the blocks'
+one key head's slots, in tiles: keys pass through shared memory, where those of int8 and int4 caches are float32, and
+every query head of the group keeps a running maximum, a sum and mixed values (online softmax, Milakov and Gimelshein
+2018, arXiv 1805.02867). Last, the blocks'
 results are joined, each scaled by its maximum. The split over slots (as in Flash-Decoding, Dao et al. 2023) is what
 gives a single sequence enough blocks.
 
@@ -12,6 +13,7 @@ Bytes per call: 2 * visible * n_kv_heads * head_dim * itemsize; operations: 4 * 
 
 from tvm.script import tirx as T
 
+from build.kernels.cache_numbers import int4_number
 from build.kernels.cuda.binding import SHARED_BYTES, Binding
 from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element
 from build.kernels.rotary import query_scale
@@ -49,10 +51,15 @@ def splits(shape: RollingAttention) -> int:
     return min(tiles, -(-BLOCKS // (shape.batch * shape.n_kv_heads)))
 
 
+def tile_dtype(shape: RollingAttention) -> str:
+    """Dtype of keys and values in shared memory: as stored, or widened if they have a scale."""
+    return "float32" if shape.stored.scales else shape.cache_dtype
+
+
 def tile_keys(shape: RollingAttention) -> int:
     """Keys per tile: shared memory holds one tile's keys, values and scores, and the queries of a group."""
     group = shape.n_heads // shape.n_kv_heads
-    column = (2 * shape.head_dim + PADDING) * numpy_dtype(shape.cache_dtype).itemsize + 4 * group
+    column = (2 * shape.head_dim + PADDING) * numpy_dtype(tile_dtype(shape)).itemsize + 4 * group
     left = SHARED_BYTES - 4 * group * shape.head_dim
     fitting = [n for n in (TILE_KEYS, 16, 8, 4, 2, 1) if n * column <= left]
     if not fitting:
@@ -67,12 +74,19 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
     """The second launch: one block per share of each key head's slots, for all query heads of the group together."""
     B, H, KV, D, W = shape.batch, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.cache_len
     group, threads, tile, dtype = H // KV, THREADS, tile_keys(shape), shape.cache_dtype
+    kept_dtype, scaled = tile_dtype(shape), shape.stored.scales is not None
     owned = -(-D // threads)  # elements of a head's output per thread
     stride = D + PADDING
-    # Numbers that a thread loads at once.
-    piece = next(n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if D % n == 0)
-    pieces = D // piece  # per column
+    width = next(shape.stored.parts(D)).width
+    # Stored elements that a thread loads at once; of int4, the bytes of a group.
+    piece = next(n for n in (VECTOR // numpy_dtype(dtype).itemsize, 2, 1) if width % n == 0)
+    pieces = width // piece  # per column
+    in_piece = D // pieces  # numbers
     rotated = rotated_element(shape)
+    load_factors, number = _widening(shape)
+
+    def in_pieces(cache):
+        return cache._replace(numbers=T.decl_buffer((B, KV, W, pieces, piece), dtype, data=cache.numbers.data))
 
     @T.inline
     def load_queries(qkv, cos, sin, positions, b, h, queries, t):
@@ -85,20 +99,32 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
 
     @T.inline
     def load_columns(keys, values, b, h, first, used, key_tile, value_tile, t):
-        """Load a tile's keys and values as stored, one piece per thread; data past the last slot stays as it was."""
+        """Load a tile's keys and values, one piece per thread; data past the last slot stays as it was."""
         for c in T.serial(-(-tile * pieces // threads)):
             q = c * threads + t  # index of a piece in the tile
             slot = T.min(first + q // pieces, W - 1)
             if q < tile * pieces and first + q // pieces < used:
                 loaded = T.alloc_buffer((2 * piece,), dtype, scope=on.private)
                 for v in T.vectorized(piece):
-                    loaded[v] = keys[b, h, slot, q % pieces, v]
+                    loaded[v] = keys.numbers[b, h, slot, q % pieces, v]
                 for v in T.vectorized(piece):
-                    loaded[piece + v] = values[b, h, slot, q % pieces, v]
-                for v in on.unroll(piece):
-                    key_tile[q // pieces * stride + q % pieces * piece + v] = loaded[v]
-                for v in T.vectorized(piece):
-                    value_tile[q * piece + v] = loaded[piece + v]
+                    loaded[piece + v] = values.numbers[b, h, slot, q % pieces, v]
+                if scaled:
+                    factors = T.alloc_buffer((4,), "float32", scope=on.private)
+                    load_factors(keys, b, h, slot, q % pieces, factors, 0)
+                    load_factors(values, b, h, slot, q % pieces, factors, 2)
+                    for half in on.unroll(in_piece // piece):
+                        for v in on.unroll(piece):
+                            d = half * piece + v
+                            key_tile[q // pieces * stride + q % pieces * in_piece + d] = number(
+                                loaded[v], half, factors, 0
+                            )
+                            value_tile[q * in_piece + d] = number(loaded[piece + v], half, factors, 2)
+                else:
+                    for v in on.unroll(piece):
+                        key_tile[q // pieces * stride + q % pieces * piece + v] = loaded[v]
+                    for v in T.vectorized(piece):
+                        value_tile[q * piece + v] = loaded[piece + v]
 
     @T.inline
     def score(queries, key_tile, first, used, scores, t):
@@ -142,13 +168,11 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
                         kept[on.own(t), r * owned + c] = kept[on.own(t), r * owned + c] + weight[0] * value[c]
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys_in, values_in, largest, total, mixed):
-        keys = T.decl_buffer((B, KV, W, pieces, piece), dtype, data=keys_in.data)
-        values = T.decl_buffer((B, KV, W, pieces, piece), dtype, data=values_in.data)
+    def attend(qkv, cos, sin, positions, keys, values, largest, total, mixed):
         for block in on.blocks(B * KV * count):
             queries = T.alloc_buffer((group, D), "float32", scope=on.shared)
-            key_tile = T.alloc_buffer((tile * stride,), dtype, scope=on.shared)
-            value_tile = T.alloc_buffer((tile * D,), dtype, scope=on.shared)
+            key_tile = T.alloc_buffer((tile * stride,), kept_dtype, scope=on.shared)
+            value_tile = T.alloc_buffer((tile * D,), kept_dtype, scope=on.shared)
             scores = T.alloc_buffer((group, tile), "float32", scope=on.shared)
             maximum = T.alloc_buffer((on.copies(threads), group), "float32", scope=on.private)
             sums = T.alloc_buffer((on.copies(threads), group), "float32", scope=on.private)
@@ -181,7 +205,35 @@ def _attend(shape: RollingAttention, count: int, on: Binding):
                         if c * threads + t < D:
                             mixed[block, r, c * threads + t] = kept[on.own(t), r * owned + c]
 
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values, largest, total, mixed):
+        attend(qkv, cos, sin, positions, in_pieces(keys), in_pieces(values), largest, total, mixed)
+
     return body
+
+
+def _widening(shape: RollingAttention):
+    """How stored elements become numbers: inline `load_factors(cache, b, h, slot, group, factors, at)` and a function.
+
+    factors[at] is then the scale, and factors[at + 1] the minimum if there is one; the function
+    `number(element, half, factors, at)` is a number in float32, of a byte of int4 that in its low or high half.
+    """
+    grouped = shape.stored.group is not None
+
+    @T.inline
+    def load_factors(cache, b, h, slot, group, factors, at):
+        if grouped:
+            factors[at] = T.Cast("float32", cache.scales[b, h, slot, group])
+            factors[at + 1] = T.Cast("float32", cache.minima[b, h, slot, group])
+        else:
+            factors[at] = cache.scales[b, h, slot, 0]
+
+    def number(element, half, factors, at):
+        if grouped:
+            return int4_number(element, half, factors[at], factors[at + 1])
+        return T.Cast("float32", element) * factors[at]
+
+    return load_factors, number
 
 
 def _join(shape: RollingAttention, count: int, on: Binding):

@@ -1,12 +1,11 @@
-"""Rolling attention of many tokens on tensor cores, for float16 rings: `attention.py` with float16 queries and shares.
+"""The second launch of `attention.py` for many tokens on tensor cores, with queries and shares in float16.
 
-There are three launches. First, the new columns are rotated and rounded into a scratch buffer that is laid out like a
-ring, so that past and new columns are read alike. Then each block takes 64 rows of queries, which are a few tokens
-times the heads that share a key head, and walks all columns that any of them sees, 64 at a time, by position. Both
-products are `mma.sync` (`mma.py`), and the four lanes that hold a row also keep its running maximum and sum (online
-softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). The sums of the first product are laid out just as the second
-takes its factor, as in FlashAttention-2 (Dao 2023, arXiv 2307.08691). While one product is computed, the columns of
-the next are in flight. Last, the ring is written.
+Each block takes 64 rows of queries, which are a few tokens times the heads that share a key head, and walks all columns
+that any of them sees, 64 at a time, by position. Both products are `mma.sync` (`mma.py`), and the four lanes that hold
+a row also keep its running maximum and sum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). The sums of
+the first product are laid out just as the second takes its factor, as in FlashAttention-2 (Dao 2023, arXiv
+2307.08691). While one product is computed, the columns of the next are in flight, as stored; on their way into shared
+memory, numbers of a narrower cache become float16.
 
 Bytes per block: the keys and values of all columns that it sees, mostly through the second-level (L2) cache.
 Operations: 4 * visible * n_heads * head_dim per token.
@@ -16,8 +15,9 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda import mma
 from build.kernels.cuda.binding import WARP, Binding
+from build.kernels.cuda.column_pieces import PIECE, WORDS, pair_in_piece, piece_loader, pieces_of, supports
 from build.kernels.cuda.mma import PAIR, QUAD, pair
-from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, column_writer, ring_writer, rotated_element
+from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, rotated_element
 from build.kernels.rotary import with_position_factor
 from build.kernels.shapes import RollingAttention
 
@@ -32,8 +32,6 @@ TILE = 64  # columns per tile
 HEAD_STEP, WIDEST_HEAD = 32, 128
 LEAST_ROWS = 16  # rows of queries that share a key head: fewer would leave most of a product empty
 LOG2_E = 1.4426950408889634
-PIECE = 8  # numbers in 16 bytes
-WORDS = PIECE // PAIR  # uint32 in 16 bytes
 # Initial value of a maximum: above HIDDEN, so that the share of a hidden column is exp(HIDDEN - LOWEST) = 0.
 LOWEST = -1e30
 
@@ -41,29 +39,15 @@ LOWEST = -1e30
 def suits(shape: RollingAttention) -> bool:
     """Whether `flash_attention` supports such a shape and is worth using for it."""
     group = shape.n_heads // shape.n_kv_heads
-    fits = shape.head_dim % HEAD_STEP == 0 and shape.head_dim <= WIDEST_HEAD and shape.cache_dtype == "float16"
+    fits = shape.head_dim % HEAD_STEP == 0 and shape.head_dim <= WIDEST_HEAD and supports(shape)
     return fits and shape.tokens > 1 and shape.tokens * group >= LEAST_ROWS
 
 
 def flash_attention(shape: RollingAttention, on: Binding):
-    """Body of `rolling_attention` for a shape that `suits` accepts."""
-    B, N, KV, D = shape.batch, shape.tokens, shape.n_kv_heads, shape.head_dim
-    write_new = column_writer(shape, N, lambda _position, i: i, on)
-    attend, write_ring = _attend(shape, on), ring_writer(shape, on)
+    """The launch for a shape that `suits` accepts: one block per 64 rows of each key head.
 
-    @T.inline
-    def body(qkv, cos, sin, positions, keys, values, out):
-        new_keys = T.alloc_buffer((B, KV, N, D), shape.cache_dtype)
-        new_values = T.alloc_buffer((B, KV, N, D), shape.cache_dtype)
-        write_new(qkv, cos, sin, positions, new_keys, new_values)
-        attend(qkv, cos, sin, positions, keys, values, new_keys, new_values, out)
-        write_ring(qkv, cos, sin, positions, keys, values)
-
-    return body
-
-
-def _attend(shape: RollingAttention, on: Binding):
-    """The second launch: one block per 64 rows of each key head; row r is head r % group of token r // group."""
+    Row r is head r % group of token r // group.
+    """
     B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
     KV, group = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads
     rows, pieces = N * group, D // PIECE
@@ -74,7 +58,8 @@ def _attend(shape: RollingAttention, on: Binding):
     key_stride = D // PAIR + 4
     # Stride of two neighbouring values, in pairs of them: likewise for lanes that read neighbouring pairs.
     value_stride = D + 8
-    loads = TILE * pieces // THREADS  # loads of 16 bytes per thread, for keys or values
+    loads = TILE * pieces // THREADS  # pieces that a thread loads, of keys or of values
+    load_piece, pair_of_piece = piece_loader(shape), pair_in_piece(shape)
     rotated, multiply = rotated_element(shape), mma.multiplier(on)
     largest_of_quad, sum_of_quad = mma.quad_reduction(on, T.max), mma.quad_reduction(on, lambda a, b: a + b)
     scale = T.float32(shape.scale * LOG2_E)  # of scores, which become exponents of two
@@ -97,17 +82,15 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def load_column(ring, new, b, h, position, begin, last, part, loaded, at):
-        """Load 16 bytes of the column of a position into loaded[at :].
+        """Load a piece of the column of a position into loaded[at :].
 
         The column is in the ring or among the new ones; beyond the last position, the last column is loaded.
         """
         column = T.min(position, last)
         if column < begin:
-            for v in T.vectorized(WORDS):
-                loaded[at + v] = ring[b, h, column % W, part, v]
+            load_piece(ring, b, h, column % W, part, loaded, at)
         else:
-            for v in T.vectorized(WORDS):
-                loaded[at + v] = new[b, h, column - begin, part, v]
+            load_piece(new, b, h, column - begin, part, loaded, at)
 
     @T.inline
     def fetch_keys(ring, new, b, h, first, begin, last, loaded, t):
@@ -120,10 +103,12 @@ def _attend(shape: RollingAttention, on: Binding):
     @T.inline
     def put_keys(loaded, key_tile, t):
         for c in on.unroll(loads):
+            u = c * THREADS + t
+            pairs = T.alloc_buffer((WORDS,), "uint32", scope=on.private)
+            for v in on.unroll(WORDS):
+                pairs[v] = pair_of_piece(loaded, (on.own(t) * loads + c) * WORDS, v, u % pieces)
             for v in T.vectorized(WORDS):
-                key_tile[(c * THREADS + t) // pieces * key_stride + (c * THREADS + t) % pieces * WORDS + v] = loaded[
-                    (on.own(t) * loads + c) * WORDS + v
-                ]
+                key_tile[u // pieces * key_stride + u % pieces * WORDS + v] = pairs[v]
 
     @T.inline
     def fetch_values(ring, new, b, h, first, begin, last, loaded, t):
@@ -137,20 +122,16 @@ def _attend(shape: RollingAttention, on: Binding):
     def put_values(loaded, value_tile, t):
         """Store pairs of neighbouring positions, as the second product takes them."""
         for c in on.unroll(loads // 2):
+            part = (c * THREADS + t) % pieces
             for half in on.unroll(2):
                 mixed = T.alloc_buffer((WORDS,), "uint32", scope=on.private)
                 for word in on.unroll(WORDS // 2):
-                    even = loaded[(on.own(t) * loads + 2 * c) * WORDS + half * 2 + word]
-                    odd = loaded[(on.own(t) * loads + 2 * c + 1) * WORDS + half * 2 + word]
+                    even = pair_of_piece(loaded, (on.own(t) * loads + 2 * c) * WORDS, half * 2 + word, part)
+                    odd = pair_of_piece(loaded, (on.own(t) * loads + 2 * c + 1) * WORDS, half * 2 + word, part)
                     mixed[2 * word] = (even & T.uint32(0xFFFF)) | (odd << T.uint32(16))
                     mixed[2 * word + 1] = (even >> T.uint32(16)) | (odd & T.uint32(0xFFFF0000))
                 for v in T.vectorized(WORDS):
-                    value_tile[
-                        (c * THREADS + t) // pieces * value_stride
-                        + (c * THREADS + t) % pieces * PIECE
-                        + half * WORDS
-                        + v
-                    ] = mixed[v]
+                    value_tile[(c * THREADS + t) // pieces * value_stride + part * PIECE + half * WORDS + v] = mixed[v]
 
     @T.inline
     def load_key_fragments(key_tile, depth, fragments, t):
@@ -219,11 +200,7 @@ def _attend(shape: RollingAttention, on: Binding):
                         ] = mixed[on.own(t), c * mma.C + 2 * j + i] * factor[0]
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys_in, values_in, new_keys_in, new_values_in, out_in):
-        keys = T.decl_buffer((B, KV, W, pieces, WORDS), "uint32", data=keys_in.data)
-        values = T.decl_buffer((B, KV, W, pieces, WORDS), "uint32", data=values_in.data)
-        new_keys = T.decl_buffer((B, KV, N, pieces, WORDS), "uint32", data=new_keys_in.data)
-        new_values = T.decl_buffer((B, KV, N, pieces, WORDS), "uint32", data=new_values_in.data)
+    def attend(qkv, cos, sin, positions, keys, values, new_keys, new_values, out_in):
         out = T.decl_buffer((B, N, H * D // 2, 2), "float32", data=out_in.data)
         for block in on.blocks(B * KV * blocks):
             key_tile = T.alloc_buffer((TILE * key_stride,), "uint32", scope=on.shared)
@@ -292,5 +269,19 @@ def _attend(shape: RollingAttention, on: Binding):
                     sum_of_quad(total, best, j, t)
             for t in on.threads(THREADS):
                 store(mixed, best, out, b, h, m, t)
+
+    @T.inline
+    def body(qkv, cos, sin, positions, keys, values, new_keys, new_values, out):
+        attend(
+            qkv,
+            cos,
+            sin,
+            positions,
+            pieces_of(shape, W, keys),
+            pieces_of(shape, W, values),
+            pieces_of(shape, N, new_keys),
+            pieces_of(shape, N, new_values),
+            out,
+        )
 
     return body

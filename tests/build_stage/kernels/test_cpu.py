@@ -28,9 +28,11 @@ from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention, r
 from export.weights.encoded import OFFSET_SUFFIXES
 from export.weights.format import ModelTensor, Storage
 from export.weights.table import carry, load, store
+from runtime.artifact.caches import cache_format
 from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.rotary import QueryScaling
+from tests.helpers import cache_reference
 from tests.helpers.encoded import rows_for
 from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, machine_code, packed
 from tests.helpers.mixture_reference import check as check_mixture
@@ -39,7 +41,8 @@ from tests.helpers.rotary_reference import query_factor
 U = 2.0**-24
 EXP_ULPS = 2  # for `vector.exp`; test_exp measures it
 LANES = 8
-NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100}  # not NaN: what no query sees is multiplied by zero
+# Not NaN: what no query sees is multiplied by zero.
+NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100, "uint8": 100}
 AVX2 = next(level for level in LEVELS if level.name == "avx2")
 WIDEST = "512 bits"  # of WIDTHS
 
@@ -524,6 +527,9 @@ ATTENTION = {
         (3, 16, 1, 1), (4,), (4, 2), 16, 8, query_scaling=QueryScaling(beta=0.5, original_context=5)
     ),
     "int8-long": Attention((80, 80, 1, 1), (3,), (2, 2), 16, 96, "int8"),
+    "int4": Attention((3, 3, 1, 16, 1, 1), (2, 0), (4, 1), 32, 8, "uint8"),
+    "int4-long": Attention((80, 80, 1, 1), (3,), (2, 2), 64, 96, "uint8"),
+    "int4-window-without-blocks": Attention((5, 3, 1, 1, 1), (2,), (3, 1), 96, 7, "uint8"),
 }
 
 
@@ -531,7 +537,7 @@ def attention_inputs(case, generator):
     """qkv, positions, cos and sin of all tokens.
 
     Padding is NaN, to show whether anything reads it. Narrow rings get quarter turns, whose rotation is exact, so that
-    no rounding to float16 can fall on either side, and numbers in whole levels of int8.
+    no rounding can fall on either side, and numbers in whole levels of int8.
     """
     total, batch, half = sum(case.chunks), len(case.padding), case.head_dim // 2
     qkv = generator.standard_normal((batch, total, (case.heads[0] + 2 * case.heads[1]) * case.head_dim)).astype(
@@ -563,7 +569,7 @@ def rotated(x, cos, sin):
 def as_stored(columns, dtype):
     """Columns (tokens, heads, D) as a ring holds them, in float64."""
     if dtype != "int8":
-        return columns.astype(dtype).astype(np.float64)
+        return cache_reference.widened(cache_reference.stored(columns, dtype))
     scales = np.abs(columns).max(-1, keepdims=True) / 127
     return np.rint(columns / scales) * scales
 
@@ -596,7 +602,10 @@ def attention_reference(case, qkv, positions, cos, sin):
                 * factors[i]
             )
             error = 2 * (d + (12 if case.query_scaling else 7)) * U * size + (2 * EXP_ULPS + 2 * len(k) + 4) * U
-            bounds[i, head] = error * (shares @ np.abs(v))
+            # A number of int4 is rounded twice, relative to its scale times 15 and its minimum, which are together at
+            # most thrice the largest number. Keys may be, as no rotation was rounded.
+            widening = 6 * U * np.abs(v).max() if case.dtype == "uint8" else 0
+            bounds[i, head] = error * (shares @ np.abs(v)) + widening
     return out, bounds, key, value
 
 
@@ -609,7 +618,9 @@ def test_rolling_attention(float_level, name):
 
 
 @pytest.mark.parametrize("width", [WIDEST], indirect=True)
-@pytest.mark.parametrize("name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long", "int8-long"])
+@pytest.mark.parametrize(
+    "name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long", "int8-long", "int4-long"]
+)
 def test_rolling_attention_in_whole_registers(width, name):
     """The other widths are those of `float_level`."""
     check_attention(FLOAT_LEVELS["avx512"], width, ATTENTION[name])
@@ -619,10 +630,13 @@ def check_attention(level, processor, case):
     generator = np.random.default_rng(0)
     qkv, positions, cos, sin = attention_inputs(case, generator)
     (h, kv), d, batch = case.heads, case.head_dim, len(case.padding)
-    rings = [aligned(np.full((batch, kv, case.window, d), NEVER_WRITTEN[case.dtype], case.dtype)) for _ in range(2)]
-    scales = [
-        aligned(np.ones((batch, kv, case.window, 1), np.float32)) for _ in range(2 if case.dtype == "int8" else 0)
+    untouched = NEVER_WRITTEN[case.dtype]
+    rings = [
+        aligned(np.full((batch, kv, case.window, part.width), 1 if part.suffix else untouched, part.dtype))
+        for part in cache_format(case.dtype).parts(d)
+        for _side in ("keys", "values")
     ]
+    untouched_rings = [ring.copy() for ring in rings]
     found = []
     start = 0
     kernels = {
@@ -638,24 +652,25 @@ def check_attention(level, processor, case):
         part = slice(start, start + tokens)
         out = output(batch, tokens, h * d)
         inputs = (np.ascontiguousarray(x) for x in (qkv[:, part], cos[:, :, part], sin[:, :, part], positions[:, part]))
-        call(kernels[tokens], *inputs, *rings, *scales, out)
+        call(kernels[tokens], *inputs, *rings, out)
         found.append(out)
         start += tokens
     found = np.concatenate(found, 1).reshape(batch, -1, h, d)
     for b in range(batch):
         expected, bounds, key, value = attention_reference(case, qkv[b], positions[b], cos[b, 0], sin[b, 0])
         assert (np.abs(found[b] - expected) <= bounds).all()  # rows of padding included, which are zero, not NaN
-        block = ring_block(case.window)
-        by_slot = rings[0][b].reshape(kv, case.window // block, d, block).swapaxes(2, 3).reshape(kv, case.window, d)
-        found_columns = [by_slot, rings[1][b]]
-        if scales:
-            found_columns = [
-                numbers.astype(np.float64) * scale[b] for numbers, scale in zip(found_columns, scales, strict=True)
-            ]
-        check_ring(
-            found_columns[0], key, positions[b], NEVER_WRITTEN[case.dtype], 3 * U * 2 if case.dtype == "float32" else 0
-        )
-        check_ring(found_columns[1], value, positions[b], NEVER_WRITTEN[case.dtype], 0)
+        keys = cache_reference.widened([by_slot(ring[b]) for ring in rings[0::2]])
+        values = cache_reference.widened([ring[b] for ring in rings[1::2]])
+        nothing = cache_reference.widened([ring[0, 0, 0] for ring in untouched_rings[0::2]])
+        check_ring(keys, key, positions[b], nothing, 3 * U * 2 if case.dtype == "float32" else 0)
+        check_ring(values, value, positions[b], nothing, 0)
+
+
+def by_slot(keys):
+    """Keys (kv_heads, W, width) in the order of slots."""
+    heads, window, width = keys.shape
+    block = ring_block(window)
+    return keys.reshape(heads, window // block, width, block).swapaxes(2, 3).reshape(keys.shape)
 
 
 def check_ring(ring, columns, positions, untouched, relative):
@@ -665,7 +680,7 @@ def check_ring(ring, columns, positions, untouched, relative):
     for slot in range(window):
         position = last - (last - slot) % window
         if position < 0:
-            assert (ring[:, slot] == ring.dtype.type(untouched)).all()
+            assert (ring[:, slot] == untouched).all()
         else:
             expected = columns[position - positions[0]]
             assert (np.abs(ring[:, slot] - expected) <= relative * np.nanmax(np.abs(columns))).all()

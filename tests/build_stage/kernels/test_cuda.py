@@ -26,9 +26,11 @@ from build.kernels.shapes import Embedding, Linear, RollingAttention
 from export.weights.format import ModelTensor, Storage
 from export.weights.panels import int4_words, to_panels, to_vector_panels
 from export.weights.table import load, store
+from runtime.artifact.caches import cache_format
 from runtime.artifact.rotary import QueryScaling
 from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError
+from tests.helpers import cache_reference
 from tests.helpers.kernels import compiled_serially, packed
 from tests.helpers.mixture_reference import check as check_mixture
 from tests.helpers.rotary_reference import query_factor
@@ -336,6 +338,7 @@ def test_swiglu(lead, hidden_dim):
 
 
 SHARED = "one token, shared by six heads, several splits"
+NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers
 TWO_ROWS = "padded chunks across the window, two rows"
 # B, heads, KV heads, head_dim, W, and the chunks, run one after the other, by the first positions of the rows
 CASES = {
@@ -358,7 +361,8 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), [*((case, "float32") for case in CASES), (TWO_ROWS, "float16"), (SHARED, "float16")]
+    ("case", "dtype"),
+    [*((case, "float32") for case in CASES), *((case, dtype) for case in (TWO_ROWS, SHARED) for dtype in NARROW)],
 )
 def test_rolling_attention(case, dtype):
     check_attention(case, dtype)
@@ -378,7 +382,8 @@ def test_a_split_of_several_tiles(monkeypatch):
     """
     monkeypatch.setattr(decode_attention, "BLOCKS", 4)
     assert decode_attention.splits(RollingAttention(2, 1, 6, 1, 32, 200, "float16", 1.0)) == 2
-    check_attention(SHARED, "float16")
+    for dtype in NARROW:
+        check_attention(SHARED, dtype)
 
 
 TILES = [
@@ -387,6 +392,8 @@ TILES = [
     (4, 256, "float16", 32),
     (4, 256, "float32", 16),
     (32, 128, "float32", 16),
+    (4, 128, "int8", 32),
+    (4, 128, "uint8", 32),
 ]
 
 
@@ -395,7 +402,7 @@ def test_tiles_fit_shared_memory(group, head_dim, dtype, keys):
     """48 kB hold keys and values, and a group's queries and scores."""
     shape = RollingAttention(1, 1, 2 * group, 2, head_dim, 4096, dtype, 1.0)
     assert decode_attention.tile_keys(shape) == keys
-    itemsize = np.dtype(dtype).itemsize
+    itemsize = 2 if dtype == "float16" else 4  # int8 and int4 are widened
     assert keys * (2 * head_dim + 2) * itemsize + 4 * group * (head_dim + keys) <= 48 * 1024
 
 
@@ -404,7 +411,7 @@ def test_queries_that_do_not_fit_are_refused():
         decode_attention.tile_keys(RollingAttention(1, 1, 64, 1, 256, 4096, "float16", 1.0))
 
 
-FLASH_CASES = {  # like CASES, in float16: rows of queries, tiles of 64 columns, and heads of 32 to 128
+FLASH_CASES = {  # like CASES, for narrow caches: rows of queries, tiles of 64 columns, and heads of 32 to 128
     **{name: CASES[name] for name in (TWO_ROWS, SHARED)},
     "chunk longer than the window": (1, 2, 1, 32, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
     "a row that is all padding": (2, 8, 2, 32, 8, [(4, (-4, -1)), (4, (0, 3))]),
@@ -413,19 +420,21 @@ FLASH_CASES = {  # like CASES, in float16: rows of queries, tiles of 64 columns,
 }
 
 
+@pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("case", FLASH_CASES)
-def test_rolling_attention_on_tensor_cores(case):
+def test_rolling_attention_on_tensor_cores(case, dtype):
     batch, heads, kv_heads, dim, window, chunks = FLASH_CASES[case]
-    shapes = [RollingAttention(batch, tokens, heads, kv_heads, dim, window, "float16", 1.0) for tokens, _ in chunks]
+    shapes = [RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, 1.0) for tokens, _ in chunks]
     assert any(flash_attention.suits(shape) for shape in shapes)
-    check_attention(case, "float16", FLASH_CASES, tensor_cores=True)
+    check_attention(case, dtype, FLASH_CASES, tensor_cores=True)
 
 
 def test_what_attention_goes_to_tensor_cores():
     def suits(tokens, heads, kv_heads, head_dim, dtype):
         return flash_attention.suits(RollingAttention(1, tokens, heads, kv_heads, head_dim, 64, dtype, 1.0))
 
-    assert [suits(16, 8, 8, 128, "float16"), suits(4, 8, 2, 64, "float16")] == [True, True]
+    assert [suits(16, 8, 8, 128, "float16"), suits(4, 8, 2, 64, "float16"), suits(16, 8, 8, 64, "int8")] == [True] * 3
+    assert suits(16, 8, 8, 64, "uint8")
     assert [suits(15, 8, 8, 128, "float16"), suits(16, 8, 8, 128, "float32")] == [False, False]
     assert [suits(16, 8, 8, 160, "float16"), suits(16, 8, 8, 80, "float16"), suits(1, 32, 1, 64, "float16")] == [
         False,
@@ -438,8 +447,13 @@ def check_attention(case, dtype, cases=CASES, *, tensor_cores=False, query_scali
     """Compare all chunks of a case, one after the other, with the definition."""
     batch, heads, kv_heads, dim, window, chunks = cases[case]
     rng = np.random.default_rng(7)
-    rings = [np.zeros((batch, kv_heads, window, dim), dtype) for _ in range(2)]
-    history = [{} for _ in range(batch)]  # row: position to (rotated key, value), as stored
+    rings = [
+        np.zeros((batch, kv_heads, window, part.width), part.dtype)
+        for part in cache_format(dtype).parts(dim)
+        for _side in ("keys", "values")
+    ]
+    history = [{} for _ in range(batch)]  # row: position to (rotated key, value), each in the parts of its format
+    exact = cache_format(dtype).scales is not None
     kernels = {}
     for tokens, firsts in chunks:
         shape = RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, dim**-0.5, query_scaling)
@@ -449,31 +463,50 @@ def check_attention(case, dtype, cases=CASES, *, tensor_cores=False, query_scali
             )
         positions = np.array(firsts)[:, None] + np.arange(tokens)
         qkv = rng.standard_normal((batch, tokens, shape.qkv_dim)).astype(np.float32)
-        angles = positions[:, None, :, None] * 10.0 ** -np.arange(dim // 2)
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        *_, keys, values, out = run(
+        cos, sin = angles(positions, dim // 2, rng if exact else None)
+        _, _, _, _, *after, out = run(
             kernels[tokens], qkv, cos, sin, positions, *rings, garbage((batch, tokens, heads * dim))
         )
         expected = reference(shape, qkv, cos, sin, positions, history)
-        # float16 keys may round the other way after a float32 rotation: half an ulp of 2^-11 on scores of about 4 and
-        # on the values
-        np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 if dtype == "float32" else 4e-3)
-        check_rings(keys, values, rings, history, window)
-        rings = [keys, values]
+        # float16 keys may round the other way after a float32 rotation, and tensor cores take all numbers as float16:
+        # half an ulp of 2^-11 on scores of about 4 and on the values
+        wide = dtype == "float32" or (exact and not tensor_cores)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 if wide else 4e-3)
+        check_rings(after, rings, history, window, exact=exact)
+        rings = after
 
 
-def check_rings(keys, values, before, history, window):
-    """Slot p mod W holds position p of the last W; slots never written keep their bytes."""
-    ulp = np.finfo(keys.dtype).eps
+def angles(positions, half, turns=None):
+    """The rotary cosines and sines (B, 1, T, half), or random quarter turns.
+
+    Those are exact in float32: before they are rounded to levels, no number may fall on the other side of a half.
+    """
+    if turns is None:
+        found = positions[:, None, :, None] * 10.0 ** -np.arange(half)
+        return np.cos(found).astype(np.float32), np.sin(found).astype(np.float32)
+    quarters = turns.integers(0, 4, (len(positions), 1, positions.shape[1], half))
+    return np.array([1, 0, -1, 0], np.float32)[quarters], np.array([0, 1, 0, -1], np.float32)[quarters]
+
+
+def check_rings(rings, before, history, window, *, exact):
+    """Slot p mod W holds position p of the last W; slots never written keep their bytes.
+
+    Unless `exact`, keys may be off by as much as the rotation and one rounding.
+    """
+    ulp = 0 if exact else np.finfo(rings[0].dtype).eps
     for row, seen in enumerate(history):
         newest = {position % window: seen[position] for position in sorted(seen)}
         for slot in range(window):
-            if slot in newest:
-                np.testing.assert_allclose(keys[row, :, slot], newest[slot][0], rtol=ulp, atol=4 * FLOAT32)
-                np.testing.assert_array_equal(values[row, :, slot], newest[slot][1].astype(values.dtype))
-            else:
-                np.testing.assert_array_equal(keys[row, :, slot], before[0][row, :, slot])
-                np.testing.assert_array_equal(values[row, :, slot], before[1][row, :, slot])
+            for ring, (found, old) in enumerate(zip(rings, before, strict=True)):
+                if slot not in newest:
+                    np.testing.assert_array_equal(found[row, :, slot], old[row, :, slot])
+                elif ring == 0:
+                    expected = newest[slot][0][0]
+                    np.testing.assert_allclose(
+                        found[row, :, slot], expected, rtol=ulp, atol=0 if exact else 4 * FLOAT32
+                    )
+                else:
+                    np.testing.assert_array_equal(found[row, :, slot], newest[slot][ring % 2][ring // 2])
 
 
 def rotate(heads, cos, sin):
@@ -491,16 +524,16 @@ def reference(shape, qkv, cos, sin, positions, history):
             q, k, v = np.split(parts, [shape.n_heads, shape.n_heads + shape.n_kv_heads])
             if position < 0:
                 continue
-            rotated_k = rotate(k, cos[row, 0, i], sin[row, 0, i]).astype(shape.cache_dtype)
-            history[row][position] = (rotated_k, v.astype(shape.cache_dtype).astype(np.float64))
+            rotated_k = rotate(k, cos[row, 0, i], sin[row, 0, i])
+            history[row][position] = tuple(cache_reference.stored(x, shape.cache_dtype) for x in (rotated_k, v))
             visible = [
-                history[row][p]
+                tuple(map(cache_reference.widened, history[row][p]))
                 for p in range(max(position - shape.cache_len + 1, 0), position + 1)
                 if p in history[row]
             ]
             factor = query_factor(shape.query_scaling, position)
             for h, query in enumerate(rotate(q, cos[row, 0, i], sin[row, 0, i]) * factor):
-                scores = np.array([shape.scale * (query @ key[h // group].astype(np.float64)) for key, _ in visible])
+                scores = np.array([shape.scale * (query @ key[h // group]) for key, _ in visible])
                 weight = np.exp(scores - scores.max())
                 mixed = sum(w * value[h // group] for w, (_, value) in zip(weight / weight.sum(), visible, strict=True))
                 out[row, i, h * shape.head_dim : (h + 1) * shape.head_dim] = mixed

@@ -42,11 +42,14 @@ def positions_of(shape):
     return {"positions": (-shape.tokens, shape.cache_len - 1)}
 
 
-KINDS = (("llvm", "int8"), ("cuda", "float32"), ("tensor-cores", "float16"))
+KINDS = (("llvm", "float32"), ("cuda", "float32"), ("tensor-cores", "float16"))
+ROUNDED = [(target, dtype) for target in ("llvm", "tensor-cores") for dtype in ("int8", "uint8")]
 ATTENTION = [
     *((LONG_CACHE, tokens, dtype, target) for target, dtype in KINDS[:2] for tokens in (1, 128)),
+    *((LONG_CACHE, tokens, "int8", "llvm") for tokens in (1, 128)),
     *((MINISTRAL, tokens, dtype, target) for target, dtype in KINDS for tokens in (1, 128)),
     *((ONE_HEAD, 128, dtype, target) for target, dtype in KINDS),
+    *((MINISTRAL, tokens, dtype, target) for target, dtype in ROUNDED for tokens in (1, 128)),
 ]
 
 

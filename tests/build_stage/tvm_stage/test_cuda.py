@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,26 +179,30 @@ REGISTERS = {
         PRODUCT,
         (r"uint a_ptr\[16\]", r"uint b_ptr\[8\]", r"float acc_ptr\[64\]", r"__shared__ .*uint x_tile_ptr\["),
     ),
-    "rolling_attention": (
-        ATTENTION,
-        (
-            r"uint queries_ptr\[32\]",
-            r"uint fragments_ptr\[32\]",
-            r"uint shares_ptr\[16\]",
-            r"float scores_ptr\[32\]",
-            r"float mixed_ptr\[64\]",
-        ),
-    ),
+    **{
+        f"rolling_attention over {dtype}": (
+            replace(ATTENTION, cache_dtype=dtype),
+            (
+                r"uint queries_ptr\[32\]",
+                r"uint fragments_ptr\[32\]",
+                r"uint shares_ptr\[16\]",
+                r"float scores_ptr\[32\]",
+                r"float mixed_ptr\[64\]",
+            ),
+        )
+        for dtype in ("float16", "int8", "uint8")
+    },
 }
 
 
-@pytest.mark.parametrize("op", REGISTERS)
-def test_registers_of_tensor_cores_are_whole_words(op, monkeypatch):
+@pytest.mark.parametrize("name", REGISTERS)
+def test_registers_of_tensor_cores_are_whole_words(name, monkeypatch):
     """The serial form cannot show this.
 
     TVM may give a buffer a vector type, which would move where `mma.sync` reads, or leave a barrier out.
     """
-    shape, registers = REGISTERS[op]
+    shape, registers = REGISTERS[name]
+    op = name.split()[0]
     cuda.load_tvm_cuda()
     sources = []
     monkeypatch.setattr(cuda, "compile_fatbin", lambda _nvcc, source, _archs: (sources.append(source), (b"", []))[1])

@@ -45,8 +45,9 @@ EXTRA_CASES = {
 }
 
 
-# float32 with a window; float16, int8 and int4 with zero points, whose prefills are products on tensor cores
-@pytest.fixture(scope="module", params=["windowed", *EXTRA_CASES])
+# float32 with a window and with int4 caches; float16, int8 and int4 with zero points, whose prefills are products on
+# tensor cores
+@pytest.fixture(scope="module", params=["windowed", "int4_cache", *EXTRA_CASES])
 def case(request, compile_case, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param in EXTRA_CASES:
@@ -65,9 +66,8 @@ def test_every_kernel_is_within_its_bound(case, monkeypatch):
         gpucheck.check_kernel(call, kernel_of(library, call.kernel), Host(), half=case.manifest.target.dtype == "fp16")
         for call in case.manifest.calls
     ]
-    assert {"linear", "rolling_attention", "embedding", "rotation", "sample"} == {
-        call.op for call in case.manifest.calls
-    }
+    drawn = {"sample"} if case.manifest.shape.batch == 1 else set()
+    assert {"linear", "rolling_attention", "embedding", "rotation"} | drawn == {call.op for call in case.manifest.calls}
     assert {row.kernel: row.error for row in rows if not row.error <= 1} == {}
     assert all(row.seconds > 0 and row.bytes > 0 for row in rows)
     assert any(row.error > 0 for row in rows)  # something was compared

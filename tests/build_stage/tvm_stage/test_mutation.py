@@ -244,6 +244,43 @@ def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path, case_
         dispatch(import_graphs(graphs), TARGET)
 
 
+def levels_of_caches_changed(graph: Graph) -> None:
+    """Numbers rounded to more levels than a byte's half has room for."""
+    limit = [node for node in graph.node if node.op_type == "Less"][-1]
+    set_constant(graph, limit, 1, lambda levels: levels + 1)
+
+
+def smallest_scale_changed(graph: Graph) -> None:
+    """Groups of almost equal numbers with another scale than kernels give them."""
+    limit = [node for node in graph.node if node.op_type == "Greater"][-1]
+    set_constant(graph, limit, 1, lambda smallest: 2 * smallest)
+
+
+def halves_swapped(graph: Graph) -> None:
+    """The two numbers of each byte the other way round, when they are read."""
+    high = first(graph, "Floor").output[0]
+    joined = next(node for node in graph.node if node.op_type == "Concat" and high in node.input)
+    joined.input[0], joined.input[1] = joined.input[1], joined.input[0]
+
+
+def scales_taken_for_minima(graph: Graph) -> None:
+    """The caches of scales and of minima, which have the same shape, the other way round."""
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name in ("past_key_values.0.key_scale", "past_key_values.0.key_minimum"):
+                other = "minimum" if name.endswith("scale") else "scale"
+                node.input[i] = f"past_key_values.0.key_{other}"
+
+
+@pytest.mark.parametrize(
+    "mutation", [levels_of_caches_changed, smallest_scale_changed, halves_swapped, scales_taken_for_minima]
+)
+def test_int4_caches_rounded_in_another_way_are_refused(compile_case, tmp_path, mutation):
+    graphs = mutated(compile_case("int4_cache").graphs, "decode", mutation, tmp_path / "graphs")
+    with pytest.raises(UserError, match=r"^decode: past_key_values\.0\.(key|value)\w* "):
+        regions_of(import_graphs(graphs), graphs.record.graphs[-1])
+
+
 def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
     """The kernel takes the factor of the scores from the graph.
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from yaml import safe_load
 
 from export.configuration.config import CompileConfig, artifact_dir, describe_defaults, load_config, stage_parser
 from export.stage import ROOT
+from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError
 
 SHIPPED = sorted((ROOT / "yaml").glob("*.yaml"))
@@ -288,7 +290,8 @@ def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
         load_config(write(FULL), [f"quantize.{key}={scheme}"])
 
 
-def test_caches_that_cuda_lacks_are_refused(write):
+def test_caches_that_a_target_lacks_are_refused(write, monkeypatch):
+    monkeypatch.setitem(TARGETS, "cuda", replace(TARGETS["cuda"], caches=("fp16", "fp32")))
     with pytest.raises(
         UserError, match=r"quantize\.cache is int8, which this version does not compile for cuda; use fp16 or fp32"
     ):

@@ -1,5 +1,6 @@
 """The rolling cache and its mask, against a table of which token sees which."""
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -38,6 +39,29 @@ def test_worked_example_of_the_module():
     mask = cache.visible(torch.tensor([[5, 6]]), torch.tensor([3, 2, 1]))[0]
     assert [joined.flatten()[row].tolist() for row in mask] == [[3, 4, 5], [4, 5, 6]]
     assert cache.keep_last(joined, 2).flatten().tolist() == [4, 5, 6]
+
+
+def columns_of(kind):
+    """Columns (1, 2, 3, 64): random ones, zeros, equal numbers, and numbers far from zero but close together."""
+    noise = np.random.default_rng(0).standard_normal((1, 2, 3, 64))
+    columns = {"random": noise, "zero": 0 * noise, "equal": 0 * noise + 0.3, "far": 1000.3 + noise}[kind]
+    return torch.from_numpy(columns).float()
+
+
+@pytest.mark.parametrize("kind", ["random", "zero", "equal", "far"])
+def test_int4_groups_are_blocks_of_gguf(kind):
+    """A group's scale, minimum and bytes are a block of Q4_1, which gguf widens to the same numbers."""
+    columns = columns_of(kind)
+    pairs, scale, minimum = stored = cache.stored(columns, torch.uint8)
+    parts = [scale[..., None].view(torch.uint8), minimum[..., None].view(torch.uint8), pairs.unflatten(-1, (-1, 16))]
+    blocks = torch.cat(parts, dim=-1).numpy()
+    theirs = gguf.dequantize(blocks.reshape(-1, blocks.shape[-1]), gguf.GGMLQuantizationType.Q4_1)
+    ours = cache.shared(stored, torch.float32)[:, :, 0]
+    assert np.array_equal(ours.numpy().ravel(), theirs.ravel())
+    # Half a level; besides, the minimum and fifteen scales are rounded to float16, and the widened number to float32.
+    step = torch.repeat_interleave(scale.float(), 32, dim=-1)
+    rounding = 2.0**-11 * torch.repeat_interleave(minimum.float().abs(), 32, dim=-1) + 2.0**-11 * 15 * step
+    assert bool(((ours - columns).abs() <= step / 2 + rounding + 2.0**-23 * columns.abs()).all())
 
 
 @pytest.mark.parametrize(("slots", "tokens"), [(4, 1), (4, 4), (4, 9), (1, 3)])

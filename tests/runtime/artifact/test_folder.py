@@ -408,8 +408,12 @@ def rename_graph(data):
             "graph prefill_8 has 6 inputs, expected 10",
         ),
         (
+            lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="uint16"),
+            "past_key_values.0.key of uint16, expected float32, float16, int8, uint8",
+        ),
+        (
             lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="uint8"),
-            "past_key_values.0.key of uint8, expected float32, float16, int8",
+            "of uint8, expected that only with a head_dim that is a multiple of 32, found 4",
         ),
         (
             lambda d: d["graphs"][0]["signature"]["inputs"][3].update(dtype="float16"),

@@ -131,6 +131,32 @@ def test_queries_scaled_by_their_position_are_within_their_bound(tokens):
     assert check_kernel(call, serial(plain), Host(), half=True).error > 1
 
 
+@pytest.mark.parametrize("cache", ["int8", "uint8"])
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+def test_rounded_caches_are_within_their_bound(cache, tokens):
+    """A kernel that reads or writes any of their tensors wrongly is not."""
+    call = call_of("rolling_attention", RollingAttention(1, tokens, 8, 2, 64, 96, cache, 0.125))
+    right = serial(call)
+    assert 0 < check_kernel(call, right, Host(), half=True).error <= 1
+    for ring in range(4, len(call.parameters) - 1):
+
+        def shifted(tensors, ring=ring):
+            tensors[ring].copyfrom(np.roll(tensors[ring].numpy(), 1, axis=2))
+
+        def read_elsewhere(*tensors, ring=ring):
+            before = tensors[ring].numpy()
+            shifted(tensors, ring)
+            right(*tensors)
+            after = before.copy()
+            after[:, :, (96 + 48 + np.arange(tokens)) % 96] = tensors[ring].numpy()[
+                :, :, (96 + 48 + np.arange(tokens)) % 96
+            ]
+            tensors[ring].copyfrom(after)
+
+        assert check_kernel(call, wrong(right, shifted), Host(), half=True).error > 1
+        assert check_kernel(call, read_elsewhere, Host(), half=True).error > 1
+
+
 @pytest.fixture(autouse=True)
 def _few_copies(monkeypatch):
     monkeypatch.setattr(gpucheck, "COLD_BYTES", 1)

@@ -1,0 +1,37 @@
+"""How columns of a cache are stored, in numpy, by the dtype of their numbers."""
+
+import numpy as np
+
+
+def stored(columns, dtype):
+    """Columns (..., head_dim) as the tensors of a cache, in their order; float32 arithmetic, as kernels compute."""
+    if dtype not in ("int8", "uint8"):
+        return [columns.astype(dtype)]
+    x = columns.astype(np.float32)
+    if dtype == "uint8":
+        return int4(x)
+    scale = (np.abs(x).max(-1, keepdims=True) + np.float32(1e-30)) / np.float32(127)
+    return [np.rint(x / scale).astype(np.int8), scale]
+
+
+def int4(x):
+    """Groups of 32 with a float16 scale and minimum; a byte holds numbers i and i + 16 of a group."""
+    groups = x.reshape(*x.shape[:-1], -1, 32)
+    minimum = groups.min(-1).astype(np.float16)
+    low = minimum.astype(np.float32)[..., None]
+    step = (groups.max(-1, keepdims=True) - low) / np.float32(15)
+    scale = np.maximum(step, np.float32(2**-14)).astype(np.float16)
+    with np.errstate(invalid="ignore"):  # padding may be NaN
+        levels = np.clip(np.rint((groups - low) / scale.astype(np.float32)), 0, 15).astype(np.uint8)
+    return [(levels[..., :16] | levels[..., 16:] << 4).reshape(*x.shape[:-1], -1), scale[..., 0], minimum]
+
+
+def widened(parts):
+    """The numbers that the tensors of a cache stand for, in float64."""
+    if parts[0].dtype == np.uint8:
+        pairs, scale, minimum = parts
+        levels = pairs.reshape(*scale.shape, 16)
+        levels = np.concatenate([levels & 15, levels >> 4], axis=-1).astype(np.float64)
+        return (levels * scale[..., None] + minimum[..., None]).reshape(*pairs.shape[:-1], -1)
+    numbers, *scales = (part.astype(np.float64) for part in parts)
+    return numbers * scales[0] if scales else numbers
