@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from export.checkpoints.checkpoint import open_checkpoint
 from export.checkpoints.gguf.checkpoint import file_for_transformers
 from export.checkpoints.huggingface.folder import WITH_IMAGES
-from export.checkpoints.huggingface.leftover_quantization import KEY as QUANTIZATION
+from export.checkpoints.huggingface.quantization_settings import quantization_settings
 from export.checkpoints.huggingface.tensors import is_read_by_transformers
 from export.checkpoints.json_files import read_json
 from export.checkpoints.location import detect
+from export.checkpoints.quantized.methods import METHOD
 from export.conversion.convert import write_as
 from export.conversion.rotary_keys import rope_parameters
 from export.conversion.target_formats import layer_types, transformers_model
@@ -105,10 +106,11 @@ def _load(
 def _is_read_by_transformers(folder: Path) -> bool:
     """Whether transformers reads a folder as it is.
 
-    For a `quantization_config` that stayed behind, it would want the package that such weights need.
+    For quantized weights, and for a `quantization_config` that stayed behind, it would want the package that such
+    weights need.
     """
-    said = read_json(folder / "config.json").get(QUANTIZATION)
-    as_it_says = said is None or (isinstance(said, Mapping) and said.get("quant_method") == FLOAT8_METHOD)
+    said = quantization_settings(folder, read_json(folder / "config.json"))
+    as_it_says = said is None or said.get(METHOD) == FLOAT8_METHOD
     return as_it_says and is_read_by_transformers(folder)
 
 
