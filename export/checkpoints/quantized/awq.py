@@ -40,6 +40,9 @@ class _Settings(msgspec.Struct, frozen=True):
 
 def read_awq(source: TensorSource, settings: Mapping[str, object], where: str) -> Found:
     """The matrices that a source stores as AutoAWQ does; raises `UserError` for what does not fit together."""
+    found = list(modules(source, where, "qweight"))
+    if not found:
+        return Found()
     said = convert(settings, _Settings, f"{where}, quantization of awq")
     version = (said.version or said.format or said.checkpoint_format or VERSION).lower()
     version = "llm-awq" if said.backend == "llm-awq" else version
@@ -50,7 +53,7 @@ def read_awq(source: TensorSource, settings: Mapping[str, object], where: str) -
         )
     if said.bits != BITS:
         raise UserError(f"{where} has an AWQ checkpoint of {said.bits} bits, expected {BITS}")
-    return Found({m.matrix: _matrix(AwqStorage(m), said.group_size) for m in modules(source, where, "qweight")})
+    return Found({m.matrix: _matrix(AwqStorage(m), said.group_size) for m in found})
 
 
 @dataclass(frozen=True)

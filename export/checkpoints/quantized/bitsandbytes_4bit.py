@@ -86,13 +86,7 @@ def _matrix(module: Module, kind: str) -> QuantizedMatrix:
     n, k = state.shape
     module.check("weight", ("uint8",), (-(-n * k // 2), 1), f"{n} x {k} numbers of 4 bits")
     blocks = -(-n * k // state.blocksize)
-    nested = module.has(NESTED_SCALE)
-    if nested != (state.nested_blocksize is not None):
-        raise UserError(
-            f"{module.where}: the tensor {module.of(STATE + kind)} says "
-            f"{'nothing' if nested else 'much'} of nested scales, but the checkpoint "
-            f"{'has' if nested else 'lacks'} {module.of(NESTED_SCALE)}; fetch the checkpoint again"
-        )
+    nested = state.nested_blocksize is not None
     module.check(SCALE, ("uint8",) if nested else ("float32",), (blocks,), f"blocks of {state.blocksize} numbers")
     module.check(TABLE, ("float32",), (16,), "numbers of 4 bits")
     if state.nested_blocksize is not None:

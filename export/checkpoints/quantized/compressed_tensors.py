@@ -32,18 +32,21 @@ FORMATS = (
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized",
     "mxfp4-pack-quantized", "mixed-precision", "dense",
 )  # fmt: skip
+INTEGERS = "int"  # the type of such numbers; others are floats
+STORED_AS_INT8, STORED_PACKED = "int8", "int32"
 PACKED_BITS = (2, 4, 8)  # whose layout is the same in every release
 WORD = 32  # bits
 PACKED, PLAIN, SCALE, ZERO_POINT, GROUP_OF = (
     "weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_g_idx",
 )  # fmt: skip
 SHAPE = "weight_shape"
+QUANTIZED = (f".{PACKED}", f".{SCALE}", ".weight_scale_inv", ".compressed", ".bitmask")  # ends of their names
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class _Weights(msgspec.Struct, frozen=True):
     num_bits: int = 8
-    type: str = "int"
+    type: str = INTEGERS
     symmetric: bool = True
     group_size: int | None = None
     block_structure: tuple[Size, Size] | None = None
@@ -63,10 +66,12 @@ class _Settings(msgspec.Struct, frozen=True):
 
 def read_compressed(source: TensorSource, settings: Mapping[str, object], where: str) -> Found:
     """The matrices of whole numbers and of 4-bit floats; raises `UserError` for what does not fit together."""
+    if not any(name.endswith(QUANTIZED) for name in source.tensors):
+        return Found()
     said = convert(settings, _Settings, f"{where}, quantization of compressed-tensors")
     groups = _groups(said, where)
     _check_formats(said, groups, where)
-    integers = [group.weights for group in groups if group.weights is not None and group.weights.type == "int"]
+    integers = [group.weights for group in groups if group.weights is not None and group.weights.type == INTEGERS]
     storages = list(_storages(source, where, integers))
     matrices = {storage.module.matrix: _matrix(storage, integers) for storage in storages}
     floats = read_float4(source, where)
@@ -153,7 +158,7 @@ class CompressedStorage:
         middle = 2 ** (self.bits - 1)
         if not self.module.has(ZERO_POINT):
             return np.full((stop - start, self.groups), middle, np.int16)
-        if self.module.source.tensors[self.module.of(ZERO_POINT)].dtype == "int8":
+        if self.module.source.tensors[self.module.of(ZERO_POINT)].dtype == STORED_AS_INT8:
             stored = self.module.read(ZERO_POINT, rows if self._has_rows else slice(None))
             found = stored.reshape(len(stored) if stored.ndim else 1, -1).astype(np.int16) + np.int16(middle)
             return np.broadcast_to(found, (stop - start, found.shape[1]))
@@ -163,16 +168,16 @@ class CompressedStorage:
 
 def _storages(source: TensorSource, where: str, settings: list[_Weights]) -> Iterator[CompressedStorage]:
     for module in modules(source, where, PACKED):
-        if source.tensors[module.of(PACKED)].dtype == "int32":
+        if source.tensors[module.of(PACKED)].dtype == STORED_PACKED:
             yield _packed(module, settings)
     for module in modules(source, where, SCALE):
         weight = source.tensors.get(module.matrix)
-        if weight is not None and weight.dtype == "int8":
-            yield CompressedStorage(module, module.need(PLAIN, ("int8",)), 8, is_packed=False)  # type: ignore[arg-type]
+        if weight is not None and weight.dtype == STORED_AS_INT8:
+            yield CompressedStorage(module, module.need(PLAIN, (STORED_AS_INT8,)), 8, is_packed=False)  # type: ignore[arg-type]
 
 
 def _packed(module: Module, settings: list[_Weights]) -> CompressedStorage:
-    n, words = module.need(PACKED, ("int32",))
+    n, words = module.need(PACKED, (STORED_PACKED,))
     module.check(SHAPE, ("int64", "int32"), (2,), "two sizes")
     rows, k = (int(size) for size in module.read(SHAPE))
     known = sorted({weights.num_bits for weights in settings})
@@ -232,12 +237,12 @@ def _check_zero_points(storage: CompressedStorage, settings: list[_Weights], gro
     asymmetric = settings and not any(weights.symmetric for weights in settings)
     if not module.has(ZERO_POINT):
         if asymmetric:
-            module.need(ZERO_POINT, ("int8", "int32"))
+            module.need(ZERO_POINT, (STORED_AS_INT8, STORED_PACKED))
         return
     tensor = module.source.tensors[module.of(ZERO_POINT)]
-    if tensor.dtype == "int8" and tensor.shape == storage.scale_shape:
+    if tensor.dtype == STORED_AS_INT8 and tensor.shape == storage.scale_shape:
         return
     if not storage.is_packed:
         module.refuse(ZERO_POINT, tensor, f"int8 in the shape {storage.scale_shape} of the scales")
     shape = (-(-n * storage.bits // WORD), groups)
-    module.check(ZERO_POINT, ("int32",), shape, f"zero points of {storage.bits} bits for {n} rows")
+    module.check(ZERO_POINT, (STORED_PACKED,), shape, f"zero points of {storage.bits} bits for {n} rows")

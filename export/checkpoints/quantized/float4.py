@@ -48,11 +48,11 @@ class Float4Matrix:
     def _scales(self, rows: slice) -> Float32:
         stored = self.module.read(SCALE, rows)
         if self.group == MXFP4_GROUP:
-            powers = np.ldexp(np.float32(1), stored.astype(np.int32) - EXPONENT_OF_HALF)
-            return np.where(stored == NOT_A_NUMBER, np.nan, powers).astype(np.float32)
+            powers = np.ldexp(np.float32(1), stored.astype(np.int32) - EXPONENT_OF_HALF).astype(np.float32)
+            powers[stored == NOT_A_NUMBER] = np.nan
+            return powers
         with np.errstate(divide="ignore", invalid="ignore"):  # reported by `check_finite`
-            scales: Float32 = stored.astype(np.float32) / self.module.read(GLOBAL_SCALE) / np.float32(2)
-        return scales
+            return np.asarray(stored.astype(np.float32) / self.module.read(GLOBAL_SCALE) / 2, np.float32)
 
 
 def read_float4(source: TensorSource, where: str) -> Found:

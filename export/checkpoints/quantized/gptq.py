@@ -41,6 +41,9 @@ class _Settings(msgspec.Struct, frozen=True):
 
 def read_gptq(source: TensorSource, settings: Mapping[str, object], where: str) -> Found:
     """The matrices that a source stores as GPTQ does; raises `UserError` for what does not fit together."""
+    found = list(modules(source, where, "qweight"))
+    if not found:
+        return Found()
     said = convert(settings, _Settings, f"{where}, quantization of gptq")
     kind = "marlin" if said.is_marlin_format else (said.checkpoint_format or said.format or "gptq").lower()
     if kind not in ZERO_POINT_ADDED:
@@ -56,7 +59,7 @@ def read_gptq(source: TensorSource, settings: Mapping[str, object], where: str) 
             f"{where} has a GPTQ checkpoint with settings of their own for modules that match {differing[0]!r}, "
             "expected one setting for all; set frontend.checkpoint to another checkpoint of the model"
         )
-    storages = [GptqStorage(module, said.bits, ZERO_POINT_ADDED[kind]) for module in modules(source, where, "qweight")]
+    storages = [GptqStorage(module, said.bits, ZERO_POINT_ADDED[kind]) for module in found]
     matrices = {storage.module.matrix: _matrix(storage, said.group_size) for storage in storages}
     return Found(matrices, notes=_notes_on_wrapped(storages))
 

@@ -44,9 +44,8 @@ class Module:
         """The shape of a tensor; raises `UserError` if it is missing or has another dtype or another number of axes."""
         name = self.of(ending)
         if name not in self.source.tensors:
-            found = next(stored for stored in self.source.tensors if stored.startswith(f"{self.name}."))
             raise UserError(
-                f"{self.where} has the tensor {found} but lacks {name}, without which its numbers have no meaning; "
+                f"{self.where}: the checkpoint lacks the tensor {name}, without which {self.matrix} has no values; "
                 "fetch the checkpoint again"
             )
         tensor = self.source.tensors[name]
@@ -88,7 +87,7 @@ class Module:
         if size > 0 and columns % size == 0:
             return columns // size
         raise UserError(
-            f"{self.where}: the tensor {self.matrix} has {columns} columns in groups of {size}, expected a size that "
+            f"{self.where}: the matrix {self.matrix} has {columns} columns in groups of {size}, expected a size that "
             "divides them; fetch the checkpoint again"
         )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from export.checkpoints.checkpoint import open_checkpoint
-from export.checkpoints.encodings.encoding import Encoding, decoded
+from export.checkpoints.encodings.encoding import decoded
 from tests.helpers.quantized_checkpoints import FORMS, write_quantized
 from tests.helpers.tiny import write_tiny_mistral
 
@@ -113,3 +113,27 @@ def test_parts_of_one_tensor_are_carried_together(tiny, tmp_path, form):
         found = np.concatenate([decoded(rows, encoding) for rows in ours.encoded_blocks(tensor, encoding)])
         expected = np.concatenate([exact[f"model.layers.0.{part}.weight"] for part in of])
         assert bits(found) == bits(expected) == bits(ours.tensor(tensor))
+
+
+KEPT = "whose numbers and scales quantize.scheme: source keeps as they are"
+SAID = {
+    "gptq-4-act-order": f"GPTQ 4-bit in groups of 32, columns ordered by their activations: 7 matrices, {KEPT}",
+    "awq": f"AWQ 4-bit in groups of 32: 7 matrices, {KEPT}",
+    "compressed-int8": f"compressed-tensors int8 with a scale for each row: 7 matrices, {KEPT}",
+    "fp8-cut-blocks": f"FP8 in blocks of 48 x 48: 7 matrices, {KEPT}",
+    "nf4": "NF4 in blocks of 64: 7 matrices, whose values no format here holds; quantize.scheme: source stores them as "
+    "int8 with a scale for each row, which moves a number by at most 1/254 of the largest in its row",
+}
+
+
+@pytest.mark.parametrize("form", SAID)
+def test_one_sentence_says_what_was_found(tiny, tmp_path, form):
+    write_quantized(tiny, tmp_path / "x", FORMS[form])
+    assert open_checkpoint(tmp_path / "x", "auto", {}).notes == (SAID[form],)
+
+
+def test_scales_of_activations_are_left_out_and_that_is_said(tiny, tmp_path):
+    write_quantized(tiny, tmp_path / "x", FORMS["compressed-float8"])
+    found, left_out = open_checkpoint(tmp_path / "x", "auto", {}).notes
+    assert found.startswith("FP8 with a scale for each matrix: 7 matrices")
+    assert left_out == "scales of activations and caches are left out (7): both stay as they are computed"
