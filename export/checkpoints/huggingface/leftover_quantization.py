@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from export.checkpoints.huggingface.quantization_settings import KEY
-from export.checkpoints.quantized.methods import METHOD, READERS
+from export.checkpoints.quantized.methods import METHOD, READERS, is_read
 from export.checkpoints.source import TensorSource
 from runtime.errors import UserError
 
@@ -50,8 +50,9 @@ def check_not_quantized(source: TensorSource, settings: Mapping[str, object] | N
                 f"{where}: the weights are quantized by {software}, as the tensor {name} tells, and are not read so; "
                 f"{INSTEAD}"
             )
-    method = (settings or {}).get(METHOD)
-    if method is not None and method not in READERS and _is_quantized(source):
+    said = settings or {}
+    method = said.get(METHOD)
+    if method is not None and not is_read(said) and _is_quantized(source):
         raise UserError(
             f"{where} has the {METHOD} {method!r}, expected one of {', '.join(READERS)}, whose weights are read; "
             f"{INSTEAD}"

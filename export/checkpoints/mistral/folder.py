@@ -15,7 +15,7 @@ from export.checkpoints.hyperparameters import layer_windows
 from export.checkpoints.json_files import convert, read_json
 from export.checkpoints.mistral.tokenizer import mistral_tokenizer
 from export.checkpoints.mistral.weights import open_raw_weights
-from export.checkpoints.quantized.methods import METHOD, READERS, read_quantized
+from export.checkpoints.quantized.methods import METHOD, is_read, read_quantized
 from export.checkpoints.rope_settings import mistral_rotary
 from export.checkpoints.source import Opened
 from export.checkpoints.tensors.text_part import text_part
@@ -178,7 +178,7 @@ def _quantization(params: Mapping[str, object], path: Path) -> Mapping[str, obje
 def _other_quantization(params: Mapping[str, object], path: Path) -> object:
     """The quantization, unless it is one that is read."""
     said = _quantization(params, path)
-    return None if said is None or said.get(METHOD) in READERS else params["quantization"]
+    return None if said is None or is_read(said) else params["quantization"]
 
 
 def _window(params: Mapping[str, object], path: Path) -> object:

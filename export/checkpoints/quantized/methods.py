@@ -54,6 +54,11 @@ READERS: Mapping[str, Reader] = {
 }
 
 
+def is_read(settings: Settings) -> bool:
+    """Whether the weights of the method that settings name are read."""
+    return str(settings.get(METHOD)) in READERS
+
+
 def read_quantized(source: TensorSource, settings: Settings | None, where: str) -> tuple[TensorSource, tuple[str, ...]]:
     """The source with its quantized matrices under their plain names, and notes on them; itself if there are none.
 

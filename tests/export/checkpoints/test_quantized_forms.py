@@ -157,6 +157,24 @@ def test_biases_of_gptq_are_dropped_only_if_they_are_zero(tiny, tmp_path):
         open_checkpoint(tmp_path / "x", "auto", {})
 
 
+@pytest.mark.parametrize("form", ["gptq-4-asymmetric", "nf4-nested", "compressed-int8"])
+def test_a_file_pickled_by_torch(tiny, tmp_path, form):
+    exact = write_quantized(tiny, tmp_path / "x", FORMS[form])
+    torch.save(load_file(tmp_path / "x" / "model.safetensors"), tmp_path / "x" / "pytorch_model.bin")
+    (tmp_path / "x" / "model.safetensors").unlink()
+    ours = open_checkpoint(tmp_path / "x", "auto", {})
+    assert np.array_equal(ours.tensor(W13)[256:], exact[f"{UP}.weight"])
+    assert form == "nf4-nested" or np.array_equal(carried(ours, W13), ours.tensor(W13))
+
+
+@pytest.mark.parametrize("settings", [[], {"quant_method": []}, {"quant_method": "gptq", "bits": "4"}, 4])
+def test_settings_of_another_type(tiny, tmp_path, settings):
+    write_quantized(tiny, tmp_path / "x", FORMS["gptq-4"])
+    edit_json(tmp_path / "x" / "config.json", lambda config: config.update(quantization_config=settings))
+    with pytest.raises(UserError):
+        open_checkpoint(tmp_path / "x", "auto", {})
+
+
 FILES = {  # the form, and the file beside config.json in which its software writes the settings
     "gptq-4-act-order": ("quantize_config.json", {"bits": 4, "group_size": 32, "desc_act": True}),
     "awq": ("quant_config.json", {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}),
