@@ -14,7 +14,8 @@ from export.checkpoints.source import TensorSource
 from runtime.errors import UserError
 
 LARGEST = np.float32(127)
-PLAIN_ROWS = 0  # the layout that transformers writes as `weight_format`; others are of older releases, for one GPU each
+LAYOUT = "weight_format"
+PLAIN_ROWS = 0  # the layout that transformers writes; others are of older releases, for one GPU each
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,27 @@ class Int8Matrix:
 def read_int8(source: TensorSource, where: str) -> Found:
     """The matrices that a source stores as int8; raises `UserError` for what does not fit together."""
     found = list(modules(source, where, "SCB"))
-    layouts = {name for module in found for name in module.present("weight_format")}
+    layouts = {name for module in found for name in module.present(LAYOUT)}
     return Found({module.matrix: _matrix(module) for module in found}, frozenset(layouts))
 
 
 def _matrix(module: Module) -> QuantizedMatrix:
     shape = module.need("weight", ("int8",))
     module.check("SCB", FLOATS, (shape[0],), f"{shape[0]} rows")
-    if module.has("weight_format") and (layout := int(module.read("weight_format").reshape(-1)[0])) != PLAIN_ROWS:
-        raise UserError(
-            f"{module.where}: the tensor {module.of('weight_format')} names the layout {layout}, expected rows "
-            f"({PLAIN_ROWS}); save the checkpoint again with a later release of bitsandbytes"
-        )
+    if module.has(LAYOUT):
+        _check_layout(module)
     matrix = Int8Matrix(module)
     details = "with a scale for each row"
     return QuantizedMatrix(
         shape, "bitsandbytes int8", details, module.present("weight", "SCB"), floats_of(matrix), matrix
     )
+
+
+def _check_layout(module: Module) -> None:
+    module.check(LAYOUT, ("uint8",), (), "one number")
+    layout = int(module.read(LAYOUT))
+    if layout != PLAIN_ROWS:
+        raise UserError(
+            f"{module.where}: the tensor {module.of(LAYOUT)} names the layout {layout}, expected rows ({PLAIN_ROWS}); "
+            "save the checkpoint again with a later release of bitsandbytes"
+        )

@@ -62,7 +62,10 @@ class QuantizedTensors:
     def read(self, name: str, rows: slice) -> Array:
         """Rows of one tensor as a matrix, those of a quantized one as float32."""
         matrix = self.found.matrices.get(name)
-        return self.source.read(name, rows) if matrix is None else matrix.floats(rows)
+        if matrix is None:
+            return self.source.read(name, rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # reported by `Checkpoint`, with the place
+            return matrix.floats(rows)
 
 
 def notes_on(found: Found) -> tuple[str, ...]:
