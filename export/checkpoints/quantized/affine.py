@@ -93,39 +93,31 @@ def affine_matrix(
     All its zero points are read, since on them depends how it can be carried.
     """
     columns = shape[1]
-    group = np.arange(columns) // group_size
+    by_rows = group_size == columns
+    group = np.arange(columns) // group_size  # of each column
     if order is not None:
         group = group[np.argsort(order)]
-    details = "with a scale for each row" if group_size == columns else f"in groups of {group_size}"
-    if order is not None:
-        details += ", columns ordered by their activations"
-    wide_scales = module.source.tensors[module.of(scale)].dtype == "float32"
-    offsets = _offsets_of(storage.zero_points(slice(0, shape[0])), bits, exact_minimums=not wide_scales)
-    half = module.source.tensors[module.of(scale)].dtype == "float16"
-    encoded = (
-        None
-        if offsets is None
-        else AffineMatrix(
-            module.of(scale),
-            storage,
-            Encoding(
-                "int4" if bits <= INT4_BITS else "int8",
-                None if group_size == columns else group_size,
-                "float16" if half and offsets != "minimums" else "float32",
-                offsets,
-                None if order is None else hashlib.sha256(order.tobytes()).hexdigest(),
-            ),
-            bits,
-            order,
+    dtype = module.source.tensors[module.of(scale)].dtype
+    offsets = _offsets_of(storage.zero_points(slice(0, shape[0])), bits, exact_minimums=dtype != "float32")
+    encoded = None
+    if offsets is not None:
+        encoding = Encoding(
+            "int4" if bits <= INT4_BITS else "int8",
+            None if by_rows else group_size,
+            "float16" if dtype == "float16" and offsets != "minimums" else "float32",
+            offsets,
+            None if order is None else hashlib.sha256(order.tobytes()).hexdigest(),
         )
-    )
+        encoded = AffineMatrix(module.of(scale), storage, encoding, bits, order)
 
     def floats(rows: slice) -> Float32:
         zero_points = storage.zero_points(rows)[:, group]
         scales = storage.scales(rows).astype(np.float32)[:, group]
         return scales * (storage.numbers(rows) - zero_points)
 
-    return QuantizedMatrix(shape, packing, details, tuple(stored), floats, encoded)
+    details = "with a scale for each row" if by_rows else f"in groups of {group_size}"
+    ordered = "" if order is None else ", columns ordered by their activations"
+    return QuantizedMatrix(shape, packing, details + ordered, tuple(stored), floats, encoded)
 
 
 def _offsets_of(zero_points: ZeroPoints, bits: int, *, exact_minimums: bool) -> Offsets | None:
@@ -146,18 +138,21 @@ def order_of(module: Module, ending: str, columns: int, group_size: int) -> Orde
         return None
     module.check(ending, ("int32", "int64"), (columns,), f"{columns} columns")
     group = module.read(ending).astype(np.int64)
-    count = columns // group_size
-    inside = (group >= 0) & (group < count)
-    sizes = np.bincount(group[inside], minlength=count)
-    if not inside.all() or (sizes != group_size).any():
-        found = (
-            f"the group {group[~inside][0]}"
-            if not inside.all()
-            else f"{sizes[sizes != group_size][0]} columns in group {np.flatnonzero(sizes != group_size)[0]}"
-        )
+    fault = _fault_of(group, columns // group_size, group_size)
+    if fault is not None:
         raise UserError(
-            f"{module.where}: the tensor {module.of(ending)} names {found}, expected each of the groups 0 to "
-            f"{count - 1} for {group_size} columns; fetch the checkpoint again"
+            f"{module.where}: the tensor {module.of(ending)} names {fault}, expected each of the groups 0 to "
+            f"{columns // group_size - 1} for {group_size} columns; fetch the checkpoint again"
         )
     order = np.argsort(group, kind="stable").astype(np.int32)
     return None if np.array_equal(order, np.arange(columns)) else order
+
+
+def _fault_of(group: NDArray[np.int64], count: int, size: int) -> str | None:
+    """What keeps the groups of columns from being `count` groups of a size; None if nothing does."""
+    outside = group[(group < 0) | (group >= count)]
+    if len(outside):
+        return f"the group {outside[0]}"
+    sizes = np.bincount(group, minlength=count)
+    wrong = np.flatnonzero(sizes != size)
+    return f"{sizes[wrong[0]]} columns in group {wrong[0]}" if len(wrong) else None
