@@ -12,14 +12,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.checkpoints.encodings.encoding import MIDDLE, EncodedRows, Encoding, Offsets, check_finite
+from export.checkpoints.encodings.encoding import NUMBERS, EncodedRows, Encoding, Offsets, check_finite
 from export.checkpoints.quantized.matrix import Float32, QuantizedMatrix
 from export.checkpoints.quantized.module import Module
 from export.checkpoints.source import Array
 from runtime.errors import UserError
 
-INT4_BITS = 4
-MIDDLE_OF_INT8 = 128  # between numbers without and with a sign
+NARROW, WIDE = 4, 8  # bits of the kinds of numbers in which such matrices are carried
 Order = NDArray[np.int32]
 ZeroPoints = NDArray[np.int16]
 
@@ -39,12 +38,16 @@ class AffineStorage(Protocol):
 
 @dataclass(frozen=True)
 class AffineMatrix:
-    """A matrix that an `AffineStorage` holds, to be carried as it is."""
+    """A matrix that an `AffineStorage` holds, to be carried as it is.
+
+    Numbers and zero points are both moved by `shift`, which changes no weight: so that the middle of what the storage
+    can hold becomes the zero point that is meant where an encoding has none.
+    """
 
     scale_name: str  # for errors
     storage: AffineStorage
     encoding: Encoding
-    bits: int
+    shift: int
     order: Order | None = None
 
     def read(self, rows: slice) -> EncodedRows:
@@ -52,28 +55,20 @@ class AffineMatrix:
         stored = self.storage.numbers(rows)
         if self.order is not None:
             stored = stored[:, self.order]
+        # A sum below 0 wraps to the bits of that number as int8.
+        numbers = (stored + np.uint8(self.shift % 256)).view(NUMBERS[self.encoding.numbers].dtype)
         scales = self.storage.scales(rows).astype(self.encoding.scales)
-        found = EncodedRows(self._shifted(stored), scales, self._offsets(rows, scales), self.order)
+        found = EncodedRows(numbers, scales, self._offsets(rows, scales), self.order)
         check_finite(found, self.scale_name, rows.start or 0)
         return found
-
-    @property
-    def _middle(self) -> int:
-        return 2 ** (self.bits - 1)
-
-    def _shifted(self, stored: NDArray[np.uint8]) -> Array:
-        if self.encoding.numbers == "int8":
-            return (stored.astype(np.int16) - MIDDLE_OF_INT8).astype(np.int8)
-        # Without offsets, the zero point of an int4 is its middle.
-        return stored + np.uint8(MIDDLE - self._middle) if self.encoding.offsets == "none" else stored
 
     def _offsets(self, rows: slice, scales: Array) -> Array | None:
         if self.encoding.offsets == "none":
             return None
-        zero_points = self.storage.zero_points(rows) - (MIDDLE_OF_INT8 if self.encoding.numbers == "int8" else 0)
+        zero_points = self.storage.zero_points(rows) + np.int16(self.shift)
         if self.encoding.offsets == "minimums":
             return scales * -zero_points.astype(np.float32)
-        return zero_points.astype(np.int8 if self.encoding.numbers == "int8" else np.uint8)
+        return zero_points.astype(NUMBERS[self.encoding.numbers].dtype)
 
 
 def affine_matrix(
@@ -102,13 +97,14 @@ def affine_matrix(
     encoded = None
     if offsets is not None:
         encoding = Encoding(
-            "int4" if bits <= INT4_BITS else "int8",
+            "int4" if bits <= NARROW else "int8",
             None if by_rows else group_size,
             "float16" if dtype == "float16" and offsets != "minimums" else "float32",
             offsets,
             None if order is None else hashlib.sha256(order.tobytes()).hexdigest(),
         )
-        encoded = AffineMatrix(module.of(scale), storage, encoding, bits, order)
+        shift = NUMBERS[encoding.numbers].middle - 2 ** (bits - 1)
+        encoded = AffineMatrix(module.of(scale), storage, encoding, shift, order)
 
     def floats(rows: slice) -> Float32:
         zero_points = storage.zero_points(rows)[:, group]
@@ -124,7 +120,8 @@ def _offsets_of(zero_points: ZeroPoints, bits: int, *, exact_minimums: bool) -> 
     """The offsets that keep these zero points; None if only a minimum could, and it would be rounded."""
     if (zero_points == 2 ** (bits - 1)).all():
         return "none"
-    if zero_points.max() < (16 if bits <= INT4_BITS else 256):
+    held = NARROW if bits <= NARROW else WIDE
+    if zero_points.max() - 2 ** (bits - 1) < 2 ** (held - 1):  # above the middle
         return "zero_points"
     return "minimums" if exact_minimums else None
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoints.json_files import convert
-from export.checkpoints.quantized.affine import MIDDLE_OF_INT8, ZeroPoints, affine_matrix, order_of
+from export.checkpoints.quantized.affine import ZeroPoints, affine_matrix, order_of
 from export.checkpoints.quantized.float4 import read_float4
 from export.checkpoints.quantized.matrix import Found, QuantizedMatrix
 from export.checkpoints.quantized.module import FLOATS, Module, modules, unpacked
@@ -127,7 +127,9 @@ class CompressedStorage:
         """As `AffineStorage` says."""
         if self.is_packed:
             return unpacked(self.module.read(PACKED, rows), self.bits, self.shape[1])
-        return (self.module.read(PLAIN, rows).astype(np.int16) + MIDDLE_OF_INT8).astype(np.uint8)
+        return self.module.read(PLAIN, rows).view(np.uint8) + np.uint8(
+            2 ** (self.bits - 1)
+        )  # which wraps from -1 to 127
 
     def scales(self, rows: slice) -> Array:
         """As `AffineStorage` says; a scale for the whole matrix is each row's."""
