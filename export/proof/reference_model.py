@@ -68,7 +68,8 @@ def load_reference(path: Path, kind: str, model: ModelConfig, adapter: Path | No
         reference = automatic.from_config(config, attn_implementation="eager")
     # LlamaForQuestionAnswering has a prefix of its own, and so has the text model of one that sees images.
     theirs, ours = f"{loaded.base_model_prefix}.", f"{reference.base_model_prefix}."
-    state = loaded.state_dict()
+    # Where transformers dequantizes, it leaves the other tensors as they are stored.
+    state = {name: tensor.float() for name, tensor in loaded.state_dict().items()}
     if any(name.startswith(f"{theirs}{TEXT_MODEL}") for name in state):
         state = {name: tensor for name, tensor in state.items() if TEXT_MODEL in name or not name.startswith(theirs)}
         theirs += TEXT_MODEL

@@ -61,13 +61,16 @@ def test_a_quantization_config_that_stayed_behind(tiny, tmp_path):
     assert_same(load_reference(folder, "auto", model).state_dict(), load_reference(tiny, "auto", model).state_dict())
 
 
-@pytest.mark.parametrize("form", ["gptq-4", "mlx-4"])
+@pytest.mark.parametrize("form", ["gptq-4", "mlx-4", "fp8-blocks"])
 def test_quantized_weights_are_the_floats_that_they_mean(tmp_path, form):
-    """With settings in config.json that name a method, and with some that name none."""
-    write_tiny_mistral(tmp_path / "tiny", hidden_size=128, intermediate_size=256, num_hidden_layers=1)
+    """With settings that name a method, with some that name none, and as transformers itself reads them."""
+    write_tiny_mistral(
+        tmp_path / "tiny", hidden_size=128, intermediate_size=256, num_hidden_layers=1, dtype=torch.bfloat16
+    )
     exact = write_quantized(tmp_path / "tiny", tmp_path / "x", FORMS[form])
     model = open_checkpoint(tmp_path / "x", "auto", {}).model
     found = load_reference(tmp_path / "x", "auto", model).state_dict()
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     assert all(np.array_equal(found[name].numpy(), expected) for name, expected in exact.items())
 
 
