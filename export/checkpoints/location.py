@@ -17,7 +17,7 @@ from runtime.errors import UserError
 # How the names of the small files that readers open begin.
 SMALL_FILES = ("config.json", "params.json", "generation_config", "tokenizer", "tekken", "special_tokens_map",
                "added_tokens", "chat_template", "processor_config", "model.safetensors.index",
-               "pytorch_model.bin.index")  # fmt: skip
+               "pytorch_model.bin.index", "quant_config", "quantize_config")  # fmt: skip
 HUB_NAME = re.compile(r"(https?:/+([\w.-]+)/)?[\w.-]+/[\w.-]+")  # such as mistralai/Mistral-7B-v0.1
 WEIGHTS: Mapping[str, Callable[[Path], WeightFiles | None]] = {  # by kind of checkpoint
     "huggingface": lambda folder: find_huggingface_weights(folder) or find_raw_weights(folder),

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from export.checkpoints.checkpoint import open_checkpoint
 from export.checkpoints.gguf.checkpoint import file_for_transformers
 from export.checkpoints.huggingface.folder import WITH_IMAGES
-from export.checkpoints.huggingface.leftover_quantization import KEY as QUANTIZATION
+from export.checkpoints.huggingface.quantization_settings import quantization_settings
 from export.checkpoints.huggingface.tensors import is_read_by_transformers
 from export.checkpoints.json_files import read_json
 from export.checkpoints.location import detect
+from export.checkpoints.quantized.methods import METHOD
 from export.conversion.convert import write_as
 from export.conversion.rotary_keys import rope_parameters
 from export.conversion.target_formats import layer_types, transformers_model
@@ -67,7 +68,8 @@ def load_reference(path: Path, kind: str, model: ModelConfig, adapter: Path | No
         reference = automatic.from_config(config, attn_implementation="eager")
     # LlamaForQuestionAnswering has a prefix of its own, and so has the text model of one that sees images.
     theirs, ours = f"{loaded.base_model_prefix}.", f"{reference.base_model_prefix}."
-    state = loaded.state_dict()
+    # Where transformers dequantizes, it leaves the other tensors as they are stored.
+    state = {name: tensor.float() for name, tensor in loaded.state_dict().items()}
     if any(name.startswith(f"{theirs}{TEXT_MODEL}") for name in state):
         state = {name: tensor for name, tensor in state.items() if TEXT_MODEL in name or not name.startswith(theirs)}
         theirs += TEXT_MODEL
@@ -105,10 +107,11 @@ def _load(
 def _is_read_by_transformers(folder: Path) -> bool:
     """Whether transformers reads a folder as it is.
 
-    For a `quantization_config` that stayed behind, it would want the package that such weights need.
+    For quantized weights, and for a `quantization_config` that stayed behind, it would want the package that such
+    weights need.
     """
-    said = read_json(folder / "config.json").get(QUANTIZATION)
-    as_it_says = said is None or (isinstance(said, Mapping) and said.get("quant_method") == FLOAT8_METHOD)
+    said = quantization_settings(folder, read_json(folder / "config.json"))
+    as_it_says = said is None or said.get(METHOD) == FLOAT8_METHOD
     return as_it_says and is_read_by_transformers(folder)
 
 

@@ -6,7 +6,7 @@ embedding before that). DoRA (`tuners/lora/variants.py`, `DoraLinearVariant`) al
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -64,13 +64,21 @@ class AdaptedTensors:
 
     @cached_property
     def tensors(self) -> Mapping[str, SourceTensor]:
-        """Every tensor by name, with the dtype of the base; what only the adapter has comes as it stores it."""
+        """Every tensor by name, with the dtype of the base; what only the adapter has comes as it stores it.
+
+        What the adapter changes is no longer what the base's quantized numbers say.
+        """
         added = {
             name: self.adapter.source.tensors[theirs]
             for name, theirs in self.adapter.replacements.items()
             if name not in self.base.tensors
         }
-        return {**self.base.tensors, **added}
+        changed = {
+            name: replace(self.base.tensors[name], encoded=None, packing=None)
+            for name in (*self.adapter.changes, *self.adapter.replacements)
+            if name in self.base.tensors
+        }
+        return {**self.base.tensors, **changed, **added}
 
     def read(self, name: str, rows: slice) -> Array:
         """Rows of one tensor as a matrix, changed by the adapter and rounded to the tensor's dtype."""

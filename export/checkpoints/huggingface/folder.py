@@ -3,21 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import msgspec
 
 from export.checkpoints import families
 from export.checkpoints.advice import advice_on_folder
 from export.checkpoints.families import Family
 from export.checkpoints.huggingface.leftover_quantization import check_not_quantized, without_leftover_quantization
+from export.checkpoints.huggingface.quantization_settings import KEY, quantization_settings
 from export.checkpoints.huggingface.tensors import open_tensors
 from export.checkpoints.huggingface.tokenizer import open_tokenizer
-from export.checkpoints.json_files import convert, read_json
+from export.checkpoints.json_files import read_json
 from export.checkpoints.mistral.folder import overruled
+from export.checkpoints.quantized.methods import read_quantized
 from export.checkpoints.rope_settings import Rotary, huggingface_rotary
-from export.checkpoints.source import Opened, TensorSource
-from export.checkpoints.tensors.float8 import Block, Float8Tensors, widened
+from export.checkpoints.source import Opened
 from export.checkpoints.tensors.text_part import text_part
 from export.checkpoints.tokenizers.chat import Chat
 from runtime.errors import UserError
@@ -29,13 +27,6 @@ WITH_IMAGES: Mapping[str, str] = {
     "llava_next": "llama",
 }  # model_type -> the text model's default
 TIED_BY_DEFAULT = ("mistral3",)  # of the types above, where their config.json does not say
-Size = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class _Float8(msgspec.Struct, frozen=True):
-    """The part of `quantization_config` that says which 8-bit floats have a scale in common."""
-
-    weight_block_size: tuple[Size, Size] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,19 +72,24 @@ def open_folder(folder: Path, chat: Chat) -> Opened:
         else ({}, ())
     )
     source, found_notes = open_tensors(folder)
-    check_not_quantized(source, where)
-    source, said = _model_tensors(source, config, where)
-    values, quantization_notes = without_leftover_quantization({**model.values, **changes}, source, where)
-    if isinstance(source, Float8Tensors):
-        quantization_notes = ()  # nothing stayed behind: the key describes these, whose note says how they are read
+    text, left_out = text_part(source) if config.get("model_type") in WITH_IMAGES else (source, ())
+    settings = quantization_settings(folder, model.values)
+    plain, quantized = read_quantized(text, settings, where)
+    check_not_quantized(plain, settings, where)
+    values: dict[str, object] = {**model.values, **changes}
+    leftover: tuple[str, ...] = ()
+    if plain is text:
+        values, leftover = without_leftover_quantization(values, text, where)
+    else:
+        values.pop(KEY, None)
     tokenizer, chosen = open_tokenizer(folder, values, chat)
     return Opened(
-        families.as_stored(model.family, source.tensors),
+        families.as_stored(model.family, plain.tensors),
         values,
         where,
-        source,
+        plain,
         tokenizer,
-        notes=(*notes, *found_notes, *said, *quantization_notes, *chosen),
+        notes=(*notes, *found_notes, *left_out, *quantized, *leftover, *chosen),
         rotary=model.rotary,
     )
 
@@ -110,19 +106,3 @@ def _text_config(config: Mapping[str, object], where: str) -> Mapping[str, objec
     inner = {key: value for key, value in inner.items() if key != "architectures"}
     outer = {key: value for key, value in config.items() if key not in ("model_type", "text_config", "vision_config")}
     return {**outer, "model_type": WITH_IMAGES[kind], **inner, "tie_word_embeddings": tied}
-
-
-def _model_tensors(
-    source: TensorSource, config: Mapping[str, object], where: str
-) -> tuple[TensorSource, tuple[str, ...]]:
-    """The text model's tensors as floats that are read, and notes on what is read otherwise than it is stored."""
-    text, left_out = text_part(source) if config.get("model_type") in WITH_IMAGES else (source, ())
-    floats, said = widened(text, where, _block_size(config, where))
-    return floats, (*left_out, *said)
-
-
-def _block_size(config: Mapping[str, object], where: str) -> Block | None:
-    method = config.get("quantization_config")
-    if not isinstance(method, Mapping):
-        return None
-    return convert(method, _Float8, f"{where}, quantization_config").weight_block_size

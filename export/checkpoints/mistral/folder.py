@@ -15,9 +15,9 @@ from export.checkpoints.hyperparameters import layer_windows
 from export.checkpoints.json_files import convert, read_json
 from export.checkpoints.mistral.tokenizer import mistral_tokenizer
 from export.checkpoints.mistral.weights import open_raw_weights
+from export.checkpoints.quantized.methods import METHOD, is_read, read_quantized
 from export.checkpoints.rope_settings import mistral_rotary
 from export.checkpoints.source import Opened
-from export.checkpoints.tensors.float8 import widened
 from export.checkpoints.tensors.text_part import text_part
 from export.checkpoints.tokenizers.chat import Chat
 from runtime.errors import UserError
@@ -63,12 +63,12 @@ def open_folder(folder: Path, chat: Chat) -> Opened:
     _check_keys(params, family, path)
     stored, notes = open_raw_weights(folder)
     source, left_out = text_part(stored) if _sees_images(params) else (stored, ())
-    floats, said = widened(source, str(path))
+    plain, said = read_quantized(source, _quantization(params, path), str(path))
     return Opened(
         family,
         _values(params, path),
         str(path),
-        floats,
+        plain,
         mistral_tokenizer(folder, instruct=chat.instruct),
         notes=(*notes, *left_out, *said),
         rotary=mistral_rotary(params, str(path)),
@@ -165,12 +165,20 @@ def _values(params: Mapping[str, object], path: Path) -> dict[str, object]:
     return values
 
 
-def _other_quantization(params: Mapping[str, object], path: Path) -> object:
-    """The quantization, unless it is that to 8-bit floats, which are read as they are."""
+def _quantization(params: Mapping[str, object], path: Path) -> Mapping[str, object] | None:
+    """What is said of how weights are quantized, with the method's name as Hugging Face gives it."""
     said = params.get("quantization")
     if said is None:
         return None
-    return None if convert(said, _Quantization, f"{path}, quantization").qformat_weight == FLOAT8_WEIGHTS else said
+    known = convert(said, _Quantization, f"{path}, quantization")
+    given = {METHOD: "fp8"} if known.qformat_weight == FLOAT8_WEIGHTS else {}
+    return {**(said if isinstance(said, Mapping) else {}), **given}
+
+
+def _other_quantization(params: Mapping[str, object], path: Path) -> object:
+    """The quantization, unless it is one that is read."""
+    said = _quantization(params, path)
+    return None if said is None or is_read(said) else params["quantization"]
 
 
 def _window(params: Mapping[str, object], path: Path) -> object:

@@ -73,7 +73,14 @@ def test_numbers_are_those_of_the_definition(tiny, tmp_path, kind):
     w13 = np.concatenate([exact("mlp.gate_proj"), exact("mlp.up_proj")])
     assert np.array_equal(ours.tensor("layers.1.feed_forward.w13.weight"), w13)
     assert ours.dtype("output.weight") == "bfloat16"  # what is no 8-bit float stays as it is
-    assert ours.notes == ("8-bit floats are read as their exact values (matrices: 14, 0.00 GB)",)
+    kinds = {
+        "matrix": "with a scale for each matrix",
+        "rows": "with a scale for each row",
+        "blocks": "in blocks of 32 x 32",
+    }
+    kept, left_out = ours.notes
+    assert kept == f"FP8 {kinds[kind]}: 14 matrices, whose numbers and scales quantize.scheme: source keeps as they are"
+    assert left_out == "scales of activations and caches are left out (14): both stay as they are computed"
 
 
 def test_the_quantization_config_of_another_tool_describes_them(tiny, tmp_path):
@@ -81,8 +88,7 @@ def test_the_quantization_config_of_another_tool_describes_them(tiny, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     said = {"quant_method": "compressed-tensors", "format": "float-quantized"}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
-    (note,) = open_checkpoint(folder, "auto", {}).notes
-    assert note.startswith("8-bit floats are read as their exact values")
+    assert open_checkpoint(folder, "auto", {}).notes[0].startswith("FP8 with a scale for each row: 14 matrices")
 
 
 def test_a_file_pickled_by_torch_holds_the_same_model(tiny, tmp_path):

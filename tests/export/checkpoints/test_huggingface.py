@@ -104,19 +104,28 @@ def test_advice_on_a_head_that_is_not_stored_and_on_a_resized_vocabulary(copy):
         open_checkpoint(copy, "auto", {})
 
 
+NO_SETTINGS = "but no quantization_config says how; fetch the checkpoint with its configuration again"
+
+
 @pytest.mark.parametrize(
-    ("ending", "software"),
-    [("qweight", "GPTQ or AWQ"), ("weight.absmax", "bitsandbytes"), ("q_weight", "ExLlamaV2"), ("biases", "MLX")],
+    ("ending", "message"),
+    [
+        ("qweight", f"quantized by GPTQ or AWQ, as the tensor .*qweight tells, {NO_SETTINGS}"),
+        ("weight.absmax", f"quantized by bitsandbytes, as the tensor .*absmax tells, {NO_SETTINGS}"),
+        ("biases", f"quantized by MLX, as the tensor .*biases tells, {NO_SETTINGS}"),
+        ("q_weight", "quantized by ExLlamaV2, as the tensor .*q_weight tells, and are not read so.*to a GGUF file"),
+    ],
 )
-def test_weights_that_other_software_quantized_are_told_by_their_names(copy, ending, software):
-    """With and without a quantization_config: AutoGPTQ and MLX write settings elsewhere."""
+def test_weights_that_other_software_quantized_are_told_by_their_names(copy, ending, message):
+    """Without a quantization_config, and with one of a method that is not read."""
     state = load_file(copy / "model.safetensors")
     packed = torch.zeros(8, 96, dtype=torch.int32)
     save_file(state | {f"model.layers.0.mlp.up_proj.{ending}": packed}, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=f"quantized by {software}, as the tensor .*{ending} tells.*to a GGUF file"):
+    with pytest.raises(UserError, match=message):
         open_checkpoint(copy, "auto", {})
-    edit_json(copy / "config.json", quantization_config={"quant_method": "x"})
-    with pytest.raises(UserError, match=f"quantized by {software}"):
+    edit_json(copy / "config.json", quantization_config={"quant_method": "exl2"})
+    unknown = "has the quant_method 'exl2', expected one of gptq, .*, whose weights are read; .*to a GGUF file"
+    with pytest.raises(UserError, match=message if ending == "q_weight" else unknown):
         open_checkpoint(copy, "auto", {})
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from export.checkpoints.checkpoint import open_checkpoint
 from export.proof.reference_model import load_reference
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.quantized_checkpoints import FORMS, write_quantized
 from tests.helpers.tiny import write_tiny_mistral
 
 O_PROJ = "model.layers.0.self_attn.o_proj"
@@ -57,6 +59,19 @@ def test_a_quantization_config_that_stayed_behind(tiny, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     model = open_checkpoint(folder, "auto", {}).model
     assert_same(load_reference(folder, "auto", model).state_dict(), load_reference(tiny, "auto", model).state_dict())
+
+
+@pytest.mark.parametrize("form", ["gptq-4", "mlx-4", "fp8-blocks"])
+def test_quantized_weights_are_the_floats_that_they_mean(tmp_path, form):
+    """With settings that name a method, with some that name none, and as transformers itself reads them."""
+    write_tiny_mistral(
+        tmp_path / "tiny", hidden_size=128, intermediate_size=256, num_hidden_layers=1, dtype=torch.bfloat16
+    )
+    exact = write_quantized(tmp_path / "tiny", tmp_path / "x", FORMS[form])
+    model = open_checkpoint(tmp_path / "x", "auto", {}).model
+    found = load_reference(tmp_path / "x", "auto", model).state_dict()
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert all(np.array_equal(found[name].numpy(), expected) for name, expected in exact.items())
 
 
 @pytest.mark.parametrize("split", [0, 8], ids=["whole", "parts"])
