@@ -207,7 +207,7 @@ def test_what_is_fused_with_a_product(name):
 def test_what_leaves_room_for_a_norm():
     """12288 floats fill a block's 48 kB; int4 has sums of x besides."""
     found = {
-        name: [gemv.fits_norm(Linear((1, 1), 64, k, FORMATS[name])) for k in (4096, 8192, 12288)]
+        name: [gemv.fits(Linear((1, 1), 64, k, FORMATS[name], norm_eps=NORM_EPS)) for k in (4096, 8192, 12288)]
         for name in ("float16", "int4")
     }
     assert found == {"float16": [True, True, False], "int4": [True, False, False]}
