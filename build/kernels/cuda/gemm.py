@@ -52,7 +52,7 @@ class RowTiles:
 
 
 def gemm(shape: Linear, on: Binding):
-    """Body of `linear` for several rows, without norm, order or SwiGLU: one output per lane, some of the rows per warp."""
+    """Body of `linear` for rows as they are, without SwiGLU: one output per lane, some of the rows per warp."""
     rows, n = shape.rows, shape.n
     tiles = RowTiles.of(rows)
     multiply = tile_product(shape.weight, shape.k, tiles, on, source=lambda _members, i: i)

@@ -38,7 +38,8 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
     and y is half as wide. With `tensor_cores`, products of many rows may round x, and weights of groups with it, to
     float16.
     """
-    layout, loading = (kind(shape.weight, shape.n, shape.k) for kind in (vector_layout, Loading.of))
+    layout = vector_layout(shape.weight, shape.n, shape.k)
+    loading = Loading.of(shape.weight, shape.n, shape.k)
     body = _body(shape, on, tensor_cores=tensor_cores)
 
     @T.inline

@@ -185,6 +185,6 @@ def panel_total(stored: Storage, warps: int):
         found = partial[first, lane]
         for warp in range(first + 1, first + warps):
             found = found + partial[warp, lane]
-        return found * row_scale(stored, s, row) if scaled_by_rows(stored) else found
+        return found * row_scale(stored, s, row) if s is not None and scaled_by_rows(stored) else found
 
     return total
