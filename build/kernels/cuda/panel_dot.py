@@ -18,6 +18,7 @@ from runtime.artifact.layouts import PANEL
 
 # Not yet measured on a GPU.
 LOADS = 4  # 16-byte loads that a thread starts before it needs the first
+GROUP_LOADS = 3  # where a scale is loaded with each; with 4 loads, sm_100 spills
 WORD_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 loads, sm_80 spills
 FLOATS = 4  # numbers of x in 16 bytes
 
@@ -162,7 +163,9 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
 
 def _loads(stored: Storage) -> int:
     """Number of 16-byte loads that a thread starts before it needs the first."""
-    return WORD_LOADS if format_of(stored).words else LOADS
+    if format_of(stored).words:
+        return WORD_LOADS
+    return GROUP_LOADS if stored.grouped else LOADS
 
 
 def held_sizes(stored: Storage, k: int) -> tuple[int, int, int]:
