@@ -7,10 +7,12 @@ The file checks and times the kernels of known models:
                                                                without its weights
 
 On the box: `./install.sh`, then `.venv/bin/python -m runtime.gpucheck checks/*`, which makes random weights there.
-The config gives the architectures, the prefill chunks, the caches and the dtype; its checkpoint is not read.
+A check may also have the matrices of a quantized checkpoint (`ENCODINGS`) in place of a scheme. The config gives the
+architectures, the prefill chunks, the caches and the dtype; its checkpoint is not read.
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,8 @@ from build.shipping.wheels import box_packages, fetch_wheels
 from build.tools.random_checkpoint import SHAPES, headers
 from build.tvm_stage.cuda import spilling
 from build.tvm_stage.target import target_spec
+from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.encodings.encoding import Encoding
 from export.configuration.config import CompileConfig, config_parser
 from export.console import console, output
 from export.job import Job, launch
@@ -40,7 +44,21 @@ from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError, run_command
 
 NAME = "gpucheck"
-CHECKS = ("7b:none", "7b:int8", "7b:int4", "mixtral-8x7b/2:none", "tiny:none")
+# What quantized checkpoints store, by a short name.
+ENCODINGS: Mapping[str, Encoding] = {
+    "q4_1": Encoding("int4", 32, "float16", "minimums"),
+    "q6_k": Encoding("int8", 16, "float32"),
+    "gptq": Encoding("int4", 128, "float16", "zero_points", order="by activations"),
+    "fp8": Encoding("float8", 128, "float32"),
+}
+CHECKS = (
+    "7b:none",
+    "7b:int8",
+    "7b:int4",
+    *(f"7b/2:{name}" for name in ENCODINGS),
+    "mixtral-8x7b/2:none",
+    "tiny:none",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ class CheckSpec:
 
     shape: str
     layers: int | None
-    scheme: str
+    scheme: str  # of `quantize.scheme`, or a row of `ENCODINGS`
 
     @classmethod
     def parse(cls, text: str) -> "CheckSpec":
@@ -62,6 +80,15 @@ class CheckSpec:
                 f"with a shape of {', '.join(SHAPES)}"
             )
         return cls(shape, int(layers) if layers else None, scheme)
+
+    def checkpoint(self, overrides: Mapping[str, object]) -> Checkpoint:
+        """What stands for the model's checkpoint."""
+        return headers(self.shape, overrides, self.layers, ENCODINGS.get(self.scheme))
+
+    @property
+    def settings(self) -> list[str]:
+        """Changes to a config."""
+        return [f"name={self.name}", f"quantize.scheme={'source' if self.scheme in ENCODINGS else self.scheme}"]
 
     @property
     def name(self) -> str:
@@ -77,7 +104,8 @@ def main() -> int:
         "--checks",
         default=" ".join(CHECKS),
         metavar="'7b:int8 ...'",
-        help="checks to compile, each as SHAPE[/LAYERS]:SCHEME (default: %(default)s)",
+        help="checks to compile, each as SHAPE[/LAYERS]:SCHEME, where a scheme is one of quantize.scheme or "
+        f"one of {', '.join(ENCODINGS)}, as checkpoints store weights (default: %(default)s)",
     )
     add_box_options(parser)
     arguments = parser.parse_args()
@@ -107,7 +135,7 @@ def main() -> int:
 
 def check_config(job: Job, check: CheckSpec) -> CompileConfig:
     """The config of one check; raises `UserError` unless it is for CUDA."""
-    config = job.changed([f"name={check.name}", f"quantize.scheme={check.scheme}"]).config
+    config = job.changed(check.settings).config
     if not TARGETS[config.backend.target].on_device:
         raise UserError(
             f"{job.path} has backend.target {config.backend.target}, expected cuda: a GPU check runs CUDA kernels"
@@ -117,7 +145,7 @@ def check_config(job: Job, check: CheckSpec) -> CompileConfig:
 
 def compiled_check(config: CompileConfig, check: CheckSpec, workspace: Path) -> Path:
     """The folder of one check, made again unless the existing one has the same inputs, code and tools."""
-    record = export_record(config, headers(check.shape, config.frontend.overrides, check.layers))
+    record = export_record(config, check.checkpoint(config.frontend.overrides))
     spec = target_spec(config.backend)
     inputs = {
         "record": msgspec.to_builtins(record),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from export.checkpoints import families, tensor_layout
 from export.checkpoints.checkpoint import Checkpoint
+from export.checkpoints.encodings.encoding import EncodedRows, Encoding
 from export.checkpoints.huggingface.folder import describe
 from export.checkpoints.hyperparameters import model_config as checked_config
 from export.checkpoints.source import Array, SourceTensor
@@ -176,17 +177,40 @@ class _Headers:
         raise AssertionError(f"{name} has no data to read {rows} of")
 
 
-def headers(shape: str, overrides: Mapping[str, object], layers: int | None = None) -> Checkpoint:
-    """The checkpoint that a shape of `SHAPES` describes, in bfloat16, at full depth or with `layers` layers.
+@dataclass(frozen=True)
+class _EncodedHeader:
+    """A quantized matrix of which only the encoding is known."""
 
-    It has no files, no data and no tokenizer.
+    encoding: Encoding
+
+    def read(self, rows: slice) -> EncodedRows:
+        """Never called, as `_Headers.read`."""
+        raise AssertionError(f"a matrix in {self.encoding} has no data to read {rows} of")
+
+
+def headers(
+    shape: str, overrides: Mapping[str, object], layers: int | None = None, encoding: Encoding | None = None
+) -> Checkpoint:
+    """The checkpoint that a shape of `SHAPES` describes, at full depth or with `layers` layers.
+
+    It is in bfloat16; with an encoding, the matrices of its layers are quantized. It has no files, no data and no
+    tokenizer.
     """
     values = SHAPES[shape] if layers is None else _at_depth(shape, layers)
     family, model = described(values, overrides, shape)
     layout = tensor_layout.weights(family, model)
-    parts = [part for weight in layout.values() for part in weight.parts]
-    tensors = {part.source: SourceTensor(part.source_shape, "bfloat16", 2 * prod(part.source_shape)) for part in parts}
+    tensors = {
+        part.source: _header(part.source_shape, encoding if name.startswith("layers.") else None)
+        for name, weight in layout.items()
+        for part in weight.parts
+    }
     return Checkpoint(model, None, sum(tensor.nbytes for tensor in tensors.values()), layout, _Headers(tensors))
+
+
+def _header(shape: tuple[int, ...], encoding: Encoding | None) -> SourceTensor:
+    if encoding is None or len(shape) == 1:
+        return SourceTensor(shape, "bfloat16", 2 * prod(shape))
+    return SourceTensor(shape, "float32", prod(shape), _EncodedHeader(encoding), encoding.numbers)
 
 
 def _at_depth(shape: str, layers: int) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from runtime.artifact.manifest import KernelCall
 from runtime.gpu_check.attention_case import rolling_attention
 from runtime.gpu_check.kernel_case import Expected, KernelCase, empty
 from runtime.gpu_check.packed_matrix import EPS, Array, PackedMatrix
-from runtime.gpu_check.random_tensors import Random
+from runtime.gpu_check.random_tensors import PARTS, Random
 
 ROWS, PANELS = 8, 24  # how much of a large result is compared
+MATRIX = ("w", "s", "z", "order")  # parameters of a product and of an embedding, as far as there are any
 BLOCK_PANELS = 64  # panels of a matrix that are in float64 at once
 HALF_ULP = 2.0**-11  # of float16, relative
 SMALL = 2.0**-7  # size of an x that goes into a norm
@@ -48,9 +49,16 @@ def _rows(call: KernelCall) -> int:
 def _matrix(
     call: KernelCall, random: Random, names: Sequence[str], n: int, k: int, group_size: int | None, stacked: int = 1
 ) -> tuple[list[Array], list[PackedMatrix]]:
-    """The arrays of those parameters `names` (numbers, scales, zero points) that exist, and the matrices they hold."""
+    """The arrays of those parameters `names` that exist, and the matrices they hold.
+
+    The names are those of numbers, scales, offsets and the order of the columns.
+    """
     specs = {spec.name: spec for spec in call.parameters}
-    arrays = [random.weight(specs[name], k) if name in specs else None for name in names]
+    numbers = specs[names[0]]
+    arrays = [
+        random.part(kind, specs[name], numbers.dtype, k) if name in specs else None
+        for kind, name in zip(PARTS, names, strict=False)
+    ]
     parts = [[None] * stacked if array is None else np.split(array, stacked) for array in arrays]
     matrices = [PackedMatrix(n, k, group_size, *(part[i] for part in parts)) for i in range(stacked)]  # type: ignore[arg-type]
     return [array for array in arrays if array is not None], matrices
@@ -59,7 +67,8 @@ def _matrix(
 def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     """y = x W^T, if requested with a norm of x before it and SwiGLU or a residual after it. x is exact in float16.
 
-    Factors that are rounded to float16 before the product, a normed x and int4 weights, add their share of its size.
+    Factors that are rounded to float16 before the product, a normed x and weights of groups, add their share of its
+    size.
     """
     (arguments,) = call.arguments
     n, k, x_spec = arguments["n"], arguments["k"], call.parameters[0]
@@ -68,7 +77,7 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     names = [spec.name for spec in call.parameters]
     x = random.normal(x_spec.shape, "float16", 1.0 if eps is None else SMALL).astype(np.float32)
     gain = [random.uniform((k,), 0.5, 1.5, "float32")] if "gain" in names else []
-    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, group_size)
+    weights, (matrix,) = _matrix(call, random, MATRIX, n, k, group_size)
     residual = [random.normal(call.parameters[names.index("residual")].shape)] if "residual" in names else []
     y_rows = random.sample(prod(arguments["lead"]), ROWS)
     last_of = arguments["last_of"]
@@ -77,7 +86,7 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     )
     if gain:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * gain[0]
-    loss = NORM_ERROR * len(gain) + rounding * (len(gain) + matrix.in_words)  # of the factors, each by itself
+    loss = NORM_ERROR * len(gain) + rounding * (len(gain) + matrix.grouped)  # of the factors, each by itself
     output, n_out = len(call.parameters) - 1, n // halves
     expected = []
     for p in random.sample(-(-n_out // PANEL), PANELS):
@@ -90,7 +99,7 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
             values = values + residual[0].reshape(-1, n_out)[y_rows, columns]
             bound = bound + EPS * np.abs(values)
         expected.append(Expected(output, _part(y_rows, columns, n_out), values, bound))
-    held = tuple(i for i, name in enumerate(names) if name in ("w", "s", "z"))
+    held = tuple(i for i, name in enumerate(names) if name in MATRIX)
     return KernelCase([x, *gain, *weights, *residual, empty(call.parameters[output])], held, output, tuple(expected))
 
 
@@ -101,7 +110,7 @@ def _part(rows: Sequence[int], columns: slice, n_out: int) -> Callable[[Array], 
 
 def _lossy(matrix: PackedMatrix, x: Array, p: int, loss: float, *, one: bool) -> tuple[Array, Array]:
     """x times one panel, and the bound if the factors are off by a relative `loss`; `one`: x is a single row."""
-    values, bound = matrix.times(x, p, p + 1, mantissas=one)
+    values, bound = matrix.times(x, p, p + 1, one_row=one)
     return values, bound + loss * (np.abs(x) @ np.abs(matrix.rows(p, p + 1)).T)
 
 
@@ -116,18 +125,20 @@ def _gated_products(gate: tuple[Array, Array], up: tuple[Array, Array]) -> tuple
 
 
 def _embedding(call: KernelCall, random: Random, _rounding: float) -> KernelCase:
-    """Rows of a matrix; exact except for the rounding of an int8 number times its scale."""
+    """Rows of a matrix; a number times its scale, and the sum of that and a minimum, are rounded."""
     (arguments,) = call.arguments
     n, k = arguments["n"], arguments["k"]
     ids = random.whole(call.parameters[0].shape, 0, n, "int64")
     ids.flat[0] = n - 1
-    weights, (matrix,) = _matrix(call, random, ("w", "s", "z"), n, k, arguments["weight"]["group_size"])
+    weights, (matrix,) = _matrix(call, random, MATRIX, n, k, arguments["weight"]["group_size"])
     rows = random.sample(ids.size, ROWS)
-    values = np.concatenate(
-        [matrix.rows(t // PANEL, t // PANEL + 1)[t % PANEL : t % PANEL + 1] for t in ids.reshape(-1)[rows]]
+    tokens = ids.reshape(-1)[rows]
+    values, terms = (
+        np.concatenate([part(t // PANEL, t // PANEL + 1)[t % PANEL : t % PANEL + 1] for t in tokens])
+        for part in (matrix.rows, matrix.terms)
     )
     output = len(call.parameters) - 1
-    expected = Expected(output, lambda y: y.reshape(-1, k)[rows], values, EPS * np.abs(values))
+    expected = Expected(output, lambda y: y.reshape(-1, k)[rows], values, EPS * terms)
     return KernelCase([ids, *weights, empty(call.parameters[output])], tuple(range(1, output)), output, (expected,))
 
 

@@ -1,8 +1,9 @@
 """Seeded random numbers for kernels and whole models, of about the magnitudes in a real model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -11,9 +12,19 @@ from runtime.artifact.tensor_file import numpy_dtype
 from runtime.gpu_check.packed_matrix import Array
 
 POOL = 2**20 - 3  # random numbers that larger arrays repeat; not a multiple of a row's length
-# Standard deviation of uniform numbers: from -127 to 127 in int8, whose scales are a vector, and from -8 to 7 in groups
-# of 4-bit numbers.
-SPREAD_OF_ROWS, SPREAD_OF_GROUPS = 73.3, 4.6
+PartKind = Literal["numbers", "scales", "offsets", "order"]
+PARTS: tuple[PartKind, ...] = ("numbers", "scales", "offsets", "order")  # as kernels take them
+SUFFIXES: Mapping[str, PartKind] = {  # of names in a manifest
+    "_scale": "scales",
+    "_zero_point": "offsets",
+    "_minimum": "offsets",
+    "_order": "order",
+}
+# By the dtype of packed numbers: the standard deviation of random ones, which are uniform, from -127 to 127 in int8,
+# from -8 to 7 in words of 4 bits, and over the bits of e4m3; and the range of minimums, in scales.
+SPREADS = {"int8": 73.3, "int32": 4.6, "uint8": 100.1}
+MINIMUMS = {"int8": (-20.0, 20.0), "int32": (-9.0, -6.0)}
+ZERO_POINTS = {"int8": (-16, 16), "uint8": (0, 16)}  # by their dtype: the first and the one past the last
 
 
 @dataclass
@@ -40,18 +51,27 @@ class Random:
         """Whole numbers from low to high - 1."""
         return self._repeated(self.generator.integers(low, high, self._pool(shape)).astype(dtype), shape)
 
-    def weight(self, spec: TensorSpec | WeightSpec, k: int) -> Array:
-        """One tensor of a packed matrix: numbers, scales or zero points, such that entries are about 1 / sqrt(K)."""
+    def part(self, kind: PartKind, spec: TensorSpec | WeightSpec, numbers: str, k: int) -> Array:
+        """One tensor of a packed matrix, such that weights are about 1 / sqrt(K); `numbers` is the numbers' dtype."""
+        if kind == "order":
+            return self.generator.permutation(spec.shape[0]).astype(np.int32)
+        if kind == "numbers":
+            return self._numbers(spec, k)
+        if spec.dtype in ZERO_POINTS:
+            return self.whole(spec.shape, *ZERO_POINTS[spec.dtype], spec.dtype)
+        size = k**-0.5 / SPREADS.get(numbers, 1.0)
+        low, high = (0.5, 1.5) if kind == "scales" else MINIMUMS[numbers]
+        return self.uniform(spec.shape, low * size, high * size, spec.dtype)
+
+    def _numbers(self, spec: TensorSpec | WeightSpec, k: int) -> Array:
         if spec.dtype == "int32":
             return self.whole(spec.shape, -(2**31), 2**31, "int32")
         if spec.dtype == "int8":
             return self.whole(spec.shape, -127, 128, "int8")
         if spec.dtype == "uint8":
-            return self.whole(spec.shape, 0, 16, "uint8")
-        if len(spec.shape) == 4:
-            return self.normal(spec.shape, spec.dtype, k**-0.5)
-        size = k**-0.5 / (SPREAD_OF_ROWS if len(spec.shape) == 1 else SPREAD_OF_GROUPS)
-        return self.uniform(spec.shape, 0.5 * size, 1.5 * size, spec.dtype)
+            bits = self.whole(spec.shape, 0, 256, "uint8")
+            return np.where(bits & 127 == 127, bits ^ 1, bits)
+        return self.normal(spec.shape, spec.dtype, k**-0.5)
 
     @staticmethod
     def _pool(shape: Sequence[int]) -> int:
@@ -70,16 +90,18 @@ class Random:
 def random_weights(specs: Sequence[WeightSpec], seed: int = 0) -> dict[str, Array]:
     """Weights by name for a whole model; tensors of one shape and kind share their memory."""
     made = lru_cache(maxsize=None)(
-        lambda shape, dtype, k: _random_tensor(TensorSpec(name="w", shape=shape, dtype=dtype), k, seed)
+        lambda kind, shape, dtype, numbers, k: _random_tensor(
+            kind, TensorSpec(name="w", shape=shape, dtype=dtype), numbers, k, seed
+        )
     )
-    inner = {spec.name: _inner(spec) for spec in specs}
-    return {
-        spec.name: made(spec.shape, spec.dtype, inner.get(spec.name.removesuffix(_suffix(spec.name)))) for spec in specs
-    }
-
-
-def _suffix(name: str) -> str:
-    return next((suffix for suffix in ("_scale", "_zero_point") if name.endswith(suffix)), "")
+    by_name = {spec.name: spec for spec in specs}
+    found = {}
+    for spec in specs:
+        suffix = next((suffix for suffix in SUFFIXES if spec.name.endswith(suffix)), "")
+        matrix = by_name[spec.name.removesuffix(suffix)]
+        kind = SUFFIXES.get(suffix, "numbers")
+        found[spec.name] = made(kind, spec.shape, spec.dtype, matrix.dtype, _inner(matrix))
+    return found
 
 
 def _inner(spec: WeightSpec) -> int:
@@ -87,9 +109,8 @@ def _inner(spec: WeightSpec) -> int:
     return spec.shape[1] * (32 if spec.dtype == "int32" else spec.shape[3]) if len(spec.shape) == 4 else 1
 
 
-def _random_tensor(spec: TensorSpec, k: int, seed: int) -> Array:
-    """A vector of ones for a norm's gain, otherwise as `Random.weight`."""
-    random = Random(seed)
-    if len(spec.shape) == 1 and k == 1:
+def _random_tensor(kind: PartKind, spec: TensorSpec, numbers: str, k: int, seed: int) -> Array:
+    """A vector of ones for a norm's gain, otherwise as `Random.part`."""
+    if kind == "numbers" and len(spec.shape) == 1:
         return np.ones(spec.shape, numpy_dtype(spec.dtype))
-    return random.weight(spec, k)
+    return Random(seed).part(kind, spec, numbers, k)

@@ -6,13 +6,16 @@ There it asks for a driver.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from build.gpucheck import CheckSpec, check_config
+from build.gpucheck import ENCODINGS, CheckSpec, check_config
 from export.job import Job
+from export.results import export_record
 from export.stage import ROOT
+from export.weights.encoded import encoding_of
 from runtime.errors import UserError
 from runtime.gpucheck import checked_manifest
 from tests.helpers.shipped import PYTHON, box_environment, install, unpack
@@ -79,6 +82,19 @@ def test_checks_are_named_after_what_they_are():
         "7b-fp16",
         "mixtral-8x7b-2-layers-int8",
     ]
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_a_check_has_the_matrices_of_a_quantized_checkpoint(folder, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    check = CheckSpec.parse(f"tiny/1:{name}")
+    config = check_config(Job.load(Path("gpu.yaml")), check)
+    stored = {tensor.name: tensor.stored for tensor in export_record(config, check.checkpoint({})).tensors}
+    matrices = [storage for tensor, storage in stored.items() if tensor.startswith("layers.") and "norm" not in tensor]
+    assert len(matrices) == 4
+    for storage in matrices:
+        assert replace(ENCODINGS[name], order=None) == encoding_of(storage)
+        assert storage.reordered == (ENCODINGS[name].order is not None)
 
 
 def test_a_config_for_the_cpu_is_refused(folder, monkeypatch):

@@ -14,10 +14,10 @@ from typing import Any
 from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import WARP, Binding
-from build.kernels.cuda.weights import group_of, number, scale_of, zero_of
+from build.kernels.cuda.weights import Loading, group_of, number, row_scale, weight
 from build.kernels.shapes import Linear
 from export.weights.format import Storage
-from export.weights.table import format_of, scaled_by_rows, vector_layout, vector_steps
+from export.weights.table import format_of, scaled_by_rows, vector_steps
 from runtime.artifact.layouts import PANEL, WORD
 
 
@@ -52,17 +52,17 @@ class RowTiles:
 
 
 def gemm(shape: Linear, on: Binding):
-    """Body of `linear` for several rows, without norm or SwiGLU: one output per lane, some of the rows per warp."""
+    """Body of `linear` for rows as they are, without SwiGLU: one output per lane, some of the rows per warp."""
     rows, n = shape.rows, shape.n
     tiles = RowTiles.of(rows)
     multiply = tile_product(shape.weight, shape.k, tiles, on, source=lambda _members, i: i)
 
     def output(acc, s, residual, i, j):
-        found = acc * s[j] if scaled_by_rows(shape.weight) else acc
+        found = acc * row_scale(shape.weight, s, j) if scaled_by_rows(shape.weight) else acc
         return found if residual is None else residual[i, j] + found
 
     @T.inline
-    def body(x, _gain, w, s, z, residual, y):
+    def body(x, _gain, w, s, z, _order, residual, y):
         for block in on.blocks(-(-n // PANEL) * tiles.count):
             x_tile = T.alloc_buffer((tiles.tile_rows, TILE.depth), "float32", scope=on.shared)
             w_tile = T.alloc_buffer((TILE.depth, PANEL), "float32", scope=on.shared)
@@ -87,17 +87,16 @@ def tile_product(stored: Storage, k: int, tiles: RowTiles, on: Binding, *, sourc
     """
     tile_rows, depth, per_warp = tiles.tile_rows, TILE.depth, tiles.per_warp
     steps = vector_steps(stored)
-    vectors, layout = -(-k // steps), vector_layout(stored, PANEL, k)
+    vectors, loading = -(-k // steps), Loading.of(stored, PANEL, k)
     # `some` is the number of steps of one output that a thread widens: part of a vector.
     x_loads, some = -(-tile_rows * depth // THREADS), depth * PANEL // THREADS
-    form = format_of(stored)
-    words, read = (1 if form.words else some), number(stored)
+    in_words, elements, read = format_of(stored).words, max(some // loading.steps, 1), number(stored).read
 
-    def weight(loaded, s, z, p, at, lane, v):
+    def value(loaded, s, z, p, at, lane, v):
         if not stored.grouped:
             return read(loaded, 0, v)
         g = group_of(stored, at)
-        return (read(loaded, 0, v) - zero_of(stored, z, p, g, lane)) * scale_of(s, p, g, lane)
+        return weight(stored, read(loaded, 0, v), s[p, g, lane], z[p, g, lane] if stored.offsets != "none" else None)
 
     @T.inline
     def load(x, members, w, s, z, p, m, stop, x_tile, w_tile, kk, t):
@@ -114,14 +113,14 @@ def tile_product(stored: Storage, k: int, tiles: RowTiles, on: Binding, *, sourc
         d = t // PANEL * some
         at = (kk + d) // steps
         if at < vectors:
-            loaded = T.alloc_buffer((words,), layout.dtype, scope=on.private)
-            if form.words:  # half a word: the lower or the upper halves of its bytes
+            loaded = T.alloc_buffer((elements,), loading.dtype, scope=on.private)
+            if in_words:  # half a word: the lower or the upper halves of its bytes
                 loaded[0] = w[p, at, t % PANEL, d % steps // WORD] >> (4 * (d % WORD // some))
             else:
-                for v in T.vectorized(some):
-                    loaded[v] = w[p, at, t % PANEL, d % steps + v]
+                for v in T.vectorized(elements):
+                    loaded[v] = w[p, at, t % PANEL, d % steps // loading.steps + v]
             for v in on.unroll(some):
-                w_tile[d + v, t % PANEL] = weight(loaded, s, z, p, at, t % PANEL, v)
+                w_tile[d + v, t % PANEL] = value(loaded, s, z, p, at, t % PANEL, v)
         else:
             for v in on.unroll(some):
                 w_tile[d + v, t % PANEL] = T.float32(0)

@@ -4,7 +4,8 @@ A block computes a panel of 32 outputs (with SwiGLU, a panel of gate and one of 
 its output in float32, and the warps' sums are added up in shared memory. A small N has few panels: then each block
 has more warps (split K), until there are enough to keep every multiprocessor's loads in flight. Every block computes
 the norm again, which costs a read of x from the second-level (L2) cache and saves a launch: x times the gain waits in
-shared memory, and the sums are divided by the root mean square at the end.
+shared memory, and the sums are divided by the root mean square at the end. Likewise, every block takes the columns of
+x in the order of a weight's columns.
 
 Bytes per call: the weights, N * K * itemsize, each read once. Operations: 2 * N * K.
 """
@@ -13,10 +14,11 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import SHARED_BYTES, WARP, Binding
 from build.kernels.cuda.norm import inverse_rms, sum_squares
-from build.kernels.cuda.panel_dot import FLOATS, Held, held_sizes, panel_dot, panel_total, vector_sums, vectors_of
+from build.kernels.cuda.panel_dot import Held, held_sizes, panel_dot, panel_total, quarters_of, vector_sums, vectors_of
 from build.kernels.cuda.swiglu import gated
+from build.kernels.cuda.weights import Loading, needs_sums, parts_of
 from build.kernels.shapes import Linear
-from export.weights.table import format_of, vector_layout
+from export.weights.table import vector_layout
 from runtime.artifact.layouts import PANEL
 
 # Not yet measured on a GPU. 4.8 TB/s for about 700 ns are 3.4 MB in flight;
@@ -30,22 +32,30 @@ def gemv_warps(panels: int, vectors: int) -> int:
     return next(warps for warps in WARPS if panels * warps >= ALL_WARPS or 2 * warps > vectors or warps == WARPS[-1])
 
 
-def fits_norm(shape: Linear) -> bool:
-    """Whether a block has room for a normalised x, besides twice the sums of 32 warps and what `vector_sums` needs."""
-    sums = 4 * (2 * WARPS[-1] * PANEL + WARPS[-1] * WARP + WARP)
-    if format_of(shape.weight).words:
-        sums += 4 * (shape.k // FLOATS + vectors_of(shape.weight, shape.k))
-    return 4 * shape.k + sums <= SHARED_BYTES
+def prepares_x(shape: Linear) -> bool:
+    """Whether a product takes x times a norm's gain, or in another order."""
+    return shape.norm_eps is not None or shape.weight.reordered
+
+
+def fits(shape: Linear) -> bool:
+    """Whether a block has room for a prepared x and what `vector_sums` needs, besides twice the sums of 32 warps."""
+    floats = 2 * WARPS[-1] * PANEL + WARPS[-1] * WARP + WARP
+    if prepares_x(shape):
+        floats += shape.k
+    if needs_sums(shape.weight):
+        floats += quarters_of(shape.k) + vectors_of(shape.weight, shape.k)
+    return 4 * floats <= SHARED_BYTES
 
 
 def gemv(shape: Linear, on: Binding):
-    """Body of `linear` for one row; a norm must fit (`fits_norm`)."""
+    """Body of `linear` for one row that `fits`."""
     n, k, n_out, stored = shape.n, shape.k, shape.n_out, shape.weight
     panels, halves = -(-n_out // PANEL), n // n_out
     warps = gemv_warps(panels, vectors_of(stored, k))
-    threads, row, in_words = warps * WARP, shape.x_row(0), format_of(stored).words
+    threads, row, corrected = warps * WARP, shape.x_row(0), needs_sums(stored)
     (hold, dot), total = panel_dot(stored, k, warps, on), panel_total(stored, warps)
     add_up, sizes, layout = vector_sums(stored, k, threads, on), held_sizes(stored, k), vector_layout(stored, n, k)
+    dtypes = [Loading.of(stored, n, k).dtype, *(parts_of(layout)[name][1] for name in ("s", "z"))]
     # Used only where there is a norm.
     measure, inverse = sum_squares(k, threads, on), inverse_rms(k, shape.norm_eps or 0.0)
 
@@ -59,9 +69,9 @@ def gemv(shape: Linear, on: Binding):
 
     @T.inline
     def multiply(x, i, w, s, z, p, held, partial):
-        x_sums = T.alloc_buffer((vectors_of(stored, k) if in_words else 1,), "float32", scope=on.shared)
-        quarters = T.alloc_buffer((k // FLOATS if in_words else 1,), "float32", scope=on.shared)
-        if in_words:
+        x_sums = T.alloc_buffer((vectors_of(stored, k) if corrected else 1,), "float32", scope=on.shared)
+        quarters = T.alloc_buffer((quarters_of(k) if corrected else 1,), "float32", scope=on.shared)
+        if corrected:
             add_up(x, i, quarters, x_sums)
         dot(x, i, w, s, z, x_sums, p, held, partial, 0)
         if shape.swiglu:
@@ -80,30 +90,48 @@ def gemv(shape: Linear, on: Binding):
         multiply(x, row, w, s, z, p, held, partial)
         store(partial, None, s, residual, y, p)
 
+    def prepared_x(x, gain, order, c):
+        column = order[c] if stored.reordered else c
+        return x[row, column] if gain is None else x[row, column] * gain[column]
+
     @T.inline
-    def normed(x, gain, w, s, z, residual, y, p, held, partial):
-        gained = T.alloc_buffer((1, k), "float32", scope=on.shared)
-        squares = T.alloc_buffer((threads,), "float32", scope=on.shared)
-        sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
-        hold(w, s, z, p, held)  # first, so that its loads are in flight during the norm
+    def prepare(x, gain, order, prepared):
         for t in on.threads(threads):
             for c in T.serial(-(-k // threads)):
                 if c * threads + t < k:
-                    gained[0, c * threads + t] = x[row, c * threads + t] * gain[c * threads + t]
+                    prepared[0, c * threads + t] = prepared_x(x, gain, order, c * threads + t)
+
+    @T.inline
+    def reordered(x, w, s, z, order, residual, y, p, held, partial):
+        prepared = T.alloc_buffer((1, k), "float32", scope=on.shared)
+        hold(w, s, z, p, held)
+        prepare(x, None, order, prepared)
+        multiply(prepared, 0, w, s, z, p, held, partial)
+        store(partial, None, s, residual, y, p)
+
+    @T.inline
+    def normed(x, gain, w, s, z, order, residual, y, p, held, partial):
+        prepared = T.alloc_buffer((1, k), "float32", scope=on.shared)
+        squares = T.alloc_buffer((threads,), "float32", scope=on.shared)
+        sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
+        hold(w, s, z, p, held)  # first, so that its loads are in flight during the norm
+        prepare(x, gain, order, prepared)
         measure(x, row, squares, sums)
-        multiply(gained, 0, w, s, z, p, held, partial)
+        multiply(prepared, 0, w, s, z, p, held, partial)
         store(partial, sums, s, residual, y, p)
 
     @T.inline
-    def body(x, gain, w, s, z, residual, y):
+    def body(x, gain, w, s, z, order, residual, y):
         for p in on.blocks(panels):
             partial = T.alloc_buffer((halves * warps, PANEL), "float32", scope=on.shared)
-            words = T.alloc_buffer((on.copies(threads) * sizes[0],), layout.dtype, scope=on.private)
-            scales = T.alloc_buffer((on.copies(threads) * sizes[1],), "float16", scope=on.private)
-            zeros = T.alloc_buffer((on.copies(threads) * sizes[2],), "uint8", scope=on.private)
-            if shape.norm_eps is None:
-                plain(x, w, s, z, residual, y, p, Held(words, scales, zeros), partial)
+            elements = T.alloc_buffer((on.copies(threads) * sizes[0],), dtypes[0], scope=on.private)
+            scales = T.alloc_buffer((on.copies(threads) * sizes[1],), dtypes[1], scope=on.private)
+            offsets = T.alloc_buffer((on.copies(threads) * sizes[2],), dtypes[2], scope=on.private)
+            if shape.norm_eps is not None:
+                normed(x, gain, w, s, z, order, residual, y, p, Held(elements, scales, offsets), partial)
+            elif stored.reordered:
+                reordered(x, w, s, z, order, residual, y, p, Held(elements, scales, offsets), partial)
             else:
-                normed(x, gain, w, s, z, residual, y, p, Held(words, scales, zeros), partial)
+                plain(x, w, s, z, residual, y, p, Held(elements, scales, offsets), partial)
 
     return body

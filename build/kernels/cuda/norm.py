@@ -15,7 +15,7 @@ THREADS = 256
 def rms_norm(lead: tuple[int, ...], dim: int, eps: float, on: Binding = GPU) -> PrimFunc:
     """Kernel from x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
     rows = prod(lead)
-    normalize = normalized_rows(rows, dim, eps, on, source=lambda i: i)
+    normalize = normalized_rows(rows, dim, eps, on, source=lambda i: i, column=lambda _order, c: c)
 
     @T.prim_func
     def kernel(
@@ -26,18 +26,33 @@ def rms_norm(lead: tuple[int, ...], dim: int, eps: float, on: Binding = GPU) -> 
         T.func_attr(ATTRIBUTES)
         x = T.decl_buffer((rows, dim), "float32", data=x_in.data)
         y = T.decl_buffer((rows, dim), "float32", data=y_out.data)
-        normalize(x, weight, y)
+        normalize(x, weight, None, y)
 
     return kernel
 
 
-def normalized_rows(rows: int, dim: int, eps: float, on: Binding, *, source: Callable[[Any], Any]):
-    """A launch, inline `normalize(x, weight, y)`: row i of y = row source(i) of x, normalised."""
+def normalized_rows(
+    rows: int,
+    dim: int,
+    eps: float,
+    on: Binding,
+    *,
+    source: Callable[[Any], Any],
+    column: Callable[[Any, Any], Any],
+):
+    """A launch, inline `normalize(x, weight, order, y)`: row i of y = row source(i) of x, normalised.
+
+    Column c of y is column `column(order, c)` of x.
+    """
     parts = -(-dim // THREADS)
     measure, inverse = sum_squares(dim, THREADS, on), inverse_rms(dim, eps)
 
+    def normalized(x, weight, order, i, c, factor):
+        at = column(order, c)
+        return x[source(i), at] * factor * weight[at]
+
     @T.inline
-    def normalize(x, weight, y):
+    def normalize(x, weight, order, y):
         for i in on.blocks(rows):
             squares = T.alloc_buffer((THREADS,), "float32", scope=on.shared)
             sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
@@ -47,7 +62,7 @@ def normalized_rows(rows: int, dim: int, eps: float, on: Binding, *, source: Cal
                 factor[0] = inverse(sums)
                 for c in T.serial(parts):
                     if c * THREADS + t < dim:
-                        y[i, c * THREADS + t] = x[source(i), c * THREADS + t] * factor[0] * weight[c * THREADS + t]
+                        y[i, c * THREADS + t] = normalized(x, weight, order, i, c * THREADS + t, factor[0])
 
     return normalize
 

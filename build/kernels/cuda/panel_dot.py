@@ -11,13 +11,14 @@ from typing import Any
 from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import WARP, Binding
-from build.kernels.cuda.weights import factor, group_of
+from build.kernels.cuda.weights import Loading, factor, group_of, group_scaling, needs_sums, row_scale
 from export.weights.format import Storage
-from export.weights.table import format_of, scaled_by_rows, vector_layout, vector_steps
-from runtime.artifact.layouts import PANEL, WORD_ZERO
+from export.weights.table import format_of, scaled_by_rows, vector_steps
+from runtime.artifact.layouts import PANEL
 
 # Not yet measured on a GPU.
 LOADS = 4  # 16-byte loads that a thread starts before it needs the first
+GROUP_LOADS = 3  # where a scale is loaded with each; with 4 loads, sm_100 spills
 WORD_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 loads, sm_80 spills
 FLOATS = 4  # numbers of x in 16 bytes
 
@@ -26,12 +27,12 @@ FLOATS = 4  # numbers of x in 16 bytes
 class Held:
     """Parts of a panel that a thread has loaded and not yet used.
 
-    For each of several vectors: its words and, for int4, the scale and zero point of its group.
+    For each of several vectors: its elements and, where there are groups, the scale and the offset of its group.
     """
 
-    words: Any
+    elements: Any
     scales: Any
-    zeros: Any
+    offsets: Any
 
 
 def vectors_of(stored: Storage, k: int) -> int:
@@ -39,22 +40,34 @@ def vectors_of(stored: Storage, k: int) -> int:
     return -(-k // vector_steps(stored))
 
 
+def quarters_of(k: int) -> int:
+    """Number of sums of four numbers in a row of x."""
+    return -(-k // FLOATS)
+
+
 def vector_sums(stored: Storage, k: int, threads: int, on: Binding):
-    """Inline `add_up(x, i, quarters, x_sums)`: x_sums[v] = the sum of row i of x over the steps of vector v, for int4.
+    """Inline `add_up(x, i, quarters, x_sums)`: x_sums[v] = the sum of row i of x over the steps of vector v.
 
     It goes through `quarters`, the sums of four numbers, so that neighbouring threads read neighbouring numbers.
     """
-    each = vector_steps(stored) // FLOATS  # quarters per vector
+    each, count = vector_steps(stored) // FLOATS, quarters_of(k)
 
     @T.inline
-    def add_up(x_in, i, quarters, x_sums):
-        x = T.decl_buffer((x_in.shape[0], k // FLOATS, FLOATS), "float32", data=x_in.data, scope=x_in.scope())
+    def load(x, i, at, some):
+        if k % FLOATS == 0:
+            for v in T.vectorized(FLOATS):
+                some[v] = x[i, at * FLOATS + v]
+        else:
+            for v in on.unroll(FLOATS):
+                some[v] = T.if_then_else(at * FLOATS + v < k, x[i, at * FLOATS + v], T.float32(0))
+
+    @T.inline
+    def add_up(x, i, quarters, x_sums):
         for t in on.threads(threads):
-            for c in T.serial(-(-k // FLOATS // threads)):
-                if c * threads + t < k // FLOATS:
+            for c in T.serial(-(-count // threads)):
+                if c * threads + t < count:
                     some = T.alloc_buffer((FLOATS,), "float32", scope=on.private)
-                    for v in T.vectorized(FLOATS):
-                        some[v] = x[i, c * threads + t, v]
+                    load(x, i, c * threads + t, some)
                     quarters[c * threads + t] = (some[0] + some[1]) + (some[2] + some[3])
         for t in on.threads(threads):
             for c in T.serial(-(-vectors_of(stored, k) // threads)):
@@ -62,7 +75,7 @@ def vector_sums(stored: Storage, k: int, threads: int, on: Binding):
                     total = T.alloc_buffer((1,), "float32", scope=on.private)
                     total[0] = T.float32(0)
                     for v in T.serial(each):
-                        if (c * threads + t) * each + v < k // FLOATS:
+                        if (c * threads + t) * each + v < count:
                             total[0] = total[0] + quarters[(c * threads + t) * each + v]
                     x_sums[c * threads + t] = total[0]
 
@@ -77,21 +90,27 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
     multiplied in.
     """
     steps, vectors = vector_steps(stored), vectors_of(stored, k)
-    words, loads, in_words = vector_layout(stored, PANEL, k).shape[-1], _loads(stored), format_of(stored).words
+    elements, loads, grouped = Loading.of(stored, PANEL, k).shape[-1], _loads(stored), stored.grouped
     turns = vectors // (warps * loads)  # turns in which no warp lacks a vector
     begun = turns * warps * loads
     whole = k % steps == 0 and k % FLOATS == 0
-    read = factor(stored)
+    read, corrected = factor(stored).read, needs_sums(stored)
     threads = warps * WARP
+
+    def scaled(total, x_sums, at, held, u):
+        if not grouped:
+            return total
+        scale, added = group_scaling(stored, held.scales[u], held.offsets[u])
+        return scale * total + added * x_sums[at] if corrected else scale * total
 
     @T.inline
     def load(w, s, z, p, at, lane, held, u):
-        for v in T.vectorized(words):
-            held.words[u * words + v] = w[p, at, lane, v]
-        if in_words:
+        for v in T.vectorized(elements):
+            held.elements[u * elements + v] = w[p, at, lane, v]
+        if grouped:
             held.scales[u] = s[p, group_of(stored, at), lane]
-            if stored.zero_points:
-                held.zeros[u] = z[p, group_of(stored, at), lane]
+            if stored.offsets != "none":
+                held.offsets[u] = z[p, group_of(stored, at), lane]
 
     @T.inline
     def load_turn(w, s, z, p, turn, held, t):
@@ -109,17 +128,13 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
                 for v in T.vectorized(FLOATS):
                     some[v] = x[i, at * steps + c * FLOATS + v]
                 for v in on.unroll(FLOATS):
-                    total[0] = total[0] + some[v] * read(held.words, u * words, c * FLOATS + v)
+                    total[0] = total[0] + some[v] * read(held.elements, u * elements, c * FLOATS + v)
         else:
             for v in on.unroll(steps):
                 total[0] = total[0] + T.if_then_else(at * steps + v < k, x[i, at * steps + v], T.float32(0)) * read(
-                    held.words, u * words, v
+                    held.elements, u * elements, v
                 )
-        if in_words:
-            zero = T.float32(16) + (T.Cast("float32", held.zeros[u]) if stored.zero_points else T.float32(WORD_ZERO))
-            acc[0] = acc[0] + (T.float32(16) * total[0] - zero * x_sums[at]) * T.Cast("float32", held.scales[u])
-        else:
-            acc[0] = acc[0] + total[0]
+        acc[0] = acc[0] + scaled(total[0], x_sums, at, held, u)
 
     @T.inline
     def hold(w, s, z, p, held):
@@ -148,16 +163,18 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
 
 def _loads(stored: Storage) -> int:
     """Number of 16-byte loads that a thread starts before it needs the first."""
-    return WORD_LOADS if format_of(stored).words else LOADS
+    if format_of(stored).words:
+        return WORD_LOADS
+    return GROUP_LOADS if stored.grouped else LOADS
 
 
 def held_sizes(stored: Storage, k: int) -> tuple[int, int, int]:
-    """Numbers in `Held` per thread: words, scales, zero points; those that a format lacks take one place."""
-    loads, grouped = _loads(stored), stored.grouped
+    """Numbers in `Held` per thread: elements, scales, offsets; those that a storage lacks take one place."""
+    loads = _loads(stored)
     return (
-        loads * vector_layout(stored, PANEL, k).shape[-1],
-        loads if grouped else 1,
-        loads if stored.zero_points else 1,
+        loads * Loading.of(stored, PANEL, k).shape[-1],
+        loads if stored.grouped else 1,
+        loads if stored.offsets != "none" else 1,
     )
 
 
@@ -171,6 +188,6 @@ def panel_total(stored: Storage, warps: int):
         found = partial[first, lane]
         for warp in range(first + 1, first + warps):
             found = found + partial[warp, lane]
-        return found * s[row] if s is not None and scaled_by_rows(stored) else found
+        return found * row_scale(stored, s, row) if s is not None and scaled_by_rows(stored) else found
 
     return total

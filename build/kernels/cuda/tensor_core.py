@@ -5,8 +5,9 @@ pass through shared memory as float16; meanwhile, what the next step needs is in
 warps takes a part of the tile, in products of 16 x 8 (`mma.py`). With SwiGLU, the columns are 64 of gate and the 64
 of up that go with them, so that a lane holds both numbers of an output.
 
-x is rounded to float16 here, once per block. int8 is exact in float16 and is scaled at the end; int4 is rounded to
-float16 with its scale, as the graph's float16 weights are.
+x is rounded to float16 here, once per block. int8 and float8 are exact in float16; a scale per output is applied at the
+end. Weights of groups are computed in float32 and rounded to float16 with their scales and offsets, as the graph's
+float16 weights are.
 
 Bytes per call: W once per tile of rows, x once per 128 columns, mostly through the second-level (L2) cache.
 Operations: 2 * M * N * K.
@@ -22,11 +23,11 @@ from build.kernels.cuda import mma
 from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.mma import PAIR, pair
 from build.kernels.cuda.swiglu import gated
-from build.kernels.cuda.weights import factor, group_of
+from build.kernels.cuda.weights import Loading, factor, group_of, group_scaling, parts_of, row_scale
 from build.kernels.shapes import Linear
 from export.weights.format import Storage
 from export.weights.table import format_of, scaled_by_rows, vector_layout, vector_steps
-from runtime.artifact.layouts import PANEL, WORD, WORD_ZERO
+from runtime.artifact.layouts import PANEL
 
 WARPS_ALONG_ROWS, WARPS_ALONG_COLUMNS = 2, 4
 THREADS = WARPS_ALONG_ROWS * WARPS_ALONG_COLUMNS * WARP
@@ -127,7 +128,7 @@ def suits(shape: Linear) -> bool:
 
 
 def tensor_core_gemm(shape: Linear, on: Binding):
-    """Body of `linear` for a shape that `suits` accepts, without norm."""
+    """Body of `linear` for a shape that `suits` accepts, without norm or order."""
     rows, n, n_out, stored = shape.rows, shape.n, shape.n_out, shape.weight
     tiling = Tiling.of(rows, n_out, swiglu=shape.swiglu)
     row_blocks = -(-rows // tiling.rows)
@@ -138,7 +139,7 @@ def tensor_core_gemm(shape: Linear, on: Binding):
     def output(acc, s, residual, t, r, c, i, row, column):
         def scaled(half):
             found = acc[on.own(t), tiling.place(r, c, i, half)]
-            return found * s[half * n_out + column] if scaled_by_rows(stored) else found
+            return found * row_scale(stored, s, half * n_out + column) if scaled_by_rows(stored) else found
 
         found = gated(scaled(0), scaled(1)) if shape.swiglu else scaled(0)
         return found if residual is None else residual[row, column] + found
@@ -152,7 +153,7 @@ def tensor_core_gemm(shape: Linear, on: Binding):
                 y[row, column] = output(acc, s, residual, t, r, c, i, row, column)
 
     @T.inline
-    def body(x, _gain, w, s, z, residual, y):
+    def body(x, _gain, w, s, z, _order, residual, y):
         for block in on.blocks(tiling.blocks(rows, n_out)):
             acc = T.alloc_buffer((on.copies(THREADS), tiling.sums), "float32", scope=on.private)
             m = block % row_blocks * tiling.rows  # neighbouring blocks share their part of W
@@ -174,25 +175,25 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
     at source(members, i) in x. Each lane's sums are in acc where `Tiling.place` says. A scale per output is left to
     the caller; group scales are multiplied in.
     """
-    layout, steps = vector_layout(stored, n, k), vector_steps(stored)
+    layout, loading, steps = vector_layout(stored, n, k), Loading.of(stored, n, k), vector_steps(stored)
     panels, vectors = layout.shape[0], layout.shape[1]
     loaded_steps = min(steps, NUMBERS)  # of K, that a thread loads at once: 16 bytes, or 8 bytes of int4
-    form, halves = format_of(stored), layout.dtype == "float16"  # halves are pairs already
-    words = loaded_steps // (PAIR if halves else WORD if form.words else 1)
-    dtype = "uint32" if halves else layout.dtype
+    halves = layout.dtype == "float16"  # halves are pairs already
+    words = loaded_steps // (PAIR if halves else loading.steps)
+    dtype = "uint32" if halves else loading.dtype
     vector_words = words * (steps // loaded_steps)
     x_loads, w_loads = tiling.rows * X_PARTS // THREADS, NUMBERS // loaded_steps
     row_pieces, half = tiling.row_pieces, panels // 2
     grouped, groups = stored.grouped, layout.scales[0][1] if stored.grouped and layout.scales else 1
-    read, product = factor(stored), mma.multiplier(on)
+    # What a thread loads at once lies in one group, and it loads once in each step.
+    assert not grouped or (w_loads == 1 and stored.group_size % loaded_steps == 0)  # type: ignore[operator]
+    parts = parts_of(layout)
+    read, product = factor(stored).read, mma.multiplier(on)
 
     def weight(w_next, scaling, t, c, v):
-        """Number v of load c; int4 q is (1 + q / 16) * 16 * scale - (16 + zero) * scale, exact in float32."""
+        """Number v of load c, as a weight where it belongs to a group."""
         number = read(w_next, (on.own(t) * w_loads + c) * words, v)
-        return number * scaling[0] - scaling[1] if grouped else number
-
-    def zero_point(zero, t):
-        return T.Cast("float32", zero[on.own(t)]) if stored.zero_points else T.float32(WORD_ZERO)
+        return number * scaling[0] + scaling[1] if grouped else number
 
     def weights(w_next, scaling, t, c, v):
         """Pair v of load c."""
@@ -210,7 +211,7 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
                 rows_at[on.own(t), c] = -1
 
     @T.inline
-    def fetch(x, rows_at, w, s, z, e, p, depth, x_next, w_next, scale, zero, t):
+    def fetch(x, rows_at, w, s, z, e, p, depth, x_next, w_next, scale, offset, t):
         """Load one thread's share of the step at `depth` into registers.
 
         x is zero outside the matrix, so that any number of W will do there.
@@ -230,13 +231,13 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
                     panel, T.min(first // steps, vectors - 1), t % PANEL, first % steps // loaded_steps * words + v
                 ]
         if grouped:
-            group = T.min(group_of(stored, depth // steps), groups - 1)
+            group = T.min(group_of(stored, (depth + t // COLUMNS * loaded_steps) // steps), groups - 1)
             scale[on.own(t)] = s[panel, group, t % PANEL]
-            if stored.zero_points:
-                zero[on.own(t)] = z[panel, group, t % PANEL]
+            if stored.offsets != "none":
+                offset[on.own(t)] = z[panel, group, t % PANEL]
 
     @T.inline
-    def put(x_next, w_next, scale, zero, x_tile, w_tile, t):
+    def put(x_next, w_next, scale, offset, x_tile, w_tile, t):
         """Store what was fetched in shared memory, as pairs of float16."""
         for c in on.unroll(x_loads):
             for v in on.unroll(FLOATS // PAIR):
@@ -245,8 +246,8 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
                 )
         scaling = T.alloc_buffer((2,), "float32", scope=on.private)
         if grouped:
-            scaling[0] = T.float32(16) * T.Cast("float32", scale[on.own(t)])
-            scaling[1] = (T.float32(16) + zero_point(zero, t)) * T.Cast("float32", scale[on.own(t)])
+            scaling[0] = group_scaling(stored, scale[on.own(t)], offset[on.own(t)])[0]
+            scaling[1] = group_scaling(stored, scale[on.own(t)], offset[on.own(t)])[1]
         for c in on.unroll(w_loads):
             for part in on.unroll(loaded_steps // PAIR // STORED_PAIRS):
                 pairs = T.alloc_buffer((STORED_PAIRS,), "uint32", scope=on.private)
@@ -284,8 +285,8 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
         rows_at = T.alloc_buffer((on.copies(THREADS), x_loads), "int32", scope=on.private)
         x_next = T.alloc_buffer((on.copies(THREADS), x_loads, FLOATS), "float32", scope=on.private)
         w_next = T.alloc_buffer((on.copies(THREADS) * w_loads * words,), dtype, scope=on.private)
-        scale = T.alloc_buffer((on.copies(THREADS),), "float16", scope=on.private)
-        zero = T.alloc_buffer((on.copies(THREADS),), "uint8", scope=on.private)
+        scale = T.alloc_buffer((on.copies(THREADS),), parts["s"][1], scope=on.private)
+        offset = T.alloc_buffer((on.copies(THREADS),), parts["z"][1], scope=on.private)
         a = T.alloc_buffer((on.copies(THREADS), row_pieces * mma.A), "uint32", scope=on.private)
         b = T.alloc_buffer((on.copies(THREADS), COLUMN_PIECES * mma.B), "uint32", scope=on.private)
         for t in on.threads(THREADS):
@@ -293,12 +294,12 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
                 acc[on.own(t), i] = T.float32(0)
             place_rows(members, m, stop, rows_at, t)
             if m < stop:
-                fetch(x, rows_at, w, s, z, e, p, 0, x_next, w_next, scale, zero, t)
+                fetch(x, rows_at, w, s, z, e, p, 0, x_next, w_next, scale, offset, t)
         for step in T.serial(T.if_then_else(m < stop, -(-k // DEPTH), 0)):  # a tile without rows reads nothing
             for t in on.threads(THREADS):
-                put(x_next, w_next, scale, zero, x_tile, w_tile, t)
+                put(x_next, w_next, scale, offset, x_tile, w_tile, t)
             for t in on.threads(THREADS):
-                fetch(x, rows_at, w, s, z, e, p, (step + 1) * DEPTH, x_next, w_next, scale, zero, t)
+                fetch(x, rows_at, w, s, z, e, p, (step + 1) * DEPTH, x_next, w_next, scale, offset, t)
             for part in on.unroll(DEPTH // mma.DEPTH):
                 for t in on.threads(THREADS):
                     load_fragments(x_tile, w_tile, part * mma.DEPTH // PAIR, a, b, t)

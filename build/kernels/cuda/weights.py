@@ -1,54 +1,84 @@
 """Reading packed weights on a GPU: 16 bytes per thread at once, 512 adjacent bytes per warp.
 
-The layouts are panels_32kJ of `runtime.artifact.layouts`. int4 numbers q stand for (q - zero) * scale, with one scale
-and one zero point per group. Converting costs more than multiplying, so a dot product takes q as the float32
-1 + q / 16, which is q's four bits at the front of the mantissa of 1, and corrects the sum: the sum of (q - zero) x is
-16 * (the sum of (1 + q / 16) x) - (16 + zero) * (the sum of x).
+The layouts are panels_32kJ of `runtime.artifact.layouts`; what the numbers of a group mean is in
+`export.checkpoints.encodings.encoding`. Converting costs more than multiplying, so numbers are not always read as they
+are stored: a `Reader` says how they are related to what it returns, and scales and offsets make up for it.
+
+A dot product of weights factor * read + added with x is factor * (the sum of read * x) + added * (the sum of x).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
 
 from build.kernels.parameters import UNUSED
 from export.weights.format import MatrixLayout, Storage
-from export.weights.table import format_of, vector_steps
+from export.weights.table import format_of, vector_layout, vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
 
 ONE, TOP_BITS = 0x3F800000, 19  # bits of float32 1; where the first four bits of a mantissa begin
+E4M3, E4M3_UNIT = "uint8", 256  # dtype of 8-bit floats; bits of e4m3 as those of float16 mean this part of the number
+SIGNS, MAGNITUDES = 0x80008000, 0x3F803F80  # of two float16 in a word that were e4m3
 
 
-def scales_buffer(layout: MatrixLayout) -> Any:
-    """The parameter for scales, which will be dropped where there are none."""
-    size, dtype = layout.scales or (UNUSED, "float32")
-    return T.Buffer(size, dtype)
+Part = tuple[tuple[int, ...], str]
 
 
-def zeros_buffer(layout: MatrixLayout) -> Any:
-    """The parameter for zero points, which will be dropped where there are none."""
-    size, dtype = layout.offsets or (UNUSED, "uint8")
-    return T.Buffer(size, dtype)
+def parts_of(layout: MatrixLayout) -> dict[str, Part]:
+    """Shapes and dtypes of a kernel's parameters for scales, offsets and the order of the columns.
+
+    Those that a layout lacks will be dropped; see `unused`.
+    """
+    given = {"s": layout.scales, "z": layout.offsets, "order": layout.order}
+    return {name: part or (UNUSED, "int32" if name == "order" else "float32") for name, part in given.items()}
+
+
+def part_buffer(layout: MatrixLayout, name: str) -> Any:
+    """One of the parameters of `parts_of`."""
+    return T.Buffer(*parts_of(layout)[name])
 
 
 def unused(layout: MatrixLayout) -> list[str]:
-    """Names among the parameters s and z of a kernel that a layout does not use."""
-    return [name for name, part in (("s", layout.scales), ("z", layout.offsets)) if part is None]
+    """Names of the parameters of `parts_of` that a layout does not use."""
+    return [name for name, (size, _) in parts_of(layout).items() if size is UNUSED]
 
 
-Reader = Callable[[Any, Any, Any], Any]
+@dataclass(frozen=True)
+class Loading:
+    """The elements in which kernels load a packed matrix: its numbers, or words of several.
+
+    Bytes of e4m3 are loaded as words, so that two of them can be shifted together.
+    """
+
+    shape: tuple[int, ...]  # (panels, vectors, 32, elements in 16 bytes)
+    dtype: str
+    steps: int  # of K in one element
+
+    @classmethod
+    def of(cls, stored: Storage, n: int, k: int) -> "Loading":
+        """Of an (N, K) matrix."""
+        layout = vector_layout(stored, n, k)
+        if layout.dtype == E4M3:
+            return cls((*layout.shape[:-1], layout.shape[-1] // DOT), "uint32", DOT)
+        return cls(layout.shape, layout.dtype, WORD if format_of(stored).words else 1)
 
 
-def number(stored: Storage) -> Reader:
-    """`read(loaded, start, v)`: step v of the vector at loaded[start :] as float32; int4 as 0 to 15."""
+Read = Callable[[Any, Any, Any], Any]
 
-    def word(loaded: Any, start: Any, v: Any) -> Any:
-        return T.Cast("float32", _bits(loaded, start, v))
 
-    def plain(loaded: Any, start: Any, v: Any) -> Any:
-        return T.Cast("float32", loaded[start + v])
+@dataclass(frozen=True)
+class Reader:
+    """A way of reading step v of the vector at loaded[start :], as float32: the number is unit * read + first."""
 
-    return word if format_of(stored).words else plain
+    read: Read
+    unit: int = 1
+    first: int = 0
+
+
+def _plain(loaded: Any, start: Any, v: Any) -> Any:
+    return T.Cast("float32", loaded[start + v])
 
 
 def _bits(loaded: Any, start: Any, v: Any) -> Any:
@@ -56,26 +86,86 @@ def _bits(loaded: Any, start: Any, v: Any) -> Any:
     return (loaded[start + v // WORD] >> (8 * (v % DOT) + 4 * (v % WORD // DOT))) & 15
 
 
+def _from_bits(loaded: Any, start: Any, v: Any) -> Any:
+    return T.Cast("float32", _bits(loaded, start, v))
+
+
+def _in_mantissa(loaded: Any, start: Any, v: Any) -> Any:
+    """An int4 number q as 1 + q / 16, which is q's four bits at the front of the mantissa of 1."""
+    return T.reinterpret("float32", (_bits(loaded, start, v) << TOP_BITS) | ONE)
+
+
+def _from_e4m3(loaded: Any, start: Any, v: Any) -> Any:
+    """Byte v as float16 with the same sign, exponent and mantissa, whose exponent counts from 2**8 lower.
+
+    Both even bytes of a word share their shifts, and so do both odd ones. sm_89 and later have an instruction that
+    converts two at once; whether it is worth code of its own has not been measured.
+    """
+    at_top = loaded[start + v // DOT] << T.Cast("uint32", 8 - v % 2 * 8)
+    both = (at_top & T.uint32(SIGNS)) | ((at_top >> T.uint32(1)) & T.uint32(MAGNITUDES))
+    return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", both >> T.Cast("uint32", v % DOT // 2 * 16))))
+
+
+PLAIN, FLOAT8 = Reader(_plain), Reader(_from_e4m3, E4M3_UNIT)
+NUMBERS = {"int4": Reader(_from_bits), "float8": FLOAT8}  # by the format; others are read as they are
+FACTORS = {"int4": Reader(_in_mantissa, 16, -16), "float8": FLOAT8}  # at the least cost
+
+
+def number(stored: Storage) -> Reader:
+    """The reader for `weight`: int4 as 0 to 15."""
+    return NUMBERS.get(stored.dtype, PLAIN)
+
+
 def factor(stored: Storage) -> Reader:
-    """Like `number`, but with an int4 number q as 1 + q / 16."""
+    """The reader for sums of products, with `group_scaling`."""
+    return FACTORS.get(stored.dtype, PLAIN)
 
-    def in_mantissa(loaded: Any, start: Any, v: Any) -> Any:
-        return T.reinterpret("float32", (_bits(loaded, start, v) << TOP_BITS) | ONE)
 
-    return in_mantissa if format_of(stored).words else number(stored)
+def needs_sums(stored: Storage) -> bool:
+    """Whether sums of products of what `factor` reads are corrected by sums of x."""
+    return stored.grouped and (factor(stored).first != 0 or stored.offsets != "none")
 
 
 def group_of(stored: Storage, vector: Any) -> Any:
-    """The group that a vector of int4 belongs to."""
+    """The group that a vector belongs to; no group is shorter than a vector."""
     assert stored.group_size is not None
     return vector * vector_steps(stored) // stored.group_size
 
 
-def zero_of(stored: Storage, z: Any, p: Any, g: Any, lane: Any) -> Any:
-    """The zero point of a group, as float32."""
-    return T.Cast("float32", z[p, g, lane]) if stored.zero_points else T.float32(WORD_ZERO)
+def row_scale(stored: Storage, s: Any, row: Any) -> Any:
+    """The scale of an output, as float32, for what `number` or `factor` read."""
+    unit = number(stored).unit
+    return s[row] if unit == 1 else T.float32(unit) * s[row]
 
 
-def scale_of(s: Any, p: Any, g: Any, lane: Any) -> Any:
-    """The scale of a group, as float32."""
-    return T.Cast("float32", s[p, g, lane])
+def weight(stored: Storage, read: Any, scale: Any, offset: Any) -> Any:
+    """The weight that graphs compute with, from a number as `number` reads it and its group's scale and offset."""
+    unit = number(stored).unit
+    scale = T.Cast("float32", scale) if unit == 1 else T.float32(unit) * T.Cast("float32", scale)
+    if stored.minimums:
+        return read * scale + T.Cast("float32", offset)
+    return (read - _zero_point(stored, offset)) * scale if _has_zero_point(stored) else read * scale
+
+
+def group_scaling(stored: Storage, scale: Any, offset: Any) -> tuple[Any, Any]:
+    """What makes weights, factor * read + added in float32, of what `factor` reads; `needs_sums` says if any is added.
+
+    `scale` and `offset` are those of the group.
+    """
+    reader, scale = factor(stored), T.Cast("float32", scale)
+    scaled = scale if reader.unit == 1 else T.float32(reader.unit) * scale
+    if stored.minimums:
+        minimum = T.Cast("float32", offset)
+        return scaled, minimum + T.float32(reader.first) * scale if reader.first else minimum
+    if not needs_sums(stored):
+        return scaled, T.float32(0)
+    return scaled, (T.float32(reader.first) - _zero_point(stored, offset)) * scale
+
+
+def _has_zero_point(stored: Storage) -> bool:
+    return stored.zero_points or format_of(stored).words
+
+
+def _zero_point(stored: Storage, offset: Any) -> Any:
+    """The number that stands for zero, as float32."""
+    return T.Cast("float32", offset) if stored.zero_points else T.float32(WORD_ZERO)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import ml_dtypes
 import numpy as np
 import pytest
 from tvm.script import tirx as T
@@ -23,14 +24,17 @@ from build.kernels.cuda import (
 )
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, RollingAttention
+from export.checkpoints.encodings.encoding import EncodedRows
+from export.weights.encoded import encoding_of
 from export.weights.format import ModelTensor, Storage
-from export.weights.panels import int4_words, to_panels, to_vector_panels
-from export.weights.table import load, store
+from export.weights.panels import to_vector_panels
+from export.weights.table import carry, format_of, load, store
 from runtime.artifact.caches import cache_format
 from runtime.artifact.rotary import QueryScaling
 from runtime.decoding.sampler import SamplingOptions, candidates
 from runtime.errors import UserError
 from tests.helpers import cache_reference
+from tests.helpers.encoded import rows_for
 from tests.helpers.kernels import compiled_serially, packed
 from tests.helpers.mixture_reference import check as check_mixture
 from tests.helpers.rotary_reference import query_factor
@@ -52,7 +56,10 @@ def garbage(shape):
 def weights(rng, n, k, stored):
     """The packed arrays of a random (N, K) matrix, and its numbers as kernels use them, in float64."""
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
-    arrays = store(tensor, rng.standard_normal((n, k)).astype(np.float32))
+    if stored in CARRIED.values():
+        arrays = carry(tensor, rows_for(stored, n, k, seed=int(rng.integers(100))))
+    else:
+        arrays = store(tensor, rng.standard_normal((n, k)).astype(np.float32))
     parts = packed(tensor, arrays, "cuda")
     return parts, load(tensor, arrays).astype(np.float64)
 
@@ -61,12 +68,45 @@ INT4 = {
     "int4": Storage(dtype="int4", group_size=32),
     "int4-zeros": Storage(dtype="int4", group_size=64, offsets="zero_points"),
 }
-FORMATS = {
+ROUNDED = {
     "float32": Storage(dtype="float32"),
     "float16": Storage(dtype="float16"),
     "int8": Storage(dtype="int8"),
     **INT4,
 }
+CARRIED = {  # from checkpoints
+    "int4-minimums": Storage(dtype="int4", group_size=32, offsets="minimums"),
+    "int4-float32": Storage(dtype="int4", group_size=256, offsets="zero_points", scales="float32"),
+    "int4-order": Storage(dtype="int4", group_size=128, offsets="zero_points", reordered=True),
+    "int8-groups": Storage(dtype="int8", group_size=16, scales="float32"),
+    "int8-zeros": Storage(dtype="int8", group_size=64, offsets="zero_points"),
+    "int8-minimums": Storage(dtype="int8", group_size=32, offsets="minimums", scales="float32"),
+    "int8-order": Storage(dtype="int8", reordered=True),
+    "float8": Storage(dtype="float8"),
+    "float8-groups": Storage(dtype="float8", group_size=128, scales="float32"),
+}
+FORMATS = {**ROUNDED, **CARRIED}
+# The largest number that a kernel adds up for a weight, and subtracts again, in scales: 16 (1 + q / 16) and 16 + zero
+# for int4, q and zero for int8.
+LARGEST = {"int4": 31 + 31, "int8": 128 + 128}
+
+
+def sizes(stored, arrays, wide):
+    """Magnitudes of what a kernel adds up for each of the weights `wide` (N, K), without x."""
+    if not stored.grouped or (stored.dtype, stored.offsets) == ("int8", "none") or stored.dtype == "float8":
+        return np.abs(wide)
+    n, k = wide.shape
+
+    def spread(panels):
+        return np.repeat(to_rows(panels, n), stored.group_size, axis=1)[:, :k].astype(np.float64)
+
+    found = LARGEST[stored.dtype] * np.abs(spread(arrays[1]))
+    if stored.minimums:
+        found += np.abs(spread(arrays[2]))
+    if stored.reordered:
+        found[:, arrays[-1]] = found.copy()
+    return found
+
 
 # N and K below, at and beyond a panel (32), a vector (4 to 32) and the 8 warps; rows below, at and beyond a tile of 64.
 # The third K goes through the loop without guards, in every format.
@@ -79,9 +119,11 @@ EVEN = [
     ((1, 7), 65, 40),
     ((1, 1), 32, 2080),
 ]
-LINEAR = [(*s, name) for s in EVEN for name in FORMATS] + [
-    (*s, name) for s in ODD for name in FORMATS if name not in INT4
+LINEAR = [(*s, name) for s in EVEN for name in ROUNDED] + [
+    (*s, name) for s in ODD for name in ROUNDED if name not in INT4
 ]
+LINEAR += [(*s, name) for s in (EVEN[2], EVEN[4]) for name in CARRIED]
+LINEAR += [(*s, name) for s in (ODD[3], ODD[4]) for name in CARRIED if CARRIED[name].dtype != "int4"]
 
 
 @pytest.mark.parametrize(("lead", "n", "k", "name"), LINEAR)
@@ -93,13 +135,8 @@ def test_linear(lead, n, k, name):
         compiled_serially(linear.linear(Linear(lead, n, k, FORMATS[name]), on=SERIAL)), x, *arrays, garbage((*lead, n))
     )
     # K float32 multiplications and additions and a few scalings, each rounded: Higham's bound (K + 4) u sum |x w|, with
-    # eps = 2 u. int4 sums 16 (1 + q / 16) x and subtracts (16 + zero) x again, each at most 31 |x| times the group's
-    # scale, which is at least a seventh of |w|'s largest.
-    magnitude = np.abs(x).astype(np.float64) @ np.abs(wide).T
-    if name in INT4:
-        size = FORMATS[name].group_size
-        scales = np.repeat(to_rows(arrays[1], n), size, axis=1)[:, :k].astype(np.float64)
-        magnitude = 62 * np.abs(x).astype(np.float64) @ np.abs(scales).T
+    # eps = 2 u; w is as large as what is added up for it.
+    magnitude = np.abs(x).astype(np.float64) @ sizes(FORMATS[name], arrays, wide).T
     assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= (k + 4) * FLOAT32 * magnitude)
 
 
@@ -107,6 +144,7 @@ def test_linear(lead, n, k, name):
 TENSOR = [(16, 32, 64), (64, 128, 32), (70, 150, 60), (130, 257, 100)]
 TENSOR_CASES = [(*sizes, name) for sizes in TENSOR for name in ("float16", "int8")]
 TENSOR_CASES += [(16, 32, 64, "int4"), (70, 150, 64, "int4-zeros"), (130, 257, 96, "int4")]
+TENSOR_CASES += [(70, 150, 344, name) for name in CARRIED]  # a last group that is shorter
 
 
 @pytest.fixture
@@ -140,14 +178,19 @@ def check_tensor_cores(rows, n, k, name):
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((1, rows, k)).astype(np.float32)
     arrays, wide = weights(rng, n, k, FORMATS[name])
-    wide = wide.astype(np.float16).astype(np.float64) if name in INT4 else wide
-    shape = Linear((1, rows), n, k, FORMATS[name])
+    stored, error = FORMATS[name], 0
+    shape = Linear((1, rows), n, k, stored)
     assert tensor_core.suits(shape)
     *_, y = run(
         compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=True)), x, *arrays, garbage((1, rows, n))
     )
     rounded = x.astype(np.float16).astype(np.float64)
-    assert np.all(np.abs(y - rounded @ wide.T) <= (k + 4) * FLOAT32 * (np.abs(rounded) @ np.abs(wide).T))
+    if stored.grouped and stored.scales == "float16" and not stored.minimums:  # exact before it is rounded to float16
+        wide = wide.astype(np.float16).astype(np.float64)
+    elif stored.grouped:  # two or three roundings in float32, then one to float16, in which 2**-24 is the least number
+        lost = 2 * FLOAT32 * sizes(stored, arrays, wide) + 2.0**-11 * np.abs(wide) + 2.0**-25
+        error = np.abs(rounded) @ lost.T
+    assert np.all(np.abs(y - rounded @ wide.T) <= error + (k + 4) * FLOAT32 * (np.abs(rounded) @ np.abs(wide).T))
 
 
 NORM_EPS = 1e-5
@@ -160,11 +203,20 @@ FUSED = {
     "norm, last token": (Linear((1, 1), 70, 96, FORMATS["int8"], last_of=5, norm_eps=NORM_EPS), False),
     "norm, last token of two": (Linear((2, 1), 70, 96, FORMATS["float32"], last_of=5, norm_eps=NORM_EPS), False),
     "norm and SwiGLU": (Linear((1, 1), 128, 96, FORMATS["float16"], norm_eps=NORM_EPS, swiglu=True), False),
+    "norm, order": (Linear((1, 1), 40, 2080, FORMATS["int4-order"], norm_eps=NORM_EPS), False),
+    "norm, order, rows": (Linear((1, 9), 40, 136, FORMATS["int4-order"], norm_eps=NORM_EPS), False),
+    "order, wide": (Linear((1, 1), 33, 12288, FORMATS["int8-order"]), False),
+    "sums, wide": (Linear((1, 1), 33, 36864, FORMATS["int8-zeros"]), False),
     "norm and SwiGLU, int4": (Linear((1, 1), 192, 64, FORMATS["int4"], norm_eps=NORM_EPS, swiglu=True), False),
     "SwiGLU, int8": (Linear((1, 1), 64, 1024, FORMATS["int8"], swiglu=True), False),
     "residual": (Linear((1, 1), 70, 40, FORMATS["int8"], residual=True), False),
     "norm and SwiGLU, rows": (Linear((2, 9), 64, 40, FORMATS["int8"], norm_eps=NORM_EPS, swiglu=True), False),
     "residual, rows": (Linear((1, 18), 33, 40, FORMATS["float16"], residual=True), False),
+    "norm, SwiGLU and order, tensor cores": (
+        Linear((1, 70), 320, 136, FORMATS["int4-order"], norm_eps=NORM_EPS, swiglu=True),
+        True,
+    ),
+    "order, last token, tensor cores": (Linear((16, 1), 64, 64, FORMATS["int8-order"], last_of=3), True),
     "norm and SwiGLU, tensor cores": (Linear((1, 70), 320, 64, FORMATS["int8"], norm_eps=NORM_EPS, swiglu=True), True),
     "SwiGLU, tensor cores, float16": (Linear((1, 130), 448, 40, FORMATS["float16"], swiglu=True), True),
     "residual, tensor cores": (Linear((1, 16), 150, 64, FORMATS["int4"], residual=True), True),
@@ -187,11 +239,10 @@ def test_what_is_fused_with_a_product(name):
     if gain:
         rows = rows / np.sqrt(np.mean(rows**2, -1, keepdims=True) + NORM_EPS) * gain[0]
     both, magnitude = rows @ wide.T, np.abs(rows) @ np.abs(wide).T
-    if shape.weight.dtype == "int4":  # as in `test_linear`
-        magnitude = magnitude * 62
     # K products and sums as in `test_linear`, a norm with relative error (K / 4 + 4) eps; tensor cores round x, and
-    # int4 weights, by half an ulp each
-    error = (1.25 * shape.k + 8) * FLOAT32 * magnitude + (2.0**-10 * magnitude if tensor_cores else 0)
+    # weights of groups, by half an ulp each
+    error = (1.25 * shape.k + 8) * FLOAT32 * (np.abs(rows) @ sizes(shape.weight, arrays, wide).T)
+    error += 2.0**-10 * magnitude if tensor_cores else 0
     if shape.swiglu:  # silu has a slope of at most 1.1
         (gate, up), (gate_error, up_error) = np.split(both, 2, axis=1), np.split(error, 2, axis=1)
         silu = gate / (1 + np.exp(-gate))
@@ -207,9 +258,11 @@ def test_what_is_fused_with_a_product(name):
 
 
 def test_what_leaves_room_for_a_norm():
-    """12288 floats fill a block's 48 kB; int4 has sums of x besides."""
+    """12288 floats fill a block's 48 kB; int4 has sums of x besides. Without a norm, only these sums need room."""
+    plain = [gemv.fits(Linear((1, 1), 64, k, FORMATS["int8-zeros"])) for k in (28672, 36864)]
+    assert plain == [True, False]
     found = {
-        name: [gemv.fits_norm(Linear((1, 1), 64, k, FORMATS[name])) for k in (4096, 8192, 12288)]
+        name: [gemv.fits(Linear((1, 1), 64, k, FORMATS[name], norm_eps=NORM_EPS)) for k in (4096, 8192, 12288)]
         for name in ("float16", "int4")
     }
     assert found == {"float16": [True, True, False], "int4": [True, False, False]}
@@ -261,30 +314,50 @@ def test_what_goes_to_tensor_cores(rows, k, name, suits):
     assert tensor_core.suits(Linear((1, rows), 32, k, FORMATS[name])) == suits
 
 
-@pytest.mark.parametrize("name", ["float32", "float16", "int8", "int4", "int4-zeros"])
-@pytest.mark.parametrize("k", [2048, 8192, 8224])
+EXACT = [(name, k) for name in ROUNDED for k in (2048, 8192, 8224)]
+EXACT += [(name, 8224) for name in CARRIED]
+
+
+@pytest.mark.parametrize(("name", "k"), EXACT)
 def test_large_products_of_small_whole_numbers_are_exact(name, k):
-    """Every sum is a whole number (for int4, of sixteenths) below 2**24.
+    """Every sum is a whole number of quarters (for int4, of their sixteenths) below 2**24.
 
     So a vector that is left out or taken twice cannot hide behind a bound.
     """
     rng, n, stored = np.random.default_rng(k), 40, FORMATS[name]
+    tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
     x, w = rng.integers(-4, 5, (1, 1, k)).astype(np.float32), rng.integers(0, 16, (n, k))
     kernel = compiled_serially(linear.linear(Linear((1, 1), n, k, stored), on=SERIAL))
-    if name in INT4:
-        zeros = rng.integers(0, 16, (n, -(-k // stored.group_size))).astype(np.uint8)
-        scales = to_panels(np.full(zeros.shape, 0.25, np.float16))
-        arrays = [to_vector_panels(int4_words(w)), scales, *([to_panels(zeros)] if stored.zero_points else [])]
-        offset = np.repeat(zeros, stored.group_size, axis=1)[:, :k].astype(np.int64) if stored.zero_points else 8
-        expected = 0.25 * (x[0, 0] @ (w - offset).T)
-    else:
-        arrays = [
-            to_vector_panels((w - 8).astype(stored.dtype)),
-            *([np.full(n, 0.25, np.float32)] if name == "int8" else []),
-        ]
-        expected = (0.25 if name == "int8" else 1) * (x[0, 0] @ (w - 8).T)
-    *_, y = run(kernel, x, *arrays, garbage((1, 1, n)))
+    arrays = carry(tensor, whole(rng, stored, w)) if format_of(stored).scaled else {"w": w.astype(stored.dtype)}
+    expected = x[0, 0].astype(np.float64) @ load(tensor, arrays).astype(np.float64).T
+    *_, y = run(kernel, x, *packed(tensor, arrays, "cuda"), garbage((1, 1, n)))
     np.testing.assert_array_equal(y[0, 0], expected)
+
+
+def whole(rng, stored, w):
+    """Whole numbers from 0 to 15 as the rows of a storage, with scales of 1/4 and offsets that are multiples of it."""
+    encoding = encoding_of(stored)
+    groups = (len(w), encoding.groups(w.shape[1]))
+    dtype = {"int4": np.uint8, "int8": np.int8, "float8": ml_dtypes.float8_e4m3fn}[stored.dtype]
+    numbers = w.astype(dtype)
+    offsets = {
+        "none": lambda: None,
+        "zero_points": lambda: rng.integers(0, 16, groups).astype(dtype),
+        "minimums": lambda: (rng.integers(-32, 0, groups) / 4).astype(encoding.scales),
+    }[stored.offsets]()
+    order = rng.permutation(w.shape[1]).astype(np.int32) if stored.reordered else None
+    numbers = numbers.view(np.uint8) if stored.dtype == "float8" else numbers
+    return EncodedRows(numbers, np.full(groups, 0.25, encoding.scales), offsets, order)
+
+
+def test_every_float8_is_read_exactly():
+    """All finite numbers, subnormal ones among them, times one scale each."""
+    stored, bits = Storage(dtype="float8"), np.array([b for b in range(256) if b & 127 != 127], np.uint8)
+    tensor = ModelTensor(name="w", shape=(1, len(bits)), stored=stored)
+    arrays = carry(tensor, EncodedRows(bits[None], np.full((1, 1), 0.3, np.float32)))
+    kernel = compiled_serially(embedding.embedding(Embedding((1, 1), 1, len(bits), stored), on=SERIAL))
+    *_, y = run(kernel, np.zeros((1, 1), np.int64), *packed(tensor, arrays, "cuda"), garbage((1, 1, len(bits))))
+    np.testing.assert_array_equal(y[0, 0], bits.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(0.3))
 
 
 def to_rows(panels, n):
@@ -301,9 +374,12 @@ def test_small_matrices_are_split_more(n, k, warps):
     assert gemv.gemv_warps(-(-n // 32), k) == warps
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize(("lead", "k"), [((1, 1), 64), ((2, 3), 296)])
+EMBEDDING = [((1, 1), 64, name) for name in ROUNDED] + [((2, 3), 296, name) for name in FORMATS]
+
+
+@pytest.mark.parametrize(("lead", "k", "name"), EMBEDDING)
 def test_embedding_is_exact(lead, k, name):
+    """Except that a minimum may be added to a product before that is rounded."""
     rng = np.random.default_rng(k)
     arrays, wide = weights(rng, 77, k, FORMATS[name])
     ids = rng.integers(0, 77, lead)
@@ -314,7 +390,9 @@ def test_embedding_is_exact(lead, k, name):
         *arrays,
         garbage((*lead, k)),
     )
-    np.testing.assert_array_equal(y, wide[ids].astype(np.float32))
+    stored = FORMATS[name]
+    bound = FLOAT32 * sizes(stored, arrays, wide)[ids] if stored.minimums else 0
+    assert np.all(np.abs(y - wide[ids]) <= bound)
 
 
 @pytest.mark.parametrize(("lead", "dim"), [((1, 1), 64), ((2, 3), 576), ((1, 16), 100)])

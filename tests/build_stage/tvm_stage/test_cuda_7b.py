@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 import pytest
 
+from build.gpucheck import ENCODINGS
 from build.pipeline import build_library, read_report
 from build.tools import random_checkpoint
 from build.tools.random_checkpoint import SEVEN_B, headers
@@ -26,8 +27,9 @@ from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype
 from tests.helpers.traffic import loaded_bytes
 
 TWO = ("sm_80", "sm_90a")
-# all architectures for int4 alone, where registers are scarcest: each takes seconds
-ARCHS = {"none": TWO, "int8": TWO, "int4": ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100")}
+# By the scheme, or by what a quantized checkpoint stores. All architectures for int4 alone, where registers are
+# scarcest: each takes seconds.
+ARCHS = {"none": TWO, "int8": TWO, "int4": ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100"), "q4_1": TWO}
 CONFIG = """
 name: layer
 frontend: {{checkpoint: none}}
@@ -42,21 +44,23 @@ PREFILL_ATTENTION, PREFILL_ATTENTION_THREADS = ("rolling_attention_0_kernel_1", 
 THREADS = 512  # per block, or fewer, except where a block needs few registers
 
 
-@pytest.fixture(scope="module", params=["none", "int8", "int4"])
+@pytest.fixture(scope="module", params=ARCHS)
 def built(request, tmp_path_factory):
     """The layer's graphs, with weights of zeros, and the library's folder."""
     folder = tmp_path_factory.mktemp(request.param)
     path = folder / "layer.yaml"
-    path.write_text(CONFIG.format(scheme=request.param, archs=", ".join(ARCHS[request.param])))
+    encoding = ENCODINGS.get(request.param)
+    scheme = request.param if encoding is None else "source"
+    path.write_text(CONFIG.format(scheme=scheme, archs=", ".join(ARCHS[request.param])))
     config = load_config(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(random_checkpoint.SHAPES, "layer", {**SEVEN_B, "num_hidden_layers": 1})
-        record = export_record(config, headers("layer", {}))
+        record = export_record(config, headers("layer", {}, encoding=encoding))
     with TensorFileWriter(folder / WEIGHTS_FILE, record.weights) as writer:
         for spec in record.weights:
             writer.write(spec.name, np.zeros(spec.shape, numpy_dtype(spec.dtype)))
     trace_graphs(record, folder)
-    assert record.quantization.scheme == request.param
+    assert record.quantization.scheme == scheme
     graphs, spec = OnnxGraphs(record_path(folder, "7b"), record), target_spec(config.backend)
     build_library(graphs, spec, folder, dump=None)
     return graphs, spec, folder

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from build.compiler import tvm
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from build.kernels.table import CUDA, kernels_of
@@ -22,7 +23,7 @@ from build.shipping.keys import make_keys, sign
 from build.tvm_stage.dispatch import dispatch
 from build.tvm_stage.importer import import_graphs
 from export.weights.format import ModelTensor, Storage
-from export.weights.table import load, store
+from export.weights.table import carry, format_of, load, store
 from runtime import gpucheck
 from runtime.artifact.build_number import MINIMUM_VARIABLE
 from runtime.artifact.folder import Artifact
@@ -52,6 +53,7 @@ from runtime.gpucheck import CudaKernels, check_kernel, checked_manifest, produc
 from runtime.verify import Check
 from tests.helpers.artifacts import WINDOW
 from tests.helpers.drivers import stub_runtime
+from tests.helpers.encoded import rows_for
 from tests.helpers.kernels import aligned, compiled_serially, packed
 from tests.helpers.serial import Host, HostDevice, compile_serial
 
@@ -218,23 +220,66 @@ def test_the_bound_of_a_long_sum_sees_what_is_left_out(stored, rows):
 FORMATS = [
     Storage(dtype="float16"),
     Storage(dtype="int8"),
+    Storage(dtype="int8", group_size=16, scales="float32"),
+    Storage(dtype="int8", group_size=32, offsets="minimums"),
+    Storage(dtype="int8", group_size=64, offsets="zero_points", scales="float32"),
     Storage(dtype="int4", group_size=32),
     Storage(dtype="int4", group_size=64, offsets="zero_points"),
+    Storage(dtype="int4", group_size=32, offsets="minimums"),
+    Storage(dtype="int4", group_size=128, offsets="zero_points", reordered=True),
+    Storage(dtype="float8"),
+    Storage(dtype="float8", group_size=128, scales="float32"),
 ]
 
 
-@pytest.mark.parametrize("stored", FORMATS, ids=lambda stored: f"{stored.dtype}-{stored.group_size}")
+def matrix_of(stored, n, k, parts):
+    """Arrays in the order of `packed_tensors`, as a matrix that knows what they are."""
+    names = ["w", *(["s"] if len(parts) > 1 else []), *(["z"] if stored.offsets != "none" else [])]
+    names += ["order"] if stored.reordered else []
+    return PackedMatrix(n, k, stored.group_size, **dict(zip(names, parts, strict=True)))
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
 def test_packed_matrices_are_read_as_they_were_packed(stored):
-    """Compare with `export.weights.quantize` and `build.packing.layout`, which write them."""
+    """Compare with `export.weights` and `build.packing.layout`, which write them.
+
+    They round each number times its scale, and that plus a minimum, to float32.
+    """
     n, k = 70, 160
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
-    arrays = store(tensor, np.random.default_rng(0).standard_normal((n, k)).astype(np.float32))
-    matrix = PackedMatrix(n, k, stored.group_size, *packed(tensor, arrays, "cuda"))
-    expected = load(tensor, arrays)
-    np.testing.assert_allclose(np.concatenate([matrix.rows(0, 2), matrix.rows(2, 3)]), expected, rtol=2**-23)
+    arrays = (
+        carry(tensor, rows_for(stored, n, k))
+        if format_of(stored).scaled
+        else store(tensor, np.random.default_rng(0).standard_normal((n, k)).astype(np.float32))
+    )
+    matrix = matrix_of(stored, n, k, packed(tensor, arrays, "cuda"))
+    found = np.concatenate([matrix.rows(0, 2), matrix.rows(2, 3)])
+    assert np.all(np.abs(found - load(tensor, arrays)) <= 2**-23 * matrix.terms(0, 3))
 
 
-@pytest.mark.parametrize("stored", FORMATS, ids=lambda stored: f"{stored.dtype}-{stored.group_size}")
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
+@pytest.mark.parametrize("rows", [1, 16])
+def test_products_of_every_storage_are_within_their_bound(stored, rows):
+    """Without 64 of the 2048 columns of x, they are not."""
+    call = call_of("linear", Linear((1, rows), 70, 2048, stored))
+    right = serial(call)
+    assert 0 < check_kernel(call, right, Host(), half=True).error <= 1
+
+    def cut(*tensors):
+        x = tensors[0].numpy()
+        x[..., 960:1024] = 0
+        right(tvm.runtime.tensor(x), *tensors[1:])
+
+    assert check_kernel(call, cut, Host(), half=True).error > 1
+
+
+@pytest.mark.parametrize("stored", [stored for stored in FORMATS if stored.offsets == "minimums"], ids=str)
+def test_embeddings_with_minimums_are_within_their_bound(stored):
+    call = call_of("embedding", Embedding((1, 5), 70, 160, stored))
+    assert check_kernel(call, serial(call), Host(), half=True).error <= 1
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
 def test_random_weights_have_the_size_of_a_models(stored):
     n, k = 64, 256
     specs = [part.spec for part in packed_tensors(ModelTensor(name="w", shape=(n, k), stored=stored), 1, "cuda")]
@@ -243,7 +288,7 @@ def test_random_weights_have_the_size_of_a_models(stored):
         spec.name: (spec.shape, spec.dtype) for spec in specs
     }
     parts = [found[spec.name] for spec in specs]
-    rows = PackedMatrix(n, k, stored.group_size, *parts).rows(0, 2)
+    rows = matrix_of(stored, n, k, parts).rows(0, 2)
     assert 0.5 * k**-0.5 < rows.std() < 2 * k**-0.5
 
 
