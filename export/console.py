@@ -31,9 +31,9 @@ class Bar:
         self._progress = progress
         self._task = progress.add_task("", total=total)
 
-    def advance(self, amount: int) -> None:
-        """Add finished work, in the bar's unit."""
-        self._progress.advance(self._task, amount)
+    def advance(self, amount: int, note: str = "") -> None:
+        """Add finished work, in the bar's unit; a bar over steps shows the note behind it."""
+        self._progress.update(self._task, advance=amount, description=note)
 
 
 @contextmanager
@@ -47,7 +47,12 @@ def byte_bar(title: str, total: int) -> Iterator[Bar]:
 @contextmanager
 def step_bar(title: str, total: int) -> Iterator[Bar]:
     """A bar over `total` steps, with the elapsed time."""
-    with Progress(
-        TextColumn(f"{title:<24}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-    ) as progress:
+    columns = (
+        TextColumn(f"{title:<24}"),
+        BarColumn(32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=console) as progress:
         yield Bar(progress, total)

@@ -5,6 +5,7 @@ The constants were measured with the versions in requirements.lock. Loads neithe
 
 from math import prod
 
+from export.calibration.methods import LENGTH, ROUNDED_AT_ONCE, calibration, searched
 from export.checkpoints.checkpoint import BLOCK_ELEMENTS, Checkpoint
 from export.checkpoints.gguf.checkpoint import ROWS_AT_ONCE
 from export.checkpoints.source import SourceTensor
@@ -18,8 +19,10 @@ from runtime.process_memory import machine_memory
 MB, GB = 1e6, 1e9
 # Peaks are VmHWM. Export: with torch and onnx loaded, while weights are stored; and tracing, which comes after that.
 EXPORT_LOADED = 343 * MB
-EXPORT_TRACED = 447 * MB  # tiny, 2 layers
+EXPORT_TRACED = 447 * MB  # tiny, 2 layers; a calibration loads no more, by the peak of tiny with it: 449 MB
 EXPORT_LAYER = 0.4 * MB  # SmolLM2-135M, with 30 layers, ends its tracing 12 MB above tiny
+SOLVING = 3  # matrices of the size of the second moments, at the most, while one is solved: itself and two factors
+ROUNDING = 24  # bytes that rounding holds for each number that is rounded together: quotients, scales, zero points
 UNPACKING = 5  # arrays of some rows that gguf holds while it unpacks them
 VOCABULARY_ENTRY = 600  # bytes that each entry of the tokenizer leaves on the heap: 29 MB for SmolLM2-135M's 49152
 # The ages of a cache's slots are constants of every graph: int64 in the file, and so many bytes for each slot at the
@@ -35,7 +38,7 @@ def check_storing_memory(checkpoint: Checkpoint, record: WeightsRecord) -> None:
     if needed > memory:
         raise UserError(
             f"storing the weights takes {needed / GB:,.1f} GB of memory, but this machine has {memory / GB:,.1f} GB; "
-            "compile on a larger machine"
+            f"compile on a larger machine{'' if calibration(record) is None else ', or set quantize.method to search'}"
         )
 
 
@@ -56,14 +59,42 @@ def check_graphs_memory(record: GraphsRecord) -> None:
 
 
 def export_bytes(checkpoint: Checkpoint, record: GraphsRecord) -> int:
-    """Peak of the export process: either while it stores weights, or while it traces."""
+    """Peak of the export process: while it rounds weights by a calibration text, stores them, or traces."""
     return max(storing_peak(checkpoint, record), tracing_peak(record))
 
 
 def storing_peak(checkpoint: Checkpoint, record: WeightsRecord) -> int:
-    """Peak of the export process while it stores weights."""
+    """Peak of the export process while it rounds and stores weights."""
     vocabulary = VOCABULARY_ENTRY * record.model.vocab_size if checkpoint.tokenizer else 0
-    return round(EXPORT_LOADED + vocabulary + storing_bytes(checkpoint, record))
+    calibrating = calibration_bytes(record)
+    held = max(EXPORT_LOADED + storing_bytes(checkpoint, record), EXPORT_TRACED + calibrating if calibrating else 0)
+    return round(vocabulary + held)
+
+
+def calibration_bytes(record: WeightsRecord) -> int:
+    """Most that export holds, beyond its base, while it rounds weights by a calibration text, a layer at a time.
+
+    It holds the layer in float32, the states before and behind it, and the moments and a sample of all inputs; then,
+    for one matrix after the other, what solving and rounding it take. The head is read a block at a time.
+    """
+    method = calibration(record)
+    if method is None:
+        return 0
+    states = 2 * 4 * method.rows * LENGTH * record.model.dim
+    peak = 0
+    for layer in range(record.model.n_layers):
+        tensors = [tensor for tensor in record.tensors if tensor.name.startswith(f"layers.{layer}.")]
+        inputs = [tensor.shape[1] for tensor in searched(record) if tensor in tensors]
+        weights = 4 * sum(prod(tensor.shape) for tensor in tensors)
+        samples = 4 * LENGTH * sum(inputs)
+        activations = 4 * LENGTH * max((sum(tensor.shape) for tensor in tensors if len(tensor.shape) == 2), default=0)
+        solving = rounding = 0
+        if inputs:
+            moments = 4 * sum(k * k for k in inputs) if method.solves else 0
+            solving = moments + (SOLVING - 1) * 4 * max(inputs) ** 2 if method.solves else 0
+            rounding = ROUNDING * min(ROUNDED_AT_ONCE, max(prod(tensor.shape) for tensor in tensors))
+        peak = max(peak, states + weights + samples + max(activations, solving + rounding))
+    return peak
 
 
 def tracing_peak(record: GraphsRecord) -> int:

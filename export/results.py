@@ -3,8 +3,12 @@
 All of it follows from the configuration and the checkpoint's headers alone. This module does not import torch.
 """
 
+import hashlib
 from pathlib import Path
 
+import msgspec
+
+from export.calibration.methods import METHODS
 from export.checkpoints.adapters.adapter import adapter_files
 from export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from export.checkpoints.json_files import read_text
@@ -25,7 +29,9 @@ from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError
 
 WEIGHTS_STAGE, GOLDEN_STAGE = "weights", "golden"
+LAYERS_STAGE = "layers"  # of a calibration, until the weights are stored
 STORING_TOOLS = ("numpy", "ml_dtypes", "gguf", "torch", "sentencepiece", "tokenizers")  # torch reads .pth files
+CALIBRATION_TOOLS = ("numpy", "torch", "sentencepiece", "tokenizers")
 TRACING_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
@@ -85,7 +91,7 @@ def export_record(config: CompileConfig, checkpoint: Checkpoint) -> GraphsRecord
 def quantization_of(config: CompileConfig) -> Quantization:
     """How the config stores weights."""
     q = config.quantize
-    return Quantization(
+    plain = Quantization(
         scheme=q.scheme,
         group_size=q.group_size,
         symmetric=q.symmetric,
@@ -93,6 +99,7 @@ def quantization_of(config: CompileConfig) -> Quantization:
         keep_scheme=q.keep_scheme,
         whole_products=TARGETS[config.backend.target].rounds_activations,
     )
+    return msgspec.structs.replace(plain, method=q.method) if plain.grouped else plain
 
 
 def shape_of(config: CompileConfig) -> Shape:
@@ -114,11 +121,21 @@ def weights_key(config: CompileConfig) -> str:
         "head": frontend.head,
         "overrides": dict(frontend.overrides),
         "quantization": quantization_of(config),
+        "calibration": _calibration_key(config),
         "dtype": config.backend.dtype,
         "checkpoint": identity(checkpoint_files(frontend.checkpoint, frontend.type)),
         "adapter": None if frontend.adapter is None else identity(adapter_files(frontend.adapter)),
     }
     return stage_key(inputs, "export.weights.storing", STORING_TOOLS)
+
+
+def _calibration_key(config: CompileConfig) -> str | None:
+    """Key of a calibration: its text, our code and the tools; None if the weights are rounded without one."""
+    method, path = quantization_of(config).method, config.quantize.calibration
+    if method is None or not METHODS[method].rows:
+        return None
+    text = None if path is None else hashlib.sha256(read_text(path).encode()).hexdigest()
+    return stage_key({"text": text}, "export.calibration.run", CALIBRATION_TOOLS)
 
 
 def graphs_key(config: CompileConfig) -> str:

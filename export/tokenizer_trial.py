@@ -4,14 +4,11 @@ A template is a program that came with the checkpoint: one that is broken, endle
 anything takes time, and not on the box.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 
-from export.stage import ROOT
+from export.tokenizer_process import tokenizer_output
 from export.weights.stored import WeightsRecord
 from runtime.errors import UserError
 
@@ -34,23 +31,10 @@ def try_tokenizer(record: WeightsRecord, folder: Path, where: Path) -> None:
     if not record.model.generates:
         spec = msgspec.structs.replace(spec, chat_template=None, instruct=None)  # nobody chats with it
     limits = (record.model.vocab_size, SECONDS, MEMORY)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", MODULE, msgspec.json.encode(spec).decode(), str(folder), *map(str, limits)],
-            env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _refusal(where, f"it takes longer than {SECONDS} seconds") from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        ended = f"it ended with status {done.returncode}, by a fault of the library or for want of memory"
-        raise _refusal(where, said[-1].removeprefix("error: ") if said else ended)
+        tokenizer_output(MODULE, [msgspec.json.encode(spec).decode(), str(folder), *map(str, limits)], SECONDS)
+    except UserError as error:
+        raise _refusal(where, str(error)) from error
 
 
 def _refusal(where: Path, reason: str) -> UserError:

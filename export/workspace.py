@@ -51,10 +51,26 @@ def run_stage(workspace: Path, stage: str, key: str, fill: Callable[[Path], obje
     folder = stage_folder(workspace, stage, key)
     if is_whole(folder):
         return folder
-    for stale in workspace.glob(f"{stage}-*"):
-        if stale != folder and is_ours(stale):
-            shutil.rmtree(stale)
+    remove_stage(workspace, stage, folder)
     return _make_whole(folder, fill)
+
+
+def growing_stage(workspace: Path, stage: str, key: str) -> Path:
+    """A folder for results of a stage that appear one by one, each sealed by itself; removes those under other keys."""
+    folder = stage_folder(workspace, stage, key)
+    remove_stage(workspace, stage, folder)
+    if not is_ours(folder):
+        _clear(folder)
+        folder.mkdir(parents=True)
+        _write_contents(folder / CONTENTS_FILE, Contents())
+    return folder
+
+
+def remove_stage(workspace: Path, stage: str, current: Path | None = None) -> None:
+    """Remove the results of a stage under all keys, or under all but the current one's."""
+    for stale in workspace.glob(f"{stage}-*"):
+        if stale != current and is_ours(stale):
+            shutil.rmtree(stale)
 
 
 def made_whole(folder: Path, fill: Callable[[Path], object]) -> Path:

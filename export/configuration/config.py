@@ -29,7 +29,7 @@ from export.configuration.errors import CONFLICT, explain
 from export.configuration.yaml_source import read_yaml, with_override, yaml_text
 from export.weights.table import FORMATS
 from runtime.artifact.manifest import KeptPart
-from runtime.artifact.schemes import SCHEMES, Scheme, SchemeName
+from runtime.artifact.schemes import DEFAULT_METHOD, SCHEMES, RoundingMethod, Scheme, SchemeName
 from runtime.artifact.targets import TARGETS, CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
@@ -225,6 +225,23 @@ class QuantizeConfig(Section):
     )
     keep_scheme: SchemeName = Field(
         default="int8", description=ONE_SCHEME, title="The scheme for the parts in `quantize.keep`."
+    )
+    method: RoundingMethod = Field(
+        default=DEFAULT_METHOD,
+        description=one_of(get_args(RoundingMethod)),
+        title="For int4: how numbers are rounded. `search` gives each group the scale that minimizes the squared error "
+        "of its numbers; `weighted_search` counts the error of each column by how large its inputs are on the "
+        "calibration text, which takes one pass of 2048 tokens through the model; `gptq` also lets the columns that "
+        "are not rounded yet make up for the error of those that are, layer by layer, which takes longer. A checkpoint "
+        "without a tokenizer gets `search`.",
+    )
+    calibration: FilePath | None = Field(
+        default=None,
+        description="the path of a text file or of a .jsonl file, as text, or null",
+        title="The text that `quantize.method` reads, in UTF-8: a file that is one text, or one whose name ends with "
+        "`.jsonl`, `.ndjson` or `.json` and whose lines are objects with a `text`. By default it is the part of "
+        "Newton's Opticks that `make quality` does not read. A relative path starts from the folder in which the "
+        "command runs.",
     )
     cache: Literal["auto", "fp32", "fp16", "int8", "int4"] = Field(
         default="auto",

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from export.checkpoints.encodings.encoding import EncodedRows
 from export.weights.encoded import (
     arrays_beside,
-    encoding_of,
     load_encoded,
     minimum_steps,
     parts_beside,
@@ -31,13 +30,10 @@ from export.weights.format import (
     Storage,
 )
 from export.weights.panels import int4_words, panels_of, to_panels, to_vector_panels
+from export.weights.scale_search import GroupScales, search
 from export.weights.widening import RESULT, Step, Stored, Widening, cast
 from runtime.artifact.layouts import PANEL, VECTOR, WORD, WORD_ZERO
 from runtime.artifact.manifest import TensorSpec
-
-LARGEST = 15
-SEARCH = 2**18  # numbers whose scales are searched together
-SHRINK = tuple(1 - 0.03 * i for i in range(9))  # of the range that a scale covers; beyond 24 % the error only grows
 
 
 def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
@@ -47,57 +43,24 @@ def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
 
 
 def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
-    """Store a few rows at a time, which bounds the memory of the search for scales and keeps it in the CPU's cache."""
-    count = max(SEARCH // rows.shape[1], 1)
-    parts = [_search(tensor, rows[start : start + count]) for start in range(0, len(rows), count)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Round to nearest, with the scale (and zero point) of each group that minimizes its squared error."""
+    scales = search_scales(tensor, rows, None)
+    return stored_numbers(tensor, scales.rounded(rows), scales)
 
 
-def _search(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
-    """Round to nearest, with the candidate scale (and zero point) that minimizes each group's squared error.
-
-    Symmetric: w = (q - 8) scale. The number with the largest magnitude can be represented exactly by -8, so each
-    candidate scale is that number over -8, times a shrinking factor that trades its error for the error of all others.
-    Asymmetric: w = (q - zero) scale; the candidates shrink the range.
-    """
-    n, k = rows.shape
-    size, count = tensor.stored.group_size or k, encoding_of(tensor.stored).groups(k)
-    padded = np.zeros((n, count * size), np.float32)
-    padded[:, :k] = rows
-    grouped = padded.reshape(n, count, size)
-    best_scale, best_zero = np.ones((n, count), np.float16), np.full((n, count), WORD_ZERO, np.uint8)
-    best_error = np.full((n, count), np.inf, np.float32)
-    best = np.full(grouped.shape, WORD_ZERO, np.uint8)
-    for scale, zero in _candidates(grouped, zero_points=tensor.stored.zero_points):
-        wide = scale.astype(np.float32)[..., None]
-        quantized = (np.rint(grouped / wide) + zero[..., None]).clip(0, LARGEST)
-        with np.errstate(over="ignore", invalid="ignore"):  # an infinite scale is never better
-            error = np.square((quantized - zero[..., None]) * wide - grouped).sum(-1)
-        better = error < best_error
-        best_error[better], best_scale[better], best_zero[better] = error[better], scale[better], zero[better]
-        best[better] = quantized[better].astype(np.uint8)
-    best_scale[np.isinf(best_error)] = np.inf  # too large for every scale, which whoever stores it must refuse
-    flat: NDArray[np.uint8] = best.reshape(n, count * size)[:, :k]
-    stored: dict[str, Array] = {tensor.name: _bytes(tensor.stored, flat), tensor.name + SCALE_SUFFIX: best_scale}
-    return stored | ({tensor.name + ZERO_POINT_SUFFIX: best_zero} if tensor.stored.zero_points else {})
+def search_scales(tensor: ModelTensor, rows: Float32, importance: Float32 | None) -> GroupScales:
+    """The best scales of some rows of a tensor; `importance` (K,) is that of the columns, if it is known."""
+    size = tensor.stored.group_size or rows.shape[1]
+    return search(rows, size, importance, zero_points=tensor.stored.zero_points)
 
 
-def _candidates(grouped: Float32, *, zero_points: bool) -> list[tuple[NDArray[np.float16], NDArray[np.float32]]]:
-    """Scales and zero points (N, groups) to try; scales are float16 numbers, and never zero."""
-    smallest = float(np.finfo(np.float16).tiny)
-    candidates = []
-    if zero_points:
-        low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
-        for factor in SHRINK:
-            scale = np.maximum((high - low) * np.float32(factor / LARGEST), smallest).astype(np.float16)
-            candidates.append((scale, np.rint(-low * np.float32(factor) / scale.astype(np.float32)).clip(0, LARGEST)))
-        return candidates
-    largest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1)[..., None], -1)[..., 0]
-    for factor in (*SHRINK, *(-8 / 7 * factor for factor in SHRINK)):  # the largest number becomes -8, or 7
-        scale = (largest * np.float32(-factor / WORD_ZERO)).astype(np.float16)
-        scale[np.abs(scale) < smallest] = smallest
-        candidates.append((scale, np.full(scale.shape, WORD_ZERO, np.float32)))
-    return candidates
+def stored_numbers(tensor: ModelTensor, numbers: NDArray[np.uint8], scales: GroupScales) -> dict[str, Array]:
+    """Numbers (N, K) from 0 to 15, with the zero points added, and their scales, as they are stored."""
+    stored: dict[str, Array] = {
+        tensor.name: _bytes(tensor.stored, numbers),
+        tensor.name + SCALE_SUFFIX: scales.scale,
+    }
+    return stored | ({tensor.name + ZERO_POINT_SUFFIX: scales.zero} if tensor.stored.zero_points else {})
 
 
 def _bytes(stored: Storage, numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """The first half of the export stage: reads a checkpoint's tensors and stores them in their formats in one file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from export.console import byte_bar
 from export.weights.format import Array, ModelTensor
 from export.weights.rules import QuantizedSource, StorageRules
 from export.weights.stored import WEIGHTS_FILE, StoredWeights, WeightsRecord
-from export.weights.table import STORAGE_DTYPES, carry, store
+from export.weights.table import STORAGE_DTYPES, carry, specs, store
 from runtime.artifact.consistency import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from runtime.artifact.manifest import Quantization, TokenizerSpec
 from runtime.artifact.schemes import SCHEMES
-from runtime.artifact.tensor_file import TensorFileWriter, tensor_bytes
+from runtime.artifact.tensor_file import TensorFile, TensorFileWriter, tensor_bytes
 from runtime.errors import UserError
 
 
@@ -63,33 +63,48 @@ def _tokenizer_spec(source: TokenizerSource) -> TokenizerSpec:
     )
 
 
-def store_weights(record: WeightsRecord, checkpoint: Checkpoint, folder: Path) -> StoredWeights:
-    """Fill `folder`, which has the tokenizer already, with the weights of a record and the record itself."""
-    write_weights(checkpoint, record, folder / WEIGHTS_FILE)
+def store_weights(
+    record: WeightsRecord, checkpoint: Checkpoint, folder: Path, rounded: Sequence[TensorFile] = ()
+) -> StoredWeights:
+    """Fill `folder`, which has the tokenizer already, with the weights of a record and the record itself.
+
+    Tensors that the files in `rounded` hold as they are to be stored are copied from there.
+    """
+    write_weights(checkpoint, record, folder / WEIGHTS_FILE, rounded)
     stored = StoredWeights(folder, record)
     stored.write_record()
     return stored
 
 
-def write_weights(checkpoint: Checkpoint, record: WeightsRecord, path: Path) -> None:
-    """Read, quantize and store every tensor, a few rows at a time."""
+def write_weights(
+    checkpoint: Checkpoint, record: WeightsRecord, path: Path, rounded: Sequence[TensorFile] = ()
+) -> None:
+    """Read, quantize and store every tensor, a few rows at a time; see `store_weights`."""
+    finished = {name: file for file in rounded for name in file.tensors}
     total = sum(tensor_bytes(spec) for spec in record.weights)
     with TensorFileWriter(path, record.weights) as writer, byte_bar("storing weights", total) as bar:
         for tensor in record.tensors:
             row = 0
-            for stored in (
-                _carried_blocks(checkpoint, tensor) if tensor.carried else _rounded_blocks(checkpoint, tensor)
-            ):
+            for stored in _stored_blocks(checkpoint, tensor, finished.get(tensor.name)):
                 for stored_name, array in stored.items():
-                    _check_range(array, tensor, row)
+                    check_range(array, tensor, row)
                     writer.write(stored_name, array)
                     bar.advance(array.nbytes)
                 row += len(stored[tensor.name])
 
 
+def _stored_blocks(
+    checkpoint: Checkpoint, tensor: ModelTensor, finished: TensorFile | None
+) -> Iterator[dict[str, Array]]:
+    """A tensor's stored arrays, some rows at a time, or all of them from the file that holds them already."""
+    if finished is not None:
+        return iter([{spec.name: finished.read(spec.name) for spec in specs(tensor)}])
+    return _carried_blocks(checkpoint, tensor) if tensor.carried else _rounded_blocks(checkpoint, tensor)
+
+
 def _rounded_blocks(checkpoint: Checkpoint, tensor: ModelTensor) -> Iterator[dict[str, Array]]:
     for block in checkpoint.blocks(tensor.name):
-        with np.errstate(over="ignore"):  # reported by `_check_range`, with its place
+        with np.errstate(over="ignore"):  # reported by `check_range`, with its place
             stored = store(tensor, block.astype("float32", copy=False))
         yield stored
 
@@ -102,7 +117,7 @@ def _carried_blocks(checkpoint: Checkpoint, tensor: ModelTensor) -> Iterator[dic
         yield carry(tensor, rows if i == 0 else replace(rows, order=None))
 
 
-def _check_range(stored: Array, tensor: ModelTensor, row: int) -> None:
+def check_range(stored: Array, tensor: ModelTensor, row: int) -> None:
     """Raise `UserError` if a number was too large for the dtype in which it, or its group's scale, is stored."""
     if stored.dtype.kind in "iu":
         return

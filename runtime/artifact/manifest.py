@@ -12,7 +12,7 @@ import msgspec
 from runtime.artifact.build_number import LARGEST
 from runtime.artifact.caches import CACHE_NAMES
 from runtime.artifact.rotary import QueryScaling, RopeScaling
-from runtime.artifact.schemes import SCHEMES, Rounding, SchemeName
+from runtime.artifact.schemes import DEFAULT_METHOD, SCHEMES, Rounding, RoundingMethod, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
@@ -186,6 +186,7 @@ class Quantization(Record, frozen=True):
     keep: tuple[KeptPart, ...] = ()  # parts of the model that are stored with `keep_scheme`
     keep_scheme: SchemeName = "int8"
     whole_products: bool = False  # carried weights meet activations of 16 bits, so that products are of whole numbers
+    method: RoundingMethod | None = None  # by which numbers were rounded to 4 bits, if any were
 
     @property
     def rounding(self) -> Rounding:
@@ -200,12 +201,18 @@ class Quantization(Record, frozen=True):
         return "int16" if SCHEMES[scheme].carries and self.whole_products else "none"
 
     @property
+    def grouped(self) -> bool:
+        """Whether some numbers are rounded in groups."""
+        return SCHEMES[self.scheme].grouped or (bool(self.keep) and SCHEMES[self.keep_scheme].grouped)
+
+    @property
     def label(self) -> str:
         """The scheme and its non-default settings, in a few words."""
         groups = (
             f" group {self.group_size}{'' if self.symmetric else ' asymmetric'}" if SCHEMES[self.scheme].grouped else ""
         )
-        return self.scheme + groups + (f", {' '.join(self.keep)} {self.keep_scheme}" if self.keep else "")
+        method = "" if self.method in (None, DEFAULT_METHOD) else f", {self.method}"
+        return self.scheme + groups + (f", {' '.join(self.keep)} {self.keep_scheme}" if self.keep else "") + method
 
 
 class TargetSpec(Record, frozen=True):

@@ -11,6 +11,9 @@ Rounding = Literal["none", "int8", "int16"]
 ROUNDING_LEVELS: Mapping[Rounding, float] = {"int8": 127.0, "int16": 32512.0}
 SchemeName = Literal["source", "source_dynamic", "none", "int8", "int8_dynamic", "int4", "int4_dynamic"]
 
+RoundingMethod = Literal["search", "weighted_search", "gptq"]  # `export.calibration.methods` says what each does
+DEFAULT_METHOD: RoundingMethod = "weighted_search"
+
 
 @dataclass(frozen=True)
 class Scheme:

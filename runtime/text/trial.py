@@ -3,7 +3,6 @@
 It is how a compile tries a tokenizer, in a process that may take too long or too much memory, or crash.
 """
 
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError, run_command
 from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.messages import Message
+from runtime.text.process_limits import limit_process
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 TEXT = "Hello, how are you?"
@@ -25,17 +25,9 @@ CONVERSATIONS = ([USER], [Message(role="system", content="Be brief."), USER])
 def main() -> int:
     """Try the tokenizer that the arguments name; returns the exit status."""
     spec, folder, tokens, seconds, memory = sys.argv[1:]
-    _limit(resource.RLIMIT_CPU, int(seconds))
-    _limit(resource.RLIMIT_AS, int(memory))
+    limit_process(int(seconds), int(memory))
     try_out(msgspec.json.decode(spec, type=TokenizerSpec), Path(folder), int(tokens))
     return 0
-
-
-def _limit(kind: int, wanted: int) -> None:
-    """Limit this process, unless it is limited to less already."""
-    hard = resource.getrlimit(kind)[1]
-    least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(kind, (least, least))
 
 
 def try_out(spec: TokenizerSpec, folder: Path, vocab_size: int) -> None:

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from build.compile import compile_job
 from export import memory_use
+from export.calibration.fixed_text import OPTICKS
 from export.job import Job
 from export.pipeline import export_model
+from export.weights.stored import StoredWeights
 from runtime.errors import UserError
 from runtime.process_memory import machine_memory
 from tests.helpers.artifacts import Case, write_case
@@ -70,6 +74,66 @@ def test_a_machine_with_little_memory(folder, monkeypatch):
 def test_a_template_that_fails(folder):
     (folder / "checkpoint" / "chat_template.jinja").write_text("{% for %}")
     assert "checkpoint fails on one short message: " in refused(folder)
+
+
+class Traced(Exception):
+    """Ends an export whose weights are stored."""
+
+
+@pytest.fixture
+def stored(case, tmp_path, monkeypatch):
+    """A function that exports with some settings as far as the stored weights, and returns them with their folder."""
+    monkeypatch.chdir(shutil.copytree(case, tmp_path / "copy"))
+
+    def trace(*_arguments):
+        raise Traced
+
+    monkeypatch.setattr("export.onnx_graphs.tracing.trace_over", trace)
+
+    def export(*settings):
+        with pytest.raises(Traced):
+            export_model(Job.load(tmp_path / "copy" / "planned.yaml", settings))
+        (folder,) = (path for path in (tmp_path / "copy").glob("out/.work/planned/*") if path.is_dir())
+        return StoredWeights.open(folder)
+
+    return export
+
+
+def test_a_text_of_the_users_is_calibrated_on(stored, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(json.dumps({"text": f"The text number {i} says nothing new."}) for i in range(100)))
+    found = {
+        method: stored("quantize.scheme=int4", f"quantize.method={method}", f"quantize.calibration={text}")
+        for method in ("search", "weighted_search", "gptq")
+    }
+    assert {method: weights.record.quantization.method for method, weights in found.items()} == {m: m for m in found}
+    weights = found["gptq"]  # the last, which took the place of the others
+    record = msgspec.json.decode((weights.folder / "rounding.json").read_bytes())
+    assert record["text"] == str(text)
+    assert 3000 < record["tokens"] <= 16 * 512
+    rounded = {tensor.name for tensor in weights.record.tensors if tensor.stored.grouped}
+    assert {error["tensor"] for error in record["errors"]} == rounded != set()
+
+
+def test_without_a_tokenizer_the_weights_alone_count(stored, capsys):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        Path("checkpoint", name).unlink()
+    assert stored("quantize.scheme=int4").record.quantization.method == "search"
+    told = " ".join(capsys.readouterr().err.split())
+    assert "checkpoint has no tokenizer to read a calibration text with, so quantize.method is search instead" in told
+
+
+def test_a_method_that_solves_needs_a_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "checkpoint" / name).unlink()
+    found = refused(folder, "quantize.scheme=int4", "quantize.method=gptq")
+    assert "quantize.method is gptq, which reads a calibration text, but the checkpoint has no tokenizer; add" in found
+
+
+def test_a_text_that_quality_is_measured_on(folder):
+    (folder / "text").write_text(OPTICKS.open().content[1000:3000])
+    found = refused(folder, "quantize.scheme=int4", "quantize.calibration=text")
+    assert "quantize.calibration: text shares the words" in found
 
 
 def test_stored_weights_do_not_hide_caches_that_take_all_memory(case, tmp_path, monkeypatch):

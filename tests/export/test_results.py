@@ -49,6 +49,21 @@ def test_heads_that_are_no_whole_groups_are_refused(keys, tmp_path):
         export_record(config, open_configured(config))
 
 
+def test_a_method_and_its_text_change_only_what_is_rounded_to_4_bits(keys, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("one")
+    settings = ["quantize.method=gptq", f"quantize.calibration={text}"]
+    assert keys(*settings) == keys()
+    found = [keys("quantize.scheme=int4", *settings[:n])[0] for n in range(3)]
+    assert len(set(found)) == 3
+    text.write_text("two")
+    assert keys("quantize.scheme=int4", *settings)[0] != found[2]
+    without = [keys("quantize.scheme=int4", "quantize.method=search", *given) for given in ([], settings[1:])]
+    assert without[0] == without[1]
+    with pytest.raises(UserError, match="nowhere cannot be read: No such file"):
+        keys("quantize.scheme=int4", "quantize.calibration=nowhere")
+
+
 @pytest.mark.parametrize(
     "setting", ["shape.cache_len=24", "shape.prefill_chunk=2", "shape.batch=2", "quantize.cache=fp16"]
 )

@@ -86,8 +86,8 @@ def test_a_process_that_hangs_crashes_or_takes_all_memory(tiny, tmp_path, monkey
 
 def test_a_process_limits_itself_and_respects_stricter_limits():
     code = (
-        "import resource; from runtime.text import trial; resource.setrlimit(resource.RLIMIT_CPU, (50, 50)); "
-        "trial._limit(resource.RLIMIT_CPU, 60); trial._limit(resource.RLIMIT_AS, 2**33); "
+        "import resource; from runtime.text.process_limits import limit_process; "
+        "resource.setrlimit(resource.RLIMIT_CPU, (50, 50)); limit_process(60, 2**33); "
         "print(resource.getrlimit(resource.RLIMIT_CPU), resource.getrlimit(resource.RLIMIT_AS))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

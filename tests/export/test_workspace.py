@@ -9,7 +9,19 @@ import pytest
 
 from export.peak_memory import PEAK_FILE, noted_peak
 from export.stage import ROOT
-from export.workspace import CONTENTS_FILE, TAG_FILE, claim, is_whole, locked, made_whole, run_stage, stage_folder
+from export.workspace import (
+    CONTENTS_FILE,
+    TAG_FILE,
+    claim,
+    growing_stage,
+    is_whole,
+    locked,
+    made_whole,
+    remove_stage,
+    run_stage,
+    seal,
+    stage_folder,
+)
 from runtime.errors import UserError
 
 KEY = "0123456789abcdef0123"
@@ -51,6 +63,19 @@ def test_what_an_earlier_run_left_is_in_nobodys_way(tmp_path, leftover):
     folder = run_stage(tmp_path, "graphs", "k1", write_result)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graphs-k1", "library-k0"]
     assert sorted(path.name for path in folder.iterdir()) == [CONTENTS_FILE, "result"]
+
+
+def test_a_stage_that_grows_keeps_what_is_sealed(tmp_path):
+    growing_stage(tmp_path, "layers", "k0")
+    folder = growing_stage(tmp_path, "layers", "k1")
+    (folder / "first").write_text("made")
+    seal(folder / "first.contents", [folder / "first"])
+    assert growing_stage(tmp_path, "layers", "k1") == folder
+    assert list(tmp_path.iterdir()) == [folder]
+    assert is_whole(folder, "first.contents")
+    assert not is_whole(folder)
+    remove_stage(tmp_path, "layers")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_others_left_stays(tmp_path):

@@ -120,6 +120,7 @@ def _names(node):
 ROOMS = {
     "export.checkpoints": set(),
     "export.static_model": set(),
+    "export.calibration": {"export.checkpoints", "export.static_model", "export.weights"},
     "export.weights": {"export.checkpoints"},
     "export.configuration": {"export.weights"},
     "export.onnx_graphs": {"export.static_model", "export.weights"},
@@ -153,6 +154,7 @@ BASES = {
     "export.console",
     "export.workspace",
     "export.stage",
+    "export.tokenizer_process",
     "build.compiler",
 }
 WHOLE = {"build.shipping", "build.tools", "build.bench"}

@@ -10,7 +10,8 @@ import pytest
 
 from build.tools.quality.figures import Distribution
 from build.tools.quality.measuring import Contestant, measure
-from build.tools.quality.texts import OPTICKS, whole_rows
+from build.tools.quality.texts import whole_rows
+from export.calibration.fixed_text import OPTICKS
 from export.proof.reference_model import reference_logits
 from export.stage import ROOT
 from runtime.artifact.consistency import WEIGHTS_FILE

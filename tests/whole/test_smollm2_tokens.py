@@ -2,7 +2,7 @@
 
 import pytest
 
-from build.tools.quality.texts import OPTICKS
+from export.calibration.fixed_text import OPTICKS
 from runtime.decoding.generation import generate
 from runtime.decoding.sampler import Sampler, SamplingOptions
 from runtime.engines.engine import Engine

@@ -18,8 +18,9 @@ from build.tools.quality.llama import llama_contestants
 from build.tools.quality.measuring import Contestant, measure
 from build.tools.quality.report import by_text, draw_errors, draw_quality, tables
 from build.tools.quality.stored import described, is_quantized, layer_errors, packings
-from build.tools.quality.texts import LENGTH, ROWS, Passages, Text, check_chunks, chunks, open_texts, whole_rows
+from build.tools.quality.texts import ROWS, Passages, check_chunks, chunks, open_texts, whole_rows
 from build.tools.variants import BASELINE, VARIANTS, Variant, compile_variant, fitting_variants
+from export.calibration.fixed_text import LENGTH, Text
 from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig, config_parser
 from export.console import output, step_bar

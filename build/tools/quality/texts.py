@@ -4,8 +4,6 @@ Two texts of different kinds come with pinned packages, so that everybody measur
 user's own takes their place.
 """
 
-import hashlib
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,68 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build.tools.quality.figures import LEAST_TOKENS
+from export.calibration.fixed_text import FIXED_TEXTS, Text
 from export.checkpoints.json_files import read_text
 from runtime.errors import UserError
 from runtime.text.tokenizer import TEXT_LIMIT, Tokenizer
 
-ROWS, LENGTH = 8, 1024  # rows side by side, and most tokens that are predicted in each: 8192 in all
-SHORT = 512  # in each row of the second text, which takes half of the time
+ROWS = 8  # side by side: 8192 tokens are predicted in all
 BYTES_LIMIT = TEXT_LIMIT  # of a file: a text of so many bytes has at most as many characters
 LEAST_CONTEXT = 4  # tokens of a chunk: a smaller one has next to nothing to score behind its first half
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, what the tables call it, and the most tokens that are predicted in each of its rows."""
-
-    name: str
-    content: str
-    length: int = LENGTH
-
-
-@dataclass(frozen=True)
-class FixedText:
-    """A text file inside a pinned package, known by its SHA-256; it counts from `start` on."""
-
-    name: str
-    package: str
-    member: str
-    sha256: str
-    start: str  # what comes before is front matter
-    length: int  # as in `Text`
-
-    def open(self) -> Text:
-        """Read the file; raises `UserError` if it is not the expected one."""
-        spec = importlib.util.find_spec(self.package)
-        path = Path(spec.origin).parent / self.member if spec and spec.origin else Path(self.package) / self.member
-        data = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise UserError(
-                f"{path} is not the text that quality is measured on; "
-                "install the pinned packages again with `make setup`"
-            )
-        whole = data.decode("utf-8").replace("\r\n", "\n")
-        return Text(self.name, whole[whole.index(self.start) :], self.length)
-
-
-# Newton's Opticks (4th edition, 1730, Project Gutenberg) is test data of apache-tvm-ffi; the other is Python source.
-OPTICKS = FixedText(
-    "English of 1730 (Newton's Opticks)",
-    "tvm_ffi",
-    "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt",
-    "d4a9ac22462b35e7821a4f2706c211093da678620a8f9997989ee7cf8d507bbd",
-    "DEFIN. I.",
-    LENGTH,
-)
-PYTHON_SOURCE = FixedText(
-    "Python source (jinja2/compiler.py)",
-    "jinja2",
-    "compiler.py",
-    "f51a42425e57f3c0479652623ec1cf876f791e1d2e029bf0149350baeb542de3",
-    "import typing as t",
-    SHORT,
-)
-FIXED_TEXTS = (OPTICKS, PYTHON_SOURCE)
 
 
 @dataclass(frozen=True)

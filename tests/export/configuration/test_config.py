@@ -122,6 +122,8 @@ def test_least_config_takes_every_default(write):
             "symmetric": True,
             "keep": [],
             "keep_scheme": "int8",
+            "method": "weighted_search",
+            "calibration": None,
             "cache": "auto",
             "budget": None,
         },
@@ -180,7 +182,17 @@ def test_description_says_the_same_config_to_any_yaml_reader(write, text):
 def test_description_marks_exactly_the_defaults(write):
     config = load_config(write(LEAST), ["shape.batch=1"])
     marked = {line.split(":")[0].strip() for line in describe_defaults(config) if line.endswith("  # default")}
-    stored = {"scheme", "group_size", "symmetric", "keep", "keep_scheme", "cache", "budget"}
+    stored = {
+        "scheme",
+        "group_size",
+        "symmetric",
+        "keep",
+        "keep_scheme",
+        "method",
+        "calibration",
+        "cache",
+        "budget",
+    }
     rest = {
         "type",
         "head",
@@ -256,16 +268,10 @@ def test_unknown_key_without_a_likeness_gets_no_guess(refusal):
     assert "did you mean" not in refusal(LEAST + "zzz: 1\n")
 
 
-def test_keys_of_later_schemes_are_unknown_today(refusal):
-    assert "unknown key quantize.calibration" in refusal(
-        FULL.replace("{scheme: int8}", "{scheme: int8, calibration: x}")
-    )
-
-
 def test_how_weights_are_stored(write):
     quantize = (
         "\nquantize: {scheme: int4, group_size: 64, symmetric: false, "
-        "keep: [head, last], keep_scheme: none, cache: fp16, budget: 2}\n"
+        "keep: [head, last], keep_scheme: none, method: gptq, calibration: some/text, cache: fp16, budget: 2}\n"
     )
     config = load_config(write(LEAST + quantize), [])
     q = config.quantize
@@ -277,6 +283,7 @@ def test_how_weights_are_stored(write):
         "none",
         2.0,
     )
+    assert (q.method, q.calibration) == ("gptq", Path("some/text"))
     assert config.cache_dtype == "fp16"
 
 
@@ -355,6 +362,8 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
         ),
         ("{scheme: int8}", "{group_size: 48}", "quantize.group_size is 48", "32"),
         ("{scheme: int8}", "{keep: [middle]}", "quantize.keep", "head, first, last"),
+        ("{scheme: int8}", "{method: gptp}", "quantize.method is gptp", "search, weighted_search or gptq"),
+        ("{scheme: int8}", "{calibration: 3}", "quantize.calibration is 3", "the path of a text file"),
         ("{scheme: int8}", "{budget: 0}", "quantize.budget is 0", "a percentage above 0"),
         ("quantize: {scheme: int8}", "quantize: int8", "quantize is int8", "a mapping with the keys scheme"),
         ("target: cuda", "target: metal", "backend.target is metal", "one of llvm, cuda"),

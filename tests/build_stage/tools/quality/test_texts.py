@@ -6,16 +6,13 @@ import math
 import pytest
 
 from build.tools.quality.texts import (
-    FIXED_TEXTS,
-    OPTICKS,
-    PYTHON_SOURCE,
     ROWS,
-    Text,
     check_chunks,
     chunks,
     open_texts,
     whole_rows,
 )
+from export.calibration.fixed_text import FIXED_TEXTS, OPTICKS, PYTHON_SOURCE, Text
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer, open_tokenizer

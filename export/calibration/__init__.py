@@ -1,0 +1,1 @@
+"""Better rounding to 4 bits, from what the model computes on a calibration text."""
