@@ -97,9 +97,12 @@ def quantization_of(config: CompileConfig) -> Quantization:
         symmetric=q.symmetric,
         keep=q.keep,
         keep_scheme=q.keep_scheme,
-        whole_products=TARGETS[config.backend.target].rounds_activations,
     )
-    return msgspec.structs.replace(plain, method=q.method) if plain.grouped else plain
+    return msgspec.structs.replace(
+        plain,
+        method=q.method if plain.grouped else None,
+        whole_products=plain.carries and TARGETS[config.backend.target].rounds_activations,
+    )
 
 
 def shape_of(config: CompileConfig) -> Shape:
@@ -111,7 +114,8 @@ def shape_of(config: CompileConfig) -> Shape:
 def weights_key(config: CompileConfig) -> str:
     """Key of stored weights: the checkpoint's files, the settings for reading and storing them, our code and the tools.
 
-    Does not open the checkpoint. The config's name, shape and target machine do not count.
+    Does not open the checkpoint. The config's name and shape do not count, and of the target machine only whether it
+    rounds activations for carried weights.
     """
     frontend = config.frontend
     inputs = {

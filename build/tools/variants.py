@@ -10,6 +10,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.schemes import SCHEMES
 
 BASELINE = "fp32"
+INT4 = ("quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32")
 # Ways to store weights and caches, by label, and what is set for each, whatever the config says.
 VARIANTS: dict[str, list[str]] = {
     label: ["quantize.cache=auto", *sets, "quantize.keep=[]"]
@@ -23,19 +24,17 @@ VARIANTS: dict[str, list[str]] = {
         "int4-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int4"],
         "int8": ["quantize.scheme=int8", "backend.dtype=fp32"],
         "int8_dynamic": ["quantize.scheme=int8_dynamic", "backend.dtype=fp32"],
-        "int4": ["quantize.scheme=int4", "quantize.symmetric=true", "quantize.group_size=32", "backend.dtype=fp32"],
+        "int4": [*INT4, "quantize.scheme=int4", "quantize.method=weighted_search"],
+        "int4-search": [*INT4, "quantize.scheme=int4", "quantize.method=search"],
+        "int4-gptq": [*INT4, "quantize.scheme=int4", "quantize.method=gptq"],
         "int4-zero-points": [
             "quantize.scheme=int4",
+            "quantize.method=weighted_search",
             "quantize.symmetric=false",
             "quantize.group_size=32",
             "backend.dtype=fp32",
         ],
-        "int4_dynamic": [
-            "quantize.scheme=int4_dynamic",
-            "quantize.symmetric=true",
-            "quantize.group_size=32",
-            "backend.dtype=fp32",
-        ],
+        "int4_dynamic": [*INT4, "quantize.scheme=int4_dynamic", "quantize.method=weighted_search"],
     }.items()
 }
 

@@ -16,7 +16,7 @@ from runtime.artifact.schemes import DEFAULT_METHOD, SCHEMES, Rounding, Rounding
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 # Far beyond any model; they refuse absurd counts before anything is made for each layer, expert or token.
@@ -199,6 +199,11 @@ class Quantization(Record, frozen=True):
         if SCHEMES[scheme].dynamic:
             return "int8"
         return "int16" if SCHEMES[scheme].carries and self.whole_products else "none"
+
+    @property
+    def carries(self) -> bool:
+        """Whether matrices keep the numbers of a quantized checkpoint."""
+        return SCHEMES[self.scheme].carries or (bool(self.keep) and SCHEMES[self.keep_scheme].carries)
 
     @property
     def grouped(self) -> bool:

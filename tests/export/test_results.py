@@ -28,14 +28,19 @@ def keys(tmp_path_factory):
     [
         "name=another",
         "backend.cpu=native",
-        "backend.target=cuda backend.dtype=fp32",
+        "quantize.scheme=none backend.target=cuda backend.dtype=fp32",
         "workspace.workers=1",
         "workspace.path=elsewhere",
         "quantize.budget=3",
     ],
 )
 def test_the_machine_and_the_name_make_nothing_of_an_export_again(keys, setting):
-    assert keys(*setting.split()) == keys()
+    scheme = [given for given in setting.split() if given.startswith("quantize.scheme")]
+    assert keys(*setting.split()) == keys(*scheme)
+
+
+def test_a_target_that_rounds_activations_for_carried_weights_makes_them_again(keys):
+    assert keys("backend.target=cuda", "backend.dtype=fp32")[0] != keys()[0]
 
 
 def test_heads_that_are_no_whole_groups_are_refused(keys, tmp_path):
