@@ -105,7 +105,7 @@ def streamed_model(graphs: OnnxGraphs, after_layer: Callable[[], object]) -> Sta
         strict=False,
         assign=True,
     )
-    model.round_products(record.rounded_weights)
+    model.round_products(graphs.rounded_weights())
 
     def read(part: nn.Module, name: str) -> None:
         weights = {

@@ -70,7 +70,7 @@ def run_rungs(config: CompileConfig, checkpoint: Checkpoint, graphs: OnnxGraphs,
         static = static_model(record.model, record.shape.cache_len, checkpoint_weights(checkpoint))
         torch_answers = answer(TorchStepper(static, record.shape.batch, "float32"), cases, bar.advance)
         del static
-        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs), record.rounded_weights)
+        effective = static_model(record.model, record.shape.cache_len, stored_weights(graphs), graphs.rounded_weights())
         effective_answers = answer(TorchStepper(effective, record.shape.batch, record.cache_dtype), cases, bar.advance)
         del effective
         onnx_answers = answer(OnnxStepper(graphs), cases, bar.advance)

@@ -12,7 +12,7 @@ from export.checkpoints.checkpoint import Checkpoint
 from export.checkpoints.tensor_layout import EMBEDDINGS
 from export.static_model.model import StaticModel, constants, distinct, rounded_tokens
 from export.weights.format import Float32
-from runtime.artifact.schemes import Rounding
+from runtime.artifact.schemes import TokenRounding
 
 FINAL_NORM = "norm.weight"
 Observer = Callable[[str, torch.Tensor], object]  # gets the name of a weight, and its inputs (tokens, K)
@@ -24,9 +24,7 @@ class Layers:
     Every row starts with empty caches, which hold all of its tokens.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, ids: NDArray[np.int64], rounded: Mapping[str, tuple[int, Rounding]]
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, ids: NDArray[np.int64], rounded: Mapping[str, TokenRounding]) -> None:
         """`ids` are the rows (rows, length); for `rounded`, see `StaticModel.round_products`."""
         self.checkpoint, self.ids, self.rounded = checkpoint, ids, rounded
         config, length = checkpoint.model, ids.shape[1]
@@ -72,7 +70,7 @@ class Layers:
         )
         with torch.no_grad():
             normed = norm(states).flatten(0, 1)
-        return rounded_tokens(normed, *self.rounded[name]) if name in self.rounded else normed
+        return rounded_tokens(normed, self.rounded[name]) if name in self.rounded else normed
 
     def _shared(self, cache_len: int) -> list[torch.Tensor]:
         """The mask of a layer's cache and the rotation, as `StaticModel.begin` computes them, for one row."""

@@ -13,10 +13,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.weights.format import ORDER_SUFFIX
 from export.weights.stored import WEIGHTS_FILE, WeightsRecord
 from runtime.artifact import manifest
 from runtime.artifact.caches import CACHE_FORMATS
 from runtime.artifact.manifest import DType, Graph, Shape
+from runtime.artifact.schemes import TokenRounding
 from runtime.artifact.signatures import graphs_of
 from runtime.artifact.targets import CacheDType
 from runtime.artifact.tensor_file import TensorFile
@@ -84,6 +86,16 @@ class OnnxGraphs:
     def weights(self) -> TensorFile:
         """The weights that the graphs share."""
         return TensorFile.open(self.folder / WEIGHTS_FILE)
+
+    def rounded_weights(self) -> dict[str, TokenRounding]:
+        """The weights whose activations are rounded, and how, with the orders of columns."""
+        stored, rounded = self.weights(), self.record.rounded_weights
+        orders = {
+            tensor.name: stored.read(tensor.name + ORDER_SUFFIX)
+            for tensor in self.record.tensors
+            if tensor.stored.reordered and tensor.stored.rounds
+        }
+        return rounded | {name: rounded[name]._replace(order=order) for name, order in orders.items()}
 
     def files_for_artifact(self) -> list[Path]:
         """The tokenizer files, which go into the artifact unchanged."""

@@ -14,7 +14,7 @@ from export.static_model.model import StaticModel, constants
 from export.weights.table import load, specs
 from runtime.artifact.caches import cache_format
 from runtime.artifact.manifest import ModelConfig
-from runtime.artifact.schemes import Rounding
+from runtime.artifact.schemes import TokenRounding
 
 Logits = NDArray[np.float32]
 
@@ -109,7 +109,7 @@ def static_model(
     config: ModelConfig,
     cache_len: int,
     weights: dict[str, NDArray[np.float32]],
-    rounded: Mapping[str, tuple[int, Rounding]] | None = None,
+    rounded: Mapping[str, TokenRounding] | None = None,
 ) -> StaticModel:
     """The static model with these weights; every parameter must be given. For `rounded`, see `round_products`."""
     cache_lens = config.cache_lens(cache_len)

@@ -17,7 +17,7 @@ from export.static_model import cache, rope
 from export.static_model.constants import MASKED_SCORE, SMALLEST_PEAK
 from export.static_model.rope_scaling import attention_factor
 from runtime.artifact.manifest import HEADS, ModelConfig
-from runtime.artifact.schemes import ROUNDING_LEVELS, Rounding
+from runtime.artifact.schemes import ROUNDING_LEVELS, TokenRounding
 
 
 class RMSNorm(nn.Module):
@@ -177,14 +177,16 @@ class Block(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x)), *present
 
 
-def rounded_tokens(x: torch.Tensor, together: int, rounding: Rounding) -> torch.Tensor:
-    """Round x (..., K), half to even, to whole multiples of a scale for every `together` neighbours.
+def rounded_tokens(x: torch.Tensor, how: TokenRounding) -> torch.Tensor:
+    """Round x (..., K), half to even, to whole multiples of a scale for every `how.together` neighbours.
 
     The scale is (max |x| + smallest) / levels.
     """
-    groups = x.unflatten(-1, (-1, together))
-    scale = (groups.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / ROUNDING_LEVELS[rounding]
-    return ((groups / scale).round() * scale).flatten(-2)
+    order = None if how.order is None else torch.from_numpy(how.order).long()
+    groups = (x if order is None else x[..., order]).unflatten(-1, (-1, how.together))
+    scale = (groups.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / ROUNDING_LEVELS[how.rounding]
+    found = ((groups / scale).round() * scale).flatten(-2)
+    return found if order is None else found[..., order.argsort()]
 
 
 class StaticModel(nn.Module):
@@ -197,7 +199,7 @@ class StaticModel(nn.Module):
         super().__init__()
         self.config = config
         self.cache_lens = cache_lens
-        self.rounds_head: tuple[int, Rounding] | None = None  # of a tied head; see `round_products`
+        self.rounds_head: TokenRounding | None = None  # of a tied head; see `round_products`
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -224,10 +226,10 @@ class StaticModel(nn.Module):
             present += new
         return self.finish(x), *present
 
-    def round_products(self, weights: Mapping[str, tuple[int, Rounding]]) -> None:
+    def round_products(self, weights: Mapping[str, TokenRounding]) -> None:
         """Round the activations that are multiplied with these weights, as ONNX graphs with dynamic formats do.
 
-        `weights` gives the number of neighbours that are rounded together, and how they are, by weight name.
+        `weights` says how, by the name of the weight.
         """
         for name, rounded in weights.items():
             if name == "tok_embeddings.weight":
@@ -235,7 +237,7 @@ class StaticModel(nn.Module):
             else:
                 linear = self.get_submodule(name.removesuffix(".weight"))
                 linear.register_forward_pre_hook(
-                    lambda _, inputs, rounded=rounded: (rounded_tokens(inputs[0], *rounded),)
+                    lambda _, inputs, rounded=rounded: (rounded_tokens(inputs[0], rounded),)
                 )
 
     def begin(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -258,7 +260,7 @@ class StaticModel(nn.Module):
         normed = self.norm(x if HEADS[self.config.head].every_token else x[:, -1:])
         if self.config.tied_embeddings:
             return functional.linear(
-                rounded_tokens(normed, *self.rounds_head) if self.rounds_head else normed, self.tok_embeddings.weight
+                rounded_tokens(normed, self.rounds_head) if self.rounds_head else normed, self.tok_embeddings.weight
             )
         outputs: torch.Tensor = self.output(normed)
         return outputs

@@ -14,7 +14,7 @@ from export.weights.format import ModelTensor
 from export.weights.table import specs
 from runtime.artifact import manifest
 from runtime.artifact.manifest import ModelConfig, Quantization, Record, TensorSpec, TokenizerSpec
-from runtime.artifact.schemes import Rounding
+from runtime.artifact.schemes import TokenRounding
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
 
@@ -38,10 +38,10 @@ class WeightsRecord(Record, frozen=True):
         return tuple(spec for tensor in self.tensors for spec in specs(tensor))
 
     @property
-    def rounded_weights(self) -> dict[str, tuple[int, Rounding]]:
-        """The weights whose activations are rounded: how many neighbours share a scale, and to what numbers."""
+    def rounded_weights(self) -> dict[str, TokenRounding]:
+        """The weights whose activations are rounded, and how; orders of columns are in the weight file."""
         return {
-            tensor.name: (tensor.stored.rounded_together(tensor.shape[1]), tensor.stored.rounding)
+            tensor.name: TokenRounding(tensor.stored.rounded_together(tensor.shape[1]), tensor.stored.rounding)
             for tensor in self.tensors
             if tensor.stored.rounds
         }

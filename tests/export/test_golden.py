@@ -43,7 +43,7 @@ def test_one_layer_at_a_time_is_the_whole_model(case, prompts):
         record.model,
         record.model.cache_lens(record.shape.cache_len),
         effective_weights(case.graphs),
-        record.rounded_weights,
+        case.graphs.rounded_weights(),
     )
     for prompt in prompts:
         stepper = TorchStepper(model, 1, record.cache_dtype)

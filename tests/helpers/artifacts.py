@@ -25,6 +25,7 @@ from export.static_model.model import StaticModel, constants
 from export.weights.table import load
 from runtime.artifact.caches import GROUP, cache_format
 from runtime.artifact.manifest import ModelConfig
+from runtime.artifact.schemes import TokenRounding
 from tests.helpers import cache_reference, reference
 from tests.helpers.tiny import write_tiny_mistral
 
@@ -188,7 +189,7 @@ def static_model(
     model: ModelConfig,
     cache_lens: tuple[int, ...],
     weights: Mapping[str, NDArray[Any]],
-    rounded: Mapping[str, tuple[int, str]] | None = None,
+    rounded: Mapping[str, TokenRounding] | None = None,
 ) -> StaticModel:
     """Our torch module with weights and constants loaded."""
     tensors = {

@@ -41,7 +41,7 @@ def test_onnxruntime_gives_what_torch_gives(graphs):
     """
     record = graphs.record
     cache_lens = record.model.cache_lens(record.shape.cache_len)
-    module = static_model(record.model, cache_lens, effective_weights(graphs), graphs.record.rounded_weights)
+    module = static_model(record.model, cache_lens, effective_weights(graphs), graphs.rounded_weights())
     ours = torch_shifted(module, record.shape.batch, record.cache_dtype)
     theirs = onnx_shifted(graphs)
     sizes = [*reversed(record.shape.prefill_chunks), record.shape.prefill_chunks[0], 1, 1, 1]
