@@ -4,7 +4,7 @@ The layouts are panels_32kJ of `runtime.artifact.layouts`; what the numbers of a
 `export.checkpoints.encodings.encoding`. Converting costs more than multiplying, so numbers are not always read as they
 are stored: a `Reader` says how they are related to what it returns, and scales and offsets make up for it.
 
-A dot product of weights factor * read + added with x is factor * (the sum of read * x) + added * (the sum of x).
+The dot product of weights a * read + b with x is a * (the sum of read * x) + b * (the sum of x).
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from export.weights.table import format_of, vector_layout, vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
 
 ONE, TOP_BITS = 0x3F800000, 19  # bits of float32 1; where the first four bits of a mantissa begin
-E4M3, E4M3_UNIT = "uint8", 256  # dtype of 8-bit floats; bits of e4m3 as those of float16 mean this part of the number
-SIGNS, MAGNITUDES = 0x80008000, 0x3F803F80  # of two float16 in a word that were e4m3
-
+E4M3 = "uint8"  # the dtype in which bits of e4m3 are stored
+E4M3_UNIT = 256  # what a float16 must be multiplied by that has the sign, exponent and mantissa of an e4m3 number
+SIGNS, MAGNITUDES = 0x80008000, 0x3F803F80  # the bits of two such float16 in a word
 
 Part = tuple[tuple[int, ...], str]
 
@@ -96,10 +96,11 @@ def _in_mantissa(loaded: Any, start: Any, v: Any) -> Any:
 
 
 def _from_e4m3(loaded: Any, start: Any, v: Any) -> Any:
-    """Byte v as float16 with the same sign, exponent and mantissa, whose exponent counts from 2**8 lower.
+    """Byte v as the float16 with the same sign, exponent and mantissa; finite numbers only.
 
-    Both even bytes of a word share their shifts, and so do both odd ones. sm_89 and later have an instruction that
-    converts two at once; whether it is worth code of its own has not been measured.
+    The exponent of e4m3 has a bias of 7, that of float16 one of 15. Both even bytes of a word share their shifts, and
+    so do both odd ones. sm_89 and later have an instruction that converts two at once; whether it is worth code of its
+    own has not been measured.
     """
     at_top = loaded[start + v // DOT] << T.Cast("uint32", 8 - v % 2 * 8)
     both = (at_top & T.uint32(SIGNS)) | ((at_top >> T.uint32(1)) & T.uint32(MAGNITUDES))
@@ -148,9 +149,9 @@ def weight(stored: Storage, read: Any, scale: Any, offset: Any) -> Any:
 
 
 def group_scaling(stored: Storage, scale: Any, offset: Any) -> tuple[Any, Any]:
-    """What makes weights, factor * read + added in float32, of what `factor` reads; `needs_sums` says if any is added.
+    """The numbers a and b that make weights, a * read + b in float32, of what `factor` reads.
 
-    `scale` and `offset` are those of the group.
+    `scale` and `offset` are those of the group; b is zero unless `needs_sums`.
     """
     reader, scale = factor(stored), T.Cast("float32", scale)
     scaled = scale if reader.unit == 1 else T.float32(reader.unit) * scale

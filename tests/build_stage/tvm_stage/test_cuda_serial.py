@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from runtime import gpucheck
 from runtime.artifact.consistency import LIBRARY_FILE
@@ -14,11 +15,14 @@ from runtime.engines.tvm_runtime import kernel_of, load_runtime, open_library
 from runtime.verify import verify
 from tests.helpers import reference
 from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, bound, exported, onnx_shifted, random_ids
+from tests.helpers.gguf_files import write_gguf
 from tests.helpers.serial import Host, compile_serial, serial_engine
+from tests.helpers.tiny import write_tiny_mistral
 
 LONGEST = 2 * WINDOW + 3
 
 
+BLOCKS, GGUF = "Q4_1", "model.gguf"
 SMALL = {"sliding_window": WINDOW, "num_hidden_layers": 1}
 EXTRA_CASES = {
     # chunks of many rows, for tensor cores, and a head_dim for attention on tensor cores
@@ -34,6 +38,15 @@ EXTRA_CASES = {
         {**SMALL, "head_dim": 32},
         {"shape": {"prefill_chunk": [32, 6], "cache_len": CACHE_LEN}, "backend": {"target": "llvm", "dtype": "fp16"}},
     ),
+    BLOCKS: Case(
+        {},
+        {
+            "frontend": {"checkpoint": GGUF, "overrides": {"sliding_window": WINDOW}},
+            "shape": {"prefill_chunk": [16, 6], "cache_len": CACHE_LEN},
+            "quantize": {"scheme": "source"},
+            "backend": {"target": "cuda", "arch": ["sm_80"], "dtype": "fp16"},  # for the CPU, activations are rounded
+        },
+    ),
     "int8": Case(
         SMALL,
         {
@@ -45,12 +58,15 @@ EXTRA_CASES = {
 }
 
 
-# float32 with a window and with int4 caches; float16, int8 and int4 with zero points, whose prefills are products on
-# tensor cores
+# float32 with a window and with int4 caches; float16, int8, int4 with zero points and blocks of a GGUF with minimums,
+# whose prefills are products on tensor cores
 @pytest.fixture(scope="module", params=["windowed", "int4_cache", *EXTRA_CASES])
 def case(request, compile_case, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param in EXTRA_CASES:
+        if request.param == BLOCKS:
+            write_tiny_mistral(folder / "case" / "checkpoint", intermediate_size=128)
+            write_gguf(folder / "case" / GGUF, folder / "case" / "checkpoint", GGMLQuantizationType[BLOCKS])
         config, graphs = exported(request.param, folder / "case", EXTRA_CASES[request.param])
     else:
         config, graphs = compile_case(request.param).config, compile_case(request.param).graphs
