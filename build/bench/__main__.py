@@ -17,9 +17,10 @@ from statistics import median
 
 import msgspec
 
-from build.bench.contenders import OURS, Contender, Task, contenders
+from build.bench.contenders import OURS, RIVAL_SCHEMES, SCHEMES, Contender, Task, contenders
 from build.bench.plot import draw_speeds
 from build.bench.report import CONTEXTS, PROMPT, MachineLimits, Result, goals_table, ratios, results_table, write_json
+from build.tools.llama_files import AS_IT_IS
 from export.configuration.config import CompileConfig
 from export.console import console, output
 from export.job import Job
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = Job.load(args.config, args.overrides)
     _check(job.config, args)
     task = Task(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1), args.threads)
-    entries = contenders(job, task, large=not args.no_large)
+    entries = contenders(job, task, large=not args.no_large and args.only is None, only=args.only)
     results, limits = run_rounds(entries, args.rounds, args.threads, job.config.backend.cpu)
     machine = (
         f"{cpu_name()}, {args.threads} threads, reads {limits.read_gb_s:.1f} GB/s, "
@@ -144,10 +145,20 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out the random model of 1.1 B parameters, which takes 5 GB of disk",
     )
+    parser.add_argument(
+        "--only",
+        type=lambda text: tuple(text.split(",")),
+        metavar="A,B",
+        help=f"measure these ways of storing weights alone, ours and the rivals', such as 'source,int8,{AS_IT_IS}'",
+    )
     return parser
 
 
 def _check(config: CompileConfig, args: argparse.Namespace) -> None:
+    known = {*SCHEMES, *(scheme for schemes in RIVAL_SCHEMES.values() for scheme in schemes)}
+    unknown = [scheme for scheme in args.only or () if scheme not in known]
+    if unknown:
+        raise UserError(f"--only names {unknown[0]!r}, expected some of {', '.join(sorted(known))}")
     for flag in ("tokens", "rounds", "threads"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} is {getattr(args, flag)}, expected at least 1")

@@ -3,12 +3,13 @@
 import importlib.util
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
+from build.tools.llama_files import AS_IT_IS, EIGHT_BITS, FOUR_BITS
 from build.tools.random_checkpoint import SHAPES, write_random_checkpoint
 from export.configuration.config import CompileConfig
 from export.console import console
@@ -18,11 +19,11 @@ from runtime.bench import Workload
 
 OURS, ONNXRUNTIME, TRANSFORMERS, LLAMA, GENAI = "ours", "onnxruntime", "transformers", "llama.cpp", "ORT GenAI"
 # Our schemes: rows of `build.tools.variants.VARIANTS`.
-SCHEMES = ("fp32", "bf16", "fp16", "int8", "int8_dynamic", "int4", "int4_dynamic")
+SCHEMES = ("fp32", "bf16", "fp16", "source", "source_dynamic", "int8", "int8_dynamic", "int4", "int4_dynamic")
 RIVAL_SCHEMES = {  # what each rival stores, in its own terms
     ONNXRUNTIME: ("fp32", "int8"),  # our graphs
     TRANSFORMERS: ("fp32",),
-    LLAMA: ("F32", "F16", "Q8_0", "Q4_0"),
+    LLAMA: (AS_IT_IS, "F32", "F16", EIGHT_BITS, FOUR_BITS),
     GENAI: ("fp32", "int4"),
 }
 INSTALLED = {LLAMA: "llama_cpp", GENAI: "onnxruntime_genai"}  # modules that `make setup BENCH=1` installs
@@ -49,14 +50,19 @@ class Contender:
     compile_s: float | None = None  # only for ours
 
 
-def contenders(job: Job, task: Task, *, large: bool) -> list[Contender]:
-    """Compile all schemes of the config, and with `large` a random model of 1.1 B parameters.
+def contenders(job: Job, task: Task, *, large: bool, only: Collection[str] | None = None) -> list[Contender]:
+    """Compile all schemes of the config, or those in `only`, and with `large` a random model of 1.1 B parameters.
 
-    Returns our contenders and then the rivals.
+    Returns our contenders and then the rivals, with the schemes in `only` if it is given.
     """
+    from build.tools.variants import fitting_variants  # loads TVM's compiler, which the workers must not
+
     large_checkpoint = _large_checkpoint(job.config.workspace.path) if large else None
     ours, theirs = [], []
+    fitting = fitting_variants(job, is_quantized=is_quantized(job.config))
     for label in SCHEMES:
+        if label not in fitting or (only is not None and label not in only):
+            continue
         entry, variant = _compiled(job, label, task, f"bench-{label}")
         ours.append(entry)
         if label in RIVAL_SCHEMES[ONNXRUNTIME]:
@@ -73,7 +79,16 @@ def contenders(job: Job, task: Task, *, large: bool) -> list[Contender]:
         short = replace(task, workload=replace(task.workload, contexts=task.workload.contexts[:1]))
         entry, _ = _compiled(job.changed(source), LARGE_SCHEME, short, f"bench-{LARGE}")
         ours.append(replace(entry, scheme=LARGE_LABEL))
-    return [*ours, *theirs, *_installed_rivals(job.config, task)]
+    rivals = [*theirs, *_installed_rivals(job.config, task)]
+    return [*ours, *(rival for rival in rivals if only is None or rival.scheme in only)]
+
+
+def is_quantized(config: CompileConfig) -> bool:
+    """Whether the config's checkpoint has quantized matrices, which can be carried."""
+    from export.results import open_configured
+
+    checkpoint = open_configured(config)
+    return any(checkpoint.packings(name) for name in checkpoint.names())
 
 
 def _large_checkpoint(workspace: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from build.bench.contenders import GENAI, LARGE_LABEL, LLAMA, ONNXRUNTIME, OURS, TRANSFORMERS
+from build.tools.llama_files import AS_IT_IS
 
 PROMPT = 512
 CONTEXTS = (64, 1024, 4096)
@@ -58,6 +59,9 @@ GOALS = (
     Goal("decode fp32 / ORT GenAI fp32", ("fp32", "decode"), (GENAI, "fp32", "decode"), 1.6),
     Goal("decode fp16 / llama.cpp F16", ("fp16", "decode"), (LLAMA, "F16", "decode"), 1.2),
     Goal("decode int8 / llama.cpp Q8_0", ("int8", "decode"), (LLAMA, "Q8_0", "decode"), 1.7),
+    Goal("decode source / llama.cpp, the same file", ("source", "decode"), (LLAMA, AS_IT_IS, "decode"), 1.3),
+    Goal("prefill source / llama.cpp, the same file", ("source", "prefill"), (LLAMA, AS_IT_IS, "prefill"), 1.5),
+    Goal("decode source / int8", ("source", "decode"), (OURS, "int8", "decode"), 1.25),
     Goal("decode int4_dynamic / llama.cpp Q4_0", ("int4_dynamic", "decode"), (LLAMA, "Q4_0", "decode"), 1.8),
     Goal("decode int4_dynamic / ORT GenAI int4", ("int4_dynamic", "decode"), (GENAI, "int4", "decode"), 2.5),
     Goal("decode fp32, share of read bandwidth", ("fp32", "read"), (MACHINE, "", "read"), 0.95),

@@ -1,6 +1,6 @@
 """`python -m build.bench.rival_llama GGUF WORKLOAD THREADS TYPE`: time llama.cpp once on the same weights, as JSON.
 
-llama.cpp itself requantizes the GGUF file to TYPE, once; the result lies beside the original.
+llama.cpp itself requantizes the GGUF file to TYPE, once; the result lies beside the original. `the file` is as it is.
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp
 import msgspec
 
-from build.tools.llama_engine import LlamaEngine, requantized, silenced
+from build.tools.llama_engine import LlamaEngine, model_file, silenced
 from runtime.bench import Measured, Workload, measure
 from runtime.errors import run_command
 from runtime.process_memory import peak_memory
@@ -19,7 +19,7 @@ def main(gguf: str, workload: str, threads: str, kind: str) -> int:
     """Time one type of weights and print `Measured` as JSON; a step reads the whole file."""
     llama_cpp.llama_backend_init()
     callback = silenced()
-    path = requantized(Path(gguf), kind, int(threads))
+    path = model_file(Path(gguf), kind, int(threads))
     asked = msgspec.json.decode(workload, type=Workload)
     engine = LlamaEngine(path, asked.slots, int(threads))
     speeds = measure(engine, engine.vocab_size, asked, lambda _: path.stat().st_size)

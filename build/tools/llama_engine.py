@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from build.tools.llama_files import AS_IT_IS
 from runtime.artifact.cpu import machine_features
 from runtime.errors import UserError
 
@@ -105,6 +106,11 @@ def may_rearrange() -> bool:
     if crashes:
         print("llama.cpp runs without AMX, with which it crashes (ggml-org/llama.cpp#20824)", file=sys.stderr)
     return not crashes
+
+
+def model_file(source: Path, kind: str, threads: int) -> Path:
+    """The file to load: `source` as it is, or `requantized`."""
+    return source if kind == AS_IT_IS else requantized(source, kind, threads)
 
 
 def requantized(source: Path, kind: str, threads: int) -> Path:

@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from build.tools.llama_files import AS_IT_IS, EIGHT_BITS, FOUR_BITS
 from build.tools.quality.measuring import Contestant
 from build.tools.quality.texts import ROWS
 from export.configuration.config import CompileConfig
 from export.console import console
 from runtime.errors import UserError
 
-AS_IT_IS = "file"
-KINDS = {AS_IT_IS: "the file", "Q8_0": "Q8_0", "Q4_0": "Q4_0"}  # and what the tables call them
+KINDS = (AS_IT_IS, EIGHT_BITS, FOUR_BITS)
 # Threads of OpenMP that wait would take the cores from whoever reads the text next.
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 BYTES_OF_A_LOGIT = np.dtype(np.float32).itemsize
@@ -77,7 +77,7 @@ class LlamaProcess:
     def _failed(self) -> "Opened":
         status = self._process.wait()
         raise UserError(
-            f"llama.cpp ended with status {status} on {KINDS[self._kind]}; its own message is above, "
+            f"llama.cpp ended with status {status} on {self._kind}; its own message is above, "
             "or pass --no-llama to leave it out"
         )
 
@@ -106,7 +106,7 @@ def llama_contestants(config: CompileConfig, slots: int, vocab_size: int) -> Ite
         console.print(f"llama.cpp is left out: {reason}")
     with ExitStack() as stack:
         contestants = {}
-        for kind, name in KINDS.items() if reason is None else ():
+        for kind in KINDS if reason is None else ():
             process = LlamaProcess(config, kind, slots)
             stack.callback(process.close)
             if process.opened.vocab_size != vocab_size:
@@ -114,5 +114,5 @@ def llama_contestants(config: CompileConfig, slots: int, vocab_size: int) -> Ite
                     f"llama.cpp reads {process.opened.vocab_size} tokens from the vocabulary of "
                     f"{config.frontend.checkpoint}, expected {vocab_size}; pass --no-llama to leave it out"
                 )
-            contestants[f"llama.cpp, {name}"] = Contestant(process, process.opened.weight_bytes)
+            contestants[f"llama.cpp, {kind}"] = Contestant(process, process.opened.weight_bytes)
         yield contestants

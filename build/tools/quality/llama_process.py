@@ -1,7 +1,7 @@
 """`python -m build.tools.quality.llama_process GGUF TYPE SLOTS BATCH THREADS`: llama.cpp reads what it is sent.
 
-TYPE is `file` for the GGUF as it is, or a type that llama.cpp requantizes it to. The process prints one line of JSON,
-`Opened`. Then it takes lines of JSON, each a list with the ids that follow in each text, and answers with logits
+TYPE is `the file` for the GGUF as it is, or a type that llama.cpp requantizes it to. The process prints one line of
+JSON, `Opened`. Then it takes lines of JSON, each a list with the ids that follow in each text, and answers with logits
 (batch, vocab) as raw float32; an empty list empties the caches and has no answer. It ends with its input.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import llama_cpp
 import msgspec
 
-from build.tools.llama_engine import LlamaEngine, requantized, silenced
-from build.tools.quality.llama import AS_IT_IS, Opened
+from build.tools.llama_engine import LlamaEngine, model_file, silenced
+from build.tools.quality.llama import Opened
 from runtime.errors import run_command
 
 
@@ -20,8 +20,7 @@ def main(gguf: str, kind: str, slots: str, batch: str, threads: str) -> int:
     """Answer until the input ends; returns the exit status."""
     llama_cpp.llama_backend_init()
     callback = silenced()
-    source = Path(gguf)
-    path = source if kind == AS_IT_IS else requantized(source, kind, int(threads))
+    path = model_file(Path(gguf), kind, int(threads))
     engine = LlamaEngine(path, int(slots), int(threads), int(batch))
     answer(msgspec.json.encode(Opened(engine.vocab_size, path.stat().st_size)) + b"\n")
     for line in sys.stdin.buffer:

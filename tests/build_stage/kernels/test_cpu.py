@@ -151,12 +151,15 @@ DYNAMIC = {
     "int8": Storage(dtype="int8", rounding="int8"),
     "int4-32": Storage(dtype="int4", group_size=32, rounding="int8"),
     "int4-128-zero-points": Storage(dtype="int4", group_size=128, offsets="zero_points", rounding="int8"),
+    "int8 of 16 bits": Storage(dtype="int8", rounding="int16"),
     **{
-        f"carried {name}": msgspec.structs.replace(stored, rounding="int8")
+        f"carried {name}": msgspec.structs.replace(stored, rounding="int16")
         for name, stored in CARRIED.items()
         if stored.dtype != "float8"
     },
 }
+# Whose machine code is looked at: the formats that scales are rounded to, and new ways of widening numbers.
+INSPECTED = [name for name in FORMATS if not name.startswith("carried")] + ["carried int8 groups", "carried float8"]
 # rows, N, K. N is below, at, near and beyond one panel, and in whole panels of gate and up; K is odd, prime, below and
 # beyond a block and a group.
 SIZES = [(1, 31, 33), (7, 64, 256), (1, 64, 192), (2, 1, 1), (7, 45, 331), (512, 65, 40)]
@@ -187,6 +190,8 @@ def product(shape, seed=0):
     weight = load(tensor, stored).astype(np.float64)
     parts = packed(tensor, stored, "llvm", 2)
     x = generator.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
+    if shape.weight.rounding == "int16":
+        x = whole_levels(x, shape)
     gain = generator.standard_normal(shape.k).astype(np.float32)
     residual = generator.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)
     wide = x.astype(np.float64) if shape.last_of is None else x[:, -1:].astype(np.float64)
@@ -225,14 +230,38 @@ def magnitudes(tensor, stored):
     return np.abs(weight) + 2 * added
 
 
-def in_levels(wide, shape):
-    """x (..., K) as (..., groups, numbers) in units of its groups' scales, and these scales.
+def whole_levels(x, shape):
+    """x rounded to whole multiples of 2^-12, of which the first in each group is the largest level.
 
-    A group is 64 numbers, or as many as a group of the weight, or all of them.
+    Between levels of 16 bits there is no room in which float32 certainly takes the same one as float64.
     """
+    found = np.rint(x * 2**12).clip(-LEVELS_OF["int16"], LEVELS_OF["int16"])
+    groups = found[..., ordered_columns(shape)].reshape(*x.shape[:-1], -1, rounded_together(shape))
+    groups[..., 0] = LEVELS_OF["int16"]
+    found[..., ordered_columns(shape)] = groups.reshape(x.shape)
+    return (found / 2**12).astype(np.float32)
+
+
+def ordered_columns(shape):
+    """The order of the columns of the matrix that `product` makes."""
+    if not shape.weight.reordered:
+        return np.arange(shape.k)
+    return rows_for(shape.weight, shape.n, shape.k).order
+
+
+LEVELS_OF = {"int8": 127, "int16": 32512}
+
+
+def rounded_together(shape):
+    """64 numbers, or as many as a group of the weight, or all of them."""
     group = shape.weight.group_size or 64
-    groups = wide.reshape(*wide.shape[:-1], -1, shape.k if shape.k % group else group)
-    scales = np.abs(groups).max(-1, keepdims=True) / 127
+    return shape.k if shape.k % group else group
+
+
+def in_levels(wide, shape):
+    """x (..., K) as (..., groups, numbers) in units of its groups' scales, and these scales."""
+    groups = wide.reshape(*wide.shape[:-1], -1, rounded_together(shape))
+    scales = np.abs(groups).max(-1, keepdims=True) / LEVELS_OF[shape.weight.rounding]
     return groups / scales, scales
 
 
@@ -258,7 +287,7 @@ INTEGER_PRODUCT = {"avx512-vnni": "vpdpbusd", "avx512": "vpmadd", "avx2": "vpmad
 
 
 @pytest.mark.parametrize("rows", [1, 16])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", INSPECTED)
 @pytest.mark.parametrize("own", LEVELS, ids=lambda level: level.name)
 def test_each_level_compiles_to_its_own_instructions(own, name, rows):
     """The target is a processor that has them, whatever this machine has, so that no level goes untested."""
@@ -269,7 +298,7 @@ def test_each_level_compiles_to_its_own_instructions(own, name, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 16])
-@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("name", [name for name in INSPECTED if name in DYNAMIC])
 @pytest.mark.parametrize("own", LEVELS[:3], ids=lambda level: level.name)
 def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows):
     code = machine_code(linear(own, Linear((1, rows), 64, 64, DYNAMIC[name])), PROCESSORS[own.name])
@@ -310,9 +339,12 @@ def check_product(level, processor, shape, seed=0):
 def sizes(every_size, name, fused):
     """All sizes at the level that all our machines have.
 
-    The other levels, and products fused with other work, get one row and several, of whole panels.
+    The other levels, and products fused with other work, get one row and several, of whole panels. Formats that are
+    only carried differ in how groups are read, not in what is fused around them: they get one row and several at once.
     """
     every = WHOLE_WORDS if "int4" in name else SIZES
+    if name.startswith("carried"):
+        return {"alone": every[:2], "norm, swiglu": every[1:2]}.get(fused, []) if every_size else []
     if every_size:
         return every if fused == "alone" else every[1:3]
     return every[:2] if fused == "alone" else []
@@ -331,8 +363,11 @@ def test_linear(float_level, name, fused):
 def test_linear_of_rounded_tokens(level, name, fused):
     """Integers are exact, so only the scales contribute errors, and float32 where they are multiplied as floats.
 
-    x is kept away from halves, where the last bit of the norm would decide.
+    x is kept away from halves, where the last bit of the norm would decide; of levels of 16 bits, it has only whole
+    ones, which a norm would not leave so.
     """
+    if DYNAMIC[name].rounding == "int16" and "norm_eps" in FUSED[fused]:
+        return
     for rows, n, k in sizes(level is AVX2, name, fused):
         check_rounded_product(level, processor_of(level), Linear((1, rows), n, k, DYNAMIC[name], **FUSED[fused]))
 
@@ -344,6 +379,8 @@ def check_rounded_product(level, processor, shape):
 
 def far_from_halves(made):
     """Whether every rounded number is so far from the middle of two levels that float32 cannot take the other one."""
+    if made.shape.weight.rounding == "int16":
+        return np.array_equal(made.levels, np.rint(made.levels))
     roundings = 4 + ((made.shape.k + 1) / 2 + 6 if made.shape.norm_eps is not None else 0)
     return (np.abs(np.abs(made.levels - np.rint(made.levels)) - 0.5) > 127 * roundings * U).all()
 
@@ -360,7 +397,8 @@ def test_linear_in_whole_registers(width, name, rows):
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_linear_of_rounded_tokens_in_whole_registers(width, name):
     level = next(level for level in LEVELS if level.name == "avx512")
-    check_rounded_product(level, width, Linear((1, 7), 45, 136, DYNAMIC[name], norm_eps=1e-5))
+    eps = None if DYNAMIC[name].rounding == "int16" else 1e-5
+    check_rounded_product(level, width, Linear((1, 7), 45, 136, DYNAMIC[name], norm_eps=eps))
 
 
 def test_linear_of_the_last_token_of_two_rows(float_level):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
+from build.tools.llama_files import AS_IT_IS
 from build.tools.quality import llama
-from build.tools.quality.llama import AS_IT_IS, KINDS, LlamaProcess, llama_contestants, reason_to_leave_out
+from build.tools.quality.llama import KINDS, LlamaProcess, llama_contestants, reason_to_leave_out
 from export.checkpoints.checkpoint import open_checkpoint
 from export.configuration.config import load_config
 from runtime.errors import UserError
