@@ -18,14 +18,22 @@ def random_rows(encoding, n, k, seed=0):
         "float8": lambda: rng.choice(FINITE_E4M3, (n, k)),
     }[encoding.numbers]()
     size = {"int4": 8, "int8": 128, "float8": 448}[encoding.numbers]
-    scales = (rng.uniform(0.5, 1.5, (n, groups)) / size).astype(encoding.scales)
+    scales = _factors(rng, 0.5 / size, 1.5 / size, (n, groups), encoding)
     offsets = {
         "none": lambda: None,
         "zero_points": lambda: rng.integers(0, 16, (n, groups)).astype(numbers.dtype),
-        "minimums": lambda: rng.uniform(-1, 0, (n, groups)).astype(encoding.scales),
+        "minimums": lambda: _factors(rng, -1, 0, (n, groups), encoding),
     }[encoding.offsets]()
     order = rng.permutation(k).astype(np.int32) if encoding.order else None
     return EncodedRows(numbers, scales, offsets, order)
+
+
+def _factors(rng, low, high, shape, encoding):
+    """Random scales or minimums: of float16, or products of these and whole numbers of 6 bits, as in K-quants."""
+    factors = rng.uniform(low, high, shape).astype(np.float16)
+    if encoding.scales == "float16":
+        return factors
+    return factors.astype(np.float32) * rng.integers(33, 64, shape).astype(np.float32) / 64
 
 
 def rows_for(stored, n, k, seed=0):
