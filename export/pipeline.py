@@ -27,7 +27,7 @@ from export.results import (
 )
 from export.tokenizer_trial import try_tokenizer
 from export.weights.stored import StoredWeights, WeightsRecord
-from export.weights.storing import store_weights, write_tokenizer
+from export.weights.storing import carrying_notes, store_weights, write_tokenizer
 from export.workspace import growing_stage, is_whole, locked, locked_stage, remove_stage, run_stage, seal
 from runtime.artifact.consistency import tokenizer_problems
 from runtime.artifact.tensor_file import TensorFile
@@ -65,6 +65,8 @@ def _store(job: Job, folder: Path) -> None:
     for note in (*checkpoint.notes, *tokenizer_notes(checkpoint.tokenizer, job.config.frontend.checkpoint)):
         console.print(f"warning: {note}", style="yellow")
     record = readable(weights_record(job.config, checkpoint))
+    for note in carrying_notes(record, checkpoint):
+        console.print(f"warning: {note}", style="yellow")
     where = job.config.frontend.checkpoint
     check_special_ids(record, where)
     check_storing_memory(checkpoint, record)

@@ -69,9 +69,9 @@ class Checkpoint:
         return joined([part.encoding for part in parts if part is not None])
 
     def packings(self, name: str) -> tuple[str, ...]:
-        """The formats of the quantized numbers that make up one of our tensors; empty if all are plain."""
+        """The formats of the quantized numbers that make up one of our tensors; empty if any part is of plain numbers."""
         found = {self.source.tensors[part.source].packing: None for part in self.weights[name].parts}
-        return tuple(packing for packing in found if packing is not None)
+        return () if None in found else tuple(packing for packing in found if packing is not None)
 
     def tensor(self, name: str) -> Array:
         """One of our tensors, whole and row-major."""

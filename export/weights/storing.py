@@ -13,7 +13,7 @@ from export.checkpoints.encodings.encoding import first_row_not_finite
 from export.checkpoints.source import TokenizerSource
 from export.console import byte_bar
 from export.weights.format import Array, ModelTensor
-from export.weights.rules import QuantizedSource, StorageRules
+from export.weights.rules import HEAD_WEIGHTS, QuantizedSource, StorageRules
 from export.weights.stored import WEIGHTS_FILE, StoredWeights, WeightsRecord
 from export.weights.table import STORAGE_DTYPES, carry, specs, store
 from runtime.artifact.consistency import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
@@ -44,6 +44,26 @@ def record_of(
         tokenizer=_tokenizer_spec(checkpoint.tokenizer) if checkpoint.tokenizer else None,
         overrides={name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()},
         source_bytes=checkpoint.source_bytes,
+    )
+
+
+def carrying_notes(record: WeightsRecord, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """A note, in one sentence, on matrices that were to be carried from a quantized checkpoint and cannot be."""
+    if not record.quantization.carries:
+        return ()
+    rounded = [
+        tensor.name
+        for tensor in record.tensors
+        if not tensor.carried and tensor.name not in HEAD_WEIGHTS and checkpoint.packings(tensor.name)
+    ]
+    if not rounded:
+        return ()
+    packings = sorted({packing for name in rounded for packing in checkpoint.packings(name)})
+    more = f" and {len(rounded) - 1} more" if len(rounded) > 1 else ""
+    return (
+        f"{rounded[0]}{more}, stored as {' and '.join(packings)}, "
+        "cannot be carried and become int8 with a scale for each row, which moves a number by at most 1/254 of the "
+        "largest in its row",
     )
 
 

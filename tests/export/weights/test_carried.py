@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from export.checkpoints.checkpoint import open_checkpoint
-from export.weights.storing import record_of, write_weights
+from export.weights.storing import carrying_notes, record_of, write_weights
 from export.weights.table import load, specs
 from runtime.artifact.manifest import Quantization
 from runtime.artifact.tensor_file import TensorFile
@@ -50,3 +50,12 @@ def test_loaded_values_are_those_of_the_checkpoint(tiny, tmp_path, form):
         else:  # half a step of the 127 up to the largest of the row, and a rounding of the scale and of the product
             limit = np.abs(expected).max(axis=1, keepdims=True) * (1 / 254 + 2**-23)
             assert (np.abs(found - expected) <= limit).all()
+
+
+def test_what_cannot_be_carried_is_told_with_its_cost(tiny, tmp_path):
+    write_quantized(tiny, tmp_path / "x", FORMS["nf4"])
+    checkpoint = open_checkpoint(tmp_path / "x", "auto", {})
+    (note,) = carrying_notes(record_of(checkpoint, Quantization(scheme="source"), "fp32", {}), checkpoint)
+    assert "layers.0.attention.wqkv.weight and 3 more, stored as NF4, cannot be carried and become int8" in note
+    assert "1/254" in note
+    assert carrying_notes(record_of(checkpoint, Quantization(scheme="none"), "fp32", {}), checkpoint) == ()
