@@ -69,7 +69,7 @@ class Checkpoint:
         return joined([part.encoding for part in parts if part is not None])
 
     def packings(self, name: str) -> tuple[str, ...]:
-        """The formats of the quantized numbers that make up one of our tensors; empty if any part is of plain numbers."""
+        """The formats of the quantized numbers of one of our tensors; empty if any part is of plain numbers."""
         found = {self.source.tensors[part.source].packing: None for part in self.weights[name].parts}
         return () if None in found else tuple(packing for packing in found if packing is not None)
 
