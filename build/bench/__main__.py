@@ -17,7 +17,7 @@ from statistics import median
 
 import msgspec
 
-from build.bench.contenders import OURS, RIVAL_SCHEMES, SCHEMES, Contender, Task, contenders
+from build.bench.contenders import LLAMA, OURS, RIVAL_SCHEMES, SCHEMES, Contender, Task, contenders
 from build.bench.plot import draw_speeds
 from build.bench.report import CONTEXTS, PROMPT, MachineLimits, Result, goals_table, ratios, results_table, write_json
 from build.tools.llama_files import AS_IT_IS
@@ -149,13 +149,13 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         type=lambda text: tuple(text.split(",")),
         metavar="A,B",
-        help=f"measure these ways of storing weights alone, ours and the rivals', such as 'source,int8,{AS_IT_IS}'",
+        help=f"measure these alone: schemes of ours, and rivals with theirs, such as 'source,int8,{LLAMA} {AS_IT_IS}'",
     )
     return parser
 
 
 def _check(config: CompileConfig, args: argparse.Namespace) -> None:
-    known = {*SCHEMES, *(scheme for schemes in RIVAL_SCHEMES.values() for scheme in schemes)}
+    known = {*SCHEMES, *(f"{what} {scheme}" for what, schemes in RIVAL_SCHEMES.items() for scheme in schemes)}
     unknown = [scheme for scheme in args.only or () if scheme not in known]
     if unknown:
         raise UserError(f"--only names {unknown[0]!r}, expected some of {', '.join(sorted(known))}")

@@ -49,11 +49,16 @@ class Contender:
     command: tuple[str, ...]
     compile_s: float | None = None  # only for ours
 
+    @property
+    def label(self) -> str:
+        """The name by which a rival is asked for."""
+        return f"{self.what} {self.scheme}"
+
 
 def contenders(job: Job, task: Task, *, large: bool, only: Collection[str] | None = None) -> list[Contender]:
     """Compile all schemes of the config, or those in `only`, and with `large` a random model of 1.1 B parameters.
 
-    Returns our contenders and then the rivals, with the schemes in `only` if it is given.
+    Returns our contenders and then the rivals, of which those in `only` if it is given; see `Contender.label`.
     """
     from build.tools.variants import fitting_variants  # loads TVM's compiler, which the workers must not
 
@@ -80,7 +85,7 @@ def contenders(job: Job, task: Task, *, large: bool, only: Collection[str] | Non
         entry, _ = _compiled(job.changed(source), LARGE_SCHEME, short, f"bench-{LARGE}")
         ours.append(replace(entry, scheme=LARGE_LABEL))
     rivals = [*theirs, *_installed_rivals(job.config, task)]
-    return [*ours, *(rival for rival in rivals if only is None or rival.scheme in only)]
+    return [*ours, *(rival for rival in rivals if only is None or rival.label in only)]
 
 
 def is_quantized(config: CompileConfig) -> bool:
