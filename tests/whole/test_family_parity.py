@@ -69,9 +69,7 @@ def proved(request, tmp_path_factory) -> Proved:
         report = dispatch(import_graphs(graphs), CUDA).report
         left = [row.op for row in report if row.kernel == DEFAULT_SCHEDULE]
         weights = {tensor: checkpoint.tensor(tensor) for tensor in checkpoint.names()}
-        return Proved(
-            request.param, folder / "checkpoint", left, checkpoint.model, weights, rows, rounding, cases, answers
-        )
+        return Proved(request.param, folder / "checkpoint", left, checkpoint.model, weights, rows, cases, answers)
 
 
 def test_every_rung_passes_at_every_length(proved):
