@@ -328,8 +328,16 @@ T = TypeVar("T", bound=Record)
 
 
 def to_json(record: Record) -> bytes:
-    """Write a record as indented JSON with a fixed key order."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+    """Write a record as JSON with a fixed key order: a line for each field, and for each entry of a list of records."""
+    fields = [_field_line(name, msgspec.to_builtins(getattr(record, name))) for name in record.__struct_fields__]
+    return b"{\n" + b",\n".join(fields) + b"\n}\n"
+
+
+def _field_line(name: str, value: object) -> bytes:
+    encode = msgspec.json.encode
+    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        return encode(name) + b": [\n " + b",\n ".join(map(encode, value)) + b"\n]"
+    return encode(name) + b": " + encode(value)
 
 
 def from_json(data: bytes, kind: type[T], where: str) -> T:
