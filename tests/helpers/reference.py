@@ -114,8 +114,11 @@ def bound(model: ModelConfig, longest: int, dtype: str = "float32", rounding: st
     sums = 8 * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, longest)
     error = sums * np.sqrt(terms) * FLOAT32_ROUNDOFF
+    # Levels of 16 bits are crossed by many numbers of a sum, each of which is smaller than the largest by the crest of
+    # normal numbers.
+    half_levels = {"none": 0, "int8": 0.5 / 127, "int16": 0.5 / 32512 * np.sqrt(2 * np.log(terms))}
     error += np.sqrt(sums) * (FLOAT16_ROUNDOFF if dtype == "float16" else 0)
-    return float(2 * (error + np.sqrt(sums) * {"none": 0, "int8": 0.5 / 127, "int16": 0.5 / 32512}[rounding]))
+    return float(2 * (error + np.sqrt(sums) * half_levels[rounding]))
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:

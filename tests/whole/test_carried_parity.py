@@ -26,11 +26,13 @@ from tests.helpers.tiny import write_tiny_mistral
 CHOSEN = (
     "gptq-4-act-order-asymmetric",
     "gptq-4-v2",
+    "gptq-4-rows",
     "gptq-8-asymmetric",
     "awq",
     "compressed-4-rows",
     "compressed-8",
     "compressed-int8",
+    "fp8",
     "fp8-rows",
     "fp8-blocks",
     "bitsandbytes-int8",
@@ -52,6 +54,7 @@ FACTORS = {
     "IQ4_NL": {0: 0.0004},
     "IQ4_XS": {0: 0.00003},
 }
+EXPONENTS = (118, 121)  # of MXFP4: a byte, for scales of 2^-10 to 2^-8
 DIM, HIDDEN, HEADS, KV_HEADS, VOCABULARY = 256, 512, 4, 2, 288
 
 
@@ -99,7 +102,14 @@ def test_quantized_folders(tmp_path, form):
 def test_every_block_type_of_a_gguf(tmp_path):
     """Four types in each layer; in one more, the parts of wqkv and of w13 differ in theirs."""
     layers = [dict(zip(MATRICES, in_order, strict=True)) for in_order in layers_of(list(FACTORS))]
-    mixed = {"attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K", "ffn_gate": "Q4_0", "ffn_up": "Q5_1"}
+    mixed = {
+        "attn_q": "Q4_K",
+        "attn_k": "Q4_K",
+        "attn_v": "Q6_K",
+        "ffn_gate": "Q4_0",
+        "ffn_up": "Q5_1",
+        "ffn_down": "MXFP4",
+    }
     write_blocks(tmp_path / "model.gguf", [*layers, MATRICES_Q4 | mixed])
     record = proved(tmp_path, tmp_path / "model.gguf")
     stored = {tensor.name: tensor for tensor in record.tensors}
@@ -162,7 +172,9 @@ def add_blocks(writer, name, kind, shape, rng):
     packing = GGMLQuantizationType[kind]
     size, block_bytes = GGML_QUANT_SIZES[packing]
     blocks = rng.integers(0, 256, (shape[0], shape[1] // size, block_bytes), dtype=np.uint8)
-    for at, factor in FACTORS[kind].items():
+    if kind not in FACTORS:
+        blocks[..., 0] = rng.integers(*EXPONENTS, blocks.shape[:2])
+    for at, factor in FACTORS.get(kind, {}).items():
         factors = (factor * rng.uniform(0.5, 1, blocks.shape[:2])).astype(np.float16)
         blocks[..., at : at + 2] = factors[..., None].view(np.uint8)
     writer.add_tensor(f"{name}.weight", blocks.reshape(shape[0], -1), raw_dtype=packing)
