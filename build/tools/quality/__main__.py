@@ -55,8 +55,9 @@ def main() -> int:
     fitting = fitting_variants(job, is_quantized=is_quantized(checkpoint))
     wanted = fitting if arguments.variants is None else arguments.variants.split(",")
     variants = compile_variants(job, wanted, described(BASELINE, stored), arguments.context)
+    errors = errors_of(checkpoint, variants)  # first: the long part is then the last that can fail
     results = measure_variants(config, variants, texts, arguments)
-    write_report(arguments.config.stem, results, stored, errors_of(checkpoint, variants))
+    write_report(arguments.config.stem, results, stored, errors)
     return check_budget(results, config.quantize.budget)
 
 
