@@ -85,6 +85,16 @@ def load_encoded(tensor: ModelTensor, numbers: Array, stored: Mapping[str, Array
     return decoded(rows, encoding_of(tensor.stored))
 
 
+def carry_bytes(tensor: ModelTensor, rows: EncodedRows) -> dict[str, Array]:
+    """Stored arrays of rows whose numbers take a byte each: as they are."""
+    return {tensor.name: rows.numbers, **arrays_beside(tensor, rows)}
+
+
+def load_bytes(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
+    """The exact values of a weight whose numbers take a byte each."""
+    return load_encoded(tensor, stored[tensor.name], stored)
+
+
 def scale_steps(tensor: ModelTensor) -> tuple[tuple[Step, ...], Stored | str]:
     """Steps that make the scales float32, and the input that then stands for them."""
     if encoding_of(tensor.stored).scales == "float32":

@@ -3,11 +3,9 @@
 Only carried from checkpoints; nothing is rounded to it.
 """
 
-from collections.abc import Mapping
 
-from export.checkpoints.encodings.encoding import EncodedRows
-from export.weights.encoded import arrays_beside, load_encoded, parts_beside, scale_steps, specs_beside, spread
-from export.weights.format import Array, Float32, Format, MatrixLayout, ModelTensor, Packing, Storage
+from export.weights.encoded import carry_bytes, load_bytes, parts_beside, scale_steps, specs_beside, spread
+from export.weights.format import Format, MatrixLayout, ModelTensor, Packing, Storage
 from export.weights.panels import panels_of, to_panels, to_vector_panels
 from export.weights.widening import RESULT, Step, Stored, Widening, cast
 from runtime.artifact.layouts import PANEL, VECTOR
@@ -16,14 +14,6 @@ from runtime.artifact.manifest import TensorSpec
 
 def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
     return (TensorSpec(name=tensor.name, shape=tensor.shape, dtype="uint8"), *specs_beside(tensor))
-
-
-def _carry(tensor: ModelTensor, rows: EncodedRows) -> dict[str, Array]:
-    return {tensor.name: rows.numbers, **arrays_beside(tensor, rows)}
-
-
-def _load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
-    return load_encoded(tensor, stored[tensor.name], stored)
 
 
 def _widening(tensor: ModelTensor) -> Widening:
@@ -44,12 +34,12 @@ def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
 FLOAT8 = Format(
     _specs,
     None,
-    _load,
+    load_bytes,
     _widening,
     {
         "panels": Packing(_panels, lambda _stored, rows, workers: to_panels(rows, workers)),
         "vectors": Packing(_vectors, lambda _stored, rows, workers: to_vector_panels(rows, workers)),
     },
-    carry=_carry,
+    carry=carry_bytes,
     multiplies_float16=True,
 )

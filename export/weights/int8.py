@@ -3,14 +3,12 @@
 Carried numbers may have zero points or minimums; see `export.checkpoints.encodings.encoding`.
 """
 
-from collections.abc import Mapping
 
 import numpy as np
 
-from export.checkpoints.encodings.encoding import EncodedRows
 from export.weights.encoded import (
-    arrays_beside,
-    load_encoded,
+    carry_bytes,
+    load_bytes,
     minimum_steps,
     parts_beside,
     scale_steps,
@@ -48,14 +46,6 @@ def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
     return {tensor.name: quantized, tensor.name + SCALE_SUFFIX: scale}
 
 
-def _carry(tensor: ModelTensor, rows: EncodedRows) -> dict[str, Array]:
-    return {tensor.name: rows.numbers, **arrays_beside(tensor, rows)}
-
-
-def _load(tensor: ModelTensor, stored: Mapping[str, Array]) -> Float32:
-    return load_encoded(tensor, stored[tensor.name], stored)
-
-
 def _widening(tensor: ModelTensor) -> Widening:
     stored = tensor.stored
     if stored.group_size is None:
@@ -90,13 +80,13 @@ def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
 INT8 = Format(
     _specs,
     _store,
-    _load,
+    load_bytes,
     _widening,
     {
         "panels": Packing(_panels, _to_panels),
         "vectors": Packing(_vectors, lambda _stored, rows, workers: to_vector_panels(rows, workers)),
     },
-    carry=_carry,
+    carry=carry_bytes,
     multiplies_int8=True,
     multiplies_float16=True,
     working_bytes=8,  # quotients and their rounding; after that, only the scales are kept

@@ -10,6 +10,7 @@ from functools import cached_property
 from msgspec.structs import replace
 
 from export.checkpoints.encodings.encoding import Encoding
+from export.checkpoints.tensor_layout import EMBEDDINGS, HEAD_WEIGHT
 from export.weights.encoded import carried_storage
 from export.weights.format import Format, ModelTensor, Storage
 from export.weights.int8 import INT8
@@ -21,8 +22,7 @@ PRECISE = Storage(dtype="float32")
 DYNAMIC: Rounding = "int8"  # of activations, where a scheme asks for it
 ROUNDED = Storage(dtype="int8")  # used where a narrower format does not fit
 ROUTER = ".feed_forward.gate.weight"
-EMBEDDINGS = "tok_embeddings.weight"
-HEAD_WEIGHTS = ("output.weight", EMBEDDINGS)  # the second if embeddings are tied
+HEAD_WEIGHTS = (HEAD_WEIGHT, EMBEDDINGS)  # the second if embeddings are tied
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from runtime.artifact.schemes import ROUNDING_LEVELS, Rounding
 from runtime.artifact.targets import CacheDType
 
 SUMS_PER_LAYER = 8  # two norms, wqkv, scores, mixed values, wo, w13, w2
-LEVEL_ROUNDOFF = 0.5 / 127  # half a level of values rounded to int8, relative to the largest
 
 
 def relative_bound(model: ModelConfig, cache_len: int, dtype: CacheDType, rounding: Rounding = "none") -> float:
