@@ -3,7 +3,6 @@
 Only carried from checkpoints; nothing is rounded to it.
 """
 
-
 from export.weights.encoded import carry_bytes, load_bytes, parts_beside, scale_steps, specs_beside, spread
 from export.weights.format import Format, MatrixLayout, ModelTensor, Packing, Storage
 from export.weights.panels import panels_of, to_panels, to_vector_panels

@@ -3,7 +3,6 @@
 Carried numbers may have zero points or minimums; see `export.checkpoints.encodings.encoding`.
 """
 
-
 import numpy as np
 
 from export.weights.encoded import (
