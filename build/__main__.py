@@ -44,7 +44,7 @@ def measured(job: Job, artifact: Artifact, *, made: bool) -> Footprint:
     manifest = artifact.manifest
     return Footprint(
         files={path.name: path.stat().st_size for path in artifact.folder.iterdir()},
-        caches=caches_of(manifest.model, manifest.graphs[-1], manifest.shape.cache_len),
+        caches=caches_of(manifest.model, manifest.shape, manifest.caches),
         target=manifest.target,
         box_peak=None,
         export_peak=noted_peak(weights_folder(job)),

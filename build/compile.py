@@ -39,8 +39,6 @@ def compile_held(job: Job, dump: Path | None = None) -> Artifact:
         dump.mkdir(parents=True, exist_ok=True)
         build_library(graphs, spec, dump, dump)
     row = TVM_TARGETS[spec.kind]
-    for note in row.notes(graphs.record.model, graphs.record.shape):
-        console.print(f"warning: {note}", style="yellow")
     library = run_stage(job.workspace, LIBRARY_STAGE, key, partial(build_library, graphs, spec, dump=None))
     for note in spilling(row.usage(library)):
         console.print(f"warning: {note}", style="yellow")

@@ -4,10 +4,13 @@ Compiles what is stale, runs the export stage's rungs in their own process, repl
 artifact, and writes the summary into the manifest. Exit status 1 if a rung fails.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from build.compile import compile_held
@@ -20,7 +23,7 @@ from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact, replace_manifest
 from runtime.artifact.manifest import ParityRow
 from runtime.artifact.targets import TARGETS
-from runtime.engines.engine import Engine
+from runtime.engines.engine import Engine, Row
 from runtime.errors import run_command
 
 FAILED_STATUS = 1
@@ -59,6 +62,37 @@ def run_export_rungs(job: Job) -> list[ParityRow]:
     return msgspec.json.decode((job.workspace / ROWS_FILE).read_bytes(), type=list[ParityRow])
 
 
+@dataclass
+class CompiledStepper:
+    """The compiled artifact as a stepper: sequence i is in slot `slots[i]`, or in one of them if it is alone."""
+
+    engine: Engine
+    slots: list[int] = field(default_factory=list)
+
+    def reset(self, rows: int) -> None:
+        """Take other slots than before, last ones first, and empty them."""
+        count = self.engine.slots
+        start = (self.slots[0] if self.slots else 0) - 1
+        self.slots = [(start - i) % count for i in range(rows)]  # those beyond the slots have only padding
+        for slot in self.slots[:count]:
+            self.engine.rewind(slot, 0)
+
+    def step(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
+        """One call for ids (B, T) at positions first .. first + T - 1 of each row, without what is padding."""
+        tokens = ids.shape[1]
+        if tokens > 1:
+            real = ids[0, max(-int(first[0]), 0) :].tolist()
+            return self.engine.outputs(self.slots[0], real, size=tokens)[-1:] if real else self._nothing(1)
+        shown = np.flatnonzero(first >= 0)[::-1]
+        logits = self._nothing(len(ids))
+        rows = [Row(self.slots[i], int(ids[i, 0])) for i in shown]
+        logits[shown] = self.engine.step(rows, size=len(ids))
+        return logits
+
+    def _nothing(self, rows: int) -> Logits:
+        return np.zeros((rows, self.engine.manifest.model.n_outputs), np.float32)
+
+
 def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[list[Logits]]) -> list[ParityRow]:
     """Compare the compiled artifact with the trace, with itself under other chunk sizes, and row with row."""
     engine = Engine.open(artifact.folder)
@@ -66,33 +100,51 @@ def run_artifact_rungs(artifact: Artifact, cases: list[Case], expected: list[lis
     bound = relative_bound(
         manifest.model, manifest.shape.cache_len, manifest.cache_dtype, manifest.quantization.rounding
     )
-    answers = []
-    with step_bar("compiled artifact", len(cases)) as bar:
-        for case in cases:
-            engine.reset()
-            answers.append(case.run(engine.step))
-            bar.advance(1)
-    rows = [
+    stepper = CompiledStepper(engine)
+    with step_bar("compiled artifact", 2 * len(cases)) as bar:
+        answers = [_answers(stepper, case, bar.advance) for case in cases]
+        again = [_answers(stepper, _other_companions(case), bar.advance) for case in cases]
+    alone = [case for case in cases if len(case.sequences) == 1 and manifest.model.generates]
+    exact = TARGETS[manifest.target.kind].same_bits_in_any_call
+    ways = ways_agree([*cases, *alone], [*answers, *[[_by_steps(engine, case)] for case in alone]])
+    return [
         compare("3", "onnxruntime and compiled artifact, every call", pairs_with(cases, answers, expected), bound),
-        compare("4", "compiled artifact: one by one, chunked and whole", ways_agree(cases, answers), bound),
+        compare(
+            "4",
+            "compiled artifact: one by one, chunked and whole" + (", bit for bit" if exact else ""),
+            ways,
+            0.0 if exact else bound,
+        ),
+        compare(
+            "5",
+            "a sequence whatever shares its steps, in any slot, bit for bit",
+            [(a[:1], b[:1]) for a, b in pairs_with(cases, again, answers)],
+            0.0,
+        ),
     ]
-    if engine.batch > 1:
-        rows.append(
-            compare("5", "row 0 whatever the other rows hold, bit for bit", row_pairs(engine, cases, answers), 0.0)
-        )
-    return rows
 
 
-def row_pairs(engine: Engine, cases: list[Case], answers: list[list[Logits]]) -> list[tuple[Logits, Logits]]:
-    """Run row 0 of every case again while all other rows hold other token ids."""
-    pairs = []
-    for case, before in zip(cases, answers, strict=True):
-        ids = case.ids.copy()
-        ids[1:] = np.flip(ids[1:], axis=1) // 2
-        engine.reset()
-        after = Case(case.label, ids, case.schedule).run(engine.step)
-        pairs += [(a[:1], b[:1]) for a, b in zip(after, before, strict=True)]
-    return pairs
+def _answers(stepper: CompiledStepper, case: Case, advance: Callable[[int], None]) -> list[Logits]:
+    stepper.reset(len(case.sequences))
+    found = case.run(stepper.step)
+    advance(1)
+    return found
+
+
+def _other_companions(case: Case) -> Case:
+    """The same first sequence beside others of the same lengths."""
+    first, *others = case.sequences
+    return Case(case.label, (first, *(np.flip(ids) // 2 for ids in others)), case.schedule)
+
+
+def _by_steps(engine: Engine, case: Case) -> Logits:
+    """The last logits of a sequence that is fed as rows of one slot, as many as a step has."""
+    (ids,) = case.sequences
+    engine.rewind(0, 0)
+    logits = np.empty(0, np.float32)
+    for start in range(0, len(ids), engine.step_rows[-1]):
+        logits = engine.step([Row(0, int(i)) for i in ids[start : start + engine.step_rows[-1]]])
+    return logits[-1:]
 
 
 def table(folder: Path, rows: list[ParityRow]) -> Table:

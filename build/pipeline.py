@@ -93,7 +93,7 @@ def manifest_of(
         shape=record.shape,
         quantization=record.quantization,
         target=spec,
-        graphs=record.graphs,
+        functions=record.functions,
         weights=tuple(tensor.spec for tensor in packed(record, spec.kind)),
         tokenizer=record.tokenizer,
         overrides=record.overrides,

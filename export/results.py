@@ -67,8 +67,8 @@ def graphs_record(config: CompileConfig, weights: WeightsRecord) -> GraphsRecord
     """
     _check_cache_fits(config, weights.model)
     record = GraphsRecord.over(weights, shape_of(config), config.cache_dtype)
-    for problem in (clause for graph in record.graphs for clause in size_problems(record.model, record.shape, graph)):
-        raise UserError(f"{problem}; make shape.batch, shape.prefill_chunk or shape.cache_len smaller")
+    for problem in (clause for function in record.functions for clause in size_problems(record.model, function)):
+        raise UserError(f"{problem}; make shape.slots, shape.prefill_chunk or shape.cache_len smaller")
     return record
 
 
@@ -108,7 +108,18 @@ def quantization_of(config: CompileConfig) -> Quantization:
 def shape_of(config: CompileConfig) -> Shape:
     """The static sizes that the config asks for."""
     shape = config.shape
-    return Shape(batch=shape.batch, prefill_chunks=shape.prefill_chunks, cache_len=shape.cache_len)
+    return Shape(
+        slots=shape.slots,
+        step_rows=shape.step_rows or step_rows(shape.slots, TARGETS[config.backend.target].most_rows),
+        prefill_chunks=shape.prefill_chunks,
+        cache_len=shape.cache_len,
+    )
+
+
+def step_rows(slots: int, most: int) -> tuple[int, ...]:
+    """The default rows of steps: powers of two, until one step holds all slots, but at most `most`."""
+    enough = min(slots, most)
+    return tuple(2**i for i in range((enough - 1).bit_length() + 1))
 
 
 def weights_key(config: CompileConfig) -> str:

@@ -33,7 +33,7 @@ PARAMETERS = (("keys", "values"), ("key_scales", "value_scales"), ("key_minima",
 
 def declared(shape: RollingAttention) -> Cache:
     """What a kernel declares of a ring; parameters that the format has no use for are dropped afterwards."""
-    lead = (shape.batch, shape.n_kv_heads, shape.cache_len)
+    lead = (shape.slots, shape.n_kv_heads, shape.ring_len)
     parts = [Declared((*lead, part.width), part.dtype) for part in shape.stored.parts(shape.head_dim)]
     return Cache(*parts, *[Declared(UNUSED, "float32")] * (len(PARAMETERS) - len(parts)))
 

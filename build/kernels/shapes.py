@@ -8,23 +8,15 @@ from export.weights.table import format_of, panel_layout
 from runtime.artifact.caches import CacheFormat, cache_format
 from runtime.artifact.rotary import QueryScaling
 
-RING_BLOCK = 16  # slots whose keys are interleaved, so that adjacent numbers belong to adjacent slots
-
-
-def ring_block(cache_len: int) -> int:
-    """Slots per block of a key ring: a power of two that divides the ring's length."""
-    return next(n for n in (RING_BLOCK, 8, 4, 2, 1) if cache_len % n == 0)
-
-
 @dataclass(frozen=True)
 class Linear:
     """Shapes of one matrix product and of the work fused into the same launch."""
 
-    lead: tuple[int, ...]  # leading dimensions of y: batch and tokens
+    lead: tuple[int, ...]  # leading dimensions of y: rows and tokens
     n: int
     k: int
     weight: Storage
-    last_of: int | None = None  # tokens per sequence in x, where only the last token is multiplied
+    one_of: int | None = None  # tokens in x, where only the one at an index, `column`, is multiplied
     norm_eps: float | None = None  # RMSNorm applied to x first
     swiglu: bool = False  # silu(first half of the outputs) * second half
     residual: bool = False  # added at the end
@@ -37,16 +29,7 @@ class Linear:
     @property
     def x_lead(self) -> tuple[int, ...]:
         """Leading dimensions of x."""
-        return self.lead if self.last_of is None else (self.lead[0], self.last_of)
-
-    @property
-    def x_rows(self) -> int:
-        """Number of rows of x."""
-        return prod(self.x_lead)
-
-    def x_row(self, row: int) -> int:
-        """Row of x from which row `row` of y is computed; accepts a TIR expression too."""
-        return row if self.last_of is None else row * self.last_of + self.last_of - 1
+        return self.lead if self.one_of is None else (1, self.one_of)
 
     @property
     def n_out(self) -> int:
@@ -71,14 +54,16 @@ class Embedding:
 
 @dataclass(frozen=True)
 class RollingAttention:
-    """Shapes of one layer's attention in one graph."""
+    """Shapes of one layer's attention in one function."""
 
-    batch: int
+    rows: int  # of a step, one token each; or one, of several tokens
     tokens: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    cache_len: int  # W: slots in the ring, and the attention window
+    slots: int  # sequences whose columns the rings hold
+    window: int  # positions that a query sees, its own among them
+    ring_len: int  # columns of one sequence
     cache_dtype: str  # of the numbers in the rings
     scale: float
     query_scaling: QueryScaling | None = None

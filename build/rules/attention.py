@@ -21,7 +21,7 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     p, m = c.dataflow, c.model
     if len(shape(root)) != 3:
         raise NoMatch(f"expected a (B, T, dim) result, found {shape(root)}")
-    batch, tokens, _ = shape(root)
+    rows, tokens, _ = shape(root)
     merged = p.permuted(p.args(root, "reshape")[0], (0, 2, 1, 3))  # (B, n_heads, T, head_dim)
     weights, values = p.args(p.args(merged, "reshape")[0], "matmul")
     scores, queries, keys, mask = _masked_scores(c, weights)
@@ -30,8 +30,8 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     key_cache = key_caches[0]
     if [dtype(cache) for cache in key_caches] != [dtype(cache) for cache in value_caches]:
         raise NoMatch("expected keys and values to be stored alike")
-    cache_len = shape(key_cache)[2]
-    positions = _banded_mask(c, mask, cache_len)
+    window = shape(key_cache)[2]
+    positions = _banded_mask(c, mask, window)
     query_heads, cos, sin = _rotated(c, _unscaled(c, p.args(queries, "reshape")[0], positions))
     key_heads, *key_rotation = _rotated(c, new_keys)
     if key_rotation != [cos, sin]:
@@ -47,22 +47,25 @@ def rolling_attention(c: Context, root: Expr) -> Region:
     ]
     if len({part.name for part in parts}) != 1:
         raise NoMatch("expected queries, keys and values from one projection")
+    caches = tuple(cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair)
+    slots, _, ring_len, _ = shape(c.rings[key_cache])
     kernel = RollingAttention(
-        batch,
+        rows,
         tokens,
         m.n_heads,
         m.n_kv_heads,
         m.head_dim,
-        cache_len,
+        slots,
+        window,
+        ring_len,
         dtype(key_cache),
         scores,
         m.query_scaling,
     )
-    caches = tuple(cache for pair in zip(key_caches, value_caches, strict=True) for cache in pair)
     cache_bytes = sum(prod(shape(cache)) * numpy_dtype(dtype(cache)).itemsize for cache in caches)
-    flops = 4 * batch * tokens * m.n_heads * m.head_dim * cache_len
-    inputs = (parts[0], cos, sin, positions, *caches)
-    updates = tuple(range(4, len(inputs)))
+    flops = 4 * rows * tokens * m.n_heads * m.head_dim * window
+    inputs = (parts[0], cos, sin, positions, c.slots, *(c.rings[cache] for cache in caches))
+    updates = tuple(range(len(inputs) - len(caches), len(inputs)))
     return Region(
         "rolling_attention", (kernel,), inputs, root, c.input_name(key_cache), cache_bytes, flops, updates=updates
     )

@@ -53,6 +53,9 @@ class Context:
     inputs: dict[Expr, str]  # names of the parameters that are not weights
     weights: dict[Expr, GraphWeight]  # the parameters that are
     present: dict[Expr, Expr]  # for each cache parameter, the graph's output that replaces it
+    rings: dict[Expr, Expr]  # for each cache parameter, the ring that holds the columns of all slots
+    slots: Expr  # the function's input that says which slot each row belongs to
+    column: Expr | None  # the input that says which token's outputs are wanted; None if all are, or a row has one
 
     def input_name(self, value: Expr) -> str:
         """Name of an input; raises `NoMatch` for any other value."""

@@ -30,16 +30,20 @@ def linear(c: Context, root: Expr) -> Region:
             source, gain = norm.inputs
             shape_of = replace(shape_of, norm_eps=norm.arguments[2])
             nbytes += norm.bytes
-            last = _last_token(c, source)
-            if last is not None:
-                source, shape_of = last, replace(shape_of, last_of=shape(last)[1])
-            inputs = (source, gain)
+            whole = _last_token_of(c, source)
+            if whole is not None and c.column is not None:
+                inputs, shape_of = (whole, c.column, gain), replace(shape_of, one_of=shape(whole)[1])
+            else:
+                inputs = (source, gain)
     flops = 2 * shape_of.rows * w.n * w.k
     return Region("linear", (shape_of,), (*inputs, *w.parts), root, w.tensor.name, nbytes, flops)
 
 
-def _last_token(c: Context, value: Expr) -> Expr | None:
-    """The (B, T, dim) tensor whose last token `value` is, or None if there is none."""
+def _last_token_of(c: Context, value: Expr) -> Expr | None:
+    """The (1, T, dim) tensor whose last token `value` is, or None if there is none.
+
+    In a graph the last token is the one whose outputs are wanted; a call that is padded has it before its padding.
+    """
     try:
         (source, *_) = c.dataflow.args(value, "strided_slice")
         tokens = shape(source)[1]

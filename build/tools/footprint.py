@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
-from runtime.artifact.manifest import Graph, ModelConfig, Quantization, TargetSpec
+from runtime.artifact.manifest import ModelConfig, Quantization, Shape, TargetSpec, TensorSpec
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import numpy_dtype
 
@@ -23,7 +23,7 @@ class Caches:
     window_layers: int
     window_bytes: int
     uniform_bytes: int  # if every layer kept `cache_len` slots
-    sequences: int  # rows of a batch
+    sequences: int  # slots
 
     @property
     def sequence_bytes(self) -> int:
@@ -60,10 +60,10 @@ class Footprint:
         return [
             *((f"artifact: {name}", self.files[name]) for name in order),
             ("artifact, in all", self.artifact),
-            (f"caches: {_layers(caches.full_layers)} with full attention", caches.full_bytes),
-            (f"caches: {_layers(caches.window_layers)} with a window", caches.window_bytes),
-            ("caches, a sequence", caches.sequence_bytes),
-            (f"caches, in all ({caches.sequences} x)", caches.sequences * caches.sequence_bytes),
+            (f"caches: {_counted(caches.full_layers, 'layer')} with full attention", caches.full_bytes),
+            (f"caches: {_counted(caches.window_layers, 'layer')} with a window", caches.window_bytes),
+            ("caches, a slot", caches.sequence_bytes),
+            (f"caches, in all ({_counted(caches.sequences, 'slot')})", caches.sequences * caches.sequence_bytes),
             (f"box: {device} memory", self.box_peak),
             ("host: export, peak memory", self.export_peak),
             ("host: build, peak memory", self.build_peak),
@@ -72,22 +72,20 @@ class Footprint:
         ]
 
 
-def caches_of(model: ModelConfig, graph: Graph, cache_len: int) -> Caches:
-    """The caches in a graph's signature."""
+def caches_of(model: ModelConfig, shape: Shape, caches: Sequence[TensorSpec]) -> Caches:
+    """The caches that the functions of an artifact share."""
     full = window = uniform = 0
-    batch = graph.signature.inputs[0].shape[0]
-    caches = graph.signature.caches
     each = len(caches) // model.n_layers
     for i, spec in enumerate(caches):
-        _, heads, slots, width = spec.shape
+        _, heads, columns, width = spec.shape
         column = heads * width * numpy_dtype(spec.dtype).itemsize
-        uniform += column * cache_len
+        uniform += column * shape.cache_len
         if model.sliding_window[i // each] is None:
-            full += column * slots
+            full += column * columns
         else:
-            window += column * slots
+            window += column * columns
     n_full = model.sliding_window.count(None)
-    return Caches(n_full, full, model.n_layers - n_full, window, uniform, batch)
+    return Caches(n_full, full, model.n_layers - n_full, window, uniform, shape.slots)
 
 
 def table(title: str, rows: Sequence[tuple[str, int | None]], notes: Mapping[str, str]) -> Table:
@@ -103,8 +101,8 @@ def table(title: str, rows: Sequence[tuple[str, int | None]], notes: Mapping[str
     return result
 
 
-def _layers(count: int) -> str:
-    return f"{count} layer" + ("" if count == 1 else "s")
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def description(name: str, model: ModelConfig, target: TargetSpec, quantization: Quantization) -> str:

@@ -70,7 +70,7 @@ def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
     files[MANIFEST_FILE] = manifest_bytes(config.name, record, target, weights, files)
     return Footprint(
         files=files,
-        caches=caches_of(record.model, record.graphs[-1], record.shape.cache_len),
+        caches=caches_of(record.model, record.shape, record.functions[0].signature.caches),
         target=target,
         box_peak=box_bytes(record, target, files[WEIGHTS_FILE]),
         export_peak=export_bytes(checkpoint, record),
@@ -118,7 +118,7 @@ def manifest_bytes(
         shape=record.shape,
         quantization=record.quantization,
         target=target,
-        graphs=record.graphs,
+        functions=record.functions,
         weights=weights,
         tokenizer=record.tokenizer,
         overrides=record.overrides,
@@ -146,8 +146,8 @@ def box_bytes(record: GraphsRecord, target: TargetSpec, weights: int) -> int:
     artifact, its device memory.
     """
     model = record.model
-    caches = caches_of(model, record.graphs[-1], record.shape.cache_len)
-    activations = activation_bytes(model, record.shape, record.graphs)
+    caches = caches_of(model, record.shape, record.functions[0].signature.caches)
+    activations = activation_bytes(model, record.functions)
     base = PROCESS_BYTES if TARGETS[target.kind].on_device else BOX_LOADED + BOX_LAYER * model.n_layers
     return round(base + weights + caches.sequences * caches.sequence_bytes + activations)
 
@@ -183,7 +183,7 @@ def _panels(spec: WeightSpec) -> tuple[int, int]:
 
 def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
     """Notes on how precise each line is, by its name."""
-    sequence = "caches, a sequence"
+    sequence = "caches, a slot"
     table_bytes = sum(tensor_bytes(s) for s in record.weights if s.name.startswith("tok_embeddings."))
     rows = (
         ""
@@ -197,7 +197,7 @@ def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
     return {
         f"artifact: {WEIGHTS_FILE}": "exact",
         f"artifact: {LIBRARY_FILE}": "0.3 MB",
-        sequence: f"exact; {footprint.caches.share:.1%} of a uniform cache of {record.shape.cache_len} slots",
+        sequence: f"exact; {footprint.caches.share:.1%} of a uniform cache of {record.shape.cache_len} columns",
         "host: export, peak memory": "3 %; resident memory of the process",
         "host: build, peak memory": "3 %; of the process, without the linker and nvcc",
         "host: workspace on disk": "kept for the next compile; an older artifact stays until the new one replaces it",

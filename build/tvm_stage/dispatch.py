@@ -20,7 +20,17 @@ from build.rules.table import RULES
 from build.tvm_stage.importer import RelaxModule
 from export.onnx_graphs.graphs import GraphsRecord
 from export.weights.table import EXPERTS, specs
-from runtime.artifact.manifest import CALL_INPUTS, Graph, KernelCall, TargetSpec, TensorSpec, WeightSpec
+from runtime.artifact.manifest import (
+    COLUMN,
+    SLOTS,
+    Function,
+    Graph,
+    KernelCall,
+    Signature,
+    TargetSpec,
+    TensorSpec,
+    WeightSpec,
+)
 from runtime.artifact.targets import TargetKind
 from runtime.artifact.tensor_file import tensor_bytes
 from runtime.errors import UserError
@@ -43,7 +53,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class DispatchedModule:
-    """A module whose functions call our kernels, take packed weights, update caches in place and return only logits."""
+    """A module whose functions call our kernels, take packed weights, update rings in place and return only logits."""
 
     source: RelaxModule
     module: tvm.IRModule
@@ -57,32 +67,58 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
     builder = relax.BlockBuilder()
     kernels = _MadeKernels(builder, kernels_of(target))
     report: list[ReportRow] = []
-    for graph in relax_module.record.graphs:
+    record = relax_module.record
+    for graph, compiled in zip(record.graphs, record.functions, strict=True):
         function = relax_module.module[graph.name]
-        weights = weights_of(relax_module.record, function, graph, target.kind)
-        regions = find_regions(relax_module, graph, weights)
-        emitted = _rewrite(builder, kernels, function, regions, weights, graph)
+        weights = weights_of(record, function, graph, target.kind)
+        boundary = Boundary.of(function, graph, compiled)
+        regions = find_regions(relax_module, graph, weights, boundary)
+        emitted = _rewrite(builder, kernels, function, regions, weights, boundary)
         report += [ReportRow(graph.name, r.op, r.label, kernels.name(r), r.bytes, r.flops) for r in emitted.regions]
         report += [
             ReportRow(graph.name, op, f"{count} calls", DEFAULT_SCHEDULE, 0, 0)
             for op, count in sorted(emitted.others.items())
         ]
-    if _draws(relax_module.record, kernels):
-        report.append(
-            ReportRow("decode", "sample", "logits", kernels.add("sample", relax_module.record.model.vocab_size), 0, 0)
-        )
+    if "sample" in kernels.makers and record.model.generates:
+        report.append(ReportRow("step_1", "sample", "logits", kernels.add("sample", record.model.vocab_size), 0, 0))
     return DispatchedModule(
         relax_module,
         builder.get(),
-        packed_weights(relax_module.record, target.kind),
+        packed_weights(record, target.kind),
         tuple(report),
         kernels.calls(report),
     )
 
 
-def _draws(record: GraphsRecord, kernels: "_MadeKernels") -> bool:
-    """Whether the library gets a kernel that draws token ids: for one sequence, on targets that have such a kernel."""
-    return "sample" in kernels.makers and record.model.generates and record.shape.batch == 1
+@dataclass(frozen=True)
+class Boundary:
+    """The inputs of a graph beside those of its compiled function, whose caches are rings of all slots."""
+
+    name: str
+    graph: dict[str, Expr]  # parameters of the graph that are not weights, by name
+    function: dict[str, Expr]  # inputs of the function, by name and in order
+
+    @classmethod
+    def of(cls, function: relax.Function, graph: Graph, compiled: Function) -> "Boundary":
+        """New variables for the function's inputs, except for ids and positions, which are the graph's own."""
+        given = dict(zip(_names(graph.signature), function.params[: len(graph.signature.inputs)], strict=True))
+        shared = {spec.name for spec in graph.signature.call}
+        inputs = {
+            spec.name: given[spec.name]
+            if spec.name in shared
+            else relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype))
+            for spec in compiled.signature.inputs
+        }
+        return cls(graph.name, given, inputs)
+
+    @property
+    def rings(self) -> dict[Expr, Expr]:
+        """The ring of each cache of the graph."""
+        return {value: self.function[name] for name, value in self.graph.items() if value is not self.function[name]}
+
+
+def _names(signature: Signature) -> list[str]:
+    return [spec.name for spec in signature.inputs]
 
 
 def weights_of(
@@ -99,19 +135,27 @@ def weights_of(
     return weights
 
 
-def find_regions(relax_module: RelaxModule, graph: Graph, weights: dict[Expr, GraphWeight]) -> dict[Expr, Region]:
+def find_regions(
+    relax_module: RelaxModule, graph: Graph, weights: dict[Expr, GraphWeight], boundary: Boundary
+) -> dict[Expr, Region]:
     """Every region of one graph, by the value that it computes; `weights` comes from `weights_of`.
 
     Raises `UserError` if a cache belongs to no rolling attention.
     """
     function = relax_module.module[graph.name]
     dataflow = Dataflow.of(function)
-    n_inputs = len(graph.signature.inputs)
-    inputs = dict(zip(function.params[:n_inputs], (spec.name for spec in graph.signature.inputs), strict=True))
-    caches = function.params[CALL_INPUTS:n_inputs]
-    outputs = _outputs(function)
-    present = dict(zip(caches, outputs[1:], strict=True))
-    context = Context(dataflow, relax_module.record.model, inputs, weights, present)
+    caches = [boundary.graph[spec.name] for spec in graph.signature.caches]
+    present = dict(zip(caches, _outputs(function)[1:], strict=True))
+    context = Context(
+        dataflow,
+        relax_module.record.model,
+        {value: name for name, value in boundary.graph.items()},
+        weights,
+        present,
+        boundary.rings,
+        boundary.function[SLOTS],
+        boundary.function.get(COLUMN),
+    )
     regions: dict[Expr, Region] = {}
     reasons: list[str] = []
     for value, call in dataflow.calls.items():
@@ -125,8 +169,9 @@ def find_regions(relax_module: RelaxModule, graph: Graph, weights: dict[Expr, Gr
                 if op == "reshape" and _reads_softmax(dataflow, value):
                     reasons.append(str(reason))
     _check_experts(context, regions, graph)
-    owned = {cache for region in regions.values() for cache in (region.inputs[i] for i in region.updates)}
-    orphans = [context.input_name(cache) for cache in caches if cache not in owned]
+    _check_column(context, regions, graph)
+    owned = {ring for region in regions.values() for ring in (region.inputs[i] for i in region.updates)}
+    orphans = [context.input_name(cache) for cache in caches if context.rings[cache] not in owned]
     if orphans:
         why = reasons[0] if reasons else "no attention reads it"
         raise UserError(
@@ -146,6 +191,15 @@ def _check_experts(context: Context, regions: dict[Expr, Region], graph: Graph) 
     if left:
         raise UserError(
             f"{graph.name}: {left[0]} is not used by a mixture of experts in the form that `python -m export` writes; "
+            "export the graphs again"
+        )
+
+
+def _check_column(context: Context, regions: dict[Expr, Region], graph: Graph) -> None:
+    """Raise `UserError` if a prompt's outputs would be those of the last token of a call, which may be padding."""
+    if context.column is not None and not any(context.column in region.inputs for region in regions.values()):
+        raise UserError(
+            f"{graph.name}: the head does not read the last token in the form that `python -m export` writes; "
             "export the graphs again"
         )
 
@@ -243,14 +297,14 @@ def _rewrite(
     function: relax.Function,
     regions: dict[Expr, Region],
     weights: dict[Expr, GraphWeight],
-    graph: Graph,
+    boundary: Boundary,
 ) -> _Emitted:
     """Emit the function again: live regions as kernel calls, other live calls unchanged, logits as the only output.
 
     Vectors are stored in the artifact as the graph reads them, so any operation may read them, such as the one that
     adds a head's bias; only kernels read matrices.
     """
-    inputs = function.params[: len(graph.signature.inputs)]
+    inputs = list(boundary.function.values())
     packed = [part for w in weights.values() for part in w.parts]
     vectors = {parameter: w.parts[0] for parameter, w in weights.items() if len(w.tensor.shape) == 1}
     new: dict[Expr, Expr] = {p: p for p in (*inputs, *packed)} | vectors
@@ -258,7 +312,7 @@ def _rewrite(
     logits = _outputs(function)[0]
     emitted: list[Region] = []
     others: Counter[str] = Counter()
-    with builder.function(graph.name, [*inputs, *packed]):
+    with builder.function(boundary.name, [*inputs, *packed]):
         with builder.dataflow():
             for value in _live(calls, regions, logits):
                 if value in regions:

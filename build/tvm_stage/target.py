@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from build.compiler import codegen, llvm_cpu, llvm_target, relax, tvm
-from build.kernels.shapes import RING_BLOCK, ring_block
 from build.tvm_stage import cuda
 from build.tvm_stage.machine_code import check_machine_code
 from export.configuration.config import BackendConfig
 from runtime.artifact.cpu import cpuinfo_flags
-from runtime.artifact.manifest import KernelUsage, ModelConfig, Shape, TargetSpec
+from runtime.artifact.manifest import KernelUsage, TargetSpec
 from runtime.artifact.targets import TargetKind
 from runtime.errors import UserError
-
-SLOW_BLOCK = 8  # slots of a cache: fewer do not fill an AVX2 register
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,6 @@ class TvmTarget:
     tools: tuple[str, ...] = ()  # distributions besides TVM whose versions its libraries depend on
     # Resource usage of the kernels, from the library's folder.
     usage: Callable[[Path], tuple[KernelUsage, ...]] = lambda _library: ()
-    # Sentences about what will be slow.
-    notes: Callable[[ModelConfig, Shape], Sequence[str]] = lambda _model, _shape: ()
 
 
 def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
@@ -134,24 +129,13 @@ def _check_cuda(library: Path, spec: TargetSpec) -> None:
     check_machine_code(library, spec.arch)
 
 
-def slow_rings(model: ModelConfig, shape: Shape) -> list[str]:
-    """Warn, in one sentence, if layers without a window have a cache that the CPU's attention reads slowly."""
-    length = shape.cache_len
-    if model.every_layer_windowed or length < RING_BLOCK or ring_block(length) >= SLOW_BLOCK:
-        return []
-    return [
-        f"shape.cache_len is {length}, and caches of that length are read in blocks of {ring_block(length)} slots, "
-        f"several times slower than in blocks of {RING_BLOCK}; set it to {-(-length // RING_BLOCK) * RING_BLOCK}"
-    ]
-
-
 # This pass finds the part of each buffer that is used, which in our kernels is all of it, and takes three quarters of
 # a compile's time; the machine code of every kernel is the same without it. TVM's own GPU schedules need it: they cut
 # buffers down to one thread's part.
 COMPACT = "s_tir.CompactBufferAllocation"
 
 TVM_TARGETS: Mapping[TargetKind, TvmTarget] = {
-    "llvm": TvmTarget(_llvm, _llvm_passes, _no_toolchain, _check_host_only, skipped=(COMPACT,), notes=slow_rings),
+    "llvm": TvmTarget(_llvm, _llvm_passes, _no_toolchain, _check_host_only, skipped=(COMPACT,)),
     "cuda": TvmTarget(_cuda, _cuda_passes, cuda.toolchain, _check_cuda, tools=cuda.PACKAGES, usage=cuda.usage_of),
 }
 

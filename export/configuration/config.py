@@ -35,6 +35,7 @@ from runtime.errors import UserError
 
 DEFAULT_CHUNKS = (128, 16)
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+MOST_SLOTS = 1024
 MAX_COUNT = 2**31 - 1  # the largest 32-bit position
 MOST_WORKERS = 256
 A_COUNT = f"a whole number from 1 to {MAX_COUNT}"
@@ -62,6 +63,13 @@ def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(values, reverse=True))
 
 
+def _ascending_from_one(values: tuple[int, ...]) -> tuple[int, ...]:
+    rows = tuple(sorted(values))
+    if rows[0] != 1:
+        raise ValueError(values)
+    return rows
+
+
 KEPT: tuple[str, ...] = get_args(KeptPart)
 
 
@@ -85,6 +93,15 @@ Chunks = Annotated[
     BeforeValidator(_listed_or_one),
     AfterValidator(_check_distinct),
     AfterValidator(_descending),
+]
+
+
+StepRows = Annotated[
+    tuple[Count, ...],
+    Field(min_length=1),
+    BeforeValidator(_listed_or_one),
+    AfterValidator(_check_distinct),
+    AfterValidator(_ascending_from_one),
 ]
 
 
@@ -177,19 +194,30 @@ class FrontendConfig(Section):
 class ShapeConfig(Section):
     """The sizes that are fixed in the artifact; `prefill_chunks` is the YAML's `prefill_chunk` in descending order."""
 
-    batch: Count = Field(default=1, description=A_COUNT, title="Sequences that each call computes together.")
+    slots: Annotated[int, Field(ge=1, le=MOST_SLOTS)] = Field(
+        default=1,
+        description=f"a whole number from 1 to {MOST_SLOTS}",
+        title="Sequences that the artifact holds at a time, each in a slot with caches of its own. Sequences come and "
+        "go at any step.",
+    )
+    step_rows: StepRows | None = Field(
+        default=None,
+        description="a list of different whole numbers that begins with 1, or none for the default",
+        title="Rows that a step may have; a row is one token of one slot, and several rows of a slot check a guess of "
+        "what follows. By default the powers of two as far as `shape.slots` goes, to 16 on a CPU and to 128 on CUDA.",
+    )
     prefill_chunks: Chunks = Field(
         default=DEFAULT_CHUNKS,
         alias="prefill_chunk",
         description=f"{A_COUNT}, or a list of different ones",
         title="Tokens of a prompt that one call takes, at most `shape.cache_len`. If there are several sizes, a prompt "
-        "is divided into the largest ones that fit.",
+        "is divided into those that take the least time.",
     )
     cache_len: Count = Field(
         default=4096,
         description=A_COUNT,
-        title="Slots in the cache of a layer without a sliding window; a full one ends the generation. A layer with a "
-        "window has as many slots as its window, and the text may be of any length.",
+        title="Tokens that the cache of a layer without a sliding window holds for a sequence; a full one ends the "
+        "generation. A layer with a window keeps as many as its window and one call, and the text may be of any length.",
     )
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ graph's own folder or below it, and not through links:
 graphs-KEY.json       `GraphsRecord`
 graphs-KEY.contents   the sums of all of these; written last, so graphs without it are left over from a killed run
 prefill_T.onnx        one for each chunk size T
-decode.onnx           T = 1, only for a model that generates
+step_M.onnx           one for each number M of rows in a step, only for a model that generates
 """
 
 import shutil
@@ -17,9 +17,9 @@ from export.weights.format import ORDER_SUFFIX
 from export.weights.stored import WEIGHTS_FILE, WeightsRecord
 from runtime.artifact import manifest
 from runtime.artifact.caches import CACHE_FORMATS
-from runtime.artifact.manifest import DType, Graph, Shape
+from runtime.artifact.manifest import DType, Function, Graph, Shape
 from runtime.artifact.schemes import TokenRounding
-from runtime.artifact.signatures import graphs_of
+from runtime.artifact.signatures import functions_of, graphs_of
 from runtime.artifact.targets import CacheDType
 from runtime.artifact.tensor_file import TensorFile
 from runtime.errors import UserError
@@ -45,6 +45,11 @@ class GraphsRecord(WeightsRecord, frozen=True):
     def cache_dtype(self) -> DType:
         """The dtype of the numbers in the caches."""
         return self.graphs[-1].signature.caches[0].dtype
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """The functions that the graphs are compiled to, in the same order."""
+        return functions_of(self.model, self.shape, self.cache_dtype)
 
 
 @dataclass(frozen=True)

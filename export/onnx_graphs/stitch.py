@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from runtime.artifact.manifest import CALL_INPUTS, Signature, TensorSpec
+from runtime.artifact.manifest import Signature, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Parts:
 def stitch(parts: Parts, cache_lens: Sequence[int], signature: Signature) -> ir.Model:
     """The whole graph: `begin`, a copy of the matching block for each layer under that layer's names, and `finish`."""
     inputs = [_declare(spec) for spec in signature.inputs]
-    call, caches = inputs[:CALL_INPUTS], inputs[CALL_INPUTS:]
+    call, caches = inputs[: len(signature.call)], inputs[len(signature.call) :]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports=dict(parts.begin.graph.opset_imports), name="mistral")
     x, *shared = _append(graph, parts.begin.graph, call, "begin", str)
     masks, rotation = shared[: len(parts.blocks)], shared[len(parts.blocks) :]

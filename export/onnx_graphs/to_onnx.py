@@ -25,7 +25,7 @@ from export.onnx_graphs.graphs import GraphsRecord
 from export.onnx_graphs.stitch import Parts, stitch
 from export.onnx_graphs.weights import store_weights
 from export.static_model.model import StaticModel, distinct
-from runtime.artifact.manifest import CALL_INPUTS, Graph, Signature, TensorSpec
+from runtime.artifact.manifest import Graph, Signature, TensorSpec
 from runtime.artifact.tensor_file import TensorFile
 
 # For every trace, the exporter rebuilds its table of a few hundred operators from their source code, which takes half
@@ -68,7 +68,7 @@ class _Method(torch.nn.Module):
 
 def _trace_parts(model: StaticModel, graph: Graph, constants: dict[str, NDArray[np.generic]]) -> Parts:
     """Trace every distinct part of the model once."""
-    ids = [_meta(spec.shape, spec.dtype) for spec in graph.signature.inputs[:CALL_INPUTS]]
+    ids = [_meta(spec.shape, spec.dtype) for spec in graph.signature.call]
     x, *shared = model.begin(*ids)
     lengths = distinct(model.cache_lens)
     masks, rotation = shared[: len(lengths)], shared[len(lengths) :]

@@ -16,45 +16,47 @@ from runtime.artifact.manifest import ModelConfig, ParityRow, Shape
 TRACE_FILE, ROWS_FILE = "parity-trace.npz", "parity-rows.json"
 SEED = 20260101
 NOT_A_NUMBER = 1e300  # stands for a NaN: beyond every bound, and a valid number in JSON
+MOST_STEPS = 48  # of the cases with several rows
 MAX_CASE = 512  # tokens; longer windows are crossed with overrides on small models, not here
 Logits = NDArray[np.float32]
-Step = Callable[[int, NDArray[np.int64], NDArray[np.int64]], Logits]
+Step = Callable[[NDArray[np.int64], NDArray[np.int64]], Logits]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One sequence for each batch row (B, n), fed in the chunks of `schedule`.
+    """Sequences fed side by side in calls of `schedule` tokens each: one, or as many as a step has rows.
 
-    If these exceed n, the first chunk is padded on the left.
+    All end with the last call. What a schedule has beyond a sequence's tokens is padding before them, so that rows of
+    different lengths are at different positions in every call; a row without a slot has only padding.
     """
 
     label: str
-    ids: NDArray[np.int64]
+    sequences: tuple[NDArray[np.int64], ...]
     schedule: tuple[int, ...]
 
     @property
-    def padding(self) -> int:
-        """Padding columns before the first token."""
-        return sum(self.schedule) - self.ids.shape[1]
+    def padding(self) -> NDArray[np.int64]:
+        """Padding before each sequence (B,)."""
+        return sum(self.schedule) - np.array([len(ids) for ids in self.sequences])
 
-    def calls(self) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """(tokens, ids (B, T), first position (B,)) of each call, padding included."""
-        padded = np.pad(self.ids, ((0, 0), (self.padding, 0)))
-        result = []
-        start = 0
-        for tokens in self.schedule:
-            first = np.full(len(padded), start - self.padding, np.int64)
-            result.append((tokens, np.ascontiguousarray(padded[:, start : start + tokens]), first))
-            start += tokens
-        return result
+    def calls(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Ids (B, T) and first positions (B,) of each call, padding included."""
+        padded = np.stack(
+            [np.pad(ids, (count, 0)) for ids, count in zip(self.sequences, self.padding, strict=True)]
+        )
+        ends = np.cumsum(self.schedule)
+        return [
+            (np.ascontiguousarray(padded[:, end - tokens : end]), end - tokens - self.padding)
+            for end, tokens in zip(ends, self.schedule, strict=True)
+        ]
 
     def run(self, step: Step) -> list[Logits]:
         """Logits (B, vocab) after each call."""
         return [step(*call) for call in self.calls()]
 
-    def ends(self) -> list[int]:
-        """Index of the last token of each call; negative for a call of padding alone."""
-        return [int(end) - 1 - self.padding for end in np.cumsum(self.schedule)]
+    def ends(self) -> list[NDArray[np.int64]]:
+        """Index of each row's last token (B,) in each call; negative where a call has only padding."""
+        return [end - 1 - self.padding for end in np.cumsum(self.schedule)]
 
 
 def lengths(model: ModelConfig, shape: Shape) -> list[int]:
@@ -74,24 +76,32 @@ def lengths(model: ModelConfig, shape: Shape) -> list[int]:
 def make_cases(model: ModelConfig, shape: Shape) -> list[Case]:
     """Seeded random ids of every length in every chunk size, and fed in other ways.
 
-    These are token by token or, if the model does not generate, after a chunk that holds only padding.
+    These are token by token or, if the model does not generate, after a chunk that holds only padding. Steps of several
+    rows get sequences of different lengths.
     """
     generator = np.random.default_rng(SEED)
     cases = []
-    for n in lengths(model, shape):
-        ids = generator.integers(0, model.vocab_size, (shape.batch, n))
+    all_lengths = lengths(model, shape)
+    for n in all_lengths:
+        ids = (generator.integers(0, model.vocab_size, n),)
         for chunk in shape.prefill_chunks:
             cases.append(Case(f"{n} tokens in chunks of {chunk}", ids, (chunk,) * -(-n // chunk)))
         if not model.generates:
             smallest = shape.prefill_chunks[-1]
             cases.append(Case(f"{n} tokens behind a chunk of padding", ids, (smallest,) * (-(-n // smallest) + 1)))
             continue
-        if n == max(lengths(model, shape)):
+        if n == max(all_lengths):
             smallest = shape.prefill_chunks[-1]
             head = n // 2 // smallest  # half as prefill, the rest one by one
             cases.append(Case(f"{n} tokens, half one by one", ids, (smallest,) * head + (1,) * (n - head * smallest)))
         if n <= 2 * shape.prefill_chunks[-1] or any(w is not None and n > w for w in model.sliding_window):
             cases.append(Case(f"{n} tokens one by one", ids, (1,) * n))
+    if model.generates:
+        longest = min(MOST_STEPS, max(all_lengths))
+        for rows in (rows for rows in shape.step_rows if rows > 1):
+            counts = [max(longest - i * max(longest // rows, 1), 1) if i < shape.slots else 0 for i in range(rows)]
+            sequences = tuple(generator.integers(0, model.vocab_size, count) for count in counts)
+            cases.append(Case(f"{rows} rows of at most {longest} tokens", sequences, (1,) * longest))
     return cases
 
 
@@ -123,12 +133,12 @@ def compare(rung: str, compared: str, pairs: list[tuple[Logits, Logits]], bound:
 def pairs_with(
     cases: list[Case], found: list[list[Logits]], expected: list[list[Logits]]
 ) -> list[tuple[Logits, Logits]]:
-    """The (found, expected) pairs of every call that ends with a real token."""
+    """The (found, expected) pairs of every call, of the rows that it ends with a real token."""
     return [
-        (mine, theirs)
+        (mine[end >= 0], theirs[end >= 0])
         for case, one, other in zip(cases, found, expected, strict=True)
         for end, mine, theirs in zip(case.ends(), one, other, strict=True)
-        if end >= 0
+        if (end >= 0).any()
     ]
 
 
@@ -137,7 +147,7 @@ def ways_agree(cases: list[Case], answers: list[list[Logits]]) -> list[tuple[Log
     first: dict[bytes, Logits] = {}
     pairs = []
     for case, logits in zip(cases, answers, strict=True):
-        key = case.ids.tobytes()
+        key = b"".join(ids.tobytes() for ids in case.sequences)
         if key in first:
             pairs.append((logits[-1], first[key]))
         else:
@@ -147,11 +157,10 @@ def ways_agree(cases: list[Case], answers: list[list[Logits]]) -> list[tuple[Log
 
 def save_trace(path: Path, cases: list[Case], logits: list[list[Logits]]) -> None:
     """Write the answers of one implementation."""
-    arrays = {
-        f"{i}.{kind}": array
-        for i, case in enumerate(cases)
-        for kind, array in (("ids", case.ids), ("schedule", np.array(case.schedule)))
-    }
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for i, case in enumerate(cases):
+        arrays[f"{i}.schedule"] = np.array(case.schedule)
+        arrays |= {f"{i}.ids.{row}": ids for row, ids in enumerate(case.sequences)}
     arrays |= {f"{i}.logits": np.stack(answers) for i, answers in enumerate(logits)}
     np.savez(path, labels=np.array([case.label for case in cases]), **arrays)  # type: ignore[arg-type]
 
@@ -159,8 +168,9 @@ def save_trace(path: Path, cases: list[Case], logits: list[list[Logits]]) -> Non
 def load_trace(path: Path) -> tuple[list[Case], list[list[Logits]]]:
     """Read a trace."""
     with np.load(path, allow_pickle=False) as data:
-        cases = [
-            Case(str(label), data[f"{i}.ids"], tuple(int(t) for t in data[f"{i}.schedule"]))
-            for i, label in enumerate(data["labels"])
-        ]
+        cases = []
+        for i, label in enumerate(data["labels"]):
+            rows = sum(name.startswith(f"{i}.ids.") for name in data.files)
+            sequences = tuple(data[f"{i}.ids.{row}"] for row in range(rows))
+            cases.append(Case(str(label), sequences, tuple(int(t) for t in data[f"{i}.schedule"])))
         return cases, [list(data[f"{i}.logits"]) for i in range(len(cases))]

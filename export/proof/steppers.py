@@ -13,7 +13,7 @@ from export.onnx_graphs.graphs import OnnxGraphs
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load, specs
 from runtime.artifact.caches import cache_format
-from runtime.artifact.manifest import ModelConfig
+from runtime.artifact.manifest import IDS, POSITIONS, ModelConfig
 from runtime.artifact.schemes import TokenRounding
 
 Logits = NDArray[np.float32]
@@ -22,13 +22,13 @@ Logits = NDArray[np.float32]
 class Stepper(Protocol):
     """One implementation with its caches."""
 
-    def reset(self) -> None:
-        """Empty the caches."""
+    def reset(self, rows: int) -> None:
+        """Take empty caches for so many sequences (B)."""
 
-    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
+    def step(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """Feed ids (B, T) at positions first .. first + T - 1 of each row, with first (B,).
 
-        Returns the logits (B, vocab), or another head's outputs, after the last token.
+        Negative positions are padding. Returns the logits (B, vocab), or another head's outputs, after the last token.
         """
 
 
@@ -40,25 +40,23 @@ def positions(first: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
 class TorchStepper:
     """The static model on real tensors."""
 
-    def __init__(self, model: StaticModel, batch: int, cache_dtype: str) -> None:
+    def __init__(self, model: StaticModel, cache_dtype: str) -> None:
         """`cache_dtype`: of the numbers in the caches, as in signatures."""
-        self.model, self.batch, self.format = model, batch, cache_format(cache_dtype)
+        self.model, self.format = model, cache_format(cache_dtype)
         self.caches: list[torch.Tensor] = []
-        self.reset()
 
-    def reset(self) -> None:
-        """Empty the caches."""
+    def reset(self, rows: int) -> None:
+        """As `Stepper.reset`."""
         c = self.model.config
         self.caches = [
-            torch.zeros((self.batch, c.n_kv_heads, length, part.width), dtype=getattr(torch, part.dtype))
+            torch.zeros((rows, c.n_kv_heads, length, part.width), dtype=getattr(torch, part.dtype))
             for length in self.model.cache_lens
             for part in self.format.parts(c.head_dim)
             for _side in ("key", "value")
         ]
 
-    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
+    def step(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """As `Stepper.step`."""
-        assert ids.shape[1] == tokens
         return self.outputs(ids, first)[:, -1]
 
     def outputs(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -80,26 +78,24 @@ class OnnxStepper:
     def __init__(self, graphs: OnnxGraphs) -> None:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self.graphs = {graph.tokens: graph for graph in graphs.record.graphs}
+        self.graphs = {(graph.rows, graph.tokens): graph for graph in graphs.record.graphs}
         self.sessions = {
-            graph.tokens: onnxruntime.InferenceSession(
+            (graph.rows, graph.tokens): onnxruntime.InferenceSession(
                 str(graphs.onnx_path(graph)), options, providers=["CPUExecutionProvider"]
             )
             for graph in graphs.record.graphs
         }
         self.caches: dict[str, NDArray[np.generic]] = {}
-        self.reset()
 
-    def reset(self) -> None:
-        """Empty the caches."""
-        self.caches = {
-            spec.name: np.zeros(spec.shape, spec.dtype) for spec in next(iter(self.graphs.values())).signature.caches
-        }
+    def reset(self, rows: int) -> None:
+        """As `Stepper.reset`."""
+        graph = next(graph for (taken, _), graph in self.graphs.items() if taken == rows)
+        self.caches = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in graph.signature.caches}
 
-    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
+    def step(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """As `Stepper.step`."""
-        feed = {"input_ids": ids, "position_ids": positions(first, tokens), **self.caches}
-        logits, *present = self.sessions[tokens].run(None, feed)
+        feed = {IDS: ids, POSITIONS: positions(first, ids.shape[1]), **self.caches}
+        logits, *present = self.sessions[ids.shape].run(None, feed)
         self.caches = dict(zip(self.caches, present, strict=True))
         found: Logits = logits[:, -1]
         return found

@@ -9,12 +9,13 @@ from runtime.artifact.targets import CacheDType
 NumberDType = Literal["float32", "float16", "int8", "uint8"]
 ScaleDType = Literal["float32", "float16"]
 GROUP = 32  # neighbours of an int4 column that share a scale and a minimum
+RING_BLOCK = 16  # columns whose keys are interleaved, so that adjacent numbers belong to adjacent columns
 HALF = GROUP // 2  # byte i of a group holds number i in its low four bits and number i + HALF in its high ones
 
 
 @dataclass(frozen=True)
 class CachePart:
-    """One tensor (B, n_kv_heads, slots, width) of the keys or of the values of a layer."""
+    """One tensor (slots, n_kv_heads, columns, width) of the keys or of the values of a layer."""
 
     suffix: str  # of its name
     width: int

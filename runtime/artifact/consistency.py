@@ -9,14 +9,14 @@ from runtime.artifact.hashing import n_blocks
 from runtime.artifact.manifest import (
     HEADS,
     FileEntry,
-    Graph,
     Manifest,
     ModelConfig,
+    Shape,
     TensorSpec,
     TokenizerSpec,
     WeightSpec,
 )
-from runtime.artifact.signatures import signature_of, size_problems
+from runtime.artifact.signatures import functions_of, size_problems
 from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError
 
@@ -26,6 +26,7 @@ WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # by kind
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 LIBRARY_LIMIT = 2**30  # bytes; many times the size of machine code for every architecture
+LONGEST_CALL = 2**24  # tokens; far beyond any chunk
 READ_WHOLE_LIMIT = 2**28  # bytes of a tokenizer file, a template or golden prompts, which are read as a whole
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -47,7 +48,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     """Every disagreement as a clause, lazily: a later check may rely on the earlier ones."""
     yield from _file_problems(manifest)
     yield from _model_problems(manifest.model)
-    yield from _graph_problems(manifest)
+    yield from _function_problems(manifest)
     yield from _weight_problems(manifest)
     yield from tokenizer_problems(manifest.tokenizer, manifest.model.vocab_size)
     yield from _target_problems(manifest)
@@ -109,44 +110,47 @@ def _head_problems(model: ModelConfig) -> Iterator[str]:
         yield f"the head {model.head} is tied to the embeddings, expected that only for a causal language model"
 
 
-def _graph_problems(manifest: Manifest) -> Iterator[str]:
-    chunks = manifest.shape.prefill_chunks
-    if not chunks or list(chunks) != sorted(set(chunks), reverse=True):
-        yield f"the prefill chunks are {list(chunks)}, expected at least one, each only once and the largest first"
-    decode = [("decode", 1)] if manifest.model.generates else []
-    expected = sorted([*decode, *((f"prefill_{tokens}", tokens) for tokens in chunks)])
-    found = sorted((graph.name, graph.tokens) for graph in manifest.graphs)
-    if found != expected:
-        yield f"the graphs (name, tokens) are {found}, expected {expected}"
-    for graph in manifest.graphs:
-        yield from _signature_problems(manifest, graph)
-
-
-def _signature_problems(manifest: Manifest, graph: Graph) -> Iterator[str]:
-    """Check names, order and shapes of a graph's inputs and outputs against those that `export` defines."""
-    key = next(iter(graph.signature.caches), None)
+def _function_problems(manifest: Manifest) -> Iterator[str]:
+    yield from _shape_problems(manifest.shape)
+    caches = next((function.signature.caches for function in manifest.functions), ())
+    key = next(iter(caches), None)
     known = key is not None and key.dtype in CACHE_NAMES
     if key is not None and not known:
-        yield f"graph {graph.name} has {key.name} of {key.dtype}, expected {', '.join(CACHE_NAMES)}"
+        yield f"the cache {key.name} is {key.dtype}, expected {', '.join(CACHE_NAMES)}"
     if key is not None and known and not cache_format(key.dtype).fits(manifest.model.head_dim):
         yield (
-            f"graph {graph.name} has {key.name} of {key.dtype}, expected that only with a head_dim that is a multiple "
+            f"the cache {key.name} is {key.dtype}, expected that only with a head_dim that is a multiple "
             f"of {cache_format(key.dtype).group}, found {manifest.model.head_dim}"
         )
-    wanted = signature_of(manifest.model, manifest.shape, graph.tokens, key.dtype if key and known else "float32")
-    yield from _spec_problems(f"graph {graph.name}", "inputs", graph.signature.inputs, wanted.inputs)
-    yield from _spec_problems(f"graph {graph.name}", "outputs", graph.signature.outputs, wanted.outputs)
-    yield from size_problems(manifest.model, manifest.shape, graph)
+    expected = functions_of(manifest.model, manifest.shape, key.dtype if key and known else "float32")
+    found = [(function.name, function.rows, function.tokens) for function in manifest.functions]
+    names = [(function.name, function.rows, function.tokens) for function in expected]
+    if found != names:
+        yield f"the functions (name, rows, tokens) are {found}, expected {names}"
+    for function, wanted in zip(manifest.functions, expected, strict=False):
+        yield from _spec_problems(function.name, "inputs", function.signature.inputs, wanted.signature.inputs)
+        yield from _spec_problems(function.name, "outputs", function.signature.outputs, wanted.signature.outputs)
+        yield from size_problems(manifest.model, function)
+
+
+def _shape_problems(shape: Shape) -> Iterator[str]:
+    chunks, rows = list(shape.prefill_chunks), list(shape.step_rows)
+    if not chunks or chunks != sorted(set(chunks), reverse=True):
+        yield f"the prefill chunks are {chunks}, expected at least one, each only once and the largest first"
+    if not rows or rows != sorted(set(rows)) or rows[0] != 1:
+        yield f"the rows of steps are {rows}, expected 1 and perhaps more, each only once and the smallest first"
+    if max(chunks + rows, default=0) > LONGEST_CALL:
+        yield f"a call takes {max(chunks + rows)} tokens, expected at most {LONGEST_CALL}"
 
 
 def _spec_problems(
-    graph: str, side: str, specs: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]
+    function: str, side: str, specs: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]
 ) -> Iterator[str]:
     if len(specs) != len(expected):
-        yield f"{graph} has {len(specs)} {side}, expected {len(expected)}"
+        yield f"the function {function} has {len(specs)} {side}, expected {len(expected)}"
     for spec, wanted in zip(specs, expected, strict=False):
         if spec != wanted:
-            yield f"{graph} has {_described(spec)} among its {side}, expected {_described(wanted)}"
+            yield f"the function {function} has {_described(spec)} among its {side}, expected {_described(wanted)}"
 
 
 def _described(spec: TensorSpec) -> str:

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from runtime.artifact.build_number import LARGEST
-from runtime.artifact.caches import CACHE_NAMES
+from runtime.artifact.caches import CACHE_NAMES, RING_BLOCK
 from runtime.artifact.rotary import QueryScaling, RopeScaling
 from runtime.artifact.schemes import DEFAULT_METHOD, SCHEMES, Rounding, RoundingMethod, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 # Far beyond any model; they refuse absurd counts before anything is made for each layer, expert or token.
@@ -120,13 +120,23 @@ class ModelConfig(Record, frozen=True):
         return all(self.sliding_window)
 
     def cache_lens(self, cache_len: int) -> tuple[int, ...]:
-        """Slots of each layer's cache: its sliding window, or `cache_len` under full attention.
+        """Columns that each layer attends over: its sliding window, or `cache_len` under full attention.
 
         If any layer attends to everything, no position goes beyond `cache_len`: then a longer window never slides and
-        needs no more slots.
+        needs no more columns.
         """
         limit = cache_len if None in self.sliding_window else None
         return tuple(min(window or cache_len, limit or window or cache_len) for window in self.sliding_window)
+
+    def ring_lens(self, cache_len: int, longest_call: int) -> tuple[int, ...]:
+        """Columns of each layer's ring, in whole blocks.
+
+        A call writes its columns before its rows attend, so a ring that wraps holds as many more than its window as a
+        call may add to a slot, less one. A ring without a wrap holds all positions.
+        """
+        limit = cache_len if None in self.sliding_window else None
+        needed = (window + longest_call - 1 for window in self.cache_lens(cache_len))
+        return tuple(-(-min(length, limit or length) // RING_BLOCK) * RING_BLOCK for length in needed)
 
 
 class TensorSpec(Record, frozen=True):
@@ -137,27 +147,41 @@ class TensorSpec(Record, frozen=True):
     dtype: DType
 
 
-CALL_INPUTS = 2  # ids and positions
+IDS, POSITIONS, SLOTS, COLUMN = "input_ids", "position_ids", "slots", "column"
+CALL_INPUTS = (IDS, POSITIONS, SLOTS, COLUMN)  # what each call is given; caches and weights stay the same
 
 
 class Signature(Record, frozen=True):
-    """Ordered inputs and outputs of one graph, weights left out."""
+    """Ordered inputs and outputs of one graph or function, weights left out."""
 
-    inputs: tuple[TensorSpec, ...]  # ids, positions, caches
+    inputs: tuple[TensorSpec, ...]  # those of a call, then the caches
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def call(self) -> tuple[TensorSpec, ...]:
+        """The inputs that each call is given."""
+        return tuple(spec for spec in self.inputs if spec.name in CALL_INPUTS)
 
     @property
     def caches(self) -> tuple[TensorSpec, ...]:
         """The caches of layer 0, layer 1 and so on, key and value by turns; see `runtime.artifact.caches`."""
-        return self.inputs[CALL_INPUTS:]
+        return self.inputs[len(self.call) :]
 
 
 class Graph(Record, frozen=True):
-    """One compiled function: its name, the tokens that one call takes (T), and its signature."""
+    """One ONNX graph: its name, the rows of a call (B), the tokens that a call takes of each (T), and its signature.
+
+    Prefill takes T tokens of one sequence, a step takes one token of each of its rows.
+    """
 
     name: str
+    rows: Count
     tokens: Count
     signature: Signature
+
+
+class Function(Graph, frozen=True):
+    """One compiled function: what the graph of its name computes, on rings that hold the columns of every slot."""
 
 
 class WeightSpec(Record, frozen=True):
@@ -172,9 +196,15 @@ class WeightSpec(Record, frozen=True):
 class Shape(Record, frozen=True):
     """Static sizes that the artifact was compiled for."""
 
-    batch: Count
-    prefill_chunks: tuple[Count, ...]  # descending
+    slots: Count  # sequences whose tokens the caches hold
+    step_rows: tuple[Count, ...]  # rows that steps take, ascending
+    prefill_chunks: tuple[Count, ...]  # tokens that prefill calls take, descending
     cache_len: Count
+
+    @property
+    def longest_call(self) -> int:
+        """The most tokens that one call adds to one slot."""
+        return max(*self.prefill_chunks, *self.step_rows)
 
 
 class Quantization(Record, frozen=True):
@@ -251,7 +281,7 @@ class KernelCall(Record, frozen=True):
     op: str  # a row of `build/kernels/table.py`
     arguments: tuple[Any, ...]  # of the function that makes the kernel, as JSON
     parameters: tuple[TensorSpec, ...]  # in order: inputs, the output, scratch that it keeps between its steps
-    calls: dict[str, int]  # by graph
+    calls: dict[str, int]  # by function
     bytes: int  # least memory traffic of one call: weights and caches read
     flops: int
 
@@ -304,7 +334,7 @@ class Manifest(Record, frozen=True):
     shape: Shape
     quantization: Quantization
     target: TargetSpec
-    graphs: tuple[Graph, ...]
+    functions: tuple[Function, ...]
     weights: tuple[WeightSpec, ...]
     tokenizer: TokenizerSpec | None
     overrides: dict[
@@ -319,9 +349,14 @@ class Manifest(Record, frozen=True):
     build_number: BuildNumber = 0  # of `make ship BUILD=...`; boxes refuse one that is smaller than they ask for
 
     @property
+    def caches(self) -> tuple[TensorSpec, ...]:
+        """The caches that all functions share."""
+        return self.functions[0].signature.caches
+
+    @property
     def cache_dtype(self) -> CacheDType:
         """How keys and values are stored."""
-        return CACHE_NAMES[self.graphs[-1].signature.caches[0].dtype]
+        return CACHE_NAMES[self.caches[0].dtype]
 
 
 T = TypeVar("T", bound=Record)

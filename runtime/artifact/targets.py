@@ -20,7 +20,10 @@ class Target:
     dtypes: tuple[StorageDType, ...]  # allowed values of `backend.dtype`, the default first
     caches: tuple[CacheDType, ...]  # dtypes in which keys and values may be stored
     layout: Literal["panels", "vectors"]  # of packed matrices: `runtime.artifact.layouts`
+    most_rows: int  # of the largest step that is compiled by default
     rounds_activations: bool = False  # its kernels multiply whole numbers by whole numbers
+    # A token's results are the same bits whichever function computes them, among whatever other rows and chunks.
+    same_bits_in_any_call: bool = False
     archs: tuple[str, ...] = ()  # architectures compiled for by default; empty if there is no choice
     on_device: bool = False  # weights and caches are in a device's own memory, not in the host's
     libraries: tuple[str, ...] = ()  # libraries that a box loads in addition to TVM's runtime, in order
@@ -32,12 +35,15 @@ TARGETS: Mapping[TargetKind, Target] = {
         dtypes=("fp32", "fp16", "bf16"),
         caches=("fp32", "fp16", "int8", "int4"),
         layout="panels",
+        most_rows=16,
+        same_bits_in_any_call=True,
         rounds_activations=True,
     ),
     "cuda": Target(
         dtypes=("fp16", "fp32"),
         caches=("fp16", "fp32", "int8", "int4"),
         layout="vectors",
+        most_rows=128,
         archs=("sm_80", "sm_90a"),
         on_device=True,
         libraries=("libcudart.so.13", "libtvm_runtime_cuda.so"),

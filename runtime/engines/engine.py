@@ -1,25 +1,29 @@
-"""The engine: one opened artifact with its caches. It takes token ids and returns logits, or another head's outputs.
+"""The engine: one opened artifact whose slots each hold a sequence. It takes token ids and returns logits or outputs.
 
-Caches are ring buffers: the key of position p is in slot p mod W, and the compiled functions update them in place. A
-prompt runs in chunks; if the first chunk is not full, it is padded on the left with negative positions, which the
-kernels neither write nor see.
+A slot has the caches of one sequence, and a list of the ids that they hold. Caches are rings: the key of position p is
+in column p mod L of its slot's ring, and the compiled functions update them in place. A prompt runs in chunks, and a
+step takes rows, each of which is the next token of a slot; several rows of one slot are consecutive tokens of it. What
+a call does not need is padded with position -1, which the kernels neither write nor see.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.build_number import required_build
+from runtime.artifact.caches import RING_BLOCK
 from runtime.artifact.folder import Artifact
-from runtime.artifact.manifest import HEADS, Manifest
+from runtime.artifact.manifest import COLUMN, HEADS, IDS, POSITIONS, SLOTS, Manifest
 from runtime.artifact.signing import key_of_environment
+from runtime.artifact.targets import TARGETS
 from runtime.decoding.sampler import NOT_FINITE, Sampler, SamplingOptions
-from runtime.engines.loaded_artifact import MAX_STEPS_IN_FLIGHT, PADDING_ID, LoadedArtifact
+from runtime.engines.call_sizes import call_sizes
+from runtime.engines.loaded_artifact import HIDDEN, MAX_STEPS_IN_FLIGHT, PADDING_ID, Call, LoadedArtifact
 from runtime.engines.machines import MACHINES
 from runtime.errors import UserError
 
@@ -27,18 +31,49 @@ LAST_POSITION = 2**31 - 1  # kernels count positions in 32 bits
 LEAST_THREAD_LIMIT = 16  # of any machine; more than a few for each core only get in each other's way
 
 
+class Row(NamedTuple):
+    """One row of a step: the token that follows what its slot holds, and the rows of that slot before it."""
+
+    slot: int
+    token_id: int
+
+
+@dataclass
+class _Slot:
+    tokens: list[int] = field(default_factory=list)
+    written: int = 0  # the most tokens that the rings have held since the slot was last empty
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a slot held: its tokens, and its columns in the host's memory."""
+
+    tokens: tuple[int, ...]
+    written: int
+    columns: list[NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the columns."""
+        return sum(part.nbytes for part in self.columns)
+
+
 @dataclass
 class Engine:
-    """An artifact, ready to run. `lengths` counts the tokens that each batch row has been fed."""
+    """An artifact, ready to run."""
 
     manifest: Manifest
     folder: Path
     loaded: LoadedArtifact
-    lengths: NDArray[np.int64] = field(init=False)
+    _held: list[_Slot] = field(init=False)
     _draw_call: object = field(init=False, default=None)  # the draw call that owns the steps in flight
 
     def __post_init__(self) -> None:
-        self.lengths = np.zeros(self.batch, np.int64)
+        self._held = [_Slot() for _ in range(self.slots)]
+        windows = self.manifest.model.cache_lens(self.manifest.shape.cache_len)
+        rings = self.manifest.model.ring_lens(self.manifest.shape.cache_len, self.manifest.shape.longest_call)
+        # Rings that wrap, by how many columns they have in all and beyond what one query sees.
+        self._wrapping = [] if None in self.manifest.model.sliding_window else list(zip(rings, windows, strict=True))
 
     @classmethod
     def open(
@@ -60,103 +95,150 @@ class Engine:
         return cls(opened.manifest, opened.folder, load(opened, threads or len(os.sched_getaffinity(0))))
 
     @property
-    def batch(self) -> int:
-        """Rows that every call computes."""
-        return self.manifest.shape.batch
+    def slots(self) -> int:
+        """Number of sequences."""
+        return self.manifest.shape.slots
 
     @property
-    def caches(self) -> list[Any]:
-        """One object for each cache of the signature: arrays on a CPU, tensors on a GPU."""
-        return self.loaded.caches
+    def step_rows(self) -> Sequence[int]:
+        """Rows that a step may have, ascending; fewer rows run as the smallest step that holds them."""
+        return self.manifest.shape.step_rows
 
     @property
-    def position(self) -> int:
-        """Tokens fed so far (row 0)."""
-        return int(self.lengths[0])
+    def chunks(self) -> Sequence[int]:
+        """Most tokens of a prefill call, descending."""
+        return self.manifest.shape.prefill_chunks
 
-    def room(self) -> int | None:
-        """How many more tokens fit the caches; None if every layer has a window, so that any number fits."""
+    @property
+    def same_bits_in_any_call(self) -> bool:
+        """Whether a token's results are the same bits whichever call computes them."""
+        return TARGETS[self.manifest.target.kind].same_bits_in_any_call
+
+    def tokens(self, slot: int) -> Sequence[int]:
+        """The ids that a slot's caches hold, in order."""
+        return self._held[slot].tokens
+
+    def room(self, slot: int) -> int | None:
+        """How many more tokens fit a slot; None if every layer has a window, so that any number fits."""
         if self.manifest.model.every_layer_windowed:
             return None
-        return self.manifest.shape.cache_len - int(self.lengths.max())
+        return self.manifest.shape.cache_len - len(self._held[slot].tokens)
 
-    def reset(self) -> None:
-        """Forget everything fed so far. Stale slots need no clearing: no later position can see them."""
-        self.lengths[:] = 0
+    def least_rewind(self, slot: int) -> int:
+        """The fewest tokens, above none, to which a slot can be rewound.
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append one list of ids to each row; returns float32 logits (B, vocab) after each row's last token.
+        In a ring of L columns that has wrapped, a token of position p needs the W - 1 columns before it, and all but
+        the last L positions are lost.
+        """
+        written = self._held[slot].written
+        return max((written - (ring - window + 1) for ring, window in self._wrapping if written > ring), default=0)
 
-        Rows may differ in length while the engine is empty; after that they must have equal lengths. Raises `UserError`
-        for ids outside the vocabulary, empty or uneven prompts, prompts that do not fit the caches, and a head that
+    def rewind(self, slot: int, length: int) -> None:
+        """Forget all tokens from `length` on; raises `UserError` if the tokens before them no longer suffice."""
+        held = self._held[slot]
+        if not 0 <= length <= len(held.tokens) or (0 < length < self.least_rewind(slot)):
+            raise UserError(
+                f"slot {slot} holds {len(held.tokens)} tokens and cannot be rewound to {length}, "
+                f"expected 0 or {self.least_rewind(slot)} to {len(held.tokens)}; empty it and feed the tokens again"
+            )
+        del held.tokens[length:]
+        held.written = held.written if length else 0
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        """Let `target` hold the first `length` tokens of `source`; raises `UserError` as `rewind` does."""
+        if source == target:
+            self.rewind(source, length)
+            return
+        held = self._held[source]
+        self.loaded.caches.copy(source, target, _blocks(held.written))
+        self._held[target] = _Slot(list(held.tokens), held.written)
+        self.rewind(target, length)
+
+    def save(self, slot: int) -> Snapshot:
+        """A copy of what a slot holds."""
+        held = self._held[slot]
+        return Snapshot(tuple(held.tokens), held.written, self.loaded.caches.read(slot, _blocks(held.written)))
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Let a slot hold what a snapshot does."""
+        self.loaded.caches.write(slot, snapshot.columns)
+        self._held[slot] = _Slot(list(snapshot.tokens), snapshot.written)
+
+    def prefill(self, slot: int, ids: Sequence[int], *, size: int | None = None) -> NDArray[np.float32]:
+        """Append ids to a slot in one call; returns float32 logits (vocab,) after the last one.
+
+        The call is the smallest that holds them, or that of `size` tokens. Raises `UserError` for ids outside the
+        vocabulary, for none or more than the call holds, for ids that do not fit the caches, and for a head that
         generates no text.
         """
         self._check_head(generates=True)
-        self._check(prompts)
-        logits = np.empty(0, np.float32)
-        for outputs in self._chunks(prompts):
-            logits = outputs[:, -1].copy()
+        return self.outputs(slot, ids, size=size)[-1]
+
+    def step(self, rows: Sequence[Row], *, size: int | None = None) -> NDArray[np.float32]:
+        """Append one id for each row, in one call; returns float32 logits (n, vocab).
+
+        Rows of one slot are consecutive tokens of it, in the order in which they are given. The step is the smallest
+        that holds them, or that of `size` rows. Raises `UserError` as `prefill`.
+        """
+        self._check_head(generates=True)
+        for slot in dict.fromkeys(row.slot for row in rows):
+            self._check(slot, [row.token_id for row in rows if row.slot == slot])
+        call = self.loaded.functions[f"step_{_fitting(len(rows), self.step_rows, size)}"]
+        call.inputs[IDS][len(rows) :], call.inputs[POSITIONS][len(rows) :] = PADDING_ID, HIDDEN
+        call.inputs[SLOTS][len(rows) :] = 0
+        for i, (slot, token_id) in enumerate(rows):
+            call.inputs[IDS][i], call.inputs[SLOTS][i] = token_id, slot
+            call.inputs[POSITIONS][i] = len(self._held[slot].tokens)
+            self._append(slot, [token_id])
+        return call()[: len(rows), 0].copy()
+
+    def feed(self, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append any number of ids to a slot, in as many calls as they take; returns and raises as `prefill`."""
+        self._check_head(generates=True)
+        self._check(slot, ids)
+        logits, start = np.empty(0, np.float32), 0
+        for size in call_sizes(len(ids), self.chunks, self.step_rows):
+            part = ids[start : start + size]
+            if size in self.chunks:
+                logits = self.prefill(slot, part)
+            else:
+                logits = self.step([Row(slot, token_id) for token_id in part])[-1]
+            start += size
         return logits
 
-    def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """The head's outputs for one list of ids per row, starting from empty caches.
+    def head_outputs(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The head's outputs for one text: (tokens, n_outputs), or (1, n_outputs) for the last token.
 
-        Each row gives (tokens, n_outputs), or (1, n_outputs) for the last token. Rows may differ in length; the caches
-        are empty afterwards. Raises `UserError` in the same cases as `prefill`, and for a head that generates text.
+        Slot 0 is used, and empty afterwards. Raises `UserError` in the same cases as `feed`, and for a head that
+        generates text.
         """
         self._check_head(generates=False)
-        self.reset()
-        self._check(texts)
-        every_token = HEADS[self.manifest.model.head].every_token
-        columns = [outputs.copy() for outputs in self._chunks(texts)]
-        self.reset()
-        joined = np.concatenate(columns if every_token else columns[-1:], axis=1)
-        return [joined[row, -len(text) if every_token else -1 :] for row, text in enumerate(texts)]
-
-    def _chunks(self, prompts: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
-        """Append one list of ids to each row, chunk by chunk; yields each call's outputs, which the next overwrites."""
-        longest = max(len(prompt) for prompt in prompts)
-        sizes = chunk_sizes(
-            longest, tuple(self.loaded.functions), may_pad=self.position == 0, may_decode=self.manifest.model.generates
-        )
-        padded = sum(sizes)
-        ids = np.full((self.batch, padded), PADDING_ID, np.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, padded - len(prompt) :] = prompt
-        # position of each row's first column
-        first = self.lengths + np.array([len(prompt) for prompt in prompts]) - padded
-        start = 0
-        for size in sizes:
-            yield self._call(size, ids[:, start : start + size], first + start)
+        self.rewind(0, 0)
+        self._check(0, ids)
+        outputs, start = [], 0
+        for size in call_sizes(len(ids), self.chunks, ()):
+            outputs.append(self.outputs(0, ids[start : start + size]))
             start += size
-        self.lengths += [len(prompt) for prompt in prompts]
-
-    def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id to each row; returns float32 logits (B, vocab). Raises `UserError` like `prefill`."""
-        self._check_head(generates=True)
-        prompts = [[token_id] for token_id in ids]
-        self._check(prompts)
-        logits = self.step(1, np.array(prompts, np.int64), self.lengths)
-        self.lengths += 1
-        return logits
+        self.rewind(0, 0)
+        return np.concatenate(outputs) if HEADS[self.manifest.model.head].every_token else outputs[-1]
 
     def can_draw(self, options: SamplingOptions) -> bool:
-        """Whether `draw` can replace `decode` and a sampler with these options."""
+        """Whether `draw` can replace `step` and a sampler with these options."""
         return self.loaded.device_sampler is not None and options.top_k_alone
 
-    def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
-        """Yield `steps` ids that follow `token_id`, as alternating `decode` and `Sampler.sample` would give them.
+    def draw(self, slot: int, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
+        """Yield `steps` ids that follow `token_id`, as alternating `step` and `Sampler.sample` would give them.
 
         They may differ only through float32 rounding. Requires `can_draw`. The next step is started before an id is
         yielded, so that the device need not wait for the caller; that step's column counts only once the caller asks
-        for the next id, and its slot is the one that any other id would take. An iterator ends when another one begins.
-        Raises `UserError` like `decode`, and for any logit that is infinite or NaN.
+        for the next id, and its column is the one that any other id would take. An iterator ends when another one
+        begins. Raises `UserError` like `step`, and for any logit that is infinite or NaN.
         """
-        device_sampler, room = self.loaded.device_sampler, self.room()
+        device_sampler, room = self.loaded.device_sampler, self.room(slot)
         assert device_sampler is not None
         assert room is None or steps <= room
-        self._check([[token_id]])
-        device_sampler.begin(token_id, self.position)
+        self._check(slot, [token_id])
+        device_sampler.begin(token_id, len(self._held[slot].tokens), slot)
         this_call = self._draw_call = object()
         ahead: list[tuple[float, int, float]] = []  # the options of the steps in flight
         try:
@@ -168,7 +250,8 @@ class Engine:
                 ahead.pop(0)
                 if drawn < 0:
                     raise UserError(NOT_FINITE)
-                self.lengths += 1
+                self._append(slot, [token_id])
+                token_id = drawn
                 yield drawn
                 if self._draw_call is not this_call:
                     return
@@ -177,19 +260,25 @@ class Engine:
             if self._draw_call is this_call:
                 device_sampler.abandon()
 
-    def step(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One compiled call on ids (B, T) at positions first .. first + T - 1 of each row.
+    def outputs(self, slot: int, ids: Sequence[int], *, size: int | None = None) -> NDArray[np.float32]:
+        """As `prefill`, for any head: its outputs (tokens, n_outputs), or (1, n_outputs) for the last token."""
+        self._check(slot, ids)
+        call = self.loaded.functions[f"prefill_{_fitting(len(ids), self.chunks[::-1], size)}"]
+        first = len(self._held[slot].tokens)
+        call.inputs[IDS][0, : len(ids)], call.inputs[IDS][0, len(ids) :] = ids, PADDING_ID
+        call.inputs[POSITIONS][0, : len(ids)] = np.arange(first, first + len(ids))
+        call.inputs[POSITIONS][0, len(ids) :] = HIDDEN
+        call.inputs[SLOTS][0] = slot
+        if COLUMN in call.inputs:
+            call.inputs[COLUMN][0] = len(ids) - 1
+        self._append(slot, ids)
+        outputs = call()[0]
+        return outputs[: len(ids)].copy() if HEADS[self.manifest.model.head].every_token else outputs.copy()
 
-        Returns the last token's outputs (B, n_outputs).
-        """
-        return self._call(tokens, ids, first)[:, -1].copy()
-
-    def _call(self, tokens: int, ids: NDArray[np.int64], first: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Like `step`, but returns outputs (B, T, n_outputs) or (B, 1, n_outputs) in memory that the machine reuses."""
-        id_buffer, position_buffer = self.loaded.inputs[tokens]
-        id_buffer[...] = ids
-        position_buffer[...] = first[:, None] + np.arange(tokens)
-        return self.loaded.functions[tokens]()
+    def _append(self, slot: int, ids: Sequence[int]) -> None:
+        held = self._held[slot]
+        held.tokens.extend(ids)
+        held.written = max(held.written, len(held.tokens))
 
     def _check_head(self, *, generates: bool) -> None:
         model = self.manifest.model
@@ -200,55 +289,35 @@ class Engine:
                 f"run `python -m {HEADS[model.head].command}`"
             )
 
-    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+    def _check(self, slot: int, ids: Sequence[int]) -> None:
         """Refuse everything that could make a call wrong before the caches change."""
-        if len(prompts) != self.batch:
-            raise UserError(
-                f"{len(prompts)} sequences were given, "
-                f"expected shape.batch = {self.batch}, which the artifact was compiled for"
-            )
-        if not all(len(prompt) for prompt in prompts):
+        if not 0 <= slot < self.slots:
+            raise UserError(f"slot {slot} was asked for, expected 0 to {self.slots - 1}, which shape.slots gives")
+        if not ids:
             raise UserError("a prompt is empty; expected at least one token")
-        if self.position > 0 and len({len(prompt) for prompt in prompts}) > 1:
-            raise UserError(
-                "rows of a batch can only be continued by the same number of tokens; "
-                "feed everything at once, or reset first"
-            )
         vocab_size = self.manifest.model.vocab_size
-        for prompt in prompts:
-            if min(prompt) < 0 or max(prompt) >= vocab_size:
-                raise UserError(
-                    f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} "
-                    f"is outside the vocabulary of {vocab_size}"
-                )
-        room, longest = self.room(), max(len(prompt) for prompt in prompts)
-        if int(self.lengths.max()) + longest > LAST_POSITION:
-            raise UserError(f"the text would reach position {LAST_POSITION}, the last one; reset the engine first")
-        if room is not None and longest > room:
-            cache_len = self.manifest.shape.cache_len
+        if min(ids) < 0 or max(ids) >= vocab_size:
             raise UserError(
-                f"{longest} more tokens do not fit: the caches have {room} of {cache_len} slots free; "
+                f"token id {min(ids) if min(ids) < 0 else max(ids)} is outside the vocabulary of {vocab_size}"
+            )
+        room, held = self.room(slot), len(self._held[slot].tokens)
+        if held + len(ids) > LAST_POSITION:
+            raise UserError(f"the text would reach position {LAST_POSITION}, the last one; empty the slot first")
+        if room is not None and len(ids) > room:
+            raise UserError(
+                f"{len(ids)} more tokens do not fit: the caches have room for {room} of {self.manifest.shape.cache_len}; "
                 "compile with a larger shape.cache_len"
             )
 
 
-def chunk_sizes(length: int, available: Sequence[int], *, may_pad: bool, may_decode: bool = True) -> list[int]:
-    """Sizes of the calls that feed `length` tokens, in order.
+def _fitting(count: int, sizes: Sequence[int], size: int | None) -> int:
+    """The smallest of ascending sizes that holds `count` tokens, or `size`; raises `UserError` if none does."""
+    fitting = [known for known in sizes if known >= count and size in (None, known)]
+    if not fitting or not count:
+        raise UserError(f"a call is given {count} tokens, expected 1 to {size or sizes[-1]}")
+    return fitting[0]
 
-    `available` are the graphs' sizes; they include 1 (decode) if `may_decode`.
 
-    Greedy, largest first. A remainder smaller than the smallest chunk fills one more such chunk, padded and put first,
-    if `may_pad`; otherwise, or if it is a single token and `may_decode`, it is fed token by token. So the sum exceeds
-    `length` by less than the first size, and only if that is a chunk.
-    Worked example with sizes 16, 4 and 1: 23 tokens are 4 + 16 + 4 with one padded, or 16 + 4 + 1 + 1 + 1 unpadded.
-    """
-    assert may_pad or may_decode, "nothing can feed the remaining tokens"
-    chunks = sorted(available, reverse=True)[: -1 if may_decode else None]
-    sizes: list[int] = []
-    rest = length
-    for chunk in chunks:
-        sizes += [chunk] * (rest // chunk)
-        rest %= chunk
-    if may_pad and chunks and rest > int(may_decode):
-        return [chunks[-1], *sizes]
-    return sizes + [1] * rest
+def _blocks(columns: int) -> int:
+    """Columns rounded up to whole blocks of a ring."""
+    return -(-columns // RING_BLOCK) * RING_BLOCK

@@ -1,13 +1,14 @@
 """Artifacts in the host's memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.folder import Artifact
-from runtime.artifact.manifest import CALL_INPUTS, TensorSpec
+from runtime.artifact.manifest import TensorSpec
 from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
 from runtime.engines.loaded_artifact import SMALLER, LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
@@ -23,21 +24,19 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
     The weights are mapped, the caches are new, and the compiled functions read and write their arrays in place.
     """
     manifest = opened.manifest
-    check_memory(sum(map(tensor_bytes, manifest.graphs[-1].signature.caches)))
+    check_memory(sum(map(tensor_bytes, manifest.caches)))
     ffi = load_runtime(threads)
     machine = start_machine(open_library(ffi, opened.sealed_library()), CPU_DEVICE)
     mapped = opened.weights()
     weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
-    caches = [_aligned(spec) for spec in manifest.graphs[-1].signature.caches]
+    caches = [_aligned(spec) for spec in manifest.caches]
     cache_tensors = [_tensor(ffi, cache) for cache in caches]
-    inputs, functions = {}, {}
-    for graph in manifest.graphs:
-        ids, positions = (_aligned(spec) for spec in graph.signature.inputs[:CALL_INPUTS])
-        inputs[graph.tokens] = (ids, positions)
-        functions[graph.tokens] = _bound(
-            machine[graph.name], [_tensor(ffi, ids), _tensor(ffi, positions), *cache_tensors, *weights]
-        )
-    return LoadedArtifact(inputs, functions, caches)
+    functions = {}
+    for function in manifest.functions:
+        inputs = {spec.name: _aligned(spec) for spec in function.signature.call}
+        arguments = [*(_tensor(ffi, array) for array in inputs.values()), *cache_tensors, *weights]
+        functions[function.name] = HostCall(inputs, machine[function.name], arguments)
+    return LoadedArtifact(functions, HostCaches(caches))
 
 
 def check_memory(caches: int) -> None:
@@ -50,9 +49,38 @@ def check_memory(caches: int) -> None:
         )
 
 
-def _bound(function: Callable[..., Any], arguments: list[Any]) -> Callable[[], NDArray[np.float32]]:
-    """A compiled function bound to its arguments, whose memory stays the same."""
-    return lambda: np.asarray(np.from_dlpack(function(*arguments)), np.float32)
+@dataclass(frozen=True)
+class HostCall:
+    """A compiled function bound to arguments whose memory stays the same."""
+
+    inputs: Mapping[str, NDArray[np.int64]]
+    function: Callable[..., Any]
+    arguments: Sequence[Any]
+
+    def __call__(self) -> NDArray[np.float32]:
+        """The outputs (B, T or 1, n_outputs), in memory that the next call reuses."""
+        return np.asarray(np.from_dlpack(self.function(*self.arguments)), np.float32)
+
+
+@dataclass(frozen=True)
+class HostCaches:
+    """Rings as arrays (slots, n_kv_heads, columns, width); keys are interleaved within whole blocks of columns."""
+
+    rings: Sequence[NDArray[Any]]
+
+    def copy(self, source: int, target: int, columns: int) -> None:
+        """As `runtime.engines.loaded_artifact.Caches.copy`."""
+        for ring in self.rings:
+            ring[target, :, :columns] = ring[source, :, :columns]
+
+    def read(self, slot: int, columns: int) -> list[NDArray[Any]]:
+        """As `runtime.engines.loaded_artifact.Caches.read`."""
+        return [ring[slot, :, :columns].copy() for ring in self.rings]
+
+    def write(self, slot: int, columns: Sequence[NDArray[Any]]) -> None:
+        """As `runtime.engines.loaded_artifact.Caches.write`."""
+        for ring, kept in zip(self.rings, columns, strict=True):
+            ring[slot, :, : kept.shape[1]] = kept
 
 
 def _aligned(spec: TensorSpec) -> NDArray[Any]:

@@ -1,13 +1,13 @@
 """An artifact's functions in memory, behind one interface for every kind of machine, and how much memory they take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.artifact.manifest import Graph, Manifest, ModelConfig, Shape
+from runtime.artifact.manifest import Function, Manifest, ModelConfig
 from runtime.artifact.tensor_file import tensor_bytes
 
 # A generous estimate of what a process holds beyond weights, caches and activations: the interpreter's or the driver's
@@ -17,21 +17,44 @@ PROCESS_BYTES = 300 * 10**6
 # the CPU.
 LIVE_STATES = 3
 PADDING_ID = 0  # any valid id: the key and value of padding are never seen
+HIDDEN = -1  # a position that is neither written nor seen
 SMALLER = "compile with a smaller shape.cache_len or a narrower quantize.scheme"  # what to do when memory is short
 
 
 MAX_STEPS_IN_FLIGHT = 2  # the one that the host waits for, and the one that the device runs next
 
 
+class Call(Protocol):
+    """One compiled function bound to its tensors."""
+
+    inputs: Mapping[str, NDArray[np.int64]]  # by the name of the input; the next call reads them
+
+    def __call__(self) -> NDArray[np.float32]:
+        """The outputs (B, T or 1, n_outputs) for the current inputs, in memory that the next call reuses."""
+
+
+class Caches(Protocol):
+    """The rings of every slot."""
+
+    def copy(self, source: int, target: int, columns: int) -> None:
+        """Copy what a slot holds in the first columns of each ring (all, if the ring has fewer) to another slot."""
+
+    def read(self, slot: int, columns: int) -> list[NDArray[Any]]:
+        """Copies of these columns in the host's memory, (n_kv_heads, columns, width) each."""
+
+    def write(self, slot: int, columns: Sequence[NDArray[Any]]) -> None:
+        """Put back what `read` returned."""
+
+
 class DeviceSampler(Protocol):
-    """Decode steps of one sequence that draw their own ids.
+    """Steps of one row that draw their own ids.
 
     A step reads the id that the step before it drew, without the host in between. At most MAX_STEPS_IN_FLIGHT may be
     started and not yet finished.
     """
 
-    def begin(self, token_id: int, position: int) -> None:
-        """Set the id that the next step is fed, and its position."""
+    def begin(self, token_id: int, position: int, slot: int) -> None:
+        """Set the id that the next step is fed, its position and its slot."""
 
     def start(self, temperature: float, top_k: int, draw: float) -> None:
         """Start a step. `top_k` 0 means all ids; `draw` is a number from 0 to 1."""
@@ -45,23 +68,20 @@ class DeviceSampler(Protocol):
 
 @dataclass(frozen=True)
 class LoadedArtifact:
-    """The functions that the engine calls and their inputs, keyed by tokens per call."""
+    """The functions that the engine calls, by name, and the caches that they update."""
 
-    # ids and positions (B, T), which the next call reads
-    inputs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]
-    # return the outputs (B, T or 1, n_outputs) in memory that the next call reuses
-    functions: dict[int, Callable[[], NDArray[np.float32]]]
-    caches: list[Any]  # one for each cache of the signature: arrays on a CPU, tensors on a GPU
+    functions: Mapping[str, Call]
+    caches: Caches
     device_sampler: DeviceSampler | None = None  # if the library can draw ids
 
 
 def device_bytes(manifest: Manifest) -> int:
     """Memory that a running artifact takes: weights, caches, activations, and a generous estimate of the rest."""
-    held = sum(map(tensor_bytes, manifest.weights)) + sum(map(tensor_bytes, manifest.graphs[-1].signature.caches))
-    return held + activation_bytes(manifest.model, manifest.shape, manifest.graphs) + PROCESS_BYTES
+    held = sum(map(tensor_bytes, manifest.weights)) + sum(map(tensor_bytes, manifest.caches))
+    return held + activation_bytes(manifest.model, manifest.functions) + PROCESS_BYTES
 
 
-def activation_bytes(model: ModelConfig, shape: Shape, graphs: Sequence[Graph]) -> int:
-    """Memory that the graphs' float32 activations take; each graph keeps its own."""
-    tokens = shape.batch * sum(graph.tokens for graph in graphs)
+def activation_bytes(model: ModelConfig, functions: Sequence[Function]) -> int:
+    """Memory that the functions' float32 activations take; each function keeps its own."""
+    tokens = sum(function.rows * function.tokens for function in functions)
     return 4 * tokens * LIVE_STATES * (model.dim + model.hidden_dim * (model.experts_per_token or 1))

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cache_numbers import Cache
@@ -9,8 +10,9 @@ from build.kernels.cpu.attention_products import key_product, value_product
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import clear, exp
 from build.kernels.shapes import RollingAttention
+from runtime.artifact.caches import RING_BLOCK
 
-STEP = 4  # blocks per step: 64 keys and 64 values of 64 numbers take 32 kB
+WIDTH = 4 * RING_BLOCK  # columns of a step: 64 keys and 64 values of 64 numbers take 32 kB
 HIDDEN = -1e30  # score of a column that a query does not see
 
 
@@ -24,7 +26,8 @@ class Queries(NamedTuple):
 class Columns(NamedTuple):
     """One head's columns in flat buffers of several heads, laid out as in `attention_products.py`.
 
-    Column c is column `start` + c of the buffers. It holds position base + c if c < cut, and base + c - W otherwise.
+    Column c is column `start` + c of the buffers. It holds position base + c if c < cut, and base + c - L otherwise, L
+    being the ring's length, or a later one that no query of the tile sees, nor the position that it stands for.
     """
 
     keys: Cache
@@ -48,17 +51,32 @@ class Softmax(NamedTuple):
     at: Any
 
 
-def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
+def position_of(shape: RollingAttention, columns: Columns, c: Expr) -> Expr:
+    """The position that column c stands for."""
+    return columns.base + c - T.Select(c >= columns.cut, T.int32(shape.ring_len), T.int32(0))
+
+
+def may_see(shape: RollingAttention, R: int):
+    """Function `sees(columns, column, count, softmax)`: whether a row of the tile may see one of `count` columns."""
+
+    def sees(columns, column, count, softmax):
+        first = position_of(shape, columns, column)
+        straddles = T.And(column < columns.cut, column + count > columns.cut)
+        return T.Or(straddles, T.And(first + count - 1 >= softmax.oldest[0], first <= softmax.newest[R - 1]))
+
+    return sees
+
+
+def attention_step(level: Level, shape: RollingAttention, R: int):
     """Inline `attend(queries, columns, column, count, softmax)`: attend over `count` columns for one tile of R rows.
 
-    The columns begin at `column`, and there are at most STEP * `block` of them. Keys are read in whole blocks, but no
-    value past the last column is read.
+    The columns begin at `column`, and there are at most WIDTH of them. Keys are read in whole blocks, but no value past
+    the last column is read.
     """
-    D, W, scaled = shape.head_dim, shape.cache_len, shape.cache_dtype == "int8"
-    add_keys, mix = key_product(level, shape, R, block), value_product(level, shape, R, STEP * block)
+    D, block, width, scaled = shape.head_dim, RING_BLOCK, WIDTH, shape.cache_dtype == "int8"
+    add_keys, mix = key_product(level, shape, R, block), value_product(level, shape, R, width)
     lanes = fitting_lanes(level, block)
     parts = block // lanes
-    width = STEP * block
 
     @T.inline
     def score(queries, columns, column, scores, c):
@@ -77,15 +95,12 @@ def attention_step(level: Level, shape: RollingAttention, R: int, block: int):
                     else:
                         scores[r * width + c + n * lanes + v] = sums[(r * parts + n) * lanes + v]
 
-    def position(columns, c):
-        return columns.base + c - T.Select(c >= columns.cut, T.int32(W), T.int32(0))
-
     def seen(columns, c, low, high):
-        return T.And(position(columns, c) >= low, position(columns, c) <= high)
+        return T.And(position_of(shape, columns, c) >= low, position_of(shape, columns, c) <= high)
 
     def sees_all(columns, column, count, low, high):
         """Whether positions low .. high cover all `count` columns; False if these straddle the cut."""
-        first = position(columns, column)
+        first = position_of(shape, columns, column)
         return T.And(
             T.Or(column >= columns.cut, column + count <= columns.cut), T.And(first >= low, first + count - 1 <= high)
         )

@@ -27,7 +27,7 @@ Body = Callable[..., Any]
 def linear(level: Level, shape: Linear) -> PrimFunc:
     """Kernel from x (*x_lead, K) and the stored weight to y (*lead, N); x and y are float32.
 
-    Arguments: x [, gain (K,)], the weight [, scales [, offsets]] [, order (K,)] [, residual (*lead, N)] and y. With
+    Arguments: x [, column (1,)] [, gain (K,)], the weight [, scales [, offsets]] [, order (K,)] [, residual (*lead, N)] and y. With
     `swiglu`, W holds gate and up, stacked, and y is half as wide.
     """
     layout = panel_layout(shape.weight, shape.n, shape.k)
@@ -35,9 +35,13 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
     order_of = layout.order or (UNUSED, "int32")
     body = _body(level, shape)
 
+    def start_of(column):
+        return shape.k * T.Cast("int32", column[0]) if shape.one_of else 0
+
     @T.prim_func
     def kernel(
         x: T.Buffer((*shape.x_lead, shape.k), "float32"),
+        column: T.Buffer((1,), "int64"),
         gain: T.Buffer((shape.k,), "float32"),
         w: T.Buffer(layout.shape, layout.dtype),
         s: T.Buffer(*scales),
@@ -47,7 +51,7 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
         y: T.Buffer((*shape.lead, shape.n_out), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        x_rows = T.decl_buffer((shape.x_rows, shape.k), "float32", data=x.data)
+        x_rows = T.decl_buffer((shape.rows, shape.k), "float32", data=x.data, elem_offset=start_of(column))
         y_rows = T.decl_buffer((shape.rows, shape.n_out), "float32", data=y.data)
         if shape.residual:
             residual_rows = T.decl_buffer((shape.rows, shape.n_out), "float32", data=residual.data)
@@ -56,6 +60,7 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
             body(x_rows, gain, order, w, s, z, None, y_rows)
 
     present = {
+        "column": shape.one_of,
         "gain": shape.norm_eps is not None,
         "s": layout.scales,
         "z": layout.offsets,

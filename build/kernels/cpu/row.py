@@ -24,13 +24,13 @@ def prepared_row(level: Level, shape: Linear, *, as_floats: bool = True):
     @T.inline
     def in_own_order(x, row, gain, out):
         scale = T.alloc_buffer((1,), "float32")
-        factor(x, shape.x_row(row), scale)
+        factor(x, row, scale)
         for c in T.serial(k // lanes):
             for v in T.vectorized(lanes):
                 if shape.norm_eps is None:
-                    out[c * lanes + v] = x[shape.x_row(row), c * lanes + v]
+                    out[c * lanes + v] = x[row, c * lanes + v]
                 else:
-                    out[c * lanes + v] = x[shape.x_row(row), c * lanes + v] * scale[0] * gain[c * lanes + v]
+                    out[c * lanes + v] = x[row, c * lanes + v] * scale[0] * gain[c * lanes + v]
 
     rounded = as_floats and shape.weight.rounds
     round_row = rounded_row(level, shape) if rounded else None

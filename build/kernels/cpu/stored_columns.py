@@ -21,18 +21,11 @@ def place(column: Any, element: Any, width: int, block: int) -> Any:
 def flat(shape: RollingAttention, cache: Cache) -> Cache:
     """The same memory as flat buffers."""
     sizes = [
-        (shape.batch * shape.n_kv_heads * shape.cache_len * part.width, part.dtype)
+        (shape.slots * shape.n_kv_heads * shape.ring_len * part.width, part.dtype)
         for part in shape.stored.parts(shape.head_dim)
     ]
     used = [T.decl_buffer((size,), dtype, data=part.data) for (size, dtype), part in zip(sizes, cache, strict=False)]
     return Cache(*used, *cache[len(used) :])
-
-
-def new_columns(shape: RollingAttention, columns: int) -> Cache:
-    """Flat buffers for the keys, or values, that a call adds, `columns` for each head."""
-    rows = shape.batch * shape.n_kv_heads * columns
-    buffers = [T.alloc_buffer((rows * part.width,), part.dtype) for part in shape.stored.parts(shape.head_dim)]
-    return Cache(*buffers, *[None] * (len(Cache._fields) - len(buffers)))
 
 
 def keeper(shape: RollingAttention):
@@ -73,23 +66,3 @@ def keeper(shape: RollingAttention):
                 )
 
     return {"int8": keep_int8, "uint8": keep_int4}.get(dtype, keep)
-
-
-def copier(shape: RollingAttention):
-    """Inline `copy(source, column, block, target, to, to_block)`: copy a stored column as it is."""
-    parts = list(shape.stored.parts(shape.head_dim))
-
-    @T.inline
-    def copy_part(source, column, block, target, to, to_block, width):
-        for e in T.serial(width):
-            target[place(to, e, width, to_block)] = source[place(column, e, width, block)]
-
-    @T.inline
-    def copy(source, column, block, target, to, to_block):
-        copy_part(source.numbers, column, block, target.numbers, to, to_block, parts[0].width)
-        if len(parts) > 1:
-            copy_part(source.scales, column, block, target.scales, to, to_block, parts[1].width)
-        if len(parts) > 2:
-            copy_part(source.minima, column, block, target.minima, to, to_block, parts[2].width)
-
-    return copy
