@@ -65,7 +65,8 @@ def golden_prompts(graphs: OnnxGraphs) -> list[GoldenPrompt]:
     generator = np.random.default_rng(SEED)
     prompts = [generator.integers(record.model.vocab_size, size=n) for n in lengths]
     with step_bar("golden prompts", (1 + steps) * record.model.n_layers) as bar:
-        stepper = TorchStepper(streamed_model(graphs, lambda: bar.advance(1)), len(prompts), record.cache_dtype)
+        stepper = TorchStepper(streamed_model(graphs, lambda: bar.advance(1)), record.cache_dtype)
+        stepper.reset(len(prompts))
         longest = max(lengths)
         padded = np.stack([np.pad(ids, (longest - len(ids), 0)) for ids in prompts])
         first = np.array([n - longest for n in lengths])

@@ -33,11 +33,11 @@ EMBEDDING, EXPERTS = "tok_embeddings.", ".experts."
 
 
 class TimedEngine(Protocol):
-    """The interface that the measurement needs of an engine."""
+    """The interface that the measurement needs of an engine with several texts, such as `SideBySide`."""
 
     @property
     def batch(self) -> int:
-        """Rows that every call computes."""
+        """Texts that advance together."""
 
     def room(self) -> int | None:
         """How many more ids fit the caches; None without a limit."""
@@ -46,10 +46,10 @@ class TimedEngine(Protocol):
         """Forget every id."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append one list of ids per row; returns logits (B, vocab) after the last ids."""
+        """Append one list of ids to each text; returns logits (B, vocab) after the last ids."""
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one id per row; returns logits (B, vocab)."""
+        """Append one id to each text; returns logits (B, vocab)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class PrefillSpeed:
-    """One prompt from empty caches to the first id. Rates count the tokens of all batch rows."""
+    """One prompt from empty caches to the first id. Rates count the tokens of all texts."""
 
     prompt_tokens: int
     ttft_s: float
@@ -145,18 +145,25 @@ def weight_bytes(weights: Iterable[TensorSpec | WeightSpec], *, tied: bool, expe
     return round(sum(tensor_bytes(spec) * (experts if EXPERTS in spec.name else 1) for spec in read))
 
 
-def cache_bytes(caches: Iterable[TensorSpec], context: int) -> int:
-    """Bytes of caches (B, n_kv_heads, slots, ...) that are visible after `context` tokens."""
-    return sum(tensor_bytes(spec) // spec.shape[2] * min(context, spec.shape[2]) for spec in caches)
+def cache_bytes(caches: Sequence[TensorSpec], windows: Sequence[int], context: int) -> int:
+    """Bytes of caches (sequences, n_kv_heads, columns, width) that a token sees after `context` tokens.
+
+    `windows` are the columns that each layer attends over.
+    """
+    each = len(caches) // len(windows)  # caches of one layer
+    return sum(
+        tensor_bytes(spec) // (spec.shape[0] * spec.shape[2]) * min(context, windows[i // each])
+        for i, spec in enumerate(caches)
+    )
 
 
-def step_bytes_of(manifest: Manifest) -> Callable[[int], int]:
-    """Bytes that a decode step must read at a context, as a function: weights, and the visible part of the caches."""
+def step_bytes_of(manifest: Manifest, rows: int = 1) -> Callable[[int], int]:
+    """Bytes that a step of so many sequences must read at a context, as a function: weights, and visible caches."""
     model = manifest.model
-    chosen = min(manifest.shape.batch * (model.experts_per_token or 1), model.n_experts or 1) / (model.n_experts or 1)
+    chosen = min(rows * (model.experts_per_token or 1), model.n_experts or 1) / (model.n_experts or 1)
     weights = weight_bytes(manifest.weights, tied=model.tied_embeddings, experts=chosen)
-    caches = manifest.graphs[-1].signature.caches
-    return lambda context: weights + cache_bytes(caches, context)
+    windows = model.cache_lens(manifest.shape.cache_len)
+    return lambda context: weights + rows * cache_bytes(manifest.caches, windows, context)
 
 
 def measure(engine: TimedEngine, vocab_size: int, workload: Workload, step_bytes: Callable[[int], int]) -> Speeds:
@@ -214,12 +221,14 @@ def _decode_speed(context: int, step_s: float, batch: int, nbytes: int) -> Decod
 def _skipped(asked: Workload, fitting: Workload, room: int | None) -> tuple[str, ...]:
     prompts = [f"a prompt of {n} tokens" for n in asked.prompt_tokens if n not in fitting.prompt_tokens]
     contexts = [f"{asked.steps} steps from a context of {n}" for n in asked.contexts if n not in fitting.contexts]
-    return tuple(f"skipped: {what}, more than the {room} slots of the caches" for what in [*prompts, *contexts])
+    return tuple(f"skipped: {what}, more than the {room} tokens that the caches hold" for what in [*prompts, *contexts])
 
 
 def bench(artifact: Path, workload: Workload, threads: int, minimum_build: int = 0) -> BenchReport:
     """Open the artifact, time the workload, and measure the memory's bandwidth before and after; raises `UserError`."""
-    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and wrong flags do not need
+    # These load TVM's runtime, which `--help` and wrong flags do not need.
+    from runtime.engines.engine import Engine
+    from runtime.engines.side_by_side import SideBySide
 
     start = time.perf_counter()
     engine = Engine.open(artifact, threads=threads, minimum_build=minimum_build)
@@ -228,7 +237,7 @@ def bench(artifact: Path, workload: Workload, threads: int, minimum_build: int =
     step_bytes = step_bytes_of(manifest)
     on_cpu = not TARGETS[manifest.target.kind].on_device
     bandwidth = fresh_read_bandwidth(threads) if on_cpu else None
-    speeds = measure(engine, manifest.model.vocab_size, workload, step_bytes)
+    speeds = measure(SideBySide(engine, 1), manifest.model.vocab_size, workload, step_bytes)
     longest = (
         max((p.prompt_tokens for p in speeds.prefill), default=0),
         max((d.context + workload.steps for d in speeds.decode), default=0),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime import cli
 from runtime.artifact.manifest import HeadName, LabelScores, ModelConfig
-from runtime.decoding.whole_texts import OpenedHead, Outputs, open_head, outputs_of_all, softmax, whole_texts_parser
+from runtime.decoding.whole_texts import OpenedHead, Outputs, open_head, softmax, whole_texts_parser
 from runtime.errors import UserError, run_command
 
 MAX_ANSWER_TOKENS = 30
@@ -63,7 +63,7 @@ class Answer:
 def _label_texts(opened: OpenedHead, args: argparse.Namespace) -> Iterator[Answer]:
     model = opened.model
     ids = [opened.ids(text) for text in args.text]
-    for outputs in outputs_of_all(opened.engine, ids):
+    for outputs in map(opened.engine.head_outputs, ids):
         scores = SCORES[model.label_scores](outputs[0])
         order = [int(label) for label in np.argsort(-scores, kind="stable")]
         ranked = [{"label": label_name(model, label), "score": float(scores[label])} for label in order]
@@ -74,7 +74,7 @@ def _label_texts(opened: OpenedHead, args: argparse.Namespace) -> Iterator[Answe
 def _label_tokens(opened: OpenedHead, args: argparse.Namespace) -> Iterator[Answer]:
     model, tokenizer = opened.model, opened.tokenizer
     ids = [opened.ids(text) for text in args.text]
-    for row, outputs in zip(ids, outputs_of_all(opened.engine, ids), strict=True):
+    for row, outputs in zip(ids, map(opened.engine.head_outputs, ids), strict=True):
         labels, scores = outputs.argmax(-1), softmax(outputs).max(-1)
         tokens = [
             {
@@ -96,7 +96,7 @@ def _answer_question(opened: OpenedHead, args: argparse.Namespace) -> Iterator[A
     if not all(map(opened.inside, contexts)):
         raise UserError("a --text is empty, expected a text that contains the answer")
     prompts = [question + context for context in contexts]
-    for ids, context, outputs in zip(prompts, contexts, outputs_of_all(opened.engine, prompts), strict=True):
+    for ids, context, outputs in zip(prompts, contexts, map(opened.engine.head_outputs, prompts), strict=True):
         inside = opened.inside(context)
         span = best_span(outputs[len(question) + inside.start : len(question) + inside.stop], args.max_answer_tokens)
         start, end = (len(question) + inside.start + token for token in (span.start, span.end))

@@ -53,21 +53,10 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     return SamplingOptions(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
 
 
-def open_engine(artifact: Path, threads: int | None, minimum_build: int = 0) -> "Engine":
-    """Open an artifact of batch 1; raises `UserError` for any other, and for one that fails a check."""
-    engine = open_batch_engine(artifact, threads, minimum_build)
-    if engine.batch != 1:
-        raise UserError(
-            f"{artifact} is compiled for {engine.batch} sequences at once, expected 1: "
-            "set shape.batch: 1 in its yaml and compile again"
-        )
-    return engine
-
-
-def open_batch_engine(
+def open_engine(
     artifact: Path, threads: int | None, minimum_build: int = 0, heads: Sequence[HeadName] = ("causal_lm",)
 ) -> "Engine":
-    """Open an artifact of any batch size.
+    """Open an artifact.
 
     Raises `UserError` for one that fails a check, or whose head is not one of the `heads` that the command uses.
     """

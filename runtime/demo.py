@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens is {args.max_tokens}, expected at least 1")
-    engine = cli.open_batch_engine(args.artifact, args.threads, args.minimum_build)
+    engine = cli.open_engine(args.artifact, args.threads, args.minimum_build)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime import cli
 from runtime.artifact.manifest import Pool
-from runtime.decoding.whole_texts import Outputs, open_head, outputs_of_all, whole_texts_parser
+from runtime.decoding.whole_texts import Outputs, open_head, whole_texts_parser
 from runtime.errors import run_command
 
 POOLS: Mapping[Pool, Callable[[Outputs], NDArray[np.float32]]] = {  # (tokens, dim) to (dim,)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ids = [opened.ids(text) for text in args.text]
     pool = opened.model.pool if args.pool is None else args.pool
     normalize = opened.model.normalize if args.normalize is None else args.normalize
-    vectors = [pooled(states, pool, normalize=normalize) for states in outputs_of_all(opened.engine, ids)]
+    vectors = [pooled(states, pool, normalize=normalize) for states in map(opened.engine.head_outputs, ids)]
     if args.json:
         rows = zip(args.text, ids, vectors, strict=True)
         print(

@@ -61,7 +61,7 @@ def _report(artifact: Path, threads: int, started: float) -> int:
     spec = engine.manifest.tokenizer
     ids = PROMPT_IDS if spec is None else open_tokenizer(spec, engine.folder).encode(PROMPT)
     moments.append(time.monotonic())
-    engine.prefill([ids] * engine.batch).argmax(-1)
+    engine.feed(0, ids).argmax(-1)
     moments.append(time.monotonic())
     seconds = tuple(after - before for before, after in itertools.pairwise(moments))
     print(json.dumps(asdict(Sample(seconds, _resident_mb("RssAnon"), _resident_mb("RssFile")))))

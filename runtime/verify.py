@@ -1,10 +1,10 @@
 """`python -m runtime.verify ARTIFACT`: is this folder intact, does it run here, and does it compute what it should?
 
 It needs nothing but the artifact. Opening it checks every rule of `runtime.artifact.folder`, and the signature if a
-public key is given. Then random ids go through the graphs in three ways, which must give the same logits: one by one,
-as one prefill, and as a prefill that decode continues. If the device draws ids by itself, they must be the likeliest.
-Last come the golden prompts that `make ship` adds: they must give the same outputs and greedy tokens as on the machine
-that compiled the artifact, within the bound.
+public key is given. Then random ids go through every slot in three ways, which must give the same logits: one by one,
+as one prefill, and as a prefill that steps continue. On a CPU they must be the same bits. If the device draws ids by
+itself, they must be the likeliest. Last come the golden prompts that `make ship` adds: they must give the same outputs
+and greedy tokens as on the machine that compiled the artifact, within the bound.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from runtime.artifact.build_number import add_minimum_build
 from runtime.artifact.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signing import KEY_VARIABLE, key_of_environment
+from runtime.artifact.targets import TARGETS
 from runtime.columns import in_columns
 from runtime.decoding.sampler import GREEDY, DrawingModel, Sampler
 from runtime.errors import UserError, run_command
@@ -32,23 +33,27 @@ Logits = NDArray[np.float32]
 
 
 class VerifiableEngine(Protocol):
-    """The interface that the check needs of an engine."""
+    """The interface that the check needs of an engine with several texts, such as `SideBySide`."""
+
+    @property
+    def batch(self) -> int:
+        """Texts that advance together."""
 
     @property
     def manifest(self) -> Manifest:
         """The artifact's manifest."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Logits:
-        """Append one list of ids per row; returns logits (B, vocab) after the last ids."""
+        """Append one list of ids to each text; returns logits (B, vocab) after the last ids."""
 
     def decode(self, ids: Sequence[int]) -> Logits:
-        """Append one id per row; returns logits (B, vocab)."""
+        """Append one id to each text; returns logits (B, vocab)."""
 
     def room(self) -> int | None:
         """How many more ids fit the caches; None without a limit."""
 
-    def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[Logits]:
-        """The outputs of a head that generates no text for one list of ids per row: (rows, n_outputs) each."""
+    def head_outputs(self, ids: Sequence[int]) -> Logits:
+        """The outputs of a head that generates no text for a text: (tokens or 1, n_outputs)."""
 
     def reset(self) -> None:
         """Forget every id."""
@@ -72,38 +77,41 @@ def bound_of(manifest: Manifest) -> float:
 
 
 def verify(engine: VerifiableEngine) -> tuple[Check, ...]:
-    """Run the same ids in three ways and compare, and let the device draw ids if it can.
+    """Run the same ids in three ways and compare.
 
     The engine's caches are emptied before and after. The model must generate text.
     """
     engine.reset()
     manifest = engine.manifest
     length = sequence_length(manifest.model, manifest.shape, engine.room())
-    ids = np.random.default_rng(SEED).integers(manifest.model.vocab_size, size=(manifest.shape.batch, length))
+    ids = np.random.default_rng(SEED).integers(manifest.model.vocab_size, size=(engine.batch, length))
     head = max(1, length - PAST_THE_END)
     stepwise = _decode(engine, ids)
     whole = _prefill(engine, ids)
     engine.reset()
     continued = np.concatenate([_prefill(engine, ids[:, :head]), _decode(engine, ids[:, head:], fresh=False)])
-    drawn = _drawn(engine, ids[:, :head], length - head)
     engine.reset()
-    bound = bound_of(manifest)
+    bound = 0.0 if TARGETS[manifest.target.kind].same_bits_in_any_call else bound_of(manifest)
     return (
         _finite(f"logits of {length} decode steps", stepwise),
         _finite(f"logits of a prefill of {length}", whole),
         _close("one prefill against decode steps", whole, stepwise[-1:], bound),
         _close(f"prefill of {head}, then decode, against decode steps", continued, stepwise[head - 1 :], bound),
-        *drawn,
     )
 
 
-def _drawn(engine: VerifiableEngine, ids: NDArray[np.int64], steps: int) -> tuple[Check, ...]:
-    """Compare the ids that the device draws greedily after a prompt with the largest logits of decode steps.
+def verify_draws(engine: VerifiableEngine) -> tuple[Check, ...]:
+    """Compare the ids that the device draws greedily after a prompt of one text with the largest logits of steps.
 
-    Empty if the device cannot draw.
+    Empty if the device cannot draw. The engine's caches are emptied before and after.
     """
+    engine.reset()
+    length = sequence_length(engine.manifest.model, engine.manifest.shape, engine.room())
+    steps = min(length - 1, PAST_THE_END)
     if not (isinstance(engine, DrawingModel) and engine.can_draw(GREEDY) and steps):
         return ()
+    vocab_size = engine.manifest.model.vocab_size
+    ids = np.random.default_rng(SEED).integers(vocab_size, size=(1, length - steps))
     first = int(_prefill(engine, ids)[0, 0].argmax())
     try:
         found = list(engine.draw(first, Sampler(GREEDY), steps))
@@ -112,16 +120,17 @@ def _drawn(engine: VerifiableEngine, ids: NDArray[np.int64], steps: int) -> tupl
     chosen = [int(_prefill(engine, ids)[0, 0].argmax())]
     for _ in range(steps):
         chosen.append(int(engine.decode(chosen[-1:])[0].argmax()))
+    engine.reset()
     same = sum(a == b for a, b in zip(found, chosen[1:], strict=True))
     return (Check("ids that the device draws", f"{same} of {steps} the likeliest", f"{steps}", same == steps),)
 
 
 def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[Check, ...]:
-    """Feed golden prompts and the greedy tokens after them to every row, and compare.
+    """Feed golden prompts and the greedy tokens after them to every text, and compare.
 
     The engine's caches are emptied before and after.
     """
-    bound, batch = bound_of(engine.manifest), engine.manifest.shape.batch
+    bound, batch = bound_of(engine.manifest), engine.batch
     checks: list[Check] = []
     for prompt in prompts:
         engine.reset()
@@ -131,7 +140,7 @@ def replay(engine: VerifiableEngine, prompts: Sequence[GoldenPrompt]) -> tuple[C
                 [engine.prefill(rows), *(engine.decode([token_id] * batch) for token_id in prompt.next_ids.tolist())]
             )
         else:
-            found = np.stack(engine.head_outputs(rows), axis=1)
+            found = engine.head_outputs(prompt.ids.tolist())[:, None]
         if (len(found), found.shape[2]) != prompt.outputs.shape:
             shape = list(prompt.outputs.shape)
             raise UserError(
@@ -188,7 +197,7 @@ def _finite(name: str, logits: Logits) -> Check:
 
 
 def _close(name: str, found: Logits, expected: Logits, bound: float, *, whole: bool = False) -> Check:
-    """Compare each batch row and step relative to its own largest logit, or with `whole` to the largest of all.
+    """Compare each text and step relative to its own largest logit, or with `whole` to the largest of all.
 
     The latter is for heads: with only one or two outputs, all of a row may be near zero.
     """
@@ -223,7 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_minimum_build(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    from runtime.engines.engine import Engine  # loads TVM's runtime, which `--help` and wrong flags do not need
+    # These load TVM's runtime, which `--help` and wrong flags do not need.
+    from runtime.engines.engine import Engine
+    from runtime.engines.side_by_side import SideBySide
 
     key = args.public_key or key_of_environment()
     engine = Engine.open(  # raises for a broken artifact
@@ -234,10 +245,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks = [Check("files", f"{n_files} sound", f"{n_files} sound", True)]
     if key is not None:
         checks.append(Check("signature", f"by the owner of {key}", f"by the owner of {key}", True))
+    texts = SideBySide(engine, engine.slots)
     if manifest.model.generates:
-        checks += verify(engine)
+        checks += [*verify(texts), *verify_draws(SideBySide(engine, 1))]
     if manifest.golden is not None:
-        checks += replay(engine, read_golden(args.artifact / manifest.golden))
+        checks += replay(texts, read_golden(args.artifact / manifest.golden))
     elif not manifest.model.generates:
         raise UserError(
             f"{args.artifact} has the head {manifest.model.head} and no golden prompts to compare with; "

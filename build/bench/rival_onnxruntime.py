@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.onnx_graphs.graphs import OnnxGraphs
-from runtime.artifact.manifest import CALL_INPUTS
 from runtime.artifact.tensor_file import numpy_dtype
 from runtime.bench import Measured, Workload, cache_bytes, measure, weight_bytes
-from runtime.engines.engine import chunk_sizes
 from runtime.errors import run_command
 from runtime.process_memory import peak_memory
 
@@ -25,27 +23,24 @@ Array = NDArray[Any]
 
 
 class OnnxruntimeEngine:
-    """Exported graphs under onnxruntime, with the interface of `runtime.engines.engine.Engine`; rows advance together.
+    """Exported graphs under onnxruntime, as `runtime.bench.TimedEngine` of one text.
 
     Two sets of caches take turns: a call reads one and writes all of the other, as the graph says. Every input and
     output is bound once to a numpy array, so that a call copies nothing but what the graph itself copies.
     """
 
+    batch = 1
+
     def __init__(self, graphs: OnnxGraphs, threads: int) -> None:
         self.record = graphs.record
         self.position = 0
-        decode = self.record.graphs[-1]
+        decode = next(graph for graph in self.record.graphs if (graph.rows, graph.tokens) == (1, 1))
         self._caches = [
             [np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.caches] for _ in range(2)
         ]
         self._current = 0  # the set that holds the past
         used = (self.record.graphs[0], decode)  # the largest chunk is enough: it accepts padding
         self._calls = {graph.tokens: _BoundGraph(graphs, graph.name, self._caches, threads) for graph in used}
-
-    @property
-    def batch(self) -> int:
-        """Rows that every call computes."""
-        return self.record.shape.batch
 
     def room(self) -> int | None:
         """How many more tokens fit in the caches; None if every layer has a window."""
@@ -56,9 +51,11 @@ class OnnxruntimeEngine:
         self.position = 0
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append equally many token ids to each row of an empty engine; returns logits (B, vocab) after the last."""
+        """Append token ids to the text, which is empty; returns logits (1, vocab) after the last."""
+        assert self.position == 0, "the graphs take padding only before a text"
         ids = np.array(prompts, np.int64)
-        sizes = chunk_sizes(ids.shape[1], tuple(self._calls), may_pad=self.position == 0)
+        chunk = max(self._calls)
+        sizes = [chunk] * -(-ids.shape[1] // chunk)
         padded = np.pad(ids, ((0, 0), (sum(sizes) - ids.shape[1], 0)))
         position = self.position + ids.shape[1] - padded.shape[1]
         logits = np.empty(0, np.float32)
@@ -69,7 +66,7 @@ class OnnxruntimeEngine:
         return logits
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one token id to each row; returns logits (B, vocab)."""
+        """Append one token id; returns logits (1, vocab)."""
         logits = self._run(np.array(ids, np.int64)[:, None], self.position)
         self.position += 1
         return logits
@@ -93,7 +90,7 @@ class _BoundGraph:
         self._session = onnxruntime.InferenceSession(
             graphs.onnx_path(graph), options, providers=["CPUExecutionProvider"]
         )
-        self._ids, self._positions = (np.zeros(spec.shape, np.int64) for spec in graph.signature.inputs[:CALL_INPUTS])
+        self._ids, self._positions = (np.zeros(spec.shape, np.int64) for spec in graph.signature.call)
         self._logits = np.zeros(graph.signature.outputs[0].shape, np.float32)
         inputs, outputs = ([spec.name for spec in specs] for specs in (graph.signature.inputs, graph.signature.outputs))
         self._bindings = []
@@ -107,7 +104,7 @@ class _BoundGraph:
             self._bindings.append(binding)
 
     def run(self, past: int, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        """Run one call on token ids (B, T) from `position` on; returns logits (B, vocab).
+        """Run one call on token ids (1, T) from `position` on; returns logits (1, vocab).
 
         It reads the set of caches `past` and writes the other.
         """
@@ -123,9 +120,10 @@ def main(graphs: str, workload: str, threads: str) -> int:
     record = opened.record
     weights = weight_bytes(record.weights, tied=record.model.tied_embeddings)
     caches = record.graphs[-1].signature.caches
+    windows = record.model.cache_lens(record.shape.cache_len)
     engine = OnnxruntimeEngine(opened, int(threads))
     asked = msgspec.json.decode(workload, type=Workload)
-    speeds = measure(engine, record.model.vocab_size, asked, lambda n: weights + cache_bytes(caches, n))
+    speeds = measure(engine, record.model.vocab_size, asked, lambda n: weights + cache_bytes(caches, windows, n))
     print(msgspec.json.encode(Measured(speeds, peak_memory() / 1e6)).decode())
     return 0
 

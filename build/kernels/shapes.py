@@ -8,6 +8,7 @@ from export.weights.table import format_of, panel_layout
 from runtime.artifact.caches import CacheFormat, cache_format
 from runtime.artifact.rotary import QueryScaling
 
+
 @dataclass(frozen=True)
 class Linear:
     """Shapes of one matrix product and of the work fused into the same launch."""

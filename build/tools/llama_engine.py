@@ -1,4 +1,4 @@
-"""llama.cpp with the interface of our engine, and the files that it makes of another type.
+"""llama.cpp with the interface of our engine's slots, and the files that it makes of another type.
 
 Needs llama-cpp-python, which `make setup BENCH=1` builds for exactly this processor. It belongs in a process of its
 own: its threads, TVM's and torch's would get in each other's way.
@@ -29,7 +29,7 @@ ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
 
 
 class LlamaEngine:
-    """A llama.cpp context with the interface of `runtime.engines.engine.Engine`.
+    """A llama.cpp context with the interface of `runtime.engines.side_by_side.SideBySide`.
 
     Each of the `batch` texts has a cache of `context` slots. Everything else is as llama.cpp has it by default. Raises
     `UserError` for a file that llama.cpp cannot load, and for caches that it cannot make.

@@ -216,8 +216,8 @@ class ShapeConfig(Section):
     cache_len: Count = Field(
         default=4096,
         description=A_COUNT,
-        title="Tokens that the cache of a layer without a sliding window holds for a sequence; a full one ends the "
-        "generation. A layer with a window keeps as many as its window and one call, and the text may be of any length.",
+        title="Tokens that a slot holds in a layer without a sliding window; a full one ends the generation. A layer "
+        "with a window keeps as many as its window and one call, and the text may be of any length.",
     )
 
     @model_validator(mode="after")

@@ -41,9 +41,7 @@ class Case:
 
     def calls(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Ids (B, T) and first positions (B,) of each call, padding included."""
-        padded = np.stack(
-            [np.pad(ids, (count, 0)) for ids, count in zip(self.sequences, self.padding, strict=True)]
-        )
+        padded = np.stack([np.pad(ids, (count, 0)) for ids, count in zip(self.sequences, self.padding, strict=True)])
         ends = np.cumsum(self.schedule)
         return [
             (np.ascontiguousarray(padded[:, end - tokens : end]), end - tokens - self.padding)

@@ -64,9 +64,7 @@ def functions_of(model: ModelConfig, shape: Shape, cache_dtype: DType) -> tuple[
     def signature(rows: int, tokens: int) -> Signature:
         slots = TensorSpec(name=SLOTS, shape=(rows,), dtype="int64")
         column = [TensorSpec(name=COLUMN, shape=(1,), dtype="int64")] if picks_column(model, tokens) else []
-        return Signature(
-            inputs=(*_ids(rows, tokens), slots, *column, *rings), outputs=(_output(model, rows, tokens),)
-        )
+        return Signature(inputs=(*_ids(rows, tokens), slots, *column, *rings), outputs=(_output(model, rows, tokens),))
 
     return tuple(
         Function(name=name, rows=rows, tokens=tokens, signature=signature(rows, tokens))

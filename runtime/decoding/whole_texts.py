@@ -1,7 +1,7 @@
 """Whole texts through an artifact whose head generates no text: code that the classify and embed commands share."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,20 +15,14 @@ from runtime.artifact.manifest import HeadName, ModelConfig
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
-FILLER_ID = 0  # held by rows without a text: any valid id, since no row sees another
-
 Outputs = NDArray[np.float32]
 
 
 class HeadModel(Protocol):
     """The interface that whole texts need of an engine."""
 
-    @property
-    def batch(self) -> int:
-        """Rows that every call computes."""
-
-    def head_outputs(self, texts: Sequence[Sequence[int]]) -> list[Outputs]:
-        """The head's outputs for one list of ids per row: (tokens, n_outputs), or (1, n_outputs) for the last token."""
+    def head_outputs(self, ids: Sequence[int]) -> Outputs:
+        """The head's outputs for a text: (tokens, n_outputs), or (1, n_outputs) for the last token."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +47,6 @@ class OpenedHead:
         return range(int(spec.add_bos and spec.bos_id is not None), len(ids) - int(spec.end_id is not None))
 
 
-def outputs_of_all(engine: HeadModel, texts: Sequence[Sequence[int]]) -> Iterator[Outputs]:
-    """`HeadModel.head_outputs` for any number of texts.
-
-    As many run side by side as the engine has rows; the last group is filled up.
-    """
-    for start in range(0, len(texts), engine.batch):
-        group = texts[start : start + engine.batch]
-        yield from engine.head_outputs([*group, *([[FILLER_ID]] * (engine.batch - len(group)))])[: len(group)]
-
-
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Probabilities over the last axis."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
@@ -83,7 +67,7 @@ def whole_texts_parser(command: str, description: str) -> argparse.ArgumentParse
 
 def open_head(artifact: Path, threads: int | None, minimum_build: int, heads: Sequence[HeadName]) -> OpenedHead:
     """Open an artifact with one of the `heads`; raises `UserError` for any other head, or without a tokenizer."""
-    engine = cli.open_batch_engine(artifact, threads, minimum_build, heads)
+    engine = cli.open_engine(artifact, threads, minimum_build, heads)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(f"{artifact} has no tokenizer, and --text needs one; compile a checkpoint that has one")

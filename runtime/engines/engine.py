@@ -23,7 +23,7 @@ from runtime.artifact.signing import key_of_environment
 from runtime.artifact.targets import TARGETS
 from runtime.decoding.sampler import NOT_FINITE, Sampler, SamplingOptions
 from runtime.engines.call_sizes import call_sizes
-from runtime.engines.loaded_artifact import HIDDEN, MAX_STEPS_IN_FLIGHT, PADDING_ID, Call, LoadedArtifact
+from runtime.engines.loaded_artifact import HIDDEN, MAX_STEPS_IN_FLIGHT, PADDING_ID, LoadedArtifact
 from runtime.engines.machines import MACHINES
 from runtime.errors import UserError
 
@@ -192,6 +192,11 @@ class Engine:
             self._append(slot, [token_id])
         return call()[: len(rows), 0].copy()
 
+    def step_all(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """As `step`, for any number of rows of different slots, in as few steps as hold them."""
+        most = self.step_rows[-1]
+        return np.concatenate([self.step(rows[start : start + most]) for start in range(0, len(rows), most)])
+
     def feed(self, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append any number of ids to a slot, in as many calls as they take; returns and raises as `prefill`."""
         self._check_head(generates=True)
@@ -305,8 +310,8 @@ class Engine:
             raise UserError(f"the text would reach position {LAST_POSITION}, the last one; empty the slot first")
         if room is not None and len(ids) > room:
             raise UserError(
-                f"{len(ids)} more tokens do not fit: the caches have room for {room} of {self.manifest.shape.cache_len}; "
-                "compile with a larger shape.cache_len"
+                f"{len(ids)} more tokens do not fit: the slot has room for {room} of "
+                f"{self.manifest.shape.cache_len}; compile with a larger shape.cache_len"
             )
 
 

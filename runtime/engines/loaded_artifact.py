@@ -27,7 +27,9 @@ MAX_STEPS_IN_FLIGHT = 2  # the one that the host waits for, and the one that the
 class Call(Protocol):
     """One compiled function bound to its tensors."""
 
-    inputs: Mapping[str, NDArray[np.int64]]  # by the name of the input; the next call reads them
+    @property
+    def inputs(self) -> Mapping[str, NDArray[np.int64]]:
+        """The inputs by name, which the next call reads."""
 
     def __call__(self) -> NDArray[np.float32]:
         """The outputs (B, T or 1, n_outputs) for the current inputs, in memory that the next call reuses."""

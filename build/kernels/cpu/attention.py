@@ -292,9 +292,7 @@ def _joined(level: Level, shape: RollingAttention, R: int):
                 for v in T.vectorized(lanes):
                     sums[v] = (
                         sums[v]
-                        + largest[(first + s) * R + r]
-                        * joined[1]
-                        * mixed[((first + s) * R + r) * D + c * lanes + v]
+                        + largest[(first + s) * R + r] * joined[1] * mixed[((first + s) * R + r) * D + c * lanes + v]
                     )
             for v in T.vectorized(lanes):
                 flat_out[at + c * lanes + v] = sums[v]

@@ -27,8 +27,8 @@ Body = Callable[..., Any]
 def linear(level: Level, shape: Linear) -> PrimFunc:
     """Kernel from x (*x_lead, K) and the stored weight to y (*lead, N); x and y are float32.
 
-    Arguments: x [, column (1,)] [, gain (K,)], the weight [, scales [, offsets]] [, order (K,)] [, residual (*lead, N)] and y. With
-    `swiglu`, W holds gate and up, stacked, and y is half as wide.
+    Arguments: x [, column (1,)] [, gain (K,)], the weight [, scales [, offsets]] [, order (K,)] [, residual (*lead, N)]
+    and y. With `swiglu`, W holds gate and up, stacked, and y is half as wide.
     """
     layout = panel_layout(shape.weight, shape.n, shape.k)
     scales, zeros = layout.scales or (UNUSED, "float32"), layout.offsets or (UNUSED, "uint8")

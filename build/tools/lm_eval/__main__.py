@@ -14,7 +14,7 @@ from rich.table import Table
 
 from build.tools.lm_eval.scoring import Scorer
 from export.console import output
-from runtime.cli import open_batch_engine
+from runtime.cli import open_engine
 from runtime.errors import UserError, run_command
 from runtime.text.tokenizer import open_tokenizer
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--limit is {arguments.limit}, expected at least 1")
     if arguments.tasks_folder is not None and not arguments.tasks_folder.is_dir():
         raise UserError(f"--tasks-folder is {arguments.tasks_folder}, expected a folder with YAML files of tasks")
-    engine = open_batch_engine(arguments.artifact, arguments.threads)
+    engine = open_engine(arguments.artifact, arguments.threads)
     if engine.manifest.tokenizer is None:
         raise UserError(f"{engine.folder} has no tokenizer, which tasks need; use a checkpoint with a tokenizer")
     scorer = Scorer(engine, open_tokenizer(engine.manifest.tokenizer, engine.folder))

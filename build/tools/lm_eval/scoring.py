@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from build.tools.quality.figures import Distribution
-from runtime.decoding.batch import FILLER_ID, HIDDEN, AnyModel, generate_all
+from runtime.decoding.batch import generate_all
 from runtime.decoding.generation import row_samplers
 from runtime.decoding.sampler import SamplingOptions
+from runtime.engines.engine import Engine, Row
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer
 
@@ -72,7 +73,7 @@ class Generation:
 class Scorer:
     """An engine and its tokenizer; `advance` is told how many requests are done after each step."""
 
-    engine: AnyModel
+    engine: Engine
     tokenizer: Tokenizer
     advance: Callable[[int], None] = field(default=lambda _count: None)
 
@@ -143,39 +144,31 @@ class Scorer:
         # the longest first: those side by side are of about the same length
         order = sorted(range(len(fitting)), key=lambda i: (-len(fitting[i].context), -len(fitting[i].continuation)))
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(fitting)
-        for start in range(0, len(order), self.engine.batch):
-            group = order[start : start + self.engine.batch]
+        for start in range(0, len(order), self.engine.slots):
+            group = order[start : start + self.engine.slots]
             for index, found in zip(group, self._side_by_side([fitting[i] for i in group]), strict=True):
                 scores[index] = found
             self.advance(len(group))
         return scores
 
     def _side_by_side(self, rows: Sequence[Scored]) -> list[tuple[float, bool]]:
-        """The scores of one group, with at most as many rows as the engine has, starting from empty caches.
-
-        A row that has ended is fed at a position that nothing sees.
-        """
+        """The scores of one group, each in a slot of its own, of which there are enough."""
         engine = self.engine
-        engine.reset()
-        unused = engine.batch - len(rows)
-        logits = engine.prefill([*(row.context for row in rows), *([[FILLER_ID]] * unused)])
-        ids, first = np.full((engine.batch, 1), FILLER_ID, np.int64), np.full(engine.batch, HIDDEN, np.int64)
+        for slot in range(len(rows)):
+            engine.rewind(slot, 0)
+        logits = np.stack([engine.feed(slot, row.context) for slot, row in enumerate(rows)])
         totals, greedy = [0.0] * len(rows), [True] * len(rows)
-        longest = max(len(row.continuation) for row in rows)
-        for step in range(longest):
-            running = [i for i, row in enumerate(rows) if step < len(row.continuation)]
+        running = list(range(len(rows)))
+        for step in range(max(len(row.continuation) for row in rows)):
             targets = np.array([rows[i].continuation[step] for i in running])
-            found = Distribution.of(logits[running])
+            found = Distribution.of(logits)
             for i, log, same in zip(running, found.log_of(targets), found.top == targets, strict=True):
                 totals[i] += float(log)
                 greedy[i] &= bool(same)
-            first[:] = HIDDEN
-            for i, row in enumerate(rows):
-                if step + 1 < len(row.continuation):  # the last token is only predicted
-                    ids[i], first[i] = row.continuation[step], len(row.context) + step
-            if step + 1 < longest:
-                logits = engine.step(1, ids, first)
-        engine.reset()
+            # the last token is only predicted
+            running = [i for i in running if step + 1 < len(rows[i].continuation)]
+            if running:
+                logits = engine.step_all([Row(i, rows[i].continuation[step]) for i in running])
         return list(zip(totals, greedy, strict=True))
 
     def _encoded(self, context: str, continuation: str) -> Scored:
@@ -199,9 +192,9 @@ class Scorer:
         return Scored(request.context[-(slots + 1 - len(request.continuation)) :], request.continuation)
 
     def _slots(self) -> int | None:
-        """The slots of empty caches; None without a limit."""
-        self.engine.reset()
-        return self.engine.room()
+        """Tokens that a slot's caches hold; None without a limit."""
+        self.engine.rewind(0, 0)
+        return self.engine.room(0)
 
 
 def rolling_windows(ids: Sequence[int], prefix_id: int, slots: int | None) -> Iterator[Scored]:

@@ -30,6 +30,7 @@ from export.weights.stored import StoredWeights
 from runtime.artifact.consistency import WEIGHTS_FILE
 from runtime.artifact.targets import TARGETS
 from runtime.engines.engine import Engine
+from runtime.engines.side_by_side import SideBySide
 from runtime.errors import UserError, run_command
 from runtime.text.tokenizer import open_tokenizer
 
@@ -95,7 +96,7 @@ def compile_variants(job: Job, wanted: Sequence[str], baseline: str, context: in
     changes = {label: VARIANTS[label] for label in labels}
     same = [label for label in labels if _stores(job.changed(changes[label]).config) == _stores(job.config)]
     chunk = 16 if context is None else min(CHUNK, context // 2)
-    shape = [f"shape.batch={ROWS}", f"shape.cache_len={context or LENGTH}", f"shape.prefill_chunk={chunk}"]
+    shape = [f"shape.slots={ROWS}", f"shape.cache_len={context or LENGTH}", f"shape.prefill_chunk={chunk}"]
     names = {label: baseline if label == BASELINE else label for label in labels}
     variants = {
         f"{names[label]} ({OWN})" if label in same else names[label]: compile_variant(
@@ -131,7 +132,8 @@ def contestants(
 ) -> Iterator[dict[str, Contestant]]:
     """Our engines, and llama.cpp on the same checkpoint with caches of `slots`."""
     ours = {
-        label: Contestant(engine, (engine.folder / WEIGHTS_FILE).stat().st_size) for label, engine in engines.items()
+        label: Contestant(SideBySide(engine, ROWS), (engine.folder / WEIGHTS_FILE).stat().st_size)
+        for label, engine in engines.items()
     }
     if not llama:
         yield ours
@@ -153,8 +155,7 @@ def passages_of(text: Text, engine: Engine, context: int | None, most: int | Non
     tokenizer = open_tokenizer(engine.manifest.tokenizer, engine.folder)
     if context is not None:
         return chunks(text, tokenizer, context, most)
-    engine.reset()
-    return whole_rows(text, tokenizer, engine.batch, engine.room() or LENGTH)
+    return whole_rows(text, tokenizer, ROWS, engine.manifest.shape.cache_len if engine.room(0) else LENGTH)
 
 
 def read_text(readers: Mapping[str, Contestant], name: str, passages: Passages) -> list[Quality]:

@@ -12,7 +12,7 @@ from build.tools.quality.texts import Passages
 
 
 class Reader(Protocol):
-    """The interface of a model that reads a batch of texts; an `Engine` has it."""
+    """The interface of a model that reads a batch of texts; `SideBySide` and `LlamaEngine` have it."""
 
     @property
     def batch(self) -> int:
