@@ -24,11 +24,11 @@ from build.kernels.cpu.norm import rms_norm
 from build.kernels.cpu.residual import residual
 from build.kernels.cpu.rotation import rotation
 from build.kernels.cpu.swiglu import swiglu
-from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention, ring_block
+from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from export.weights.encoded import OFFSET_SUFFIXES
 from export.weights.format import ModelTensor, Storage
 from export.weights.table import carry, load, store
-from runtime.artifact.caches import cache_format
+from runtime.artifact.caches import RING_BLOCK, cache_format
 from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.rotary import QueryScaling
@@ -194,7 +194,8 @@ def product(shape, seed=0):
         x = whole_levels(x, shape)
     gain = generator.standard_normal(shape.k).astype(np.float32)
     residual = generator.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)
-    wide = x.astype(np.float64) if shape.last_of is None else x[:, -1:].astype(np.float64)
+    column = None if shape.one_of is None else np.array([shape.one_of - 2])
+    wide = (x if column is None else x[:, column]).astype(np.float64)
     if shape.norm_eps is not None:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + np.float32(shape.norm_eps)) * gain
     size_of = magnitudes(tensor, stored)
@@ -205,7 +206,8 @@ def product(shape, seed=0):
         levels, scales = in_levels(wide, shape)
         wide = (np.rint(levels) * scales).reshape(wide.shape)
     exact, size = wide @ weight.T, np.abs(wide) @ size_of.T
-    arrays = [x, *([gain] if shape.norm_eps is not None else []), *parts, *([residual] if shape.residual else [])]
+    arrays = [x, *([] if column is None else [column])]
+    arrays += [*([gain] if shape.norm_eps is not None else []), *parts, *([residual] if shape.residual else [])]
     return Product(shape, arrays, exact + (residual if shape.residual else 0), size, levels)
 
 
@@ -401,8 +403,8 @@ def test_linear_of_rounded_tokens_in_whole_registers(width, name):
     check_rounded_product(level, width, Linear((1, 7), 45, 136, DYNAMIC[name], norm_eps=eps))
 
 
-def test_linear_of_the_last_token_of_two_rows(float_level):
-    check_product(*float_level, Linear((2, 1), 40, 9, FORMATS["float32"], last_of=3, norm_eps=1e-5))
+def test_linear_of_one_token(float_level):
+    check_product(*float_level, Linear((1, 1), 40, 9, FORMATS["float32"], one_of=3, norm_eps=1e-5))
 
 
 def test_linear_of_two_batch_rows_and_three_tokens(float_level):
@@ -537,10 +539,14 @@ def test_exp_at_its_ends(exp_kernel):
 
 @dataclass(frozen=True)
 class Attention:
-    """One sequence of calls; `padding` is the number of negative positions with which each batch row begins."""
+    """One schedule of calls for several sequences; sequence i joins `late[i]` tokens after the schedule begins.
+
+    A call of one token has a row for each sequence; a longer one is made for each sequence by itself, and is padded
+    where the sequence joins within it.
+    """
 
     chunks: tuple[int, ...]
-    padding: tuple[int, ...]
+    late: tuple[int, ...]
     heads: tuple[int, int]
     head_dim: int
     window: int
@@ -552,8 +558,8 @@ class Attention:
 ATTENTION = {
     "decode-crosses-the-window-twice": Attention((1,) * 11, (0,), (4, 2), 16, 5),
     "one-chunk-far-longer-than-the-window": Attention((16,), (0,), (3, 1), 20, 5),
-    "chunks-and-decode-with-padding": Attention((3, 3, 16, 1, 1, 3), (2,), (4, 4), 20, 8),
-    "two-rows-one-padded-beyond-a-chunk": Attention((3, 3, 16, 3, 1, 1), (1, 5), (6, 2), 16, 8, scale=0.7),
+    "chunks-and-decode-late": Attention((3, 3, 16, 1, 1, 3), (2,), (4, 4), 20, 8),
+    "two-sequences-one-later-than-a-chunk": Attention((3, 3, 16, 3, 1, 1), (1, 5), (6, 2), 16, 8, scale=0.7),
     "window-of-one": Attention((3, 1, 1), (0,), (4, 1), 16, 1),
     "window-never-full": Attention((16, 3, 1), (4,), (3, 1), 64, 64),
     "head-dim-128": Attention((3, 3, 1), (1, 0), (4, 1), 128, 4),
@@ -572,16 +578,16 @@ ATTENTION = {
 
 
 def attention_inputs(case, generator):
-    """qkv, positions, cos and sin of all tokens.
+    """qkv, positions, cos and sin of all tokens; positions are negative before a sequence joins.
 
-    Padding is NaN, to show whether anything reads it. Narrow rings get quarter turns, whose rotation is exact, so that
+    What is before it is NaN, to show whether anything reads it. Narrow rings get quarter turns, whose rotation is exact, so that
     no rounding can fall on either side, and numbers in whole levels of int8.
     """
-    total, batch, half = sum(case.chunks), len(case.padding), case.head_dim // 2
+    total, batch, half = sum(case.chunks), len(case.late), case.head_dim // 2
     qkv = generator.standard_normal((batch, total, (case.heads[0] + 2 * case.heads[1]) * case.head_dim)).astype(
         np.float32
     )
-    positions = np.arange(total) - np.array(case.padding)[:, None]
+    positions = np.arange(total) - np.array(case.late)[:, None]
     qkv[positions < 0] = np.nan
     if case.dtype == "int8":
         columns = qkv.reshape(batch, total, -1, case.head_dim)[:, :, case.heads[0] :]
@@ -665,63 +671,136 @@ def test_rolling_attention_in_whole_registers(width, name):
 
 
 def check_attention(level, processor, case):
-    generator = np.random.default_rng(0)
-    qkv, positions, cos, sin = attention_inputs(case, generator)
-    (h, kv), d, batch = case.heads, case.head_dim, len(case.padding)
+    qkv, positions, cos, sin = attention_inputs(case, np.random.default_rng(0))
+    (h, kv), d = case.heads, case.head_dim
     untouched = NEVER_WRITTEN[case.dtype]
-    rings = [
-        aligned(np.full((batch, kv, case.window, part.width), 1 if part.suffix else untouched, part.dtype))
-        for part in cache_format(case.dtype).parts(d)
-        for _side in ("keys", "values")
-    ]
+    slots = [len(case.late), *range(len(case.late) - 1)]  # of each sequence; one slot is nobody's
+    rings = new_rings(case, untouched)
     untouched_rings = [ring.copy() for ring in rings]
-    found = []
-    start = 0
-    kernels = {
-        t: compiled(
-            attention_kernel(
-                level, RollingAttention(batch, t, h, kv, d, case.window, case.dtype, case.scale, case.query_scaling)
-            ),
-            processor,
-        )
-        for t in set(case.chunks)
-    }
-    for tokens in case.chunks:
-        part = slice(start, start + tokens)
-        out = output(batch, tokens, h * d)
-        inputs = (np.ascontiguousarray(x) for x in (qkv[:, part], cos[:, :, part], sin[:, :, part], positions[:, part]))
-        call(kernels[tokens], *inputs, *rings, out)
-        found.append(out)
-        start += tokens
-    found = np.concatenate(found, 1).reshape(batch, -1, h, d)
-    for b in range(batch):
+    found = attended(level, processor, case, rings, slots)
+    assert np.isfinite(found).all()  # rows of padding included
+    for b, slot in enumerate(slots):
         expected, bounds, key, value = attention_reference(case, qkv[b], positions[b], cos[b, 0], sin[b, 0])
-        assert (np.abs(found[b] - expected) <= bounds).all()  # rows of padding included, which are zero, not NaN
-        keys = cache_reference.widened([by_slot(ring[b]) for ring in rings[0::2]])
-        values = cache_reference.widened([ring[b] for ring in rings[1::2]])
+        shown = positions[b] >= 0
+        assert (np.abs(found[b] - expected) <= bounds)[shown].all()
+        keys = cache_reference.widened([by_column(ring[slot]) for ring in rings[0::2]])
+        values = cache_reference.widened([ring[slot] for ring in rings[1::2]])
         nothing = cache_reference.widened([ring[0, 0, 0] for ring in untouched_rings[0::2]])
         check_ring(keys, key, positions[b], nothing, 3 * U * 2 if case.dtype == "float32" else 0)
         check_ring(values, value, positions[b], nothing, 0)
+    for ring, before in zip(rings, untouched_rings, strict=True):
+        assert np.array_equal(ring[len(case.late) - 1], before[len(case.late) - 1])
 
 
-def by_slot(keys):
-    """Keys (kv_heads, W, width) in the order of slots."""
-    heads, window, width = keys.shape
-    block = ring_block(window)
-    return keys.reshape(heads, window // block, width, block).swapaxes(2, 3).reshape(keys.shape)
+def new_rings(case, content):
+    """Rings of one slot more than there are sequences."""
+    return [
+        aligned(
+            np.full(
+                (len(case.late) + 1, case.heads[1], ring_len(case), part.width),
+                1 if part.suffix else content,
+                part.dtype,
+            )
+        )
+        for part in cache_format(case.dtype).parts(case.head_dim)
+        for _side in ("keys", "values")
+    ]
+
+
+def ring_len(case):
+    """Columns of a ring that the longest of the longest calls below leaves room for, in whole blocks."""
+    return -(-(case.window + LONGEST_CALL - 1) // RING_BLOCK) * RING_BLOCK
+
+
+LONGEST_CALL = 80  # of all cases, so that their rings do not depend on the schedule
+
+
+def attended(level, processor, case, rings, slots):
+    """What the kernels give for a case (sequences, tokens, heads, D), in the slots of these rings."""
+    qkv, positions, cos, sin = attention_inputs(case, np.random.default_rng(0))
+    (h, kv), d = case.heads, case.head_dim
+    out = np.zeros((len(case.late), sum(case.chunks), h, d), np.float32)
+    start = 0
+    for tokens in case.chunks:
+        part = slice(start, start + tokens)
+        rows = len(case.late) if tokens == 1 else 1
+        shape = RollingAttention(
+            rows, tokens, h, kv, d, len(case.late) + 1, case.window, ring_len(case), case.dtype, case.scale,
+            case.query_scaling,
+        )  # fmt: skip
+        kernel = compiled(attention_kernel(level, shape), processor)
+        order = list(range(len(case.late)))[::-1]  # rows are not in the order of their slots
+        for group in [order] if tokens == 1 else [[b] for b in order]:
+            inputs = [
+                np.stack([padded_right(array[b], axis, part, positions[b]) for b in group])
+                for array, axis in ((qkv, 0), (cos, 1), (sin, 1), (positions, 0))
+            ]
+            inputs[3] = np.where(inputs[3] < 0, -1, inputs[3])
+            result = output(rows, tokens, h * d)
+            call(kernel, *inputs, np.array([slots[b] for b in group]), *rings, result)
+            for b, own in zip(group, result.reshape(len(group), tokens, h, d), strict=True):
+                out[b, part] = np.roll(own, int((positions[b, part] < 0).sum()), axis=0)
+        start += tokens
+    return out
+
+
+def padded_right(array, axis, part, positions):
+    """A call's part of one sequence's inputs, with what is before the sequence moved behind it."""
+    return np.roll(np.take(array, range(part.start, part.stop), axis), -int((positions[part] < 0).sum()), axis)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8"])
+def test_rolling_attention_gives_the_same_bits_in_any_call(float_level, dtype):
+    """Whatever the calls, the slots, and what the rings held before, across the wrap of the ring."""
+    total = 3 * 96
+    schedules = [(1,) * total, (80, 16) * 3, (80, 80, 80, *(1,) * 48), (*(1,) * 48, 16, 80, 80, 16, 16, *(1,) * 32)]
+    found = []
+    for i, chunks in enumerate(schedules):
+        case = Attention(chunks, (0, 9), (6, 2), 32, 20, dtype)
+        rings = new_rings(case, 7 * i)
+        found.append(attended(*float_level, case, rings, [(i + 1) % 3, i % 3]))
+    for b, late in enumerate((0, 9)):
+        for other in found[1:]:
+            assert np.array_equal(other[b, late:], found[0][b, late:])
+
+
+def test_rows_of_one_slot_attend_as_one_after_the_other(float_level):
+    """Several rows of a slot are consecutive tokens; what a later one writes is hidden from those before it."""
+    level, processor = float_level
+    case = Attention((1,) * 240, (0,), (4, 2), 16, 20)
+    one_by_one = attended(level, processor, case, new_rings(case, 0), [1])
+    qkv, positions, cos, sin = attention_inputs(case, np.random.default_rng(0))
+    shape = RollingAttention(8, 1, 4, 2, 16, 2, case.window, ring_len(case), case.dtype, case.scale)
+    kernel, rings = compiled(attention_kernel(level, shape), processor), new_rings(case, 0)
+    for start in range(0, 240, 7):  # the eighth row is nobody's
+        count = min(7, 240 - start)
+        inputs = [np.moveaxis(np.take(array, range(start, start + count), axis), axis, 0) for array, axis in
+                  ((qkv, 1), (cos, 2), (sin, 2), (positions, 1))]  # fmt: skip
+        rows = [np.concatenate([array, np.zeros((8 - count, *array.shape[1:]), array.dtype)]) for array in inputs]
+        rows[3][count:] = -1
+        rows[1], rows[2] = (array.reshape(8, 1, 1, -1) for array in rows[1:3])
+        result = output(8, 1, 4 * 16)
+        call(kernel, *map(np.ascontiguousarray, rows), np.ones(8, np.int64), *rings, result)
+        assert np.array_equal(result[:count, 0].reshape(count, 4, 16), one_by_one[0, start : start + count])
+
+
+def by_column(keys):
+    """Keys (kv_heads, L, width) in the order of columns."""
+    heads, length, width = keys.shape
+    return keys.reshape(heads, length // RING_BLOCK, width, RING_BLOCK).swapaxes(2, 3).reshape(keys.shape)
 
 
 def check_ring(ring, columns, positions, untouched, relative):
-    """The last W positions are at slot = position mod W; slots that were never written are unchanged."""
-    window = ring.shape[1]
+    """The last L positions are in column = position mod L; columns that were never written are unchanged."""
+    length = ring.shape[1]
     last = positions[-1]
-    for slot in range(window):
-        position = last - (last - slot) % window
+    for column in range(length):
+        position = last - (last - column) % length
         if position < 0:
-            assert (ring[:, slot] == untouched).all()
+            assert (ring[:, column] == untouched).all()
         else:
             expected = columns[position - positions[0]]
-            assert (np.abs(ring[:, slot] - expected) <= relative * np.nanmax(np.abs(columns))).all()
+            assert (np.abs(ring[:, column] - expected) <= relative * np.nanmax(np.abs(columns))).all()
 
 
 def called(function, arrays, processor=PROCESSORS["avx2"]):
