@@ -21,7 +21,8 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import COLUMN, HEADS, IDS, POSITIONS, SLOTS, Manifest
 from runtime.artifact.signing import key_of_environment
 from runtime.artifact.targets import TARGETS
-from runtime.decoding.sampler import NOT_FINITE, Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import NOT_FINITE, Sampler
 from runtime.engines.call_sizes import call_sizes
 from runtime.engines.loaded_artifact import HIDDEN, MAX_STEPS_IN_FLIGHT, PADDING_ID, LoadedArtifact
 from runtime.engines.machines import MACHINES
@@ -234,10 +235,11 @@ class Engine:
     def draw(self, slot: int, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
         """Yield `steps` ids that follow `token_id`, as alternating `step` and `Sampler.sample` would give them.
 
-        They may differ only through float32 rounding. Requires `can_draw`. The next step is started before an id is
-        yielded, so that the device need not wait for the caller; that step's column counts only once the caller asks
-        for the next id, and its column is the one that any other id would take. An iterator ends when another one
-        begins. Raises `UserError` like `step`, and for any logit that is infinite or NaN.
+        Each is appended to the sampler's text. They may differ only through float32 rounding. Requires `can_draw`. The
+        next step is started before an id is yielded, so that the device need not wait for the caller; that step's
+        column counts only once the caller asks for the next id, and its column is the one that any other id would take.
+        An iterator ends when another one begins. Raises `UserError` like `step`, and for any logit that is infinite or
+        NaN.
         """
         device_sampler, room = self.loaded.device_sampler, self.room(slot)
         assert device_sampler is not None
@@ -245,23 +247,23 @@ class Engine:
         self._check(slot, [token_id])
         device_sampler.begin(token_id, len(self._held[slot].tokens), slot)
         this_call = self._draw_call = object()
-        ahead: list[tuple[float, int, float]] = []  # the options of the steps in flight
+        in_flight = 0
         try:
             for left in range(steps, 0, -1):
-                while len(ahead) < min(MAX_STEPS_IN_FLIGHT, left):
-                    ahead.append(sampler.device_options())
-                    device_sampler.start(*ahead[-1])
+                while in_flight < min(MAX_STEPS_IN_FLIGHT, left):
+                    device_sampler.start(*sampler.device_options(in_flight))
+                    in_flight += 1
                 drawn = device_sampler.finish()
-                ahead.pop(0)
+                in_flight -= 1
                 if drawn < 0:
                     raise UserError(NOT_FINITE)
                 self._append(slot, [token_id])
                 token_id = drawn
+                sampler.append(drawn)
                 yield drawn
                 if self._draw_call is not this_call:
                     return
         finally:
-            sampler.take_back(ahead)
             if self._draw_call is this_call:
                 device_sampler.abandon()
 

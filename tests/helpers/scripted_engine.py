@@ -75,7 +75,9 @@ def install(monkeypatch, folder, engine, spec=SPEC):
     """
     write_tokenizer(folder)
     engine.folder = folder
-    engine.manifest = types.SimpleNamespace(tokenizer=spec, model=types.SimpleNamespace(head="causal_lm"))
+    engine.manifest = types.SimpleNamespace(
+        tokenizer=spec, model=types.SimpleNamespace(head="causal_lm", vocab_size=VOCAB)
+    )
 
     def open_engine(artifact, *, threads=None, minimum_build=0):
         assert artifact == folder

@@ -10,7 +10,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from runtime.chat import converse, main
 from runtime.decoding.conversation import SEPARATOR, Conversation
-from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import Sampler
 from runtime.text.chat_template import ChatTemplate, TemplateEncoder
 from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
@@ -76,17 +77,21 @@ def test_each_turn_feeds_only_what_is_new(tokenizer, ids):
 
 
 def test_the_sampler_sees_the_whole_conversation(tokenizer, ids):
-    histories = []
+    texts = []
 
     class Recorder(Sampler):
-        def sample(self, logits, history):
-            histories.append(list(history))
-            return super().sample(logits, history)
+        def begin(self, prompt):
+            super().begin(prompt)
+            texts.append(list(prompt))
+
+        def append(self, token_id):
+            super().append(token_id)
+            texts[-1].append(token_id)
 
     engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Fine")])
     encoder = TemplateEncoder(ChatTemplate(TEMPLATE, {"bos_token": "<s>", "eos_token": "</s>"}), tokenizer)
     chat(Conversation(engine, tokenizer, encoder, Recorder(SamplingOptions()), max_tokens=9), "Hi", "How?")
-    assert histories[-1] == ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST] Fine")
+    assert texts[-1] == [*ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST] Fine"), EOS]
 
 
 def test_a_reply_that_reads_back_as_other_ids_is_fed_anew(tokenizer, ids):

@@ -15,7 +15,8 @@ from runtime.artifact.manifest import Graph, Signature, TensorSpec
 from runtime.artifact.tensor_file import TensorFile
 from runtime.bench import Workload, measure
 from runtime.decoding.generation import generate
-from runtime.decoding.sampler import GREEDY, Sampler, SamplingOptions
+from runtime.decoding.options import GREEDY, SamplingOptions
+from runtime.decoding.sampler import Sampler
 from runtime.engines import cuda
 from runtime.engines.cuda_function import GraphFunction
 from runtime.engines.cuda_memory import CudaMemory
@@ -149,7 +150,14 @@ def test_whoever_leaves_early_leaves_a_sound_engine(engines):
 def test_other_filters_stay_with_the_host(engines):
     assert not any(
         engines.device.can_draw(SamplingOptions(temperature=1.0, **one))
-        for one in ({"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1})
+        for one in (
+            {"top_p": 0.9},
+            {"min_p": 0.1},
+            {"repetition_penalty": 1.1},
+            {"presence_penalty": 0.1},
+            {"frequency_penalty": 0.1},
+            {"logit_bias": {1: 5.0}},
+        )
     )
 
 
@@ -220,13 +228,12 @@ def test_one_that_is_left_lying_does_not_disturb_the_next(engines):
 
 
 def test_draws_that_were_not_used_are_given_again():
-    ahead, plain = Sampler(SAMPLED), Sampler(SAMPLED)
-    taken = [ahead.device_options() for _ in range(3)]
-    ahead.take_back(taken[1:])
-    assert [taken[0], *(ahead.device_options() for _ in range(3))] == [plain.device_options() for _ in range(4)]
-    greedy = Sampler(GREEDY)
-    greedy.take_back([greedy.device_options()])
-    assert greedy.device_options() == (1.0, 1, 0.0) == Sampler(SamplingOptions(temperature=1e-46)).device_options()
+    sampler, draws = Sampler(SAMPLED), np.random.Generator(np.random.PCG64(SAMPLED.seed)).random(5).tolist()
+    assert [sampler.device_options(ahead) for ahead in range(3)] == [(0.8, 7, draw) for draw in draws[:3]]
+    sampler.append(5)
+    assert [sampler.device_options(ahead) for ahead in range(3)] == [(0.8, 7, draw) for draw in draws[1:4]]
+    assert Sampler(GREEDY).device_options() == (1.0, 1, 0.0)
+    assert Sampler(SamplingOptions(temperature=1e-46)).device_options() == (1.0, 1, 0.0)
 
 
 def test_logits_that_are_no_numbers_end_it(engines):
