@@ -73,8 +73,7 @@ class Engine:
         self._held = [_Slot() for _ in range(self.slots)]
         windows = self.manifest.model.cache_lens(self.manifest.shape.cache_len)
         rings = self.manifest.model.ring_lens(self.manifest.shape.cache_len, self.manifest.shape.longest_call)
-        # Rings that wrap, by how many columns they have in all and beyond what one query sees.
-        self._wrapping = [] if None in self.manifest.model.sliding_window else list(zip(rings, windows, strict=True))
+        self._rings = list(zip(rings, windows, strict=True))  # columns of each, and those that one query sees
 
     @classmethod
     def open(
@@ -132,27 +131,22 @@ class Engine:
         the last L positions are lost.
         """
         written = self._held[slot].written
-        return max((written - (ring - window + 1) for ring, window in self._wrapping if written > ring), default=0)
+        return max((written - (ring - window + 1) for ring, window in self._rings if written > ring), default=0)
 
     def rewind(self, slot: int, length: int) -> None:
         """Forget all tokens from `length` on; raises `UserError` if the tokens before them no longer suffice."""
+        self._check_rewind(slot, length)
         held = self._held[slot]
-        if not 0 <= length <= len(held.tokens) or (0 < length < self.least_rewind(slot)):
-            raise UserError(
-                f"slot {slot} holds {len(held.tokens)} tokens and cannot be rewound to {length}, "
-                f"expected 0 or {self.least_rewind(slot)} to {len(held.tokens)}; empty it and feed the tokens again"
-            )
         del held.tokens[length:]
         held.written = held.written if length else 0
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Let `target` hold the first `length` tokens of `source`; raises `UserError` as `rewind` does."""
-        if source == target:
-            self.rewind(source, length)
-            return
-        held = self._held[source]
-        self.loaded.caches.copy(source, target, _blocks(held.written))
-        self._held[target] = _Slot(list(held.tokens), held.written)
+        self._check_rewind(source, length)
+        if source != target:
+            held = self._held[source]
+            self.loaded.caches.copy(source, target, _blocks(held.written))
+            self._held[target] = _Slot(list(held.tokens), held.written)
         self.rewind(target, length)
 
     def save(self, slot: int) -> Snapshot:
@@ -294,6 +288,14 @@ class Engine:
             raise UserError(
                 f"the artifact {self.manifest.name} has the head {model.head}, which {use}; "
                 f"run `python -m {HEADS[model.head].command}`"
+            )
+
+    def _check_rewind(self, slot: int, length: int) -> None:
+        held, least = len(self._held[slot].tokens), self.least_rewind(slot)
+        if not 0 <= length <= held or 0 < length < least:
+            raise UserError(
+                f"slot {slot} holds {held} tokens and cannot be rewound to {length}, "
+                f"expected 0 or {least} to {held}; empty it and feed the tokens again"
             )
 
     def _check(self, slot: int, ids: Sequence[int]) -> None:

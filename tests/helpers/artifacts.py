@@ -14,7 +14,6 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from build.compile import compile_job
-from build.kernels.shapes import ring_block
 from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig
 from export.job import Job
@@ -23,9 +22,11 @@ from export.pipeline import export_model
 from export.results import open_configured
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load
-from runtime.artifact.caches import GROUP, cache_format
+from runtime.artifact.caches import GROUP, RING_BLOCK, cache_format
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.schemes import TokenRounding
+from runtime.engines.engine import Engine
+from runtime.engines.host import HostCaches
 from tests.helpers import cache_reference, reference
 from tests.helpers.tiny import write_tiny_mistral
 
@@ -44,7 +45,7 @@ class Case:
 CASES = {
     # float32, a window shorter than the largest chunk, two layers
     "windowed": Case({"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN}}),
-    # int8 with a tied head (the embedding is then int8 as well), full attention, two rows, no grouping, odd sizes
+    # int8 with a tied head (the embedding is then int8 as well), full attention, two slots, no grouping, odd sizes
     "int8": Case(
         {
             "sliding_window": None,
@@ -54,13 +55,13 @@ CASES = {
             "vocab_size": 301,
             "intermediate_size": 90,
         },
-        {"shape": {"prefill_chunk": 5, "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"scheme": "int8"}},
+        {"shape": {"prefill_chunk": 5, "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"scheme": "int8"}},
     ),
-    # float16 weights and caches, two rows, a window, head_dim different from dim / n_heads, groups of four
+    # float16 weights and caches, two slots, a window, head_dim different from dim / n_heads, groups of four
     "fp16": Case(
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 20},
         {
-            "shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "batch": 2},
+            "shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "slots": 2},
             "backend": {"target": "llvm", "dtype": "fp16"},
         },
     ),
@@ -78,16 +79,16 @@ CASES = {
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 96},
         {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8_dynamic"}},
     ),
-    # int8 caches with two layers and two rows, a window that is not a whole block of slots, two chunks, groups of heads
+    # int8 caches with two layers and two slots, a window that is not a whole block of columns, two chunks, groups of heads
     # that share a key
     "int8_cache": Case(
         {"sliding_window": WINDOW},
-        {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"cache": "int8"}},
+        {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "int8"}},
     ),
-    # int4 caches with two groups of numbers in each head, two rows, two chunks, groups of heads that share a key
+    # int4 caches with two groups of numbers in each head, two slots, two chunks, groups of heads that share a key
     "int4_cache": Case(
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "head_dim": 64},
-        {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "batch": 2}, "quantize": {"cache": "int4"}},
+        {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "int4"}},
     ),
     # bfloat16 weights, float16 caches, two layers of which the last is kept in int4
     "bf16": Case(
@@ -98,9 +99,11 @@ CASES = {
             "backend": {"target": "llvm", "dtype": "bf16"},
         },
     ),
-    # float32, a window, three rows: the case for tests of batched generation
+    # float32, a window, three slots, and steps that have more rows than there are slots: the case for tests of batched
+    # generation
     "batched": Case(
-        {"sliding_window": WINDOW}, {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN, "batch": 3}}
+        {"sliding_window": WINDOW},
+        {"shape": {"prefill_chunk": [16, 4], "cache_len": CACHE_LEN, "slots": 3, "step_rows": [1, 4]}},
     ),
 }
 
@@ -211,7 +214,7 @@ def bound(graphs: OnnxGraphs) -> float:
 class Shifted:
     """A callable from (ids, positions, *caches) to (logits, *caches) whose caches are carried from call to call.
 
-    The newest slot is last.
+    The newest column is last.
     """
 
     def __init__(self, call: Callable[..., list[NDArray[Any]]], caches: Sequence[NDArray[Any]]) -> None:
@@ -235,11 +238,11 @@ class Shifted:
         ][-1]
 
 
-def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Shifted:
+def torch_shifted(module: StaticModel, rows: int, dtype: str = "float32") -> Shifted:
     """StaticModel with empty caches, whose numbers are of this dtype; it takes any chunk size."""
     c = module.config
     caches = [
-        np.zeros((batch, c.n_kv_heads, w, part.width), part.dtype)
+        np.zeros((rows, c.n_kv_heads, w, part.width), part.dtype)
         for w in module.cache_lens
         for part in cache_format(dtype).parts(c.head_dim)
         for _side in ("key", "value")
@@ -252,15 +255,16 @@ def torch_shifted(module: StaticModel, batch: int, dtype: str = "float32") -> Sh
     return Shifted(call, caches)
 
 
-def onnx_shifted(graphs: OnnxGraphs) -> Shifted:
-    """onnxruntime on exported graphs, with empty caches; it takes the exported chunk sizes."""
-    sessions = {graph.tokens: onnx_session(graphs.onnx_path(graph)) for graph in graphs.record.graphs}
+def onnx_shifted(graphs: OnnxGraphs, rows: int = 1) -> Shifted:
+    """onnxruntime on the exported graphs that take so many rows, with empty caches: of one row, chunks and steps."""
+    taken = [graph for graph in graphs.record.graphs if graph.rows == rows]
+    sessions = {graph.tokens: onnx_session(graphs.onnx_path(graph)) for graph in taken}
 
     def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
         session = sessions[arrays[0].shape[1]]
         return session.run(None, {spec.name: array for spec, array in zip(session.get_inputs(), arrays, strict=True)})
 
-    return Shifted(call, [np.zeros(spec.shape, spec.dtype) for spec in graphs.record.graphs[-1].signature.caches])
+    return Shifted(call, [np.zeros(spec.shape, spec.dtype) for spec in taken[0].signature.caches])
 
 
 def onnx_session(path: Path) -> onnxruntime.InferenceSession:
@@ -271,28 +275,33 @@ def onnx_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def slot_of(caches: Sequence[NDArray[Any]], i: int, slot: int) -> NDArray[Any]:
-    """One slot (B, n_kv_heads, width) of an engine's ring i, as a view; see `by_slot`."""
-    batch, heads, slots, width = caches[i].shape
+def rings_of(engine: Engine) -> list[NDArray[Any]]:
+    """The arrays that an engine's functions update: (slots, n_kv_heads, columns, width) each."""
+    assert isinstance(engine.loaded.caches, HostCaches)
+    return list(engine.loaded.caches.rings)
+
+
+def column_of(rings: Sequence[NDArray[Any]], i: int, column: int) -> NDArray[Any]:
+    """One column (slots, n_kv_heads, width) of ring i, as a view; see `by_column`."""
+    slots, heads, columns, width = rings[i].shape
     if i % 2:
-        return caches[i][:, :, slot]
-    block = ring_block(slots)
-    return caches[i].reshape(batch, heads, slots // block, width, block)[:, :, slot // block, :, slot % block]
+        return rings[i][:, :, column]
+    blocks = rings[i].reshape(slots, heads, columns // RING_BLOCK, width, RING_BLOCK)
+    return blocks[:, :, column // RING_BLOCK, :, column % RING_BLOCK]
 
 
-def by_slot(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """An engine's caches in slot order.
+def by_column(rings: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """An engine's rings in the order of their columns.
 
-    The parts of keys, which come first of each pair, are (B, n_kv_heads, slots, width) and stored in blocks of slots:
-    (slots / block, width, block).
+    The parts of keys, which come first of each pair, are stored in blocks of columns: (columns / block, width, block).
     """
-    return [ring if i % 2 else _unblocked(ring) for i, ring in enumerate(caches)]
+    return [ring if i % 2 else _unblocked(ring) for i, ring in enumerate(rings)]
 
 
 def _unblocked(keys: NDArray[Any]) -> NDArray[Any]:
-    batch, heads, slots, width = keys.shape
-    block = ring_block(slots)
-    return keys.reshape(batch, heads, slots // block, width, block).swapaxes(3, 4).reshape(keys.shape)
+    slots, heads, columns, width = keys.shape
+    blocks = keys.reshape(slots, heads, columns // RING_BLOCK, width, RING_BLOCK)
+    return blocks.swapaxes(3, 4).reshape(keys.shape)
 
 
 def dequantized(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:

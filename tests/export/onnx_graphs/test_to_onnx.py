@@ -37,21 +37,23 @@ def protos(graphs):
 def test_onnxruntime_gives_what_torch_gives(graphs):
     """Logits and every cache agree.
 
-    This covers every chunk size, positions past the window, padding, and rows of different lengths.
+    This covers every chunk size, steps of every number of rows, positions past the window, padding, and rows of
+    different lengths.
     """
     record = graphs.record
     cache_lens = record.model.cache_lens(record.shape.cache_len)
     module = static_model(record.model, cache_lens, effective_weights(graphs), graphs.rounded_weights())
-    ours = torch_shifted(module, record.shape.batch, record.cache_dtype)
-    theirs = onnx_shifted(graphs)
-    sizes = [*reversed(record.shape.prefill_chunks), record.shape.prefill_chunks[0], 1, 1, 1]
-    rows = [random_ids(sum(sizes) - 2 - 3 * row, record.model.vocab_size, row) for row in range(record.shape.batch)]
     limit = bound(graphs)
-    assert reference.difference(theirs.feed(rows, sizes), ours.feed(rows, sizes)) <= limit
-    assert [cache.dtype for cache in theirs.caches] == [cache.dtype for cache in ours.caches]
-    assert theirs.caches[0].dtype == record.cache_dtype
-    for found, expected in zip(dequantized(theirs.caches), dequantized(ours.caches), strict=True):
-        assert reference.difference(found, expected) <= limit
+    chunks = [*reversed(record.shape.prefill_chunks), record.shape.prefill_chunks[0]]
+    longest = sum(chunks) + 1
+    for count, sizes in ((1, [*chunks, 1, 1, 1]), *((rows, [1] * longest) for rows in record.shape.step_rows)):
+        ours, theirs = torch_shifted(module, count, record.cache_dtype), onnx_shifted(graphs, count)
+        rows = [random_ids(max(longest - 3 * row, 1), record.model.vocab_size, row) for row in range(count)]
+        assert reference.difference(theirs.feed(rows, sizes), ours.feed(rows, sizes)) <= limit
+        assert [cache.dtype for cache in theirs.caches] == [cache.dtype for cache in ours.caches]
+        assert theirs.caches[0].dtype == record.cache_dtype
+        for found, expected in zip(dequantized(theirs.caches), dequantized(ours.caches), strict=True):
+            assert reference.difference(found, expected) <= limit
 
 
 def test_boundary_is_the_signature(graphs):

@@ -4,14 +4,24 @@ import numpy as np
 import pytest
 
 from runtime.engines import host
-from runtime.engines.engine import Engine, chunk_sizes
+from runtime.engines.engine import Engine, Row
 from runtime.errors import UserError
 from tests.helpers import reference
-from tests.helpers.artifacts import CACHE_LEN, CASES, WINDOW, by_slot, dequantized, onnx_shifted, random_ids
+from tests.helpers.artifacts import (
+    CACHE_LEN,
+    CASES,
+    WINDOW,
+    by_column,
+    dequantized,
+    onnx_shifted,
+    random_ids,
+    rings_of,
+)
 from tests.helpers.artifacts import bound as artifacts_bound
+from tests.helpers.feeding import emptied, stepwise
 
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)
-LONGEST = max(LENGTHS)
+LONGEST = CACHE_LEN - 1  # beyond the longest ring of a window, so that it wraps
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -31,8 +41,7 @@ def opened(case):
 
 @pytest.fixture
 def engine(opened):
-    opened.reset()
-    return opened
+    return emptied(opened)
 
 
 @pytest.fixture(scope="module")
@@ -41,122 +50,183 @@ def bound(case):
 
 
 @pytest.fixture(scope="module")
-def rows(case):
-    record = case.graphs.record
-    return [random_ids(LONGEST, record.model.vocab_size, seed) for seed in range(record.shape.batch)]
+def ids(case):
+    return random_ids(LONGEST, case.graphs.record.model.vocab_size)
 
 
 @pytest.fixture(scope="module")
-def steps(case, rows):
+def steps(case, ids):
     """Logits after each token, and the shifted caches by number of tokens: onnxruntime, one token at a time."""
     theirs = onnx_shifted(case.graphs)
     logits, caches = [], {}
     for i in range(LONGEST):
-        logits.append(theirs.step(np.array([[row[i]] for row in rows]), np.full(len(rows), i)))
+        logits.append(theirs.step(np.array([[ids[i]]]), np.array([i]))[0])
         caches[i + 1] = theirs.caches
     return logits, caches
 
 
-def test_token_by_token_follows_onnxruntime(engine, rows, steps, bound):
-    for i in range(LONGEST):
-        found = engine.decode([row[i] for row in rows])
-        assert reference.difference(found, steps[0][i]) <= bound, i
-    assert engine.position == LONGEST
+def by_chunks(engine, slot, ids, size):
+    return [engine.prefill(slot, ids[start : start + size]) for start in range(0, len(ids), size)][-1]
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_one_prefill(engine, rows, steps, bound, length):
-    found = engine.prefill([row[:length] for row in rows])
-    assert reference.difference(found, steps[0][length - 1]) <= bound
+def test_token_by_token_follows_onnxruntime(engine, ids, steps, bound):
+    slot = engine.slots - 1
+    for i, found in enumerate(stepwise(engine, slot, ids)):
+        assert reference.difference(found[None], steps[0][i][None]) <= bound, i
+    assert engine.tokens(slot) == ids
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_every_chunk_size(engine, rows, steps, bound, length):
-    """Feed the same prompt through each compiled function alone, padded on the left as far as needed."""
-    for size in engine.loaded.functions:
-        total = -(-length // size) * size
-        padded = np.array([[0] * (total - length) + row[:length] for row in rows])
-        for start in range(0, total, size):
-            found = engine.step(size, padded[:, start : start + size], np.full(len(rows), length - total + start))
-        assert reference.difference(found, steps[0][length - 1]) <= bound, size
+@pytest.mark.parametrize("length", [*LENGTHS, LONGEST])
+def test_every_chunk_size(engine, ids, steps, bound, length):
+    """Feed the same prompt in calls of each size alone, the last one padded on the right as far as needed."""
+    for size in engine.chunks:
+        emptied(engine)
+        found = by_chunks(engine, 0, ids[:length], size)
+        assert reference.difference(found[None], steps[0][length - 1][None]) <= bound, size
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_padded_prefill_at_any_position(engine, ids, steps, bound, size):
+    """Calls that have room for more, at positions that no call's size divides, to beyond the end of a ring."""
+    largest = engine.chunks[0]
+    for start in range(0, LONGEST - size + 1, size):
+        found = engine.prefill(0, ids[start : start + size], size=largest)
+        assert reference.difference(found[None], steps[0][start + size - 1][None]) <= bound, start
 
 
 @pytest.mark.parametrize("pieces", [(1, 7, 11), (6, 1, 1, 11), (17, 2), (5, 5, 5, 4)])
-def test_a_prompt_in_pieces(engine, rows, steps, bound, pieces):
-    """Continuing a sequence allows no padding, so each piece ends in single tokens."""
+def test_a_prompt_in_pieces(engine, ids, steps, bound, pieces):
     start = 0
     for piece in pieces:
-        found = engine.prefill([row[start : start + piece] for row in rows])
+        found = engine.feed(0, ids[start : start + piece])
         start += piece
-        assert reference.difference(found, steps[0][start - 1]) <= bound, start
+        assert reference.difference(found[None], steps[0][start - 1][None]) <= bound, start
+
+
+def test_rows_of_one_slot_are_its_consecutive_tokens(engine, ids, steps, bound):
+    for rows in engine.step_rows:
+        emptied(engine)
+        for start in range(0, LONGEST - rows + 1, rows):
+            found = engine.step([Row(0, token_id) for token_id in ids[start : start + rows]])
+            assert reference.difference(found, np.stack(steps[0][start : start + rows])) <= bound, start
+
+
+def test_every_way_of_feeding_gives_the_same_bits(engine, ids):
+    """A token's logits do not depend on the call that computes it: its function, its padding, its rows, its slot."""
+    expected = stepwise(engine, 0, ids)
+    for size in engine.step_rows:
+        emptied(engine)
+        assert np.array_equal(stepwise(engine, engine.slots - 1, ids, size), expected), size
+        emptied(engine)
+        for start in range(0, LONGEST - size + 1, size):
+            found = engine.step([Row(0, token_id) for token_id in ids[start : start + size]])
+            assert np.array_equal(found, expected[start : start + size]), (size, start)
+    for size in engine.chunks:
+        for fed in sorted({size, size // 2, 1}):
+            emptied(engine)
+            for start in range(0, LONGEST - fed + 1, fed):
+                found = engine.prefill(0, ids[start : start + fed], size=size)
+                assert np.array_equal(found, expected[start + fed - 1]), (size, fed, start)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_ring_holds_the_shifted_cache(engine, rows, steps, bound, length):
-    """Position p, in column W - length + p of the graph's cache, is in slot p mod W of the engine's."""
-    for feed in (
-        lambda: engine.prefill([row[:length] for row in rows]),
-        lambda: [engine.decode([row[i] for row in rows]) for i in range(length)],
-    ):
-        engine.reset()
-        feed()
-        for ring, shifted in zip(dequantized(by_slot(engine.caches)), dequantized(steps[1][length]), strict=True):
-            slots = ring.shape[2]
-            held = np.arange(max(0, length - slots), length)
-            assert reference.difference(ring[:, :, held % slots], shifted[:, :, slots - length + held]) <= bound
+def test_ring_holds_the_shifted_cache(engine, ids, steps, bound, length):
+    """Position p, in column W - length + p of the graph's cache, is in column p mod L of the engine's."""
+    slot = engine.slots - 1
+    for feed in (engine.feed, lambda slot, ids: stepwise(engine, slot, ids)):
+        emptied(engine)
+        feed(slot, ids[:length])
+        for ring, shifted in zip(
+            dequantized(by_column(rings_of(engine))), dequantized(steps[1][length]), strict=True
+        ):
+            window = shifted.shape[2]
+            held = np.arange(max(0, length - window), length)
+            found = ring[slot : slot + 1, :, held % ring.shape[2]]
+            assert reference.difference(found, shifted[:, :, window - length + held]) <= bound
 
 
-def test_caches_stay_where_they_are(engine, rows):
-    """Caches are updated in place.
+def test_rings_stay_where_they_are(engine, ids):
+    """Rings are updated in place.
 
-    The arrays that the engine made hold the new columns at the addresses they had, and other slots keep their bits.
+    The arrays that the engine made hold the new column at the addresses they had, and all others keep their bits.
     """
-    for cache in engine.caches:
-        cache[...] = 0
-    engine.prefill([row[:3] for row in rows])
-    addresses = [cache.ctypes.data for cache in engine.caches]
-    before = [cache.copy() for cache in by_slot(engine.caches)]
-    engine.decode([row[3] for row in rows])
-    assert [cache.ctypes.data for cache in engine.caches] == addresses
-    for cache, old in zip(by_slot(engine.caches), before, strict=True):
-        changed = np.flatnonzero((cache != old).any(axis=(0, 1, 3)))
-        assert changed.tolist() == [3]
+    rings, slot = rings_of(engine), engine.slots - 1
+    for ring in rings:
+        ring[...] = 0
+    engine.feed(slot, ids[:3])
+    addresses = [ring.ctypes.data for ring in rings]
+    before = [ring.copy() for ring in by_column(rings)]
+    engine.step([Row(slot, ids[3])])
+    assert [ring.ctypes.data for ring in rings_of(engine)] == addresses
+    for ring, old in zip(by_column(rings), before, strict=True):
+        changed = np.argwhere((ring != old).any(axis=(1, 3)))
+        assert changed.tolist() == [[slot, 3]]
 
 
-def test_reset_forgets(engine, rows):
-    first = engine.prefill(rows)
-    engine.decode([row[0] for row in rows])
-    engine.reset()
-    assert engine.position == 0
-    assert np.array_equal(engine.prefill(rows), first)
+def test_a_slot_that_is_used_again_forgets(engine, ids):
+    """Whatever the columns held before, were it numbers that no text gives."""
+    first = [engine.feed(0, ids[:5]), *stepwise(engine, 0, ids[5:8])]
+    for left in (lambda _: None, worst_numbers):
+        engine.rewind(0, 0)
+        engine.feed(0, ids[::-1])
+        engine.rewind(0, 0)
+        left(rings_of(engine))
+        try:
+            again = [engine.feed(0, ids[:5]), *stepwise(engine, 0, ids[5:8])]
+        finally:
+            for ring in rings_of(engine):
+                ring[...] = 0
+        assert np.array_equal(first, again)
 
 
-def test_stale_slots_are_never_seen(engine, rows):
-    """Before the first token, every slot holds the worst numbers that an earlier user of the memory may have left."""
-    clean = engine.prefill([row[:5] for row in rows])
-    engine.reset()
-    for cache in engine.caches:
-        cache[...] = np.nan if cache.dtype.kind == "f" else 127
-    try:
-        assert np.array_equal(engine.prefill([row[:5] for row in rows]), clean)
-    finally:
-        for cache in engine.caches:
-            cache[...] = 0
+def worst_numbers(rings):
+    for ring in rings:
+        ring[...] = np.nan if ring.dtype.kind == "f" else 127
 
 
-def test_logits_belong_to_the_caller(engine, rows):
-    first = engine.decode([row[0] for row in rows])
-    kept = first.copy()
-    engine.decode([row[1] for row in rows])
-    assert np.array_equal(first, kept)
-    assert (first.shape, first.dtype) == ((engine.batch, engine.manifest.model.vocab_size), np.float32)
+def test_a_rewound_slot_goes_on_as_a_fresh_one(engine, ids):
+    """At every length to which it can be rewound, beyond the end of a ring."""
+    vocab_size, slot = engine.manifest.model.vocab_size, engine.slots - 1
+    expected = stepwise(engine, slot, ids)
+    guess = random_ids(LONGEST, vocab_size, 9)
+    for length in range(max(engine.least_rewind(slot), 1), LONGEST - 2):
+        engine.rewind(slot, length)
+        stepwise(engine, slot, guess[length:])  # which is wrong, and leaves its columns
+        engine.rewind(slot, length)
+        assert np.array_equal(stepwise(engine, slot, ids[length : length + 2]), expected[length : length + 2]), length
+        stepwise(engine, slot, ids[length + 2 :])
 
 
-def test_room(engine, rows):
+def test_what_was_saved_goes_on_in_any_slot(engine, ids):
+    expected = stepwise(engine, 0, ids)
+    emptied(engine)
+    for length in (1, WINDOW, LONGEST - 3):
+        engine.rewind(0, 0)
+        stepwise(engine, 0, ids[:length])
+        snapshot = engine.save(0)
+        assert snapshot.nbytes == sum(part.nbytes for part in snapshot.columns) > 0
+        stepwise(engine, 0, ids[: LONGEST - length])
+        for slot in range(engine.slots):
+            engine.restore(slot, snapshot)
+            assert engine.tokens(slot) == ids[:length]
+            assert np.array_equal(stepwise(engine, slot, ids[length:]), expected[length:])
+
+
+def test_logits_belong_to_the_caller(engine, ids):
+    for call in (engine.prefill, engine.feed, lambda slot, ids: engine.step([Row(slot, i) for i in ids])):
+        first = call(0, ids[:1])
+        kept = first.copy()
+        call(0, ids[1:2])
+        assert np.array_equal(first, kept)
+        assert (first.shape[-1], first.dtype) == (engine.manifest.model.vocab_size, np.float32)
+
+
+def test_room(engine, ids):
     windowed = engine.manifest.model.sliding_window[0] is not None
-    assert engine.room() == (None if windowed else CACHE_LEN)
-    engine.prefill([row[:7] for row in rows])
-    assert engine.room() == (None if windowed else CACHE_LEN - 7)
+    assert engine.room(0) == (None if windowed else CACHE_LEN)
+    engine.feed(0, ids[:7])
+    assert engine.room(0) == (None if windowed else CACHE_LEN - 7)
+    assert engine.room(engine.slots - 1) == (None if windowed else CACHE_LEN - 7 * (engine.slots == 1))
 
 
 @pytest.fixture
@@ -164,79 +234,28 @@ def full_attention(compile_case):
     return Engine.open(compile_case("int8").artifact, threads=2)
 
 
-def test_a_full_cache_refuses_and_keeps_what_it_has(full_attention):
+def test_a_full_slot_refuses_and_keeps_what_it_has(full_attention):
     prompt = random_ids(CACHE_LEN, 301)
-    with pytest.raises(UserError, match="41 more tokens do not fit: the caches have 40 of 40 slots free"):
-        full_attention.prefill([[*prompt, 1], [1]])
-    full_attention.prefill([prompt, prompt])
-    assert full_attention.room() == 0
-    before = [cache.copy() for cache in full_attention.caches]
-    with pytest.raises(UserError, match="cache_len"):
-        full_attention.decode([1, 1])
-    assert all(np.array_equal(old, new) for old, new in zip(before, full_attention.caches, strict=True))
-    assert full_attention.position == CACHE_LEN
+    with pytest.raises(UserError, match="41 more tokens do not fit: the slot has room for 40 of 40; compile with a la"):
+        full_attention.feed(1, [*prompt, 1])
+    assert full_attention.tokens(1) == []
+    full_attention.feed(1, prompt)
+    assert full_attention.room(1) == 0
+    before = [ring.copy() for ring in rings_of(full_attention)]
+    for call in (lambda: full_attention.step([Row(0, 1), Row(1, 1)]), lambda: full_attention.prefill(1, [1])):
+        with pytest.raises(UserError, match="cache_len"):
+            call()
+    assert all(np.array_equal(old, new) for old, new in zip(before, rings_of(full_attention), strict=True))
+    assert [len(full_attention.tokens(slot)) for slot in range(2)] == [0, CACHE_LEN]
 
 
-def test_a_prompt_that_fills_the_cache_exactly_sees_all_of_it(compile_case, full_attention):
+def test_a_prompt_that_fills_a_slot_exactly_sees_all_of_it(compile_case, full_attention):
     case = compile_case("int8")
-    rows = [random_ids(CACHE_LEN, 301, seed) for seed in (5, 6)]
-    expected = onnx_shifted(case.graphs).feed(rows, [5] * (CACHE_LEN // 5))
-    assert reference.difference(full_attention.prefill(rows), expected) <= reference.bound(
+    ids = random_ids(CACHE_LEN, 301, 5)
+    expected = onnx_shifted(case.graphs).feed([ids], [5] * (CACHE_LEN // 5))
+    assert reference.difference(full_attention.feed(1, ids)[None], expected) <= reference.bound(
         case.graphs.record.model, CACHE_LEN
     )
-
-
-@pytest.mark.parametrize("case_name", ["int8", "fp16"])
-def test_rows_of_different_lengths(compile_case, case_name):
-    """Rows are padded on the left as each one needs, then continued together."""
-    engine = Engine.open(compile_case(case_name).artifact, threads=2)
-    vocab = engine.manifest.model.vocab_size
-    long, short = random_ids(13, vocab, 1), random_ids(2, vocab, 2)
-    theirs = onnx_shifted(compile_case(case_name).graphs)
-    bound = artifacts_bound(compile_case(case_name).graphs)
-    size = engine.manifest.shape.prefill_chunks[0]
-    expected = theirs.feed([long, short], [size] * -(-13 // size))
-    assert reference.difference(engine.prefill([long, short]), expected) <= bound
-    expected = theirs.step(np.array([[3], [4]]), np.array([13, 2]))
-    assert reference.difference(engine.decode([3, 4]), expected) <= bound
-
-
-@pytest.mark.parametrize("case_name", ["int8", "fp16"])
-def test_a_row_gives_the_same_bits_whatever_the_other_holds(compile_case, case_name):
-    engine = Engine.open(compile_case(case_name).artifact, threads=2)
-    vocab = engine.manifest.model.vocab_size
-    row, next_ids = random_ids(11, vocab, 1), random_ids(9, vocab, 2)
-    answers = []
-    for other in (row, random_ids(11, vocab, 3), [0] * 11, random_ids(2, vocab, 4)):
-        engine.reset()
-        logits = [engine.prefill([row, other])[0]]
-        logits += [engine.decode([token, token // 2])[0] for token in next_ids]
-        answers.append(np.array(logits))
-    for answer in answers[1:]:
-        assert np.array_equal(answer, answers[0])
-
-
-def test_refusals_change_nothing(compile_case):
-    engine = Engine.open(compile_case("fp16").artifact, threads=2)
-    vocab = engine.manifest.model.vocab_size
-    engine.prefill([[5, 6], [7, 8]])
-    before = [cache.copy() for cache in engine.caches]
-    wrong = [
-        ([[1]], "1 sequences were given, expected shape.batch = 2"),
-        ([[1], [1], [1]], "3 sequences were given"),
-        ([[], [1]], "a prompt is empty"),
-        ([[], []], "a prompt is empty"),
-        ([[1, 2], [1]], "the same number of tokens"),
-        ([[1], [-1]], "token id -1 is outside the vocabulary"),
-        ([[vocab], [1]], f"token id {vocab} is outside the vocabulary of {vocab}"),
-    ]
-    for prompts, message in wrong:
-        with pytest.raises(UserError, match=message):
-            engine.prefill(prompts)
-    with pytest.raises(UserError, match=f"token id {vocab + 7} is outside"):
-        engine.decode([1, vocab + 7])
-    assert engine.lengths.tolist() == [2, 2]
-    assert all(np.array_equal(old, new) for old, new in zip(before, engine.caches, strict=True))
 
 
 @pytest.mark.parametrize("threads", [0, -5, 5000, 10**20])
@@ -245,38 +264,7 @@ def test_absurd_numbers_of_threads(compile_case, threads):
         Engine.open(compile_case("windowed").artifact, threads=threads)
 
 
-def test_no_position_goes_beyond_what_kernels_count(compile_case):
-    engine = Engine.open(compile_case("windowed").artifact, threads=1)
-    engine.lengths[:] = 2**31 - 3
-    engine.decode([1])
-    with pytest.raises(UserError, match="the text would reach position 2147483647, the last one"):
-        engine.prefill([[1, 2]])
-
-
 def test_caches_larger_than_the_machine():
     host.check_memory(10**6)
     with pytest.raises(UserError, match=r"the caches take 1,000,000\.0 GB, but this machine has"):
         host.check_memory(10**15)
-
-
-AVAILABLE = [(1,), (4, 1), (16, 4, 1), (1, 4, 16), (128, 16, 1), (7, 5, 2, 1), (3, 2, 1)]
-
-
-@pytest.mark.parametrize("available", AVAILABLE)
-@pytest.mark.parametrize("may_pad", [True, False])
-def test_chunk_sizes(available, may_pad):
-    """The sum is the length, or larger by padding that fits in the first call and never costs a call."""
-    smallest = min((size for size in available if size > 1), default=1)
-    for length in range(1, 300):
-        sizes = chunk_sizes(length, available, may_pad=may_pad)
-        padding = sum(sizes) - length
-        assert set(sizes) <= set(available)
-        assert 0 <= padding < smallest
-        assert padding == 0 or (may_pad and padding < sizes[0])
-        assert sizes.count(1) <= (1 if may_pad and smallest > 1 else length if smallest == 1 else smallest - 1)
-
-
-def test_chunk_sizes_of_the_worked_example():
-    assert chunk_sizes(23, (16, 4, 1), may_pad=True) == [4, 16, 4]
-    assert chunk_sizes(23, (16, 4, 1), may_pad=False) == [16, 4, 1, 1, 1]
-    assert chunk_sizes(17, (16, 4, 1), may_pad=True) == [16, 1]
