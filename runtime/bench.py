@@ -23,7 +23,8 @@ from runtime.artifact.cpu import CPUINFO
 from runtime.artifact.manifest import Manifest, TensorSpec, WeightSpec
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import tensor_bytes
-from runtime.decoding.sampler import GREEDY, DrawingModel, Sampler
+from runtime.decoding.options import GREEDY
+from runtime.decoding.sampler import DrawingModel, Sampler
 from runtime.engines.read_bandwidth import METHOD, fresh_read_bandwidth
 from runtime.errors import UserError, run_command
 from runtime.process_memory import peak_memory

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sampler = Sampler(cli.sampling_options(args))
     engine = cli.open_engine(args.artifact, args.threads, args.minimum_build)
+    sampler.options.check_vocabulary(engine.manifest.model.vocab_size)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from runtime.artifact.build_number import add_minimum_build
 from runtime.artifact.manifest import HEADS, HeadName
-from runtime.decoding.sampler import SamplingOptions
+from runtime.decoding.options import SamplingOptions
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,25 @@ def model_parser(command: str, description: str, *, max_tokens: int) -> argparse
     parser.add_argument(
         "--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens that have occurred less likely"
     )
+    parser.add_argument(
+        "--presence-penalty",
+        type=float,
+        metavar="P",
+        help="-2 to 2; above 0 makes tokens that have been generated less likely",
+    )
+    parser.add_argument(
+        "--frequency-penalty",
+        type=float,
+        metavar="P",
+        help="-2 to 2; above 0 makes tokens less likely each time that they are generated",
+    )
+    parser.add_argument(
+        "--logit-bias",
+        action="append",
+        default=[],
+        metavar="ID:BIAS",
+        help="add BIAS, -100 to 100, to the logit of the token ID; may be given several times",
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed draws the same tokens")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     add_minimum_build(parser)
@@ -50,7 +69,25 @@ def model_parser(command: str, description: str, *, max_tokens: int) -> argparse
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     """The sampling flags of `model_parser`, checked; raises `UserError` for values out of range."""
-    return SamplingOptions(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.seed)
+    return SamplingOptions(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        logit_bias=dict(map(_bias, args.logit_bias)) or None,
+    )
+
+
+def _bias(given: str) -> tuple[int, float]:
+    token_id, _, bias = given.partition(":")
+    try:
+        return int(token_id), float(bias)
+    except ValueError:
+        raise UserError(f"--logit-bias is {given}, expected a token id and a number, such as 42:-5") from None
 
 
 def open_engine(artifact: Path, threads: int | None, minimum_build: int = 0) -> "Engine":

@@ -13,7 +13,7 @@ from runtime import cli
 from runtime.artifact.build_number import add_minimum_build
 from runtime.decoding.batch import AnyModel, generate_all
 from runtime.decoding.generation import row_samplers
-from runtime.decoding.sampler import SamplingOptions
+from runtime.decoding.options import SamplingOptions
 from runtime.errors import UserError, run_command
 from runtime.text.stream import Step, TextStream
 from runtime.text.tokenizer import Tokenizer, open_tokenizer

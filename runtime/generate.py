@@ -26,9 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     _check_flags(args)
     texts = _texts(args)
-    samplers = row_samplers(cli.sampling_options(args), len(texts))
+    options = cli.sampling_options(args)
+    samplers = row_samplers(options, len(texts))
     start = time.perf_counter()
     engine = cli.open_batch_engine(args.artifact, args.threads, args.minimum_build)
+    options.check_vocabulary(engine.manifest.model.vocab_size)
     spec = engine.manifest.tokenizer
     tokenizer = None if spec is None else open_tokenizer(spec, engine.folder)
     load_s = time.perf_counter() - start

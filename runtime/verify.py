@@ -23,7 +23,8 @@ from runtime.artifact.golden import PAST_THE_END, GoldenPrompt, read_golden, seq
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signing import KEY_VARIABLE, key_of_environment
 from runtime.columns import in_columns
-from runtime.decoding.sampler import GREEDY, DrawingModel, Sampler
+from runtime.decoding.options import GREEDY
+from runtime.decoding.sampler import DrawingModel, Sampler
 from runtime.errors import UserError, run_command
 
 SEED = 0

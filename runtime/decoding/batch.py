@@ -52,7 +52,8 @@ class _Row:
 
     def take(self, logits: NDArray[np.float32], eos_ids: Sequence[int], logprobs: int | None) -> Step:
         """The next step, with its text, from logits (vocab,)."""
-        step = next_step(logits, self.sampler, self.history, left=self.left, eos_ids=eos_ids, logprobs=logprobs)
+        step = next_step(logits, self.sampler, left=self.left, eos_ids=eos_ids, logprobs=logprobs)
+        self.history.append(step.token_id)
         if self.text is not None:
             step = next(with_text(iter((step,)), self.text))
         self.left = self.left - 1 if step.finish_reason is None else 0
@@ -90,6 +91,8 @@ def generate_batch(
         )
         for i, (prompt, sampler) in enumerate(zip(prompts, samplers, strict=True))
     ]
+    for row in rows:
+        row.sampler.begin(row.history)
     for start in range(0, len(rows), model.batch):
         try:
             yield from _generate_side_by_side(model, rows[start : start + model.batch], eos_ids, logprobs)

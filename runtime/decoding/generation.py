@@ -8,7 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.decoding.sampler import DrawingModel, Sampler, SamplingOptions, top_logprobs
+from runtime.decoding.logprobs import top_logprobs
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import DrawingModel, Sampler
 from runtime.errors import UserError
 from runtime.text.stream import FinishReason, Step
 
@@ -49,16 +51,17 @@ def generate(
         raise UserError("the prompt has no tokens, expected at least one; pass some text")
     if max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}, expected at least 1")
-    history = [*fed, *prompt_ids]
+    sampler.begin([*fed, *prompt_ids])
     logits = model.prefill([prompt_ids])[0]
     room = model.room()
     most = max_tokens if room is None else min(max_tokens, room + 1)
     if logprobs is None and isinstance(model, DrawingModel) and model.can_draw(sampler.options):
-        first = sampler.sample(logits, history)
+        first = sampler.sample(logits)
+        sampler.append(first)
         yield from _ended(itertools.chain([first], model.draw(first, sampler, most - 1)), most, eos_ids)
         return
     for left in range(most, 0, -1):
-        step = next_step(logits, sampler, history, left=left, eos_ids=eos_ids, logprobs=logprobs)
+        step = next_step(logits, sampler, left=left, eos_ids=eos_ids, logprobs=logprobs)
         yield step
         if step.finish_reason is not None:
             return
@@ -77,15 +80,14 @@ def _ended(ids: Iterator[int], most: int, eos_ids: Sequence[int]) -> Iterator[St
 def next_step(
     logits: NDArray[np.float32],
     sampler: Sampler,
-    history: list[int],
     *,
     left: int,
     eos_ids: Sequence[int],
     logprobs: int | None,
 ) -> Step:
-    """Draw an id from logits (vocab,) and add it to `history`; `left` ids, including this one, may still follow."""
-    token_id = sampler.sample(logits, history)
-    history.append(token_id)
+    """Draw an id from logits (vocab,) and append it to the text; `left` ids, including this one, may still follow."""
+    token_id = sampler.sample(logits)
+    sampler.append(token_id)
     reason = finish_reason_of(token_id, left, eos_ids)
     return Step(token_id, None if logprobs is None else tuple(top_logprobs(logits, logprobs)), reason)
 

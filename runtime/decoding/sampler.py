@@ -1,119 +1,124 @@
-"""From logits to a token id: greedy or random, with the usual filters, in numpy alone.
+"""From logits to token ids, for many sequences at once: greedy or random, each with options of its own, in numpy alone.
 
-The filters and their order are those of Hugging Face transformers: repetition penalty, temperature, top-k, top-p,
-min-p.
+A row of logits is drawn by itself: what else is in the call never changes its id.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decoding.filters import Scores, changed_scores
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.screened_draw import ScreenedDraw
+from runtime.decoding.token_counts import TokenCounts
 from runtime.errors import UserError
 
 NOT_FINITE = (
     "the model's logits hold nan or infinity; "
     "check the artifact with `python -m runtime.verify`, or compile with dtype fp32"
 )
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How the next token is drawn; None omits a filter, temperature 0 takes the highest logit.
-
-    Raises `UserError` for values out of range.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-
-    @property
-    def top_k_alone(self) -> bool:
-        """Whether no filter other than top-k is set, so that a device can draw ids by itself."""
-        return self.top_p is None and self.min_p is None and self.repetition_penalty is None
-
-    def __post_init__(self) -> None:
-        _require(
-            "temperature",
-            self.temperature,
-            0 <= self.temperature < math.inf,
-            "a finite number of at least 0 (0 is greedy)",
-        )
-        if self.top_k is not None:
-            _require("top_k", self.top_k, self.top_k >= 1, "at least 1")
-        if self.top_p is not None:
-            _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        if self.min_p is not None:
-            _require("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
-        if self.repetition_penalty is not None:
-            _require(
-                "repetition_penalty",
-                self.repetition_penalty,
-                0 < self.repetition_penalty < math.inf,
-                "a finite number above 0",
-            )
-        if self.seed is not None:
-            _require("seed", self.seed, self.seed >= 0, "at least 0")
-
-
-def _require(name: str, value: float, holds: bool, expected: str) -> None:
-    if not holds:
-        raise UserError(f"the sampling option {name} is {value}, expected {expected}")
-
-
-GREEDY = SamplingOptions()
+NO_ID = -1  # in place of the id of a row whose logits hold NaN or infinity
 TINY = float(np.finfo(np.float32).tiny)  # a device may flush smaller temperatures to zero, so they count as greedy
 
 
 class Sampler:
-    """Draws token ids; the same seed and the same calls give the same ids."""
+    """Draws the ids of one sequence: its options, the counts of its tokens, and its random numbers.
 
-    def __init__(self, options: SamplingOptions) -> None:
+    Token number i is drawn with number i of the seed's stream, so that it is the same whether tokens are drawn one by
+    one or several at once, some of which are discarded (`draw`).
+    """
+
+    def __init__(self, options: SamplingOptions, prompt: Sequence[int] = ()) -> None:
         self.options = options
-        self._random = np.random.Generator(np.random.PCG64(options.seed))
-        self._returned: list[float] = []
+        self.generated = 0  # tokens so far, which is also the number of the next one's draw
+        self._bits = np.random.PCG64(options.seed)
+        self._random = np.random.Generator(self._bits)
+        self._next_draw = 0  # that `_random` would give
+        self.begin(prompt)
 
-    def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
-        """Draw one id from logits (vocab,); `history` is every id so far, including the prompt's.
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Begin a text after this prompt, whose tokens count for the repetition penalty; draws go on."""
+        self._counts = TokenCounts(prompt if self.options.repetition_penalty is not None else ())
 
-        Raises `UserError` for NaN or infinity.
+    def append(self, token_id: int) -> None:
+        """Add the next token of the text."""
+        self.generated += 1
+        if self.options.counts_tokens:
+            self._counts.add(token_id)
+
+    def draw(self, number: int) -> float:
+        """Number `number` of the seed's stream, at least 0 and below 1; it may be asked for again."""
+        self._bits.advance(number - self._next_draw)
+        self._next_draw = number + 1
+        return float(self._random.random())
+
+    def scores(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> Scores:
+        """Logits (vocab,) after `logit_bias` and penalties, for the token after the text and `drafts`.
+
+        Raises `UserError` for a bias outside the vocabulary.
         """
-        if not np.isfinite(logits.max()):
-            raise UserError(NOT_FINITE)
-        scores = penalized(logits, history, self.options.repetition_penalty)
-        if self.options.temperature == 0:
-            return int(scores.argmax())
-        ids, weights = candidates(scores, self.options)
-        mass = np.cumsum(weights)
-        drawn = np.searchsorted(mass, self._uniform() * mass[-1], side="right")
-        return int(ids[min(drawn, ids.size - 1)])  # the product may round up to the whole mass
+        if not self.options.counts_tokens:
+            return changed_scores(logits, self.options, self._counts) if self.options.logit_bias else logits
+        with self._counts.assuming(drafts):
+            return changed_scores(logits, self.options, self._counts)
 
-    def device_options(self) -> tuple[float, int, float]:
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """Draw the next id from logits (vocab,); `append` makes it part of the text.
+
+        Raises `UserError` for NaN or infinity, and for a bias outside the vocabulary.
+        """
+        (token_id,) = sample_rows(logits[None], [SampledRow(self)])
+        if token_id == NO_ID:
+            raise UserError(NOT_FINITE)
+        return int(token_id)
+
+    def device_options(self, ahead: int = 0) -> tuple[float, int, float]:
         """Temperature, top-k and draw of a step for `runtime.engines.loaded_artifact.DeviceSampler`.
 
-        With them it draws the id that `sample` would, up to the rounding of float32. Only for options with no filter
-        other than top-k (`SamplingOptions.top_k_alone`).
+        The step draws the token after `ahead` tokens that the text does not have yet. With them it draws the id that
+        `sample` would, up to the rounding of float32. Only for options with no filter other than top-k
+        (`SamplingOptions.top_k_alone`).
         """
         if self.options.temperature < TINY:
             return 1.0, 1, 0.0
-        return self.options.temperature, self.options.top_k or 0, self._uniform()
+        return self.options.temperature, self.options.top_k or 0, self.draw(self.generated + ahead)
 
-    def take_back(self, options: Sequence[tuple[float, int, float]]) -> None:
-        """Take back options from `device_options` with which nothing was drawn.
 
-        Their draws are handed out again, so that the next ids are the same as without drawing ahead.
-        """
-        self._returned[:0] = [draw for _, top_k, draw in options if (top_k, draw) != (1, 0.0)]
+class SampledRow(NamedTuple):
+    """Whose next token a row of logits is for: that of the sampler's text, if `drafts` followed it."""
 
-    def _uniform(self) -> float:
-        return self._returned.pop(0) if self._returned else self._random.random()
+    sampler: Sampler
+    drafts: Sequence[int] = ()
+
+
+def sample_rows(logits: NDArray[np.float32], rows: Sequence[SampledRow]) -> NDArray[np.int64]:
+    """Draw an id from each row of logits (n, vocab); returns ids (n,).
+
+    A row is drawn with the number after those of its sampler's text and of its drafts. So rows for the drafts d1, d2,
+    ... of a text are the rows with `drafts` (), (d1,), (d1, d2), ...; each gives the id that drawing one by one would,
+    for as long as the ids before it equal the drafts. No sampler changes: `Sampler.append` adds what is accepted.
+
+    A row whose logits hold NaN or infinity gets `NO_ID`, and the other rows their ids; logits of minus infinity are
+    never drawn. Raises `UserError` for a bias outside the vocabulary, which `SamplingOptions.check_vocabulary` finds
+    beforehand.
+    """
+    screened = ScreenedDraw(logits.shape[1])
+    ids = np.full(len(rows), NO_ID, np.int64)
+    for place, (row, (sampler, drafts)) in enumerate(zip(logits, rows, strict=True)):
+        scores = sampler.scores(row, drafts)
+        best = int(scores.argmax())  # of NaN, if there is any
+        highest = float(scores[best])
+        if not math.isfinite(highest):
+            continue
+        if sampler.options.temperature == 0:
+            ids[place] = best
+        else:
+            uniform = sampler.draw(sampler.generated + len(drafts))
+            ids[place] = screened.draw(scores, highest, sampler.options, uniform)
+    return ids
 
 
 @runtime_checkable
@@ -124,64 +129,7 @@ class DrawingModel(Protocol):
         """Whether it can draw with these options."""
 
     def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
-        """Yield `steps` ids that follow `token_id`.
+        """Yield `steps` ids that follow `token_id`, and append each to the sampler's text before it is yielded.
 
         They are those of alternating decode steps and `Sampler.sample`, up to the rounding of float32.
         """
-
-
-def penalized(logits: NDArray[np.float32], history: Sequence[int], penalty: float | None) -> NDArray[np.float64]:
-    """Logits (vocab,) in float64, with ids of `history` made less likely (Keskar et al., 2019: CTRL, section 4.1)."""
-    scores = logits.astype(np.float64)
-    if penalty is not None:
-        ids = np.unique(np.asarray(history, dtype=np.int64))
-        seen = ids[ids < scores.size]
-        scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
-    return scores
-
-
-def candidates(scores: NDArray[np.float64], options: SamplingOptions) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The ids that top-k, top-p and min-p keep from scores (vocab,), and their weights.
-
-    A weight is the id's probability divided by that of the likeliest id.
-    """
-    ids = np.arange(scores.size)
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
-        scores = (scores - scores.max()) / options.temperature
-    if options.top_k is not None and options.top_k < scores.size:
-        lowest = scores.size - options.top_k
-        ids = np.flatnonzero(scores >= np.partition(scores, lowest)[lowest])
-    weights = np.exp(scores[ids])
-    if options.top_p is not None:
-        kept = _nucleus(weights, options.top_p)
-        ids, weights = ids[kept], weights[kept]
-    if options.min_p is not None:
-        kept = weights >= options.min_p
-        ids, weights = ids[kept], weights[kept]
-    return ids, weights
-
-
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:
-    """A mask of the ids that make up the likeliest `top_p` of the mass (Holtzman et al., 2020).
-
-    The likeliest id is always among them. Ids lighter than an equal share of the excluded mass are dropped without
-    sorting: together they cannot exceed it.
-    """
-    excluded = (1 - top_p) * weights.sum()
-    kept: NDArray[np.bool_] = weights >= excluded / weights.size
-    contenders = np.flatnonzero(kept)
-    ascending = contenders[np.argsort(weights[contenders], kind="stable")]
-    mass = weights[~kept].sum() + np.cumsum(weights[ascending])
-    kept[ascending[:-1]] = mass[:-1] > excluded
-    return kept
-
-
-def top_logprobs(logits: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
-    """The `k` likeliest ids of logits (vocab,), best first, with their log probabilities before any filter."""
-    scores = logits.astype(np.float64)
-    highest = scores.max()
-    log_sum = highest + math.log(np.exp(scores - highest).sum())
-    lowest = max(scores.size - k, 0)
-    best = np.argpartition(scores, lowest)[lowest:]
-    best = best[np.lexsort((best, -scores[best]))]
-    return [(int(token_id), float(scores[token_id] - log_sum)) for token_id in best]

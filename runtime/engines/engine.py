@@ -18,7 +18,8 @@ from runtime.artifact.build_number import required_build
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import HEADS, Manifest
 from runtime.artifact.signing import key_of_environment
-from runtime.decoding.sampler import NOT_FINITE, Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import NOT_FINITE, Sampler
 from runtime.engines.loaded_artifact import MAX_STEPS_IN_FLIGHT, PADDING_ID, LoadedArtifact
 from runtime.engines.machines import MACHINES
 from runtime.errors import UserError
@@ -147,7 +148,7 @@ class Engine:
     def draw(self, token_id: int, sampler: Sampler, steps: int) -> Iterator[int]:
         """Yield `steps` ids that follow `token_id`, as alternating `decode` and `Sampler.sample` would give them.
 
-        They may differ only through float32 rounding. Requires `can_draw`. The next step is started before an id is
+        Each is appended to the sampler's text. They may differ only through float32 rounding. Requires `can_draw`. The next step is started before an id is
         yielded, so that the device need not wait for the caller; that step's column counts only once the caller asks
         for the next id, and its slot is the one that any other id would take. An iterator ends when another one begins.
         Raises `UserError` like `decode`, and for any logit that is infinite or NaN.
@@ -158,22 +159,22 @@ class Engine:
         self._check([[token_id]])
         device_sampler.begin(token_id, self.position)
         this_call = self._draw_call = object()
-        ahead: list[tuple[float, int, float]] = []  # the options of the steps in flight
+        in_flight = 0
         try:
             for left in range(steps, 0, -1):
-                while len(ahead) < min(MAX_STEPS_IN_FLIGHT, left):
-                    ahead.append(sampler.device_options())
-                    device_sampler.start(*ahead[-1])
+                while in_flight < min(MAX_STEPS_IN_FLIGHT, left):
+                    device_sampler.start(*sampler.device_options(in_flight))
+                    in_flight += 1
                 drawn = device_sampler.finish()
-                ahead.pop(0)
+                in_flight -= 1
                 if drawn < 0:
                     raise UserError(NOT_FINITE)
                 self.lengths += 1
+                sampler.append(drawn)
                 yield drawn
                 if self._draw_call is not this_call:
                     return
         finally:
-            sampler.take_back(ahead)
             if self._draw_call is this_call:
                 device_sampler.abandon()
 

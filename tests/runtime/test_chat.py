@@ -10,7 +10,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from runtime.chat import converse, main
 from runtime.decoding.conversation import SEPARATOR, Conversation
-from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import Sampler
 from runtime.text.chat_template import ChatTemplate, TemplateEncoder
 from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer

@@ -12,7 +12,8 @@ import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from runtime.decoding.generation import generate
-from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import Sampler
 from runtime.errors import UserError, run_command
 from runtime.generate import main
 from tests.helpers.scripted_engine import EOS, PIECES, SPEC, ScriptedEngine, install

@@ -14,7 +14,8 @@ from transformers import MistralForCausalLM
 
 from runtime.bench import Workload, cache_bytes, measure, weight_bytes
 from runtime.decoding.generation import generate
-from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import Sampler
 from runtime.engines.engine import Engine
 from tests.helpers.artifacts import CACHE_LEN, WINDOW, random_ids, slot_of
 
@@ -70,7 +71,8 @@ import json, sys
 from pathlib import Path
 from runtime.engines.engine import Engine
 from runtime.decoding.generation import generate
-from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import Sampler
 
 engine, window, windows = Engine.open(Path(sys.argv[1]), threads=1), int(sys.argv[2]), int(sys.argv[3])
 resident = [0] * (windows + 1)

@@ -4,7 +4,8 @@ import pytest
 
 from export.calibration.fixed_text import OPTICKS
 from runtime.decoding.generation import generate
-from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import Sampler
 from runtime.engines.engine import Engine
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.smollm2 import greedy, smollm2, transformers_model

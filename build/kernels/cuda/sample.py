@@ -1,6 +1,6 @@
 """Drawing the next id where the logits are, and setting the next step's inputs.
 
-Of the filters of `runtime.decoding.sampler`, temperature and top-k are supported. There is one block. Top-k keeps
+Of the filters of `runtime.decoding.filters`, temperature and top-k are supported. There is one block. Top-k keeps
 every logit that is at least as large as the k-th largest, which four passes find byte by byte (radix selection: a
 histogram of the next byte of those whose higher bytes are known). Then each thread sums the weights
 exp((x - largest) / temperature) of some consecutive ids. The drawn id is the one at which the running sum, in order

@@ -13,7 +13,7 @@ import numpy as np
 from build.tools.quality.figures import Distribution
 from runtime.decoding.batch import FILLER_ID, HIDDEN, AnyModel, generate_all
 from runtime.decoding.generation import row_samplers
-from runtime.decoding.sampler import SamplingOptions
+from runtime.decoding.options import SamplingOptions
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer
 
@@ -24,7 +24,15 @@ MAX_TOKENS_KEYS = (
     "max_tokens",
     "max_completion_tokens",
 )  # the first given one counts
-SAMPLING_KEYS = ("top_k", "top_p", "min_p", "repetition_penalty", "seed")  # as `SamplingOptions` has them
+SAMPLING_KEYS = (  # as `SamplingOptions` has them
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
 
 
 @dataclass(frozen=True)

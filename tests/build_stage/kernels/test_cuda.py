@@ -31,7 +31,8 @@ from export.weights.panels import to_vector_panels
 from export.weights.table import carry, format_of, load, store
 from runtime.artifact.caches import cache_format
 from runtime.artifact.rotary import QueryScaling
-from runtime.decoding.sampler import SamplingOptions, candidates
+from runtime.decoding.filters import candidates
+from runtime.decoding.options import SamplingOptions
 from runtime.errors import UserError
 from tests.helpers import cache_reference
 from tests.helpers.encoded import rows_for
@@ -650,7 +651,7 @@ SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperatur
 
 @pytest.mark.parametrize("vocab_size", [50, 3000])
 def test_sample_draws_as_the_host_does(vocab_size):
-    """Compare with `runtime.decoding.sampler`'s filters on the same draw; every third time, some logits are equal."""
+    """Compare with `runtime.decoding.filters`'s filters on the same draw; every third time, some logits are equal."""
     kernel, rng = compiled_serially(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
     for temperature, top_k in SAMPLING:
         options = SamplingOptions(temperature=temperature, top_k=top_k or None)

@@ -17,7 +17,7 @@ from transformers import MistralForCausalLM
 from runtime import generate
 from runtime.decoding.batch import generate_batch
 from runtime.decoding.generation import row_samplers
-from runtime.decoding.sampler import SamplingOptions
+from runtime.decoding.options import SamplingOptions
 from runtime.engines.engine import Engine
 from runtime.errors import UserError
 from tests.helpers import reference

@@ -15,7 +15,8 @@ from runtime.artifact.manifest import Graph, Signature, TensorSpec
 from runtime.artifact.tensor_file import TensorFile
 from runtime.bench import Workload, measure
 from runtime.decoding.generation import generate
-from runtime.decoding.sampler import GREEDY, Sampler, SamplingOptions
+from runtime.decoding.options import GREEDY, SamplingOptions
+from runtime.decoding.sampler import Sampler
 from runtime.engines import cuda
 from runtime.engines.cuda_function import GraphFunction
 from runtime.engines.cuda_memory import CudaMemory

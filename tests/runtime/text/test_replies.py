@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.decoding.conversation import Conversation
-from runtime.decoding.sampler import Sampler, SamplingOptions
+from runtime.decoding.options import SamplingOptions
+from runtime.decoding.sampler import Sampler
 from runtime.text.replies import ReplyText, content_of, ends_in_thought, read_reply
 from runtime.text.stream import Step, with_text
 from runtime.text.tokenizer import open_tokenizer

@@ -9,7 +9,7 @@ from build.tools.lm_eval.__main__ import main, metrics_table
 from build.tools.lm_eval.scoring import Generation, Scored, Scorer, rolling_windows
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.decoding.batch import HIDDEN
-from runtime.decoding.sampler import SamplingOptions
+from runtime.decoding.options import SamplingOptions
 from runtime.engines.engine import Engine
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
