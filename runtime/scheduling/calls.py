@@ -1,0 +1,177 @@
+"""The calls of the model for choices that have a slot, and what each choice gets from them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import UserError
+from runtime.scheduling.call_times import CallTimes
+from runtime.scheduling.choice import Choice
+from runtime.scheduling.chunking import chunk_of_prompt, next_chunk
+from runtime.scheduling.drawing import DrawnRow, draw_rows
+from runtime.scheduling.slot_model import Row, SlotModel
+from runtime.scheduling.speculation import Candidate, DraftPlanner
+from runtime.scheduling.statistics import Statistics
+from runtime.text.stream import Step
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call gave a choice: new tokens, and the sentence of an error with which it must end."""
+
+    choice: Choice
+    steps: Sequence[Step] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one choice in a step: of `ids`, the last `drafts` are guesses."""
+
+    choice: Choice
+    ids: list[int]
+    drafts: int = 0
+
+    def drawn_rows(self) -> list[DrawnRow]:
+        """The draw after the last id that is no guess, and after each guess."""
+        guesses = self.ids[len(self.ids) - self.drafts :]
+        return [_drawn_row(self.choice, guesses[:count]) for count in range(self.drafts + 1)]
+
+
+class Calls:
+    """Makes calls and measures them.
+
+    same_calls: a prompt is always fed by the same calls, whatever they cost.
+    most_drafts: guessed tokens of a choice in a step; 0 makes none.
+    """
+
+    def __init__(
+        self,
+        model: SlotModel,
+        clock: Callable[[], float],
+        statistics: Statistics,
+        *,
+        same_calls: bool,
+        most_drafts: int,
+    ) -> None:
+        self._model = model
+        self._clock = clock
+        self._statistics = statistics
+        self._same_calls = same_calls
+        self._most_drafts = most_drafts
+        self._chunk_times, self._step_times = CallTimes(), CallTimes()
+        self._planner = DraftPlanner(model.step_rows, self._step_times.about)
+
+    def rest(self, choice: Choice) -> Sequence[int]:
+        """The part of a choice's prompt that is still to be fed."""
+        return choice.request.prompt_ids[len(self._model.tokens(choice.held_slot)) :]
+
+    def feed_chunk(self, choice: Choice, end: int, budget: float | None) -> tuple[int, Outcome]:
+        """One prefill call for a prompt, at most up to its first `end` tokens; also returns how many tokens it fed.
+
+        `budget` is in seconds; None takes what feeds the whole prompt soonest.
+        """
+        rest = self.rest(choice)
+        tokens = len(rest) - (len(choice.request.prompt_ids) - end)
+        if self._same_calls:
+            size = chunk_of_prompt(tokens, self._model.chunks)
+        else:
+            size = next_chunk(tokens, self._model.chunks, self._chunk_times.at_most, budget)
+        ids = rest[: min(size, tokens)]
+        start = self._clock()
+        try:
+            logits = self._model.prefill(choice.held_slot, ids)[None]
+        except UserError as error:
+            return 0, Outcome(choice, error=str(error))
+        self._chunk_times.add(size, self._clock() - start)
+        self._statistics.chunks += 1
+        self._statistics.prompt_tokens += len(ids)
+        if len(ids) < len(rest):
+            return len(ids), Outcome(choice)
+        return len(ids), self._taken(Part(choice, []), draw_rows(logits, [_drawn_row(choice)]), logits)
+
+    def tails(self, prompts: Sequence[Choice], decoding: int) -> list[Choice]:
+        """The prompts whose rest is fed by rows of the next step, since that is expected to take less time.
+
+        `decoding` rows of it are needed by others. There are none where a prompt is always fed by the same calls.
+        """
+        tails: list[Choice] = []
+        rows = decoding
+        for choice in () if self._same_calls else prompts:
+            tokens = len(self.rest(choice))
+            if rows + tokens > self._model.step_rows[-1]:
+                continue
+            chunk = next_chunk(tokens, self._model.chunks, self._chunk_times.at_most, None)
+            without = self._step_times.about(rows) if rows else 0.0
+            if self._step_times.about(rows + tokens) <= self._chunk_times.at_most(chunk) + without:
+                tails.append(choice)
+                rows += tokens
+        return tails
+
+    def step(self, tails: Sequence[Choice], decoding: Sequence[Choice]) -> list[Outcome]:
+        """One step with the rests of prompts, a row for each choice that is being generated, and drafts."""
+        parts = [Part(choice, list(self.rest(choice))) for choice in tails]
+        parts += self._with_drafts(decoding, sum(len(part.ids) for part in parts) + len(decoding))
+        start = self._clock()
+        try:
+            logits = self._model.step([Row(part.choice.held_slot, token) for part in parts for token in part.ids])
+        except UserError as error:
+            return [Outcome(part.choice, error=str(error)) for part in parts]
+        ends = np.cumsum([len(part.ids) for part in parts])
+        places = [range(end - part.drafts - 1, end) for part, end in zip(parts, ends, strict=True)]
+        drawn = draw_rows(
+            logits[[row for place in places for row in place]], [row for part in parts for row in part.drawn_rows()]
+        )
+        self._step_times.add(len(logits), self._clock() - start)
+        self._statistics.steps += 1
+        self._statistics.rows += len(logits)
+        self._statistics.prompt_tokens += sum(len(part.ids) for part in parts[: len(tails)])
+        outcomes = []
+        for part, place in zip(parts, places, strict=True):
+            own, drawn = drawn[: len(place)], drawn[len(place) :]
+            outcomes.append(self._taken(part, own, logits[place.start : place.stop]))
+        return outcomes
+
+    def _with_drafts(self, decoding: Sequence[Choice], rows: int) -> list[Part]:
+        """A part for each of these choices, in a step that has `rows` rows without drafts."""
+        if not self._most_drafts:
+            return [Part(choice, choice.history[-1:]) for choice in decoding]
+        for choice in decoding:
+            choice.drafts.propose(choice.history, min(self._most_drafts, choice.left - 1))
+        plan = self._planner.drafts(
+            [Candidate(choice.drafts.chance, len(choice.drafts.proposal.drafts)) for choice in decoding], rows
+        )
+        return [
+            Part(choice, choice.history[-1:] + choice.drafts.proposal.drafts[:drafts], drafts)
+            for choice, drafts in zip(decoding, plan, strict=True)
+        ]
+
+    def _taken(self, part: Part, drawn: Sequence[int | UserError], logits: NDArray[np.float32]) -> Outcome:
+        """Take what was drawn after the last token and, as long as they are right, after each draft.
+
+        The drafts after these are forgotten, so that the slot is as without them.
+        """
+        choice, drafts = part.choice, part.ids[len(part.ids) - part.drafts :]
+        steps: list[Step] = []
+        error = None
+        for place, token in enumerate(drawn):
+            if isinstance(token, UserError):
+                error = str(token)
+                break
+            steps.append(choice.add(token, logits[place]))
+            if steps[-1].finish_reason is not None or drafts[place : place + 1] != [token]:
+                break
+        wrong = len(drafts) + 1 - max(len(steps), 1)
+        if wrong:
+            self._model.rewind(choice.held_slot, len(self._model.tokens(choice.held_slot)) - wrong)
+        choice.drafts.learn([step.token_id for step in steps])
+        self._statistics.drafts_proposed += len(drafts)
+        self._statistics.drafts_accepted += len(drafts) - wrong
+        self._statistics.generated_tokens += len(steps)
+        return Outcome(choice, steps, error)
+
+
+def _drawn_row(choice: Choice, drafts: Sequence[int] = ()) -> DrawnRow:
+    return DrawnRow(choice.options, len(choice.request.prompt_ids), choice.history, drafts)
