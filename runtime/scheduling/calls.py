@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decoding.sampler import NO_ID, NOT_FINITE, SampledRow, sample_rows
 from runtime.errors import UserError
 from runtime.scheduling.call_times import CallTimes
 from runtime.scheduling.choice import Choice
 from runtime.scheduling.chunking import chunk_of_prompt, next_chunk
-from runtime.scheduling.drawing import DrawnRow, draw_rows
 from runtime.scheduling.slot_model import Row, SlotModel
 from runtime.scheduling.speculation import Candidate, DraftPlanner
 from runtime.scheduling.statistics import Statistics
@@ -34,10 +34,14 @@ class Part:
     ids: list[int]
     drafts: int = 0
 
-    def drawn_rows(self) -> list[DrawnRow]:
+    @property
+    def guesses(self) -> list[int]:
+        """The drafts."""
+        return self.ids[len(self.ids) - self.drafts :]
+
+    def sampled_rows(self) -> list[SampledRow]:
         """The draw after the last id that is no guess, and after each guess."""
-        guesses = self.ids[len(self.ids) - self.drafts :]
-        return [_drawn_row(self.choice, guesses[:count]) for count in range(self.drafts + 1)]
+        return [SampledRow(self.choice.sampler, self.guesses[:count]) for count in range(self.drafts + 1)]
 
 
 class Calls:
@@ -64,22 +68,26 @@ class Calls:
         self._chunk_times, self._step_times = CallTimes(), CallTimes()
         self._planner = DraftPlanner(model.step_rows, self._step_times.about)
 
-    def rest(self, choice: Choice) -> Sequence[int]:
-        """The part of a choice's prompt that is still to be fed."""
-        return choice.request.prompt_ids[len(self._model.tokens(choice.held_slot)) :]
+    def fed(self, choice: Choice) -> int:
+        """Tokens of a choice's prompt that its slot holds."""
+        return len(self._model.tokens(choice.held_slot))
+
+    def unfed(self, choice: Choice) -> int:
+        """Tokens of a choice's prompt that are still to be fed."""
+        return len(choice.request.prompt_ids) - self.fed(choice)
 
     def feed_chunk(self, choice: Choice, end: int, budget: float | None) -> tuple[int, Outcome]:
         """One prefill call for a prompt, at most up to its first `end` tokens; also returns how many tokens it fed.
 
         `budget` is in seconds; None takes what feeds the whole prompt soonest.
         """
-        rest = self.rest(choice)
-        tokens = len(rest) - (len(choice.request.prompt_ids) - end)
+        prompt, fed = choice.request.prompt_ids, self.fed(choice)
+        tokens = end - fed
         if self._same_calls:
             size = chunk_of_prompt(tokens, self._model.chunks)
         else:
             size = next_chunk(tokens, self._model.chunks, self._chunk_times.at_most, budget)
-        ids = rest[: min(size, tokens)]
+        ids = prompt[fed : fed + min(size, tokens)]
         start = self._clock()
         try:
             logits = self._model.prefill(choice.held_slot, ids)[None]
@@ -88,9 +96,10 @@ class Calls:
         self._chunk_times.add(size, self._clock() - start)
         self._statistics.chunks += 1
         self._statistics.prompt_tokens += len(ids)
-        if len(ids) < len(rest):
+        if fed + len(ids) < len(prompt):
             return len(ids), Outcome(choice)
-        return len(ids), self._taken(Part(choice, []), draw_rows(logits, [_drawn_row(choice)]), logits)
+        (outcome,) = self._drawn([Part(choice, list(ids))], logits)
+        return len(ids), outcome
 
     def tails(self, prompts: Sequence[Choice], decoding: int) -> list[Choice]:
         """The prompts whose rest is fed by rows of the next step, since that is expected to take less time.
@@ -100,7 +109,7 @@ class Calls:
         tails: list[Choice] = []
         rows = decoding
         for choice in () if self._same_calls else prompts:
-            tokens = len(self.rest(choice))
+            tokens = self.unfed(choice)
             if rows + tokens > self._model.step_rows[-1]:
                 continue
             chunk = next_chunk(tokens, self._model.chunks, self._chunk_times.at_most, None)
@@ -112,7 +121,7 @@ class Calls:
 
     def step(self, tails: Sequence[Choice], decoding: Sequence[Choice]) -> list[Outcome]:
         """One step with the rests of prompts, a row for each choice that is being generated, and drafts."""
-        parts = [Part(choice, list(self.rest(choice))) for choice in tails]
+        parts = [Part(choice, list(choice.request.prompt_ids[self.fed(choice) :])) for choice in tails]
         parts += self._with_drafts(decoding, sum(len(part.ids) for part in parts) + len(decoding))
         start = self._clock()
         try:
@@ -120,18 +129,12 @@ class Calls:
         except UserError as error:
             return [Outcome(part.choice, error=str(error)) for part in parts]
         ends = np.cumsum([len(part.ids) for part in parts])
-        places = [range(end - part.drafts - 1, end) for part, end in zip(parts, ends, strict=True)]
-        drawn = draw_rows(
-            logits[[row for place in places for row in place]], [row for part in parts for row in part.drawn_rows()]
-        )
+        drawn_from = [row for part, end in zip(parts, ends, strict=True) for row in range(end - part.drafts - 1, end)]
+        outcomes = self._drawn(parts, logits[drawn_from])
         self._step_times.add(len(logits), self._clock() - start)
         self._statistics.steps += 1
         self._statistics.rows += len(logits)
         self._statistics.prompt_tokens += sum(len(part.ids) for part in parts[: len(tails)])
-        outcomes = []
-        for part, place in zip(parts, places, strict=True):
-            own, drawn = drawn[: len(place)], drawn[len(place) :]
-            outcomes.append(self._taken(part, own, logits[place.start : place.stop]))
         return outcomes
 
     def _with_drafts(self, decoding: Sequence[Choice], rows: int) -> list[Part]:
@@ -148,17 +151,34 @@ class Calls:
             for choice, drafts in zip(decoding, plan, strict=True)
         ]
 
-    def _taken(self, part: Part, drawn: Sequence[int | UserError], logits: NDArray[np.float32]) -> Outcome:
+    def _drawn(self, parts: Sequence[Part], logits: NDArray[np.float32]) -> list[Outcome]:
+        """Draw from logits (n, vocab), which are those of all parts' `sampled_rows`, and take what is drawn."""
+        rows = [part.sampled_rows() for part in parts]
+        pieces = np.split(logits, np.cumsum([len(own) for own in rows])[:-1])
+        try:
+            drawn = sample_rows(logits, [row for own in rows for row in own])
+        except UserError:  # of one row's options, for which the others are not to blame
+            return [self._drawn_alone(*one) for one in zip(parts, rows, pieces, strict=True)]
+        own_drawn = np.split(drawn, np.cumsum([len(own) for own in rows])[:-1])
+        return [self._taken(*one) for one in zip(parts, own_drawn, pieces, strict=True)]
+
+    def _drawn_alone(self, part: Part, rows: Sequence[SampledRow], logits: NDArray[np.float32]) -> Outcome:
+        try:
+            return self._taken(part, sample_rows(logits, rows), logits)
+        except UserError as error:
+            return Outcome(part.choice, error=str(error))
+
+    def _taken(self, part: Part, drawn: NDArray[np.int64], logits: NDArray[np.float32]) -> Outcome:
         """Take what was drawn after the last token and, as long as they are right, after each draft.
 
         The drafts after these are forgotten, so that the slot is as without them.
         """
-        choice, drafts = part.choice, part.ids[len(part.ids) - part.drafts :]
+        choice, drafts = part.choice, part.guesses
         steps: list[Step] = []
         error = None
-        for place, token in enumerate(drawn):
-            if isinstance(token, UserError):
-                error = str(token)
+        for place, token in enumerate(drawn.tolist()):
+            if token == NO_ID:
+                error = NOT_FINITE
                 break
             steps.append(choice.add(token, logits[place]))
             if steps[-1].finish_reason is not None or drafts[place : place + 1] != [token]:
@@ -171,7 +191,3 @@ class Calls:
         self._statistics.drafts_accepted += len(drafts) - wrong
         self._statistics.generated_tokens += len(steps)
         return Outcome(choice, steps, error)
-
-
-def _drawn_row(choice: Choice, drafts: Sequence[int] = ()) -> DrawnRow:
-    return DrawnRow(choice.options, len(choice.request.prompt_ids), choice.history, drafts)

@@ -1,12 +1,13 @@
 """One choice of a request on its way through the scheduler."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoding.generation import finish_reason_of
-from runtime.decoding.sampler import SamplingOptions, top_logprobs
+from runtime.decoding.logprobs import top_logprobs
+from runtime.decoding.sampler import Sampler
 from runtime.scheduling.requests import Request
 from runtime.scheduling.speculation import DraftHistory
 from runtime.text.stream import Step
@@ -20,7 +21,7 @@ class Choice:
     index: int
     left: int
     leader: "Choice | None"  # the first choice of the request, which computes the prompt for all of them
-    options: SamplingOptions = field(init=False)
+    sampler: Sampler
     history: list[int] = field(init=False)  # the prompt and the tokens drawn
     slot: int | None = None
     prompt_done: bool = False
@@ -28,8 +29,7 @@ class Choice:
     drafts: DraftHistory = field(default_factory=DraftHistory)
 
     def __post_init__(self) -> None:
-        options = self.request.options
-        self.options = options if options.seed is None else replace(options, seed=options.seed + self.index)
+        self.sampler.begin(self.request.prompt_ids)
         self.history = list(self.request.prompt_ids)
 
     def waits_for_leader(self) -> bool:
@@ -46,6 +46,7 @@ class Choice:
         """Append a token that was drawn from logits (vocab,); returns its step."""
         reason = finish_reason_of(token_id, self.left, self.request.eos_ids)
         self.history.append(token_id)
+        self.sampler.append(token_id)
         self.left -= 1
         count = self.request.logprobs
         return Step(token_id, None if count is None else tuple(top_logprobs(logits, count)), reason)

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from runtime.decoding.sampler import GREEDY, SamplingOptions
+from runtime.decoding.options import GREEDY, SamplingOptions
 from runtime.errors import UserError
 from runtime.text.stream import FinishReason, Step
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from runtime.decoding.generation import row_samplers
 from runtime.scheduling.calls import Calls, Outcome
 from runtime.scheduling.choice import Choice
 from runtime.scheduling.prefix_cache import PrefixCache, check_fits
@@ -53,8 +54,11 @@ class Scheduler:
         left = request.max_tokens
         if self._capacity is not None:
             left = min(left, self._capacity - len(request.prompt_ids) + 1)
-        leader = Choice(request, 0, left, None)
-        self._waiting += [leader, *(Choice(request, index, left, leader) for index in range(1, request.choices))]
+        leader = None
+        for index, sampler in enumerate(row_samplers(request.options, request.choices)):
+            choice = Choice(request, index, left, leader, sampler)
+            leader = leader or choice
+            self._waiting.append(choice)
         self._count()
 
     def cancel(self, request_id: RequestId, choice: int | None = None) -> None:
@@ -98,16 +102,26 @@ class Scheduler:
 
     def _admit(self, events: list[Event]) -> None:
         """Give free slots to those who wait, and their prompt to those whose first choice has computed it."""
-        for choice in [choice for choice in self._following if not choice.waits_for_leader()]:
-            self._following.remove(choice)
-            self._start(choice, events)
+        for choice in list(self._following):
+            if not choice.waits_for_leader():
+                self._following.remove(choice)
+                self._lead(choice)
+                self._start(choice, events)
         while self._waiting and self.prefixes.has_free_slot():
             choice = self._waiting.popleft()
             if choice.waits_for_leader():
                 choice.slot = self.prefixes.reserve()
                 self._following.append(choice)
             else:
+                self._lead(choice)
                 self._start(choice, events)
+
+    def _lead(self, choice: Choice) -> None:
+        """Let the other choices wait for this one if the first choice has ended before it had computed the prompt."""
+        if choice.leader is not None and not choice.leader.prompt_done:
+            for other in [*self._following, *self._waiting]:
+                if other.leader is choice.leader:
+                    other.leader = choice
 
     def _start(self, choice: Choice, events: list[Event]) -> None:
         prompt = choice.request.prompt_ids
@@ -141,9 +155,8 @@ class Scheduler:
         self._prompts.append(choice)
         self._steps_since_chunk = 0
         prompt, slot = choice.request.prompt_ids, choice.held_slot
-        fed = len(prompt) - len(self._calls.rest(choice))
         snapshot = self.prefixes.snapshot_due(prompt)
-        end = snapshot if snapshot is not None and fed < snapshot else len(prompt)
+        end = snapshot if snapshot is not None and self._calls.fed(choice) < snapshot else len(prompt)
         budget = self._settings.stall_budget if self._decoding else None
         tokens, outcome = self._calls.feed_chunk(choice, end, budget)
         if tokens:
@@ -152,7 +165,7 @@ class Scheduler:
 
     def _step(self, tails: Sequence[Choice], events: list[Event]) -> None:
         """One step. If it cannot hold all who are being generated, those take part that waited longest."""
-        rows = self._model.step_rows[-1] - sum(len(self._calls.rest(choice)) for choice in tails)
+        rows = self._model.step_rows[-1] - sum(map(self._calls.unfed, tails))
         decoding = self._decoding[:rows]
         self._decoding = self._decoding[rows:] + decoding
         self._steps_since_chunk += 1

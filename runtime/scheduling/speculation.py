@@ -10,6 +10,7 @@ NEWEST_WEIGHT = 0.15  # of the newest draft in that chance
 LEAST_CHANCE = 0.1  # a row whose token is less likely to count is not worth its share of attention and sampling
 MARGIN = 1.05  # drafts must promise this many times the tokens a second, since the promise may be wrong
 LEAST_SHARE = 0.97  # of its own tokens a second that each sequence keeps whatever the drafts of others
+READ_AT_ONCE = 1024  # tokens that the lookup takes in at one step
 RETRY_AFTER = 64  # steps without drafts because of their time, which is then measured anew: it may have changed
 
 
@@ -34,10 +35,14 @@ class DraftHistory:
         return self._chances.get(self.proposal.matched, 0.0)
 
     def propose(self, tokens: Sequence[int], most: int) -> None:
-        """Make the proposal for what follows `tokens`, which begin as at the last call."""
-        self.lookup.extend(tokens[self._seen :])
-        self._seen = len(tokens)
-        self.proposal = self.lookup.propose(most)
+        """Make the proposal for what follows `tokens`, which begin as at the last call.
+
+        A long prompt is read in several calls, so that none takes long; there is no proposal before the last.
+        """
+        new = tokens[self._seen : self._seen + READ_AT_ONCE]
+        self.lookup.extend(new)
+        self._seen += len(new)
+        self.proposal = self.lookup.propose(most) if self._seen == len(tokens) else NO_PROPOSAL
 
     def learn(self, came: Sequence[int]) -> None:
         """Compare the proposal with the tokens that came."""

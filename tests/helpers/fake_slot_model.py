@@ -129,17 +129,17 @@ class FakeSlotModel:
             slot.tokens.append(token)
             slot.states.append(state)
             for ring, columns in zip(slot.rings, self.rings, strict=True):
-                ring[position if columns is None else position % columns] = (position, state)
+                ring[position % (columns or self.cache_len)] = position, state
             slot.written = max(slot.written, position + 1)
             places.append((slot, position))
         return np.stack([self._logits(slot, position) for slot, position in places])
 
     def _logits(self, slot, position):
         for window, columns, ring in zip(self.windows, self.rings, slot.rings, strict=True):
-            first = 0 if window is None else max(0, position - window + 1)
-            for seen in range(first, position + 1):
-                held = ring[seen if columns is None else seen % columns]
-                assert held == (seen, slot.states[seen]), "every column that is seen is the one of its position"
+            if columns is None:  # such a layer only grows
+                continue
+            for seen in range(max(0, position - window + 1), position + 1):
+                assert ring[seen % columns] == (seen, slot.states[seen]), "a column holds the position that is seen"
         if self.poison is not None and slot.tokens[position] == self.poison:
             return np.full(self.vocab, np.nan, np.float32)
         noise = np.random.Generator(np.random.SFC64(slot.states[position])).standard_normal(self.vocab)

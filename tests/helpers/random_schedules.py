@@ -3,12 +3,13 @@
 Everything works with any `SlotModel`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.decoding.sampler import SamplingOptions
-from runtime.scheduling.drawing import DrawnRow, draw_rows
+from runtime.decoding.generation import row_samplers
+from runtime.decoding.options import SamplingOptions
+from runtime.errors import UserError
 from runtime.scheduling.requests import Ended, Failed, Generated, Request, Started
 from runtime.scheduling.slot_model import Row
 
@@ -36,7 +37,7 @@ class Schedule:
     most_choices: int = 3
 
 
-def random_schedule(seed, shape=Schedule()):  # noqa: B008 (frozen)
+def random_schedule(seed, shape=Schedule()):
     """Prompts that begin like earlier ones, like their own continuations, or like nothing before."""
     random = np.random.default_rng(seed)
     arrivals, prompts = [], [random_ids(random, shape, shape.longest_prompt)]
@@ -71,12 +72,13 @@ def random_ids(random, shape, count):
 
 def random_options(random):
     if random.random() < 0.4:
-        return SamplingOptions(repetition_penalty=1.3 if random.random() < 0.3 else None)
+        return SamplingOptions(repetition_penalty=1.3 if random.random() < 0.3 else None, logit_bias={1: 0.5})
     return SamplingOptions(
         temperature=float(random.choice([0.3, 1.0])),
         top_k=int(random.integers(2, 10)) if random.random() < 0.5 else None,
         top_p=0.9 if random.random() < 0.5 else None,
         repetition_penalty=1.2 if random.random() < 0.3 else None,
+        frequency_penalty=0.7 if random.random() < 0.3 else None,
         seed=int(random.integers(1000)),
     )
 
@@ -86,18 +88,18 @@ def alone(model, request, choice=0):
 
     The prompt is fed by the largest chunks, and every token by a step of its own.
     """
-    options = request.options
-    if options.seed is not None:
-        options = replace(options, seed=options.seed + choice)
-    history = list(request.prompt_ids)
-    for start in range(0, len(history), model.chunks[0]):
-        logits = model.prefill(0, history[start : start + model.chunks[0]])
+    sampler = row_samplers(request.options, request.choices)[choice]
+    sampler.begin(request.prompt_ids)
+    prompt = list(request.prompt_ids)
+    for start in range(0, len(prompt), model.chunks[0]):
+        logits = model.prefill(0, prompt[start : start + model.chunks[0]])
     generated = []
     while True:
-        (drawn,) = draw_rows(logits[None], [DrawnRow(options, len(request.prompt_ids), history)])
-        if isinstance(drawn, Exception):
+        try:
+            drawn = sampler.sample(logits)
+        except UserError:
             return generated, "failed"
-        history.append(drawn)
+        sampler.append(drawn)
         generated.append(drawn)
         if drawn in request.eos_ids:
             return generated, "stop"
@@ -150,15 +152,21 @@ def note(run, event, turn):
         run.finished_at[key] = turn
 
 
-def check_run(run, arrivals, new_model):
-    """Every choice has the tokens that it has alone on a fresh model; a cancelled one the first of them."""
-    for arrival in arrivals:
-        for choice in range(arrival.request.choices):
-            key = arrival.request.request_id, choice
-            expected, reason = alone(new_model(), arrival.request, choice)
-            got = run.tokens.get(key, [])
-            if run.ends[key] == "cancelled":
-                assert arrival.cancelled is not None
-                assert got == expected[: len(got)], key
-            else:
-                assert (got, run.ends[key]) == (expected, reason), key
+def all_alone(new_model, arrivals):
+    """What each choice gives alone, by (request, choice)."""
+    return {
+        (arrival.request.request_id, choice): alone(new_model(), arrival.request, choice)
+        for arrival in arrivals
+        for choice in range(arrival.request.choices)
+    }
+
+
+def check_run(run, expected):
+    """Every choice has the tokens that it has alone; a cancelled one the first of them."""
+    assert set(run.ends) == set(expected)
+    for key, (tokens, reason) in expected.items():
+        got = run.tokens.get(key, [])
+        if run.ends[key] == "cancelled":
+            assert got == tokens[: len(got)], key
+        else:
+            assert (got, run.ends[key]) == (tokens, reason), key
