@@ -62,8 +62,8 @@ class Candidate:
     drafts: int
 
     def expected(self, drafts: int) -> float:
-        """Tokens that so many drafts are expected to add: chance + chance^2 + ... (Leviathan et al., 2023)."""
-        return sum(self.chance**place for place in range(1, drafts + 1))
+        """Tokens of a step with so many drafts: 1 + chance + chance^2 + ... (Leviathan et al., 2023, equation 1)."""
+        return sum(self.chance**place for place in range(drafts + 1))
 
 
 class DraftPlanner:
@@ -79,45 +79,54 @@ class DraftPlanner:
 
         The number of rows is chosen that promises the most tokens a second, and by which no sequence loses.
         """
-        none = [0] * len(candidates)
-        best, best_gain = none, MARGIN
-        likely = False
+        best, best_gain = [0] * len(candidates), MARGIN
+        orders = [_order(candidates, self._step_rows[-1] - rows, fair) for fair in (False, True)]
+        if not orders[0]:
+            return best
         for size in self._step_rows:
-            plan = _filled(candidates, size - rows)
-            if not any(plan):
-                continue
-            slowdown = self._slowdown(rows, rows + sum(plan))
-            gains = [1 + one.expected(drafts) for one, drafts in zip(candidates, plan, strict=True)]
-            gain = sum(gains) / len(gains) / slowdown
-            likely = True
-            if gain > best_gain and min(gains) >= LEAST_SHARE * slowdown:
-                best, best_gain = plan, gain
-        return best if any(best) or not likely else self._retry(candidates)
+            for order in orders:
+                plan = _counts(order[: max(size - rows, 0)], len(candidates))
+                slowdown = self._slowdown(rows, rows + sum(plan))
+                gains = [one.expected(drafts) for one, drafts in zip(candidates, plan, strict=True)]
+                gain = sum(gains) / len(gains) / slowdown
+                if gain > best_gain and min(gains) >= LEAST_SHARE * slowdown:
+                    best, best_gain = plan, gain
+        return best if any(best) else self._retry(orders[0], len(candidates))
 
     def _slowdown(self, rows: int, with_drafts: int) -> float:
         """How much longer a step takes with drafts; without measured times, too long."""
         plain = self._seconds_of(rows)
         return self._seconds_of(with_drafts) / plain if 0 < plain < float("inf") else float("inf")
 
-    def _retry(self, candidates: Sequence[Candidate]) -> list[int]:
+    def _retry(self, order: Sequence[int], candidates: int) -> list[int]:
         """No drafts, but for a single one from time to time."""
         self._refused += 1
         if self._refused < RETRY_AFTER:
-            return [0] * len(candidates)
+            return [0] * candidates
         self._refused = 0
-        return _filled(candidates, 1)
+        return _counts(order[:1], candidates)
 
 
-def _filled(candidates: Sequence[Candidate], rows: int) -> list[int]:
-    """At most `rows` drafts, the likeliest to count first."""
-    plan = [0] * len(candidates)
-    for _ in range(rows):
-        chances = [
-            one.chance ** (drafts + 1) if drafts < one.drafts else 0.0
-            for one, drafts in zip(candidates, plan, strict=True)
-        ]
-        best = max(chances, default=0.0)
-        if best < LEAST_CHANCE:
+def _order(candidates: Sequence[Candidate], rows: int, fair: bool) -> list[int]:
+    """Whose draft comes next in at most `rows` rows, as indices.
+
+    It is the one that is likeliest to count or, if `fair`, one of the sequence that has gained least so far. The first
+    adds the most tokens; by the second, sequences gain alike, so that a longer step slows none of them down.
+    """
+    chances = [one.chance if one.drafts else 0.0 for one in candidates]
+    drafts, gains = [0] * len(candidates), [0.0] * len(candidates)
+    order: list[int] = []
+    while len(order) < rows:
+        likely = [index for index, chance in enumerate(chances) if chance >= LEAST_CHANCE]
+        if not likely:
             break
-        plan[chances.index(best)] += 1
-    return plan
+        index = min(likely, key=lambda one: (gains[one] if fair else 0.0, -chances[one]))
+        order.append(index)
+        drafts[index] += 1
+        gains[index] += chances[index]
+        chances[index] *= candidates[index].chance if drafts[index] < candidates[index].drafts else 0.0
+    return order
+
+
+def _counts(order: Sequence[int], candidates: int) -> list[int]:
+    return [order.count(index) for index in range(candidates)]

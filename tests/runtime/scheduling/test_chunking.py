@@ -24,7 +24,15 @@ def fed(tokens, choose):
 
 @pytest.mark.parametrize(
     ("tokens", "sizes"),
-    [(1, [16]), (16, [16]), (17, [16, 16]), (113, [128]), (128, [128]), (130, [128, 16]), (300, [128, 128, 16, 16, 16])],
+    [
+        (1, [16]),
+        (16, [16]),
+        (17, [16, 16]),
+        (113, [128]),
+        (128, [128]),
+        (130, [128, 16]),
+        (300, [128, 128, 16, 16, 16]),
+    ],
 )
 def test_a_prompt_alone_is_fed_by_the_fewest_columns(tokens, sizes):
     assert fed(tokens, lambda rest: next_chunk(rest, SIZES, unknown, None)) == sizes

@@ -107,7 +107,7 @@ def test_a_free_slot_that_holds_nearly_as_much_as_a_busy_one_is_taken_without_a_
 
 
 def test_a_wrapped_ring_reuses_only_what_it_can_undo_and_says_so():
-    scheduler, model = scheduler_of(windows=(10,), chunks=(8,), step_rows=(1, 2, 4))
+    scheduler, _ = scheduler_of(windows=(10,), chunks=(8,), step_rows=(1, 2, 4))
     prompt = ids(1, 40)
     started(scheduler, "first", prompt)
     event, _ = started(scheduler, "near", [*prompt[:34], 3, 4])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.scheduling.prompt_lookup import LONGEST_MATCH, SHORTEST_MATCH, Proposal, PromptLookup
+from runtime.scheduling.prompt_lookup import LONGEST_MATCH, SHORTEST_MATCH, PromptLookup, Proposal
 
 
 def proposal(tokens, most=7):

@@ -1,5 +1,6 @@
 """The order of calls, the ends of requests, and who waits how long."""
 
+import itertools
 import math
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_a_prompt_of_c_chunks_waits_at_most_c_times_the_grant_and_one_turn(grant
     chunks = kinds.count("prefill")
     assert chunks == math.ceil((length - 1) / 4), "chunks of 4 tokens stay within the budget; a last token joins a step"
     assert waited + 1 <= chunks * (grant + 1) + 1
-    assert not any(one == other == "prefill" for one, other in zip(kinds, kinds[1:], strict=False))
+    assert not any(one == other == "prefill" for one, other in itertools.pairwise(kinds))
 
 
 def test_no_step_waits_longer_than_the_budget_for_a_chunk():
@@ -135,7 +136,7 @@ def test_more_sequences_than_rows_take_turns():
 
 
 def test_a_request_ends_at_an_end_of_sequence_at_its_limit_and_when_the_slot_is_full():
-    scheduler, model = scheduler_of(cache_len=20)
+    scheduler, _ = scheduler_of(cache_len=20)
     free = Request("limit", prompt(1, 8), 6)
     tokens, _ = alone(FakeSlotModel(), free)
     result = run(
@@ -233,7 +234,7 @@ def test_choices_share_one_computation_of_their_prompt():
 
 
 def test_if_the_first_choice_ends_early_only_the_next_one_goes_on_with_the_prompt():
-    scheduler, model = scheduler_of()
+    scheduler, _ = scheduler_of()
     request = Request("a", prompt(1, 64), 8, SamplingOptions(temperature=1.0, seed=5), choices=3)
     scheduler.submit(request)
     turns(scheduler, 2)
@@ -287,7 +288,7 @@ def test_wrong_settings_are_refused(wrong):
 
 def test_statistics_count_what_happened():
     scheduler, model = scheduler_of()
-    run(scheduler, Request("a", prompt(1, 40), 10), Request("b", prompt(1, 40) + [5, 6], 10))
+    run(scheduler, Request("a", prompt(1, 40), 10), Request("b", [*prompt(1, 40), 5, 6], 10))
     found = scheduler.statistics
     assert found.chunks == [kind for kind, _, _ in model.calls].count("prefill")
     assert found.steps == [kind for kind, _, _ in model.calls].count("step")
