@@ -23,7 +23,8 @@ from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact, replace_manifest
 from runtime.artifact.manifest import ParityRow
 from runtime.artifact.targets import TARGETS
-from runtime.engines.engine import Engine, Row
+from runtime.engines.engine import Engine
+from runtime.engines.slot_model import Row
 from runtime.errors import run_command
 
 FAILED_STATUS = 1

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from runtime import cli
-from runtime.decoding.conversation import Conversation
-from runtime.decoding.sampler import Sampler
 from runtime.errors import UserError, run_command
+from runtime.scheduling.conversation import Conversation
 from runtime.text.conversation_encoder import open_conversation_encoder
 from runtime.text.replies import ReplyText
 from runtime.text.stream import Step
@@ -85,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--system", metavar="TEXT", help="system message at the start of the conversation")
     args = parser.parse_args(argv)
-    sampler = Sampler(cli.sampling_options(args))
+    options, settings = cli.sampling_options(args), cli.scheduler_settings(args)
     engine = cli.open_engine(args.artifact, args.threads, args.minimum_build)
-    sampler.options.check_vocabulary(engine.manifest.model.vocab_size)
+    options.check_vocabulary(engine.manifest.model.vocab_size)
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(
@@ -95,7 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     tokenizer = open_tokenizer(spec, engine.folder)
     encoder = open_conversation_encoder(spec, engine.folder, tokenizer)
-    conversation = Conversation(engine, tokenizer, encoder, sampler, max_tokens=args.max_tokens, system=args.system)
+    conversation = Conversation(
+        engine,
+        tokenizer,
+        encoder,
+        options,
+        max_tokens=args.max_tokens,
+        system=args.system,
+        settings=settings,
+    )
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is not UTF-8 is refused with its message
     with contextlib.suppress(ImportError):  # some builds of Python lack it

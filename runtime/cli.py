@@ -10,6 +10,7 @@ from runtime.artifact.build_number import add_minimum_build
 from runtime.artifact.manifest import HEADS, HeadName
 from runtime.decoding.options import SamplingOptions
 from runtime.errors import UserError
+from runtime.scheduling.settings import SchedulerSettings
 
 if TYPE_CHECKING:
     from runtime.engines.engine import Engine
@@ -62,9 +63,21 @@ def model_parser(command: str, description: str, *, max_tokens: int) -> argparse
         help="add BIAS, -100 to 100, to the logit of the token ID; may be given several times",
     )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed draws the same tokens")
+    parser.add_argument(
+        "--speculate",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="guess what follows from the text so far and check the guesses in one step, which changes no token "
+        "(default: where that holds to the last bit, which is on a CPU)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     add_minimum_build(parser)
     return parser
+
+
+def scheduler_settings(args: argparse.Namespace) -> SchedulerSettings:
+    """The flags of `model_parser` that say how steps are made."""
+    return SchedulerSettings(speculate=args.speculate)
 
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:

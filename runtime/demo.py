@@ -11,10 +11,10 @@ from pathlib import Path
 
 from runtime import cli
 from runtime.artifact.build_number import add_minimum_build
-from runtime.decoding.batch import AnyModel, generate_all
-from runtime.decoding.generation import row_samplers
-from runtime.decoding.options import SamplingOptions
+from runtime.decoding.options import GREEDY
+from runtime.engines.slot_model import SlotModel
 from runtime.errors import UserError, run_command
+from runtime.scheduling.completions import completions
 from runtime.text.stream import Step, TextStream
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
@@ -24,29 +24,29 @@ RULE = "\n=====\n"
 
 
 def continuations(
-    model: AnyModel, tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
+    model: SlotModel, tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
 ) -> Iterator[tuple[int, Step]]:
     """Steps of each text's greedy continuation, with the index of the text."""
     prompts = [tokenizer.encode(text) for text in texts]
-    return generate_all(
+    return completions(
         model,
         prompts,
-        row_samplers(SamplingOptions(), len(prompts)),
+        GREEDY,
         max_tokens=max_tokens,
         eos_ids=tokenizer.spec.eos_ids,
         texts=[TextStream(tokenizer.stream(after=ids)) for ids in prompts],
     )
 
 
-def show(model: AnyModel, tokenizer: Tokenizer, max_tokens: int, write: Callable[[str], None]) -> None:
-    """Write each of `PROMPTS` with its continuation, in one batch if the model has enough rows."""
+def show(model: SlotModel, tokenizer: Tokenizer, max_tokens: int, write: Callable[[str], None]) -> None:
+    """Write each of `PROMPTS` with its continuation, side by side if the model has enough slots."""
     pages = cli.InOrder(PROMPTS, write, ending=RULE)
     for index, step in continuations(model, tokenizer, PROMPTS, max_tokens):
         pages.push(index, step.text, ended=step.finish_reason is not None)
 
 
 def converse(
-    model: AnyModel, tokenizer: Tokenizer, max_tokens: int, read: Callable[[], str], write: Callable[[str], None]
+    model: SlotModel, tokenizer: Tokenizer, max_tokens: int, read: Callable[[], str], write: Callable[[str], None]
 ) -> None:
     """Continue each line on its own until the input ends.
 

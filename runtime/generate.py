@@ -10,10 +10,9 @@ from pathlib import Path
 
 from runtime import cli, prompts
 from runtime.decoding import outcomes
-from runtime.decoding.batch import generate_all
-from runtime.decoding.generation import row_samplers
 from runtime.decoding.outcomes import Outcome
 from runtime.errors import INTERRUPTED_STATUS, UserError, run_command
+from runtime.scheduling.completions import completions
 from runtime.text.replies import ReplyText, ends_in_thought, read_reply
 from runtime.text.stream import Step
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
@@ -27,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_flags(args)
     texts = _texts(args)
     options = cli.sampling_options(args)
-    samplers = row_samplers(options, len(texts))
     start = time.perf_counter()
     engine = cli.open_engine(args.artifact, args.threads, args.minimum_build)
     options.check_vocabulary(engine.manifest.model.vocab_size)
@@ -37,17 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = [prompts.prompt_ids(args, text, engine, tokenizer) for text in texts]
     if tokenizer is None and args.stop:
         raise UserError(f"--stop needs a tokenizer, but {args.artifact} has none: leave the flag out")
-    steps = generate_all(
+    steps = completions(
         engine,
         given,
-        samplers,
+        options,
         max_tokens=args.max_tokens,
         eos_ids=spec.eos_ids if spec else (),
         logprobs=args.logprobs,
         # a chat reply begins a new text, a continuation extends its prompt
         texts=[tokenizer.text_stream(args.stop, after=() if args.chat else ids) for ids in given] if tokenizer else (),
+        settings=cli.scheduler_settings(args),
     )
-    collect = partial(outcomes.collect, steps, [len(ids) for ids in given], load_s, batch=engine.batch)
+    collect = partial(outcomes.collect, steps, [len(ids) for ids in given], load_s, slots=engine.slots)
     if args.json:
         collected = _print_json(args, collect, given, tokenizer)
     else:

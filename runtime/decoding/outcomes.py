@@ -35,31 +35,30 @@ def collect(
     load_s: float,
     show: Callable[[int, Step], None],
     *,
-    batch: int = 1,
+    slots: int = 1,
 ) -> list[Outcome]:
     """Show each step, which comes with its prompt's index, and time them all; Ctrl-C ends the collection only.
 
-    `prompt_tokens` are the lengths of the prompts. They run side by side in groups of `batch`: a group's time begins
-    when the group before it has ended.
+    `prompt_tokens` are the lengths of the prompts. They run in so many `slots`: a prompt's time begins when one is
+    free for it.
     """
-    starts = [time.perf_counter()]
+    starts = [time.perf_counter()] * slots
     taken: list[list[Step]] = [[] for _ in prompt_tokens]
     times: list[list[float]] = [[] for _ in prompt_tokens]
-    latest = starts[0]
     with contextlib.suppress(KeyboardInterrupt):
         for index, step in steps:
-            if index // batch == len(starts):
-                starts.append(latest)
-            latest = time.perf_counter()
-            times[index].append(latest)
+            now = time.perf_counter()
+            times[index].append(now)
             taken[index].append(step)
+            if step.finish_reason is not None:
+                starts.append(now)
             show(index, step)
     return [
         Outcome(
             tuple(made),
             count,
             _finish_reason(made),
-            _timings(starts[min(i // batch, len(starts) - 1)], at, count, load_s),
+            _timings(starts[min(i, len(starts) - 1)], at, count, load_s),
         )
         for i, (made, at, count) in enumerate(zip(taken, times, prompt_tokens, strict=True))
     ]

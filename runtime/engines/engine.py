@@ -7,10 +7,10 @@ a call does not need is padded with position -1, which the kernels neither write
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,39 +24,19 @@ from runtime.artifact.targets import TARGETS
 from runtime.decoding.options import SamplingOptions
 from runtime.decoding.sampler import NOT_FINITE, Sampler
 from runtime.engines.call_sizes import call_sizes
-from runtime.engines.loaded_artifact import HIDDEN, MAX_STEPS_IN_FLIGHT, PADDING_ID, LoadedArtifact
+from runtime.engines.loaded_artifact import HIDDEN, MAX_STEPS_IN_FLIGHT, PADDING_ID, Call, LoadedArtifact
 from runtime.engines.machines import MACHINES
+from runtime.engines.slot_model import Row, Snapshot
 from runtime.errors import UserError
 
 LAST_POSITION = 2**31 - 1  # kernels count positions in 32 bits
 LEAST_THREAD_LIMIT = 16  # of any machine; more than a few for each core only get in each other's way
 
 
-class Row(NamedTuple):
-    """One row of a step: the token that follows what its slot holds, and the rows of that slot before it."""
-
-    slot: int
-    token_id: int
-
-
 @dataclass
 class _Slot:
     tokens: list[int] = field(default_factory=list)
     written: int = 0  # the most tokens that the rings have held since the slot was last empty
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a slot held: its tokens, and its columns in the host's memory."""
-
-    tokens: tuple[int, ...]
-    written: int
-    columns: list[NDArray[Any]]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the columns."""
-        return sum(part.nbytes for part in self.columns)
 
 
 @dataclass
@@ -181,11 +161,13 @@ class Engine:
         call = self.loaded.functions[f"step_{_fitting(len(rows), self.step_rows, size)}"]
         call.inputs[IDS][len(rows) :], call.inputs[POSITIONS][len(rows) :] = PADDING_ID, HIDDEN
         call.inputs[SLOTS][len(rows) :] = 0
+        added: dict[int, list[int]] = {}
         for i, (slot, token_id) in enumerate(rows):
+            new = added.setdefault(slot, [])
             call.inputs[IDS][i], call.inputs[SLOTS][i] = token_id, slot
-            call.inputs[POSITIONS][i] = len(self._held[slot].tokens)
-            self._append(slot, [token_id])
-        return call()[: len(rows), 0].copy()
+            call.inputs[POSITIONS][i] = len(self._held[slot].tokens) + len(new)
+            new.append(token_id)
+        return self._run(call, added)[: len(rows), 0].copy()
 
     def step_all(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """As `step`, for any number of rows of different slots, in as few steps as hold them."""
@@ -235,11 +217,11 @@ class Engine:
         An iterator ends when another one begins. Raises `UserError` like `step`, and for any logit that is infinite or
         NaN.
         """
-        device_sampler, room = self.loaded.device_sampler, self.room(slot)
+        device_sampler, room, held = self.loaded.device_sampler, self.room(slot), self._held[slot]
         assert device_sampler is not None
         assert room is None or steps <= room
         self._check(slot, [token_id])
-        device_sampler.begin(token_id, len(self._held[slot].tokens), slot)
+        device_sampler.begin(token_id, len(held.tokens), slot)
         this_call = self._draw_call = object()
         in_flight = 0
         try:
@@ -251,7 +233,8 @@ class Engine:
                 in_flight -= 1
                 if drawn < 0:
                     raise UserError(NOT_FINITE)
-                self._append(slot, [token_id])
+                held.tokens.append(token_id)
+                held.written = max(held.written, len(held.tokens))
                 token_id = drawn
                 sampler.append(drawn)
                 yield drawn
@@ -272,14 +255,20 @@ class Engine:
         call.inputs[SLOTS][0] = slot
         if COLUMN in call.inputs:
             call.inputs[COLUMN][0] = len(ids) - 1
-        self._append(slot, ids)
-        outputs = call()[0]
+        outputs = self._run(call, {slot: ids})[0]
         return outputs[: len(ids)].copy() if HEADS[self.manifest.model.head].every_token else outputs.copy()
 
-    def _append(self, slot: int, ids: Sequence[int]) -> None:
-        held = self._held[slot]
-        held.tokens.extend(ids)
-        held.written = max(held.written, len(held.tokens))
+    def _run(self, call: Call, added: Mapping[int, Sequence[int]]) -> NDArray[np.float32]:
+        """The outputs of a call that appends these ids to each slot.
+
+        A slot has new tokens only once the call is over: an interrupt leaves it as it was, or nearly.
+        """
+        for slot, ids in added.items():
+            self._held[slot].written = max(self._held[slot].written, len(self._held[slot].tokens) + len(ids))
+        outputs = call()
+        for slot, ids in added.items():
+            self._held[slot].tokens.extend(ids)
+        return outputs
 
     def _check_head(self, *, generates: bool) -> None:
         model = self.manifest.model

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from runtime.artifact.manifest import Manifest
 from runtime.decoding.options import SamplingOptions
 from runtime.decoding.sampler import Sampler
-from runtime.engines.engine import Engine, Row
+from runtime.engines.engine import Engine
+from runtime.engines.slot_model import Row
 
 
 class SideBySide:

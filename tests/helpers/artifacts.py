@@ -79,8 +79,8 @@ CASES = {
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 96},
         {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8_dynamic"}},
     ),
-    # int8 caches with two layers and two slots, a window that is not a whole block of columns, two chunks, groups of heads
-    # that share a key
+    # int8 caches with two layers and two slots, a window that is not a whole block of columns, two chunks, groups of
+    # heads that share a key
     "int8_cache": Case(
         {"sliding_window": WINDOW},
         {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "int8"}},

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engines.engine import Engine, Row
+from runtime.engines.engine import Engine
+from runtime.engines.slot_model import Row
 
 
 def emptied(engine: Engine) -> Engine:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from build.tools.quality.figures import Distribution
-from runtime.decoding.batch import generate_all
-from runtime.decoding.generation import row_samplers
 from runtime.decoding.options import SamplingOptions
-from runtime.engines.engine import Engine, Row
+from runtime.engines.engine import Engine
+from runtime.engines.slot_model import Row
 from runtime.errors import UserError
+from runtime.scheduling.completions import completions
 from runtime.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256  # that the harness lets a model write
@@ -134,10 +134,10 @@ class Scorer:
         encoded = [self.tokenizer.encode(context) or [self.prefix_id] for context in contexts]
         prompts = encoded if slots is None else [ids[-(slots - generation.max_tokens) :] for ids in encoded]
         texts = [""] * len(prompts)
-        for index, step in generate_all(
+        for index, step in completions(
             self.engine,
             prompts,
-            row_samplers(generation.sampling, len(prompts)),
+            generation.sampling,
             max_tokens=generation.max_tokens,
             eos_ids=self.tokenizer.spec.eos_ids,
             texts=[self.tokenizer.text_stream(generation.stops, after=ids) for ids in prompts],

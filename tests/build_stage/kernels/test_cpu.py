@@ -580,8 +580,8 @@ ATTENTION = {
 def attention_inputs(case, generator):
     """qkv, positions, cos and sin of all tokens; positions are negative before a sequence joins.
 
-    What is before it is NaN, to show whether anything reads it. Narrow rings get quarter turns, whose rotation is exact, so that
-    no rounding can fall on either side, and numbers in whole levels of int8.
+    What is before it is NaN, to show whether anything reads it. Narrow rings get quarter turns,
+    whose rotation is exact, so that no rounding can fall on either side, and numbers in whole levels of int8.
     """
     total, batch, half = sum(case.chunks), len(case.late), case.head_dim // 2
     qkv = generator.standard_normal((batch, total, (case.heads[0] + 2 * case.heads[1]) * case.head_dim)).astype(
@@ -672,7 +672,6 @@ def test_rolling_attention_in_whole_registers(width, name):
 
 def check_attention(level, processor, case):
     qkv, positions, cos, sin = attention_inputs(case, np.random.default_rng(0))
-    (h, kv), d = case.heads, case.head_dim
     untouched = NEVER_WRITTEN[case.dtype]
     slots = [len(case.late), *range(len(case.late) - 1)]  # of each sequence; one slot is nobody's
     rings = new_rings(case, untouched)

@@ -54,9 +54,7 @@ def test_steps_of_several_rows_get_sequences_of_different_lengths():
         if len(case.sequences) > 1
     }
     assert found == {2: [48, 24], 4: [48, 36, 24, 0]}
-    assert all(
-        case.schedule == (1,) * 48 for case in make_cases(model(32), SHAPE) if len(case.sequences) > 1
-    )
+    assert all(case.schedule == (1,) * 48 for case in make_cases(model(32), SHAPE) if len(case.sequences) > 1)
 
 
 def test_padding_is_on_the_left_of_the_first_chunk_at_negative_positions():

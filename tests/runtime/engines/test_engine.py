@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from runtime.engines import host
-from runtime.engines.engine import Engine, Row
+from runtime.engines.engine import Engine
+from runtime.engines.slot_model import Row
 from runtime.errors import UserError
 from tests.helpers import reference
 from tests.helpers.artifacts import (
@@ -136,9 +137,7 @@ def test_ring_holds_the_shifted_cache(engine, ids, steps, bound, length):
     for feed in (engine.feed, lambda slot, ids: stepwise(engine, slot, ids)):
         emptied(engine)
         feed(slot, ids[:length])
-        for ring, shifted in zip(
-            dequantized(by_column(rings_of(engine))), dequantized(steps[1][length]), strict=True
-        ):
+        for ring, shifted in zip(dequantized(by_column(rings_of(engine))), dequantized(steps[1][length]), strict=True):
             window = shifted.shape[2]
             held = np.arange(max(0, length - window), length)
             found = ring[slot : slot + 1, :, held % ring.shape[2]]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from runtime.engines.engine import Engine, Row
+from runtime.engines.engine import Engine
+from runtime.engines.slot_model import Row
 from tests.helpers import reference
 from tests.helpers.artifacts import CACHE_LEN, CASES, WINDOW, bound, onnx_shifted, random_ids
 from tests.helpers.feeding import emptied, stepwise

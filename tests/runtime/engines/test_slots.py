@@ -5,7 +5,7 @@ import pytest
 
 from runtime.artifact.manifest import Shape
 from runtime.engines import engine as module
-from runtime.engines.engine import Row
+from runtime.engines.slot_model import Row
 from runtime.errors import UserError
 from tests.helpers.ring_engine import VOCAB, ring_engine, seen
 
@@ -153,8 +153,7 @@ def test_a_rewind_that_cannot_be_says_what_can():
     with pytest.raises(UserError) as refused:
         engine.rewind(1, 34)
     assert str(refused.value) == (
-        "slot 1 holds 60 tokens and cannot be rewound to 34, expected 0 or 35 to 60; "
-        "empty it and feed the tokens again"
+        "slot 1 holds 60 tokens and cannot be rewound to 34, expected 0 or 35 to 60; empty it and feed the tokens again"
     )
     for length in (-1, 61):
         with pytest.raises(UserError, match=f"slot 1 holds 60 tokens and cannot be rewound to {length}, expected"):
@@ -215,7 +214,7 @@ def test_a_prompt_longer_than_a_call_is_fed_in_several():
 
 
 def test_no_position_goes_beyond_what_kernels_count(monkeypatch):
-    assert module.LAST_POSITION == np.iinfo(np.int32).max
+    assert np.iinfo(np.int32).max == module.LAST_POSITION
     monkeypatch.setattr(module, "LAST_POSITION", 20)
     engine = ring_engine((8,), SHAPE)
     engine.feed(0, [1] * 19)

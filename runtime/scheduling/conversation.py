@@ -1,36 +1,40 @@
-"""A conversation that keeps its caches between turns, so that each turn feeds only what is new."""
+"""A conversation at a terminal, of which each turn feeds only what is new: a slot still holds the turns before it."""
 
 from collections.abc import Generator, Mapping
 
-from runtime.decoding.generation import TokenModel, generate
-from runtime.decoding.sampler import Sampler
+from runtime.decoding.options import SamplingOptions
+from runtime.engines.slot_model import SlotModel, capacity_of
 from runtime.errors import UserError
+from runtime.scheduling.completions import completions, numbered
+from runtime.scheduling.settings import SchedulerSettings
 from runtime.text.conversation_encoder import ConversationEncoder
 from runtime.text.message_parts import SEPARATOR
 from runtime.text.messages import Message
 from runtime.text.replies import content_of
-from runtime.text.stream import Step, with_text
+from runtime.text.stream import Step
 from runtime.text.tokenizer import Tokenizer
 
 
 class Conversation:
-    """The messages so far and the ids that the model's caches hold."""
+    """The messages so far."""
 
     def __init__(
         self,
-        model: TokenModel,
+        model: SlotModel,
         tokenizer: Tokenizer,
         encoder: ConversationEncoder,
-        sampler: Sampler,
+        options: SamplingOptions,
         *,
         max_tokens: int,
         system: str | None = None,
+        settings: SchedulerSettings | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._encoder = encoder
-        self._sampler = sampler
+        self._options = options
         self._max_tokens = max_tokens
+        self._settings = settings
         self._system = [] if system is None else [Message(role="system", content=system)]
         self.reset()
 
@@ -43,7 +47,8 @@ class Conversation:
         """Forget everything but the system message."""
         self._messages = list(self._system)
         self._unanswered: str | None = None  # what the user said since the last reply that was not empty
-        self._cached: list[int] | None = None  # None: unknown, so the caches must be emptied before use
+        self._replies = 0
+        self._full = False  # whether the last reply has filled its slot
 
     def say(self, text: str) -> Generator[Step, None, None]:
         """The steps of the reply. Closing the iterator early cuts the reply short there.
@@ -51,35 +56,36 @@ class Conversation:
         An empty reply is left out of the conversation, since hardly any format allows one; the user's next message then
         continues the one that it answered.
 
-        Raises `UserError` if the model's format does not allow the conversation or if the conversation does not fit the
-        caches; it then stays as it was.
+        Raises `UserError` if the model's format does not allow the conversation or if the conversation does not fit a
+        slot; it then stays as it was.
         """
         asked = text if self._unanswered is None else self._unanswered + SEPARATOR + text
         messages = [*self._messages, Message(role="user", content=asked)]
         ids = self._encoder.encode(messages)
-        cached = self._reuse(ids)
-        self._check_room(len(ids) - len(cached))
-        steps = generate(
+        capacity = capacity_of(self._model)
+        if capacity is not None and len(ids) > capacity:
+            raise UserError(
+                f"the conversation has {len(ids)} tokens, and a slot holds {capacity}: "
+                "type /reset to start over, or compile with a larger shape.cache_len"
+            )
+        steps = completions(
             self._model,
-            ids[len(cached) :],
-            self._sampler,
+            [ids],
+            numbered(self._options, self._replies),
             max_tokens=self._max_tokens,
             eos_ids=self._tokenizer.spec.eos_ids,
-            fed=cached,
+            texts=[self._tokenizer.text_stream(())],
+            settings=self._settings,
         )
         reply: list[Step] = []
-        generated: list[int] = []
-        self._cached = None  # while the model runs, an interrupt leaves the caches in an unknown state
         try:
-            for step in with_text(steps, self._tokenizer.text_stream(())):
+            for _, step in steps:
                 reply.append(step)
-                generated.append(step.token_id)
-                self._cached = ids + generated[:-1]
+                self._full = capacity is not None and len(ids) + len(reply) > capacity
                 yield step
-                if step.finish_reason is None:
-                    self._cached = None
         finally:
-            if generated:
+            if reply:
+                self._replies += 1
                 said = content_of(reply, self._tokenizer, reasoning=self._encoder.writes_reasoning)
                 self._unanswered = None if said else asked
                 if said:
@@ -91,23 +97,6 @@ class Conversation:
             return ""
         if last.finish_reason is None:
             return "interrupted"
-        if self._model.room() == 0:
-            return "the cache is full: type /reset to start over, or compile with a larger shape.cache_len"
+        if self._full:
+            return "the slot is full: type /reset to start over, or compile with a larger shape.cache_len"
         return f"the reply has reached {self._max_tokens} tokens, the limit that --max-tokens sets"
-
-    def _reuse(self, ids: list[int]) -> list[int]:
-        """The ids in the caches if `ids` continue them; otherwise none, and the caches are emptied."""
-        cached = self._cached
-        if cached is not None and len(cached) < len(ids) and ids[: len(cached)] == cached:
-            return cached
-        self._model.reset()
-        self._cached = []
-        return []
-
-    def _check_room(self, tokens: int) -> None:
-        room = self._model.room()
-        if room is not None and tokens > room:
-            raise UserError(
-                f"the next {tokens} tokens of the conversation do not fit, the cache has room for {room}: "
-                "type /reset to start over, or compile with a larger shape.cache_len"
-            )

@@ -1,0 +1,1 @@
+"""Which sequence runs when: the scheduler, reuse of prefixes, snapshots and speculation, without threads or sockets."""

@@ -1,0 +1,172 @@
+"""Random requests at random times, and what each must give: the tokens that it gives alone on a fresh model.
+
+Everything works with any `SlotModel`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.decoding.generation import row_samplers
+from runtime.decoding.options import SamplingOptions
+from runtime.engines.slot_model import Row
+from runtime.errors import UserError
+from runtime.scheduling.requests import Ended, Failed, Generated, Request, Started
+
+MANY_TURNS = 100_000  # more than any schedule needs: one that takes them stands still
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, the turn before which it is submitted, and the turn before which it is cancelled, if it is."""
+
+    turn: int
+    request: Request
+    cancelled: int | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How requests are made: their number, the longest prompt, and the ids that they use."""
+
+    requests: int = 12
+    longest_prompt: int = 60
+    most_tokens: int = 40
+    ids: int = 24
+    spread: int = 60  # turns over which they arrive
+    most_choices: int = 3
+
+
+def random_schedule(seed, shape=Schedule()):
+    """Prompts that begin like earlier ones, like their own continuations, or like nothing before."""
+    random = np.random.default_rng(seed)
+    arrivals, prompts = [], [random_ids(random, shape, shape.longest_prompt)]
+    for number in range(shape.requests):
+        kind = random.integers(4)
+        old = prompts[random.integers(len(prompts))]
+        if kind == 0:
+            prompt = random_ids(random, shape, random.integers(1, shape.longest_prompt + 1))
+        elif kind == 1:
+            prompt = old
+        else:
+            prompt = old[: random.integers(len(old) + 1)] + random_ids(random, shape, random.integers(1, 20))
+        prompt = prompt[: shape.longest_prompt]
+        prompts.append(prompt)
+        turn = int(random.integers(shape.spread))
+        request = Request(
+            number,
+            prompt,
+            int(random.integers(1, shape.most_tokens + 1)),
+            random_options(random),
+            eos_ids=(int(random.integers(shape.ids)),) if random.random() < 0.5 else (),
+            choices=int(random.integers(1, shape.most_choices + 1)) if random.random() < 0.3 else 1,
+        )
+        cancelled = turn + int(random.integers(60)) if random.random() < 0.2 else None
+        arrivals.append(Arrival(turn, request, cancelled))
+    return arrivals
+
+
+def random_ids(random, shape, count):
+    return random.integers(shape.ids, size=count).tolist()
+
+
+def random_options(random):
+    if random.random() < 0.4:
+        return SamplingOptions(repetition_penalty=1.3 if random.random() < 0.3 else None, logit_bias={1: 0.5})
+    return SamplingOptions(
+        temperature=float(random.choice([0.3, 1.0])),
+        top_k=int(random.integers(2, 10)) if random.random() < 0.5 else None,
+        top_p=0.9 if random.random() < 0.5 else None,
+        repetition_penalty=1.2 if random.random() < 0.3 else None,
+        frequency_penalty=0.7 if random.random() < 0.3 else None,
+        seed=int(random.integers(1000)),
+    )
+
+
+def alone(model, request, choice=0):
+    """The tokens of one choice, and the reason of their end, on a fresh model that nobody else uses.
+
+    The prompt is fed by the largest chunks, and every token by a step of its own.
+    """
+    sampler = row_samplers(request.options, request.choices)[choice]
+    sampler.begin(request.prompt_ids)
+    prompt = list(request.prompt_ids)
+    for start in range(0, len(prompt), model.chunks[0]):
+        logits = model.prefill(0, prompt[start : start + model.chunks[0]])
+    generated = []
+    while True:
+        try:
+            drawn = sampler.sample(logits)
+        except UserError:
+            return generated, "failed"
+        sampler.append(drawn)
+        generated.append(drawn)
+        if drawn in request.eos_ids:
+            return generated, "stop"
+        if len(generated) == request.max_tokens or model.room(0) == 0:
+            return generated, "length"
+        (logits,) = model.step([Row(0, drawn)])
+
+
+@dataclass
+class Run:
+    """What came of a schedule, by (request, choice)."""
+
+    tokens: dict
+    ends: dict
+    started: dict
+    finished_at: dict  # turns
+
+
+def run_schedule(scheduler, arrivals):
+    """Runs a schedule to its end and checks the order of events."""
+    run = Run({}, {}, {}, {})
+    for turn in range(MANY_TURNS):
+        for arrival in arrivals:
+            if arrival.turn == turn:
+                scheduler.submit(arrival.request)
+            if arrival.cancelled == turn:
+                scheduler.cancel(arrival.request.request_id)
+        for event in scheduler.turn():
+            note(run, event, turn)
+        if not scheduler.has_work and all(arrival.turn <= turn for arrival in arrivals):
+            return run
+    raise AssertionError("the scheduler stands still")
+
+
+def note(run, event, turn):
+    key = event.request_id, event.choice
+    assert key not in run.ends, "nothing follows the end"
+    match event:
+        case Started():
+            assert key not in run.started
+            run.started[key] = event
+            run.tokens[key] = []
+        case Generated():
+            run.tokens[key].append(event.step.token_id)
+        case Ended():
+            run.ends[key] = event.reason
+        case Failed():
+            run.ends[key] = "failed"
+    if key in run.ends:
+        run.finished_at[key] = turn
+
+
+def all_alone(new_model, arrivals):
+    """What each choice gives alone, by (request, choice)."""
+    return {
+        (arrival.request.request_id, choice): alone(new_model(), arrival.request, choice)
+        for arrival in arrivals
+        for choice in range(arrival.request.choices)
+    }
+
+
+def check_run(run, expected):
+    """Every choice has the tokens that it has alone; a cancelled one the first of them."""
+    assert set(run.ends) == set(expected)
+    for key, (tokens, reason) in expected.items():
+        got = run.tokens.get(key, [])
+        if run.ends[key] == "cancelled":
+            assert got == tokens[: len(got)], key
+        else:
+            assert (got, run.ends[key]) == (tokens, reason), key

@@ -1,0 +1,49 @@
+"""Requests that come and go at random give the same tokens as alone, whatever they share the model with."""
+
+from functools import cache, partial
+
+import pytest
+
+from runtime.scheduling.scheduler import Scheduler
+from runtime.scheduling.settings import SchedulerSettings
+from tests.helpers.fake_slot_model import FakeSlotModel, SimulatedClock
+from tests.helpers.random_schedules import all_alone, check_run, random_schedule, run_schedule
+
+
+def seconds(kind, size, rows):
+    return 0.002 * size if kind == "prefill" else 0.005 + 0.0002 * rows
+
+
+MODELS = {
+    "full": {},
+    "tight": {"cache_len": 64},
+    "windows": {"windows": (12,)},
+    "mixed windows": {"windows": (7, None, 20)},
+    "repeating": {"repeats": 4.0, "step_rows": (1, 2, 4, 8)},
+    "repeating windows": {"repeats": 4.0, "windows": (9, 31), "step_rows": (1, 2, 4, 8)},
+    "one slot": {"slots": 1, "step_rows": (1,)},
+    "one chunk": {"chunks": (16,)},
+    "more slots than rows": {"slots": 6, "step_rows": (1, 2)},
+}
+SETTINGS = {
+    "default": SchedulerSettings(),
+    "exact": SchedulerSettings(reuse="exact"),
+    "off": SchedulerSettings(reuse="off", speculate=False, steps_per_chunk=1),
+    "snapshots": SchedulerSettings(snapshot_bytes=400, stall_budget=0.01),
+}
+
+
+@cache
+def schedule_and_tokens(model, seed):
+    arrivals = random_schedule(seed)
+    return arrivals, all_alone(partial(FakeSlotModel, **MODELS[model]), arrivals)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_every_request_gives_the_tokens_that_it_gives_alone(settings, model, seed):
+    arrivals, expected = schedule_and_tokens(model, seed)
+    clock = SimulatedClock()
+    scheduler = Scheduler(FakeSlotModel(clock=clock, seconds=seconds, **MODELS[model]), SETTINGS[settings], clock)
+    check_run(run_schedule(scheduler, arrivals), expected)
