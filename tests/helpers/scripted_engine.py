@@ -18,48 +18,66 @@ SPEC = TokenizerSpec(kind="sentencepiece", file="tokenizer.model", bos_id=1, add
 
 
 class ScriptedEngine:
-    """Each prefill begins the next reply of the script; `on_decode(n)` is called in the n-th decode after it."""
+    """A `SlotModel` in which each prompt begins the next reply of the script.
 
-    def __init__(self, replies, *, cache_len=None, batch=1, on_prefill=lambda: None, on_decode=lambda _n: None):
+    `on_prefill()` is called before a prompt is fed, `on_step(n)` before the n-th step after it.
+    """
+
+    same_bits_in_any_call = True
+    step_rows = (1,)  # no row is left for guesses
+    chunks = (2**15,)
+
+    def __init__(self, replies, *, cache_len=None, slots=1, on_prefill=lambda: None, on_step=lambda _n: None):
         self.replies = iter(replies)
-        self.cache_len, self.batch = cache_len, batch
-        self.on_prefill, self.on_decode = on_prefill, on_decode
-        self.fed = []  # contents of the caches
-        self.prefills = []
-        self.resets = 0
+        self.cache_len, self.slots = cache_len, slots
+        self.on_prefill, self.on_step = on_prefill, on_step
+        self.held = [[] for _ in range(slots)]
+        self.saying = [[] for _ in range(slots)]  # what is left of each slot's reply
+        self.steps = 0
+        self.prefills = []  # what was fed of each prompt
 
     @property
-    def position(self):
-        return len(self.fed)
+    def fed(self):
+        return self.held[0]
 
-    def room(self):
-        return None if self.cache_len is None else self.cache_len - len(self.fed)
+    def tokens(self, slot):
+        return self.held[slot]
 
-    def reset(self):
-        self.fed = []
-        self.resets += 1
+    def room(self, slot):
+        return None if self.cache_len is None else self.cache_len - len(self.held[slot])
 
-    def prefill(self, prompts):
-        (ids,) = prompts
-        if self.cache_len is not None and len(ids) > self.room():
-            raise UserError(f"the prompt has {len(ids)} tokens, expected at most {self.room()}")
-        self.prefills.append(list(ids))
+    def least_rewind(self, _slot):
+        return 0
+
+    def rewind(self, slot, length):
+        del self.held[slot][length:]
+
+    def can_draw(self, _options):
+        return False
+
+    def prefill(self, slot, ids):
+        if self.cache_len is not None and len(ids) > self.room(slot):
+            raise UserError(f"the prompt has {len(ids)} tokens, expected at most {self.room(slot)}")
         self.on_prefill()
-        self.fed += ids
-        self.reply = next(self.replies)
-        self.said = 0
-        return self._logits()
+        self.prefills.append(list(ids))
+        self.held[slot] += ids
+        self.saying[slot] = list(next(self.replies))
+        self.steps = 0
+        return self._logits(slot)
 
-    def decode(self, ids):
-        assert list(ids) == [self.reply[self.said]]  # greedy: the id chosen by the last logits
-        self.on_decode(self.said + 1)
-        self.fed += ids
-        self.said += 1
-        return self._logits()
+    def step(self, rows):
+        ((slot, token_id),) = rows
+        if self.saying[slot][:1] != [token_id]:  # the end of a prompt
+            return self.prefill(slot, [token_id])[None]
+        self.steps += 1
+        self.on_step(self.steps)
+        self.held[slot].append(token_id)
+        del self.saying[slot][0]
+        return self._logits(slot)[None]
 
-    def _logits(self):
-        logits = np.zeros((1, VOCAB), np.float32)
-        logits[0, self.reply[self.said]] = 10
+    def _logits(self, slot):
+        logits = np.zeros(VOCAB, np.float32)
+        logits[self.saying[slot][0]] = 10
         return logits
 
 

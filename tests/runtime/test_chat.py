@@ -9,9 +9,8 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from runtime.chat import converse, main
-from runtime.decoding.conversation import SEPARATOR, Conversation
 from runtime.decoding.options import SamplingOptions
-from runtime.decoding.sampler import Sampler
+from runtime.scheduling.conversation import SEPARATOR, Conversation
 from runtime.text.chat_template import ChatTemplate, TemplateEncoder
 from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
@@ -33,7 +32,7 @@ def tokenizer(tmp_path_factory):
 
 def conversation(engine, tokenizer, *, max_tokens=100, system=None):
     encoder = TemplateEncoder(ChatTemplate(TEMPLATE, {"bos_token": "<s>", "eos_token": "</s>"}), tokenizer)
-    return Conversation(engine, tokenizer, encoder, Sampler(SamplingOptions()), max_tokens=max_tokens, system=system)
+    return Conversation(engine, tokenizer, encoder, SamplingOptions(), max_tokens=max_tokens, system=system)
 
 
 def chat(conversation, *lines):
@@ -73,25 +72,24 @@ def test_each_turn_feeds_only_what_is_new(tokenizer, ids):
     assert third == ids("</s>[INST] See you[/INST]")
     whole = "<s>[INST] Hi[/INST] Hello there!</s>[INST] How are you?[/INST] I am fine 🎉.</s>[INST] See you[/INST] Bye"
     assert engine.fed == ids(whole)
-    assert engine.resets == 1  # before the first turn, since the contents of the caches were unknown
 
 
-def test_the_sampler_sees_the_whole_conversation(tokenizer, ids):
-    texts = []
+def test_penalties_count_the_whole_conversation(tokenizer, ids):
+    """The reply would be the very word of the turn before, had that not been made less likely."""
+    hello, fine = ids("x Hello")[-1], ids("x Fine")[-1]
+    engine = ScriptedEngine([[hello, EOS], [hello, EOS]])
+    plain = engine._logits
 
-    class Recorder(Sampler):
-        def begin(self, prompt):
-            super().begin(prompt)
-            texts.append(list(prompt))
+    def with_a_second_best(slot):
+        logits = plain(slot)
+        logits[fine] = 8
+        return logits
 
-        def append(self, token_id):
-            super().append(token_id)
-            texts[-1].append(token_id)
-
-    engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Fine")])
+    engine._logits = with_a_second_best
     encoder = TemplateEncoder(ChatTemplate(TEMPLATE, {"bos_token": "<s>", "eos_token": "</s>"}), tokenizer)
-    chat(Conversation(engine, tokenizer, encoder, Recorder(SamplingOptions()), max_tokens=9), "Hi", "How?")
-    assert texts[-1] == [*ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST] Fine"), EOS]
+    options = SamplingOptions(repetition_penalty=1.5)
+    talk = Conversation(engine, tokenizer, encoder, options, max_tokens=1)
+    assert [step.token_id for text in ("Hi", "Again") for step in talk.say(text)] == [hello, fine]
 
 
 def test_a_reply_that_reads_back_as_other_ids_is_fed_anew(tokenizer, ids):
@@ -100,15 +98,17 @@ def test_a_reply_that_reads_back_as_other_ids_is_fed_anew(tokenizer, ids):
     assert spelled != reply_of(ids, "Hello")
     engine = ScriptedEngine([spelled, reply_of(ids, "Fine")])
     assert chat(conversation(engine, tokenizer), "Hi", "How?").startswith("Hello\n")
-    assert engine.prefills[1] == ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST]")
-    assert engine.resets == 2
+    # what is the same up to there is not fed again
+    same = len(ids("<s>[INST] Hi[/INST] H")) - 1
+    assert engine.prefills[1] == ids("<s>[INST] Hi[/INST] Hello</s>[INST] How?[/INST]")[same:]
 
 
 def test_reset_starts_anew_with_the_system_message(tokenizer, ids):
     engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Hello")])
     written = chat(conversation(engine, tokenizer, system="Be brief."), "Hi", "/reset", "Hi", "/exit", "never read")
     assert written == "Hello\n[the conversation starts over]\nHello\n"
-    assert engine.prefills == [ids("<s>[PREFIX] Be brief.[INST] Hi[/INST]")] * 2
+    prompt = ids("<s>[PREFIX] Be brief.[INST] Hi[/INST]")
+    assert engine.prefills == [prompt, prompt[-1:]]  # all but its last token is still there
     assert engine.fed == ids("<s>[PREFIX] Be brief.[INST] Hi[/INST] Hello")
 
 
@@ -123,13 +123,11 @@ def test_no_room_is_told_in_one_sentence_and_reset_helps(tokenizer, ids):
     first = ids("<s>[INST] Hi[/INST]")
     engine = ScriptedEngine([reply_of(ids, "Hello"), reply_of(ids, "Hello")], cache_len=len(first) + 4)
     written = chat(conversation(engine, tokenizer), "Hi", "one two three four", "/reset", "Hi")
-    tokens = len(ids("</s>[INST] one two three four[/INST]"))
-    sentence = (
-        f"[the next {tokens} tokens of the conversation do not fit, the cache has room for 3: type /reset to start over"
-    )
+    tokens = len(ids("<s>[INST] Hi[/INST] Hello</s>[INST] one two three four[/INST]"))
+    sentence = f"[the conversation has {tokens} tokens, and a slot holds {len(first) + 4}: type /reset to start over"
     assert written.split("\n")[2].startswith(sentence)
     assert written.endswith("[the conversation starts over]\nHello\n\n")
-    assert engine.prefills == [first, first]
+    assert engine.prefills == [first, first[-1:]]
 
 
 def test_a_message_that_did_not_fit_is_not_part_of_the_conversation(tokenizer, ids):
@@ -142,20 +140,19 @@ def test_a_cache_that_fills_up_ends_the_reply(tokenizer, ids):
     first = ids("<s>[INST] Count[/INST]")
     engine = ScriptedEngine([reply_of(ids, "one two three four")], cache_len=len(first) + 1)
     written = chat(conversation(engine, tokenizer), "Count")
-    assert written.startswith("one two\n[the cache is full: type /reset to start over")
+    assert written.startswith("one two\n[the slot is full: type /reset to start over")
 
 
 def test_ctrl_c_ends_the_reply_after_the_step_and_keeps_the_caches(tokenizer, ids):
-    engine = ScriptedEngine([reply_of(ids, "one two three four"), reply_of(ids, "Fine")], on_decode=interrupt_at(2))
+    engine = ScriptedEngine([reply_of(ids, "one two three four"), reply_of(ids, "Fine")], on_step=interrupt_at(2))
     before = signal.getsignal(signal.SIGINT)
     written = chat(conversation(engine, tokenizer), "Count", "Why?")
     assert written.startswith("one two three\n[interrupted]\n")
     assert engine.prefills[1] == ids("one two three</s>[INST] Why?[/INST]")[2:]
-    assert engine.resets == 1
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_in_prefill_drops_the_message_and_empties_the_caches(tokenizer, ids):
+def test_ctrl_c_in_prefill_drops_the_message(tokenizer, ids):
     interrupts = iter([True, False])
 
     def on_prefill():
@@ -166,19 +163,19 @@ def test_ctrl_c_in_prefill_drops_the_message_and_empties_the_caches(tokenizer, i
     written = chat(conversation(engine, tokenizer), "A long text", "Hi")
     assert written.startswith("\n[interrupted before the reply began: the message is dropped]\nFine\n")
     assert engine.fed == ids("<s>[INST] Hi[/INST] Fine")
-    assert engine.resets == 2
 
 
-def test_an_interrupt_within_a_step_empties_the_caches(tokenizer, ids):
+def test_an_interrupt_within_a_step_keeps_what_was_fed_before(tokenizer, ids):
     def fail(n):
         if n == 2:
             raise KeyboardInterrupt  # as a second Ctrl-C, or one inside the model, would
 
-    engine = ScriptedEngine([reply_of(ids, "one two three four"), reply_of(ids, "F")], on_decode=fail)
+    engine = ScriptedEngine([reply_of(ids, "one two three four"), reply_of(ids, "F")], on_step=fail)
     written = chat(conversation(engine, tokenizer), "Count", "Why?")
     assert written.startswith("one two\n[interrupted]\n")
-    assert engine.prefills[1] == ids("<s>[INST] Count[/INST] one two</s>[INST] Why?[/INST]")
-    assert engine.resets == 2
+    assert (
+        engine.prefills[1] == ids("<s>[INST] Count[/INST] one two</s>[INST] Why?[/INST]")[len(engine.prefills[0]) + 1 :]
+    )
 
 
 def test_ctrl_c_at_the_prompt_asks_again(tokenizer):
@@ -237,7 +234,7 @@ def v3_encoder(tokenizer):
 @pytest.mark.parametrize("empty", [[EOS], [3, 4, EOS], [0]], ids=["nothing", "control tokens", "another end"])
 def test_an_empty_reply_is_left_out_and_every_later_turn_is_answered(tokenizer, ids, encoder, empty):
     engine = ScriptedEngine([empty, empty, reply_of(ids, "Hello"), empty, reply_of(ids, "Fine")])
-    talk = Conversation(engine, tokenizer, encoder(tokenizer), Sampler(SamplingOptions()), max_tokens=9)
+    talk = Conversation(engine, tokenizer, encoder(tokenizer), SamplingOptions(), max_tokens=9)
     written = chat(talk, "One", "Two", "Three", "Four", "Five")
     assert written == "\n\nHello\n\nFine\n\n"
     messages = [
@@ -256,7 +253,7 @@ def test_mistral_common_joins_messages_in_a_row_in_the_same_way(tokenizer):
 
 def test_a_reply_that_was_interrupted_before_its_text_is_left_out(tokenizer, ids):
     start = PIECES.encode("\U0001fae0")[1:3]  # bytes of a character that is not whole
-    engine = ScriptedEngine([[*start, EOS], reply_of(ids, "Fine")], on_decode=interrupt_at(1))
+    engine = ScriptedEngine([[*start, EOS], reply_of(ids, "Fine")], on_step=interrupt_at(1))
     written = chat(conversation(engine, tokenizer), "One", "Two")
     assert written.startswith("\n[interrupted]\nFine\n")
     assert engine.prefills[1] == ids("<s>[INST] One\n\nTwo[/INST]")

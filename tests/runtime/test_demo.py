@@ -73,7 +73,7 @@ def test_ctrl_c_ends_a_continuation_and_not_the_demo(command):
         if count == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    engine = ScriptedEngine([REPLIES[2], REPLIES[0]], on_decode=interrupt)
+    engine = ScriptedEngine([REPLIES[2], REPLIES[0]], on_step=interrupt)
     status, out, _ = command(engine, "--interactive", lines=["x", None, "y"], spec=SPEC)
     assert status == 0
     assert (

@@ -11,31 +11,41 @@ import pytest
 import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
-from runtime.decoding.generation import generate
-from runtime.decoding.options import SamplingOptions
-from runtime.decoding.sampler import Sampler
+from runtime.decoding.options import GREEDY, SamplingOptions
 from runtime.errors import UserError, run_command
 from runtime.generate import main
+from runtime.scheduling.completions import completions
 from tests.helpers.scripted_engine import EOS, PIECES, SPEC, ScriptedEngine, install
 
 PROMPT = [3, 14, 15, 92, 6]
 
 
 class TorchModel:
-    """A transformers model with the interface of an engine."""
+    """A transformers model with the interface of an engine of one slot."""
+
+    same_bits_in_any_call = False
+    slots, step_rows, chunks = 1, (1,), (64,)
 
     def __init__(self, model):
         self.model = model
         self.cache = DynamicCache()
+        self.held = []
 
-    def prefill(self, prompts):
+    def prefill(self, _slot, ids):
+        self.held += ids
         with torch.no_grad():
-            return self.model(torch.tensor(prompts), past_key_values=self.cache).logits[:, -1].numpy()
+            return self.model(torch.tensor([ids]), past_key_values=self.cache).logits[0, -1].numpy()
 
-    def decode(self, ids):
-        return self.prefill([[token_id] for token_id in ids])
+    def step(self, rows):
+        return self.prefill(0, [row.token_id for row in rows])[None]
 
-    def room(self):
+    def tokens(self, _slot):
+        return self.held
+
+    def least_rewind(self, _slot):
+        return 0
+
+    def room(self, _slot):
         return None
 
 
@@ -72,10 +82,11 @@ def test_greedy_ids_equal_those_of_transformers(model, penalty):
         return_dict_in_generate=True,
     )
     steps = list(
-        generate(
+        step
+        for _, step in completions(
             TorchModel(model),
-            PROMPT,
-            Sampler(SamplingOptions(repetition_penalty=penalty)),
+            [PROMPT],
+            SamplingOptions(repetition_penalty=penalty),
             max_tokens=24,
             eos_ids=(),
             logprobs=5,
@@ -90,20 +101,8 @@ def test_greedy_ids_equal_those_of_transformers(model, penalty):
         np.testing.assert_allclose([logprob for _, logprob in step.logprobs], theirs.values.numpy(), atol=1e-4)
 
 
-def test_prefix_that_was_fed_counts_for_the_penalty_as_in_one_prompt(model):
-    def run(split):
-        torch_model = TorchModel(model)
-        if split:
-            torch_model.prefill([PROMPT[:split]])
-        sampler = Sampler(SamplingOptions(repetition_penalty=2.0))
-        steps = generate(torch_model, PROMPT[split:], sampler, max_tokens=12, eos_ids=(), fed=PROMPT[:split])
-        return [step.token_id for step in steps]
-
-    assert run(3) == run(0)
-
-
 def greedy(engine, max_tokens=100, prompt=PROMPT):
-    return list(generate(engine, prompt, Sampler(SamplingOptions()), max_tokens=max_tokens, eos_ids=(0, EOS)))
+    return [step for _, step in completions(engine, [prompt], GREEDY, max_tokens=max_tokens, eos_ids=(0, EOS))]
 
 
 @pytest.mark.parametrize("eos", [0, EOS])
@@ -119,7 +118,7 @@ def test_full_caches_end_with_length(cache_len, count):
     engine = ScriptedEngine([[50] * 9], cache_len=cache_len)
     steps = greedy(engine)
     assert [step.finish_reason for step in steps] == [None] * (count - 1) + ["length"]
-    assert engine.room() == 0
+    assert engine.room(0) == 0
 
 
 def test_what_cannot_run_is_refused():
@@ -272,10 +271,10 @@ def test_ctrl_c_keeps_what_the_prompts_before_gave(command):
 
     flags = ("--prompt", "France", "--prompt", "x", "--prompt", "Italy")
     replies = [REPLIES[0], REPLIES[2], REPLIES[1]]
-    status, out, err = command(ScriptedEngine(replies, on_decode=interrupt), *flags)
+    status, out, err = command(ScriptedEngine(replies, on_step=interrupt), *flags)
     assert (status, out) == (130, "> France\n Paris\n\n> x\n one two three\n\n> Italy\n\n")
     assert [line.rpartition("| ")[2] for line in err.splitlines()] == ["stop", "interrupted", "interrupted"]
-    status, out, _ = command(ScriptedEngine(replies, on_decode=interrupt), *flags, "--json")
+    status, out, _ = command(ScriptedEngine(replies, on_step=interrupt), *flags, "--json")
     assert status == 130
     assert [(each["text"], each["finish_reason"]) for each in json.loads(out)] == [
         (" Paris", "stop"),
