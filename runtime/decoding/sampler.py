@@ -107,17 +107,17 @@ def sample_rows(logits: NDArray[np.float32], rows: Sequence[SampledRow]) -> NDAr
     """
     screened = ScreenedDraw(logits.shape[1])
     ids = np.full(len(rows), NO_ID, np.int64)
-    for place, (row, (sampler, drafts)) in enumerate(zip(logits, rows, strict=True)):
-        scores = sampler.scores(row, drafts)
-        best = int(scores.argmax())  # of NaN, if there is any
-        highest = float(scores[best])
-        if not math.isfinite(highest):
-            continue
-        if sampler.options.temperature == 0:
-            ids[place] = best
-        else:
-            uniform = sampler.draw(sampler.generated + len(drafts))
-            with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
+        for place, (row, (sampler, drafts)) in enumerate(zip(logits, rows, strict=True)):
+            scores = sampler.scores(row, drafts)
+            best = int(scores.argmax())  # of NaN, if there is any
+            highest = float(scores[best])
+            if not math.isfinite(highest):
+                continue
+            if sampler.options.temperature == 0:
+                ids[place] = best
+            else:
+                uniform = sampler.draw(sampler.generated + len(drafts))
                 ids[place] = screened.draw(scores, highest, sampler.options, uniform)
     return ids
 
