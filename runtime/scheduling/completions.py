@@ -55,8 +55,8 @@ def completions(
     requests = [
         Request(i, prompt, max_tokens, numbered(options, i), eos_ids, logprobs) for i, prompt in enumerate(prompts)
     ]
-    for request in requests:
-        check_fits(request.prompt_ids, capacity_of(model))
+    for number, request in enumerate(requests, 1):
+        check_fits(request.prompt_ids, capacity_of(model), f"prompt {number}" if len(requests) > 1 else "the prompt")
     if len(requests) == 1 and logprobs is None and isinstance(model, DrawingSlots) and model.can_draw(options):
         steps = _drawn_by_device(model, requests[0])
         return ((0, step) for step in (with_text(steps, texts[0]) if texts else steps))

@@ -171,11 +171,11 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return low
 
 
-def check_fits(prompt: Sequence[int], capacity: int | None) -> None:
+def check_fits(prompt: Sequence[int], capacity: int | None, name: str = "the prompt") -> None:
     """Raise `UserError` if a prompt is longer than an empty slot; a `capacity` of None is without a limit."""
     if capacity is not None and len(prompt) > capacity:
         raise UserError(
-            f"the prompt has {len(prompt)} tokens, expected at most {capacity}, which a slot of the caches holds: "
+            f"{name} has {len(prompt)} tokens, expected at most {capacity}, which a slot of the caches holds: "
             "shorten it, or compile with a larger shape.cache_len"
         )
 

@@ -34,6 +34,7 @@ class ScriptedEngine:
         self.held = [[] for _ in range(slots)]
         self.saying = [[] for _ in range(slots)]  # what is left of each slot's reply
         self.steps = 0
+        self.prompts = []
         self.prefills = []  # what was fed of each prompt
 
     @property
@@ -61,6 +62,7 @@ class ScriptedEngine:
         self.on_prefill()
         self.prefills.append(list(ids))
         self.held[slot] += ids
+        self.prompts.append(list(self.held[slot]))
         self.saying[slot] = list(next(self.replies))
         self.steps = 0
         return self._logits(slot)

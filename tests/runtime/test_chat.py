@@ -256,13 +256,13 @@ def test_a_reply_that_was_interrupted_before_its_text_is_left_out(tokenizer, ids
     engine = ScriptedEngine([[*start, EOS], reply_of(ids, "Fine")], on_step=interrupt_at(1))
     written = chat(conversation(engine, tokenizer), "One", "Two")
     assert written.startswith("\n[interrupted]\nFine\n")
-    assert engine.prefills[1] == ids("<s>[INST] One\n\nTwo[/INST]")
+    assert engine.prompts[1] == ids("<s>[INST] One\n\nTwo[/INST]")
 
 
 def test_reset_forgets_what_was_not_answered(tokenizer, ids):
     engine = ScriptedEngine([[EOS], reply_of(ids, "Fine")])
     chat(conversation(engine, tokenizer), "One", "/reset", "Two")
-    assert engine.prefills[1] == ids("<s>[INST] Two[/INST]")
+    assert engine.prompts[1] == ids("<s>[INST] Two[/INST]")
 
 
 def test_a_file_with_a_byte_order_mark_is_read_as_without(tokenizer, ids):

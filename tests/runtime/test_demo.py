@@ -51,7 +51,7 @@ def test_three_prompts_each_with_its_continuation(command):
         PIECES.decode([*PIECES.encode("x"), *REPLIES[2][:DEFAULT_MAX_TOKENS]])[1:],
     )
     assert out == "".join(f"{prompt}{text}\n=====\n" for prompt, text in zip(PROMPTS, continuations, strict=True))
-    assert engine.prefills == [[1, *PIECES.encode(prompt)] for prompt in PROMPTS]
+    assert engine.prompts == [[1, *PIECES.encode(prompt)] for prompt in PROMPTS]
     assert engine.threads == 3
 
 
@@ -65,7 +65,7 @@ def test_typed_prompts_are_continued_each_on_its_own_until_the_input_ends(comman
     status, out, _ = command(engine, "--interactive", lines=["This is a test", "  ", "A test"])
     assert status == 0
     assert out.partition("\n")[2] == "This is a test of patience\n=====\nA test for the win\n=====\n\n"
-    assert engine.prefills == [[1, *PIECES.encode("This is a test")], [1, *PIECES.encode("A test")]]
+    assert engine.prompts == [[1, *PIECES.encode("This is a test")], [1, *PIECES.encode("A test")]]
 
 
 def test_ctrl_c_ends_a_continuation_and_not_the_demo(command):
@@ -98,17 +98,17 @@ def test_wrong_use_is_one_sentence(command, flags, spec, message):
     assert message in err
 
 
-def test_an_artifact_of_three_rows_continues_all_three_in_one_batch(compile_case, capsys, monkeypatch):
-    """The ids are those that `runtime.generate` gives for each prompt alone, from one prefill."""
+def test_an_artifact_of_three_slots_continues_all_three_side_by_side(compile_case, capsys, monkeypatch):
+    """The ids are those that `runtime.generate` gives for each prompt alone."""
     artifact = str(compile_case("batched").artifact)
     texts = []
     for prompt in PROMPTS:
         assert generate.main([artifact, "--prompt", prompt, "--max-tokens", str(DEFAULT_MAX_TOKENS), "--json"]) == 0
         texts.append(json.loads(capsys.readouterr().out)["text"])
-    prefill, calls = Engine.prefill, []
-    monkeypatch.setattr(Engine, "prefill", lambda self, prompts: calls.append(len(prompts)) or prefill(self, prompts))
+    step, slots = Engine.step, []
+    monkeypatch.setattr(Engine, "step", lambda self, rows: slots.append({row.slot for row in rows}) or step(self, rows))
     assert main([artifact]) == 0
     assert capsys.readouterr().out == "".join(
         f"{prompt}{text}\n=====\n" for prompt, text in zip(PROMPTS, texts, strict=True)
     )
-    assert calls == [3]
+    assert max(map(len, slots)) == 3

@@ -218,8 +218,9 @@ def test_several_prompts_run_one_after_the_other_under_headings(command):
         engine, "--prompt", "France", "--prompt", "It\naly", "--prompt", "x", "--max-tokens", "3"
     )
     assert (status, out) == (0, "> France\n Paris\n\n> It aly\n Rome\n\n> x\n one two three\n")
-    assert engine.prefills == [[1, *PIECES.encode(text)] for text in ("France", "It\naly", "x")]
-    assert engine.fed == [*engine.prefills[-1], *REPLIES[2][:2]]  # each prompt starts with empty caches
+    # the token that begins a text is still in the slot
+    assert engine.prefills == [[1, *PIECES.encode("France")], PIECES.encode("It\naly"), PIECES.encode("x")]
+    assert engine.fed == [1, *engine.prefills[-1], *REPLIES[2][:2]]
     assert [line[:10] for line in err.splitlines()] == ["prompt 1: ", "prompt 2: ", "prompt 3: "]
     assert [line.rpartition("| ")[2] for line in err.splitlines()] == ["stop", "stop", "length"]
 
@@ -248,11 +249,11 @@ def test_several_prompts_give_a_json_list_of_what_each_gives_alone(command, tmp_
 
 def test_each_prompt_draws_with_a_seed_of_its_own(command):
     class Undecided(ScriptedEngine):
-        def _logits(self):
-            return np.zeros((1, 32768), np.float32)
+        def _logits(self, _slot):
+            return np.zeros(32768, np.float32)
 
-        def decode(self, ids):
-            return self._logits()
+        def step(self, rows):
+            return self._logits(rows[0].slot)[None]
 
     def drawn(*flags):
         _, out, _ = command(Undecided([[0]] * 9), *flags, "--temperature", "1", "--max-tokens", "4", "--json")
@@ -314,7 +315,7 @@ def test_ctrl_c_keeps_what_was_generated(command, in_prefill):
             os.kill(os.getpid(), signal.SIGINT)
 
     reply = PIECES.encode("one two three four")
-    hook = {"on_prefill": interrupt} if in_prefill else {"on_decode": interrupt}
+    hook = {"on_prefill": interrupt} if in_prefill else {"on_step": interrupt}
     status, out, err = command(ScriptedEngine([reply], **hook), "--prompt", "x")
     assert (status, out) == (130, "\n" if in_prefill else " one two\n")
     assert err.endswith("| interrupted\n")
