@@ -1,8 +1,8 @@
 """Products of floats, for any number of rows: a row of y has the same bits whichever rows are computed with it.
 
 x is packed once per call into tiles (tiles, K, R), so that the inner loop reads both operands in order; it is
-normalised on the way. Threads share the panels of outputs. Up to R rows, weights are used as they are read, which hides
-all other work behind their reading. Of more rows, a piece of a panel is widened to float32 once for all tiles.
+normalised on the way. Threads share the panels of outputs. For few tiles, weights are used as they are read, which
+hides all other work behind their reading. For more, a piece of a panel is widened to float32 once for all tiles.
 
 The order in which K is added up is a matter of the format alone: `runs` for numbers of two bytes or more, `sections`
 for narrower ones.
@@ -11,7 +11,7 @@ for narrower ones.
 from tvm.script import tirx as T
 
 from build.kernels.cpu.epilogue import panel_outputs
-from build.kernels.cpu.level import Level, balanced_rows
+from build.kernels.cpu.level import FEW_TILES, Level, balanced_rows
 from build.kernels.cpu.panels import ITEMSIZE, arranged_row, weight_groups
 from build.kernels.cpu.row import prepared_row
 from build.kernels.cpu.runs import run_product
@@ -29,8 +29,8 @@ def float_rows(level: Level, shape: Linear):
     if _in_runs(shape):
         order, product = _in_order(shape), run_product(level, shape, rows, tiles)
     else:
-        sections = sections_of(level, shape)
-        order = sections if tiles > 1 else _in_order(shape)
+        sections = sections_of(shape)
+        order = sections if tiles > FEW_TILES else _in_order(shape)
         product = section_product(level, shape, sections, rows, tiles)
     steps = order.size * -(-shape.k // order.size)
     compute, pack = panel_outputs(level, shape, tiles * rows, product), _packed_row(level, shape, rows, order)

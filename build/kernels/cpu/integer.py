@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cpu.dot import NIBBLES, Dot, WordDot
 from build.kernels.cpu.epilogue import panel_outputs
-from build.kernels.cpu.level import Level, balanced_rows, sums_in_registers
+from build.kernels.cpu.level import FEW_TILES, Level, balanced_rows, sums_beside_prefetches
 from build.kernels.cpu.panels import ITEMSIZE
 from build.kernels.cpu.row import prepared_row, rounded_row
 from build.kernels.cpu.vector import AHEAD, LINE, NEAR, prefetch, widened
@@ -71,7 +71,7 @@ def integer_rows(level: Level, shape: Linear, dot: Dot, words: WordDot | None):
 def _dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
     """Inline `product(p, total, x, x_scales, x_sums, w, s, z)`: set total (tiles, R, PANEL) to x times panel p.
 
-    Of several tiles, a block of weights is unpacked once for all.
+    For few tiles, weights are used as they are read; for more, a block of them is unpacked once for all.
     """
     block_steps, steps, x_steps = _block(shape) // DOT, -(-shape.k // DOT), -(-shape.k // WORD) * WORD // DOT
     vectors = tiles * rows * PANEL // level.lanes
@@ -81,26 +81,39 @@ def _dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
     fold = _fold(level, shape, dot.offset, dot.planes, dot.partials)
 
     @T.inline
-    def product(p, total, x, x_scales, x_sums, w, s, z):
+    def clear_total(total):
         for i in T.serial(vectors):
             for v in T.vectorized(level.lanes):
                 total[i * level.lanes + v] = T.float32(0)
+
+    @T.inline
+    def few_tiles(p, total, x, x_scales, x_sums, w, s, z):
+        clear_total(total)
         for b in T.serial(_blocks(shape)):
             sums = T.alloc_buffer((rows * sums_of_row,), "int32")
             count = T.min(block_steps, steps - b * block_steps)
-            if tiles == 1:
-                multiply_as_read(x, w, p, b, count, sums)
+            multiply_as_read(x, 0, True, w, p, b, count, sums)
+            for r in T.serial(rows):
+                fold(sums, r * sums_of_row, x_scales, x_sums, r, s, z, p, b, total)
+            for m in T.serial(tiles - 1):
+                multiply_as_read(x, (m + 1) * x_steps, False, w, p, b, count, sums)
                 for r in T.serial(rows):
-                    fold(sums, r * sums_of_row, x_scales, x_sums, r, s, z, p, b, total)
-            else:
-                slab = T.alloc_buffer((block_steps * STEP,), dot.slab_dtype)
-                fill(w, p, b, count, slab)
-                for m in T.serial(tiles):
-                    multiply(x, slab, m * x_steps + b * block_steps, count, sums)
-                    for r in T.serial(rows):
-                        fold(sums, r * sums_of_row, x_scales, x_sums, m * rows + r, s, z, p, b, total)
+                    fold(sums, r * sums_of_row, x_scales, x_sums, (m + 1) * rows + r, s, z, p, b, total)
 
-    return product
+    @T.inline
+    def many_tiles(p, total, x, x_scales, x_sums, w, s, z):
+        clear_total(total)
+        for b in T.serial(_blocks(shape)):
+            sums = T.alloc_buffer((rows * sums_of_row,), "int32")
+            slab = T.alloc_buffer((block_steps * STEP,), dot.slab_dtype)
+            count = T.min(block_steps, steps - b * block_steps)
+            fill(w, p, b, count, slab)
+            for m in T.serial(tiles):
+                multiply(x, slab, m * x_steps + b * block_steps, count, sums)
+                for r in T.serial(rows):
+                    fold(sums, r * sums_of_row, x_scales, x_sums, m * rows + r, s, z, p, b, total)
+
+    return few_tiles if tiles <= FEW_TILES else many_tiles
 
 
 def _word_product(level: Level, shape: Linear, words: WordDot, rows: int, tiles: int):
@@ -188,16 +201,17 @@ def _lower(level: Expr) -> Expr:
 
 
 def _tile_product_from_memory(level: Level, shape: Linear, dot: Dot, rows: int):
-    """Inline `multiply(x, w, p, b, count, sums)`: set sums (R, planes, PANEL * partials) to x times block b of panel p.
+    """Inline `multiply(x, x_step, fetches, w, p, b, count, sums)`: set sums to a tile of x times block b of panel p.
 
-    `count` is the number of steps of K, four at a time. Each weight is read into a register for all rows.
+    sums is (R, planes, PANEL * partials); the tile of x begins at four steps of number `x_step`, and `count` is the
+    number of steps of K, four at a time. Each weight is read into a register for all rows.
     """
     steps, block_steps, products = -(-shape.k // DOT), _block(shape) // DOT, rows * dot.planes
     vectors = STEP // dot.vector
     wide = next(
         n
         for n in (vectors, vectors // 2, vectors // 4, 1)
-        if n and (products * n <= sums_in_registers(level) or n == 1)
+        if n and (products * n <= sums_beside_prefetches(level) or n == 1)
     )
     each, (size, dtype, kept) = _steps_at_once(shape), _flat(shape, dot)
     step_size, ahead = size // (-(-shape.n // PANEL) * steps), NEAR // 4 if dtype == "int32" else AHEAD
@@ -205,14 +219,14 @@ def _tile_product_from_memory(level: Level, shape: Linear, dot: Dot, rows: int):
     clear_sums, store = _cleared(dot, rows, wide), _sums_stored(dot, rows, wide)
 
     @T.inline
-    def multiply(x, w, p, b, count, sums):
+    def multiply(x, x_step, fetches, w, p, b, count, sums):
         flat = T.decl_buffer((size,), dtype, data=w.data)
-        for c in T.serial(vectors // wide):
+        for c in T.unroll(vectors // wide):
             kept_sums = T.alloc_buffer((products * wide * dot.lanes,), "int32")
             clear_sums(kept_sums)
             for d in T.serial(count // each):
                 at = (p * steps + b * block_steps + d * each) * step_size
-                if c == 0:
+                if fetches and c == 0:
                     for line in T.unroll(lines):
                         prefetch(flat, at + ahead + line * per_line)
                 for i in T.unroll(wide):
@@ -222,7 +236,7 @@ def _tile_product_from_memory(level: Level, shape: Linear, dot: Dot, rows: int):
                                 kept_sums[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)],
                                 kept(flat, at, c * wide + i, part),
                                 x,
-                                ((b * block_steps + d * each + part) * products + r) * DOT,
+                                ((x_step + b * block_steps + d * each + part) * products + r) * DOT,
                             )
             store(kept_sums, sums, c)
 

@@ -7,6 +7,8 @@ from build.kernels.cpu.dot import AVX2_DOT, AVX2_WIDE_WORDS, AVX2_WORDS, VNNI_DO
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.schemes import Rounding
 
+FEW_TILES = 3  # tiles of rows up to which reading weights takes about as long as multiplying them
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -67,12 +69,15 @@ def balanced_rows(rows: int, most: int) -> int:
     return -(-rows // -(-rows // most))
 
 
-def sums_in_registers(level: Level) -> int:
-    """Vectors of sums that stay in registers, beside weights and x."""
-    return level.tile.rows * level.tile.columns // level.lanes
+def sums_beside_prefetches(level: Level) -> int:
+    """Vectors of sums that stay in registers in a loop that also prefetches, beside weights and x.
+
+    They must be fewer than 1024 bytes, for TVM takes more from the heap, and to LLVM, a prefetch may change those.
+    """
+    return min(level.tile.rows * level.tile.columns // level.lanes, (1024 - 1) // (4 * level.lanes))
 
 
 def tile_columns(level: Level, rows: int) -> int:
-    """As many columns of a panel as leave `rows` sums for each of them in registers: all, or a power of two fewer."""
-    most = sums_in_registers(level) * level.lanes // rows
+    """As many columns of a panel as leave `rows` sums for each of them in registers, beside prefetches."""
+    most = sums_beside_prefetches(level) * level.lanes // rows
     return next(n for n in (PANEL, PANEL // 2, level.lanes) if n <= max(most, level.lanes))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
-from build.kernels.cpu.level import Level, tile_columns
+from build.kernels.cpu.level import FEW_TILES, Level, sums_beside_prefetches, tile_columns
 from build.kernels.cpu.panels import ahead, group_total, kept_number
 from build.kernels.cpu.vector import AHEAD, LINE, NEAR, add_outer_product, clear, prefetch
 from build.kernels.shapes import Linear
@@ -43,58 +43,89 @@ class Sections:
         return offset // self.width * self.strand + turn * self.width + offset % self.width
 
 
-def sections_of(level: Level, shape: Linear) -> Sections:
+def sections_of(shape: Linear) -> Sections:
     """How the shape's K is cut."""
     stored, k = shape.weight, shape.k
     if format_of(stored).words:
         return Sections(stored.group_size or k, WORD // DOT, DOT)
     size = stored.group_size or min(BLOCK, k)
-    return Sections(
-        size, next(n for n in (level.in_flight * level.lanes // PANEL, 2, 1) if size % n == 0 and k % n == 0), 1
-    )
+    return Sections(size, 1 if size % 2 or k % 2 else 2, 1)
 
 
 def section_product(level: Level, shape: Linear, sections: Sections, rows: int, tiles: int):
     """Inline `product(p, total, x, x_sums, w, s, z)`: set total[: tiles * R * PANEL] to x times panel p.
 
-    x is (tiles, K, R); of several tiles, the strands of each of its sections follow one another. Sums past N are
+    x is (tiles, K, R); of more than FEW_TILES, the strands of each of its sections follow one another. Sums past N are
     garbage, but cause no faults.
     """
-    if tiles == 1:
-        return _product_from_memory(level, shape, sections, rows)
+    if tiles <= FEW_TILES:
+        return _product_from_memory(level, shape, sections, rows, tiles)
     return _product_from_slab(level, shape, sections, rows, tiles)
 
 
-def _product_from_memory(level: Level, shape: Linear, sections: Sections, rows: int):
-    """`section_product` of one tile: all strands at once, and each weight is read into a register for all rows."""
-    k, size, turn, count = shape.k, sections.size, sections.turn, sections.count
-    columns, lanes = tile_columns(level, rows * count), level.lanes
-    weight, fetch = kept_number(shape), _fetched_turn(shape, sections)
+def _product_from_memory(level: Level, shape: Linear, sections: Sections, rows: int, tiles: int):
+    """`section_product` of few tiles: each weight is read into a register for all rows of a tile."""
+    k, size = shape.k, sections.size
+    lanes, parts = level.lanes, PANEL // level.lanes
+    room = max(sums_beside_prefetches(level) // (rows * parts), 1)
+    together = max(n for n in range(1, sections.count + 1) if sections.count % n == 0 and n <= room)
+    columns = tile_columns(level, rows * together)
+    sums_of_section = _sums_of_section(level, shape, sections, rows, columns, together)
     add_section = _section_end(level, shape, sections, rows, columns)
 
     @T.inline
+    def tile(m, first, p, total, x, x_sums, w, s, z, g):
+        for c in T.unroll(PANEL // columns):
+            sums = T.alloc_buffer((sections.count, rows * columns), "float32")
+            for part in T.unroll(sections.count // together):
+                sums_of_section(w, p, x, m, g, c, part * together, first and c + part == 0, sums)
+            add_section(sums, total, m, x_sums, s, z, p, g, c)
+
+    @T.inline
     def product(p, total, x, x_sums, w, s, z):
-        clear(total, rows * PANEL // lanes, lanes)
+        for i in T.serial(tiles * rows * parts):
+            for v in T.vectorized(lanes):
+                total[i * lanes + v] = T.float32(0)
         for g in T.serial(-(-k // size)):
-            for c in T.serial(PANEL // columns):
-                sums = T.alloc_buffer((count * rows * columns,), "float32")
-                clear(sums, count * rows * columns // lanes, lanes)
-                for n in T.serial(T.min(size, k - g * size) // turn):
-                    if c == 0:
-                        fetch(w, p, g * size + n * turn)
-                    for o in T.unroll(turn):
-                        add_outer_product(
-                            sums,
-                            o // sections.width * rows * columns,
-                            rows,
-                            columns,
-                            lanes,
-                            lambda r: x[0, g * size + n * turn + o, r],
-                            lambda column: weight(w, p, g * (size // turn) + n, o, turn, c * columns + column),
-                        )
-                add_section(sums, total, 0, x_sums, s, z, p, g, c)
+            tile(0, True, p, total, x, x_sums, w, s, z, g)
+            for m in T.serial(tiles - 1):
+                tile(m + 1, False, p, total, x, x_sums, w, s, z, g)
 
     return product
+
+
+def _sums_of_section(level: Level, shape: Linear, sections: Sections, rows: int, columns: int, together: int):
+    """Inline `add_up(w, p, x, m, g, c, first, fetches, sums)`: set sums[first : first + together] to x times strands.
+
+    These are strands of section g, for tile m and part c of panel p.
+    """
+    k, size, turn, width = shape.k, sections.size, sections.turn, sections.width
+    lanes, vectors = level.lanes, rows * columns // level.lanes
+    weight, fetch = kept_number(shape), _fetched_turn(shape, sections)
+
+    @T.inline
+    def add_up(w, p, x, m, g, c, first, fetches, sums):
+        kept = T.alloc_buffer((together * rows * columns,), "float32")
+        clear(kept, together * vectors, lanes)
+        for n in T.serial(T.min(size, k - g * size) // turn):
+            if fetches:
+                fetch(w, p, g * size + n * turn)
+            for o in T.unroll(together * width):
+                add_outer_product(
+                    kept,
+                    o // width * rows * columns,
+                    rows,
+                    columns,
+                    lanes,
+                    lambda r: x[m, g * size + n * turn + first * width + o, r],
+                    lambda column: weight(w, p, g * (size // turn) + n, first * width + o, turn, c * columns + column),
+                )
+        for u in T.unroll(together):
+            for i in T.unroll(vectors):
+                for v in T.vectorized(lanes):
+                    sums[first + u, i * lanes + v] = kept[(u * vectors + i) * lanes + v]
+
+    return add_up
 
 
 def _product_from_slab(level: Level, shape: Linear, sections: Sections, rows: int, tiles: int):
@@ -118,19 +149,23 @@ def _product_from_slab(level: Level, shape: Linear, sections: Sections, rows: in
 
     @T.inline
     def multiply(x, slab, m, first, h, c, total, x_sums, s, z, p):
-        sums = T.alloc_buffer((count * rows * columns,), "float32")
-        clear(sums, count * rows * columns // lanes, lanes)
+        sums = T.alloc_buffer((count, rows * columns), "float32")
         for u in T.unroll(count):
+            kept = T.alloc_buffer((rows * columns,), "float32")
+            clear(kept, rows * columns // lanes, lanes)
             for d in T.serial(T.min(size, k - (first + h) * size) // count):
                 add_outer_product(
-                    sums,
-                    u * rows * columns,
+                    kept,
+                    0,
                     rows,
                     columns,
                     lanes,
                     lambda r: x[m, (first + h) * size + u * strand + d, r],
                     lambda column: slab[h * size + u * strand + d, c * columns + column],
                 )
+            for i in T.unroll(rows * columns // lanes):
+                for v in T.vectorized(lanes):
+                    sums[u, i * lanes + v] = kept[i * lanes + v]
         add_section(sums, total, m, x_sums, s, z, p, first + h, c)
 
     @T.inline
@@ -171,12 +206,12 @@ def _section_end(level: Level, shape: Linear, sections: Sections, rows: int, col
 
     sums is (strands, R, columns), for tile m and part c of the panel; total is (tiles, R, PANEL).
     """
-    stored, lanes, parts, size = shape.weight, level.lanes, columns // level.lanes, rows * columns
+    stored, lanes, parts = shape.weight, level.lanes, columns // level.lanes
 
     def scaled(sums, x_sums, row, s, z, p, g, at, column):
-        total = sums[at]
+        total = sums[0, at]
         for u in range(1, sections.count):
-            total = total + sums[u * size + at]
+            total = total + sums[u, at]
         if not stored.grouped:
             return total
         x_sum = x_sums[row, g] if stored.offsets != "none" or format_of(stored).words else None
