@@ -13,104 +13,128 @@ from tvm.script import tirx as T
 
 from build.kernels.cpu.dot import NIBBLES, Dot, WordDot
 from build.kernels.cpu.epilogue import panel_outputs
-from build.kernels.cpu.level import Level
-from build.kernels.cpu.panels import ITEMSIZE, output_scale
+from build.kernels.cpu.level import FEW_TILES, Level, balanced_rows, sums_beside_prefetches
+from build.kernels.cpu.panels import ITEMSIZE
 from build.kernels.cpu.row import prepared_row, rounded_row
-from build.kernels.cpu.vector import AHEAD, LINE, NEAR, clear, prefetch, widened
+from build.kernels.cpu.vector import AHEAD, LINE, NEAR, prefetch, widened
 from build.kernels.shapes import Linear
 from export.weights.format import Storage
 from export.weights.table import format_of
 from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
 
 BLOCK = 256  # steps of K whose sum stays an integer, where x has one scale per row
+WORD_ROWS = 8  # rows, times planes of x, whose sums of a word stay in the 16 registers of AVX2
 STEP = PANEL * DOT  # weights of a panel in four steps of K
 
 
-def integer_gemv(level: Level, shape: Linear, dot: Dot, words: WordDot | None):
-    """Body of `linear` for one row; int4 is multiplied by `words` if there is such a product."""
+def integer_rows(level: Level, shape: Linear, dot: Dot, words: WordDot | None):
+    """Body of `linear` in integers, for any number of rows; int4 is multiplied by `words` if there is such a product.
+
+    As in `float_rows`, x lies in tiles, and a row of y has the same bits whichever rows are computed with it.
+    """
     direct = words if format_of(shape.weight).words else None
-    n_blocks, planes = _blocks(shape), (direct or dot).planes
-    padded = -(-shape.k // WORD) * WORD
-    together = shape.weight.rounded_together(shape.k)
+    k, planes = shape.k, (direct or dot).planes
+    rows = balanced_rows(shape.rows, max((WORD_ROWS if direct else level.tile.rows) // planes, 1))
+    tiles = -(-shape.rows // rows)
+    n_blocks, together = _blocks(shape), shape.weight.rounded_together(k)
     panels = -(-shape.n_out // PANEL)
-    lanes, parts = level.lanes, PANEL // level.lanes
-    x_dtype, partials = ("int8", 1) if direct else (dot.x_dtype, dot.partials)
-    add_block = _word_sums(shape, direct) if direct else _block_sums(shape, dot)
-    round_row, fold = _integer_row(level, shape, planes), _fold(level, shape, dot.offset, planes, partials)
-    scale_outputs = output_scale(level, shape)
+    x_steps = -(-k // WORD) * WORD // DOT  # x is padded to whole words
+    x_dtype = "int8" if direct else dot.x_dtype
+    product = (
+        _word_product(level, shape, direct, rows, tiles) if direct else _dot_product(level, shape, dot, rows, tiles)
+    )
+    round_row = _integer_row(level, shape, planes)
+    compute = panel_outputs(level, shape, tiles * rows, product)
 
     @T.inline
-    def product(p, out, x, x_scales, x_sums, w, s, z):
-        clear(out, parts, lanes)
-        for b in T.serial(n_blocks):
-            sums = T.alloc_buffer((planes * PANEL * partials,), "int32")
-            add_block(x, w, p, b, sums)
-            fold(sums, x_scales, x_sums, 0, s, z, p, b, out, 0)
-        scale_outputs(out, 0, s, p)
-
-    compute = panel_outputs(level, shape, 1, product)
+    def pack(x_rows, gain, order, i, x, x_scales, x_sums):
+        at = (i // rows * x_steps * rows + i % rows) * DOT * planes
+        # Rows past the last repeat it and are not stored.
+        round_row(x_rows, T.min(i, shape.rows - 1), gain, order, x, at, rows * DOT * planes, x_scales, x_sums, i)
 
     @T.inline
     def body(x_rows, gain, order, w, s, z, residual, y):
-        x = T.alloc_buffer((padded * planes,), x_dtype)  # (K / 4, planes, 4)
-        x_scales = T.alloc_buffer((1, shape.k // together), "float32")
-        x_sums = T.alloc_buffer((1, n_blocks), "int32")
-        round_row(x_rows, 0, gain, order, x, 0, DOT * planes, x_scales, x_sums, 0)
+        x = T.alloc_buffer((tiles * x_steps * rows * planes * DOT,), x_dtype)  # (tiles, K / 4, R, planes, 4)
+        x_scales = T.alloc_buffer((tiles * rows, k // together), "float32")
+        x_sums = T.alloc_buffer((tiles * rows, n_blocks), "int32")
+        if shape.rows == 1:
+            pack(x_rows, gain, order, 0, x, x_scales, x_sums)
+        else:
+            for i in T.parallel(tiles * rows):
+                pack(x_rows, gain, order, i, x, x_scales, x_sums)
         for p in T.parallel(panels):
-            compute(p, residual, y, x, x_scales, x_sums, w, s, z)
+            compute(p, residual, y, s, x, x_scales, x_sums, w, s, z)
 
     return body
 
 
-def integer_gemm(level: Level, shape: Linear, dot: Dot):
-    """Body of `linear` for several rows: blocks of weights are unpacked once for all rows, as in `gemm`."""
-    rows, k, planes = shape.rows, shape.k, dot.planes
-    n_blocks, block_steps, together = _blocks(shape), _block(shape) // DOT, shape.weight.rounded_together(k)
-    tile_rows = min(max(level.tile.rows // planes, 1), rows)
-    tiles = -(-rows // tile_rows)
-    panels = -(-shape.n_out // PANEL)
-    x_steps, steps = -(-k // WORD) * WORD // DOT, -(-k // DOT)  # x is padded to whole words
-    lanes, parts = level.lanes, PANEL // level.lanes
-    fill, multiply = _slab(shape, dot), _tile_product(level, dot, tile_rows)
-    round_row, fold = _integer_row(level, shape, planes), _fold(level, shape, dot.offset, planes, dot.partials)
-    scale_outputs = output_scale(level, shape)
-    row_sums_size = planes * PANEL * dot.partials
+def _dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
+    """Inline `product(p, total, x, x_scales, x_sums, w, s, z)`: set total (tiles, R, PANEL) to x times panel p.
+
+    For few tiles, weights are used as they are read; for more, a block of them is unpacked once for all.
+    """
+    block_steps, steps, x_steps = _block(shape) // DOT, -(-shape.k // DOT), -(-shape.k // WORD) * WORD // DOT
+    vectors = tiles * rows * PANEL // level.lanes
+    sums_of_row = dot.planes * PANEL * dot.partials
+    fill, multiply = _slab(shape, dot), _tile_product(level, dot, rows)
+    multiply_as_read = _tile_product_from_memory(level, shape, dot, rows)
+    fold = _fold(level, shape, dot.offset, dot.planes, dot.partials)
 
     @T.inline
-    def product(p, total, x, x_scales, x_sums, w, s, z):
-        slab = T.alloc_buffer((block_steps * STEP,), dot.slab_dtype)
-        sums = T.alloc_buffer((tile_rows * row_sums_size,), "int32")
-        for i in T.serial(tiles * tile_rows * parts):
-            for v in T.vectorized(lanes):
-                total[i * lanes + v] = T.float32(0)
-        for b in T.serial(n_blocks):
+    def clear_total(total):
+        for i in T.serial(vectors):
+            for v in T.vectorized(level.lanes):
+                total[i * level.lanes + v] = T.float32(0)
+
+    @T.inline
+    def few_tiles(p, total, x, x_scales, x_sums, w, s, z):
+        clear_total(total)
+        for b in T.serial(_blocks(shape)):
+            sums = T.alloc_buffer((rows * sums_of_row,), "int32")
+            count = T.min(block_steps, steps - b * block_steps)
+            multiply_as_read(x, 0, True, w, p, b, count, sums)
+            for r in T.serial(rows):
+                fold(sums, r * sums_of_row, x_scales, x_sums, r, s, z, p, b, total)
+            for m in T.serial(tiles - 1):
+                multiply_as_read(x, (m + 1) * x_steps, False, w, p, b, count, sums)
+                for r in T.serial(rows):
+                    fold(sums, r * sums_of_row, x_scales, x_sums, (m + 1) * rows + r, s, z, p, b, total)
+
+    @T.inline
+    def many_tiles(p, total, x, x_scales, x_sums, w, s, z):
+        clear_total(total)
+        for b in T.serial(_blocks(shape)):
+            sums = T.alloc_buffer((rows * sums_of_row,), "int32")
+            slab = T.alloc_buffer((block_steps * STEP,), dot.slab_dtype)
             count = T.min(block_steps, steps - b * block_steps)
             fill(w, p, b, count, slab)
             for m in T.serial(tiles):
                 multiply(x, slab, m * x_steps + b * block_steps, count, sums)
-                for r in T.serial(tile_rows):
-                    row_sums = T.decl_buffer((row_sums_size,), "int32", data=sums.data, elem_offset=r * row_sums_size)
-                    fold(row_sums, x_scales, x_sums, m * tile_rows + r, s, z, p, b, total, (m * tile_rows + r) * PANEL)
-        for m in T.serial(rows):
-            scale_outputs(total, m * PANEL, s, p)
+                for r in T.serial(rows):
+                    fold(sums, r * sums_of_row, x_scales, x_sums, m * rows + r, s, z, p, b, total)
 
-    compute = panel_outputs(level, shape, tiles * tile_rows, product)
+    return few_tiles if tiles <= FEW_TILES else many_tiles
+
+
+def _word_product(level: Level, shape: Linear, words: WordDot, rows: int, tiles: int):
+    """`_dot_product` by a product of words, which are unpacked for each tile anew, since that takes little time."""
+    vectors, sums_of_row = tiles * rows * PANEL // level.lanes, words.planes * PANEL
+    x_steps = -(-shape.k // WORD) * WORD // DOT
+    add_block, fold = _word_sums(shape, words, rows), _fold(level, shape, 0, words.planes, 1)
 
     @T.inline
-    def body(x_rows, gain, order, w, s, z, residual, y):
-        x = T.alloc_buffer((tiles * x_steps * tile_rows * planes * DOT,), dot.x_dtype)  # (tiles, K / 4, R, planes, 4)
-        x_scales = T.alloc_buffer((tiles * tile_rows, k // together), "float32")
-        x_sums = T.alloc_buffer((tiles * tile_rows, n_blocks), "int32")
-        for m in T.parallel(tiles):
-            for r in T.serial(tile_rows):  # rows past the last repeat it and are not stored
-                row = T.min(m * tile_rows + r, rows - 1)
-                at = (m * x_steps * tile_rows + r) * DOT * planes
-                stride = tile_rows * DOT * planes
-                round_row(x_rows, row, gain, order, x, at, stride, x_scales, x_sums, m * tile_rows + r)
-        for p in T.parallel(panels):
-            compute(p, residual, y, x, x_scales, x_sums, w, s, z)
+    def product(p, total, x, x_scales, x_sums, w, s, z):
+        for i in T.serial(vectors):
+            for v in T.vectorized(level.lanes):
+                total[i * level.lanes + v] = T.float32(0)
+        for b in T.serial(_blocks(shape)):
+            sums = T.alloc_buffer((rows * sums_of_row,), "int32")
+            for m in T.serial(tiles):
+                add_block(x, m * x_steps, w, p, b, sums)
+                for r in T.serial(rows):
+                    fold(sums, r * sums_of_row, x_scales, x_sums, m * rows + r, s, z, p, b, total)
 
-    return body
+    return product
 
 
 def word_offset(stored: Storage) -> int:
@@ -176,34 +200,73 @@ def _lower(level: Expr) -> Expr:
     return T.Cast("int8", T.Cast("int32", level) - ((T.Cast("int32", level) + 128) >> 8 << 8))
 
 
-def _block_sums(shape: Linear, dot: Dot):
-    """Inline `add_block(x, w, p, b, sums)`: set sums (planes, PANEL * partials) to block b of panel p times x."""
-    steps, step_count = -(-shape.k // DOT), _block(shape) // DOT
-    vectors, plane = STEP // dot.vector, PANEL * dot.partials
+def _tile_product_from_memory(level: Level, shape: Linear, dot: Dot, rows: int):
+    """Inline `multiply(x, x_step, fetches, w, p, b, count, sums)`: set sums to a tile of x times block b of panel p.
+
+    sums is (R, planes, PANEL * partials); the tile of x begins at four steps of number `x_step`, and `count` is the
+    number of steps of K, four at a time. Each weight is read into a register for all rows.
+    """
+    steps, block_steps, products = -(-shape.k // DOT), _block(shape) // DOT, rows * dot.planes
+    vectors = STEP // dot.vector
+    wide = next(
+        n
+        for n in (vectors, vectors // 2, vectors // 4, 1)
+        if n and (products * n <= sums_beside_prefetches(level) or n == 1)
+    )
     each, (size, dtype, kept) = _steps_at_once(shape), _flat(shape, dot)
     step_size, ahead = size // (-(-shape.n // PANEL) * steps), NEAR // 4 if dtype == "int32" else AHEAD
     lines, per_line = each * step_size * ITEMSIZE[dtype] // LINE, LINE // ITEMSIZE[dtype]
+    clear_sums, store = _cleared(dot, rows, wide), _sums_stored(dot, rows, wide)
 
     @T.inline
-    def add_block(x, w, p, b, sums):
+    def multiply(x, x_step, fetches, w, p, b, count, sums):
         flat = T.decl_buffer((size,), dtype, data=w.data)
-        for i in T.unroll(dot.planes * vectors):
-            sums[T.ramp(i * dot.lanes, 1, dot.lanes)] = T.broadcast(T.int32(0), dot.lanes)
-        for d in T.serial(T.min(step_count, steps - b * step_count) // each):
-            at = (p * steps + b * step_count + d * each) * step_size
-            for line in T.unroll(lines):
-                prefetch(flat, at + ahead + line * per_line)
-            for i in T.unroll(vectors):
-                for part in T.unroll(each):
-                    for h in T.unroll(dot.planes):
-                        sums[T.ramp(h * plane + i * dot.lanes, 1, dot.lanes)] = dot.add(
-                            sums[T.ramp(h * plane + i * dot.lanes, 1, dot.lanes)],
-                            kept(flat, at, i, part),
-                            x,
-                            ((b * step_count + d * each + part) * dot.planes + h) * DOT,
-                        )
+        for c in T.unroll(vectors // wide):
+            kept_sums = T.alloc_buffer((products * wide * dot.lanes,), "int32")
+            clear_sums(kept_sums)
+            for d in T.serial(count // each):
+                at = (p * steps + b * block_steps + d * each) * step_size
+                if fetches and c == 0:
+                    for line in T.unroll(lines):
+                        prefetch(flat, at + ahead + line * per_line)
+                for i in T.unroll(wide):
+                    for part in T.unroll(each):
+                        for r in T.unroll(products):
+                            kept_sums[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)] = dot.add(
+                                kept_sums[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)],
+                                kept(flat, at, c * wide + i, part),
+                                x,
+                                ((x_step + b * block_steps + d * each + part) * products + r) * DOT,
+                            )
+            store(kept_sums, sums, c)
 
-    return add_block
+    return multiply
+
+
+def _cleared(dot: Dot, rows: int, wide: int):
+    """Inline `clear_sums(kept)`: clear the sums (R * planes, `wide` vectors) that stay in registers."""
+
+    @T.inline
+    def clear_sums(kept):
+        for i in T.unroll(rows * dot.planes * wide):
+            kept[T.ramp(i * dot.lanes, 1, dot.lanes)] = T.broadcast(T.int32(0), dot.lanes)
+
+    return clear_sums
+
+
+def _sums_stored(dot: Dot, rows: int, wide: int):
+    """Inline `store(kept, sums, c)`: put sums from registers into part c of sums (R, planes, PANEL * partials)."""
+    plane = PANEL * dot.partials
+
+    @T.inline
+    def store(kept, sums, c):
+        for r in T.unroll(rows * dot.planes):
+            for i in T.unroll(wide):
+                sums[T.ramp(r * plane + (c * wide + i) * dot.lanes, 1, dot.lanes)] = kept[
+                    T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)
+                ]
+
+    return store
 
 
 def _steps_at_once(shape: Linear) -> int:
@@ -231,27 +294,30 @@ def _flat(shape: Linear, dot: Dot) -> tuple[int, str, Callable[..., Expr]]:
     return panels * -(-shape.k // DOT) * STEP, "int8", from_bytes
 
 
-def _word_sums(shape: Linear, words: WordDot):
-    """Inline `add_block(x, w, p, b, sums)`: set sums (planes, PANEL) to group b of int4 panel p times x."""
+def _word_sums(shape: Linear, words: WordDot, rows: int):
+    """Inline `add_block(x, x_step, w, p, b, sums)`: set sums (R, planes, PANEL) to group b of int4 panel p times x.
+
+    The tile of x begins at four steps of number `x_step`.
+    """
     per_row, per_group = shape.k // WORD, _block(shape) // WORD
-    lanes, planes, pairs = words.lanes, words.planes, 2 * words.lanes
+    lanes, products, pairs = words.lanes, rows * words.planes, 2 * words.lanes
     run = next(n for n in (words.run, 2, 1) if per_group % n == 0 and per_row % n == 0)
 
     @T.inline
     def add_word(partial, numbers, x, step):
         for half in T.unroll(WORD // DOT):
-            for h in T.unroll(planes):
-                partial[T.ramp(h * pairs, 1, pairs)] = words.add(
-                    partial[T.ramp(h * pairs, 1, pairs)],
+            for r in T.unroll(products):
+                partial[T.ramp(r * pairs, 1, pairs)] = words.add(
+                    partial[T.ramp(r * pairs, 1, pairs)],
                     (numbers >> T.broadcast(4 * half, lanes)) & T.broadcast(T.int32(NIBBLES), lanes),
                     x,
-                    ((step + half) * planes + h) * DOT,
+                    ((step + half) * products + r) * DOT,
                 )
 
     @T.inline
-    def add_block(x, w, p, b, sums):
+    def add_block(x, x_step, w, p, b, sums):
         flat = T.decl_buffer((-(-shape.n // PANEL) * per_row * PANEL,), "int32", data=w.data)
-        for i in T.unroll(planes * PANEL // lanes):
+        for i in T.unroll(products * PANEL // lanes):
             sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
         for d in T.serial(T.min(per_group, per_row - b * per_group) // run):
             word = b * per_group + d * run
@@ -259,14 +325,19 @@ def _word_sums(shape: Linear, words: WordDot):
             for line in T.unroll(run * 4 * PANEL // LINE):
                 prefetch(flat, at + (NEAR + line * LINE) // 4)
             for i in T.unroll(PANEL // lanes):
-                partial = T.alloc_buffer((planes * pairs,), "int16")
-                for h in T.unroll(planes):
-                    partial[T.ramp(h * pairs, 1, pairs)] = T.broadcast(T.int16(0), pairs)
+                partial = T.alloc_buffer((products * pairs,), "int16")
+                for r in T.unroll(products):
+                    partial[T.ramp(r * pairs, 1, pairs)] = T.broadcast(T.int16(0), pairs)
                 for u in T.unroll(run):
-                    add_word(partial, flat[T.ramp(at + u * PANEL + i * lanes, 1, lanes)], x, (word + u) * (WORD // DOT))
-                for h in T.unroll(planes):
-                    sums[T.ramp(h * PANEL + i * lanes, 1, lanes)] = words.grow(
-                        sums[T.ramp(h * PANEL + i * lanes, 1, lanes)], partial[T.ramp(h * pairs, 1, pairs)]
+                    add_word(
+                        partial,
+                        flat[T.ramp(at + u * PANEL + i * lanes, 1, lanes)],
+                        x,
+                        x_step + (word + u) * (WORD // DOT),
+                    )
+                for r in T.unroll(products):
+                    sums[T.ramp(r * PANEL + i * lanes, 1, lanes)] = words.grow(
+                        sums[T.ramp(r * PANEL + i * lanes, 1, lanes)], partial[T.ramp(r * pairs, 1, pairs)]
                     )
 
     return add_block
@@ -291,41 +362,38 @@ def _slab(shape: Linear, dot: Dot):
     return fill
 
 
-def _tile_product(level: Level, dot: Dot, tile_rows: int):
+def _tile_product(level: Level, dot: Dot, rows: int):
     """Inline `multiply(x, slab, x_step, count, sums)`: set sums (R, planes, PANEL * partials) to x times the slab.
 
     `count` is the number of steps of K, four at a time.
     """
     wide = max(level.tile.columns // level.lanes, 1)  # vectors of weights at a time
-    vectors, planes = STEP // dot.vector, dot.planes
-    plane = PANEL * dot.partials
+    vectors, products = STEP // dot.vector, rows * dot.planes
+    clear_sums, store = _cleared(dot, rows, wide), _sums_stored(dot, rows, wide)
 
     @T.inline
     def multiply(x, slab, x_step, count, sums):
         for c in T.serial(vectors // wide):
-            kept = T.alloc_buffer((tile_rows * planes * wide * dot.lanes,), "int32")
-            for i in T.unroll(tile_rows * planes * wide):
-                kept[T.ramp(i * dot.lanes, 1, dot.lanes)] = T.broadcast(T.int32(0), dot.lanes)
+            kept = T.alloc_buffer((products * wide * dot.lanes,), "int32")
+            clear_sums(kept)
             for d in T.serial(count):
-                for r in T.unroll(tile_rows * planes):
+                for r in T.unroll(products):
                     for i in T.unroll(wide):
                         kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)] = dot.add(
                             kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)],
                             slab[T.ramp(d * STEP + (c * wide + i) * dot.vector, 1, dot.vector)],
                             x,
-                            ((x_step + d) * tile_rows * planes + r) * DOT,
+                            ((x_step + d) * products + r) * DOT,
                         )
-            for r in T.unroll(tile_rows * planes):
-                for i in T.unroll(wide):
-                    sums[T.ramp(r * plane + (c * wide + i) * dot.lanes, 1, dot.lanes)] = kept[
-                        T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)
-                    ]
+            store(kept, sums, c)
 
     return multiply
 
 
 def _fold(level: Level, shape: Linear, kept_above: int, planes: int, partials: int):
-    """Inline `fold(sums, x_scales, x_sums, row, s, z, p, b, out, at)`: add a block's sums, scaled, to out[at :].
+    """Inline `fold(sums, at, x_scales, x_sums, row, s, z, p, b, total)`: add a block's sums to total[row].
+
+    The sums (planes, PANEL * partials) of the row begin at `at`; they are scaled, and total is (rows, PANEL).
 
     The part of a sum that is due to the offset or zero point of the weights is subtracted first; a minimum is added as
     often as the block's numbers of x say.
@@ -335,20 +403,22 @@ def _fold(level: Level, shape: Linear, kept_above: int, planes: int, partials: i
     lanes, parts = level.lanes, PANEL // level.lanes
     offset = word_offset(stored) if format_of(stored).words else kept_above
 
-    def plane(sums, h, column):
-        at = h * PANEL * partials + column * partials
+    def plane(sums, first, column):
+        at = first + column * partials
         return sums[at] if partials == 1 else sums[at] + sums[at + 1]
 
-    def whole(sums, column):
-        return plane(sums, 0, column) if planes == 1 else (plane(sums, 0, column) << 8) + plane(sums, 1, column)
+    def whole(sums, at, column):
+        if planes == 1:
+            return plane(sums, at, column)
+        return (plane(sums, at, column) << 8) + plane(sums, at + PANEL * partials, column)
 
     def excess(x_sums, row, z, p, b, column):
         zero = T.int32(offset) if not stored.zero_points else T.Cast("int32", z[p, b, column]) + T.int32(offset)
         return x_sums[row, b] * zero
 
-    def part(sums, x_scales, x_sums, row, s, z, p, b, column):
+    def part(sums, at, x_scales, x_sums, row, s, z, p, b, column):
         x_scale = x_scales[row, b * block // together]
-        total = T.Cast("float32", whole(sums, column) - excess(x_sums, row, z, p, b, column)) * x_scale
+        total = T.Cast("float32", whole(sums, at, column) - excess(x_sums, row, z, p, b, column)) * x_scale
         if not stored.grouped:
             return total
         total = total * widened(s[p, b, column])
@@ -357,11 +427,11 @@ def _fold(level: Level, shape: Linear, kept_above: int, planes: int, partials: i
         return total + T.Cast("float32", x_sums[row, b]) * x_scale * widened(z[p, b, column])
 
     @T.inline
-    def fold(sums, x_scales, x_sums, row, s, z, p, b, out, at):
+    def fold(sums, at, x_scales, x_sums, row, s, z, p, b, total):
         for i in T.unroll(parts):
             for v in T.vectorized(lanes):
-                out[at + i * lanes + v] = out[at + i * lanes + v] + part(
-                    sums, x_scales, x_sums, row, s, z, p, b, i * lanes + v
+                total[row * PANEL + i * lanes + v] = total[row * PANEL + i * lanes + v] + part(
+                    sums, at, x_scales, x_sums, row, s, z, p, b, i * lanes + v
                 )
 
     return fold

@@ -4,7 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from build.kernels.cpu.dot import AVX2_DOT, AVX2_WIDE_WORDS, AVX2_WORDS, VNNI_DOT, VNNI_WIDE_DOT, Dot, WordDot
+from runtime.artifact.layouts import PANEL
 from runtime.artifact.schemes import Rounding
+
+FEW_TILES = 3  # tiles of rows up to which reading weights takes about as long as multiplying them
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,6 @@ class Level:
     in_flight: int  # vectors of sums that a gemv keeps in flight, to hide the latency of a multiply-add
     dots: Mapping[Rounding, Dot] = field(default_factory=dict)  # by the rounding of activations
     words: Mapping[Rounding, WordDot] = field(default_factory=dict)  # for int4, where this is faster than `dots`
-    multiplies_rows: bool = False  # for several rows, `dots` are faster than multiply-adds of floats
 
 
 # AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1; 256 x 32 weights are 32 kB.
@@ -44,9 +46,7 @@ AVX2: Mapping[Rounding, Dot] = {"int8": AVX2_DOT, "int16": AVX2_DOT}
 WORDS: Mapping[Rounding, WordDot] = {"int8": AVX2_WORDS, "int16": AVX2_WIDE_WORDS}
 VNNI: Mapping[Rounding, Dot] = {"int8": VNNI_DOT, "int16": VNNI_WIDE_DOT}
 LEVELS: tuple[Level, ...] = (  # best first
-    Level(
-        "avx512-vnni", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dots=VNNI, multiplies_rows=True
-    ),
+    Level("avx512-vnni", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
     Level("avx512", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
     Level("avx2", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dots=AVX2, words=WORDS),
     Level("any", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
@@ -62,3 +62,22 @@ def level_of(cpu_features: Iterable[str]) -> Level:
 def fitting_lanes(level: Level, size: int) -> int:
     """Lanes of the widest vector, a power of two, that divides `size`."""
     return next(n for n in (16, 8, 4, 2, 1) if n <= level.lanes and size % n == 0)
+
+
+def balanced_rows(rows: int, most: int) -> int:
+    """Rows of a tile if `rows` are cut into as few tiles of at most `most` rows as possible, of equal sizes."""
+    return -(-rows // -(-rows // most))
+
+
+def sums_beside_prefetches(level: Level) -> int:
+    """Vectors of sums that stay in registers in a loop that also prefetches, beside weights and x.
+
+    They must be fewer than 1024 bytes, for TVM takes more from the heap, and to LLVM, a prefetch may change those.
+    """
+    return min(level.tile.rows * level.tile.columns // level.lanes, (1024 - 1) // (4 * level.lanes))
+
+
+def tile_columns(level: Level, rows: int) -> int:
+    """As many columns of a panel as leave `rows` sums for each of them in registers, beside prefetches."""
+    most = sums_beside_prefetches(level) * level.lanes // rows
+    return next(n for n in (PANEL, PANEL // 2, level.lanes) if n <= max(most, level.lanes))

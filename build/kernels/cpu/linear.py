@@ -13,9 +13,8 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu.gemm import gemm
-from build.kernels.cpu.gemv import gemv
-from build.kernels.cpu.integer import integer_gemm, integer_gemv
+from build.kernels.cpu.float_rows import float_rows
+from build.kernels.cpu.integer import integer_rows
 from build.kernels.cpu.level import Level
 from build.kernels.parameters import UNUSED, without
 from build.kernels.shapes import Linear
@@ -71,10 +70,8 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
 
 
 def _body(level: Level, shape: Linear) -> Body:
-    """Body for the weight's format and the number of rows."""
+    """Body for the weight's format."""
     dot = level.dots.get(shape.weight.rounding) if shape.weight.rounds else None
-    if shape.rows == 1:
-        if dot is None:
-            return gemv(level, shape)
-        return integer_gemv(level, shape, dot, level.words.get(shape.weight.rounding))
-    return integer_gemm(level, shape, dot) if dot is not None and level.multiplies_rows else gemm(level, shape)
+    if dot is None:
+        return float_rows(level, shape)
+    return integer_rows(level, shape, dot, level.words.get(shape.weight.rounding))

@@ -90,7 +90,8 @@ def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *,
     panels = -(-n // PANEL)
     tile_rows, tile_columns = (1, PANEL) if rows == 1 else (level.tile.rows, level.tile.columns)
     lanes = level.lanes
-    unroll = 2 if rows == 1 and k % 2 == 0 else 1  # two steps of K in flight hide the latency of the multiply-add
+    runs = 2 if k % 2 == 0 else 1  # K is summed in two halves: one row reads both at once, which hides latency
+    run, together = k // runs, runs if rows == 1 else 1
     size = tile_rows * tile_columns
 
     @T.inline
@@ -106,26 +107,27 @@ def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *,
 
     @T.inline
     def multiply(x, w, acc, e, p, c, members, first, last):
-        clear(acc, unroll * size // lanes, lanes)
-        for kk in T.serial(k // unroll):
-            for u in T.unroll(unroll):
-                add_outer_product(
-                    acc,
-                    u * size,
-                    tile_rows,
-                    tile_columns,
-                    lanes,
-                    lambda r: x[members[e, T.min(first + r, last)] // pairs_per_row, kk * unroll + u],
-                    lambda column: widened(w[e * panels + p, kk * unroll + u, c * tile_columns + column]),
-                )
-        for i in T.unroll((unroll - 1) * size // lanes):
+        clear(acc, runs * size // lanes, lanes)
+        for start in T.unroll(runs // together):
+            for kk in T.serial(run):
+                for u in T.unroll(together):
+                    add_outer_product(
+                        acc,
+                        (start + u) * size,
+                        tile_rows,
+                        tile_columns,
+                        lanes,
+                        lambda r: x[members[e, T.min(first + r, last)] // pairs_per_row, (start + u) * run + kk],
+                        lambda column: widened(w[e * panels + p, (start + u) * run + kk, c * tile_columns + column]),
+                    )
+        for i in T.unroll((runs - 1) * size // lanes):
             for v in T.vectorized(lanes):
                 acc[i * lanes + v] = acc[i * lanes + v] + acc[size + i * lanes + v]
 
     @T.inline
     def body(x, w, s, count, members, out):
         for p in T.parallel(panels):
-            acc = T.alloc_buffer((unroll * size,), "float32")
+            acc = T.alloc_buffer((runs * size,), "float32")
             for e in T.serial(n_experts):
                 for tile in T.serial((count[e] + tile_rows - 1) // tile_rows):
                     for c in T.unroll(PANEL // tile_columns):

@@ -1,29 +1,18 @@
-"""Reading packed weights for float32 arithmetic: a panel times a vector, some steps of a panel, or one number."""
+"""Reading packed weights for float32 arithmetic, and what x and sums have to do with how they are kept."""
+
+from math import gcd
 
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
-from build.kernels.cpu.level import Level
-from build.kernels.cpu.vector import AHEAD, LINE, NEAR, add_outer_product, clear, prefetch, widened
+from build.kernels.cpu.level import Level, fitting_lanes
+from build.kernels.cpu.vector import prefetch, widened
 from build.kernels.shapes import Linear
 from export.weights.format import Storage
-from export.weights.table import format_of, panel_layout, scaled_by_rows
+from export.weights.table import format_of
 from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
 
 ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1, "uint8": 1}
-
-
-def panel_dot(level: Level, shape: Linear):
-    """Inline `dot(p, out, x, x_sums, w, s, z)`: set out[:] to panel p of W times x (K,), PANEL sums in float32.
-
-    Sums past N are garbage, but cause no faults. x and x_sums come from `arranged_row`.
-    """
-    stored = shape.weight
-    if format_of(stored).words:
-        return _word_dot(level, stored, shape.k)
-    if stored.grouped:
-        return _grouped_dot(level, stored, shape.k)
-    return _number_dot(level, stored, shape.n, shape.k)
 
 
 def weight_groups(shape: Linear) -> int:
@@ -31,32 +20,39 @@ def weight_groups(shape: Linear) -> int:
     return -(-shape.k // (shape.weight.group_size or shape.k))
 
 
-def arranged_row(shape: Linear):
-    """Inline `arrange(x, x_sums)`: bring x (K,) into the form that `panel_dot` takes, once for all panels.
+def arranged_row(level: Level, shape: Linear):
+    """Inline `arrange(x, x_sums, row)`: bring x (K,) into the form that kept numbers are multiplied with.
 
-    x_sums receives the sum of each group, by which its zero point is subtracted or its minimum added: the sum of
-    (q - zero) x is the sum of q x, less zero times the sum of x. int4 numbers are masked out of their words in place,
-    which leaves them 8 bits higher for each step of a half: x is divided by that power of two, which is exact.
+    x_sums[row, :] receives the sum of each group, by which its zero point is subtracted or its minimum added: the sum
+    of (q - zero) x is the sum of q x, less zero times the sum of x. int4 numbers are masked out of their words in
+    place, which leaves them 8 bits higher for each step of a half: x is divided by that power of two, which is exact.
     """
-    size = shape.weight.group_size or shape.k
+    size, k = shape.weight.group_size or shape.k, shape.k
     words = format_of(shape.weight).words
+    lanes = fitting_lanes(level, gcd(size, k))
 
     @T.inline
-    def add_up(x, x_sums):
+    def add_up(x, x_sums, row):
         for g in T.serial(weight_groups(shape)):
-            x_sums[g] = T.float32(0)
-            for c in T.serial(T.min(size, shape.k - g * size)):
-                x_sums[g] = x_sums[g] + x[g * size + c]
+            partial = T.alloc_buffer((lanes,), "float32")
+            for v in T.vectorized(lanes):
+                partial[v] = T.float32(0)
+            for c in T.serial(T.min(size, k - g * size) // lanes):
+                for v in T.vectorized(lanes):
+                    partial[v] = partial[v] + x[g * size + c * lanes + v]
+            x_sums[row, g] = T.float32(0)
+            for v in T.unroll(lanes):
+                x_sums[row, g] = x_sums[row, g] + partial[v]
 
     @T.inline
-    def for_words(x, x_sums):
-        add_up(x, x_sums)
-        for c in T.serial(shape.k // DOT):
+    def for_words(x, x_sums, row):
+        add_up(x, x_sums, row)
+        for c in T.serial(k // DOT):
             for j in T.unroll(DOT):
                 x[c * DOT + j] = x[c * DOT + j] / T.Cast("float32", 1 << (8 * j))
 
     @T.inline
-    def as_it_is(x, x_sums):
+    def as_it_is(x, x_sums, row):
         pass
 
     if words:
@@ -64,118 +60,21 @@ def arranged_row(shape: Linear):
     return add_up if shape.weight.offsets != "none" else as_it_is
 
 
-def _number_dot(level: Level, stored: Storage, n: int, k: int):
-    """Inline `dot` for weights that need no unpacking: float32, float16, bfloat16, or int8 with one scale per output.
+def kept_number(shape: Linear):
+    """`kept(w, p, turn, offset, steps, column)`: step `turn * steps + offset` of a panel, as float32; a TIR expression.
 
-    The steps of K of a panel are read as several runs at once: the more runs, the more cache lines are in flight from
-    memory. int8 is slowed by its conversion as well, and is faster as one run with prefetching.
+    A turn of int4 is a word. Only upper halves of bytes are shifted, by 4, so that no number reaches the sign bit;
+    `arranged_row` says what the places of the others are.
     """
-    lanes, parts = level.lanes, PANEL // level.lanes
-    unroll = next(u for u in (level.in_flight // parts, 2, 1) if k % u == 0)
-    step = PANEL * ITEMSIZE[panel_layout(stored, n, k).dtype]  # bytes
-    runs, steps = (1, unroll) if step < LINE else (unroll, 1)  # steps of each run per iteration
-    run = k // runs
-    lines = steps * step // LINE if step < LINE else 0
-    scale = row_scale(level, n) if format_of(stored).scaled else None
 
-    @T.inline
-    def dot(p, out, x, x_sums, w, s, z):  # noqa: ARG001
-        sums = T.alloc_buffer((unroll * PANEL,), "float32")
-        clear(sums, unroll * parts, lanes)
-        for kk in T.serial(run // steps):
-            for line in T.unroll(lines):
-                ahead(w, p, kk * steps + (AHEAD + line * LINE) // step)
-            for u in T.unroll(unroll):
-                at = u // steps * run + kk * steps + u % steps
-                add_outer_product(
-                    sums, u * PANEL, 1, PANEL, lanes, lambda _row: x[at], lambda column: number(w, p, at, column)
-                )
-        for i in T.unroll(parts):
-            for v in T.vectorized(lanes):
-                out[i * lanes + v] = sums[i * lanes + v]
-        for u in T.unroll(unroll - 1):
-            for i in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    out[i * lanes + v] = out[i * lanes + v] + sums[(u + 1) * PANEL + i * lanes + v]
-        if scale is not None:
-            scale(out, 0, s, p)
+    def of_word(w, p: Expr, turn: Expr, offset: Expr, _steps: int, column: Expr) -> Expr:
+        place = (w[p, turn, column] >> (offset // DOT * 4)) & (15 << (offset % DOT * 8))
+        return T.Cast("float32", place)
 
-    return dot
+    def of_number(w, p: Expr, turn: Expr, offset: Expr, steps: int, column: Expr) -> Expr:
+        return number(w, p, turn * steps + offset, column)
 
-
-def _grouped_dot(level: Level, stored: Storage, k: int):
-    """Inline `dot` for numbers of 8 bits in groups; several steps at once hide the latency of a multiply-add."""
-    lanes, parts, size = level.lanes, PANEL // level.lanes, stored.group_size or k
-    unroll = next(u for u in (level.in_flight // parts, 2, 1) if size % u == 0 and k % u == 0)
-
-    @T.inline
-    def dot(p, out, x, x_sums, w, s, z):
-        clear(out, parts, lanes)
-        for g in T.serial(-(-k // size)):
-            sums = T.alloc_buffer((unroll * PANEL,), "float32")
-            clear(sums, unroll * parts, lanes)
-            for d in T.serial(T.min(size, k - g * size) // unroll):
-                at = g * size + d * unroll
-                for line in T.unroll(-(-unroll * PANEL // LINE)):
-                    ahead(w, p, at + (AHEAD + line * LINE) // PANEL)
-                for u in T.unroll(unroll):
-                    add_outer_product(
-                        sums, u * PANEL, 1, PANEL, lanes, lambda _row: x[at + u], lambda c: number(w, p, at + u, c)
-                    )
-            for u in T.unroll(unroll - 1):
-                for i in T.unroll(parts):
-                    for v in T.vectorized(lanes):
-                        sums[i * lanes + v] = sums[i * lanes + v] + sums[(u + 1) * PANEL + i * lanes + v]
-            for i in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    out[i * lanes + v] = out[i * lanes + v] + group_total(
-                        stored,
-                        sums[i * lanes + v],
-                        x_sums[g] if stored.offsets != "none" else None,
-                        s,
-                        z,
-                        p,
-                        g,
-                        i * lanes + v,
-                    )
-
-    return dot
-
-
-def _word_dot(level: Level, stored: Storage, k: int):
-    """Inline `dot` for int4: only upper halves of bytes are shifted, by 4, so that no number reaches the sign bit."""
-    lanes, parts = level.lanes, PANEL // level.lanes
-    words = (stored.group_size or k) // WORD  # per group
-    groups = -(-k // (words * WORD))
-
-    @T.inline
-    def dot(p, out, x, x_sums, w, s, z):
-        clear(out, parts, lanes)
-        for g in T.serial(groups):
-            sums = T.alloc_buffer((2 * PANEL,), "float32")  # for both halves of a word
-            clear(sums, 2 * parts, lanes)
-            for word in T.serial(T.min(words, k // WORD - g * words)):
-                at = g * words + word
-                for line in T.unroll(PANEL * 4 // LINE):
-                    prefetch(w, p, at + NEAR // (PANEL * 4), line * LINE // 4)
-                for half in T.unroll(2):
-                    for j in T.unroll(DOT):
-                        add_outer_product(
-                            sums,
-                            half * PANEL,
-                            1,
-                            PANEL,
-                            lanes,
-                            lambda _row: x[at * WORD + half * DOT + j],
-                            lambda column: T.Cast("float32", (w[p, at, column] >> (4 * half)) & (15 << (8 * j))),
-                        )
-            for i in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    out[i * lanes + v] = out[i * lanes + v] + group_total(
-                        stored, sums[i * lanes + v] + sums[PANEL + i * lanes + v], x_sums[g], s, z, p, g, i * lanes + v
-                    )
-
-    return dot
+    return of_word if format_of(shape.weight).words else of_number
 
 
 def number(w, p: Expr, step: Expr, column: Expr) -> Expr:
@@ -218,78 +117,6 @@ def zero_point(stored: Storage, z, p: Expr, g: Expr, column: Expr) -> Expr | Non
     if stored.zero_points:
         return T.Cast("float32", z[p, g, column])
     return T.float32(WORD_ZERO) if format_of(stored).words else None
-
-
-def row_scale(level: Level, n: int):
-    """Inline `scale(out, start, s, p)`: out[start : start + PANEL] *= s[p * PANEL :], as far as there are outputs."""
-    lanes, parts = level.lanes, PANEL // level.lanes
-
-    @T.inline
-    def scale(out, start, s, p):
-        if n % PANEL == 0:
-            for i in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    out[start + i * lanes + v] = out[start + i * lanes + v] * s[p * PANEL + i * lanes + v]
-        else:
-            for j in T.serial(T.min(PANEL, n - p * PANEL)):
-                out[start + j] = out[start + j] * s[p * PANEL + j]
-
-    return scale
-
-
-def output_scale(level: Level, shape: Linear):
-    """`row_scale` where the weight has one scale per output, otherwise an inline that does nothing."""
-    if scaled_by_rows(shape.weight):
-        return row_scale(level, shape.n)
-
-    @T.inline
-    def nothing(out, start, s, p):
-        pass
-
-    return nothing
-
-
-def panel_slab(level: Level, shape: Linear):
-    """Inline `fill(w, s, z, p, start, count, slab)`: slab (count, PANEL) float32 = steps of panel p.
-
-    The steps are start .. start + count - 1. A scale per output is applied to the sums later; group scales are
-    multiplied in.
-    """
-    stored = shape.weight
-    lanes, parts = level.lanes, PANEL // level.lanes
-    size = stored.group_size or shape.k
-
-    def weight(number, s, z, p, step, column):
-        return weight_of(stored, number, s, z, p, step // size, column) if stored.grouped else number
-
-    @T.inline
-    def fill_numbers(w, s, z, p, start, count, slab):
-        for d in T.serial(count):
-            for i in T.unroll(parts):
-                for v in T.vectorized(lanes):
-                    slab[d, i * lanes + v] = weight(
-                        number(w, p, start + d, i * lanes + v), s, z, p, start + d, i * lanes + v
-                    )
-
-    @T.inline
-    def fill_words(w, s, z, p, start, count, slab):
-        for word in T.serial(count // WORD):
-            for half in T.unroll(2):
-                for j in T.unroll(DOT):
-                    for i in T.unroll(parts):
-                        for v in T.vectorized(lanes):
-                            slab[word * WORD + half * DOT + j, i * lanes + v] = weight(
-                                T.Cast(
-                                    "float32", (w[p, start // WORD + word, i * lanes + v] >> (8 * j + 4 * half)) & 15
-                                ),
-                                s,
-                                z,
-                                p,
-                                start + word * WORD,
-                                i * lanes + v,
-                            )
-
-    return fill_words if format_of(stored).words else fill_numbers
 
 
 def weight_at(stored: Storage):
