@@ -20,7 +20,7 @@ class Slot:
     index: int
     busy: bool = False
     last_used: int = 0
-    whole_chunks: int = 0  # its first tokens that were computed by whole chunks of a prompt, counted from position 0
+    whole_chunks: int = 0  # its first tokens that were computed by whole chunks of a prompt; for "exact" mode alone
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PrefixCache:
     def chunk_done(self, slot: int, tokens: int, prompt: Sequence[int]) -> None:
         """Note that a prefill call has fed the last `tokens` tokens of the slot."""
         length = len(self._model.tokens(slot))
-        if tokens == self._chunk and self._slots[slot].whole_chunks == length - tokens:
+        if tokens == self._chunk:  # in "exact" mode it started where another one had ended
             self._slots[slot].whole_chunks = length
         if length == self.snapshot_due(prompt):
             self.snapshots.save(self._model, slot, self._slots[slot].whole_chunks)

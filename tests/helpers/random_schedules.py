@@ -3,7 +3,7 @@
 Everything works with any `SlotModel`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -112,15 +112,15 @@ def alone(model, request, choice=0):
 class Run:
     """What came of a schedule, by (request, choice)."""
 
-    tokens: dict
-    ends: dict
-    started: dict
-    finished_at: dict  # turns
+    tokens: dict = field(default_factory=dict)
+    ends: dict = field(default_factory=dict)
+    started: dict = field(default_factory=dict)
+    first_steps: dict = field(default_factory=dict)
 
 
 def run_schedule(scheduler, arrivals):
     """Runs a schedule to its end and checks the order of events."""
-    run = Run({}, {}, {}, {})
+    run = Run()
     for turn in range(MANY_TURNS):
         for arrival in arrivals:
             if arrival.turn == turn:
@@ -128,13 +128,13 @@ def run_schedule(scheduler, arrivals):
             if arrival.cancelled == turn:
                 scheduler.cancel(arrival.request.request_id)
         for event in scheduler.turn():
-            note(run, event, turn)
+            note(run, event)
         if not scheduler.has_work and all(arrival.turn <= turn for arrival in arrivals):
             return run
     raise AssertionError("the scheduler stands still")
 
 
-def note(run, event, turn):
+def note(run, event):
     key = event.request_id, event.choice
     assert key not in run.ends, "nothing follows the end"
     match event:
@@ -144,12 +144,11 @@ def note(run, event, turn):
             run.tokens[key] = []
         case Generated():
             run.tokens[key].append(event.step.token_id)
+            run.first_steps.setdefault(key, event.step)
         case Ended():
             run.ends[key] = event.reason
         case Failed():
             run.ends[key] = "failed"
-    if key in run.ends:
-        run.finished_at[key] = turn
 
 
 def all_alone(new_model, arrivals):

@@ -8,6 +8,7 @@ from runtime.scheduling.prefix_cache import common_prefix
 from runtime.scheduling.requests import Ended, Request, Started
 from runtime.scheduling.scheduler import Scheduler
 from runtime.scheduling.settings import SchedulerSettings
+from runtime.scheduling.snapshots import SnapshotStore
 from tests.helpers.fake_slot_model import FakeSlotModel, SimulatedClock
 from tests.helpers.random_schedules import Arrival, alone, run_schedule
 
@@ -193,16 +194,38 @@ def test_a_snapshot_at_the_end_of_whole_chunks_lets_a_prefix_survive_the_wrap():
     assert event.not_reused.startswith("40 tokens")
 
 
+def filled_slots(count):
+    model = FakeSlotModel(slots=count)
+    for slot in range(count):
+        model.prefill(slot, ids(slot, 10))
+    return model
+
+
+def kept(store):
+    return [list(one.snapshot.tokens) for one in store.saved]
+
+
 def test_snapshots_stay_within_their_bytes_and_the_least_recently_used_go_first():
-    settings = SchedulerSettings(speculate=False, snapshot_bytes=100)
-    scheduler, _ = scheduler_of(settings, slots=1, step_rows=(1,))
-    store = scheduler.prefixes.snapshots
-    for number, name in enumerate((1, 2, 1, 3, 1)):  # about 40 bytes each
-        started(scheduler, number, [*ids(name, 40), 5])
-        assert store.nbytes <= 100
-    kept = [list(one.snapshot.tokens[:10]) for one in store.saved]
-    assert ids(2, 40)[:10] not in kept
-    assert ids(3, 40)[:10] in kept
+    model = filled_slots(4)
+    store = SnapshotStore(budget=35)  # each has 10
+    for slot in range(3):
+        assert store.save(model, slot, 0)
+    store.touch(store.saved[0])
+    assert store.save(model, 3, 0)
+    assert kept(store) == [ids(2, 10), ids(0, 10), ids(3, 10)]
+    assert store.nbytes == 30
+
+
+def test_what_a_snapshot_serves_is_not_saved_again():
+    model = filled_slots(1)
+    store = SnapshotStore(budget=100)
+    assert store.save(model, 0, 0)
+    assert not store.save(model, 0, 0)
+    model.prefill(0, [1, 2])
+    assert store.save(model, 0, 0)
+    assert kept(store) == [[*ids(0, 10), 1, 2]], "the longer one can be rewound to the shorter one"
+    model.rewind(0, 10)
+    assert not store.save(model, 0, 0)
 
 
 def test_a_snapshot_larger_than_the_budget_is_tried_once():

@@ -1,5 +1,6 @@
 """Requests that come and go at random give the same tokens as alone, whatever they share the model with."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
@@ -47,3 +48,21 @@ def test_every_request_gives_the_tokens_that_it_gives_alone(settings, model, see
     clock = SimulatedClock()
     scheduler = Scheduler(FakeSlotModel(clock=clock, seconds=seconds, **MODELS[model]), SETTINGS[settings], clock)
     check_run(run_schedule(scheduler, arrivals), expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("windows", [(None,), (12,)])
+@pytest.mark.parametrize("snapshot_bytes", [0, 300])
+def test_where_results_depend_on_the_call_prompts_give_the_same_bits_as_alone(snapshot_bytes, windows, seed):
+    """Each first step has log probabilities, in which a single other bit of the logits would show."""
+    new_model = partial(FakeSlotModel, windows=windows, chunks=(8, 4), same_bits=False)
+    arrivals = [replace(arrival, cancelled=None) for arrival in random_schedule(seed)]
+    arrivals = [replace(arrival, request=replace(arrival.request, logprobs=24)) for arrival in arrivals]
+    settings = SchedulerSettings(snapshot_bytes=snapshot_bytes)
+    scheduler = Scheduler(new_model(), settings, SimulatedClock())
+    crowd = run_schedule(scheduler, arrivals)
+    assert scheduler.statistics.prefix_hits > 0
+    for arrival in arrivals:
+        only = run_schedule(Scheduler(new_model(), settings, SimulatedClock()), [replace(arrival, turn=0)])
+        for key, step in only.first_steps.items():
+            assert crowd.first_steps[key] == step, key

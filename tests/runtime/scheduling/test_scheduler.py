@@ -184,13 +184,13 @@ def test_a_cancelled_request_frees_its_slot_at_the_next_turn():
 
 def test_one_choice_can_be_cancelled():
     scheduler, _ = scheduler_of()
-    result = Run({}, {}, {}, {})
+    result = Run()
     scheduler.submit(Request("a", prompt(1, 8), 12, SamplingOptions(temperature=1.0, seed=1), choices=2))
     for turn in range(100):
         if turn == 5:
             scheduler.cancel("a", 1)
         for event in scheduler.turn():
-            note(result, event, turn)
+            note(result, event)
     assert result.ends == {("a", 0): "length", ("a", 1): "cancelled"}
 
 
@@ -239,10 +239,9 @@ def test_if_the_first_choice_ends_early_only_the_next_one_goes_on_with_the_promp
     scheduler.submit(request)
     turns(scheduler, 2)
     scheduler.cancel("a", 0)
-    result = Run({}, {}, {}, {})
-    for turn in range(40):
-        for event in scheduler.turn():
-            note(result, event, turn)
+    result = Run()
+    for event in turns(scheduler, 40):
+        note(result, event)
     assert [result.tokens["a", choice] for choice in (1, 2)] == [alone(FakeSlotModel(), request, c)[0] for c in (1, 2)]
     assert scheduler.statistics.prompt_tokens == 64 + 1, "what the first choice had computed was copied"
 
