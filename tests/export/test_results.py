@@ -3,7 +3,7 @@
 import pytest
 
 from export.configuration.config import load_config
-from export.results import export_record, graphs_key, open_configured, weights_key
+from export.results import export_record, graphs_key, open_configured, shape_of, weights_key
 from runtime.errors import UserError
 from tests.helpers.artifacts import Case, write_case
 
@@ -54,6 +54,24 @@ def test_heads_that_are_no_whole_groups_are_refused(keys, tmp_path):
         export_record(config, open_configured(config))
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        (["shape.slots=1"], (1,)),
+        (["shape.slots=2"], (1, 2)),
+        (["shape.slots=3"], (1, 2, 4)),
+        (["shape.slots=16"], (1, 2, 4, 8, 16)),
+        (["shape.slots=100"], (1, 2, 4, 8, 16)),
+        (["shape.slots=100", "backend.target=cuda", "backend.dtype=fp32"], (1, 2, 4, 8, 16, 32, 64, 128)),
+        (["shape.slots=100", "shape.step_rows=[3, 1]"], (1, 3)),
+    ],
+)
+def test_steps_have_rows_for_all_slots_as_far_as_a_target_goes(tmp_path, settings, rows):
+    path = write_case("rows", CASE, tmp_path)
+    config = load_config(path, [f"frontend.checkpoint={tmp_path / 'checkpoint'}", *settings])
+    assert shape_of(config).step_rows == rows
+
+
 def test_a_method_and_its_text_change_only_what_is_rounded_to_4_bits(keys, tmp_path):
     text = tmp_path / "text"
     text.write_text("one")
@@ -70,7 +88,8 @@ def test_a_method_and_its_text_change_only_what_is_rounded_to_4_bits(keys, tmp_p
 
 
 @pytest.mark.parametrize(
-    "setting", ["shape.cache_len=24", "shape.prefill_chunk=2", "shape.batch=2", "quantize.cache=fp16"]
+    "setting",
+    ["shape.cache_len=24", "shape.prefill_chunk=2", "shape.slots=2", "shape.step_rows=[1, 2]", "quantize.cache=fp16"],
 )
 def test_shapes_and_caches_leave_stored_weights_alone(keys, setting):
     weights, graphs = keys(setting)

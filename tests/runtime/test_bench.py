@@ -14,7 +14,7 @@ import pytest
 
 from runtime import bench as module
 from runtime.artifact.manifest import ModelConfig, Quantization, Shape, TensorSpec, WeightSpec
-from runtime.artifact.signatures import graphs_of
+from runtime.artifact.signatures import functions_of, graphs_of
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.bench import BenchReport, Workload, cache_bytes, counts, measure, weight_bytes
 from runtime.engines import read_bandwidth
@@ -143,15 +143,46 @@ def test_weight_bytes_are_the_bytes_of_the_file_without_an_untied_embedding(tmp_
     assert weight_bytes(experts, tied=False, experts=0.25) == 128  # two of eight
 
 
-def test_cache_bytes_stop_growing_at_a_window():
-    shape = Shape(batch=2, prefill_chunks=(4,), cache_len=100)
+def test_cache_bytes_of_a_sequence_stop_growing_at_a_window():
+    """Whatever else rings hold: other sequences, and columns that only a call needs."""
+    shape = Shape(slots=3, step_rows=(1,), prefill_chunks=(4,), cache_len=100)
 
     def visible(context):
-        keys = [np.zeros((2, 2, min(context, length), 8), np.float16) for length in (12, 100)]
+        keys = [np.zeros((1, 2, min(context, length), 8), np.float16) for length in (12, 100)]
         return 2 * sum(array.nbytes for array in keys)
 
-    caches = graphs_of(MODEL, shape, "float16")[-1].signature.caches
-    assert [cache_bytes(caches, n) for n in (1, 12, 13, 100)] == [visible(n) for n in (1, 12, 13, 100)]
+    windows = MODEL.cache_lens(100)
+    for caches in (functions_of(MODEL, shape, "float16")[-1], graphs_of(MODEL, shape, "float16")[-1]):
+        found = [cache_bytes(caches.signature.caches, windows, n) for n in (1, 12, 13, 100)]
+        assert found == [visible(n) for n in (1, 12, 13, 100)]
+
+
+def test_cache_bytes_count_what_is_stored_beside_the_numbers():
+    shape = Shape(slots=1, step_rows=(1,), prefill_chunks=(4,), cache_len=100)
+    caches = functions_of(MODEL, shape, "int8")[-1].signature.caches
+    assert cache_bytes(caches, MODEL.cache_lens(100), 20) == 2 * 2 * (12 + 20) * (8 + 4)
+
+
+def test_bytes_of_a_step_grow_with_its_rows_but_for_weights_that_all_share():
+    shape = Shape(slots=4, step_rows=(1, 4), prefill_chunks=(4,), cache_len=100)
+    norm = WeightSpec(name="norm.weight", shape=(1000,), dtype="float32", layout="row_major")
+    experts = WeightSpec(
+        name="layers.0.feed_forward.experts.w13.weight", shape=(8, 100), dtype="int8", layout="row_major"
+    )
+
+    def step_bytes(rows, **changes):
+        model = msgspec.structs.replace(MODEL, **changes)
+        functions = functions_of(model, shape, "float32")
+        manifest = types.SimpleNamespace(
+            model=model, shape=shape, weights=(norm, experts), caches=functions[0].signature.caches
+        )
+        return module.step_bytes_of(manifest, rows)(10)
+
+    column = 2 * 2 * 10 * 2 * 8 * 4
+    assert step_bytes(1) == 4000 + 800 + column
+    assert step_bytes(4) == 4000 + 800 + 4 * column
+    mixture = {"n_experts": 8, "experts_per_token": 3}
+    assert [step_bytes(rows, **mixture) - rows * column for rows in (1, 2, 4)] == [4300, 4600, 4800]
 
 
 @pytest.mark.parametrize("text", ["", "12,", "0", "-3", "1.5", "a"])
@@ -185,14 +216,14 @@ def test_peak_memory_is_that_of_this_process_alone():
 @pytest.fixture
 def fake_command(monkeypatch):
     """Everything but the engine and the bandwidth is real."""
-    shape = Shape(batch=1, prefill_chunks=(4,), cache_len=64)
+    shape = Shape(slots=2, step_rows=(1, 2), prefill_chunks=(4,), cache_len=64)
     manifest = types.SimpleNamespace(
         model=MODEL,
         shape=shape,
         name="fake",
         quantization=Quantization(scheme="int8"),
         target=types.SimpleNamespace(kind="llvm", dtype="fp32"),
-        graphs=graphs_of(MODEL, shape, "float32"),
+        caches=functions_of(MODEL, shape, "float32")[0].signature.caches,
         weights=(WeightSpec(name="norm.weight", shape=(1000,), dtype="float32", layout="row_major"),),
     )
 
@@ -204,7 +235,12 @@ def fake_command(monkeypatch):
             engine.manifest = manifest
             return engine
 
+    def one_text(engine, batch):
+        assert batch == 1
+        return engine
+
     monkeypatch.setattr("runtime.engines.engine.Engine", FakeEngine)
+    monkeypatch.setattr("runtime.engines.side_by_side.SideBySide", one_text)
     monkeypatch.setattr(module, "fresh_read_bandwidth", lambda _threads: 10.0)
     return [
         "folder",

@@ -38,7 +38,8 @@ frontend:
     family: mistral
     context_length: null
 shape:
-  batch: 2
+  slots: 2
+  step_rows: [1, 4]
   prefill_chunk:
     - 16
     - 256
@@ -115,7 +116,7 @@ def test_least_config_takes_every_default(write):
             "chat_template": None,
             "overrides": {},
         },
-        "shape": {"batch": 1, "prefill_chunks": [128, 16], "cache_len": 4096},
+        "shape": {"slots": 1, "step_rows": None, "prefill_chunks": [128, 16], "cache_len": 4096},
         "quantize": {
             "scheme": "source",
             "group_size": 32,
@@ -156,11 +157,11 @@ def test_override_types_survive(write):
 def test_config_is_frozen(write):
     config = load_config(write(LEAST), [])
     with pytest.raises(ValueError, match="frozen"):
-        config.shape.batch = 2
+        config.shape.slots = 2
 
 
 def test_empty_section_takes_its_defaults(write):
-    assert load_config(write(LEAST + "shape:\n  # batch: 4\n"), []) == load_config(write(LEAST), [])
+    assert load_config(write(LEAST + "shape:\n  # slots: 4\n"), []) == load_config(write(LEAST), [])
 
 
 def test_home_folder_is_expanded(write, monkeypatch):
@@ -180,7 +181,7 @@ def test_description_says_the_same_config_to_any_yaml_reader(write, text):
 
 
 def test_description_marks_exactly_the_defaults(write):
-    config = load_config(write(LEAST), ["shape.batch=1"])
+    config = load_config(write(LEAST), ["shape.slots=1"])
     marked = {line.split(":")[0].strip() for line in describe_defaults(config) if line.endswith("  # default")}
     stored = {
         "scheme",
@@ -195,6 +196,7 @@ def test_description_marks_exactly_the_defaults(write):
     }
     rest = {
         "type",
+        "step_rows",
         "head",
         "adapter",
         "instruct",
@@ -236,7 +238,7 @@ def test_set_wins_over_the_file_and_the_last_one_wins(write):
 def test_set_takes_lists_and_whole_sections(write):
     config = load_config(write(FULL), ["backend.arch=[sm_120]", "shape={cache_len: 32, prefill_chunk: 8}"])
     assert config.backend.arch == ("sm_120",)
-    assert (config.shape.batch, config.shape.prefill_chunks, config.shape.cache_len) == (1, (8,), 32)
+    assert (config.shape.slots, config.shape.prefill_chunks, config.shape.cache_len) == (1, (8,), 32)
 
 
 def test_set_reaches_sections_that_the_file_lacks(write):
@@ -251,7 +253,13 @@ def test_set_can_turn_a_cuda_config_into_a_cpu_one(write):
 @pytest.mark.parametrize(
     ("old", "new", "key", "valid", "hint"),
     [
-        ("  cache_len:", "  cache_length:", "shape.cache_length", "batch, prefill_chunk, cache_len", "shape.cache_len"),
+        (
+            "  cache_len:",
+            "  cache_length:",
+            "shape.cache_length",
+            "slots, step_rows, prefill_chunk, cache_len",
+            "shape.cache_len",
+        ),
         ("quantize:", "quantise:", "quantise", "name, frontend, shape, quantize, backend, workspace", "quantize"),
         ("  cpu:", "  checkpoint:", "backend.checkpoint", "target, cpu, arch, dtype", "frontend.checkpoint"),
     ],
@@ -316,10 +324,16 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
 @pytest.mark.parametrize(
     ("old", "new", "found", "expected"),
     [
-        ("batch: 2", "batch: 0", "shape.batch is 0", "a whole number from 1"),
-        ("batch: 2", 'batch: "2"', 'shape.batch is "2"', "a whole number from 1"),
-        ("batch: 2", "batch: true", "shape.batch is true", "a whole number from 1"),
-        ("batch: 2", "batch: 2.0", "shape.batch is 2.0", "a whole number from 1"),
+        ("slots: 2", "slots: 0", "shape.slots is 0", "a whole number from 1 to 1024"),
+        ("slots: 2", "slots: 1025", "shape.slots is 1025", "a whole number from 1 to 1024"),
+        ("slots: 2", 'slots: "2"', 'shape.slots is "2"', "a whole number from 1"),
+        ("slots: 2", "slots: true", "shape.slots is true", "a whole number from 1"),
+        ("slots: 2", "slots: 2.0", "shape.slots is 2.0", "a whole number from 1"),
+        ("[1, 4]", "[2, 4]", "shape.step_rows is [2, 4]", "different whole numbers that begins with 1, or none"),
+        ("[1, 4]", "[1, 4, 4]", "shape.step_rows is [1, 4, 4]", "different whole numbers that begins with 1"),
+        ("[1, 4]", "[1, 0]", "shape.step_rows is [1, 0]", "different whole numbers that begins with 1"),
+        ("[1, 4]", "[]", "shape.step_rows is []", "different whole numbers that begins with 1"),
+        ("[1, 4]", "4", "shape.step_rows is 4", "different whole numbers that begins with 1"),
         ("cache_len: 1024", "cache_len: 99999999999", "shape.cache_len is 99999999999", "a whole number from 1"),
         ("cache_len: 1024", "cache_len: 0", "shape.cache_len is 0", "a whole number from 1"),
         ("- 256", "- 0", "shape.prefill_chunk is [16, 0]", "or a list of different ones"),
@@ -416,6 +430,12 @@ def test_conflict_is_named_with_the_remedy(refusal, old, new, message):
     assert refusal(text).startswith(f"FILE:{line}: {message}")
 
 
+def test_rows_of_steps_are_kept_in_ascending_order(write):
+    config = load_config(write(LEAST), ["shape.step_rows=[8, 1, 2]"])
+    assert config.shape.step_rows == (1, 2, 8)
+    assert load_config(write(LEAST), ["shape.step_rows=1"]).shape.step_rows == (1,)
+
+
 def test_chunk_as_long_as_the_cache_is_allowed(write):
     assert load_config(write(LEAST), ["shape.cache_len=128"]).shape.prefill_chunks == (128, 16)
 
@@ -423,7 +443,7 @@ def test_chunk_as_long_as_the_cache_is_allowed(write):
 def test_missing_keys_are_listed_together(refusal):
     needs = "every config needs name, frontend.checkpoint, backend.target"
     assert (
-        refusal("shape:\n  batch: 1\n") == f"FILE: name and frontend.checkpoint and backend.target not given, {needs}"
+        refusal("shape:\n  slots: 1\n") == f"FILE: name and frontend.checkpoint and backend.target not given, {needs}"
     )
     assert refusal(LEAST.replace("  target: llvm", "  cpu: native")) == f"FILE:4: backend.target not given, {needs}"
 
@@ -439,10 +459,10 @@ def test_typo_of_a_required_key_is_reported_as_a_typo(refusal):
     [
         (LEAST + "  cpu: native\n  cpu: znver4\n", "FILE:7: key 'cpu' is given twice (first on line 6)"),
         (LEAST + "shape: [1\n", "FILE:7: while parsing a flow sequence"),
-        (LEAST + "shape:\n\tbatch: 1\n", "FILE:7: while scanning for the next token"),
+        (LEAST + "shape:\n\tslots: 1\n", "FILE:7: while scanning for the next token"),
         (LEAST + "shape: \x07\n", "FILE:6: control character '\\x07'"),
         (LEAST + "? [a]\n: 1\n", "FILE:6: a key is a list or a mapping"),
-        (LEAST + "shape: &s\n  batch: 1\nworkspace: *s\n", "FILE:8: aliases are not supported"),
+        (LEAST + "shape: &s\n  slots: 1\nworkspace: *s\n", "FILE:8: aliases are not supported"),
         (
             LEAST + "shape: !!python/object:os.system {}\n",
             "FILE:6: tag tag:yaml.org,2002:python/object:os.system is not supported here",
@@ -474,11 +494,12 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
     [
         ("shape.cache_len", " is not an override; expected --set key.path=value"),
         ("=5", " is not an override; expected --set key.path=value"),
-        ("shape..batch=5", " is not an override; expected --set key.path=value"),
+        ("shape..slots=5", " is not an override; expected --set key.path=value"),
         ("shape.cachelen=5", ": unknown key shape.cachelen, the valid keys in shape"),
         ("cache_len=5", ": unknown key cache_len, the valid keys at the top level are"),
-        ("shape.batch=x", ": shape.batch is x, expected a whole number"),
-        ("shape.batch=", ": shape.batch is null, expected a whole number"),
+        ("shape.batch=2", ": unknown key shape.batch, the valid keys in shape are slots, step_rows,"),
+        ("shape.slots=x", ": shape.slots is x, expected a whole number"),
+        ("shape.slots=", ": shape.slots is null, expected a whole number"),
         ("shape.prefill_chunk=[8, -1]", ": shape.prefill_chunk is [8, -1], expected a whole number"),
         ("shape.prefill_chunk=[8", ": while parsing a flow sequence"),
         ("name.first=x", ": name is full-1.0 (FILE:2), so it has no keys to set"),

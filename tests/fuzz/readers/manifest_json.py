@@ -21,7 +21,7 @@ from runtime.artifact.manifest import (
     WeightSpec,
     to_json,
 )
-from runtime.artifact.signatures import graphs_of
+from runtime.artifact.signatures import functions_of
 from runtime.artifact.tensor_file import TensorFileWriter
 from tests.fuzz.mutations import spoil_json
 from tests.fuzz.reader import Reader, demand, place
@@ -40,7 +40,7 @@ MODEL = ModelConfig(
     sliding_window=(8,),
     tied_embeddings=True,
 )
-SHAPE = Shape(batch=1, prefill_chunks=(8, 4), cache_len=16)
+SHAPE = Shape(slots=2, step_rows=(1, 2), prefill_chunks=(8, 4), cache_len=16)
 WEIGHTS = (
     WeightSpec(name="tok_embeddings.weight", shape=(32, 8), dtype="float32", layout="row_major"),
     WeightSpec(name="layers.0.attention.wqkv.weight", shape=(1, 8, 16), dtype="float32", layout="panels_16"),
@@ -54,7 +54,7 @@ def open_reader(folder: Path) -> Reader:
     artifact = write_artifact(folder / "artifact", fill, manifest_of, for_this_machine=False).folder
     data = (artifact / "manifest.json").read_bytes()
     large = json.loads(data)
-    large["model"]["n_layers"] = large["shape"]["batch"] = 2**40
+    large["model"]["n_layers"] = large["shape"]["slots"] = 2**40
     return Reader([data], spoil_json, partial(check, artifact), {"2^40 layers": json.dumps(large).encode()})
 
 
@@ -75,7 +75,7 @@ def manifest_of(files: tuple[FileEntry, ...]) -> Manifest:
         shape=SHAPE,
         quantization=Quantization(scheme="none"),
         target=TargetSpec(kind="llvm", dtype="fp32", cpu="x86-64-v3", cpu_features=("avx2",)),
-        graphs=graphs_of(MODEL, SHAPE, "float32"),
+        functions=functions_of(MODEL, SHAPE, "float32"),
         weights=WEIGHTS,
         tokenizer=TOKENIZER,
         overrides={"rope_theta": 1e4},
@@ -93,8 +93,8 @@ def check(artifact: Path, data: bytes) -> None:
     demand(math.isfinite(model.norm_eps) and math.isfinite(model.rope_theta), "the model has infinite numbers")
     demand(len(model.sliding_window) == model.n_layers, "the model has other windows than layers")
     demand(
-        manifest.graphs == graphs_of(model, manifest.shape, manifest.graphs[-1].signature.caches[0].dtype),
-        "other graphs",
+        manifest.functions == functions_of(model, manifest.shape, manifest.caches[0].dtype),
+        "other functions",
     )
     ids = (*tokenizer.eos_ids, tokenizer.bos_id, tokenizer.end_id) if tokenizer else ()
     demand(all(i is None or 0 <= i < model.vocab_size for i in ids), "the tokenizer has ids outside the vocabulary")

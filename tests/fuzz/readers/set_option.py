@@ -25,7 +25,7 @@ def open_reader(folder: Path) -> Reader:
         "a lone surrogate": b"name=\xff",  # as Python hands over a byte on the command line that is not UTF-8
         "a key of 5000 parts": b".".join([b"a"] * 5000) + b"=1",
     }
-    return Reader([b"shape.batch=2", b"backend.dtype=fp32"], spoil, partial(check, folder / "x.yaml"), known)
+    return Reader([b"shape.slots=2", b"backend.dtype=fp32"], spoil, partial(check, folder / "x.yaml"), known)
 
 
 def spoil(draw: Random, data: bytes) -> bytes:

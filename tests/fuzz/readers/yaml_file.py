@@ -17,7 +17,7 @@ VALUES = (
     "|\n  text", ">\n  text", "<<: {a: 1}", "a: b: c", "\t1", "- 1", "%TAG", "---\n1", "...\n", "#", "x" * 100_000,
     "int8", "int4", "cuda", "llvm", "fp32", "bf16", "znver4", "native", *map(str, EXTREMES),
 )  # fmt: skip
-KEYS = ("<<", "frontend", "shape", "batch", "x", "''", "? a", "[a]", "{a: 1}", "1", "null", '"\\ud800"', "k" * 2000)
+KEYS = ("<<", "frontend", "shape", "slots", "x", "''", "? a", "[a]", "{a: 1}", "1", "null", '"\\ud800"', "k" * 2000)
 
 
 def open_reader(folder: Path) -> Reader:
@@ -27,7 +27,7 @@ def open_reader(folder: Path) -> Reader:
         "the end of a document as a value": b"name: ...\n",
         "a lone surrogate": b'name: "\\ud800"\nfrontend: {checkpoint: x}\nbackend: {target: llvm}\n',
         "a deep list": b"name: " + b"[" * DEEP,
-        "a number of 5000 digits": b"shape: {batch: " + b"9" * 5000 + b"}",
+        "a number of 5000 digits": b"shape: {slots: " + b"9" * 5000 + b"}",
     }
     return Reader(seeds, spoil, partial(check, folder), known)
 

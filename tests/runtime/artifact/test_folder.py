@@ -32,7 +32,7 @@ from runtime.artifact.manifest import (
     TokenizerSpec,
     WeightSpec,
 )
-from runtime.artifact.signatures import graphs_of
+from runtime.artifact.signatures import functions_of
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.errors import UserError
 
@@ -51,7 +51,7 @@ MODEL = ModelConfig(
     sliding_window=(8, None),
     tied_embeddings=True,
 )
-SHAPE = Shape(batch=1, prefill_chunks=(8, 4), cache_len=16)
+SHAPE = Shape(slots=2, step_rows=(1, 2), prefill_chunks=(8, 4), cache_len=16)
 TARGET = TargetSpec(kind="llvm", dtype="fp32", cpu="this-machine", cpu_features=tuple(sorted(machine_features())))
 TOKENIZER = TokenizerSpec(
     kind="tokenizer.json",
@@ -92,7 +92,7 @@ def manifest_of(files, **changes):
         "shape": SHAPE,
         "quantization": Quantization(scheme="none"),
         "target": TARGET,
-        "graphs": graphs_of(MODEL, SHAPE, "float32"),
+        "functions": functions_of(MODEL, SHAPE, "float32"),
         "weights": WEIGHTS,
         "tokenizer": TOKENIZER,
         "overrides": {},
@@ -253,19 +253,34 @@ def test_other_schema_version_comes_before_its_unknown_keys(folder, version):
     assert f"manifest.json has schema version {version}, but this runtime reads {SCHEMA_VERSION}" in refusal(folder)
 
 
+def test_an_artifact_of_rows_that_start_together_is_to_be_compiled_again(folder):
+    """What the manifest of schema 7 had in place of slots and functions is not even looked at."""
+
+    def age(data):
+        data["schema_version"] = 7
+        data["graphs"] = [{**function, "name": "decode"} for function in data.pop("functions")]
+        data["shape"] = {"batch": 2, "prefill_chunks": [8, 4], "cache_len": 16}
+
+    edit(folder, age)
+    assert refusal(folder) == (
+        f"{folder / 'manifest.json'} has schema version 7, but this runtime reads {SCHEMA_VERSION}; "
+        "use its own runtime or compile it again"
+    )
+
+
 def test_unknown_key(folder):
     edit(folder, lambda data: data["model"].update(n_wings=8))
     assert "unknown field `n_wings` - at `$.model`" in refusal(folder)
 
 
 def test_missing_key(folder):
-    edit(folder, lambda data: data.pop("graphs"))
-    assert "missing required field `graphs`" in refusal(folder)
+    edit(folder, lambda data: data.pop("functions"))
+    assert "missing required field `functions`" in refusal(folder)
 
 
 def test_wrong_type(folder):
-    edit(folder, lambda data: data["shape"].update(batch="1"))
-    assert "Expected `int`, got `str` - at `$.shape.batch`" in refusal(folder)
+    edit(folder, lambda data: data["shape"].update(slots="1"))
+    assert "Expected `int`, got `str` - at `$.shape.slots`" in refusal(folder)
 
 
 # --- rule 3: names ---
@@ -340,8 +355,8 @@ def test_sizes_that_no_disk_has(folder, size):
 def test_absurd_cache(folder):
     huge = 2**40
     changed = msgspec.structs.replace(SHAPE, cache_len=huge)
-    graphs = json.loads(msgspec.json.encode(graphs_of(MODEL, changed, "float32")))
-    edit(folder, lambda data: data.update(shape={**data["shape"], "cache_len": huge}, graphs=graphs))
+    functions = json.loads(msgspec.json.encode(functions_of(MODEL, changed, "float32")))
+    edit(folder, lambda data: data.update(shape={**data["shape"], "cache_len": huge}, functions=functions))
     assert f"expected at most {huge} elements" in refusal(folder)
 
 
@@ -376,8 +391,18 @@ def test_malformed_sum(folder):
 # --- rule 7: agreement within the manifest ---
 
 
-def rename_graph(data):
-    data["graphs"][-1]["name"] = "decoder"
+LOGITS = {"name": "logits", "shape": [1, 1, 32], "dtype": "float32"}
+FUNCTIONS = "[('prefill_8', 1, 8), ('prefill_4', 1, 4), ('step_1', 1, 1), ('step_2', 2, 1)]"
+
+
+def of_function(place, change):
+    """A change to a function of the manifest."""
+    return lambda data: change(data["functions"][place])
+
+
+def of_inputs(place, change):
+    """A change to the inputs of a function."""
+    return of_function(place, lambda function: change(function["signature"]["inputs"]))
 
 
 @pytest.mark.parametrize(
@@ -390,36 +415,72 @@ def rename_graph(data):
             lambda d: d["model"].update(vocab_size=31),
             "has logits [1, 1, 32] float32 among its outputs, expected logits [1, 1, 31] float32",
         ),
-        (lambda d: d["model"].update(head_dim=8), "expected past_key_values.0.key [1, 1, 8, 8]"),
-        (lambda d: d["model"].update(sliding_window=[8, 8]), "expected past_key_values.1.key [1, 1, 8, 4]"),
+        (lambda d: d["model"].update(head_dim=8), "expected past_key_values.0.key [2, 1, 16, 8]"),
+        (lambda d: d["shape"].update(cache_len=17), "expected past_key_values.1.key [2, 1, 32, 4]"),
+        (lambda d: d["model"].update(sliding_window=[8, 10]), "expected past_key_values.1.key [2, 1, 32, 4]"),
         (
-            lambda d: d["shape"].update(batch=2),
-            "has input_ids [1, 8] int64 among its inputs, expected input_ids [2, 8] int64",
+            lambda d: d["shape"].update(slots=3),
+            "has past_key_values.0.key [2, 1, 16, 4] float32 among its inputs, expected past_key_values.0.key [3, 1, ",
         ),
-        (lambda d: d["shape"].update(prefill_chunks=[4, 8]), "the prefill chunks are [4, 8]"),
+        (lambda d: d["shape"].update(prefill_chunks=[4, 8]), "the prefill chunks are [4, 8], expected at least one"),
         (lambda d: d["shape"].update(prefill_chunks=[8, 8, 4]), "the prefill chunks are [8, 8, 4]"),
-        (lambda d: d["shape"].update(prefill_chunks=[8]), "expected [('decode', 1), ('prefill_8', 8)]"),
-        (lambda d: d["graphs"].pop(), "expected [('decode', 1), ('prefill_4', 4), ('prefill_8', 8)]"),
-        (rename_graph, "[('decoder', 1),"),
-        (lambda d: d["graphs"][-1].update(tokens=2), "[('decode', 2),"),
-        (lambda d: d["graphs"][0]["signature"]["inputs"].pop(), "graph prefill_8 has 5 inputs, expected 6"),
+        (lambda d: d["shape"].update(prefill_chunks=[]), "the prefill chunks are []"),
         (
-            lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="int8"),
-            "graph prefill_8 has 6 inputs, expected 10",
+            lambda d: d["shape"].update(step_rows=[2, 1]),
+            "the rows of steps are [2, 1], expected 1 and perhaps more, each only once and the smallest first",
+        ),
+        (lambda d: d["shape"].update(step_rows=[1, 2, 2]), "the rows of steps are [1, 2, 2], expected 1 and"),
+        (lambda d: d["shape"].update(step_rows=[2]), "the rows of steps are [2], expected 1 and"),
+        (lambda d: d["shape"].update(step_rows=[]), "the rows of steps are [], expected 1 and"),
+        (
+            lambda d: d["shape"].update(step_rows=[1, 2**24 + 1]),
+            "a call takes 16777217 tokens, expected at most 16777216",
         ),
         (
-            lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="uint16"),
-            "past_key_values.0.key of uint16, expected float32, float16, int8, uint8",
+            lambda d: d["shape"].update(prefill_chunks=[2**24 + 1]),
+            "a call takes 16777217 tokens, expected at most 16777216",
+        ),
+        (lambda d: d["shape"].update(step_rows=[1]), f"are {FUNCTIONS}, expected {FUNCTIONS[:-19]}]"),
+        (lambda d: d["functions"].pop(), f"are {FUNCTIONS[:-19]}], expected {FUNCTIONS}"),
+        (lambda d: d.update(functions=[]), f"are [], expected {FUNCTIONS}"),
+        (lambda d: d["functions"].reverse(), f"expected {FUNCTIONS}"),
+        (of_function(2, lambda function: function.update(name="decode")), "('decode', 1, 1), ('step_2', 2, 1)], exp"),
+        (of_function(2, lambda function: function.update(tokens=2)), "('step_1', 1, 2), "),
+        (of_function(3, lambda function: function.update(rows=1)), "('step_2', 1, 1)], expected"),
+        (of_inputs(0, lambda inputs: inputs.pop()), "function prefill_8 has 7 inputs, expected 8"),
+        (of_inputs(1, lambda inputs: inputs.pop(3)), "function prefill_4 has 7 inputs, expected 8"),
+        (
+            of_inputs(2, lambda inputs: inputs.insert(3, {"name": "column", "shape": [1], "dtype": "int64"})),
+            "function step_1 has 8 inputs, expected 7",
         ),
         (
-            lambda d: d["graphs"][0]["signature"]["inputs"][2].update(dtype="uint8"),
-            "of uint8, expected that only with a head_dim that is a multiple of 32, found 4",
+            of_inputs(3, lambda inputs: inputs[2].update(shape=[1])),
+            "function step_2 has slots [1] int64 among its inputs, expected slots [2] int64",
         ),
         (
-            lambda d: d["graphs"][0]["signature"]["inputs"][3].update(dtype="float16"),
-            "past_key_values.0.value [1, 1, 8, 4] float16 among its inputs",
+            of_inputs(1, lambda inputs: inputs[3].update(name="slots")),
+            "function prefill_4 has slots [1] int64 among its inputs, expected column [1] int64",
         ),
-        (lambda d: d["graphs"][0]["signature"]["outputs"].reverse(), "graph prefill_8 has present.1.value"),
+        (
+            of_inputs(0, lambda inputs: inputs[4].update(dtype="int8")),
+            "function prefill_8 has 8 inputs, expected 12",
+        ),
+        (
+            of_inputs(0, lambda inputs: inputs[4].update(dtype="uint16")),
+            "the cache past_key_values.0.key is uint16, expected float32, float16, int8, uint8",
+        ),
+        (
+            of_inputs(0, lambda inputs: inputs[4].update(dtype="uint8")),
+            "is uint8, expected that only with a head_dim that is a multiple of 32, found 4",
+        ),
+        (
+            of_inputs(0, lambda inputs: inputs[5].update(dtype="float16")),
+            "past_key_values.0.value [2, 1, 16, 4] float16 among its inputs",
+        ),
+        (
+            of_function(0, lambda function: function["signature"]["outputs"].append({**LOGITS, "name": "more"})),
+            "the function prefill_8 has 2 outputs, expected 1",
+        ),
         (lambda d: d["weights"].append(d["weights"][0]), "a weight is listed twice"),
         (lambda d: d["weights"][1].update(name="layers.2.attention.wqkv.weight"), "but layer 0 has no weights"),
         (lambda d: d["weights"][3].update(name="layers.7.attention.wo.weight"), "but layer 7 has weights too"),
