@@ -19,7 +19,7 @@ ROOM := $(if $(ONLY),tests/$(patsubst build%,build_stage%,$(ONLY:build_stage%=bu
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup lock inputs demo plan compile parity quality bench memory ship gpucheck keys check test fuzz clean
+.PHONY: help setup lock inputs demo plan compile parity quality bench memory ship gpucheck keys check test fuzz soak clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -121,6 +121,10 @@ test: $(if $(ONLY),setup,check)  ## run `check`, then all tests; ONLY=runtime/te
 fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that are neither refused nor read rightly are
 ## kept in out/fuzz/; ONLY=gguf_file fuzzes one reader
 	$(PY) -m tests.fuzz --minutes $(MINUTES) $(if $(ONLY),--reader $(ONLY))
+
+soak: setup  ## MINUTES=5: random requests come and go on compiled artifacts for so long; every result must have the
+## bits that the same tokens gave before, whatever shared the step
+	$(PY) -m tests.soak --minutes $(MINUTES)
 
 clean:  ## remove what was built, but not what was downloaded
 	rm -rf out/.work $(filter-out out/downloads,$(wildcard out/*))

@@ -110,8 +110,9 @@ def test_what_kernels_cannot_index_is_named():
         f"expected at most {ACTIVATION_LIMIT} numbers in all"
     )
     rows = 2**22 + 2**19
-    assert f"function step_{rows} has logits [{rows}, 1, 500] float32, expected at most {ACTIVATION_LIMIT} elements" in (
-        problems(step_rows=(1, rows))
+    assert (
+        f"function step_{rows} has logits [{rows}, 1, 500] float32, expected at most {ACTIVATION_LIMIT} elements"
+        in (problems(step_rows=(1, rows)))
     )
     found = problems(slots=2**34)
     assert found[0] == (
