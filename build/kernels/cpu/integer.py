@@ -80,6 +80,9 @@ def _dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
     multiply_as_read = _tile_product_from_memory(level, shape, dot, rows)
     fold = _fold(level, shape, dot.offset, dot.planes, dot.partials)
 
+    def count(b):
+        return T.min(block_steps, steps - b * block_steps)
+
     @T.inline
     def clear_total(total):
         for i in T.serial(vectors):
@@ -91,12 +94,11 @@ def _dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
         clear_total(total)
         for b in T.serial(_blocks(shape)):
             sums = T.alloc_buffer((rows * sums_of_row,), "int32")
-            count = T.min(block_steps, steps - b * block_steps)
-            multiply_as_read(x, 0, True, w, p, b, count, sums)
+            multiply_as_read(x, 0, True, w, p, b, count(b), sums)
             for r in T.serial(rows):
                 fold(sums, r * sums_of_row, x_scales, x_sums, r, s, z, p, b, total)
             for m in T.serial(tiles - 1):
-                multiply_as_read(x, (m + 1) * x_steps, False, w, p, b, count, sums)
+                multiply_as_read(x, (m + 1) * x_steps, False, w, p, b, count(b), sums)
                 for r in T.serial(rows):
                     fold(sums, r * sums_of_row, x_scales, x_sums, (m + 1) * rows + r, s, z, p, b, total)
 
@@ -106,10 +108,9 @@ def _dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
         for b in T.serial(_blocks(shape)):
             sums = T.alloc_buffer((rows * sums_of_row,), "int32")
             slab = T.alloc_buffer((block_steps * STEP,), dot.slab_dtype)
-            count = T.min(block_steps, steps - b * block_steps)
-            fill(w, p, b, count, slab)
+            fill(w, p, b, count(b), slab)
             for m in T.serial(tiles):
-                multiply(x, slab, m * x_steps + b * block_steps, count, sums)
+                multiply(x, slab, m * x_steps + b * block_steps, count(b), sums)
                 for r in T.serial(rows):
                     fold(sums, r * sums_of_row, x_scales, x_sums, m * rows + r, s, z, p, b, total)
 
