@@ -41,4 +41,4 @@ def test_the_python_example_runs(checkout):
     example = "\n".join(blocks(ROOT / "docs" / "python-api.md", "python"))
     printed = run(checkout, ".venv/bin/python", "-c", example).splitlines()
     assert printed[0] == "tiny-mistral 2 layers, none"
-    assert printed[-1] == "(1, 320) 14 tokens fed, room for None"
+    assert printed[-1] == "(320,) [1, 44, 73, 80, 80, 83] room for None"
