@@ -30,28 +30,19 @@ class Schedule:
     """How requests are made: their number, the longest prompt, and the ids that they use."""
 
     requests: int = 12
-    longest_prompt: int = 60
+    longest_prompt: int = 64
     most_tokens: int = 40
     ids: int = 24
     spread: int = 60  # turns over which they arrive
     most_choices: int = 3
 
 
-def random_schedule(seed, shape=Schedule()):
-    """Prompts that begin like earlier ones, like their own continuations, or like nothing before."""
+def random_schedule(seed, new_model, shape=Schedule()):
+    """Prompts that begin like earlier ones, go on from what earlier ones give, or begin like nothing before."""
     random = np.random.default_rng(seed)
     arrivals, prompts = [], [random_ids(random, shape, shape.longest_prompt)]
     for number in range(shape.requests):
-        kind = random.integers(4)
-        old = prompts[random.integers(len(prompts))]
-        if kind == 0:
-            prompt = random_ids(random, shape, random.integers(1, shape.longest_prompt + 1))
-        elif kind == 1:
-            prompt = old
-        else:
-            prompt = old[: random.integers(len(old) + 1)] + random_ids(random, shape, random.integers(1, 20))
-        prompt = prompt[: shape.longest_prompt]
-        prompts.append(prompt)
+        prompt = random_prompt(random, shape, prompts)
         turn = int(random.integers(shape.spread))
         request = Request(
             number,
@@ -63,7 +54,22 @@ def random_schedule(seed, shape=Schedule()):
         )
         cancelled = turn + int(random.integers(60)) if random.random() < 0.2 else None
         arrivals.append(Arrival(turn, request, cancelled))
+        prompts += [prompt, prompt + alone(new_model(), request)[0]]
     return arrivals
+
+
+def random_prompt(random, shape, earlier):
+    old = earlier[random.integers(len(earlier))]
+    match random.integers(5):
+        case 0:
+            prompt = random_ids(random, shape, random.integers(1, shape.longest_prompt + 1))
+        case 1:
+            prompt = old
+        case 2 | 3:  # as the next turn of a conversation
+            prompt = old + random_ids(random, shape, random.integers(1, 10))
+        case _:
+            prompt = old[: random.integers(len(old) + 1)] + random_ids(random, shape, random.integers(1, 20))
+    return prompt[: shape.longest_prompt]
 
 
 def random_ids(random, shape, count):

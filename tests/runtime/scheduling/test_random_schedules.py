@@ -36,8 +36,9 @@ SETTINGS = {
 
 @cache
 def schedule_and_tokens(model, seed):
-    arrivals = random_schedule(seed)
-    return arrivals, all_alone(partial(FakeSlotModel, **MODELS[model]), arrivals)
+    new_model = partial(FakeSlotModel, **MODELS[model])
+    arrivals = random_schedule(seed, new_model)
+    return arrivals, all_alone(new_model, arrivals)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -56,7 +57,7 @@ def test_every_request_gives_the_tokens_that_it_gives_alone(settings, model, see
 def test_where_results_depend_on_the_call_prompts_give_the_same_bits_as_alone(snapshot_bytes, windows, seed):
     """Each first step has log probabilities, in which a single other bit of the logits would show."""
     new_model = partial(FakeSlotModel, windows=windows, chunks=(8, 4), same_bits=False)
-    arrivals = [replace(arrival, cancelled=None) for arrival in random_schedule(seed)]
+    arrivals = [replace(arrival, cancelled=None) for arrival in random_schedule(seed, new_model)]
     arrivals = [replace(arrival, request=replace(arrival.request, logprobs=24)) for arrival in arrivals]
     settings = SchedulerSettings(snapshot_bytes=snapshot_bytes)
     scheduler = Scheduler(new_model(), settings, SimulatedClock())
