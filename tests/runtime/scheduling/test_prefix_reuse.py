@@ -203,7 +203,6 @@ def test_a_snapshot_at_the_end_of_whole_chunks_lets_a_prefix_survive_the_wrap():
     started(scheduler, "first", [*ids(1, 40), 3], 40)
     event, _ = started(scheduler, "again", [*ids(1, 40), 4], 40)
     assert event.cached_tokens == 32
-    assert event.not_reused.startswith("40 tokens")
 
 
 def filled_slots(count):
