@@ -191,8 +191,9 @@ def _best(sources: Sequence[Source]) -> Source | None:
 
 
 def _refusal(sources: Sequence[Source], length: int) -> str | None:
+    """Why not more than `length` tokens are reused, if that costs a prompt more than a few."""
     longest = max(sources, key=lambda source: source.common, default=None)
-    if longest is None or longest.usable or longest.common <= length:
+    if longest is None or longest.usable or longest.common - length < WORTH_A_COPY:
         return None
     return (
         f"{longest.common} tokens of the prompt lie in a slot whose rolling cache has moved on: "

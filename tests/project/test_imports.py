@@ -142,8 +142,8 @@ ROOMS = {
     "runtime.artifact": set(),
     "runtime.text": {"runtime.artifact"},
     "runtime.decoding": {"runtime.artifact", "runtime.text"},
-    "runtime.scheduling": {"runtime.decoding", "runtime.text"},
-    "runtime.engines": {"runtime.artifact", "runtime.decoding", "runtime.scheduling"},
+    "runtime.engines": {"runtime.artifact", "runtime.decoding"},
+    "runtime.scheduling": {"runtime.decoding", "runtime.engines", "runtime.text"},
     "runtime.gpu_check": {"runtime.artifact"},
 }
 # Modules at a package's top that rooms build on: errors, text tables, progress, stages on disk, and TVM; and, for rooms

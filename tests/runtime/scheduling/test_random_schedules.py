@@ -8,7 +8,7 @@ import pytest
 from runtime.scheduling.scheduler import Scheduler
 from runtime.scheduling.settings import SchedulerSettings
 from tests.helpers.fake_slot_model import FakeSlotModel, SimulatedClock
-from tests.helpers.random_schedules import all_alone, check_run, random_schedule, run_schedule
+from tests.helpers.random_schedules import Schedule, all_alone, check_run, random_schedule, run_schedule
 
 
 def seconds(kind, size, rows):
@@ -36,8 +36,9 @@ SETTINGS = {
 
 @cache
 def schedule_and_tokens(model, seed):
-    arrivals = random_schedule(seed)
-    return arrivals, all_alone(partial(FakeSlotModel, **MODELS[model]), arrivals)
+    new_model = partial(FakeSlotModel, **MODELS[model])
+    arrivals = random_schedule(seed, new_model)
+    return arrivals, all_alone(new_model, arrivals)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -56,13 +57,12 @@ def test_every_request_gives_the_tokens_that_it_gives_alone(settings, model, see
 def test_where_results_depend_on_the_call_prompts_give_the_same_bits_as_alone(snapshot_bytes, windows, seed):
     """Each first step has log probabilities, in which a single other bit of the logits would show."""
     new_model = partial(FakeSlotModel, windows=windows, chunks=(8, 4), same_bits=False)
-    arrivals = [replace(arrival, cancelled=None) for arrival in random_schedule(seed)]
-    arrivals = [replace(arrival, request=replace(arrival.request, logprobs=24)) for arrival in arrivals]
+    arrivals = [replace(arrival, cancelled=None) for arrival in random_schedule(seed, new_model, Schedule(logprobs=24))]
     settings = SchedulerSettings(snapshot_bytes=snapshot_bytes)
     scheduler = Scheduler(new_model(), settings, SimulatedClock())
     crowd = run_schedule(scheduler, arrivals)
     assert scheduler.statistics.prefix_hits > 0
     for arrival in arrivals:
         only = run_schedule(Scheduler(new_model(), settings, SimulatedClock()), [replace(arrival, turn=0)])
-        for key, step in only.first_steps.items():
-            assert crowd.first_steps[key] == step, key
+        for key, steps in only.steps.items():
+            assert crowd.steps[key][0] == steps[0], key
