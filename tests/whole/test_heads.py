@@ -126,7 +126,7 @@ def compile_head(tmp_path_factory):
     def compiled(name: str) -> Compiled:
         case, folder = CASES[name], tmp_path_factory.mktemp(name)
         write_checkpoint(folder / "checkpoint", case.kind, ends=case.ends, **case.model)
-        shape = {"prefill_chunk": list(case.chunks), "cache_len": CACHE_LEN, "batch": BATCH}
+        shape = {"prefill_chunk": list(case.chunks), "cache_len": CACHE_LEN, "slots": SLOTS}
         path = Path(f"{name}.yaml")
         with contextlib.chdir(folder):
             frontend = {"checkpoint": str(folder / "checkpoint"), "head": case.head}

@@ -43,7 +43,7 @@ class Model:
         return ids[:tokens]
 
     def answer(self, ids):
-        self.engine.reset()
+        self.engine.rewind(0, 0)
         steps = generate(self.engine, ids, Sampler(SamplingOptions()), max_tokens=NEW_TOKENS, eos_ids=())
         found = [step.token_id for step in steps]
         assert len(found) == NEW_TOKENS
