@@ -14,11 +14,10 @@ from transformers import MistralForCausalLM
 
 from runtime.artifact.caches import RING_BLOCK
 from runtime.bench import Workload, measure, step_bytes_of, weight_bytes
-from runtime.decoding.generation import generate
 from runtime.decoding.options import SamplingOptions
-from runtime.decoding.sampler import Sampler
 from runtime.engines.engine import Engine, Row
 from runtime.engines.side_by_side import SideBySide
+from runtime.scheduling.completions import completions
 from tests.helpers.artifacts import CACHE_LEN, WINDOW, column_of, random_ids, rings_of
 
 VOCAB = 320
@@ -49,7 +48,7 @@ def reference(case):
 
 
 def steps_of(engine, prompt, max_tokens):
-    return generate(engine, prompt, Sampler(SamplingOptions()), max_tokens=max_tokens, eos_ids=())
+    return [step for _, step in completions(engine, [prompt], SamplingOptions(), max_tokens=max_tokens, eos_ids=())]
 
 
 @pytest.mark.parametrize("length", [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3])
@@ -72,14 +71,16 @@ LONG_GENERATION = """
 import json, sys
 from pathlib import Path
 from runtime.engines.engine import Engine
-from runtime.decoding.generation import generate
 from runtime.decoding.options import SamplingOptions
-from runtime.decoding.sampler import Sampler
+from runtime.scheduling.completions import completions
+from runtime.scheduling.settings import SchedulerSettings
 
+settings = SchedulerSettings(speculate=False)  # guessing keeps an index of the text
 engine, window, windows = Engine.open(Path(sys.argv[1]), threads=1), int(sys.argv[2]), int(sys.argv[3])
 resident = [0] * (windows + 1)
 for count, _ in enumerate(\
-generate(engine, [1], Sampler(SamplingOptions()), max_tokens=windows * window, eos_ids=()), 1):
+completions(
+    engine, [[1]], SamplingOptions(), max_tokens=windows * window, eos_ids=(), settings=settings), 1):
     if count % window == 0:
         lines = Path("/proc/self/status").read_text().splitlines()
         resident[count // window] = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
