@@ -31,16 +31,17 @@ def linear(c: Context, root: Expr) -> Region:
             shape_of = replace(shape_of, norm_eps=norm.arguments[2])
             nbytes += norm.bytes
             whole = _last_token_of(c, source)
-            if whole is not None and c.column is not None:
-                inputs, shape_of = (whole, c.column, gain), replace(shape_of, one_of=shape(whole)[1])
+            tokens = 0 if whole is None else shape(whole)[1]
+            if tokens > 1 and c.column is not None:
+                inputs, shape_of = (whole, c.column, gain), replace(shape_of, one_of=tokens)
             else:
-                inputs = (source, gain)
+                inputs = (whole if tokens == 1 else source, gain)
     flops = 2 * shape_of.rows * w.n * w.k
     return Region("linear", (shape_of,), (*inputs, *w.parts), root, w.tensor.name, nbytes, flops)
 
 
 def _last_token_of(c: Context, value: Expr) -> Expr | None:
-    """The (1, T, dim) tensor whose last token `value` is, or None if there is none.
+    """The (B, T, dim) tensor whose last token `value` is, or None if there is none.
 
     In a graph the last token is the one whose outputs are wanted; a call that is padded has it before its padding.
     """

@@ -24,7 +24,7 @@ STATES = np.array([[3, 0], [0, 4]], np.float32)
 )
 def test_pooling_is_that_of_the_artifact_unless_it_is_given(monkeypatch, capsys, pool, normalize, flags, expected):
     opened = SimpleNamespace(
-        engine=SimpleNamespace(batch=1, head_outputs=lambda texts: [STATES for _ in texts]),
+        engine=SimpleNamespace(head_outputs=lambda _ids: STATES),
         model=SimpleNamespace(pool=pool, normalize=normalize),
         ids=lambda _text: [1, 2],
     )

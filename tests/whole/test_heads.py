@@ -42,8 +42,8 @@ from runtime import chat, classify, embed, generate, verify
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.consistency import check_manifest
 from runtime.artifact.folder import Artifact
-from runtime.decoding.whole_texts import outputs_of_all
-from runtime.engines.engine import Engine, chunk_sizes
+from runtime.engines.engine import Engine, Row
+from runtime.engines.side_by_side import SideBySide
 from runtime.errors import UserError
 from tests.helpers import reference, scripted_engine
 from tests.helpers.artifacts import Shifted, onnx_shifted, random_ids, torch_shifted
@@ -126,7 +126,7 @@ def compile_head(tmp_path_factory):
     def compiled(name: str) -> Compiled:
         case, folder = CASES[name], tmp_path_factory.mktemp(name)
         write_checkpoint(folder / "checkpoint", case.kind, ends=case.ends, **case.model)
-        shape = {"prefill_chunk": list(case.chunks), "cache_len": CACHE_LEN, "batch": BATCH}
+        shape = {"prefill_chunk": list(case.chunks), "cache_len": CACHE_LEN}
         path = Path(f"{name}.yaml")
         with contextlib.chdir(folder):
             frontend = {"checkpoint": str(folder / "checkpoint"), "head": case.head}
@@ -229,9 +229,8 @@ def test_onnxruntime(case, theirs, length):
     rows = rows_of(length, model.vocab_size)
     expected = expected_outputs(theirs, rows)
     for size in case.case.chunks:
-        found = chunked_outputs(
-            onnx_shifted(case.graphs), rows, size, every_token=model.head != "sequence_classification"
-        )
+        every_token = model.head != "sequence_classification"
+        found = [chunked_outputs(onnx_shifted(case.graphs), [row], size, every_token=every_token)[0] for row in rows]
         assert difference(found, expected) <= case.bound, size
 
 
@@ -239,18 +238,16 @@ def test_onnxruntime(case, theirs, length):
 def test_the_artifact(case, theirs, engine, length):
     rows = rows_of(length, case.checkpoint.model.vocab_size)
     expected = expected_outputs(theirs, rows)
-    assert difference(engine.head_outputs(rows), expected) <= case.bound
-    assert difference(engine.head_outputs(rows[::-1]), expected[::-1]) <= case.bound
-    assert engine.position == 0
+    assert difference([engine.head_outputs(row) for row in rows], expected) <= case.bound
+    assert engine.tokens(0) == []
 
 
-def test_a_row_gives_the_same_bits_whatever_the_others_hold(case, engine):
+def test_a_text_gives_the_same_bits_whatever_came_before_it(case, engine):
     long, short = rows_of(LENGTHS[-1], case.checkpoint.model.vocab_size)
-    alone = engine.head_outputs([short, [1]])[0]
-    assert np.array_equal(engine.head_outputs([short, short[::-1]])[0], alone[: len(alone)])
-    grouped = list(outputs_of_all(engine, [short, long, short]))  # the last group is filled up
-    assert np.array_equal(grouped[2], alone)
-    assert len(grouped) == 3
+    first = engine.head_outputs(short)
+    for before in (long, short[::-1]):
+        engine.head_outputs(before)
+        assert np.array_equal(engine.head_outputs(short), first)
 
 
 def test_every_rung_of_the_ladder(case, engine, tmp_path):
@@ -262,7 +259,7 @@ def test_every_rung_of_the_ladder(case, engine, tmp_path):
 
 def test_the_manifest_says_what_the_graphs_give(case, engine, name):
     model = engine.manifest.model
-    assert (model.head, [graph.name for graph in engine.manifest.graphs]) == (
+    assert (model.head, [function.name for function in engine.manifest.functions]) == (
         name,
         [f"prefill_{size}" for size in case.case.chunks],
     )
@@ -495,48 +492,40 @@ def test_commands_refuse_other_heads(compile_head, tmp_path, monkeypatch):
 
 
 def test_the_engine_refuses_other_uses(engine):
-    for use in (lambda: engine.prefill([[1]] * BATCH), lambda: engine.decode([1] * BATCH)):
+    for use in (engine.prefill, engine.feed, lambda slot, ids: engine.step([Row(slot, ids[0])])):
         with pytest.raises(UserError, match="which generates no text; run"):
-            use()
+            use(0, [1])
     model = msgspec.structs.replace(engine.manifest.model, head="causal_lm")
     with pytest.raises(
         UserError, match=r"has the head causal_lm, which generates text; run `python -m runtime.generate`"
     ):
-        replace(engine, manifest=msgspec.structs.replace(engine.manifest, model=model)).head_outputs([[1]] * BATCH)
+        replace(engine, manifest=msgspec.structs.replace(engine.manifest, model=model)).head_outputs([1])
     with pytest.raises(UserError, match="outside the vocabulary"):
-        engine.head_outputs([[1], [engine.manifest.model.vocab_size]])
+        engine.head_outputs([1, engine.manifest.model.vocab_size])
     with pytest.raises(UserError, match="empty"):
-        engine.head_outputs([[1], []])
+        engine.head_outputs([])
 
 
 def test_a_text_beyond_a_full_cache_is_refused(compile_head):
     engine = Engine.open(compile_head("question_answering").artifact, threads=1)
-    assert [len(row) for row in engine.head_outputs([[5] * CACHE_LEN, [6]])] == [CACHE_LEN, 1]
+    assert len(engine.head_outputs([5] * CACHE_LEN)) == CACHE_LEN
     with pytest.raises(UserError, match="41 more tokens do not fit"):
-        engine.head_outputs([[5] * (CACHE_LEN + 1), [6]])
-
-
-@pytest.mark.parametrize("available", [(4,), (16, 3), (7, 5, 2), (1,)])
-def test_chunk_sizes_without_decode(available):
-    for length in range(1, 100):
-        sizes = chunk_sizes(length, available, may_pad=True, may_decode=False)
-        assert set(sizes) <= set(available)
-        assert 0 <= sum(sizes) - length < min(available)
+        engine.head_outputs([5] * (CACHE_LEN + 1))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": "causal_lm", "n_labels": None, "labels": None}, r"the graphs \(name, tokens\) are"),
+        ({"head": "causal_lm", "n_labels": None, "labels": None}, r"the functions \(name, rows, tokens\) are"),
         ({"n_labels": None, "labels": None}, "has n_labels None, expected a number"),
         ({"head": "embedding"}, "has n_labels 5, expected none"),
         ({"labels": ("one",)}, "has 1 labels, expected n_labels = 5"),
         ({"tied_embeddings": True}, "is tied to the embeddings"),
         (
             {"head": "sequence_classification"},
-            r"label_logits \[2, 5, 5\] float32 among its outputs, expected label_logits \[2, 1, 5\] float32",
+            r"the function prefill_5 has 5 inputs, expected 6",
         ),
-        ({"n_labels": 4, "labels": None}, r"expected label_logits \[2, 5, 4\]"),
+        ({"n_labels": 4, "labels": None}, r"expected label_logits \[1, 5, 4\]"),
     ],
 )
 def test_a_manifest_that_disagrees_is_refused(compile_head, changes, message):
@@ -553,8 +542,9 @@ def test_golden_prompts_of_heads(case, engine):
     """They are computed by torch, one layer at a time; the artifact gives the same, and a wrong number is found."""
     prompts = golden_prompts(case.graphs)
     assert [prompt.next_ids.size for prompt in prompts] == [0, 0]
-    checks = verify.replay(engine, prompts)
+    texts = SideBySide(engine, 1)
+    checks = verify.replay(texts, prompts)
     assert [check.ok for check in checks] == [True, True], checks
     wrong = prompts[1].outputs.copy()
     wrong[-1, 0] += 0.01 * np.abs(wrong).max()
-    assert [check.ok for check in verify.replay(engine, [replace(prompts[1], outputs=wrong)])] == [False]
+    assert [check.ok for check in verify.replay(texts, [replace(prompts[1], outputs=wrong)])] == [False]

@@ -1,6 +1,6 @@
 """Generation far past the window.
 
-The tokens are those of transformers, memory stays constant, and every step visits equally many keys.
+The tokens are those of transformers, memory stays constant, and every step sees equally many columns.
 """
 
 import json
@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from runtime.bench import Workload, cache_bytes, measure, weight_bytes
-from runtime.decoding.generation import generate
+from runtime.artifact.caches import RING_BLOCK
+from runtime.bench import Workload, measure, step_bytes_of, weight_bytes
 from runtime.decoding.options import SamplingOptions
-from runtime.decoding.sampler import Sampler
-from runtime.engines.engine import Engine
-from tests.helpers.artifacts import CACHE_LEN, WINDOW, random_ids, slot_of
+from runtime.engines.engine import Engine, Row
+from runtime.engines.side_by_side import SideBySide
+from runtime.scheduling.completions import completions
+from tests.helpers.artifacts import CACHE_LEN, WINDOW, column_of, random_ids, rings_of
 
 VOCAB = 320
 FAR = 512  # windows: enough for any memory that each step kept to show in the process
@@ -35,7 +36,7 @@ def opened(case):
 
 @pytest.fixture
 def engine(opened):
-    opened.reset()
+    opened.rewind(0, 0)
     return opened
 
 
@@ -47,7 +48,7 @@ def reference(case):
 
 
 def steps_of(engine, prompt, max_tokens):
-    return generate(engine, prompt, Sampler(SamplingOptions()), max_tokens=max_tokens, eos_ids=())
+    return [step for _, step in completions(engine, [prompt], SamplingOptions(), max_tokens=max_tokens, eos_ids=())]
 
 
 @pytest.mark.parametrize("length", [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3])
@@ -70,18 +71,20 @@ LONG_GENERATION = """
 import json, sys
 from pathlib import Path
 from runtime.engines.engine import Engine
-from runtime.decoding.generation import generate
 from runtime.decoding.options import SamplingOptions
-from runtime.decoding.sampler import Sampler
+from runtime.scheduling.completions import completions
+from runtime.scheduling.settings import SchedulerSettings
 
+settings = SchedulerSettings(speculate=False)  # guessing keeps an index of the text
 engine, window, windows = Engine.open(Path(sys.argv[1]), threads=1), int(sys.argv[2]), int(sys.argv[3])
 resident = [0] * (windows + 1)
 for count, _ in enumerate(\
-generate(engine, [1], Sampler(SamplingOptions()), max_tokens=windows * window, eos_ids=()), 1):
+completions(
+    engine, [[1]], SamplingOptions(), max_tokens=windows * window, eos_ids=(), settings=settings), 1):
     if count % window == 0:
         lines = Path("/proc/self/status").read_text().splitlines()
         resident[count // window] = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
-print(json.dumps([engine.position, resident]))
+print(json.dumps([len(engine.tokens(0)), resident]))
 """
 
 
@@ -92,7 +95,8 @@ def test_memory_does_not_grow_past_the_second_window(case, engine):
     bound is one arena of Python's allocator (1 MiB), the unit in which memory comes for the ids of the history (36
     bytes each, 144 KiB in all). A cache that kept every column would grow by twice as much.
     """
-    column = sum(cache.nbytes for cache in engine.caches) // WINDOW  # bytes of one position's keys and values
+    # bytes of one position's keys and values
+    column = sum(ring.nbytes // ring.shape[2] for ring in rings_of(engine))
     bound = 2**20
     assert (FAR - 2) * WINDOW * column > 1.9 * bound
     command = [sys.executable, "-c", LONG_GENERATION, str(case.artifact), str(WINDOW), str(FAR)]
@@ -101,34 +105,43 @@ def test_memory_does_not_grow_past_the_second_window(case, engine):
     assert 1024 * (max(resident[windows] for windows in (3, 4, FAR // 2, FAR)) - resident[2]) < bound
 
 
-def visited_slots(engine, i, token_id):
-    """Number of slots of one cache that the next step reads.
+def seen_columns(engine, i, token_id):
+    """Number of columns of one ring that count in the next step, besides the one that it writes.
 
-    NaN in such a slot changes the logits; for a value it does so whatever the weight. The engine is left as it was.
+    A large number in such a column changes the logits; a weight of zero leaves nothing of it. The engine is left as it
+    was.
     """
-    ids = np.array([[token_id]])
-    before = [array.copy() for array in engine.caches]
-    clean = engine.step(1, ids, engine.lengths)
-    visited = 0
-    for slot in range(engine.caches[i].shape[2]):
-        slot_of(engine.caches, i, slot)[...] = np.nan
-        visited += not np.array_equal(engine.step(1, ids, engine.lengths), clean)
-        for array, old in zip(engine.caches, before, strict=True):
-            array[...] = old
-    return visited
+    rings = rings_of(engine)
+    before = [ring.copy() for ring in rings]
+
+    def logits():
+        found = engine.step([Row(0, token_id)])
+        engine.rewind(0, len(engine.tokens(0)) - 1)
+        return found
+
+    clean = logits()
+    seen = 0
+    for column in range(rings[i].shape[2]):
+        for ring, old in zip(rings, before, strict=True):
+            ring[...] = old
+        column_of(rings, i, column)[...] = 1e6
+        seen += not np.array_equal(logits(), clean)
+    for ring, old in zip(rings, before, strict=True):
+        ring[...] = old
+    return seen
 
 
-def test_each_step_visits_as_many_keys_once_the_window_is_full(engine):
-    """At position p, a step reads min(p, W - 1) past keys and values in each layer, besides its own.
+def test_each_step_sees_as_many_columns_once_the_window_is_full(engine):
+    """At position p, a step sees min(p, W - 1) past keys and values in each layer, besides its own.
 
-    So no step costs more than the W-th.
+    A ring has more, so that a call may write several columns before its rows attend.
     """
+    rings = rings_of(engine)
+    assert {ring.shape[2] for ring in rings} == {2 * RING_BLOCK} != {WINDOW}
     for position, token_id in enumerate(random_ids(5 * WINDOW, VOCAB, 1)):
-        assert [visited_slots(engine, i, token_id) for i in range(len(engine.caches))] == [
-            min(position, WINDOW - 1)
-        ] * len(engine.caches), position
-        engine.decode([token_id])
-    assert all(cache.shape[2] == WINDOW for cache in engine.caches)
+        found = [seen_columns(engine, i, token_id) for i in range(len(rings))]
+        assert found == [min(position, WINDOW - 1)] * len(rings), position
+        engine.step([Row(0, token_id)])
 
 
 def test_bench_decodes_from_contexts_beyond_the_window(engine):
@@ -137,13 +150,13 @@ def test_bench_decodes_from_contexts_beyond_the_window(engine):
     manifest = engine.manifest
     weights = weight_bytes(manifest.weights, tied=manifest.model.tied_embeddings)
     speeds = measure(
-        engine,
+        SideBySide(engine, 1),
         VOCAB,
         Workload((), contexts, steps=2, repeats=1),
-        lambda n: weights + cache_bytes(manifest.graphs[-1].signature.caches, n),
+        step_bytes_of(manifest),
     )
     assert speeds.skipped == ()
     assert [speed.context for speed in speeds.decode] == list(contexts)
-    full = weights + sum(cache.nbytes for cache in engine.caches)
+    full = weights + sum(WINDOW * ring.nbytes // ring.shape[2] for ring in rings_of(engine))
     assert [speed.bytes_per_step < full for speed in speeds.decode] == [True] + [False] * 5
     assert {speed.bytes_per_step for speed in speeds.decode[1:]} == {full}

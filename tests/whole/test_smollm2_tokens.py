@@ -3,10 +3,9 @@
 import pytest
 
 from export.calibration.fixed_text import OPTICKS
-from runtime.decoding.generation import generate
 from runtime.decoding.options import SamplingOptions
-from runtime.decoding.sampler import Sampler
 from runtime.engines.engine import Engine
+from runtime.scheduling.completions import completions
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.smollm2 import greedy, smollm2, transformers_model
 
@@ -43,9 +42,8 @@ class Model:
         return ids[:tokens]
 
     def answer(self, ids):
-        self.engine.reset()
-        steps = generate(self.engine, ids, Sampler(SamplingOptions()), max_tokens=NEW_TOKENS, eos_ids=())
-        found = [step.token_id for step in steps]
+        steps = completions(self.engine, [ids], SamplingOptions(), max_tokens=NEW_TOKENS, eos_ids=())
+        found = [step.token_id for _, step in steps]
         assert len(found) == NEW_TOKENS
         return found
 

@@ -162,11 +162,11 @@ class Scorer:
     def _side_by_side(self, rows: Sequence[Scored]) -> list[tuple[float, bool]]:
         """The scores of one group, each in a slot of its own, of which there are enough."""
         engine = self.engine
-        for slot in range(len(rows)):
-            engine.rewind(slot, 0)
-        logits = np.stack([engine.feed(slot, row.context) for slot, row in enumerate(rows)])
         totals, greedy = [0.0] * len(rows), [True] * len(rows)
-        running = list(range(len(rows)))
+        running = [slot for slot, row in enumerate(rows) if row.continuation]
+        for slot in running:
+            engine.rewind(slot, 0)
+        logits = np.array([engine.feed(slot, rows[slot].context) for slot in running])
         for step in range(max(len(row.continuation) for row in rows)):
             targets = np.array([rows[i].continuation[step] for i in running])
             found = Distribution.of(logits)

@@ -23,6 +23,7 @@ from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact
 from runtime.bench import DecodeSpeed, Measured, PrefillSpeed, Speeds, Workload
 from runtime.engines.engine import Engine
+from runtime.engines.side_by_side import SideBySide
 from runtime.errors import UserError
 from tests.helpers.artifacts import WINDOW
 
@@ -33,7 +34,7 @@ STEPS = 20  # past the window of 8 and, with the longest prompt, past two chunks
 @pytest.mark.parametrize("prompt", [1, 5, 17])
 def test_onnxruntime_loop_gives_the_logits_of_the_engine(compile_case, name, prompt):
     case = compile_case(name)
-    ours, theirs = Engine.open(case.artifact, threads=2), OnnxruntimeEngine(case.graphs, 2)
+    ours, theirs = SideBySide(Engine.open(case.artifact, threads=2), 1), OnnxruntimeEngine(case.graphs, 2)
     rng = np.random.default_rng(prompt)
     vocab_size = ours.manifest.model.vocab_size
     for _ in range(2):  # the second time with stale caches
@@ -44,7 +45,7 @@ def test_onnxruntime_loop_gives_the_logits_of_the_engine(compile_case, name, pro
         for _ in range(STEPS):
             step = rng.integers(vocab_size, size=ours.batch).tolist()
             check(theirs.decode(step), ours.decode(step), ours.manifest)
-    assert theirs.position == ours.position == prompt + STEPS
+    assert theirs.position == len(ours.engine.tokens(0)) == prompt + STEPS
 
 
 def check(found, expected, manifest):
@@ -59,7 +60,7 @@ def check(found, expected, manifest):
 def test_transformers_loop_gives_the_logits_of_the_engine(compile_case, prompt):
     case = compile_case("windowed")
     ours, theirs = (
-        Engine.open(case.artifact, threads=2),
+        SideBySide(Engine.open(case.artifact, threads=2), 1),
         TransformersEngine(load_model(case.folder / "checkpoint", torch.float32)),
     )
     for found, expected in rival_logits(theirs, ours, prompt, ours.manifest.model.vocab_size):
@@ -96,10 +97,10 @@ def rival_logits(theirs, reference, prompt, vocab_size):
 
 def test_room_is_that_of_the_engine(compile_case):
     case = compile_case("int8")
-    ours, theirs = Engine.open(case.artifact, threads=1), OnnxruntimeEngine(case.graphs, 1)
+    ours, theirs = SideBySide(Engine.open(case.artifact, threads=1), 1), OnnxruntimeEngine(case.graphs, 1)
     for engine in (ours, theirs):
         engine.reset()
-        engine.prefill([[1, 2, 3], [4, 5, 6]])
+        engine.prefill([[1, 2, 3]])
     assert ours.room() == theirs.room() == 37
 
 

@@ -24,7 +24,7 @@ from runtime.artifact.folder import Artifact
 from runtime.engines.engine import Engine
 from runtime.engines.loaded_artifact import PROCESS_BYTES
 from runtime.errors import UserError
-from tests.helpers.artifacts import CASES, write_case
+from tests.helpers.artifacts import CASES, rings_of, write_case
 
 HOST_PEAKS = ("host: export, peak memory", "host: build, peak memory")
 
@@ -54,7 +54,7 @@ def test_weights_tokenizer_and_caches_are_exact(compile_case, case):
     assert footprint.files.keys() == {*sizes, "manifest.json"}
     for name in sizes.keys() - {"library.so"}:
         assert footprint.files[name] == sizes[name], name
-    caches = Engine.open(compiled.artifact).caches
+    caches = rings_of(Engine.open(compiled.artifact))
     assert footprint.caches.sequences * footprint.caches.sequence_bytes == sum(array.nbytes for array in caches)
     assert file_bytes(compiled.graphs.record.weights) == (compiled.graphs.folder / "weights.safetensors").stat().st_size
 
@@ -118,7 +118,7 @@ def test_the_plan_is_within_three_percent_of_the_compile(command, monkeypatch, c
     assert planned["artifact: weights.safetensors"] == measured["artifact: weights.safetensors"]
     for name in (
         "artifact, in all",
-        "caches, a sequence",
+        "caches, a slot",
         "host: workspace on disk",
         "host: workspace and artifact on disk",
     ):
@@ -210,13 +210,13 @@ def test_rows_that_pair_neighbours_are_read_whole(tmp_path):
     assert storing_bytes(interleaved, export_record(config(), plain)) == whole
 
 
-def test_caches_are_counted_by_the_graph(compile_case):
-    record = compile_case("windowed").graphs.record
-    for graph in record.graphs:
-        assert caches_of(record.model, graph, record.shape.cache_len) == caches_of(
-            record.model, record.graphs[0], record.shape.cache_len
-        )
-    assert packed_weights(record, "llvm") == Artifact.open(compile_case("windowed").artifact).manifest.weights
+def test_every_function_shares_the_caches_that_are_counted(compile_case):
+    manifest = Artifact.open(compile_case("batched").artifact).manifest
+    for function in manifest.functions:
+        found = caches_of(manifest.model, manifest.shape, function.signature.caches)
+        assert found == caches_of(manifest.model, manifest.shape, manifest.caches)
+        assert found.sequences == 3
+    assert packed_weights(compile_case("batched").graphs.record, "llvm") == manifest.weights
 
 
 def test_nothing_but_headers_is_read(tmp_path):
@@ -263,15 +263,15 @@ def test_the_plan_loads_no_torch_and_no_tvm():
     ("shape", "sentence"),
     [
         (
-            {"batch": 1024, "prefill_chunk": 128, "cache_len": 4096},
-            "graph prefill_128 computes 24576 numbers for each of 131072 tokens at once, "
+            {"prefill_chunk": 2**17, "cache_len": 2**17},
+            "function prefill_131072 computes 24576 numbers for each of 131072 tokens at once, "
             "expected at most 2147483647 numbers in all; "
-            "make shape.batch, shape.prefill_chunk or shape.cache_len smaller",
+            "make shape.slots, shape.prefill_chunk or shape.cache_len smaller",
         ),
         (
-            {"batch": 1024, "prefill_chunk": 16, "cache_len": 2**21},
-            "graph prefill_16 has present.0.key [1024, 8, 2097152, 128] float32, expected at most 1099511627776 "
-            "elements; make shape.batch, shape.prefill_chunk or shape.cache_len smaller",
+            {"slots": 1024, "prefill_chunk": 16, "cache_len": 2**21},
+            "function prefill_16 has past_key_values.0.key [1024, 8, 2097152, 128] float32, expected at most "
+            "1099511627776 elements; make shape.slots, shape.prefill_chunk or shape.cache_len smaller",
         ),
     ],
 )
@@ -288,7 +288,7 @@ def test_such_sizes_are_refused_before_any_weight_is_stored(tmp_path):
         [
             f"frontend.checkpoint={tmp_path / 'checkpoint'}",
             f"workspace.path={tmp_path / 'work'}",
-            "shape.batch=100000000",
+            "shape.step_rows=[1, 100000000]",
         ],
     )
     with pytest.raises(UserError, match="expected at most 2147483647 elements; make shape"):

@@ -4,13 +4,12 @@ import math
 from collections import Counter
 
 import pytest
-from msgspec.structs import replace
 
 from build.compiler import relax, tvm
 from build.pipeline import read_report
 from build.tvm_stage.dispatch import DEFAULT_SCHEDULE, dispatch
 from build.tvm_stage.importer import import_graphs
-from build.tvm_stage.target import TVM_TARGETS, slow_rings, target_spec
+from build.tvm_stage.target import TVM_TARGETS, target_spec
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.tensor_file import numpy_dtype
 from tests.helpers.artifacts import CASES
@@ -55,18 +54,23 @@ def test_each_weight_is_read_by_one_kernel_in_each_graph(case, report):
 
 
 def test_reported_bytes_are_the_weights_and_caches(case, report):
-    """One row's decode step reads each stored matrix once, the caches once, and one row of the embedding per id."""
+    """A step of M rows reads each stored matrix once, and for each row a window of columns and a row of the embedding.
+
+    The columns of a ring that no row sees do not count.
+    """
     record = case.graphs.record
     table = [spec for spec in record.weights if spec.name.startswith("tok_embeddings.")]
-    caches = sum(nbytes(spec) for spec in record.graphs[-1].signature.caches)
+    (graph,) = (graph for graph in record.graphs if graph.name == "step_1")
+    caches = sum(nbytes(spec) for spec in graph.signature.caches)
     weights = sum(nbytes(spec) for spec in record.weights if spec not in table or record.model.tied_embeddings)
-    found = Counter()
-    for entry in report:
-        if entry.graph == "decode":
-            found[entry.op] += entry.bytes
-    assert found["rolling_attention"] == caches
-    assert found["embedding"] == record.shape.batch * sum(map(nbytes, table)) // record.model.vocab_size
-    assert found["linear"] == weights
+    for rows in record.shape.step_rows:
+        found = Counter()
+        for entry in report:
+            if entry.graph == f"step_{rows}":
+                found[entry.op] += entry.bytes
+        assert found["rolling_attention"] == rows * caches
+        assert found["embedding"] == rows * sum(map(nbytes, table)) // record.model.vocab_size
+        assert found["linear"] == weights
 
 
 def nbytes(spec):
@@ -88,9 +92,11 @@ def test_compiled_functions_make_no_tensor_of_a_caches_shape(compile_case, case_
         for _, passes in row.passes():
             module = tvm.transform.Sequential(list(passes))(module)
     heads, head_dim = record.model.n_kv_heads, record.model.head_dim
+    rings = set(record.model.ring_lens(record.shape.cache_len, record.shape.longest_call))
     for graph in record.graphs:
-        lengths = {n for w in record.model.cache_lens(record.shape.cache_len) for n in (w, w + graph.tokens)}
-        banned = {(record.shape.batch, heads, n, head_dim) for n in lengths}
+        windows = set(record.model.cache_lens(record.shape.cache_len))
+        lengths = rings | windows | {n + graph.tokens for n in windows}
+        banned = {(count, heads, n, head_dim) for n in lengths for count in (graph.rows, record.shape.slots)}
         shapes = allocated_shapes(module[graph.name])
         assert shapes, "no allocation was found, so this test sees nothing"
         assert not banned & shapes
@@ -112,14 +118,3 @@ def allocated_shapes(function):
 
     relax.analysis.post_order_visit(function, visit)
     return shapes
-
-
-@pytest.mark.parametrize(
-    ("cache_len", "found"),
-    [(40, []), (48, []), (41, ["shape.cache_len is 41,", "in blocks of 1 slots", "set it to 48"])],
-)
-def test_lengths_of_caches_that_are_slow_to_read_are_named(compile_case, cache_len, found):
-    record = compile_case("int8").graphs.record
-    notes = slow_rings(record.model, replace(record.shape, cache_len=cache_len))
-    assert len(notes) == bool(found)
-    assert all(part in notes[0] for part in found)

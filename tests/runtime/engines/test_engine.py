@@ -164,14 +164,14 @@ def test_rings_stay_where_they_are(engine, ids):
 
 def test_a_slot_that_is_used_again_forgets(engine, ids):
     """Whatever the columns held before, were it numbers that no text gives."""
-    first = [engine.feed(0, ids[:5]), *stepwise(engine, 0, ids[5:8])]
+    first = [engine.feed(0, ids[:5]), *stepwise(engine, 0, ids[5:])]
     for left in (lambda _: None, worst_numbers):
         engine.rewind(0, 0)
         engine.feed(0, ids[::-1])
         engine.rewind(0, 0)
         left(rings_of(engine))
         try:
-            again = [engine.feed(0, ids[:5]), *stepwise(engine, 0, ids[5:8])]
+            again = [engine.feed(0, ids[:5]), *stepwise(engine, 0, ids[5:])]
         finally:
             for ring in rings_of(engine):
                 ring[...] = 0

@@ -8,7 +8,6 @@ from transformers import MistralForCausalLM
 from build.tools.lm_eval.__main__ import main, metrics_table
 from build.tools.lm_eval.scoring import Generation, Scored, Scorer, rolling_windows
 from runtime.artifact.manifest import TokenizerSpec
-from runtime.decoding.batch import HIDDEN
 from runtime.decoding.options import SamplingOptions
 from runtime.engines.engine import Engine
 from runtime.errors import UserError
@@ -103,35 +102,27 @@ def test_generation_is_greedy_and_stops(scorer, model):
 
 
 class Recorder:
-    """A model with eight slots whose logits follow from what a row's caches hold."""
+    """Two slots of eight tokens each, whose logits follow from what a slot holds."""
 
-    batch = 2
+    slots = 2
     vocab = 320
 
     def __init__(self):
-        self.reset()
+        self.held = [[], []]
 
-    def reset(self):
-        self.rows = [[], []]
+    def room(self, slot):
+        return 8 - len(self.held[slot])
 
-    def room(self):
-        return 8 - max(map(len, self.rows))
+    def rewind(self, slot, length):
+        del self.held[slot][length:]
 
-    def prefill(self, prompts):
-        assert max(map(len, prompts)) <= self.room()
-        self.rows = [list(prompt) for prompt in prompts]
-        return self._logits()
+    def feed(self, slot, ids):
+        assert 0 < len(ids) <= self.room(slot)
+        self.held[slot] += ids
+        return self.logits(self.held[slot])
 
-    def step(self, tokens, ids, first):
-        assert tokens == 1
-        for row, (token_id,), place in zip(self.rows, ids.tolist(), first.tolist(), strict=True):
-            if place != HIDDEN:
-                assert place == len(row) < 8
-                row.append(token_id)
-        return self._logits()
-
-    def _logits(self):
-        return np.stack([self.logits(row) for row in self.rows])
+    def step_all(self, rows):
+        return np.stack([self.feed(row.slot, [row.token_id]) for row in rows])
 
     def logits(self, row):
         return np.random.default_rng(row).standard_normal(self.vocab).astype(np.float32)
