@@ -81,7 +81,7 @@ def test_greedy_ids_equal_those_of_transformers(model, penalty):
         output_logits=True,
         return_dict_in_generate=True,
     )
-    steps = list(
+    steps = [
         step
         for _, step in completions(
             TorchModel(model),
@@ -91,7 +91,7 @@ def test_greedy_ids_equal_those_of_transformers(model, penalty):
             eos_ids=(),
             logprobs=5,
         )
-    )
+    ]
     assert [step.token_id for step in steps] == expected.sequences[0, len(PROMPT) :].tolist()
     assert [step.finish_reason for step in steps] == [None] * 23 + ["length"]
     for step, logits in zip(steps, expected.logits, strict=True):
