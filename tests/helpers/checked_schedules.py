@@ -19,8 +19,10 @@ SETTINGS = [
 
 def check_schedule(engine, seed):
     """One schedule under every setting, and each request alone: all of them must agree in every bit."""
-    arrivals, seen = random_schedule(seed, SHAPE), {}
-    expected = all_alone(partial(CheckedBits, engine, seen), arrivals)
+    seen = {}
+    fresh_model = partial(CheckedBits, engine, seen)
+    arrivals = random_schedule(seed, fresh_model, SHAPE)
+    expected = all_alone(fresh_model, arrivals)
     for settings in SETTINGS:
         model = CheckedBits(engine, seen)
         check_run(run_schedule(Scheduler(model, settings, time.perf_counter), arrivals), expected)
