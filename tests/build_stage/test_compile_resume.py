@@ -154,7 +154,7 @@ def test_damaged_stages_never_reach_an_artifact(project):
         file.write(bytes(range(256)) * 16)
     with (library / "library.so").open("r+b") as file:
         file.truncate(4096)
-    (stored / "decode.onnx").write_bytes(b"")
+    (stored / "step_1.onnx").write_bytes(b"")
     (project.workspace / "packed.json").unlink()
     shutil.rmtree(project.artifact)
     project.run()
@@ -176,7 +176,7 @@ def test_a_dump_shows_every_step_even_when_all_is_finished(project):
     before = project.files()
     project.run("--dump", "dump")
     names = sorted(path.name for path in (project.folder / "dump").iterdir())
-    for step in ("0-export-decode.onnx", "0-export-prefill_4.onnx", "1-import.py", "2-dispatch.py", "3-legalize.py"):
+    for step in ("0-export-step_1.onnx", "0-export-prefill_4.onnx", "1-import.py", "2-dispatch.py", "3-legalize.py"):
         assert step in names
     assert project.files() == before
 

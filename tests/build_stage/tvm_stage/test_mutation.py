@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from build.tvm_stage.dispatch import dispatch, find_regions, weights_of
+from build.tvm_stage.dispatch import Boundary, dispatch, find_regions, weights_of
 from build.tvm_stage.importer import import_graphs
 from export.onnx_graphs.graphs import CONTENTS_SUFFIX, OnnxGraphs
 from export.stage import ROOT
@@ -153,7 +153,16 @@ def mutated(graphs: OnnxGraphs, name: str, mutate, folder) -> OnnxGraphs:
 
 def regions_of(module, graph):
     """The regions that dispatch finds for the CPU."""
-    return find_regions(module, graph, weights_of(module.record, module.module[graph.name], graph, TARGET.kind))
+    function = module.module[graph.name]
+    (compiled,) = (compiled for compiled in module.record.functions if compiled.name == graph.name)
+    weights = weights_of(module.record, function, graph, TARGET.kind)
+    return find_regions(module, graph, weights, Boundary.of(function, graph, compiled))
+
+
+def of_step(graphs):
+    """The graph of a step of one row."""
+    (graph,) = (graph for graph in graphs.record.graphs if graph.name == "step_1")
+    return graph
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +170,7 @@ def case(compile_case):
     return compile_case("windowed")
 
 
-@pytest.mark.parametrize("name", ["decode", "prefill_4"])
+@pytest.mark.parametrize("name", ["step_1", "prefill_4"])
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mutated_graph_is_refused(case, tmp_path, name, mutation):
     graphs = mutated(case.graphs, name, MUTATIONS[mutation], tmp_path / "graphs")
@@ -173,7 +182,7 @@ def test_a_mutated_graph_is_refused(case, tmp_path, name, mutation):
     assert regions_of(module, intact)  # the other graphs of the same folder still match
 
 
-@pytest.mark.parametrize("name", ["decode", "prefill_4"])
+@pytest.mark.parametrize("name", ["step_1", "prefill_4"])
 def test_nothing_changed_is_accepted(case, tmp_path, name):
     graphs = mutated(case.graphs, name, lambda _: None, tmp_path / "graphs")
     (graph,) = [graph for graph in graphs.record.graphs if graph.name == name]
@@ -214,12 +223,12 @@ def test_weights_that_are_widened_in_another_way_are_refused(compile_case, tmp_p
     folder = tmp_path / "graphs"
     graphs = compile_case(case_name).graphs
     shutil.copytree(graphs.folder, folder)
-    proto = onnx.load(folder / "decode.onnx", load_external_data=False)
+    proto = onnx.load(folder / "step_1.onnx", load_external_data=False)
     mutation(proto.graph)
-    onnx.save(proto, folder / "decode.onnx")
+    onnx.save(proto, folder / "step_1.onnx")
     with pytest.raises(
         UserError,
-        match=rf"decode.onnx: {name}.weight is not widened as int. by the nodes that its record calls for; export the "
+        match=rf"step_1.onnx: {name}.weight is not widened as int. by the nodes that its record calls for; export the "
         "graphs again",
     ):
         import_graphs(OnnxGraphs.open(folder / graphs.path.name))
@@ -240,7 +249,7 @@ def groups_halved(graph: Graph) -> None:
 
 @pytest.mark.parametrize(("case_name", "mutation"), [("int4", levels_changed), ("int8_dynamic", groups_halved)])
 def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation):
-    graphs = mutated(compile_case(case_name).graphs, "decode", mutation, tmp_path / "graphs")
+    graphs = mutated(compile_case(case_name).graphs, "step_1", mutation, tmp_path / "graphs")
     with pytest.raises(UserError, match=r"reads the weight .* in a form that no kernel supports"):
         dispatch(import_graphs(graphs), TARGET)
 
@@ -277,9 +286,9 @@ def scales_taken_for_minima(graph: Graph) -> None:
     "mutation", [levels_of_caches_changed, smallest_scale_changed, halves_swapped, scales_taken_for_minima]
 )
 def test_int4_caches_rounded_in_another_way_are_refused(compile_case, tmp_path, mutation):
-    graphs = mutated(compile_case("int4_cache").graphs, "decode", mutation, tmp_path / "graphs")
-    with pytest.raises(UserError, match=r"^decode: past_key_values\.0\.(key|value)\w* "):
-        regions_of(import_graphs(graphs), graphs.record.graphs[-1])
+    graphs = mutated(compile_case("int4_cache").graphs, "step_1", mutation, tmp_path / "graphs")
+    with pytest.raises(UserError, match=r"^step_1: past_key_values\.0\.(key|value)\w* "):
+        regions_of(import_graphs(graphs), of_step(graphs))
 
 
 def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
@@ -293,8 +302,8 @@ def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
         assert scaled.op_type == "Mul"
         set_constant(graph, scaled, 1, lambda scale: scale / 2)
 
-    graphs = mutated(case.graphs, "decode", halve, tmp_path / "graphs")
-    graph = graphs.record.graphs[-1]
+    graphs = mutated(case.graphs, "step_1", halve, tmp_path / "graphs")
+    graph = of_step(graphs)
     regions = regions_of(import_graphs(graphs), graph).values()
     assert [region.arguments[0].scale for region in regions if region.op == "rolling_attention"] == [
         16**-0.5 / 2,
@@ -303,7 +312,7 @@ def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
 
 
 def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
-    """`python -m build` on a finished export whose decode graph lost its window.
+    """`python -m build` on a finished export whose step graph lost its window.
 
     The result is status 2, one sentence and no artifact.
     """
@@ -312,7 +321,7 @@ def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
     shutil.rmtree(folder / "out" / case.name)
     for library in (folder / "out" / ".work" / case.name).glob("library-*"):
         shutil.rmtree(library)
-    path = folder / case.graphs.folder.relative_to(case.folder) / "decode.onnx"
+    path = folder / case.graphs.folder.relative_to(case.folder) / "step_1.onnx"
     proto = onnx.load(path, load_external_data=False)
     window_left_out(proto.graph)
     onnx.save(proto, path)
@@ -325,7 +334,7 @@ def test_the_command_refuses_a_graph_without_a_window(case, tmp_path):
     )
     assert result.returncode == 2, result.stderr
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    for words in ("decode", "past_key_values.0.key", "window", "export"):
+    for words in ("step_1", "past_key_values.0.key", "window", "export"):
         assert words in message
     assert "Traceback" not in result.stderr
     assert not (folder / "out" / case.name).exists()
