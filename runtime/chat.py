@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--system", metavar="TEXT", help="system message at the start of the conversation")
     args = parser.parse_args(argv)
-    options, settings = cli.sampling_options(args), cli.scheduler_settings(args)
+    options = cli.sampling_options(args)
     engine = cli.open_engine(args.artifact, args.threads, args.minimum_build)
     options.check_vocabulary(engine.manifest.model.vocab_size)
     spec = engine.manifest.tokenizer
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options,
         max_tokens=args.max_tokens,
         system=args.system,
-        settings=settings,
+        settings=cli.scheduler_settings(args, engine),
     )
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is not UTF-8 is refused with its message

@@ -75,9 +75,15 @@ def model_parser(command: str, description: str, *, max_tokens: int) -> argparse
     return parser
 
 
-def scheduler_settings(args: argparse.Namespace) -> SchedulerSettings:
-    """The flags of `model_parser` that say how steps are made."""
-    return SchedulerSettings(speculate=args.speculate)
+def scheduler_settings(args: argparse.Namespace, engine: "Engine") -> SchedulerSettings:
+    """The flags of `model_parser` that say how steps are made; raises `UserError` if the engine cannot follow them."""
+    if args.speculate and len(engine.step_rows) == 1:
+        raise UserError(
+            f"--speculate checks guesses in steps of several rows, but {args.artifact} has only steps of one: "
+            "compile with shape.step_rows: [1, 2, 4], or leave the flag out"
+        )
+    # a conversation goes on from its own tokens, whichever function has computed them
+    return SchedulerSettings(speculate=args.speculate, reuse="full")
 
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:

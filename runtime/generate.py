@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logprobs=args.logprobs,
         # a chat reply begins a new text, a continuation extends its prompt
         texts=[tokenizer.text_stream(args.stop, after=() if args.chat else ids) for ids in given] if tokenizer else (),
-        settings=cli.scheduler_settings(args),
+        settings=cli.scheduler_settings(args, engine),
     )
     collect = partial(outcomes.collect, steps, [len(ids) for ids in given], load_s, slots=engine.slots)
     if args.json:

@@ -14,7 +14,7 @@ from runtime.decoding.options import SamplingOptions
 from runtime.decoding.sampler import Sampler
 from runtime.engines.slot_model import SlotModel, capacity_of
 from runtime.errors import UserError
-from runtime.scheduling.prefix_cache import PrefixCache, check_fits
+from runtime.scheduling.prefix_cache import PrefixCache, check_fits, reuse_mode
 from runtime.scheduling.requests import Failed, Generated, Request
 from runtime.scheduling.scheduler import Scheduler
 from runtime.scheduling.settings import SchedulerSettings
@@ -58,7 +58,8 @@ def completions(
     for number, request in enumerate(requests, 1):
         check_fits(request.prompt_ids, capacity_of(model), f"prompt {number}" if len(requests) > 1 else "the prompt")
     if len(requests) == 1 and logprobs is None and isinstance(model, DrawingSlots) and model.can_draw(options):
-        steps = _drawn_by_device(model, requests[0])
+        mode = reuse_mode(model, settings or SchedulerSettings())
+        steps = _drawn_by_device(model, requests[0], PrefixCache(model, mode, snapshot_bytes=0))
         return ((0, step) for step in (with_text(steps, texts[0]) if texts else steps))
     return _scheduled(Scheduler(model, settings or SchedulerSettings(), time.perf_counter), requests, texts)
 
@@ -90,10 +91,10 @@ def _scheduled(
             yield index, step
 
 
-def _drawn_by_device(model: DrawingSlots, request: Request) -> Iterator[Step]:
+def _drawn_by_device(model: DrawingSlots, request: Request, prefixes: PrefixCache) -> Iterator[Step]:
     """Steps of one request, drawn by the model's device."""
     prompt = list(request.prompt_ids)
-    slot, reused = PrefixCache(model, "full" if model.same_bits_in_any_call else "exact", 0).take(prompt)
+    slot, reused = prefixes.take(prompt)
     sampler = Sampler(request.options, prompt)
     first = sampler.sample(model.feed(slot, prompt[reused.tokens :]))
     sampler.append(first)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from runtime.engines.slot_model import SlotModel
 from runtime.errors import UserError
-from runtime.scheduling.settings import ReuseMode
+from runtime.scheduling.settings import ReuseMode, SchedulerSettings
 from runtime.scheduling.snapshots import SavedPrefix, SnapshotStore
 
 # Tokens that are worth a copy: below, computing them anew takes hardly longer, and a slot or a snapshot is better left
@@ -169,6 +169,11 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
         else:
             high = middle - 1
     return low
+
+
+def reuse_mode(model: SlotModel, settings: SchedulerSettings) -> ReuseMode:
+    """The mode of the settings, or the model's own."""
+    return settings.reuse or ("full" if model.same_bits_in_any_call else "exact")
 
 
 def check_fits(prompt: Sequence[int], capacity: int | None, name: str = "the prompt") -> None:

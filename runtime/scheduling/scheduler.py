@@ -7,7 +7,7 @@ from runtime.decoding.generation import row_samplers
 from runtime.engines.slot_model import SlotModel, capacity_of
 from runtime.scheduling.calls import Calls, Outcome
 from runtime.scheduling.choice import Choice
-from runtime.scheduling.prefix_cache import PrefixCache, check_fits
+from runtime.scheduling.prefix_cache import PrefixCache, check_fits, reuse_mode
 from runtime.scheduling.requests import Ended, EndReason, Event, Failed, Generated, Request, RequestId, Started
 from runtime.scheduling.settings import SchedulerSettings
 from runtime.scheduling.statistics import Statistics
@@ -23,7 +23,7 @@ class Scheduler:
     def __init__(self, model: SlotModel, settings: SchedulerSettings, clock: Callable[[], float]) -> None:
         self._model = model
         self._settings = settings
-        mode = settings.reuse or ("full" if model.same_bits_in_any_call else "exact")
+        mode = reuse_mode(model, settings)
         speculates = model.same_bits_in_any_call if settings.speculate is None else settings.speculate
         self.prefixes = PrefixCache(model, mode, settings.snapshot_bytes)
         self.statistics = Statistics()

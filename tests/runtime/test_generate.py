@@ -336,6 +336,7 @@ def test_ctrl_c_keeps_what_was_generated(command, in_prefill):
         (["--prompt", "x", "--json", "--logprobs", "0"], "--logprobs is 0, expected at least 1"),
         (["--prompt", "x", "--stop", ""], "a stop string is empty"),
         (["--prompt", "x", "--max-tokens", "0"], "max_tokens is 0, expected at least 1"),
+        (["--prompt", "x", "--speculate"], "has only steps of one: compile with shape.step_rows"),
         (["--prompt", "a" * 200], "expected at most 20"),
     ],
 )

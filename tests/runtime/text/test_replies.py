@@ -8,9 +8,8 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from runtime.artifact.manifest import TokenizerSpec
-from runtime.decoding.conversation import Conversation
 from runtime.decoding.options import SamplingOptions
-from runtime.decoding.sampler import Sampler
+from runtime.scheduling.conversation import Conversation
 from runtime.text.replies import ReplyText, content_of, ends_in_thought, read_reply
 from runtime.text.stream import Step, with_text
 from runtime.text.tokenizer import open_tokenizer
@@ -166,7 +165,7 @@ def test_the_next_turn_is_what_mistral_common_encodes():
     tokenizer, ours, theirs = open_both("v13-tekken")
     said = written(tokenizer, "[THINK]", "2 and 2", "[/THINK]", "It is 4.")
     engine = ScriptedEngine([[*said, 2], [2]])
-    conversation = Conversation(engine, tokenizer, ours, Sampler(SamplingOptions()), max_tokens=50)
+    conversation = Conversation(engine, tokenizer, ours, SamplingOptions(), max_tokens=50)
     list(conversation.say("What is 2 + 2?"))
     list(conversation.say("Why?"))
     thinking = {"type": "thinking", "thinking": "2 and 2", "closed": True}
@@ -176,7 +175,7 @@ def test_the_next_turn_is_what_mistral_common_encodes():
         {"role": "user", "content": "Why?"},
     ]
     assert engine.fed == theirs.encode_chat_completion(ChatCompletionRequest.from_openai(messages)).tokens
-    assert engine.resets == 1  # the second turn feeds only what is new
+    assert engine.prompts[1] == [*engine.prompts[0], *said, *engine.prefills[1]]  # the second turn feeds what is new
 
 
 @pytest.mark.parametrize("special", [True, False])
