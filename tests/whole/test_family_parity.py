@@ -24,11 +24,14 @@ from export.proof.ladder import Case, Logits, load_trace
 from export.results import open_configured
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow, TargetSpec
+from runtime.engines.engine import Engine
 from tests.helpers import raw_mistral, reference
+from tests.helpers.checked_schedules import check_schedule
 from tests.helpers.families import FAMILIES, WINDOW
 
 CHUNK = 4  # divides the window, but not the other lengths
 CACHE_LEN = 2 * WINDOW + 3
+SHARED = ("ministral", "mixtral")  # whose slots are tested: windows that differ by layer, and a mixture of experts
 CUDA = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
 
 
@@ -38,6 +41,7 @@ class Proved:
 
     name: str
     checkpoint: Path
+    artifact: Path
     left_to_default_schedules: list[str]  # on CUDA
     model: ModelConfig
     weights: dict[str, NDArray[Any]]
@@ -53,7 +57,7 @@ def proved(request, tmp_path_factory) -> Proved:
     config = {
         "name": request.param,
         "frontend": {"checkpoint": "checkpoint"},
-        "shape": {"prefill_chunk": [CHUNK], "cache_len": CACHE_LEN},
+        "shape": {"prefill_chunk": [CHUNK], "cache_len": CACHE_LEN, "slots": 2 if request.param in SHARED else 1},
         "quantize": {"scheme": "none"},  # those that are carried have tests of their own
         "backend": {"target": "llvm"},
     }
@@ -69,14 +73,24 @@ def proved(request, tmp_path_factory) -> Proved:
         report = dispatch(import_graphs(graphs), CUDA).report
         left = [row.op for row in report if row.kernel == DEFAULT_SCHEDULE]
         weights = {tensor: checkpoint.tensor(tensor) for tensor in checkpoint.names()}
-        return Proved(request.param, folder / "checkpoint", left, checkpoint.model, weights, rows, cases, answers)
+        return Proved(
+            request.param,
+            folder / "checkpoint",
+            artifact.folder,
+            left,
+            checkpoint.model,
+            weights,
+            rows,
+            cases,
+            answers,
+        )
 
 
 def test_every_rung_passes_at_every_length(proved):
     # without a window, the chunk is the length at which things can go wrong
     size = WINDOW if any(proved.model.sliding_window) else CHUNK
-    assert {case.ids.shape[1] for case in proved.cases} >= {1, size - 1, size, size + 1, 2 * size + 3}
-    assert {row.rung for row in proved.rows} == {"1", "2", "3", "4"}
+    assert {len(case.sequences[0]) for case in proved.cases} >= {1, size - 1, size, size + 1, 2 * size + 3}
+    assert {row.rung for row in proved.rows} == {"1", "2", "3", "4", "5"}
     assert [row.compared for row in proved.rows if not row.passed] == []
     assert all(row.top1_agreement == 1 for row in proved.rows)
 
@@ -88,8 +102,8 @@ def test_a_plain_reference_says_the_same(proved):
     """
     bound = relative_bound(proved.model, CACHE_LEN, "fp32")
     for case, found in zip(proved.cases, proved.answers, strict=True):
-        expected = plain_logits(proved, case.ids[0].tolist())
-        for end, logits in zip(case.ends(), found, strict=True):
+        expected = plain_logits(proved, case.sequences[0].tolist())
+        for (end, *_), logits in zip(case.ends(), found, strict=True):
             assert end < 0 or reference.difference(logits[0], expected[end]) <= bound, (case.label, end)
 
 
@@ -99,6 +113,11 @@ def plain_logits(proved, ids):
         return reference.logits(proved.model, proved.weights, ids)
     params = json.loads(path.read_text())
     return raw_mistral.raw_logits(params, raw_mistral.raw_tensors(params), ids)
+
+
+def test_requests_that_share_steps_give_the_bits_that_they_give_alone(proved):
+    if proved.name in SHARED:
+        check_schedule(Engine.open(proved.artifact, threads=2), seed=0)
 
 
 def test_cuda_leaves_nothing_to_default_schedules(proved):
