@@ -128,6 +128,9 @@ class ReplayMemory(CudaMemory):
             super().launch(graph.work)
         graph.is_launched = True
 
+    def forget(self, graph):
+        """Nothing to free."""
+
 
 class FixedOutputs:
     """A virtual machine whose functions return the same tensor each time, as a recorded graph does."""
