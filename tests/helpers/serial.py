@@ -33,6 +33,7 @@ from runtime.artifact.tensor_file import TensorFile
 from runtime.engines import cuda, host
 from runtime.engines.cuda_memory import CudaMemory
 from runtime.engines.engine import Engine
+from runtime.engines.loaded_artifact import LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, start_machine
 from tests.helpers.drivers import stub_runtime
 
@@ -83,7 +84,13 @@ def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
         SimpleNamespace(manifest=manifest, sealed_library=lambda: folder / LIBRARY_FILE, weights=lambda: mapped),
         threads=2,
     )
-    return Engine(manifest, folder, loaded)
+    return _engine(manifest, folder, loaded)
+
+
+def _engine(manifest: Manifest, folder: Path, loaded: LoadedArtifact) -> Engine:
+    """An engine that expects of its functions what is expected of a GPU's."""
+    target = msgspec.structs.replace(manifest.target, kind="cuda")
+    return Engine(msgspec.structs.replace(manifest, target=target), folder, loaded)
 
 
 class HostDevice:
@@ -162,7 +169,7 @@ def stub_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
             folder / LIBRARY_FILE,
             weights or TensorFile.open(folder / WEIGHTS_FILE).map(),
         )
-    return Engine(manifest, folder, loaded)
+    return _engine(manifest, folder, loaded)
 
 
 class Host:
