@@ -6,6 +6,7 @@ The CUDA kernels run in their serial form, with a stand-in for the CUDA runtime.
 import gc
 import weakref
 
+import numpy as np
 import pytest
 
 from runtime.artifact.manifest import IDS, POSITIONS, SLOTS, Function, Signature, TensorSpec
@@ -38,11 +39,13 @@ def library(tmp_path):
 
 def drawn(engine, prompt, sampler, count, slot=0):
     """The ids after a prompt, drawn as `runtime.decoding` does: by the device if it can, otherwise by the host."""
-    found = [sampler.sample(engine.feed(slot, prompt), [])]
+    found = [sampler.sample(engine.feed(slot, prompt))]
+    sampler.append(found[0])
     if engine.can_draw(sampler.options):
         return [*found, *engine.draw(slot, found[0], sampler, count - 1)]
     while len(found) < count:
-        found.append(sampler.sample(engine.step([Row(slot, found[-1])])[0], []))
+        found.append(sampler.sample(engine.step([Row(slot, found[-1])])[0]))
+        sampler.append(found[-1])
     return found
 
 
@@ -76,7 +79,8 @@ def test_a_sequence_goes_on_after_an_end(engines):
         emptied(engine)
         sampler, prompt = Sampler(SAMPLED), prompt_of(engine)
         if engine.can_draw(SAMPLED):
-            first = sampler.sample(engine.feed(1, prompt), [])
+            first = sampler.sample(engine.feed(1, prompt))
+            sampler.append(first)
             ids = engine.draw(1, first, sampler, LONGEST - 5)
             ended = [first, next(ids), next(ids)]
             ids.close()
@@ -86,6 +90,44 @@ def test_a_sequence_goes_on_after_an_end(engines):
         other = drawn(engine, prompt[:2], Sampler(SAMPLED), 4, slot=0)
         found.append((ended, other, drawn(engine, prompt_of(engine, 4, seed=1), sampler, 6, slot=1)))
     assert found[0] == found[1]
+
+
+def test_another_call_ends_the_draws(engines):
+    """It takes the inputs of the step that is in flight; what is drawn so far stays."""
+    engine, prompt = emptied(engines.device), prompt_of(engines.device)
+    engine.feed(2, prompt)
+    ids = engine.draw(2, prompt[0], Sampler(GREEDY), 9)
+    taken = [next(ids), next(ids)]
+    logits = engine.step([Row(0, prompt[1])])
+    assert list(ids) == []
+    assert list(engine.tokens(2)) == [*prompt, prompt[0], taken[0]]
+    other = emptied(engines.host)
+    np.testing.assert_array_equal(logits, other.step([Row(0, prompt[1])]))
+    other.feed(2, prompt)
+    for token_id in (prompt[0], taken[0]):
+        other.step([Row(2, token_id)])
+    np.testing.assert_array_equal(engine.step([Row(2, taken[1])]), other.step([Row(2, taken[1])]))
+
+
+def test_a_step_in_flight_takes_its_column(engines):
+    """The column that it overwrites is lost, though its own does not count: no rewinding may need it."""
+    found = []
+    for engine in (engines.device, engines.host):
+        prompt = prompt_of(emptied(engine), 15)
+        sampler = Sampler(GREEDY)
+        engine.feed(1, prompt)
+        if engine.can_draw(GREEDY):
+            ids = engine.draw(1, prompt[0], sampler, 8)
+            taken = [next(ids) for _ in range(3)]
+            ids.close()
+        else:
+            for token_id in (prompt[0], *taken[:2]):
+                engine.step([Row(1, token_id)])
+        least = engines.device.least_rewind(1)
+        engine.rewind(1, least or 3)
+        found.append(engine.step([Row(1, prompt[3])]))
+    assert engines.full or least
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_model_is_given_back_at_once(library):
