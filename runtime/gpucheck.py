@@ -47,7 +47,7 @@ from runtime.gpu_check.report import (
     model_lines,
 )
 from runtime.gpu_check.torch_process import Product, ask_torch, ask_transformers
-from runtime.verify import Check, verify
+from runtime.verify import Check, verify, verify_draws
 
 Array = NDArray[Any]
 
@@ -192,39 +192,35 @@ def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Ch
     """
     from runtime.engines import cuda
     from runtime.engines.engine import Engine
+    from runtime.engines.side_by_side import SideBySide
 
     if not manifest.model.generates:
         return (), None
     loaded = cuda.load_library(device, manifest, sealed_library(folder, manifest), random_weights(manifest.weights))
     engine = Engine(manifest, folder, loaded)
-    checks = verify(engine)
+    checks = (*verify(SideBySide(engine, engine.slots)), *verify_draws(SideBySide(engine, 1)))
     if not all(check.ok for check in checks):
         return checks, None
-    return checks, measure(engine, manifest.model.vocab_size, WORKLOAD, step_bytes_of(manifest))
+    return checks, measure(SideBySide(engine, 1), manifest.model.vocab_size, WORKLOAD, step_bytes_of(manifest))
 
 
 def products_of(manifest: Manifest) -> list[Product]:
-    """The matrix products of one token and of the longest timed prompt, with their number per pass.
+    """The matrix products of one token and of the longest timed prompt, with their number per call.
 
     Empty for a mixture, and for a model that generates no text.
     """
     if manifest.model.n_experts is not None or not manifest.model.generates:
         return []
     found = []
-    longest = max(manifest.graphs, key=lambda graph: graph.tokens)
-    for graph, rows in (
-        ("decode", manifest.shape.batch),
-        (longest.name, manifest.shape.batch * max(WORKLOAD.prompt_tokens)),
-    ):
+    longest = max(manifest.functions, key=lambda function: function.tokens).name
+    for label, function, rows in (("decode", "step_1", 1), ("prefill", longest, max(WORKLOAD.prompt_tokens))):
         for call in manifest.calls:
-            if call.op == "linear" and graph in call.calls:
+            if call.op == "linear" and function in call.calls:
                 first = call.arguments[0]
-                # as for the head, which only a row's last token needs
-                one_each = prod(first["lead"]) == manifest.shape.batch
-                label = f"{manifest.name} {'decode' if graph == 'decode' else 'prefill'}"
+                one = prod(first["lead"]) == 1  # as for the head, which only a prompt's last token needs
                 found.append(
                     Product(
-                        label, manifest.shape.batch if one_each else rows, first["n"], first["k"], call.calls[graph]
+                        f"{manifest.name} {label}", 1 if one else rows, first["n"], first["k"], call.calls[function]
                     )
                 )
     return found

@@ -1,8 +1,9 @@
-"""An artifact on a CUDA device: weights and caches stay there, ids and positions are copied there, a call is one graph.
+"""An artifact on a CUDA device: weights and caches stay there, a call's inputs are copied there, a call is one graph.
 
 Loading ends with one run of each function on padding, which touches no cache but loads the kernels and allocates the
 workspace that they will need. The next call of a function records its launches without running them. From then on a
-call launches that graph, which reads ids, positions, caches and weights from the same addresses. Outputs come back into
+call launches that graph, which reads its inputs, caches and weights from the same addresses: ids, positions, slots and
+the column that is wanted are numbers in memory, so each function has one graph for all of them. Outputs come back into
 pinned memory; the host waits for nothing else. Steps that draw their own ids (`runtime.engines.cuda_sampler`) leave the
 outputs on the device.
 
@@ -17,17 +18,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.folder import Artifact
-from runtime.artifact.manifest import Manifest
+from runtime.artifact.manifest import COLUMN, IDS, POSITIONS, SLOTS, Manifest
+from runtime.engines.cuda_caches import CudaCaches
 from runtime.engines.cuda_device import Device
 from runtime.engines.cuda_function import GraphFunction
 from runtime.engines.cuda_sampler import CudaSampler
-from runtime.engines.loaded_artifact import PADDING_ID, SMALLER, LoadedArtifact, device_bytes
+from runtime.engines.loaded_artifact import HIDDEN, PADDING_ID, SMALLER, LoadedArtifact, device_bytes
 from runtime.engines.tvm_runtime import CPU_DEVICE, CUDA_DEVICE, kernel_of, open_library, start_machine
 from runtime.errors import UserError
+
+PADDING = {IDS: PADDING_ID, POSITIONS: HIDDEN, SLOTS: 0, COLUMN: 0}  # inputs of a call that touches no cache
 
 
 def load(opened: Artifact, threads: int) -> LoadedArtifact:
@@ -54,26 +57,23 @@ def load_library(
             advance,
         )
     device.memory.drop_stages()  # no upload as large follows
-    caches = [device.tensor(spec) for spec in manifest.graphs[-1].signature.caches]
+    rings = [device.tensor(spec) for spec in manifest.caches]
     functions = {
-        graph.tokens: GraphFunction(device, machine[graph.name], graph, [*caches, *weights])
-        for graph in manifest.graphs
+        described.name: GraphFunction(device, machine[described.name], described, [*rings, *weights])
+        for described in manifest.functions
     }
-    for tokens, function in functions.items():
-        ids, positions = function.inputs
-        ids[...] = PADDING_ID
-        positions[...] = np.arange(-tokens, 0)
+    for function in functions.values():
+        for name, array in function.inputs.items():
+            array[...] = PADDING[name]
         function()
     sample = next((call.kernel for call in manifest.calls if call.op == "sample"), None)
     device_sampler = None
     if sample is not None:
-        device_sampler = CudaSampler(device, functions[1], kernel_of(opened, sample))
-        device_sampler.begin(PADDING_ID, -1)
+        device_sampler = CudaSampler(device, functions["step_1"], kernel_of(opened, sample))
+        device_sampler.begin(PADDING_ID, HIDDEN, slot=0)
         device_sampler.start(temperature=1.0, top_k=1, draw=0.0)
         device_sampler.finish()
-    return LoadedArtifact(
-        {tokens: function.inputs for tokens, function in functions.items()}, dict(functions), caches, device_sampler
-    )
+    return LoadedArtifact(functions, CudaCaches(device.memory, manifest.caches, rings), device_sampler)
 
 
 def check_memory(needed: int, free: int) -> None:

@@ -1,12 +1,12 @@
 """Calls of compiled functions on a device, each of which becomes the launch of a recorded CUDA graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.artifact.manifest import CALL_INPUTS, Graph
+from runtime.artifact.manifest import Function
 from runtime.engines.cuda_device import Device
 from runtime.engines.cuda_memory import CudaMemory
 
@@ -41,31 +41,30 @@ class RecordedCall:
 
 
 class GraphFunction:
-    """One compiled graph bound to its tensors: `inputs` are pinned ids and positions (B, T), which a call reads."""
+    """One compiled function bound to its tensors (`runtime.engines.loaded_artifact.Call`); its inputs are pinned."""
 
-    def __init__(self, device: Device, function: Callable[..., Any], graph: Graph, rest: Sequence[Any]) -> None:
+    def __init__(self, device: Device, function: Callable[..., Any], described: Function, rest: Sequence[Any]) -> None:
         self._memory = device.memory
         self._on_stream = device.on_stream
         self._function = function
         self._rest = rest  # caches and weights
-        ids, positions = graph.signature.inputs[:CALL_INPUTS]
-        self.inputs: tuple[NDArray[np.int64], NDArray[np.int64]] = (
-            device.memory.pinned(ids.shape, np.int64),
-            device.memory.pinned(positions.shape, np.int64),
-        )
-        self.on_device = (device.tensor(ids), device.tensor(positions))
-        self._outputs = device.memory.pinned(graph.signature.outputs[0].shape, np.float32)
+        specs = described.signature.call
+        self.inputs: Mapping[str, NDArray[np.int64]] = {
+            spec.name: device.memory.pinned(spec.shape, np.int64) for spec in specs
+        }
+        self.on_device = {spec.name: device.tensor(spec) for spec in specs}
+        self._outputs = device.memory.pinned(described.signature.outputs[0].shape, np.float32)
         self._call = RecordedCall(device.memory)
 
     def run(self) -> Any:  # noqa: ANN401 (a tensor)
-        """Launch the function's kernels on the ids and positions on the device; the outputs stay there."""
+        """Launch the function's kernels on the inputs that are on the device; the outputs stay there."""
         with self._on_stream():
-            return self._function(*self.on_device, *self._rest)
+            return self._function(*self.on_device.values(), *self._rest)
 
     def send_inputs(self) -> None:
         """Start copying the inputs to the device."""
-        for array, tensor in zip(self.inputs, self.on_device, strict=True):
-            self._memory.to_device(tensor.data_ptr(), array)
+        for name, array in self.inputs.items():
+            self._memory.to_device(self.on_device[name].data_ptr(), array)
 
     def __call__(self) -> NDArray[np.float32]:
         """The outputs (B, T or 1, n_outputs) for the current inputs, in pinned memory that the next call reuses."""

@@ -5,7 +5,9 @@ version 13 (https://docs.nvidia.com/cuda/cuda-runtime-api/).
 """
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -76,24 +78,39 @@ class CudaMemory:
 
         `advance` gets the number of bytes of each stage.
         """
-        if not self._stages:
-            self._stages = [(self.pinned((STAGE_BYTES,), np.uint8), self.event()) for _ in range(2)]
-        current = 0
-        for device, array in pairs:
-            data = array.reshape(-1).view(np.uint8)
-            for start in range(0, data.size, STAGE_BYTES):
-                part = data[start : start + STAGE_BYTES]
-                stage, event = self._stages[current]
-                self.wait_for(event)  # the copy before last has left this stage
-                stage[: part.size] = part
-                self.to_device(device + start, stage[: part.size])
-                self.mark(event)
-                advance(part.size)
-                current = 1 - current
+        for (device, part), (stage, event) in zip(_parts(pairs), cycle(self._two_stages()), strict=False):
+            self.wait_for(event)  # the copy before last has left this stage
+            stage[: part.size] = part
+            self.to_device(device, stage[: part.size])
+            self.mark(event)
+            advance(part.size)
         self.wait()
 
+    def download(self, pairs: Iterable[tuple[int, NDArray[Any]]]) -> None:
+        """Copy from addresses on the device into contiguous arrays in any memory, one stage at a time."""
+        arriving: deque[tuple[NDArray[np.uint8], NDArray[np.uint8], ctypes.c_void_p]] = deque()
+
+        def take_first() -> None:
+            part, stage, event = arriving.popleft()
+            self.wait_for(event)
+            part[...] = stage[: part.size]
+
+        for (device, part), (stage, event) in zip(_parts(pairs), cycle(self._two_stages()), strict=False):
+            if len(arriving) == len(self._stages):
+                take_first()  # it has the stage that is next
+            self.to_host(stage[: part.size], device)
+            self.mark(event)
+            arriving.append((part, stage, event))
+        while arriving:
+            take_first()
+
+    def _two_stages(self) -> list[tuple[NDArray[np.uint8], ctypes.c_void_p]]:
+        if not self._stages:
+            self._stages = [(self.pinned((STAGE_BYTES,), np.uint8), self.event()) for _ in range(2)]
+        return self._stages
+
     def drop_stages(self) -> None:
-        """Free the buffers of an `upload` that has ended; the next upload allocates them again."""
+        """Free the buffers of uploads and downloads that have ended; the next one allocates them again."""
         for stage, event in self._stages:
             self._call("cudaEventDestroy", event)
             self._call("cudaFreeHost", ctypes.c_void_p(stage.ctypes.data))
@@ -164,3 +181,11 @@ class CudaMemory:
                 f"CUDA's {name} failed with error {status} ({(text(status) or b'').decode()}); "
                 "see what `nvidia-smi` says, and try again"
             )
+
+
+def _parts(pairs: Iterable[tuple[int, NDArray[Any]]]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The bytes of contiguous arrays, with the address of each on the device, in parts that fit a stage."""
+    for device, array in pairs:
+        data = array.reshape(-1).view(np.uint8)
+        for start in range(0, data.size, STAGE_BYTES):
+            yield device + start, data[start : start + STAGE_BYTES]

@@ -214,8 +214,8 @@ class Engine:
         Each is appended to the sampler's text. They may differ only through float32 rounding. Requires `can_draw`. The
         next step is started before an id is yielded, so that the device need not wait for the caller; that step's
         column counts only once the caller asks for the next id, and its column is the one that any other id would take.
-        An iterator ends when another one begins. Raises `UserError` like `step`, and for any logit that is infinite or
-        NaN.
+        An iterator ends when another one begins, and at any other call of a compiled function. Raises `UserError` like
+        `step`, and for any logit that is infinite or NaN.
         """
         device_sampler, room, held = self.loaded.device_sampler, self.room(slot), self._held[slot]
         assert device_sampler is not None
@@ -229,12 +229,12 @@ class Engine:
                 while in_flight < min(MAX_STEPS_IN_FLIGHT, left):
                     device_sampler.start(*sampler.device_options(in_flight))
                     in_flight += 1
+                    held.written = max(held.written, len(held.tokens) + in_flight)
                 drawn = device_sampler.finish()
                 in_flight -= 1
                 if drawn < 0:
                     raise UserError(NOT_FINITE)
                 held.tokens.append(token_id)
-                held.written = max(held.written, len(held.tokens))
                 token_id = drawn
                 sampler.append(drawn)
                 yield drawn
@@ -242,7 +242,7 @@ class Engine:
                     return
         finally:
             if self._draw_call is this_call:
-                device_sampler.abandon()
+                self._end_draws()
 
     def outputs(self, slot: int, ids: Sequence[int], *, size: int | None = None) -> NDArray[np.float32]:
         """As `prefill`, for any head: its outputs (tokens, n_outputs), or (1, n_outputs) for the last token."""
@@ -263,12 +263,18 @@ class Engine:
 
         A slot has new tokens only once the call is over: an interrupt leaves it as it was, or nearly.
         """
+        self._end_draws()  # which have inputs of a call on the device
         for slot, ids in added.items():
             self._held[slot].written = max(self._held[slot].written, len(self._held[slot].tokens) + len(ids))
         outputs = call()
         for slot, ids in added.items():
             self._held[slot].tokens.extend(ids)
         return outputs
+
+    def _end_draws(self) -> None:
+        if self._draw_call is not None and self.loaded.device_sampler is not None:
+            self.loaded.device_sampler.abandon()
+        self._draw_call = None
 
     def _check_head(self, *, generates: bool) -> None:
         model = self.manifest.model

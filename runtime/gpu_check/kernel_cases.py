@@ -80,10 +80,8 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     weights, (matrix,) = _matrix(call, random, MATRIX, n, k, group_size)
     residual = [random.normal(call.parameters[names.index("residual")].shape)] if "residual" in names else []
     y_rows = random.sample(prod(arguments["lead"]), ROWS)
-    last_of = arguments["last_of"]
-    wide = x.reshape(-1, k)[y_rows if last_of is None else [i * last_of + last_of - 1 for i in y_rows]].astype(
-        np.float64
-    )
+    column = random.whole((1,), 0, arguments["one_of"], "int64") if "column" in names else None
+    wide = x.reshape(-1, k)[y_rows if column is None else column].astype(np.float64)
     if gain:
         wide = wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * gain[0]
     loss = NORM_ERROR * len(gain) + rounding * (len(gain) + matrix.grouped)  # of the factors, each by itself
@@ -100,7 +98,8 @@ def _linear(call: KernelCall, random: Random, rounding: float) -> KernelCase:
             bound = bound + EPS * np.abs(values)
         expected.append(Expected(output, _part(y_rows, columns, n_out), values, bound))
     held = tuple(i for i, name in enumerate(names) if name in MATRIX)
-    return KernelCase([x, *gain, *weights, *residual, empty(call.parameters[output])], held, output, tuple(expected))
+    inputs = [x, *([] if column is None else [column]), *gain, *weights, *residual]
+    return KernelCase([*inputs, empty(call.parameters[output])], held, output, tuple(expected))
 
 
 def _part(rows: Sequence[int], columns: slice, n_out: int) -> Callable[[Array], Array]:

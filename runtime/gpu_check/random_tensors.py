@@ -81,6 +81,10 @@ class Random:
     def _repeated(pool: Array, shape: Sequence[int]) -> Array:
         return pool.reshape(shape) if pool.size == np.prod(shape) else np.resize(pool, shape)
 
+    def permutation(self, size: int) -> Array:
+        """The numbers below `size` in random order."""
+        return self.generator.permutation(size)
+
     def sample(self, size: int, count: int) -> list[int]:
         """At most `count` different indices, including the first and the last."""
         inner = self.generator.permutation(np.arange(1, max(size - 1, 1)))[: max(count - 2, 0)]

@@ -15,7 +15,7 @@ from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes
 from runtime.verify import Check
 
 FUSED = {"norm_eps": "norm", "swiglu": "SwiGLU", "residual": "residual"}  # added to a product by `label_of`
-HEADING = ("error/bound", "us", "GB/s", "TFLOP/s", "share", "kernel", "computes", "graphs")
+HEADING = ("error/bound", "us", "GB/s", "TFLOP/s", "share", "kernel", "computes", "functions")
 WIDTHS = (12, 10, 8, 9, 12, 20, 44, 0)
 
 
@@ -107,10 +107,9 @@ def label_of(call: KernelCall) -> str:
         fused = [name for key, name in FUSED.items() if first.get(key)]
         return ", ".join([f"{prod(first['lead'])} x {first['k']} -> {first['n']} {first['weight']['dtype']}", *fused])
     if call.op == "rolling_attention":
-        return (
-            f"{first['tokens']} tokens, {first['n_heads']}/{first['n_kv_heads']} heads of {first['head_dim']}, "
-            f"{first['cache_len']} slots"
-        )
+        size = f"{first['rows']} rows" if first["tokens"] == 1 else f"{first['tokens']} tokens"
+        heads = f"{first['n_heads']}/{first['n_kv_heads']} heads of {first['head_dim']}"
+        return f"{size}, {heads}, {first['window']} columns"
     if call.op == "mixture":
         return (
             f"{prod(first['lead'])} x {first['dim']}, "

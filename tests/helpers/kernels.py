@@ -41,6 +41,13 @@ def compiled_serially(function):
     return _executable(function, **SERIAL_FORM)["kernel"]
 
 
+def run(kernel, *arrays):
+    """Call a compiled kernel; return the arrays as it left them."""
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    kernel(*tensors)
+    return [tensor.numpy() for tensor in tensors]
+
+
 def machine_code(function, processor):
     """A kernel's instructions as text, whether or not this machine can run them."""
     return _executable(function, processor).mod.inspect_source("s")

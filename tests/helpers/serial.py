@@ -4,12 +4,16 @@ It exercises the GPU's graph, packing and calls on a machine without a GPU.
 """
 
 import contextlib
+import ctypes
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from build.compiler import tvm
@@ -26,10 +30,12 @@ from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
 from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import SCHEMA_VERSION, KernelCall, Manifest, TargetSpec
 from runtime.artifact.tensor_file import TensorFile
-from runtime.engines import host
+from runtime.engines import cuda, host
 from runtime.engines.cuda_memory import CudaMemory
 from runtime.engines.engine import Engine
-from runtime.engines.tvm_runtime import load_runtime
+from runtime.engines.loaded_artifact import LoadedArtifact
+from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, start_machine
+from tests.helpers.drivers import stub_runtime
 
 
 def serial_kernels(target: TargetSpec) -> Kernels:
@@ -61,7 +67,7 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
         shape=record.shape,
         quantization=record.quantization,
         target=spec,
-        graphs=record.graphs,
+        functions=record.functions,
         weights=packed_weights(record, "cuda"),
         tokenizer=None,
         overrides={},
@@ -78,31 +84,92 @@ def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
         SimpleNamespace(manifest=manifest, sealed_library=lambda: folder / LIBRARY_FILE, weights=lambda: mapped),
         threads=2,
     )
-    return Engine(manifest, folder, loaded)
+    return _engine(manifest, folder, loaded)
+
+
+def _engine(manifest: Manifest, folder: Path, loaded: LoadedArtifact) -> Engine:
+    """An engine that expects of its functions what is expected of a GPU's."""
+    target = msgspec.structs.replace(manifest.target, kind="cuda")
+    return Engine(msgspec.structs.replace(manifest, target=target), folder, loaded)
 
 
 class HostDevice:
-    """`runtime.engines.cuda_device.Device` with TVM's own tensors in this machine's memory."""
+    """`runtime.engines.cuda_device.Device` with TVM's own tensors in this machine's memory, on `stub_runtime`."""
 
-    def __init__(self, memory: CudaMemory) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         self.description = SimpleNamespace(name="this machine")
         self.ffi = load_runtime(1)
-        self.memory = memory
-        self.on_stream = contextlib.nullcontext
+        self.library = library
+        self.memory = ReplayMemory(library)
 
     def tensor(self, spec):
         allocate = self.ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         return allocate(self.ffi.Shape(spec.shape), self.ffi.dtype(spec.dtype), self.ffi.device("cpu", 0), None)
 
+    def on_stream(self):
+        """Kernels run at once, after what was started before them."""
+        self.library.run_queued()
+        return contextlib.nullcontext()
+
+
+class Replay:
+    """A recorded graph: the function to call, which recording has called once already."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self.work = ctypes.CFUNCTYPE(None)(run)
+        self.is_launched = False
+
 
 class ReplayMemory(CudaMemory):
-    """A stand-in whose graphs are the function to be recorded: launching a graph runs it."""
+    """A stand-in whose graphs are the function to be recorded: launching a graph queues it.
+
+    Recording one calls it, since that is how its output gets a place; the launch that follows finds this done.
+    """
 
     def record(self, run):
-        return run
+        run()
+        return Replay(run)
 
     def launch(self, graph):
-        graph()
+        if graph.is_launched:
+            super().launch(graph.work)
+        graph.is_launched = True
+
+    def forget(self, graph):
+        """Nothing to free."""
+
+
+class FixedOutputs:
+    """A virtual machine whose functions return the same tensor each time, as a recorded graph does."""
+
+    def __init__(self, machine: Any) -> None:
+        self.machine = machine
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        function, kept = self.machine[name], []
+
+        def call(*arguments: Any) -> Any:
+            output = function(*arguments)
+            if kept:
+                ctypes.memmove(kept[0].data_ptr(), output.data_ptr(), np.from_dlpack(output).nbytes)
+            else:
+                kept.append(output)
+            return kept[0]
+
+        return call
+
+
+def stub_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
+    """The CUDA engine on a folder of `compile_serial`, over `stub_runtime`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "start_machine", lambda library, *_: FixedOutputs(start_machine(library, CPU_DEVICE)))
+        loaded = cuda.load_library(
+            HostDevice(stub_runtime(folder)),
+            manifest,
+            folder / LIBRARY_FILE,
+            weights or TensorFile.open(folder / WEIGHTS_FILE).map(),
+        )
+    return _engine(manifest, folder, loaded)
 
 
 class Host:

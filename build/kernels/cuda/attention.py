@@ -1,11 +1,12 @@
-"""Rolling attention of several tokens: split qkv, rotate, attend over past and new columns, then write the new columns.
+"""Rolling attention of several tokens: split qkv, rotate, write the new columns into the ring, attend over the ring.
 
-No copy of the cache is made. The ring is that of `build/kernels/cpu/attention.py`: the key of position p is in slot p
-mod W. There are three launches. First, the new columns are rotated and rounded into a scratch buffer that is laid out
-like a ring, so that past and new columns are read alike. Then comes all attention, because the new columns replace
-positions that the first queries still see, and last the ring. In the second launch, a block handles one query of one
-head. It walks its keys in tiles with a running maximum and sum (online softmax, Milakov and Gimelshein 2018, arXiv
-1805.02867), so that no row of scores is ever stored. Where `flash_attention.py` suits, it is the second launch.
+No copy of the cache is made. The rings are those of `build/kernels/cpu/attention.py`: the key of position p is in
+column p mod ring_len of its slot, and a ring has room for the new columns beside all that their tokens still see. So
+there are two launches: first, all new columns are written, and then the tokens attend over the ring alone, which they
+read in order of position. Columns that a ring still holds from positions beyond a query's own, such as those of tokens
+that were taken back, are never read. In the second launch, a block handles one query of one head. It walks its keys in
+tiles with a running maximum and sum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), so that no row of
+scores is ever stored. Where `flash_attention.py` suits, it is the second launch.
 
 Bytes per query and head: 2 * visible * head_dim * itemsize; operations: 4 * visible * head_dim.
 """
@@ -19,15 +20,7 @@ from build.kernels.cache_numbers import Cache, declared, unused_parameters
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.decode_attention import decode_attention
 from build.kernels.cuda.flash_attention import flash_attention, suits
-from build.kernels.cuda.ring import (
-    HIDDEN,
-    SMALLEST_TOTAL,
-    cache_of,
-    column_writer,
-    ring_writer,
-    rotated_element,
-    stored_number,
-)
+from build.kernels.cuda.ring import HIDDEN, SMALLEST_TOTAL, ring_writer, rotated_element, stored_number
 from build.kernels.parameters import without
 from build.kernels.rotary import query_scale
 from build.kernels.shapes import RollingAttention
@@ -46,15 +39,16 @@ TILE = Tile(threads=128, keys=32)
 
 
 def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
-    """Kernel from qkv, the rotary cosines and sines, positions and both rings to the attention's output.
+    """Kernel from qkv, the rotary cosines and sines, positions, slots and both rings to the attention's output.
 
-    Arguments: qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T), key ring, value ring and,
-    for int8 and int4, both rings of scales, then for int4 both of minima. All rings are updated in place. The output
-    (B, T, n_heads * head_dim) is a new tensor, which comes before the rings in the results. Positions are consecutive
-    in each sequence; negative ones are padding, which is neither written nor seen. With `tensor_cores`, queries, shares
-    (softmax weights) and the numbers of int8 and int4 rings may be rounded to float16 for several tokens.
+    Arguments: qkv (B, T, qkv_dim), cos and sin (B, 1, T, head_dim / 2), positions (B, T), the slot of each row (B,),
+    key ring, value ring and, for int8 and int4, both rings of scales, then for int4 both of minima. All rings are
+    updated in place. The output (B, T, n_heads * head_dim) is a new tensor, which comes before the rings in the
+    results. Either B or T is 1. The tokens of a row have consecutive positions, and those of -1 may follow, which are
+    neither written nor seen. With `tensor_cores`, queries, shares (softmax weights) and the numbers of int8 and int4
+    rings may be rounded to float16 for several tokens.
     """
-    B, N, H, D = shape.batch, shape.tokens, shape.n_heads, shape.head_dim
+    B, N, H, D = shape.rows, shape.tokens, shape.n_heads, shape.head_dim
     half, ring = D // 2, declared(shape)
     body = _body(shape, on, tensor_cores=tensor_cores)
 
@@ -64,6 +58,7 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
         cos: T.Buffer((B, 1, N, half), "float32"),
         sin: T.Buffer((B, 1, N, half), "float32"),
         positions: T.Buffer((B, N), "int64"),
+        slots: T.Buffer((B,), "int64"),
         keys: T.Buffer(ring.numbers.shape, ring.numbers.dtype),
         values: T.Buffer(ring.numbers.shape, ring.numbers.dtype),
         key_scales: T.Buffer(ring.scales.shape, ring.scales.dtype),
@@ -78,6 +73,7 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
             cos,
             sin,
             positions,
+            slots,
             Cache(keys, key_scales, key_minima),
             Cache(values, value_scales, value_minima),
             out,
@@ -87,39 +83,23 @@ def rolling_attention(shape: RollingAttention, on: Binding = GPU, *, tensor_core
 
 
 def _body(shape: RollingAttention, on: Binding, *, tensor_cores: bool):
-    """Inline `body(qkv, cos, sin, positions, keys, values, out)`: the launches that the shape needs."""
+    """Inline `body(qkv, cos, sin, positions, slots, keys, values, out)`: the launches that the shape needs."""
     if shape.tokens == 1:
         return decode_attention(shape, on)
     attend = (flash_attention if tensor_cores and suits(shape) else _attend)(shape, on)
-    write_new = column_writer(shape, shape.tokens, lambda _position, i: i, on)
-    write_ring = ring_writer(shape, on)
+    write = ring_writer(shape, on)
 
     @T.inline
-    def launches(qkv, cos, sin, positions, keys, values, new_keys, new_values, out):
-        write_new(qkv, cos, sin, positions, new_keys, new_values)
-        attend(qkv, cos, sin, positions, keys, values, new_keys, new_values, out)
-        write_ring(qkv, cos, sin, positions, keys, values)
-
-    @T.inline
-    def body(qkv, cos, sin, positions, keys, values, out):
-        launches(
-            qkv,
-            cos,
-            sin,
-            positions,
-            keys,
-            values,
-            cache_of(shape, shape.tokens),
-            cache_of(shape, shape.tokens),
-            out,
-        )
+    def body(qkv, cos, sin, positions, slots, keys, values, out):
+        write(qkv, cos, sin, positions, slots, keys, values)
+        attend(qkv, cos, sin, positions, slots, keys, values, out)
 
     return body
 
 
 def _attend(shape: RollingAttention, on: Binding):
-    """The second launch: one block per query of each head."""
-    B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
+    """The second launch: one block per query of each head, of one row's tokens."""
+    N, H, D, W, L = shape.tokens, shape.n_heads, shape.head_dim, shape.window, shape.ring_len
     group = shape.n_heads // shape.n_kv_heads
     threads, tile = TILE.threads, TILE.keys
     sharing = threads // tile  # threads per dot product
@@ -131,16 +111,12 @@ def _attend(shape: RollingAttention, on: Binding):
     rotated, number = rotated_element(shape), stored_number(shape)
 
     @T.inline
-    def load_keys(keys, new_keys, key_tile, b, h, first, n_past, count, start, new_start, t):
-        """Load keys first .. first + tile - 1 that the query sees into key_tile; keys past `count` stay as they are."""
+    def load_keys(keys, key_tile, slot, h, first, end, t):
+        """Load the keys of positions first .. first + tile - 1 into key_tile; those from `end` on stay as they are."""
         for c in T.serial(-(-tile * D // threads)):
             e = c * threads + t
-            j = first + e // D
-            if e < tile * D and j < count:
-                if j < n_past:
-                    key_tile[e // D * stride + e % D] = number(keys, b, h, (start + j) % W, e % D)
-                else:
-                    key_tile[e // D * stride + e % D] = number(new_keys, b, h, new_start + j - n_past, e % D)
+            if e < tile * D and first + e // D < end:
+                key_tile[e // D * stride + e % D] = number(keys, slot, h, (first + e // D) % L, e % D)
 
     @T.inline
     def score(query, key_tile, partial, t):
@@ -153,10 +129,10 @@ def _attend(shape: RollingAttention, on: Binding):
         partial[t // tile, t % tile] = total[0]
 
     @T.inline
-    def sum_scores(partial, scores, first, count, t):
-        """Set scores[j] to the sum of its pieces, or to HIDDEN past `count`."""
+    def sum_scores(partial, scores, first, end, t):
+        """Set scores[j] to the sum of its pieces, or to HIDDEN from position `end` on."""
         if t < tile:
-            if first + t < count:
+            if first + t < end:
                 scores[t] = T.float32(0)
                 for c in T.serial(sharing):
                     scores[t] = scores[t] + partial[c, t]
@@ -164,7 +140,7 @@ def _attend(shape: RollingAttention, on: Binding):
                 scores[t] = T.float32(HIDDEN)
 
     @T.inline
-    def mix(values, new_values, scores, maximum, total, mixed, b, h, first, n_past, count, start, new_start, t):
+    def mix(values, scores, maximum, total, mixed, slot, h, first, end, t):
         """Fold one tile into the thread's running maximum, sum and outputs."""
         best = T.alloc_buffer((1,), "float32", scope=on.private)
         weight = T.alloc_buffer((1,), "float32", scope=on.private)
@@ -176,24 +152,18 @@ def _attend(shape: RollingAttention, on: Binding):
         total[on.own(t)] = total[on.own(t)] * weight[0]
         for c in on.unroll(owned):
             mixed[on.own(t), c] = mixed[on.own(t), c] * weight[0]
-        for j in T.serial(T.min(tile, count - first)):
+        for j in T.serial(T.min(tile, end - first)):
             weight[0] = T.exp(scores[j] - best[0])
             total[on.own(t)] = total[on.own(t)] + weight[0]
             for c in on.unroll(owned):
-                d = c * threads + t
-                if d < D:
-                    if first + j < n_past:
-                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * number(
-                            values, b, h, (start + first + j) % W, d
-                        )
-                    else:
-                        mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * number(
-                            new_values, b, h, new_start + first + j - n_past, d
-                        )
+                if c * threads + t < D:
+                    mixed[on.own(t), c] = mixed[on.own(t), c] + weight[0] * number(
+                        values, slot, h, (first + j) % L, c * threads + t
+                    )
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys, values, new_keys, new_values, out):
-        for block in on.blocks(B * N * H):
+    def body(qkv, cos, sin, positions, slots, keys, values, out):
+        for block in on.blocks(N * H):
             query = T.alloc_buffer((D,), "float32", scope=on.shared)
             key_tile = T.alloc_buffer((tile * stride,), "float32", scope=on.shared)
             partial = T.alloc_buffer((sharing, tile), "float32", scope=on.shared)
@@ -201,54 +171,35 @@ def _attend(shape: RollingAttention, on: Binding):
             maximum = T.alloc_buffer((on.copies(threads),), "float32", scope=on.private)
             total = T.alloc_buffer((on.copies(threads),), "float32", scope=on.private)
             mixed = T.alloc_buffer((on.copies(threads), owned), "float32", scope=on.private)
-            b = block // (N * H)
-            i = block % (N * H) // H
+            i = block // H
             head = block % H
             h = head // group
-            begin = T.Cast("int32", positions[b, 0])  # first position of the chunk
-            oldest = T.max(begin + i - (W - 1), 0)  # the first position that this query sees
-            n_past = T.max(begin - oldest, 0)
-            # The first new column that this query sees: padding and a chunk longer than W hide some.
-            new_start = T.max(oldest - begin, 0)
-            count = n_past + T.max(i + 1 - new_start, 0)
-            start = oldest % W
+            slot = T.Cast("int32", slots[0])
+            end = T.Cast("int32", positions[0, i]) + 1  # past the positions that this query sees; 0 for padding
+            oldest = T.max(end - W, 0)
             for t in on.threads(threads):
                 maximum[on.own(t)] = T.float32(HIDDEN)
                 total[on.own(t)] = T.float32(0)
                 for c in on.unroll(owned):
                     mixed[on.own(t), c] = T.float32(0)
                     if c * threads + t < D:
-                        query[c * threads + t] = query_scale(shape, begin + i) * rotated(
-                            qkv, cos, sin, b, i, head * D, c * threads + t
+                        query[c * threads + t] = query_scale(shape, end - 1) * rotated(
+                            qkv, cos, sin, 0, i, head * D, c * threads + t
                         )
-            for step in T.serial((count + tile - 1) // tile):
+            for step in T.serial((end - oldest + tile - 1) // tile):
+                first = oldest + step * tile
                 for t in on.threads(threads):
-                    load_keys(keys, new_keys, key_tile, b, h, step * tile, n_past, count, start, new_start, t)
+                    load_keys(keys, key_tile, slot, h, first, end, t)
                 for t in on.threads(threads):
                     score(query, key_tile, partial, t)
                 for t in on.threads(threads):
-                    sum_scores(partial, scores, step * tile, count, t)
+                    sum_scores(partial, scores, first, end, t)
                 for t in on.threads(threads):
-                    mix(
-                        values,
-                        new_values,
-                        scores,
-                        maximum,
-                        total,
-                        mixed,
-                        b,
-                        h,
-                        step * tile,
-                        n_past,
-                        count,
-                        start,
-                        new_start,
-                        t,
-                    )
+                    mix(values, scores, maximum, total, mixed, slot, h, first, end, t)
             for t in on.threads(threads):
                 for c in on.unroll(owned):
                     if c * threads + t < D:
-                        out[b, i, head * D + c * threads + t] = mixed[on.own(t), c] / T.max(
+                        out[0, i, head * D + c * threads + t] = mixed[on.own(t), c] / T.max(
                             total[on.own(t)], T.float32(SMALLEST_TOTAL)
                         )
 

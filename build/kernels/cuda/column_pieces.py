@@ -22,15 +22,15 @@ def supports(shape: RollingAttention) -> bool:
     return shape.cache_dtype in STORED_WORDS
 
 
-def pieces_of(shape: RollingAttention, slots: int, cache: Cache) -> Cache:
-    """The same memory with numbers as words: (B, n_kv_heads, slots, pieces or pairs of them, words)."""
+def pieces_of(shape: RollingAttention, cache: Cache) -> Cache:
+    """The same memory with numbers as words: (slots, n_kv_heads, ring_len, pieces or pairs of them, words)."""
     pieces = shape.head_dim // PIECE // (2 if shape.stored.group else 1)
-    sizes = (shape.batch, shape.n_kv_heads, slots, pieces, STORED_WORDS[shape.cache_dtype])
+    sizes = (shape.slots, shape.n_kv_heads, shape.ring_len, pieces, STORED_WORDS[shape.cache_dtype])
     return cache._replace(numbers=T.decl_buffer(sizes, "uint32", data=cache.numbers.data))
 
 
 def piece_loader(shape: RollingAttention):
-    """Inline `load(cache, b, h, slot, part, loaded, at)`: load a piece of a column into loaded[at : at + WORDS].
+    """Inline `load(cache, slot, h, column, part, loaded, at)`: load a piece of a column into loaded[at : at + WORDS].
 
     The scale follows the numbers, of int4 with the minimum in one register.
     """
@@ -42,19 +42,19 @@ def piece_loader(shape: RollingAttention):
         return T.Cast("uint32", T.reinterpret("uint16", number))
 
     @T.inline
-    def load(cache, b, h, slot, part, loaded, at):
+    def load(cache, slot, h, column, part, loaded, at):
         if grouped:
             group = part // (GROUP // PIECE)
             for v in T.vectorized(words):
-                loaded[at + v] = cache.numbers[b, h, slot, group * in_half + part % in_half, v]
-            loaded[at + words] = bits(cache.scales[b, h, slot, group]) | (
-                bits(cache.minima[b, h, slot, group]) << T.uint32(16)
+                loaded[at + v] = cache.numbers[slot, h, column, group * in_half + part % in_half, v]
+            loaded[at + words] = bits(cache.scales[slot, h, column, group]) | (
+                bits(cache.minima[slot, h, column, group]) << T.uint32(16)
             )
         else:
             for v in T.vectorized(words):
-                loaded[at + v] = cache.numbers[b, h, slot, part, v]
+                loaded[at + v] = cache.numbers[slot, h, column, part, v]
             if scaled:
-                loaded[at + words] = T.reinterpret("uint32", cache.scales[b, h, slot, 0])
+                loaded[at + words] = T.reinterpret("uint32", cache.scales[slot, h, column, 0])
 
     return load
 

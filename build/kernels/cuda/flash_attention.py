@@ -1,15 +1,18 @@
 """The second launch of `attention.py` for many tokens on tensor cores, with queries and shares in float16.
 
 Each block takes 64 rows of queries, which are a few tokens times the heads that share a key head, and walks all columns
-that any of them sees, 64 at a time, by position. Both products are `mma.sync` (`mma.py`), and the four lanes that hold
-a row also keep its running maximum and sum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867). The sums of
-the first product are laid out just as the second takes its factor, as in FlashAttention-2 (Dao 2023, arXiv
-2307.08691). While one product is computed, the columns of the next are in flight, as stored; on their way into shared
-memory, numbers of a narrower cache become float16.
+that any of them sees, 64 at a time, by position. Tiles begin at multiples of 64 positions, and columns that a row does
+not see add exactly zero to its sums, so these have one order wherever a chunk begins. Both products are `mma.sync`
+(`mma.py`), and the four lanes that hold a row also keep its running maximum and sum (online softmax, Milakov and
+Gimelshein 2018, arXiv 1805.02867). The sums of the first product are laid out just as the second takes its factor, as
+in FlashAttention-2 (Dao 2023, arXiv 2307.08691). While one product is computed, the columns of the next are in flight,
+as stored; on their way into shared memory, numbers of a narrower cache become float16.
 
 Bytes per block: the keys and values of all columns that it sees, mostly through the second-level (L2) cache.
 Operations: 4 * visible * n_heads * head_dim per token.
 """
+
+from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
@@ -36,6 +39,15 @@ LOG2_E = 1.4426950408889634
 LOWEST = -1e30
 
 
+class Place(NamedTuple):
+    """Where a block's columns are: positions `oldest` .. `newest` of one key head in the ring of a slot."""
+
+    slot: Any
+    h: Any
+    oldest: Any
+    newest: Any
+
+
 def suits(shape: RollingAttention) -> bool:
     """Whether `flash_attention` supports such a shape and is worth using for it."""
     group = shape.n_heads // shape.n_kv_heads
@@ -48,7 +60,7 @@ def flash_attention(shape: RollingAttention, on: Binding):
 
     Row r is head r % group of token r // group.
     """
-    B, N, H, D, W = shape.batch, shape.tokens, shape.n_heads, shape.head_dim, shape.cache_len
+    N, H, D, W, L = shape.tokens, shape.n_heads, shape.head_dim, shape.window, shape.ring_len
     KV, group = shape.n_kv_heads, shape.n_heads // shape.n_kv_heads
     rows, pieces = N * group, D // PIECE
     blocks = -(-rows // ROWS)
@@ -64,41 +76,36 @@ def flash_attention(shape: RollingAttention, on: Binding):
     largest_of_quad, sum_of_quad = mma.quad_reduction(on, T.max), mma.quad_reduction(on, lambda a, b: a + b)
     scale = T.float32(shape.scale * LOG2_E)  # of scores, which become exponents of two
 
-    def query(qkv, cos, sin, begin, b, h, r, d):
+    def query(qkv, cos, sin, begin, h, r, d):
         """Element d of row r's query."""
-        value = rotated(qkv, cos, sin, b, r // group, (h * group + r % group) * D, d)
+        value = rotated(qkv, cos, sin, 0, r // group, (h * group + r % group) * D, d)
         return with_position_factor(shape, begin + r // group, value)
 
     @T.inline
-    def load_queries(qkv, cos, sin, begin, b, h, m, queries, t):
+    def load_queries(qkv, cos, sin, begin, h, m, queries, t):
         """Load a lane's pairs of its warp's 16 rows; rows past the last compute it again."""
         for depth in on.unroll(depths):
             for i in on.unroll(mma.A):
                 r = T.min(m + t // WARP * mma.ROWS + mma.fragment_row(t, i), rows - 1)
                 d = depth * mma.DEPTH + (t % QUAD + i // 2 * 4) * PAIR
                 queries[on.own(t), depth * mma.A + i] = pair(
-                    query(qkv, cos, sin, begin, b, h, r, d), query(qkv, cos, sin, begin, b, h, r, d + 1)
+                    query(qkv, cos, sin, begin, h, r, d), query(qkv, cos, sin, begin, h, r, d + 1)
                 )
 
     @T.inline
-    def load_column(ring, new, b, h, position, begin, last, part, loaded, at):
+    def load_column(ring, place, position, part, loaded, at):
         """Load a piece of the column of a position into loaded[at :].
 
-        The column is in the ring or among the new ones; beyond the last position, the last column is loaded.
+        For a position that no row sees, it is another column that one does: what lies there may not be a number.
         """
-        column = T.min(position, last)
-        if column < begin:
-            load_piece(ring, b, h, column % W, part, loaded, at)
-        else:
-            load_piece(new, b, h, column - begin, part, loaded, at)
+        column = T.max(T.min(position, place.newest), place.oldest) % L
+        load_piece(ring, place.slot, place.h, column, part, loaded, at)
 
     @T.inline
-    def fetch_keys(ring, new, b, h, first, begin, last, loaded, t):
+    def fetch_keys(ring, place, first, loaded, t):
         for c in on.unroll(loads):
             u = c * THREADS + t
-            load_column(
-                ring, new, b, h, first + u // pieces, begin, last, u % pieces, loaded, (on.own(t) * loads + c) * WORDS
-            )
+            load_column(ring, place, first + u // pieces, u % pieces, loaded, (on.own(t) * loads + c) * WORDS)
 
     @T.inline
     def put_keys(loaded, key_tile, t):
@@ -111,12 +118,12 @@ def flash_attention(shape: RollingAttention, on: Binding):
                 key_tile[u // pieces * key_stride + u % pieces * WORDS + v] = pairs[v]
 
     @T.inline
-    def fetch_values(ring, new, b, h, first, begin, last, loaded, t):
+    def fetch_values(ring, place, first, loaded, t):
         """Load the same 8 numbers of two neighbouring positions, alternately."""
         for c in on.unroll(loads):
             u = c // 2 * THREADS + t
             position = first + u // pieces * 2 + c % 2
-            load_column(ring, new, b, h, position, begin, last, u % pieces, loaded, (on.own(t) * loads + c) * WORDS)
+            load_column(ring, place, position, u % pieces, loaded, (on.own(t) * loads + c) * WORDS)
 
     @T.inline
     def put_values(loaded, value_tile, t):
@@ -187,7 +194,7 @@ def flash_attention(shape: RollingAttention, on: Binding):
                 shares[on.own(t), c * 2 + j] = pair(both[0], both[1])
 
     @T.inline
-    def store(mixed, total, out, b, h, m, t):
+    def store(mixed, total, out, h, m, t):
         for j in on.unroll(2):
             r = m + t // WARP * mma.ROWS + mma.fragment_row(t, j)
             if r < rows:
@@ -195,14 +202,21 @@ def flash_attention(shape: RollingAttention, on: Binding):
                 factor[0] = T.float32(1) / T.max(total[on.own(t), j], T.float32(SMALLEST_TOTAL))
                 for c in on.unroll(d_pieces):
                     for i in T.vectorized(2):
-                        out[
-                            b, r // group, (h * group + r % group) * (D // 2) + c * (mma.COLUMNS // 2) + t % QUAD, i
-                        ] = mixed[on.own(t), c * mma.C + 2 * j + i] * factor[0]
+                        out[r // group, (h * group + r % group) * (D // 2) + c * (mma.COLUMNS // 2) + t % QUAD, i] = (
+                            mixed[on.own(t), c * mma.C + 2 * j + i] * factor[0]
+                        )
 
     @T.inline
-    def attend(qkv, cos, sin, positions, keys, values, new_keys, new_values, out_in):
-        out = T.decl_buffer((B, N, H * D // 2, 2), "float32", data=out_in.data)
-        for block in on.blocks(B * KV * blocks):
+    def find_newest(positions, m, newest):
+        """Set newest[0] to the last position of the tokens of a block's rows, or to -1 if they are all padding."""
+        newest[0] = -1
+        for i in T.serial(min(-(-(ROWS - 1) // group) + 1, N)):
+            newest[0] = T.max(newest[0], T.Cast("int32", positions[0, T.min(m // group + i, N - 1)]))
+
+    @T.inline
+    def attend(qkv, cos, sin, positions, slots, keys, values, out_in):
+        out = T.decl_buffer((N, H * D // 2, 2), "float32", data=out_in.data)
+        for block in on.blocks(KV * blocks):
             key_tile = T.alloc_buffer((TILE * key_stride,), "uint32", scope=on.shared)
             value_tile = T.alloc_buffer((TILE // PAIR * value_stride,), "uint32", scope=on.shared)
             loaded = T.alloc_buffer((on.copies(THREADS) * loads * WORDS,), "uint32", scope=on.private)
@@ -217,26 +231,28 @@ def flash_attention(shape: RollingAttention, on: Binding):
             maximum = T.alloc_buffer((on.copies(THREADS), 2), "float32", scope=on.private)
             total = T.alloc_buffer((on.copies(THREADS), 2), "float32", scope=on.private)
             mixed = T.alloc_buffer((on.copies(THREADS), d_pieces * mma.C), "float32", scope=on.private)
-            b = block // (KV * blocks)
-            h = block // blocks % KV
+            newest = T.alloc_buffer((1,), "int32", scope=on.private)
+            h = block // blocks
             m = (blocks - 1 - block % blocks) * ROWS  # the last rows see the most, so they begin first
-            begin = T.Cast("int32", positions[b, 0])  # first position of the chunk
-            newest = begin + T.min(m + ROWS - 1, rows - 1) // group  # position of the last query
+            slot = T.Cast("int32", slots[0])
+            begin = T.Cast("int32", positions[0, 0])  # first position of the chunk
+            find_newest(positions, m, newest)
             oldest = T.max(begin + m // group - (W - 1), 0)  # first position that the first query sees
+            start = oldest // TILE * TILE
             for t in on.threads(THREADS):
                 for j in on.unroll(2):
                     maximum[on.own(t), j] = T.float32(LOWEST)
                     total[on.own(t), j] = T.float32(0)
                 for i in on.unroll(d_pieces * mma.C):
                     mixed[on.own(t), i] = T.float32(0)
-                load_queries(qkv, cos, sin, begin, b, h, m, queries, t)
-                fetch_keys(keys, new_keys, b, h, oldest, begin, newest, loaded, t)
-            for step in T.serial(T.max(newest - oldest + TILE, 0) // TILE):
-                first = oldest + step * TILE
+                load_queries(qkv, cos, sin, begin, h, m, queries, t)
+                fetch_keys(keys, Place(slot, h, oldest, newest[0]), start, loaded, t)
+            for step in T.serial(T.max(newest[0] - start + TILE, 0) // TILE):
+                first = start + step * TILE
                 for t in on.threads(THREADS):
                     put_keys(loaded, key_tile, t)
                 for t in on.threads(THREADS):
-                    fetch_values(values, new_values, b, h, first, begin, newest, loaded, t)
+                    fetch_values(values, Place(slot, h, oldest, newest[0]), first, loaded, t)
                     for i in on.unroll(c_pieces * mma.C):
                         scores[on.own(t), i] = T.float32(0)
                 for depth in on.unroll(depths):
@@ -246,7 +262,7 @@ def flash_attention(shape: RollingAttention, on: Binding):
                         for c in on.unroll(c_pieces):
                             multiply(scores, queries, fragments, t, c * mma.C, depth * mma.A, c * mma.B)
                 for t in on.threads(THREADS):
-                    if first + TILE - 1 > begin + m // group or first <= newest - W:  # some row misses some column
+                    if first + TILE - 1 > begin + m // group or first <= newest[0] - W:  # some row misses some column
                         hide(scores, m, first, begin, t)
                 for t in on.threads(THREADS):
                     find_largest(scores, maximum, best, t)
@@ -257,7 +273,7 @@ def flash_attention(shape: RollingAttention, on: Binding):
                     share(scores, largest, maximum, total, mixed, shares, t)
                     put_values(loaded, value_tile, t)
                 for t in on.threads(THREADS):
-                    fetch_keys(keys, new_keys, b, h, first + TILE, begin, newest, loaded, t)
+                    fetch_keys(keys, Place(slot, h, oldest, newest[0]), first + TILE, loaded, t)
                 for depth in on.unroll(TILE // mma.DEPTH):
                     for t in on.threads(THREADS):
                         load_value_fragments(value_tile, depth, fragments, t)
@@ -268,20 +284,10 @@ def flash_attention(shape: RollingAttention, on: Binding):
                 for j in on.unroll(2):
                     sum_of_quad(total, best, j, t)
             for t in on.threads(THREADS):
-                store(mixed, best, out, b, h, m, t)
+                store(mixed, best, out, h, m, t)
 
     @T.inline
-    def body(qkv, cos, sin, positions, keys, values, new_keys, new_values, out):
-        attend(
-            qkv,
-            cos,
-            sin,
-            positions,
-            pieces_of(shape, W, keys),
-            pieces_of(shape, W, values),
-            pieces_of(shape, N, new_keys),
-            pieces_of(shape, N, new_values),
-            out,
-        )
+    def body(qkv, cos, sin, positions, slots, keys, values, out):
+        attend(qkv, cos, sin, positions, slots, pieces_of(shape, keys), pieces_of(shape, values), out)
 
     return body

@@ -52,7 +52,7 @@ def gemv(shape: Linear, on: Binding):
     n, k, n_out, stored = shape.n, shape.k, shape.n_out, shape.weight
     panels, halves = -(-n_out // PANEL), n // n_out
     warps = gemv_warps(panels, vectors_of(stored, k))
-    threads, row, corrected = warps * WARP, shape.x_row(0), needs_sums(stored)
+    threads, corrected = warps * WARP, needs_sums(stored)
     (hold, dot), total = panel_dot(stored, k, warps, on), panel_total(stored, warps)
     add_up, sizes, layout = vector_sums(stored, k, threads, on), held_sizes(stored, k), vector_layout(stored, n, k)
     dtypes = [Loading.of(stored, n, k).dtype, *(parts_of(layout)[name][1] for name in ("s", "z"))]
@@ -87,12 +87,12 @@ def gemv(shape: Linear, on: Binding):
     @T.inline
     def plain(x, w, s, z, residual, y, p, held, partial):
         hold(w, s, z, p, held)
-        multiply(x, row, w, s, z, p, held, partial)
+        multiply(x, 0, w, s, z, p, held, partial)
         store(partial, None, s, residual, y, p)
 
     def prepared_x(x, gain, order, c):
         column = order[c] if stored.reordered else c
-        return x[row, column] if gain is None else x[row, column] * gain[column]
+        return x[0, column] if gain is None else x[0, column] * gain[column]
 
     @T.inline
     def prepare(x, gain, order, prepared):
@@ -116,7 +116,7 @@ def gemv(shape: Linear, on: Binding):
         sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
         hold(w, s, z, p, held)  # first, so that its loads are in flight during the norm
         prepare(x, gain, order, prepared)
-        measure(x, row, squares, sums)
+        measure(x, 0, squares, sums)
         multiply(prepared, 0, w, s, z, p, held, partial)
         store(partial, sums, s, residual, y, p)
 

@@ -33,8 +33,9 @@ Body = Callable[..., Any]
 def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
     """Kernel from x (*x_lead, K) float32 and w as in `vector_layout` to y (*lead, N).
 
-    Arguments: x [, gain (K,)], w [, scales] [, zero points or minimums] [, order (K,)] [, residual (*lead, N)] and y.
-    With an order, column order[c] of x and gain belongs to column c of w. With `swiglu`, W holds gate and up, stacked,
+    Arguments: x [, column (1,)] [, gain (K,)], w [, scales] [, zero points or minimums] [, order (K,)]
+    [, residual (*lead, N)] and y. With a column, only that token of x is multiplied. With an order, column order[c] of
+    x and gain belongs to column c of w. With `swiglu`, W holds gate and up, stacked,
     and y is half as wide. With `tensor_cores`, products of many rows may round x, and weights of groups with it, to
     float16.
     """
@@ -42,9 +43,12 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
     loading = Loading.of(shape.weight, shape.n, shape.k)
     body = _body(shape, on, tensor_cores=tensor_cores)
 
+    def start_of(column):
+        return shape.k * T.Cast("int32", column[0]) if shape.one_of else 0
+
     @T.inline
-    def by_rows(x_in, gain, w_in, s, z, order, residual_in, y_out):
-        x = T.decl_buffer((shape.x_rows, shape.k), "float32", data=x_in.data)
+    def by_rows(x_in, column, gain, w_in, s, z, order, residual_in, y_out):
+        x = T.decl_buffer((shape.rows, shape.k), "float32", data=x_in.data, elem_offset=start_of(column))
         w = T.decl_buffer(loading.shape, loading.dtype, data=w_in.data)
         y = T.decl_buffer((shape.rows, shape.n_out), "float32", data=y_out.data)
         if shape.residual:
@@ -56,6 +60,7 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
     @T.prim_func
     def kernel(
         x: T.Buffer((*shape.x_lead, shape.k), "float32"),
+        column: T.Buffer((1,), "int64"),
         gain: T.Buffer((shape.k,), "float32"),
         w: T.Buffer(layout.shape, layout.dtype),
         s: part_buffer(layout, "s"),
@@ -65,9 +70,9 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
         y: T.Buffer((*shape.lead, shape.n_out), "float32"),
     ):
         T.func_attr(ATTRIBUTES)
-        by_rows(x, gain, w, s, z, order, residual, y)
+        by_rows(x, column, gain, w, s, z, order, residual, y)
 
-    absent = {"gain": shape.norm_eps is None, "residual": not shape.residual}
+    absent = {"column": shape.one_of is None, "gain": shape.norm_eps is None, "residual": not shape.residual}
     return without(kernel, [*(name for name, missing in absent.items() if missing), *unused(layout)])
 
 
@@ -77,7 +82,7 @@ def _body(shape: Linear, on: Binding, *, tensor_cores: bool) -> Body:
         return gemv(shape, on)
     if prepares_x(shape):
         in_order = msgspec.structs.replace(shape.weight, reordered=False)
-        product = replace(shape, weight=in_order, norm_eps=None, last_of=None)
+        product = replace(shape, weight=in_order, norm_eps=None, one_of=None)
         return _x_first(shape, _body(product, on, tensor_cores=tensor_cores), on)
     if tensor_cores and suits(shape):
         return tensor_core_gemm(shape, on)
@@ -93,8 +98,8 @@ def _x_first(shape: Linear, product: Body, on: Binding) -> Body:
     def column(order, c):
         return order[c] if reordered else c
 
-    normalize = normalized_rows(rows, k, eps, on, source=shape.x_row, column=column) if eps is not None else None
-    reorder = reordered_rows(rows, k, on, source=shape.x_row)
+    normalize = normalized_rows(rows, k, eps, on, column=column) if eps is not None else None
+    reorder = reordered_rows(rows, k, on)
 
     @T.inline
     def body(x, gain, w, s, z, order, residual, y):

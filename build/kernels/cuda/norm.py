@@ -15,7 +15,7 @@ THREADS = 256
 def rms_norm(lead: tuple[int, ...], dim: int, eps: float, on: Binding = GPU) -> PrimFunc:
     """Kernel from x (*lead, dim) and weight (dim,) to y (*lead, dim), all float32."""
     rows = prod(lead)
-    normalize = normalized_rows(rows, dim, eps, on, source=lambda i: i, column=lambda _order, c: c)
+    normalize = normalized_rows(rows, dim, eps, on, column=lambda _order, c: c)
 
     @T.prim_func
     def kernel(
@@ -31,16 +31,8 @@ def rms_norm(lead: tuple[int, ...], dim: int, eps: float, on: Binding = GPU) -> 
     return kernel
 
 
-def normalized_rows(
-    rows: int,
-    dim: int,
-    eps: float,
-    on: Binding,
-    *,
-    source: Callable[[Any], Any],
-    column: Callable[[Any, Any], Any],
-):
-    """A launch, inline `normalize(x, weight, order, y)`: row i of y = row source(i) of x, normalised.
+def normalized_rows(rows: int, dim: int, eps: float, on: Binding, *, column: Callable[[Any, Any], Any]):
+    """A launch, inline `normalize(x, weight, order, y)`: row i of y = row i of x, normalised.
 
     Column c of y is column `column(order, c)` of x.
     """
@@ -49,14 +41,14 @@ def normalized_rows(
 
     def normalized(x, weight, order, i, c, factor):
         at = column(order, c)
-        return x[source(i), at] * factor * weight[at]
+        return x[i, at] * factor * weight[at]
 
     @T.inline
     def normalize(x, weight, order, y):
         for i in on.blocks(rows):
             squares = T.alloc_buffer((THREADS,), "float32", scope=on.shared)
             sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
-            measure(x, source(i), squares, sums)
+            measure(x, i, squares, sums)
             for t in on.threads(THREADS):
                 factor = T.alloc_buffer((1,), "float32", scope=on.private)
                 factor[0] = inverse(sums)

@@ -1,8 +1,5 @@
 """The columns of x in the order in which a weight's columns lie; one thread per number."""
 
-from collections.abc import Callable
-from typing import Any
-
 from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import Binding
@@ -10,8 +7,8 @@ from build.kernels.cuda.binding import Binding
 THREADS = 256
 
 
-def reordered_rows(rows: int, k: int, on: Binding, *, source: Callable[[Any], Any]):
-    """A launch, inline `reorder(x, order, y)`: y[i, c] = x[source(i), order[c]] for y (rows, k)."""
+def reordered_rows(rows: int, k: int, on: Binding):
+    """A launch, inline `reorder(x, order, y)`: y[i, c] = x[i, order[c]] for y (rows, k)."""
     parts = -(-k // THREADS)
 
     @T.inline
@@ -21,6 +18,6 @@ def reordered_rows(rows: int, k: int, on: Binding, *, source: Callable[[Any], An
                 i = block // parts
                 c = block % parts * THREADS + t
                 if c < k:
-                    y[i, c] = x[source(i), order[c]]
+                    y[i, c] = x[i, order[c]]
 
     return reorder

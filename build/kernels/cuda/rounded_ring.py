@@ -13,14 +13,12 @@ from runtime.artifact.caches import GROUP, HALF
 WRITERS = 256  # threads per block
 
 
-def rounded_writer(
-    shape: RollingAttention, kept: int, slot: Callable[[Any, Any], Any], on: Binding, rotated: Callable[..., Any]
-):
-    """A launch, inline `write(qkv, cos, sin, positions, keys, values)`: one block for a key and its value.
+def rounded_writer(shape: RollingAttention, on: Binding, rotated: Callable[..., Any]):
+    """A launch, inline `write(qkv, cos, sin, positions, slots, keys, values)`: one block for a key and its value.
 
     Both pass through shared memory, where one thread for each group finds its scale.
     """
-    B, N, H, KV, D = shape.batch, shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim
+    N, H, KV, D = shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim
     k_start, v_start = H * D, (H + KV) * D
     group = shape.stored.group or D
     groups = D // group
@@ -29,15 +27,17 @@ def rounded_writer(
     store = _store_int4(D) if shape.stored.group else _store_int8(D)
 
     @T.inline
-    def write(qkv, cos, sin, positions, keys, values):
-        for block in on.blocks(B * kept * KV):
+    def write(qkv, cos, sin, positions, slots, keys, values):
+        for block in on.blocks(shape.rows * N * KV):
             numbers = T.alloc_buffer((2 * D,), "float32", scope=on.shared)  # the key's, then the value's
             scales = T.alloc_buffer((2 * groups,), "float32", scope=on.shared)
             minima = T.alloc_buffer((2 * groups,), "float32", scope=on.shared)
-            b = block // (kept * KV)
-            i = N - kept + block // KV % kept
+            b = block // (N * KV)
+            i = block // KV % N
             h = block % KV
             position = T.Cast("int32", positions[b, i])
+            slot = T.Cast("int32", slots[b])
+            column = position % shape.ring_len
             for t in on.threads(WRITERS):
                 for c in T.serial(-(-D // WRITERS)):
                     d = c * WRITERS + t
@@ -53,8 +53,8 @@ def rounded_writer(
                 for c in T.serial(-(-elements // WRITERS)):
                     e = c * WRITERS + t
                     if position >= 0 and e < elements:
-                        store(numbers, scales, minima, 0, keys, b, h, slot(position, i), e)
-                        store(numbers, scales, minima, 1, values, b, h, slot(position, i), e)
+                        store(numbers, scales, minima, 0, keys, slot, h, column, e)
+                        store(numbers, scales, minima, 1, values, slot, h, column, e)
 
     return write
 
@@ -77,10 +77,10 @@ def _store_int8(D: int):
     """Inline: store element e of the key (side 0) or value (side 1); the first thread stores the scale."""
 
     @T.inline
-    def store(numbers, scales, _minima, side, cache, b, h, to, e):
-        cache.numbers[b, h, to, e] = int8_level(numbers[side * D + e], scales[side])
+    def store(numbers, scales, _minima, side, cache, slot, h, column, e):
+        cache.numbers[slot, h, column, e] = int8_level(numbers[side * D + e], scales[side])
         if e == 0:
-            cache.scales[b, h, to, 0] = scales[side]
+            cache.scales[slot, h, column, 0] = scales[side]
 
     return store
 
@@ -108,14 +108,14 @@ def _store_int4(D: int):
     """Inline: store byte e of the key (side 0) or value (side 1); a group's first thread stores scale and minimum."""
 
     @T.inline
-    def store(numbers, scales, minima, side, cache, b, h, to, e):
+    def store(numbers, scales, minima, side, cache, slot, h, column, e):
         g = side * (D // GROUP) + e // HALF
         low = g * GROUP + e % HALF
-        cache.numbers[b, h, to, e] = int4_pair(
+        cache.numbers[slot, h, column, e] = int4_pair(
             int4_level(numbers[low], scales[g], minima[g]), int4_level(numbers[low + HALF], scales[g], minima[g])
         )
         if e % HALF == 0:
-            cache.scales[b, h, to, e // HALF] = T.Cast("float16", scales[g])
-            cache.minima[b, h, to, e // HALF] = T.Cast("float16", minima[g])
+            cache.scales[slot, h, column, e // HALF] = T.Cast("float16", scales[g])
+            cache.minima[slot, h, column, e // HALF] = T.Cast("float16", minima[g])
 
     return store

@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 from tvm.script import tirx as T
 
-from build.compiler import tvm
 from build.kernels.cuda import (
-    attention,
-    decode_attention,
     embedding,
-    flash_attention,
     gemv,
     linear,
     mixture,
@@ -23,31 +19,19 @@ from build.kernels.cuda import (
     tensor_core,
 )
 from build.kernels.cuda.binding import SERIAL
-from build.kernels.shapes import Embedding, Linear, RollingAttention
+from build.kernels.shapes import Embedding, Linear
 from export.checkpoints.encodings.encoding import EncodedRows
 from export.weights.encoded import encoding_of
 from export.weights.format import ModelTensor, Storage
 from export.weights.panels import to_vector_panels
 from export.weights.table import carry, format_of, load, store
-from runtime.artifact.caches import cache_format
-from runtime.artifact.rotary import QueryScaling
 from runtime.decoding.filters import candidates
 from runtime.decoding.options import SamplingOptions
-from runtime.errors import UserError
-from tests.helpers import cache_reference
 from tests.helpers.encoded import rows_for
-from tests.helpers.kernels import compiled_serially, packed
+from tests.helpers.kernels import compiled_serially, packed, run
 from tests.helpers.mixture_reference import check as check_mixture
-from tests.helpers.rotary_reference import query_factor
 
 FLOAT32 = np.finfo(np.float32).eps
-
-
-def run(kernel, *arrays):
-    """Call a compiled kernel; return the arrays as it left them."""
-    tensors = [tvm.runtime.tensor(array) for array in arrays]
-    kernel(*tensors)
-    return [tensor.numpy() for tensor in tensors]
 
 
 def garbage(shape):
@@ -195,14 +179,16 @@ def check_tensor_cores(rows, n, k, name):
 
 
 NORM_EPS = 1e-5
-# One row, the last token of one and of two sequences, several rows in float32, and rows for tensor cores; widths that
-# fill panels (which SwiGLU needs) and widths that do not; a K that leaves no room for a normed x in a block.
+# One row, one of several tokens, several rows in float32, and rows for tensor cores; widths that fill panels (which
+# SwiGLU needs) and widths that do not; a K that leaves no room for a normed x in a block.
 FUSED = {
     "norm": (Linear((1, 1), 70, 96, FORMATS["float16"], norm_eps=NORM_EPS), False),
     "norm, int4": (Linear((1, 1), 40, 2080, FORMATS["int4-zeros"], norm_eps=NORM_EPS), False),
     "norm, wide": (Linear((1, 1), 33, 12288, FORMATS["int8"], norm_eps=NORM_EPS), False),
-    "norm, last token": (Linear((1, 1), 70, 96, FORMATS["int8"], last_of=5, norm_eps=NORM_EPS), False),
-    "norm, last token of two": (Linear((2, 1), 70, 96, FORMATS["float32"], last_of=5, norm_eps=NORM_EPS), False),
+    "norm, one token": (Linear((1, 1), 70, 96, FORMATS["int8"], one_of=5, norm_eps=NORM_EPS), False),
+    "norm, one token, wide": (Linear((1, 1), 33, 12288, FORMATS["float16"], one_of=5, norm_eps=NORM_EPS), False),
+    "one token": (Linear((1, 1), 70, 96, FORMATS["int4"], one_of=5), False),
+    "order, one token": (Linear((1, 1), 40, 2080, FORMATS["int4-order"], one_of=5), False),
     "norm and SwiGLU": (Linear((1, 1), 128, 96, FORMATS["float16"], norm_eps=NORM_EPS, swiglu=True), False),
     "norm, order": (Linear((1, 1), 40, 2080, FORMATS["int4-order"], norm_eps=NORM_EPS), False),
     "norm, order, rows": (Linear((1, 9), 40, 136, FORMATS["int4-order"], norm_eps=NORM_EPS), False),
@@ -217,7 +203,7 @@ FUSED = {
         Linear((1, 70), 320, 136, FORMATS["int4-order"], norm_eps=NORM_EPS, swiglu=True),
         True,
     ),
-    "order, last token, tensor cores": (Linear((16, 1), 64, 64, FORMATS["int8-order"], last_of=3), True),
+    "order, tensor cores": (Linear((16, 1), 64, 64, FORMATS["int8-order"]), True),
     "norm and SwiGLU, tensor cores": (Linear((1, 70), 320, 64, FORMATS["int8"], norm_eps=NORM_EPS, swiglu=True), True),
     "SwiGLU, tensor cores, float16": (Linear((1, 130), 448, 40, FORMATS["float16"], swiglu=True), True),
     "residual, tensor cores": (Linear((1, 16), 150, 64, FORMATS["int4"], residual=True), True),
@@ -235,8 +221,13 @@ def test_what_is_fused_with_a_product(name):
     residual = [rng.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)] if shape.residual else []
     arrays, wide = weights(rng, shape.n, shape.k, shape.weight)
     kernel = compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=tensor_cores))
-    *_, y = run(kernel, x, *gain, *arrays, *residual, garbage((*shape.lead, shape.n_out)))
-    rows = x.reshape(-1, shape.k)[[shape.x_row(i) for i in range(shape.rows)]].astype(np.float64)
+    rows = x.reshape(-1, shape.k)
+    column = [np.array([3])] if shape.one_of else []
+    if column:
+        rows = rows[column[0]].copy()
+        x[0, np.arange(shape.one_of) != column[0]] = np.nan  # nothing else is read
+    *_, y = run(kernel, x, *column, *gain, *arrays, *residual, garbage((*shape.lead, shape.n_out)))
+    rows = rows.astype(np.float64)
     if gain:
         rows = rows / np.sqrt(np.mean(rows**2, -1, keepdims=True) + NORM_EPS) * gain[0]
     both, magnitude = rows @ wide.T, np.abs(rows) @ np.abs(wide).T
@@ -416,209 +407,6 @@ def test_swiglu(lead, hidden_dim):
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=4 * FLOAT32)
 
 
-SHARED = "one token, shared by six heads, several splits"
-NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers
-TWO_ROWS = "padded chunks across the window, two rows"
-# B, heads, KV heads, head_dim, W, and the chunks, run one after the other, by the first positions of the rows
-CASES = {
-    "decode across the window": (1, 4, 2, 16, 8, [(1, (p,)) for p in range(19)]),
-    TWO_ROWS: (2, 4, 2, 64, 24, [(16, (-5, 0)), (16, (11, 16)), (16, (27, 32)), (1, (43, 48)), (3, (44, 49))]),
-    "chunk longer than the window": (1, 2, 1, 16, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
-    "one key-value head a head, wide, several tiles": (
-        1,
-        2,
-        2,
-        128,
-        80,
-        [(40, (-2,)), (40, (38,)), (40, (78,)), (1, (118,))],
-    ),
-    "a row that is all padding": (2, 2, 1, 16, 8, [(4, (-4, -1)), (4, (0, 3))]),
-    "heads wider than a block": (1, 1, 1, 160, 40, [(3, (0,)), (3, (3,)), (1, (6,))]),
-    SHARED: (2, 6, 1, 32, 200, [(150, (0, -140)), (1, (150, 10)), (49, (151, 11)), (1, (200, 60))]),
-    "one token of padding": (2, 2, 1, 16, 8, [(1, (-1, 0)), (1, (0, 1))]),
-}
-
-
-@pytest.mark.parametrize(
-    ("case", "dtype"),
-    [*((case, "float32") for case in CASES), *((case, dtype) for case in (TWO_ROWS, SHARED) for dtype in NARROW)],
-)
-def test_rolling_attention(case, dtype):
-    check_attention(case, dtype)
-
-
-@pytest.mark.parametrize(("dtype", "tensor_cores"), [("float32", False), ("float16", True)])
-def test_queries_are_scaled_by_their_position(dtype, tensor_cores):
-    """In all three kernels: one token, several, and several on tensor cores."""
-    scaling = QueryScaling(beta=0.25, original_context=7)
-    check_attention(TWO_ROWS, dtype, tensor_cores=tensor_cores, query_scaling=scaling)
-
-
-def test_a_split_of_several_tiles(monkeypatch):
-    """On a device with fewer multiprocessors than tiles.
-
-    200 slots are 7 tiles, 4 for one block and 3 for the other.
-    """
-    monkeypatch.setattr(decode_attention, "BLOCKS", 4)
-    assert decode_attention.splits(RollingAttention(2, 1, 6, 1, 32, 200, "float16", 1.0)) == 2
-    for dtype in NARROW:
-        check_attention(SHARED, dtype)
-
-
-TILES = [
-    (4, 128, "float16", 32),
-    (4, 128, "float32", 32),
-    (4, 256, "float16", 32),
-    (4, 256, "float32", 16),
-    (32, 128, "float32", 16),
-    (4, 128, "int8", 32),
-    (4, 128, "uint8", 32),
-]
-
-
-@pytest.mark.parametrize(("group", "head_dim", "dtype", "keys"), TILES)
-def test_tiles_fit_shared_memory(group, head_dim, dtype, keys):
-    """48 kB hold keys and values, and a group's queries and scores."""
-    shape = RollingAttention(1, 1, 2 * group, 2, head_dim, 4096, dtype, 1.0)
-    assert decode_attention.tile_keys(shape) == keys
-    itemsize = 2 if dtype == "float16" else 4  # int8 and int4 are widened
-    assert keys * (2 * head_dim + 2) * itemsize + 4 * group * (head_dim + keys) <= 48 * 1024
-
-
-def test_queries_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="64 heads of 256 numbers share one key head"):
-        decode_attention.tile_keys(RollingAttention(1, 1, 64, 1, 256, 4096, "float16", 1.0))
-
-
-FLASH_CASES = {  # like CASES, for narrow caches: rows of queries, tiles of 64 columns, and heads of 32 to 128
-    **{name: CASES[name] for name in (TWO_ROWS, SHARED)},
-    "chunk longer than the window": (1, 2, 1, 32, 6, [(16, (-3,)), (16, (13,)), (1, (29,))]),
-    "a row that is all padding": (2, 8, 2, 32, 8, [(4, (-4, -1)), (4, (0, 3))]),
-    "all of many tiles seen by all": (1, 4, 1, 128, 300, [(64, (p,)) for p in (-3, 61, 125, 189, 253, 317)]),
-    "short chunks, wide groups": (1, 8, 1, 96, 70, [(2, (2 * p,)) for p in range(40)]),
-}
-
-
-@pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("case", FLASH_CASES)
-def test_rolling_attention_on_tensor_cores(case, dtype):
-    batch, heads, kv_heads, dim, window, chunks = FLASH_CASES[case]
-    shapes = [RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, 1.0) for tokens, _ in chunks]
-    assert any(flash_attention.suits(shape) for shape in shapes)
-    check_attention(case, dtype, FLASH_CASES, tensor_cores=True)
-
-
-def test_what_attention_goes_to_tensor_cores():
-    def suits(tokens, heads, kv_heads, head_dim, dtype):
-        return flash_attention.suits(RollingAttention(1, tokens, heads, kv_heads, head_dim, 64, dtype, 1.0))
-
-    assert [suits(16, 8, 8, 128, "float16"), suits(4, 8, 2, 64, "float16"), suits(16, 8, 8, 64, "int8")] == [True] * 3
-    assert suits(16, 8, 8, 64, "uint8")
-    assert [suits(15, 8, 8, 128, "float16"), suits(16, 8, 8, 128, "float32")] == [False, False]
-    assert [suits(16, 8, 8, 160, "float16"), suits(16, 8, 8, 80, "float16"), suits(1, 32, 1, 64, "float16")] == [
-        False,
-        False,
-        False,
-    ]
-
-
-def check_attention(case, dtype, cases=CASES, *, tensor_cores=False, query_scaling=None):
-    """Compare all chunks of a case, one after the other, with the definition."""
-    batch, heads, kv_heads, dim, window, chunks = cases[case]
-    rng = np.random.default_rng(7)
-    rings = [
-        np.zeros((batch, kv_heads, window, part.width), part.dtype)
-        for part in cache_format(dtype).parts(dim)
-        for _side in ("keys", "values")
-    ]
-    history = [{} for _ in range(batch)]  # row: position to (rotated key, value), each in the parts of its format
-    exact = cache_format(dtype).scales is not None
-    kernels = {}
-    for tokens, firsts in chunks:
-        shape = RollingAttention(batch, tokens, heads, kv_heads, dim, window, dtype, dim**-0.5, query_scaling)
-        if tokens not in kernels:
-            kernels[tokens] = compiled_serially(
-                attention.rolling_attention(shape, on=SERIAL, tensor_cores=tensor_cores)
-            )
-        positions = np.array(firsts)[:, None] + np.arange(tokens)
-        qkv = rng.standard_normal((batch, tokens, shape.qkv_dim)).astype(np.float32)
-        cos, sin = angles(positions, dim // 2, rng if exact else None)
-        _, _, _, _, *after, out = run(
-            kernels[tokens], qkv, cos, sin, positions, *rings, garbage((batch, tokens, heads * dim))
-        )
-        expected = reference(shape, qkv, cos, sin, positions, history)
-        # float16 keys may round the other way after a float32 rotation, and tensor cores take all numbers as float16:
-        # half an ulp of 2^-11 on scores of about 4 and on the values
-        wide = dtype == "float32" or (exact and not tensor_cores)
-        np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 if wide else 4e-3)
-        check_rings(after, rings, history, window, exact=exact)
-        rings = after
-
-
-def angles(positions, half, turns=None):
-    """The rotary cosines and sines (B, 1, T, half), or random quarter turns.
-
-    Those are exact in float32: before they are rounded to levels, no number may fall on the other side of a half.
-    """
-    if turns is None:
-        found = positions[:, None, :, None] * 10.0 ** -np.arange(half)
-        return np.cos(found).astype(np.float32), np.sin(found).astype(np.float32)
-    quarters = turns.integers(0, 4, (len(positions), 1, positions.shape[1], half))
-    return np.array([1, 0, -1, 0], np.float32)[quarters], np.array([0, 1, 0, -1], np.float32)[quarters]
-
-
-def check_rings(rings, before, history, window, *, exact):
-    """Slot p mod W holds position p of the last W; slots never written keep their bytes.
-
-    Unless `exact`, keys may be off by as much as the rotation and one rounding.
-    """
-    ulp = 0 if exact else np.finfo(rings[0].dtype).eps
-    for row, seen in enumerate(history):
-        newest = {position % window: seen[position] for position in sorted(seen)}
-        for slot in range(window):
-            for ring, (found, old) in enumerate(zip(rings, before, strict=True)):
-                if slot not in newest:
-                    np.testing.assert_array_equal(found[row, :, slot], old[row, :, slot])
-                elif ring == 0:
-                    expected = newest[slot][0][0]
-                    np.testing.assert_allclose(
-                        found[row, :, slot], expected, rtol=ulp, atol=0 if exact else 4 * FLOAT32
-                    )
-                else:
-                    np.testing.assert_array_equal(found[row, :, slot], newest[slot][ring % 2][ring // 2])
-
-
-def rotate(heads, cos, sin):
-    a, b = np.split(heads.astype(np.float64), 2, axis=-1)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def reference(shape, qkv, cos, sin, positions, history):
-    """Attention by its definition, from a dictionary of everything seen so far; adds the new columns to it."""
-    group = shape.n_heads // shape.n_kv_heads
-    out = np.zeros((shape.batch, shape.tokens, shape.n_heads * shape.head_dim))
-    for row in range(shape.batch):
-        for i, position in enumerate(positions[row]):
-            parts = qkv[row, i].reshape(-1, shape.head_dim)
-            q, k, v = np.split(parts, [shape.n_heads, shape.n_heads + shape.n_kv_heads])
-            if position < 0:
-                continue
-            rotated_k = rotate(k, cos[row, 0, i], sin[row, 0, i])
-            history[row][position] = tuple(cache_reference.stored(x, shape.cache_dtype) for x in (rotated_k, v))
-            visible = [
-                tuple(map(cache_reference.widened, history[row][p]))
-                for p in range(max(position - shape.cache_len + 1, 0), position + 1)
-                if p in history[row]
-            ]
-            factor = query_factor(shape.query_scaling, position)
-            for h, query in enumerate(rotate(q, cos[row, 0, i], sin[row, 0, i]) * factor):
-                scores = np.array([shape.scale * (query @ key[h // group]) for key, _ in visible])
-                weight = np.exp(scores - scores.max())
-                mixed = sum(w * value[h // group] for w, (_, value) in zip(weight / weight.sum(), visible, strict=True))
-                out[row, i, h * shape.head_dim : (h + 1) * shape.head_dim] = mixed
-    return out
-
-
 # One token and several, sizes that are and are not multiples of a panel, more tokens than a tile has rows, and an
 # expert that no token chooses.
 @pytest.mark.parametrize(
@@ -698,15 +486,8 @@ def test_sample_tells_of_what_is_no_number(wrong):
     assert (token[0], ids[0, 0]) == (-1, 0)
 
 
-# Each kind of kernel once. The first two read the rotation's angles at `d % 8`, which LLVM 22's loop vectorizer took
-# for sixteen numbers in a row (docs/llvm.md).
+# Each kind of kernel once; attention is in `test_cuda_attention.py`.
 OPTIMIZED = {
-    "attention, chunk longer than the window": partial(check_attention, "chunk longer than the window", "float32"),
-    "attention, a row that is all padding": partial(check_attention, "a row that is all padding", "float32"),
-    "attention of one token": partial(check_attention, "one token of padding", "float32"),
-    "attention on tensor cores": partial(
-        check_attention, "a row that is all padding", "float16", FLASH_CASES, tensor_cores=True
-    ),
     "product with one row": partial(test_linear, (1, 1), 33, 64, "int4-zeros"),
     "product with rows": partial(test_linear, (5, 14), 45, 37, "int8"),
     "product on tensor cores": partial(check_tensor_cores, 16, 32, 64, "int4"),

@@ -26,20 +26,23 @@ SPECS = {
     "tensor-cores": TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",)),
 }
 
-# batch, n_heads, n_kv_heads, head_dim, cache_len
+# slots, n_heads, n_kv_heads, head_dim, ring_len
 LONG_CACHE = (33, 4, 2, 16, 4194304)  # of a tiny model
 MINISTRAL = (17, 32, 8, 128, 131072)  # Ministral-8B at its context length
 ONE_HEAD = (1, 1, 1, 128, 2**31 - 1)  # the longest cache of all, whose single head is too large
 
 
 def attention_shape(sizes, tokens, cache_dtype):
-    batch, heads, kv_heads, head_dim, cache_len = sizes
-    return RollingAttention(batch, tokens, heads, kv_heads, head_dim, cache_len, cache_dtype, 0.25)
+    """One row of several tokens, or as many rows as there are slots; the ring is full, and so never wraps."""
+    slots, heads, kv_heads, head_dim, ring_len = sizes
+    rows = slots if tokens == 1 else 1
+    return RollingAttention(rows, tokens, heads, kv_heads, head_dim, slots, ring_len, ring_len, cache_dtype, 0.25)
 
 
 def positions_of(shape):
-    """Bounds of the positions that the engine feeds: padding is negative, and a cache without a window can be full."""
-    return {"positions": (-shape.tokens, shape.cache_len - 1)}
+    """Bounds of the numbers that the engine feeds: padding is -1, and a cache without a window can be full."""
+    positions = (-1, shape.ring_len - 1)
+    return {"positions": positions, "newest": positions, "slots": (0, shape.slots - 1)}
 
 
 KINDS = (("llvm", "float32"), ("cuda", "float32"), ("tensor-cores", "float16"))
@@ -66,7 +69,8 @@ def test_the_same_kernels_in_int32_would_wrap(sizes, tokens):
     shape = attention_shape(sizes, tokens, "float16")
     assert wrapping(CUDA["rolling_attention"](shape, tensor_cores=True), "cuda", positions_of(shape))
     product = Linear((1, 1), VOCABULARY, WIDTH, STORED["float16"])
-    assert wrapping(CPU["linear"](level_of(AVX2), product), "llvm", {})
+    with pytest.raises(ValueError, match="exceeds range of int32"):  # TVM itself finds the number of weights
+        wrapping(CPU["linear"](level_of(AVX2), product), "llvm", {})
 
 
 ROWS, WIDTH = ACTIVATION_LIMIT // 4096, 4096  # as many numbers as a graph may compute at once
@@ -135,15 +139,14 @@ def test_no_index_of_the_largest_calls_wraps(target, op, arguments):
 def test_ordinary_kernels_are_left_alone_and_do_not_wrap(target):
     """Just below the limit, everything is the maker's own int32 kernel, so no machine code changes, and none wraps."""
     spec = SPECS[target]
-    tokens, cache_len = 16, NARROW_ELEMENTS // (16 * 8 * 128)
-    shape = RollingAttention(16, tokens, 32, 8, 128, cache_len, "float16", 0.25)
+    shape = attention_shape((16, 32, 8, 128, NARROW_ELEMENTS // (16 * 8 * 128)), 16, "float16")
     kernel = kernels_of(spec)["rolling_attention"](shape)
     assert largest_buffer(kernel) > 0.99 * NARROW_ELEMENTS
     assert not any(str(size.ty.dtype) == "int64" for buffer in kernel.params for size in buffer.shape)
     assert wrapping(kernel, spec.kind, positions_of(shape)) == []
 
 
-SMALL_ATTENTION = (2, 4, 2, 32, 16)
+SMALL_ATTENTION = (2, 4, 2, 32, 48)
 SMALL_MIXTURE = Mixture((1, 5), 64, 32, 4, 2, STORED["int8"])
 SMALL = [
     ("rolling_attention", (attention_shape(SMALL_ATTENTION, 24, "float16"),)),
@@ -161,6 +164,8 @@ def arrays_of(kernel, rng):
         shape, dtype = tuple(map(int, buffer.shape)), str(buffer.dtype)
         if buffer.name == "positions":
             array = np.arange(prod(shape)).reshape(shape) % shape[1] + 20
+        elif buffer.name == "slots":
+            array = np.arange(prod(shape))
         elif dtype == "uint16":
             array = rng.integers(0, 2**14, shape)
         elif dtype.startswith(("int", "uint")):
@@ -190,8 +195,8 @@ def untouched_memory(shape, dtype):
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
-def test_the_last_sequence_of_a_long_cache_is_written_in_its_place():
-    """The first token of the last of 33 sequences; the others are padding. In int32 it was written into sequence 0."""
+def test_the_last_slot_of_a_long_cache_is_written_in_its_place():
+    """The first token of the last of 33 slots; other rows are padding. In int32 it would be written into slot 0."""
     position, last = 0, LONG_CACHE[0] - 1
     shape = attention_shape(LONG_CACHE, 1, "int8")
     kernel = kernels_of(SPECS["llvm"])["rolling_attention"](shape)
@@ -199,12 +204,12 @@ def test_the_last_sequence_of_a_long_cache_is_written_in_its_place():
         buffer.name: untouched_memory(tuple(map(int, buffer.shape)), str(buffer.dtype)) for buffer in kernel.params
     }
     arrays["qkv"][:], arrays["cos"][:], arrays["positions"][:] = 1, 1, -1
-    arrays["positions"][last] = position
+    arrays["positions"][last], arrays["slots"][:] = position, np.arange(LONG_CACHE[0])
     compiled(kernel)(*(tvm.runtime.from_dlpack(array) for array in arrays.values()))
-    slots = 64  # at the start of each sequence's cache: wherever the column may have gone
+    columns = 64  # at the start of each slot's ring: wherever the column may have gone
     for name in ("values", "value_scales"):
-        written = np.argwhere(arrays[name][:, :, :slots].any(axis=-1))
+        written = np.argwhere(arrays[name][:, :, :columns].any(axis=-1))
         assert written.tolist() == [[last, head, position] for head in range(shape.n_kv_heads)]
-    assert not arrays["keys"][:last, :, :slots].any()
+    assert not arrays["keys"][:last, :, :columns].any()
     assert np.allclose(arrays["out"][last], 1)  # the only value
     assert not arrays["out"][:last].any()

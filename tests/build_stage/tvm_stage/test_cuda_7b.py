@@ -83,7 +83,7 @@ def test_there_is_machine_code_for_every_architecture_and_nothing_spills(built):
 def test_no_operation_is_left_to_a_default_schedule(built):
     graphs, _, folder = built
     rows = read_report(folder)
-    read = {row.label for row in rows if row.graph == "decode"}
+    read = {row.label for row in rows if row.graph == "step_1"}
     assert {tensor.name for tensor in graphs.record.tensors if len(tensor.shape) == 2} <= read
     assert {row.op for row in rows if row.kernel == DEFAULT_SCHEDULE} == set()
 
@@ -95,7 +95,7 @@ def test_a_token_loads_each_weight_once(built):
     """
     graphs, spec, _ = built
     dispatched = dispatch(import_graphs(graphs), spec)
-    calls = [row for row in dispatched.report if row.graph == "decode" and row.op == "linear"]
+    calls = [row for row in dispatched.report if row.graph == "step_1" and row.op == "linear"]
     assert {row.label for row in calls} == {
         tensor.name for tensor in graphs.record.tensors if len(tensor.shape) == 2
     } - {"tok_embeddings.weight"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runtime.artifact.folder import Artifact
-from runtime.artifact.manifest import Graph, Signature, TensorSpec
+from runtime.artifact.manifest import COLUMN, IDS, POSITIONS, SLOTS, Function, Signature, TensorSpec
 from runtime.artifact.targets import TARGETS
 from runtime.engines import cuda_device, cuda_driver, cuda_memory
 from runtime.engines.cuda import check_memory
@@ -20,6 +20,7 @@ from runtime.engines.engine import Engine
 from runtime.engines.loaded_artifact import PROCESS_BYTES, device_bytes
 from runtime.engines.tvm_runtime import find_library
 from runtime.errors import UserError
+from tests.helpers.artifacts import rings_of
 from tests.helpers.drivers import stub_driver, stub_runtime
 
 TOKENS, VOCAB = 3, 5
@@ -49,6 +50,35 @@ def test_uploads_are_whole_whatever_the_stage(library, monkeypatch):
     assert counted == [8, 100, 54, 100]
 
 
+def test_downloads_are_whole_whatever_the_stage(library, monkeypatch):
+    monkeypatch.setattr(cuda_memory, "STAGE_BYTES", 100)
+    generator = np.random.default_rng(0)
+    sources = [generator.standard_normal((7, 11)).astype(np.float16), *np.arange(300, dtype=np.int16).reshape(2, 150)]
+    found = [np.zeros_like(source) for source in sources]
+    memory = CudaMemory(library)
+    for _ in range(2):
+        memory.download((source.ctypes.data, array) for source, array in zip(sources, found, strict=True))
+        assert all(np.array_equal(array, source) for array, source in zip(found, sources, strict=True))
+        sources[0][...] += 1
+    memory.drop_stages()
+
+
+def test_the_stand_in_is_as_late_as_a_device_can_be(library):
+    """A copy arrives once the host waits for the stream, or for a mark behind it, and not before."""
+    memory = CudaMemory(library)
+    device, first, second = np.arange(3), np.zeros(3, int), np.zeros(3, int)
+    mark = memory.event()
+    memory.wait_for(mark)  # not set yet
+    memory.to_host(first, device.ctypes.data)
+    memory.mark(mark)
+    memory.to_host(second, device.ctypes.data)
+    assert (first.any(), second.any()) == (False, False)
+    memory.wait_for(mark)
+    assert (first.any(), second.any()) == (True, False)
+    memory.wait()
+    assert second.any()
+
+
 def test_a_failure_is_one_sentence(library):
     library.set_failing(100)
     with pytest.raises(UserError, match=r"cudaStreamCreateWithFlags failed with error 100 \(no device\)"):
@@ -68,7 +98,8 @@ class Tensor:
 class Ffi:
     """The part of tvm_ffi that a call needs."""
 
-    def __init__(self):
+    def __init__(self, library):
+        self.library = library
         self.streams = []
 
     def get_global_func(self, _name):
@@ -76,6 +107,7 @@ class Ffi:
 
     def use_raw_stream(self, device, stream):
         self.streams.append(stream)
+        self.library.run_queued()
         return contextlib.nullcontext()
 
     Shape = tuple
@@ -88,29 +120,35 @@ def test_a_call_runs_then_is_captured_then_launched(library):
 
     Each call reads ids and brings outputs back.
     """
-    ids = TensorSpec(name="input_ids", shape=(1, TOKENS), dtype="int64")
+    shapes = {IDS: (1, TOKENS), POSITIONS: (1, TOKENS), SLOTS: (1,), COLUMN: (1,)}
+    inputs = tuple(TensorSpec(name=name, shape=shape, dtype="int64") for name, shape in shapes.items())
+    ring = TensorSpec(name="past_key_values.0.key", shape=(2, 1, 16, 4), dtype="float32")
     out = TensorSpec(name="logits", shape=(1, 1, VOCAB), dtype="float32")
-    graph = Graph(name="prefill_3", tokens=TOKENS, signature=Signature(inputs=(ids, ids), outputs=(out,)))
+    signature = Signature(inputs=(*inputs, ring), outputs=(out,))
+    described = Function(name="prefill_3", rows=1, tokens=TOKENS, signature=signature)
     seen, output = [], Tensor(np.zeros((1, 1, VOCAB), np.float32))
 
-    def function(id_tensor, position_tensor, *rest):
-        seen.append((library.is_capturing(), id_tensor.array.tolist(), position_tensor.array.tolist(), rest))
+    def function(*tensors):
+        given, rest = tensors[: len(inputs)], tensors[len(inputs) :]
+        seen.append((library.is_capturing(), [tensor.array.tolist() for tensor in given], rest))
         return output
 
-    ffi = Ffi()
+    ffi = Ffi(library)
     devices = []
     ffi.get_global_func = lambda _name: (
         lambda shape, dtype, *_: devices.append(Tensor(np.zeros(shape, dtype))) or devices[-1]
     )
-    call = GraphFunction(Device(None, ffi, CudaMemory(library)), function, graph, ["caches"])
-    id_array, positions = call.inputs
+    call = GraphFunction(Device(None, ffi, CudaMemory(library)), function, described, ["caches"])
+    assert list(call.inputs) == list(shapes)
     for turn in range(4):
-        id_array[...], positions[...] = turn, 10 + turn
+        for i, array in enumerate(call.inputs.values()):
+            array[...] = 10 * i + turn
         output.array[...] = 100 + turn
         assert (call() == 100 + turn).all()
-        assert [tensor.array.tolist() for tensor in devices] == [[[turn] * TOKENS], [[10 + turn] * TOKENS]]
+        on_device = [tensor.array.tolist() for tensor in devices]
+        assert on_device == [[[turn] * TOKENS], [[10 + turn] * TOKENS], [20 + turn], [30 + turn]]
     assert [capturing for capturing, *_ in seen] == [0, 1]
-    assert seen[0][1:] == ([[0] * TOKENS], [[10] * TOKENS], ("caches",))
+    assert seen[0][1:] == ([[[0] * TOKENS], [[10] * TOKENS], [20], [30]], ("caches",))
     assert library.count_launches() == 3
     assert set(ffi.streams) == {1}
 
@@ -124,7 +162,7 @@ def test_what_does_not_fit_is_refused_with_numbers():
 def test_a_model_takes_its_weights_caches_and_a_little(compile_case):
     manifest = Artifact.open(compile_case("fp16").artifact).manifest
     stored = sum(array.nbytes for array in Artifact.open(compile_case("fp16").artifact).weights().values())
-    caches = sum(cache.nbytes for cache in Engine.open(compile_case("fp16").artifact, threads=1).caches)
+    caches = sum(ring.nbytes for ring in rings_of(Engine.open(compile_case("fp16").artifact, threads=1)))
     assert 0 < device_bytes(manifest) - stored - caches - PROCESS_BYTES < 10**6
 
 

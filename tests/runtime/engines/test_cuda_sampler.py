@@ -5,33 +5,29 @@ The CUDA kernels run in their serial form, with a stand-in for the CUDA runtime.
 
 import gc
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
-from runtime.artifact.manifest import Graph, Signature, TensorSpec
-from runtime.artifact.tensor_file import TensorFile
+from runtime.artifact.manifest import IDS, POSITIONS, SLOTS, Function, Signature, TensorSpec
 from runtime.bench import Workload, measure
-from runtime.decoding.generation import generate
 from runtime.decoding.options import GREEDY, SamplingOptions
 from runtime.decoding.sampler import Sampler
-from runtime.engines import cuda
 from runtime.engines.cuda_function import GraphFunction
 from runtime.engines.cuda_memory import CudaMemory
 from runtime.engines.cuda_sampler import CudaSampler
-from runtime.engines.engine import Engine
+from runtime.engines.engine import Engine, Row
+from runtime.engines.host import HostCaches
 from runtime.engines.loaded_artifact import LoadedArtifact
-from runtime.engines.tvm_runtime import CPU_DEVICE, start_machine
+from runtime.engines.side_by_side import SideBySide
 from runtime.errors import UserError
-from runtime.verify import verify
-from tests.helpers.artifacts import WINDOW, Case, exported, random_ids
+from runtime.verify import verify_draws
+from tests.helpers.artifacts import WINDOW, random_ids
 from tests.helpers.drivers import stub_runtime
-from tests.helpers.serial import HostDevice, ReplayMemory, compile_serial, serial_engine
+from tests.helpers.feeding import emptied
+from tests.helpers.serial import HostDevice
 
-SLOTS = 24
-FULL = Case({"sliding_window": None, "num_hidden_layers": 1}, {"shape": {"prefill_chunk": 6, "cache_len": SLOTS}})
+LONGEST = 24  # as many tokens as the caches of `conftest.py` hold
 SAMPLED = SamplingOptions(temperature=0.8, top_k=7, seed=3)
 OPTIONS = [GREEDY, SAMPLED, SamplingOptions(temperature=1.5, seed=1)]
 
@@ -41,30 +37,16 @@ def library(tmp_path):
     return stub_runtime(tmp_path)
 
 
-@pytest.fixture(scope="module", params=["windowed", "full"])
-def engines(request, compile_case, tmp_path_factory):
-    """An engine that draws as a GPU does, and one whose host draws; both have the same kernels."""
-    folder = tmp_path_factory.mktemp(request.param)
-    graphs = (
-        exported("full", folder / "case", FULL)[1] if request.param == "full" else compile_case(request.param).graphs
-    )
-    manifest = compile_serial(graphs, folder)
-    device = HostDevice(ReplayMemory(stub_runtime(folder)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "start_machine", lambda library, *_: start_machine(library, CPU_DEVICE))
-        loaded = cuda.load_library(
-            device, manifest, folder / LIBRARY_FILE, TensorFile.open(folder / WEIGHTS_FILE).map()
-        )
-    return SimpleNamespace(
-        device=Engine(manifest, folder, loaded), host=serial_engine(manifest, folder), full=request.param == "full"
-    )
-
-
-def steps(engine, prompt, options, max_tokens=SLOTS, eos_ids=()):
-    return [
-        (step.token_id, step.finish_reason)
-        for step in generate(engine, prompt, Sampler(options), max_tokens=max_tokens, eos_ids=eos_ids)
-    ]
+def drawn(engine, prompt, sampler, count, slot=0):
+    """The ids after a prompt, drawn as `runtime.decoding` does: by the device if it can, otherwise by the host."""
+    found = [sampler.sample(engine.feed(slot, prompt))]
+    sampler.append(found[0])
+    if engine.can_draw(sampler.options):
+        return [*found, *engine.draw(slot, found[0], sampler, count - 1)]
+    while len(found) < count:
+        found.append(sampler.sample(engine.step([Row(slot, found[-1])])[0]))
+        sampler.append(found[-1])
+    return found
 
 
 def prompt_of(engine, length=5, seed=0):
@@ -73,78 +55,103 @@ def prompt_of(engine, length=5, seed=0):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_device_draws_what_the_host_does(engines, options):
-    """Generate far past the window; with full attention, up to the last slot.
-
-    After that slot, the step that is started ahead would have none.
-    """
+    """Far past the window; with full attention, up to the last column, behind which no step is started ahead."""
     found = []
-    for engine in (engines.device, engines.host):
-        engine.reset()
-        found.append(
-            steps(engine, prompt_of(engine), options, max_tokens=3 * WINDOW if not engines.full else 2 * SLOTS)
-        )
-        assert engine.position == 5 + len(found[0]) - 1
+    for slot, engine in ((2, engines.device), (0, engines.host)):
+        emptied(engine)
+        count = engine.manifest.shape.cache_len - 5 + 1 if engines.full else 3 * WINDOW
+        found.append(drawn(engine, prompt_of(engine), Sampler(options), count, slot))
+        assert len(engine.tokens(slot)) == 5 + count - 1
+        assert engine.room(slot) == (0 if engines.full else None)
     assert engines.device.can_draw(options)
     assert not engines.host.can_draw(options)
     assert found[0] == found[1]
-    assert len({token_id for token_id, _ in found[0]}) > 3
-    assert engines.device.room() == (0 if engines.full else None)
+    assert len(set(found[0])) > 3
 
 
 def test_a_sequence_goes_on_after_an_end(engines):
-    """At an end of sequence, one more step is in flight.
+    """Whoever stops at some id leaves one step in flight; what it draws is not used, and the next ids take its place.
 
-    Its column and its draw do not count, and the next prompt takes its place.
+    Another slot may draw in between.
     """
     found = []
     for engine in (engines.device, engines.host):
-        engine.reset()
-        first = steps(engine, prompt_of(engine), SAMPLED, max_tokens=6)
-        engine.reset()
-        sampler = Sampler(SAMPLED)
-        ended = list(generate(engine, prompt_of(engine), sampler, max_tokens=SLOTS, eos_ids=(first[3][0],)))
-        assert ended[-1].finish_reason == "stop"
-        position = engine.position
-        found.append(
-            (ended, position, list(generate(engine, prompt_of(engine, 4, seed=1), sampler, max_tokens=6, eos_ids=())))
-        )
+        emptied(engine)
+        sampler, prompt = Sampler(SAMPLED), prompt_of(engine)
+        if engine.can_draw(SAMPLED):
+            first = sampler.sample(engine.feed(1, prompt))
+            sampler.append(first)
+            ids = engine.draw(1, first, sampler, LONGEST - 5)
+            ended = [first, next(ids), next(ids)]
+            ids.close()
+        else:
+            ended = drawn(engine, prompt, sampler, 3, slot=1)
+        assert len(engine.tokens(1)) == 5 + 2
+        other = drawn(engine, prompt[:2], Sampler(SAMPLED), 4, slot=0)
+        found.append((ended, other, drawn(engine, prompt_of(engine, 4, seed=1), sampler, 6, slot=1)))
     assert found[0] == found[1]
+
+
+def test_another_call_ends_the_draws(engines):
+    """It takes the inputs of the step that is in flight; what is drawn so far stays."""
+    engine, prompt = emptied(engines.device), prompt_of(engines.device)
+    engine.feed(2, prompt)
+    ids = engine.draw(2, prompt[0], Sampler(GREEDY), 9)
+    taken = [next(ids), next(ids)]
+    logits = engine.step([Row(0, prompt[1])])
+    assert list(ids) == []
+    assert list(engine.tokens(2)) == [*prompt, prompt[0], taken[0]]
+    other = emptied(engines.host)
+    np.testing.assert_array_equal(logits, other.step([Row(0, prompt[1])]))
+    other.feed(2, prompt)
+    for token_id in (prompt[0], taken[0]):
+        other.step([Row(2, token_id)])
+    np.testing.assert_array_equal(engine.step([Row(2, taken[1])]), other.step([Row(2, taken[1])]))
+
+
+def test_a_step_in_flight_takes_its_column(engines):
+    """The column that it overwrites is lost, though its own does not count: no rewinding may need it."""
+    found = []
+    for engine in (engines.device, engines.host):
+        prompt = prompt_of(emptied(engine), 15)
+        sampler = Sampler(GREEDY)
+        engine.feed(1, prompt)
+        if engine.can_draw(GREEDY):
+            ids = engine.draw(1, prompt[0], sampler, 8)
+            taken = [next(ids) for _ in range(3)]
+            ids.close()
+        else:
+            for token_id in (prompt[0], *taken[:2]):
+                engine.step([Row(1, token_id)])
+        least = engines.device.least_rewind(1)
+        engine.rewind(1, least or 3)
+        found.append(engine.step([Row(1, prompt[3])]))
+    assert engines.full or least
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_model_is_given_back_at_once(library):
     """The model is freed at once, not when a collector finds a reference cycle: the next model may need the memory."""
-    spec = TensorSpec(name="x", shape=(1, 1), dtype="int64")
-    device = HostDevice(CudaMemory(library))
-    signature = Signature(inputs=(spec, spec), outputs=(TensorSpec(name="logits", shape=(1, 1, 9), dtype="float32"),))
+    inputs = tuple(TensorSpec(name=name, shape=(1,), dtype="int64") for name in (IDS, POSITIONS, SLOTS))
+    device = HostDevice(library)
+    device.memory = CudaMemory(library)  # whose graphs hold nothing
+    signature = Signature(inputs=inputs, outputs=(TensorSpec(name="logits", shape=(1, 1, 9), dtype="float32"),))
     output = device.tensor(signature.outputs[0])
     gc.disable()
     try:
         weights = set()
-        decode = GraphFunction(
-            device, lambda *_: output, Graph(name="decode", tokens=1, signature=signature), [weights]
-        )
-        draws = CudaSampler(device, decode, lambda *_: None)
+        described = Function(name="step_1", rows=1, tokens=1, signature=signature)
+        step = GraphFunction(device, lambda *_: output, described, [weights])
+        draws = CudaSampler(device, step, lambda *_: None)
         for _ in range(3):
-            decode()
+            step()
             draws.start(1.0, 1, 0.0)
             draws.finish()
-        alive = [weakref.ref(decode), weakref.ref(draws)]
-        del decode, draws
+        alive = [weakref.ref(step), weakref.ref(draws)]
+        del step, draws
         assert [one() for one in alive] == [None, None]
     finally:
         gc.enable()
-
-
-def test_whoever_leaves_early_leaves_a_sound_engine(engines):
-    engine = engines.device
-    engine.reset()
-    ids = generate(engine, prompt_of(engine), Sampler(GREEDY), max_tokens=9, eos_ids=())
-    taken = [next(ids).token_id for _ in range(3)]
-    ids.close()
-    assert engine.position == 5 + 2
-    engines.host.reset()
-    logits = engines.host.prefill([[*prompt_of(engine), *taken]])
-    np.testing.assert_allclose(engine.decode(taken[-1:]), logits, atol=1e-5)
 
 
 def test_other_filters_stay_with_the_host(engines):
@@ -162,21 +169,20 @@ def test_other_filters_stay_with_the_host(engines):
 
 
 def test_it_verifies_itself(engines, monkeypatch):
-    checks = verify(engines.device)
-    assert [check.check for check in checks if not check.ok] == []
-    assert checks[-1].check == "ids that the device draws"
-    assert verify(engines.host)[-1].check != "ids that the device draws"
+    assert [check.check for check in verify_draws(SideBySide(engines.host, 1))] == []
+    assert [(check.check, check.ok) for check in verify_draws(SideBySide(engines.device, 1))] == [
+        ("ids that the device draws", True)
+    ]
     finish = CudaSampler.finish
     for wrong in (0, -1):
         monkeypatch.setattr(CudaSampler, "finish", lambda self, wrong=wrong: min(0, finish(self)) + wrong)
-        assert [check.check for check in verify(engines.device) if not check.ok] == ["ids that the device draws"]
+        assert [check.ok for check in verify_draws(SideBySide(engines.device, 1))] == [False]
 
 
 def test_the_benchmark_times_drawn_steps(engines, monkeypatch):
-    monkeypatch.setattr(engines.device, "decode", None)
-    speeds = measure(
-        engines.device, engines.device.manifest.model.vocab_size, Workload((4,), (4,), steps=3, repeats=1), lambda _: 1
-    )
+    engine = SideBySide(engines.device, 1)
+    monkeypatch.setattr(engine, "decode", None)
+    speeds = measure(engine, engine.manifest.model.vocab_size, Workload((4,), (4,), steps=3, repeats=1), lambda _: 1)
     assert speeds.decode[0].step_s > 0
 
 
@@ -187,8 +193,8 @@ class Scripted:
         self.drawn = drawn
         self.log = []
 
-    def begin(self, token_id, position):
-        self.log.append(("begin", token_id, position))
+    def begin(self, token_id, position, slot):
+        self.log.append(("begin", token_id, position, slot))
 
     def start(self, temperature, top_k, draw):
         self.log.append(("start", temperature, top_k, draw))
@@ -203,22 +209,22 @@ class Scripted:
 
 def scripted(engines, drawn):
     draws = Scripted(drawn)
-    return draws, Engine(engines.host.manifest, engines.host.folder, LoadedArtifact({}, {}, [], draws))
+    return draws, Engine(engines.host.manifest, engines.host.folder, LoadedArtifact({}, HostCaches([]), draws))
 
 
 def test_one_step_is_started_ahead_and_none_beyond_the_last(engines):
     draws, engine = scripted(engines, [4, 5, 6])
-    assert list(engine.draw(3, Sampler(GREEDY), 3)) == [4, 5, 6]
+    assert list(engine.draw(1, 3, Sampler(GREEDY), 3)) == [4, 5, 6]
     start = ("start", 1.0, 1, 0.0)
-    assert draws.log == [("begin", 3, 0), start, start, "finish", start, "finish", "finish", "abandon"]
-    assert engine.position == 3
+    assert draws.log == [("begin", 3, 0, 1), start, start, "finish", start, "finish", "finish", "abandon"]
+    assert list(engine.tokens(1)) == [3, 4, 5]
 
 
 def test_one_that_is_left_lying_does_not_disturb_the_next(engines):
     draws, engine = scripted(engines, [4, 5, 6, 7])
-    first = engine.draw(3, Sampler(GREEDY), 9)
+    first = engine.draw(0, 3, Sampler(GREEDY), 9)
     assert next(first) == 4
-    second = engine.draw(4, Sampler(GREEDY), 9)
+    second = engine.draw(0, 4, Sampler(GREEDY), 9)
     assert next(second) == 5
     assert list(first) == []
     assert draws.log.count("abandon") == 0
@@ -239,6 +245,6 @@ def test_draws_that_were_not_used_are_given_again():
 def test_logits_that_are_no_numbers_end_it(engines):
     draws, engine = scripted(engines, [4, -1, 0])
     with pytest.raises(UserError, match="logits hold nan or infinity"):
-        list(engine.draw(3, Sampler(GREEDY), 3))
+        list(engine.draw(0, 3, Sampler(GREEDY), 3))
     assert draws.log[-1] == "abandon"
-    assert engine.position == 1
+    assert len(engine.tokens(0)) == 1

@@ -85,7 +85,7 @@ def call_of(op, *arguments):
     )
     arguments = tuple(map(msgspec.to_builtins, arguments))
     return KernelCall(
-        kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"decode": 1}, bytes=1, flops=1
+        kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"step_1": 1}, bytes=1, flops=1
     )
 
 
@@ -121,13 +121,17 @@ def test_a_mixture_is_within_its_bound(tokens, dtype):
     assert 0 < check_kernel(call, serial(call), Host(), half=True).error <= 1
 
 
+def attention(rows, tokens, cache, query_scaling=None, slots=3, ring_len=112):
+    """A window of 96 positions; a ring of 96 columns never wraps, unless each call adds one."""
+    return RollingAttention(rows, tokens, 8, 2, 64, slots, 96, ring_len, cache, 0.125, query_scaling)
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 16])
 def test_queries_scaled_by_their_position_are_within_their_bound(tokens):
     """A kernel that leaves the factor out is not."""
     scaling = QueryScaling(beta=0.1, original_context=64)
     call, plain = (
-        call_of("rolling_attention", RollingAttention(1, tokens, 8, 2, 64, 96, "float16", 0.125, queries))
-        for queries in (scaling, None)
+        call_of("rolling_attention", attention(1, tokens, "float16", queries)) for queries in (scaling, None)
     )
     assert 0 < check_kernel(call, serial(call), Host(), half=True).error <= 1
     assert check_kernel(call, serial(plain), Host(), half=True).error > 1
@@ -137,26 +141,53 @@ def test_queries_scaled_by_their_position_are_within_their_bound(tokens):
 @pytest.mark.parametrize("tokens", [1, 3, 16])
 def test_rounded_caches_are_within_their_bound(cache, tokens):
     """A kernel that reads or writes any of their tensors wrongly is not."""
-    call = call_of("rolling_attention", RollingAttention(1, tokens, 8, 2, 64, 96, cache, 0.125))
+    call = call_of("rolling_attention", attention(1, tokens, cache))
     right = serial(call)
     assert 0 < check_kernel(call, right, Host(), half=True).error <= 1
-    for ring in range(4, len(call.parameters) - 1):
+    for ring in range(5, len(call.parameters) - 1):
 
         def shifted(tensors, ring=ring):
             tensors[ring].copyfrom(np.roll(tensors[ring].numpy(), 1, axis=2))
 
         def read_elsewhere(*tensors, ring=ring):
-            before = tensors[ring].numpy()
+            """Columns that the call has not written are another's while it attends, and right again afterwards."""
+            before, positions = tensors[ring].numpy(), tensors[3].numpy().ravel()
             shifted(tensors, ring)
             right(*tensors)
-            after = before.copy()
-            after[:, :, (96 + 48 + np.arange(tokens)) % 96] = tensors[ring].numpy()[
-                :, :, (96 + 48 + np.arange(tokens)) % 96
-            ]
+            after, slot = before.copy(), tensors[4].numpy()[0]
+            columns = positions[positions >= 0] % 112
+            after[slot, :, columns] = tensors[ring].numpy()[slot, :, columns]
             tensors[ring].copyfrom(after)
 
         assert check_kernel(call, wrong(right, shifted), Host(), half=True).error > 1
         assert check_kernel(call, read_elsewhere, Host(), half=True).error > 1
+
+
+# Rows of one slot, more rows than slots, rings that wrap and rings that hold all positions, and rows of padding.
+@pytest.mark.parametrize(("rows", "slots", "ring_len"), [(2, 1, 112), (7, 3, 112), (4, 3, 96), (16, 8, 112)])
+def test_rows_of_several_slots_are_within_their_bound(rows, slots, ring_len):
+    """A kernel that takes a row's slot, or its place among the rows, for another's is not."""
+    call = call_of("rolling_attention", attention(rows, 1, "float16", slots=slots, ring_len=ring_len))
+    right = serial(call)
+    positions, of_row = case_of(call, half=True).arrays[3:5]
+    assert len(np.unique(of_row)) == min(slots, 1 + rows - -(-rows // 3))
+    assert (positions < 0).sum() == (rows >= 16)
+    assert len({*zip(of_row, positions[:, 0], strict=True)}) == rows
+    assert len(np.unique(positions)) > rows // 2
+    assert (positions.max() >= ring_len) == (ring_len > 96)
+    assert 0 < check_kernel(call, right, Host(), half=True).error <= 1
+
+    def changed(parameter):
+        def call_wrongly(*tensors):
+            kept = tensors[parameter].numpy()
+            tensors[parameter].copyfrom(np.roll(kept, 1, axis=0))
+            right(*tensors)
+            tensors[parameter].copyfrom(kept)
+
+        return check_kernel(call, call_wrongly, Host(), half=True).error
+
+    assert changed(3) > 1  # positions
+    assert slots == 1 or changed(4) > 1  # slots
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +207,7 @@ def wrong(function, change):
 
 @pytest.mark.parametrize("op", ["linear", "embedding", "rotation", "rolling_attention", "mixture"])
 def test_a_wrong_kernel_is_seen(compile_case, op):
-    """Results are slightly too large, a number is not written, or attention writes its ring one slot too far."""
+    """Results are slightly too large, a number is not written, or attention writes its ring one column too far."""
     call = (
         mixture_call(5, "int8")
         if op == "mixture"
@@ -193,10 +224,10 @@ def test_a_wrong_kernel_is_seen(compile_case, op):
         tensors[output].copyfrom(array)
 
     def shifted(tensors):
-        tensors[4].copyfrom(np.roll(tensors[4].numpy(), 1, axis=2))
+        tensors[5].copyfrom(np.roll(tensors[5].numpy(), 1, axis=2))
 
     def broken(tensors):
-        tensors[4].copyfrom(np.full_like(tensors[4].numpy(), np.nan))
+        tensors[5].copyfrom(np.full_like(tensors[5].numpy(), np.nan))
 
     for change in (scaled, unwritten, *([shifted, broken] if op == "rolling_attention" else [])):
         assert check_kernel(call, wrong(right, change), Host(), half=True).error > 1
@@ -271,6 +302,19 @@ def test_products_of_every_storage_are_within_their_bound(stored, rows):
         right(tvm.runtime.tensor(x), *tensors[1:])
 
     assert check_kernel(call, cut, Host(), half=True).error > 1
+
+
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_a_product_of_one_token_is_within_its_bound(eps):
+    """One of another token is not."""
+    call = call_of("linear", Linear((1, 1), 70, 96, Storage(dtype="int8"), one_of=5, norm_eps=eps))
+    right = serial(call)
+    assert 0 < check_kernel(call, right, Host(), half=True).error <= 1
+
+    def of_another(*tensors):
+        right(tvm.runtime.tensor(np.roll(tensors[0].numpy(), 1, axis=1)), *tensors[1:])
+
+    assert check_kernel(call, of_another, Host(), half=True).error > 1
 
 
 @pytest.mark.parametrize("stored", [stored for stored in FORMATS if stored.offsets == "minimums"], ids=str)
@@ -380,7 +424,7 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
 
     The check covers kernels from the library, random weights, verify, speeds, the table, and the exit status.
     """
-    device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
+    device = HostDevice(stub_runtime(tmp_path_factory.mktemp("stub")))
     monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
     monkeypatch.setattr("runtime.engines.cuda.load_library", load_here)
     monkeypatch.setattr(gpucheck, "WORKLOAD", Workload((8, 20), (8,), 2, 1))
@@ -408,7 +452,7 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
 
 
 def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_factory, monkeypatch):
-    device = HostDevice(CudaMemory(stub_runtime(tmp_path_factory.mktemp("stub"))))
+    device = HostDevice(stub_runtime(tmp_path_factory.mktemp("stub")))
     monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
     monkeypatch.setattr(torch_process, "PYTHONS", ())
     monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
@@ -438,7 +482,7 @@ def test_an_artifact_names_its_kernels(cuda_artifact):
     used = {row.kernel.removesuffix("_kernel").partition("_kernel_")[0] for row in manifest.kernels}
     assert {call.kernel for call in manifest.calls} <= used
     # wqkv, wo, w13, w2, head
-    assert sum(call.calls.get("decode", 0) for call in manifest.calls if call.op == "linear") == 5
+    assert sum(call.calls.get("step_1", 0) for call in manifest.calls if call.op == "linear") == 5
     products = products_of(manifest)
     name = manifest.name
     assert {(p.graph, p.rows) for p in products} == {
@@ -488,7 +532,7 @@ def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
         gpucheck.main([str(cuda_artifact)])
 
 
-KERNEL = KernelRow("linear_0", "1 x 4096 -> 4096 int8", "decode", 0.25, 1e-5, 2 * 10**7, 10**8, cold=True)
+KERNEL = KernelRow("linear_0", "1 x 4096 -> 4096 int8", "step_1", 0.25, 1e-5, 2 * 10**7, 10**8, cold=True)
 SLOW = KernelRow("linear_1", "512 x 4096 -> 4096 int8", "prefill_512", 3.0, 1e-3, 2 * 10**7, 2 * 10**10, cold=True)
 
 
@@ -501,7 +545,7 @@ def test_the_tables():
     limits = GpuLimits(4000.0, 400.0)
     assert (
         " ".join(kernel_line(KERNEL, limits).split())
-        == "0.25 10.0 2,000 10.00 50% of copy linear_0 1 x 4096 -> 4096 int8 decode"
+        == "0.25 10.0 2,000 10.00 50% of copy linear_0 1 x 4096 -> 4096 int8 step_1"
     )
     assert kernel_line(SLOW, limits).split()[:8] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
     assert limits.share(replace(KERNEL, cold=False)) == "in cache"

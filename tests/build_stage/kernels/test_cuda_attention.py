@@ -1,0 +1,424 @@
+"""The CUDA kernels of attention in their serial form, run on the CPU, against the definition in float64."""
+
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from build.kernels.cuda import attention, decode_attention, flash_attention
+from build.kernels.cuda.binding import SERIAL
+from build.kernels.shapes import RollingAttention
+from runtime.artifact.caches import cache_format
+from runtime.artifact.rotary import QueryScaling
+from runtime.errors import UserError
+from tests.helpers import cache_reference
+from tests.helpers.kernels import compiled_serially, run
+from tests.helpers.rotary_reference import query_factor
+
+FLOAT32 = np.finfo(np.float32).eps
+NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers
+
+
+class Model(NamedTuple):
+    """Sizes of one layer and of its rings."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    window: int
+    ring_len: int
+    slots: int = 1
+
+    def shape(self, rows, tokens, dtype="float16", query_scaling=None):
+        """The kernel's arguments for a call."""
+        return RollingAttention(
+            rows,
+            tokens,
+            self.heads,
+            self.kv_heads,
+            self.dim,
+            self.slots,
+            self.window,
+            self.ring_len,
+            dtype,
+            self.dim**-0.5,
+            query_scaling,
+        )
+
+
+class Call(NamedTuple):
+    """Positions (B, T) of a call, and the slot of each row."""
+
+    positions: list[list[int]]
+    slots: list[int]
+
+
+def chunk(slot, first, count, tokens):
+    """A prefill of `count` tokens, padded to `tokens`."""
+    return Call([[*range(first, first + count), *[-1] * (tokens - count)]], [slot])
+
+
+def step(*rows):
+    """A step of rows, each a slot and a position."""
+    return Call([[position] for _, position in rows], [slot for slot, _ in rows])
+
+
+MIXED = "rows of several slots in any order, some of them drafts, and padding"
+TAKEN_BACK = "padded chunks across the wrap, and tokens that were taken back"
+SHARED = "shared by six heads, several tiles"
+LONG = "chunk longer than the window"
+MIXED_CALLS = [
+    chunk(2, 0, 16, 16),
+    chunk(0, 0, 5, 16),
+    step((0, 5), (2, 16), (1, 0), (2, 17)),
+    step((2, -1), (1, 1), (0, -1), (0, 6)),
+    chunk(2, 18, 16, 16),
+    chunk(2, 34, 11, 16),
+    # slot 2 wraps at position 40; its drafts come in another order than their rows, beside a first token
+    step((2, 47), (0, 7), (2, 45), (2, 46)),
+    step((2, 46), (1, 2), (2, 47), (2, 48)),  # the last two drafts were rejected
+    chunk(1, 0, 3, 16),  # a slot that another sequence takes over
+    step((0, 8), (1, 3), (2, 49), (0, -1)),
+]
+CASES = {
+    "steps across the window and the wrap": (Model(4, 2, 16, 8, 16), [step((0, p)) for p in range(37)]),
+    MIXED: (Model(4, 2, 64, 24, 40, slots=3), MIXED_CALLS),
+    TAKEN_BACK: (
+        Model(4, 2, 64, 24, 48, slots=2),
+        [
+            chunk(1, 0, 16, 16),
+            chunk(1, 16, 9, 16),
+            chunk(1, 25, 16, 16),
+            chunk(1, 41, 16, 16),
+            chunk(1, 40, 16, 16),  # 17 tokens were taken back
+            chunk(1, 50, 1, 16),
+            chunk(1, 51, 3, 3),
+            step((1, 54)),
+            step((0, 0)),
+        ],
+    ),
+    LONG: (
+        Model(2, 1, 32, 6, 32),
+        [chunk(0, 0, 16, 16), chunk(0, 16, 16, 16), chunk(0, 32, 13, 16), step((0, 45))],
+    ),
+    "one key-value head a head, wide, several tiles": (
+        Model(2, 2, 128, 80, 128),
+        [*(chunk(0, p, 40, 40) for p in range(0, 200, 40)), step((0, 200))],
+    ),
+    "a call that is all padding": (
+        Model(8, 2, 32, 8, 16, slots=2),
+        [chunk(0, 0, 0, 4), step((0, -1)), chunk(1, 0, 3, 4)],
+    ),
+    "heads wider than a block": (Model(1, 1, 160, 40, 48), [chunk(0, 0, 3, 3), chunk(0, 3, 2, 3), step((0, 5))]),
+    SHARED: (
+        Model(6, 1, 32, 200, 352, slots=2),
+        [
+            chunk(0, 0, 150, 150),
+            chunk(1, 0, 10, 150),
+            step((1, 10), (0, 150)),
+            chunk(0, 151, 149, 150),
+            chunk(0, 300, 120, 150),
+            step((0, 420), (1, 11)),
+        ],
+    ),
+    "full attention up to the last column": (
+        Model(4, 2, 32, 48, 48),
+        [chunk(0, 0, 16, 16), chunk(0, 16, 16, 16), chunk(0, 32, 14, 16), step((0, 46)), step((0, 47))],
+    ),
+}
+FLASH_CASES = {  # for narrow caches: rows of queries, tiles of 64 columns, and heads of 32 to 128
+    **{name: CASES[name] for name in (MIXED, TAKEN_BACK, SHARED, LONG, "a call that is all padding")},
+    "all of many tiles seen by all": (Model(4, 1, 128, 300, 368), [chunk(0, p, 64, 64) for p in range(0, 448, 64)]),
+    "short chunks, wide groups": (Model(8, 1, 96, 70, 80), [chunk(0, 2 * p, 2, 2) for p in range(40)]),
+    "few tokens of many": (
+        Model(1, 1, 64, 96, 240),
+        [chunk(0, 0, 144, 144), chunk(0, 144, 3, 144), chunk(0, 147, 80, 144)],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        *((case, "float32") for case in CASES),
+        *((case, dtype) for case in (MIXED, TAKEN_BACK, SHARED) for dtype in NARROW),
+    ],
+)
+def test_rolling_attention(case, dtype):
+    check_attention(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("case", FLASH_CASES)
+def test_rolling_attention_on_tensor_cores(case, dtype):
+    model, calls = FLASH_CASES[case]
+    assert any(flash_attention.suits(model.shape(1, len(call.positions[0]), dtype)) for call in calls)
+    check_attention(case, dtype, FLASH_CASES, tensor_cores=True)
+
+
+@pytest.mark.parametrize(("dtype", "tensor_cores"), [("float32", False), ("float16", True)])
+def test_queries_are_scaled_by_their_position(dtype, tensor_cores):
+    """In all three kernels: one token, several, and several on tensor cores."""
+    scaling = QueryScaling(beta=0.25, original_context=7)
+    check_attention(TAKEN_BACK, dtype, tensor_cores=tensor_cores, query_scaling=scaling)
+
+
+@pytest.mark.parametrize("case", [SHARED, MIXED])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_share_of_several_tiles(monkeypatch, case, dtype):
+    """On a device with fewer multiprocessors than tiles: 200 columns are 7 tiles, 4 for one block and 3 for another."""
+    monkeypatch.setattr(decode_attention, "BLOCKS", 2)
+    assert decode_attention.splits(CASES[SHARED][0].shape(2, 1)) == 2
+    check_attention(case, dtype)
+
+
+def test_shares_do_not_depend_on_the_number_of_rows():
+    model = Model(32, 8, 128, 4096, 4224, slots=128)
+    assert {decode_attention.splits(model.shape(rows, 1)) for rows in (1, 4, 128)} == {33}
+
+
+@pytest.mark.parametrize("dtype", ["float32", *NARROW])
+def test_a_row_gives_the_same_bits_in_any_step_and_slot(dtype):
+    """Alone in a step of one, among others in one of four, and in another slot after another sequence."""
+    model = Model(4, 2, 64, 40, 64, slots=3)
+    layer = Layer(model, dtype)
+    rng = np.random.default_rng(3)
+    tokens = [layer.token(p, rng) for p in range(100)]
+    other = layer.token(0, rng)
+    alone = [layer.run([token], [(0, p)]) for p, token in enumerate(tokens)]
+    for p in range(60):
+        layer.run([other], [(2, p)])  # what another sequence leaves in its slot
+    for p in range(0, 100, 2):
+        rows = [(1, p), (2, p), (2, p + 1), (1, -1)]
+        found = layer.run([other, tokens[p], tokens[p + 1], other], rows)
+        np.testing.assert_array_equal(found[1:3], np.concatenate(alone[p : p + 2]))
+
+
+@pytest.mark.parametrize(("dtype", "tensor_cores"), [("float32", False), ("float16", True), ("int8", True)])
+def test_a_token_gives_the_same_bits_wherever_its_chunk_begins(dtype, tensor_cores):
+    model = Model(4, 2, 64, 40, 64, slots=2)
+    layer = Layer(model, dtype, tensor_cores=tensor_cores)
+    rng = np.random.default_rng(3)
+    tokens = [layer.token(p, rng) for p in range(150)]
+    found = []
+    for slot, borders in enumerate(([*range(0, 150, 16), 150], [0, 5, 21, 22, 37, 52, 68, 80, 96, 112, 125, 141, 150])):
+        parts = [layer.prefill(tokens[a:b], slot, a, 16) for a, b in pairwise(borders)]
+        found.append(np.concatenate(parts))
+    np.testing.assert_array_equal(*found)
+    assert len(np.unique(found[0])) > 1000
+
+
+class Layer:
+    """One layer's kernels and rings, which keep what calls write."""
+
+    def __init__(self, model, dtype, *, tensor_cores=False):
+        self.model, self.dtype, self.tensor_cores = model, dtype, tensor_cores
+        self.rings, self.kernels = rings_of(model, dtype), {}
+
+    def token(self, position, rng):
+        """qkv, cos and sin of one token."""
+        qkv = rng.standard_normal((1, 1, self.model.shape(1, 1).qkv_dim)).astype(np.float32)
+        return qkv, *angles(np.array([[position]]), self.model.dim // 2)
+
+    def run(self, tokens, rows):
+        """A step of rows, each a slot and a position; their outputs."""
+        return self._call([np.concatenate(parts) for parts in zip(*tokens, strict=True)], step(*rows))[:, 0]
+
+    def prefill(self, tokens, slot, first, size):
+        """A chunk; its tokens' outputs."""
+        padded = [*tokens, *[tokens[0]] * (size - len(tokens))]
+        qkv, cos, sin = zip(*padded, strict=True)
+        inputs = [np.concatenate(qkv, axis=1), np.concatenate(cos, axis=2), np.concatenate(sin, axis=2)]
+        return self._call(inputs, chunk(slot, first, len(tokens), size))[0, : len(tokens)]
+
+    def _call(self, inputs, call):
+        positions = np.array(call.positions)
+        shape = self.model.shape(*positions.shape, self.dtype)
+        if positions.shape not in self.kernels:
+            self.kernels[positions.shape] = kernel_of(shape, tensor_cores=self.tensor_cores)
+        *_, out = found = run(
+            self.kernels[positions.shape], *inputs, positions, np.array(call.slots), *self.rings, output_of(shape)
+        )
+        self.rings = found[5:-1]
+        return out
+
+
+TILES = [
+    (4, 128, "float16", 32),
+    (4, 128, "float32", 32),
+    (4, 256, "float16", 32),
+    (4, 256, "float32", 16),
+    (32, 128, "float32", 16),
+    (4, 128, "int8", 32),
+    (4, 128, "uint8", 32),
+]
+
+
+@pytest.mark.parametrize(("group", "head_dim", "dtype", "keys"), TILES)
+def test_tiles_fit_shared_memory(group, head_dim, dtype, keys):
+    """48 kB hold keys and values, and a group's queries and scores."""
+    assert decode_attention.tile_keys(Model(2 * group, 2, head_dim, 4096, 4096).shape(1, 1, dtype)) == keys
+    itemsize = 2 if dtype == "float16" else 4  # int8 and int4 are widened
+    assert keys * (2 * head_dim + 2) * itemsize + 4 * group * (head_dim + keys) <= 48 * 1024
+
+
+def test_queries_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="64 heads of 256 numbers share one key head"):
+        decode_attention.tile_keys(Model(64, 1, 256, 4096, 4096).shape(1, 1))
+
+
+def test_what_attention_goes_to_tensor_cores():
+    def suits(tokens, heads, kv_heads, head_dim, dtype):
+        return flash_attention.suits(Model(heads, kv_heads, head_dim, 64, 80).shape(1, tokens, dtype))
+
+    assert [suits(16, 8, 8, 128, "float16"), suits(4, 8, 2, 64, "float16"), suits(16, 8, 8, 64, "int8")] == [True] * 3
+    assert suits(16, 8, 8, 64, "uint8")
+    assert [suits(15, 8, 8, 128, "float16"), suits(16, 8, 8, 128, "float32")] == [False, False]
+    assert [suits(16, 8, 8, 160, "float16"), suits(16, 8, 8, 80, "float16"), suits(1, 32, 1, 64, "float16")] == [
+        False,
+        False,
+        False,
+    ]
+
+
+def check_attention(case, dtype, cases=CASES, *, tensor_cores=False, query_scaling=None):
+    """Compare all calls of a case, one after the other, with the definition.
+
+    Rings hold NaN where nothing was written, as far as their dtype has it.
+    """
+    model, calls = cases[case]
+    rng = np.random.default_rng(7)
+    rings = rings_of(model, dtype)
+    exact = cache_format(dtype).scales is not None
+    history = [{} for _ in range(model.slots)]  # position to (rotated key, value), each in the parts of its format
+    columns = [{} for _ in range(model.slots)]  # likewise, by the column that was written last
+    kernels = {}
+    for call in calls:
+        positions, slots = np.array(call.positions), np.array(call.slots)
+        shape = model.shape(*positions.shape, dtype, query_scaling)
+        if positions.shape not in kernels:
+            kernels[positions.shape] = kernel_of(shape, tensor_cores=tensor_cores)
+        qkv = rng.standard_normal((*positions.shape, shape.qkv_dim)).astype(np.float32)
+        cos, sin = angles(positions, model.dim // 2, rng if exact else None)
+        *_, out = after = run(kernels[positions.shape], qkv, cos, sin, positions, slots, *rings, output_of(shape))
+        after = after[5:-1]
+        expected = reference(shape, qkv, cos, sin, call, history, columns)
+        # float16 keys may round the other way after a float32 rotation, and tensor cores take all numbers as float16:
+        # half an ulp of 2^-11 on scores of about 4 and on the values
+        wide = dtype == "float32" or (exact and not tensor_cores)
+        seen = positions >= 0
+        np.testing.assert_allclose(out[seen], expected[seen], rtol=0, atol=2e-5 if wide else 4e-3)
+        assert np.isfinite(out).all()
+        check_rings(after, rings, columns, exact=exact)
+        rings = after
+
+
+def kernel_of(shape, *, tensor_cores=False):
+    """The compiled kernel."""
+    return compiled_serially(attention.rolling_attention(shape, on=SERIAL, tensor_cores=tensor_cores))
+
+
+def output_of(shape):
+    """The output before it is written."""
+    return np.full((shape.rows, shape.tokens, shape.n_heads * shape.head_dim), np.nan, np.float32)
+
+
+def rings_of(model, dtype):
+    """Rings in which nothing was written."""
+    return [
+        np.full(
+            (model.slots, model.kv_heads, model.ring_len, part.width),
+            np.nan if np.dtype(part.dtype).kind == "f" else 119,
+            part.dtype,
+        )
+        for part in cache_format(dtype).parts(model.dim)
+        for _side in ("keys", "values")
+    ]
+
+
+def angles(positions, half, turns=None):
+    """The rotary cosines and sines (B, 1, T, half), or random quarter turns.
+
+    Those are exact in float32: before they are rounded to levels, no number may fall on the other side of a half.
+    """
+    if turns is None:
+        found = positions[:, None, :, None] * 10.0 ** -np.arange(half)
+        return np.cos(found).astype(np.float32), np.sin(found).astype(np.float32)
+    quarters = turns.integers(0, 4, (len(positions), 1, positions.shape[1], half))
+    return np.array([1, 0, -1, 0], np.float32)[quarters], np.array([0, 1, 0, -1], np.float32)[quarters]
+
+
+def check_rings(rings, before, columns, *, exact):
+    """Columns hold what was written to them last; those that were never written keep their bytes.
+
+    Unless `exact`, keys may be off by as much as the rotation and one rounding.
+    """
+    ulp = 0 if exact else np.finfo(rings[0].dtype).eps
+    for slot, written in enumerate(columns):
+        for column in range(rings[0].shape[2]):
+            for ring, (found, old) in enumerate(zip(rings, before, strict=True)):
+                if column not in written:
+                    np.testing.assert_array_equal(found[slot, :, column], old[slot, :, column])
+                elif ring == 0:
+                    expected = written[column][0][0]
+                    np.testing.assert_allclose(
+                        found[slot, :, column], expected, rtol=ulp, atol=0 if exact else 4 * FLOAT32
+                    )
+                else:
+                    np.testing.assert_array_equal(found[slot, :, column], written[column][ring % 2][ring // 2])
+
+
+def rotate(heads, cos, sin):
+    a, b = np.split(heads.astype(np.float64), 2, axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def reference(shape, qkv, cos, sin, call, history, columns):
+    """Attention by its definition, from everything that each slot has seen so far; adds the new columns to it.
+
+    The last token at a position counts, so that what comes again after tokens were taken back replaces them.
+    """
+    group = shape.n_heads // shape.n_kv_heads
+    out = np.zeros((shape.rows, shape.tokens, shape.n_heads * shape.head_dim))
+    tokens = [
+        (slot, position, row, i)
+        for row, slot in enumerate(call.slots)
+        for i, position in enumerate(call.positions[row])
+        if position >= 0
+    ]
+    heads = {}
+    for slot, position, row, i in tokens:
+        parts = qkv[row, i].reshape(-1, shape.head_dim)
+        q, k, v = np.split(parts, [shape.n_heads, shape.n_heads + shape.n_kv_heads])
+        heads[row, i] = rotate(q, cos[row, 0, i], sin[row, 0, i]) * query_factor(shape.query_scaling, position)
+        rotated_k = rotate(k, cos[row, 0, i], sin[row, 0, i])
+        column = tuple(cache_reference.stored(x, shape.cache_dtype) for x in (rotated_k, v))
+        history[slot][position] = columns[slot][position % shape.ring_len] = column
+    for slot, position, row, i in tokens:
+        seen = range(max(position - shape.window + 1, 0), position + 1)
+        visible = [tuple(map(cache_reference.widened, history[slot][p])) for p in seen]
+        for h, query in enumerate(heads[row, i]):
+            scores = np.array([shape.scale * (query @ key[h // group]) for key, _ in visible])
+            weight = np.exp(scores - scores.max())
+            mixed = sum(w * value[h // group] for w, (_, value) in zip(weight / weight.sum(), visible, strict=True))
+            out[row, i, h * shape.head_dim : (h + 1) * shape.head_dim] = mixed
+    return out
+
+
+# Each kernel once. The first two read the rotation's angles at `d % 8`, which LLVM 22's loop vectorizer took for
+# sixteen numbers in a row (docs/llvm.md).
+OPTIMIZED = {
+    "chunk": partial(check_attention, "a call that is all padding", "float32"),
+    "steps": partial(check_attention, "steps across the window and the wrap", "float32"),
+    "chunk on tensor cores": partial(
+        check_attention, "a call that is all padding", "float16", FLASH_CASES, tensor_cores=True
+    ),
+}
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("kernel", OPTIMIZED)
+def test_optimized_for_every_width_of_registers(kernel):
+    OPTIMIZED[kernel]()
