@@ -173,7 +173,7 @@ def test_missing_tools_are_named(monkeypatch):
 
 
 PRODUCT = Linear((1, 128), 32768, 64, Storage(dtype="int8"))
-ATTENTION = RollingAttention(1, 16, 8, 2, 128, 64, "float16", 1.0)
+ATTENTION = RollingAttention(1, 16, 8, 2, 128, 4, 64, 96, "float16", 1.0)
 REGISTERS = {
     "linear": (
         PRODUCT,
