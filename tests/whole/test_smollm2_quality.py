@@ -17,6 +17,7 @@ from export.stage import ROOT
 from runtime.artifact.consistency import WEIGHTS_FILE
 from runtime.artifact.folder import Artifact
 from runtime.engines.engine import Engine
+from runtime.engines.side_by_side import SideBySide
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
 from tests.helpers.smollm2 import CACHE_LEN, smollm2, transformers_model
@@ -87,7 +88,7 @@ def passages(artifact, length=CACHE_LEN):
 
 def measured(folders, length=CACHE_LEN):
     contestants = {
-        label: Contestant(Engine.open(folder), (folder / WEIGHTS_FILE).stat().st_size)
+        label: Contestant(SideBySide(Engine.open(folder), 1), (folder / WEIGHTS_FILE).stat().st_size)
         for label, folder in folders.items()
     }
     return measure(contestants, OPTICKS.name, passages(next(iter(folders.values())), length), lambda _: None)

@@ -189,6 +189,20 @@ def test_nothing_changed_is_accepted(case, tmp_path, name):
     assert regions_of(import_graphs(graphs), graph)
 
 
+def test_a_head_that_reads_another_token_than_the_last_is_refused(case, tmp_path):
+    """A prompt may be padded behind its last token, which the kernel finds by an index in place of that slice."""
+
+    def read_the_first(graph: Graph) -> None:
+        last = [node for node in graph.node if node.op_type == "Slice"][-1]
+        set_constant(graph, last, 1, lambda start: start * 0)
+        set_constant(graph, last, 2, lambda end: end * 0 + 1)
+
+    graphs = mutated(case.graphs, "prefill_4", read_the_first, tmp_path / "graphs")
+    (graph,) = (graph for graph in graphs.record.graphs if graph.name == "prefill_4")
+    with pytest.raises(UserError, match=r"^prefill_4: the head does not read the last token"):
+        regions_of(import_graphs(graphs), graph)
+
+
 def dequantized_by_column(graph: Graph) -> None:
     """int8 with its scales taken for scales of columns."""
     (axis,) = [a for a in producer(graph, "layers.0.attention.wqkv.weight.float32").attribute if a.name == "axis"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from runtime.engines.engine import Engine
 
 engine = Engine.open(Path(sys.argv[1]), threads=2)
-engine.prefill([[1, 2, 3]])
+engine.feed(0, [1, 2, 3])
 begin = time.process_time()
 time.sleep(0.5)
 print(time.process_time() - begin)
