@@ -603,6 +603,7 @@ def padded_right(array, axis, part, positions):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8"])
+@pytest.mark.parametrize("float_level", ["avx512"], indirect=True)
 def test_rolling_attention_gives_the_same_bits_in_any_call(float_level, dtype):
     """Whatever the calls, the slots, and what the rings held before, across the wrap of the ring."""
     total = 3 * 96
@@ -617,6 +618,7 @@ def test_rolling_attention_gives_the_same_bits_in_any_call(float_level, dtype):
             assert np.array_equal(other[b, late:], found[0][b, late:])
 
 
+@pytest.mark.parametrize("float_level", ["avx512", "avx2"], indirect=True)
 def test_rows_of_one_slot_attend_as_one_after_the_other(float_level):
     """Several rows of a slot are consecutive tokens; what a later one writes is hidden from those before it."""
     level, processor = float_level
