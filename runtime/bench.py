@@ -23,6 +23,7 @@ from runtime.artifact.cpu import CPUINFO
 from runtime.artifact.manifest import Manifest, TensorSpec, WeightSpec
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import tensor_bytes
+from runtime.benchmarks import parts
 from runtime.decoding.options import GREEDY
 from runtime.decoding.sampler import DrawingModel, Sampler
 from runtime.engines.read_bandwidth import METHOD, fresh_read_bandwidth
@@ -341,11 +342,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="how often each is measured (default: %(default)s)"
     )
+    parts.add_flags(parser)
     args = parser.parse_args(argv)
     for flag in ("tokens", "threads", "repeats"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} is {getattr(args, flag)}, expected at least 1")
     workload = Workload(counts(args.prompt_tokens), counts(args.context), args.tokens, args.repeats)
+    part = parts.chosen_part(args, workload.contexts, counts)
+    if part is not None:
+        from runtime.engines.engine import Engine
+
+        found = part(Engine.open(args.artifact, threads=args.threads, minimum_build=args.minimum_build))
+        print(json.dumps(asdict(found)) if args.json else found.table())
+        return 0
     report = bench(args.artifact, workload, args.threads, args.minimum_build)
     print(json.dumps(asdict(report)) if args.json else table(report))
     return 0
