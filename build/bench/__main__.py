@@ -18,7 +18,9 @@ from statistics import median
 import msgspec
 
 from build.bench.contenders import LLAMA, OURS, RIVAL_SCHEMES, SCHEMES, Contender, Task, contenders
+from build.bench.parts import PARTS, PartOptions, PartResult
 from build.bench.plot import draw_speeds
+from build.bench.processes import json_of
 from build.bench.report import CONTEXTS, PROMPT, MachineLimits, Result, goals_table, ratios, results_table, write_json
 from build.tools.llama_files import AS_IT_IS
 from export.configuration.config import CompileConfig
@@ -57,12 +59,7 @@ def measured_limits(threads: int, cpu: str) -> MachineLimits:
 
 def run_once(entry: Contender) -> Measured:
     """Run one contender's process to its end; the last line that it prints is JSON."""
-    done = subprocess.run(entry.command, stdout=subprocess.PIPE, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
-    if done.returncode:
-        raise UserError(
-            f"measuring {entry.what} {entry.scheme} ended with status {done.returncode}; its own message is above"
-        )
-    line = done.stdout.splitlines()[-1]
+    line = json_of(entry.command, f"{entry.what} {entry.scheme}")
     if entry.what != OURS:
         return msgspec.json.decode(line, type=Measured)
     report = msgspec.json.decode(line, type=BenchReport)
@@ -94,23 +91,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     job = Job.load(args.config, args.overrides)
     _check(job.config, args)
+    path = args.json or Path("out/bench") / f"{args.config.stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if args.only is None or set(args.only) - set(PARTS):
+        _compare_speeds(job, args, path)
+    for name, part in PARTS.items():
+        if args.only is None or name in args.only:
+            _print_part(name, part(job, PartOptions(args.rounds, args.tokens, args.threads)), path)
+    output.print(_machine(args.threads))
+    return 0
+
+
+def _machine(threads: int) -> str:
+    return f"{cpu_name()}, {threads} threads, {datetime.now(UTC):%Y-%m-%d}"
+
+
+def _print_part(name: str, result: PartResult, path: Path) -> None:
+    """Print a part's tables, and write its figures beside those of the speeds."""
+    for table in result.tables:
+        output.print(table)
+    own = path.with_stem(f"{path.stem}-{name}")
+    own.write_bytes(msgspec.json.format(msgspec.json.encode(result.figures), indent=1))
+    output.print(f"figures: {own}")
+
+
+def _compare_speeds(job: Job, args: argparse.Namespace, path: Path) -> None:
+    """Compile the schemes, measure each beside its rivals, print, draw and write the JSON."""
     task = Task(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1), args.threads)
     entries = contenders(job, task, large=not args.no_large and args.only is None, only=args.only)
     results, limits = run_rounds(entries, args.rounds, args.threads, job.config.backend.cpu)
     machine = (
-        f"{cpu_name()}, {args.threads} threads, reads {limits.read_gb_s:.1f} GB/s, "
-        f"multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32, {datetime.now(UTC):%Y-%m-%d}"
+        f"{_machine(args.threads)}, reads {limits.read_gb_s:.1f} GB/s, "
+        f"multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32"
     )
     measured = ratios(results, limits)
     output.print(results_table(results, limits, flops_per_token(job.config)))
     output.print(goals_table(results, measured))
     output.print(machine)
-    path = args.json or Path("out/bench") / f"{args.config.stem}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, machine, results, limits, measured, {"rounds": args.rounds, "tokens": args.tokens})
     draw_speeds(results, PROMPT, path.with_suffix(".svg"))
     output.print(f"figures and plot: {path}, {path.with_suffix('.svg')}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,13 +169,14 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         type=lambda text: tuple(text.split(",")),
         metavar="A,B",
-        help=f"measure these alone: schemes of ours, and rivals with theirs, such as 'source,int8,{LLAMA} {AS_IT_IS}'",
+        help=f"measure these alone: parts of the bench ({', '.join(PARTS)}), schemes of ours, and rivals with theirs, "
+        f"such as 'source,int8,{LLAMA} {AS_IT_IS}'",
     )
     return parser
 
 
 def _check(config: CompileConfig, args: argparse.Namespace) -> None:
-    known = {*SCHEMES, *(f"{what} {scheme}" for what, schemes in RIVAL_SCHEMES.items() for scheme in schemes)}
+    known = {*PARTS, *SCHEMES, *(f"{what} {scheme}" for what, schemes in RIVAL_SCHEMES.items() for scheme in schemes)}
     unknown = [scheme for scheme in args.only or () if scheme not in known]
     if unknown:
         raise UserError(f"--only names {unknown[0]!r}, expected some of {', '.join(sorted(known))}")

@@ -63,13 +63,13 @@ class LlamaEngine:
         self._used = [0] * self.batch
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Append token ids to each text; returns the logits (batch, vocab) after the last of each."""
+        """Append token ids to the first texts; returns the logits (len(prompts), vocab) after the last of each."""
         columns = [
             (token_id, self._used[row] + i, row, i == len(prompt) - 1)
             for row, prompt in enumerate(prompts)
             for i, token_id in enumerate(prompt)
         ]
-        logits = np.empty((self.batch, self.vocab_size), np.float32)
+        logits = np.empty((len(prompts), self.vocab_size), np.float32)
         for start in range(0, len(columns), BATCH):
             part = columns[start : start + BATCH]
             self._decode(part)
@@ -77,12 +77,28 @@ class LlamaEngine:
                 if last:
                     found = llama_cpp.llama_get_logits_ith(self._context, i)
                     logits[row] = np.ctypeslib.as_array(found, (self.vocab_size,))
-        self._used = [used + len(prompt) for used, prompt in zip(self._used, prompts, strict=True)]
+        for row, prompt in enumerate(prompts):
+            self._used[row] += len(prompt)
         return logits
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append one token id to each text; returns the logits (batch, vocab)."""
+        """Append one token id to each of the first texts; returns the logits (len(ids), vocab)."""
         return self.prefill([[token_id] for token_id in ids])
+
+    def share_first(self) -> None:
+        """Let every text, all others being empty, hold what the first one does."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        for row in range(1, self.batch):
+            llama_cpp.llama_memory_seq_cp(memory, 0, row, -1, -1)
+        self._used = self._used[:1] * self.batch
+
+    def rewind(self, length: int) -> None:
+        """Forget all token ids of every text from `length` on."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        for row in range(self.batch):
+            removed = llama_cpp.llama_memory_seq_rm(memory, row, length, -1)
+            assert removed, "a cache without a window can be cut anywhere"
+        self._used = [min(used, length) for used in self._used]
 
     def _decode(self, columns: Sequence[tuple[int, int, int, bool]]) -> None:
         """Compute (id, position, text, whether its logits are wanted), at most `BATCH` of them."""
