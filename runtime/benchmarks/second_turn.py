@@ -1,7 +1,7 @@
 """The time to the first token of a conversation's next turn, beside that of the same prompt in an empty slot.
 
 A scheduler serves both, as it would serve users: it finds the conversation in its slot and feeds what is new. Ids are
-random and differ in each repeat, so that nothing else can be reused.
+random, and slots are emptied before what is to be computed anew.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,11 +83,13 @@ def measure_second_turn(
     wrapped = False
     for repeat in range(workload.repeats + 1):
         for n, taken in samples.items():
-            ids, others = (rng.integers(vocab_size, size=conversation + n).tolist() for _ in range(2))
+            ids = rng.integers(vocab_size, size=conversation + n).tolist()
+            _empty(model)
             _first_token_seconds(scheduler, ids[:conversation], 0, clock)
             wrapped |= any(model.least_rewind(slot) for slot in range(model.slots))
             continued = _first_token_seconds(scheduler, ids, conversation, clock)
-            cold = _first_token_seconds(scheduler, others, 0, clock)
+            _empty(model)
+            cold = _first_token_seconds(scheduler, ids, 0, clock)
             if repeat:
                 taken.append((continued, cold))
     turns = [_second_turn(n, taken) for n, taken in samples.items()]
@@ -97,6 +99,11 @@ def measure_second_turn(
         if n not in fitting
     ]
     return SecondTurnReport(conversation, wrapped, tuple(turns), tuple(skipped))
+
+
+def _empty(model: SlotModel) -> None:
+    for slot in range(model.slots):
+        model.rewind(slot, 0)
 
 
 def _second_turn(new_tokens: int, pairs: Sequence[tuple[float, float]]) -> SecondTurn:

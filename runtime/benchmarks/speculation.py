@@ -130,12 +130,14 @@ def _run(model: SlotModel, task: SpeculationTask, speculate: bool, clock: Callab
     scheduler = Scheduler(model, SchedulerSettings(speculate=speculate), clock)
     ids: list[int] = []
     start = end = clock()
+    steps_of_prompt = 0
     for event in events_of(scheduler, Request(0, task.prompt, task.max_tokens, task.options)):
         if isinstance(event, Generated):
             end = clock()
-            start = start if ids else end
+            if not ids:
+                start, steps_of_prompt = end, scheduler.statistics.steps
             ids.append(event.step.token_id)
-    steps = scheduler.statistics.steps
+    steps = scheduler.statistics.steps - steps_of_prompt
     return _Run(ids, (len(ids) - 1) / (end - start), (len(ids) - 1) / steps)
 
 
