@@ -144,6 +144,13 @@ ROOMS = {
     "runtime.decoding": {"runtime.artifact", "runtime.text"},
     "runtime.engines": {"runtime.artifact", "runtime.decoding"},
     "runtime.scheduling": {"runtime.decoding", "runtime.engines", "runtime.text"},
+    "runtime.benchmarks": {
+        "runtime.artifact",
+        "runtime.decoding",
+        "runtime.engines",
+        "runtime.scheduling",
+        "runtime.text",
+    },
     "runtime.gpu_check": {"runtime.artifact"},
 }
 # Modules at a package's top that rooms build on: errors, text tables, progress, stages on disk, and TVM; and, for rooms

@@ -17,8 +17,11 @@ from runtime.artifact.manifest import ModelConfig, Quantization, Shape, TensorSp
 from runtime.artifact.signatures import functions_of, graphs_of
 from runtime.artifact.tensor_file import TensorFileWriter
 from runtime.bench import BenchReport, Workload, cache_bytes, counts, measure, weight_bytes
+from runtime.benchmarks.second_turn import SecondTurnReport
+from runtime.benchmarks.sequences import SequencesReport
 from runtime.engines import read_bandwidth
 from runtime.errors import UserError
+from tests.helpers.fake_slot_model import FakeSlotModel
 
 VOCAB = 50
 TOKEN_S, STEP_S = 0.25, 0.5  # exact in binary, so that sums of them are exact too
@@ -294,3 +297,34 @@ def test_table_has_every_figure_and_its_unit(fake_command, capsys):
 def test_a_count_below_one_is_refused(fake_command, flag):
     with pytest.raises(UserError, match=f"{flag} is 0, expected at least 1"):
         module.main([*fake_command, flag, "0"])
+
+
+@pytest.fixture
+def slots_command(monkeypatch):
+    """A model with slots in place of an engine, and nothing that is measured without them."""
+    model = FakeSlotModel(cache_len=900)
+    model.manifest = types.SimpleNamespace(model=types.SimpleNamespace(vocab_size=model.vocab), tokenizer=None)
+    model.folder = "folder"
+    engine = types.SimpleNamespace(open=lambda path, *, threads, minimum_build: model)
+    monkeypatch.setattr("runtime.engines.engine.Engine", engine)
+    return ["folder", "--context", "16", "--tokens", "4", "--repeats", "1"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "report", "measured"),
+    [
+        (["--sequences", "1,4,8"], SequencesReport, lambda report: [s.sequences for s in report.speeds] == [1, 4]),
+        (["--second-turn", "1,8,400"], SecondTurnReport, lambda report: [t.new_tokens for t in report.turns] == [1, 8]),
+    ],
+)
+def test_a_part_takes_the_place_of_the_usual_measurement(slots_command, capsys, flags, report, measured):
+    assert module.main([*slots_command, *flags, "--json"]) == 0
+    found = msgspec.json.decode(capsys.readouterr().out, type=report)
+    assert measured(found)
+    assert module.main([*slots_command, *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[-len(found.skipped) :] == list(found.skipped)
+
+
+def test_speculation_needs_a_tokenizer(slots_command):
+    with pytest.raises(UserError, match="--speculation needs a tokenizer, but folder has none: leave the flag out"):
+        module.main([*slots_command, "--speculation"])
