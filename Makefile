@@ -92,8 +92,9 @@ quality: inputs  ## CONFIG=...: measure perplexity, KL divergence and top-1 of e
 	    $(if $(CHUNKS),--chunks $(CHUNKS)) $(if $(VARIANTS),--variants $(VARIANTS))
 
 bench: inputs  ## CONFIG=...: compare the speed of every scheme with onnxruntime, transformers and, after
-## `make setup BENCH=1`, llama.cpp and ONNX Runtime GenAI
-	$(PY) -m build.bench $(ARGUMENTS)
+## `make setup BENCH=1`, llama.cpp and ONNX Runtime GenAI; measure sequences side by side, second turns and speculation;
+## ONLY=sequences,second-turn,speculation runs parts alone
+	$(PY) -m build.bench $(ARGUMENTS) $(if $(ONLY),--only '$(ONLY)')
 
 memory: setup  ## measure the peak memory of compiling a 7B-shaped checkpoint at two depths, extrapolated to all layers
 	$(PY) -m build.tools.memory

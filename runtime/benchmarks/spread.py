@@ -23,5 +23,5 @@ class Spread:
         return cls(low, median(samples), high)
 
     def __format__(self, spec: str) -> str:
-        """Such as `1.52 (1.49 to 1.54)`; `spec` is that of each number."""
-        return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+        """Such as `1.52 (1.49-1.54)`; `spec` is that of each number."""
+        return f"{self.median:{spec}} ({self.low:{spec}}-{self.high:{spec}})"

@@ -94,5 +94,5 @@ def test_speculation_is_that_of_the_config(box):
     result = parts.speculation(None, OPTIONS)
     assert commands[0][3] == "artifact"
     assert commands[0][-1] == "--speculation"
-    assert "0.50 (0.40 to 0.60)" in result.tables[0]
+    assert "0.50 (0.40-0.60)" in result.tables[0]
     assert result.figures.tasks[0].tokens_per_step == 2.5

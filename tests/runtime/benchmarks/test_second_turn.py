@@ -37,5 +37,5 @@ def test_what_does_not_fit_is_skipped_aloud():
 
 def test_the_table_sets_shares_of_time_beside_shares_of_tokens():
     _, header, row = measured(SecondTurnWorkload(60, (40,), repeats=1)).table().splitlines()
-    assert row.split() == ["40", "40,000.0", "100,000.0", "0.400", "(0.400", "to", "0.400)", "0.400"]
+    assert row.split() == ["40", "40,000.0", "100,000.0", "0.400", "(0.400-0.400)", "0.400"]
     assert len(header) == len(row)

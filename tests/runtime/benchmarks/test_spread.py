@@ -13,4 +13,4 @@ def test_quartiles_are_those_of_numpy(samples):
 
 
 def test_a_spread_is_written_as_its_median_and_quartiles():
-    assert f"{Spread(1.0, 1.5, 2.25):.2f}" == "1.50 (1.00 to 2.25)"
+    assert f"{Spread(1.0, 1.5, 2.25):.2f}" == "1.50 (1.00-2.25)"
