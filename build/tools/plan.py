@@ -31,12 +31,13 @@ from runtime.errors import run_command
 
 MB = 1e6
 
-# Library, fitted to three graphs each of tiny (2 layers, float32: 0.43 MB), SmolLM2-135M (30 layers, float32 and int8:
-# 0.85 and 0.99 MB), a narrow Mixtral (24 layers, int8: 1.11 MB) and, for cuda, tiny with two architectures (0.76 MB).
-LIBRARY_GRAPH = 0.15 * MB  # each graph's kernels
-LIBRARY_MIXTURE = 0.05 * MB  # each graph's kernels of a mixture
-LIBRARY_ARCH = 0.05 * MB  # machine code of each graph's kernels for each CUDA architecture
-LIBRARY_CALLS = 0.006 * MB  # the calls of one layer in one graph
+# Library, fitted to five functions of tiny (2 layers, float32: 0.39 MB) and of SmolLM2-135M (30 layers, `source`: 0.77
+# MB), to seven of SmolLM2-135M (float32, int8 and `source`: 0.97, 0.92 and 1.11 MB), and, for cuda, to two of tiny with
+# two architectures (0.42 MB).
+LIBRARY_GRAPH = 0.073 * MB  # each function's kernels
+LIBRARY_MIXTURE = 0.05 * MB  # each function's kernels of a mixture
+LIBRARY_ARCH = 0.05 * MB  # machine code of each function's kernels for each CUDA architecture
+LIBRARY_CALLS = 0.0026 * MB  # the calls of one layer in one function
 
 # Text of the graphs (ONNX, records, reports), measured on the same models: 30 kB per graph at 2 layers, 0.48 MB at 30.
 GRAPH_TEXT = 0.003 * MB
@@ -98,7 +99,7 @@ def tokenizer_files(checkpoint: Checkpoint, record: GraphsRecord) -> dict[str, i
 
 
 def library_bytes(record: GraphsRecord, target: TargetSpec) -> int:
-    """Size of the library: the kernels of each graph, and the calls of each layer."""
+    """Size of the library: the kernels of each function, and the calls of each layer."""
     kernels = LIBRARY_GRAPH + (LIBRARY_MIXTURE if record.model.n_experts else 0) + LIBRARY_ARCH * len(target.arch)
     return round(len(record.graphs) * (kernels + LIBRARY_CALLS * record.model.n_layers))
 

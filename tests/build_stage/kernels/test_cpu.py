@@ -571,17 +571,12 @@ LONGEST_CALL = 80  # of all cases, so that their rings do not depend on the sche
 def attended(level, processor, case, rings, slots):
     """What the kernels give for a case (sequences, tokens, heads, D), in the slots of these rings."""
     qkv, positions, cos, sin = attention_inputs(case, np.random.default_rng(0))
-    (h, kv), d = case.heads, case.head_dim
+    h, d = case.heads[0], case.head_dim
     out = np.zeros((len(case.late), sum(case.chunks), h, d), np.float32)
+    kernels = {tokens: attention_of(level, processor, case, tokens) for tokens in set(case.chunks)}
     start = 0
     for tokens in case.chunks:
         part = slice(start, start + tokens)
-        rows = len(case.late) if tokens == 1 else 1
-        shape = RollingAttention(
-            rows, tokens, h, kv, d, len(case.late) + 1, case.window, ring_len(case), case.dtype, case.scale,
-            case.query_scaling,
-        )  # fmt: skip
-        kernel = compiled(attention_kernel(level, shape), processor)
         order = list(range(len(case.late)))[::-1]  # rows are not in the order of their slots
         for group in [order] if tokens == 1 else [[b] for b in order]:
             inputs = [
@@ -589,12 +584,23 @@ def attended(level, processor, case, rings, slots):
                 for array, axis in ((qkv, 0), (cos, 1), (sin, 1), (positions, 0))
             ]
             inputs[3] = np.where(inputs[3] < 0, -1, inputs[3])
-            result = output(rows, tokens, h * d)
-            call(kernel, *inputs, np.array([slots[b] for b in group]), *rings, result)
+            result = output(len(group), tokens, h * d)
+            call(kernels[tokens], *inputs, np.array([slots[b] for b in group]), *rings, result)
             for b, own in zip(group, result.reshape(len(group), tokens, h, d), strict=True):
                 out[b, part] = np.roll(own, int((positions[b, part] < 0).sum()), axis=0)
         start += tokens
     return out
+
+
+@cache
+def attention_of(level, processor, case, tokens):
+    """The kernel of a case for calls of so many tokens: a row for each sequence, or a chunk of one."""
+    rows = len(case.late) if tokens == 1 else 1
+    shape = RollingAttention(
+        rows, tokens, *case.heads, case.head_dim, len(case.late) + 1, case.window, ring_len(case), case.dtype,
+        case.scale, case.query_scaling,
+    )  # fmt: skip
+    return compiled(attention_kernel(level, shape), processor)
 
 
 def padded_right(array, axis, part, positions):

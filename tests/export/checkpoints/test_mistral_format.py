@@ -90,8 +90,9 @@ def test_mixture(tmp_path, windows):
     assert (model.family, model.n_experts, model.experts_per_token) == ("mixtral", 4, 2)
     stacked = torch.cat([tensors[f"layers.1.feed_forward.experts.{e}.w{x}.weight"] for e in range(4) for x in "13"])
     assert np.array_equal(checkpoint.tensor("layers.1.feed_forward.experts.w13.weight"), stacked.numpy())
-    stepper = TorchStepper(static_model(model, TOKENS, checkpoint_weights(checkpoint)), 1, "float32")
-    found = stepper.step(TOKENS, np.array([IDS]), np.array([0]))
+    stepper = TorchStepper(static_model(model, TOKENS, checkpoint_weights(checkpoint)), "float32")
+    stepper.reset(1)
+    found = stepper.step(np.array([IDS]), np.array([0]))
     assert difference(found[0], raw_logits(params, tensors, IDS)[-1]) < bound(model, TOKENS)
 
 
