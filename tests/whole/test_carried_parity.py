@@ -29,8 +29,6 @@ CHOSEN = (
     "gptq-8-asymmetric",
     "awq",
     "compressed-4-rows",
-    "compressed-int8",
-    "fp8-rows",
     "fp8-blocks",
     "nf4",
 )
