@@ -27,8 +27,8 @@ from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype
 from tests.helpers.traffic import loaded_bytes
 
 TWO = ("sm_80", "sm_90a")
-# By the scheme, or by what a quantized checkpoint stores. Most architectures are for int4, where registers are scarcest:
-# each takes seconds.
+# By the scheme, or by what a quantized checkpoint stores. int4 has the most architectures, since registers are scarcest
+# there; each takes seconds.
 ARCHS = {"none": TWO, "int8": ("sm_90a",), "int4": ("sm_80", "sm_90a", "sm_100"), "q4_1": ("sm_80",)}
 CONFIG = """
 name: layer
