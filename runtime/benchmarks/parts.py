@@ -9,8 +9,6 @@ from runtime.benchmarks.second_turn import SecondTurnReport, SecondTurnWorkload,
 from runtime.benchmarks.sequences import SequencesReport, SequencesWorkload, SlotSequences, measure_sequences
 from runtime.benchmarks.speculation import SpeculationReport, measure_speculation, speculation_tasks
 from runtime.errors import UserError
-from runtime.text.conversation_encoder import open_conversation_encoder
-from runtime.text.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from runtime.engines.engine import Engine
@@ -65,6 +63,10 @@ def _speculation(engine: "Engine", repeats: int) -> SpeculationReport:
     spec = engine.manifest.tokenizer
     if spec is None:
         raise UserError(f"--speculation needs a tokenizer, but {engine.folder} has none: leave the flag out")
+    # a box that only checks a GPU has no packages for text
+    from runtime.text.conversation_encoder import open_conversation_encoder
+    from runtime.text.tokenizer import open_tokenizer
+
     tokenizer = open_tokenizer(spec, engine.folder)
     tasks = speculation_tasks(tokenizer, open_conversation_encoder(spec, engine.folder, tokenizer))
     return measure_speculation(engine, tasks, repeats, time.perf_counter)

@@ -7,6 +7,7 @@ not know yet how long calls take, as the first request of a process has.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from runtime.benchmarks.one_request import events_of
 from runtime.benchmarks.spread import Spread
@@ -17,9 +18,11 @@ from runtime.errors import UserError
 from runtime.scheduling.requests import Generated, Request
 from runtime.scheduling.scheduler import Scheduler
 from runtime.scheduling.settings import SchedulerSettings
-from runtime.text.conversation_encoder import ConversationEncoder
 from runtime.text.messages import Message
-from runtime.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from runtime.text.conversation_encoder import ConversationEncoder
+    from runtime.text.tokenizer import Tokenizer
 
 PASSAGE = (
     "A lighthouse keeper on the northern coast wrote down the weather every morning for forty years. He noted the "
@@ -91,7 +94,7 @@ class _Run:
     tokens_per_step: float
 
 
-def speculation_tasks(tokenizer: Tokenizer, encoder: ConversationEncoder) -> list[SpeculationTask]:
+def speculation_tasks(tokenizer: "Tokenizer", encoder: "ConversationEncoder") -> list[SpeculationTask]:
     """A passage that the model is asked to repeat, and a story: its likeliest ids, and drawn ones."""
     passage = tokenizer.encode(PASSAGE, add_bos=False)
     copy, free = (
