@@ -24,6 +24,7 @@ Bytes per query: at least 2 * visible * n_kv_heads * head_dim * itemsize; operat
 4 * visible * n_heads * head_dim.
 """
 
+from math import gcd
 from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
@@ -100,6 +101,14 @@ def _parts(shape: RollingAttention) -> tuple[int, int]:
     return -(-steps // share), share
 
 
+def _spread(count: int) -> int:
+    """A stride that visits all of `count` places, so that any run of turns meets any run of places about equally often.
+
+    It is the golden section of the count, or the next number without a common divisor (Knuth, TAOCP 3, 6.4).
+    """
+    return next(n for n in range(max(round(0.618 * count), 1), 2 * count + 1) if gcd(n, count) == 1)
+
+
 def _steps(level: Level, shape: RollingAttention):
     """Body of `rolling_attention` for rows of one token."""
     B, H, KV, D, L = shape.rows, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.ring_len
@@ -127,7 +136,10 @@ def _steps(level: Level, shape: RollingAttention):
                         query_scale(shape, T.Cast("int32", positions[b, 0])),
                     )
             write(Angles(qkv, cos, sin, b, 0), positions, slots, keys, values)
-        for task in T.parallel(B * KV * tiles * parts):
+        for turn in T.parallel(B * KV * tiles * parts):
+            # Only the first parts of a ring that is not full have work: they are spread over all turns.
+            place = turn * _spread(B * KV * tiles * parts) % (B * KV * tiles * parts)
+            task = place % (B * KV * tiles) * parts + place // (B * KV * tiles)
             b = task // (KV * tiles * parts)
             kv = task // (tiles * parts) % KV
             end = T.Cast("int32", positions[b, 0]) + 1  # number of positions that the ring holds or has held
