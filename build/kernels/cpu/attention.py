@@ -118,6 +118,7 @@ def _steps(level: Level, shape: RollingAttention):
     parts, _ = _parts(shape)
     rotate, write = _rotation(shape), _column_writer(shape)
     attend, clear, join = _part(level, shape, R), _cleared(R, D), _joined(level, shape, R)
+    clear_query = _cleared_query(R, D)
     loop = T.parallel if B > ROWS_AT_ONCE else T.serial
 
     @T.inline
@@ -135,6 +136,8 @@ def _steps(level: Level, shape: RollingAttention):
                         Places(queries, (b * KV * tiles + h // R) * D * R + h % R, R),
                         query_scale(shape, T.Cast("int32", positions[b, 0])),
                     )
+                else:
+                    clear_query(queries, b * KV * tiles + h // R, h % R)
             write(Angles(qkv, cos, sin, b, 0), positions, slots, keys, values)
         for turn in T.parallel(B * KV * tiles * parts):
             # Only the first parts of a ring that is not full have work: they are spread over all turns.
@@ -172,6 +175,7 @@ def _chunk(level: Level, shape: RollingAttention):
     parts, share = _parts(shape)
     rotate, write = _rotation(shape), _column_writer(shape)
     attend, clear, join = _part(level, shape, R), _cleared(R, D), _joined(level, shape, R)
+    clear_query = _cleared_query(R, D)
 
     @T.inline
     def body(qkv, cos, sin, positions, slots, keys, values, out):
@@ -192,6 +196,10 @@ def _chunk(level: Level, shape: RollingAttention):
                         query_scale(shape, T.Cast("int32", positions[0, i])),
                     )
                 write(Angles(qkv, cos, sin, 0, i), positions, slots, keys, values)
+        for i in T.serial(KV * R):
+            row = count[0] * group + i % R
+            if row // R == (count[0] * group - 1) // R:
+                clear_query(queries, i // R * tiles + row // R, row % R)
         for task in T.parallel(KV * tiles):
             # Late tiles see more keys than early ones: they alternate, so that any run of tasks is balanced.
             folded = task % tiles
@@ -261,6 +269,20 @@ def _part(level: Level, shape: RollingAttention, R: int):
                     attend_step(queries, columns, column, count, softmax)
 
     return attend
+
+
+def _cleared_query(R: int, D: int):
+    """Inline `clear_query(queries, tile, r)`: fill row r of a tile that has fewer queries than rows.
+
+    What lies in memory may be subnormal numbers, with which the whole tile takes several times as long.
+    """
+
+    @T.inline
+    def clear_query(queries, tile, r):
+        for d in T.serial(D):
+            queries[(tile * D + d) * R + r] = T.float32(0)
+
+    return clear_query
 
 
 def _cleared(R: int, D: int):
