@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime.benchmarks.one_request import events_of
 from runtime.benchmarks.spread import Spread
-from runtime.benchmarks.text_table import text_table
+from runtime.columns import in_columns
 from runtime.engines.slot_model import SlotModel, capacity_of
 from runtime.scheduling.requests import Generated, Request, Started
 from runtime.scheduling.scheduler import Scheduler
@@ -65,7 +65,7 @@ class SecondTurnReport:
         ]
         headers = ("new tokens", "TTFT ms", "cold TTFT ms", "share of the time (quartiles)", "share of the tokens")
         title = f"behind a conversation of {self.conversation} tokens{', in rings that have wrapped' * self.wrapped}"
-        return "\n".join([title, text_table(headers, rows), *self.skipped])
+        return "\n".join([title, *in_columns([headers, *rows], figures=True), *self.skipped])
 
 
 def measure_second_turn(

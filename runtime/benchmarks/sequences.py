@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.benchmarks.text_table import text_table
-from runtime.engines.slot_model import Row, SlotModel, Snapshot, capacity_of
+from runtime.columns import in_columns
+from runtime.engines.slot_model import Row, SlotModel, Snapshot, capacity_of, step_all
 
 SEED = 0
 
@@ -70,9 +70,7 @@ class SlotSequences:
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append one id to each of the first slots, in as few steps as hold them; returns logits (len(ids), vocab)."""
-        rows, most = [Row(slot, token_id) for slot, token_id in enumerate(ids)], self._engine.step_rows[-1]
-        steps = [self._engine.step(rows[start : start + most]) for start in range(0, len(rows), most)]
-        return steps[0] if len(steps) == 1 else np.concatenate(steps)
+        return step_all(self._engine, [Row(slot, token_id) for slot, token_id in enumerate(ids)])
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class SequencesReport:
             for speed in self.speeds
         ]
         headers = ("context", "sequences", "tok/s in all", "ms a step", "times one sequence")
-        return "\n".join([text_table(headers, rows), *self.skipped])
+        return "\n".join([*in_columns([headers, *rows], figures=True), *self.skipped])
 
 
 def measure_sequences(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from runtime.benchmarks.one_request import events_of
 from runtime.benchmarks.spread import Spread
-from runtime.benchmarks.text_table import text_table
+from runtime.columns import in_columns
 from runtime.decoding.options import GREEDY, SamplingOptions
 from runtime.engines.slot_model import SlotModel
 from runtime.errors import UserError
@@ -84,7 +84,7 @@ class SpeculationReport:
             for task in self.tasks
         ]
         headers = ("text", "tok/s off", "tok/s on", "tokens a step", "on / off (quartiles)", "copied")
-        return text_table(headers, rows)
+        return "\n".join(in_columns([headers, *rows], figures=True))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """When a sequence ends, and the samplers of several that are drawn from one seed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from runtime.decoding.options import SamplingOptions
 from runtime.decoding.sampler import Sampler
@@ -14,5 +13,5 @@ def finish_reason_of(token_id: int, left: int, eos_ids: Sequence[int]) -> Finish
 
 
 def row_samplers(options: SamplingOptions, count: int) -> list[Sampler]:
-    """A sampler per prompt, seeded with the options' seed plus the prompt's index, so that no two share a stream."""
-    return [Sampler(options if options.seed is None else replace(options, seed=options.seed + i)) for i in range(count)]
+    """A sampler for each of so many sequences, whose options are numbered."""
+    return [Sampler(options.numbered(i)) for i in range(count)]

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from runtime.errors import UserError
 
@@ -37,6 +38,10 @@ class SamplingOptions:
     def top_k_alone(self) -> bool:
         """Whether no filter other than top-k is set, so that a device can draw ids by itself."""
         return self.top_p is None and self.min_p is None and not self.counts_tokens and not self.logit_bias
+
+    def numbered(self, number: int) -> Self:
+        """The options with their seed plus a number, so that no two sequences share a stream of draws."""
+        return self if self.seed is None else replace(self, seed=self.seed + number)
 
     def __post_init__(self) -> None:
         _require(

@@ -169,11 +169,6 @@ class Engine:
             new.append(token_id)
         return self._run(call, added)[: len(rows), 0].copy()
 
-    def step_all(self, rows: Sequence[Row]) -> NDArray[np.float32]:
-        """As `step`, for any number of rows of different slots, in as few steps as hold them."""
-        most = self.step_rows[-1]
-        return np.concatenate([self.step(rows[start : start + most]) for start in range(0, len(rows), most)])
-
     def feed(self, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append any number of ids to a slot, in as many calls as they take; returns and raises as `prefill`."""
         self._check_head(generates=True)

@@ -9,7 +9,7 @@ from runtime.artifact.manifest import Manifest
 from runtime.decoding.options import SamplingOptions
 from runtime.decoding.sampler import Sampler
 from runtime.engines.engine import Engine
-from runtime.engines.slot_model import Row
+from runtime.engines.slot_model import Row, step_all
 
 
 class SideBySide:
@@ -47,7 +47,7 @@ class SideBySide:
 
     def decode(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append one id to each text, in as few steps as hold them; returns logits (batch, vocab)."""
-        return self.engine.step_all([Row(slot, token_id) for slot, token_id in enumerate(ids)])
+        return step_all(self.engine, [Row(slot, token_id) for slot, token_id in enumerate(ids)])
 
     def can_draw(self, options: SamplingOptions) -> bool:
         """Whether the machine draws ids by itself, which it does for one text."""

@@ -80,3 +80,10 @@ def capacity_of(model: SlotModel) -> int | None:
     """How many tokens an empty slot holds; None without a limit."""
     room = model.room(0)
     return None if room is None else room + len(model.tokens(0))
+
+
+def step_all(model: SlotModel, rows: Sequence[Row]) -> NDArray[np.float32]:
+    """As `SlotModel.step`, for any number of rows of different slots, in as few steps as hold them."""
+    most = model.step_rows[-1]
+    steps = [model.step(rows[start : start + most]) for start in range(0, len(rows), most)]
+    return steps[0] if len(steps) == 1 else np.concatenate(steps)

@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from numpy import float32
@@ -53,7 +52,7 @@ def completions(
     steps. Raises `UserError` before the first step if any prompt is empty or does not fit.
     """
     requests = [
-        Request(i, prompt, max_tokens, numbered(options, i), eos_ids, logprobs) for i, prompt in enumerate(prompts)
+        Request(i, prompt, max_tokens, options.numbered(i), eos_ids, logprobs) for i, prompt in enumerate(prompts)
     ]
     for number, request in enumerate(requests, 1):
         check_fits(request.prompt_ids, capacity_of(model), f"prompt {number}" if len(requests) > 1 else "the prompt")
@@ -62,11 +61,6 @@ def completions(
         steps = _drawn_by_device(model, requests[0], PrefixCache(model, mode, snapshot_bytes=0))
         return ((0, step) for step in (with_text(steps, texts[0]) if texts else steps))
     return _scheduled(Scheduler(model, settings or SchedulerSettings(), time.perf_counter), requests, texts)
-
-
-def numbered(options: SamplingOptions, number: int) -> SamplingOptions:
-    """The options with their seed plus a number, so that no two sequences share a stream of draws."""
-    return options if options.seed is None else replace(options, seed=options.seed + number)
 
 
 def _scheduled(

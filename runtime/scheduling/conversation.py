@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from runtime.decoding.options import SamplingOptions
 from runtime.engines.slot_model import SlotModel, capacity_of
 from runtime.errors import UserError
-from runtime.scheduling.completions import completions, numbered
+from runtime.scheduling.completions import completions
 from runtime.scheduling.settings import SchedulerSettings
 from runtime.text.conversation_encoder import ConversationEncoder
 from runtime.text.message_parts import SEPARATOR
@@ -71,7 +71,7 @@ class Conversation:
         steps = completions(
             self._model,
             [ids],
-            numbered(self._options, self._replies),
+            self._options.numbered(self._replies),
             max_tokens=self._max_tokens,
             eos_ids=self._tokenizer.spec.eos_ids,
             texts=[self._tokenizer.text_stream(())],

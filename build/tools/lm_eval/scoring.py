@@ -13,7 +13,7 @@ import numpy as np
 from build.tools.quality.figures import Distribution
 from runtime.decoding.options import SamplingOptions
 from runtime.engines.engine import Engine
-from runtime.engines.slot_model import Row
+from runtime.engines.slot_model import Row, step_all
 from runtime.errors import UserError
 from runtime.scheduling.completions import completions
 from runtime.text.tokenizer import Tokenizer
@@ -176,7 +176,7 @@ class Scorer:
             # the last token is only predicted
             running = [i for i in running if step + 1 < len(rows[i].continuation)]
             if running:
-                logits = engine.step_all([Row(i, rows[i].continuation[step]) for i in running])
+                logits = step_all(engine, [Row(i, rows[i].continuation[step]) for i in running])
         return list(zip(totals, greedy, strict=True))
 
     def _encoded(self, context: str, continuation: str) -> Scored:

@@ -5,7 +5,7 @@ import pytest
 
 from runtime.artifact.manifest import Shape
 from runtime.engines import engine as module
-from runtime.engines.slot_model import Row
+from runtime.engines.slot_model import Row, step_all
 from runtime.errors import UserError
 from tests.helpers.ring_engine import VOCAB, ring_engine, seen
 
@@ -225,5 +225,5 @@ def test_no_position_goes_beyond_what_kernels_count(monkeypatch):
 
 def test_any_number_of_rows_runs_in_as_few_steps_as_hold_them():
     engine = ring_engine((8,), Shape(slots=7, step_rows=(1, 2, 4), prefill_chunks=(4,), cache_len=16))
-    logits = engine.step_all([Row(slot, slot + 1) for slot in range(7)])
+    logits = step_all(engine, [Row(slot, slot + 1) for slot in range(7)])
     assert logits[:, 0].tolist() == [seen([slot + 1], (8,)) for slot in range(7)]
