@@ -12,6 +12,7 @@ and the matrix products, and if one has transformers, it measures a model of the
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -29,7 +30,8 @@ from runtime.artifact.manifest import KernelCall, Manifest, TensorSpec
 from runtime.artifact.signing import key_of_environment
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
-from runtime.bench import Speeds, Workload, measure, step_bytes_of
+from runtime.bench import Workload, measure, step_bytes_of
+from runtime.benchmarks.sequences import SequencesWorkload, SlotSequences, measure_sequences
 from runtime.engines.tvm_runtime import kernel_of, open_library
 from runtime.errors import UserError, run_command
 from runtime.gpu_check.kernel_cases import case_of
@@ -55,6 +57,7 @@ COLD_BYTES = 256 * 2**20  # copies of a kernel's weights take this much, several
 LAUNCHES, PASSES = 64, 3  # most launches of a kernel in one graph, and how often the graph is timed
 GRAPH_SECONDS = 0.02  # time that a graph of launches should take
 WORKLOAD = Workload(prompt_tokens=(128, 512, 2048), contexts=(64, 2048), steps=64, repeats=2)
+SEQUENCES = SequencesWorkload(counts=(1, 2, 4, 8, 16, 32, 64, 128), contexts=(64, 2048), steps=32, repeats=2)
 
 
 class KernelDevice(Protocol):
@@ -185,23 +188,34 @@ def check_kernels(
     return tuple(rows)
 
 
-def check_model(folder: Path, manifest: Manifest, device: Any) -> tuple[tuple[Check, ...], Speeds | None]:  # noqa: ANN401
+def check_model(
+    folder: Path,
+    manifest: Manifest,
+    kernels: tuple[KernelRow, ...],
+    device: Any,  # noqa: ANN401
+) -> ModelReport:
     """Run the whole model with random weights: the checks of `runtime.verify`, and if they pass, its speed.
 
-    A model that generates no text is not run.
+    A model that generates no text is not run. `kernels` are those of its library, which the report names too.
     """
     from runtime.engines import cuda
     from runtime.engines.engine import Engine
     from runtime.engines.side_by_side import SideBySide
 
+    report = ModelReport(manifest.name, kernels)
     if not manifest.model.generates:
-        return (), None
+        return report
     loaded = cuda.load_library(device, manifest, sealed_library(folder, manifest), random_weights(manifest.weights))
     engine = Engine(manifest, folder, loaded)
     checks = (*verify(SideBySide(engine, engine.slots)), *verify_draws(SideBySide(engine, 1)))
+    report = replace(report, checks=checks)
     if not all(check.ok for check in checks):
-        return checks, None
-    return checks, measure(SideBySide(engine, 1), manifest.model.vocab_size, WORKLOAD, step_bytes_of(manifest))
+        return report
+    vocab_size = manifest.model.vocab_size
+    speeds = measure(SideBySide(engine, 1), vocab_size, WORKLOAD, step_bytes_of(manifest))
+    counts = tuple(n for n in SEQUENCES.counts if n <= engine.slots)
+    together = measure_sequences(SlotSequences(engine), vocab_size, replace(SEQUENCES, counts=counts))
+    return replace(report, speeds=speeds, sequences=together if len(counts) > 1 else None)
 
 
 def products_of(manifest: Manifest) -> list[Product]:
@@ -286,16 +300,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = manifests[folder]
         # before our weights take memory
         rival = transformers(manifest.model) if manifest.model.generates and not args.kernels_only else None
+        report = ModelReport(manifest.name, kernels[folder])
         try:
-            report = ModelReport(
-                manifest.name,
-                kernels[folder],
-                *(((), None) if args.kernels_only else check_model(folder, manifest, device)),
-            )
+            if not args.kernels_only:
+                report = check_model(folder, manifest, kernels[folder], device)
         except UserError as error:  # for example too little memory; other folders may still fit
-            report = ModelReport(
-                manifest.name, kernels[folder], (Check("whole model", str(error), "a run", ok=False),), None
-            )
+            report = replace(report, checks=(Check("whole model", str(error), "a run", ok=False),))
         if args.json:
             print(as_json(report, limits), flush=True)
         elif not args.kernels_only:

@@ -10,6 +10,7 @@ from math import isfinite, prod
 
 from runtime.artifact.manifest import KernelCall
 from runtime.bench import Speeds
+from runtime.benchmarks.sequences import SequencesReport
 from runtime.columns import in_columns
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes
 from runtime.verify import Check
@@ -72,12 +73,16 @@ class GpuLimits:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """Everything that the check of one folder reports."""
+    """Everything that the check of one folder reports; speeds are those of a whole model that agrees with itself.
+
+    `sequences` are several at once, for an artifact with several slots.
+    """
 
     name: str
     kernels: tuple[KernelRow, ...]
-    checks: tuple[Check, ...]
-    speeds: Speeds | None
+    checks: tuple[Check, ...] = ()
+    speeds: Speeds | None = None
+    sequences: SequencesReport | None = None
 
     @property
     def ok(self) -> bool:
@@ -174,7 +179,8 @@ def model_lines(report: ModelReport, limits: GpuLimits, rivals: Rivals) -> list[
     for p in report.speeds.prefill:
         beside = rivals.beside_prefill(report.name, p.prompt_tokens, p.ttft_s, longest=p.prompt_tokens == longest)
         rows.append((f"TTFT, {p.prompt_tokens} tokens", f"{p.tok_s:,.1f} tok/s", f"{p.ttft_s * 1e3:,.2f} ms", beside))
-    return [*lines, *in_columns(rows), *report.speeds.skipped]
+    together = [] if report.sequences is None else report.sequences.table().splitlines()
+    return [*lines, *in_columns(rows), *report.speeds.skipped, *together]
 
 
 def _beside(seconds: float, theirs: float | None, whose: str) -> str:
