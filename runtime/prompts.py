@@ -62,11 +62,11 @@ def prompt_ids(args: argparse.Namespace, text: str | None, engine: "Engine", tok
         return _parse_ids(args.prompt_ids)
     if tokenizer is None:
         raise UserError(f"--prompt needs a tokenizer, but {args.artifact} has none: pass --prompt-ids")
-    tokenizer.check_length(text, engine.room(0))
+    tokenizer.check_length(len(text), engine.room(0))
     if args.chat:
         return _conversation_ids(args, text, engine, tokenizer)
     if args.suffix is not None:
-        tokenizer.check_length(args.suffix, engine.room(0))
+        tokenizer.check_length(len(args.suffix), engine.room(0))
         return encode_fill_in(tokenizer, text, args.suffix)
     return tokenizer.encode_with_controls(text) if args.special else tokenizer.encode(text)
 

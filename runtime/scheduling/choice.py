@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoding.generation import finish_reason_of
-from runtime.decoding.logprobs import top_logprobs
+from runtime.decoding.logprobs import row_logprobs
 from runtime.decoding.sampler import Sampler
 from runtime.scheduling.requests import Request
 from runtime.scheduling.speculation import DraftHistory
@@ -48,5 +48,7 @@ class Choice:
         self.history.append(token_id)
         self.sampler.append(token_id)
         self.left -= 1
-        count = self.request.logprobs
-        return Step(token_id, None if count is None else tuple(top_logprobs(logits, count)), reason)
+        if self.request.logprobs is None:
+            return Step(token_id, finish_reason=reason)
+        (found,) = row_logprobs(logits[None], [token_id], [self.request.logprobs])
+        return Step(token_id, found.top, reason, logprob=found.chosen)

@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from runtime.decoding.generation import row_samplers
 from runtime.engines.slot_model import SlotModel, capacity_of
@@ -11,6 +13,16 @@ from runtime.scheduling.prefix_cache import PrefixCache, check_fits, reuse_mode
 from runtime.scheduling.requests import Ended, EndReason, Event, Failed, Generated, Request, RequestId, Started
 from runtime.scheduling.settings import SchedulerSettings
 from runtime.scheduling.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """What a slot does now: nothing, a prompt, or a text that is generated; and how many tokens it holds."""
+
+    slot: int
+    state: Literal["idle", "prompt", "decoding"]
+    tokens: int
+    request_id: RequestId | None
 
 
 class Scheduler:
@@ -89,6 +101,19 @@ class Scheduler:
             self._step(tails, events)
         self._count()
         return events
+
+    def view(self) -> list[SlotView]:
+        """What each slot does."""
+        held = {choice.slot: choice for choice in self._all() if choice.slot is not None}
+        views = []
+        for slot in range(self._model.slots):
+            choice, tokens = held.get(slot), len(self._model.tokens(slot))
+            if choice is None:
+                views.append(SlotView(slot, "idle", tokens, None))
+            else:
+                state: Literal["prompt", "decoding"] = "decoding" if choice.prompt_done else "prompt"
+                views.append(SlotView(slot, state, tokens, choice.request.request_id))
+        return views
 
     def _all(self) -> list[Choice]:
         return [*self._waiting, *self._following, *self._prompts, *self._decoding]

@@ -22,6 +22,7 @@ class Step:
     logprobs: tuple[tuple[int, float], ...] | None = None  # (id, logprob) of the likeliest ids, before any filter
     finish_reason: FinishReason | None = None
     text: str = ""  # this step's addition to the text, which may lag behind the ids
+    logprob: float | None = None  # of this id, before any filter, where log probabilities were asked for
 
 
 class StreamDecoder:

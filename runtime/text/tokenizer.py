@@ -78,15 +78,15 @@ class Tokenizer:
         """
         return {name: token_id for name, token_id in self._library.added_tokens.items() if not name.isspace()}
 
-    def check_length(self, text: str, slots: int | None) -> None:
-        """Raise `UserError` for a text that cannot fit into `slots` tokens (None: any number), before it is encoded.
+    def check_length(self, characters: int, room: int | None) -> None:
+        """Raise `UserError` for a text that cannot fit into `room` tokens (None: any number), before it is encoded.
 
         No token stands for more characters than the longest one.
         """
-        if slots is not None and len(text) > slots and len(text) > slots * self._library.longest_token:
+        if room is not None and characters > room and characters > room * self._library.longest_token:
             raise UserError(
-                f"the text has {len(text)} characters, and the {slots} slots of the caches hold at most "
-                f"{slots * self._library.longest_token}; shorten it, or compile with a larger shape.cache_len"
+                f"the text has {characters} characters, and the {room} slots of the caches hold at most "
+                f"{room * self._library.longest_token}; shorten it, or compile with a larger shape.cache_len"
             )
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
@@ -147,6 +147,10 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's entry for an id, such as `</s>`; None outside the vocabulary."""
         return self._library.token_text(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """placeholder until the vocabulary of bytes lands."""
+        return (self._library.decode([token_id]) or self.token_text(token_id) or "").encode()
 
 
 LIBRARIES: Mapping[str, Callable[[Path, TokenizerSpec], TokenizerLibrary]] = {

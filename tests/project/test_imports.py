@@ -151,7 +151,14 @@ ROOMS = {
         "runtime.scheduling",
         "runtime.text",
     },
-    "runtime.gpu_check": {"runtime.artifact"},
+    "runtime.gpu_check": {"runtime.artifact", "runtime.benchmarks", "runtime.engines"},
+    "runtime.server": {
+        "runtime.artifact",
+        "runtime.decoding",
+        "runtime.engines",
+        "runtime.scheduling",
+        "runtime.text",
+    },
 }
 # Modules at a package's top that rooms build on: errors, text tables, progress, stages on disk, and TVM; and, for rooms
 # that ship, compare and measure whole artifacts, the compile itself.

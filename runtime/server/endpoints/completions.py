@@ -1,0 +1,243 @@
+"""`POST /v1/completions`: texts that are continued, whole or as a stream."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime.errors import UserError
+from runtime.server.api.common import FinishReason, Usage
+from runtime.server.api.completions import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    CompletionResponse,
+)
+from runtime.server.bodies import json_answer, read_request
+from runtime.server.event_stream import DONE, EventStream, event_of, unless_client_leaves
+from runtime.server.failures import refused
+from runtime.server.generations import Generation
+from runtime.server.logprobs import shown, token_text
+from runtime.server.merging import merged
+from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage_of
+from runtime.server.sampling import choices_of, options_of, stops_of
+from runtime.server.served_model import ServedModel
+from runtime.server.service import Service
+from runtime.text.fill_in_the_middle import encode_fill_in
+from runtime.text.stream import Step
+
+MOST_PROMPTS = 64  # of a request
+
+
+@dataclass(frozen=True)
+class Continued:
+    """One prompt that is being continued; `echo` is the text that comes before what is generated."""
+
+    wanted: Wanted
+    generation: Generation
+    echo: str
+
+
+@dataclass
+class Offsets:
+    """Where the tokens of one choice begin in its text."""
+
+    length: int
+
+    def logprobs_of(self, model: ServedModel, step: Step) -> CompletionLogprobs | None:
+        """Log probabilities of one more token; None if they were not asked for."""
+        if step.logprob is None:
+            return None
+        offset, token = self.length, token_text(model.tokenizer, step.token_id)
+        self.length += len(token)
+        likeliest = {token_text(model.tokenizer, one): shown(logprob) for one, logprob in step.logprobs or ()}
+        return CompletionLogprobs([token], [shown(step.logprob)], [likeliest], [offset])
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One request that is being answered."""
+
+    request: CompletionRequest
+    service: Service
+    model: ServedModel
+    prompts: Sequence[Continued]
+    answer_id: str
+    created: int
+
+    @property
+    def generations(self) -> list[Generation]:
+        """The generation of each prompt."""
+        return [each.generation for each in self.prompts]
+
+    def cancel(self) -> None:
+        """End what still runs."""
+        for generation in self.generations:
+            generation.cancel()
+
+    async def pieces(self) -> AsyncGenerator[CompletionChoice]:
+        """More of each text, as it comes; the first piece of an echo is the prompt."""
+        async with aclosing(merged([self._pieces_of(i) for i in range(len(self.prompts))])) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _pieces_of(self, number: int) -> AsyncGenerator[CompletionChoice]:
+        prompt = self.prompts[number]
+        first = number * prompt.wanted.choices
+        offsets = [Offsets(len(prompt.echo)) for _ in range(prompt.wanted.choices)]
+        async with aclosing(steps_of(prompt.generation, text_streams(self.model, prompt.wanted))) as steps:
+            for index in range(prompt.wanted.choices if prompt.echo else 0):
+                yield CompletionChoice(first + index, prompt.echo, None, None)
+            async for index, step in steps:
+                logprobs = offsets[index].logprobs_of(self.model, step)
+                if step.text or logprobs or step.finish_reason:
+                    yield CompletionChoice(first + index, step.text, logprobs, step.finish_reason)
+
+
+@dataclass
+class Text:
+    """One text as far as it has come."""
+
+    text: str = ""
+    logprobs: list[CompletionLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, piece: CompletionChoice) -> None:
+        """Add a piece."""
+        self.text += piece.text
+        self.logprobs += [] if piece.logprobs is None else [piece.logprobs]
+        self.finish_reason = piece.finish_reason or self.finish_reason
+
+    def joined_logprobs(self) -> CompletionLogprobs | None:
+        """The log probabilities of all tokens; None if there are none."""
+        if not self.logprobs:
+            return None
+        return CompletionLogprobs(
+            [token for each in self.logprobs for token in each.tokens],
+            [number for each in self.logprobs for number in each.token_logprobs],
+            [likeliest for each in self.logprobs for likeliest in each.top_logprobs or ()],
+            [offset for each in self.logprobs for offset in each.text_offset],
+        )
+
+
+async def answer(service: Service, request: Request) -> Response:
+    """Answer a request; raises `RequestFailure` for one that cannot be answered."""
+    asked = await read_request(request, CompletionRequest, service.settings.max_body_bytes)
+    begun = await _begin(service, asked)
+    if asked.stream:
+        return EventStream(_stream(begun), service.settings.ping_seconds)
+    return json_answer(await unless_client_leaves(request, _whole(begun)))
+
+
+async def _begin(service: Service, asked: CompletionRequest) -> Completion:
+    model = service.model(asked.model)
+    options, stops, choices = options_of(asked, model), stops_of(asked), choices_of(asked, service.settings)
+    _check(asked, choices)
+    prompts = _prompts(asked)
+    service.generations.check_place(len(prompts) * choices)
+    try:
+        ids = await service.encode(lambda: [_ids(prompt, asked.suffix, model) for prompt in prompts])
+    except UserError as error:
+        raise refused(str(error), param="prompt") from error
+    begun: list[Continued] = []
+    try:
+        for number, prompt_ids in enumerate(ids):
+            wanted = Wanted(
+                prompt_ids,
+                options.numbered(number * choices),
+                asked.max_tokens,
+                choices,
+                stops,
+                asked.logprobs,
+                asked.ignore_eos,
+                continues=asked.suffix is None,
+            )
+            begun.append(Continued(wanted, begin(service, model, wanted), _echo(asked, prompts[number], model)))
+    except BaseException:
+        for each in begun:
+            each.generation.cancel()
+        raise
+    return Completion(asked, service, model, begun, service.new_answer_id("cmpl"), service.now())
+
+
+def _check(asked: CompletionRequest, choices: int) -> None:
+    if asked.best_of is not None and asked.best_of != choices:
+        raise refused(f"best_of is {asked.best_of}, expected n, which is {choices}: all are returned", param="best_of")
+    if asked.stream_options is not None and not asked.stream:
+        raise refused("stream_options needs stream: true", param="stream_options")
+    if asked.suffix is not None and asked.echo:
+        raise refused("echo has no meaning beside suffix; leave it out", param="echo")
+
+
+def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
+    """The prompts of a request, each a text or ids."""
+    given = asked.prompt
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise refused("prompt is an empty list, expected a text or token ids", param="prompt")
+    if isinstance(given[0], int):
+        return [[each for each in given if isinstance(each, int)]]
+    if len(given) > MOST_PROMPTS:
+        raise refused(f"prompt is a list of {len(given)}, expected at most {MOST_PROMPTS}", param="prompt")
+    return [each for each in given if not isinstance(each, int)]
+
+
+def _ids(prompt: str | list[int], suffix: str | None, model: ServedModel) -> list[int]:
+    """Ids of one prompt; raises `UserError` or `RequestFailure` if there are none."""
+    if isinstance(prompt, str):
+        model.tokenizer.check_length(len(prompt) + len(suffix or ""), model.capacity)
+        return model.tokenizer.encode(prompt) if suffix is None else encode_fill_in(model.tokenizer, prompt, suffix)
+    if suffix is not None:
+        raise refused("suffix needs a prompt that is a text", param="suffix")
+    largest = max(prompt, default=0)
+    if largest >= model.config.vocab_size:
+        raise refused(
+            f"prompt has the token id {largest}, expected 0 to {model.config.vocab_size - 1}, the ids of the "
+            "vocabulary",
+            param="prompt",
+        )
+    return prompt
+
+
+def _echo(asked: CompletionRequest, prompt: str | list[int], model: ServedModel) -> str:
+    if not asked.echo:
+        return ""
+    return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+
+
+async def _whole(begun: Completion) -> CompletionResponse:
+    texts = [Text() for each in begun.prompts for _ in range(each.wanted.choices)]
+    async with aclosing(begun.pieces()) as pieces:
+        async for piece in pieces:
+            texts[piece.index].add(piece)
+    choices = [
+        CompletionChoice(index, each.text, each.joined_logprobs(), each.finish_reason)
+        for index, each in enumerate(texts)
+    ]
+    return _response(begun, choices, usage_of(begun.generations))
+
+
+async def _stream(begun: Completion) -> AsyncGenerator[bytes]:
+    options = begun.request.stream_options
+    usage = options is not None and options.include_usage
+    try:
+        async with aclosing(begun.pieces()) as pieces:
+            async for piece in pieces:
+                yield event_of(_response(begun, [piece], None if usage else msgspec.UNSET))
+    finally:
+        begun.cancel()
+    if usage:
+        yield event_of(_response(begun, [], usage_of(begun.generations)))
+    yield DONE
+
+
+def _response(
+    begun: Completion, choices: list[CompletionChoice], usage: Usage | msgspec.UnsetType | None
+) -> CompletionResponse:
+    return CompletionResponse(
+        id=begun.answer_id, created=begun.created, model=begun.service.name, choices=choices, usage=usage
+    )

@@ -1,0 +1,48 @@
+"""`POST /tokenize` and `POST /detokenize`."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime.errors import UserError
+from runtime.server.api.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from runtime.server.bodies import json_answer, read_request
+from runtime.server.conversations import conversation_ids
+from runtime.server.failures import refused
+from runtime.server.served_model import ServedModel
+from runtime.server.service import Service
+
+
+async def tokenize(service: Service, request: Request) -> Response:
+    """Token ids of a text or a conversation."""
+    asked = await read_request(request, TokenizeRequest, service.settings.max_body_bytes)
+    model = service.model(asked.model)
+    if (asked.prompt is None) == (asked.messages is None):
+        raise refused("pass either prompt or messages", param="prompt")
+    if asked.tools and asked.messages is None:
+        raise refused("tools are part of a conversation; pass messages", param="tools")
+    try:
+        ids = await service.encode(lambda: _ids(asked, model))
+    except UserError as error:
+        raise refused(str(error), param="prompt" if asked.messages is None else "messages") from error
+    return json_answer(TokenizeResponse(len(ids), model.capacity, ids))
+
+
+def _ids(asked: TokenizeRequest, model: ServedModel) -> list[int]:
+    if asked.messages is not None:
+        return conversation_ids(model, asked.messages, asked.tools or [])
+    text = asked.prompt or ""
+    return model.tokenizer.encode(text, add_bos=None if asked.add_special_tokens else False)
+
+
+async def detokenize(service: Service, request: Request) -> Response:
+    """The text of token ids; raises `RequestFailure` for an id outside the vocabulary."""
+    asked = await read_request(request, DetokenizeRequest, service.settings.max_body_bytes)
+    model = service.model(asked.model)
+    largest = max(asked.tokens, default=0)
+    if largest >= model.config.vocab_size:
+        raise refused(
+            f"tokens has the id {largest}, expected 0 to {model.config.vocab_size - 1}, the ids of the vocabulary",
+            param="tokens",
+        )
+    text = await service.encode(lambda: model.tokenizer.decode(asked.tokens))
+    return json_answer(DetokenizeResponse(text))

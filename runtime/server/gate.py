@@ -1,0 +1,151 @@
+"""What every request passes: its id, the keys, the names of hosts, errors as JSON, the log."""
+
+import hmac
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime.server.bodies import json_answer
+from runtime.server.event_stream import ClientLeftError
+from runtime.server.failures import RequestFailure, broken
+from runtime.server.request_ids import HEADER, current_request_id, request_id_of
+from runtime.server.settings import LOOPBACK_NAMES, Keys
+
+# what a load balancer asks, and the page, which then asks for a key
+OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+CLIENT_LEFT = 499  # nginx's status for the log; no client sees it
+
+
+@dataclass
+class LogLine:
+    """One line of the log, for one request."""
+
+    time: float
+    request_id: str
+    method: str
+    path: str
+    status: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    details: dict[str, object] = field(default_factory=dict)
+
+    def text(self) -> bytes:
+        """The line as JSON."""
+        found = {name: getattr(self, name) for name in ("time", "request_id", "method", "path", "status", "seconds")}
+        return msgspec.json.encode({**found, **({"error": self.error} if self.error else {}), **self.details})
+
+
+def write_to_stderr(line: LogLine) -> None:
+    """Write a line of the log."""
+    sys.stderr.write(line.text().decode() + "\n")
+    sys.stderr.flush()
+
+
+class Gate:
+    """An ASGI application in front of another."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys | None,
+        hosts: frozenset[str] | None,
+        log: Callable[[LogLine], object] = write_to_stderr,
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._hosts = hosts
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with an error."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = request_id_of(headers.get(HEADER))
+        token = current_request_id.set(request_id)
+        line = LogLine(time.time(), request_id, scope["method"], scope["path"])
+        scope.setdefault("state", {})["log"] = line.details
+        start = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                line.status = message["status"]
+                MutableHeaders(raw=message["headers"])[HEADER] = request_id
+            await send(message)
+
+        try:
+            await self._pass(scope, headers, receive, send_with_id, line)
+        finally:
+            line.seconds = round(time.monotonic() - start, 6)
+            self._log(line)
+            current_request_id.reset(token)
+
+    async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send, line: LogLine) -> None:
+        try:
+            self._check(scope["path"], headers)
+            await self._app(scope, receive, send)
+        except ClientLeftError:
+            line.error = "the client has left"
+            line.status = line.status or CLIENT_LEFT
+        except RequestFailure as failure:
+            line.error = failure.body.error.message
+            if not line.status:
+                answer = json_answer(failure.body, failure.status)
+                answer.headers.update(failure.headers)
+                await answer(scope, receive, send)
+        except Exception as error:
+            line.error = f"{type(error).__name__}: {error}"
+            if not line.status:
+                unforeseen = broken(f"an error in the server; its log tells more (request {line.request_id})")
+                await json_answer(unforeseen.body, unforeseen.status)(scope, receive, send)
+            raise
+
+    def _check(self, path: str, headers: Headers) -> None:
+        if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
+            raise RequestFailure(
+                421,
+                f"this server is not called {headers.get('host', '')!r}; "
+                "add the name to allowed_hosts if it is meant to be",
+                code="wrong_host",
+            )
+        if self._keys is None or path in OPEN_PATHS:
+            return
+        if not self._known(headers):
+            raise RequestFailure(
+                401,
+                "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+                kind="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _known(self, headers: Headers) -> bool:
+        """Whether a header holds one of the keys, compared in constant time."""
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        assert self._keys is not None
+        found = [hmac.compare_digest(given.encode("latin-1", "replace"), key) for key in self._keys.keys]
+        return any(found)
+
+
+def _host_name(host: str) -> str:
+    """A Host header without its port, in lower case."""
+    name = host.rpartition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+    return name.strip("[]").lower()
+
+
+def allowed_hosts(names: Sequence[str], *, only_this_machine: bool) -> frozenset[str] | None:
+    """The names by which a server may be called; None for any.
+
+    A server that only this machine reaches is called by this machine's names alone: a page of another site whose name
+    has been pointed at it (DNS rebinding) is refused.
+    """
+    if not only_this_machine and not names:
+        return None
+    return LOOPBACK_NAMES | {name.lower() for name in names}

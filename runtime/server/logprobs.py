@@ -1,0 +1,35 @@
+"""Log probabilities in the forms of OpenAI's API."""
+
+from runtime.server.api import chat
+from runtime.text.stream import Step
+from runtime.text.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0  # JSON has no minus infinity; OpenAI's API gives this for what is very unlikely
+
+
+def shown(logprob: float) -> float:
+    """A log probability that JSON can hold."""
+    return max(logprob, LEAST_LOGPROB)
+
+
+def chat_logprobs(tokenizer: Tokenizer, step: Step) -> chat.ChoiceLogprobs | None:
+    """Log probabilities of one token; None if they were not asked for."""
+    if step.logprob is None:
+        return None
+    likeliest = [
+        chat.TopLogprob(*_text_and_number(tokenizer, token_id, logprob), list(tokenizer.token_bytes(token_id)))
+        for token_id, logprob in step.logprobs or ()
+    ]
+    token, logprob = _text_and_number(tokenizer, step.token_id, step.logprob)
+    return chat.ChoiceLogprobs(
+        [chat.TokenLogprob(token, logprob, list(tokenizer.token_bytes(step.token_id)), likeliest)]
+    )
+
+
+def _text_and_number(tokenizer: Tokenizer, token_id: int, logprob: float) -> tuple[str, float]:
+    return token_text(tokenizer, token_id), shown(logprob)
+
+
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token as text, with U+FFFD for bytes that are no whole character; `token_bytes` has these exactly."""
+    return tokenizer.token_bytes(token_id).decode(errors="replace")

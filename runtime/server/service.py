@@ -1,0 +1,177 @@
+"""The one service of a process: its model, the requests on their way, and the state that it is in."""
+
+import asyncio
+import contextvars
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from runtime.scheduling.requests import Event, Request
+from runtime.scheduling.scheduler import SlotView
+from runtime.scheduling.statistics import Statistics
+from runtime.server.api.status import Health, State
+from runtime.server.engine_thread import EngineThread, Watcher
+from runtime.server.failures import RequestFailure, unavailable
+from runtime.server.generations import Generations, Times
+from runtime.server.metrics import Metrics
+from runtime.server.served_model import ServedModel
+from runtime.server.settings import ServerSettings
+
+Result = TypeVar("Result")
+LOADING_RETRY = 5  # seconds
+END_SECONDS = 10.0  # that the engine's thread has to end after its last call
+
+
+class Service:
+    """Runs in the event loop; `start` begins to open the artifact, whose thread then takes requests.
+
+    name: the name under which clients ask for the model.
+    """
+
+    def __init__(self, name: str, open_model: Callable[[], ServedModel], settings: ServerSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.created = int(time.time())
+        self.state: State = "loading"
+        self._started = time.monotonic()
+        self._failure = ""
+        self._model: ServedModel | None = None
+        self._changed = asyncio.Event()
+        self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._thread = EngineThread(open_model, settings.scheduler(), self._watcher())
+        self.generations = Generations(settings, self._thread.submit, self._thread.cancel, self._over)
+        self.metrics = Metrics(name, self._thread.statistics, self.generations)
+
+    def start(self) -> None:
+        """Begin to open the artifact."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    @property
+    def capacity(self) -> int | None:
+        """How many tokens a sequence holds; None without a limit, and while the model is being loaded."""
+        return None if self._model is None else self._model.capacity
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the service was made."""
+        return time.monotonic() - self._started
+
+    def model(self, name: str | None = None) -> ServedModel:
+        """The model, for a request that asks for it by `name`; raises `RequestFailure` if it cannot be had now."""
+        self.check_open()
+        if name is not None and name != self.name:
+            raise RequestFailure(
+                404,
+                f"the model {name!r} is not here, expected {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        assert self._model is not None
+        return self._model
+
+    def check_open(self) -> None:
+        """Raise `RequestFailure` unless requests are taken."""
+        if self.state == "loading":
+            raise unavailable("the model is being loaded; try again soon", code="loading", retry_after=LOADING_RETRY)
+        if self.state == "draining":
+            raise unavailable(
+                "the server is ending and takes no more requests", code="draining", retry_after=LOADING_RETRY
+            )
+        if self.state == "failed":
+            raise unavailable(
+                f"the model cannot be used: {self._failure}", code="engine_failed", retry_after=LOADING_RETRY
+            )
+
+    def health(self) -> Health:
+        """Whether the engine's thread is alive, which a call that hangs is not."""
+        silent = self._thread.silent_seconds()
+        if self.state != "failed" and self.state != "loading" and silent > self.settings.stalled_seconds:
+            return Health("failed", f"the engine has not answered for {silent:,.0f} s")
+        return Health(self.state, self._failure)
+
+    def statistics(self) -> Statistics:
+        """What the scheduler has counted."""
+        return self._thread.statistics()
+
+    def new_answer_id(self, kind: str) -> str:
+        """An id for an answer, such as chatcmpl-..., which no other answer has."""
+        return f"{kind}-{secrets.token_hex(16)}"
+
+    def now(self) -> int:
+        """The time in whole seconds, as answers give it."""
+        return int(time.time())
+
+    async def encode(self, function: Callable[[], Result]) -> Result:
+        """The result of a function that turns texts into ids, in a thread for that alone, so that streams go on."""
+        context = contextvars.copy_context()
+        return await self._loop.run_in_executor(self._encoder, context.run, function)
+
+    async def slots(self) -> Sequence[SlotView]:
+        """What each slot does; nothing while there is no model."""
+        return await self.call(self._thread.slots) if self.state in ("ready", "draining") else ()
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """The result of a function that is called in the engine's thread between two calls of the model."""
+        found: asyncio.Future[Result] = self._loop.create_future()
+
+        def settle(result: Result | Exception) -> None:
+            if found.cancelled():
+                return
+            if isinstance(result, Exception):
+                found.set_exception(result)
+            else:
+                found.set_result(result)
+
+        self._thread.call(function, lambda result: self._loop.call_soon_threadsafe(settle, result))
+        return await found
+
+    async def wait_until_open(self) -> None:
+        """Wait until requests are taken, or the model has failed."""
+        while self.state == "loading":
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Take no more requests, and let those that run end; at most as long as the settings say, or until `hurry`."""
+        if self.state != "failed":
+            self._set_state("draining")
+        deadline = time.monotonic() + self.settings.drain_seconds
+        while self.generations.running and time.monotonic() < deadline and not hurry.is_set():
+            await asyncio.sleep(0.02)
+        self.generations.fail_all(
+            unavailable(
+                "the server has ended before the answer was complete", code="draining", retry_after=LOADING_RETRY
+            )
+        )
+        await asyncio.to_thread(self._thread.end, END_SECONDS)
+
+    def _watcher(self) -> Watcher[ServedModel]:
+        def in_loop(function: Callable[..., object]) -> Callable[..., object]:
+            return lambda *arguments: self._loop.call_soon_threadsafe(function, *arguments)
+
+        return Watcher(in_loop(self._opened), in_loop(self._happened), in_loop(self._failed))
+
+    def _set_state(self, state: State) -> None:
+        self.state = state
+        self._changed.set()
+
+    def _opened(self, model: ServedModel) -> None:
+        self._model = model
+        self.metrics.set_slots(model.engine.slots)
+        if self.state == "loading":
+            self._set_state("ready")
+
+    def _happened(self, events: Sequence[Event]) -> None:
+        self.generations.happened(events)
+        self.metrics.step_done(events)
+
+    def _failed(self, sentence: str) -> None:
+        self._failure = sentence
+        self._set_state("failed")
+        self.generations.fail_all(unavailable(sentence, code="engine_failed", retry_after=LOADING_RETRY))
+
+    def _over(self, request: Request, times: Times, reason: str) -> None:
+        self.metrics.choice_over(request, times, reason)
