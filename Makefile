@@ -15,11 +15,13 @@ NAME := $(basename $(notdir $(CONFIG)))
 # The tests of build/ lie in tests/build_stage/.
 ROOM := $(if $(ONLY),tests/$(patsubst build%,build_stage%,$(ONLY:build_stage%=build%)))
 
+TEST := $(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
+
 # Checkpoints that the shipped configs use and that can be obtained without a model hub.
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup lock inputs demo plan compile parity quality bench memory ship gpucheck keys check test fuzz soak clean
+.PHONY: help setup lock inputs demo serve plan compile parity quality bench memory ship gpucheck keys check test test-server fuzz soak clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -75,6 +77,11 @@ demo: setup  ## fetch a small real model, compile it for this CPU, and let it wr
 	@$(PY) -m runtime.generate out/demo --chat \
 	    --prompt "What is the capital of France, and what is it known for?" --max-tokens 96
 
+serve: inputs  ## CONFIG=yaml/demo.yaml: compile, then serve with OpenAI's API and a page to chat; SERVE='--port 8080' adds
+## flags of `python -m runtime.serve`
+	$(COMPILE)
+	@$(PY) -m runtime.serve out/$(NAME) $(SERVE)
+
 plan: inputs  ## CONFIG=...: predict, before a compile, the sizes of the artifact, caches, memory and disk, from the
 ## checkpoint's headers alone
 	@$(PY) -m build.tools.plan $(ARGUMENTS) $(if $(SHAPE),--shape $(SHAPE))
@@ -117,7 +124,17 @@ check: setup  ## check formatting, lint and types
 	$(PY) -m mypy
 
 test: $(if $(ONLY),setup,check)  ## run `check`, then all tests; ONLY=runtime/text runs those of one room or file alone
-	$(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20 $(ROOM)
+	$(TEST) --durations 20 $(or $(ROOM),--ignore tests/server)
+
+test-server: $(READY)  ## test the server with the clients that people use: those of OpenAI and Anthropic, a browser, and
+## requests made from its OpenAPI file; needs chromium, chromedriver and npm
+	@for tool in chromium chromedriver npm; do \
+	    command -v $$tool >/dev/null || { \
+	        echo "error: no $$tool was found, which the server's tests drive; install it" \
+	            "(apt-get install chromium chromium-driver npm)" >&2; exit 2; }; \
+	done
+	$(INSTALL) requirements/clients.lock
+	$(TEST) tests/server
 
 fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that are neither refused nor read rightly are
 ## kept in out/fuzz/; ONLY=gguf_file fuzzes one reader

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PYTHONS = ("3.11", "3.12", "3.13")  # the versions that `make ship` includes packages for
 GLIBC = (2, 28)  # the oldest that those packages run on
 PACKAGES = ("numpy", "msgspec", "apache-tvm-ffi")
+SERVER_PACKAGES = ("starlette", "uvicorn", "prometheus-client")
+GRAMMAR_PACKAGE = "llguidance"  # may be left out of a shipped file
 TOKENIZER_PACKAGES = {"tokenizer.json": ("tokenizers", "jinja2"), "sentencepiece": ("sentencepiece", "jinja2")}
 SPARE_DISK = 100e6  # bytes, for logs and bytecode caches
 INSTALL = "run ./install.sh again, or `pip install --no-index --no-deps --find-links wheels -r requirements.txt`"
@@ -66,7 +68,7 @@ def examine(folder: Path, minimum_build: int = 0) -> Iterator[Finding]:
     yield Finding("artifact", f"{manifest.name}, {len(manifest.files) + 1} files sound{signed}", "unchanged files")
     yield _ffi(manifest)
     if manifest.tokenizer is not None:
-        yield from (_package(name) for name in TOKENIZER_PACKAGES[manifest.tokenizer.kind])
+        yield from (_package(name) for name in (*TOKENIZER_PACKAGES[manifest.tokenizer.kind], *SERVER_PACKAGES))
     yield _library()
     yield _cpu(manifest)
     yield _disk(folder)

@@ -28,7 +28,7 @@ from build.shipping.archive import Member, with_sums, write_archive
 from build.shipping.golden import with_golden
 from build.shipping.keys import sign
 from build.shipping.sbom import SBOM_FILE, bill_of_materials
-from build.shipping.wheels import box_packages, fetch_wheels, installed_bytes, requirements_text
+from build.shipping.wheels import all_packages, fetch_wheels, installed_bytes, requirements_text
 from export.configuration.config import config_parser
 from export.console import console, output
 from export.job import Job
@@ -43,6 +43,8 @@ from runtime.engines.tvm_runtime import RUNTIME_LIBRARY, find_library
 from runtime.errors import UserError, run_command
 
 GPU_CHECK = ("gpu_check", "gpucheck")  # package and command of the runtime that only `build.gpucheck` ships
+SERVER = ("server", "serve")  # those that it does not
+SUFFIXES = (".py", ".html")  # of the runtime's files
 INSTALLER = Path(__file__).with_name("install.sh")
 
 
@@ -59,7 +61,11 @@ def main() -> int:
         artifact = numbered(with_golden(compile_held(job), job), arguments.build)
         if arguments.key is not None:
             sign(artifact.folder, arguments.key)
-        wheels = fetch_wheels(box_packages(artifact.manifest), pythons, job.config.workspace.path / "wheels")
+        wheels = fetch_wheels(
+            all_packages(artifact.manifest, grammars=not arguments.no_grammars),
+            pythons,
+            job.config.workspace.path / "wheels",
+        )
         members = with_sums(members_of(artifact, wheels, pythons), arguments.key)
         write_archive(members, name, target)
     output.print(summary(members, target, wheels, pythons))
@@ -80,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
     result = config_parser("Put an artifact, its runtime and their packages into one file.")
     add_box_options(result)
+    result.add_argument(
+        "--no-grammars",
+        action="store_true",
+        help="leave out the package that makes answers fit a JSON schema, which takes 8 MB of a box",
+    )
     result.add_argument(
         "--key",
         type=Path,
@@ -135,10 +146,14 @@ def with_bill(members: dict[str, Member], name: str, manifest: Manifest | None) 
 def system_members(
     kind: TargetKind, wheels: Sequence[Path], pythons: Sequence[str], *, gpu_check: bool = False
 ) -> dict[str, Member]:
-    """The files that a box needs to run an artifact for one kind of target; with the kernel check if `gpu_check`."""
+    """The files that a box needs to run an artifact for one kind of target.
+
+    With the check of kernels if `gpu_check`, and otherwise with the server.
+    """
     package = Path(runtime.__path__[0])
-    modules = [path.relative_to(package) for path in package.rglob("*.py")]
-    modules = [path for path in modules if gpu_check or not {path.parts[0], path.stem} & set(GPU_CHECK)]
+    left_out = SERVER if gpu_check else GPU_CHECK
+    found = [path.relative_to(package) for suffix in SUFFIXES for path in package.rglob(f"*{suffix}")]
+    modules = [path for path in found if not {path.parts[0], path.stem} & set(left_out)]
     return {
         "install.sh": Member(
             INSTALLER.read_text().replace("@PYTHONS@", " ".join(pythons)).encode(), "runtime", executable=True

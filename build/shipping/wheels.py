@@ -20,21 +20,38 @@ from export.console import console
 from export.workspace import locked
 from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import Manifest
-from runtime.doctor import PACKAGES, TOKENIZER_PACKAGES
+from runtime.doctor import GRAMMAR_PACKAGE, PACKAGES, SERVER_PACKAGES, TOKENIZER_PACKAGES
 from runtime.errors import UserError
 
 # What the box's packages themselves import. pip's own resolution would add a hub client, an HTTP stack and a C parser,
 # none of which is ever called.
-IMPORTED_BY = {"apache-tvm-ffi": ("typing_extensions",), "jinja2": ("MarkupSafe",), "pynacl": ("cffi",)}
+IMPORTED_BY = {
+    "apache-tvm-ffi": ("typing_extensions",),
+    "jinja2": ("MarkupSafe",),
+    "pynacl": ("cffi",),
+    "starlette": ("anyio",),
+    "uvicorn": ("h11", "click"),
+}
 SIGNING = "pynacl"
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17)), "manylinux2014_x86_64")
 
 
 def box_packages(manifest: Manifest) -> list[str]:
-    """Names of all packages that the artifact needs on the box."""
+    """Names of all packages that the artifact needs on the box, without those of the server."""
     tokenizer = TOKENIZER_PACKAGES[manifest.tokenizer.kind] if manifest.tokenizer else ()
-    direct = [*PACKAGES, *tokenizer, SIGNING]
-    return [name for package in direct for name in (package, *IMPORTED_BY.get(package, ()))]
+    return _with_imported([*PACKAGES, *tokenizer, SIGNING])
+
+
+def all_packages(manifest: Manifest, *, grammars: bool) -> list[str]:
+    """Names of all packages of a shipped file, with those of the server, which a model without a tokenizer lacks."""
+    if manifest.tokenizer is None:
+        return box_packages(manifest)
+    server = _with_imported([*SERVER_PACKAGES, *([GRAMMAR_PACKAGE] if grammars else [])])
+    return [*box_packages(manifest), *server]
+
+
+def _with_imported(packages: Sequence[str]) -> list[str]:
+    return [name for package in packages for name in (package, *IMPORTED_BY.get(package, ()))]
 
 
 def fetch_wheels(packages: Sequence[str], pythons: Sequence[str], folder: Path, lock: Path = LOCK) -> list[Path]:

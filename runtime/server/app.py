@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runtime.server.endpoints import chat, completions, status, tokens
+from runtime.server.endpoints import chat, completions, page, status, tokens
 from runtime.server.failures import RequestFailure
 from runtime.server.gate import Gate, LogLine, allowed_hosts, write_to_stderr
 from runtime.server.service import Service
@@ -37,6 +37,7 @@ ENDPOINTS: Sequence[Endpoint] = (
     Endpoint("GET", "/ready", status.ready),
     Endpoint("GET", "/metrics", status.metrics),
     Endpoint("GET", "/slots", status.slots),
+    Endpoint("GET", "/", page.answer),
 )
 
 

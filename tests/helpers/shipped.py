@@ -3,12 +3,16 @@
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import zstandard
 
 PYTHON = "{}.{}".format(*sys.version_info)
-OWN_LIMIT = 30e6  # bytes installed besides weights, Python, numpy and the tokenizer libraries
+# bytes installed besides weights, Python, numpy and the tokenizer libraries; for the server; and for grammars
+OWN_LIMIT, SERVER_LIMIT, GRAMMARS_LIMIT = 30e6, 4e6, 8e6
+SERVER = ("starlette", "uvicorn", "prometheus_client", "anyio", "h11", "click")
+GRAMMARS = ("llguidance",)
 TOKENIZERS = ("tokenizers", "sentencepiece", "jinja2", "markupsafe")
 OTHERS = ("numpy", *TOKENIZERS, "pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence")
 
@@ -47,13 +51,33 @@ def install(box: Path, *options: str | Path) -> subprocess.CompletedProcess[str]
 
 
 def own_bytes(box: Path) -> int:
-    """Bytes of our package, TVM's libraries and what is installed for them."""
+    """Bytes of our package, TVM's libraries and what is installed for them, without the server and grammars."""
+    others = (*OTHERS, *SERVER, *GRAMMARS)
+    packages = [path for path in _packages(box) if not path.name.startswith(others)]
+    return _bytes([box / "runtime", *packages]) - _bytes([box / "runtime" / "server"])
+
+
+def server_bytes(box: Path) -> int:
+    """Bytes of the server: our part, and its packages."""
+    return _bytes([box / "runtime" / "server", *_named(box, SERVER)])
+
+
+def grammar_bytes(box: Path) -> int:
+    """Bytes of the package for grammars."""
+    return _bytes(_named(box, GRAMMARS))
+
+
+def _named(box: Path, names: Sequence[str]) -> list[Path]:
+    found = [path for path in _packages(box) if path.name.startswith(tuple(names))]
+    assert len(found) >= len(names)
+    return found
+
+
+def _packages(box: Path) -> list[Path]:
     (packages,) = box.glob(".venv/lib/*/site-packages")
-    counted = [path for path in packages.iterdir() if not path.name.startswith(OTHERS)]
-    files = [
-        file
-        for path in [*counted, box / "runtime"]
-        for file in ([path] if path.is_file() else path.rglob("*"))
-        if file.is_file()
-    ]
+    return list(packages.iterdir())
+
+
+def _bytes(paths: Iterable[Path]) -> int:
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
     return sum(file.stat().st_size for file in files)

@@ -35,6 +35,7 @@ def test_a_sound_machine(artifact, capsys):
     assert doctor.main([str(artifact), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     packages = ["numpy", "msgspec", "apache-tvm-ffi", "artifact", "apache-tvm-ffi version", "tokenizers", "jinja2"]
+    packages += ["starlette", "uvicorn", "prometheus-client"]
     assert [row["check"] for row in rows] == [
         "python",
         "C library",

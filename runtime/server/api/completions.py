@@ -10,9 +10,12 @@ TokenId = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Texts, or token ids, to be continued; `best_of` is taken if it asks for nothing more than `n`."""
+    """Texts, or token ids, to be continued: a text, a list of texts, a list of ids, or a list of such lists.
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    `best_of` is taken if it asks for nothing more than `n`.
+    """
+
+    prompt: str | list[str | TokenId | list[TokenId]]
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None

@@ -177,13 +177,16 @@ def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
     given = asked.prompt
     if isinstance(given, str):
         return [given]
-    if not given:
-        raise refused("prompt is an empty list, expected a text or token ids", param="prompt")
-    if isinstance(given[0], int):
-        return [[each for each in given if isinstance(each, int)]]
-    if len(given) > MOST_PROMPTS:
-        raise refused(f"prompt is a list of {len(given)}, expected at most {MOST_PROMPTS}", param="prompt")
-    return [each for each in given if not isinstance(each, int)]
+    ids = [each for each in given if isinstance(each, int)]
+    prompts = [each for each in given if not isinstance(each, int)]
+    if ids and not prompts:
+        return [ids]
+    if ids or not prompts:
+        found = "texts and ids" if ids else "nothing"
+        raise refused(f"prompt is a list of {found}, expected texts, token ids, or lists of ids", param="prompt")
+    if len(prompts) > MOST_PROMPTS:
+        raise refused(f"prompt is a list of {len(prompts)}, expected at most {MOST_PROMPTS}", param="prompt")
+    return prompts
 
 
 def _ids(prompt: str | list[int], suffix: str | None, model: ServedModel) -> list[int]:

@@ -20,7 +20,7 @@ from build.shipping.lock import (
     sums_to_lock,
 )
 from export.stage import ROOT
-from runtime.doctor import PACKAGES, PYTHONS, TOKENIZER_PACKAGES
+from runtime.doctor import GRAMMAR_PACKAGE, PACKAGES, PYTHONS, SERVER_PACKAGES, TOKENIZER_PACKAGES
 from runtime.errors import UserError
 
 
@@ -42,7 +42,8 @@ def test_the_makefile_installs_nothing_without_hashes():
 def test_the_boxes_packages_have_a_wheel_for_each_of_their_pythons():
     """Numpy and msgspec have one wheel a Python; a pure package has one for all."""
     pins = read_lock(LOCK)
-    for name in {*PACKAGES, *(name for names in TOKENIZER_PACKAGES.values() for name in names), "pynacl"}:
+    tokenizers = {name for names in TOKENIZER_PACKAGES.values() for name in names}
+    for name in {*PACKAGES, *tokenizers, *SERVER_PACKAGES, GRAMMAR_PACKAGE, "pynacl"}:
         assert canonical(name) in pins
     assert len(pins["msgspec"].sums) >= len(PYTHONS)
 

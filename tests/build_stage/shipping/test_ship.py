@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tarfile
+import urllib.request
 from io import BytesIO
 from pathlib import Path
 
@@ -29,7 +31,18 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.targets import TARGETS
 from runtime.engines.tvm_runtime import RUNTIME_LIBRARY
 from runtime.errors import UserError
-from tests.helpers.shipped import OWN_LIMIT, PYTHON, box_environment, install, own_bytes, unpack
+from tests.helpers.shipped import (
+    GRAMMARS_LIMIT,
+    OWN_LIMIT,
+    PYTHON,
+    SERVER_LIMIT,
+    box_environment,
+    grammar_bytes,
+    install,
+    own_bytes,
+    server_bytes,
+    unpack,
+)
 
 SHIP = (sys.executable, "-m", "build.shipping.ship", "windowed.yaml")
 
@@ -89,6 +102,35 @@ def test_the_box_has_no_compiler_and_little_of_ours(box):
     assert {"tvm_ffi", "msgspec", "nacl"} <= names
     assert (box / "runtime" / "lib" / RUNTIME_LIBRARY).is_file()
     assert own_bytes(box) <= OWN_LIMIT
+    assert server_bytes(box) <= SERVER_LIMIT
+    assert grammar_bytes(box) <= GRAMMARS_LIMIT
+
+
+def test_it_serves(box):
+    """Chat, a text, the page; it ends with status 0 when it is told to."""
+    command = [box / ".venv/bin/python", "-m", "runtime.serve", "artifact", "--port", "0"]
+    server = subprocess.Popen(command, cwd=box, env=box_environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().split(" is served at ")[1].split(" ")[0]
+        name = json.loads(fetched(f"{address}v1/models"))["data"][0]["id"]
+        asked = {"model": name, "prompt": [1, 2, 3], "max_tokens": 6, "temperature": 0, "logprobs": 0}
+        answer = json.loads(fetched(f"{address}v1/completions", asked))
+        generated = on_the_box(
+            box, "runtime.generate", "artifact", "--prompt-ids", "1,2,3", "--max-tokens", "6", "--json"
+        )
+        assert answer["choices"][0]["text"] == json.loads(generated.stdout)["text"]
+        assert b"<title>" in fetched(address)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+
+
+def fetched(address, body=None):
+    """The body of an answer."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, None if body is None else json.dumps(body).encode(), headers)
+    return urllib.request.urlopen(request, timeout=60).read()
 
 
 def test_verify_replays_golden_prompts_and_checks_the_signature(shipped, box):
@@ -121,7 +163,7 @@ def test_the_same_inputs_give_the_same_bytes(shipped, tmp_path):
     folder, _ = shipped
     with contextlib.chdir(folder):
         artifact = Artifact.open(Path("out/windowed"))
-        wheels = fetch_wheels(ship.box_packages(artifact.manifest), [PYTHON], Path("out/.work/wheels"))
+        wheels = fetch_wheels(ship.all_packages(artifact.manifest, grammars=True), [PYTHON], Path("out/.work/wheels"))
         members = with_sums(ship.members_of(artifact, wheels, [PYTHON]), folder / "keys" / "signing.key")
         write_archive(members, "windowed", tmp_path / "again.tar.zst")
     first, second = (
