@@ -7,6 +7,7 @@ calls; what happened goes to `deliver`, once for each call.
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -122,8 +123,8 @@ class EngineThread(Generic[OpenedT]):
         except UserError as error:
             self._watcher.failed(str(error))
         except BaseException as error:  # nobody else sees what ends this thread
+            traceback.print_exc()
             self._watcher.failed(f"the engine has failed: {type(error).__name__}: {error}")
-            raise
 
     def _obey(self) -> None:
         """Carry out all commands; without any other work, wait for the first."""

@@ -106,6 +106,8 @@ class Generations:
         self._waiting: dict[tuple[RequestId, int], int] = {}  # prompt tokens of each choice that has no slot yet
         self._left: dict[RequestId, set[int]] = {}  # choices that are not over
         self._numbers = itertools.count(1)
+        self._holding: set[tuple[RequestId, int]] = set()  # choices with a slot
+        self.slots = 0  # of the model, once it is open
         self.finished = 0
 
     @property
@@ -130,7 +132,8 @@ class Generations:
         so that refusing costs little.
         """
         limits = self._settings
-        if self.waiting and self.waiting + choices > limits.max_queued:
+        free = max(self.slots - len(self._holding), 0)  # those who arrive together have not all got theirs yet
+        if self.waiting and self.waiting + choices > limits.max_queued + free:
             raise too_busy(
                 f"{self.waiting} sequences wait already, and at most {limits.max_queued} may; try again later",
                 self._retry_after(),
@@ -183,18 +186,21 @@ class Generations:
         self._running.clear()
         self._left.clear()
         self._waiting.clear()
+        self._holding.clear()
 
     def _note(self, event: Event, generation: Generation, now: float) -> None:
         times = generation.times[event.choice]
         if isinstance(event, Started):
             times.started, times.cached_tokens = now, event.cached_tokens
             self._waiting.pop((event.request_id, event.choice), None)
+            self._holding.add((event.request_id, event.choice))
         elif isinstance(event, Generated):
             times.generated += 1
             times.first_token, times.last_token = times.first_token or now, now
         elif isinstance(event, Ended | Failed):
             times.ended = now
             self._waiting.pop((event.request_id, event.choice), None)
+            self._holding.discard((event.request_id, event.choice))
             self._left[event.request_id].discard(event.choice)
             reason = event.reason if isinstance(event, Ended) else "error"
             self._over(generation.request, times, reason)

@@ -160,6 +160,7 @@ class Service:
 
     def _opened(self, model: ServedModel) -> None:
         self._model = model
+        self.generations.slots = model.engine.slots
         self.metrics.set_slots(model.engine.slots)
         if self.state == "loading":
             self._set_state("ready")

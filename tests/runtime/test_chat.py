@@ -82,7 +82,7 @@ def test_penalties_count_the_whole_conversation(tokenizer, ids):
 
     def with_a_second_best(slot):
         logits = plain(slot)
-        logits[fine] = 8
+        logits[fine] = 80
         return logits
 
     engine._logits = with_a_second_best

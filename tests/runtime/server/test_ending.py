@@ -1,0 +1,137 @@
+"""Clients that leave, and servers that end."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from runtime.errors import UserError
+from runtime.server.settings import ServerSettings
+from tests.helpers.scripted_service import scripted
+from tests.helpers.serving import NAME, events_of, running
+from tests.runtime.server.test_limits import Gate, in_threads, until
+
+HELLO = [{"role": "user", "content": "Hello"}]
+LONG = " ".join(["word"] * 300)
+
+
+def begun(server, **fields):
+    """A connection over which a request was sent."""
+    connection = server.connect()
+    body = json.dumps({"model": NAME, "messages": HELLO, **fields})
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    return connection
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_generation_ends_with_the_client(stream):
+    """Within one step of the engine that has heard of it."""
+    gate = Gate()
+    gate.opened.set()
+    slow = lambda number: (time.sleep(0.02), gate(number))  # noqa: E731
+    with running(scripted(LONG, "fine", on_step=slow)) as server:
+        connection = begun(server, stream=stream)
+        until(lambda: gate.steps >= 3)
+        if stream:
+            assert connection.getresponse().read(10)
+        connection.sock.close()
+        connection.close()
+        until(lambda: not server.service.generations.running)
+        steps = gate.steps
+        assert steps < 100
+        assert server.chat().json["choices"][0]["message"]["content"] == "fine"
+        assert all(slot["state"] == "idle" for slot in server.ask("/slots").json["slots"])
+
+
+def test_a_client_that_leaves_the_queue_never_gets_a_slot():
+    gate = Gate()
+    with running(scripted("first", "third", on_step=gate)) as server:
+        threads, answers = in_threads(server, 1)
+        assert gate.reached.wait(20)
+        waiting = begun(server)
+        until(lambda: server.service.generations.waiting == 1)
+        waiting.sock.close()
+        gate.opened.set()
+        threads[0].join()
+        until(lambda: not server.service.generations.running)
+        assert server.chat().json["choices"][0]["message"]["content"] == "third"
+
+
+def test_answers_end_whole_when_the_server_is_told_to_end():
+    gate = Gate()
+    with running(scripted("fine words", on_step=gate)) as server:
+        connection = begun(server, stream=True)
+        assert gate.reached.wait(20)
+        server.end()
+        until(lambda: server.service.state == "draining")
+        assert server.ask("/ready").status == 503
+        assert server.ask("/health").status == 200
+        refused = server.chat()
+        assert (refused.status, refused.error["code"]) == (503, "draining")
+        assert refused.headers["retry-after"]
+        gate.opened.set()
+        events = events_of(connection.getresponse().read())
+        text = "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1])
+        assert (text, events[-1]) == ("fine words", "[DONE]")
+        server.ended.join(20)
+        assert not server.ended.is_alive()  # though the client keeps its connection
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["after a while", "asked twice"])
+def test_answers_that_take_too_long_end_with_an_error(twice):
+    gate = Gate()
+    settings = ServerSettings(drain_seconds=600 if twice else 0.1)
+    with running(scripted(LONG, on_step=gate), settings) as server:
+        connection = begun(server, stream=True)
+        assert gate.reached.wait(20)
+        server.end()
+        if twice:
+            until(lambda: server.service.state == "draining")
+            server.end()
+        until(lambda: server.service.generations.running == 0)
+        gate.opened.set()
+        events = events_of(connection.getresponse().read())
+        assert events[-1]["error"]["code"] == "draining"
+        server.ended.join(20)
+
+
+def test_a_server_answers_while_its_model_is_being_loaded():
+    loading = threading.Event()
+    opened = scripted("fine")
+
+    def slowly():
+        assert loading.wait(20)
+        return opened()
+
+    with running(slowly, wait=False) as server:
+        assert (server.ask("/health").status, server.ask("/ready").status) == (200, 503)
+        refused = server.chat()
+        assert (refused.status, refused.error["code"]) == (503, "loading")
+        assert server.ask("/slots").json["slots"] == []
+        assert server.ask("/v1/models").status == 200
+        loading.set()
+        until(lambda: server.ask("/ready").status == 200)
+        assert server.chat().status == 200
+
+
+def test_a_model_that_cannot_be_opened_ends_the_server():
+    def fail():
+        raise UserError("the artifact is damaged")
+
+    with pytest.raises(AssertionError, match="the artifact is damaged"), running(fail):
+        pass
+
+
+def test_a_silent_stream_sends_comments():
+    gate = Gate()
+    with running(scripted("fine", on_step=gate), ServerSettings(ping_seconds=0.05)) as server:
+        connection = begun(server, stream=True)
+        assert gate.reached.wait(20)
+        response = connection.getresponse()
+        found = b""
+        while found.count(b": ping\n\n") < 3:
+            found += response.read1(100)
+        assert events_of(found)[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        gate.opened.set()
+        assert events_of(response.read())[-1] == "[DONE]"
