@@ -47,11 +47,13 @@ def test_generation_ends_with_the_client(stream):
 def test_a_client_that_leaves_the_queue_never_gets_a_slot():
     gate = Gate()
     with running(scripted("first", "third", on_step=gate)) as server:
-        threads, answers = in_threads(server, 1)
+        threads, _ = in_threads(server, 1)
         assert gate.reached.wait(20)
         waiting = begun(server)
         until(lambda: server.service.generations.waiting == 1)
         waiting.sock.close()
+        generations = server.service.generations
+        until(lambda: sum(bool(each._open) for each in generations._running.values()) == 1)  # the server has seen it
         gate.opened.set()
         threads[0].join()
         until(lambda: not server.service.generations.running)
