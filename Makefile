@@ -25,7 +25,7 @@ INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
-	@sed -n 's/^\([a-z]*\):.*##  */  \1\t/p; s/^##  */\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*##  */  \1\t/p; s/^##  */\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 installs onnxruntime-gpu instead of
 ## onnxruntime, BENCH=1 adds llama.cpp and ONNX Runtime GenAI for `make bench` and `make quality`, EVAL=1 adds

@@ -19,7 +19,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 def test_promised_targets_exist_and_help_tells_them():
@@ -57,7 +57,7 @@ def test_links_lead_somewhere(page):
 @each_page
 def test_commands_exist(page):
     for text in code(page):
-        for name in re.findall(r"(?:^|&& )make ([a-z]+)", text):
+        for name in re.findall(r"(?:^|&& )make ([a-z-]+)", text):
             assert name in targets(), name
         for module in re.findall(r"python -m ((?:export|build|runtime|tests)[.\w]*)", text):
             path = ROOT.joinpath(*module.split("."))

@@ -1,7 +1,12 @@
 """The settings of a server: a file, flags, and what is refused."""
 
+import re
+import tomllib
+
+import msgspec
 import pytest
 
+from export.stage import ROOT
 from runtime.errors import UserError
 from runtime.server.settings import Keys, ServerSettings, read_settings
 
@@ -63,3 +68,15 @@ def test_keys_are_one_a_line(tmp_path):
     for text, reason in (("# none\n", "holds no API key"), ("a b\n", "key 1 has a character"), ("ä\n", "key 1 has")):
         with pytest.raises(UserError, match=reason):
             Keys.read(written(tmp_path, text))
+
+
+def test_the_documentation_lists_every_setting_with_its_default():
+    rows = [line.split(" | ") for line in (ROOT / "docs/serving.md").read_text().splitlines() if line.startswith("| `")]
+    listed = {name: row[1] for row in rows for name in re.findall(r"`([a-z_]+)`", row[0])}
+    for field in msgspec.structs.fields(ServerSettings):
+        shown = listed[field.name]
+        if shown.startswith("`"):
+            (value,) = tomllib.loads(f"x = {shown.strip('`')}").values()
+            assert value == (list(field.default) if isinstance(field.default, tuple) else field.default), field.name
+        else:
+            assert field.default is None, field.name
