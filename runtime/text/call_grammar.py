@@ -16,6 +16,7 @@ from runtime.text.messages import Tool
 
 MOST_CALLS = 32  # in one reply: a model may repeat its call for ever
 MOST_TOOLS = 128  # OpenAI's limit
+LISTED_ID = " ".join([json.dumps(', "id": "'), "ID", json.dumps('"}')])  # the end of a call in a list
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class CallGrammar:
         """The body of the rule for a call of one tool."""
         arguments = f"@arguments_{index}"
         if self.layout.listed:
-            begin, id_begin, id_end, end = map(json.dumps, (f'{{"name": "{name}", "arguments": ', ', "id": "', '"}', "}"))
-            return f"{begin} {arguments} " + (f"{id_begin} ID {id_end}" if self.layout.with_ids else end)
+            begin = json.dumps(f'{{"name": "{name}", "arguments": ')
+            return f"{begin} {arguments} {LISTED_ID if self.layout.with_ids else json.dumps('}')}"
         call_id = f"{self._token(CALL_ID)} {self.space}ID " if self.layout.with_ids else ""
         return f"{self.space}{json.dumps(name)} {call_id}{self._token(ARGUMENTS)} {self.space}{arguments}"
 

@@ -56,7 +56,9 @@ def _short_ids(call_id: str) -> Iterator[str]:
 def _renamed(message: Message, short: Mapping[str, str]) -> Message:
     renamed = dict(message)
     if "tool_calls" in message:
-        renamed["tool_calls"] = [cast(ToolCall, {**call, **_short(call, "id", short)}) for call in message["tool_calls"]]
+        renamed["tool_calls"] = [
+            cast(ToolCall, {**call, **_short(call, "id", short)}) for call in message["tool_calls"]
+        ]
     return cast(Message, {**renamed, **_short(message, "tool_call_id", short)})
 
 

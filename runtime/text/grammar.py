@@ -19,7 +19,7 @@ from runtime.text.token_bytes import TokenBytes
 from runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 Mask = NDArray[np.bool_]
 # The package's limits of work, of which it measures some 20 to 50 thousand in a millisecond. Its own for states of the

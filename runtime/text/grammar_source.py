@@ -1,4 +1,4 @@
-"""What an answer may have to keep to, as the package llguidance takes it: a JSON schema, a regular expression, a grammar.
+"""What an answer may have to keep to, as the package llguidance takes it: JSON schemas, regular expressions, grammars.
 
 JSON is written without whitespace, but for at most one space or line break behind a comma or colon: a model that may
 write any whitespace sometimes writes nothing else. (The package's own `whitespace_pattern` bounds nothing, since it

@@ -170,7 +170,9 @@ class InstructFormat:
 
 _TEXT_CONTROLS = (BOS, EOS)
 _TOOL_CONTROLS = (*_TEXT_CONTROLS, BEGIN_USER, END_USER, BEGIN_TOOLS, END_TOOLS, TOOL_CALLS, BEGIN_RESULT, END_RESULT)
-_V3_TOOLS = ToolFormat(CallLayout(listed=True, with_ids=True), _calls_with_ids_in_a_list, _result_with_id, "nine", beside_text=False)
+_V3_TOOLS = ToolFormat(
+    CallLayout(listed=True, with_ids=True), _calls_with_ids_in_a_list, _result_with_id, "nine", beside_text=False
+)
 _V7_TOOLS = replace(_V3_TOOLS, result=_result_as_text_with_id, beside_text=True)
 _V13_TOOLS = ToolFormat(
     CallLayout(listed=False, with_ids=False),
