@@ -3,6 +3,7 @@
 from functools import cached_property
 
 from runtime.errors import UserError
+from runtime.text.byte_levels import BYTE_PIECE
 from runtime.text.tokenizer import Tokenizer
 
 SPECIAL = b"\xff"  # begins the name of an id without text, since no UTF-8 holds it
@@ -19,6 +20,13 @@ class TokenBytes:
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         self._tokenizer = tokenizer
         found = [tokenizer.token_bytes(token_id) for token_id in range(size)]
+        single = [token_id for token_id, token in enumerate(found) if token is not None and len(token) == 1]
+        pieces = [token_id for token_id in single if BYTE_PIECE.fullmatch(tokenizer.token_text(token_id) or "")]
+        letters = {found[token_id] for token_id in set(single).difference(pieces)}
+        for token_id in pieces:
+            # a byte that a letter stands for too is not written as a byte; at the start, it would be another text
+            if found[token_id] in letters:
+                found[token_id] = None
         self.tokens = [token or b"%s<[%d]>" % (SPECIAL, token_id) for token_id, token in enumerate(found)]
         self.special_token_ids = [token_id for token_id, token in enumerate(found) if not token]
         self.eos_token_id = next(token_id for token_id in tokenizer.spec.eos_ids if token_id < size)
