@@ -28,9 +28,14 @@ def smollm2_tokenizer():
     """The tokenizer of the demo's model, as a compile stores it."""
     source = open_checkpoint(checkpoint(), "gguf", {}).tokenizer
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / source.file).write_bytes(source.data)
+        assert source.kind == "tokenizer.json"
+        (Path(folder) / "tokenizer.json").write_bytes(source.data)
         spec = TokenizerSpec(
-            kind=source.kind, file=source.file, bos_id=source.bos_id, add_bos=source.add_bos, eos_ids=source.eos_ids
+            kind="tokenizer.json",
+            file="tokenizer.json",
+            bos_id=source.bos_id,
+            add_bos=source.add_bos,
+            eos_ids=source.eos_ids,
         )
         return open_tokenizer(spec, Path(folder))
 
@@ -48,7 +53,8 @@ def biases(name):
     """Biases by which random logits often end a string, an object or a text."""
     compiler = compiler_of(name)
     ids = (compiler.tokenizer.encode("x" + text, add_bos=False)[-1] for text in CLOSING)
-    return {**dict.fromkeys(ids, 9.0), **dict.fromkeys(compiler.eos_ids, 9.0)}
+    thoughts = [token_id for token_id, control in compiler.tokenizer.dividers.items() if control == "[THINK]"]
+    return {**dict.fromkeys(ids, 9.0), **dict.fromkeys(compiler.eos_ids, 9.0), **dict.fromkeys(thoughts, -100.0)}
 
 
 def drawn(name, grammar, *, seed=0, choices=1, max_tokens=400, speculate=False, repeats=0.0, options=None):

@@ -117,8 +117,7 @@ def checked(name, source, whole, **options):
 @pytest.mark.parametrize("name", ["v3", "smollm2"])
 def test_every_text_under_a_schema_is_valid(name, schema):
     validator = jsonschema.Draft202012Validator(SCHEMAS[schema])
-    for seed in (1, 100):
-        checked(name, JsonSchema(SCHEMAS[schema]), lambda text: validator.validate(json.loads(text)), seed=seed)
+    checked(name, JsonSchema(SCHEMAS[schema]), lambda text: validator.validate(json.loads(text)), seed=1)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -152,7 +151,7 @@ def test_drafts_are_checked_under_a_grammar():
     """A text that repeats itself, so that there are drafts, of which the grammar forbids some."""
 
     def whole(text):
-        assert re.fullmatch(r"([a-c][0-9]{2}){40,60}", text)
+        assert re.fullmatch(r"(abc[01]){20,30}", text)
 
-    scheduler = checked("v3", Regex(r"([a-c][0-9]{2}){40,60}"), whole, repeats=30.0, seed=2)
+    scheduler = checked("v3", Regex(r"(abc[01]){20,30}"), whole, seed=2)
     assert scheduler.statistics.drafts_accepted > 20
