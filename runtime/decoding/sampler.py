@@ -69,7 +69,10 @@ class Sampler:
         """
         scores = self._unconstrained(logits, drafts)
         allowed = None if self.constraint is None else self.constraint.allowed(drafts)
-        return scores if allowed is None else np.where(allowed, scores, scores.dtype.type(-np.inf))
+        if allowed is None:
+            return scores
+        with np.errstate(invalid="ignore"):  # by adding, NaN and infinity stay to be found, as NaN
+            return scores + np.where(allowed, scores.dtype.type(0), scores.dtype.type(-np.inf))
 
     def _unconstrained(self, logits: NDArray[np.float32], drafts: Sequence[int]) -> Scores:
         if not self.options.counts_tokens:
