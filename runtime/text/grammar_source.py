@@ -7,7 +7,7 @@ repeats the pattern.)
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from runtime.errors import UserError
 
@@ -27,6 +27,7 @@ class JsonSchema:
     schema: Mapping[str, object]
     strict: bool = True
     what: str = "the JSON schema"
+    definitions: Mapping[str, object] = field(default_factory=dict)  # of a schema around it
     writes_json = True
 
     def part(self) -> Part:
@@ -35,13 +36,13 @@ class JsonSchema:
         _check_size(json.dumps(self.schema), self.what)
         options = {**SEPARATORS, "lenient": not self.strict, "coerce_one_of": not self.strict}
         unnamed = {key: value for key, value in self.schema.items() if key not in ("$id", "x-guidance")}
-        return {"json_schema": {**unnamed, "x-guidance": options}}
+        return {"json_schema": {**self.definitions, **unnamed, "x-guidance": options}}
 
     def smaller(self) -> Iterator[tuple[str, "JsonSchema"]]:
         """The schemas right inside this one, each with its place; they share its definitions."""
-        shared = {key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema}
+        own = {key: self.schema[key] for key in DEFINITIONS if key in self.schema}
         for place, inner in _inner_schemas(self.schema):
-            yield place, JsonSchema({**shared, **inner}, self.strict, self.what)
+            yield place, JsonSchema(inner, self.strict, self.what, {**self.definitions, **own})
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,21 @@ GrammarSource = JsonSchema | Regex | LarkGrammar
 JSON_OBJECT = JsonSchema({"type": "object"}, what="the JSON object")
 
 # Where schemas hold schemas: by name, in a list, or one alone.
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+DEFINITIONS = ("$defs", "definitions")
+_NAMED = ("properties", "patternProperties")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ALONE = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
 
 
 def _inner_schemas(schema: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    found: list[tuple[str, object]] = [(key, schema[key]) for key in _ALONE if key in schema]
-    for key in _NAMED:
+    found: list[tuple[str, object]] = []
+    for key in (*DEFINITIONS, *_NAMED):
         named = schema.get(key)
         found += [(f"{key}/{name}", inner) for name, inner in named.items()] if isinstance(named, dict) else []
     for key in _LISTED:
         listed = schema.get(key)
         found += [(f"{key}/{i}", inner) for i, inner in enumerate(listed)] if isinstance(listed, list) else []
+    found += [(key, schema[key]) for key in _ALONE if key in schema]
     return ((place, inner) for place, inner in found if isinstance(inner, dict))
 
 

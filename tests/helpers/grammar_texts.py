@@ -14,6 +14,7 @@ from runtime.scheduling.scheduler import Scheduler
 from runtime.scheduling.settings import SchedulerSettings
 from runtime.text.grammar import GrammarCompiler
 from runtime.text.stream import with_text
+from runtime.text.token_bytes import TokenBytes
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.fake_slot_model import FakeSlotModel, SimulatedClock
 from tests.helpers.mistral_tokenizers import open_both
@@ -46,6 +47,11 @@ def compiler_of(name):
     tokenizer = smollm2_tokenizer() if name == "smollm2" else open_both(name)[0]
     words = next(size for size in range(2**20) if tokenizer.token_text(size) is None)
     return GrammarCompiler(tokenizer, words + 64)  # as of a matrix of embeddings with rows that have no token
+
+
+@functools.cache
+def token_bytes(name):
+    return TokenBytes(compiler_of(name).tokenizer, compiler_of(name).vocab_size)
 
 
 @functools.cache
