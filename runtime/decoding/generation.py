@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from runtime.decoding.constraint import Grammar
 from runtime.decoding.options import SamplingOptions
 from runtime.decoding.sampler import Sampler
 from runtime.text.stream import FinishReason
@@ -12,6 +13,6 @@ def finish_reason_of(token_id: int, left: int, eos_ids: Sequence[int]) -> Finish
     return "stop" if token_id in eos_ids else "length" if left == 1 else None
 
 
-def row_samplers(options: SamplingOptions, count: int) -> list[Sampler]:
-    """A sampler for each of so many sequences, whose options are numbered."""
-    return [Sampler(options.numbered(i)) for i in range(count)]
+def row_samplers(options: SamplingOptions, count: int, grammar: Grammar | None = None) -> list[Sampler]:
+    """A sampler for each of so many sequences, whose options are numbered; each keeps to the grammar by itself."""
+    return [Sampler(options.numbered(i), constraint=grammar.begin() if grammar else None) for i in range(count)]

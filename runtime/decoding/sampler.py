@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decoding.constraint import Constraint
 from runtime.decoding.filters import Scores, changed_scores
 from runtime.decoding.options import SamplingOptions
 from runtime.decoding.screened_draw import ScreenedDraw
@@ -28,11 +29,14 @@ class Sampler:
     """Draws the ids of one sequence: its options, the counts of its tokens, and its random numbers.
 
     Token number i is drawn with number i of the seed's stream, so that it is the same whether tokens are drawn one by
-    one or several at once, some of which are discarded (`draw`).
+    one or several at once, some of which are discarded (`draw`). A `constraint` rules out what its text must not hold.
     """
 
-    def __init__(self, options: SamplingOptions, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self, options: SamplingOptions, prompt: Sequence[int] = (), constraint: Constraint | None = None
+    ) -> None:
         self.options = options
+        self.constraint = constraint
         self.generated = 0  # tokens so far, which is also the number of the next one's draw
         self._bits = np.random.PCG64(options.seed)
         self._random = np.random.Generator(self._bits)
@@ -48,6 +52,8 @@ class Sampler:
         self.generated += 1
         if self.options.counts_tokens:
             self._counts.add(token_id)
+        if self.constraint is not None:
+            self.constraint.append(token_id)
 
     def draw(self, number: int) -> float:
         """Number `number` of the seed's stream, at least 0 and below 1; it may be asked for again."""
@@ -58,8 +64,17 @@ class Sampler:
     def scores(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> Scores:
         """Logits (vocab,) after `logit_bias` and penalties, for the token after the text and `drafts`.
 
-        Raises `UserError` for a bias outside the vocabulary.
+        Those of ids that the constraint does not allow are minus infinity. Raises `UserError` for a bias outside the
+        vocabulary, and if the constraint cannot go on.
         """
+        scores = self._unconstrained(logits, drafts)
+        allowed = None if self.constraint is None else self.constraint.allowed(drafts)
+        if allowed is None:
+            return scores
+        with np.errstate(invalid="ignore"):  # by adding, NaN and infinity stay to be found, as NaN
+            return scores + np.where(allowed, scores.dtype.type(0), scores.dtype.type(-np.inf))
+
+    def _unconstrained(self, logits: NDArray[np.float32], drafts: Sequence[int]) -> Scores:
         if not self.options.counts_tokens:
             return changed_scores(logits, self.options, self._counts) if self.options.logit_bias else logits
         with self._counts.assuming(drafts):
@@ -68,7 +83,7 @@ class Sampler:
     def sample(self, logits: NDArray[np.float32]) -> int:
         """Draw the next id from logits (vocab,); `append` makes it part of the text.
 
-        Raises `UserError` for NaN or infinity, and for a bias outside the vocabulary.
+        Raises `UserError` for NaN or infinity, and like `scores`.
         """
         (token_id,) = sample_rows(logits[None], [SampledRow(self)])
         if token_id == NO_ID:
@@ -103,7 +118,7 @@ def sample_rows(logits: NDArray[np.float32], rows: Sequence[SampledRow]) -> NDAr
 
     A row whose logits hold NaN or infinity gets `NO_ID`, and the other rows their ids; logits of minus infinity are
     never drawn. Raises `UserError` for a bias outside the vocabulary, which `SamplingOptions.check_vocabulary` finds
-    beforehand.
+    beforehand, and if a sampler's constraint cannot go on.
     """
     screened = ScreenedDraw(logits.shape[1])
     ids = np.full(len(rows), NO_ID, np.int64)

@@ -143,6 +143,8 @@ class Calls:
             return [Part(choice, choice.history[-1:]) for choice in decoding]
         for choice in decoding:
             choice.drafts.propose(choice.history, min(self._most_drafts, choice.left - 1))
+            if choice.sampler.constraint is not None:
+                choice.drafts.cut(choice.sampler.constraint.permitted(choice.drafts.proposal.drafts))
         plan = self._planner.drafts(
             [Candidate(choice.drafts.chance, len(choice.drafts.proposal.drafts)) for choice in decoding], rows
         )
@@ -157,7 +159,7 @@ class Calls:
         pieces = np.split(logits, np.cumsum([len(own) for own in rows])[:-1])
         try:
             drawn = sample_rows(logits, [row for own in rows for row in own])
-        except UserError:  # of one row's options, for which the others are not to blame
+        except UserError:  # of one row's options or grammar, for which the others are not to blame
             return [self._drawn_alone(*one) for one in zip(parts, rows, pieces, strict=True)]
         own_drawn = np.split(drawn, np.cumsum([len(own) for own in rows])[:-1])
         return [self._taken(*one) for one in zip(parts, own_drawn, pieces, strict=True)]

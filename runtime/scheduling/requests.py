@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runtime.decoding.constraint import Grammar
 from runtime.decoding.options import GREEDY, SamplingOptions
 from runtime.errors import UserError
 from runtime.text.stream import FinishReason, Step
@@ -26,6 +27,7 @@ class Request:
     eos_ids: Sequence[int] = ()
     logprobs: int | None = None  # how many of the likeliest ids each step lists
     choices: int = 1
+    grammar: Grammar | None = None  # to which each choice keeps by itself
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

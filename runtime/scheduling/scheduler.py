@@ -66,7 +66,7 @@ class Scheduler:
         if self._capacity is not None:
             left = min(left, self._capacity - len(request.prompt_ids) + 1)
         leader = None
-        for index, sampler in enumerate(row_samplers(request.options, request.choices)):
+        for index, sampler in enumerate(row_samplers(request.options, request.choices, request.grammar)):
             choice = Choice(request, index, left, leader, sampler)
             leader = leader or choice
             self._waiting.append(choice)

@@ -44,6 +44,11 @@ class DraftHistory:
         self._seen += len(new)
         self.proposal = self.lookup.propose(most) if self._seen == len(tokens) else NO_PROPOSAL
 
+    def cut(self, drafts: int) -> None:
+        """Keep only so many drafts of the proposal, from the first on."""
+        if drafts < len(self.proposal.drafts):
+            self.proposal = Proposal(self.proposal.drafts[:drafts], self.proposal.matched)
+
     def learn(self, came: Sequence[int]) -> None:
         """Compare the proposal with the tokens that came."""
         for draft, token in zip(self.proposal.drafts, came, strict=False):

@@ -18,7 +18,9 @@ from jinja2.parser import Parser
 
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.errors import UserError, one_line
+from runtime.text.call_ids import with_short_ids
 from runtime.text.control_lookalikes import StandIns, is_markup
+from runtime.text.instruct_formats import ARGUMENTS, CALL_ID, DIVIDERS, TOOL_CALLS, CallLayout
 from runtime.text.message_parts import as_texts, in_parts
 from runtime.text.messages import Message, Tool
 from runtime.text.template_limits import LimitedEnvironment, limited
@@ -136,11 +138,24 @@ class TemplateEncoder:
         """Whether the template mentions tools at all; if not, it leaves them out in silence."""
         return "tools" in self._template.source
 
+    @property
+    def call_layout(self) -> CallLayout | None:
+        """What the model writes for its calls, by the control tokens that its template names; None if by none."""
+        known = {control for control in DIVIDERS if control.name in self._tokenizer.dividers.values()}
+        named = {control for control in known if control.name in self._template.source}
+        if TOOL_CALLS not in named:
+            return None
+        if ARGUMENTS in named:
+            return CallLayout(listed=False, with_ids=CALL_ID in named)
+        return CallLayout(listed=True, with_ids='"id"' in self._template.source)
+
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids up to where the next reply begins; the template itself writes bos where the model needs it.
 
         Raises `UserError` like `ChatTemplate.render`.
         """
+        if self.call_layout is not None:  # Mistral's templates refuse other ids
+            messages = with_short_ids(messages)
         texts = as_texts(messages)
         if not self.writes_reasoning:
             messages = texts

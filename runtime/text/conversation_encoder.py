@@ -7,6 +7,7 @@ from typing import Protocol
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.text.chat_template import TemplateEncoder, open_chat_template
 from runtime.text.instruct import InstructEncoder
+from runtime.text.instruct_formats import CallLayout
 from runtime.text.messages import Message, Tool
 from runtime.text.tokenizer import Tokenizer
 
@@ -21,6 +22,10 @@ class ConversationEncoder(Protocol):
     @property
     def writes_tools(self) -> bool:
         """Whether the format has a place for tools."""
+
+    @property
+    def call_layout(self) -> CallLayout | None:
+        """What the model writes for its calls; None if that is not known."""
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids up to where the next reply begins, including bos.

@@ -10,6 +10,7 @@ from itertools import groupby
 
 from runtime.artifact.manifest import InstructVersion
 from runtime.errors import UserError
+from runtime.text.call_ids import with_short_ids
 from runtime.text.instruct_formats import (
     BEGIN_SETTINGS,
     BEGIN_SYSTEM,
@@ -22,6 +23,7 @@ from runtime.text.instruct_formats import (
     END_TOOLS,
     EOS,
     INSTRUCT_FORMATS,
+    CallLayout,
     Control,
     InstructFormat,
     Piece,
@@ -60,12 +62,19 @@ class InstructEncoder:
         """Whether the format has tools."""
         return self._format.tools is not None
 
+    @property
+    def call_layout(self) -> CallLayout | None:
+        """What the model writes for its calls; None if the format has no tools."""
+        return self._format.tools.layout if self._format.tools else None
+
     def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Ids up to where the next reply begins, starting with bos.
 
         Raises `UserError` for a conversation that the format cannot express.
         """
         check_order(messages)
+        if self._format.tools is not None and self._format.tools.ids == "nine":
+            messages = with_short_ids(messages)
         self._check_tools(messages, tools)
         contents = [parts_of(message, i) for i, message in enumerate(messages)]
         self._check_thinking(messages, contents)

@@ -121,9 +121,29 @@ def _result_as_text(turn: Turn) -> list[Piece]:
 
 
 @dataclass(frozen=True)
+class CallLayout:
+    """What a model writes for its calls.
+
+    `listed`: one [TOOL_CALLS] and a JSON list of all calls; otherwise a [TOOL_CALLS] for each, with its arguments
+    behind [ARGS]. `with_ids`: an id for each call, within the list or behind [CALL_ID].
+    """
+
+    listed: bool
+    with_ids: bool
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """The control tokens of a call, in order."""
+        if self.listed:
+            return (TOOL_CALLS,)
+        return (TOOL_CALLS, CALL_ID, ARGUMENTS) if self.with_ids else (TOOL_CALLS, ARGUMENTS)
+
+
+@dataclass(frozen=True)
 class ToolFormat:
     """How tools, calls and results are written."""
 
+    layout: CallLayout
     calls: Callable[[Sequence[ToolCall]], list[Piece]]
     result: Callable[[Turn], list[Piece]]
     ids: Literal["unused", "nine", "any"]  # each call has an id, of nine letters or digits or any, named by its result
@@ -150,16 +170,31 @@ class InstructFormat:
 
 _TEXT_CONTROLS = (BOS, EOS)
 _TOOL_CONTROLS = (*_TEXT_CONTROLS, BEGIN_USER, END_USER, BEGIN_TOOLS, END_TOOLS, TOOL_CALLS, BEGIN_RESULT, END_RESULT)
-_V3_TOOLS = ToolFormat(_calls_with_ids_in_a_list, _result_with_id, "nine", beside_text=False)
-_V7_TOOLS = ToolFormat(_calls_with_ids_in_a_list, _result_as_text_with_id, "nine")
-_V13_TOOLS = ToolFormat(_calls_one_by_one, _result_as_text, "any", paired=True, listed_at="first user")
+_V3_TOOLS = ToolFormat(
+    CallLayout(listed=True, with_ids=True), _calls_with_ids_in_a_list, _result_with_id, "nine", beside_text=False
+)
+_V7_TOOLS = replace(_V3_TOOLS, result=_result_as_text_with_id, beside_text=True)
+_V13_TOOLS = ToolFormat(
+    CallLayout(listed=False, with_ids=False),
+    _calls_one_by_one,
+    _result_as_text,
+    "any",
+    paired=True,
+    listed_at="first user",
+)
 _V1 = InstructFormat(_user_as_text, "first user", strips_reply=False, tools=None, controls=_TEXT_CONTROLS)
 _V2 = InstructFormat(
     _user_between_controls,
     "last user",
     strips_reply=True,
     tools=ToolFormat(
-        _calls_in_a_list, _named_result, "unused", keeps_history=False, several_results=False, beside_text=False
+        CallLayout(listed=True, with_ids=False),
+        _calls_in_a_list,
+        _named_result,
+        "unused",
+        keeps_history=False,
+        several_results=False,
+        beside_text=False,
     ),
     controls=_TOOL_CONTROLS,
 )
@@ -168,7 +203,9 @@ _V7 = replace(
 )
 _V11 = replace(
     _V7,
-    tools=replace(_V7_TOOLS, calls=_calls_with_ids_one_by_one, paired=True),
+    tools=replace(
+        _V7_TOOLS, layout=CallLayout(listed=False, with_ids=True), calls=_calls_with_ids_one_by_one, paired=True
+    ),
     controls=(*_V7.controls, CALL_ID, ARGUMENTS),
 )
 _V13 = replace(_V11, tools=_V13_TOOLS, thinkers=("assistant", "system"))

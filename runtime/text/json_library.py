@@ -1,12 +1,13 @@
 """`tokenizer.json`, read by the package tokenizers."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import refusing
+from runtime.errors import UserError, refusing
+from runtime.text.byte_levels import bytes_of_letters, bytes_of_piece
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -121,6 +122,31 @@ class JsonLibrary:
         """The vocabulary's entry for an id."""
         text = self._tokenizer.id_to_token(token_id)
         return None if text is None else str(text)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that an id adds to a text; None for an id without text.
+
+        Raises `UserError` for a tokenizer whose entries do not stand for bytes one by one.
+        """
+        entry = self.token_text(token_id)
+        if entry is None or entry in self.control_tokens:
+            return None
+        return entry.encode() if entry in self.added_tokens else self._bytes_of(entry)
+
+    @cached_property
+    def _bytes_of(self) -> Callable[[str], bytes | None]:
+        """How an entry becomes bytes, by the steps of the file's decoder."""
+        decoder = self._tokenizer.decoder
+        state = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "none"}
+        steps = {step["type"] for step in state.get("decoders", [state])}
+        if "ByteLevel" in steps:
+            return bytes_of_letters
+        if steps & {"ByteFallback", "Metaspace"}:
+            return bytes_of_piece
+        raise UserError(
+            f"{self._path} has a decoder of the kind {', '.join(sorted(steps))}, whose tokens do not stand for bytes "
+            "one by one, which structured output needs; send the request without it"
+        )
 
 
 def _marked(data: bytes, names: frozenset[str]) -> str:

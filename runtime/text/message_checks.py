@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from runtime.errors import UserError
+from runtime.text.call_ids import WELL_FORMED_ID
 from runtime.text.messages import Message, Tool
 
 FOLLOWERS: Mapping[str, tuple[str, ...]] = {  # which roles may follow a role
@@ -18,7 +19,6 @@ FOLLOWERS: Mapping[str, tuple[str, ...]] = {  # which roles may follow a role
     "tool": ("user", "assistant", "tool"),
 }
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-WELL_FORMED_ID = re.compile(r"[a-zA-Z0-9]{9}")
 NO_ID = "null"  # how Mistral's reference encoder writes that there is none
 
 
@@ -57,8 +57,7 @@ def check_tools(
     Without `several_results`, the format cannot express the results of more than one call since the last user message.
     With `paired_by_id`, a result answers the call whose id it has, in any order.
     """
-    for tool in tools:
-        _check_name(tool["function"]["name"], "a tool")
+    check_tool_names(tools)
     for i, message in enumerate(messages):
         for call in message.get("tool_calls", ()):
             _check_name(call["function"]["name"], f"a call in message {i}")
@@ -73,6 +72,12 @@ def check_tools(
             "an assistant's message calls several tools, but this model takes one result for each message; "
             "let it call one tool at a time"
         )
+
+
+def check_tool_names(tools: Sequence[Tool]) -> None:
+    """Raise `UserError` unless the name of each tool is one that every format can write."""
+    for tool in tools:
+        _check_name(tool["function"]["name"], "a tool")
 
 
 def _check_name(name: str, owner: str) -> None:

@@ -55,6 +55,7 @@ class Function(TypedDict):
     name: str
     description: NotRequired[str]
     parameters: NotRequired[dict[str, object]]
+    strict: NotRequired[bool]  # whether a schema with parts that are not supported is refused
 
 
 class Tool(TypedDict):

@@ -1,20 +1,23 @@
 """What a model has replied: text, reasoning and tool calls, told apart by the ids of control tokens."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from runtime.text.instruct_formats import ARGUMENTS, BEGIN_THINK, CALL_ID, END_THINK, TOOL_CALLS
-from runtime.text.messages import ContentPart, TextPart, ThinkingPart, ToolCall
+from runtime.text.call_ids import new_call_id
+from runtime.text.deltas import ArgumentsDelta, CallDelta, Delta, ReasoningDelta, TextDelta
+from runtime.text.instruct_formats import BEGIN_THINK, END_THINK
+from runtime.text.messages import ContentPart, FunctionCall, TextPart, ThinkingPart, ToolCall
+from runtime.text.reply_stream import ReplyStream
 from runtime.text.stream import Step
 from runtime.text.tokenizer import Tokenizer
-from runtime.text.tool_calls import Stretch, new_call_id, parse_tool_calls
 
-IN_CALLS = {control.name for control in (TOOL_CALLS, CALL_ID, ARGUMENTS)}
+Stretch = tuple[str, str]  # a control token's name and the text behind it
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as chat servers show it. `reasoning` is None if there is none; calls that are malformed stay text."""
+    """A reply as chat servers show it. `reasoning` is None if there is none; what becomes no call is text."""
 
     text: str
     reasoning: str | None
@@ -26,12 +29,12 @@ def ends_in_thought(prompt: Sequence[int], tokenizer: Tokenizer) -> bool:
     return bool(prompt) and tokenizer.dividers.get(prompt[-1]) == BEGIN_THINK.name
 
 
-def stretches_of(steps: Iterable[Step], dividers: Mapping[int, str], *, in_thought: bool = False) -> list[Stretch]:
-    """The text behind each divider; the first stretch has no name, or that of an open thought.
+def stretches_of(steps: Iterable[Step], dividers: Mapping[int, str]) -> list[Stretch]:
+    """The text behind each divider; the first stretch has no name.
 
     A step's text ends at its own token, so that of a divider belongs to the stretch before it.
     """
-    stretches = [(BEGIN_THINK.name if in_thought else "", "")]
+    stretches = [("", "")]
     for step in steps:
         name, text = stretches[-1]
         stretches[-1] = (name, text + step.text)
@@ -51,14 +54,28 @@ def read_reply(
 
     The steps have their texts, of a stream from `Tokenizer.text_stream`.
     """
-    stretches = stretches_of(steps, tokenizer.dividers, in_thought=in_thought)
-    calls = parse_tool_calls([stretch for stretch in stretches if stretch[0] in IN_CALLS], new_id)
-    said = [(name, text) for name, text in stretches if calls is None or name not in IN_CALLS]
-    thoughts = [text for name, text in said if name == BEGIN_THINK.name]
+    stream = ReplyStream(tokenizer.dividers, in_thought=in_thought, new_id=new_id)
+    deltas = [delta for step in steps for delta in stream.push(step)]
+    return reply_of([*deltas, *stream.finish(steps[-1].finish_reason if steps else None)])
+
+
+def reply_of(deltas: Sequence[Delta]) -> Reply:
+    """The whole reply that a stream of its parts makes up."""
+    thoughts = [delta.text for delta in deltas if isinstance(delta, ReasoningDelta)]
+    arguments: dict[int, str] = defaultdict(str)
+    for delta in deltas:
+        if isinstance(delta, ArgumentsDelta):
+            arguments[delta.index] += delta.text
+    calls = [delta for delta in deltas if isinstance(delta, CallDelta)]
     return Reply(
-        text="".join(text for name, text in said if name != BEGIN_THINK.name),
+        text="".join(delta.text for delta in deltas if isinstance(delta, TextDelta)),
         reasoning="".join(thoughts) if thoughts else None,
-        tool_calls=calls or (),
+        tool_calls=tuple(
+            ToolCall(
+                id=call.call_id, type="function", function=FunctionCall(name=call.name, arguments=arguments[call.index])
+            )
+            for call in calls
+        ),
     )
 
 

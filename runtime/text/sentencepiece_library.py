@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runtime.artifact.manifest import TextAfterAdded
 from runtime.errors import refusing
+from runtime.text.byte_levels import bytes_of_piece
 from runtime.text.sentencepiece_pieces import pieces_of, with_control_pieces, without_space_in_front
 
 
@@ -95,6 +96,14 @@ class SentencePieceLibrary:
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's entry for an id."""
         return str(self._model.id_to_piece(token_id)) if 0 <= token_id < self._size else None
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that an id adds to a text; None for an id without text."""
+        entry = self.token_text(token_id)
+        model = self._model
+        if entry is None or model.is_control(token_id) or model.is_unknown(token_id) or model.is_unused(token_id):
+            return None
+        return bytes_of_piece(entry)
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:

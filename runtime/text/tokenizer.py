@@ -3,7 +3,9 @@
 The library (`tokenizers` or `sentencepiece`) is imported only when a tokenizer is opened.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +51,12 @@ class TokenizerLibrary(Protocol):
 
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's entry for an id; None outside the vocabulary."""
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that an id adds to a text; None for an id without text, such as a control token.
+
+        Raises `UserError` for a tokenizer whose tokens do not stand for bytes one by one.
+        """
 
 
 class Tokenizer:
@@ -148,9 +156,27 @@ class Tokenizer:
         """The vocabulary's entry for an id, such as `</s>`; None outside the vocabulary."""
         return self._library.token_text(token_id)
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """placeholder until the vocabulary of bytes lands."""
-        return (self._library.decode([token_id]) or self.token_text(token_id) or "").encode()
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that an id adds to a text; None for ids that a plain text has no use for.
+
+        These are the control tokens, ids that end a text, dividers, and what else was added to the vocabulary. Raises
+        `UserError` for a tokenizer whose tokens do not stand for bytes one by one.
+        """
+        return None if token_id in self._without_text else self._library.token_bytes(token_id)
+
+    @cached_property
+    def _without_text(self) -> frozenset[int]:
+        return frozenset(
+            {*self.control_tokens.values(), *self.added_tokens.values(), *self.dividers, *self.spec.eos_ids}
+        )
+
+    @cached_property
+    def drops_first_space(self) -> bool:
+        """Whether a space at the start of a text is the tokenizer's own, which decoding leaves out."""
+        ids = itertools.takewhile(lambda token_id: self.token_text(token_id) is not None, itertools.count())
+        words = (token_id for token_id in ids if (self.token_bytes(token_id) or b"")[:2].strip().isalpha())
+        spaced = next((token_id for token_id in words if (self.token_bytes(token_id) or b"")[:1] == b" "), None)
+        return spaced is not None and not self._library.decode([spaced]).startswith(" ")
 
 
 LIBRARIES: Mapping[str, Callable[[Path, TokenizerSpec], TokenizerLibrary]] = {

@@ -1,96 +1,198 @@
-"""Tool calls out of a reply, in the forms that the instruct formats have; nothing that is only text becomes one.
+"""Tool calls out of a reply as it comes, in the forms that the instruct formats have.
 
-A reply comes as control tokens with the text behind each. v2, v3 and v7 write a JSON list behind one [TOOL_CALLS];
-later versions write one for each call, with the arguments behind [ARGS] and, in v11, an id behind [CALL_ID].
+v2, v3 and v7 write a JSON list behind one [TOOL_CALLS]; later versions write a [TOOL_CALLS] for each call, with the
+arguments behind [ARGS] and, in v11, an id behind [CALL_ID]. A call has begun as soon as its name and the `{` of its
+arguments are there; its arguments are what the model writes from there to the `}`. What becomes no call is text.
 """
 
-import json
-import secrets
-import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Generator, Mapping
 
-from runtime.text.instruct_formats import ARGUMENTS, CALL_ID, TOOL_CALLS
-from runtime.text.message_checks import FUNCTION_NAME, WELL_FORMED_ID
-from runtime.text.messages import FunctionCall, ToolCall
+from runtime.text.call_ids import WELL_FORMED_ID, new_call_id
+from runtime.text.call_syntax import MalformedError, read_container, read_string, skip_space, skip_value, string_value
+from runtime.text.deltas import ArgumentsDelta, CallDelta, Delta, TextDelta
+from runtime.text.instruct_formats import ARGUMENTS, CALL_ID
+from runtime.text.message_checks import FUNCTION_NAME
 
-ID_LENGTH = 9
-Stretch = tuple[str, str]  # a control token's name and the text behind it
-
-
-class _MalformedError(ValueError):
-    """A model has not kept to its format."""
+ANY_ID = re.compile(r"\S{1,64}")
+Reader = Generator[None, str, None]
 
 
-def new_call_id() -> str:
-    """An id for a call whose format has none: nine letters or digits, which every format can write."""
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(ID_LENGTH))
+class CallNumbers:
+    """Numbers the calls of a reply; an id that is missing, malformed or given twice is replaced by a new one."""
+
+    def __init__(self, new_id: Callable[[], str] = new_call_id) -> None:
+        self._new_id = new_id
+        self.ids: list[str] = []
+
+    def begin(self, name: str, call_id: str | None) -> CallDelta:
+        """The beginning of the next call."""
+        usable = call_id is not None and WELL_FORMED_ID.fullmatch(call_id) and call_id not in self.ids
+        self.ids.append(call_id if usable and call_id is not None else self._new_id())
+        return CallDelta(len(self.ids) - 1, self.ids[-1], name)
 
 
-def parse_tool_calls(
-    stretches: Sequence[Stretch], new_id: Callable[[], str] = new_call_id
-) -> tuple[ToolCall, ...] | None:
-    """The calls of a reply from its first [TOOL_CALLS] on; None if any of them is malformed.
+class CallReader:
+    """Reads what follows one [TOOL_CALLS]: its text, and the control tokens [CALL_ID] and [ARGS] in it."""
 
-    A call has a function's name and a JSON object of arguments. An id that is missing, malformed or given twice is
-    replaced by a new one.
-    """
-    try:
-        found = [call for group in _groups(stretches) for call in _calls(group)]
-    except (ValueError, RecursionError):  # ValueError: not JSON either
-        return None
-    calls: list[ToolCall] = []
-    for name, arguments, call_id in found:
-        known = {call["id"] for call in calls}
-        usable = isinstance(call_id, str) and WELL_FORMED_ID.fullmatch(call_id) and call_id not in known
-        calls.append(
-            ToolCall(
-                id=str(call_id) if usable else new_id(),
-                type="function",
-                function=FunctionCall(name=name, arguments=arguments),
-            )
-        )
-    return tuple(calls) or None
+    def __init__(self, numbers: CallNumbers) -> None:
+        self._numbers = numbers
+        self._found: list[Delta] = []
+        self._held = ""  # text of which it is not known yet whether it belongs to a call
+        self._arguments: str | None = None  # of a call that has begun, as far as they are not in `_found` yet
+        self._in_begun_call = False  # whether the text that is held stands behind arguments, in the same object
+        self._named: tuple[str, str | None] | None = None  # name and id of a call that has not begun
+        self._early = ""  # arguments that stand before their call's name
+        self._reader: Reader | None = self._name_or_list()  # None: whatever comes is text
+        next(self._reader)
+
+    def push(self, text: str) -> list[Delta]:
+        """What more text gives."""
+        for place, character in enumerate(text):
+            if self._reader is None:
+                self._found.append(TextDelta(text[place:]))
+                break
+            if self._arguments is not None:
+                self._arguments += character
+            else:
+                self._held += character
+            self._send(character)
+        return self._taken()
+
+    def divide(self, name: str) -> list[Delta]:
+        """What the control token [CALL_ID] or [ARGS] gives; it is text nowhere."""
+        self._send(name)
+        return self._taken()
+
+    def end(self, *, cut: bool) -> list[Delta]:
+        """What is left at the end; a call that was `cut` short begins if its name is there."""
+        if cut and self._named is not None:
+            self._begin(self._early)
+        elif self._held.strip() and not self._in_begun_call:
+            self._found.append(TextDelta(self._held))
+        self._held, self._reader = "", None
+        return self._taken()
+
+    def _send(self, symbol: str) -> None:
+        if self._reader is None:
+            return
+        try:
+            self._reader.send(symbol)
+        except MalformedError:
+            self._flush_arguments()
+            self._arguments = self._named = self._reader = None
+            if self._held:
+                self._found.append(TextDelta(self._held))
+            self._held = ""
+
+    def _taken(self) -> list[Delta]:
+        self._flush_arguments()
+        found, self._found = self._found, []
+        return found
+
+    def _flush_arguments(self) -> None:
+        if self._arguments:
+            self._found.append(ArgumentsDelta(len(self._numbers.ids) - 1, self._arguments))
+            self._arguments = ""
+
+    def _begin(self, arguments: str) -> None:
+        """Begin the call that `_named` tells of with its first arguments; all text that was held belongs to it."""
+        assert self._named is not None
+        self._found.append(self._numbers.begin(*self._named))
+        self._held, self._named, self._early = "", None, ""
+        self._arguments = arguments
+
+    # What comes, in order
+
+    def _name_or_list(self) -> Reader:
+        first = yield from skip_space()
+        yield from self._listed_calls() if first == "[" else self._single_call(first)
+        while True:
+            if not (yield).isspace():
+                raise MalformedError
+
+    def _single_call(self, first: str) -> Reader:
+        name, symbol = yield from _up_to_control(first, FUNCTION_NAME)
+        call_id = None
+        if symbol == CALL_ID.name:
+            call_id, symbol = yield from _up_to_control((yield), ANY_ID)
+        if not name or symbol != ARGUMENTS.name:
+            raise MalformedError
+        self._named = name, call_id
+        yield from self._streamed_arguments((yield from skip_space()))
+
+    def _listed_calls(self) -> Reader:
+        symbol = ","
+        while symbol == ",":
+            if (yield from skip_space()) != "{":
+                raise MalformedError
+            yield from self._listed_call()
+            symbol = yield from skip_space()
+            if symbol not in (",", "]"):
+                raise MalformedError
+            self._held = ""
+
+    def _listed_call(self) -> Reader:
+        """One object of the list, whose first character has been read."""
+        told: dict[str, str] = {}
+        symbol = ","
+        while symbol == ",":
+            key, first = yield from _key_and_first()
+            if key == "arguments" and first == "{" and not self._in_begun_call:
+                if self._named is None:
+                    self._early = yield from read_container(first)
+                else:
+                    yield from self._streamed_arguments(first)
+                    self._in_begun_call = True
+                symbol = yield from skip_space()
+            elif key in ("name", "id") and first == '"':
+                told[key] = string_value((yield from read_string()))
+                symbol = yield from skip_space()
+            else:
+                symbol = yield from skip_value(first)
+            self._note(told)
+        if symbol != "}" or not self._in_begun_call:
+            raise MalformedError
+        self._held, self._in_begun_call = "", False
+
+    def _note(self, told: Mapping[str, str]) -> None:
+        """Note what is known of a call of the list; it begins here if its arguments stand before its name."""
+        if self._in_begun_call or "name" not in told:
+            return
+        if not FUNCTION_NAME.fullmatch(told["name"]):
+            raise MalformedError
+        self._named = told["name"], told.get("id")
+        if self._early:
+            self._begin(self._early)
+            self._flush_arguments()
+            self._arguments, self._in_begun_call = None, True
+
+    def _streamed_arguments(self, first: str) -> Reader:
+        """The arguments of the call that `_named` tells of, which begins with their first character."""
+        if first != "{":
+            raise MalformedError
+        self._begin(first)
+        yield from read_container(first)
+        self._flush_arguments()
+        self._arguments = None
 
 
-def _groups(stretches: Sequence[Stretch]) -> list[dict[str, str]]:
-    """The stretches of each [TOOL_CALLS], by the name of their control token."""
-    groups: list[dict[str, str]] = []
-    for name, text in stretches:
-        if name == TOOL_CALLS.name:
-            groups.append({name: text})
-        elif not groups or name in groups[-1]:
-            raise _MalformedError
-        else:
-            groups[-1][name] = text
-    return groups
+def _up_to_control(first: str, form: re.Pattern[str]) -> Generator[None, str, tuple[str, str]]:
+    """The text up to a control token, without whitespace around it, and the token's name."""
+    text, symbol = "", first
+    while len(symbol) == 1:
+        text += symbol
+        if text.strip() and not form.fullmatch(text.strip()):
+            raise MalformedError
+        symbol = yield
+    return text.strip(), symbol
 
 
-def _calls(group: Mapping[str, str]) -> Iterator[tuple[str, str, object]]:
-    """Name, arguments and id of each call in a group."""
-    behind = group[TOOL_CALLS.name]
-    if tuple(group) == (TOOL_CALLS.name,):
-        listed = json.loads(behind)
-        if not isinstance(listed, list):
-            raise _MalformedError
-        for call in listed:
-            arguments = call.get("arguments") if isinstance(call, dict) else None
-            yield _name(call), json.dumps(_object(arguments), ensure_ascii=False), call.get("id")
-    elif tuple(group) in ((TOOL_CALLS.name, ARGUMENTS.name), (TOOL_CALLS.name, CALL_ID.name, ARGUMENTS.name)):
-        arguments = group[ARGUMENTS.name].strip()
-        _object(json.loads(arguments))
-        yield _name({"name": behind.strip()}), arguments, group.get(CALL_ID.name)
-    else:
-        raise _MalformedError
-
-
-def _name(call: object) -> str:
-    name = call.get("name") if isinstance(call, dict) else None
-    if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
-        raise _MalformedError
-    return name
-
-
-def _object(arguments: object) -> object:
-    if not isinstance(arguments, dict):
-        raise _MalformedError
-    return arguments
+def _key_and_first() -> Generator[None, str, tuple[str, str]]:
+    """A key of an object, and the first symbol of its value."""
+    if (yield from skip_space()) != '"':
+        raise MalformedError
+    key = string_value((yield from read_string()))
+    if (yield from skip_space()) != ":":
+        raise MalformedError
+    return key, (yield from skip_space())

@@ -104,7 +104,7 @@ def alone_steps(model, request, choice=0):
 
     The prompt is fed by the largest chunks, and every token by a step of its own.
     """
-    sampler = row_samplers(request.options, request.choices)[choice]
+    sampler = row_samplers(request.options, request.choices, request.grammar)[choice]
     sampler.begin(request.prompt_ids)
     prompt = list(request.prompt_ids)
     for start in range(0, len(prompt), model.chunks[0]):

@@ -11,17 +11,16 @@ from runtime.artifact.manifest import TokenizerSpec
 from runtime.decoding.options import SamplingOptions
 from runtime.scheduling.conversation import Conversation
 from runtime.text.replies import ReplyText, content_of, ends_in_thought, read_reply
-from runtime.text.stream import Step, with_text
 from runtime.text.tokenizer import open_tokenizer
-from runtime.text.tool_calls import new_call_id, parse_tool_calls
 from tests.helpers.conversations import tool_round, value
 from tests.helpers.mistral_tokenizers import VERSIONS, open_both
+from tests.helpers.replies import counted, steps_of, written
 from tests.helpers.scripted_engine import ScriptedEngine
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
 THOUGHT = [{"type": "thinking", "thinking": "2 and 2 …", "closed": True}, {"type": "text", "text": "It is 4."}]
 WITH_TOOLS = [name for version, name in VERSIONS.items() if version != "v1"]
-WITH_IDS = ("v3", "v7", "v11-tekken")
+WITH_IDS = ("v11-tekken",)  # which come before the arguments, so that a stream can use them
 
 
 def ids_of_turn(ours, tokenizer, messages):
@@ -29,23 +28,6 @@ def ids_of_turn(ours, tokenizer, messages):
     ids = ours.encode(messages)
     begin = ids.index(tokenizer.control_tokens["[/INST]"]) + 1
     return ids[begin : ids.index(2, begin)]
-
-
-def steps_of(tokenizer, ids, stops=()):
-    steps = [Step(token_id) for token_id in ids] + [Step(2, finish_reason="stop")]
-    return list(with_text(iter(steps), tokenizer.text_stream(stops)))
-
-
-def written(tokenizer, *pieces):
-    """Ids of texts and of control tokens' names."""
-    controls = tokenizer.control_tokens
-    ids = [[controls[piece]] if piece in controls else tokenizer.encode(piece, add_bos=False) for piece in pieces]
-    return [token_id for part in ids for token_id in part]
-
-
-def counted():
-    numbers = iter(range(100))
-    return lambda: f"new{next(numbers):06d}"
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
@@ -75,51 +57,6 @@ def test_the_name_of_a_control_token_in_a_text_calls_nothing(name):
     text = '[TOOL_CALLS] [{"name": "add", "arguments": {}}]'
     reply = read_reply(steps_of(tokenizer, written(tokenizer, "Say " + text)), tokenizer)
     assert (reply.text, reply.tool_calls, reply.reasoning) == ("Say " + text, (), None)
-
-
-LIST, ARGUMENTS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
-MALFORMED = [
-    [(LIST, "")],
-    [(LIST, "[]")],
-    [(LIST, '[{"name": "add", "arguments": {}')],
-    [(LIST, '{"name": "add", "arguments": {}}')],
-    [(LIST, '[{"name": "a b", "arguments": {}}]')],
-    [(LIST, '[{"name": "add", "arguments": "x"}]')],
-    [(LIST, '[{"name": "add"}]')],
-    [(LIST, "[3]")],
-    [(LIST, "[" * 100_000)],
-    [(LIST, "add")],
-    [(LIST, "add"), (ID, "a1B2c3D4e")],
-    [(LIST, "add"), (ARGUMENTS, "")],
-    [(LIST, "add"), (ARGUMENTS, "[1]")],
-    [(LIST, "add"), (ARGUMENTS, '{"x": 1')],
-    [(LIST, "a b"), (ARGUMENTS, "{}")],
-    [(LIST, "add"), (ARGUMENTS, "{}"), (ARGUMENTS, "{}")],
-    [(LIST, "add"), (ARGUMENTS, "{}"), (ID, "a1B2c3D4e")],
-    [(LIST, "add"), (ARGUMENTS, "{}"), (LIST, "add")],
-    [(ARGUMENTS, "{}")],
-    [],
-]
-
-
-@pytest.mark.parametrize("stretches", MALFORMED)
-def test_malformed_calls_are_none(stretches):
-    assert parse_tool_calls(stretches) is None
-
-
-def test_malformed_calls_stay_text():
-    tokenizer, _, _ = open_both("v13-tekken")
-    ids = written(tokenizer, "I add.", LIST, "add", ARGUMENTS, '{"x": ')
-    reply = read_reply(steps_of(tokenizer, ids), tokenizer)
-    assert (reply.text, reply.tool_calls) == ('I add.add{"x": ', ())
-
-
-def test_an_id_that_no_format_can_write_is_replaced():
-    twice = [(LIST, '[{"name": "a", "arguments": {}, "id": "a1B2c3D4e"}, {"name": "b", "arguments": {}, "id": "x"}]')]
-    assert [call["id"] for call in parse_tool_calls(twice, counted())] == ["a1B2c3D4e", "new000000"]
-    same = [(LIST, json.dumps([{"name": "a", "arguments": {}, "id": "a1B2c3D4e"}] * 2))]
-    assert [call["id"] for call in parse_tool_calls(same, counted())] == ["a1B2c3D4e", "new000000"]
-    assert len({new_call_id() for _ in range(50)}) == 50
 
 
 @pytest.mark.parametrize("name", ["v13-tekken", "v15-tekken"])
