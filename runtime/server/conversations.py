@@ -8,7 +8,7 @@ from runtime.server.served_model import ServedModel
 from runtime.text.messages import ContentPart, Function, FunctionCall, Message, TextPart, ThinkingPart, Tool, ToolCall
 
 
-def conversation_ids(model: ServedModel, messages: Sequence[chat.Message], tools: Sequence[chat.ToolSpec]) -> list[int]:
+def conversation_ids(model: ServedModel, messages: Sequence[chat.Message], tools: Sequence[Tool]) -> list[int]:
     """Ids up to where the reply begins.
 
     Raises `RequestFailure` or `UserError` if the model's format does not allow the conversation, or no sequence can
@@ -20,7 +20,12 @@ def conversation_ids(model: ServedModel, messages: Sequence[chat.Message], tools
         raise refused("this model's format has no place for tools; leave tools out", param="tools", code="no_tools")
     converted = [_message(message, reasoning=model.encoder.writes_reasoning) for message in messages]
     model.tokenizer.check_length(sum(map(_characters, converted)), model.capacity)
-    return model.encoder.encode(converted, [_tool(tool) for tool in tools])
+    return model.encoder.encode(converted, tools)
+
+
+def tools_of(given: Sequence[chat.ToolSpec]) -> list[Tool]:
+    """The tools of a request, as formats take them."""
+    return [_tool(tool) for tool in given]
 
 
 def _message(given: chat.Message, *, reasoning: bool) -> Message:
@@ -74,6 +79,8 @@ def _tool(tool: chat.ToolSpec) -> Tool:
         function["description"] = tool.function.description
     if tool.function.parameters is not None:
         function["parameters"] = tool.function.parameters
+    if tool.function.strict is not None:
+        function["strict"] = tool.function.strict
     return Tool(type="function", function=function)
 
 

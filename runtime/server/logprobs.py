@@ -17,13 +17,11 @@ def chat_logprobs(tokenizer: Tokenizer, step: Step) -> chat.ChoiceLogprobs | Non
     if step.logprob is None:
         return None
     likeliest = [
-        chat.TopLogprob(*_text_and_number(tokenizer, token_id, logprob), list(tokenizer.token_bytes(token_id)))
+        chat.TopLogprob(*_text_and_number(tokenizer, token_id, logprob), list(bytes_of(tokenizer, token_id)))
         for token_id, logprob in step.logprobs or ()
     ]
     token, logprob = _text_and_number(tokenizer, step.token_id, step.logprob)
-    return chat.ChoiceLogprobs(
-        [chat.TokenLogprob(token, logprob, list(tokenizer.token_bytes(step.token_id)), likeliest)]
-    )
+    return chat.ChoiceLogprobs([chat.TokenLogprob(token, logprob, list(bytes_of(tokenizer, step.token_id)), likeliest)])
 
 
 def _text_and_number(tokenizer: Tokenizer, token_id: int, logprob: float) -> tuple[str, float]:
@@ -31,5 +29,11 @@ def _text_and_number(tokenizer: Tokenizer, token_id: int, logprob: float) -> tup
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token as text, with U+FFFD for bytes that are no whole character; `token_bytes` has these exactly."""
-    return tokenizer.token_bytes(token_id).decode(errors="replace")
+    """A token as text, with U+FFFD for bytes that are no whole character; `bytes_of` has these exactly."""
+    return bytes_of(tokenizer, token_id).decode(errors="replace")
+
+
+def bytes_of(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """The bytes that a token adds to a text; of a control token, its name."""
+    found = tokenizer.token_bytes(token_id)
+    return (tokenizer.token_text(token_id) or "").encode() if found is None else found

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+from runtime.decoding.constraint import Grammar
 from runtime.decoding.options import SamplingOptions
 from runtime.errors import UserError
 from runtime.scheduling.prefix_cache import check_fits
@@ -30,6 +31,7 @@ class Wanted:
     logprobs: int | None = None
     ignore_eos: bool = False
     continues: bool = False
+    grammar: Grammar | None = None
 
 
 def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
@@ -44,6 +46,7 @@ def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
             () if wanted.ignore_eos else model.eos_ids,
             wanted.logprobs,
             wanted.choices,
+            wanted.grammar,
         )
     except UserError as error:
         raise refused(str(error), code="context_length_exceeded") from error

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from runtime.artifact.manifest import ModelConfig
+from runtime.decoding.reply_grammar import ReplyGrammars
 from runtime.engines.engine import Engine
 from runtime.engines.slot_model import SlotModel, capacity_of
 from runtime.errors import UserError
 from runtime.text.conversation_encoder import ConversationEncoder, open_conversation_encoder
+from runtime.text.grammar import GrammarCompiler
 from runtime.text.tokenizer import Tokenizer, open_tokenizer
 
 
@@ -25,6 +28,15 @@ class ServedModel:
     encoder: ConversationEncoder | None
     no_chat: str
     capacity: int | None
+
+    @cached_property
+    def grammars(self) -> ReplyGrammars:
+        """What compiles the grammars of replies, made when one is first asked for.
+
+        Raises `UserError` if the package for that is not installed, or does not take the tokenizer.
+        """
+        layout = None if self.encoder is None else self.encoder.call_layout
+        return ReplyGrammars(GrammarCompiler(self.tokenizer, self.config.vocab_size), layout)
 
     @property
     def config(self) -> ModelConfig:

@@ -27,6 +27,11 @@ class ReplyStream:
         self._calls: CallReader | None = None
 
     @property
+    def in_thought(self) -> bool:
+        """Whether the next token belongs to what the model has thought."""
+        return self._in_thought and self._calls is None
+
+    @property
     def has_calls(self) -> bool:
         """Whether a tool call has begun; a reply that ends by itself then has the finish reason `tool_calls`."""
         return bool(self._numbers.ids)

@@ -123,10 +123,10 @@ class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field
 
 
 class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A JSON schema with a name; `strict` changes nothing, since an answer always fits the schema."""
+    """A JSON schema with a name; `strict` refuses what cannot be enforced, and otherwise it is ignored."""
 
     name: str
-    schema: dict[str, Any] | bool
+    schema: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
 

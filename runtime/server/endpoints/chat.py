@@ -1,6 +1,6 @@
 """`POST /v1/chat/completions`: answers to a conversation, whole or as a stream."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -8,6 +8,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from runtime.decoding.constraint import Grammar
+from runtime.decoding.reply_grammar import ReplyRules
 from runtime.errors import UserError
 from runtime.server.api import chat
 from runtime.server.api.common import FinishReason, Usage
@@ -17,10 +19,14 @@ from runtime.server.event_stream import DONE, EventStream, event_of, unless_clie
 from runtime.server.failures import refused
 from runtime.server.generations import Generation
 from runtime.server.logprobs import chat_logprobs
+from runtime.server.reply_rules import rules_of
 from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage_of
 from runtime.server.sampling import choices_of, options_of, stops_of
 from runtime.server.served_model import ServedModel
 from runtime.server.service import Service
+from runtime.text.deltas import ArgumentsDelta, CallDelta, Delta, ReasoningDelta, TextDelta
+from runtime.text.replies import ends_in_thought
+from runtime.text.reply_stream import ReplyStream
 
 
 @dataclass(frozen=True)
@@ -34,19 +40,28 @@ class Chat:
     generation: Generation
     answer_id: str
     created: int
+    reasoning: list[int] = field(default_factory=list)  # ids of all choices that were thoughts
 
     async def pieces(self) -> AsyncGenerator[chat.ChunkChoice]:
         """More of each choice, as it comes; the last of each has its finish reason."""
+        in_thought = ends_in_thought(self.wanted.prompt_ids, self.model.tokenizer)
+        dividers = self.model.tokenizer.dividers
+        replies = [ReplyStream(dividers, in_thought=in_thought) for _ in range(self.wanted.choices)]
         async with aclosing(steps_of(self.generation, text_streams(self.model, self.wanted))) as steps:
             async for index, step in steps:
+                self.reasoning.extend([step.token_id] if replies[index].in_thought else [])
+                deltas = replies[index].push(step)
+                reason: FinishReason | None = step.finish_reason
+                if reason is not None:
+                    deltas += replies[index].finish(step.finish_reason)
+                    reason = "tool_calls" if reason == "stop" and replies[index].has_calls else reason
                 logprobs = chat_logprobs(self.model.tokenizer, step) if self.request.logprobs else None
-                if step.text or logprobs or step.finish_reason:
-                    delta = chat.Delta(content=step.text) if step.text else chat.Delta()
-                    yield chat.ChunkChoice(index, delta, logprobs, step.finish_reason)
+                if deltas or logprobs or reason:
+                    yield chat.ChunkChoice(index, delta_of(deltas), logprobs, reason)
 
     def usage(self) -> Usage:
         """The tokens of the request, once all choices are over."""
-        return usage_of([self.generation])
+        return usage_of([self.generation], len(self.reasoning))
 
 
 @dataclass
@@ -61,12 +76,44 @@ class Answer:
 
     def add(self, piece: chat.ChunkChoice) -> None:
         """Add what a piece says."""
-        if piece.delta.content is not msgspec.UNSET:
-            self.content += piece.delta.content
+        delta = piece.delta
+        if delta.content is not msgspec.UNSET:
+            self.content += delta.content
+        if delta.reasoning_content is not msgspec.UNSET:
+            self.reasoning = (self.reasoning or "") + delta.reasoning_content
+        for call in () if delta.tool_calls is msgspec.UNSET else delta.tool_calls:
+            self._add_call(call)
         if piece.logprobs is not None:
             self.logprobs += piece.logprobs.content
         if piece.finish_reason is not None:
             self.finish_reason = piece.finish_reason
+
+    def _add_call(self, more: chat.ToolCallDelta) -> None:
+        if more.id is not msgspec.UNSET and more.function.name is not msgspec.UNSET:
+            self.calls.append(chat.ToolCall(more.id, chat.CalledFunction(more.function.name, more.function.arguments)))
+            return
+        call = self.calls[more.index]
+        function = chat.CalledFunction(call.function.name, call.function.arguments + more.function.arguments)
+        self.calls[more.index] = chat.ToolCall(call.id, function)
+
+
+def delta_of(deltas: Sequence[Delta]) -> chat.Delta:
+    """The parts of a reply that came together, as one piece of an answer."""
+    text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+    reasoning = "".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta))
+    calls = [_call_delta(delta) for delta in deltas if isinstance(delta, CallDelta | ArgumentsDelta)]
+    return chat.Delta(
+        content=text or msgspec.UNSET,
+        reasoning_content=reasoning or msgspec.UNSET,
+        tool_calls=calls or msgspec.UNSET,
+    )
+
+
+def _call_delta(delta: CallDelta | ArgumentsDelta) -> chat.ToolCallDelta:
+    if isinstance(delta, ArgumentsDelta):
+        return chat.ToolCallDelta(index=delta.index, function=chat.FunctionDelta(arguments=delta.text))
+    function = chat.FunctionDelta(name=delta.name, arguments="")
+    return chat.ToolCallDelta(index=delta.index, id=delta.call_id, type="function", function=function)
 
 
 async def begin_chat(service: Service, asked: chat.ChatRequest) -> Chat:
@@ -84,11 +131,16 @@ async def _wanted(asked: chat.ChatRequest, service: Service, model: ServedModel)
     if asked.stream_options is not None and not asked.stream:
         raise refused("stream_options needs stream: true", param="stream_options")
     options, stops, choices = options_of(asked, model), stops_of(asked), choices_of(asked, service.settings)
-    tools = asked.tools or []
+    rules = rules_of(asked)
+    tools = () if rules.tool_choice == "none" else rules.tools
     try:
         ids = await service.encode(lambda: conversation_ids(model, asked.messages, tools))
     except UserError as error:
         raise refused(str(error), param="messages") from error
+    try:
+        grammar = await service.encode(lambda: _grammar(model, rules, ids))
+    except UserError as error:
+        raise refused(str(error), param="response_format" if rules.answer else "tools") from error
     return Wanted(
         ids,
         options,
@@ -97,7 +149,15 @@ async def _wanted(asked: chat.ChatRequest, service: Service, model: ServedModel)
         stops,
         (asked.top_logprobs or 0) if asked.logprobs else None,
         asked.ignore_eos,
+        grammar=grammar,
     )
+
+
+def _grammar(model: ServedModel, rules: ReplyRules, prompt: Sequence[int]) -> Grammar | None:
+    """The grammar that a reply must keep to; a request that asks for none needs no package for grammars."""
+    if rules.answer is None and not rules.tools:
+        return None
+    return model.grammars.compile(rules, in_thought=ends_in_thought(prompt, model.tokenizer))
 
 
 async def answer(service: Service, request: Request) -> Response:

@@ -6,7 +6,7 @@ from starlette.responses import Response
 from runtime.errors import UserError
 from runtime.server.api.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from runtime.server.bodies import json_answer, read_request
-from runtime.server.conversations import conversation_ids
+from runtime.server.conversations import conversation_ids, tools_of
 from runtime.server.failures import refused
 from runtime.server.served_model import ServedModel
 from runtime.server.service import Service
@@ -29,7 +29,7 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 def _ids(asked: TokenizeRequest, model: ServedModel) -> list[int]:
     if asked.messages is not None:
-        return conversation_ids(model, asked.messages, asked.tools or [])
+        return conversation_ids(model, asked.messages, tools_of(asked.tools or []))
     text = asked.prompt or ""
     return model.tokenizer.encode(text, add_bos=None if asked.add_special_tokens else False)
 
