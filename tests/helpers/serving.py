@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 
+import msgspec
+
 from runtime.engines.slot_model import capacity_of
 from runtime.server.process import Ending, bound_socket, serve
 from runtime.server.served_model import ServedModel
@@ -86,9 +88,9 @@ def events_of(body):
 
 
 @contextmanager
-def running(open_model, settings=None, keys=None, name=NAME, *, wait=True):
-    """A server of the model that `open_model` opens, ended gently afterwards."""
-    settings = settings or ServerSettings()
+def running(open_model, settings=None, keys=None, name=NAME, *, wait=True, snapshot_megabytes=0):
+    """A server of the model that `open_model` opens, ended gently afterwards; scripted models keep no snapshots."""
+    settings = msgspec.structs.replace(settings or ServerSettings(), snapshot_megabytes=snapshot_megabytes)
     listening = bound_socket("127.0.0.1", 0)
     begun, told, failures = threading.Event(), threading.Event(), []
     held = {}
