@@ -51,7 +51,8 @@ def event(content: object) -> bytes:
 
 def chunk(finish: str | None = None, **delta: object) -> bytes:
     """A chunk of a chat completion as an event, for example `chunk(content="Hello")`."""
-    return event({"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return event({"object": "chat.completion.chunk", "choices": [choice]})
 
 
 def usage(prompt: int, completion: int, cached: int = 0) -> bytes:
