@@ -64,6 +64,10 @@ class PageDriver:
         """Press keys one after the other, wherever the focus is."""
         ActionChains(self.chrome).send_keys(*keys).perform()
 
+    def press_with_shift(self, key: str) -> None:
+        """Press a key while Shift is held."""
+        ActionChains(self.chrome).key_down(Keys.SHIFT).send_keys(key).key_up(Keys.SHIFT).perform()
+
     def send(self, text: str) -> None:
         """Write a message and send it with Enter."""
         self.one("#prompt").send_keys(text, Keys.ENTER)
