@@ -89,6 +89,8 @@ def test_code_scrolls_inside_its_block(page, server):
     page.ask("Hello")
     inner, outer = page.script("const pre = document.querySelector('pre'); return [pre.scrollWidth, pre.clientWidth]")
     assert inner > outer
+    page.one("pre").send_keys(Keys.ARROW_RIGHT)
+    page.wait(lambda: page.script("return document.querySelector('pre').scrollLeft") > 0)
 
 
 def test_everything_is_reached_by_keyboard(page):

@@ -142,6 +142,7 @@ def test_deleting_can_be_undone(page):
     assert page.answers() == ["You said: First"]
     page.script("document.querySelector('.message.user [aria-label=Delete]').click()")
     assert page.questions() == ["Second"]
+    assert page.answers() == []  # the first question's answer went with it
     page.button("Undo").click()
     assert page.questions() == ["First", "Second"]
     assert page.answers() == ["You said: First"]
