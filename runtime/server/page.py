@@ -19,7 +19,7 @@ class Page:
 
 
 def load_page(path: Path = PAGE_FILE) -> Page:
-    """Read the page, once when the server starts, and allow its own scripts and styles by their hashes."""
+    """Read the page, and allow its own scripts and styles by their hashes."""
     text = path.read_text(encoding="utf-8")
     return Page(
         body=text.encode(),
