@@ -5,10 +5,15 @@ import hashlib
 import itertools
 import re
 from html.parser import HTMLParser
+from typing import get_args
 
+import msgspec
 import pytest
 
+from runtime.server.api.status import SlotsResponse, State
 from runtime.server.page import PAGE_FILE, content_security_policy, load_page
+from runtime.server.sampling import DEFAULT_TEMPERATURE
+from tests.helpers.scripted_server import IDLE
 
 TEXT = PAGE_FILE.read_text(encoding="utf-8")
 MOST_BYTES = 100_000
@@ -146,6 +151,23 @@ def test_every_control_has_a_name():
     assert buttons
     for attributes, content in buttons:
         assert "aria-label=" in attributes or re.sub("<.*?>", "", content).strip()
+
+
+def test_the_page_knows_what_the_server_answers():
+    """What the page reads of /slots are fields of that answer, and it has a word for each state of the server."""
+    assert msgspec.to_builtins(msgspec.convert(IDLE, SlotsResponse)) == IDLE
+    for first, second in re.findall(r"\blive\.(\w+)(?:\.(\w+))?", TEXT):
+        assert first in IDLE
+        assert not second or second in IDLE[first] or second == "length"
+    words = re.search(r"const HEALTH = \{(.*?)\};", TEXT, re.DOTALL)
+    assert words is not None
+    assert set(re.findall(r"^  (\w+):", words[1], re.MULTILINE)) == set(get_args(State))
+
+
+def test_the_default_that_the_page_shows_is_the_servers():
+    shown = re.search(r'name: "temperature", label: "\w+", placeholder: "(\d+)"', TEXT)
+    assert shown is not None
+    assert float(shown[1]) == DEFAULT_TEMPERATURE
 
 
 def test_the_page_is_small():

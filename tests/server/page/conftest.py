@@ -34,7 +34,6 @@ def server(started: tuple[ScriptedServer, str]) -> ScriptedServer:
 def page(chrome: Chrome, server: ScriptedServer, started: tuple[ScriptedServer, str]) -> Iterator[PageDriver]:
     """The page, opened for the first time, on a wide screen; its console must stay empty."""
     driver = PageDriver(chrome, started[1])
-    chrome.set_window_size(1280, 900)
     driver.forget()
     driver.open()
     yield driver

@@ -17,7 +17,7 @@ CASES = {
     "escapes": "\\*no\\* \\`no\\` \\\\ \\a 5\\. \\# \\~ \\_x\\_ `\\*`",
     "headings": "# One\n## Two **bold**\n###### Six\n####### Seven\n#none\n# Closed ##\n#\n## \ntext\n# Below",
     "rules": "---\n\n***\n\n_ _ _\n\n--\n\ntext\n***\nmore",
-    "fences": "```python\na = 1\n\n  b\n```\n\n~~~\n```\n~~~\n\n````\n```\n````\ntext\n```\nin\n```\nafter\n\n``` a`b\n",
+    "fences": "```py\na = 1\n\n  b\n```\n\n~~~\n```\n~~~\n\n````\n```\n````\ntext\n```\nin\n```\nafter\n\n``` a`b",
     "fence without an end": "```c\nint main() {\n\n}",
     "indented fence": "  ```\n  a\n    b\n c\n  ```",
     "bullets": "- a\n- b\n  more\n- c\nlazy\n\n* other\n+ third\n+ fourth",
@@ -28,7 +28,8 @@ CASES = {
     "loose inside": "- a\n  - b\n\n  - c\n- d\n\n-\n- e",
     "code in a list": "1. First:\n   ```sh\n   ls\n\n   cd\n   ```\n2. Second",
     "quotes": "> a\n> b\n>\n> - c\n> - d\n\n> > e\n\ntext\n> f",
-    "table": "| a | b |\n|---|:-:|\n| 1 | **2** |\n| `3` | 4\\|5 | 6 |\n| 7\n\nx | y\n--|--\nz | w\n\nno | table\n\n| a |\n|---|---|",
+    "table": "| a | b |\n|---|:-:|\n| 1 | **2** |\n| `3` | 4\\|5 | 6 |\n| 7\n\nx | y\n--|--\nz | w",
+    "no table": "no | table\n\n| a |\n|---|---|",
     "entities stay": "a < b > c \" d ' e",
     "tabs": "a\tb\n\n-\ta\n-\tb\n\t- c\n\n1.\td\n\n\te\n\n```make\nall:\n\tcc\n```",
     "line ends": "a\r\nb\r\n\r\n- c\r\n- d",
@@ -101,8 +102,9 @@ def test_it_reads_as_markdown_it_does(page, text):
 
 PIECES = [
     "*", "**", "_", "__", "~~", "`", "``", "```", "~~~", "\n", "\n\n", "\n  ", "\n    ", "- ", "1. ", "2) ", "> ", "# ",
-    "|", "\n|---|---|\n", "---", "\\", " ", "a", "word ", "<b>", "<script>x()</script>", "<img src=x onerror=x()>", "&lt;",
-    "</code></pre>", "[link](javascript:x())", "![i](http://example.com/i.png)", "<!--", "]]>", "😀", "é", "\u202e", "\x00",
+    "|", "\n|---|---|\n", "---", "\\", " ", "a", "word ", "<b>", "<script>x()</script>", "<img src=x onerror=x()>",
+    "&lt;", "</code></pre>", "[link](javascript:x())", "![i](http://example.com/i.png)", "<!--", "]]>",
+    "😀", "é", "\u202e", "\x00",
 ]  # fmt: skip
 FUZZ = """
 const [texts, tags, attributes] = arguments;
@@ -148,8 +150,6 @@ def test_any_text_gives_only_known_elements_and_loses_nothing(page):
         "`a``" * 5000,
         "|a" * 10000,
         "~~a" * 6000,
-    ]
-    + [
         "# " + "a #" * 6000,
         "a\n" * 10000,
         "- a\n" * 3000,
@@ -162,7 +162,11 @@ def test_any_text_gives_only_known_elements_and_loses_nothing(page):
 def test_no_text_is_slow(page, text):
     """A hostile answer must not freeze the page: it is drawn again at each frame while it comes."""
     took = page.script(
-        "const at = performance.now(); drawMarkdown(document.createElement('div'), arguments[0]); return performance.now() - at",
+        """
+        const started = performance.now();
+        drawMarkdown(document.createElement("div"), arguments[0]);
+        return performance.now() - started;
+        """,
         text,
     )
     assert took < 1000

@@ -53,15 +53,15 @@ def test_the_figures_are_shown(page, server):
 def test_figures_without_a_value(page, server):
     page.open("#server")
     page.wait(lambda: page.texts("#health") == ["Accepting requests"])
-    assert tiles(page)["Time to first token"] == "– median\np99 –"
-    assert tiles(page)["Prefix cache hits"].startswith("–\n")
+    assert tiles(page)["Time to first token"] == "\u2013 median\np99 \u2013"
+    assert tiles(page)["Prefix cache hits"].startswith("\u2013\n")
 
 
 def test_the_figures_follow_the_server(page, server):
     page.open("#server")
     for waiting in (5, 9):
         server.live = {**BUSY, "waiting": waiting, "slots": BUSY["slots"] * waiting}
-        page.wait(lambda: tiles(page)["Waiting"].startswith(str(waiting)))  # noqa: B023
+        page.wait(lambda: tiles(page)["Waiting"].startswith(str(waiting)))
         assert len(page.all(".slot")) == 3 * waiting
     server.live = {**server.live, "generated_tokens_per_second": 10.0}
     page.wait(lambda: tiles(page)["Generated tokens"] == "10.0 tok/s\npeak 61.3 in two minutes")
@@ -74,7 +74,7 @@ def test_the_figures_follow_the_server(page, server):
     [
         ("loading", "Loading the model; no requests are accepted yet"),
         ("draining", "Shutting down: running requests finish, new ones are refused"),
-        ("failed", "The engine has failed; the server’s log says why"),
+        ("failed", "The engine has failed; the server's log says why"),
     ],
 )
 def test_a_server_that_takes_no_requests_says_so(page, server, status, said):
