@@ -139,7 +139,9 @@ def test_a_conversation_by_keyboard_alone(page, server):
 
 def test_enter_of_an_input_method_does_not_send(page, server):
     page.one("#prompt").send_keys("にほん")
-    page.script("prompt_.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true}))")
+    page.script(
+        "promptField.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true}))"
+    )
     page.send("ご")
     page.finished()
     assert [body["messages"][-1]["content"] for body in server.requests] == ["にほんご"]
@@ -168,6 +170,22 @@ def test_the_end_stays_in_view_until_one_scrolls_up(page, server):
     page.click("#latest-button")
     page.finished()
     assert page.script(from_end) <= 1
+
+
+def test_the_place_is_kept_while_the_server_is_looked_at(page, server):
+    server.replies.append(says(*[f"line {number}\n\n" for number in range(100)]))
+    page.ask("Write")
+    top = "return scroller.scrollTop"
+    page.script("scroller.scrollTop = 500")
+    page.one("#latest-button")
+    for view in ("#tab-server", "#tab-chat"):
+        page.click(view)
+    assert page.script(top) == 500
+    page.click("#latest-button")
+    end = page.script(top)
+    for view in ("#tab-server", "#tab-chat"):
+        page.click(view)
+    assert page.script(top) == end > 1000
 
 
 def _still(page, top):

@@ -153,6 +153,25 @@ def test_deleting_can_be_undone(page):
     assert page.questions() == ["First", "Second"]
 
 
+def test_what_is_older_than_an_answer_is_not_brought_back(page):
+    page.ask("First")
+    page.ask("Second")
+    page.button("Delete", ".message.assistant").click()
+    page.one("#toast")
+    page.ask("Third")
+    assert not page.all("#toast")
+
+
+def test_another_model_is_asked_for_after_a_restart(page, server):
+    page.failures.append("status of 404")
+    page.script("model.id = 'an older model'")
+    server.replies.append(refuses(404, "the model 'an older model' is not here"))
+    page.ask("Hello")
+    page.button("Try again", ".failure").click()
+    page.wait(lambda: page.answers() == ["You said: Hello"])
+    assert [body["model"] for body in server.requests] == ["an older model", MODEL]
+
+
 def test_questions_without_an_answer_are_sent_as_one(page, server):
     """Templates of the family refuse two questions in a row."""
     page.failures.append("status of 500")
@@ -267,6 +286,15 @@ def test_chats_are_kept_apart(page):
     assert page.answers() == ["You said: About cats"]
     page.reload()
     assert page.answers() == ["You said: About cats"]
+
+
+def test_the_open_chat_in_the_list_goes_on(page, server):
+    server.replies.append(says(*MANY_WORDS[:40], pause=SLOW))
+    page.send("Write much")
+    page.click("#chats-button")
+    page.button("Write much", ".chat-list").click()
+    page.finished()
+    assert page.answers()[0].endswith("word39")
 
 
 def test_nothing_becomes_html(page, server):

@@ -83,7 +83,7 @@ def test_the_oldest_chats_make_room(page):
         }
         """
     )
-    page.script("prompt_.value = 'y'.repeat(1e6)")
+    page.script("promptField.value = 'y'.repeat(1e6)")
     page.one("#prompt").send_keys(Keys.ENTER)
     page.finished()
     page.click("#chats-button")
