@@ -1,6 +1,7 @@
 """The OpenAPI file, made from the very types that parse the requests.
 
-OpenAPI 3.1: https://spec.openapis.org/oas/v3.1.0.html. It has no place for the type of an event, so `x-event` has it.
+OpenAPI 3.1: https://spec.openapis.org/oas/v3.1.0.html. It has no place for the type of an event. The schema of a stream
+therefore describes each event, as tools expect it that know the `itemSchema` of version 3.2.
 """
 
 import re
@@ -17,6 +18,7 @@ from runtime.server.request_ids import HEADER
 REFERENCE = "#/components/schemas/{name}"
 JSON = "application/json"
 EVENTS = "text/event-stream"
+END_OF_EVENTS = "[DONE]"
 PATH_PARAMETER = re.compile(r"\{(?P<name>\w+)(:\w+)?\}")
 DESCRIPTION = (
     "Fields that are not listed are refused. A failure's body has an `error` with a sentence, and for programs a "
@@ -90,7 +92,7 @@ def _responses(endpoint: Endpoint, references: Mapping[Any, Any]) -> dict[str, A
     else:
         content = {JSON: {"schema": references[endpoint.gives]}}
     if endpoint.event is not None:
-        content[EVENTS] = {"schema": {"type": "string"}, "x-event": references[endpoint.event]}
+        content[EVENTS] = {"schema": _event([references[endpoint.event], references[ErrorBody]])}
     responses = {"200": _response(endpoint.summary, content)}
     for status in _failures(endpoint):
         failure = {JSON: {"schema": references[ErrorBody]}}
@@ -98,6 +100,12 @@ def _responses(endpoint: Endpoint, references: Mapping[Any, Any]) -> dict[str, A
     for status, kind in endpoint.other_answers.items():
         responses[str(status)] = _response(OTHERS, {JSON: {"schema": references[kind]}})
     return responses
+
+
+def _event(schemas: Sequence[Any]) -> dict[str, Any]:
+    """The schema of one server-sent event, whose data is JSON of one of these schemas, or the end."""
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": {"anyOf": schemas}}
+    return {"type": "object", "properties": {"data": {"anyOf": [{"const": END_OF_EVENTS}, data]}}, "required": ["data"]}
 
 
 def _failures(endpoint: Endpoint) -> list[int]:
