@@ -9,6 +9,9 @@ from runtime.errors import UserError
 
 MOST_BIASES = 1024  # vLLM's limit (MAX_NUM_LOGIT_BIAS_TOKENS in vllm/v1/worker/gpu/sample/logit_bias.py)
 
+# of repetition_penalty, which divides or multiplies logits: they stay finite with any model's
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -60,8 +63,8 @@ class SamplingOptions:
             _require(
                 "repetition_penalty",
                 self.repetition_penalty,
-                0 < self.repetition_penalty < math.inf,
-                "a finite number above 0",
+                LEAST_REPETITION <= self.repetition_penalty <= MOST_REPETITION,
+                f"{LEAST_REPETITION:g} to {MOST_REPETITION:g} (1 is none)",
             )
         if self.seed is not None:
             _require("seed", self.seed, self.seed >= 0, "at least 0")

@@ -1,43 +1,79 @@
 """The application: which function answers which address."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from runtime.server.api.chat import ChatChunk, ChatRequest, ChatResponse
+from runtime.server.api.common import ModelCard, ModelList
+from runtime.server.api.completions import CompletionRequest, CompletionResponse
+from runtime.server.api.status import Health, SlotsResponse
+from runtime.server.api.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from runtime.server.bodies import json_answer
+from runtime.server.endpoint import Answer, Endpoint, WithBody
 from runtime.server.endpoints import chat, completions, page, status, tokens
 from runtime.server.failures import RequestFailure
 from runtime.server.gate import Gate, LogLine, allowed_hosts, write_to_stderr
+from runtime.server.openapi import openapi_document
 from runtime.server.service import Service
 from runtime.server.settings import Keys
 
-Answer = Callable[[Service, Request], Awaitable[Response]]
+GENERATING = (404, 429, 503, 504)  # statuses of failures where a model generates
+USING = (404, 503)  # where it is used otherwise
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """An address, its method, and what answers it."""
-
-    method: str
-    path: str
-    answer: Answer
+async def openapi(_service: Service, _request: Request) -> Response:
+    """The OpenAPI file."""
+    return json_answer(openapi_document(ENDPOINTS))
 
 
 ENDPOINTS: Sequence[Endpoint] = (
-    Endpoint("POST", "/v1/chat/completions", chat.answer),
-    Endpoint("POST", "/v1/completions", completions.answer),
-    Endpoint("GET", "/v1/models", status.models),
-    Endpoint("GET", "/v1/models/{name:path}", status.model),
-    Endpoint("POST", "/tokenize", tokens.tokenize),
-    Endpoint("POST", "/detokenize", tokens.detokenize),
-    Endpoint("GET", "/health", status.health),
-    Endpoint("GET", "/ready", status.ready),
-    Endpoint("GET", "/metrics", status.metrics),
-    Endpoint("GET", "/slots", status.slots),
-    Endpoint("GET", "/", page.answer),
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        "Answers to a conversation, whole or as a stream.",
+        WithBody(ChatRequest, chat.answer),
+        ChatResponse,
+        ChatChunk,
+        GENERATING,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        "Texts that continue prompts, whole or as a stream.",
+        WithBody(CompletionRequest, completions.answer),
+        CompletionResponse,
+        CompletionResponse,
+        GENERATING,
+    ),
+    Endpoint("GET", "/v1/models", "The models that can be asked for.", status.models, ModelList),
+    Endpoint("GET", "/v1/models/{name:path}", "One model.", status.model, ModelCard, failures=(404,)),
+    Endpoint(
+        "POST",
+        "/tokenize",
+        "Token ids of a text or a conversation.",
+        WithBody(TokenizeRequest, tokens.tokenize),
+        TokenizeResponse,
+        failures=USING,
+    ),
+    Endpoint(
+        "POST",
+        "/detokenize",
+        "The text of token ids.",
+        WithBody(DetokenizeRequest, tokens.detokenize),
+        DetokenizeResponse,
+        failures=USING,
+    ),
+    Endpoint("GET", "/health", "Whether the server works.", status.health, Health, other_answers={503: Health}),
+    Endpoint("GET", "/ready", "Whether the server takes requests.", status.ready, Health, other_answers={503: Health}),
+    Endpoint("GET", "/metrics", "Measurements in Prometheus' text format.", status.metrics, status.METRICS_TYPE),
+    Endpoint("GET", "/slots", "What the server does now.", status.slots, SlotsResponse),
+    Endpoint("GET", "/", "The page to chat.", page.answer, "text/html"),
+    Endpoint("GET", "/openapi.json", "This file.", openapi, dict[str, Any]),
 )
 
 

@@ -35,12 +35,14 @@ def _message(given: chat.Message, *, reasoning: bool) -> Message:
             message["tool_calls"] = [_call(call) for call in given.tool_calls]
         return message
     if isinstance(given, chat.ToolMessage):
-        message = Message(role="tool", content=_content(given.content), tool_call_id=given.tool_call_id)
+        message = Message(
+            role="tool", content=_content(given.content, reasoning=reasoning), tool_call_id=given.tool_call_id
+        )
         if given.name is not None:
             message["name"] = given.name
         return message
     role = "user" if isinstance(given, chat.UserMessage) else "system"
-    return Message(role=role, content=_content(given.content))
+    return Message(role=role, content=_content(given.content, reasoning=reasoning))
 
 
 def _said(given: chat.AssistantMessage, *, reasoning: bool) -> str | list[ContentPart]:
@@ -64,8 +66,13 @@ def _part(part: chat.TextPart | chat.ThinkingPart) -> ContentPart:
     return ThinkingPart(type="thinking", thinking=part.thinking, closed=part.closed)
 
 
-def _content(content: chat.Content) -> str | list[ContentPart]:
-    return content if isinstance(content, str) else [_part(part) for part in content]
+def _content(content: chat.Content, *, reasoning: bool) -> str | list[ContentPart]:
+    """What others have said; raises `RequestFailure` for reasoning in a format that does not write it."""
+    if isinstance(content, str):
+        return content
+    if not reasoning and any(isinstance(part, chat.ThinkingPart) for part in content):
+        raise refused("this model's format has no place for thinking parts; leave them out", param="messages")
+    return [_part(part) for part in content]
 
 
 def _call(call: chat.ToolCall) -> ToolCall:

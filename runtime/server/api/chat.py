@@ -20,7 +20,7 @@ class ThinkingPart(msgspec.Struct, frozen=True, tag="thinking", tag_field="type"
     closed: bool = True
 
 
-Content = str | list[TextPart]
+Content = str | list[TextPart | ThinkingPart]  # which roles may think is for the format to say
 
 
 class SystemMessage(msgspec.Struct, frozen=True, tag="system", tag_field="role", forbid_unknown_fields=True):
@@ -64,7 +64,7 @@ class AssistantMessage(
 ):
     """What the model has said; the fields that have only null are those that clients send back from other servers."""
 
-    content: str | list[TextPart | ThinkingPart] | None = None
+    content: Content | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
     name: str | None = None

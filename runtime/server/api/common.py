@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from runtime.decoding.options import LEAST_REPETITION, MOST_REPETITION
+
 FinishReason = Literal["stop", "length", "tool_calls"]
 Stop = str | list[str] | None
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -33,7 +35,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     min_p: Probability | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=LEAST_REPETITION, le=MOST_REPETITION)] | None = None
     logit_bias: Mapping[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]] | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Count | None = None

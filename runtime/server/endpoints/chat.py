@@ -13,7 +13,7 @@ from runtime.decoding.reply_grammar import ReplyRules
 from runtime.errors import UserError
 from runtime.server.api import chat
 from runtime.server.api.common import FinishReason, Usage
-from runtime.server.bodies import json_answer, read_request
+from runtime.server.bodies import json_answer
 from runtime.server.conversations import conversation_ids
 from runtime.server.event_stream import DONE, EventStream, event_of, unless_client_leaves
 from runtime.server.failures import refused
@@ -160,9 +160,8 @@ def _grammar(model: ServedModel, rules: ReplyRules, prompt: Sequence[int]) -> Gr
     return model.grammars.compile(rules, in_thought=ends_in_thought(prompt, model.tokenizer))
 
 
-async def answer(service: Service, request: Request) -> Response:
+async def answer(service: Service, request: Request, asked: chat.ChatRequest) -> Response:
     """Answer a request; raises `RequestFailure` for one that cannot be answered."""
-    asked = await read_request(request, chat.ChatRequest, service.settings.max_body_bytes)
     begun = await begin_chat(service, asked)
     if asked.stream:
         return EventStream(stream(begun), service.settings.ping_seconds)

@@ -16,7 +16,7 @@ from runtime.server.api.completions import (
     CompletionRequest,
     CompletionResponse,
 )
-from runtime.server.bodies import json_answer, read_request
+from runtime.server.bodies import json_answer
 from runtime.server.event_stream import DONE, EventStream, event_of, unless_client_leaves
 from runtime.server.failures import refused
 from runtime.server.generations import Generation
@@ -123,9 +123,8 @@ class Text:
         )
 
 
-async def answer(service: Service, request: Request) -> Response:
+async def answer(service: Service, request: Request, asked: CompletionRequest) -> Response:
     """Answer a request; raises `RequestFailure` for one that cannot be answered."""
-    asked = await read_request(request, CompletionRequest, service.settings.max_body_bytes)
     begun = await _begin(service, asked)
     if asked.stream:
         return EventStream(_stream(begun), service.settings.ping_seconds)

@@ -15,6 +15,8 @@ from runtime.server.bodies import json_answer
 from runtime.server.failures import RequestFailure
 from runtime.server.service import Service
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 
 async def health(service: Service, _request: Request) -> Response:
     """200 while the server works, also while it loads or drains; 503 if the engine has failed or hangs."""
@@ -30,7 +32,7 @@ async def ready(service: Service, _request: Request) -> Response:
 
 async def metrics(service: Service, _request: Request) -> Response:
     """Measurements in Prometheus' text format."""
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics.text(), media_type=METRICS_TYPE)
 
 
 async def models(service: Service, _request: Request) -> Response:

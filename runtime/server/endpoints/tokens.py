@@ -5,16 +5,15 @@ from starlette.responses import Response
 
 from runtime.errors import UserError
 from runtime.server.api.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
-from runtime.server.bodies import json_answer, read_request
+from runtime.server.bodies import json_answer
 from runtime.server.conversations import conversation_ids, tools_of
 from runtime.server.failures import refused
 from runtime.server.served_model import ServedModel
 from runtime.server.service import Service
 
 
-async def tokenize(service: Service, request: Request) -> Response:
+async def tokenize(service: Service, _request: Request, asked: TokenizeRequest) -> Response:
     """Token ids of a text or a conversation."""
-    asked = await read_request(request, TokenizeRequest, service.settings.max_body_bytes)
     model = service.model(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise refused("pass either prompt or messages", param="prompt")
@@ -34,9 +33,8 @@ def _ids(asked: TokenizeRequest, model: ServedModel) -> list[int]:
     return model.tokenizer.encode(text, add_bos=None if asked.add_special_tokens else False)
 
 
-async def detokenize(service: Service, request: Request) -> Response:
+async def detokenize(service: Service, _request: Request, asked: DetokenizeRequest) -> Response:
     """The text of token ids; raises `RequestFailure` for an id outside the vocabulary."""
-    asked = await read_request(request, DetokenizeRequest, service.settings.max_body_bytes)
     model = service.model(asked.model)
     largest = max(asked.tokens, default=0)
     if largest >= model.config.vocab_size:

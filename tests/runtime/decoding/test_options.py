@@ -19,6 +19,9 @@ from runtime.errors import UserError
         {"min_p": -0.1},
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-3},  # would make large logits infinite
+        {"repetition_penalty": 1e-320},
+        {"repetition_penalty": 101.0},
         {"repetition_penalty": math.inf},
         {"seed": -1},
         {"presence_penalty": 2.1},

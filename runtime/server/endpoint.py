@@ -1,0 +1,54 @@
+"""One row of the table of addresses: what answers it, and the types of its requests and answers."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime.server.bodies import read_request
+from runtime.server.service import Service
+
+Asked = TypeVar("Asked")
+Answer = Callable[[Service, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class WithBody(Generic[Asked]):
+    """Answers a request whose body is JSON of the type `kind`."""
+
+    kind: type[Asked]
+    answer: Callable[[Service, Request, Asked], Awaitable[Response]]
+
+    async def __call__(self, service: Service, request: Request) -> Response:
+        """Answer a request; raises `RequestFailure` for a body that does not fit."""
+        return await self.answer(
+            service, request, await read_request(request, self.kind, service.settings.max_body_bytes)
+        )
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address and its method.
+
+    answer: what answers it; `WithBody` where requests have a body.
+    gives: the type of a JSON answer, or the media type of another.
+    event: the type of the events of a stream, where there are streams.
+    failures: statuses of its errors beside those that every address has.
+    other_answers: answers with other statuses that are no errors, by type.
+    """
+
+    method: str
+    path: str
+    summary: str
+    answer: Answer
+    gives: Any
+    event: Any = None
+    failures: tuple[int, ...] = ()
+    other_answers: Mapping[int, Any] = field(default_factory=dict)
+
+    @property
+    def asks(self) -> type | None:
+        """The type of its requests' bodies; None where there are none."""
+        return self.answer.kind if isinstance(self.answer, WithBody) else None
