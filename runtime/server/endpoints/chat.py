@@ -21,6 +21,7 @@ from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage
 from runtime.server.sampling import choices_of, options_of, stops_of
 from runtime.server.served_model import ServedModel
 from runtime.server.service import Service
+from runtime.server.whole_texts import check_head
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Answer:
 async def begin_chat(service: Service, asked: chat.ChatRequest) -> Chat:
     """Hand a request to the engine; raises `RequestFailure` for one that cannot be answered."""
     model = service.model(asked.model)
+    check_head(model, ("causal_lm",))
     service.generations.check_place(asked.n or 1)
     wanted = await _wanted(asked, service, model)
     generation = begin(service, model, wanted)

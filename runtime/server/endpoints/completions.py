@@ -26,6 +26,7 @@ from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage
 from runtime.server.sampling import choices_of, options_of, stops_of
 from runtime.server.served_model import ServedModel
 from runtime.server.service import Service
+from runtime.server.whole_texts import check_head
 from runtime.text.fill_in_the_middle import encode_fill_in
 from runtime.text.stream import Step
 
@@ -134,6 +135,7 @@ async def answer(service: Service, request: Request) -> Response:
 
 async def _begin(service: Service, asked: CompletionRequest) -> Completion:
     model = service.model(asked.model)
+    check_head(model, ("causal_lm",))
     options, stops, choices = options_of(asked, model), stops_of(asked), choices_of(asked, service.settings)
     _check(asked, choices)
     prompts = _prompts(asked)
