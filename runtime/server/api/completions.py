@@ -4,9 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from runtime.server.api.common import FinishReason, SamplingFields, Usage
-
-TokenId = Annotated[int, msgspec.Meta(ge=0)]
+from runtime.server.api.common import FinishReason, SamplingFields, TextsOrIds, Usage
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -15,7 +13,7 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknow
     `best_of` is taken if it asks for nothing more than `n`.
     """
 
-    prompt: str | list[str | TokenId | list[TokenId]]
+    prompt: TextsOrIds
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None

@@ -4,10 +4,9 @@ from typing import Literal
 
 import msgspec
 
-from runtime.server.api.common import Count
-from runtime.server.api.completions import TokenId
+from runtime.server.api.common import Count, TextsOrIds
 
-Texts = str | list[str] | list[TokenId] | list[list[TokenId]]
+MOST_TEXTS = 2048  # of a request, as in OpenAI's API
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,7 +16,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """
 
     model: str
-    input: Texts
+    input: TextsOrIds
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
     user: str | None = None
@@ -54,7 +53,7 @@ class ClassifyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     model: str
-    input: Texts
+    input: TextsOrIds
     question: str | None = None
     max_answer_tokens: Count | None = None
     user: str | None = None

@@ -16,6 +16,7 @@ from runtime.decoding.labels import (
 )
 from runtime.decoding.whole_texts import OpenedHead, Outputs
 from runtime.server.api.heads import (
+    MOST_TEXTS,
     ClassifyRequest,
     ClassifyResponse,
     LabelScore,
@@ -28,8 +29,9 @@ from runtime.server.api.heads import (
 from runtime.server.bodies import json_answer, read_request
 from runtime.server.event_stream import unless_client_leaves
 from runtime.server.failures import refused
+from runtime.server.given_texts import separate_texts
 from runtime.server.service import Service
-from runtime.server.whole_texts import encoded, opened_head, separate_texts
+from runtime.server.whole_texts import encoded, opened_head
 
 Result = list[TextLabels] | list[TokenLabels] | list[SpanAnswer]
 
@@ -84,7 +86,7 @@ async def answer(service: Service, request: Request) -> Response:
 
 async def _classify(service: Service, asked: ClassifyRequest) -> ClassifyResponse:
     opened = opened_head(service.model(asked.model), tuple(RESULTS))
-    texts = separate_texts(asked.input)
+    texts = separate_texts(asked.input, MOST_TEXTS, "input")
     _check(asked, opened, texts)
     question: list[int] = []
     if asked.question is not None:

@@ -20,6 +20,7 @@ from runtime.server.bodies import json_answer, read_request
 from runtime.server.event_stream import DONE, EventStream, event_of, unless_client_leaves
 from runtime.server.failures import refused
 from runtime.server.generations import Generation
+from runtime.server.given_texts import check_ids, separate_texts
 from runtime.server.logprobs import shown, token_text
 from runtime.server.merging import merged
 from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage_of
@@ -138,7 +139,7 @@ async def _begin(service: Service, asked: CompletionRequest) -> Completion:
     check_head(model, ("causal_lm",))
     options, stops, choices = options_of(asked, model), stops_of(asked), choices_of(asked, service.settings)
     _check(asked, choices)
-    prompts = _prompts(asked)
+    prompts = separate_texts(asked.prompt, MOST_PROMPTS, "prompt")
     service.generations.check_place(len(prompts) * choices)
     try:
         ids = await service.encode(lambda: [_ids(prompt, asked.suffix, model) for prompt in prompts])
@@ -174,23 +175,6 @@ def _check(asked: CompletionRequest, choices: int) -> None:
         raise refused("echo has no meaning beside suffix; leave it out", param="echo")
 
 
-def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
-    """The prompts of a request, each a text or ids."""
-    given = asked.prompt
-    if isinstance(given, str):
-        return [given]
-    ids = [each for each in given if isinstance(each, int)]
-    prompts = [each for each in given if not isinstance(each, int)]
-    if ids and not prompts:
-        return [ids]
-    if ids or not prompts:
-        found = "texts and ids" if ids else "nothing"
-        raise refused(f"prompt is a list of {found}, expected texts, token ids, or lists of ids", param="prompt")
-    if len(prompts) > MOST_PROMPTS:
-        raise refused(f"prompt is a list of {len(prompts)}, expected at most {MOST_PROMPTS}", param="prompt")
-    return prompts
-
-
 def _ids(prompt: str | list[int], suffix: str | None, model: ServedModel) -> list[int]:
     """Ids of one prompt; raises `UserError` or `RequestFailure` if there are none."""
     if isinstance(prompt, str):
@@ -198,13 +182,7 @@ def _ids(prompt: str | list[int], suffix: str | None, model: ServedModel) -> lis
         return model.tokenizer.encode(prompt) if suffix is None else encode_fill_in(model.tokenizer, prompt, suffix)
     if suffix is not None:
         raise refused("suffix needs a prompt that is a text", param="suffix")
-    largest = max(prompt, default=0)
-    if largest >= model.config.vocab_size:
-        raise refused(
-            f"prompt has the token id {largest}, expected 0 to {model.config.vocab_size - 1}, the ids of the "
-            "vocabulary",
-            param="prompt",
-        )
+    check_ids(prompt, model.config.vocab_size, "prompt")
     return prompt
 
 

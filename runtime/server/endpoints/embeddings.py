@@ -8,12 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.decoding.pooling import pooled
-from runtime.server.api.heads import Embedding, EmbeddingRequest, EmbeddingResponse, TextUsage
+from runtime.server.api.heads import MOST_TEXTS, Embedding, EmbeddingRequest, EmbeddingResponse, TextUsage
 from runtime.server.bodies import json_answer, read_request
 from runtime.server.event_stream import unless_client_leaves
 from runtime.server.failures import refused
+from runtime.server.given_texts import separate_texts
 from runtime.server.service import Service
-from runtime.server.whole_texts import encoded, opened_head, separate_texts
+from runtime.server.whole_texts import encoded, opened_head
 
 
 async def answer(service: Service, request: Request) -> Response:
@@ -30,7 +31,7 @@ async def _embed(service: Service, asked: EmbeddingRequest) -> EmbeddingResponse
             f"dimensions is {asked.dimensions}, expected {config.dim}, which this model's vectors have; leave it out",
             param="dimensions",
         )
-    rows = await encoded(service, opened, separate_texts(asked.input))
+    rows = await encoded(service, opened, separate_texts(asked.input, MOST_TEXTS, "input"))
     outputs = await service.heads.outputs(opened.engine, rows)
     vectors = [pooled(states, config.pool, normalize=config.normalize) for states in outputs]
     data = [Embedding(index, _shown(vector, asked)) for index, vector in enumerate(vectors)]

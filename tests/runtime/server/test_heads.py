@@ -102,7 +102,7 @@ def test_labels_come_best_first_and_in_their_own_order(open_head):
 @pytest.mark.parametrize(
     ("body", "param", "expected"),
     [
-        ({"input": []}, "input", "an empty list"),
+        ({"input": []}, "input", "a list of nothing"),
         ({"input": [[]]}, "input", "no tokens"),
         ({"input": [[VOCAB]]}, "input", f"expected 0 to {VOCAB - 1}"),
         ({"input": [[1] * (LONGEST + 1)]}, "input", "do not fit"),
