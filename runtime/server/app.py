@@ -8,7 +8,17 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runtime.server.endpoints import chat, classification, completions, embeddings, page, status, tokens
+from runtime.server.endpoints import (
+    chat,
+    classification,
+    completions,
+    embeddings,
+    messages,
+    page,
+    responses,
+    status,
+    tokens,
+)
 from runtime.server.failures import RequestFailure
 from runtime.server.gate import Gate, LogLine, allowed_hosts, write_to_stderr
 from runtime.server.service import Service
@@ -29,6 +39,9 @@ class Endpoint:
 ENDPOINTS: Sequence[Endpoint] = (
     Endpoint("POST", "/v1/chat/completions", chat.answer),
     Endpoint("POST", "/v1/completions", completions.answer),
+    Endpoint("POST", "/v1/responses", responses.answer),
+    Endpoint("POST", "/v1/messages", messages.answer),
+    Endpoint("POST", "/v1/messages/count_tokens", messages.count),
     Endpoint("POST", "/v1/embeddings", embeddings.answer),
     Endpoint("POST", "/classify", classification.answer),
     Endpoint("GET", "/v1/models", status.models),

@@ -43,7 +43,8 @@ class Chat:
                 logprobs = chat_logprobs(self.model.tokenizer, step) if self.request.logprobs else None
                 if step.text or logprobs or step.finish_reason:
                     delta = chat.Delta(content=step.text) if step.text else chat.Delta()
-                    yield chat.ChunkChoice(index, delta, logprobs, step.finish_reason)
+                    stop = msgspec.UNSET if step.stop is None else step.stop
+                    yield chat.ChunkChoice(index, delta, logprobs, step.finish_reason, stop)
 
     def usage(self) -> Usage:
         """The tokens of the request, once all choices are over."""
