@@ -19,7 +19,8 @@ from runtime.server.settings import LOOPBACK_NAMES, Keys
 
 # what a load balancer asks, and the page, which then asks for a key
 OPEN_PATHS = frozenset({"/health", "/ready", "/"})
-ANTHROPIC_PATHS = ("/v1/messages",)
+ANTHROPIC_PATHS = ("/v1/messages",)  # where bodies of errors and the id of a request are as its clients expect
+ANTHROPIC_HEADER = "request-id"
 CLIENT_LEFT = 499  # nginx's status for the log; no client sees it
 
 
@@ -78,7 +79,10 @@ class Gate:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 line.status = message["status"]
-                MutableHeaders(raw=message["headers"])[HEADER] = request_id
+                written = MutableHeaders(raw=message["headers"])
+                written[HEADER] = request_id
+                if scope["path"].startswith(ANTHROPIC_PATHS):
+                    written[ANTHROPIC_HEADER] = request_id
             await send(message)
 
         try:

@@ -229,9 +229,10 @@ OutputItem = OutputMessage | OutputReasoning | OutputCall
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):
-    """How many of the input's tokens needed no computing."""
+    """How many of the input's tokens needed no computing; writing them down costs nothing."""
 
     cached_tokens: int
+    cache_write_tokens: int = 0
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True):

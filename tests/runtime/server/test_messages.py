@@ -1,5 +1,7 @@
 """`/v1/messages`: what a request becomes for chat, and the events and blocks of an answer."""
 
+import time
+
 import msgspec
 import pytest
 
@@ -217,8 +219,6 @@ def test_a_failure_during_a_stream_is_its_last_event():
 
 
 def test_a_silent_stream_sends_pings():
-    import time
-
     with running(scripted("un", on_prefill=lambda: time.sleep(0.3)), ServerSettings(ping_seconds=0.05)) as server:
         events = server.stream({"messages": HELLO, "max_tokens": 20}, "/v1/messages")
     assert sum(event["type"] == "ping" for event in events) > 1

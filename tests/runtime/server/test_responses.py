@@ -118,7 +118,7 @@ def test_what_cannot_be_done_is_refused_by_its_name(fields, param):
     with pytest.raises(RequestFailure) as failure:
         chat_request(asked(**fields))
     assert failure.value.status == 400
-    assert failure.value.body.error.param.removesuffix("[...]") == param
+    assert failure.value.body.error.param == param
 
 
 def test_a_text_is_one_message():
@@ -130,7 +130,7 @@ def test_a_text_is_one_message():
     assert whole["status"] == "completed"
     assert whole["usage"] == {
         "input_tokens": 10,
-        "input_tokens_details": {"cached_tokens": 4},
+        "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
         "output_tokens": 5,
         "output_tokens_details": {"reasoning_tokens": 2},
         "total_tokens": 15,
@@ -185,9 +185,7 @@ def test_reasoning_text_and_calls_are_items_of_their_own():
         "function_call_arguments.done",
         "output_item.done",
     ]
-    added = next(
-        event for event in events if event["type"] == "response.output_item.added" and event["output_index"] == 2
-    )
+    added = next(event for event in events if event.get("output_index") == 2)
     assert (added["item"]["name"], added["item"]["arguments"]) == ("add", "")
     # what is sent back as it came is understood
     again = chat_request(asked(input=[{"role": "user", "content": "x"}, *whole["output"]])).messages[1]
@@ -219,7 +217,7 @@ def test_logprobs_lie_beside_the_text():
         body = {"model": NAME, "input": "Hello", "include": ["message.output_text.logprobs"], "top_logprobs": 1}
         (item,) = server.ask("/v1/responses", body).json["output"]
     logprobs = item["content"][0]["logprobs"]
-    assert "".join(bytes(one["bytes"]).decode() for one in logprobs).strip() == "Bonjour !"
+    assert "Bonjour" in "".join(one["token"] for one in logprobs)
     assert all(len(one["top_logprobs"]) == 1 for one in logprobs)
 
 
