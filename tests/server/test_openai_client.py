@@ -2,13 +2,14 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
-import httpx
 import openai
 import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from runtime.server.failures import RequestFailure
 from runtime.server.settings import Keys, ServerSettings
 from tests.helpers.scripted_service import scripted
 from tests.helpers.serving import NAME, running
@@ -128,44 +129,46 @@ def test_a_key_is_asked_for():
             assert client.chat.completions.create(model=NAME, messages=HELLO).choices[0].message.content == REPLY
 
 
-def test_a_full_queue_is_tried_again():
-    """The client waits as long as the server's Retry-After says, and comes back by itself."""
-    opened, statuses = threading.Event(), []
-
-    def note(response):
-        statuses.append((response.status_code, response.headers.get("retry-after"), time.monotonic()))
-        opened.set()  # after the first refusal there will be a place
-
+@contextmanager
+def a_full_queue(opened):
+    """A server with one request in its slot and one that waits, until `opened` is set."""
     model = scripted(REPLY, REPLY, REPLY, on_step=lambda _number: opened.wait(30))
     with running(model, ServerSettings(max_queued=1)) as server:
         generations = server.service.generations
         others = [threading.Thread(target=server.chat) for _ in range(2)]
-        for number, thread in enumerate(others):  # one gets the slot, one waits
+        for number, thread in enumerate(others):
             thread.start()
-            while generations.running <= number or generations.waiting < number:
+            while generations.running <= number or generations.waiting != number:
                 time.sleep(0.005)
-        http = httpx.Client(event_hooks={"response": [note]})
-        with client_of(server, max_retries=1, http_client=http) as client:
-            assert client.chat.completions.create(model=NAME, messages=HELLO).choices[0].message.content == REPLY
-        for thread in others:
-            thread.join()
-    (refused, wait, when), (accepted, _, later) = statuses
-    assert (refused, accepted) == (429, 200)
-    assert later - when >= int(wait) >= 1
-
-
-def test_a_full_queue_is_an_exception_of_its_own():
-    opened = threading.Event()
-    with running(
-        scripted(REPLY, REPLY, on_step=lambda _number: opened.wait(30)), ServerSettings(max_queued=1)
-    ) as server:
-        others = [threading.Thread(target=server.chat) for _ in range(2)]
-        for thread in others:
-            thread.start()
-        while server.service.generations.running < len(others) or server.service.generations.waiting != 1:
-            time.sleep(0.005)
-        with client_of(server) as client, pytest.raises(openai.RateLimitError):
-            client.chat.completions.create(model=NAME, messages=HELLO)
+        yield server
         opened.set()
         for thread in others:
             thread.join()
+
+
+def test_a_full_queue_is_an_exception_of_its_own():
+    with a_full_queue(threading.Event()) as server, client_of(server) as client:
+        with pytest.raises(openai.RateLimitError) as failure:
+            client.chat.completions.create(model=NAME, messages=HELLO)
+        assert int(failure.value.response.headers["retry-after"]) >= 1
+
+
+def test_a_full_queue_is_tried_again():
+    """The client waits as long as the server's Retry-After says, and comes back by itself."""
+    opened, refused = threading.Event(), []
+    with a_full_queue(opened) as server, client_of(server, max_retries=1) as client:
+        generations = server.service.generations
+        check_place = generations.check_place
+
+        def noted(*arguments):
+            try:
+                check_place(*arguments)
+            except RequestFailure:
+                refused.append(time.monotonic())
+                opened.set()  # there will be a place when the client comes back
+                raise
+
+        generations.check_place = noted
+        assert client.chat.completions.create(model=NAME, messages=HELLO).choices[0].message.content == REPLY
+    (when,) = refused
+    assert time.monotonic() - when >= 1
