@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from runtime.decoding.logprobs import TokenLogprobs
 from runtime.scheduling.requests import Ended, Event, Failed, Generated, Request, RequestId, Started
 from runtime.server.failures import RequestFailure, broken
 from runtime.server.places import check_place
@@ -37,6 +38,7 @@ class Generation:
 
     label: the id that the client knows.
     counted: tokens that its reader has taken.
+    prompt_scores: log probabilities of the prompt's tokens after the first that its reader has taken.
     """
 
     request: Request
@@ -47,6 +49,7 @@ class Generation:
     _open: set[int] = field(default_factory=set)
     timer: asyncio.TimerHandle | None = None
     counted: int = 0
+    prompt_scores: list[TokenLogprobs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._open = set(range(self.request.choices))

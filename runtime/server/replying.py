@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from runtime.decoding.options import SamplingOptions
 from runtime.errors import UserError
 from runtime.scheduling.prefix_cache import check_fits
-from runtime.scheduling.requests import Generated, Request
+from runtime.scheduling.requests import Generated, Request, Scored
 from runtime.server.api.common import CompletionTokensDetails, PromptTokensDetails, Usage
 from runtime.server.failures import refused
 from runtime.server.generations import Generation
@@ -20,6 +20,7 @@ class Wanted:
     """What is to be generated after a prompt; `max_tokens` None is the server's default.
 
     continues: whether the text goes on from the prompt's, as a completion does.
+    prompt_logprobs: how many of the likeliest tokens are listed in the place of each of the prompt's; None scores none.
     """
 
     prompt_ids: Sequence[int]
@@ -30,6 +31,7 @@ class Wanted:
     logprobs: int | None = None
     ignore_eos: bool = False
     continues: bool = False
+    prompt_logprobs: int | None = None
 
 
 def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
@@ -39,11 +41,12 @@ def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
         request = Request(
             service.generations.new_id(),
             wanted.prompt_ids,
-            wanted.max_tokens or service.settings.default_max_tokens,
+            service.settings.default_max_tokens if wanted.max_tokens is None else wanted.max_tokens,
             wanted.options,
             () if wanted.ignore_eos else model.eos_ids,
             wanted.logprobs,
             wanted.choices,
+            prompt_logprobs=wanted.prompt_logprobs,
         )
     except UserError as error:
         raise refused(str(error), code="context_length_exceeded") from error
@@ -63,6 +66,8 @@ async def steps_of(generation: Generation, texts: Sequence[TextStream]) -> Async
     """
     try:
         async for event in generation.events():
+            if isinstance(event, Scored):
+                generation.prompt_scores += event.tokens
             if not isinstance(event, Generated):
                 continue
             generation.counted += 1
