@@ -1,11 +1,12 @@
 """The calls of the model for choices that have a slot, and what each choice gets from them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decoding.logprobs import TokenLogprobs, row_logprobs
 from runtime.decoding.sampler import NO_ID, NOT_FINITE, SampledRow, sample_rows
 from runtime.engines.slot_model import Row, SlotModel
 from runtime.errors import UserError
@@ -19,11 +20,15 @@ from runtime.text.stream import Step
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call gave a choice: new tokens, and the sentence of an error with which it must end."""
+    """What a call gave a choice: new tokens, and the sentence of an error with which it must end.
+
+    scores: log probabilities of the next tokens of its prompt.
+    """
 
     choice: Choice
     steps: Sequence[Step] = ()
     error: str | None = None
+    scores: Sequence[TokenLogprobs] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,29 @@ class Calls:
         (outcome,) = self._drawn([Part(choice, list(ids))], logits)
         return len(ids), outcome
 
+    def score_chunk(self, choice: Choice) -> Outcome:
+        """One step with the next tokens of a prompt, whose every row gives the logits of the token after it."""
+        prompt, fed, count = choice.request.prompt_ids, self.fed(choice), choice.request.prompt_logprobs
+        assert count is not None
+        ids = prompt[fed : fed + self._model.step_rows[-1]]
+        start = self._clock()
+        try:
+            logits = self._model.step([Row(choice.held_slot, token) for token in ids])
+        except UserError as error:
+            return Outcome(choice, error=str(error))
+        self._step_times.add(len(ids), self._clock() - start)
+        self._statistics.steps += 1
+        self._statistics.rows += len(ids)
+        self._statistics.prompt_tokens += len(ids)
+        if not np.isfinite(logits).all():
+            return Outcome(choice, error=NOT_FINITE)
+        following = prompt[fed + 1 : fed + 1 + len(ids)]
+        scores = row_logprobs(logits[: len(following)], following, [count] * len(following))
+        if len(following) == len(ids) or not choice.left:
+            return Outcome(choice, scores=scores)
+        (outcome,) = self._drawn([Part(choice, list(ids[-1:]))], logits[-1:])
+        return replace(outcome, scores=scores)
+
     def tails(self, prompts: Sequence[Choice], decoding: int) -> list[Choice]:
         """The prompts whose rest is fed by rows of the next step, since that is expected to take less time.
 
@@ -109,6 +137,8 @@ class Calls:
         tails: list[Choice] = []
         rows = decoding
         for choice in () if self._same_calls else prompts:
+            if choice.scores_prompt:
+                continue
             tokens = self.unfed(choice)
             if rows + tokens > self._model.step_rows[-1]:
                 continue

@@ -37,6 +37,11 @@ class Choice:
         return self.leader is not None and not (self.leader.prompt_done or self.leader.over)
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether the log probabilities of the prompt's own tokens are wanted of this choice."""
+        return self.request.prompt_logprobs is not None and self.index == 0
+
+    @property
     def held_slot(self) -> int:
         """The slot, for a choice that has one."""
         assert self.slot is not None

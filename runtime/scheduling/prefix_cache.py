@@ -56,9 +56,12 @@ class PrefixCache:
         """Whether `take` can be called."""
         return any(not slot.busy for slot in self._slots)
 
-    def take(self, prompt: Sequence[int]) -> tuple[int, Reuse]:
-        """A free slot that holds as many of the prompt's first tokens as can be had, and their number."""
-        sources = self._sources(prompt)
+    def take(self, prompt: Sequence[int], *, reuse: bool = True) -> tuple[int, Reuse]:
+        """A free slot that holds as many of the prompt's first tokens as can be had, and their number.
+
+        Without `reuse` it is empty.
+        """
+        sources = self._sources(prompt) if reuse else []
         target = self._unused_longest()
         # a slot is taken for its prefix if little is lost with the rest of it; otherwise the prefix is copied
         free = [source for source in sources if isinstance(source.holder, Slot) and not source.holder.busy]

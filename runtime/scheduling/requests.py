@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from runtime.decoding.constraint import Grammar
+from runtime.decoding.logprobs import TokenLogprobs
 from runtime.decoding.options import GREEDY, SamplingOptions
 from runtime.errors import UserError
 from runtime.text.stream import FinishReason, Step
@@ -17,7 +18,9 @@ EndReason = FinishReason | Literal["cancelled"]
 class Request:
     """A prompt and how it is to be continued, `choices` times. Raises `UserError` for values out of range.
 
-    The options' seed is that of the first choice; each further choice has the next number as its seed.
+    With `prompt_logprobs`, the first choice also gives the log probabilities of the prompt's own tokens, each with so
+    many of the likeliest ids in its place; `max_tokens` may then be 0. The options' seed is that of the first choice;
+    each further choice has the next number as its seed.
     """
 
     request_id: RequestId
@@ -28,17 +31,21 @@ class Request:
     logprobs: int | None = None  # how many of the likeliest ids each step lists
     choices: int = 1
     grammar: Grammar | None = None  # to which each choice keeps by itself
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise UserError("the prompt has no tokens, expected at least one; pass some text")
         if min(self.prompt_ids) < 0:
             raise UserError(f"the prompt has the token id {min(self.prompt_ids)}, expected at least 0")
-        for name in ("max_tokens", "choices"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.logprobs is not None and self.logprobs < 0:
-            raise UserError(f"logprobs is {self.logprobs}, expected at least 0")
+        if self.choices < 1:
+            raise UserError(f"choices is {self.choices}, expected at least 1")
+        least = 0 if self.prompt_logprobs is not None and self.choices == 1 else 1
+        if self.max_tokens < least:
+            raise UserError(f"max_tokens is {self.max_tokens}, expected at least {least}")
+        for name in ("logprobs", "prompt_logprobs"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 0")
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,13 @@ class Started(Event):
 
     cached_tokens: int
     not_reused: str | None = None
+
+
+@dataclass(frozen=True)
+class Scored(Event):
+    """Log probabilities of the next tokens of the prompt, of which the very first has none."""
+
+    tokens: Sequence[TokenLogprobs]
 
 
 @dataclass(frozen=True)

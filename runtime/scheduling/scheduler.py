@@ -10,7 +10,7 @@ from runtime.engines.slot_model import SlotModel, capacity_of
 from runtime.scheduling.calls import Calls, Outcome
 from runtime.scheduling.choice import Choice
 from runtime.scheduling.prefix_cache import PrefixCache, check_fits, reuse_mode
-from runtime.scheduling.requests import Ended, EndReason, Event, Failed, Generated, Request, RequestId, Started
+from runtime.scheduling.requests import Ended, EndReason, Event, Failed, Generated, Request, RequestId, Scored, Started
 from runtime.scheduling.settings import SchedulerSettings
 from runtime.scheduling.statistics import Statistics
 
@@ -96,7 +96,7 @@ class Scheduler:
         chunked = [choice for choice in self._prompts if choice not in tails]
         others = tails or self._decoding
         if chunked and (not others or self._steps_since_chunk >= self._settings.steps_per_chunk):
-            self._feed_chunk(chunked[0], events)
+            self._feed_prompt(chunked[0], events)
         elif others:
             self._step(tails, events)
         self._count()
@@ -150,7 +150,7 @@ class Scheduler:
     def _start(self, choice: Choice, events: list[Event]) -> None:
         prompt = choice.request.prompt_ids
         if choice.slot is None:
-            choice.slot, reuse = self.prefixes.take(prompt)
+            choice.slot, reuse = self.prefixes.take(prompt, reuse=not choice.scores_prompt)
         else:
             reuse = self.prefixes.fill(choice.slot, prompt)
         self.statistics.prefix_queries += len(prompt)
@@ -173,11 +173,25 @@ class Scheduler:
 
     # Calls
 
-    def _feed_chunk(self, choice: Choice, events: list[Event]) -> None:
-        """One prefill call for a prompt, whose turn then comes after those of all others."""
+    def _feed_prompt(self, choice: Choice, events: list[Event]) -> None:
+        """One call for a prompt, whose turn then comes after those of all others."""
         self._prompts.remove(choice)
         self._prompts.append(choice)
         self._steps_since_chunk = 0
+        if choice.scores_prompt:
+            self._score_chunk(choice, events)
+        else:
+            self._feed_chunk(choice, events)
+
+    def _score_chunk(self, choice: Choice, events: list[Event]) -> None:
+        """One step for a prompt whose tokens are scored; it is over if nothing is to follow."""
+        outcome = self._calls.score_chunk(choice)
+        self._report(outcome, events)
+        if outcome.error is None and not choice.left and not choice.over and not self._calls.unfed(choice):
+            self._end(choice, "length", events)
+
+    def _feed_chunk(self, choice: Choice, events: list[Event]) -> None:
+        """One prefill call for a prompt."""
         prompt, slot = choice.request.prompt_ids, choice.held_slot
         snapshot = self.prefixes.snapshot_due(prompt)
         end = snapshot if snapshot is not None and self._calls.fed(choice) < snapshot else len(prompt)
@@ -199,6 +213,8 @@ class Scheduler:
     def _report(self, outcome: Outcome, events: list[Event]) -> None:
         """Events of what a call gave, and what follows from it for the choice."""
         choice, request_id = outcome.choice, outcome.choice.request.request_id
+        if outcome.scores:
+            events.append(Scored(request_id, outcome.scores, choice=choice.index))
         events += [Generated(request_id, step, choice=choice.index) for step in outcome.steps]
         if outcome.steps and not choice.prompt_done:
             choice.prompt_done = True

@@ -8,14 +8,29 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from runtime.server.api import responses as responses_api
 from runtime.server.api.chat import ChatChunk, ChatRequest, ChatResponse
 from runtime.server.api.common import ModelCard, ModelList
 from runtime.server.api.completions import CompletionRequest, CompletionResponse
+from runtime.server.api.heads import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse
+from runtime.server.api.messages import CountRequest, CountResponse, MessagesRequest
+from runtime.server.api.messages import Event as MessagesEvent
+from runtime.server.api.messages import Reply as MessagesResponse
 from runtime.server.api.status import Health, SlotsResponse
 from runtime.server.api.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from runtime.server.bodies import json_answer
 from runtime.server.endpoint import Answer, Endpoint, WithBody
-from runtime.server.endpoints import chat, completions, page, status, tokens
+from runtime.server.endpoints import (
+    chat,
+    classification,
+    completions,
+    embeddings,
+    messages,
+    page,
+    responses,
+    status,
+    tokens,
+)
 from runtime.server.failures import RequestFailure
 from runtime.server.gate import Gate, LogLine, allowed_hosts, write_to_stderr
 from runtime.server.openapi import openapi_document
@@ -49,6 +64,48 @@ ENDPOINTS: Sequence[Endpoint] = (
         CompletionResponse,
         CompletionResponse,
         GENERATING,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        "An answer in the form of OpenAI's Responses API.",
+        WithBody(responses_api.ResponsesRequest, responses.answer),
+        responses_api.Response,
+        responses_api.Event,
+        GENERATING,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages",
+        "An answer in the form of Anthropic's Messages API.",
+        WithBody(MessagesRequest, messages.answer),
+        MessagesResponse,
+        MessagesEvent,
+        GENERATING,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        "How many tokens a conversation has.",
+        WithBody(CountRequest, messages.count),
+        CountResponse,
+        failures=USING,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/embeddings",
+        "A vector for each text.",
+        WithBody(EmbeddingRequest, embeddings.answer),
+        EmbeddingResponse,
+        failures=GENERATING,
+    ),
+    Endpoint(
+        "POST",
+        "/classify",
+        "Labels of texts or of their tokens, or the answer to a question.",
+        WithBody(ClassifyRequest, classification.answer),
+        ClassifyResponse,
+        failures=GENERATING,
     ),
     Endpoint("GET", "/v1/models", "The models that can be asked for.", status.models, ModelList),
     Endpoint("GET", "/v1/models/{name:path}", "One model.", status.model, ModelCard, failures=(404,)),

@@ -1,6 +1,7 @@
 """Bodies of requests and answers: JSON, parsed strictly into types."""
 
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -62,6 +63,14 @@ def parse(body: bytes, kind: type[Parsed]) -> Parsed:
         raise refused(f"the body is not JSON: {error}", code="invalid_json") from error
     except RecursionError as error:
         raise refused("the body is nested too deeply", code="invalid_json") from error
+
+
+def converted(fields: Mapping[str, object], kind: type[Parsed]) -> Parsed:
+    """Fields of a body as `kind`; raises `RequestFailure` that names the field that is wrong."""
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise _does_not_fit(str(error)) from error
 
 
 def _does_not_fit(reason: str) -> RequestFailure:

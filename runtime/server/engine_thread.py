@@ -133,6 +133,7 @@ class EngineThread(Generic[OpenedT]):
             command = self._commands.get(block=not busy, timeout=IDLE_BEAT)
             while True:
                 command()
+                self._beat = time.monotonic()
                 command = self._commands.get(block=False)
         except queue.Empty:
             return

@@ -53,18 +53,27 @@ async def unless_client_leaves(request: Request, work: Awaitable[Result]) -> Res
 
 
 class EventStream(Response):
-    """Sends the events that `source` yields, and a comment after a silence; an error becomes the last event.
+    """Sends the events that `source` yields, and `ping` after a silence; an error becomes the last event.
 
-    `source` is closed as soon as the client goes away.
+    `failed` writes that event. `source` is closed as soon as the client goes away.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncGenerator[bytes], ping_seconds: float) -> None:
+    def __init__(
+        self,
+        source: AsyncGenerator[bytes],
+        ping_seconds: float,
+        *,
+        ping: bytes = PING,
+        failed: Callable[[RequestFailure], bytes] = lambda failure: event_of(failure.body),
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._source = source
         self._ping_seconds = ping_seconds
+        self._ping = ping
+        self._failed = failed
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as an ASGI application."""
@@ -80,7 +89,7 @@ class EventStream(Response):
             while True:
                 await asyncio.sleep(max(last_sent + self._ping_seconds - time.monotonic(), 0))
                 if time.monotonic() - last_sent >= self._ping_seconds:
-                    await send_piece(PING)
+                    await send_piece(self._ping)
 
         sending = asyncio.ensure_future(self._send_all(send_piece))
         others = [asyncio.ensure_future(_left(receive)), asyncio.ensure_future(ping())]
@@ -98,10 +107,10 @@ class EventStream(Response):
                 async for piece in self._source:
                     await send_piece(piece)
             except RequestFailure as failure:
-                await send_piece(event_of(failure.body))
+                await send_piece(self._failed(failure))
             except Exception:
                 sentence = f"an error in the server ended the answer (request {current_request_id.get()})"
-                await send_piece(event_of(broken(sentence).body), more=False)
+                await send_piece(self._failed(broken(sentence)), more=False)
                 raise
         await send_piece(b"", more=False)
 

@@ -46,6 +46,13 @@ class RequestFailure(Exception):
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
 
+    def about(self, param: str | None) -> "RequestFailure":
+        """The same failure of another field."""
+        error = self.body.error
+        return RequestFailure(
+            self.status, error.message, kind=error.type, param=param, code=error.code, headers=self.headers
+        )
+
 
 def refused(message: str, *, param: str | None = None, code: str | None = None) -> RequestFailure:
     """A request that is wrong in itself: status 400."""

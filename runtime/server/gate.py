@@ -13,11 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.server.bodies import json_answer
 from runtime.server.event_stream import ClientLeftError
 from runtime.server.failures import RequestFailure, broken
+from runtime.server.messages_output import error_of
 from runtime.server.request_ids import HEADER, current_request_id, request_id_of
 from runtime.server.settings import LOOPBACK_NAMES, Keys
 
 # what a load balancer asks, and the page, which then asks for a key
 OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+ANTHROPIC_PATHS = ("/v1/messages",)  # where bodies of errors and the id of a request are as its clients expect
+ANTHROPIC_HEADER = "request-id"
 CLIENT_LEFT = 499  # nginx's status for the log; no client sees it
 
 
@@ -76,7 +79,10 @@ class Gate:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 line.status = message["status"]
-                MutableHeaders(raw=message["headers"])[HEADER] = request_id
+                written = MutableHeaders(raw=message["headers"])
+                written[HEADER] = request_id
+                if scope["path"].startswith(ANTHROPIC_PATHS):
+                    written[ANTHROPIC_HEADER] = request_id
             await send(message)
 
         try:
@@ -96,14 +102,14 @@ class Gate:
         except RequestFailure as failure:
             line.error = failure.body.error.message
             if not line.status:
-                answer = json_answer(failure.body, failure.status)
+                answer = json_answer(_body(scope["path"], failure), failure.status)
                 answer.headers.update(failure.headers)
                 await answer(scope, receive, send)
         except Exception as error:
             line.error = f"{type(error).__name__}: {error}"
             if not line.status:
                 unforeseen = broken(f"an error in the server; its log tells more (request {line.request_id})")
-                await json_answer(unforeseen.body, unforeseen.status)(scope, receive, send)
+                await json_answer(_body(scope["path"], unforeseen), unforeseen.status)(scope, receive, send)
             raise
 
     def _check(self, path: str, headers: Headers) -> None:
@@ -132,6 +138,11 @@ class Gate:
         assert self._keys is not None
         found = [hmac.compare_digest(given.encode("latin-1", "replace"), key) for key in self._keys.keys]
         return any(found)
+
+
+def _body(path: str, failure: RequestFailure) -> object:
+    """The body of an error, in the form of the API that the address belongs to."""
+    return error_of(failure) if path.startswith(ANTHROPIC_PATHS) else failure.body
 
 
 def _host_name(host: str) -> str:

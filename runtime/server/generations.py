@@ -9,8 +9,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from runtime.decoding.logprobs import TokenLogprobs
 from runtime.scheduling.requests import Ended, Event, Failed, Generated, Request, RequestId, Started
-from runtime.server.failures import RequestFailure, broken, too_busy
+from runtime.server.failures import RequestFailure, broken
+from runtime.server.places import check_place
 from runtime.server.request_ids import current_request_id
 from runtime.server.settings import ServerSettings
 
@@ -36,6 +38,7 @@ class Generation:
 
     label: the id that the client knows.
     counted: tokens that its reader has taken.
+    prompt_scores: log probabilities of the prompt's tokens after the first that its reader has taken.
     """
 
     request: Request
@@ -46,6 +49,7 @@ class Generation:
     _open: set[int] = field(default_factory=set)
     timer: asyncio.TimerHandle | None = None
     counted: int = 0
+    prompt_scores: list[TokenLogprobs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._open = set(range(self.request.choices))
@@ -131,19 +135,8 @@ class Generations:
         One request may always wait by itself, however long its prompt is. It is asked before a text is tokenized too,
         so that refusing costs little.
         """
-        limits = self._settings
         free = max(self.slots - len(self._holding), 0)  # those who arrive together have not all got theirs yet
-        if self.waiting and self.waiting + choices > limits.max_queued + free:
-            raise too_busy(
-                f"{self.waiting} sequences wait already, and at most {limits.max_queued} may; try again later",
-                self._retry_after(),
-            )
-        if self.waiting and self.queued_tokens + choices * tokens > limits.max_queued_tokens:
-            raise too_busy(
-                f"{self.queued_tokens} prompt tokens wait already, and at most {limits.max_queued_tokens} may; "
-                "try again later",
-                self._retry_after(),
-            )
+        check_place(self._settings, self, choices, choices * tokens, self._retry_after(), free)
 
     def label(self, request_id: RequestId) -> str | None:
         """The id that the client of a running request knows."""

@@ -1,6 +1,10 @@
 """Log probabilities in the forms of OpenAI's API."""
 
+from collections.abc import Sequence
+
+from runtime.decoding.logprobs import TokenLogprobs
 from runtime.server.api import chat
+from runtime.server.api.completions import CompletionLogprobs
 from runtime.text.stream import Step
 from runtime.text.tokenizer import Tokenizer
 
@@ -22,6 +26,26 @@ def chat_logprobs(tokenizer: Tokenizer, step: Step) -> chat.ChoiceLogprobs | Non
     ]
     token, logprob = _text_and_number(tokenizer, step.token_id, step.logprob)
     return chat.ChoiceLogprobs([chat.TokenLogprob(token, logprob, list(bytes_of(tokenizer, step.token_id)), likeliest)])
+
+
+def prompt_logprobs(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[TokenLogprobs]) -> CompletionLogprobs:
+    """Those of a prompt's tokens, of which the first has none; `scores` are those of the others."""
+    stream, offset, offsets = tokenizer.stream(), 0, []
+    for token_id in ids:
+        offsets.append(offset)
+        offset += len(stream.push(token_id))
+    likeliest = [by_text(tokenizer, each.top) for each in scores]
+    return CompletionLogprobs(
+        [token_text(tokenizer, token_id) for token_id in ids],
+        [None, *(shown(each.chosen) for each in scores)],
+        [None, *likeliest],
+        offsets,
+    )
+
+
+def by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """Log probabilities of tokens, best first, by their text; of those with one text, the best."""
+    return {token_text(tokenizer, token_id): shown(logprob) for token_id, logprob in reversed(top)}
 
 
 def _text_and_number(tokenizer: Tokenizer, token_id: int, logprob: float) -> tuple[str, float]:

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -16,23 +15,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from runtime.scheduling.requests import Event, Generated, Request
 from runtime.scheduling.statistics import Statistics
 from runtime.server.generations import Times
+from runtime.server.places import Queue
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 LAST_REQUESTS = 512  # of which percentiles are shown
 RATE_SECONDS = 10.0  # over which rates are shown
-
-
-class Queue(Protocol):
-    """The requests on their way."""
-
-    @property
-    def waiting(self) -> int:
-        """Choices without a slot."""
-
-    @property
-    def queued_tokens(self) -> int:
-        """Their prompt tokens."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +91,15 @@ class Metrics:
         self._in_all.observe((times.ended or times.last_token) - times.arrived)
         self._prompts.observe(len(request.prompt_ids))
         self._answers.observe(times.generated)
+
+    def text_over(self, times: Times, tokens: int, reason: str) -> None:
+        """Take a text of so many tokens that went through a head that generates none."""
+        self._finished[reason] = self._finished.get(reason, 0) + 1
+        if times.started is None or times.ended is None:
+            return
+        self._queued.observe(times.started - times.arrived)
+        self._in_all.observe(times.ended - times.arrived)
+        self._prompts.observe(tokens)
 
     def ttft(self, share: float) -> float | None:
         """The time to the first token that this share of the last requests stayed below; None before the first."""

@@ -7,7 +7,7 @@ from runtime.decoding.constraint import Grammar
 from runtime.decoding.options import SamplingOptions
 from runtime.errors import UserError
 from runtime.scheduling.prefix_cache import check_fits
-from runtime.scheduling.requests import Generated, Request
+from runtime.scheduling.requests import Generated, Request, Scored
 from runtime.server.api.common import CompletionTokensDetails, PromptTokensDetails, Usage
 from runtime.server.failures import refused
 from runtime.server.generations import Generation
@@ -21,6 +21,7 @@ class Wanted:
     """What is to be generated after a prompt; `max_tokens` None is the server's default.
 
     continues: whether the text goes on from the prompt's, as a completion does.
+    prompt_logprobs: how many of the likeliest tokens are listed in the place of each of the prompt's; None scores none.
     """
 
     prompt_ids: Sequence[int]
@@ -32,6 +33,7 @@ class Wanted:
     ignore_eos: bool = False
     continues: bool = False
     grammar: Grammar | None = None
+    prompt_logprobs: int | None = None
 
 
 def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
@@ -41,12 +43,13 @@ def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
         request = Request(
             service.generations.new_id(),
             wanted.prompt_ids,
-            wanted.max_tokens or service.settings.default_max_tokens,
+            service.settings.default_max_tokens if wanted.max_tokens is None else wanted.max_tokens,
             wanted.options,
             () if wanted.ignore_eos else model.eos_ids,
             wanted.logprobs,
             wanted.choices,
             wanted.grammar,
+            prompt_logprobs=wanted.prompt_logprobs,
         )
     except UserError as error:
         raise refused(str(error), code="context_length_exceeded") from error
@@ -66,6 +69,8 @@ async def steps_of(generation: Generation, texts: Sequence[TextStream]) -> Async
     """
     try:
         async for event in generation.events():
+            if isinstance(event, Scored):
+                generation.prompt_scores += event.tokens
             if not isinstance(event, Generated):
                 continue
             generation.counted += 1

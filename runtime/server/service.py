@@ -6,15 +6,17 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from runtime.scheduling.requests import Event, Request
 from runtime.scheduling.scheduler import SlotView
 from runtime.scheduling.statistics import Statistics
 from runtime.server.api.status import Health, State
 from runtime.server.engine_thread import EngineThread, Watcher
+from runtime.server.event_stream import ClientLeftError
 from runtime.server.failures import RequestFailure, unavailable
 from runtime.server.generations import Generations, Times
+from runtime.server.head_calls import HeadCalls
 from runtime.server.metrics import Metrics
 from runtime.server.served_model import ServedModel
 from runtime.server.settings import ServerSettings
@@ -39,10 +41,12 @@ class Service:
         self._failure = ""
         self._model: ServedModel | None = None
         self._changed = asyncio.Event()
+        self._called: set[asyncio.Future[Any]] = set()  # results that the engine's thread owes
         self._encoder = ThreadPoolExecutor(1, "encoder")
         self._thread = EngineThread(open_model, settings.scheduler(), self._watcher())
         self.generations = Generations(settings, self._thread.submit, self._thread.cancel, self._over)
-        self.metrics = Metrics(name, self._thread.statistics, self.generations)
+        self.heads = HeadCalls(settings, self.call, self._text_over)
+        self.metrics = Metrics(name, self.statistics, self)
 
     def start(self) -> None:
         """Begin to open the artifact."""
@@ -93,8 +97,30 @@ class Service:
         return Health(self.state, self._failure)
 
     def statistics(self) -> Statistics:
-        """What the scheduler has counted."""
+        """What was counted by the scheduler, or for a head that generates no text."""
+        if self._model is not None and self._model.slots is None:
+            return self.heads.statistics()
         return self._thread.statistics()
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that the model does not hold yet."""
+        return self.generations.waiting + self.heads.waiting
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of these."""
+        return self.generations.queued_tokens + self.heads.queued_tokens
+
+    @property
+    def running(self) -> int:
+        """Requests that are not over."""
+        return self.generations.running + self.heads.running
+
+    @property
+    def finished(self) -> int:
+        """Requests that are over."""
+        return self.generations.finished + self.heads.finished
 
     def new_answer_id(self, kind: str) -> str:
         """An id for an answer, such as chatcmpl-..., which no other answer has."""
@@ -114,18 +140,28 @@ class Service:
         return await self.call(self._thread.slots) if self.state in ("ready", "draining") else ()
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """The result of a function that is called in the engine's thread between two calls of the model."""
+        """The result of a function that is called in the engine's thread between two calls of the model.
+
+        It is not called if nobody awaits the result any more. Raises `RequestFailure` if the engine fails before.
+        """
         found: asyncio.Future[Result] = self._loop.create_future()
+        self._called.add(found)
+        found.add_done_callback(self._called.discard)
 
         def settle(result: Result | Exception) -> None:
-            if found.cancelled():
+            if found.done():
                 return
             if isinstance(result, Exception):
                 found.set_exception(result)
             else:
                 found.set_result(result)
 
-        self._thread.call(function, lambda result: self._loop.call_soon_threadsafe(settle, result))
+        def unless_done() -> Result:
+            if found.done():
+                raise ClientLeftError
+            return function()
+
+        self._thread.call(unless_done, lambda result: self._loop.call_soon_threadsafe(settle, result))
         return await found
 
     async def wait_until_open(self) -> None:
@@ -139,9 +175,9 @@ class Service:
         if self.state != "failed":
             self._set_state("draining")
         deadline = time.monotonic() + self.settings.drain_seconds
-        while self.generations.running and time.monotonic() < deadline and not hurry.is_set():
+        while self.running and time.monotonic() < deadline and not hurry.is_set():
             await asyncio.sleep(0.02)
-        self.generations.fail_all(
+        self._fail_all(
             unavailable(
                 "the server has ended before the answer was complete", code="draining", retry_after=LOADING_RETRY
             )
@@ -172,7 +208,17 @@ class Service:
     def _failed(self, sentence: str) -> None:
         self._failure = sentence
         self._set_state("failed")
-        self.generations.fail_all(unavailable(sentence, code="engine_failed", retry_after=LOADING_RETRY))
+        self._fail_all(unavailable(sentence, code="engine_failed", retry_after=LOADING_RETRY))
+
+    def _fail_all(self, failure: RequestFailure) -> None:
+        """End everything that waits for the engine with this failure."""
+        self.generations.fail_all(failure)
+        for owed in list(self._called):
+            if not owed.done():
+                owed.set_exception(failure)
+
+    def _text_over(self, times: Times, tokens: int, reason: str) -> None:
+        self.metrics.text_over(times, tokens, reason)
 
     def _over(self, request: Request, times: Times, reason: str) -> None:
         self.metrics.choice_over(request, times, reason)

@@ -1,7 +1,8 @@
 """The stream of generated steps, and its text: whole characters only, and nothing at or after a stop string."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 from runtime.errors import UserError
@@ -23,6 +24,7 @@ class Step:
     finish_reason: FinishReason | None = None
     text: str = ""  # this step's addition to the text, which may lag behind the ids
     logprob: float | None = None  # of this id, before any filter, where log probabilities were asked for
+    stop: str | None = None  # the stop string that ended the text
 
 
 class StreamDecoder:
@@ -68,33 +70,38 @@ class StreamDecoder:
 class TextStream:
     """Text of a stream of ids up to the first stop string; raises `UserError` if a stop string is empty.
 
-    `stop_ids` are the control tokens that stop strings name: these have no text that could be searched. `dividers` are
-    control tokens that end a text and begin another, so that no text is held back beyond them.
+    `stop_ids` are the control tokens that stop strings name, with these strings: such tokens have no text that could be
+    searched. `dividers` are control tokens that end a text and begin another, so that no text is held back beyond them.
     """
 
     def __init__(
         self,
         decoder: StreamDecoder,
         stops: Sequence[str] = (),
-        stop_ids: Collection[int] = (),
+        stop_ids: Mapping[int, str] = MappingProxyType({}),
         dividers: Collection[int] = (),
     ) -> None:
         if "" in stops:
             raise UserError(
                 "a stop string is empty, expected at least one character; leave the option out to use no stop string"
             )
-        self.stopped = False
+        self.stopped_by: str | None = None  # the stop string that has ended the text
         self._decoder = decoder
         self._stops = tuple(stops)
-        self._stop_ids = frozenset(stop_ids)
+        self._stop_ids = dict(stop_ids)
         self._dividers = frozenset(dividers)
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.stopped_by is not None
 
     def push(self, token_id: int) -> str:
         """The text that is now certain to come before any stop string."""
         if token_id in self._stop_ids:
             text = self.flush()
-            self.stopped = True
+            self.stopped_by = self.stopped_by or self._stop_ids[token_id]
             return text
         if token_id in self._dividers:
             return self._release(self._decoder.restart(), final=True)
@@ -108,10 +115,10 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += text
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        self.stopped = bool(found)
+        found = [(place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
-            return self._held[: min(found)]
+            place, self.stopped_by = min(found)
+            return self._held[:place]
         keep = 0 if final else max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
         released, self._held = self._held[:cut], self._held[cut:]
@@ -131,6 +138,6 @@ def with_text(steps: Iterator[Step], text: TextStream) -> Iterator[Step]:
         if step.finish_reason is not None:
             added += text.flush()
         finish_reason = "stop" if text.stopped else step.finish_reason
-        yield replace(step, text=added, finish_reason=finish_reason)
+        yield replace(step, text=added, finish_reason=finish_reason, stop=text.stopped_by)
         if finish_reason is not None:
             return

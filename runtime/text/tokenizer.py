@@ -149,7 +149,7 @@ class Tokenizer:
         is empty.
         """
         ids = {**{name: token_id for token_id, name in self.dividers.items()}, **self.control_tokens}
-        stop_ids = [ids[stop] for stop in stops if stop in ids]
+        stop_ids = {ids[stop]: stop for stop in stops if stop in ids}
         return TextStream(self.stream(after), stops, stop_ids, self.dividers)
 
     def token_text(self, token_id: int) -> str | None:

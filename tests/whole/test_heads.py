@@ -3,6 +3,7 @@
 The classes of transformers are compared with static torch, onnxruntime and the artifact.
 """
 
+import base64
 import contextlib
 import json
 from collections.abc import Mapping
@@ -42,10 +43,12 @@ from runtime import chat, classify, embed, generate, verify
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.consistency import check_manifest
 from runtime.artifact.folder import Artifact
+from runtime.decoding.labels import best_span
 from runtime.engines.engine import Engine, Row
 from runtime.engines.side_by_side import SideBySide
 from runtime.errors import UserError
-from tests.helpers import reference, scripted_engine
+from runtime.server.served_model import open_served_model
+from tests.helpers import reference, scripted_engine, serving
 from tests.helpers.artifacts import Shifted, onnx_shifted, random_ids, torch_shifted
 from tests.helpers.tiny import DEFAULTS, TOKENIZER_CONFIG, byte_tokenizer
 
@@ -362,13 +365,64 @@ def test_embed_pools_the_last_hidden_states(compile_head, capsys, pool, normaliz
     ]
 
 
+@pytest.fixture
+def serve_head(compile_head):
+    """A running server of one of `CASES`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda name: stack.enter_context(
+            serving.running(lambda: open_served_model(compile_head(name).artifact, 1, 0))
+        )
+
+
+def test_the_server_embeds_as_the_command_does(compile_head, serve_head, capsys):
+    case = compile_head("embedding")
+    expected = json.loads(run(embed, capsys, case.artifact, *text_flags(), "--json"))
+    server = serve_head("embedding")
+    answer = server.ask("/v1/embeddings", {"model": serving.NAME, "input": TEXTS}).json
+    assert [row["embedding"] for row in answer["data"]] == [one["embedding"] for one in expected]
+    assert [row["index"] for row in answer["data"]] == list(range(len(TEXTS)))
+    tokens = sum(one["tokens"] for one in expected)
+    assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    packed = {
+        "model": serving.NAME,
+        "input": TEXTS[0],
+        "encoding_format": "base64",
+        "dimensions": case.checkpoint.model.dim,
+    }
+    (row,) = server.ask("/v1/embeddings", packed).json["data"]
+    assert np.frombuffer(base64.b64decode(row["embedding"]), "<f4").tolist() == expected[0]["embedding"]
+    ids = server.ask("/tokenize", {"prompt": TEXTS[0]}).json["tokens"]
+    as_ids = server.ask("/v1/embeddings", {"model": serving.NAME, "input": [[*ids, 2], [5]]}).json["data"]
+    assert as_ids[0]["embedding"] == expected[0]["embedding"]  # 2 ends a text here
+    assert server.ask("/v1/embeddings", {"model": serving.NAME, "input": [*ids, 2]}).json["data"] == as_ids[:1]
+
+
+@pytest.mark.parametrize("name", ["sequence_classification", "token_classification", "question_answering"])
+def test_the_server_labels_as_the_command_does(compile_head, serve_head, capsys, name):
+    question = ["--question", "which?"] if name == "question_answering" else []
+    texts = [flag for text in TEXTS for flag in ("--text", text)]
+    expected = json.loads(run(classify, capsys, compile_head(name).artifact, *texts, *question, "--json"))
+    asked = {"model": serving.NAME, "input": TEXTS, **({"question": question[1]} if question else {})}
+    found = serve_head(name).ask("/classify", asked).json
+    assert [row["index"] for row in found["data"]] == list(range(len(TEXTS)))
+    for row, one in zip(found["data"], expected, strict=True):
+        common = row.keys() & one.keys()
+        assert common >= {"tokens"} or "score" in common
+        assert {key: row[key] for key in common} == {key: one[key] for key in common}
+    if name == "sequence_classification":
+        for row in found["data"]:
+            scores = {each["label"]: each["score"] for each in row["scores"]}
+            assert row["probs"] == [scores[label] for label in LABELS.values()]
+            assert row["num_classes"] == len(LABELS)
+
+
 def test_best_span_prefers_what_both_ends_say():
     logits = np.full((4, 2), -9, np.float32)
     logits[3, 0] = logits[1, 1] = 3  # a likely start after the likeliest end
     logits[0, 0] = logits[2, 1] = 1
-    assert classify.best_span(logits, 4) == classify.best_span(logits, 2)
-    assert (classify.best_span(logits, 4).start, classify.best_span(logits, 4).end) == (0, 1)
-    assert classify.best_span(logits, 1).start == classify.best_span(logits, 1).end
+    assert best_span(logits, 4) == best_span(logits, 2)
+    assert (best_span(logits, 4).start, best_span(logits, 4).end) == (0, 1)
+    assert best_span(logits, 1).start == best_span(logits, 1).end
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,9 @@ class GrammarFormat(msgspec.Struct, frozen=True, tag="grammar", tag_field="type"
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat
 
 
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | None
+
+
 class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A conversation to be continued."""
 
@@ -161,7 +164,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fiel
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[ToolSpec] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
 
@@ -244,12 +247,13 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
-    """More of one answer."""
+    """More of one answer; `stop_reason` is the stop string that ended it."""
 
     index: int
     delta: Delta
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):

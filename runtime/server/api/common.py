@@ -12,6 +12,9 @@ Stop = str | list[str] | None
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+TokenId = Annotated[int, msgspec.Meta(ge=0)]
+# a text or several, or the ids of one or of several; that no list mixes them is checked afterwards
+TextsOrIds = str | list[str | TokenId | list[TokenId]]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,18 +4,18 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from runtime.server.api.common import FinishReason, SamplingFields, Usage
-
-TokenId = Annotated[int, msgspec.Meta(ge=0)]
+from runtime.server.api.common import FinishReason, SamplingFields, TextsOrIds, Usage
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Texts, or token ids, to be continued: a text, a list of texts, a list of ids, or a list of such lists.
 
-    `best_of` is taken if it asks for nothing more than `n`.
+    With `echo`, `logprobs` are those of the prompt too, and `max_tokens` may be 0. `best_of` is taken if it asks for
+    nothing more than `n`.
     """
 
-    prompt: str | list[str | TokenId | list[TokenId]]
+    prompt: TextsOrIds
+    max_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
@@ -23,7 +23,7 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknow
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Log probabilities of a text's tokens; those of a prompt that is echoed are null."""
+    """Log probabilities of a text's tokens; the first of a prompt has none."""
 
     tokens: list[str]
     token_logprobs: list[float | None]

@@ -24,6 +24,7 @@ from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage
 from runtime.server.sampling import choices_of, options_of, stops_of
 from runtime.server.served_model import ServedModel
 from runtime.server.service import Service
+from runtime.server.whole_texts import check_head
 from runtime.text.deltas import ArgumentsDelta, CallDelta, Delta, ReasoningDelta, TextDelta
 from runtime.text.replies import ends_in_thought
 from runtime.text.reply_stream import ReplyStream
@@ -57,7 +58,8 @@ class Chat:
                     reason = "tool_calls" if reason == "stop" and replies[index].has_calls else reason
                 logprobs = chat_logprobs(self.model.tokenizer, step) if self.request.logprobs else None
                 if deltas or logprobs or reason:
-                    yield chat.ChunkChoice(index, delta_of(deltas), logprobs, reason)
+                    stop = msgspec.UNSET if step.stop is None else step.stop
+                    yield chat.ChunkChoice(index, delta_of(deltas), logprobs, reason, stop)
 
     def usage(self) -> Usage:
         """The tokens of the request, once all choices are over."""
@@ -119,6 +121,7 @@ def _call_delta(delta: CallDelta | ArgumentsDelta) -> chat.ToolCallDelta:
 async def begin_chat(service: Service, asked: chat.ChatRequest) -> Chat:
     """Hand a request to the engine; raises `RequestFailure` for one that cannot be answered."""
     model = service.model(asked.model)
+    check_head(model, ("causal_lm",))
     service.generations.check_place(asked.n or 1)
     wanted = await _wanted(asked, service, model)
     generation = begin(service, model, wanted)

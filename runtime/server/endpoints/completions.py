@@ -1,6 +1,6 @@
 """`POST /v1/completions`: texts that are continued, whole or as a stream."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -20,12 +20,14 @@ from runtime.server.bodies import json_answer
 from runtime.server.event_stream import DONE, EventStream, event_of, unless_client_leaves
 from runtime.server.failures import refused
 from runtime.server.generations import Generation
-from runtime.server.logprobs import shown, token_text
+from runtime.server.given_texts import check_ids, separate_texts
+from runtime.server.logprobs import by_text, prompt_logprobs, shown, token_text
 from runtime.server.merging import merged
 from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage_of
 from runtime.server.sampling import choices_of, options_of, stops_of
 from runtime.server.served_model import ServedModel
 from runtime.server.service import Service
+from runtime.server.whole_texts import check_head
 from runtime.text.fill_in_the_middle import encode_fill_in
 from runtime.text.stream import Step
 
@@ -53,7 +55,7 @@ class Offsets:
             return None
         offset, token = self.length, token_text(model.tokenizer, step.token_id)
         self.length += len(token)
-        likeliest = {token_text(model.tokenizer, one): shown(logprob) for one, logprob in step.logprobs or ()}
+        likeliest = by_text(model.tokenizer, step.logprobs or ())
         return CompletionLogprobs([token], [shown(step.logprob)], [likeliest], [offset])
 
 
@@ -88,13 +90,25 @@ class Completion:
         prompt = self.prompts[number]
         first = number * prompt.wanted.choices
         offsets = [Offsets(len(prompt.echo)) for _ in range(prompt.wanted.choices)]
+        echoes = self._echoes_of(prompt, first) if self.request.echo else iter(())
         async with aclosing(steps_of(prompt.generation, text_streams(self.model, prompt.wanted))) as steps:
-            for index in range(prompt.wanted.choices if prompt.echo else 0):
-                yield CompletionChoice(first + index, prompt.echo, None, None)
             async for index, step in steps:
+                for echo in echoes:
+                    yield echo
                 logprobs = offsets[index].logprobs_of(self.model, step)
                 if step.text or logprobs or step.finish_reason:
                     yield CompletionChoice(first + index, step.text, logprobs, step.finish_reason)
+        for echo in echoes:  # nothing has followed
+            yield echo
+
+    def _echoes_of(self, prompt: Continued, first: int) -> Iterator[CompletionChoice]:
+        """The prompt, once for each choice; its tokens are scored by then if that was asked for."""
+        logprobs = None
+        if self.request.logprobs is not None:
+            logprobs = prompt_logprobs(self.model.tokenizer, prompt.wanted.prompt_ids, prompt.generation.prompt_scores)
+        reason: FinishReason | None = "length" if prompt.wanted.max_tokens == 0 else None
+        for index in range(prompt.wanted.choices):
+            yield CompletionChoice(first + index, prompt.echo, logprobs, reason)
 
 
 @dataclass
@@ -133,9 +147,10 @@ async def answer(service: Service, request: Request, asked: CompletionRequest) -
 
 async def _begin(service: Service, asked: CompletionRequest) -> Completion:
     model = service.model(asked.model)
+    check_head(model, ("causal_lm",))
     options, stops, choices = options_of(asked, model), stops_of(asked), choices_of(asked, service.settings)
     _check(asked, choices)
-    prompts = _prompts(asked)
+    prompts = separate_texts(asked.prompt, MOST_PROMPTS, "prompt")
     service.generations.check_place(len(prompts) * choices)
     try:
         ids = await service.encode(lambda: [_ids(prompt, asked.suffix, model) for prompt in prompts])
@@ -153,6 +168,7 @@ async def _begin(service: Service, asked: CompletionRequest) -> Completion:
                 asked.logprobs,
                 asked.ignore_eos,
                 continues=asked.suffix is None,
+                prompt_logprobs=_scored(asked),
             )
             begun.append(Continued(wanted, begin(service, model, wanted), _echo(asked, prompts[number], model)))
     except BaseException:
@@ -167,25 +183,12 @@ def _check(asked: CompletionRequest, choices: int) -> None:
         raise refused(f"best_of is {asked.best_of}, expected n, which is {choices}: all are returned", param="best_of")
     if asked.stream_options is not None and not asked.stream:
         raise refused("stream_options needs stream: true", param="stream_options")
+    if asked.max_tokens == 0 and (not asked.echo or choices > 1):
+        raise refused(
+            "max_tokens is 0, expected at least 1: only echo, with one choice, may generate nothing", param="max_tokens"
+        )
     if asked.suffix is not None and asked.echo:
         raise refused("echo has no meaning beside suffix; leave it out", param="echo")
-
-
-def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
-    """The prompts of a request, each a text or ids."""
-    given = asked.prompt
-    if isinstance(given, str):
-        return [given]
-    ids = [each for each in given if isinstance(each, int)]
-    prompts = [each for each in given if not isinstance(each, int)]
-    if ids and not prompts:
-        return [ids]
-    if ids or not prompts:
-        found = "texts and ids" if ids else "nothing"
-        raise refused(f"prompt is a list of {found}, expected texts, token ids, or lists of ids", param="prompt")
-    if len(prompts) > MOST_PROMPTS:
-        raise refused(f"prompt is a list of {len(prompts)}, expected at most {MOST_PROMPTS}", param="prompt")
-    return prompts
 
 
 def _ids(prompt: str | list[int], suffix: str | None, model: ServedModel) -> list[int]:
@@ -195,13 +198,7 @@ def _ids(prompt: str | list[int], suffix: str | None, model: ServedModel) -> lis
         return model.tokenizer.encode(prompt) if suffix is None else encode_fill_in(model.tokenizer, prompt, suffix)
     if suffix is not None:
         raise refused("suffix needs a prompt that is a text", param="suffix")
-    largest = max(prompt, default=0)
-    if largest >= model.config.vocab_size:
-        raise refused(
-            f"prompt has the token id {largest}, expected 0 to {model.config.vocab_size - 1}, the ids of the "
-            "vocabulary",
-            param="prompt",
-        )
+    check_ids(prompt, model.config.vocab_size, "prompt")
     return prompt
 
 
@@ -209,6 +206,13 @@ def _echo(asked: CompletionRequest, prompt: str | list[int], model: ServedModel)
     if not asked.echo:
         return ""
     return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+
+
+def _scored(asked: CompletionRequest) -> int | None:
+    """How many likely tokens are wanted in the place of each of the prompt's; None if these are not to be scored."""
+    if not asked.echo or (asked.logprobs is None and asked.max_tokens != 0):
+        return None
+    return asked.logprobs or 0
 
 
 async def _whole(begun: Completion) -> CompletionResponse:

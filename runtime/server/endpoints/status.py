@@ -71,12 +71,12 @@ async def slots(service: Service, _request: Request) -> Response:
                 )
                 for view in views
             ],
-            service.generations.waiting,
-            service.generations.queued_tokens,
+            service.waiting,
+            service.queued_tokens,
             generated,
             prompt,
             Percentiles(service.metrics.ttft(0.5), service.metrics.ttft(0.99)),
             PrefixCacheCounts(counts.prefix_queries, counts.prefix_hits),
-            RequestCounts(service.generations.running, service.generations.finished),
+            RequestCounts(service.running, service.finished),
         )
     )

@@ -1,0 +1,52 @@
+"""`POST /v1/responses`: OpenAI's Responses API over chat, without anything stored."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime.server.api import responses as api
+from runtime.server.bodies import json_answer
+from runtime.server.endpoints.chat import Chat, begin_chat
+from runtime.server.event_stream import EventStream, event_of, unless_client_leaves
+from runtime.server.failures import RequestFailure
+from runtime.server.responses_input import as_asked_here, chat_request
+from runtime.server.responses_output import ResponseWriter
+from runtime.server.service import Service
+
+
+async def answer(service: Service, request: Request, asked: api.ResponsesRequest) -> Response:
+    """Answer a request; raises `RequestFailure` for one that cannot be answered."""
+    try:
+        begun = await begin_chat(service, chat_request(asked))
+    except RequestFailure as failure:
+        raise as_asked_here(failure) from failure
+    writer = ResponseWriter(asked, service.new_answer_id("resp"), begun.created, service.name)
+    if asked.stream:
+        return EventStream(
+            _stream(begun, writer), service.settings.ping_seconds, failed=lambda failure: _event(writer.fail(failure))
+        )
+    return json_answer(await unless_client_leaves(request, _whole(begun, writer)))
+
+
+async def _whole(begun: Chat, writer: ResponseWriter) -> api.Response:
+    async with aclosing(begun.pieces()) as pieces:
+        async for piece in pieces:
+            writer.push(piece)
+    return writer.response(begun.usage())
+
+
+async def _stream(begun: Chat, writer: ResponseWriter) -> AsyncGenerator[bytes]:
+    async with aclosing(begun.pieces()) as pieces:
+        for event in writer.begin():
+            yield _event(event)
+        async for piece in pieces:
+            for event in writer.push(piece):
+                yield _event(event)
+    for event in writer.end(begun.usage()):
+        yield _event(event)
+
+
+def _event(event: api.Event) -> bytes:
+    return event_of(event, event.type)
