@@ -84,9 +84,10 @@ class _InFreeText:
         """The drafts that are free text, the constraint of those behind them, and these."""
         if self._behind is not None:
             return (), self._behind, drafts
-        if self._grammar.then is None or self._grammar.until not in drafts:
+        ends = (place for place, token_id in enumerate(drafts, 1) if token_id == self._grammar.until)
+        end = next(ends, None)
+        if self._grammar.then is None or end is None:
             return drafts, None, ()
-        end = list(drafts).index(self._grammar.until) + 1
         return drafts[:end], self._grammar.then.begin(), drafts[end:]
 
 

@@ -16,9 +16,13 @@ from typing import TypeVar, cast
 from urllib.parse import quote
 
 from runtime.errors import UserError
+from runtime.text.messages import Function, FunctionCall, Message, TextPart, ThinkingPart, Tool, ToolCall
 
 PRIVATE_USE = range(0xF0000, 0x10FFFE)
 KINDS = (("type", "function"), ("type", "text"), ("type", "thinking"))  # what templates compare, as they do roles
+KEYS = frozenset().union(
+    *(form.__annotations__ for form in (Message, ToolCall, FunctionCall, Tool, Function, TextPart, ThinkingPart))
+)
 # Written in names, and seldom in words. `&` begins what some filters turn into other characters.
 PUNCTUATION = frozenset('!"#$%&()*+/:;<=>?@[\\]^_`{|}~')
 T = TypeVar("T")
@@ -53,6 +57,7 @@ class StandIns:
         """The same value with the look-alikes in its texts hidden.
 
         Keys, roles and the kinds of tools and parts are compared by templates, so only whole names are hidden in them.
+        The keys that messages and tools always have stay as they are.
         """
         hidden = hidden or self._usual
         if isinstance(value, str):
@@ -66,7 +71,7 @@ class StandIns:
         return cast(
             T,
             {
-                self._hide_names(key, self._usual): self._hide_names(item, self._usual)
+                key if key in KEYS else self._hide_names(key, self._usual): self._hide_names(item, self._usual)
                 if key in compared
                 else self.hide(item, hidden)
                 for key, item in value.items()

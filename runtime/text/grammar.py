@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Mask = NDArray[np.bool_]
-# The package's limits of work, of which it measures some 20 to 50 thousand in a millisecond. Its own for states of the
-# lexer would allow half a gigabyte; its own for rows refuses objects of more than 400 optional properties.
-LIMITS = {"max_lexer_states": 20_000, "max_items_in_row": 10_000, "max_grammar_size": 200_000, "verbose_errors": False}
+# The package's own limit of states, of 1 to 2 kB each, would allow half a gigabyte.
+MOST_LEXER_STATES = 20_000
+# Its own limit of items refuses objects with some hundred optional properties.
+MOST_ITEMS_IN_ROW = 10_000
 MOST_DIGITS = 40  # in a row, outside of strings; a float64 has at most 17 that matter
 WHAT_TO_DO = "simplify it"
 
@@ -50,7 +51,9 @@ class GrammarCompiler:
         self._vocabulary = Vocabulary(tokenizer, vocab_size)
         with refusing("llguidance does not take the tokenizer", "send the request without structured output"):
             self._ll_tokenizer = self._vocabulary.opened()
-            self._limits = llguidance.LLParserLimits(**LIMITS)
+            self._limits = llguidance.LLParserLimits(
+                max_lexer_states=MOST_LEXER_STATES, max_items_in_row=MOST_ITEMS_IN_ROW, verbose_errors=False
+            )
 
     @property
     def eos_ids(self) -> Sequence[int]:

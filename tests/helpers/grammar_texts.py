@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from export.checkpoints.checkpoint import open_checkpoint
+from export.fetch import DOWNLOADS, fetch
+from export.stage import ROOT
 from runtime.artifact.manifest import TokenizerSpec
 from runtime.decoding.options import SamplingOptions
 from runtime.scheduling.requests import Failed, Generated, Request
@@ -18,7 +20,6 @@ from runtime.text.token_bytes import TokenBytes
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.fake_slot_model import FakeSlotModel, SimulatedClock
 from tests.helpers.mistral_tokenizers import open_both
-from tests.helpers.smollm2 import checkpoint
 
 CLOSING = ('"', '",', '":', '"}', "}", "]", "},", '"]', ",", ":", "}]")
 PROMPT = (5, 6, 7)
@@ -27,7 +28,8 @@ PROMPT = (5, 6, 7)
 @functools.cache
 def smollm2_tokenizer():
     """The tokenizer of the demo's model, as a compile stores it."""
-    source = open_checkpoint(checkpoint(), "gguf", {}).tokenizer
+    path = fetch(DOWNLOADS["demo"], ROOT / "out" / "downloads")
+    source = open_checkpoint(path, "gguf", {}).tokenizer
     with tempfile.TemporaryDirectory() as folder:
         assert source.kind == "tokenizer.json"
         (Path(folder) / "tokenizer.json").write_bytes(source.data)
