@@ -14,6 +14,7 @@ from runtime.server.api.common import ModelCard, ModelList
 from runtime.server.api.completions import CompletionRequest, CompletionResponse
 from runtime.server.api.heads import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse
 from runtime.server.api.messages import CountRequest, CountResponse, MessagesRequest
+from runtime.server.api.messages import Error as MessagesError
 from runtime.server.api.messages import Event as MessagesEvent
 from runtime.server.api.messages import Reply as MessagesResponse
 from runtime.server.api.status import Health, SlotsResponse
@@ -82,6 +83,7 @@ ENDPOINTS: Sequence[Endpoint] = (
         MessagesResponse,
         MessagesEvent,
         GENERATING,
+        error=MessagesError,
     ),
     Endpoint(
         "POST",
@@ -90,6 +92,7 @@ ENDPOINTS: Sequence[Endpoint] = (
         WithBody(CountRequest, messages.count),
         CountResponse,
         failures=USING,
+        error=MessagesError,
     ),
     Endpoint(
         "POST",

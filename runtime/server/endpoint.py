@@ -2,12 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from types import UnionType
+from typing import Any, Generic, TypeVar, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.server.bodies import read_request
+from runtime.server.failures import ErrorBody
 from runtime.server.service import Service
 
 Asked = TypeVar("Asked")
@@ -34,7 +36,8 @@ class Endpoint:
 
     answer: what answers it; `WithBody` where requests have a body.
     gives: the type of a JSON answer, or the media type of another.
-    event: the type of the events of a stream, where there are streams.
+    event: the type of the events of a stream, where there are streams; a union where there are several.
+    error: the type of its errors.
     failures: statuses of its errors beside those that every address has.
     other_answers: answers with other statuses that are no errors, by type.
     """
@@ -47,6 +50,14 @@ class Endpoint:
     event: Any = None
     failures: tuple[int, ...] = ()
     other_answers: Mapping[int, Any] = field(default_factory=dict)
+    error: Any = ErrorBody
+
+    @property
+    def events(self) -> tuple[Any, ...]:
+        """The types of the events of its streams."""
+        if self.event is None:
+            return ()
+        return get_args(self.event) if isinstance(self.event, UnionType) else (self.event,)
 
     @property
     def asks(self) -> type | None:

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from runtime.server.endpoint import Endpoint
-from runtime.server.failures import ErrorBody
 from runtime.server.gate import OPEN_PATHS
 from runtime.server.request_ids import HEADER
 
@@ -66,9 +65,9 @@ def openapi_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 def _types(endpoints: Sequence[Endpoint]) -> list[Any]:
     """Each type of a request, an answer or an event once."""
-    found: list[Any] = [ErrorBody]
+    found: list[Any] = []
     for each in endpoints:
-        found += [each.asks, each.gives, each.event, *each.other_answers.values()]
+        found += [each.asks, each.gives, each.error, *each.events, *each.other_answers.values()]
     return [kind for kind in dict.fromkeys(found) if kind is not None]
 
 
@@ -91,11 +90,12 @@ def _responses(endpoint: Endpoint, references: Mapping[Any, Any]) -> dict[str, A
         content: dict[str, Any] = {endpoint.gives: {"schema": {"type": "string"}}}
     else:
         content = {JSON: {"schema": references[endpoint.gives]}}
-    if endpoint.event is not None:
-        content[EVENTS] = {"schema": _event([references[endpoint.event], references[ErrorBody]])}
+    if endpoint.events:
+        kinds = dict.fromkeys((*endpoint.events, endpoint.error))
+        content[EVENTS] = {"schema": _event([references[kind] for kind in kinds])}
     responses = {"200": _response(endpoint.summary, content)}
     for status in _failures(endpoint):
-        failure = {JSON: {"schema": references[ErrorBody]}}
+        failure = {JSON: {"schema": references[endpoint.error]}}
         responses[str(status)] = _response(REASONS[status], failure, retried=status in RETRIED)
     for status, kind in endpoint.other_answers.items():
         responses[str(status)] = _response(OTHERS, {JSON: {"schema": references[kind]}})

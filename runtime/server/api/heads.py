@@ -66,7 +66,7 @@ class LabelScore(msgspec.Struct, frozen=True):
     score: float
 
 
-class TextLabels(msgspec.Struct, frozen=True):
+class TextLabels(msgspec.Struct, frozen=True, tag="text_labels", tag_field="object"):
     """The labels of a text: the best, all with their scores, best first, and the scores in the labels' own order."""
 
     index: int
@@ -86,14 +86,14 @@ class TokenLabel(msgspec.Struct, frozen=True):
     score: float
 
 
-class TokenLabels(msgspec.Struct, frozen=True):
+class TokenLabels(msgspec.Struct, frozen=True, tag="token_labels", tag_field="object"):
     """The labels of a text's tokens."""
 
     index: int
     tokens: list[TokenLabel]
 
 
-class SpanAnswer(msgspec.Struct, frozen=True):
+class SpanAnswer(msgspec.Struct, frozen=True, tag="answer", tag_field="object"):
     """The answer that a text gives, its probability, and its first and last token among the text's own."""
 
     index: int
@@ -107,11 +107,11 @@ ClassifyResult = TextLabels | TokenLabels | SpanAnswer
 
 
 class ClassifyResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found in each text, in their order; one of the three kinds, as the model's head is."""
+    """What was found in each text, in their order; all of one of the three kinds, as the model's head is."""
 
     id: str
     object: Literal["list"] = "list"
     created: int
     model: str
-    data: list[TextLabels] | list[TokenLabels] | list[SpanAnswer]
+    data: list[ClassifyResult]
     usage: TextUsage

@@ -19,6 +19,7 @@ from runtime.server.api.heads import (
     MOST_TEXTS,
     ClassifyRequest,
     ClassifyResponse,
+    ClassifyResult,
     LabelScore,
     SpanAnswer,
     TextLabels,
@@ -33,7 +34,7 @@ from runtime.server.given_texts import separate_texts
 from runtime.server.service import Service
 from runtime.server.whole_texts import encoded, opened_head
 
-Result = list[TextLabels] | list[TokenLabels] | list[SpanAnswer]
+Result = Sequence[ClassifyResult]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ async def _classify(service: Service, asked: ClassifyRequest) -> ClassifyRespons
         id=service.new_answer_id("classify"),
         created=service.now(),
         model=service.name,
-        data=RESULTS[opened.model.head](found),
+        data=list(RESULTS[opened.model.head](found)),
         usage=TextUsage(tokens, tokens),
     )
 

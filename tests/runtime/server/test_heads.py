@@ -90,6 +90,7 @@ def test_labels_come_best_first_and_in_their_own_order(open_head):
     with open_head(Head("sequence_classification")) as server:
         (row,) = server.ask("/classify", {"model": NAME, "input": [0, 0]}).json["data"]
         assert row == {
+            "object": "text_labels",
             "index": 0,
             "label": "warm",
             "score": 1,
