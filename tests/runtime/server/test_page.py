@@ -170,6 +170,11 @@ def test_the_default_that_the_page_shows_is_the_servers():
     assert float(shown[1]) == DEFAULT_TEMPERATURE
 
 
+def test_lines_are_as_short_as_those_of_other_code():
+    drawings = ("  <symbol", '<link rel="icon"')
+    assert [line for line in TEXT.splitlines() if len(line) > 120 and not line.startswith(drawings)] == []
+
+
 def test_the_page_is_small():
     assert len(load_page().body) < MOST_BYTES
 
