@@ -15,6 +15,7 @@ import msgspec
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from build.kernels.cuda import few_rows
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.gemm import gemm
 from build.kernels.cuda.gemv import fits, gemv, prepares_x
@@ -80,6 +81,8 @@ def _body(shape: Linear, on: Binding, *, tensor_cores: bool) -> Body:
     """Inline `body(x, gain, w, s, z, order, residual, y)` for a shape: one launch or several."""
     if shape.rows == 1 and fits(shape):
         return gemv(shape, on)
+    if tensor_cores and few_rows.suits(shape):
+        return few_rows.few_rows(shape, on)
     if prepares_x(shape):
         in_order = msgspec.structs.replace(shape.weight, reordered=False)
         product = replace(shape, weight=in_order, norm_eps=None, one_of=None)
