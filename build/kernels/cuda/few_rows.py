@@ -42,7 +42,7 @@ class FewRowsTuning:
 
     warps: tuple[int, ...] = (8, 16)  # per block: the fewest that make `all_warps` over all blocks
     all_warps: int = 2048
-    chunks: int = 2  # that a warp loads at once
+    words: int = 48  # that a thread loads at once, of weights and x; twice as many take registers
     wide_panels: int = 1  # panels per block where there are many
 
 
@@ -92,7 +92,8 @@ class Blocks:
         warps = next(
             (n for n in TUNING.warps if count * n >= TUNING.all_warps or 2 * n > chunks.count), TUNING.warps[-1]
         )
-        together = min(TUNING.chunks if each * halves == 1 else max(TUNING.chunks // 2, 1), -(-chunks.count // warps))
+        words = each * halves * OUTPUT_GROUPS * WORDS + -(-shape.rows // COLUMNS) * chunks.pairs  # of a chunk
+        together = min(max(TUNING.words // words, 1), -(-chunks.count // warps))
         return cls(each * halves, warps, count, -(-chunks.count // (warps * together)), together)
 
     @property
@@ -183,7 +184,7 @@ def _product(shape: Linear, chunks: Chunks, on: Binding):
             for i in on.unroll(tiles * pieces * mma.C):
                 acc[on.own(t), i] = T.float32(0)
             load(prepared, w, s, z, block, next_, 0, t)
-        for turn in T.serial(blocks.turns):
+        for turn in T.serial(blocks.turns, unroll=False):  # unrolled, loads would move to where they are needed
             for t in on.threads(threads):
                 take(next_, now, t)
                 if turn + 1 < blocks.turns:

@@ -51,6 +51,12 @@ def product_and_sum(on: Binding):
 
 
 def _instruction(name: str, *pairs: Any) -> Any:
-    """A call of one of CUDA's functions on half2."""
-    numbers = (T.reinterpret("float16x2", one) for one in pairs)
-    return T.reinterpret("uint32", T.call_pure_extern("float16x2", name, *numbers))
+    """A call of one of CUDA's functions on half2, between uint32: TVM itself would split vectors into their numbers."""
+    parameters = [f"p{i}" for i in range(len(pairs))]
+    source = f"""
+__forceinline__ __device__ unsigned int {name}_of_words({", ".join(f"unsigned int {p}" for p in parameters)}) {{
+  __half2 result = {name}({", ".join(f"*reinterpret_cast<__half2*>(&{p})" for p in parameters)});
+  return *reinterpret_cast<unsigned int*>(&result);
+}}
+"""
+    return T.cuda.func_call(f"{name}_of_words", *pairs, source_code=source, return_type="uint32")
