@@ -40,6 +40,7 @@ from runtime.artifact.layouts import PANEL
 class FewRowsTuning:
     """What only a measurement decides."""
 
+    least_rows: int = 2  # one row takes `gemv.py` instead, which keeps x in float32
     warps: tuple[int, ...] = (8, 16)  # per block: the fewest that make `all_warps` over all blocks
     all_warps: int = 2048
     words: int = 48  # that a thread loads at once, of weights and x; twice as many take registers
@@ -56,7 +57,7 @@ COLUMNS = mma.COLUMNS  # rows of x per product
 
 def suits(shape: Linear) -> bool:
     """Whether `few_rows` supports such a shape and is worth using for it."""
-    return 1 < shape.rows <= MOST_ROWS and format_of(shape.weight).multiplies_float16
+    return TUNING.least_rows <= shape.rows <= MOST_ROWS and format_of(shape.weight).multiplies_float16
 
 
 def few_rows(shape: Linear, on: Binding):

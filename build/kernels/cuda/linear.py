@@ -4,7 +4,7 @@ RMSNorm of x comes in front, SwiGLU or the residual behind. W is packed in panel
 a warp, and 16 bytes of K of each output are adjacent. One row takes a single launch for everything (`gemv.py`). For
 several rows, a launch of its own computes the norm and brings x into the order of the weight's columns; the product is
 in float32 (`gemm.py`, with SwiGLU in a launch behind it) or, where activations may be rounded to float16, on tensor
-cores (`tensor_core.py`).
+cores: `few_rows.py` for the rows of a step, `tensor_core.py` for those of a prompt.
 """
 
 from collections.abc import Callable
@@ -79,10 +79,10 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
 
 def _body(shape: Linear, on: Binding, *, tensor_cores: bool) -> Body:
     """Inline `body(x, gain, w, s, z, order, residual, y)` for a shape: one launch or several."""
-    if shape.rows == 1 and fits(shape):
-        return gemv(shape, on)
     if tensor_cores and few_rows.suits(shape):
         return few_rows.few_rows(shape, on)
+    if shape.rows == 1 and fits(shape):
+        return gemv(shape, on)
     if prepares_x(shape):
         in_order = msgspec.structs.replace(shape.weight, reordered=False)
         product = replace(shape, weight=in_order, norm_eps=None, one_of=None)
