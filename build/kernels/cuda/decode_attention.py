@@ -24,9 +24,9 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import SHARED_BYTES, WARP, Binding
 from build.kernels.cuda.decode_join import joined_shares
+from build.kernels.cuda.decode_pieces import Pieces, number_reader
 from build.kernels.cuda.decode_shares import TILE_KEYS, heads_of_block, splits, visible
 from build.kernels.cuda.ring import HIDDEN, ring_writer, rotated_element
-from build.kernels.cuda.decode_pieces import Pieces, number_reader
 from build.kernels.cuda.warp import warp_maximum
 from build.kernels.rotary import query_scale
 from build.kernels.shapes import RollingAttention

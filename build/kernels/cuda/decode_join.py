@@ -29,9 +29,9 @@ def joined_shares(shape: RollingAttention, on: Binding):
         for c in T.serial(-(-count // threads)):
             if c * threads + t < shares:
                 factors[c * threads + t] = T.exp(largest[first + c * threads + t, r] - best[0])
-                totals[c * threads + t] = T.exp(largest[first + c * threads + t, r] - best[0]) * total[
-                    first + c * threads + t, r
-                ]
+                totals[c * threads + t] = (
+                    T.exp(largest[first + c * threads + t, r] - best[0]) * total[first + c * threads + t, r]
+                )
 
     @T.inline
     def add_part(mixed, factors, sums, first, shares, r, t):

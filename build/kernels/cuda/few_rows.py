@@ -239,7 +239,7 @@ def _loading(shape: Linear, chunks: Chunks, blocks: Blocks, on: Binding):
         return T.min(block * each + q % each, last) + q // each * half
 
     @T.inline
-    def load_weights(c, w, s, z, block, next_, u, t):
+    def load_weights(c, w, block, next_, u, t):
         for q in on.unroll(blocks.panels):
             for i in on.unroll(OUTPUT_GROUPS):
                 for v in T.vectorized(WORDS):
@@ -282,7 +282,7 @@ def _loading(shape: Linear, chunks: Chunks, blocks: Blocks, on: Binding):
     @T.inline
     def load_chunk(prepared, w, s, z, block, next_, c, u, t):
         load_rows(c, prepared, next_, u, t)
-        load_weights(c, w, s, z, block, next_, u, t)
+        load_weights(c, w, block, next_, u, t)
         if stored.grouped:
             load_groups(s, next_.scales, c, block, u, t)
             if offsets:

@@ -91,4 +91,3 @@ def pair_reader(stored: Storage, on: Binding):
         return pair(member(found, 0) * factor + added, member(found, 1) * factor + added)
 
     return read
-

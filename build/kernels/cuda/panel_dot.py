@@ -168,9 +168,7 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding, parts: int | Non
             for turn in T.serial(-(-(vectors - begun) // warps)):
                 if begun + turn * warps + t // WARP < vectors:
                     load(w, s, z, p, begun + turn * warps + t // WARP, t % WARP, held, on.own(t) * loads)
-                    multiply(
-                        x, i, x_sums, begun + turn * warps + t // WARP, 0, held, on.own(t) * loads, acc, 0
-                    )
+                    multiply(x, i, x_sums, begun + turn * warps + t // WARP, 0, held, on.own(t) * loads, acc, 0)
             partial[first + t // WARP, t % WARP] = acc[0]
 
     if parts is None:
@@ -181,7 +179,20 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding, parts: int | Non
     def dot_part(x, part, w, s, z, x_sums, p, held, acc):
         for t in on.threads(threads):
             turns_of(
-                x, 0, w, s, z, x_sums, p, held, part * each, each, part * (each * loads * warps * steps), acc, on.own(t), t
+                x,
+                0,
+                w,
+                s,
+                z,
+                x_sums,
+                p,
+                held,
+                part * each,
+                each,
+                part * (each * loads * warps * steps),
+                acc,
+                on.own(t),
+                t,
             )
 
     return hold, dot_part

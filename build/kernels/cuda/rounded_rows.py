@@ -61,10 +61,7 @@ def rounded_rows(shape: Linear, chunks: Chunks, on: Binding):
         """Pair `word` of part `part` of vector v of chunk c."""
         first = (c * QUAD + v) * steps
         return pair(
-            *(
-                number(x, gain, order, i, first + step, factor)
-                for step in pair_steps(stored, part * WORDS + word)
-            )
+            *(number(x, gain, order, i, first + step, factor) for step in pair_steps(stored, part * WORDS + word))
         )
 
     @T.inline

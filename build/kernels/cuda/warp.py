@@ -9,14 +9,15 @@ DISTANCES = (16, 8, 4, 2, 1)
 
 
 def warp_maximum(on: Binding):
-    """Inline `reduce(source, result, t)`: number 0 of each lane's `result` is the largest number 0 of its warp's `source`."""
+    """Inline `reduce(source, result, t)`: each lane's number in `result` is its warp's largest in `source`."""
 
     @T.inline
     def reduce(source, result, _t):
         result[0, 0] = source[0, 0]
         for i in T.unroll(len(DISTANCES)):
             result[0, 0] = T.max(
-                result[0, 0], T.tvm_warp_shuffle_xor(ALL_LANES, result[0, 0], WARP // 2 // T.shift_left(1, i), WARP, WARP)
+                result[0, 0],
+                T.tvm_warp_shuffle_xor(ALL_LANES, result[0, 0], WARP // 2 // T.shift_left(1, i), WARP, WARP),
             )
 
     @T.inline
