@@ -131,7 +131,7 @@ def _attend(shape: RollingAttention, on: Binding):
 
     @T.inline
     def load(cache, slot, h, first, end, loaded, factors, t):
-        """A thread's pieces of a tile, if any of it is seen; columns from `end` on are the last one again, of no weight.
+        """A thread's pieces of a tile, if any is seen; columns from `end` on are the last one again, of no weight.
 
         The condition also keeps the loads together: nvcc would move them to where they are needed.
         """

@@ -1,4 +1,4 @@
-"""A few rows times a matrix on tensor cores, bound by the reads of the matrix: y = x W^T, SwiGLU or the residual behind.
+"""A few rows times a matrix on tensor cores, bound by the reads of the matrix: y = x W^T, with what comes behind it.
 
 An H200 brings 19 bytes per clock to a multiprocessor (4.25 TB/s, 132 of them, 1.7 GHz), which can start 128
 instructions of a lane: 13.5 for a weight of float16, 6.8 for one of int8, 3.4 for one of int4. A multiplication for
