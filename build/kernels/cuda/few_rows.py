@@ -93,7 +93,10 @@ class Blocks:
         warps = next(
             (n for n in TUNING.warps if count * n >= TUNING.all_warps or 2 * n > chunks.count), TUNING.warps[-1]
         )
-        words = each * halves * OUTPUT_GROUPS * WORDS + -(-shape.rows // COLUMNS) * chunks.pairs  # of a chunk
+        stored = shape.weight
+        group_parts = (1 if stored.grouped else 0) + (1 if stored.offsets != "none" else 0)
+        weight_words = each * halves * OUTPUT_GROUPS * (WORDS + group_parts)
+        words = weight_words + -(-shape.rows // COLUMNS) * chunks.pairs  # of a chunk
         together = min(max(TUNING.words // words, 1), -(-chunks.count // warps))
         return cls(each * halves, warps, count, -(-chunks.count // (warps * together)), together)
 
