@@ -6,6 +6,7 @@ and from float16 where activations may be rounded to it; exp is CUDA's, accurate
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 
 import numpy as np
@@ -15,11 +16,11 @@ from runtime.artifact.manifest import KernelCall
 from runtime.gpu_check.attention_case import rolling_attention
 from runtime.gpu_check.kernel_case import Expected, KernelCase, empty
 from runtime.gpu_check.packed_matrix import EPS, Array, PackedMatrix
-from runtime.gpu_check.random_tensors import PARTS, Random
+from runtime.gpu_check.random_tensors import PARTS, Random, stacked_numbers
 
 ROWS, PANELS = 8, 24  # how much of a large result is compared
 MATRIX = ("w", "s", "z", "order")  # parameters of a product and of an embedding, as far as there are any
-BLOCK_PANELS = 64  # panels of a matrix that are in float64 at once
+BLOCK_PANELS = 16  # panels of a matrix that are in float64 at once, for each thread
 HALF_ULP = 2.0**-11  # of float16, relative
 SMALL = 2.0**-7  # size of an x that goes into a norm
 # Error of a norm: no thread sums more than a few dozen squares, nor do the lanes after it; then come a root, a division
@@ -56,7 +57,13 @@ def _matrix(
     specs = {spec.name: spec for spec in call.parameters}
     numbers = specs[names[0]]
     arrays = [
-        random.part(kind, specs[name], numbers.dtype, k) if name in specs else None
+        (
+            None
+            if name not in specs
+            else stacked_numbers(specs[name], k)
+            if kind == "numbers" and stacked > 1
+            else random.part(kind, specs[name], numbers.dtype, k)
+        )
         for kind, name in zip(PARTS, names, strict=False)
     ]
     parts = [[None] * stacked if array is None else np.split(array, stacked) for array in arrays]
@@ -218,48 +225,60 @@ def _mixture(call: KernelCall, random: Random, rounding: float) -> KernelCase:
     down_arrays, down = _matrix(call, random, ("w2", "s2"), dim, hidden_dim, group_size, n_experts)
     inputs = [x, scores, *up_arrays, *down_arrays]
     output = len(inputs)
-    rows = random.sample(x.size // dim, 2)
+    rows, panels = random.sample(x.size // dim, 2), random.sample(-(-dim // PANEL), PANELS)
+    columns = np.concatenate([np.arange(p * PANEL, min((p + 1) * PANEL, dim)) for p in panels])
     results = [
-        _expert_sum(x.reshape(-1, dim)[i], scores.reshape(-1, n_experts)[i], up, down, per_token, rounding)
+        _expert_sum(x.reshape(-1, dim)[i], scores.reshape(-1, n_experts)[i], up, down, per_token, rounding, panels)
         for i in rows
     ]
     values, bounds = (np.stack(part) for part in zip(*results, strict=True))
-    expected = Expected(output, lambda y: y.reshape(-1, dim)[rows], values, bounds)
+    expected = Expected(output, lambda y: y.reshape(-1, dim)[np.array(rows)[:, None], columns], values, bounds)
     return KernelCase(
         [*inputs, *(empty(spec) for spec in call.parameters[output:])], tuple(range(2, output)), output, (expected,)
     )
 
 
 def _expert_sum(
-    x: Array, scores: Array, up: Sequence[PackedMatrix], down: Sequence[PackedMatrix], per_token: int, rounding: float
+    x: Array,
+    scores: Array,
+    up: Sequence[PackedMatrix],
+    down: Sequence[PackedMatrix],
+    per_token: int,
+    rounding: float,
+    panels: Sequence[int],
 ) -> tuple[Array, Array]:
-    """One token's output (dim,) and its bound: the share has a few roundings, and w2's input may be rounded first."""
+    """Some panels of one token's output, and their bound.
+
+    The share has a few roundings, and w2's input may be rounded first.
+    """
     best = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:per_token]
     shares = np.exp(scores[best].astype(np.float64) - scores[best[0]])
-    result, bound = np.zeros(len(x)), np.zeros(len(x))
+    sums = []
     for expert, share in zip(best, shares / shares.sum(), strict=True):
-        both, error = _product(up[expert], x.astype(np.float64))
+        both, error = _whole_product(up[expert], x.astype(np.float64))
         (gate, raised), (gate_error, up_error) = np.split(both, 2), np.split(error, 2)
         hidden, hidden_error = _gated_products((gate, gate_error), (raised, up_error))
         hidden_error = hidden_error + rounding * np.abs(hidden)
-        output, own_error = _product(down[expert], hidden)
-        carried, _ = _product(down[expert], hidden_error, magnitudes=True)
-        result += share * output
-        bound += share * (carried + own_error + 8 * EPS * np.abs(output))
-    return result, bound
+        found = [_with_error(down[expert], hidden, hidden_error, p) for p in panels]
+        output, bound = (np.concatenate(part) for part in zip(*found, strict=True))
+        sums.append((share * output, share * (bound + 8 * EPS * np.abs(output))))
+    values, bounds = (sum(part) for part in zip(*sums, strict=True))
+    return values, bounds
 
 
-def _product(matrix: PackedMatrix, x: Array, *, magnitudes: bool = False) -> tuple[Array, Array]:
-    """A whole matrix, or the magnitudes of its entries, times x, a block of panels at a time; and the bound."""
-    values, bounds = [], []
-    for first in range(0, matrix.panels, BLOCK_PANELS):
-        last = min(first + BLOCK_PANELS, matrix.panels)
-        value, bound = (
-            (np.abs(matrix.rows(first, last)) @ x, np.zeros(1)) if magnitudes else matrix.times(x, first, last)
-        )
-        values.append(value)
-        bounds.append(bound)
-    return np.concatenate(values), np.concatenate(bounds)
+def _with_error(matrix: PackedMatrix, x: Array, x_error: Array, p: int) -> tuple[Array, Array]:
+    """One panel times x, and the bound if x is off by as much as `x_error`."""
+    value, bound = matrix.times(x, p, p + 1)
+    return value, bound + np.abs(matrix.rows(p, p + 1)) @ x_error
+
+
+def _whole_product(matrix: PackedMatrix, x: Array) -> tuple[Array, Array]:
+    """A whole matrix times x, and the bound: blocks of panels, on all processors, since an expert has 10**8 weights."""
+    blocks = [(p, min(p + BLOCK_PANELS, matrix.panels)) for p in range(0, matrix.panels, BLOCK_PANELS)]
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(lambda block: matrix.times(x, *block), blocks))
+    values, bounds = (np.concatenate(part) for part in zip(*found, strict=True))
+    return values, bounds
 
 
 MAKERS: Mapping[str, Callable[[KernelCall, Random, float], KernelCase]] = {

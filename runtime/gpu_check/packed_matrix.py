@@ -35,16 +35,23 @@ class PackedMatrix:
 
     def rows(self, first: int, last: int) -> Array:
         """The weights of panels first .. last - 1 as float64 (rows, K)."""
-        weights = (self._numbers(first, last) - self._zero_points(first, last)) * self._scales(first, last)
-        return self._in_own_order(weights + self._minimums(first, last))
+        weights = self._numbers(first, last)
+        if self._in_words or self.z is not None:
+            weights -= self._zero_points(first, last)
+        if self.s is not None:
+            weights *= self._scales(first, last)
+        if self._has_minimums:
+            weights += self._minimums(first, last)
+        return self._in_own_order(weights)
 
     def times(self, x: Array, first: int, last: int, *, one_row: bool = False) -> tuple[Array, Array]:
         """x (rows, K) times the transposed rows of some panels, and how far a float32 sum of these products may be off.
 
         `one_row`: sums of products of the numbers themselves are corrected by sums of x.
         """
-        terms = self.terms(first, last, one_row=one_row)
-        return x @ self.rows(first, last).T, sum_error(self.k) * (np.abs(x) @ terms.T)
+        rows = self.rows(first, last)
+        terms = self.terms(first, last, one_row=one_row) if one_row or self._has_minimums else np.abs(rows)
+        return x @ rows.T, sum_error(self.k) * (np.abs(x) @ terms.T)
 
     @property
     def grouped(self) -> bool:

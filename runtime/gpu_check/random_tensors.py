@@ -91,6 +91,14 @@ class Random:
         return sorted({0, size - 1, *inner.tolist()})
 
 
+@lru_cache(maxsize=2)
+def stacked_numbers(spec: TensorSpec, k: int) -> Array:
+    """The numbers of the matrices of all experts: they take gigabytes, so kernels of one shape share them."""
+    numbers = Random(0).part("numbers", spec, spec.dtype, k)
+    numbers.flags.writeable = False
+    return numbers
+
+
 def random_weights(specs: Sequence[WeightSpec], seed: int = 0) -> dict[str, Array]:
     """Weights by name for a whole model; tensors of one shape and kind share their memory."""
     made = lru_cache(maxsize=None)(

@@ -5,7 +5,8 @@ its output in float32, and the warps' sums are added up in shared memory. A smal
 has more warps (split K), until there are enough to keep every multiprocessor's loads in flight. Every block computes
 the norm again, which costs a read of x from the second-level (L2) cache and saves a launch: x times the gain waits in
 shared memory, and the sums are divided by the root mean square at the end. Likewise, every block takes the columns of
-x in the order of a weight's columns.
+x in the order of a weight's columns. Without either, x waits there too, in parts if it has no room: a multiprocessor
+gives answers in the order of the loads, so x from memory would come after the weights asked for before.
 
 Bytes per call: the weights, N * K * itemsize, each read once. Operations: 2 * N * K.
 """
@@ -14,15 +15,23 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda.binding import SHARED_BYTES, WARP, Binding
 from build.kernels.cuda.norm import inverse_rms, sum_squares
-from build.kernels.cuda.panel_dot import Held, held_sizes, panel_dot, panel_total, quarters_of, vector_sums, vectors_of
+from build.kernels.cuda.panel_dot import (
+    Held,
+    equal_parts,
+    held_sizes,
+    panel_dot,
+    panel_total,
+    quarters_of,
+    vector_sums,
+    vectors_of,
+)
 from build.kernels.cuda.swiglu import gated
 from build.kernels.cuda.weights import Loading, needs_sums, parts_of
 from build.kernels.shapes import Linear
 from export.weights.table import vector_layout
 from runtime.artifact.layouts import PANEL
 
-# Not yet measured on a GPU. 4.8 TB/s for about 700 ns are 3.4 MB in flight;
-# 2048 warps with 4 loads of 512 bytes are 4.2 MB.
+# 4.8 TB/s for about 700 ns are 3.4 MB in flight; 2048 warps with 4 loads of 512 bytes are 4.2 MB.
 WARPS = (8, 16, 32)  # per block
 ALL_WARPS = 2048
 
@@ -39,12 +48,15 @@ def prepares_x(shape: Linear) -> bool:
 
 def fits(shape: Linear) -> bool:
     """Whether a block has room for a prepared x and what `vector_sums` needs, besides twice the sums of 32 warps."""
+    return _room(shape) >= (shape.k if prepares_x(shape) else 0)
+
+
+def _room(shape: Linear) -> int:
+    """Numbers of x that a block has room for."""
     floats = 2 * WARPS[-1] * PANEL + WARPS[-1] * WARP + WARP
-    if prepares_x(shape):
-        floats += shape.k
     if needs_sums(shape.weight):
         floats += quarters_of(shape.k) + vectors_of(shape.weight, shape.k)
-    return 4 * floats <= SHARED_BYTES
+    return SHARED_BYTES // 4 - floats
 
 
 def gemv(shape: Linear, on: Binding):
@@ -56,6 +68,8 @@ def gemv(shape: Linear, on: Binding):
     (hold, dot), total = panel_dot(stored, k, warps, on), panel_total(stored, warps)
     add_up, sizes, layout = vector_sums(stored, k, threads, on), held_sizes(stored, k), vector_layout(stored, n, k)
     dtypes = [Loading.of(stored, n, k).dtype, *(parts_of(layout)[name][1] for name in ("s", "z"))]
+    parts = None if prepares_x(shape) or shape.swiglu else equal_parts(stored, k, warps, _room(shape))
+    dot_part = panel_dot(stored, k, warps, on, parts)[1]
     # Used only where there is a norm.
     measure, inverse = sum_squares(k, threads, on), inverse_rms(k, shape.norm_eps or 0.0)
 
@@ -83,6 +97,45 @@ def gemv(shape: Linear, on: Binding):
         for t in on.threads(threads):
             if t < PANEL and p * PANEL + t < n_out:
                 y[0, p * PANEL + t] = output(partial, sums, s, residual, p, t)
+
+    @T.inline
+    def take_part(x, part, some):
+        for t in on.threads(threads):
+            for c in T.serial(-(-k // (parts or 1) // threads)):
+                if c * threads + t < k // (parts or 1):
+                    some[0, c * threads + t] = x[0, part * (k // (parts or 1)) + c * threads + t]
+
+    def parts_from(part):
+        """Inline for a part and those after it; TVM's analysis of regions fails at a loop over them."""
+        following = parts_from(part + 1) if part + 1 < parts else None
+
+        @T.inline
+        def step(x, w, s, z, x_sums, p, held, some, acc):
+            take_part(x, part, some)
+            dot_part(some, part, w, s, z, x_sums, p, held, acc)
+            if following is not None:
+                following(x, w, s, z, x_sums, p, held, some, acc)
+
+        return step
+
+    all_parts = parts_from(0) if parts else None
+
+    @T.inline
+    def in_parts(x, w, s, z, residual, y, p, held, partial):
+        """Without a norm or an order: x goes through shared memory in parts, as large as fit."""
+        some = T.alloc_buffer((1, k // (parts or 1)), "float32", scope=on.shared)
+        x_sums = T.alloc_buffer((vectors_of(stored, k) if corrected else 1,), "float32", scope=on.shared)
+        quarters = T.alloc_buffer((quarters_of(k) if corrected else 1,), "float32", scope=on.shared)
+        acc = T.alloc_buffer((on.copies(threads),), "float32", scope=on.private)
+        hold(w, s, z, p, held)
+        if corrected:
+            add_up(x, 0, quarters, x_sums)
+        for t in on.threads(threads):
+            acc[on.own(t)] = T.float32(0)
+        all_parts(x, w, s, z, x_sums, p, held, some, acc)
+        for t in on.threads(threads):
+            partial[t // WARP, t % WARP] = acc[on.own(t)]
+        store(partial, None, s, residual, y, p)
 
     @T.inline
     def plain(x, w, s, z, residual, y, p, held, partial):
@@ -129,8 +182,10 @@ def gemv(shape: Linear, on: Binding):
             offsets = T.alloc_buffer((on.copies(threads) * sizes[2],), dtypes[2], scope=on.private)
             if shape.norm_eps is not None:
                 normed(x, gain, w, s, z, order, residual, y, p, Held(elements, scales, offsets), partial)
-            elif stored.reordered:
+            elif stored.reordered or (parts is None and k <= _room(shape)):
                 reordered(x, w, s, z, order, residual, y, p, Held(elements, scales, offsets), partial)
+            elif parts is not None:
+                in_parts(x, w, s, z, residual, y, p, Held(elements, scales, offsets), partial)
             else:
                 plain(x, w, s, z, residual, y, p, Held(elements, scales, offsets), partial)
 

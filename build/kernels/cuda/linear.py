@@ -4,7 +4,7 @@ RMSNorm of x comes in front, SwiGLU or the residual behind. W is packed in panel
 a warp, and 16 bytes of K of each output are adjacent. One row takes a single launch for everything (`gemv.py`). For
 several rows, a launch of its own computes the norm and brings x into the order of the weight's columns; the product is
 in float32 (`gemm.py`, with SwiGLU in a launch behind it) or, where activations may be rounded to float16, on tensor
-cores (`tensor_core.py`).
+cores: `few_rows.py` for the rows of a step, `tensor_core.py` for those of a prompt.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import msgspec
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from build.kernels.cuda import few_rows
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, Binding
 from build.kernels.cuda.gemm import gemm
 from build.kernels.cuda.gemv import fits, gemv, prepares_x
@@ -78,6 +79,8 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
 
 def _body(shape: Linear, on: Binding, *, tensor_cores: bool) -> Body:
     """Inline `body(x, gain, w, s, z, order, residual, y)` for a shape: one launch or several."""
+    if tensor_cores and few_rows.suits(shape):
+        return few_rows.few_rows(shape, on)
     if shape.rows == 1 and fits(shape):
         return gemv(shape, on)
     if prepares_x(shape):

@@ -16,7 +16,6 @@ from export.weights.format import Storage
 from export.weights.table import format_of, scaled_by_rows, vector_steps
 from runtime.artifact.layouts import PANEL
 
-# Not yet measured on a GPU.
 LOADS = 4  # 16-byte loads that a thread starts before it needs the first
 GROUP_LOADS = 3  # where a scale is loaded with each; with 4 loads, sm_100 spills
 WORD_LOADS = 2  # where 16 bytes are 32 steps, whose x takes as many registers; with 4 loads, sm_80 spills
@@ -82,7 +81,7 @@ def vector_sums(stored: Storage, k: int, threads: int, on: Binding):
     return add_up
 
 
-def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
+def panel_dot(stored: Storage, k: int, warps: int, on: Binding, parts: int | None = None):
     """Inlines `hold(w, s, z, p, held)` and `dot(x, i, w, s, z, x_sums, p, held, partial, first)`.
 
     `hold` starts the first loads. After both, partial[first + warp, lane] is this warp's share of row `i` of x times
@@ -118,15 +117,15 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
             load(w, s, z, p, (turn * loads + u) * warps + t // WARP, t % WARP, held, on.own(t) * loads + u)
 
     @T.inline
-    def multiply(x, i, x_sums, at, held, u, acc):
-        """acc += the vector held at u times its steps of x."""
+    def multiply(x, i, x_sums, at, skipped, held, u, acc, own):
+        """acc += the vector held at u times its steps of x, which begins with step `skipped`."""
         total = T.alloc_buffer((1,), "float32", scope=on.private)
         total[0] = T.float32(0)
         if whole:
             for c in on.unroll(steps // FLOATS):
                 some = T.alloc_buffer((FLOATS,), "float32", scope=on.private)
                 for v in T.vectorized(FLOATS):
-                    some[v] = x[i, at * steps + c * FLOATS + v]
+                    some[v] = x[i, at * steps - skipped + c * FLOATS + v]
                 for v in on.unroll(FLOATS):
                     total[0] = total[0] + some[v] * read(held.elements, u * elements, c * FLOATS + v)
         else:
@@ -134,7 +133,7 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
                 total[0] = total[0] + T.if_then_else(at * steps + v < k, x[i, at * steps + v], T.float32(0)) * read(
                     held.elements, u * elements, v
                 )
-        acc[0] = acc[0] + scaled(total[0], x_sums, at, held, u)
+        acc[own] = acc[own] + scaled(total[0], x_sums, at, held, u)
 
     @T.inline
     def hold(w, s, z, p, held):
@@ -143,22 +142,69 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding):
                 load_turn(w, s, z, p, 0, held, t)
 
     @T.inline
+    def turns_of(x, i, w, s, z, x_sums, p, held, first, count, skipped, acc, own, t):
+        for turn in T.serial(count):
+            if first + turn > 0:
+                load_turn(w, s, z, p, first + turn, held, t)
+            for u in on.unroll(loads):
+                multiply(
+                    x,
+                    i,
+                    x_sums,
+                    ((first + turn) * loads + u) * warps + t // WARP,
+                    skipped,
+                    held,
+                    on.own(t) * loads + u,
+                    acc,
+                    own,
+                )
+
+    @T.inline
     def dot(x, i, w, s, z, x_sums, p, held, partial, first):
         for t in on.threads(threads):
             acc = T.alloc_buffer((1,), "float32", scope=on.private)
             acc[0] = T.float32(0)
-            for turn in T.serial(turns):
-                if turn > 0:
-                    load_turn(w, s, z, p, turn, held, t)
-                for u in on.unroll(loads):
-                    multiply(x, i, x_sums, (turn * loads + u) * warps + t // WARP, held, on.own(t) * loads + u, acc)
+            turns_of(x, i, w, s, z, x_sums, p, held, 0, turns, 0, acc, 0, t)
             for turn in T.serial(-(-(vectors - begun) // warps)):
                 if begun + turn * warps + t // WARP < vectors:
                     load(w, s, z, p, begun + turn * warps + t // WARP, t % WARP, held, on.own(t) * loads)
-                    multiply(x, i, x_sums, begun + turn * warps + t // WARP, held, on.own(t) * loads, acc)
+                    multiply(x, i, x_sums, begun + turn * warps + t // WARP, 0, held, on.own(t) * loads, acc, 0)
             partial[first + t // WARP, t % WARP] = acc[0]
 
-    return hold, dot
+    if parts is None:
+        return hold, dot
+    each = turns // parts
+
+    @T.inline
+    def dot_part(x, part, w, s, z, x_sums, p, held, acc):
+        for t in on.threads(threads):
+            turns_of(
+                x,
+                0,
+                w,
+                s,
+                z,
+                x_sums,
+                p,
+                held,
+                part * each,
+                each,
+                part * (each * loads * warps * steps),
+                acc,
+                on.own(t),
+                t,
+            )
+
+    return hold, dot_part
+
+
+def equal_parts(stored: Storage, k: int, warps: int, most: int) -> int | None:
+    """The least number of parts of whole turns that K can be taken in, each of at most `most` numbers; None if none."""
+    steps, loads = vector_steps(stored), _loads(stored)
+    turns, left = divmod(vectors_of(stored, k), warps * loads)
+    if left or k % steps:
+        return None
+    return next((n for n in range(1, turns + 1) if turns % n == 0 and k // n <= most), None)
 
 
 def _loads(stored: Storage) -> int:

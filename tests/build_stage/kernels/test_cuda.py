@@ -9,11 +9,13 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda import (
     embedding,
+    few_rows,
     gemv,
     linear,
     mixture,
     mma,
     norm,
+    pair_weights,
     sample,
     swiglu,
     tensor_core,
@@ -24,7 +26,7 @@ from export.checkpoints.encodings.encoding import EncodedRows
 from export.weights.encoded import encoding_of
 from export.weights.format import ModelTensor, Storage
 from export.weights.panels import to_vector_panels
-from export.weights.table import carry, format_of, load, store
+from export.weights.table import carry, format_of, load, store, vector_steps
 from runtime.decoding.filters import candidates
 from runtime.decoding.options import SamplingOptions
 from tests.helpers.encoded import rows_for
@@ -165,7 +167,7 @@ def check_tensor_cores(rows, n, k, name):
     arrays, wide = weights(rng, n, k, FORMATS[name])
     stored, error = FORMATS[name], 0
     shape = Linear((1, rows), n, k, stored)
-    assert tensor_core.suits(shape)
+    assert tensor_core.suits(shape) or few_rows.suits(shape)
     *_, y = run(
         compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=True)), x, *arrays, garbage((1, rows, n))
     )
@@ -176,6 +178,43 @@ def check_tensor_cores(rows, n, k, name):
         lost = 2 * FLOAT32 * sizes(stored, arrays, wide) + 2.0**-11 * np.abs(wide) + 2.0**-25
         error = np.abs(rounded) @ lost.T
     assert np.all(np.abs(y - rounded @ wide.T) <= error + (k + 4) * FLOAT32 * (np.abs(rounded) @ np.abs(wide).T))
+
+
+# rows of one and of two products of 8, N and K that fill no panel, vector or chunk, more K than the warps load at once
+FEW_ROWS = [((2, 1), 70, 72), ((8, 1), 32, 2080), ((3, 1), 40, 1312), ((15, 1), 33, 352)]
+FEW_ROWS_CASES = [(*FEW_ROWS[i % 4], name) for name in FORMATS if name != "float32" for i in (1, 2)]
+FEW_ROWS_CASES += [(*FEW_ROWS[i], name) for name in ("float16", "int8", "float8", "int8-zeros") for i in (0, 3)]
+FEW_ROWS_CASES += [(*FEW_ROWS[3], name) for name in INT4]
+
+
+@pytest.mark.parametrize(("lead", "n", "k", "name"), FEW_ROWS_CASES)
+def test_few_rows(lead, n, k, name):
+    assert few_rows.suits(Linear(lead, n, k, FORMATS[name]))
+    check_tensor_cores(lead[0], n, k, name)
+
+
+@pytest.mark.parametrize("name", ["float16", "int8", "int4-zeros", "int4-minimums", "float8-groups"])
+def test_a_row_has_the_same_bits_in_any_company(name):
+    """Beside other rows, in another place, and in a step of another number of rows."""
+    rng, n, k = np.random.default_rng(7), 40, 2080
+    arrays, _ = weights(rng, n, k, FORMATS[name])
+    x = rng.standard_normal((15, 1, k)).astype(np.float32)
+
+    def rows(chosen):
+        shape = Linear((len(chosen), 1), n, k, FORMATS[name])
+        kernel = compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=True))
+        return run(kernel, x[chosen], *arrays, garbage((len(chosen), 1, n)))[-1]
+
+    together = rows(list(range(15)))
+    np.testing.assert_array_equal(rows([4, 11]), together[[4, 11]])
+    np.testing.assert_array_equal(rows([9, 3, 14, 0, 2, 1, 11, 4])[[7, 1]], together[[4, 3]])
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "float32"])
+def test_pairs_hold_every_step_once(name):
+    steps = vector_steps(FORMATS[name])
+    found = [step for i in range(steps // 2) for step in pair_weights.pair_steps(FORMATS[name], i)]
+    assert sorted(found) == list(range(steps))
 
 
 NORM_EPS = 1e-5
@@ -206,6 +245,13 @@ FUSED = {
     "order, tensor cores": (Linear((16, 1), 64, 64, FORMATS["int8-order"]), True),
     "norm and SwiGLU, tensor cores": (Linear((1, 70), 320, 64, FORMATS["int8"], norm_eps=NORM_EPS, swiglu=True), True),
     "SwiGLU, tensor cores, float16": (Linear((1, 130), 448, 40, FORMATS["float16"], swiglu=True), True),
+    "norm, SwiGLU and order, few rows": (
+        Linear((5, 1), 128, 136, FORMATS["int4-order"], norm_eps=NORM_EPS, swiglu=True),
+        True,
+    ),
+    "norm, few rows": (Linear((2, 1), 70, 4096, FORMATS["int8"], norm_eps=NORM_EPS), True),
+    "residual, few rows": (Linear((11, 1), 33, 2048, FORMATS["float16"], residual=True), True),
+    "SwiGLU, few rows": (Linear((8, 1), 192, 1024, FORMATS["float8"], swiglu=True), True),
     "residual, tensor cores": (Linear((1, 16), 150, 64, FORMATS["int4"], residual=True), True),
 }
 
@@ -214,7 +260,7 @@ FUSED = {
 @pytest.mark.parametrize("name", FUSED)
 def test_what_is_fused_with_a_product(name):
     shape, tensor_cores = FUSED[name]
-    assert tensor_core.suits(shape) == tensor_cores or shape.rows == 18
+    assert tensor_core.suits(shape) == tensor_cores or shape.rows == 18 or few_rows.suits(shape)
     rng = np.random.default_rng(len(name))
     x = rng.standard_normal((*shape.x_lead, shape.k)).astype(np.float32)
     gain = [rng.uniform(0.5, 1.5, shape.k).astype(np.float32)] if shape.norm_eps else []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from build.kernels.cuda import attention, decode_attention, flash_attention
+from build.kernels.cuda import attention, decode_attention, decode_pieces, decode_shares, flash_attention
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import cache_format
@@ -169,14 +169,14 @@ def test_queries_are_scaled_by_their_position(dtype, tensor_cores):
 @pytest.mark.parametrize("dtype", NARROW)
 def test_a_share_of_several_tiles(monkeypatch, case, dtype):
     """On a device with fewer multiprocessors than tiles: 200 columns are 7 tiles, 4 for one block and 3 for another."""
-    monkeypatch.setattr(decode_attention, "BLOCKS", 2)
-    assert decode_attention.splits(CASES[SHARED][0].shape(2, 1)) == 2
+    monkeypatch.setattr(decode_shares, "TUNING", decode_shares.DecodeTuning(blocks=4))
+    assert decode_shares.splits(CASES[SHARED][0].shape(2, 1)) == 2  # for each half of the six heads
     check_attention(case, dtype)
 
 
 def test_shares_do_not_depend_on_the_number_of_rows():
     model = Model(32, 8, 128, 4096, 4224, slots=128)
-    assert {decode_attention.splits(model.shape(rows, 1)) for rows in (1, 4, 128)} == {33}
+    assert {decode_shares.splits(model.shape(rows, 1)) for rows in (1, 4, 128)} == {66}
 
 
 @pytest.mark.parametrize("dtype", ["float32", *NARROW])
@@ -245,28 +245,36 @@ class Layer:
         return out
 
 
-TILES = [
-    (4, 128, "float16", 32),
-    (4, 128, "float32", 32),
-    (4, 256, "float16", 32),
-    (4, 256, "float32", 16),
-    (32, 128, "float32", 16),
-    (4, 128, "int8", 32),
-    (4, 128, "uint8", 32),
-]
+@pytest.mark.parametrize(
+    ("group", "heads"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 3), (7, 1), (8, 4), (9, 3), (12, 4), (32, 4)]
+)
+def test_heads_of_a_block(group, heads):
+    """At most one for each of its four warps."""
+    assert decode_shares.heads_of_block(Model(2 * group, 2, 128, 4096, 4096).shape(1, 1)) == heads
 
 
-@pytest.mark.parametrize(("group", "head_dim", "dtype", "keys"), TILES)
-def test_tiles_fit_shared_memory(group, head_dim, dtype, keys):
-    """48 kB hold keys and values, and a group's queries and scores."""
-    assert decode_attention.tile_keys(Model(2 * group, 2, head_dim, 4096, 4096).shape(1, 1, dtype)) == keys
-    itemsize = 2 if dtype == "float16" else 4  # int8 and int4 are widened
-    assert keys * (2 * head_dim + 2) * itemsize + 4 * group * (head_dim + keys) <= 48 * 1024
+@pytest.mark.parametrize("dtype", ["float32", *NARROW])
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128, 160, 256])
+def test_pieces_hold_every_number_once_and_fit(head_dim, dtype):
+    shape = Model(8, 2, head_dim, 4096, 4096).shape(1, 1, dtype)
+    pieces, places = decode_pieces.Pieces.of(shape), decode_attention.Places.of(shape)
+    found = [pieces.place(piece, i) for piece in range(pieces.count) for i in range(pieces.numbers)]
+    assert sorted(found) == list(range(head_dim))
+    runs = np.array(found).reshape(-1, pieces.run)
+    assert np.array_equal(runs, runs[:, :1] + np.arange(pieces.run))
+    columns = [
+        (places.column(c, t), t % pieces.count)
+        for c in range(places.passes)
+        for t in range(places.columns * pieces.count)
+        if places.column(c, t) < 32
+    ]
+    assert sorted(columns) == [(column, piece) for column in range(32) for piece in range(pieces.count)]
+    assert decode_attention.shared_bytes(shape) <= 48 * 1024
 
 
-def test_queries_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="64 heads of 256 numbers share one key head"):
-        decode_attention.tile_keys(Model(64, 1, 256, 4096, 4096).shape(1, 1))
+def test_heads_that_are_too_wide_are_refused():
+    with pytest.raises(UserError, match="heads of 1536 numbers do not fit"):
+        attention.rolling_attention(Model(2, 1, 1536, 64, 64).shape(1, 1, "float32"))
 
 
 def test_what_attention_goes_to_tensor_cores():
