@@ -269,9 +269,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m runtime.gpucheck", description="Check and time the kernels of CUDA libraries on this GPU."
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="artifacts, or folders of checks/")
-    parser.add_argument(
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
         "--kernels-only", action="store_true", help="skip the whole model, whose random weights take its full size"
     )
+    parts.add_argument("--models-only", action="store_true", help="skip the kernels one by one")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per folder, each on one line, at the end"
     )
@@ -288,8 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     peak = "no torch" if torch is None else f"matrix peak {torch.peak_tflop_s:,.0f} TFLOP/s (torch, fp16)"
     say(f"{device.description.name}: copy {limits.copy_gb_s:,.0f} GB/s, {peak}")
     smallest = sorted(manifests, key=lambda folder: sum(map(tensor_bytes, manifests[folder].weights)))
-    kernels = {}
-    for folder in smallest:
+    kernels: dict[Path, tuple[KernelRow, ...]] = dict.fromkeys(smallest, ())
+    for folder in () if args.models_only else smallest:
         say(f"\n{manifests[folder].name}\n{line(HEADING)}")
         kernels[folder] = check_kernels(folder, manifests[folder], device, lambda row: say(kernel_line(row, limits)))
     wrong = []

@@ -440,6 +440,11 @@ def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch,
     assert gpucheck.main([str(serial_folder), "--kernels-only", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["speeds"], len(found["kernels"])) == (True, None, len(manifest.calls))
+    monkeypatch.setattr(
+        gpucheck, "check_model", lambda _folder, found, kernels, _device: ModelReport(found.name, kernels)
+    )
+    assert gpucheck.main([str(serial_folder), "--models-only", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"] == []
     monkeypatch.setattr(gpucheck, "check_kernel", lambda *_, **__: KERNEL)
     monkeypatch.setattr(gpucheck, "check_model", refuse)
     with pytest.raises(UserError, match="something is wrong on this machine"):
