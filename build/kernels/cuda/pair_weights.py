@@ -19,7 +19,7 @@ from build.kernels.cuda.half_pairs import half_bits, repeated
 from build.kernels.cuda.mma import PAIR, member, pair
 from build.kernels.cuda.weights import MAGNITUDES, SIGNS, number
 from export.weights.format import Storage
-from export.weights.table import format_of, vector_steps
+from export.weights.table import vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
 
 WORDS = 4  # uint32 in the 16 bytes that a thread loads
@@ -35,15 +35,26 @@ def pairs_in_vector(stored: Storage) -> int:
     return vector_steps(stored) // PAIR
 
 
+def _of_neighbours(i: Any) -> tuple[Any, Any]:
+    return PAIR * i, PAIR * i + 1
+
+
+def _of_bytes(i: Any) -> tuple[Any, Any]:
+    first = i // PAIR * DOT + i % PAIR
+    return first, first + PAIR
+
+
+def _of_halves_of_bytes(i: Any) -> tuple[Any, Any]:
+    first = i // DOT * WORD + i % DOT // PAIR * DOT + i % PAIR
+    return first, first + PAIR
+
+
+STEPS = {"float16": _of_neighbours, "int8": _of_bytes, "float8": _of_bytes, "int4": _of_halves_of_bytes}  # by format
+
+
 def pair_steps(stored: Storage, i: Any) -> tuple[Any, Any]:
     """The two steps of a vector that pair i holds."""
-    if stored.dtype == "float16":
-        return PAIR * i, PAIR * i + 1
-    if format_of(stored).words:
-        first = i // DOT * WORD + i % DOT // PAIR * DOT + i % PAIR
-    else:
-        first = i // PAIR * DOT + i % PAIR
-    return first, first + PAIR
+    return STEPS[stored.dtype](i)
 
 
 def pair_reader(stored: Storage, on: Binding):
@@ -72,12 +83,12 @@ def pair_reader(stored: Storage, on: Binding):
         """Pairs of 1024 + a number, less 1024 and the number that stands for zero."""
         return subtract(above, repeated(T.Cast("uint32", zero) | T.uint32(ABOVE & 0xFFFF)))
 
-    def numbers(word: Word, i: Any, offset: Any) -> Any:
-        if stored.dtype == "float16":
-            return word(i)
-        if stored.dtype == "float8":
-            return from_float8(word, i)
-        return {"int8": from_int8, "int4": from_int4}[stored.dtype](word, i, offset)
+    numbers = {
+        "float16": lambda word, i, _offset: word(i),
+        "float8": lambda word, i, _offset: from_float8(word, i),
+        "int8": from_int8,
+        "int4": from_int4,
+    }[stored.dtype]
 
     def read(word: Word, i: Any, scale: Any, offset: Any) -> Any:
         found = numbers(word, i, offset)
