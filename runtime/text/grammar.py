@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 # The package's own limit of states, of 1 to 2 kB each, would allow half a gigabyte.
 MOST_LEXER_STATES = 20_000
-# Its own limit of items refuses objects with some hundred optional properties.
-MOST_ITEMS_IN_ROW = 10_000
 MOST_DIGITS = 40  # in a row, outside of strings; a float64 has at most 17 that matter
 WHAT_TO_DO = "simplify it"
 
@@ -51,9 +49,7 @@ class GrammarCompiler:
         self._vocabulary = Vocabulary(tokenizer, vocab_size)
         with refusing("llguidance does not take the tokenizer", "send the request without structured output"):
             self._ll_tokenizer = self._vocabulary.opened()
-            self._limits = llguidance.LLParserLimits(
-                max_lexer_states=MOST_LEXER_STATES, max_items_in_row=MOST_ITEMS_IN_ROW, verbose_errors=False
-            )
+            self._limits = llguidance.LLParserLimits(max_lexer_states=MOST_LEXER_STATES, verbose_errors=False)
 
     @property
     def eos_ids(self) -> Sequence[int]:
@@ -63,7 +59,8 @@ class GrammarCompiler:
     def compile(self, main: str, parts: Mapping[str, GrammarSource]) -> "CompiledGrammar":
         """The grammar whose rule `start` is in `main`, a Lark grammar in which `@NAME` is the part of that name.
 
-        Raises `UserError` for a part that is malformed, too large or beyond what the package knows, with its place.
+        Raises `UserError` for a part that is malformed, too large or beyond what the package knows, with its place, and
+        for a grammar without any text.
         """
         for source in parts.values():
             self._check(source)
@@ -73,7 +70,9 @@ class GrammarCompiler:
         if reason:
             raise UserError(f"{' and '.join(source.what for source in parts.values())} cannot be used: {reason}")
         bounded = any(source.writes_json for source in parts.values())
-        return CompiledGrammar(matcher, self._vocabulary, bounded_numbers=bounded)
+        grammar = CompiledGrammar(matcher, self._vocabulary, bounded_numbers=bounded)
+        grammar.begin().allowed()  # shows whether there is any text, and does a part of the work here
+        return grammar
 
     def _matcher(self, grammar: Mapping[str, object]) -> "LLMatcher":
         import llguidance

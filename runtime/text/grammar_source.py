@@ -13,6 +13,8 @@ from runtime.errors import UserError
 
 LONGEST = 2**16  # bytes of a source; JSON schemas of that size compile in some tenths of a second
 DEEPEST = 64  # objects and lists of a schema within each other; the package refuses some more than 100
+MOST_ITEMS = 10_000  # of a list or an object; the package copies a rule for each item, which can take all memory
+COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
 SEPARATORS = {"whitespace_flexible": False, "item_separator": ",[ \\n]?", "key_separator": ":[ \\n]?"}
 Part = Mapping[str, object]  # a grammar as the package has it in a list of grammars, without its name
 
@@ -32,7 +34,7 @@ class JsonSchema:
 
     def part(self) -> Part:
         """The grammar for the package; raises `UserError` for a schema that is too large."""
-        _check_depth(self.schema, self.what)
+        _check_extent(self.schema, self.what)
         _check_size(json.dumps(self.schema), self.what)
         options = {**SEPARATORS, "lenient": not self.strict, "coerce_one_of": not self.strict}
         unnamed = {key: value for key, value in self.schema.items() if key not in ("$id", "x-guidance")}
@@ -72,6 +74,8 @@ class LarkGrammar:
     def part(self) -> Part:
         """The grammar for the package; raises `UserError` for one that is too long."""
         _check_size(self.text, self.what)
+        if "%json" in self.text:  # the limits of schemas would not hold for it
+            raise UserError(f"{self.what} has a JSON schema within it; send a schema as such, or write rules instead")
         return {"lark_grammar": self.text}
 
 
@@ -103,14 +107,23 @@ def _check_size(text: str, what: str) -> None:
         raise UserError(f"{what} has {size} bytes, expected at most {LONGEST}; shorten it")
 
 
-def _check_depth(schema: object, what: str) -> None:
-    """Refuse what is nested too deeply, level by level, since recursion itself would fail."""
+def _check_extent(schema: object, what: str) -> None:
+    """Refuse counts that are too high and what is nested too deeply, level by level: recursion itself would fail."""
     level = [schema]
     for _ in range(DEEPEST):
+        for value in level:
+            _check_counts(value, what)
         level = [inner for value in level for inner in _children(value)]
         if not level:
             return
     raise UserError(f"{what} is nested more than {DEEPEST} levels deep; flatten it, for example with $defs")
+
+
+def _check_counts(value: object, what: str) -> None:
+    for key in COUNTS:
+        count = value.get(key) if isinstance(value, dict) else None
+        if isinstance(count, (int, float)) and count > MOST_ITEMS:
+            raise UserError(f"{what} has {key} {count}, expected at most {MOST_ITEMS}; lower it, or leave it out")
 
 
 def _children(value: object) -> list[object]:

@@ -194,6 +194,13 @@ REFUSED = [
     (JsonSchema({"enum": []}), "Unsatisfiable schema"),
     (JsonSchema({"$ref": "https://example.com/schema"}), "is not present in a registry"),
     (JsonSchema({"description": "x" * LONGEST}), f"bytes, expected at most {LONGEST}; shorten it"),
+    (JsonSchema({"items": {"minItems": 10**9}}), "has minItems 1000000000, expected at most 10000; lower it"),
+    (JsonSchema({"type": "array", "maxItems": 1e9}), "has maxItems 1000000000.0, expected at most 10000"),
+    (
+        JsonSchema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+        "the text cannot go on under its grammar",
+    ),
+    (LarkGrammar('start: %json {"minItems": 1000000000}'), "the grammar has a JSON schema within it"),
     (Regex("(a"), "the regular expression cannot be used: at 1(8): invalid regex"),
     (Regex("a" * (LONGEST + 1)), f"the regular expression has {LONGEST + 1} bytes"),
     (LarkGrammar("start: missing"), "the grammar cannot be used: at 1(8): unknown name"),
@@ -231,7 +238,7 @@ def test_a_grammar_that_becomes_too_complex_fails_with_a_sentence():
 
 
 def test_objects_may_have_many_optional_properties():
-    schema = {"type": "object", "properties": {f"property_{i}": {"type": "boolean"} for i in range(600)}}
+    schema = {"type": "object", "properties": {f"property_{i}": {"type": "boolean"} for i in range(300)}}
     ids = walk(compiler_of("v3"), compiled("v3", JsonSchema(schema)), 0, most=50)
     assert len(ids) == 50 or ids[-1] in compiler_of("v3").eos_ids
 
