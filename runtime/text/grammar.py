@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError, one_line, refusing
-from runtime.text.grammar_source import GrammarSource, JsonSchema
+from runtime.text.grammar_source import GrammarSource, JsonSchema, check_extent
 from runtime.text.token_bytes import TokenBytes
 from runtime.text.tokenizer import Tokenizer
 
@@ -62,6 +62,7 @@ class GrammarCompiler:
         Raises `UserError` for a part that is malformed, too large or beyond what the package knows, with its place, and
         for a grammar without any text.
         """
+        check_extent(parts.values())
         for source in parts.values():
             self._check(source)
         named = [{"name": name, **source.part()} for name, source in parts.items()]

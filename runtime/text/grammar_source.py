@@ -6,14 +6,14 @@ repeats the pattern.)
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from runtime.errors import UserError
 
 LONGEST = 2**16  # bytes of a source; JSON schemas of that size compile in some tenths of a second
 DEEPEST = 64  # objects and lists of a schema within each other; the package refuses some more than 100
-MOST_ITEMS = 10_000  # of a list or an object; the package copies a rule for each item, which can take all memory
+MOST_ITEMS = 10_000  # of all lists and objects; the package has rules for each item, which could take all memory
 COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
 SEPARATORS = {"whitespace_flexible": False, "item_separator": ",[ \\n]?", "key_separator": ":[ \\n]?"}
 Part = Mapping[str, object]  # a grammar as the package has it in a list of grammars, without its name
@@ -34,7 +34,7 @@ class JsonSchema:
 
     def part(self) -> Part:
         """The grammar for the package; raises `UserError` for a schema that is too large."""
-        _check_extent(self.schema, self.what)
+        check_extent([self])
         _check_size(json.dumps(self.schema), self.what)
         options = {**SEPARATORS, "lenient": not self.strict, "coerce_one_of": not self.strict}
         unnamed = {key: value for key, value in self.schema.items() if key not in ("$id", "x-guidance")}
@@ -107,23 +107,34 @@ def _check_size(text: str, what: str) -> None:
         raise UserError(f"{what} has {size} bytes, expected at most {LONGEST}; shorten it")
 
 
-def _check_extent(schema: object, what: str) -> None:
-    """Refuse counts that are too high and what is nested too deeply, level by level: recursion itself would fail."""
-    level = [schema]
+def check_extent(sources: Collection[GrammarSource]) -> None:
+    """Raise `UserError` for schemas that are nested too deeply, or whose counts of items are too high in all."""
+    items = 0.0
+    for source in sources:
+        if isinstance(source, JsonSchema):
+            items += sum(map(_items, _levels(source)))
+            if items > MOST_ITEMS:
+                counts = f"{', '.join(COUNTS[:-1])} and {COUNTS[-1]}"
+                raise UserError(
+                    f"{source.what} brings {counts} to {items:g} in all, expected at most {MOST_ITEMS}; lower them"
+                )
+
+
+def _levels(source: JsonSchema) -> list[object]:
+    """The objects and lists of a schema, level by level, since recursion itself would fail if they are too deep."""
+    found: list[object] = []
+    level: list[object] = [source.schema]
     for _ in range(DEEPEST):
-        for value in level:
-            _check_counts(value, what)
+        found += level
         level = [inner for value in level for inner in _children(value)]
         if not level:
-            return
-    raise UserError(f"{what} is nested more than {DEEPEST} levels deep; flatten it, for example with $defs")
+            return found
+    raise UserError(f"{source.what} is nested more than {DEEPEST} levels deep; flatten it, for example with $defs")
 
 
-def _check_counts(value: object, what: str) -> None:
-    for key in COUNTS:
-        count = value.get(key) if isinstance(value, dict) else None
-        if isinstance(count, (int, float)) and count > MOST_ITEMS:
-            raise UserError(f"{what} has {key} {count}, expected at most {MOST_ITEMS}; lower it, or leave it out")
+def _items(value: object) -> float:
+    counts = [value.get(key) for key in COUNTS] if isinstance(value, dict) else []
+    return sum(count for count in counts if isinstance(count, (int, float)) and count > 0)
 
 
 def _children(value: object) -> list[object]:
