@@ -18,6 +18,11 @@ def v3_tokenizer():
         return open_tokenizer(SPEC, Path(folder))
 
 
+def call_ids(text='[{"name": "get_weather", "arguments": {"city": "Paris"}, "id": "abcdef123"}]'):
+    """Ids of a reply that calls tools."""
+    return [v3_tokenizer().control_tokens["[TOOL_CALLS]"], *PIECES.encode(text), EOS]
+
+
 def scripted(*replies, head="causal_lm", **engine):
     """What opens a model that gives these replies, one for each prompt that is fed: texts, or ids as they are."""
     ids = [[*PIECES.encode(reply), EOS] if isinstance(reply, str) else reply for reply in replies]

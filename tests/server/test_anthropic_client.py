@@ -6,7 +6,7 @@ from anthropic.types import RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from runtime.server.settings import Keys
-from tests.helpers.scripted_service import scripted
+from tests.helpers.scripted_service import call_ids, scripted
 from tests.helpers.serving import NAME, running
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -37,6 +37,27 @@ def test_messages_whole_and_as_a_stream(client):
     assert final.usage.output_tokens == whole.usage.output_tokens
     used = final.usage.input_tokens + final.usage.cache_read_input_tokens
     assert used == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
+
+
+def test_tools_are_used_whole_and_as_a_stream():
+    tools = [{"name": "get_weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}]
+    with (
+        running(scripted(call_ids(), call_ids(), "Sunny.")) as server,
+        anthropic.Anthropic(base_url=server.address, api_key=KEY, max_retries=0) as client,
+    ):
+        asked = {"model": NAME, "max_tokens": 60, "messages": HELLO, "tools": tools}
+        whole = client.messages.create(**asked)
+        (call,) = whole.content
+        assert (call.type, call.name, call.input) == ("tool_use", "get_weather", {"city": "Paris"})
+        assert whole.stop_reason == "tool_use"
+        with client.messages.stream(**asked) as stream:
+            pieces = [event.partial_json for event in stream if event.type == "input_json"]
+            final = stream.get_final_message()
+        assert len(pieces) > 1
+        assert final.content[0].input == {"city": "Paris"}
+        result = {"type": "tool_result", "tool_use_id": call.id, "content": "22 degrees"}
+        turns = [*HELLO, {"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
+        assert client.messages.create(**{**asked, "messages": turns}).content[0].text == "Sunny."
 
 
 def test_every_event_fits_the_types_of_the_client():

@@ -1,5 +1,6 @@
 """OpenAI's own client for Python."""
 
+import json
 import threading
 import time
 from contextlib import contextmanager
@@ -11,10 +12,16 @@ from pydantic import TypeAdapter
 
 from runtime.server.failures import RequestFailure
 from runtime.server.settings import Keys, ServerSettings
-from tests.helpers.scripted_service import scripted
+from tests.helpers.scripted_service import call_ids, scripted
 from tests.helpers.serving import NAME, running
 
 HELLO = [{"role": "user", "content": "Hello"}]
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 REPLY = "Bonjour, ça va ?"
 
 
@@ -127,6 +134,43 @@ def test_a_key_is_asked_for():
             client.models.list()
         with client_of(server, api_key="secret") as client:
             assert client.chat.completions.create(model=NAME, messages=HELLO).choices[0].message.content == REPLY
+
+
+def test_tool_calls_whole_and_as_a_stream():
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS}}]
+    with running(scripted(call_ids(), call_ids(), "Sunny.")) as server, client_of(server) as client:
+        asked = {"model": NAME, "messages": HELLO, "tools": tools}
+        (choice,) = client.chat.completions.create(**asked).choices
+        (call,) = choice.message.tool_calls
+        assert choice.finish_reason == "tool_calls"
+        assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Paris"})
+        with client.chat.completions.stream(**asked) as stream:
+            kinds = [event.type for event in stream]
+            (streamed,) = stream.get_final_completion().choices
+        assert kinds.count("tool_calls.function.arguments.done") == 1
+        assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
+        turns = [*HELLO, choice.message, {"role": "tool", "tool_call_id": call.id, "content": "22 degrees"}]
+        (last,) = client.chat.completions.create(model=NAME, messages=turns, tools=tools).choices
+        assert last.message.content == "Sunny."
+
+
+def test_responses_call_tools():
+    tools = [{"type": "function", "name": "get_weather", "parameters": PARAMETERS, "strict": True}]
+    with running(scripted(call_ids(), call_ids(), "Sunny.")) as server, client_of(server) as client:
+        asked = {"model": NAME, "input": "Hello", "tools": tools}
+        (call,) = client.responses.create(**asked).output
+        assert (call.type, call.name, json.loads(call.arguments)) == (
+            "function_call",
+            "get_weather",
+            {"city": "Paris"},
+        )
+        with client.responses.stream(**asked) as stream:
+            deltas = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
+            (streamed,) = stream.get_final_response().output
+        assert "".join(deltas) == streamed.arguments == call.arguments
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "22 degrees"}
+        turns = [{"role": "user", "content": "Hello"}, call, result]
+        assert client.responses.create(model=NAME, input=turns, tools=tools).output_text == "Sunny."
 
 
 @contextmanager

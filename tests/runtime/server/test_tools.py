@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.helpers.scripted_engine import EOS, PIECES
-from tests.helpers.scripted_service import scripted, v3_tokenizer
+from tests.helpers.scripted_service import call_ids, scripted
 from tests.helpers.serving import running
 
 HELLO = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -17,14 +17,9 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-CALLS = '[{"name": "get_weather", "arguments": {"city": "Paris"}, "id": "abcdef123"}]'
 
 
 WORDS = [*PIECES.encode("I would rather talk"), EOS]
-
-
-def call_ids(text=CALLS):
-    return [v3_tokenizer().control_tokens["[TOOL_CALLS]"], *PIECES.encode(text), EOS]
 
 
 def test_a_call_is_whole_or_in_pieces():

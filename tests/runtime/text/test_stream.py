@@ -50,10 +50,18 @@ def test_an_end_of_sequence_has_no_text():
     assert [step.text for step in run("ab#", ["bc"], reason="stop")] == ["a", "", "b"]
 
 
+def test_the_stop_string_that_comes_first_is_named():
+    text = TextStream(StreamDecoder(characters), ["cd", "bcd", "x"])
+    steps = list(with_text(iter(steps_of("abcdx")), text))
+    assert (steps[-1].stop, steps[-1].finish_reason) == ("bcd", "stop")
+    assert not any(step.stop for step in steps[:-1])
+
+
 def test_an_id_that_stops_has_no_text_and_releases_what_was_held():
-    text = TextStream(StreamDecoder(characters), ["bcd"], [ord("#")])
+    text = TextStream(StreamDecoder(characters), ["bcd"], {ord("#"): "END"})
     steps = list(with_text(iter(steps_of("abc#bcd")), text))
     assert [step.text for step in steps] == ["a", "", "", "bc"]
+    assert [step.stop for step in steps] == [None, None, None, "END"]
     assert steps[-1].finish_reason == "stop"
 
 
