@@ -3,8 +3,11 @@
 from dataclasses import replace
 from functools import cache, partial
 
+import numpy as np
 import pytest
 
+from runtime.decoding.logprobs import row_logprobs
+from runtime.scheduling.requests import Scored
 from runtime.scheduling.scheduler import Scheduler
 from runtime.scheduling.settings import SchedulerSettings
 from tests.helpers.fake_slot_model import FakeSlotModel, SimulatedClock
@@ -49,6 +52,46 @@ def test_every_request_gives_the_tokens_that_it_gives_alone(settings, model, see
     clock = SimulatedClock()
     scheduler = Scheduler(FakeSlotModel(clock=clock, seconds=seconds, **MODELS[model]), SETTINGS[settings], clock)
     check_run(run_schedule(scheduler, arrivals), expected)
+
+
+class Noting(Scheduler):
+    """A scheduler that keeps the scores of prompts."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.scores = {}
+
+    def turn(self):
+        events = super().turn()
+        for event in events:
+            if isinstance(event, Scored):
+                self.scores.setdefault(event.request_id, []).extend(event.tokens)
+        return events
+
+
+def scores_alone(model, ids):
+    logits = np.stack([model.prefill(0, [token]) for token in ids[:-1]]) if len(ids) > 1 else np.empty((0, 1))
+    return row_logprobs(logits, ids[1:], [2] * (len(ids) - 1))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_prompts_are_scored_among_others_as_alone(settings, model, seed):
+    """A third of the requests; all get what follows as without scores."""
+    arrivals, expected = schedule_and_tokens(model, seed)
+    scored = [
+        replace(arrival, request=replace(arrival.request, prompt_logprobs=2)) if number % 3 == 0 else arrival
+        for number, arrival in enumerate(arrivals)
+    ]
+    clock = SimulatedClock()
+    scheduler = Noting(FakeSlotModel(clock=clock, seconds=seconds, **MODELS[model]), SETTINGS[settings], clock)
+    check_run(run_schedule(scheduler, scored), expected)
+    for arrival in scored[::3]:
+        alone = scores_alone(FakeSlotModel(**MODELS[model]), arrival.request.prompt_ids)
+        found = scheduler.scores.get(arrival.request.request_id, [])
+        assert found == alone[: len(found)]
+        assert arrival.cancelled is not None or len(found) == len(alone)
 
 
 @pytest.mark.parametrize("seed", range(6))
