@@ -17,6 +17,7 @@ from runtime.server.api.messages import CountRequest, CountResponse, MessagesReq
 from runtime.server.api.messages import Error as MessagesError
 from runtime.server.api.messages import Event as MessagesEvent
 from runtime.server.api.messages import Reply as MessagesResponse
+from runtime.server.api.response_events import Event as ResponsesEvent
 from runtime.server.api.status import Health, SlotsResponse
 from runtime.server.api.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from runtime.server.bodies import json_answer
@@ -72,7 +73,7 @@ ENDPOINTS: Sequence[Endpoint] = (
         "An answer in the form of OpenAI's Responses API.",
         WithBody(responses_api.ResponsesRequest, responses.answer),
         responses_api.Response,
-        responses_api.Event,
+        ResponsesEvent,
         GENERATING,
     ),
     Endpoint(

@@ -66,13 +66,15 @@ class ReplyParts:
         """What a piece adds; all parts have ended after the last one."""
         delta = piece.delta
         events: list[PartEvent] = []
+        self._held += [] if piece.logprobs is None else piece.logprobs.content
         if delta.reasoning_content is not msgspec.UNSET and delta.reasoning_content:
             events += self._grow("reasoning", delta.reasoning_content, ())
-        self._held += [] if piece.logprobs is None else piece.logprobs.content
         if delta.content is not msgspec.UNSET and delta.content:
             events += self._grow("text", delta.content, self._taken())
         for call in [] if delta.tool_calls is msgspec.UNSET else delta.tool_calls:
             events += self._call(call)
+        if self._open is not None and self._open.kind != "text":
+            self._held.clear()  # those of tokens that are no text
         if piece.finish_reason is not None:
             self.finish_reason = piece.finish_reason
             self.stop_reason = None if piece.stop_reason is msgspec.UNSET else piece.stop_reason
@@ -108,8 +110,6 @@ class ReplyParts:
         ended = self.end()
         self.parts.append(part)
         self._open = part
-        if part.kind != "text":
-            self._held.clear()
         return [*ended, PartBegun(part)]
 
     def _more(self, text: str, logprobs: Sequence[chat.TokenLogprob]) -> list[PartEvent]:

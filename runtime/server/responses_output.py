@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from runtime.server.api import response_events as events
 from runtime.server.api import responses as api
 from runtime.server.api.chat import ChunkChoice
 from runtime.server.api.common import Usage
@@ -15,11 +16,11 @@ from runtime.server.reply_parts import Part, PartBegun, PartEvent, PartGrown, Pa
 from runtime.server.sampling import DEFAULT_TEMPERATURE
 
 ID_KINDS: Mapping[PartKind, str] = {"reasoning": "rs", "text": "msg", "call": "fc"}
-DELTAS: Mapping[PartKind, api.TextEventKind] = {
+DELTAS: Mapping[PartKind, events.TextEventKind] = {
     "reasoning": "response.reasoning_text.delta",
     "text": "response.output_text.delta",
 }
-ENDS: Mapping[PartKind, api.TextEventKind] = {
+ENDS: Mapping[PartKind, events.TextEventKind] = {
     "reasoning": "response.reasoning_text.done",
     "text": "response.output_text.done",
 }
@@ -61,30 +62,32 @@ class ResponseWriter:
             usage=None if usage is None else _usage(usage),
         )
 
-    def begin(self) -> list[api.Event]:
+    def begin(self) -> list[events.Event]:
         """The events before the first piece."""
         return [self._about_all("response.created"), self._about_all("response.in_progress")]
 
-    def push(self, piece: ChunkChoice) -> list[api.Event]:
+    def push(self, piece: ChunkChoice) -> list[events.Event]:
         """The events of a piece."""
         return [event for change in self.reply.push(piece) for event in self._part_events(change)]
 
-    def end(self, usage: Usage) -> list[api.Event]:
+    def end(self, usage: Usage) -> list[events.Event]:
         """The events after the last piece."""
-        kind: api.ResponseEventKind = "response.incomplete" if self._status() == "incomplete" else "response.completed"
-        return [api.ResponseEvent(type=kind, sequence_number=self._next(), response=self.response(usage))]
+        kind: events.ResponseEventKind = (
+            "response.incomplete" if self._status() == "incomplete" else "response.completed"
+        )
+        return [events.ResponseEvent(type=kind, sequence_number=self._next(), response=self.response(usage))]
 
-    def fail(self, failure: RequestFailure) -> api.Event:
+    def fail(self, failure: RequestFailure) -> events.Event:
         """The event of an answer that has failed."""
         self.reply.end()
-        return api.ResponseEvent(
+        return events.ResponseEvent(
             type="response.failed", sequence_number=self._next(), response=self.response(failure=failure)
         )
 
-    def _about_all(self, kind: api.ResponseEventKind) -> api.Event:
-        return api.ResponseEvent(type=kind, sequence_number=self._next(), response=self.response())
+    def _about_all(self, kind: events.ResponseEventKind) -> events.Event:
+        return events.ResponseEvent(type=kind, sequence_number=self._next(), response=self.response())
 
-    def _part_events(self, change: PartEvent) -> Iterator[api.Event]:
+    def _part_events(self, change: PartEvent) -> Iterator[events.Event]:
         part = change.part
         if isinstance(change, PartBegun):
             self._ids[part.number] = f"{ID_KINDS[part.kind]}_{secrets.token_hex(16)}"
@@ -99,17 +102,17 @@ class ResponseWriter:
                 yield self._about_content("response.content_part.done", part)
             yield self._about_item("response.output_item.done", part)
 
-    def _about_item(self, kind: api.ItemEventKind, part: Part) -> api.Event:
-        return api.ItemEvent(
+    def _about_item(self, kind: events.ItemEventKind, part: Part) -> events.Event:
+        return events.ItemEvent(
             type=kind,
             sequence_number=self._next(),
             output_index=part.number,
             item=self._item(part, begun=kind == "response.output_item.added"),
         )
 
-    def _about_content(self, kind: api.ContentEventKind, part: Part) -> api.Event:
+    def _about_content(self, kind: events.ContentEventKind, part: Part) -> events.Event:
         content = api.ReasoningText(part.text) if part.kind == "reasoning" else self._output_text(part)
-        return api.ContentPartEvent(
+        return events.ContentPartEvent(
             type=kind,
             sequence_number=self._next(),
             item_id=self._ids[part.number],
@@ -117,16 +120,16 @@ class ResponseWriter:
             part=content,
         )
 
-    def _more(self, part: Part, change: PartGrown) -> api.Event:
+    def _more(self, part: Part, change: PartGrown) -> events.Event:
         if part.kind == "call":
-            return api.ArgumentsEvent(
+            return events.ArgumentsEvent(
                 type="response.function_call_arguments.delta",
                 sequence_number=self._next(),
                 item_id=self._ids[part.number],
                 output_index=part.number,
                 delta=change.text,
             )
-        return api.TextEvent(
+        return events.TextEvent(
             type=DELTAS[part.kind],
             sequence_number=self._next(),
             item_id=self._ids[part.number],
@@ -135,9 +138,9 @@ class ResponseWriter:
             logprobs=list(change.logprobs) if part.kind == "text" else msgspec.UNSET,
         )
 
-    def _all_of(self, part: Part) -> api.Event:
+    def _all_of(self, part: Part) -> events.Event:
         if part.kind == "call":
-            return api.ArgumentsEvent(
+            return events.ArgumentsEvent(
                 type="response.function_call_arguments.done",
                 sequence_number=self._next(),
                 item_id=self._ids[part.number],
@@ -145,7 +148,7 @@ class ResponseWriter:
                 arguments=part.text,
                 name=part.name,
             )
-        return api.TextEvent(
+        return events.TextEvent(
             type=ENDS[part.kind],
             sequence_number=self._next(),
             item_id=self._ids[part.number],

@@ -202,12 +202,13 @@ class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
-    """One answer."""
+    """One answer; `stop_reason` is the stop string that ended it."""
 
     index: int
     message: ReplyMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
+    stop_reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):

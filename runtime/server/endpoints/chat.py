@@ -75,6 +75,7 @@ class Answer:
     calls: list[chat.ToolCall] = field(default_factory=list)
     logprobs: list[chat.TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason = "stop"
+    stop_reason: str | msgspec.UnsetType = msgspec.UNSET
 
     def add(self, piece: chat.ChunkChoice) -> None:
         """Add what a piece says."""
@@ -88,7 +89,7 @@ class Answer:
         if piece.logprobs is not None:
             self.logprobs += piece.logprobs.content
         if piece.finish_reason is not None:
-            self.finish_reason = piece.finish_reason
+            self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
 
     def _add_call(self, more: chat.ToolCallDelta) -> None:
         if more.id is not msgspec.UNSET and more.function.name is not msgspec.UNSET:
@@ -187,6 +188,7 @@ async def whole(begun: Chat) -> chat.ChatResponse:
             ),
             chat.ChoiceLogprobs(each.logprobs) if begun.request.logprobs else None,
             each.finish_reason,
+            each.stop_reason,
         )
         for index, each in enumerate(answers)
     ]

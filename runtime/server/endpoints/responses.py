@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.server.api import responses as api
+from runtime.server.api.response_events import Event
 from runtime.server.bodies import json_answer
 from runtime.server.endpoints.chat import Chat, begin_chat
 from runtime.server.event_stream import EventStream, event_of, unless_client_leaves
@@ -48,5 +49,5 @@ async def _stream(begun: Chat, writer: ResponseWriter) -> AsyncGenerator[bytes]:
         yield _event(event)
 
 
-def _event(event: api.Event) -> bytes:
+def _event(event: Event) -> bytes:
     return event_of(event, event.type)

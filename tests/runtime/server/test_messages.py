@@ -197,6 +197,15 @@ def test_the_stop_sequence_that_ended_the_text_is_named():
         assert events[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "trois"}
 
 
+def test_chat_names_the_stop_string_whole_and_as_a_stream_too():
+    with running(scripted("un deux trois", "un deux", "un deux trois")) as server:
+        (choice,) = server.chat(stop=["trois"]).json["choices"]
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "trois")
+        assert "stop_reason" not in server.chat(stop=["trois"]).json["choices"][0]
+        events = server.stream({"messages": HELLO, "stop": ["trois"]})
+        assert events[-2]["choices"][0]["stop_reason"] == "trois"
+
+
 def test_errors_are_in_the_form_of_this_api():
     with running(scripted("x"), keys=Keys((b"secret",))) as server:
         keyless = server.ask("/v1/messages", {})

@@ -7,6 +7,7 @@ from runtime.server.api import chat, responses
 from runtime.server.api.common import CompletionTokensDetails, PromptTokensDetails, Usage
 from runtime.server.bodies import parse
 from runtime.server.failures import RequestFailure, broken
+from runtime.server.reply_parts import ReplyParts
 from runtime.server.responses_input import chat_request
 from runtime.server.responses_output import ResponseWriter
 from runtime.server.settings import ServerSettings
@@ -219,6 +220,25 @@ def test_logprobs_lie_beside_the_text():
     logprobs = item["content"][0]["logprobs"]
     assert "Bonjour" in "".join(one["token"] for one in logprobs)
     assert all(len(one["top_logprobs"]) == 1 for one in logprobs)
+
+
+def test_log_probabilities_of_thoughts_and_calls_are_not_those_of_the_text():
+    def piece(delta, token, reason=None):
+        return chat.ChunkChoice(0, delta, chat.ChoiceLogprobs([chat.TokenLogprob(token, -1.0, [], [])]), reason)
+
+    parts = ReplyParts()
+    for one in (
+        piece(chat.Delta(reasoning_content="Hm"), "Hm"),
+        piece(chat.Delta(), "[/THINK]"),
+        piece(chat.Delta(content="So "), "So "),
+        piece(chat.Delta(), "half"),
+        piece(chat.Delta(content="whole"), "other half"),
+        *pieces_of(("call", 0, "abc", "add", "{}"), finish_reason=None),
+        piece(chat.Delta(), "</s>", "tool_calls"),
+    ):
+        parts.push(one)
+    found = [[token.token for token in part.logprobs] for part in parts.parts]
+    assert found == [[], ["So ", "half", "other half"], []]
 
 
 def test_a_failure_during_a_stream_is_its_last_event():
