@@ -49,7 +49,7 @@ def chat_tools(asked: api.CountRequest) -> list[chat.ToolSpec]:
     ]
 
 
-def _text(content: str | Sequence[api.TextBlock]) -> chat.Content:
+def _text(content: str | Sequence[api.TextBlock | api.TextOnly]) -> chat.Content:
     return content if isinstance(content, str) else [chat.TextPart(block.text) for block in content]
 
 

@@ -22,6 +22,15 @@ class TextBlock(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbi
     citations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
 
 
+class TextOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Text where no other block may stand; a struct with a tag would be taken without its type there."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl | None = None
+    citations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
+
+
 class ThinkingBlock(msgspec.Struct, frozen=True, tag="thinking", tag_field="type", forbid_unknown_fields=True):
     """Reasoning of the model; the signature is not looked at."""
 
@@ -42,7 +51,7 @@ class ToolResultBlock(msgspec.Struct, frozen=True, tag="tool_result", tag_field=
     """The result of a call; one that `is_error` says so in its content, which is all that the model reads."""
 
     tool_use_id: str
-    content: str | list[TextBlock] | None = None
+    content: str | list[TextOnly] | None = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
 
@@ -62,7 +71,7 @@ class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant", tag_field="
 class SystemMessage(msgspec.Struct, frozen=True, tag="system", tag_field="role", forbid_unknown_fields=True):
     """Instructions to the model within a conversation."""
 
-    content: str | list[TextBlock]
+    content: str | list[TextOnly]
 
 
 Message = UserMessage | AssistantMessage | SystemMessage
@@ -135,7 +144,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: str
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
-    system: str | list[TextBlock] | None = None
+    system: str | list[TextOnly] | None = None
     tools: list[ToolSpec] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
