@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,12 @@ def levels_table(rounds: Rounds) -> Table:
         for clients, found in levels.items():
             speeds = [Spread.of([getattr(each, name) for each in found]) for name in ("tok_s", "decode_tok_s")]
             times = [percentile_ms(found, name, share) for name in ("ttft_s", "gaps_s") for share in (0.5, 0.99)]
-            table.add_row(server, str(clients), *(f"{s:.1f}" for s in speeds), *(f"{t:.1f}" for t in times))
+            table.add_row(
+                server,
+                str(clients),
+                *("" if isnan(s.median) else f"{s:.1f}" for s in speeds),
+                *(f"{t:.1f}" for t in times),
+            )
     return table
 
 
