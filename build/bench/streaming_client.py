@@ -54,7 +54,7 @@ async def stream(served: Served, body: bytes, path: str = "/v1/completions") -> 
         status = await reader.readline()
         found.first_byte = time.perf_counter()
         if b" 200 " not in status:
-            raise UserError(f"the server answered {(await reader.read(2000)).decode(errors='replace')}")
+            raise UserError(f"the server answered {(status + await reader.read(2000)).decode(errors='replace')}")
         while line := await reader.readline():
             if line.startswith(DATA):
                 if line.startswith(DONE, len(DATA)):

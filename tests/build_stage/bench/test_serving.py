@@ -62,7 +62,7 @@ def test_ratios_are_of_figures_of_the_same_round_and_goals_are_named():
         rounds.add("ours", level(8, decode, first_byte=0.06))
     assert engine_ratios(rounds, "ours") == {4: Spread.of([0.98, 0.8])}
     cells = [list(column.cells) for column in goals_table(rounds, "ours").columns]
-    assert cells[1] == ["0.89 (0.84-0.94)", "10.0", "60.0", "119", "200"]
+    assert cells[1] == ["0.89 (0.85-0.94)", "10.0", "60.0", "119", "200"]
     assert cells[3] == ["missed", "reached", "missed", "reached", "missed"]
     assert [next(iter(column.cells)) for column in levels_table(rounds).columns][:2] == ["ours", "4"]
 
