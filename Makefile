@@ -21,7 +21,7 @@ TEST := $(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile 
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup lock inputs demo serve plan compile parity quality bench memory ship gpucheck keys check test test-server fuzz soak clean
+.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship gpucheck keys check test test-server fuzz soak clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -103,6 +103,11 @@ bench: inputs  ## CONFIG=...: compare the speed of every scheme with onnxruntime
 ## ONLY=sequences,second-turn,speculation runs parts alone
 	$(PY) -m build.bench $(ARGUMENTS) $(if $(ONLY),--only '$(ONLY)')
 
+load: inputs  ## CONFIG=yaml/demo.yaml: compile, then measure a server with 1 to 8 clients beside its own engine, with locust
+## after `make test-server`; LOAD='--rounds 5 --gguf FILE' adds flags of `python -m build.bench.serving`
+	$(COMPILE)
+	$(PY) -m build.bench.serving out/$(NAME) $(LOAD)
+
 memory: setup  ## measure the peak memory of compiling a 7B-shaped checkpoint at two depths, extrapolated to all layers
 	$(PY) -m build.tools.memory
 
@@ -141,8 +146,9 @@ fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that
 	$(PY) -m tests.fuzz --minutes $(MINUTES) $(if $(ONLY),--reader $(ONLY))
 
 soak: setup  ## MINUTES=5: random requests come and go on compiled artifacts for so long; every result must have the
-## bits that the same tokens gave before, whatever shared the step
+## bits that the same tokens gave before, whatever shared the step; then random clients do their worst to a server
 	$(PY) -m tests.soak --minutes $(MINUTES)
+	$(PY) -m tests.server_soak --minutes $(MINUTES)
 
 clean:  ## remove what was built, but not what was downloaded
 	rm -rf out/.work $(filter-out out/downloads,$(wildcard out/*))

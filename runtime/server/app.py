@@ -34,8 +34,9 @@ from runtime.server.endpoints import (
     tokens,
 )
 from runtime.server.failures import RequestFailure
-from runtime.server.gate import Gate, LogLine, allowed_hosts, write_to_stderr
+from runtime.server.gate import Gate, allowed_hosts
 from runtime.server.openapi import openapi_document
+from runtime.server.request_log import LogLine, write_to_stderr
 from runtime.server.service import Service
 from runtime.server.settings import Keys
 

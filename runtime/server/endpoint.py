@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from runtime.server.bodies import read_request
 from runtime.server.failures import ErrorBody
+from runtime.server.request_log import current_line
 from runtime.server.service import Service
 
 Asked = TypeVar("Asked")
@@ -25,9 +26,10 @@ class WithBody(Generic[Asked]):
 
     async def __call__(self, service: Service, request: Request) -> Response:
         """Answer a request; raises `RequestFailure` for a body that does not fit."""
-        return await self.answer(
-            service, request, await read_request(request, self.kind, service.settings.max_body_bytes)
-        )
+        asked = await read_request(request, self.kind, service.settings.max_body_bytes)
+        if (line := current_line.get()) is not None:
+            line.asked(asked)
+        return await self.answer(service, request, asked)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,9 @@
 """What every request passes: its id, the keys, the names of hosts, errors as JSON, the log."""
 
 import hmac
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +12,7 @@ from runtime.server.event_stream import ClientLeftError
 from runtime.server.failures import RequestFailure, broken
 from runtime.server.messages_output import error_of
 from runtime.server.request_ids import HEADER, current_request_id, request_id_of
+from runtime.server.request_log import LogLine, current_line, write_to_stderr
 from runtime.server.settings import LOOPBACK_NAMES, Keys
 
 # what a load balancer asks, and the page, which then asks for a key
@@ -22,31 +20,6 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/"})
 ANTHROPIC_PATHS = ("/v1/messages",)  # where bodies of errors and the id of a request are as its clients expect
 ANTHROPIC_HEADER = "request-id"
 CLIENT_LEFT = 499  # nginx's status for the log; no client sees it
-
-
-@dataclass
-class LogLine:
-    """One line of the log, for one request."""
-
-    time: float
-    request_id: str
-    method: str
-    path: str
-    status: int = 0
-    seconds: float = 0.0
-    error: str | None = None
-    details: dict[str, object] = field(default_factory=dict)
-
-    def text(self) -> bytes:
-        """The line as JSON."""
-        found = {name: getattr(self, name) for name in ("time", "request_id", "method", "path", "status", "seconds")}
-        return msgspec.json.encode({**found, **({"error": self.error} if self.error else {}), **self.details})
-
-
-def write_to_stderr(line: LogLine) -> None:
-    """Write a line of the log."""
-    sys.stderr.write(line.text().decode() + "\n")
-    sys.stderr.flush()
 
 
 class Gate:
@@ -73,7 +46,7 @@ class Gate:
         request_id = request_id_of(headers.get(HEADER))
         token = current_request_id.set(request_id)
         line = LogLine(time.time(), request_id, scope["method"], scope["path"])
-        scope.setdefault("state", {})["log"] = line.details
+        line_token = current_line.set(line)
         start = time.monotonic()
 
         async def send_with_id(message: Message) -> None:
@@ -91,6 +64,7 @@ class Gate:
             line.seconds = round(time.monotonic() - start, 6)
             self._log(line)
             current_request_id.reset(token)
+            current_line.reset(line_token)
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send, line: LogLine) -> None:
         try:

@@ -15,6 +15,7 @@ from runtime.server.failures import RequestFailure, broken
 from runtime.server.places import check_place
 from runtime.server.request_ids import current_request_id
 from runtime.server.settings import ServerSettings
+from runtime.text.stream import Step
 
 LEAST_RETRY, MOST_RETRY = 1, 60  # seconds that a client is told to wait
 
@@ -32,12 +33,21 @@ class Times:
     cached_tokens: int = 0
 
 
+@dataclass
+class Texts:
+    """What a generation was asked, and what each choice has answered; kept only if it is to be logged."""
+
+    prompt: str
+    answers: list[str]
+
+
 @dataclass(eq=False)
 class Generation:
     """One request that the engine's thread has; its events are read once, by `events`.
 
     label: the id that the client knows.
     counted: tokens that its reader has taken.
+    reasons: why each choice that is complete has ended.
     prompt_scores: log probabilities of the prompt's tokens after the first that its reader has taken.
     """
 
@@ -49,6 +59,8 @@ class Generation:
     _open: set[int] = field(default_factory=set)
     timer: asyncio.TimerHandle | None = None
     counted: int = 0
+    reasons: dict[int, str] = field(default_factory=dict)
+    texts: Texts | None = None
     prompt_scores: list[TokenLogprobs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -67,6 +79,14 @@ class Generation:
             if isinstance(event, Ended):
                 self._open.discard(event.choice)
             yield event
+
+    def take(self, choice: int, step: Step) -> None:
+        """Note what the reader of the events has made of one."""
+        self.counted += 1
+        if step.finish_reason is not None:
+            self.reasons[choice] = step.finish_reason
+        if self.texts is not None:
+            self.texts.answers[choice] += step.text
 
     def end_choice(self, choice: int) -> None:
         """End one choice, whose text is complete; no more of its events are given."""

@@ -11,6 +11,7 @@ from runtime.scheduling.requests import Generated, Request, Scored
 from runtime.server.api.common import CompletionTokensDetails, PromptTokensDetails, Usage
 from runtime.server.failures import refused
 from runtime.server.generations import Generation
+from runtime.server.request_log import log_generation
 from runtime.server.served_model import ServedModel
 from runtime.server.service import Service
 from runtime.text.stream import Step, TextStream, with_text
@@ -53,7 +54,9 @@ def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
         )
     except UserError as error:
         raise refused(str(error), code="context_length_exceeded") from error
-    return service.generations.submit(request)
+    generation = service.generations.submit(request)
+    log_generation(generation, model.tokenizer, texts=service.settings.log_prompts)
+    return generation
 
 
 def text_streams(model: ServedModel, wanted: Wanted) -> list[TextStream]:
@@ -73,8 +76,8 @@ async def steps_of(generation: Generation, texts: Sequence[TextStream]) -> Async
                 generation.prompt_scores += event.tokens
             if not isinstance(event, Generated):
                 continue
-            generation.counted += 1
             step = next(with_text(iter((event.step,)), texts[event.choice]))
+            generation.take(event.choice, step)
             if step.finish_reason is not None and event.step.finish_reason is None:
                 generation.end_choice(event.choice)
             yield event.choice, step

@@ -1,0 +1,102 @@
+"""`/metrics`, read by Prometheus' own parser, and the dashboard that asks for it."""
+
+import itertools
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from export.stage import ROOT
+from runtime.text.instruct import InstructEncoder
+from runtime.text.tokenizer import open_tokenizer
+from tests.helpers.scripted_engine import EOS, PIECES, SPEC, VOCAB, ScriptedEngine, write_tokenizer
+from tests.helpers.serving import NAME, running, served
+
+DASHBOARD = json.loads((ROOT / "docs" / "grafana.json").read_text())
+# The names and types that vLLM's dashboards ask for (vllm/v1/metrics/loggers.py, commit 005a810); the parser leaves out
+# the _total of counters.
+GAUGES = {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"}
+COUNTERS = {
+    "vllm:prefix_cache_queries",
+    "vllm:prefix_cache_hits",
+    "vllm:prompt_tokens",
+    "vllm:generation_tokens",
+    "vllm:request_success",
+}
+HISTOGRAMS = {
+    "vllm:time_to_first_token_seconds",
+    "vllm:time_per_output_token_seconds",
+    "vllm:e2e_request_latency_seconds",
+    "vllm:request_queue_time_seconds",
+    "vllm:request_prefill_time_seconds",
+    "vllm:request_decode_time_seconds",
+    "vllm:iteration_tokens_total",
+}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """What a server says after three answers of three tokens, by name."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    tokenizer = open_tokenizer(SPEC, folder)
+    model = ScriptedEngine(itertools.repeat([*PIECES.encode("Bonjour, tout le monde"), EOS]))
+    model.manifest = SimpleNamespace(model=SimpleNamespace(generates=True, head="causal_lm", vocab_size=VOCAB))
+    with running(lambda: served(model, tokenizer, InstructEncoder("v3", tokenizer))) as server:
+        for _ in range(3):
+            server.chat(max_tokens=3)
+        answer = server.ask("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
+
+
+def value_of(families, family, sample=None, **labels):
+    (found,) = [
+        each.value
+        for each in families[family].samples
+        if each.name == (sample or family) and labels.items() <= each.labels.items()
+    ]
+    return found
+
+
+@pytest.mark.parametrize(("kind", "names"), [("gauge", GAUGES), ("counter", COUNTERS), ("histogram", HISTOGRAMS)])
+def test_the_names_are_those_that_dashboards_ask_for(families, kind, names):
+    for name in names:
+        assert families[name].type == kind
+        assert families[name].documentation
+        assert all(sample.labels["model_name"] == NAME for sample in families[name].samples)
+
+
+def test_figures_are_those_of_the_requests(families):
+    assert value_of(families, "vllm:generation_tokens", "vllm:generation_tokens_total") == 9
+    assert value_of(families, "vllm:request_success", "vllm:request_success_total", finished_reason="length") == 3
+    assert value_of(families, "vllm:num_requests_running") == 0
+    for name in HISTOGRAMS - {"vllm:iteration_tokens_total"}:
+        assert value_of(families, name, f"{name}_count") == 3, name
+        assert value_of(families, name, f"{name}_bucket", le="+Inf") == 3, name
+
+
+def expressions(part):
+    """Every expression of a dashboard."""
+    if isinstance(part, dict):
+        own = [part["expr"]] if "expr" in part else []
+        return own + [each for value in part.values() for each in expressions(value)]
+    return [each for value in part for each in expressions(value)] if isinstance(part, list) else []
+
+
+def test_the_dashboard_asks_only_for_what_there_is(families):
+    samples = {sample.name for family in families.values() for sample in family.samples}
+    asked = {name for each in expressions(DASHBOARD) for name in re.findall(r"vllm:\w+|queued_prompt_tokens", each)}
+    assert len(asked) >= 12
+    assert asked <= samples
+
+
+def test_every_panel_of_the_dashboard_asks_for_something_of_its_own():
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["title"]
+        assert panel["targets"]
+        assert all("$model" in target["expr"] for target in panel["targets"]), panel["title"]
