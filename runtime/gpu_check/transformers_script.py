@@ -18,7 +18,8 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM, StaticCache
 
 WARM_UPS, STEPS, PASSES = 3, 32, 3
-SPARE = 8  # slots after a context, for the warm-up steps and the recorded one
+# Columns after a context: one for each warm-up step, for the recorded one, and for each timed one or replay of it.
+SPARE = WARM_UPS + 1 + PASSES * STEPS
 
 
 def random_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> MistralForCausalLM:
@@ -31,12 +32,12 @@ def random_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> Mis
         torch.set_default_dtype(torch.float32)
 
 
-def static_cache(model: MistralForCausalLM, slots: int) -> StaticCache:
+def static_cache(model: MistralForCausalLM, columns: int) -> StaticCache:
     """A cache of fixed size; its arguments differ between releases of transformers."""
     wanted = {
         "config": model.config,
         "max_batch_size": 1,
-        "max_cache_len": slots,
+        "max_cache_len": columns,
         "device": model.device,
         "dtype": model.dtype,
     }

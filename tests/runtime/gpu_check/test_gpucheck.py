@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from build.compiler import tvm
 from build.kernels.cuda.binding import SERIAL
@@ -608,8 +609,6 @@ def test_torch_of_another_python_is_asked(tmp_path, monkeypatch, capsys):
 
 def test_torch_without_a_gpu_is_no_torch():
     """The script itself runs on this machine, up to its query for a GPU."""
-    import torch
-
     if not torch.cuda.is_available():
         assert torch_process.ask_torch([]) is None
 
@@ -634,20 +633,31 @@ def test_transformers_is_asked_for_a_model_of_the_same_sizes(compile_case, tmp_p
     assert not (tmp_path / "asked").exists()
 
 
-def test_the_script_times_a_model_of_transformers():
-    """It runs on this machine's CPU, and so without a graph."""
-    import torch
-
+def small_transformers(window):
+    """A transformers model with one layer, on the CPU."""
     config = {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": 8,
         "vocab_size": 50,
+        "sliding_window": window,
     }
-    model = transformers_script.random_model({**config, "head_dim": 8, "sliding_window": 8}, "cpu", torch.float32)
-    found = transformers_script.measured(model, [4, 20], [4, 20])
+    return transformers_script.random_model(config, "cpu", torch.float32)
+
+
+def test_every_replay_of_a_step_has_room_in_the_cache(monkeypatch):
+    """The cache counts its tokens where it lies, so each replay of a graph writes a new column, as a call does."""
+    monkeypatch.setattr(transformers_script, "recorded", lambda step: step)
+    with torch.inference_mode():
+        assert transformers_script.step_seconds(small_transformers(None), 4)[1]
+
+
+def test_the_script_times_a_model_of_transformers():
+    """It runs on this machine's CPU, and so without a graph."""
+    found = transformers_script.measured(small_transformers(8), [4, 20], [4, 20])
     assert (found["ttft"].keys(), found["decode"].keys()) == ({4, 20}, {4, 20})
     assert all(seconds > 0 for part in ("ttft", "decode") for seconds in found[part].values())
     assert found["graph"] == torch.cuda.is_available()
