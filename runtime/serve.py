@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _serve(args: argparse.Namespace, name: str, settings: ServerSettings, keys: Keys | None) -> None:
     from runtime.server.process import address_of, bound_socket, serve_until_signal  # loads what `--help` does not need
-    from runtime.server.served_model import open_served_model
+    from runtime.server.running.served_model import open_served_model
     from runtime.server.service import Service
 
     service = Service(name, partial(open_served_model, args.artifact, args.threads, args.minimum_build), settings)

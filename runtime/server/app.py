@@ -20,8 +20,6 @@ from runtime.server.api.messages import Reply as MessagesResponse
 from runtime.server.api.response_events import Event as ResponsesEvent
 from runtime.server.api.status import Health, SlotsResponse
 from runtime.server.api.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
-from runtime.server.bodies import json_answer
-from runtime.server.endpoint import Answer, Endpoint, WithBody
 from runtime.server.endpoints import (
     chat,
     classification,
@@ -33,10 +31,12 @@ from runtime.server.endpoints import (
     status,
     tokens,
 )
-from runtime.server.failures import RequestFailure
-from runtime.server.gate import Gate, allowed_hosts
-from runtime.server.openapi import openapi_document
-from runtime.server.request_log import LogLine, write_to_stderr
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.endpoint import Answer, Endpoint, WithBody
+from runtime.server.http.failures import RequestFailure
+from runtime.server.http.gate import Gate, allowed_hosts
+from runtime.server.http.openapi import openapi_document
+from runtime.server.http.request_log import LogLine, write_to_stderr
 from runtime.server.service import Service
 from runtime.server.settings import Keys
 

@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from runtime.scheduling.requests import Event, Generated, Request
 from runtime.scheduling.statistics import Statistics
-from runtime.server.generations import Times
-from runtime.server.places import Queue
+from runtime.server.running.generations import Times
+from runtime.server.running.places import Queue
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)

@@ -12,13 +12,13 @@ from runtime.scheduling.requests import Event, Request
 from runtime.scheduling.scheduler import SlotView
 from runtime.scheduling.statistics import Statistics
 from runtime.server.api.status import Health, State
-from runtime.server.engine_thread import EngineThread, Watcher
-from runtime.server.event_stream import ClientLeftError
-from runtime.server.failures import RequestFailure, unavailable
-from runtime.server.generations import Generations, Times
-from runtime.server.head_calls import HeadCalls
+from runtime.server.http.event_stream import ClientLeftError
+from runtime.server.http.failures import RequestFailure, unavailable
 from runtime.server.metrics import Metrics
-from runtime.server.served_model import ServedModel
+from runtime.server.running.engine_thread import EngineThread, Watcher
+from runtime.server.running.generations import Generations, Times
+from runtime.server.running.head_calls import HeadCalls
+from runtime.server.running.served_model import ServedModel
 from runtime.server.settings import ServerSettings
 
 Result = TypeVar("Result")

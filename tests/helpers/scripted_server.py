@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from runtime.server.page import load_page
+from runtime.server.http.page import load_page
 
 MODEL = "scripted-model"
 CONTEXT = 2048  # tokens that a sequence can hold

@@ -11,7 +11,7 @@ import msgspec
 
 from runtime.engines.slot_model import capacity_of
 from runtime.server.process import Ending, bound_socket, serve
-from runtime.server.served_model import ServedModel
+from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
 from runtime.server.settings import ServerSettings
 
@@ -20,7 +20,7 @@ END_SECONDS = 20
 
 
 def served(engine, tokenizer, encoder=None):
-    """A model of an engine, as `runtime.server.served_model.open_served_model` gives it."""
+    """A model of an engine, as `runtime.server.running.served_model.open_served_model` gives it."""
     return ServedModel(engine, tokenizer, encoder, "it has no format", capacity_of(engine))
 
 

@@ -10,7 +10,7 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from runtime.server.failures import RequestFailure
+from runtime.server.http.failures import RequestFailure
 from runtime.server.settings import Keys, ServerSettings
 from tests.helpers.scripted_service import call_ids, scripted
 from tests.helpers.serving import NAME, running

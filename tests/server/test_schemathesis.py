@@ -18,8 +18,8 @@ from schemathesis.config import SchemathesisConfig  # noqa: E402
 from schemathesis.specs.openapi.checks import positive_data_acceptance  # noqa: E402
 
 from runtime.server.app import ENDPOINTS  # noqa: E402
-from runtime.server.openapi import openapi_document  # noqa: E402
-from runtime.server.served_model import open_served_model  # noqa: E402
+from runtime.server.http.openapi import openapi_document  # noqa: E402
+from runtime.server.running.served_model import open_served_model  # noqa: E402
 from runtime.server.settings import ServerSettings  # noqa: E402
 from tests.helpers.serving import NAME, running  # noqa: E402
 

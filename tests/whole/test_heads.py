@@ -47,7 +47,7 @@ from runtime.decoding.labels import best_span
 from runtime.engines.engine import Engine, Row
 from runtime.engines.side_by_side import SideBySide
 from runtime.errors import UserError
-from runtime.server.served_model import open_served_model
+from runtime.server.running.served_model import open_served_model
 from tests.helpers import reference, scripted_engine, serving
 from tests.helpers.artifacts import Shifted, onnx_shifted, random_ids, torch_shifted
 from tests.helpers.tiny import DEFAULTS, TOKENIZER_CONFIG, byte_tokenizer

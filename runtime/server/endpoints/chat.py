@@ -11,20 +11,20 @@ from starlette.responses import Response
 from runtime.decoding.constraint import Grammar
 from runtime.decoding.reply_grammar import ReplyRules
 from runtime.errors import UserError
+from runtime.server.answers.conversations import conversation_ids
+from runtime.server.answers.logprobs import chat_logprobs
+from runtime.server.answers.reply_rules import rules_of
+from runtime.server.answers.replying import Wanted, begin, steps_of, text_streams, usage_of
+from runtime.server.answers.sampling import choices_of, options_of, stops_of
+from runtime.server.answers.whole_texts import check_head
 from runtime.server.api import chat
 from runtime.server.api.common import FinishReason, Usage
-from runtime.server.bodies import json_answer
-from runtime.server.conversations import conversation_ids
-from runtime.server.event_stream import DONE, EventStream, event_of, unless_client_leaves
-from runtime.server.failures import refused
-from runtime.server.generations import Generation
-from runtime.server.logprobs import chat_logprobs
-from runtime.server.reply_rules import rules_of
-from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage_of
-from runtime.server.sampling import choices_of, options_of, stops_of
-from runtime.server.served_model import ServedModel
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.event_stream import DONE, EventStream, event_of, unless_client_leaves
+from runtime.server.http.failures import refused
+from runtime.server.running.generations import Generation
+from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
-from runtime.server.whole_texts import check_head
 from runtime.text.deltas import ArgumentsDelta, CallDelta, Delta, ReasoningDelta, TextDelta
 from runtime.text.replies import ends_in_thought
 from runtime.text.reply_stream import ReplyStream

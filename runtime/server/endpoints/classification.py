@@ -15,6 +15,8 @@ from runtime.decoding.labels import (
     ranked_labels,
 )
 from runtime.decoding.whole_texts import OpenedHead, Outputs
+from runtime.server.answers.given_texts import separate_texts
+from runtime.server.answers.whole_texts import encoded, opened_head
 from runtime.server.api.heads import (
     MOST_TEXTS,
     ClassifyRequest,
@@ -27,12 +29,10 @@ from runtime.server.api.heads import (
     TokenLabel,
     TokenLabels,
 )
-from runtime.server.bodies import json_answer
-from runtime.server.event_stream import unless_client_leaves
-from runtime.server.failures import refused
-from runtime.server.given_texts import separate_texts
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.event_stream import unless_client_leaves
+from runtime.server.http.failures import refused
 from runtime.server.service import Service
-from runtime.server.whole_texts import encoded, opened_head
 
 Result = Sequence[ClassifyResult]
 

@@ -9,6 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.errors import UserError
+from runtime.server.answers.given_texts import check_ids, separate_texts
+from runtime.server.answers.logprobs import by_text, prompt_logprobs, shown, token_text
+from runtime.server.answers.merging import merged
+from runtime.server.answers.replying import Wanted, begin, steps_of, text_streams, usage_of
+from runtime.server.answers.sampling import choices_of, options_of, stops_of
+from runtime.server.answers.whole_texts import check_head
 from runtime.server.api.common import FinishReason, Usage
 from runtime.server.api.completions import (
     CompletionChoice,
@@ -16,18 +22,12 @@ from runtime.server.api.completions import (
     CompletionRequest,
     CompletionResponse,
 )
-from runtime.server.bodies import json_answer
-from runtime.server.event_stream import DONE, EventStream, event_of, unless_client_leaves
-from runtime.server.failures import refused
-from runtime.server.generations import Generation
-from runtime.server.given_texts import check_ids, separate_texts
-from runtime.server.logprobs import by_text, prompt_logprobs, shown, token_text
-from runtime.server.merging import merged
-from runtime.server.replying import Wanted, begin, steps_of, text_streams, usage_of
-from runtime.server.sampling import choices_of, options_of, stops_of
-from runtime.server.served_model import ServedModel
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.event_stream import DONE, EventStream, event_of, unless_client_leaves
+from runtime.server.http.failures import refused
+from runtime.server.running.generations import Generation
+from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
-from runtime.server.whole_texts import check_head
 from runtime.text.fill_in_the_middle import encode_fill_in
 from runtime.text.stream import Step
 

@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.decoding.pooling import pooled
+from runtime.server.answers.given_texts import separate_texts
+from runtime.server.answers.whole_texts import encoded, opened_head
 from runtime.server.api.heads import MOST_TEXTS, Embedding, EmbeddingRequest, EmbeddingResponse, TextUsage
-from runtime.server.bodies import json_answer
-from runtime.server.event_stream import unless_client_leaves
-from runtime.server.failures import refused
-from runtime.server.given_texts import separate_texts
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.event_stream import unless_client_leaves
+from runtime.server.http.failures import refused
 from runtime.server.service import Service
-from runtime.server.whole_texts import encoded, opened_head
 
 
 async def answer(service: Service, request: Request, asked: EmbeddingRequest) -> Response:

@@ -7,16 +7,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.errors import UserError
+from runtime.server.answers.conversations import conversation_ids, tools_of
+from runtime.server.answers.whole_texts import check_head
 from runtime.server.api import messages as api
-from runtime.server.bodies import json_answer
-from runtime.server.conversations import conversation_ids, tools_of
+from runtime.server.converters.messages_input import chat_messages, chat_request, chat_tools
+from runtime.server.converters.messages_output import MessageWriter, error_of
 from runtime.server.endpoints.chat import Chat, begin_chat
-from runtime.server.event_stream import EventStream, event_of, unless_client_leaves
-from runtime.server.failures import refused
-from runtime.server.messages_input import chat_messages, chat_request, chat_tools
-from runtime.server.messages_output import MessageWriter, error_of
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.event_stream import EventStream, event_of, unless_client_leaves
+from runtime.server.http.failures import refused
 from runtime.server.service import Service
-from runtime.server.whole_texts import check_head
 
 
 async def answer(service: Service, request: Request, asked: api.MessagesRequest) -> Response:

@@ -5,7 +5,7 @@ from functools import cache
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.server.page import Page, load_page
+from runtime.server.http.page import Page, load_page
 from runtime.server.service import Service
 
 

@@ -8,12 +8,12 @@ from starlette.responses import Response
 
 from runtime.server.api import responses as api
 from runtime.server.api.response_events import Event
-from runtime.server.bodies import json_answer
+from runtime.server.converters.responses_input import as_asked_here, chat_request
+from runtime.server.converters.responses_output import ResponseWriter
 from runtime.server.endpoints.chat import Chat, begin_chat
-from runtime.server.event_stream import EventStream, event_of, unless_client_leaves
-from runtime.server.failures import RequestFailure
-from runtime.server.responses_input import as_asked_here, chat_request
-from runtime.server.responses_output import ResponseWriter
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.event_stream import EventStream, event_of, unless_client_leaves
+from runtime.server.http.failures import RequestFailure
 from runtime.server.service import Service
 
 

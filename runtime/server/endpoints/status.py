@@ -11,8 +11,8 @@ from runtime.server.api.status import (
     SlotsResponse,
     SlotState,
 )
-from runtime.server.bodies import json_answer
-from runtime.server.failures import RequestFailure
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.failures import RequestFailure
 from runtime.server.service import Service
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"

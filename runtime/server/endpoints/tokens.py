@@ -4,11 +4,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime.errors import UserError
+from runtime.server.answers.conversations import conversation_ids, tools_of
 from runtime.server.api.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
-from runtime.server.bodies import json_answer
-from runtime.server.conversations import conversation_ids, tools_of
-from runtime.server.failures import refused
-from runtime.server.served_model import ServedModel
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.failures import refused
+from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
 
 

@@ -15,7 +15,7 @@ from build.bench.serving_report import Rounds, draw_load, engine_ratios, goals_t
 from build.bench.streaming_client import Stream, completion_body, stream
 from runtime.benchmarks.spread import Spread
 from runtime.errors import UserError
-from runtime.server.served_model import open_served_model
+from runtime.server.running.served_model import open_served_model
 from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.scripted_engine import EOS, PIECES, SPEC, VOCAB, ScriptedEngine, write_tokenizer

@@ -7,10 +7,10 @@ import pytest
 
 from runtime.server.api import chat, messages
 from runtime.server.api.common import CompletionTokensDetails, PromptTokensDetails, Usage
-from runtime.server.bodies import parse
-from runtime.server.failures import RequestFailure
-from runtime.server.messages_input import chat_request
-from runtime.server.messages_output import MessageWriter
+from runtime.server.converters.messages_input import chat_request
+from runtime.server.converters.messages_output import MessageWriter
+from runtime.server.http.bodies import parse
+from runtime.server.http.failures import RequestFailure
 from runtime.server.settings import Keys, ServerSettings
 from tests.helpers.chat_pieces import pieces_of
 from tests.helpers.scripted_service import scripted

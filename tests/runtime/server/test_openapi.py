@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from runtime.server.app import ENDPOINTS
-from runtime.server.openapi import openapi_document
+from runtime.server.http.openapi import openapi_document
 from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.scripted_engine import EOS, PIECES, SPEC, VOCAB, ScriptedEngine, write_tokenizer

@@ -10,9 +10,9 @@ from typing import get_args
 import msgspec
 import pytest
 
+from runtime.server.answers.sampling import DEFAULT_TEMPERATURE
 from runtime.server.api.status import SlotsResponse, State
-from runtime.server.page import PAGE_FILE, content_security_policy, load_page
-from runtime.server.sampling import DEFAULT_TEMPERATURE
+from runtime.server.http.page import PAGE_FILE, content_security_policy, load_page
 from tests.helpers.scripted_server import IDLE
 
 TEXT = PAGE_FILE.read_text(encoding="utf-8")

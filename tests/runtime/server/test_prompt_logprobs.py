@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from runtime.server.served_model import open_served_model
+from runtime.server.running.served_model import open_served_model
 from tests.helpers.artifacts import CACHE_LEN, bound, onnx_shifted, random_ids
 from tests.helpers.serving import NAME, running
 

@@ -5,11 +5,11 @@ import pytest
 
 from runtime.server.api import chat, responses
 from runtime.server.api.common import CompletionTokensDetails, PromptTokensDetails, Usage
-from runtime.server.bodies import parse
-from runtime.server.failures import RequestFailure, broken
-from runtime.server.reply_parts import ReplyParts
-from runtime.server.responses_input import chat_request
-from runtime.server.responses_output import ResponseWriter
+from runtime.server.converters.reply_parts import ReplyParts
+from runtime.server.converters.responses_input import chat_request
+from runtime.server.converters.responses_output import ResponseWriter
+from runtime.server.http.bodies import parse
+from runtime.server.http.failures import RequestFailure, broken
 from runtime.server.settings import ServerSettings
 from tests.helpers.chat_pieces import pieces_of
 from tests.helpers.scripted_service import scripted

@@ -3,7 +3,7 @@
 import random
 import time
 
-from runtime.server.served_model import open_served_model
+from runtime.server.running.served_model import open_served_model
 from runtime.server.settings import ServerSettings
 from tests.helpers.artifacts import CACHE_LEN
 from tests.helpers.server_soak import ACTS, Soak, check_answers, check_idle, run_clients

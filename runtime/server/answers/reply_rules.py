@@ -1,9 +1,9 @@
 """What a chat request asks of the form of its answer."""
 
 from runtime.decoding.reply_grammar import NamedTool, ReplyRules, ToolChoice
+from runtime.server.answers.conversations import tools_of
 from runtime.server.api import chat
-from runtime.server.conversations import tools_of
-from runtime.server.failures import refused
+from runtime.server.http.failures import refused
 from runtime.text.grammar_source import JSON_OBJECT, GrammarSource, JsonSchema, LarkGrammar, Regex
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from runtime.server.api import chat
-from runtime.server.failures import refused
-from runtime.server.served_model import ServedModel
+from runtime.server.http.failures import refused
+from runtime.server.running.served_model import ServedModel
 from runtime.text.messages import ContentPart, Function, FunctionCall, Message, TextPart, ThinkingPart, Tool, ToolCall
 
 

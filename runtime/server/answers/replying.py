@@ -9,10 +9,10 @@ from runtime.errors import UserError
 from runtime.scheduling.prefix_cache import check_fits
 from runtime.scheduling.requests import Generated, Request, Scored
 from runtime.server.api.common import CompletionTokensDetails, PromptTokensDetails, Usage
-from runtime.server.failures import refused
-from runtime.server.generations import Generation
-from runtime.server.request_log import log_generation
-from runtime.server.served_model import ServedModel
+from runtime.server.http.failures import refused
+from runtime.server.http.request_log import log_generation
+from runtime.server.running.generations import Generation
+from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
 from runtime.text.stream import Step, TextStream, with_text
 

@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar, get_args
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.server.bodies import read_request
-from runtime.server.failures import ErrorBody
-from runtime.server.request_log import current_line
+from runtime.server.http.bodies import read_request
+from runtime.server.http.failures import ErrorBody
+from runtime.server.http.request_log import current_line
 from runtime.server.service import Service
 
 Asked = TypeVar("Asked")

@@ -8,8 +8,8 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from runtime.server.event_stream import ClientLeftError
-from runtime.server.failures import RequestFailure, refused
+from runtime.server.http.event_stream import ClientLeftError
+from runtime.server.http.failures import RequestFailure, refused
 
 Parsed = TypeVar("Parsed")
 UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from runtime.server.failures import RequestFailure, broken
-from runtime.server.request_ids import current_request_id
+from runtime.server.http.failures import RequestFailure, broken
+from runtime.server.http.request_ids import current_request_id
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"

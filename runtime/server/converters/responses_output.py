@@ -7,13 +7,13 @@ from typing import Literal
 
 import msgspec
 
+from runtime.server.answers.sampling import DEFAULT_TEMPERATURE
 from runtime.server.api import response_events as events
 from runtime.server.api import responses as api
 from runtime.server.api.chat import ChunkChoice
 from runtime.server.api.common import Usage
-from runtime.server.failures import RequestFailure
-from runtime.server.reply_parts import Part, PartBegun, PartEvent, PartGrown, PartKind, ReplyParts
-from runtime.server.sampling import DEFAULT_TEMPERATURE
+from runtime.server.converters.reply_parts import Part, PartBegun, PartEvent, PartGrown, PartKind, ReplyParts
+from runtime.server.http.failures import RequestFailure
 
 ID_KINDS: Mapping[PartKind, str] = {"reasoning": "rs", "text": "msg", "call": "fc"}
 DELTAS: Mapping[PartKind, events.TextEventKind] = {

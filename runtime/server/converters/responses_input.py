@@ -6,8 +6,8 @@ from typing import Any
 
 from runtime.server.api import chat
 from runtime.server.api import responses as api
-from runtime.server.bodies import converted
-from runtime.server.failures import RequestFailure, refused
+from runtime.server.http.bodies import converted
+from runtime.server.http.failures import RequestFailure, refused
 
 # where a field of chat has another name here
 FIELDS = {

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from runtime.decoding.options import MOST_BIASES, SamplingOptions
 from runtime.server.api.common import SamplingFields
-from runtime.server.failures import refused
-from runtime.server.served_model import ServedModel
+from runtime.server.http.failures import refused
+from runtime.server.running.served_model import ServedModel
 from runtime.server.settings import ServerSettings
 
 DEFAULT_TEMPERATURE = 1.0  # of OpenAI's API

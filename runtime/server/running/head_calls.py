@@ -13,9 +13,9 @@ import numpy as np
 from runtime.decoding.whole_texts import HeadModel, Outputs
 from runtime.errors import UserError
 from runtime.scheduling.statistics import Statistics
-from runtime.server.failures import broken, refused
-from runtime.server.generations import Times
-from runtime.server.places import check_place
+from runtime.server.http.failures import broken, refused
+from runtime.server.running.generations import Times
+from runtime.server.running.places import check_place
 from runtime.server.settings import ServerSettings
 
 RETRY_AFTER = 1  # seconds; one text is one call of the model, so that a place is soon free

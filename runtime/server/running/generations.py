@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from runtime.decoding.logprobs import TokenLogprobs
 from runtime.scheduling.requests import Ended, Event, Failed, Generated, Request, RequestId, Started
-from runtime.server.failures import RequestFailure, broken
-from runtime.server.places import check_place
-from runtime.server.request_ids import current_request_id
+from runtime.server.http.failures import RequestFailure, broken
+from runtime.server.http.request_ids import current_request_id
+from runtime.server.running.places import check_place
 from runtime.server.settings import ServerSettings
 from runtime.text.stream import Step
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.server.bodies import json_answer
-from runtime.server.event_stream import ClientLeftError
-from runtime.server.failures import RequestFailure, broken
-from runtime.server.messages_output import error_of
-from runtime.server.request_ids import HEADER, current_request_id, request_id_of
-from runtime.server.request_log import LogLine, current_line, write_to_stderr
+from runtime.server.converters.messages_output import error_of
+from runtime.server.http.bodies import json_answer
+from runtime.server.http.event_stream import ClientLeftError
+from runtime.server.http.failures import RequestFailure, broken
+from runtime.server.http.request_ids import HEADER, current_request_id, request_id_of
+from runtime.server.http.request_log import LogLine, current_line, write_to_stderr
 from runtime.server.settings import LOOPBACK_NAMES, Keys
 
 # what a load balancer asks, and the page, which then asks for a key

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from runtime.server.api.common import TextsOrIds
-from runtime.server.failures import refused
+from runtime.server.http.failures import refused
 
 
 def separate_texts(given: TextsOrIds, most: int, param: str) -> list[str | list[int]]:

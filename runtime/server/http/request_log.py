@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from runtime.server.generations import Generation, Texts
+from runtime.server.running.generations import Generation, Texts
 from runtime.text.tokenizer import Tokenizer
 
 LONGEST_USER = 128  # characters of what a client calls its user

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from runtime.server.endpoint import Endpoint
-from runtime.server.gate import OPEN_PATHS
-from runtime.server.request_ids import HEADER
+from runtime.server.http.endpoint import Endpoint
+from runtime.server.http.gate import OPEN_PATHS
+from runtime.server.http.request_ids import HEADER
 
 REFERENCE = "#/components/schemas/{name}"
 JSON = "application/json"

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from runtime.artifact.manifest import HeadName
 from runtime.decoding.whole_texts import OpenedHead
 from runtime.errors import UserError
-from runtime.server.failures import refused
-from runtime.server.given_texts import check_ids
-from runtime.server.served_model import ServedModel
+from runtime.server.answers.given_texts import check_ids
+from runtime.server.http.failures import refused
+from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
 
 ADDRESSES = {

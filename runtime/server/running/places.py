@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from runtime.server.failures import too_busy
+from runtime.server.http.failures import too_busy
 from runtime.server.settings import ServerSettings
 
 

@@ -8,9 +8,9 @@ import msgspec
 from runtime.server.api import messages as api
 from runtime.server.api.chat import ChunkChoice
 from runtime.server.api.common import Usage
-from runtime.server.failures import RequestFailure
-from runtime.server.reply_parts import Part, PartBegun, PartEvent, PartGrown, ReplyParts
-from runtime.server.request_ids import current_request_id
+from runtime.server.converters.reply_parts import Part, PartBegun, PartEvent, PartGrown, ReplyParts
+from runtime.server.http.failures import RequestFailure
+from runtime.server.http.request_ids import current_request_id
 
 STOP_REASONS: Mapping[str, api.StopReason] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 ERROR_TYPES: Mapping[int, str] = {

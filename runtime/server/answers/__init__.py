@@ -1,0 +1,1 @@
+"""From a request to what the engine takes, and from its tokens to an answer."""

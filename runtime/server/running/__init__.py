@@ -1,0 +1,1 @@
+"""The model in its thread, and the requests that it has."""
