@@ -10,6 +10,11 @@ from runtime.errors import UserError
 FinishReason = Literal["stop", "length"]
 # written by tokenizer libraries for bytes that are not yet, or not at all, UTF-8
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# A character has at most four bytes, and an id at least one of them, so that no more than three ids wait for a whole
+# character. Longer runs, of bytes that are no UTF-8 or of ids without text, would be decoded anew with each id.
+MOST_SILENT = 8  # ids without text that are held back
+MOST_HELD = 16  # ids that are held back in all
+MOST_CONTEXT = 64  # ids before them: what matters is whether a text comes before, and how its last words join
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,17 @@ class StreamDecoder:
 
     def __init__(self, decode: Callable[[Sequence[int]], str], after: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._context = list(after)  # ids whose text has already been returned
+        self._context = list(after[-MOST_CONTEXT:])  # ids whose text has already been returned
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; empty while a character is incomplete."""
         self._pending.append(token_id)
         text = self._new_text()
-        if not text or text.endswith(REPLACEMENT):
+        if not text:
+            del self._pending[MOST_SILENT:]  # an id that adds nothing to so many without text
+            return ""
+        if text.endswith(REPLACEMENT) and len(self._pending) <= MOST_HELD:
             return ""
         self._context, self._pending = self._pending, []
         return text

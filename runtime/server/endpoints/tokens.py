@@ -11,6 +11,8 @@ from runtime.server.http.failures import refused
 from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
 
+MOST_IDS = 2**18  # that a request may turn into text, which is done one by one
+
 
 async def tokenize(service: Service, _request: Request, asked: TokenizeRequest) -> Response:
     """Token ids of a text or a conversation."""
@@ -42,5 +44,7 @@ async def detokenize(service: Service, _request: Request, asked: DetokenizeReque
             f"tokens has the id {largest}, expected 0 to {model.config.vocab_size - 1}, the ids of the vocabulary",
             param="tokens",
         )
+    if len(asked.tokens) > MOST_IDS:
+        raise refused(f"tokens has {len(asked.tokens)} ids, expected at most {MOST_IDS}", param="tokens")
     text = await service.encode(lambda: model.tokenizer.decode(asked.tokens))
     return json_answer(DetokenizeResponse(text))

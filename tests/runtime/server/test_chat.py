@@ -156,6 +156,7 @@ def test_tokens_of_a_text_are_the_tokenizers(server):
     assert v3_tokenizer().decode(chat).strip() == "Hello"
     assert server.ask("/detokenize", {"tokens": answer["tokens"]}).json == {"prompt": TEXT}
     assert server.ask("/detokenize", {"tokens": [40000]}).error["param"] == "tokens"
+    assert server.ask("/detokenize", {"tokens": [1] * (2**18 + 1)}).error["param"] == "tokens"
     assert server.ask("/tokenize", {}).status == 400
 
 

@@ -68,3 +68,25 @@ def test_an_id_that_stops_has_no_text_and_releases_what_was_held():
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(UserError, match="a stop string is empty"):
         TextStream(StreamDecoder(characters), ["x", ""])
+
+
+def counting_decoder(decode):
+    """A decoder, and the numbers of ids that it was asked to decode."""
+    lengths = []
+
+    def counted(ids):
+        lengths.append(len(ids))
+        return decode(ids)
+
+    return lengths, counted
+
+
+def test_the_work_for_an_id_does_not_grow_with_the_ids_before_it():
+    """Be they ids without text, bytes that are no UTF-8, or a long prompt."""
+    utf_8 = lambda ids: bytes(id for id in ids if id < 256).decode(errors="replace")  # noqa: E731
+    run = [256] * 1000 + [0x80] * 1000 + [256] * 1000 + list("ä€😀".encode()) * 20
+    lengths, counted = counting_decoder(utf_8)
+    stream = StreamDecoder(counted, after=list(b"word") * 1000)
+    pieces = [stream.push(token_id) for token_id in run]
+    assert "".join(pieces) + stream.flush() == utf_8(run)
+    assert max(lengths) < 100
