@@ -13,7 +13,7 @@ from runtime.scheduling.scheduler import SlotView
 from runtime.scheduling.statistics import Statistics
 from runtime.server.api.status import Health, State
 from runtime.server.http.event_stream import ClientLeftError
-from runtime.server.http.failures import RequestFailure, unavailable
+from runtime.server.http.failures import RequestFailure, too_busy, unavailable
 from runtime.server.metrics import Metrics
 from runtime.server.running.engine_thread import EngineThread, Watcher
 from runtime.server.running.generations import Generations, Times
@@ -23,6 +23,7 @@ from runtime.server.settings import ServerSettings
 
 Result = TypeVar("Result")
 LOADING_RETRY = 5  # seconds
+ENCODER_RETRY = 1  # seconds; most texts are encoded in milliseconds
 END_SECONDS = 10.0  # that the engine's thread has to end after its last call
 
 
@@ -43,6 +44,8 @@ class Service:
         self._changed = asyncio.Event()
         self._called: set[asyncio.Future[Any]] = set()  # results that the engine's thread owes
         self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._encoding = 0  # texts that this thread has, and those that wait for it
+        self._ended: RequestFailure | None = None  # of the engine's thread, which answers nothing any more
         self._thread = EngineThread(open_model, settings.scheduler(), self._watcher())
         self.generations = Generations(settings, self._thread.submit, self._thread.cancel, self._over)
         self.heads = HeadCalls(settings, self.call, self._text_over)
@@ -89,6 +92,11 @@ class Service:
                 f"the model cannot be used: {self._failure}", code="engine_failed", retry_after=LOADING_RETRY
             )
 
+    def check_not_ended(self) -> None:
+        """Raise `RequestFailure` if the engine's thread takes nothing more, though a request has come in before."""
+        if self._ended is not None:
+            raise self._ended.about(None)
+
     def health(self) -> Health:
         """Whether the engine's thread is alive, which a call that hangs is not."""
         silent = self._thread.silent_seconds()
@@ -131,9 +139,19 @@ class Service:
         return int(time.time())
 
     async def encode(self, function: Callable[[], Result]) -> Result:
-        """The result of a function that turns texts into ids, in a thread for that alone, so that streams go on."""
+        """The result of a function that turns texts into ids, in a thread for that alone, so that streams go on.
+
+        Raises `RequestFailure` if as many wait for that thread already as may wait for the model.
+        """
+        most = self.settings.max_queued + self.generations.slots
+        if self._encoding >= most:
+            raise too_busy(f"{self._encoding} texts wait to be tokenized already; try again later", ENCODER_RETRY)
         context = contextvars.copy_context()
-        return await self._loop.run_in_executor(self._encoder, context.run, function)
+        self._encoding += 1
+        try:
+            return await self._loop.run_in_executor(self._encoder, context.run, function)
+        finally:
+            self._encoding -= 1
 
     async def slots(self) -> Sequence[SlotView]:
         """What each slot does; nothing while there is no model."""
@@ -144,6 +162,7 @@ class Service:
 
         It is not called if nobody awaits the result any more. Raises `RequestFailure` if the engine fails before.
         """
+        self.check_not_ended()
         found: asyncio.Future[Result] = self._loop.create_future()
         self._called.add(found)
         found.add_done_callback(self._called.discard)
@@ -175,7 +194,7 @@ class Service:
         if self.state != "failed":
             self._set_state("draining")
         deadline = time.monotonic() + self.settings.drain_seconds
-        while self.running and time.monotonic() < deadline and not hurry.is_set():
+        while (self.running or self._encoding) and time.monotonic() < deadline and not hurry.is_set():
             await asyncio.sleep(0.02)
         self._fail_all(
             unavailable(
@@ -211,7 +230,8 @@ class Service:
         self._fail_all(unavailable(sentence, code="engine_failed", retry_after=LOADING_RETRY))
 
     def _fail_all(self, failure: RequestFailure) -> None:
-        """End everything that waits for the engine with this failure."""
+        """End everything that waits for the engine with this failure, and all that still comes to it."""
+        self._ended = failure
         self.generations.fail_all(failure)
         for owed in list(self._called):
             if not owed.done():

@@ -39,6 +39,7 @@ class Wanted:
 
 def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
     """Hand a request to the engine; raises `RequestFailure` if it cannot fit, or if there is no place for it now."""
+    service.check_not_ended()
     try:
         check_fits(wanted.prompt_ids, model.capacity)
         request = Request(

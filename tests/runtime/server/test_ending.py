@@ -1,5 +1,6 @@
 """Clients that leave, and servers that end."""
 
+import asyncio
 import json
 import threading
 import time
@@ -78,6 +79,43 @@ def test_answers_end_whole_when_the_server_is_told_to_end():
         assert (text, events[-1]) == ("fine words", "[DONE]")
         server.ended.join(20)
         assert not server.ended.is_alive()  # though the client keeps its connection
+
+
+def hold_encoding(server):
+    """The gate at which texts wait before they are encoded."""
+    gate, encode = Gate(), server.service.encode
+    server.service.encode = lambda function: encode(lambda: (gate(0), function())[1])
+    return gate
+
+
+def test_a_request_whose_text_is_being_encoded_is_answered_before_the_end():
+    with running(scripted("fine")) as server:
+        gate = hold_encoding(server)
+        connection = begun(server)
+        assert gate.reached.wait(20)
+        server.end()
+        until(lambda: server.service.state == "draining")
+        time.sleep(0.1)  # in which a server that forgot it would end
+        gate.opened.set()
+        answer = json.loads(connection.getresponse().read())
+        assert answer["choices"][0]["message"]["content"] == "fine"
+
+
+def test_a_request_that_reaches_an_engine_that_has_failed_is_told_so():
+    """Its text was being encoded meanwhile."""
+
+    def fail(_number):
+        raise KeyError("broken")
+
+    with running(scripted("fine", on_step=fail)) as server:
+        gate = hold_encoding(server)
+        connection = begun(server)
+        assert gate.reached.wait(20)
+        server.service.encode = lambda function: asyncio.to_thread(function)
+        assert server.chat().status == 503
+        gate.opened.set()
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["error"]["code"]) == (503, "engine_failed")
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["after a while", "asked twice"])

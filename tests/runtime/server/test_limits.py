@@ -74,6 +74,25 @@ def test_queued_tokens_are_limited_and_counted_before_a_text_is_encoded(monkeypa
             thread.join()
 
 
+def test_texts_that_wait_to_be_encoded_are_limited():
+    """However many come at once, and though the model itself has nothing to do."""
+    gate = Gate()
+    with running(scripted(*["fine"] * 3), ServerSettings(max_queued=2)) as server:
+        tokenizer = server.service.model().tokenizer
+        encode = server.service.encode
+        server.service.encode = lambda function: encode(lambda: (gate(0), function())[1])
+        threads, answers = in_threads(server, 3)  # one for the slot, and two that wait
+        until(lambda: server.service._encoding == 3)
+        refused = server.ask("/tokenize", {"prompt": "x"})
+        assert (refused.status, refused.error["code"]) == (429, "queue_full")
+        assert refused.headers["retry-after"] == "1"
+        gate.opened.set()
+        for thread in threads:
+            thread.join()
+        assert [answer.status for answer in answers] == [200] * 3
+        assert server.ask("/tokenize", {"prompt": "x"}).json["tokens"] == tokenizer.encode("x")
+
+
 def test_a_large_body_is_refused_before_it_is_read():
     with running(scripted("fine", "fine"), ServerSettings(max_body_bytes=1000)) as server:
         assert server.chat("x" * 1000).status == 413
