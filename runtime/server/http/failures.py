@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+LONGEST_MESSAGE = 1000  # characters; some messages quote what the request says
 FailureKind = Literal[
     "invalid_request_error", "authentication_error", "rate_limit_error", "unavailable_error", "server_error"
 ]
@@ -39,6 +40,7 @@ class RequestFailure(Exception):
         retry_after: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
         super().__init__(message)
         self.status = status
         self.body = ErrorBody(ErrorDetail(message, kind, param, code))

@@ -13,7 +13,7 @@ import msgspec
 from runtime.server.running.generations import Generation, Texts
 from runtime.text.tokenizer import Tokenizer
 
-LONGEST_USER = 128  # characters of what a client calls its user
+LONGEST_NAME = 128  # characters of what a client calls its model or its user
 DIGITS = 6  # of seconds
 
 
@@ -43,8 +43,8 @@ class LogLine:
     def asked(self, body: object) -> None:
         """Take what a request names."""
         model, user = getattr(body, "model", None), getattr(body, "user", None)
-        self.model = model if isinstance(model, str) else None
-        self.user = user[:LONGEST_USER] if isinstance(user, str) else None
+        self.model = model[:LONGEST_NAME] if isinstance(model, str) else None
+        self.user = user[:LONGEST_NAME] if isinstance(user, str) else None
 
 
 # the line of the request that is being answered

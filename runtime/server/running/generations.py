@@ -17,6 +17,7 @@ from runtime.server.running.places import check_place
 from runtime.server.settings import ServerSettings
 from runtime.text.stream import Step
 
+ABORTED = "abort"  # vLLM's name, in measurements, for what was not answered to the end
 LEAST_RETRY, MOST_RETRY = 1, 60  # seconds that a client is told to wait
 
 
@@ -104,6 +105,13 @@ class Generation:
     def put(self, event: Event | RequestFailure) -> None:
         """Add an event, or a failure that ends them all."""
         self._events.put_nowait(event)
+
+
+def _reason_of(event: Ended | Failed, generation: Generation) -> str:
+    """Why a choice is over; one that its reader ends is cancelled, though its text may be complete."""
+    if isinstance(event, Failed):
+        return "error"
+    return generation.reasons.get(event.choice, ABORTED) if event.reason == "cancelled" else event.reason
 
 
 class Generations:
@@ -215,8 +223,7 @@ class Generations:
             self._waiting.pop((event.request_id, event.choice), None)
             self._holding.discard((event.request_id, event.choice))
             self._left[event.request_id].discard(event.choice)
-            reason = event.reason if isinstance(event, Ended) else "error"
-            self._over(generation.request, times, reason)
+            self._over(generation.request, times, _reason_of(event, generation))
             if not self._left[event.request_id]:
                 del self._left[event.request_id], self._running[event.request_id]
                 self.finished += 1

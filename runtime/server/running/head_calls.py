@@ -14,7 +14,7 @@ from runtime.decoding.whole_texts import HeadModel, Outputs
 from runtime.errors import UserError
 from runtime.scheduling.statistics import Statistics
 from runtime.server.http.failures import broken, refused
-from runtime.server.running.generations import Times
+from runtime.server.running.generations import ABORTED, Times
 from runtime.server.running.places import check_place
 from runtime.server.settings import ServerSettings
 
@@ -89,7 +89,7 @@ class HeadCalls:
         return found
 
     async def _one(self, model: HeadModel, ids: Sequence[int], arrived: float) -> Outputs:
-        times, reason = Times(arrived), "cancelled"
+        times, reason = Times(arrived), ABORTED
 
         def call() -> Outputs:
             times.started = time.monotonic()

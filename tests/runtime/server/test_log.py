@@ -90,3 +90,12 @@ def test_texts_are_logged_where_the_settings_say_so(open_model, capsys):
         (line,) = lines_of(capsys)
     assert "What is secret?" in line["prompts"][0]
     assert line["answers"] == [REPLY]
+
+
+def test_a_long_name_makes_neither_a_long_line_nor_a_long_answer(open_model, capsys):
+    with running(open_model) as server:
+        answer = server.chat(model="x" * 100_000, user="y" * 100_000)
+        assert answer.status == 404
+        assert len(answer.body) < 2000
+        time.sleep(0.1)
+        assert len(capsys.readouterr().err) < 3000

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,9 @@ from export.stage import ROOT
 from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.scripted_engine import EOS, PIECES, SPEC, VOCAB, ScriptedEngine, write_tokenizer
+from tests.helpers.scripted_service import scripted
 from tests.helpers.serving import NAME, running, served
+from tests.runtime.server.test_limits import until
 
 DASHBOARD = json.loads((ROOT / "docs" / "grafana.json").read_text())
 # The names and types that vLLM's dashboards ask for (vllm/v1/metrics/loggers.py, commit 005a810); the parser leaves out
@@ -100,3 +103,19 @@ def test_every_panel_of_the_dashboard_asks_for_something_of_its_own():
         assert panel["title"]
         assert panel["targets"]
         assert all("$model" in target["expr"] for target in panel["targets"]), panel["title"]
+
+
+def test_reasons_are_those_that_clients_are_told():
+    """The engine is told to cancel what a stop string has ended, as it is when a client leaves."""
+    with running(scripted("Bonjour tout le monde", "word " * 300, on_step=lambda _: time.sleep(0.01))) as server:
+        assert server.chat(stop=["tout"], temperature=0).json["choices"][0]["finish_reason"] == "stop"
+        connection = server.connect()
+        body = json.dumps({"model": NAME, "messages": [{"role": "user", "content": "x"}]})
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        until(lambda: server.service.generations.running == 1)
+        connection.sock.close()
+        connection.close()
+        until(lambda: not server.service.generations.running)
+        text = server.ask("/metrics").body.decode()
+    found = {each.name: each for each in text_string_to_metric_families(text)}["vllm:request_success"].samples
+    assert {each.labels["finished_reason"]: each.value for each in found} == {"stop": 1, "abort": 1}
