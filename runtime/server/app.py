@@ -149,7 +149,7 @@ def application(
         for path in paths
     ]
     settings = service.settings
-    hosts = allowed_hosts(settings.allowed_hosts, only_this_machine=settings.only_this_machine)
+    hosts = allowed_hosts(settings.allowed_hosts, settings.host if settings.only_this_machine else None)
     return Gate(Router(routes, redirect_slashes=False, default=_no_such_address), keys, hosts, log)
 
 

@@ -78,9 +78,12 @@ async def serve(
 ) -> None:
     """Serve until `ending` says so, then let the answers that have begun go on for a while.
 
-    `told` is called once the model is ready. Raises `UserError` if the model cannot be opened.
+    `told` is called once the model is ready. Raises `UserError` if the model cannot be opened, or the files for HTTPS
+    cannot be used.
     """
-    server = _Server(_config(service, keys))
+    config = _config(service, keys)
+    _load(config)
+    server = _Server(config)
     service.start()
     serving = asyncio.ensure_future(server.serve([listening]))
     try:
@@ -110,6 +113,17 @@ def _config(service: Service, keys: Keys | None) -> uvicorn.Config:
         ssl_keyfile=service.settings.tls_key,
         ws="none",
     )
+
+
+def _load(config: uvicorn.Config) -> None:
+    """Read the files for HTTPS; uvicorn itself would do that beside a model that is being loaded, unnoticed."""
+    try:
+        config.load()
+    except OSError as error:  # which those of ssl are too
+        raise UserError(
+            f"{config.ssl_certfile} and {config.ssl_keyfile} cannot be used for HTTPS: {error.strerror or error}; "
+            "name a certificate and its key in PEM form (tls_certificate, tls_key)"
+        ) from error
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:

@@ -1,5 +1,6 @@
 """Bodies of requests and answers: JSON, parsed strictly into types."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import TypeVar
@@ -18,18 +19,25 @@ PLACE = re.compile(r" - at `(?P<path>[^`]*)`$")
 LONGEST_REASON = 300  # characters of what is wrong with a body
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The body; raises `RequestFailure` for one of more than `most` bytes, before it is in memory."""
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """The body; raises `RequestFailure` for one of more than `most` bytes, before it is in memory.
+
+    So it does if the body has not come after so many seconds.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdecimal() and (len(declared) > 15 or int(declared) > most):
         raise _too_large(most)
     parts, length = [], 0
     try:
-        async for part in request.stream():
-            length += len(part)
-            if length > most:
-                raise _too_large(most)
-            parts.append(part)
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                length += len(part)
+                if length > most:
+                    raise _too_large(most)
+                parts.append(part)
+    except TimeoutError as error:
+        message = f"the body has not come within {seconds:g} s, the server's limit; send it again"
+        raise RequestFailure(408, message, code="timeout", headers={"Connection": "close"}) from error
     except ClientDisconnect as error:
         raise ClientLeftError from error
     return b"".join(parts)
@@ -40,7 +48,7 @@ def _too_large(most: int) -> RequestFailure:
     return RequestFailure(413, message, code="body_too_large", headers={"Connection": "close"})
 
 
-async def read_request(request: Request, kind: type[Parsed], most: int) -> Parsed:
+async def read_request(request: Request, kind: type[Parsed], most: int, seconds: float) -> Parsed:
     """The body as `kind`; raises `RequestFailure` for another content type, and for a body that does not fit.
 
     JSON alone is taken, since a browser asks before it sends that to another site.
@@ -50,7 +58,7 @@ async def read_request(request: Request, kind: type[Parsed], most: int) -> Parse
         raise RequestFailure(
             415, f"the content type is {content_type!r}, expected 'application/json'", code="content_type"
         )
-    return parse(await read_body(request, most), kind)
+    return parse(await read_body(request, most, seconds), kind)
 
 
 def parse(body: bytes, kind: type[Parsed]) -> Parsed:

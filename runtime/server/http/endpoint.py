@@ -26,7 +26,8 @@ class WithBody(Generic[Asked]):
 
     async def __call__(self, service: Service, request: Request) -> Response:
         """Answer a request; raises `RequestFailure` for a body that does not fit."""
-        asked = await read_request(request, self.kind, service.settings.max_body_bytes)
+        settings = service.settings
+        asked = await read_request(request, self.kind, settings.max_body_bytes, settings.request_seconds)
         if (line := current_line.get()) is not None:
             line.asked(asked)
         return await self.answer(service, request, asked)

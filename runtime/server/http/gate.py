@@ -87,10 +87,11 @@ class Gate:
             raise
 
     def _check(self, path: str, headers: Headers) -> None:
-        if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
+        host = headers.get("host")  # HTTP/1.0, which some load balancers speak and no browser does, has none
+        if self._hosts is not None and host is not None and _host_name(host) not in self._hosts:
             raise RequestFailure(
                 421,
-                f"this server is not called {headers.get('host', '')!r}; "
+                f"this server is not called {host!r}; "
                 "add the name to allowed_hosts if it is meant to be",
                 code="wrong_host",
             )
@@ -125,12 +126,15 @@ def _host_name(host: str) -> str:
     return name.strip("[]").lower()
 
 
-def allowed_hosts(names: Sequence[str], *, only_this_machine: bool) -> frozenset[str] | None:
+def allowed_hosts(names: Sequence[str], only_here: str | None) -> frozenset[str] | None:
     """The names by which a server may be called; None for any.
+
+    only_here: the host at which only this machine reaches the server; None if others do.
 
     A server that only this machine reaches is called by this machine's names alone: a page of another site whose name
     has been pointed at it (DNS rebinding) is refused.
     """
-    if not only_this_machine and not names:
+    if only_here is None and not names:
         return None
-    return LOOPBACK_NAMES | {name.lower() for name in names}
+    own = () if only_here is None else (only_here,)
+    return LOOPBACK_NAMES | {name.lower() for name in (*own, *names)}

@@ -24,12 +24,13 @@ DESCRIPTION = (
     "`code`; in a stream it is the last event. An API key is needed where the server was given a file of keys."
 )
 EVERYWHERE = (421, 500)
-OF_BODIES = (400, 413, 415)
+OF_BODIES = (400, 408, 413, 415)
 OF_KEYS = 401
 REASONS = {
     400: "The request is wrong; `param` names the field.",
     401: "The API key is missing or wrong.",
     404: "There is no such model.",
+    408: "The body has not come in time.",
     413: "The body is larger than the server takes.",
     415: "The body's content type is not application/json.",
     421: "The server is not called by this name.",

@@ -163,6 +163,15 @@ def test_a_model_that_cannot_be_opened_ends_the_server():
         pass
 
 
+def test_files_that_are_not_for_https_end_the_server_before_it_says_that_it_is_ready(tmp_path):
+    junk = tmp_path / "junk.pem"
+    junk.write_text("junk")
+    for path in (junk, tmp_path / "missing.pem"):
+        settings = ServerSettings(tls_certificate=str(path), tls_key=str(path))
+        with pytest.raises(AssertionError, match=r"cannot be used for HTTPS"), running(scripted("fine"), settings):
+            pass
+
+
 def test_a_silent_stream_sends_comments():
     gate = Gate()
     with running(scripted("fine", on_step=gate), ServerSettings(ping_seconds=0.05)) as server:

@@ -1,9 +1,12 @@
 """What a server refuses: too many, too large, too slow, and those without a key."""
 
+import json
+import socket
 import threading
 import time
 
-from runtime.server.settings import Keys, ServerSettings
+from runtime.server.gate import allowed_hosts
+from runtime.server.settings import LOOPBACK_NAMES, Keys, ServerSettings
 from tests.helpers.scripted_service import scripted
 from tests.helpers.serving import NAME, running
 
@@ -184,8 +187,31 @@ def test_only_this_machines_names_reach_a_server_that_others_cannot():
     with running(scripted("fine"), ServerSettings(allowed_hosts=("box.example",))) as server:
         for host, status in (("localhost", 200), ("127.0.0.1:1", 200), ("BOX.example:80", 200), ("evil.example", 421)):
             assert server.ask("/v1/models", headers={"Host": host}).status == status
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
         body = {"model": NAME, "messages": HELLO}
         assert server.ask("/v1/chat/completions", body, headers={"Content-Type": "text/plain"}).status == 415
+
+
+def test_a_server_answers_at_the_address_that_it_prints():
+    with running(scripted("fine"), ServerSettings(host="127.0.0.2")) as server:
+        assert server.ask("/health", headers={"Host": f"127.0.0.2:{server.port}"}).status == 200
+    assert allowed_hosts((), None) is None
+    assert allowed_hosts(("Box.example",), None) == LOOPBACK_NAMES | {"box.example"}
+
+
+def test_a_body_that_does_not_come_ends_the_connection():
+    with running(scripted("fine"), ServerSettings(request_seconds=0.2)) as server:
+        connection = server.connect()
+        connection.putrequest("POST", "/v1/chat/completions")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "100")
+        connection.endheaders(b'{"model": ')
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["error"]["code"]) == (408, "timeout")
+        assert response.headers["Connection"] == "close"
+        connection.close()
 
 
 def test_each_answer_has_the_requests_id():
