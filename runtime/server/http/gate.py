@@ -1,5 +1,6 @@
 """What every request passes: its id, the keys, the names of hosts, errors as JSON, the log."""
 
+import asyncio
 import hmac
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.server.converters.messages_output import error_of
 from runtime.server.http.bodies import json_answer
 from runtime.server.http.event_stream import ClientLeftError
-from runtime.server.http.failures import RequestFailure, broken
+from runtime.server.http.failures import RequestFailure, broken, unavailable
 from runtime.server.http.request_ids import HEADER, current_request_id, request_id_of
 from runtime.server.http.request_log import LogLine, current_line, write_to_stderr
 from runtime.server.settings import LOOPBACK_NAMES, Keys
@@ -19,6 +20,7 @@ from runtime.server.settings import LOOPBACK_NAMES, Keys
 OPEN_PATHS = frozenset({"/health", "/ready", "/"})
 ANTHROPIC_PATHS = ("/v1/messages",)  # where bodies of errors and the id of a request are as its clients expect
 ANTHROPIC_HEADER = "request-id"
+ENDED_RETRY = 5  # seconds
 CLIENT_LEFT = 499  # nginx's status for the log; no client sees it
 
 
@@ -74,17 +76,26 @@ class Gate:
             line.error = "the client has left"
             line.status = line.status or CLIENT_LEFT
         except RequestFailure as failure:
-            line.error = failure.body.error.message
-            if not line.status:
-                answer = json_answer(_body(scope["path"], failure), failure.status)
-                answer.headers.update(failure.headers)
-                await answer(scope, receive, send)
+            await self._refuse(failure, scope, receive, send, line)
+        except asyncio.CancelledError:  # as uvicorn ends those who have not ended in time, such as endless bodies
+            ended = unavailable("the server has ended before the request", code="draining", retry_after=ENDED_RETRY)
+            await self._refuse(ended, scope, receive, send, line)
         except Exception as error:
             line.error = f"{type(error).__name__}: {error}"
             if not line.status:
                 unforeseen = broken(f"an error in the server; its log tells more (request {line.request_id})")
                 await json_answer(_body(scope["path"], unforeseen), unforeseen.status)(scope, receive, send)
             raise
+
+    async def _refuse(
+        self, failure: RequestFailure, scope: Scope, receive: Receive, send: Send, line: LogLine
+    ) -> None:
+        """Answer with an error, unless an answer has begun."""
+        line.error = failure.body.error.message
+        if not line.status:
+            answer = json_answer(_body(scope["path"], failure), failure.status)
+            answer.headers.update(failure.headers)
+            await answer(scope, receive, send)
 
     def _check(self, path: str, headers: Headers) -> None:
         host = headers.get("host")  # HTTP/1.0, which some load balancers speak and no browser does, has none

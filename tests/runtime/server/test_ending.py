@@ -8,6 +8,7 @@ import time
 import pytest
 
 from runtime.errors import UserError
+from runtime.server import process
 from runtime.server.settings import ServerSettings
 from tests.helpers.scripted_service import scripted
 from tests.helpers.serving import NAME, events_of, running
@@ -116,6 +117,22 @@ def test_a_request_that_reaches_an_engine_that_has_failed_is_told_so():
         gate.opened.set()
         response = connection.getresponse()
         assert (response.status, json.loads(response.read())["error"]["code"]) == (503, "engine_failed")
+
+
+def test_a_body_that_never_comes_does_not_hold_the_end_up(monkeypatch, capfd):
+    monkeypatch.setattr(process, "CLOSING_SECONDS", 0.2)
+    with running(scripted("fine")) as server:
+        connection = server.connect()
+        connection.putrequest("POST", "/v1/chat/completions")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "100")
+        connection.endheaders(b'{"model": ')
+        assert server.ask("/health").status == 200
+        server.end()
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["error"]["code"]) == (503, "draining")
+        server.ended.join(20)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["after a while", "asked twice"])
