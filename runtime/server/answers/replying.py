@@ -38,7 +38,7 @@ class Wanted:
 
 
 def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
-    """Hand a request to the engine; raises `RequestFailure` if it cannot fit, or if there is no place for it now."""
+    """Hand a request, for which a place was found, to the engine; raises `RequestFailure` if it cannot fit."""
     service.check_not_ended()
     try:
         check_fits(wanted.prompt_ids, model.capacity)

@@ -125,6 +125,7 @@ async def begin_chat(service: Service, asked: chat.ChatRequest) -> Chat:
     check_head(model, ("causal_lm",))
     service.generations.check_place(asked.n or 1)
     wanted = await _wanted(asked, service, model)
+    service.generations.check_place(wanted.choices, wanted.choices * len(wanted.prompt_ids))
     generation = begin(service, model, wanted)
     return Chat(asked, service, model, wanted, generation, service.new_answer_id("chatcmpl"), service.now())
 

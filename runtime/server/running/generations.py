@@ -158,13 +158,13 @@ class Generations:
         return sum(self._waiting.values())
 
     def check_place(self, choices: int, tokens: int = 0) -> None:
-        """Raise `RequestFailure` unless so many more choices with prompts of so many tokens may wait.
+        """Raise `RequestFailure` unless so many more choices, with so many prompt tokens in all, may wait.
 
         One request may always wait by itself, however long its prompt is. It is asked before a text is tokenized too,
         so that refusing costs little.
         """
         free = max(self.slots - len(self._holding), 0)  # those who arrive together have not all got theirs yet
-        check_place(self._settings, self, choices, choices * tokens, self._retry_after(), free)
+        check_place(self._settings, self, choices, tokens, self._retry_after(), free)
 
     def label(self, request_id: RequestId) -> str | None:
         """The id that the client of a running request knows."""
@@ -176,8 +176,7 @@ class Generations:
         return next(self._numbers)
 
     def submit(self, request: Request) -> Generation:
-        """Hand a request to the engine's thread; raises `RequestFailure` if there is no place for it."""
-        self.check_place(request.choices, len(request.prompt_ids))
+        """Hand a request, for which `check_place` has found one, to the engine's thread."""
         now = self._clock()
         generation = Generation(
             request, current_request_id.get(), [Times(now) for _ in range(request.choices)], self._cancel

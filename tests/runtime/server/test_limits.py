@@ -77,6 +77,17 @@ def test_queued_tokens_are_limited_and_counted_before_a_text_is_encoded(monkeypa
             thread.join()
 
 
+def test_a_request_is_not_refused_for_its_own_prompts():
+    """Alone it may always wait; one that never could is told so, instead of to come back."""
+    settings = ServerSettings(max_queued=3, max_queued_tokens=20)
+    with running(scripted(*["fine"] * 4), settings) as server:
+        body = {"model": NAME, "prompt": ["word " * 10] * 4, "max_tokens": 2}
+        assert server.ask("/v1/completions", body).status == 200
+        refused = server.ask("/v1/completions", {**body, "n": 2})
+        assert (refused.status, refused.error["param"]) == (400, "prompt")
+        assert "4 prompts with n = 2 are 8 sequences, expected at most 4" in refused.error["message"]
+
+
 def test_texts_that_wait_to_be_encoded_are_limited():
     """However many come at once, and though the model itself has nothing to do."""
     gate = Gate()
