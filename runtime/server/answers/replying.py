@@ -42,6 +42,9 @@ def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
     service.check_not_ended()
     try:
         check_fits(wanted.prompt_ids, model.capacity)
+    except UserError as error:
+        raise refused(str(error), code="context_length_exceeded") from error
+    try:
         request = Request(
             service.generations.new_id(),
             wanted.prompt_ids,
@@ -54,7 +57,7 @@ def begin(service: Service, model: ServedModel, wanted: Wanted) -> Generation:
             prompt_logprobs=wanted.prompt_logprobs,
         )
     except UserError as error:
-        raise refused(str(error), code="context_length_exceeded") from error
+        raise refused(str(error)) from error
     generation = service.generations.submit(request)
     log_generation(generation, model.tokenizer, texts=service.settings.log_prompts)
     return generation

@@ -60,6 +60,17 @@ def stops_of(fields: SamplingFields) -> Sequence[str]:
     return stops
 
 
+def limit_of(fields: SamplingFields) -> int | None:
+    """The most tokens of an answer, by either name; raises `RequestFailure` if the two names differ in it."""
+    newer, older = fields.max_completion_tokens, fields.max_tokens
+    if None not in (newer, older) and newer != older:
+        raise refused(
+            f"max_completion_tokens is {newer} and max_tokens is {older}, which mean the same; leave one out",
+            param="max_tokens",
+        )
+    return older if newer is None else newer
+
+
 def choices_of(fields: SamplingFields, settings: ServerSettings) -> int:
     """How many answers a request wants; raises `RequestFailure` for more than the settings allow."""
     choices = fields.n or 1

@@ -15,7 +15,7 @@ from runtime.server.answers.conversations import conversation_ids
 from runtime.server.answers.logprobs import chat_logprobs
 from runtime.server.answers.reply_rules import rules_of
 from runtime.server.answers.replying import Wanted, begin, steps_of, text_streams, usage_of
-from runtime.server.answers.sampling import choices_of, options_of, stops_of
+from runtime.server.answers.sampling import choices_of, limit_of, options_of, stops_of
 from runtime.server.answers.whole_texts import check_head
 from runtime.server.api import chat
 from runtime.server.api.common import FinishReason, Usage
@@ -149,7 +149,7 @@ async def _wanted(asked: chat.ChatRequest, service: Service, model: ServedModel)
     return Wanted(
         ids,
         options,
-        asked.max_completion_tokens or asked.max_tokens,
+        limit_of(asked),
         choices,
         stops,
         (asked.top_logprobs or 0) if asked.logprobs else None,

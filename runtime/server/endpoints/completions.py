@@ -13,7 +13,7 @@ from runtime.server.answers.given_texts import check_ids, separate_texts
 from runtime.server.answers.logprobs import by_text, prompt_logprobs, shown, token_text
 from runtime.server.answers.merging import merged
 from runtime.server.answers.replying import Wanted, begin, steps_of, text_streams, usage_of
-from runtime.server.answers.sampling import choices_of, options_of, stops_of
+from runtime.server.answers.sampling import choices_of, limit_of, options_of, stops_of
 from runtime.server.answers.whole_texts import check_head
 from runtime.server.api.common import FinishReason, Usage
 from runtime.server.api.completions import (
@@ -171,7 +171,7 @@ async def _begin(service: Service, asked: CompletionRequest) -> Completion:
             wanted = Wanted(
                 prompt_ids,
                 options.numbered(number * choices),
-                asked.max_tokens,
+                limit_of(asked),
                 choices,
                 stops,
                 asked.logprobs,

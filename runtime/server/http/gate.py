@@ -87,9 +87,7 @@ class Gate:
                 await json_answer(_body(scope["path"], unforeseen), unforeseen.status)(scope, receive, send)
             raise
 
-    async def _refuse(
-        self, failure: RequestFailure, scope: Scope, receive: Receive, send: Send, line: LogLine
-    ) -> None:
+    async def _refuse(self, failure: RequestFailure, scope: Scope, receive: Receive, send: Send, line: LogLine) -> None:
         """Answer with an error, unless an answer has begun."""
         line.error = failure.body.error.message
         if not line.status:
@@ -102,8 +100,7 @@ class Gate:
         if self._hosts is not None and host is not None and _host_name(host) not in self._hosts:
             raise RequestFailure(
                 421,
-                f"this server is not called {host!r}; "
-                "add the name to allowed_hosts if it is meant to be",
+                f"this server is not called {host!r}; add the name to allowed_hosts if it is meant to be",
                 code="wrong_host",
             )
         if self._keys is None or path in OPEN_PATHS:

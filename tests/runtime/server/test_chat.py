@@ -66,6 +66,15 @@ def test_a_stop_string_is_found_across_tokens_and_never_shown(stop):
         assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == expected
 
 
+def test_a_completion_takes_both_names_of_its_limit():
+    with running(scripted(TEXT, TEXT)) as server:
+        for name in ("max_tokens", "max_completion_tokens"):
+            answer = server.ask("/v1/completions", {"model": "served", "prompt": "Hello", name: 2})
+            assert answer.json["usage"]["completion_tokens"] == 2
+        empty = server.ask("/v1/completions", {"model": "served", "prompt": [[]]})
+        assert (empty.status, empty.error["code"]) == (400, None)  # it is not too long
+
+
 def test_several_choices_share_a_prompt():
     with running(scripted("one", "two", "three", slots=3)) as server:
         answer = server.chat(n=3, temperature=0).json
@@ -103,6 +112,7 @@ BAD = [
     ({"messages": HELLO, "top_p": 0}, "top_p"),
     ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
     ({"messages": HELLO, "max_tokens": "5"}, "max_tokens"),
+    ({"messages": HELLO, "max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
     ({"messages": HELLO, "n": 17}, "n"),
     ({"messages": HELLO, "stop": ""}, "stop"),
     ({"messages": HELLO, "stop": ["x"] * 17}, "stop"),
