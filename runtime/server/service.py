@@ -154,8 +154,8 @@ class Service:
             self._encoding -= 1
 
     async def slots(self) -> Sequence[SlotView]:
-        """What each slot does; nothing while there is no model."""
-        return await self.call(self._thread.slots) if self.state in ("ready", "draining") else ()
+        """What each slot does; nothing while there is no model, or it does not answer."""
+        return await self.call(self._thread.slots) if self.health().status in ("ready", "draining") else ()
 
     async def call(self, function: Callable[[], Result]) -> Result:
         """The result of a function that is called in the engine's thread between two calls of the model.

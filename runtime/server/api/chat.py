@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from runtime.server.api.common import Count, FinishReason, SamplingFields, Usage
+from runtime.server.api.common import FinishReason, SamplingFields, Usage
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):

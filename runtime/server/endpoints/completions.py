@@ -152,19 +152,20 @@ async def _begin(service: Service, asked: CompletionRequest) -> Completion:
     _check(asked, choices)
     prompts = separate_texts(asked.prompt, MOST_PROMPTS, "prompt")
     most = service.settings.max_queued + service.generations.slots
-    if len(prompts) > 1 and len(prompts) * choices > most:
+    sequences = len(prompts) * choices
+    if len(prompts) > 1 and sequences > most:
         raise refused(
-            f"{len(prompts)} prompts with n = {choices} are {len(prompts) * choices} sequences, expected at most {most}; "
+            f"{len(prompts)} prompts with n = {choices} are {sequences} sequences, expected at most {most}; "
             "send fewer at a time",
             param="prompt",
         )
-    service.generations.check_place(len(prompts) * choices)
+    service.generations.check_place(sequences)
     try:
         ids = await service.encode(lambda: [_ids(prompt, asked.suffix, model) for prompt in prompts])
     except UserError as error:
         raise refused(str(error), param="prompt") from error
     # for all at once, since a request must not be refused for its own prompts
-    service.generations.check_place(len(ids) * choices, sum(map(len, ids)) * choices)
+    service.generations.check_place(sequences, sum(map(len, ids)) * choices)
     begun: list[Continued] = []
     try:
         for number, prompt_ids in enumerate(ids):

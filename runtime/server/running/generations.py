@@ -102,6 +102,11 @@ class Generation:
             self._open.clear()
             self._cancel(self.request.request_id, None)
 
+    def expire(self, failure: RequestFailure) -> None:
+        """End everything with a failure, also if nobody reads it, as behind a client that takes no more bytes."""
+        self.put(failure)
+        self._cancel(self.request.request_id, None)
+
     def put(self, event: Event | RequestFailure) -> None:
         """Add an event, or a failure that ends them all."""
         self._events.put_nowait(event)
@@ -187,7 +192,7 @@ class Generations:
         self._submit(request)
         seconds = self._settings.request_seconds
         late = broken(f"the request took longer than {seconds:g} s, the server's limit", status=504, code="timeout")
-        generation.timer = asyncio.get_running_loop().call_later(seconds, generation.put, late)
+        generation.timer = asyncio.get_running_loop().call_later(seconds, generation.expire, late)
         return generation
 
     def happened(self, events: Sequence[Event]) -> None:

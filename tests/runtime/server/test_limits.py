@@ -1,11 +1,14 @@
 """What a server refuses: too many, too large, too slow, and those without a key."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
 
+from runtime.scheduling.requests import Request
 from runtime.server.gate import allowed_hosts
+from runtime.server.generations import Generations
 from runtime.server.settings import LOOPBACK_NAMES, Keys, ServerSettings
 from tests.helpers.scripted_service import scripted
 from tests.helpers.serving import NAME, running
@@ -140,6 +143,20 @@ def test_a_request_that_takes_too_long_ends():
         gate.opened.set()
 
 
+def test_a_request_that_nobody_reads_ends_in_the_engine_too():
+    """As behind a client that takes no more bytes."""
+    cancelled = []
+
+    async def wait():
+        settings = ServerSettings(request_seconds=0.01)
+        generations = Generations(settings, lambda _: None, lambda *each: cancelled.append(each), lambda *_: None)
+        generations.submit(Request(1, [1], 1))
+        await asyncio.sleep(0.1)
+
+    asyncio.run(wait())
+    assert cancelled == [(1, None)]
+
+
 def test_one_prompt_that_does_not_fit_leaves_the_others_alone():
     gate = Gate()
     with running(scripted("fine", cache_len=64, on_step=gate)) as server:
@@ -174,6 +191,7 @@ def test_a_call_that_hangs_fails_the_health_check():
         threads, _ = in_threads(server, 1)
         assert gate.reached.wait(20)
         until(lambda: server.ask("/health").status == 503)
+        assert server.ask("/slots").json["slots"] == []  # at once, so that the page goes on
         assert "has not answered" in server.ask("/health").json["detail"]
         gate.opened.set()
         threads[0].join()
