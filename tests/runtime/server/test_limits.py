@@ -7,8 +7,8 @@ import threading
 import time
 
 from runtime.scheduling.requests import Request
-from runtime.server.gate import allowed_hosts
-from runtime.server.generations import Generations
+from runtime.server.http.gate import allowed_hosts
+from runtime.server.running.generations import Generations
 from runtime.server.settings import LOOPBACK_NAMES, Keys, ServerSettings
 from tests.helpers.scripted_service import scripted
 from tests.helpers.serving import NAME, running
