@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`: answers to a conversation, whole or as a stream."""
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -60,6 +60,15 @@ class Chat:
                 if deltas or logprobs or reason:
                     stop = msgspec.UNSET if step.stop is None else step.stop
                     yield chat.ChunkChoice(index, delta_of(deltas), logprobs, reason, stop)
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[AsyncGenerator[chat.ChunkChoice]]:
+        """The pieces; the request ends with the context, also if none was read."""
+        try:
+            async with aclosing(self.pieces()) as pieces:
+                yield pieces
+        finally:
+            self.generation.cancel()
 
     def usage(self) -> Usage:
         """The tokens of the request, once all choices are over."""
@@ -176,7 +185,7 @@ async def answer(service: Service, request: Request, asked: chat.ChatRequest) ->
 async def whole(begun: Chat) -> chat.ChatResponse:
     """The answer as one object."""
     answers = [Answer() for _ in range(begun.wanted.choices)]
-    async with aclosing(begun.pieces()) as pieces:
+    async with begun.answering() as pieces:
         async for piece in pieces:
             answers[piece.index].add(piece)
     choices = [
@@ -214,7 +223,7 @@ async def stream(begun: Chat) -> AsyncGenerator[bytes]:
             )
         )
 
-    async with aclosing(begun.pieces()) as pieces:
+    async with begun.answering() as pieces:
         first = chat.Delta(role="assistant", content="")
         for index in range(begun.wanted.choices):
             yield chunk([chat.ChunkChoice(index, first, None, None)])

@@ -1,7 +1,6 @@
 """`POST /v1/messages`: Anthropic's Messages API over chat; and how many tokens a conversation has."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,14 +44,14 @@ async def count(service: Service, _request: Request, asked: api.CountRequest) ->
 
 
 async def _whole(begun: Chat, writer: MessageWriter) -> api.Reply:
-    async with aclosing(begun.pieces()) as pieces:
+    async with begun.answering() as pieces:
         async for piece in pieces:
             writer.push(piece)
     return writer.message(begun.usage())
 
 
 async def _stream(begun: Chat, writer: MessageWriter) -> AsyncGenerator[bytes]:
-    async with aclosing(begun.pieces()) as pieces:
+    async with begun.answering() as pieces:
         for event in writer.begin(len(begun.wanted.prompt_ids)):
             yield _event(event)
         async for piece in pieces:

@@ -1,7 +1,6 @@
 """`POST /v1/responses`: OpenAI's Responses API over chat, without anything stored."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,14 +31,14 @@ async def answer(service: Service, request: Request, asked: api.ResponsesRequest
 
 
 async def _whole(begun: Chat, writer: ResponseWriter) -> api.Response:
-    async with aclosing(begun.pieces()) as pieces:
+    async with begun.answering() as pieces:
         async for piece in pieces:
             writer.push(piece)
     return writer.response(begun.usage())
 
 
 async def _stream(begun: Chat, writer: ResponseWriter) -> AsyncGenerator[bytes]:
-    async with aclosing(begun.pieces()) as pieces:
+    async with begun.answering() as pieces:
         for event in writer.begin():
             yield _event(event)
         async for piece in pieces:

@@ -114,7 +114,11 @@ def test_neither_pips_nor_pythons_settings_have_a_say(box):
     assert pip.startswith("PIP_CONFIG_FILE=/dev/null ")
     assert " -I -m pip --isolated install " in pip
     assert {"--no-index", "--no-deps", "--require-hashes"} <= set(pip.split())
-    assert all(" -I -" in call for call in calls(box)[:-1])
+    installing = [" -I -" in call for call in calls(box)]
+    assert installing == sorted(installing, reverse=True)
+    ours = calls(box)[sum(installing) :]  # of the runtime's own modules, which are files of this folder
+    assert ours
+    assert all(" -E -" in call for call in ours)
 
 
 @pytest.mark.parametrize("signed", [False, True])
