@@ -14,6 +14,7 @@ from build.bench.served_process import Served
 from build.bench.streaming_client import Stream, completion_body, stream
 
 SEED = 0
+CO_TENANT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ async def measure_level(
     ]
 
     async def client(own: Sequence[bytes]) -> list[Stream]:
-        return [await stream(served, body) for body in own]
+        return [await stream(served, body, workload.tokens) for body in own]
 
     waves = await asyncio.gather(*(client(own) for own in bodies))
     streams = list(itertools.chain(*waves))
     took = max(each.tokens[-1] for each in streams) - min(each.sent for each in streams)
     return LevelSpeed(
         clients,
-        sum(len(each.tokens) for each in streams) / took,
+        sum(each.count for each in streams) / took,
         steady_speed([wave[0] for wave in waves]),
         tuple(each.first_byte - each.sent for each in streams),
         tuple(each.ttft for each in streams),
@@ -89,14 +90,17 @@ def steady_speed(streams: Sequence[Stream]) -> float:
     end = min(each.tokens[-1] for each in streams)
     if end <= start:
         return float("nan")
-    return sum(start < arrived <= end for each in streams for arrived in each.tokens) / (end - start)
+    within = [sum(start < arrived <= end for arrived in each.tokens) * each.tokens_an_event for each in streams]
+    return sum(within) / (end - start)
 
 
 async def measure_co_tenant(served: Served, workload: LoadWorkload, make: Callable[[int], list[int]]) -> CoTenant:
     """Let a long prompt come while another client is being answered."""
-    other = asyncio.ensure_future(stream(served, completion_body(served.model, make(workload.prompt), 512)))
+    other = asyncio.ensure_future(
+        stream(served, completion_body(served.model, make(workload.prompt), CO_TENANT_TOKENS), CO_TENANT_TOKENS)
+    )
     await asyncio.sleep(0.7)
-    long = await stream(served, completion_body(served.model, make(workload.longest_prompt), 1))
+    long = await stream(served, completion_body(served.model, make(workload.longest_prompt), 1), 1)
     found = await other
     pairs = list(zip(found.tokens, found.tokens[1:], strict=False))
     before = [after - since for since, after in pairs if after < long.sent]

@@ -32,11 +32,12 @@ def test_the_client_notes_each_token_and_a_refusal_is_an_error(tmp_path):
     model = ScriptedEngine(itertools.repeat([*PIECES.encode("Bonjour, tout le monde"), EOS]))
     model.manifest = SimpleNamespace(model=SimpleNamespace(generates=True, head="causal_lm", vocab_size=VOCAB))
     with running(lambda: served(model, tokenizer, InstructEncoder("v3", tokenizer))) as server:
-        found = asyncio.run(stream(Served(server.port, NAME, 0), completion_body(NAME, [5, 6], 4)))
+        found = asyncio.run(stream(Served(server.port, NAME, 0), completion_body(NAME, [5, 6], 4), 4))
+        assert found.count == 4
         assert len(found.tokens) == 4
         assert found.sent < found.first_byte <= found.tokens[0]
         with pytest.raises(UserError, match="404"):
-            asyncio.run(stream(Served(server.port, NAME, 0), completion_body("other", [5, 6], 4)))
+            asyncio.run(stream(Served(server.port, NAME, 0), completion_body("other", [5, 6], 4), 4))
 
 
 def test_every_client_gets_its_answers_from_a_real_server(compile_case):
@@ -44,15 +45,15 @@ def test_every_client_gets_its_answers_from_a_real_server(compile_case):
     with running(lambda: open_served_model(compile_case("int8").artifact, 1, 0)) as server:
         found = asyncio.run(measure_level(Served(server.port, NAME, 0), 3, workload, workload.prompts()))
     assert len(found.ttft_s) == len(found.first_byte_s) == 6
-    assert len(found.gaps_s) == 6 * 4
+    assert 0 < len(found.gaps_s) <= 6 * 4
     assert found.tok_s > 0
 
 
 def test_the_steady_speed_leaves_out_prompts_and_ends():
-    early = Stream(0.0, tokens=[1.0, 2.0, 3.0, 4.0])
-    late = Stream(0.0, tokens=[2.0, 3.0, 4.0, 5.0])
+    early = Stream(0.0, tokens=[1.0, 2.0, 3.0, 4.0], count=4)
+    late = Stream(0.0, tokens=[2.0, 3.0, 4.0, 5.0], count=4)
     assert steady_speed([early, late]) == 2.0  # two tokens of each between 2 and 4
-    assert math.isnan(steady_speed([Stream(0.0, tokens=[1.0, 2.0]), Stream(0.0, tokens=[3.0, 4.0])]))
+    assert math.isnan(steady_speed([Stream(0.0, tokens=[1.0, 2.0], count=2), Stream(0.0, tokens=[3.0, 4.0], count=2)]))
 
 
 def test_ratios_are_of_figures_of_the_same_round_and_goals_are_named():
