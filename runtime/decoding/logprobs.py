@@ -35,11 +35,6 @@ def row_logprobs(
     return found
 
 
-def top_logprobs(logits: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
-    """The `k` likeliest ids of logits (vocab,), best first, with their log probabilities."""
-    return _likeliest(logits, k, _log_sum(logits))
-
-
 def _log_sum(logits: NDArray[np.float32]) -> float:
     """The logarithm of the sum of exponentials, in float64."""
     distances = logits.astype(np.float64)

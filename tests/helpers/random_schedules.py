@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.decoding.generation import row_samplers
-from runtime.decoding.logprobs import top_logprobs
+from runtime.decoding.logprobs import row_logprobs
 from runtime.decoding.options import SamplingOptions
 from runtime.engines.slot_model import Row
 from runtime.errors import UserError
@@ -118,7 +118,7 @@ def alone_steps(model, request, choice=0):
         sampler.append(drawn)
         full = left == 1 or model.room(0) == 0
         end = "stop" if drawn in request.eos_ids else "length" if full else None
-        logprobs = None if request.logprobs is None else tuple(top_logprobs(logits, request.logprobs))
+        logprobs = None if request.logprobs is None else row_logprobs(logits[None], [0], [request.logprobs])[0].top
         steps.append(Step(drawn, logprobs, end))
         if steps[-1].finish_reason is not None:
             break
