@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runtime.errors import UserError
+from runtime.small_files import read_small
 from runtime.text.fill_in_the_middle import encode_fill_in
 from runtime.text.messages import Message, Tool
 from runtime.text.tokenizer import Tokenizer
@@ -73,13 +74,7 @@ def prompt_ids(args: argparse.Namespace, text: str | None, engine: "Engine", tok
 
 def read_tools(path: Path) -> list[Tool]:
     """The tools in a file; raises `UserError` if it is not a JSON list of tools in OpenAI's form."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(TOOLS_LIMIT + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; name a JSON file with a list of tools") from error
-    if len(data) > TOOLS_LIMIT:
-        raise UserError(f"{path} has more than {TOOLS_LIMIT} bytes, expected a JSON list of tools")
+    data = read_small(path, TOOLS_LIMIT, "a JSON file with a list of tools")
     try:
         return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=list[Tool])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

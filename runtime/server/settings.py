@@ -11,6 +11,7 @@ import msgspec
 
 from runtime.errors import UserError
 from runtime.scheduling.settings import ReuseMode, SchedulerSettings
+from runtime.small_files import read_small
 
 LARGEST_FILE = 2**20  # bytes of a file of settings or keys
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -122,21 +123,9 @@ def read_settings(path: Path | None, given: dict[str, object]) -> ServerSettings
 
 def _table(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(read_small(path, "settings").decode())
+        return tomllib.loads(read_small(path, LARGEST_FILE, "a TOML file of settings").decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not TOML: {error}; expected lines such as port = 8000") from error
-
-
-def read_small(path: Path, what: str) -> bytes:
-    """A file of at most `LARGEST_FILE` bytes; raises `UserError` for one that is larger or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; name a file of {what}") from error
-    if len(data) > LARGEST_FILE:
-        raise UserError(f"{path} has more than {LARGEST_FILE} bytes, expected a file of {what}")
-    return data
 
 
 @dataclass(frozen=True)
@@ -151,7 +140,7 @@ class Keys:
 
         Raises `UserError` if there is none, or one with spaces or characters that no header can hold.
         """
-        lines = [line.strip() for line in read_small(path, "API keys").splitlines()]
+        lines = [line.strip() for line in read_small(path, LARGEST_FILE, "a file with one API key a line").splitlines()]
         keys = tuple(line for line in lines if line and not line.startswith(b"#"))
         if not keys:
             raise UserError(f"{path} holds no API key, expected one a line")

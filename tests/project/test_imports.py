@@ -166,6 +166,7 @@ BASES = {
     "runtime.errors",
     "runtime.columns",
     "runtime.process_memory",
+    "runtime.small_files",
     "export.console",
     "export.workspace",
     "export.stage",

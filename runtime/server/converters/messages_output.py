@@ -38,6 +38,7 @@ class MessageWriter:
 
     message_id: str
     model: str
+    prompt_tokens: int
     reply: ReplyParts = field(default_factory=ReplyParts)
 
     def message(self, usage: Usage) -> api.Reply:
@@ -52,7 +53,7 @@ class MessageWriter:
             usage=_usage(usage),
         )
 
-    def begin(self, prompt_tokens: int) -> list[api.Event]:
+    def begin(self) -> list[api.Event]:
         """The events before the first piece. How many tokens were found in a cache is known at the end only."""
         started = api.Reply(
             id=self.message_id,
@@ -60,7 +61,7 @@ class MessageWriter:
             content=[],
             stop_reason=None,
             stop_sequence=None,
-            usage=api.MessageUsage(prompt_tokens, 0, 0),
+            usage=api.MessageUsage(self.prompt_tokens, 0, 0),
         )
         return [api.MessageStart(started), api.Ping()]
 

@@ -1,7 +1,5 @@
 """`POST /v1/messages`: Anthropic's Messages API over chat; and how many tokens a conversation has."""
 
-from collections.abc import AsyncGenerator
-
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,6 +10,7 @@ from runtime.server.api import messages as api
 from runtime.server.converters.messages_input import chat_messages, chat_request, chat_tools
 from runtime.server.converters.messages_output import MessageWriter, error_of
 from runtime.server.endpoints.chat import Chat, begin_chat
+from runtime.server.endpoints.converted import write_all, written
 from runtime.server.http.bodies import json_answer
 from runtime.server.http.event_stream import EventStream, event_of, unless_client_leaves
 from runtime.server.http.failures import refused
@@ -21,10 +20,10 @@ from runtime.server.service import Service
 async def answer(service: Service, request: Request, asked: api.MessagesRequest) -> Response:
     """Answer a request; raises `RequestFailure` for one that cannot be answered."""
     begun = await begin_chat(service, chat_request(asked))
-    writer = MessageWriter(service.new_answer_id("msg"), service.name)
+    writer = MessageWriter(service.new_answer_id("msg"), service.name, len(begun.wanted.prompt_ids))
     if asked.stream:
         return EventStream(
-            _stream(begun, writer),
+            written(begun, writer, _event),
             service.settings.ping_seconds,
             ping=_event(api.Ping()),
             failed=lambda failure: _event(error_of(failure)),
@@ -44,21 +43,7 @@ async def count(service: Service, _request: Request, asked: api.CountRequest) ->
 
 
 async def _whole(begun: Chat, writer: MessageWriter) -> api.Reply:
-    async with begun.answering() as pieces:
-        async for piece in pieces:
-            writer.push(piece)
-    return writer.message(begun.usage())
-
-
-async def _stream(begun: Chat, writer: MessageWriter) -> AsyncGenerator[bytes]:
-    async with begun.answering() as pieces:
-        for event in writer.begin(len(begun.wanted.prompt_ids)):
-            yield _event(event)
-        async for piece in pieces:
-            for event in writer.push(piece):
-                yield _event(event)
-    for event in writer.end(begun.usage()):
-        yield _event(event)
+    return writer.message(await write_all(begun, writer))
 
 
 def _event(event: api.Event) -> bytes:

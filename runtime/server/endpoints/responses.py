@@ -1,7 +1,5 @@
 """`POST /v1/responses`: OpenAI's Responses API over chat, without anything stored."""
 
-from collections.abc import AsyncGenerator
-
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,6 +8,7 @@ from runtime.server.api.response_events import Event
 from runtime.server.converters.responses_input import as_asked_here, chat_request
 from runtime.server.converters.responses_output import ResponseWriter
 from runtime.server.endpoints.chat import Chat, begin_chat
+from runtime.server.endpoints.converted import write_all, written
 from runtime.server.http.bodies import json_answer
 from runtime.server.http.event_stream import EventStream, event_of, unless_client_leaves
 from runtime.server.http.failures import RequestFailure
@@ -25,27 +24,15 @@ async def answer(service: Service, request: Request, asked: api.ResponsesRequest
     writer = ResponseWriter(asked, service.new_answer_id("resp"), begun.created, service.name)
     if asked.stream:
         return EventStream(
-            _stream(begun, writer), service.settings.ping_seconds, failed=lambda failure: _event(writer.fail(failure))
+            written(begun, writer, _event),
+            service.settings.ping_seconds,
+            failed=lambda failure: _event(writer.fail(failure)),
         )
     return json_answer(await unless_client_leaves(request, _whole(begun, writer)))
 
 
 async def _whole(begun: Chat, writer: ResponseWriter) -> api.Response:
-    async with begun.answering() as pieces:
-        async for piece in pieces:
-            writer.push(piece)
-    return writer.response(begun.usage())
-
-
-async def _stream(begun: Chat, writer: ResponseWriter) -> AsyncGenerator[bytes]:
-    async with begun.answering() as pieces:
-        for event in writer.begin():
-            yield _event(event)
-        async for piece in pieces:
-            for event in writer.push(piece):
-                yield _event(event)
-    for event in writer.end(begun.usage()):
-        yield _event(event)
+    return writer.response(await write_all(begun, writer))
 
 
 def _event(event: Event) -> bytes:

@@ -169,7 +169,7 @@ class Generations:
         so that refusing costs little.
         """
         free = max(self.slots - len(self._holding), 0)  # those who arrive together have not all got theirs yet
-        check_place(self._settings, self, choices, tokens, self._retry_after(), free)
+        check_place(self._settings, self, choices, tokens, self._retry_after, free)
 
     def label(self, request_id: RequestId) -> str | None:
         """The id that the client of a running request knows."""

@@ -56,7 +56,7 @@ class HeadCalls:
 
     def check_place(self, texts: int, tokens: int = 0) -> None:
         """Raise `RequestFailure` unless so many more texts, with so many tokens in all, may wait."""
-        check_place(self._settings, self, texts, tokens, RETRY_AFTER)
+        check_place(self._settings, self, texts, tokens, lambda: RETRY_AFTER)
 
     async def outputs(self, model: HeadModel, texts: Sequence[Sequence[int]]) -> list[Outputs]:
         """The head's outputs for the ids of each text; cancelling ends the work after at most one more text.

@@ -27,10 +27,10 @@ def asked(**fields):
 
 def written(pieces):
     """The answer of these pieces, whole and as events, both as a client sees them."""
-    whole, writer = MessageWriter("msg-1", NAME), MessageWriter("msg-1", NAME)
+    whole, writer = MessageWriter("msg-1", NAME, 10), MessageWriter("msg-1", NAME, 10)
     for piece in pieces:
         whole.push(piece)
-    events = [*writer.begin(10), *(event for piece in pieces for event in writer.push(piece)), *writer.end(USAGE)]
+    events = [*writer.begin(), *(event for piece in pieces for event in writer.push(piece)), *writer.end(USAGE)]
     return (msgspec.json.decode(msgspec.json.encode(each)) for each in (whole.message(USAGE), events))
 
 
