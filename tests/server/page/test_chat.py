@@ -164,6 +164,7 @@ def test_what_is_older_than_an_answer_is_not_brought_back(page):
 
 def test_another_model_is_asked_for_after_a_restart(page, server):
     page.failures.append("status of 404")
+    page.wait(lambda: page.script("return model"))
     page.script("model.id = 'an older model'")
     server.replies.append(refuses(404, "the model 'an older model' is not here"))
     page.ask("Hello")
