@@ -33,7 +33,7 @@ from runtime.server.endpoints import (
 )
 from runtime.server.http.bodies import json_answer
 from runtime.server.http.endpoint import Answer, Endpoint, WithBody
-from runtime.server.http.failures import RequestFailure
+from runtime.server.http.failures import no_such_address, wrong_method
 from runtime.server.http.gate import Gate, allowed_hosts
 from runtime.server.http.openapi import openapi_document
 from runtime.server.http.request_log import LogLine, write_to_stderr
@@ -164,13 +164,10 @@ class _Address:
         """Answer a request; raises `RequestFailure`, which the gate answers."""
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         if method not in self._answers:
-            allowed = ", ".join(self._answers)
-            raise RequestFailure(
-                405, f"{scope['path']} is not for {method}, expected {allowed}", headers={"Allow": allowed}
-            )
+            raise wrong_method(scope["path"], method, self._answers)
         response = await self._answers[method](self._service, Request(scope, receive))
         await response(scope, receive, send)
 
 
 async def _no_such_address(scope: Scope, _receive: Receive, _send: Send) -> None:
-    raise RequestFailure(404, f"{scope['path']} is not an address here; /openapi.json lists those that are")
+    raise no_such_address(scope["path"])

@@ -10,6 +10,11 @@ from runtime.server.service import Service
 
 
 async def answer(_service: Service, _request: Request) -> Response:
+    """The page."""
+    return page_answer()
+
+
+def page_answer() -> Response:
     """The page, which the browser lets run nothing but its own scripts."""
     page = _page()
     return Response(page.body, headers=dict(page.headers))

@@ -1,6 +1,6 @@
 """Failures that an answer tells its client about: a status and OpenAI's error object."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -59,6 +59,17 @@ class RequestFailure(Exception):
 def refused(message: str, *, param: str | None = None, code: str | None = None) -> RequestFailure:
     """A request that is wrong in itself: status 400."""
     return RequestFailure(400, message, param=param, code=code)
+
+
+def no_such_address(path: str) -> RequestFailure:
+    """A path that nothing answers: status 404."""
+    return RequestFailure(404, f"{path} is not an address here; /openapi.json lists those that are")
+
+
+def wrong_method(path: str, method: str, allowed: Iterable[str]) -> RequestFailure:
+    """A path that answers other methods: status 405."""
+    names = ", ".join(allowed)
+    return RequestFailure(405, f"{path} is not for {method}, expected {names}", headers={"Allow": names})
 
 
 def too_busy(message: str, retry_after: int) -> RequestFailure:

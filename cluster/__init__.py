@@ -1,0 +1,1 @@
+"""More than one box: sharing artifacts, and serving them on a Ray cluster."""

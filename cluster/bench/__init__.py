@@ -1,0 +1,1 @@
+"""How much a cluster costs, and what it loses."""

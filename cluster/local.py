@@ -1,0 +1,55 @@
+"""A Ray cluster of several nodes on this machine alone, for demonstrations, measurements and tests."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve import Application
+
+LOOPBACK = "127.0.0.1"
+NODE_ADDRESS, FIRST_NODE = "127.0.0.{}", 2  # Ray takes 127.0.0.1 for another address of the machine
+ROOT = Path(__file__).parents[1]
+NAME = "models"  # of the application
+STORE_BYTES = 80 * 2**20  # of each node's object store, which nothing of ours uses
+
+
+@contextmanager
+def local_cluster(nodes: int, cpus: int) -> Iterator[Cluster]:
+    """Start nodes that believe to have so many CPUs each, with Ray Serve at a free port; all ends with the context."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    node = {"num_cpus": cpus, "object_store_memory": STORE_BYTES}
+    head = {**node, "node_ip_address": NODE_ADDRESS.format(FIRST_NODE), "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for number in range(1, nodes):
+            cluster.add_node(node_ip_address=NODE_ADDRESS.format(FIRST_NODE + number), **node)
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+        yield cluster
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def start_serving(port: int | None = None) -> str:
+    """Start Ray Serve's proxy; returns the address."""
+    port = port or _free_port()
+    serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly")
+    return f"http://{LOOPBACK}:{port}"
+
+
+def run(app: Application) -> None:
+    """Deploy an application, also over one that runs, and wait until it takes requests."""
+    serve.run(app, name=NAME, route_prefix="/")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind((LOOPBACK, 0))
+        return found.getsockname()[1]

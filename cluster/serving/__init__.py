@@ -1,0 +1,1 @@
+"""Ray Serve over the application that serves one box."""
