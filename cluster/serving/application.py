@@ -1,5 +1,6 @@
 """The application that Ray Serve deploys: `import_path: cluster.serving.application:build`."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,11 @@ FRONT_OPTIONS: Mapping[str, Any] = {
     "max_ongoing_requests": 10_000,  # those of the models are the limits
     "ray_actor_options": {"num_cpus": 0},
 }
+
+
+def version_of(*parts: object) -> str:
+    """What changes if any of the parts does; Ray Serve replaces the replicas of a deployment whose version changes."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -1,6 +1,7 @@
 """One replica: an artifact with an engine of its own, behind the application that serves one box."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
@@ -15,11 +16,14 @@ from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
 from runtime.server.settings import ServerSettings
 
+REPLICA_HEADER = b"x-replica"  # of each answer
+
 
 class ReplicaState(msgspec.Struct, frozen=True):
     """What one replica does now: requests that it has, of which `waiting` sequences have no slot yet."""
 
     replica: str
+    process: int
     capacity: int | None
     slots: int
     requests: int
@@ -43,6 +47,9 @@ class Model:
     async def answer(self, request: RelayedRequest) -> AsyncGenerator[list[Message]]:
         """The messages of the answer."""
         async for messages in answered(self._app, request):
+            for message in messages:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((REPLICA_HEADER, _replica_name().encode()))
             yield messages
 
     def check_health(self) -> None:
@@ -59,7 +66,7 @@ class Model:
         """What the replica does now."""
         service = self._service
         return ReplicaState(
-            _replica_name(), service.capacity, service.generations.slots, service.running, service.waiting
+            _replica_name(), os.getpid(), service.capacity, service.generations.slots, service.running, service.waiting
         )
 
     def metrics(self) -> tuple[str, str]:

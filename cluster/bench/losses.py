@@ -1,0 +1,85 @@
+"""What a cluster loses when a replica is killed, when all are replaced, and when their number changes."""
+
+import asyncio
+import json
+import os
+import signal
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cluster.bench.client import Outcome, ask_all, chat_body
+
+STATE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What became of the requests during a change: their kinds, and the texts that were not as they should be."""
+
+    what: str
+    requests: int
+    kinds: dict[str, int]
+    in_flight: int  # on the replica that was killed, at that moment
+    wrong_texts: int
+    replicas: int  # that answered
+
+    @property
+    def lost(self) -> int:
+        """Requests without a complete answer."""
+        return self.requests - self.kinds.get("complete", 0)
+
+
+def replicas(address: str, model: str) -> list[dict[str, object]]:
+    """The replicas of a model, as the front tells of them."""
+    with urllib.request.urlopen(f"{address}/replicas", timeout=STATE_SECONDS) as answer:
+        return next(each["replicas"] for each in json.load(answer) if each["model"] == model)
+
+
+def conversations(model: str, count: int, tokens: int) -> list[bytes]:
+    """Different first questions."""
+    return [
+        chat_body(model, [{"role": "user", "content": f"Tell me story {number}"}], tokens) for number in range(count)
+    ]
+
+
+def measure(
+    what: str, address: str, model: str, change: Callable[[], int], *, count: int, clients: int, tokens: int
+) -> Losses:
+    """Send requests, and let `change` happen in a thread once a third of them is answered.
+
+    `change` returns how many requests were on what it took away. A text is wrong if it is not that which the same
+    question got before the change.
+    """
+    port = int(address.rpartition(":")[2])
+    bodies = conversations(model, count, tokens)
+    before = {outcome.request: outcome for outcome in asyncio.run(ask_all(port, clients, bodies[: 2 * clients]))}
+    changed: list[int] = []
+    changing = threading.Thread(target=lambda: changed.append(change()))
+    started = threading.Event()
+
+    def after(answered: int) -> None:
+        if answered >= count // 3 and not started.is_set():
+            started.set()
+            changing.start()
+
+    outcomes = asyncio.run(ask_all(port, clients, bodies, after))
+    changing.join()
+    wrong = [o for o in outcomes if o.kind == "complete" and o.request in before and before[o.request].text != o.text]
+    return Losses(
+        what,
+        count,
+        dict(Counter(outcome.kind for outcome in outcomes)),
+        changed[0],
+        len(wrong),
+        len({outcome.replica for outcome in outcomes} - {""}),
+    )
+
+
+def kill_one(address: str, model: str) -> int:
+    """Kill the busiest replica of a model with SIGKILL; returns how many requests it had."""
+    busiest = max(replicas(address, model), key=lambda each: int(str(each["requests"])))
+    os.kill(int(str(busiest["process"])), signal.SIGKILL)
+    return int(str(busiest["requests"]))
