@@ -37,15 +37,25 @@ def our_server(artifact: Path, model: str, settings: Mapping[str, object], threa
         config.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in settings.items()))
         flags = ["--port", "0", "--model-name", model, "--threads", str(threads), "--config", str(config)]
         command = [sys.executable, "-m", "runtime.serve", str(artifact), *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        try:
-            assert process.stdout is not None
-            found = ADDRESS.search(process.stdout.readline())
-            if found is None:
-                raise UserError(f"the server of {artifact} has not started; run {' '.join(command[1:5])} to see why")
-            yield Served(int(found["port"]), model, process.pid)
-        finally:
-            _end(process)
+        with served_by(command, model) as served:
+            yield served
+
+
+@contextmanager
+def served_by(command: Sequence[str], model: str) -> Iterator[Served]:
+    """The server that a command starts, which prints its address; its log is dropped.
+
+    Raises `UserError` if it does not start.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        found = ADDRESS.search(process.stdout.readline())
+        if found is None:
+            raise UserError(f"the server of {model} has not started; run {' '.join(command[1:])} to see why")
+        yield Served(int(found["port"]), model, process.pid)
+    finally:
+        _end(process)
 
 
 def _toml(value: object) -> str:

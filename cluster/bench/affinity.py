@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cluster.bench.client import ask, chat_body
 
@@ -44,7 +45,7 @@ def measure_affinity(port: int, model: str, *, clients: int, turns: int, tokens:
         return await asyncio.gather(*(_conversation(port, model, each, turns, tokens) for each in range(clients)))
 
     conversations = asyncio.run(all_conversations())
-    pairs = [pair for each in conversations for pair in zip(each, each[1:], strict=False)]
+    pairs = [pair for each in conversations for pair in pairwise(each)]
     return AffinityResult(
         len(pairs),
         sum(before[0] == after[0] for before, after in pairs),

@@ -7,10 +7,10 @@ import signal
 import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.bench.client import Outcome, ask_all, chat_body
+from cluster.bench.client import ask_all, chat_body
 
 STATE_SECONDS = 10.0
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +19,28 @@ from runtime.text.tokenizer import open_tokenizer
 TEXT = "the quick brown fox jumps over the lazy dog while many bright stars slowly turn above a quiet blue sea"
 
 
-class PacedModel:
-    """A `SlotModel` whose next token depends on all tokens before it; it never ends a text by itself.
+@dataclass(frozen=True)
+class Pace:
+    """How many sequences a model holds, and the seconds of each step, whatever its rows, and of each prompt token."""
 
-    step_seconds: of each step, whatever its rows. token_seconds: of each token of a prompt.
-    """
+    slots: int
+    step_seconds: float
+    token_seconds: float
+
+
+class PacedModel:
+    """A `SlotModel` whose next token depends on all tokens before it; it never ends a text by itself."""
 
     same_bits_in_any_call = True
 
-    def __init__(
-        self, manifest: Manifest, words: Sequence[int], slots: int, step_seconds: float, token_seconds: float
-    ) -> None:
+    def __init__(self, manifest: Manifest, words: Sequence[int], pace: Pace) -> None:
         self.manifest = manifest
-        self.slots = slots
-        self.step_rows = tuple(range(1, slots + 1))
+        self.slots = pace.slots
+        self.step_rows = tuple(range(1, pace.slots + 1))
         self.chunks = (512,)
         self._words = words
-        self._step_seconds, self._token_seconds = step_seconds, token_seconds
-        self._held: list[list[int]] = [[] for _ in range(slots)]
+        self._pace = pace
+        self._held: list[list[int]] = [[] for _ in range(pace.slots)]
 
     def tokens(self, slot: int) -> Sequence[int]:
         """See `SlotModel`."""
@@ -59,13 +64,13 @@ class PacedModel:
 
     def prefill(self, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
         """See `SlotModel`."""
-        time.sleep(self._token_seconds * len(ids))
+        time.sleep(self._pace.token_seconds * len(ids))
         self._held[slot] += ids
         return self._logits(slot)
 
     def step(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """See `SlotModel`."""
-        time.sleep(self._step_seconds)
+        time.sleep(self._pace.step_seconds)
         found = []
         for slot, token_id in rows:
             self._held[slot].append(token_id)
@@ -90,7 +95,7 @@ class PacedModel:
         return logits
 
 
-def open_paced(artifact: Path, slots: int, step_seconds: float, token_seconds: float) -> ServedModel:
+def open_paced(artifact: Path, pace: Pace) -> ServedModel:
     """A paced model with an artifact's tokenizer and format; raises `UserError` for one without a tokenizer."""
     manifest = read_manifest(artifact)
     if manifest.tokenizer is None:
@@ -98,5 +103,5 @@ def open_paced(artifact: Path, slots: int, step_seconds: float, token_seconds: f
     tokenizer = open_tokenizer(manifest.tokenizer, artifact)
     encoder = open_conversation_encoder(manifest.tokenizer, artifact, tokenizer)
     words = tokenizer.encode(TEXT)
-    model = PacedModel(manifest, words, slots, step_seconds, token_seconds)
+    model = PacedModel(manifest, words, pace)
     return ServedModel(model, tokenizer, encoder, "", manifest.shape.cache_len)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 from ray import serve
+from ray.util import get_node_ip_address
 from starlette.types import Message
 
 from cluster.serving.relay import RelayedRequest, answered
@@ -23,6 +24,7 @@ class ReplicaState(msgspec.Struct, frozen=True):
     """What one replica does now: requests that it has, of which `waiting` sequences have no slot yet."""
 
     replica: str
+    node: str
     process: int
     capacity: int | None
     slots: int
@@ -66,7 +68,13 @@ class Model:
         """What the replica does now."""
         service = self._service
         return ReplicaState(
-            _replica_name(), os.getpid(), service.capacity, service.generations.slots, service.running, service.waiting
+            _replica_name(),
+            get_node_ip_address(),
+            os.getpid(),
+            service.capacity,
+            service.generations.slots,
+            service.running,
+            service.waiting,
         )
 
     def metrics(self) -> tuple[str, str]:
