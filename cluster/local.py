@@ -19,12 +19,16 @@ STORE_BYTES = 80 * 2**20  # of each node's object store, which nothing of ours u
 
 
 @contextmanager
-def local_cluster(nodes: int, cpus: int) -> Iterator[Cluster]:
-    """Start nodes that believe to have so many CPUs each, with Ray Serve at a free port; all ends with the context."""
+def local_cluster(nodes: int, cpus: int, dashboard_port: int | None = None) -> Iterator[Cluster]:
+    """Start nodes that believe to have so many CPUs each; all ends with the context.
+
+    dashboard_port: where `serve deploy` sends its file; there is no dashboard without a port.
+    """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     node = {"num_cpus": cpus, "object_store_memory": STORE_BYTES}
-    head = {**node, "node_ip_address": NODE_ADDRESS.format(FIRST_NODE), "include_dashboard": False}
+    dashboard = {"include_dashboard": dashboard_port is not None, "dashboard_host": LOOPBACK}
+    head = {**node, **dashboard, "node_ip_address": NODE_ADDRESS.format(FIRST_NODE), "dashboard_port": dashboard_port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for number in range(1, nodes):
@@ -39,7 +43,7 @@ def local_cluster(nodes: int, cpus: int) -> Iterator[Cluster]:
 
 def start_serving(port: int | None = None) -> str:
     """Start Ray Serve's proxy; returns the address."""
-    port = port or _free_port()
+    port = port or free_port()
     serve.start(http_options={"host": LOOPBACK, "port": port}, proxy_location="HeadOnly")
     return f"http://{LOOPBACK}:{port}"
 
@@ -49,7 +53,8 @@ def run(app: Application) -> None:
     serve.run(app, name=NAME, route_prefix="/")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens to."""
     with socket.socket() as found:
         found.bind((LOOPBACK, 0))
         return found.getsockname()[1]

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -20,7 +20,7 @@ class Outcome:
 
     kind: "complete" to its [DONE]; "refused" with a status and OpenAI's error object before it began; an "error event"
     as its last; or "cut off", which a client cannot tell from a lost connection.
-    code: the error's. seconds: until its end. request: the body that was sent.
+    code: the error's. seconds: until its end. request: the body that was sent. retry_after: the header.
     """
 
     kind: Kind
@@ -31,6 +31,7 @@ class Outcome:
     cached_tokens: int
     seconds: float
     request: bytes
+    retry_after: str = ""
 
 
 def chat_body(model: str, messages: list[Mapping[str, str]], tokens: int) -> bytes:
@@ -53,7 +54,8 @@ async def ask(port: int, body: bytes, path: str = "/v1/chat/completions") -> Out
             name, _, value = line.decode().partition(":")
             headers[name.lower()] = value.strip()
         lines = (await reader.read()).split(b"\n")
-        return _outcome(body, status, headers.get("x-replica", ""), lines, time.perf_counter() - sent)
+        found = _outcome(body, status, headers.get("x-replica", ""), lines, time.perf_counter() - sent)
+        return replace(found, retry_after=headers.get("retry-after", ""))
     except (OSError, IndexError) as error:
         return Outcome("cut off", 0, "", "", str(error), 0, time.perf_counter() - sent, body)
     finally:

@@ -21,11 +21,15 @@ TEXT = "the quick brown fox jumps over the lazy dog while many bright stars slow
 
 @dataclass(frozen=True)
 class Pace:
-    """How many sequences a model holds, and the seconds of each step, whatever its rows, and of each prompt token."""
+    """How many sequences a model holds, and the seconds of each step, whatever its rows, and of each prompt token.
+
+    columns: how many tokens each sequence may have.
+    """
 
     slots: int
     step_seconds: float
     token_seconds: float
+    columns: int = 2048
 
 
 class PacedModel:
@@ -48,7 +52,7 @@ class PacedModel:
 
     def room(self, slot: int) -> int | None:
         """See `SlotModel`."""
-        return self.manifest.shape.cache_len - len(self._held[slot])
+        return self._pace.columns - len(self._held[slot])
 
     def least_rewind(self, _slot: int) -> int:
         """See `SlotModel`."""
@@ -104,4 +108,4 @@ def open_paced(artifact: Path, pace: Pace) -> ServedModel:
     encoder = open_conversation_encoder(manifest.tokenizer, artifact, tokenizer)
     words = tokenizer.encode(TEXT)
     model = PacedModel(manifest, words, pace)
-    return ServedModel(model, tokenizer, encoder, "", manifest.shape.cache_len)
+    return ServedModel(model, tokenizer, encoder, "", pace.columns)

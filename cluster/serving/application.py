@@ -13,10 +13,9 @@ from ray.serve.config import RequestRouterConfig
 from cluster.serving.front import Front, FrontSettings
 from cluster.serving.model import Model
 from cluster.serving.router import AffinityRouter
-from cluster.serving.settings import ClusterSettings, ModelSettings, cluster_settings
+from cluster.serving.settings import FRONT, ClusterSettings, ModelSettings, cluster_settings
 from runtime.server.running.served_model import ServedModel, open_served_model
 
-FRONT = "front"
 ENDING_SECONDS = 30  # beyond the longest request
 # What a deployment has unless the YAML file's `deployments` says otherwise. A replica takes a few more requests than it
 # has slots: what waits beyond that waits in the fronts, and goes to the replica that is free first.

@@ -30,6 +30,7 @@ from runtime.server.settings import Keys
 
 FULL_RETRY = 2  # seconds
 RELAYED = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.method == "POST")
+MODEL_PATH = "/v1/models/"
 OWN_HEADERS = frozenset({b"host", b"authorization", b"x-api-key", HEADER.encode()})  # which are not relayed
 HANDLE_OPTIONS = {
     "stream": True,
@@ -80,6 +81,8 @@ class Front:
             await self._relay(Request(scope, receive), send)
         elif scope["method"] in ("GET", "HEAD") and scope["path"] in self._own:
             await (await self._own[scope["path"]]())(scope, receive, send)
+        elif scope["method"] in ("GET", "HEAD") and scope["path"].startswith(MODEL_PATH):
+            await (await self._model(scope["path"].removeprefix(MODEL_PATH)))(scope, receive, send)
         elif scope["path"] in RELAYED or scope["path"] in self._own:
             raise wrong_method(scope["path"], scope["method"], ["POST" if scope["path"] in RELAYED else "GET"])
         else:
@@ -145,6 +148,10 @@ class Front:
 
     async def _models(self) -> Response:
         return json_answer(await self._overview.cards())
+
+    async def _model(self, name: str) -> Response:
+        self._known(name)
+        return json_answer(next(card for card in (await self._overview.cards()).data if card.id == name))
 
 
 def _fields(body: bytes) -> Mapping[str, object]:

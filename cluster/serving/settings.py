@@ -9,6 +9,7 @@ from runtime.errors import UserError
 from runtime.server.settings import MEGABYTE, Count, Seconds, ServerSettings
 
 Kind = TypeVar("Kind")
+FRONT = "front"  # the deployment that takes requests, beside those of the models
 # settings of a server that are the front's or Ray Serve's here
 NOT_OF_REPLICAS = frozenset(
     {
@@ -82,6 +83,8 @@ def cluster_settings(args: Mapping[str, object]) -> ClusterSettings:
     settings = _converted(args, ClusterSettings, "args")
     if not settings.models:
         raise UserError("args.models is empty, expected a name and an artifact for each model")
+    if FRONT in settings.models:
+        raise UserError(f"a model is called {FRONT}, as the deployment that relays is; choose another name")
     if settings.keys_file is None and not settings.allow_no_keys:
         raise UserError(
             "args names no API keys; name a keys_file, or set allow_no_keys if everyone who reaches the cluster may "
