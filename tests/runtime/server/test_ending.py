@@ -11,8 +11,8 @@ from runtime.errors import UserError
 from runtime.server import process
 from runtime.server.settings import ServerSettings
 from tests.helpers.scripted_service import scripted
-from tests.helpers.serving import NAME, events_of, running
-from tests.runtime.server.test_limits import Gate, in_threads, until
+from tests.helpers.serving import NAME, events_of, running, until
+from tests.runtime.server.test_limits import Gate, in_threads
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = " ".join(["word"] * 300)
