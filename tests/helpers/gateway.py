@@ -17,17 +17,17 @@ ANSWER_SECONDS = 20
 SERVERS = ("first", "second")
 
 
-def settings(server_1, server_2, gateway=0, statistics=0):
+def environment(server_1, server_2, gateway, statistics):
     """The environment of haproxy; servers, gateway and statistics are ports of this machine."""
     ports = {"SERVER_1": server_1, "SERVER_2": server_2, "GATEWAY_ADDRESS": gateway, "STATISTICS_ADDRESS": statistics}
     rootless = {} if os.geteuid() == 0 else {"WITHOUT_ROOT": "1"}
     return {**os.environ, **{name: f"127.0.0.1:{port}" for name, port in ports.items()}, **rootless}
 
 
-def check(configuration, environment, **options):
+def check(configuration, given):
     """What `haproxy -c` says of a configuration."""
     return subprocess.run(
-        ["haproxy", "-c", "-f", str(configuration)], env=environment, capture_output=True, text=True, **options
+        ["haproxy", "-c", "-f", str(configuration)], env=given, capture_output=True, text=True, check=False
     )
 
 
@@ -58,13 +58,13 @@ class Gateway(Running):
 
 
 @contextmanager
-def gateway(server_1, server_2, log, *, states=("UP", "UP")):
+def gateway(server_1, server_2, log, *, states=("UP", "UP"), configuration=CONFIGURATION):
     """A gateway in front of two ports, once it sees the two servers so; its log is written into a file."""
     port, statistics = free_port(), free_port()
-    environment = settings(server_1, server_2, port, statistics)
+    given = environment(server_1, server_2, port, statistics)
     with log.open("wb") as written:
         process = subprocess.Popen(
-            ["haproxy", "-db", "-f", str(CONFIGURATION)], env=environment, stdout=written, stderr=subprocess.STDOUT
+            ["haproxy", "-db", "-f", str(configuration)], env=given, stdout=written, stderr=subprocess.STDOUT
         )
     try:
         running = Gateway(None, port, statistics=statistics, process=process)

@@ -17,7 +17,7 @@ from tests.runtime.server.test_limits import Gate, in_threads
 
 HELLO = [{"role": "user", "content": "Hello"}]
 REPLIES = 60  # more than any test asks for
-SESSIONS = [f"session-{number}" for number in range(12)]
+SESSIONS = [f"session-{number}" for number in range(11)]
 
 
 @pytest.fixture
@@ -81,7 +81,8 @@ def test_a_session_gives_way_when_its_server_has_more_than_its_share(behind):
         for thread in threads:
             thread.start()
         until(lambda: one.service.running + other.service.running == 4)
-        assert one.service.running and other.service.running
+        assert one.service.running
+        assert other.service.running
         gate.opened.set()
         for thread in threads:
             thread.join()
@@ -95,7 +96,8 @@ def test_tokens_arrive_one_by_one(behind):
     with behind(words=(long, long), on_step=lambda _number: permits.acquire(timeout=20)) as (front, *_):
         connection = front.connect()
         body = {"model": NAME, "messages": HELLO, "stream": True}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}  # nothing compresses it
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
         assert response.headers["content-type"].startswith("text/event-stream")
         for _ in range(count):
@@ -156,7 +158,7 @@ def test_without_a_server_the_answer_is_an_error_of_the_api(tmp_path, headers):
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_comes(behind):
-    with behind() as (front, one, other):
+    with behind() as (front, *_):
         connection = front.connect()
         connection.putrequest("POST", "/v1/chat/completions")
         connection.putheader("Content-Length", str(ServerSettings().max_body_bytes + 1))
@@ -165,7 +167,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_comes(behind):
         assert (response.status, json.loads(response.read())["error"]["code"]) == (413, "body_too_large")
         long = [{"role": "user", "content": "x" * 100_000}]  # several buffers of the gateway
         assert front.chat(messages=long).status == 200
-        assert front.counts() != {"first": 0, "second": 0}
+        assert sum(front.counts().values()) == 1
 
 
 @pytest.mark.parametrize(("allowed", "status"), [((), 421), (("chat.example",), 200)])

@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 
 from runtime.scheduling.requests import Request
 from runtime.server.http.gate import allowed_hosts
