@@ -145,6 +145,22 @@ def test_a_full_server_says_when_to_come_back(behind):
         assert [each.status for each in answers] == [200] * 4
 
 
+def test_a_server_whose_engine_has_failed_is_left_out(tmp_path):
+    """Its errors come at once, so that it is always the least busy one."""
+
+    def fail(_number):
+        raise KeyError("broken")
+
+    with (
+        running(scripted("alpha", on_step=fail)) as one,
+        running(scripted(*["beta"] * REPLIES)) as other,
+        gateway(one.port, other.port, tmp_path / "gateway.log") as front,
+    ):
+        assert {front.chat().status for _ in range(2)} == {200, 503}
+        front.wait_for(first="DOWN")
+        assert [answer(front) for _ in range(4)] == ["beta"] * 4
+
+
 @pytest.mark.parametrize("headers", [{}, {"X-Session-Id": "one"}], ids=["without a session", "with a session"])
 def test_without_a_server_the_answer_is_an_error_of_the_api(tmp_path, headers):
     with gateway(free_port(), free_port(), tmp_path / "gateway.log", states=("DOWN", "DOWN")) as front:
