@@ -25,7 +25,8 @@ FLAGS = {
     "tls_key": "key of the certificate in PEM form",
     "max_queued": "most sequences that may wait for a slot",
     "request_seconds": "how long a request may take",
-    "drain_seconds": "how long requests may go on after SIGTERM",
+    "unready_seconds": "after SIGTERM, how long /ready says so before requests are refused",
+    "drain_seconds": "how long requests may go on after that",
 }
 
 

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from runtime.scheduling.requests import Event, Request
@@ -42,6 +43,7 @@ class Service:
         self._failure = ""
         self._model: ServedModel | None = None
         self._changed = asyncio.Event()
+        self._takes_last = False  # while it is ending, and still takes requests
         self._called: set[asyncio.Future[Any]] = set()  # results that the engine's thread owes
         self._encoder = ThreadPoolExecutor(1, "encoder")
         self._encoding = 0  # texts that this thread has, and those that wait for it
@@ -83,7 +85,7 @@ class Service:
         """Raise `RequestFailure` unless requests are taken."""
         if self.state == "loading":
             raise unavailable("the model is being loaded; try again soon", code="loading", retry_after=LOADING_RETRY)
-        if self.state == "draining":
+        if self.state == "draining" and not self._takes_last:
             raise unavailable(
                 "the server is ending and takes no more requests", code="draining", retry_after=LOADING_RETRY
             )
@@ -190,9 +192,11 @@ class Service:
             await self._changed.wait()
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Take no more requests, and let those that run end; at most as long as the settings say, or until `hurry`."""
-        if self.state != "failed":
-            self._set_state("draining")
+        """Say that the server ends, then take no more requests, and let those that run end.
+
+        Both last at most as long as the settings say, and until `hurry`.
+        """
+        await self._take_last(hurry)
         deadline = time.monotonic() + self.settings.drain_seconds
         while (self.running or self._encoding) and time.monotonic() < deadline and not hurry.is_set():
             await asyncio.sleep(0.02)
@@ -202,6 +206,16 @@ class Service:
             )
         )
         await asyncio.to_thread(self._thread.end, END_SECONDS)
+
+    async def _take_last(self, hurry: asyncio.Event) -> None:
+        """Say that the server ends; a model that could be used takes requests until others must have heard of it."""
+        self._takes_last = self.state == "ready"
+        if self.state != "failed":
+            self._set_state("draining")
+        if self._takes_last:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(hurry.wait(), self.settings.unready_seconds)
+            self._takes_last = False
 
     def _watcher(self) -> Watcher[ServedModel]:
         def in_loop(function: Callable[..., object]) -> Callable[..., object]:

@@ -19,6 +19,7 @@ MEGABYTE = 10**6
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=10**6)]
+Delay = Annotated[float, msgspec.Meta(ge=0, le=10**6)]
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +37,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_choices: most sequences of one request.
     default_max_tokens: tokens of an answer where a request does not say.
     request_seconds: how long a request may take, from its arrival to its end.
-    drain_seconds: how long requests may go on after the server was told to end.
+    unready_seconds: how long /ready says that the server is ending before requests are refused, so that whoever
+        shares them out hears of it in time.
+    drain_seconds: how long requests may go on after that.
     ping_seconds: silence after which a stream sends a comment, so that no proxy closes it.
     stalled_seconds: a call of the model that takes longer counts as hung, and /health fails.
     stall_budget, steps_per_chunk, reuse, snapshot_megabytes, speculate: see docs/slots.md.
@@ -57,6 +60,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_choices: Count = 16
     default_max_tokens: Count = 4096
     request_seconds: Seconds = 600.0
+    unready_seconds: Delay = 0.0
     drain_seconds: Seconds = 30.0
     ping_seconds: Seconds = 15.0
     stalled_seconds: Seconds = 60.0
@@ -93,7 +97,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 f"host is {self.host}, which other machines reach, and there are no API keys; name a keys_file, "
                 "or set allow_no_keys if everyone who reaches this machine may use the model"
             )
-        for name in ("request_seconds", "drain_seconds", "ping_seconds", "stalled_seconds"):
+        for name in ("request_seconds", "unready_seconds", "drain_seconds", "ping_seconds", "stalled_seconds"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)}, expected a number of seconds")
 

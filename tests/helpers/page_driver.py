@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import ActionChains, Chrome, Keys
-from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 30.0  # seconds; only a test that fails waits for so long
 
 
 class PageDriver:
@@ -22,7 +22,12 @@ class PageDriver:
     def open(self, view: str = "") -> None:
         """Load the page anew."""
         self.chrome.get("about:blank")
-        self.chrome.get(f"{self.address}/{view}")
+        self.visit(f"{self.address}/{view}")
+
+    def visit(self, address: str) -> None:
+        """Load a page at any address."""
+        self.chrome.get(address)
+        self._drawn()
 
     def forget(self) -> None:
         """Empty the browser's storage for the page."""
@@ -34,6 +39,11 @@ class PageDriver:
     def reload(self) -> None:
         """Load the page again, as F5 does."""
         self.chrome.refresh()
+        self._drawn()
+
+    def _drawn(self) -> None:
+        """Wait until the page has been drawn: the browser drops keys that come before."""
+        self.script("return new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
 
     def script(self, text: str, *arguments: object) -> Any:
         """The result of JavaScript in the page."""
@@ -41,11 +51,16 @@ class PageDriver:
 
     def wait(self, condition: Callable[[], Any]) -> Any:
         """The condition's first true value."""
-        return WebDriverWait(self.chrome, PATIENCE, 0.02).until(lambda _: condition())
+        redrawn = [StaleElementReferenceException]  # an element that went while it was looked at
+        return WebDriverWait(self.chrome, PATIENCE, 0.02, redrawn).until(lambda _: condition())
 
     def all(self, selector: str) -> list[WebElement]:
-        """The elements of a selector that are seen."""
-        return [found for found in self.chrome.find_elements(By.CSS_SELECTOR, selector) if found.is_displayed()]
+        """The elements of a selector that are seen, all at one moment."""
+        return self.script(
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".filter((found) => found.checkVisibility({ visibilityProperty: true }))",
+            selector,
+        )
 
     def one(self, selector: str) -> WebElement:
         """The one seen element of a selector, once there is one."""

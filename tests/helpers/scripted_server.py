@@ -18,6 +18,7 @@ from runtime.server.http.page import load_page
 
 MODEL = "scripted-model"
 CONTEXT = 2048  # tokens that a sequence can hold
+LONGEST_HOLD = 60.0  # seconds
 IDLE = {
     "model": MODEL,
     "status": "ready",
@@ -35,9 +36,12 @@ IDLE = {
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server sends for one request: pieces of bytes with a pause before each, or an error."""
+    """What the server sends for one request: pieces of bytes with a pause before each, or an error.
 
-    pieces: Sequence[bytes] = ()
+    Where a piece is an event of threads, the server waits until the test sets it.
+    """
+
+    pieces: Sequence[bytes | threading.Event] = ()
     pause: float = 0.0  # seconds
     status: int = 200
     error: str = ""
@@ -65,10 +69,11 @@ def usage(prompt: int, completion: int, cached: int = 0) -> bytes:
 DONE = event(b"[DONE]")
 
 
-def says(*texts: str, pause: float = 0.0, finish: str = "stop") -> Reply:
+def says(*texts: str | threading.Event, pause: float = 0.0, finish: str = "stop") -> Reply:
     """A whole answer: one chunk for each text, then the reason of the end, the usage and [DONE]."""
-    pieces = [chunk(role="assistant"), *(chunk(content=text) for text in texts)]
-    return Reply([*pieces, chunk(finish), usage(24, len(texts), 16), DONE], pause)
+    pieces = [chunk(content=text) if isinstance(text, str) else text for text in texts]
+    tokens = sum(isinstance(text, str) for text in texts)
+    return Reply([chunk(role="assistant"), *pieces, chunk(finish), usage(24, tokens, 16), DONE], pause)
 
 
 def refuses(status: int, error: str, **headers: str) -> Reply:
@@ -118,7 +123,10 @@ class ScriptedServer:
         try:
             for piece in reply.pieces:
                 await asyncio.sleep(reply.pause)
-                yield piece
+                if isinstance(piece, bytes):
+                    yield piece
+                else:
+                    assert await asyncio.to_thread(piece.wait, LONGEST_HOLD)
             cut = False
         finally:
             self.cut.append(cut)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -75,6 +76,14 @@ class Running:
         answer = self.ask(path, {"model": NAME, "stream": True, **body})
         assert answer.headers["content-type"].startswith("text/event-stream"), answer.body
         return events_of(answer.body)
+
+
+def until(condition):
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + END_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def events_of(body):

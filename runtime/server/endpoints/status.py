@@ -25,7 +25,7 @@ async def health(service: Service, _request: Request) -> Response:
 
 
 async def ready(service: Service, _request: Request) -> Response:
-    """200 while requests are taken, otherwise 503."""
+    """200 while requests are to be sent here, otherwise 503; one that is ending may take some more."""
     found = service.health()
     return json_answer(found, 200 if found.status == "ready" else 503)
 

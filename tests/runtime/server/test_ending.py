@@ -11,8 +11,8 @@ from runtime.errors import UserError
 from runtime.server import process
 from runtime.server.settings import ServerSettings
 from tests.helpers.scripted_service import scripted
-from tests.helpers.serving import NAME, events_of, running
-from tests.runtime.server.test_limits import Gate, in_threads, until
+from tests.helpers.serving import NAME, events_of, running, until
+from tests.runtime.server.test_limits import Gate, in_threads
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = " ".join(["word"] * 300)
@@ -56,6 +56,7 @@ def test_a_client_that_leaves_the_queue_never_gets_a_slot():
         waiting.sock.close()
         generations = server.service.generations
         until(lambda: sum(bool(each._open) for each in generations._running.values()) == 1)  # the server has seen it
+        assert server.ask("/health").status == 200  # and has told the engine, which its event loop does in one go
         gate.opened.set()
         threads[0].join()
         until(lambda: not server.service.generations.running)
@@ -80,6 +81,63 @@ def test_answers_end_whole_when_the_server_is_told_to_end():
         assert (text, events[-1]) == ("fine words", "[DONE]")
         server.ended.join(20)
         assert not server.ended.is_alive()  # though the client keeps its connection
+
+
+def test_a_server_that_ends_says_so_before_it_refuses():
+    """So that a gateway, which asks /ready now and then, sends it nothing more by the time that it refuses."""
+    gate = Gate()
+    with running(scripted("fine", "taken", on_step=gate), ServerSettings(unready_seconds=600)) as server:
+        connection = begun(server)
+        assert gate.reached.wait(20)
+        server.end()
+        until(lambda: server.ask("/ready").status == 503)
+        gate.opened.set()
+        assert server.chat().json["choices"][0]["message"]["content"] == "taken"
+        assert json.loads(connection.getresponse().read())["choices"][0]["message"]["content"] == "fine"
+        server.end()  # in a hurry
+
+
+def test_a_server_says_that_it_ends_also_if_nothing_runs():
+    with running(scripted(), ServerSettings(unready_seconds=0.3)) as server:
+        told = time.monotonic()
+        server.end()
+        server.ended.join(20)
+        assert not server.ended.is_alive()
+        assert time.monotonic() - told >= 0.3
+
+
+def test_a_server_refuses_after_it_has_said_long_enough_that_it_ends():
+    gate = Gate()
+    with running(scripted("fine", on_step=gate), ServerSettings(unready_seconds=0.05)) as server:
+        connection = begun(server)
+        assert gate.reached.wait(20)
+        server.end()
+        until(lambda: server.chat(model="another").error["code"] == "draining")  # until then it is not found
+        gate.opened.set()
+        assert json.loads(connection.getresponse().read())["choices"][0]["message"]["content"] == "fine"
+
+
+@pytest.mark.parametrize("why", ["asked twice", "still loading", "failed"])
+def test_a_server_need_not_wait_before_it_refuses(why):
+    """When someone is in a hurry, or it takes no requests anyway."""
+    loading = threading.Event()
+    opened = scripted("fine", on_step=lambda _number: 1 / 0)
+
+    def open_model():
+        assert why != "still loading" or loading.wait(20)
+        return opened()
+
+    with running(open_model, ServerSettings(unready_seconds=600), wait=why != "still loading") as server:
+        if why == "failed":
+            assert server.chat().error["code"] == "engine_failed"
+        server.end()
+        if why != "failed":
+            until(lambda: server.service.state == "draining")
+        loading.set()
+        if why == "asked twice":
+            server.end()
+        server.ended.join(20)
+        assert not server.ended.is_alive()
 
 
 def hold_encoding(server):

@@ -4,14 +4,13 @@ import asyncio
 import json
 import socket
 import threading
-import time
 
 from runtime.scheduling.requests import Request
 from runtime.server.http.gate import allowed_hosts
 from runtime.server.running.generations import Generations
 from runtime.server.settings import LOOPBACK_NAMES, Keys, ServerSettings
 from tests.helpers.scripted_service import scripted
-from tests.helpers.serving import NAME, running
+from tests.helpers.serving import NAME, running, until
 
 LONG = " ".join(["word"] * 200)
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -36,13 +35,6 @@ def in_threads(server, count, **fields):
     for thread in threads:
         thread.start()
     return threads, answers
-
-
-def until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_full_queue_is_told_at_once():

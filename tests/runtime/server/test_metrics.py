@@ -14,8 +14,7 @@ from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.scripted_engine import EOS, PIECES, SPEC, VOCAB, ScriptedEngine, write_tokenizer
 from tests.helpers.scripted_service import scripted
-from tests.helpers.serving import NAME, running, served
-from tests.runtime.server.test_limits import until
+from tests.helpers.serving import NAME, running, served, until
 
 DASHBOARD = json.loads((ROOT / "docs" / "grafana.json").read_text())
 # The names and types that vLLM's dashboards ask for (vllm/v1/metrics/loggers.py, commit 005a810); the parser leaves out

@@ -36,6 +36,8 @@ def test_flags_come_before_the_file_and_the_file_before_the_defaults(tmp_path):
         ("max_queued = 0", "at `\\$.max_queued`"),
         ("request_seconds = inf", "at `\\$.request_seconds`"),
         ("drain_seconds = nan", "drain_seconds"),
+        ("unready_seconds = -1", "unready_seconds"),
+        ("unready_seconds = nan", "unready_seconds"),
         ("stall_budget = -1", "stall_budget is -1"),
         ('reuse = "some"', "at `\\$.reuse`"),
         ('tls_key = "x.pem"', "tls_certificate is missing"),

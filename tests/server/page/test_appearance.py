@@ -1,5 +1,7 @@
 """How the page looks and is reached: light and dark, a phone's width, the keyboard, scrolling."""
 
+import threading
+
 import pytest
 from selenium.webdriver import Keys
 
@@ -210,10 +212,12 @@ def test_nothing_jumps_while_an_answer_comes(page, server):
 
 
 def test_a_screen_reader_is_told(page, server):
-    server.replies.append(says("One", pause=0.2))
+    told = threading.Event()
+    server.replies.append(says("One", told))
     page.send("Hello")
     page.wait(lambda: page.script("return byId('announcement').textContent") == "The answer is being written")
     assert page.one(".message.assistant").get_attribute("aria-busy") == "true"
+    told.set()
     page.finished()
     assert page.script("return byId('announcement').textContent") == "The answer is complete"
     assert page.one(".message.assistant").get_attribute("aria-busy") == "false"

@@ -62,7 +62,7 @@ def test_the_figures_follow_the_server(page, server):
     for waiting in (5, 9):
         server.live = {**BUSY, "waiting": waiting, "slots": BUSY["slots"] * waiting}
         page.wait(lambda: tiles(page)["Waiting"].startswith(str(waiting)))
-        assert len(page.all(".slot")) == 3 * waiting
+        assert len(page.texts(".slot")) == 3 * waiting
     server.live = {**server.live, "generated_tokens_per_second": 10.0}
     page.wait(lambda: tiles(page)["Generated tokens"] == "10.0 tok/s\npeak 61.3 in two minutes")
     label = page.one(".spark svg[aria-label*='10.0']").get_attribute("aria-label")
@@ -86,7 +86,7 @@ def test_a_server_that_takes_no_requests_says_so(page, server, status, said):
 def test_a_server_that_went_away_is_told(page):
     page.failures += ["ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET"]
     with serving(ScriptedServer()) as address:
-        page.chrome.get(f"{address}/#server")
+        page.visit(f"{address}/#server")
         page.wait(lambda: page.texts("#health") == ["Accepting requests"])
     page.wait(lambda: page.one("#health").text.startswith("The server cannot be reached. These figures are "))
     assert page.one("#health").get_attribute("data-health") == "unreachable"
@@ -96,12 +96,11 @@ def test_nothing_is_asked_while_the_view_is_not_seen(page, server):
     page.open("#server")
     page.wait(lambda: server.asked >= 2)
     page.click("#tab-chat")
-    time.sleep(0.2)  # one question may be on its way
     before = server.asked
-    time.sleep(1.5)
-    assert server.asked == before
+    time.sleep(2.5)
+    assert server.asked <= before + 1  # one question may have been on its way
     page.click("#tab-server")
-    page.wait(lambda: server.asked > before)
+    page.wait(lambda: server.asked > before + 1)
 
 
 def test_an_answer_goes_on_while_the_server_is_looked_at(page, server):

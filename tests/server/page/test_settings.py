@@ -109,7 +109,7 @@ def test_two_tabs_show_the_same_chat(page):
     page.ask("First")
     first = page.chrome.current_window_handle
     page.chrome.switch_to.new_window("tab")
-    page.chrome.get(page.address)
+    page.visit(page.address)
     assert page.answers() == ["You said: First"]
     page.ask("Second")
     page.chrome.close()
