@@ -21,11 +21,12 @@ TEST := $(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile 
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship gpucheck keys check test test-server fuzz soak clean
+.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship gpucheck keys cluster-demo cluster-bench check test \
+    test-server test-cluster fuzz soak clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
-	@sed -n 's/^\([a-z-]*\):.*##  */  \1\t/p; s/^##  */\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*##  */  \1\t/p; s/^##  */\t/p' $(MAKEFILE_LIST) | expand -t 17
 
 setup: $(READY)  ## make .venv with the exact versions of requirements.lock; GPU=1 installs onnxruntime-gpu instead of
 ## onnxruntime, BENCH=1 adds llama.cpp and ONNX Runtime GenAI for `make bench` and `make quality`, EVAL=1 adds
@@ -123,13 +124,27 @@ gpucheck: setup  ## CONFIG=yaml/fp16.yaml: put kernels of known models, the runt
 keys: setup  ## FOLDER=keys: make a new pair of Ed25519 keys: one signs artifacts, the other lets a box check them
 	$(PY) -m build.shipping.keys $(or $(FOLDER),keys)
 
+CLUSTER := $(INSTALL) requirements/cluster.lock
+
+cluster-demo: inputs  ## CONFIG=yaml/demo.yaml: compile, then serve on a Ray cluster of two nodes on this machine, ask each, and
+## stay until Ctrl-C; ONCE=1 ends after the answers
+	$(COMPILE)
+	@$(CLUSTER)
+	@$(PY) -m cluster.demo out/$(NAME) $(if $(ONCE),--once)
+
+cluster-bench: inputs  ## CONFIG=yaml/demo.yaml: measure what a cluster loses while replicas are killed, replaced and scaled,
+## how often a conversation stays where it is, and what Ray Serve costs; REQUESTS=200
+	$(COMPILE)
+	@$(CLUSTER)
+	$(PY) -m cluster.bench out/$(NAME) $(if $(REQUESTS),--requests $(REQUESTS))
+
 check: setup  ## check formatting, lint and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
 test: $(if $(ONLY),setup,check)  ## run `check`, then all tests; ONLY=runtime/text runs those of one room or file alone
-	$(TEST) --durations 20 $(or $(ROOM),--ignore tests/server)
+	$(TEST) --durations 20 $(or $(ROOM),--ignore tests/server --ignore tests/cluster --ignore tests/deploy)
 
 test-server: $(READY)  ## test the server with the clients that people use: those of OpenAI and Anthropic, a browser, and
 ## requests made from its OpenAPI file; needs chromium, chromedriver and npm
@@ -140,6 +155,17 @@ test-server: $(READY)  ## test the server with the clients that people use: thos
 	done
 	$(INSTALL) requirements/clients.lock
 	$(TEST) tests/server
+
+test-cluster: $(READY)  ## test the files of deploy/, a gateway, stores of artifacts, and a Ray cluster on this machine; needs
+## nginx, haproxy, promtool, systemd-analyze and buildah
+	@for tool in nginx haproxy promtool systemd-analyze buildah; do \
+	    command -v $$tool >/dev/null || { \
+	        echo "error: no $$tool was found, which the tests of a deployment run; install it" \
+	            "(apt-get install --no-install-recommends nginx haproxy prometheus systemd buildah)" >&2; exit 2; }; \
+	done
+	$(INSTALL) requirements/cluster.lock
+	$(INSTALL) requirements/deploy_checks.lock
+	$(TEST) --durations 10 tests/deploy tests/cluster
 
 fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that are neither refused nor read rightly are
 ## kept in out/fuzz/; ONLY=gguf_file fuzzes one reader

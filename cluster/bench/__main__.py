@@ -25,6 +25,7 @@ from cluster.serving.settings import ClusterSettings, cluster_settings
 from export.console import console, output
 from runtime.artifact.folder import read_manifest
 from runtime.errors import run_command
+from runtime.server.running.served_model import ServedModel
 
 MODEL = "measured"
 PACE = Pace(slots=4, step_seconds=0.02, token_seconds=0.0002)
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _deploy(open_model: Callable[[], object], *, request_seconds: float = 600.0, **options: object) -> int:
+def _deploy(open_model: Callable[[], ServedModel], *, request_seconds: float = 600.0, **options: object) -> int:
     run(application({MODEL: open_model}, _settings(request_seconds), options))
     return 0
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -34,7 +34,7 @@ class Outcome:
     retry_after: str = ""
 
 
-def chat_body(model: str, messages: list[Mapping[str, str]], tokens: int) -> bytes:
+def chat_body(model: str, messages: Sequence[Mapping[str, str]], tokens: int) -> bytes:
     """A greedy streamed answer of exactly so many tokens."""
     fields = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     options = {"stream_options": {"include_usage": True}}

@@ -4,12 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.folder import read_manifest
 from runtime.artifact.manifest import Manifest
+from runtime.engines.engine import Engine
 from runtime.engines.slot_model import Row, Snapshot
 from runtime.errors import UserError
 from runtime.server.running.served_model import ServedModel
@@ -107,5 +109,5 @@ def open_paced(artifact: Path, pace: Pace) -> ServedModel:
     tokenizer = open_tokenizer(manifest.tokenizer, artifact)
     encoder = open_conversation_encoder(manifest.tokenizer, artifact, tokenizer)
     words = tokenizer.encode(TEXT)
-    model = PacedModel(manifest, words, pace)
+    model = cast(Engine, PacedModel(manifest, words, pace))  # a server uses of it what a `SlotModel` has
     return ServedModel(model, tokenizer, encoder, "", pace.columns)

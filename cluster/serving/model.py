@@ -39,7 +39,9 @@ class Model:
     open_model: opens it in the engine's own thread.
     """
 
-    async def __init__(self, name: str, open_model: Callable[[], ServedModel], settings: ServerSettings) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, and sends no request before
+        self, name: str, open_model: Callable[[], ServedModel], settings: ServerSettings
+    ) -> None:
         self._service = Service(name, open_model, settings)
         self._app = application(self._service)  # the fronts have checked keys and hosts
         self._service.start()

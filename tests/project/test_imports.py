@@ -9,7 +9,7 @@ import pytest
 
 from export.stage import ROOT, our_modules
 
-PACKAGES = ("runtime", "export", "build")
+PACKAGES = ("runtime", "export", "build", "cluster")
 PACKAGE_NAMES = set(PACKAGES)
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "transformers", "tvm", "gguf", "pydantic", "rich"}
 # Runtime modules that the export stage may use: the contract types, the errors and the tensor format ...
@@ -76,7 +76,7 @@ SCRIPTS = {"runtime.gpu_check.torch_script", "runtime.gpu_check.transformers_scr
 def test_runtime_imports_no_stage_and_no_compiler(module):
     """`tvm` would be the compiler; the runtime finds its library without importing it."""
     roots = {name.partition(".")[0] for name in imported(modules("runtime")[module])}
-    assert not roots & (HEAVY | {"export", "build", "tests"})
+    assert not roots & (HEAVY | {"export", "build", "cluster", "tests"})
     assert not ours(imported(modules("runtime")[module]), "runtime") & SCRIPTS
 
 
@@ -86,6 +86,21 @@ def test_export_uses_only_the_contract_of_the_runtime(module):
     assert not ours(names, "build")
     assert ours(names, "runtime") <= SHARED | {"runtime.artifact.bounds", "runtime.artifact.golden"}
     assert "tvm" not in {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("module", modules("cluster"))
+def test_a_node_of_a_cluster_needs_the_box_and_no_stage(module):
+    """What is measured and drawn runs on the compile host."""
+    names = imported(modules("cluster")[module])
+    roots = {name.partition(".")[0] for name in names}
+    if not module.startswith("cluster.bench."):
+        assert not roots & ((HEAVY | {"export", "build", "tests"}) - {"rich"})
+
+
+@pytest.mark.parametrize("package", ["export", "build"])
+def test_stages_know_of_no_cluster(package):
+    for path in modules(package).values():
+        assert "cluster" not in {name.partition(".")[0] for name in imported(path)}
 
 
 # processes in which nothing of ours runs beside torch
@@ -139,6 +154,9 @@ ROOMS = {
     "build.shipping": set(),
     "build.tools": {"build.packing"},
     "build.bench": {"build.kernels", "build.tools"},
+    "cluster.store": set(),
+    "cluster.serving": {"cluster.store"},
+    "cluster.bench": {"cluster.serving"},
     "runtime.artifact": set(),
     "runtime.text": {"runtime.artifact"},
     "runtime.decoding": {"runtime.artifact", "runtime.text"},
@@ -172,6 +190,7 @@ BASES = {
     "export.stage",
     "export.tokenizer_process",
     "build.compiler",
+    "cluster.local",
 }
 WHOLE = {"build.shipping", "build.tools", "build.bench"}
 USED_BY_WHOLE = {"build.compile", "runtime.bench", "runtime.cli", "runtime.doctor", "runtime.verify"}
