@@ -21,8 +21,7 @@ TEST := $(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile 
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship gpucheck keys cluster-demo cluster-bench check test \
-    test-server test-cluster fuzz soak clean
+.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship gpucheck keys cluster-demo cluster-bench check test test-server test-cluster fuzz soak clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -157,11 +156,11 @@ test-server: $(READY)  ## test the server with the clients that people use: thos
 	$(TEST) tests/server
 
 test-cluster: $(READY)  ## test the files of deploy/, a gateway, stores of artifacts, and a Ray cluster on this machine; needs
-## nginx, haproxy, promtool, systemd-analyze and buildah
-	@for tool in nginx haproxy promtool systemd-analyze buildah; do \
+## haproxy, promtool, systemd-analyze and buildah
+	@for tool in haproxy promtool systemd-analyze buildah; do \
 	    command -v $$tool >/dev/null || { \
 	        echo "error: no $$tool was found, which the tests of a deployment run; install it" \
-	            "(apt-get install --no-install-recommends nginx haproxy prometheus systemd buildah)" >&2; exit 2; }; \
+	            "(apt-get install --no-install-recommends haproxy prometheus systemd buildah)" >&2; exit 2; }; \
 	done
 	$(INSTALL) requirements/cluster.lock
 	$(INSTALL) requirements/deploy_checks.lock
