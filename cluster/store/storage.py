@@ -7,7 +7,7 @@ all threads go on side by side.
 import errno
 import time
 import uuid
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +20,7 @@ from runtime.errors import UserError, refusing
 
 INCOMING = "incoming"
 ABANDONED = 24 * 3600  # seconds after which nobody writes an incoming file any more
+FOLDER_REMEDY = "check its path, its permissions and the space on its disk"
 REMEDY = (
     "check the address, the network and what its library reads (for S3 AWS_ENDPOINT_URL, AWS_PROFILE or "
     "AWS_ACCESS_KEY_ID, and the key's permissions)"
@@ -112,8 +113,9 @@ class Store:
             return
         with self._reaching("written to"):
             for left in Path(self._at(INCOMING)).glob("*"):
-                if time.time() - left.stat().st_mtime > ABANDONED:
-                    left.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # its writer has just finished
+                    if time.time() - left.stat().st_mtime > ABANDONED:
+                        left.unlink()
 
     def _write_durably(self, target: Path, data: bytes) -> None:
         fresh = Path(self._at(INCOMING)) / uuid.uuid4().hex  # several machines may write to one folder
@@ -133,4 +135,4 @@ class Store:
         return f"{self._root}/{path}"
 
     def _reaching(self, deed: str) -> AbstractContextManager[None]:
-        return refusing(f"the store {self.address} cannot be {deed}", REMEDY)
+        return refusing(f"the store {self.address} cannot be {deed}", FOLDER_REMEDY if self.is_folder else REMEDY)
