@@ -9,7 +9,7 @@ from typing import TypeVar
 from runtime.artifact.hashing import Span, spans_of
 from runtime.artifact.manifest import FileEntry
 
-THREADS = 8  # at most so many pieces are on their way, and in memory: 128 MiB
+THREADS = 8  # so many pieces of 16 MiB are on their way at once; an S3 client has each in memory up to three times
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from runtime.artifact.consistency import MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.folder import read_manifest, write_artifact
 from runtime.artifact.signing import SIGNATURE_FILE
 
-PIECE = 2**15  # bytes; instead of 16 MiB, so that tiny weights have many
+PIECE = 2**16  # bytes; instead of 16 MiB, so that tiny weights have many
 END_SECONDS = 60
 BUCKET = "models"
 SMALL_PIECES = (

@@ -1,5 +1,7 @@
 """An artifact in many small pieces, an S3 server, and stores in every kind of place."""
 
+import shutil
+
 import pytest
 
 from cluster.store.storage import Store
@@ -12,19 +14,31 @@ def compiled_artifact(compile_case):
     return compile_case("windowed").artifact
 
 
+@pytest.fixture(scope="session")
+def versions(compiled_artifact, tmp_path_factory):
+    """Two versions in small pieces, which tests copy."""
+    folder = tmp_path_factory.mktemp("versions")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(hashing, "BLOCK_BYTES", PIECE)
+        return (
+            rewritten(compiled_artifact, folder / "first"),
+            rewritten(compiled_artifact, folder / "second", change_last_weight),
+        )
+
+
 @pytest.fixture(autouse=True)
-def small_pieces(compiled_artifact, monkeypatch):
+def small_pieces(versions, monkeypatch):
     monkeypatch.setattr(hashing, "BLOCK_BYTES", PIECE)
 
 
 @pytest.fixture
-def artifact(compiled_artifact, tmp_path):
-    return rewritten(compiled_artifact, tmp_path / "made" / "demo")
+def artifact(versions, tmp_path):
+    return shutil.copytree(versions[0], tmp_path / "made" / "demo")
 
 
 @pytest.fixture
-def newer(artifact, tmp_path):
-    return rewritten(artifact, tmp_path / "newer" / "demo", change_last_weight)
+def newer(versions, tmp_path):
+    return shutil.copytree(versions[1], tmp_path / "newer" / "demo")
 
 
 @pytest.fixture(scope="session")
