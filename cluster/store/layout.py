@@ -78,7 +78,7 @@ class Reference:
     def read(cls, text: str) -> Self:
         """Read a reference; raises `UserError` for anything else."""
         name, separator, tag = text.partition("@")
-        if not is_name(name) or (separator and not (is_tag(tag) or _VERSION.fullmatch(tag))):
+        if not is_name(name) or (separator and not (is_tag(tag) or _VERSION_PART.fullmatch(tag))):
             raise UserError(
                 f"{text!r} names no artifact of a store, expected NAME, NAME@TAG or NAME@VERSION, "
                 "of letters, digits, '.', '_' and '-'"

@@ -7,6 +7,7 @@ once write the same bytes to the same places; of two tags, the later one holds.
 
 import argparse
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from runtime.progress import progress
 class Pushed:
     """What a push has sent, or would send."""
 
+    name: str
     version: str
     size: int  # bytes of all files
     sent: tuple[str, ...]  # files of which pieces were sent
@@ -53,7 +55,7 @@ def push(
     `dry_run` only finds what would be sent. Raises `UserError` for an artifact that fails a check of `Artifact.open`,
     or changes meanwhile, for a name or tag of other characters, and for a store that cannot be written to.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.abspath(folder))  # a link has a name of its own
     name = folder.name if name is None else name
     _check_names(name, tags)
     artifact = Artifact.open(
@@ -80,7 +82,7 @@ def push(
         for tag in tags:
             store.write(pointer_path(name, tag), contract.to_json(Pointer(version=version)))
     sent = tuple(sorted({piece.path.name for piece in missing}))
-    return Pushed(version, record.size, sent, sum(piece.length for piece in missing))
+    return Pushed(name, version, record.size, sent, sum(piece.length for piece in missing))
 
 
 def _check_names(name: str, tags: Sequence[str]) -> None:
@@ -145,14 +147,13 @@ def main() -> int:
     args = parser.parse_args()
     tags = args.tag or [LATEST]
     pushed = push(args.artifact, Store.open(args.store), args.name, tags, dry_run=args.dry_run)
-    name = args.name or args.artifact.resolve().name
     files = f" ({', '.join(pushed.sent)})" if pushed.sent else ""
     print(
-        f"{name}@{pushed.version[:SHORT]}: {'would send' if args.dry_run else 'sent'} "
+        f"{pushed.name}@{pushed.version[:SHORT]}: {'would send' if args.dry_run else 'sent'} "
         f"{pushed.sent_bytes / 1e6:,.1f} of {pushed.size / 1e6:,.1f} MB{files}"
     )
     if not args.dry_run:
-        print(f"{', '.join(f'{name}@{tag}' for tag in tags)} in {args.store} now means it")
+        print(f"{', '.join(f'{pushed.name}@{tag}' for tag in tags)} in {args.store} now means it")
     return 0
 
 
