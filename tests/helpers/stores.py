@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 import msgspec
 from moto.server import ThreadedMotoServer
 
+from cluster.store.storage import Store
 from export.stage import ROOT
 from runtime.artifact.consistency import MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.folder import read_manifest, write_artifact
@@ -120,3 +121,17 @@ def killed(module, *arguments, function, of, before):
         process.send_signal(signal.SIGKILL)
     assert reached == "reached\n"
     assert process.returncode == -signal.SIGKILL
+
+
+def counted(monkeypatch, method):
+    """The sizes of what a method of `Store` reads or writes below blobs/, as it does so."""
+    whole, sizes = getattr(Store, method), []
+
+    def counting(self, path, *arguments):
+        result = whole(self, path, *arguments)
+        if path.startswith("blobs/"):
+            sizes.append(len(result if method == "read" else arguments[0]))
+        return result
+
+    monkeypatch.setattr(Store, method, counting)
+    return sizes

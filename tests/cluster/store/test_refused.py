@@ -17,7 +17,7 @@ from runtime.artifact.consistency import MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.folder import read_manifest
 from runtime.artifact.signing import KEY_VARIABLE, SIGNATURE_FILE
 from runtime.errors import UserError
-from tests.helpers.stores import BUCKET, beside, command, contents
+from tests.helpers.stores import BUCKET, beside, command, contents, counted
 
 NO_KEY = Trust(None, 0)
 DEMO = Reference.read("demo")
@@ -104,6 +104,14 @@ def test_a_signature_is_checked_as_the_runtime_checks_it(store, artifact, target
         pull(store, DEMO, target, Trust.required())
     with refused(r".*signed by another key.*"):
         push(artifact, store)
+
+
+def test_a_wrong_signature_is_refused_before_any_piece_is_fetched(folder_store, artifact, target, keys, monkeypatch):
+    push(artifact, folder_store)
+    read = counted(monkeypatch, "read")
+    with refused(r".* is not signed, .*"):
+        pull(folder_store, DEMO, target, Trust(keys[1], 0))
+    assert read == [(artifact / MANIFEST_FILE).stat().st_size]
 
 
 def test_a_manifest_that_the_signature_is_not_of_is_refused(folder_store, artifact, target, keys):

@@ -14,27 +14,13 @@ from cluster.store.storage import Store
 from runtime.artifact.consistency import MANIFEST_FILE, WEIGHTS_FILE
 from runtime.artifact.folder import Artifact, read_manifest
 from runtime.errors import UserError
-from tests.helpers.stores import PIECE, beside, command, contents, rewritten
+from tests.helpers.stores import PIECE, beside, command, contents, counted, rewritten
 
 NO_KEY = Trust(None, 0)
 
 
 def pulled(store, name, target):
     return pull(store, Reference.read(name), target, NO_KEY)
-
-
-def counted(monkeypatch, method):
-    """The sizes of what a method of `Store` reads or writes below blobs/, as it does so."""
-    whole, sizes = getattr(Store, method), []
-
-    def counting(self, path, *arguments):
-        result = whole(self, path, *arguments)
-        if path.startswith("blobs/"):
-            sizes.append(len(result if method == "read" else arguments[0]))
-        return result
-
-    monkeypatch.setattr(Store, method, counting)
-    return sizes
 
 
 def test_what_is_pulled_is_what_was_pushed(store, artifact, target):
