@@ -11,6 +11,7 @@ ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
 # A lock file names every package, so pip resolves nothing, and no file is installed whose sum is not listed.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
+STORE_GIVEN = $(or $(STORE),$(error STORE is not set, expected a folder or s3://BUCKET/PREFIX; add STORE=...))
 NAME := $(basename $(notdir $(CONFIG)))
 # The tests of build/ lie in tests/build_stage/.
 ROOM := $(if $(ONLY),tests/$(patsubst build%,build_stage%,$(ONLY:build_stage%=build%)))
@@ -21,7 +22,7 @@ TEST := $(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile 
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship gpucheck keys cluster-demo cluster-bench check test test-server test-cluster fuzz soak clean
+.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship push pull gpucheck keys cluster-demo cluster-bench check test test-server test-cluster fuzz soak clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -115,6 +116,15 @@ ship: inputs  ## CONFIG=...: compile, and put artifact, runtime and packages int
 ## signs it, BUILD=17 numbers it, PYTHONS='3.12' includes packages for that version only
 	$(PY) -m build.shipping.ship $(ARGUMENTS) $(if $(KEY),--key $(KEY)) $(if $(BUILD),--build $(BUILD)) \
 	    $(if $(PYTHONS),--pythons '$(PYTHONS)')
+
+push: setup  ## CONFIG=yaml/demo.yaml STORE=/srv/models: put out/demo into a store, a folder or s3://bucket/prefix, which sends
+## what has changed; TAG=v1 lets demo@v1 mean this version, instead of demo
+	$(PY) -m cluster.store.push out/$(NAME) $(STORE_GIVEN) $(if $(TAG),--tag $(TAG))
+
+pull: setup  ## NAME=demo STORE=/srv/models: take an artifact, or NAME=demo@v1, out of a store into out/demo, or into
+## INTO=folder; KEY=public.pem requires its owner's signature
+	$(PY) -m cluster.store.pull $(STORE_GIVEN) $(NAME) \
+	    $(or $(INTO),out/$(firstword $(subst @, ,$(NAME)))) $(if $(KEY),--public-key $(KEY))
 
 gpucheck: setup  ## CONFIG=yaml/fp16.yaml: put kernels of known models, the runtime and packages into one file,
 ## out/gpucheck.tar.zst; CHECKS='7b:int8 tiny:none' selects the models

@@ -14,7 +14,8 @@ from export.job import Job
 from export.onnx_graphs.graphs import CONTENTS_SUFFIX, OnnxGraphs
 from export.results import graphs_key, graphs_path
 from export.workspace import is_whole, locked, run_stage
-from runtime.artifact.folder import Artifact, read_manifest, refuse_other_folder
+from runtime.artifact.folder import Artifact, read_manifest
+from runtime.artifact.replacing import refuse_other_folder
 from runtime.errors import UserError
 
 LIBRARY_STAGE = "library"

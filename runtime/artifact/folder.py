@@ -46,13 +46,10 @@ since the old files live on until they are unmapped. An `open` that meets a repl
 match, and says so.
 """
 
-import errno
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -62,36 +59,18 @@ from numpy.typing import NDArray
 
 from runtime.artifact import manifest as contract
 from runtime.artifact.build_number import check_build_number
-from runtime.artifact.consistency import (
-    CHAT_TEMPLATE_FILE,
-    LIBRARY_FILE,
-    MANIFEST_FILE,
-    TOKENIZER_FILES,
-    WEIGHTS_FILE,
-    check_manifest,
-)
+from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_manifest
 from runtime.artifact.cpu import check_cpu
 from runtime.artifact.durable import replaced_whole, sync
-from runtime.artifact.golden import GOLDEN_FILE
 from runtime.artifact.hashing import check_sums, file_entry
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from runtime.artifact.replacing import refuse_other_folder, remove_stale, sibling, swap_in
 from runtime.artifact.sealed import sealed_copy
 from runtime.artifact.signing import SIGNATURE_FILE, check_signature
 from runtime.artifact.tensor_file import ALIGNMENT, TensorFile
 from runtime.errors import UserError
 
 MANIFEST_LIMIT = 16 * 2**20  # bytes
-ARTIFACT_NAMES = frozenset(
-    (
-        MANIFEST_FILE,
-        SIGNATURE_FILE,
-        LIBRARY_FILE,
-        WEIGHTS_FILE,
-        GOLDEN_FILE,
-        CHAT_TEMPLATE_FILE,
-        *TOKENIZER_FILES.values(),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -142,14 +121,6 @@ class _Version(msgspec.Struct):
     """The one key that every schema has."""
 
     schema_version: int
-
-
-class _AnyManifest(msgspec.Struct):
-    """Keys that the manifest of every version has."""
-
-    schema_version: int
-    build_key: str
-    files: list[Any]
 
 
 def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
@@ -255,10 +226,10 @@ def write_artifact(
     """
     folder = folder.resolve()
     refuse_other_folder(folder)
-    fresh = _sibling(folder, "tmp")
+    fresh = sibling(folder, "tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
+        remove_stale(folder)
         fresh.mkdir()
     except OSError as error:
         raise UserError(
@@ -268,14 +239,24 @@ def write_artifact(
         fill(fresh)
         manifest = make_manifest(tuple(file_entry(path) for path in sorted(fresh.iterdir())))
         (fresh / MANIFEST_FILE).write_bytes(contract.to_json(manifest))
-        for path in [*fresh.iterdir(), fresh]:
-            sync(path)
-        Artifact.open(fresh, for_this_machine=for_this_machine)
-        _swap_in(fresh, folder)
+        put_in_place(fresh, folder, for_this_machine=for_this_machine)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     return Artifact(folder, manifest)
+
+
+def put_in_place(
+    fresh: Path, folder: Path, *, for_this_machine: bool = True, public_key: Path | None = None, minimum_build: int = 0
+) -> None:
+    """Make a filled folder an artifact's folder: flush it to disk, open it as `Artifact.open` does, and rename it.
+
+    `fresh` is a sibling of `folder`, whose artifact it replaces. Raises `UserError` as `Artifact.open` does.
+    """
+    for path in [*fresh.iterdir(), fresh]:
+        sync(path)
+    Artifact.open(fresh, for_this_machine=for_this_machine, public_key=public_key, minimum_build=minimum_build)
+    swap_in(fresh, folder)
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
@@ -287,93 +268,6 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
     assert manifest.files == read_manifest(folder).files, "a manifest of other files needs write_artifact"
     check_manifest(manifest, str(folder / MANIFEST_FILE))
     # Written outside the folder, in which readers reject extra files.
-    with replaced_whole(folder / MANIFEST_FILE, _sibling(folder, "manifest")) as fresh:
+    with replaced_whole(folder / MANIFEST_FILE, sibling(folder, "manifest")) as fresh:
         fresh.write_bytes(contract.to_json(manifest))
         (folder / SIGNATURE_FILE).unlink(missing_ok=True)
-
-
-def refuse_other_folder(folder: Path) -> None:
-    """Raise `UserError` for what `write_artifact` would not replace: whatever is neither an artifact nor empty.
-
-    A damaged artifact, or one of an earlier version, is one all the same: nothing but files with the names that an
-    artifact has, and the library and weights among them or a manifest of ours.
-    """
-    if not os.path.lexists(folder):
-        return
-    strange = _strange_entry(folder)
-    if strange is not None:
-        raise UserError(f"{folder} exists and is not an artifact ({strange}); move it, or choose another name")
-    names = {entry.name for entry in os.scandir(folder)}
-    if names and not {LIBRARY_FILE, WEIGHTS_FILE} <= names and not _is_ours(folder / MANIFEST_FILE):
-        raise UserError(
-            f"{folder} exists and is not an artifact (no {MANIFEST_FILE} says so); move it, or choose another name"
-        )
-
-
-def _strange_entry(folder: Path) -> str | None:
-    """What in a place is in no artifact, as a clause; None if there is nothing."""
-    if folder.is_symlink() or not folder.is_dir():
-        return "it is no folder"
-    for entry in os.scandir(folder):
-        if entry.name not in ARTIFACT_NAMES or not entry.is_file(follow_symlinks=False):
-            return f"it holds {entry.name!r}"
-    return None
-
-
-def _is_ours(manifest: Path) -> bool:
-    """Whether a file is a manifest of any version."""
-    try:
-        msgspec.json.decode(manifest.read_bytes(), type=_AnyManifest)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
-
-
-def _sibling(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{os.getpid()}.{kind}")
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what a killed writer left; an old artifact that it moved aside is put back if nothing took its place."""
-    for path in folder.parent.iterdir():
-        match = re.fullmatch(rf"\.{re.escape(folder.name)}\.([0-9]{{1,9}})\.(tmp|old|manifest)", path.name)
-        if not match or _runs_elsewhere(int(match[1])):
-            continue
-        if match[2] == "old" and not folder.exists():
-            path.rename(folder)
-        elif match[2] == "manifest":
-            path.unlink(missing_ok=True)
-        elif _strange_entry(path) is None:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs_elsewhere(pid: int) -> bool:
-    """Whether `pid` is a live process other than this one (in a container, this one often has the old one's pid)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
-
-
-def _swap_in(fresh: Path, folder: Path) -> None:
-    """Rename `fresh` to `folder`; the old contents are moved aside first and removed last, or put back on failure."""
-    aside = _sibling(folder, "old")
-    while True:
-        with suppress(FileNotFoundError):
-            folder.rename(aside)
-        try:
-            fresh.rename(folder)
-        except BaseException as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                # another run put its artifact there in between: replace that one
-                shutil.rmtree(aside, ignore_errors=True)
-                continue
-            if aside.exists():
-                aside.rename(folder)
-            raise
-        break
-    sync(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)

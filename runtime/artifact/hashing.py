@@ -50,9 +50,9 @@ def check_sums(folder: Path, entries: Iterable[FileEntry]) -> None:
     Raises `UserError` at the first difference. A file with block sums is checked by those alone: together they cover
     every byte, and unlike the plain sum they can be computed in parallel.
     """
-    spans = [span for entry in entries for span in _spans(folder, entry)]
+    spans = [span for entry in entries for span in spans_of(folder, entry)]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for span, found in zip(spans, pool.map(_sum, spans), strict=True):
+        for span, found in zip(spans, pool.map(span_sum, spans), strict=True):
             if found != span.sha256:
                 raise UserError(
                     f"{span.path} is damaged: {span.part} has SHA-256 {found[:16]}..., "
@@ -60,7 +60,8 @@ def check_sums(folder: Path, entries: Iterable[FileEntry]) -> None:
                 )
 
 
-def _spans(folder: Path, entry: FileEntry) -> list[Span]:
+def spans_of(folder: Path, entry: FileEntry) -> list[Span]:
+    """The pieces by which a file is checked, in order: the blocks of a large file, or the whole of a small one."""
     path = folder / entry.path
     if not entry.blocks:
         return [Span(path, "the file", 0, entry.size, entry.sha256)]
@@ -73,7 +74,7 @@ def _spans(folder: Path, entry: FileEntry) -> list[Span]:
     ]
 
 
-def _sum(span: Span) -> str:
+def span_sum(span: Span) -> str:
     """SHA-256 of the span; read, not mapped, so that a file that shrinks meanwhile gives a wrong sum, not a signal."""
     digest, buffer, left = hashlib.sha256(), memoryview(bytearray(_READ_BYTES)), span.length
     with span.path.open("rb", buffering=0) as file:

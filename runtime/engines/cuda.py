@@ -12,9 +12,7 @@ belongs to the thread, and a page of it is freed when a larger one is requested.
 the first one's graphs point to.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from runtime.engines.cuda_sampler import CudaSampler
 from runtime.engines.loaded_artifact import HIDDEN, PADDING_ID, SMALLER, LoadedArtifact, device_bytes
 from runtime.engines.tvm_runtime import CPU_DEVICE, CUDA_DEVICE, kernel_of, open_library, start_machine
 from runtime.errors import UserError
+from runtime.progress import progress
 
 PADDING = {IDS: PADDING_ID, POSITIONS: HIDDEN, SLOTS: 0, COLUMN: 0}  # inputs of a call that touches no cache
 
@@ -83,19 +82,3 @@ def check_memory(needed: int, free: int) -> None:
             f"the GPU has {free / 1e9:,.1f} GB free, but weights, caches and workspace take {needed / 1e9:,.1f} GB; "
             f"stop whatever else runs there, or {SMALLER}"
         )
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Count bytes in a line on the terminal; print nothing if standard error is not a terminal."""
-    done = 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if sys.stderr.isatty():
-            print(f"\r{what} {done / 1e9:6.2f} of {total / 1e9:.2f} GB", end="", file=sys.stderr, flush=True)
-
-    yield advance
-    if sys.stderr.isatty():
-        print(file=sys.stderr)

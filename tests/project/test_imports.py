@@ -33,6 +33,7 @@ SHARED = {
 COMPILE_SHARED = SHARED | {
     "runtime.artifact.folder",
     "runtime.artifact.cpu",
+    "runtime.artifact.replacing",
     "runtime.engines.tvm_runtime",
     "runtime.engines.cuda_driver",
 }
@@ -184,6 +185,7 @@ BASES = {
     "runtime.errors",
     "runtime.columns",
     "runtime.process_memory",
+    "runtime.progress",
     "runtime.small_files",
     "export.console",
     "export.workspace",
