@@ -10,6 +10,7 @@ READY := $(VENV)/ready
 ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
 # A lock file names every package, so pip resolves nothing, and no file is installed whose sum is not listed.
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement
+CLUSTER := $(INSTALL) requirements/cluster.lock  # what a node of a cluster has besides the box's packages
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 STORE_GIVEN = $(or $(STORE),$(error STORE is not set, expected a folder or s3://BUCKET/PREFIX; add STORE=...))
 NAME := $(basename $(notdir $(CONFIG)))
@@ -119,10 +120,12 @@ ship: inputs  ## CONFIG=...: compile, and put artifact, runtime and packages int
 
 push: setup  ## CONFIG=yaml/demo.yaml STORE=/srv/models: put out/demo into a store, a folder or s3://bucket/prefix, which sends
 ## what has changed; TAG=v1 lets demo@v1 mean this version, instead of demo
+	@$(if $(findstring s3://,$(STORE)),$(CLUSTER))
 	$(PY) -m cluster.store.push out/$(NAME) $(STORE_GIVEN) $(if $(TAG),--tag $(TAG))
 
 pull: setup  ## NAME=demo STORE=/srv/models: take an artifact, or NAME=demo@v1, out of a store into out/demo, or into
 ## INTO=folder; KEY=public.pem requires its owner's signature
+	@$(if $(findstring s3://,$(STORE)),$(CLUSTER))
 	$(PY) -m cluster.store.pull $(STORE_GIVEN) $(NAME) \
 	    $(or $(INTO),out/$(firstword $(subst @, ,$(NAME)))) $(if $(KEY),--public-key $(KEY))
 
@@ -132,8 +135,6 @@ gpucheck: setup  ## CONFIG=yaml/fp16.yaml: put kernels of known models, the runt
 
 keys: setup  ## FOLDER=keys: make a new pair of Ed25519 keys: one signs artifacts, the other lets a box check them
 	$(PY) -m build.shipping.keys $(or $(FOLDER),keys)
-
-CLUSTER := $(INSTALL) requirements/cluster.lock
 
 cluster-demo: inputs  ## CONFIG=yaml/demo.yaml: compile, then serve on a Ray cluster of two nodes on this machine, ask each, and
 ## stay until Ctrl-C; ONCE=1 ends after the answers
@@ -167,12 +168,13 @@ test-server: $(READY)  ## test the server with the clients that people use: thos
 
 test-cluster: $(READY)  ## test the files of deploy/, a gateway, stores of artifacts, and a Ray cluster on this machine; needs
 ## haproxy, promtool, systemd-analyze and buildah
-	@for tool in haproxy promtool systemd-analyze buildah; do \
+	@for tool in haproxy openssl promtool systemd-analyze buildah; do \
 	    command -v $$tool >/dev/null || { \
 	        echo "error: no $$tool was found, which the tests of a deployment run; install it" \
-	            "(apt-get install --no-install-recommends haproxy prometheus systemd buildah)" >&2; exit 2; }; \
+	            "(apt-get install --no-install-recommends haproxy openssl prometheus systemd buildah)" >&2; exit 2; }; \
 	done
-	$(INSTALL) requirements/cluster.lock
+	$(CLUSTER)
+	$(INSTALL) requirements/clients.lock
 	$(INSTALL) requirements/deploy_checks.lock
 	$(TEST) --durations 10 tests/deploy tests/cluster
 

@@ -14,6 +14,7 @@ from cluster.serving.front import Front, FrontSettings
 from cluster.serving.model import Model
 from cluster.serving.router import AffinityRouter
 from cluster.serving.settings import FRONT, ClusterSettings, ModelSettings, cluster_settings
+from cluster.store.pull import artifact_at
 from runtime.server.running.served_model import ServedModel, open_served_model
 
 ENDING_SECONDS = 30  # beyond the longest request
@@ -41,7 +42,11 @@ def build(args: dict[str, Any]) -> Application:
 
 def of_artifacts(settings: ClusterSettings, options: Mapping[str, Any] | None = None) -> Application:
     """As `application`, for the artifacts that the settings name."""
-    return application({name: partial(_open, model) for name, model in settings.models.items()}, settings, options)
+    return application(
+        {name: partial(_open, model, Path(settings.cache)) for name, model in settings.models.items()},
+        settings,
+        options,
+    )
 
 
 def application(
@@ -62,7 +67,7 @@ def application(
     return front.options(graceful_shutdown_timeout_s=ending, **FRONT_OPTIONS).bind(models, own)
 
 
-def _open(model: ModelSettings) -> ServedModel:
-    """Open an artifact in a replica; raises `UserError` for one that cannot be used."""
+def _open(model: ModelSettings, cache: Path) -> ServedModel:
+    """Open an artifact in a replica, after it was fetched if it is in a store; raises `UserError` as both do."""
     assigned = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
-    return open_served_model(Path(model.artifact), model.threads or max(assigned, 1), model.minimum_build)
+    return open_served_model(artifact_at(model.artifact, cache), model.threads or max(assigned, 1), model.minimum_build)

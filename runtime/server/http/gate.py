@@ -18,6 +18,7 @@ from runtime.server.settings import LOOPBACK_NAMES, Keys
 
 # what a load balancer asks, and the page, which then asks for a key
 OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+PROBES = frozenset({"/health", "/ready"})  # asked each second by gateways; the log tells only of what is not well
 ANTHROPIC_PATHS = ("/v1/messages",)  # where bodies of errors and the id of a request are as its clients expect
 ANTHROPIC_HEADER = "request-id"
 ENDED_RETRY = 5  # seconds
@@ -64,7 +65,8 @@ class Gate:
             await self._pass(scope, headers, receive, send_with_id, line)
         finally:
             line.seconds = round(time.monotonic() - start, 6)
-            self._log(line)
+            if scope["path"] not in PROBES or line.status != 200:
+                self._log(line)
             current_request_id.reset(token)
             current_line.reset(line_token)
 
