@@ -12,7 +12,7 @@ from runtime.server import process
 from runtime.server.settings import ServerSettings
 from tests.helpers.scripted_service import scripted
 from tests.helpers.serving import NAME, events_of, running, until
-from tests.runtime.server.test_limits import Gate, in_threads
+from tests.runtime.server.test_limits import Gate, in_threads, until_queued
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = " ".join(["word"] * 300)
@@ -52,7 +52,7 @@ def test_a_client_that_leaves_the_queue_never_gets_a_slot():
         threads, _ = in_threads(server, 1)
         assert gate.reached.wait(20)
         waiting = begun(server)
-        until(lambda: server.service.generations.waiting == 1)
+        until_queued(server, 2, 1)
         waiting.sock.close()
         generations = server.service.generations
         until(lambda: sum(bool(each._open) for each in generations._running.values()) == 1)  # the server has seen it

@@ -37,12 +37,18 @@ def in_threads(server, count, **fields):
     return threads, answers
 
 
+def until_queued(server, running, waiting):
+    """Wait until so many requests are on their way, so many of which wait, as each does at first, whatever is free."""
+    generations = server.service.generations
+    until(lambda: (generations.running, generations.waiting) == (running, waiting))
+
+
 def test_a_full_queue_is_told_at_once():
     gate = Gate()
     with running(scripted(*["fine"] * 4, on_step=gate), ServerSettings(max_queued=2)) as server:
         threads, answers = in_threads(server, 3)
         assert gate.reached.wait(20)
-        until(lambda: server.service.generations.waiting == 2)
+        until_queued(server, 3, 2)
         refused = server.chat()
         assert (refused.status, refused.error["type"], refused.error["code"]) == (429, "rate_limit_error", "queue_full")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
@@ -60,7 +66,7 @@ def test_queued_tokens_are_limited_and_counted_before_a_text_is_encoded(monkeypa
         threads, _ = in_threads(server, 1)
         assert gate.reached.wait(20)
         more, _ = in_threads(server, 1, text=LONG)  # alone in the queue, it may wait
-        until(lambda: server.service.generations.waiting == 1)
+        until_queued(server, 2, 1)
         assert server.service.generations.queued_tokens > 200
         assert server.chat(LONG).status == 429
         monkeypatch.setattr(type(server.service), "encode", None)
