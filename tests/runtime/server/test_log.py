@@ -76,12 +76,25 @@ def test_each_choice_and_each_prompt_has_its_reason(open_model, capsys):
 def test_a_request_that_fails_has_its_sentence_and_one_that_generates_nothing_no_figures(open_model, capsys):
     with running(open_model) as server:
         server.ask("/v1/completions", {"model": NAME, "prompt": "a", "no_such_field": 1})
-        server.ask("/health")
-        refused, health = lines_of(capsys)
+        server.ask("/slots")
+        refused, slots = lines_of(capsys)
     assert refused["status"] == 400
     assert "no_such_field" in refused["error"]
-    assert not FIGURES & (refused.keys() | health.keys())
-    assert "error" not in health
+    assert not FIGURES & (refused.keys() | slots.keys())
+    assert "error" not in slots
+
+
+def test_probes_are_logged_only_when_something_is_wrong(open_model, capsys):
+    """A gateway asks each second."""
+    with running(open_model) as server:
+        server.ask("/health")
+        server.ask("/ready")
+        assert lines_of(capsys) == []
+        server.service.state = "draining"
+        assert server.ask("/ready").status == 503
+        (line,) = lines_of(capsys)
+        server.service.state = "ready"
+    assert (line["path"], line["status"]) == ("/ready", 503)
 
 
 def test_texts_are_logged_where_the_settings_say_so(open_model, capsys):
