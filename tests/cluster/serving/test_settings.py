@@ -1,10 +1,11 @@
 """The settings of a cluster: strict, with sentences that name the place."""
 
+import msgspec
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.serving.settings import cluster_settings
+from cluster.serving.settings import ClusterSettings, ModelSettings, cluster_settings
 from export.stage import ROOT
 from runtime.errors import UserError
 
@@ -58,3 +59,10 @@ def test_the_shipped_file_is_as_ray_serve_and_the_settings_expect():
     settings = cluster_settings(app.args)
     assert {deployment.name for deployment in app.deployments} == {"front", *settings.models}
     assert parsed.http_options.request_timeout_s > settings.request_seconds
+
+
+def test_the_page_lists_every_setting():
+    text = (ROOT / "docs/deployment.md").read_text()
+    own = [field.name for field in msgspec.structs.fields(ClusterSettings)]
+    of_models = [f"models.NAME.{field.name}" for field in msgspec.structs.fields(ModelSettings)]
+    assert [name for name in own + of_models if f"`{name}`" not in text] == []
