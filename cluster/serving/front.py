@@ -64,6 +64,7 @@ class Front:
             "/ready": self._ready,
             "/metrics": self._metrics,
             "/replicas": self._replicas,
+            "/slots": self._slots,
             "/openapi.json": self._openapi,
             "/v1/models": self._models,
         }
@@ -145,6 +146,9 @@ class Front:
 
     async def _replicas(self) -> Response:
         return json_answer(await self._overview.states())
+
+    async def _slots(self) -> Response:
+        return json_answer(await self._overview.slots())
 
     async def _models(self) -> Response:
         return json_answer(await self._overview.cards())

@@ -12,7 +12,9 @@ from starlette.types import Message
 from cluster.serving.relay import RelayedRequest, answered
 from cluster.serving.scaling import REQUESTS, SLOTS
 from runtime.errors import UserError
+from runtime.server.api.status import SlotsResponse
 from runtime.server.app import application
+from runtime.server.endpoints.status import slots_of
 from runtime.server.running.served_model import ServedModel
 from runtime.server.service import Service
 from runtime.server.settings import ServerSettings
@@ -78,6 +80,10 @@ class Model:
             service.running,
             service.waiting,
         )
+
+    async def slots(self) -> SlotsResponse:
+        """What each slot does."""
+        return await slots_of(self._service)
 
     def metrics(self) -> tuple[str, str]:
         """The replica's name, and its measurements in Prometheus' text format."""

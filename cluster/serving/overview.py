@@ -1,7 +1,7 @@
 """What all replicas of a cluster are doing, asked of each of them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.serving.model import ReplicaState
 from runtime.server.api.common import ModelCard, ModelList
+from runtime.server.api.status import Percentiles, PrefixCacheCounts, RequestCounts, SlotsResponse
 
 ANSWER_SECONDS = 5.0  # that a replica has to answer
 
@@ -40,6 +41,10 @@ class Overview:
         """The models that can be asked for."""
         return ModelList("list", [self._card(state) for state in await self.states()])
 
+    async def slots(self) -> SlotsResponse:
+        """The slots of all replicas as those of one server, whose page shows them."""
+        return merged_slots([found for name in self._models for found in await self._ask(name, "slots")])
+
     async def metrics(self) -> bytes:
         """The measurements of all replicas in Prometheus' text format, each with the label `replica`."""
         texts = [found for name in self._models for found in await self._ask(name, "metrics")]
@@ -61,6 +66,34 @@ class Overview:
         except (RayError, RayServeException, TimeoutError):
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+def merged_slots(replicas: Sequence[SlotsResponse]) -> SlotsResponse:
+    """Several replicas as one server: slots numbered anew, sums of counts and rates, times of the slowest."""
+    slots = [slot for each in replicas for slot in each.slots]
+    return SlotsResponse(
+        ", ".join(dict.fromkeys(each.model for each in replicas)),
+        "ready" if replicas else "loading",
+        max((each.uptime_seconds for each in replicas), default=0.0),
+        [msgspec.structs.replace(slot, id=number) for number, slot in enumerate(slots)],
+        sum(each.waiting for each in replicas),
+        sum(each.queued_tokens for each in replicas),
+        sum(each.generated_tokens_per_second for each in replicas),
+        sum(each.prompt_tokens_per_second for each in replicas),
+        Percentiles(
+            _slowest(each.ttft_seconds.p50 for each in replicas), _slowest(each.ttft_seconds.p99 for each in replicas)
+        ),
+        PrefixCacheCounts(
+            sum(each.prefix_cache.queries for each in replicas), sum(each.prefix_cache.hits for each in replicas)
+        ),
+        RequestCounts(
+            sum(each.requests.running for each in replicas), sum(each.requests.finished for each in replicas)
+        ),
+    )
+
+
+def _slowest(seconds: Iterable[float | None]) -> float | None:
+    return max((each for each in seconds if each is not None), default=None)
 
 
 class _Merged:

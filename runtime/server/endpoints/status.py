@@ -55,28 +55,31 @@ def _card(service: Service) -> ModelCard:
 
 async def slots(service: Service, _request: Request) -> Response:
     """What each slot does, and how fast the server is."""
+    return json_answer(await slots_of(service))
+
+
+async def slots_of(service: Service) -> SlotsResponse:
+    """What each slot of a service does, and how fast it is."""
     generated, prompt = service.metrics.rates()
     counts, views = service.statistics(), await service.slots()
-    return json_answer(
-        SlotsResponse(
-            service.name,
-            service.health().status,
-            service.uptime,
-            [
-                SlotState(
-                    view.slot,
-                    view.state,
-                    view.tokens,
-                    None if view.request_id is None else service.generations.label(view.request_id),
-                )
-                for view in views
-            ],
-            service.waiting,
-            service.queued_tokens,
-            generated,
-            prompt,
-            Percentiles(service.metrics.ttft(0.5), service.metrics.ttft(0.99)),
-            PrefixCacheCounts(counts.prefix_queries, counts.prefix_hits),
-            RequestCounts(service.running, service.finished),
-        )
+    return SlotsResponse(
+        service.name,
+        service.health().status,
+        service.uptime,
+        [
+            SlotState(
+                view.slot,
+                view.state,
+                view.tokens,
+                None if view.request_id is None else service.generations.label(view.request_id),
+            )
+            for view in views
+        ],
+        service.waiting,
+        service.queued_tokens,
+        generated,
+        prompt,
+        Percentiles(service.metrics.ttft(0.5), service.metrics.ttft(0.99)),
+        PrefixCacheCounts(counts.prefix_queries, counts.prefix_hits),
+        RequestCounts(service.running, service.finished),
     )

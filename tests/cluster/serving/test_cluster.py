@@ -102,6 +102,7 @@ def test_what_replicas_do_is_told_in_one_place(deploy):
     (model,) = client.ask("/replicas").json
     assert len({each["replica"] for each in model["replicas"]}) == 2
     assert all(each["slots"] == PACE.slots for each in model["replicas"])
+    assert [slot["id"] for slot in client.ask("/slots").json["slots"]] == list(range(2 * PACE.slots))
 
 
 def test_keys_and_hosts_are_checked_in_front(deploy, tmp_path):
