@@ -1,9 +1,10 @@
 #!/bin/sh
-# usage: ./install.sh [--public-key FILE] [PYTHON]
+# usage: ./install.sh [--public-key FILE] [--no-doctor] [PYTHON]
 # Checks every file of this folder against SHA256SUMS and, with a public key, the signature of that file. Then makes
-# .venv from the packages in wheels/, without a network, and examines this machine. Its refusals exit with status 2.
+# .venv from the packages in wheels/, without a network, and examines this machine, unless --no-doctor says that another
+# one will run what is installed here. Its refusals exit with status 2.
 set -eu
-usage="usage: ./install.sh [--public-key FILE] [PYTHON]"
+usage="usage: ./install.sh [--public-key FILE] [--no-doctor] [PYTHON]"
 
 refuse() {
     echo "error: $*" >&2
@@ -32,19 +33,24 @@ END
 }
 
 key=
-case "${1-}" in
---public-key)
-    key=${2-}
-    [ -n "$key" ] || refuse "--public-key names no file; $usage"
-    shift 2
-    ;;
---public-key=*)
-    key=${1#*=}
-    [ -n "$key" ] || refuse "--public-key names no file; $usage"
+doctor=yes
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --public-key)
+        key=${2-}
+        [ -n "$key" ] || refuse "--public-key names no file; $usage"
+        shift
+        ;;
+    --public-key=*)
+        key=${1#*=}
+        [ -n "$key" ] || refuse "--public-key names no file; $usage"
+        ;;
+    --no-doctor) doctor= ;;
+    -*) refuse "$1 is not known here; $usage" ;;
+    *) break ;;
+    esac
     shift
-    ;;
--*) refuse "$1 is not known here; $usage" ;;
-esac
+done
 [ $# -le 1 ] || refuse "there are $# arguments, expected at most the name of a Python; $usage"
 case "$key" in
 "" | /*) ;;
@@ -134,7 +140,7 @@ said=$(.venv/bin/python -I -m $install 2>&1) ||
 for command in generate gpucheck server.process; do
     .venv/bin/python -E -c "import runtime.$command" >/dev/null 2>&1 || true
 done
-[ -d artifact ] || exit 0
+[ -d artifact ] && [ -n "$doctor" ] || exit 0
 [ -z "$key" ] || export RUNTIME_PUBLIC_KEY="$key"
 [ -z "${scratch-}" ] || rm -rf "$scratch"
 exec .venv/bin/python -E -m runtime.doctor artifact

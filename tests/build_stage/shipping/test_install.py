@@ -107,6 +107,15 @@ def test_a_whole_folder_installs(box, keys, form):
     assert not given or os.path.samefile(given, keys[1])
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_for_another_machine_it_installs_and_examines_nothing(box, keys, signed):
+    options = ["--public-key", keys[1]] if signed else []
+    result = run(box, *options, "--no-doctor")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert any(" -I -m pip --isolated install " in call for call in calls(box))
+    assert not any("doctor" in call for call in calls(box))
+
+
 def test_neither_pips_nor_pythons_settings_have_a_say(box):
     result = run(box, PIP_TARGET="/elsewhere", PYTHONPATH=str(box), PIP_CONFIG_FILE="/etc/evil.conf")
     assert result.returncode == 0
@@ -276,6 +285,7 @@ def test_missing_and_malformed_sums_are_refused(box):
     ("options", "words"),
     [
         (["--publickey", "x"], "--publickey is not known here; usage: "),
+        (["--no-doctor", "--publickey", "x"], "--publickey is not known here; usage: "),
         (["--public-key", ""], "--public-key names no file; usage: "),
         (["--public-key="], "--public-key names no file; usage: "),
         (["a", "b"], "there are 3 arguments, expected at most the name of a Python; usage: "),
