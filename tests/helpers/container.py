@@ -6,6 +6,7 @@ It needs root, buildah, and util-linux, as every Debian machine has it.
 import json
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ END_SECONDS = 30
 # the image's user, who has no capability. A network and processes of its own come from `unshare` outside.
 START = """
 set -e
-root=$1 keys=$2 user=$3 folder=$4; shift 4
+root=$1 keys=$2 user=$3 folder=$4 python=$5; shift 5
 mount --bind "$root" "$root"
 mount -o remount,bind,ro "$root"
 mount -t proc proc "$root/proc"
@@ -36,10 +37,10 @@ cp "$keys" "$root/run/secrets/keys"
 chown "$user" "$root/run/secrets/keys"
 chmod 400 "$root/run/secrets/keys"
 mount -o remount,ro "$root/run"
-python3 -c 'import fcntl, socket, struct
+"$python" -c 'import fcntl, socket, struct
 fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP'
-exec setpriv --no-new-privs env -i PATH=/usr/local/bin:/usr/bin:/bin \
-    chroot --userspec="$user" --groups= "$root" /bin/sh -c 'cd "$0" && exec "$@"' "$folder" "$@"
+exec setpriv --no-new-privs /usr/sbin/chroot --userspec="$user" --groups= "$root" \
+    env -i --chdir="$folder" PATH=/usr/local/bin:/usr/bin:/bin "$@"
 """
 
 
@@ -85,11 +86,10 @@ class Buildah:
 
 @dataclass
 class Container:
-    """A container whose first process runs; `folder` is its working directory."""
+    """A container: `unshare` outside, the number of its first process here, and who that runs as."""
 
     outer: subprocess.Popen[str]
     pid: int
-    root: Path
     user: str
 
     def status(self) -> dict[str, str]:
@@ -97,13 +97,30 @@ class Container:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command beside the first process, as the same user: `docker exec`."""
+    def mounted(self) -> dict[str, set[str]]:
+        """The options, such as `ro`, of everything that is mounted, by its path inside."""
+        lines = Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
+        return {fields[4]: set(fields[5].split(",")) for fields in (line.split() for line in lines)}
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command beside the first process, as the same user: `docker exec`.
+
+        It does not join the processes inside, all of whom Linux kills when the first one ends.
+        """
         user, group = self.user.split(":")
-        inside = ("nsenter", "--target", str(self.pid), "--net", "--pid", "--mount", f"--root={self.root}", "--wd=/")
-        return subprocess.run(
-            [*inside, "--setuid", user, "--setgid", group, *command], capture_output=True, text=True, check=False
+        inside = ("nsenter", "--target", str(self.pid), "--net", "--mount", "--root", "--wd")
+        return subprocess.Popen(
+            [*inside, "--setuid", user, "--setgid", group, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as `start` does, to its end."""
+        process = self.start(*command)
+        output, errors = process.communicate(timeout=END_SECONDS)
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def stop(self) -> int:
         """Send SIGTERM, as `docker stop` does; return the exit status."""
@@ -115,7 +132,7 @@ class Container:
 def container(root: Path, settings: dict[str, Any], keys: Path, *arguments: str):
     """A container of an image's files; with the image's own arguments unless others are given."""
     command = [*settings["Entrypoint"], *(arguments or settings["Cmd"])]
-    given = (root, keys, settings["User"], settings["WorkingDir"])
+    given = (root, keys, settings["User"], settings["WorkingDir"], sys.executable)
     outer = subprocess.Popen(
         ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "sh", "-c", START, "sh", *given, *command],
         stdout=subprocess.PIPE,
@@ -123,7 +140,7 @@ def container(root: Path, settings: dict[str, Any], keys: Path, *arguments: str)
         text=True,
     )
     try:
-        yield Container(outer, _first_child(outer), root, settings["User"])
+        yield Container(outer, _first_child(outer), settings["User"])
     finally:
         if outer.poll() is None:
             outer.send_signal(signal.SIGKILL)

@@ -18,6 +18,7 @@ from tests.helpers.container import Buildah, container
 from tests.helpers.shipped import PYTHON, unpack
 
 KEY = "one-key"
+LONG = 4000  # tokens, so that the answer is not over when the server is told to end
 # asks the server from inside, since nothing outside the container reaches its network
 CLIENT = """
 import json, sys, urllib.request as r
@@ -28,7 +29,10 @@ try:
     answer = r.urlopen(request, timeout=30)
 except r.HTTPError as error:
     answer = error
-print(json.dumps([answer.status, answer.read().decode()]))
+print(answer.status, flush=True)
+for line in answer:
+    sys.stdout.write(line.decode())
+    sys.stdout.flush()
 """
 
 
@@ -70,12 +74,28 @@ def keys(tmp_path):
     return path
 
 
+def client(running, path, body=None, key=KEY):
+    """A client inside that prints the status and then the body, line by line."""
+    python = "/serving/.venv/bin/python"
+    return running.start(python, "-I", "-c", CLIENT, path, key, "" if body is None else json.dumps(body))
+
+
 def asked(running, path, body=None, key=KEY):
     """Status and body of the server's answer."""
-    python = "/serving/.venv/bin/python"
-    result = running.run(python, "-I", "-c", CLIENT, path, key, "" if body is None else json.dumps(body))
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    output, errors = client(running, path, body, key).communicate(timeout=60)
+    assert errors == ""
+    status, _, text = output.partition("\n")
+    return int(status), json.loads(text)
+
+
+def wait_until_served(running):
+    """Read what the server prints up to its address."""
+    lines = []
+    for line in running.outer.stdout:
+        lines.append(line)
+        if " is served at http://0.0.0.0:" in line:
+            return
+    raise AssertionError("".join(lines))
 
 
 def test_the_server_answers_and_drains(buildah, image, files, keys):
@@ -83,28 +103,33 @@ def test_the_server_answers_and_drains(buildah, image, files, keys):
     health = settings["Healthcheck"]["Test"]
     assert health[0] == "CMD"
     with container(files, settings, keys) as running:
-        lines = iter(running.outer.stdout.readline, "")
-        assert any(" is served at http://0.0.0.0:8000/" in line for line in lines)
+        wait_until_served(running)
         status = running.status()
         assert status["Uid"].split() == ["10001"] * 4
         assert (int(status["CapPrm"], 16), status["NoNewPrivs"], status["Groups"]) == (0, "1", "")
         assert status["NSpid"].split()[-1] == "1"
-        assert "Read-only" in running.run("/bin/sh", "-c", "echo x >/serving/x").stderr
+        assert "ro" in running.mounted()["/"]
         healthy = running.run(*health[1:])
         assert (healthy.returncode, healthy.stderr) == (0, "")
-        name = json.loads(asked(running, "/v1/models")[1])["data"][0]["id"]
+        name = asked(running, "/v1/models")[1]["data"][0]["id"]
         body = {"model": name, "prompt": [1, 2, 3], "max_tokens": 6, "temperature": 0, "ignore_eos": True}
         code, answer = asked(running, "/v1/completions", body)
-        assert (code, json.loads(answer)["usage"]["completion_tokens"]) == (200, 6)
+        assert (code, answer["usage"]["completion_tokens"]) == (200, 6)
         assert asked(running, "/v1/completions", body, key="wrong")[0] == 401
+        streaming = client(running, "/v1/completions", {**body, "max_tokens": LONG, "stream": True})
+        assert streaming.stdout.readline() == "200\n"
         assert running.stop() == 0
+        rest, _ = streaming.communicate(timeout=60)
+        events = [line for line in rest.splitlines() if line.startswith("data: ")]
+        assert events[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in events[-2].replace(" ", "")
 
 
 def test_a_server_that_is_gone_is_unhealthy(buildah, image, files, keys):
     """The command of the health check, where nobody listens: another port."""
     settings = buildah.settings(image)
     with container(files, settings, keys, *settings["Cmd"], "--port", "8001") as running:
-        assert any(" is served at " in line for line in iter(running.outer.stdout.readline, ""))
+        wait_until_served(running)
         assert running.run(*settings["Healthcheck"]["Test"][1:]).returncode != 0
         assert running.stop() == 0
 
