@@ -24,7 +24,7 @@ from cluster.serving.application import application
 from cluster.serving.settings import ClusterSettings, cluster_settings
 from export.console import console, output
 from runtime.artifact.folder import read_manifest
-from runtime.errors import run_command
+from runtime.errors import UserError, run_command
 from runtime.server.running.served_model import ServedModel
 
 MODEL = "measured"
@@ -33,6 +33,15 @@ CLIENTS, TOKENS = 6, 24
 CONVERSATIONS, TURNS = 8, 5
 LOAD_CLIENTS, LOAD_PROMPT, LOAD_TOKENS = (1, 4), 64, 64
 SCALING_SECONDS = 60.0  # until a number of replicas is reached
+AUTOSCALING = {
+    "min_replicas": 1,
+    "max_replicas": 2,
+    "upscale_delay_s": 0.5,
+    "downscale_delay_s": 4,
+    "look_back_period_s": 1,
+    "metrics_interval_s": 0.5,
+    "policy": {"policy_function": "cluster.serving.scaling:by_slots"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         address = start_serving()
         port = int(address.rpartition(":")[2])
         deploy = partial(_deploy, partial(open_paced, args.artifact, PACE))
-        lost = partial(measure, address=address, model=MODEL, count=args.requests, clients=CLIENTS, tokens=TOKENS)
+        lost = partial(_lost, address, args.requests)
         deploy(num_replicas=2)
         console.print("affinity ...", style="dim")
         affinity = measure_affinity(port, MODEL, clients=CONVERSATIONS, turns=TURNS, tokens=TOKENS)
@@ -50,8 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         losses = [
             lost("one of two replicas killed", change=lambda: kill_one(address, MODEL)),
             lost("both replaced by others", change=lambda: deploy(request_seconds=599.0, num_replicas=2)),
-            lost("one replica, then two, then one", change=lambda: _scale(deploy, address)),
         ]
+        deploy(num_replicas=None, autoscaling_config=AUTOSCALING)
+        losses.append(lost("one replica becomes two", change=lambda: _wait_for(address, 2)))
+        console.print("waiting until the autoscaler ends a replica ...", style="dim")
+        few = args.requests // 4  # one client alone takes long
+        losses.append(_lost(address, few, "two replicas become one", lambda: _wait_for(address, 1), clients=1))
         console.print("overhead ...", style="dim")
         deploy(num_replicas=1)
         workload = _workload(args)
@@ -70,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _lost(address: str, requests: int, what: str, change: Callable[[], int], clients: int = CLIENTS) -> Losses:
+    return measure(what, address, MODEL, change, count=requests, clients=clients, tokens=TOKENS)
+
+
 def _deploy(open_model: Callable[[], ServedModel], *, request_seconds: float = 600.0, **options: object) -> int:
     run(application({MODEL: open_model}, _settings(request_seconds), options))
     return 0
@@ -80,18 +97,14 @@ def _settings(request_seconds: float) -> ClusterSettings:
     return cluster_settings({"models": {MODEL: model}, "allow_no_keys": True, "request_seconds": request_seconds})
 
 
-def _scale(deploy: Callable[..., int], address: str) -> int:
-    """Let the number of replicas go from one to two and back, as a load that changes does; returns 0."""
-    for count in (1, 2, 1):
-        deploy(num_replicas=count)
-        _wait_for(address, count)
-    return 0
-
-
-def _wait_for(address: str, count: int) -> None:
+def _wait_for(address: str, count: int) -> int:
+    """Wait until the autoscaler has made the number of replicas so many; returns 0, as it takes nothing away."""
     deadline = time.monotonic() + SCALING_SECONDS
-    while len(replicas(address, MODEL)) != count and time.monotonic() < deadline:
+    while len(replicas(address, MODEL)) != count:
+        if time.monotonic() > deadline:
+            raise UserError(f"after {SCALING_SECONDS:g} s the autoscaler has not made it {count} replicas")
         time.sleep(0.2)
+    return 0
 
 
 def _workload(args: argparse.Namespace) -> LoadWorkload:
