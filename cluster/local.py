@@ -10,6 +10,9 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve import Application
+from ray.serve.schema import DeploymentStatus
+
+from runtime.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 NODE_ADDRESS, FIRST_NODE = "127.0.0.{}", 2  # Ray takes 127.0.0.1 for another address of the machine
@@ -49,8 +52,21 @@ def start_serving(port: int | None = None) -> str:
 
 
 def run(app: Application) -> None:
-    """Deploy an application, also over one that runs, and wait until it takes requests."""
-    serve.run(app, name=NAME, route_prefix="/")
+    """Deploy an application, also over one that runs, and wait until it takes requests.
+
+    Raises `UserError` with what a replica said if none can be started.
+    """
+    try:
+        serve.run(app, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise UserError(f"{error} {_reasons()}") from error
+
+
+def _reasons() -> str:
+    """The last lines of what the replicas said that could not be started."""
+    deployments = serve.status().applications[NAME].deployments
+    said = {each.message.strip() for each in deployments.values() if each.status == DeploymentStatus.DEPLOY_FAILED}
+    return " ".join(sorted(message.rpartition("\n")[2] for message in said))
 
 
 def free_port() -> int:
