@@ -29,6 +29,7 @@ from runtime.server.http.openapi import openapi_document
 from runtime.server.http.request_ids import HEADER, current_request_id
 from runtime.server.settings import Keys
 
+CANCELLING_SECONDS = 0.5  # within which Ray cancels all that belongs to a request
 LATE_SECONDS = 1.0  # beyond `request_seconds`, so that a replica which has the request tells of its limit first
 RELAYED = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.method == "POST")
 MODEL_PATH = "/v1/models/"
@@ -80,8 +81,7 @@ class Front:
         try:
             await self._routed(scope, receive, send)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # by Ray, once the client no longer waits
+            if await _is_to_end():  # by Ray, once the client has left
                 raise ClientLeftError from error
             raise
 
@@ -163,6 +163,16 @@ class Front:
     async def _model(self, name: str) -> Response:
         self._known(name)
         return json_answer(next(card for card in (await self._overview.cards()).data if card.id == name))
+
+
+async def _is_to_end() -> bool:
+    """Whether this task was cancelled, and not only what it waited for; Ray cancels both, the second one first."""
+    task = asyncio.current_task()
+    assert task is not None
+    if not task.cancelling():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(CANCELLING_SECONDS)
+    return task.cancelling() > 0
 
 
 def _cancel(answer: DeploymentResponseGenerator[list[Message]]) -> None:

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from itertools import product
 from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from cluster.bench.losses import replicas
 from cluster.bench.paced_model import open_paced
 from runtime.errors import UserError
+from runtime.server.http.gate import CLIENT_LEFT
 from tests.helpers.cluster import MODEL, PACE, SLOW, chat, completion, port_of
 from tests.helpers.serving import Running, until
 
@@ -23,10 +25,11 @@ def requests_of(address):
     return sum(each["requests"] for each in replicas(address, MODEL))
 
 
-def leave(address, body, seconds):
+def leave(address, body, seconds, name):
     """Ask, and close the connection after so many seconds."""
     data = msgspec.json.encode(body)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    own = f"Host: x\r\nX-Request-ID: {name}\r\nContent-Length: {len(data)}"
+    head = f"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\n{own}"
     with socket.create_connection(("127.0.0.1", port_of(address))) as connection:
         connection.sendall(f"{head}\r\n\r\n".encode() + data)
         time.sleep(seconds)
@@ -68,18 +71,27 @@ def test_an_answer_has_one_request_id(deploy):
 
 def test_a_client_that_leaves_ends_its_request_wherever_it_is(deploy, address):
     client = deploy({MODEL: SLOW}, max_ongoing_requests=1)
-    leave(address, completion(500), 0.5)  # while it is answered
+    names = [f"left-{uuid4()}" for _ in range(2)]
+    leave(address, completion(500), 0.5, names[0])  # while it is answered
     left = time.monotonic()
     until(lambda: requests_of(address) == 0)
     assert time.monotonic() - left < 5  # the answer would have taken 50 s
     first = threading.Thread(target=client.ask, args=("/v1/completions", completion(10)))
     first.start()
     until(lambda: requests_of(address) == 1)
-    leave(address, completion(10), 0.2)  # while it waits in the front
+    leave(address, completion(10), 0.2, names[1])  # while it waits in the front
     first.join()
     assert chat(client).status == 200  # which has gone after it, if it has gone
     done = [line for line in client.ask("/metrics").body.decode().splitlines() if "request_success_total{" in line]
     assert sum(float(line.rpartition(" ")[2]) for line in done) == 3  # the first of all, `first`, and the last
+    assert {line["status"] for name in names for line in logged(name)} == {CLIENT_LEFT}
+
+
+def logged(name):
+    """The log lines of a request, on all nodes."""
+    files = [file for file in Path("/tmp/ray").glob("session_2*/logs/worker-*.err") if name in file.read_text()]
+    lines = [line for file in files for line in file.read_text().splitlines() if line.startswith("{") and name in line]
+    return [msgspec.json.decode(line) for line in lines]
 
 
 def test_a_request_that_took_too_long_is_ended_in_its_replica(deploy, address):
