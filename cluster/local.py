@@ -1,9 +1,11 @@
 """A Ray cluster of several nodes on this machine alone, for demonstrations, measurements and tests."""
 
+import io
+import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import ray
@@ -29,6 +31,7 @@ def local_cluster(nodes: int, cpus: int, dashboard_port: int | None = None) -> I
     """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     node = {"num_cpus": cpus, "object_store_memory": STORE_BYTES}
     dashboard = {"include_dashboard": dashboard_port is not None, "dashboard_host": LOOPBACK}
     head = {**node, **dashboard, "node_ip_address": NODE_ADDRESS.format(FIRST_NODE), "dashboard_port": dashboard_port}
@@ -39,8 +42,9 @@ def local_cluster(nodes: int, cpus: int, dashboard_port: int | None = None) -> I
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         yield cluster
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        with redirect_stdout(io.StringIO()):  # where Ray reports that it ended its own controller as a failure of it
+            serve.shutdown()
+            ray.shutdown()
         cluster.shutdown()
 
 
