@@ -1,15 +1,20 @@
 """A Ray cluster of several nodes on this machine alone, for demonstrations, measurements and tests."""
 
+import io
+import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve import Application
+from ray.serve.schema import DeploymentStatus
+
+from runtime.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 NODE_ADDRESS, FIRST_NODE = "127.0.0.{}", 2  # Ray takes 127.0.0.1 for another address of the machine
@@ -26,6 +31,7 @@ def local_cluster(nodes: int, cpus: int, dashboard_port: int | None = None) -> I
     """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     node = {"num_cpus": cpus, "object_store_memory": STORE_BYTES}
     dashboard = {"include_dashboard": dashboard_port is not None, "dashboard_host": LOOPBACK}
     head = {**node, **dashboard, "node_ip_address": NODE_ADDRESS.format(FIRST_NODE), "dashboard_port": dashboard_port}
@@ -36,8 +42,9 @@ def local_cluster(nodes: int, cpus: int, dashboard_port: int | None = None) -> I
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         yield cluster
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        with redirect_stdout(io.StringIO()):  # where Ray reports that it ended its own controller as a failure of it
+            serve.shutdown()
+            ray.shutdown()
         cluster.shutdown()
 
 
@@ -49,8 +56,21 @@ def start_serving(port: int | None = None) -> str:
 
 
 def run(app: Application) -> None:
-    """Deploy an application, also over one that runs, and wait until it takes requests."""
-    serve.run(app, name=NAME, route_prefix="/")
+    """Deploy an application, also over one that runs, and wait until it takes requests.
+
+    Raises `UserError` with what a replica said if none can be started.
+    """
+    try:
+        serve.run(app, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise UserError(f"{error} {_reasons()}") from error
+
+
+def _reasons() -> str:
+    """The last lines of what the replicas said that could not be started."""
+    deployments = serve.status().applications[NAME].deployments
+    said = {each.message.strip() for each in deployments.values() if each.status == DeploymentStatus.DEPLOY_FAILED}
+    return " ".join(sorted(message.rpartition("\n")[2] for message in said))
 
 
 def free_port() -> int:

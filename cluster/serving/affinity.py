@@ -13,17 +13,22 @@ def affinity_key(body: Mapping[str, object]) -> str:
     """A key that all turns of a conversation share; empty where a request has no prompt.
 
     Of a conversation, everything up to the first message of the user counts, since that is what a later turn repeats
-    and another conversation does not; of a plain prompt, its first characters or token ids.
+    and another conversation does not; of a plain prompt, its first characters or token ids. How the content of a
+    message is written does not count: many clients send it as text first and as a list of parts later, or move a mark
+    for a cache from one part to another.
     """
     beginning: list[object] = []
     messages = body.get("messages")
     if isinstance(messages, list) and messages:
-        beginning = [body.get("system"), *_first_turn(messages)]
+        beginning = [_content(body.get("system")), *_first_turn(messages)]
     else:
-        beginning = [_first_chunk(body[name]) for name in PROMPT_FIELDS if body.get(name)]
+        beginning = [_first_chunk(name, body[name]) for name in PROMPT_FIELDS if body.get(name)]
     if not beginning:
         return ""
-    return hashlib.sha256(msgspec.json.encode([body.get("model"), beginning])).hexdigest()
+    try:
+        return hashlib.sha256(msgspec.json.encode([body.get("model"), beginning])).hexdigest()
+    except RecursionError:  # no prompt is nested so deeply; the replica says so
+        return ""
 
 
 def _first_turn(messages: Sequence[object]) -> list[object]:
@@ -35,17 +40,25 @@ def _first_turn(messages: Sequence[object]) -> list[object]:
 
 
 def _said(message: object) -> object:
-    return [message.get("role"), message.get("content")] if isinstance(message, dict) else message
+    return [message.get("role"), _content(message.get("content"))] if isinstance(message, dict) else message
 
 
-def _first_chunk(value: object) -> object:
+def _content(content: object) -> object:
+    """The texts of a content, which is one text or a list of parts; a part without a text as it is."""
+    parts = [content] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        return content
+    return [part.get("text", part) if isinstance(part, dict) else part for part in parts]
+
+
+def _first_chunk(name: str, value: object) -> object:
     """The first characters of a text, the first items of a list of ids, the first turn of a list of messages."""
+    if name == "input" and isinstance(value, str):  # the Responses API's short form of one message
+        value = [{"role": "user", "content": value}]
+    if isinstance(value, list) and isinstance(value[0], dict):
+        return _first_turn(value)
     if isinstance(value, list):
-        return (
-            _first_turn(value)
-            if value and isinstance(value[0], dict)
-            else [_first_chunk(each) for each in value[:CHUNK]]
-        )
+        return [each[:CHUNK] if isinstance(each, str | list) else each for each in value[:CHUNK]]
     return value[:CHUNK] if isinstance(value, str) else value
 
 

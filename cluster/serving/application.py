@@ -17,7 +17,7 @@ from cluster.serving.settings import FRONT, ClusterSettings, ModelSettings, clus
 from cluster.store.pull import artifact_at
 from runtime.server.running.served_model import ServedModel, open_served_model
 
-ENDING_SECONDS = 30  # beyond the longest request
+ENDING_SECONDS = 30  # beyond what the longest request takes
 # What a deployment has unless the YAML file's `deployments` says otherwise. A replica takes a few more requests than it
 # has slots: what waits beyond that waits in the fronts, and goes to the replica that is free first.
 MODEL_OPTIONS: Mapping[str, Any] = {
@@ -26,7 +26,10 @@ MODEL_OPTIONS: Mapping[str, Any] = {
     "max_queued_requests": 64,
     "health_check_period_s": 5,
     "ray_actor_options": {"num_cpus": 1},
-    "request_router_config": RequestRouterConfig(request_router_class=AffinityRouter),
+    "request_router_config": RequestRouterConfig(
+        request_router_class=AffinityRouter,
+        request_routing_stats_period_s=3600,  # the router needs none; they are the fronts' reports
+    ),
 }
 FRONT_OPTIONS: Mapping[str, Any] = {
     "num_replicas": 1,
@@ -55,16 +58,22 @@ def application(
     options: Mapping[str, Any] | None = None,
 ) -> Application:
     """A front for models that `openers` open, each in the process of a replica; `options` are those of every model."""
-    ending = settings.request_seconds + ENDING_SECONDS
     models = {
         name: serve.deployment(Model, name=name)
-        .options(**{**MODEL_OPTIONS, "graceful_shutdown_timeout_s": ending, **(options or {})})
+        .options(
+            **{
+                **MODEL_OPTIONS,
+                "graceful_shutdown_timeout_s": settings.request_seconds + ENDING_SECONDS,
+                **(options or {}),
+            }
+        )
         .bind(name, opener, settings.of_replicas(name))
         for name, opener in openers.items()
     }
     own = FrontSettings(settings.keys_file, settings.allowed_hosts, settings.max_body_bytes, settings.request_seconds)
     front = serve.deployment(serve.ingress()(Front), name=FRONT)
-    return front.options(graceful_shutdown_timeout_s=ending, **FRONT_OPTIONS).bind(models, own)
+    longest = 2 * settings.request_seconds  # as long in a front as later in a replica
+    return front.options(graceful_shutdown_timeout_s=longest + ENDING_SECONDS, **FRONT_OPTIONS).bind(models, own)
 
 
 def _open(model: ModelSettings, cache: Path) -> ServedModel:

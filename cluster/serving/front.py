@@ -3,32 +3,34 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.serving.affinity import affinity_key
 from cluster.serving.overview import Overview
+from cluster.serving.proxied import without_second_id
 from cluster.serving.relay import RelayedRequest
-from cluster.serving.way_back import WayBack
+from cluster.serving.way_back import WayBack, failure_of
 from runtime.server.api.status import Health
 from runtime.server.app import ENDPOINTS
 from runtime.server.endpoints.page import page_answer
 from runtime.server.endpoints.status import METRICS_TYPE
 from runtime.server.http.bodies import json_answer, read_body
-from runtime.server.http.failures import RequestFailure, no_such_address, refused, too_busy, unavailable, wrong_method
+from runtime.server.http.event_stream import ClientLeftError
+from runtime.server.http.failures import RequestFailure, no_such_address, refused, wrong_method
 from runtime.server.http.gate import Gate
 from runtime.server.http.openapi import openapi_document
 from runtime.server.http.request_ids import HEADER, current_request_id
 from runtime.server.settings import Keys
 
-FULL_RETRY = 2  # seconds
+CANCELLING_SECONDS = 0.5  # within which Ray cancels all that belongs to a request
+LATE_SECONDS = 1.0  # beyond `request_seconds`, so that a replica which has the request tells of its limit first
 RELAYED = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.method == "POST")
 MODEL_PATH = "/v1/models/"
 OWN_HEADERS = frozenset({b"host", b"authorization", b"x-api-key", HEADER.encode()})  # which are not relayed
@@ -73,9 +75,17 @@ class Front:
         """The application, which Ray Serve asks for."""
         keys = None if self._settings.keys_file is None else Keys.read(Path(self._settings.keys_file))
         hosts = frozenset(name.lower() for name in self._settings.allowed_hosts) or None
-        return Gate(self._answer, keys, hosts)
+        return without_second_id(Gate(self._answer, keys, hosts))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._routed(scope, receive, send)
+        except asyncio.CancelledError as error:
+            if await _is_to_end():  # by Ray, once the client has left
+                raise ClientLeftError from error
+            raise
+
+    async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _live(receive, send)
         elif scope["method"] == "POST" and scope["path"] in RELAYED:
@@ -93,21 +103,18 @@ class Front:
         body = await read_body(request, self._settings.max_body_bytes, self._settings.request_seconds)
         asked = _fields(body)
         name = self._model_of(asked)
-        relayed = _relayed(request, body, affinity_key(asked))
-        way_back = WayBack(request.url.path, send)
+        way_back = WayBack(request.scope["path"], send)
+        answer = self._answers[name].remote(_relayed(request, body, affinity_key(asked)))
         try:
-            async with asyncio.timeout(self._settings.request_seconds) as limit:
-                async for messages in self._answers[name].remote(relayed):
+            async with asyncio.timeout(self._settings.request_seconds + LATE_SECONDS) as limit:
+                async for messages in answer:
                     limit.reschedule(None)  # the replica itself ends an answer that takes too long
                     await way_back.send(messages)
-        except BackPressureError as error:
-            raise too_busy(f"every replica of {name!r} is full; try again later", FULL_RETRY) from error
-        except TimeoutError as error:
-            message = f"no replica of {name!r} was free in time; try again later"
-            raise unavailable(message, code="timeout", retry_after=FULL_RETRY) from error
-        except (RayError, RayServeException) as error:
-            print(f"request {current_request_id.get()}: {error}", file=sys.stderr)
-            await way_back.lost(name)
+        except Exception as error:
+            print(f"request {current_request_id.get()}: {type(error).__name__}: {error}", file=sys.stderr)
+            if limit.expired():
+                _cancel(answer)
+            await way_back.fail(failure_of(error, name))
 
     def _model_of(self, asked: Mapping[str, object]) -> str:
         """The model of a request; with a single one, its replica says what is wrong with the name."""
@@ -158,6 +165,22 @@ class Front:
         return json_answer(next(card for card in (await self._overview.cards()).data if card.id == name))
 
 
+async def _is_to_end() -> bool:
+    """Whether this task was cancelled, and not only what it waited for; Ray cancels both, the second one first."""
+    task = asyncio.current_task()
+    assert task is not None
+    if not task.cancelling():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(CANCELLING_SECONDS)
+    return task.cancelling() > 0
+
+
+def _cancel(answer: DeploymentResponseGenerator[list[Message]]) -> None:
+    """Tell the replica, which would go on to the end; Ray raises here what the answer has ended with, if it has."""
+    with suppress(Exception):
+        answer.cancel()
+
+
 def _fields(body: bytes) -> Mapping[str, object]:
     """The fields of a body; none if it is not as it should be, which the replica then says."""
     try:
@@ -170,7 +193,7 @@ def _relayed(request: Request, body: bytes, affinity: str) -> RelayedRequest:
     headers = tuple((name, value) for name, value in request.headers.raw if name.lower() not in OWN_HEADERS)
     own = (HEADER.encode(), current_request_id.get().encode())
     return RelayedRequest(
-        request.method, request.url.path, request.scope["query_string"], (*headers, own), None, body, affinity
+        request.method, request.scope["path"], request.scope["query_string"], (*headers, own), None, body, affinity
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeAlias
 
 import msgspec
 from ray import serve
@@ -20,6 +21,9 @@ from runtime.server.service import Service
 from runtime.server.settings import ServerSettings
 
 REPLICA_HEADER = b"x-replica"  # of each answer
+SLOTS_SECONDS = 1.0  # that the engine has to tell of its slots
+STATE, METRICS, EACH_SLOT = "state", "metrics", "each slot"  # what a replica reports of itself
+Report: TypeAlias = dict[str, Any]  # a `ReplicaState`, Prometheus' text, a `SlotsResponse` or None
 
 
 class ReplicaState(msgspec.Struct, frozen=True):
@@ -68,8 +72,16 @@ class Model:
         """What the autoscaler looks at."""
         return {REQUESTS: self._service.running, SLOTS: self._service.generations.slots}
 
-    def state(self) -> ReplicaState:
-        """What the replica does now."""
+    async def record_routing_stats(self) -> Report:
+        """What the replica does now, and its measurements in Prometheus' text format.
+
+        Ray gives a method of this name to routers; here, the fronts ask for it themselves, since Ray answers it also
+        while the replica has all the requests that it may have.
+        """
+        text = self._service.metrics.text().decode()
+        return {STATE: self._state(), METRICS: text, EACH_SLOT: await self._slots()}
+
+    def _state(self) -> ReplicaState:
         service = self._service
         return ReplicaState(
             _replica_name(),
@@ -81,13 +93,11 @@ class Model:
             service.waiting,
         )
 
-    async def slots(self) -> SlotsResponse:
-        """What each slot does."""
-        return await slots_of(self._service)
-
-    def metrics(self) -> tuple[str, str]:
-        """The replica's name, and its measurements in Prometheus' text format."""
-        return _replica_name(), self._service.metrics.text().decode()
+    async def _slots(self) -> SlotsResponse | None:
+        """What each slot does; nothing if the engine, which tells it between two calls, is long in one."""
+        asking = asyncio.ensure_future(slots_of(self._service))
+        await asyncio.wait([asking], timeout=SLOTS_SECONDS)
+        return asking.result() if asking.done() else None
 
     async def __del__(self) -> None:
         """End the engine's thread; Ray calls this once the last answer is complete."""

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ray.serve._private.request_router import PendingRequest, RunningReplica
-from ray.serve.request_router import RequestRouter
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from cluster.serving.affinity import preferred
 from cluster.serving.relay import RelayedRequest

@@ -42,6 +42,28 @@ def test_turns_of_the_responses_api_have_one_key():
     )
 
 
+PART = {"type": "text", "text": "Hello"}
+
+
+@pytest.mark.parametrize(
+    "content", [[PART], [{**PART, "cache_control": {"type": "ephemeral"}}], [{"type": "input_text", "text": "Hello"}]]
+)
+def test_a_content_has_one_key_however_it_is_written(content):
+    said = {"role": "user", "content": content}
+    assert affinity_key({"messages": [SYSTEM, said]}) == affinity_key({"messages": FIRST})
+    assert affinity_key({"messages": [said], "system": [PART]}) == affinity_key(
+        {"messages": [FIRST[1]], "system": "Hello"}
+    )
+    assert affinity_key({"input": [said, {"role": "assistant", "content": "Hi"}]}) == affinity_key({"input": "Hello"})
+
+
+def test_what_is_nested_too_deeply_has_no_key():
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    assert affinity_key({"prompt": deep}) == affinity_key({"messages": deep}) == ""
+
+
 @pytest.mark.parametrize("body", [{}, {"messages": []}, {"messages": "text"}, {"messages": None, "prompt": ""}])
 def test_no_prompt_has_no_key(body):
     assert affinity_key(body) == ""

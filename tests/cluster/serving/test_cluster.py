@@ -7,55 +7,12 @@ import signal
 import time
 from functools import partial
 
-import pytest
-from ray import serve
-
 from cluster.bench.affinity import measure_affinity
 from cluster.bench.client import ask, ask_all, chat_body
 from cluster.bench.losses import conversations, kill_one, measure, replicas
-from cluster.bench.paced_model import Pace, open_paced
-from cluster.local import NAME, run
-from cluster.serving.application import application
-from cluster.serving.settings import cluster_settings
-from tests.helpers.serving import Running, running
-
-MODEL = "paced"
-PACE = Pace(slots=2, step_seconds=0.02, token_seconds=0.0001)
-SLOW = Pace(slots=1, step_seconds=0.1, token_seconds=0.0001)
-SECONDS = 30.0  # within which Ray surely does what it is to do
-
-
-@pytest.fixture
-def deploy(address, artifact):
-    """Deploys models by name, each with its pace; returns a client of the cluster."""
-
-    def deploy(paces, *, settings=None, **options):
-        models = {name: {"artifact": str(artifact), "server": {"speculate": False}} for name in paces}
-        openers = {name: partial(open_paced, artifact, pace) for name, pace in paces.items()}
-        own = cluster_settings({"models": models, "allow_no_keys": True, **(settings or {})})
-        run(application(openers, own, {"ray_actor_options": {"num_cpus": 0.1}, **options}))
-        return Running(None, port_of(address))
-
-    yield deploy
-    serve.delete(NAME)
-
-
-def port_of(address):
-    return int(address.rpartition(":")[2])
-
-
-def until(condition):
-    """The condition's first true value."""
-    deadline = time.monotonic() + SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it has not happened in time"
-        time.sleep(0.1)
-    return found
-
-
-def chat(client, text="Hello", model=MODEL, **fields):
-    messages = [{"role": "user", "content": text}]
-    return client.ask("/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 4, **fields})
+from cluster.bench.paced_model import open_paced
+from tests.helpers.cluster import MODEL, PACE, SECONDS, SLOW, chat, port_of
+from tests.helpers.serving import running, until
 
 
 def test_each_model_is_asked_by_its_name_and_answers_as_one_box_does(deploy, artifact):

@@ -59,3 +59,5 @@ def test_the_demo_asks_a_replica_on_each_node(artifact):
     assert done.returncode == 0, done.stderr
     assert "node 127.0.0.2" in done.stdout
     assert "node 127.0.0.3" in done.stdout
+    assert "raylet" not in done.stdout
+    assert done.stderr == "starting two nodes ...\n"

@@ -58,7 +58,7 @@ def test_the_shipped_file_is_as_ray_serve_and_the_settings_expect():
     (app,) = parsed.applications
     settings = cluster_settings(app.args)
     assert {deployment.name for deployment in app.deployments} == {"front", *settings.models}
-    assert parsed.http_options.request_timeout_s > settings.request_seconds
+    assert parsed.http_options.request_timeout_s > 2 * settings.request_seconds
 
 
 def test_the_page_lists_every_setting():

@@ -4,13 +4,17 @@ import asyncio
 import json
 
 import pytest
+from ray.exceptions import ActorUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from cluster.serving.way_back import WayBack
+from cluster.serving.way_back import WayBack, failure_of
 from runtime.server.http.failures import RequestFailure
 
 STREAM = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
 WHOLE = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 EVENT = {"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True}
+
+GONE = ActorUnavailableError("10.0.0.7 is gone", None)
 
 
 def lost(path, *messages):
@@ -23,7 +27,7 @@ def lost(path, *messages):
 
         way_back = WayBack(path, send)
         await way_back.send(list(messages))
-        await way_back.lost("demo")
+        await way_back.fail(failure_of(GONE, "demo"))
 
     asyncio.run(main())
     return sent
@@ -59,3 +63,20 @@ def test_an_answer_that_is_no_stream_is_refused(messages):
         lost("/v1/chat/completions", *messages)
     assert caught.value.status == 503
     assert caught.value.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), 429, "queue_full"),
+        (TimeoutError(), 503, "timeout"),
+        (DeploymentUnavailableError("demo"), 503, "model_unavailable"),
+        (GONE, 503, "replica_lost"),
+        (RuntimeError("Unexpected error (StatusCode.UNKNOWN): 10.0.0.7:4711"), 503, "replica_lost"),
+    ],
+)
+def test_every_error_is_told_without_what_is_inside_the_cluster(error, status, code):
+    failure = failure_of(error, "demo")
+    assert (failure.status, failure.body.error.code) == (status, code)
+    assert int(failure.headers["Retry-After"]) > 0
+    assert "10.0.0.7" not in failure.body.error.message
