@@ -33,7 +33,7 @@ from runtime.server.endpoints import (
 )
 from runtime.server.http.bodies import json_answer
 from runtime.server.http.endpoint import Answer, Endpoint, WithBody
-from runtime.server.http.failures import no_such_address, wrong_method
+from runtime.server.http.failures import RequestFailure, no_such_address, wrong_method
 from runtime.server.http.gate import Gate, allowed_hosts
 from runtime.server.http.openapi import openapi_document
 from runtime.server.http.request_log import LogLine, write_to_stderr
@@ -161,7 +161,14 @@ class _Address:
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; raises `RequestFailure`, which the gate answers."""
+        """Answer a request; raises `RequestFailure`, which is counted here and answered by the gate."""
+        try:
+            await self._answer(scope, receive, send)
+        except RequestFailure as failure:
+            self._service.metrics.refused(failure.status)
+            raise
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         if method not in self._answers:
             raise wrong_method(scope["path"], method, self._answers)

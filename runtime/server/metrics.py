@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from runtime.scheduling.requests import Event, Generated, Request
 from runtime.scheduling.statistics import Statistics
+from runtime.server.api.status import Health
 from runtime.server.running.generations import Times
 from runtime.server.running.places import Queue
 
@@ -21,6 +22,7 @@ SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 LAST_REQUESTS = 512  # of which percentiles are shown
 RATE_SECONDS = 10.0  # over which rates are shown
+REFUSALS = (429, 503)  # statuses that tell a client to come back
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,18 @@ COUNTERS = (
 class Metrics:
     """Measurements of one model; read and written in the event loop's thread."""
 
-    def __init__(self, model: str, statistics: Callable[[], Statistics], queue: Queue) -> None:
+    def __init__(
+        self, model: str, statistics: Callable[[], Statistics], queue: Queue, health: Callable[[], Health]
+    ) -> None:
         self._model = model
         self._statistics = statistics
+        self._health = health
         self._queue = queue
         self._slots = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._finished: dict[str, int] = {}
+        self._refused: dict[int, int] = dict.fromkeys(REFUSALS, 0)  # from 0, so that the first one is an increase
         self._ttft: deque[float] = deque(maxlen=LAST_REQUESTS)
         self._counts: deque[tuple[float, int, int]] = deque()
         self._time_to_first = self._seconds("time_to_first_token_seconds", "From arrival to the first token")
@@ -101,6 +107,10 @@ class Metrics:
         self._in_all.observe(times.ended - times.arrived)
         self._prompts.observe(tokens)
 
+    def refused(self, status: int) -> None:
+        """Take a request that was refused with this status by the address that it was sent to."""
+        self._refused[status] = self._refused.get(status, 0) + 1
+
     def ttft(self, share: float) -> float | None:
         """The time to the first token that this share of the last requests stayed below; None before the first."""
         return float(np.quantile(self._ttft, share)) if self._ttft else None
@@ -123,7 +133,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """The counts and gauges, which the scheduler keeps; called by the registry."""
-        counts = self._statistics()
+        counts, state = self._statistics(), self._health().status
         labels, values = ["model_name"], [self._model]
         for counter in COUNTERS:
             family = CounterMetricFamily(counter.name, counter.what, labels=labels)
@@ -135,6 +145,8 @@ class Metrics:
             ("vllm:num_requests_waiting", "Sequences without a slot", self._queue.waiting),
             ("vllm:kv_cache_usage_perc", "Share of the slots that are in use", used),
             ("queued_prompt_tokens", "Prompt tokens of the sequences without a slot", self._queue.queued_tokens),
+            ("server_ready", "1 while requests are taken, as /ready says", float(state == "ready")),
+            ("server_healthy", "0 once the engine has failed or hangs, as /health says", float(state != "failed")),
         ):
             gauge = GaugeMetricFamily(name, what, labels=labels)
             gauge.add_metric(values, value)
@@ -145,6 +157,10 @@ class Metrics:
         for reason, count in self._finished.items():
             finished.add_metric([*values, reason], count)
         yield finished
+        refused = CounterMetricFamily("refused_requests", "Requests that were refused", labels=[*labels, "status"])
+        for status, count in self._refused.items():
+            refused.add_metric([*values, str(status)], count)
+        yield refused
 
     def _seconds(self, name: str, what: str) -> Histogram:
         return self._histogram(name, what, SECONDS)

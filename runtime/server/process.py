@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,6 +13,7 @@ import uvicorn
 from runtime.errors import UserError
 from runtime.server.app import application
 from runtime.server.service import Service
+from runtime.server.service_manager import READY, STOPPING, ServiceManager
 from runtime.server.settings import Keys, ServerSettings
 
 CLOSING_SECONDS = 5  # that connections have to close once every answer is complete
@@ -65,12 +67,25 @@ class Ending:
 async def serve_until_signal(
     service: Service, keys: Keys | None, listening: socket.socket, told: Callable[[], object]
 ) -> None:
-    """As `serve`, until SIGTERM or SIGINT."""
-    ending = Ending()
+    """As `serve`, until SIGTERM or SIGINT; systemd, if it started this process, is told how the server is."""
+    ending, manager = Ending(), ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
+
+    def ask_to_end() -> None:
+        manager.tell(STOPPING)
+        ending.ask()
+
+    def tell_ready() -> None:
+        told()
+        manager.tell(READY)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.ask)
-    await serve(service, keys, listening, told, ending)
+        loop.add_signal_handler(number, ask_to_end)
+    living = asyncio.ensure_future(manager.tell_while(lambda: service.health().status != "failed"))
+    try:
+        await serve(service, keys, listening, tell_ready, ending)
+    finally:
+        living.cancel()
 
 
 async def serve(

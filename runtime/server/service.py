@@ -51,7 +51,7 @@ class Service:
         self._thread = EngineThread(open_model, settings.scheduler(), self._watcher())
         self.generations = Generations(settings, self._thread.submit, self._thread.cancel, self._over)
         self.heads = HeadCalls(settings, self.call, self._text_over)
-        self.metrics = Metrics(name, self.statistics, self)
+        self.metrics = Metrics(name, self.statistics, self, self.health)
 
     def start(self) -> None:
         """Begin to open the artifact."""

@@ -1,22 +1,20 @@
-"""`/metrics`, read by Prometheus' own parser, and the dashboard that asks for it."""
+"""`/metrics`, read by Prometheus' own parser."""
 
 import itertools
 import json
-import re
 import time
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from export.stage import ROOT
+from runtime.errors import UserError
 from runtime.text.instruct import InstructEncoder
 from runtime.text.tokenizer import open_tokenizer
 from tests.helpers.scripted_engine import EOS, PIECES, SPEC, VOCAB, ScriptedEngine, write_tokenizer
 from tests.helpers.scripted_service import scripted
 from tests.helpers.serving import NAME, running, served, until
 
-DASHBOARD = json.loads((ROOT / "docs" / "grafana.json").read_text())
 # The names and types that vLLM's dashboards ask for (vllm/v1/metrics/loggers.py, commit 005a810); the parser leaves out
 # the _total of counters.
 GAUGES = {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"}
@@ -80,28 +78,26 @@ def test_figures_are_those_of_the_requests(families):
         assert value_of(families, name, f"{name}_bucket", le="+Inf") == 3, name
 
 
-def expressions(part):
-    """Every expression of a dashboard."""
-    if isinstance(part, dict):
-        own = [part["expr"]] if "expr" in part else []
-        return own + [each for value in part.values() for each in expressions(value)]
-    return [each for value in part for each in expressions(value)] if isinstance(part, list) else []
+def test_refusals_are_counted_by_their_status(families):
+    asked = {"model": "another", "messages": [{"role": "user", "content": "x"}]}
+    with running(scripted("Bonjour")) as server:
+        assert server.ask("/v1/chat/completions", asked).status == 404
+        found = {each.name: each for each in text_string_to_metric_families(server.ask("/metrics").body.decode())}
+    counts = {each.labels["status"]: each.value for each in found["refused_requests"].samples}
+    assert counts == {"429": 0, "503": 0, "404": 1}  # those that tell of load are there before the first one
 
 
-def test_the_dashboard_asks_only_for_what_there_is(families):
-    samples = {sample.name for family in families.values() for sample in family.samples}
-    asked = {name for each in expressions(DASHBOARD) for name in re.findall(r"vllm:\w+|queued_prompt_tokens", each)}
-    assert len(asked) >= 12
-    assert asked <= samples
+def test_a_failed_engine_is_neither_ready_nor_healthy(families):
+    assert value_of(families, "server_ready") == value_of(families, "server_healthy") == 1
 
+    def broken():
+        raise UserError("no such artifact")
 
-def test_every_panel_of_the_dashboard_asks_for_something_of_its_own():
-    panels = DASHBOARD["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    for panel in panels:
-        assert panel["title"]
-        assert panel["targets"]
-        assert all("$model" in target["expr"] for target in panel["targets"]), panel["title"]
+    with running(broken, wait=False) as server:
+        until(lambda: server.ask("/health").status == 503)
+        text = server.ask("/metrics").body.decode()
+    found = {each.name: each for each in text_string_to_metric_families(text)}
+    assert value_of(found, "server_ready") == value_of(found, "server_healthy") == 0
 
 
 def test_reasons_are_those_that_clients_are_told():
