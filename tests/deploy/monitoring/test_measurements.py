@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and the autoscaler's adapter ask only for what `/metrics` prints, and promtool finds no fault.
+"""The dashboard, the alerts and the autoscaler's adapter ask only for what `/metrics` prints; promtool finds no fault.
 
 promtool is Prometheus' own, which also runs the alerts over made-up series (deploy/prometheus/alerts_test.yml).
 """
