@@ -95,15 +95,15 @@ def logged(name):
 
 
 def test_a_request_that_took_too_long_is_ended_in_its_replica(deploy, address):
-    client = deploy({MODEL: SLOW}, max_ongoing_requests=1, settings={"request_seconds": 2.0})
-    first = threading.Thread(target=client.ask, args=("/v1/completions", completion(15)))
+    client = deploy({MODEL: SLOW}, max_ongoing_requests=1, settings={"request_seconds": 3.0})
+    first = threading.Thread(target=client.ask, args=("/v1/completions", completion(25)))
     first.start()
     until(lambda: requests_of(address) == 1)
     late = client.ask("/v1/completions", completion(100))
     assert (late.status, late.error["code"], late.headers["retry-after"]) == (503, "timeout", "2")
     told = time.monotonic()
     until(lambda: requests_of(address) == 0)
-    assert time.monotonic() - told < 0.4  # by its own limit, it would have gone on for half a second more
+    assert time.monotonic() - told < 1  # by its own limit, it would have gone on for a second and a half
     first.join()
 
 
@@ -139,7 +139,7 @@ def test_without_a_replica_requests_wait_their_time_and_no_longer(deploy_opened,
     os.kill(replica["process"], signal.SIGKILL)
     for each in asking:
         each.join()
-    assert time.monotonic() - asked < 4
+    assert time.monotonic() - asked < 5
     assert sorted(answer.error["code"] for answer in answers) == ["replica_lost", "timeout", "timeout"]
     assert all((answer.status, answer.headers["retry-after"] in "12") == (503, True) for answer in answers)
     assert client.ask("/ready").status == 503
