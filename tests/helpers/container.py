@@ -4,6 +4,7 @@ It needs root, buildah, and util-linux, as every Debian machine has it.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -139,11 +140,14 @@ def container(root: Path, settings: dict[str, Any], keys: Path, *arguments: str)
         stderr=subprocess.STDOUT,
         text=True,
     )
+    first = None
     try:
-        yield Container(outer, _first_child(outer), settings["User"])
+        first = _first_child(outer)
+        yield Container(outer, first, settings["User"])
     finally:
+        # `unshare` alone would not take it along: a process that becomes another user no longer dies with its parent
         if outer.poll() is None:
-            outer.send_signal(signal.SIGKILL)
+            os.kill(outer.pid if first is None else first, signal.SIGKILL)
         outer.wait(END_SECONDS)
 
 
