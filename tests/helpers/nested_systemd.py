@@ -31,7 +31,12 @@ mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=1777 tmpfs /var/tmp
 umount -l /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# nothing that a machine does when it starts: it would change the settings of the kernel, which all share
+for wants in /lib/systemd/system/*.target.wants; do mount -t tmpfs tmpfs "$wants"; done
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
 mount -o remount,bind,ro /
+mount --make-rshared /  # as systemd does where it starts a machine; the credentials of a service need it
 mkdir -p /run/systemd/system
 printf '[Unit]\\nAllowIsolate=yes\\n' > /run/systemd/system/empty.target
 exec env -i container=nested {SYSTEMD} --system --unit=empty.target --log-target=console --show-status=no
@@ -96,8 +101,9 @@ def _child(pid):
 
 def _end(process, group):
     """End the manager, with which all processes of its namespace end, and remove its control groups."""
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+    if process.poll() is None:
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
     process.wait(PATIENCE)
     folders = [group, *(path for path in group.rglob("*") if path.is_dir())]
     for folder in sorted(folders, reverse=True):

@@ -4,6 +4,7 @@ Schemas are those of kubernetes-validate, in their strict form, which refuses un
 """
 
 import copy
+import re
 import tomllib
 
 import kubernetes_validate
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 import yaml
 
+from export.stage import ROOT
 from runtime.server.app import ENDPOINTS
 from runtime.server.http.gate import OPEN_PATHS
 from runtime.server.process import CLOSING_SECONDS
@@ -161,6 +163,13 @@ def test_the_group_of_the_pod_reads_the_keys(pod):
     (keys,) = [each["secret"] for each in pod["spec"]["volumes"] if "secret" in each]
     assert keys["defaultMode"] == 0o440
     assert pod["spec"]["securityContext"]["fsGroup"] == pod["spec"]["securityContext"]["runAsGroup"]
+
+
+def test_the_user_is_the_one_of_the_image(pod):
+    dockerfile = (ROOT / "deploy" / "container" / "Dockerfile").read_text()
+    user, group = re.findall(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)[-1]
+    given = pod["spec"]["securityContext"]
+    assert (given["runAsUser"], given["runAsGroup"]) == (int(user), int(group))
 
 
 def test_there_is_a_core_for_each_thread(container):
