@@ -15,7 +15,7 @@ from runtime.server.settings import read_settings
 FOLDER = ROOT / "deploy" / "systemd"
 UNIT = "mistral-server@.service"
 TEXT = (FOLDER / UNIT).read_text()
-# `systemd-analyze security` counts from 0, nothing is open, to 10; systemd 252 finds 1.4 and 2.0
+# `systemd-analyze security` counts from 0, nothing is open, to 10; systemd 252 finds 1.4 and 2.1
 EXPOSURE = {"cpu": 1.5, "cuda": 2.1}
 OPEN = {
     "PrivateNetwork",  # the server listens
