@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.local import local_cluster, run, start_serving
+from cluster.local import local_cluster, replicas, run, start_serving
 from cluster.serving.application import of_artifacts
 from cluster.serving.settings import cluster_settings
 from runtime.artifact.folder import read_manifest
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ask_each(address: str, name: str) -> None:
     """Ask until a replica on each node has answered; raises `UserError` if one never does."""
-    nodes = {each["replica"]: each["node"] for each in _replicas(address, name)}
+    nodes = {each.replica: each.node for each in replicas(address, name)}
     answered: set[str] = set()
     for question in QUESTIONS:
         replica, text = _ask(address, name, question)
@@ -68,11 +68,6 @@ def _ask_each(address: str, name: str) -> None:
     raise UserError(
         f"of the replicas {', '.join(nodes)}, only {', '.join(answered)} have answered; look at {address}/replicas"
     )
-
-
-def _replicas(address: str, name: str) -> list[dict[str, str]]:
-    with urllib.request.urlopen(f"{address}/replicas", timeout=ANSWER_SECONDS) as answer:
-        return next(each["replicas"] for each in json.load(answer) if each["model"] == name)
 
 
 def _ask(address: str, name: str, question: str) -> tuple[str, str]:

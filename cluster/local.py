@@ -4,22 +4,27 @@ import io
 import logging
 import os
 import socket
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+import msgspec
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve import Application
 from ray.serve.schema import DeploymentStatus
 
+from cluster.serving.model import ReplicaState
+from cluster.serving.overview import ModelState
 from runtime.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 NODE_ADDRESS, FIRST_NODE = "127.0.0.{}", 2  # Ray takes 127.0.0.1 for another address of the machine
 ROOT = Path(__file__).parents[1]
 NAME = "models"  # of the application
+ANSWER_SECONDS = 10.0  # that a front has to tell of its replicas
 STORE_BYTES = 80 * 2**20  # of each node's object store, which nothing of ours uses
 
 
@@ -64,6 +69,13 @@ def run(app: Application) -> None:
         serve.run(app, name=NAME, route_prefix="/")
     except RuntimeError as error:
         raise UserError(f"{error} {_reasons()}") from error
+
+
+def replicas(address: str, model: str) -> list[ReplicaState]:
+    """The replicas of a model, as the front at an address tells of them."""
+    with urllib.request.urlopen(f"{address}/replicas", timeout=ANSWER_SECONDS) as answer:
+        states = msgspec.json.decode(answer.read(), type=list[ModelState])
+    return next(state.replicas for state in states if state.model == model)
 
 
 def _reasons() -> str:

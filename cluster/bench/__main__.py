@@ -16,10 +16,10 @@ from build.bench.served_process import Served
 from build.bench.serving_load import LoadWorkload
 from build.bench.serving_report import levels_table
 from cluster.bench.affinity import measure_affinity
-from cluster.bench.losses import Losses, kill_one, measure, replicas
+from cluster.bench.losses import Losses, kill_one, measure
 from cluster.bench.overhead import later_first_token_ms, measure_overhead, speed_ratio
 from cluster.bench.paced_model import Pace, open_paced
-from cluster.local import local_cluster, run, start_serving
+from cluster.local import local_cluster, replicas, run, start_serving
 from cluster.serving.application import application
 from cluster.serving.settings import ClusterSettings, cluster_settings
 from export.console import console, output

@@ -1,18 +1,15 @@
 """What a cluster loses when a replica is killed, when all are replaced, and when their number changes."""
 
 import asyncio
-import json
 import os
 import signal
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.bench.client import ask_all, chat_body
-
-STATE_SECONDS = 10.0
+from cluster.local import replicas
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,6 @@ class Losses:
     def lost(self) -> int:
         """Requests without a complete answer."""
         return self.requests - self.kinds.get("complete", 0)
-
-
-def replicas(address: str, model: str) -> list[dict[str, object]]:
-    """The replicas of a model, as the front tells of them."""
-    with urllib.request.urlopen(f"{address}/replicas", timeout=STATE_SECONDS) as answer:
-        return next(each["replicas"] for each in json.load(answer) if each["model"] == model)
 
 
 def conversations(model: str, count: int, tokens: int) -> list[bytes]:
@@ -80,6 +71,6 @@ def measure(
 
 def kill_one(address: str, model: str) -> int:
     """Kill the busiest replica of a model with SIGKILL; returns how many requests it had."""
-    busiest = max(replicas(address, model), key=lambda each: int(str(each["requests"])))
-    os.kill(int(str(busiest["process"])), signal.SIGKILL)
-    return int(str(busiest["requests"]))
+    busiest = max(replicas(address, model), key=lambda each: each.requests)
+    os.kill(busiest.process, signal.SIGKILL)
+    return busiest.requests

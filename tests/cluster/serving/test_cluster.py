@@ -9,8 +9,9 @@ from functools import partial
 
 from cluster.bench.affinity import measure_affinity
 from cluster.bench.client import ask, ask_all, chat_body
-from cluster.bench.losses import conversations, kill_one, measure, replicas
+from cluster.bench.losses import conversations, kill_one, measure
 from cluster.bench.paced_model import open_paced
+from cluster.local import replicas
 from tests.helpers.cluster import MODEL, PACE, SECONDS, SLOW, chat, port_of
 from tests.helpers.serving import running, until
 
@@ -94,11 +95,11 @@ def test_a_client_that_leaves_ends_its_request(deploy, address):
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     response = connection.getresponse()
     response.readline()
-    assert replicas(address, MODEL)[0]["requests"] == 1
+    assert replicas(address, MODEL)[0].requests == 1
     response.close()
     connection.close()
     left = time.monotonic()
-    until(lambda: replicas(address, MODEL)[0]["requests"] == 0)
+    until(lambda: replicas(address, MODEL)[0].requests == 0)
     assert time.monotonic() - left < 5  # the answer would have taken 50 s
 
 
@@ -143,7 +144,7 @@ def test_a_killed_replica_loses_what_it_was_answering_and_no_more(deploy, addres
 
 def test_a_rolling_update_loses_nothing(deploy, address):
     deploy({MODEL: PACE}, num_replicas=2)
-    old = {each["replica"] for each in replicas(address, MODEL)}
+    old = {each.replica for each in replicas(address, MODEL)}
 
     def change():
         deploy({MODEL: PACE}, num_replicas=2, settings={"request_seconds": 599.0})
@@ -152,7 +153,7 @@ def test_a_rolling_update_loses_nothing(deploy, address):
     found = measure("updated", address, MODEL, change, count=60, clients=6, tokens=12)
     assert found.kinds == {"complete": 60}
     assert found.wrong_texts == 0
-    assert not old & {each["replica"] for each in replicas(address, MODEL)}
+    assert not old & {each.replica for each in replicas(address, MODEL)}
 
 
 def test_replicas_come_and_go_with_the_load_and_nothing_is_lost(deploy, address):
@@ -175,8 +176,8 @@ def test_replicas_come_and_go_with_the_load_and_nothing_is_lost(deploy, address)
 def test_a_replica_whose_engine_hangs_is_replaced(deploy, address):
     deploy({MODEL: PACE}, health_check_period_s=0.5, health_check_timeout_s=2)
     (before,) = replicas(address, MODEL)
-    os.kill(before["process"], signal.SIGSTOP)
+    os.kill(before.process, signal.SIGSTOP)
     try:
-        until(lambda: before["replica"] not in {each["replica"] for each in replicas(address, MODEL)} != set())
+        until(lambda: before.replica not in {each.replica for each in replicas(address, MODEL)} != set())
     finally:
-        os.kill(before["process"], signal.SIGKILL)
+        os.kill(before.process, signal.SIGKILL)

@@ -13,8 +13,8 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from cluster.bench.losses import replicas
 from cluster.bench.paced_model import open_paced
+from cluster.local import replicas
 from runtime.errors import UserError
 from runtime.server.http.gate import CLIENT_LEFT
 from tests.helpers.cluster import MODEL, PACE, SLOW, chat, completion, port_of
@@ -22,7 +22,7 @@ from tests.helpers.serving import Running, until
 
 
 def requests_of(address):
-    return sum(each["requests"] for each in replicas(address, MODEL))
+    return sum(each.requests for each in replicas(address, MODEL))
 
 
 def leave(address, body, seconds, name):
@@ -38,13 +38,13 @@ def leave(address, body, seconds, name):
 def test_a_replica_that_hangs_hides_no_other(deploy, address):
     client = deploy({MODEL: PACE}, num_replicas=2)
     hanging, well = replicas(address, MODEL)
-    os.kill(hanging["process"], signal.SIGSTOP)
+    os.kill(hanging.process, signal.SIGSTOP)
     try:
-        assert [each["replica"] for each in replicas(address, MODEL)] == [well["replica"]]
+        assert [each.replica for each in replicas(address, MODEL)] == [well.replica]
         assert client.ask("/ready").status == 200
-        assert f'replica="{well["replica"]}"' in client.ask("/metrics").body.decode()
+        assert f'replica="{well.replica}"' in client.ask("/metrics").body.decode()
     finally:
-        os.kill(hanging["process"], signal.SIGCONT)
+        os.kill(hanging.process, signal.SIGCONT)
 
 
 def test_replicas_that_are_full_are_still_there(deploy, address):
@@ -136,7 +136,7 @@ def test_without_a_replica_requests_wait_their_time_and_no_longer(deploy_opened,
     until(lambda: requests_of(address) == 1)
     (replica,) = replicas(address, MODEL)
     asked = time.monotonic()
-    os.kill(replica["process"], signal.SIGKILL)
+    os.kill(replica.process, signal.SIGKILL)
     for each in asking:
         each.join()
     assert time.monotonic() - asked < 5
