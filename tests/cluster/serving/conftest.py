@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes with Ray Serve, shared by the tests of one process."""
+"""A Ray cluster of two nodes with Ray Serve, shared by the tests of one file."""
 
 import os
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ def artifact(compile_case) -> Path:
     return compile_case("int8").artifact
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Where clients ask."""
+    """Where clients ask. The nodes end with the file: a process has one cluster at a time, and each file its own."""
     os.environ.update(QUICK_FIGURES)
     with local_cluster(nodes=2, cpus=4):
         yield start_serving()
