@@ -21,7 +21,7 @@ from runtime.artifact.bounds import relative_bound
 from runtime.artifact.build_number import add_minimum_build
 from runtime.artifact.golden import PAST_THE_END, GoldenPrompt, read_golden, sequence_length
 from runtime.artifact.manifest import Manifest
-from runtime.artifact.signing import KEY_VARIABLE, key_of_environment
+from runtime.artifact.signing import add_public_key, key_of_environment
 from runtime.artifact.targets import TARGETS
 from runtime.columns import in_columns
 from runtime.decoding.options import GREEDY
@@ -224,12 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="folder that `make compile` wrote")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument(
-        "--public-key",
-        type=Path,
-        metavar="FILE",
-        help=f"public key of the required signer (default: ${KEY_VARIABLE}, if set)",
-    )
+    add_public_key(parser)
     add_minimum_build(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)

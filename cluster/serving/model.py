@@ -95,9 +95,10 @@ class Model:
 
     async def _slots(self) -> SlotsResponse | None:
         """What each slot does; nothing if the engine, which tells it between two calls, is long in one."""
-        asking = asyncio.ensure_future(slots_of(self._service))
-        await asyncio.wait([asking], timeout=SLOTS_SECONDS)
-        return asking.result() if asking.done() else None
+        try:
+            return await asyncio.wait_for(slots_of(self._service), SLOTS_SECONDS)
+        except TimeoutError:
+            return None
 
     async def __del__(self) -> None:
         """End the engine's thread; Ray calls this once the last answer is complete."""

@@ -23,7 +23,7 @@ from runtime.artifact.build_number import add_minimum_build, check_build_number,
 from runtime.artifact.consistency import MANIFEST_FILE, check_manifest
 from runtime.artifact.folder import Artifact, put_in_place, read_manifest
 from runtime.artifact.replacing import refuse_other_folder, remove_stale, strange_entry
-from runtime.artifact.signing import KEY_VARIABLE, key_of_environment
+from runtime.artifact.signing import add_public_key, key_of_environment
 from runtime.errors import UserError, run_command
 
 _STORE_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*:///?[^/].*)/([^/]+)", re.DOTALL)
@@ -153,12 +153,7 @@ def main() -> int:
         "name", metavar="NAME", help="NAME, NAME@TAG or NAME@VERSION, as `python -m cluster.store.list` shows them"
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to put it; an artifact there is replaced")
-    parser.add_argument(
-        "--public-key",
-        type=Path,
-        metavar="FILE",
-        help=f"public key of the required signer (default: ${KEY_VARIABLE}, if set)",
-    )
+    add_public_key(parser)
     add_minimum_build(parser)
     args = parser.parse_args()
     trust = Trust.required(args.public_key, args.minimum_build)

@@ -5,6 +5,7 @@ kind, and the bytes in base64. The public key must reach the box by a different 
 replace one could otherwise replace both.
 """
 
+import argparse
 import base64
 import os
 from pathlib import Path
@@ -52,6 +53,16 @@ def key_of_environment() -> Path | None:
             f"{KEY_VARIABLE} is empty, expected a public key's file; set it, or unset it to check no signature"
         )
     return None if name is None else Path(name)
+
+
+def add_public_key(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names a public key, of commands that check a signature."""
+    parser.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="FILE",
+        help=f"public key of the required signer (default: ${KEY_VARIABLE}, if set)",
+    )
 
 
 def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
