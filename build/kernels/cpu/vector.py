@@ -1,5 +1,7 @@
 """Arithmetic shared by the CPU kernels: tiles of sums, an exp that vectorises, SiLU, and stored numbers as float32."""
 
+from collections.abc import Callable
+
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
@@ -41,6 +43,30 @@ def clear(sums, n, lanes):
     for i in T.unroll(n):
         for v in T.vectorized(lanes):
             sums[i * lanes + v] = T.float32(0)
+
+
+def reduction(lanes: int, combine: Callable[[Expr, Expr], Expr]):
+    """Inline `reduce(x)`: combine x[0 : lanes] into x[0], halves of a vector at a time; the rest of x is used up.
+
+    The order is always the same, and takes the logarithm of the time that one lane after the other would.
+    """
+    half = lanes // 2
+    if not half:
+        return _done
+    reduce_half = reduction(half, combine)
+
+    @T.inline
+    def reduce(x):
+        for v in T.vectorized(half):
+            x[v] = combine(x[v], x[half + v])
+        reduce_half(x)
+
+    return reduce
+
+
+@T.inline
+def _done(x):
+    T.evaluate(0)
 
 
 @T.inline

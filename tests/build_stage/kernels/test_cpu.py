@@ -14,9 +14,9 @@ from tvm.script import tirx as T
 
 from build.compiler import codegen, tvm
 from build.kernels.cpu import vector
-from build.kernels.cpu.attention import rolling_attention
+from build.kernels.cpu.attention.kernel import rolling_attention
 from build.kernels.cpu.embedding import embedding
-from build.kernels.cpu.level import LEVELS, Tile
+from build.kernels.cpu.level import LEVELS, Tile, level_of
 from build.kernels.cpu.linear import linear
 from build.kernels.cpu.mixture import mixture
 from build.kernels.cpu.norm import rms_norm
@@ -27,9 +27,10 @@ from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from export.weights.format import ModelTensor
 from export.weights.table import load
 from runtime.artifact.caches import RING_BLOCK, cache_format
-from runtime.artifact.cpu import cpuinfo_flags, missing_features
+from runtime.artifact.cpu import cpuinfo_flags, machine_features, missing_features
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.rotary import QueryScaling
+from runtime.artifact.schemes import ROUNDING_LEVELS
 from tests.helpers import cache_reference
 from tests.helpers.cpu_products import (
     DYNAMIC,
@@ -51,7 +52,10 @@ EXP_ULPS = 2  # for `vector.exp`; test_exp measures it
 LANES = 8
 # Not NaN: what no query sees is multiplied by zero.
 NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100, "uint8": 100}
+# The range of a column's numbers, relative to its largest, by the dtypes whose products are those of whole numbers.
+LEVELS_OF_COLUMNS = {"int8": 1, "uint8": 2}
 AVX2 = next(level for level in LEVELS if level.name == "avx2")
+BEST = level_of(machine_features())
 WIDEST = "512 bits"  # of WIDTHS
 
 
@@ -99,6 +103,17 @@ class FloatLevel:
     @classmethod
     def of(cls, level):
         return cls(level.lanes, level.tile, level.in_flight)
+
+
+@dataclass(frozen=True)
+class PairLevel(FloatLevel):
+    """What attention over whole numbers sees besides: the processor's flags, which choose the instruction."""
+
+    flags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, level):
+        return cls(level.lanes, level.tile, level.in_flight, level.flags)
 
 
 # AVX-512 VNNI is not run: seen this way, it is the same as AVX-512. AVX2 and `any` are the same too, for two
@@ -499,25 +514,39 @@ def attention_reference(case, qkv, positions, cos, sin):
                 * case.scale
                 * factors[i]
             )
+            rounding = 0.0
             error = 2 * (d + (12 if case.query_scaling else 7)) * U * size + (2 * EXP_ULPS + 2 * len(k) + 4) * U
+            if case.dtype in LEVELS_OF_COLUMNS:
+                # Half a level of a query for each number of a key, whose scores are then exact; half a level of a
+                # share, times the range of the column's numbers, for each column.
+                half = 0.5 / ROUNDING_LEVELS["int16"]
+                error += 2 * half * np.abs(query[i, head]).max() * np.abs(k).sum(-1).max() * case.scale
+                rounding = len(k) * half * (shares * LEVELS_OF_COLUMNS[case.dtype] * np.abs(v).max(-1)).max()
             # A number of int4 is rounded twice, relative to its scale times 15 and its minimum, which are together at
             # most thrice the largest number. Keys may be, as no rotation was rounded.
             widening = 6 * U * np.abs(v).max() if case.dtype == "uint8" else 0
-            bounds[i, head] = error * (shares @ np.abs(v)) + widening
+            bounds[i, head] = error * (shares @ np.abs(v)) + widening + rounding
     return out, bounds, key, value
 
 
-attention_kernel = cache(rolling_attention)  # the kernels of AVX2 and `any` are the same
+attention_kernel = cache(rolling_attention)  # the kernels of AVX2 and `any` are the same for floats
+ROUNDED_ATTENTION = [name for name, case in ATTENTION.items() if case.dtype in LEVELS_OF_COLUMNS]
 
 
-@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("name", [name for name in ATTENTION if name not in ROUNDED_ATTENTION])
 def test_rolling_attention(float_level, name):
     check_attention(*float_level, ATTENTION[name])
 
 
+@pytest.mark.parametrize("name", ROUNDED_ATTENTION)
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name, indirect=True)
+def test_rolling_attention_in_whole_numbers(level, name):
+    check_attention(PairLevel.of(level), processor_of(level), ATTENTION[name])
+
+
 @pytest.mark.parametrize("width", [WIDEST], indirect=True)
 @pytest.mark.parametrize(
-    "name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long", "int8-long", "int4-long"]
+    "name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long"]
 )
 def test_rolling_attention_in_whole_registers(width, name):
     """The other widths are those of `float_level`."""
@@ -536,8 +565,10 @@ def check_attention(level, processor, case):
         expected, bounds, key, value = attention_reference(case, qkv[b], positions[b], cos[b, 0], sin[b, 0])
         shown = positions[b] >= 0
         assert (np.abs(found[b] - expected) <= bounds)[shown].all()
-        keys = cache_reference.widened([by_column(ring[slot]) for ring in rings[0::2]])
-        values = cache_reference.widened([ring[slot] for ring in rings[1::2]])
+        keys, values = (
+            cache_reference.widened(cache_reference.by_column([ring[slot] for ring in rings[side::2]], side))
+            for side in range(2)
+        )
         nothing = cache_reference.widened([ring[0, 0, 0] for ring in untouched_rings[0::2]])
         check_ring(keys, key, positions[b], nothing, 3 * U * 2 if case.dtype == "float32" else 0)
         check_ring(values, value, positions[b], nothing, 0)
@@ -609,8 +640,7 @@ def padded_right(array, axis, part, positions):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8"])
-@pytest.mark.parametrize("float_level", ["avx512"], indirect=True)
-def test_rolling_attention_gives_the_same_bits_in_any_call(float_level, dtype):
+def test_rolling_attention_gives_the_same_bits_in_any_call(dtype):
     """Whatever the calls, the slots, and what the rings held before, across the wrap of the ring."""
     total = 3 * 96
     schedules = [(1,) * total, (80, 16) * 3, (80, 80, 80, *(1,) * 48), (*(1,) * 48, 16, 80, 80, 16, 16, *(1,) * 32)]
@@ -618,7 +648,7 @@ def test_rolling_attention_gives_the_same_bits_in_any_call(float_level, dtype):
     for i, chunks in enumerate(schedules):
         case = Attention(chunks, (0, 9), (6, 2), 32, 20, dtype)
         rings = new_rings(case, 7 * i)
-        found.append(attended(*float_level, case, rings, [(i + 1) % 3, i % 3]))
+        found.append(attended(PairLevel.of(BEST), processor_of(BEST), case, rings, [(i + 1) % 3, i % 3]))
     for b, late in enumerate((0, 9)):
         for other in found[1:]:
             assert np.array_equal(other[b, late:], found[0][b, late:])
@@ -643,12 +673,6 @@ def test_rows_of_one_slot_attend_as_one_after_the_other(float_level):
         result = output(8, 1, 4 * 16)
         call(kernel, *map(np.ascontiguousarray, rows), np.ones(8, np.int64), *rings, result)
         assert np.array_equal(result[:count, 0].reshape(count, 4, 16), one_by_one[0, start : start + count])
-
-
-def by_column(keys):
-    """Keys (kv_heads, L, width) in the order of columns."""
-    heads, length, width = keys.shape
-    return keys.reshape(heads, length // RING_BLOCK, width, RING_BLOCK).swapaxes(2, 3).reshape(keys.shape)
 
 
 def check_ring(ring, columns, positions, untouched, relative):

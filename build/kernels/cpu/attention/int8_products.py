@@ -1,0 +1,116 @@
+"""The two products of attention with an int8 cache, in whole numbers: queries and shares are rounded to 16 bits.
+
+A sum of K products is at most K * 128 * 32512, which is below 2^31 for heads of up to 512 numbers and for any step.
+"""
+
+from tvm.script import tirx as T
+
+from build.kernels.cpu.attention.columns import WIDTH
+from build.kernels.cpu.attention.float_products import at_once, fetching
+from build.kernels.cpu.attention.pair_dot import PAIR, pair_dot
+from build.kernels.cpu.attention.rounded_shares import share_rounding
+from build.kernels.cpu.level import Level, fitting_lanes, sums_beside_prefetches
+from build.kernels.shapes import RollingAttention
+from runtime.artifact.caches import RING_BLOCK
+
+
+def int8_key_product(level: Level, shape: RollingAttention, R: int):
+    """`score` of `float_key_product` for int8."""
+    D, lanes = shape.head_dim, fitting_lanes(level, RING_BLOCK)
+    add, parts = pair_dot(level.flags, lanes), RING_BLOCK // lanes
+    together = at_once(sums_beside_prefetches(level), R * parts, (4, 2, 1))
+    fetch = fetching(shape, D, "int8")
+
+    @T.inline
+    def score(queries, tile, keys, column, blocks, scores):
+        for c in T.serial((blocks + together - 1) // together):
+            sums = T.alloc_buffer((together * parts * R * lanes,), "int32")
+            for i in T.unroll(together * parts * R):
+                sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
+            for d in T.serial(D // PAIR):
+                fetch(keys.numbers, column + c * together * RING_BLOCK, d, D // PAIR, together * RING_BLOCK)
+                for n in T.unroll(together):
+                    for part in T.unroll(parts):
+                        for r in T.unroll(R):
+                            sums[T.ramp(((n * parts + part) * R + r) * lanes, 1, lanes)] = add(
+                                sums[T.ramp(((n * parts + part) * R + r) * lanes, 1, lanes)],
+                                T.Cast(
+                                    f"int16x{PAIR * lanes}",
+                                    keys.numbers[
+                                        T.ramp(
+                                            (column + T.min(c * together + n, blocks - 1) * RING_BLOCK) * D
+                                            + (d * RING_BLOCK + part * lanes) * PAIR,
+                                            1,
+                                            PAIR * lanes,
+                                        )
+                                    ],
+                                ),
+                                queries.numbers,
+                                (tile * R + r) * D + d * PAIR,
+                            )
+            for n in T.unroll(together):
+                for part in T.unroll(parts):
+                    for r in T.unroll(R):
+                        for v in T.vectorized(lanes):
+                            scores[r * WIDTH + (c * together + n) * RING_BLOCK + part * lanes + v] = (
+                                T.Cast("float32", sums[((n * parts + part) * R + r) * lanes + v])
+                                * queries.scales[tile * R + r]
+                                * keys.scales[
+                                    column + T.min(c * together + n, blocks - 1) * RING_BLOCK + part * lanes + v
+                                ]
+                            )
+
+    return score
+
+
+def int8_value_product(level: Level, shape: RollingAttention, R: int):
+    """`mix` of `float_value_product` for int8: shares are multiplied by the scales of their values, then rounded."""
+    D, lanes, block_lanes = shape.head_dim, fitting_lanes(level, shape.head_dim), fitting_lanes(level, RING_BLOCK)
+    add, round_shares = pair_dot(level.flags, lanes), share_rounding(level)
+    room, fetch = sums_beside_prefetches(level), fetching(shape, D, "int8")
+    parts = at_once(room, R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))
+
+    @T.inline
+    def mix(scores, values, column, count, mixed, at, shrink):
+        whole = T.alloc_buffer((R * WIDTH,), "int16")
+        steps = T.alloc_buffer((R,), "float32")
+        padded = (count + RING_BLOCK - 1) // RING_BLOCK * RING_BLOCK
+        for r in T.serial(R):
+            scaled = T.alloc_buffer((WIDTH,), "float32")
+            for n in T.serial(padded // block_lanes):
+                for v in T.vectorized(block_lanes):
+                    scaled[n * block_lanes + v] = (
+                        scores[r * WIDTH + n * block_lanes + v] * values.scales[column + n * block_lanes + v]
+                    )
+            round_shares(scaled, whole, r * WIDTH, steps, r, padded)
+        for c in T.serial(D // (parts * lanes)):
+            sums = T.alloc_buffer((R * parts * lanes,), "int32")
+            for i in T.unroll(R * parts):
+                sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
+            for j in T.serial((count + PAIR - 1) // PAIR):
+                if c == 0:
+                    fetch(values.numbers, column, j, WIDTH // PAIR, WIDTH)
+                for n in T.unroll(parts):
+                    for r in T.unroll(R):
+                        sums[T.ramp((r * parts + n) * lanes, 1, lanes)] = add(
+                            sums[T.ramp((r * parts + n) * lanes, 1, lanes)],
+                            T.Cast(
+                                f"int16x{PAIR * lanes}",
+                                values.numbers[
+                                    T.ramp(
+                                        (column + j * PAIR) * D + (c * parts + n) * lanes * PAIR, 1, PAIR * lanes
+                                    )
+                                ],
+                            ),
+                            whole,
+                            r * WIDTH + j * PAIR,
+                        )
+            for r in T.unroll(R):
+                for n in T.unroll(parts):
+                    for v in T.vectorized(lanes):
+                        mixed[at + r * D + (c * parts + n) * lanes + v] = (
+                            mixed[at + r * D + (c * parts + n) * lanes + v] * shrink[r]
+                            + T.Cast("float32", sums[(r * parts + n) * lanes + v]) * steps[r]
+                        )
+
+    return mix
