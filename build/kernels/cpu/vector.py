@@ -1,6 +1,7 @@
 """Arithmetic shared by the CPU kernels: tiles of sums, an exp that vectorises, SiLU, and stored numbers as float32."""
 
 from collections.abc import Callable
+from typing import Any
 
 from tvm.ir import Expr
 from tvm.script import tirx as T
@@ -45,28 +46,13 @@ def clear(sums, n, lanes):
             sums[i * lanes + v] = T.float32(0)
 
 
-def reduction(lanes: int, combine: Callable[[Expr, Expr], Expr]):
-    """Inline `reduce(x)`: combine x[0 : lanes] into x[0], halves of a vector at a time; the rest of x is used up.
-
-    The order is always the same, and takes the logarithm of the time that one lane after the other would.
-    """
-    half = lanes // 2
-    if not half:
-        return _done
-    reduce_half = reduction(half, combine)
-
-    @T.inline
-    def reduce(x):
-        for v in T.vectorized(half):
-            x[v] = combine(x[v], x[half + v])
-        reduce_half(x)
-
-    return reduce
-
-
-@T.inline
-def _done(x):
-    T.evaluate(0)
+def reduced(x: Any, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:  # noqa: ANN401 (TVM's buffers)
+    """x[0 : lanes] combined into one number, halves of a vector at a time, always in the same order."""
+    vector = x[T.ramp(0, 1, lanes)] if lanes > 1 else x[0]
+    while lanes > 1:
+        lanes //= 2
+        vector = combine(T.Shuffle([vector], list(range(lanes))), T.Shuffle([vector], list(range(lanes, 2 * lanes))))
+    return vector
 
 
 @T.inline

@@ -2,8 +2,8 @@
 
 from tvm.script import tirx as T
 
-from build.kernels.cpu.attention.columns import WIDTH, Columns, Softmax
-from build.kernels.cpu.attention.parts import part_attention, parts_joined, parts_of, state_clearer
+from build.kernels.cpu.attention.columns import Columns, Softmax
+from build.kernels.cpu.attention.parts import part_attention, parts_joined, parts_of, parts_used, state_clearer
 from build.kernels.cpu.attention.tokens import Queries, Token, column_writer, query_clearer, query_sizes, query_writer
 from build.kernels.cpu.level import Level, balanced_rows, fitting_lanes
 from build.kernels.shapes import RollingAttention
@@ -19,16 +19,12 @@ def chunk(level: Level, shape: RollingAttention):
     tiles = -(-(N * group) // R)
     together = min(TILES_TOGETHER, tiles)
     tasks = -(-tiles // together)
-    parts, share = parts_of(shape)
+    parts, _ = parts_of(shape)
     size = query_sizes(shape, KV * tiles * R)
     write_query, clear_query = query_writer(level, shape), query_clearer(level, shape)
     write = column_writer(level, shape)
     attend, clear, join = part_attention(level, shape, R), state_clearer(level, R, D), parts_joined(level, shape, R)
     clear_output = _output_clearer(level, shape)
-
-    def parts_seen(end):
-        """How many parts have one of the first `end` positions, or may have."""
-        return (T.min(end, L) + share * WIDTH - 1) // (share * WIDTH)
 
     @T.inline
     def body(qkv, cos, sin, positions, slots, keys, values, out):
@@ -70,7 +66,7 @@ def chunk(level: Level, shape: RollingAttention):
                     tile = first_tile + t
                     last = T.min((tile * R + R - 1) // group, count[0] - 1)  # the tile's last token
                     end = first + last + 1  # number of positions that its queries may see
-                    if T.And(tile < tiles, T.And(tile * R // group < count[0], part < parts_seen(end))):
+                    if T.And(tile < tiles, T.And(tile * R // group < count[0], part < parts_used(shape, end))):
                         for r in T.unroll(R):
                             newest[r] = T.min(first + (tile * R + r) // group, end - 1)
                             oldest[r] = T.max(newest[r] - (shape.window - 1), 0)
@@ -90,7 +86,7 @@ def chunk(level: Level, shape: RollingAttention):
                 at = token * H * D + (kv * group + row % group) * D
                 if row < N * group:
                     if row // R * R // group < count[0]:
-                        join(largest, total, mixed, i // R * parts, parts_seen(tile_end), i % R, out, at)
+                        join(largest, total, mixed, i // R * parts, parts_used(shape, tile_end), i % R, out, at)
                     else:
                         clear_output(out, at)
 

@@ -4,6 +4,8 @@ With numbers n from 0 to 15 and, for each group of elements, a scale s and a min
 over the groups of s (q n) + m sum(q), and a mixed value the sum over the columns of (share s) n + share m.
 """
 
+import operator
+
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
@@ -13,7 +15,7 @@ from build.kernels.cpu.attention.pair_dot import PAIR, pair_dot
 from build.kernels.cpu.attention.rounded_shares import share_rounding
 from build.kernels.cpu.attention.stored_columns import SCALES
 from build.kernels.cpu.level import Level, fitting_lanes, sums_beside_prefetches
-from build.kernels.cpu.vector import clear, reduction
+from build.kernels.cpu.vector import clear, reduced
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import GROUP, HALF, RING_BLOCK
 
@@ -97,9 +99,13 @@ def int4_key_product(level: Level, shape: RollingAttention, R: int):
 def int4_value_product(level: Level, shape: RollingAttention, R: int):
     """`mix` of `float_value_product` for int4: for each group of elements, shares times scales are rounded."""
     D, groups, lanes = shape.head_dim, shape.head_dim // GROUP, fitting_lanes(level, HALF)
-    add, round_shares, fold_sum = pair_dot(level.flags, lanes), share_rounding(level), reduction(lanes, lambda a, b: a + b)
+    add, round_shares = pair_dot(level.flags, lanes), share_rounding(level, R)
     fetch = fetching(shape, D // HALVES, "uint8")
     parts = HALF // lanes  # vectors of bytes in a group
+
+    def of_group(scales, column, g, c):
+        """The scale or minimum of group g of column `column` + c, where `column` begins a block."""
+        return T.Cast("float32", scales[(column + c // RING_BLOCK * RING_BLOCK) * groups + g * RING_BLOCK + c % RING_BLOCK])
 
     @T.inline
     def mix(scores, values, column, count, mixed, at, shrink):
@@ -109,20 +115,17 @@ def int4_value_product(level: Level, shape: RollingAttention, R: int):
             steps = T.alloc_buffer((R,), "float32")
             lowest = T.alloc_buffer((R,), "float32")  # the sum of shares times minima
             for r in T.serial(R):
-                scaled = T.alloc_buffer((WIDTH,), "float32")
                 total = T.alloc_buffer((lanes,), "float32")
                 clear(total, 1, lanes)
                 for n in T.serial(padded // lanes):
                     for v in T.vectorized(lanes):
-                        scaled[n * lanes + v] = scores[r * WIDTH + n * lanes + v] * T.Cast(
-                            "float32", values.scales[column * groups + (n * lanes // RING_BLOCK * groups + g) * RING_BLOCK + n * lanes % RING_BLOCK + v]
+                        total[v] = total[v] + scores[r * WIDTH + n * lanes + v] * of_group(
+                            values.minima, column, g, n * lanes + v
                         )
-                        total[v] = total[v] + scores[r * WIDTH + n * lanes + v] * T.Cast(
-                            "float32", values.minima[column * groups + (n * lanes // RING_BLOCK * groups + g) * RING_BLOCK + n * lanes % RING_BLOCK + v]
-                        )
-                fold_sum(total)
-                lowest[r] = total[0]
-                round_shares(scaled, whole, r * WIDTH, steps, r, padded)
+                lowest[r] = reduced(total, lanes, operator.add)
+            round_shares(
+                lambda r, c: scores[r * WIDTH + c] * of_group(values.scales, column, g, c), whole, steps, padded
+            )
             sums = T.alloc_buffer((R * parts * HALVES * lanes,), "int32")
             for i in T.unroll(R * parts * HALVES):
                 sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)

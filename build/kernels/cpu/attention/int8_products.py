@@ -65,8 +65,8 @@ def int8_key_product(level: Level, shape: RollingAttention, R: int):
 
 def int8_value_product(level: Level, shape: RollingAttention, R: int):
     """`mix` of `float_value_product` for int8: shares are multiplied by the scales of their values, then rounded."""
-    D, lanes, block_lanes = shape.head_dim, fitting_lanes(level, shape.head_dim), fitting_lanes(level, RING_BLOCK)
-    add, round_shares = pair_dot(level.flags, lanes), share_rounding(level)
+    D, lanes = shape.head_dim, fitting_lanes(level, shape.head_dim)
+    add, round_shares = pair_dot(level.flags, lanes), share_rounding(level, R)
     room, fetch = sums_beside_prefetches(level), fetching(shape, D, "int8")
     parts = at_once(room, R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))
 
@@ -75,14 +75,7 @@ def int8_value_product(level: Level, shape: RollingAttention, R: int):
         whole = T.alloc_buffer((R * WIDTH,), "int16")
         steps = T.alloc_buffer((R,), "float32")
         padded = (count + RING_BLOCK - 1) // RING_BLOCK * RING_BLOCK
-        for r in T.serial(R):
-            scaled = T.alloc_buffer((WIDTH,), "float32")
-            for n in T.serial(padded // block_lanes):
-                for v in T.vectorized(block_lanes):
-                    scaled[n * block_lanes + v] = (
-                        scores[r * WIDTH + n * block_lanes + v] * values.scales[column + n * block_lanes + v]
-                    )
-            round_shares(scaled, whole, r * WIDTH, steps, r, padded)
+        round_shares(lambda r, c: scores[r * WIDTH + c] * values.scales[column + c], whole, steps, padded)
         for c in T.serial(D // (parts * lanes)):
             sums = T.alloc_buffer((R * parts * lanes,), "int32")
             for i in T.unroll(R * parts):

@@ -3,6 +3,7 @@
 Where the borders of parts lie depends on nothing but the ring, and the order of the sum on nothing at all.
 """
 
+from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.attention.columns import HIDDEN, WIDTH, may_see
@@ -22,6 +23,12 @@ def parts_of(shape: RollingAttention) -> tuple[int, int]:
     steps = -(-shape.ring_len // WIDTH)
     share = -(-steps // min(SPLITS, steps))
     return -(-steps // share), share
+
+
+def parts_used(shape: RollingAttention, end: Expr) -> Expr:
+    """How many parts hold columns, once the ring holds or has held `end` positions."""
+    columns = parts_of(shape)[1] * WIDTH
+    return (T.min(end, shape.ring_len) + columns - 1) // columns
 
 
 def part_attention(level: Level, shape: RollingAttention, R: int):

@@ -5,7 +5,7 @@ from math import gcd
 from tvm.script import tirx as T
 
 from build.kernels.cpu.attention.columns import Columns, Softmax
-from build.kernels.cpu.attention.parts import part_attention, parts_joined, parts_of, state_clearer
+from build.kernels.cpu.attention.parts import part_attention, parts_joined, parts_of, parts_used, state_clearer
 from build.kernels.cpu.attention.tokens import Queries, Token, column_writer, query_clearer, query_sizes, query_writer
 from build.kernels.cpu.level import Level, balanced_rows
 from build.kernels.shapes import RollingAttention
@@ -58,18 +58,20 @@ def steps(level: Level, shape: RollingAttention):
             for r in T.unroll(R):
                 oldest[r] = T.max(end - shape.window, 0)
                 newest[r] = end - 1
-            clear(largest, total, mixed, task)
-            attend(
-                Queries(numbers, scales, sums),
-                task // parts,
-                Columns(keys, values, (T.Cast("int32", slots[b]) * KV + kv) * L, end - end % L, end % L),
-                task % parts,
-                T.min(end, L),
-                Softmax(oldest, newest, largest, total, mixed, task * R),
-            )
+            if task % parts < parts_used(shape, end):
+                clear(largest, total, mixed, task)
+                attend(
+                    Queries(numbers, scales, sums),
+                    task // parts,
+                    Columns(keys, values, (T.Cast("int32", slots[b]) * KV + kv) * L, end - end % L, end % L),
+                    task % parts,
+                    T.min(end, L),
+                    Softmax(oldest, newest, largest, total, mixed, task * R),
+                )
         for row in T.serial(B * H):
             tile = row // group * tiles + row % group // R
-            join(largest, total, mixed, tile * parts, parts, row % group % R, out, row * D)
+            used = parts_used(shape, T.Cast("int32", positions[row // H, 0]) + 1)
+            join(largest, total, mixed, tile * parts, used, row % group % R, out, row * D)
 
     return body
 

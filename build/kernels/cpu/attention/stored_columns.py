@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from build.kernels.cache_numbers import Cache, int4_level, int4_pair, int4_scale, int8_level, int8_scale
 from build.kernels.cpu.attention.pair_dot import PAIR
 from build.kernels.cpu.level import Level, fitting_lanes
-from build.kernels.cpu.vector import reduction
+from build.kernels.cpu.vector import reduced
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import GROUP, HALF, RING_BLOCK
 
@@ -60,7 +60,6 @@ def keeper(level: Level, shape: RollingAttention, side: Side):
     """Inline `keep(fresh, cache, column)`: store the head_dim numbers of a key or value in a column."""
     D, dtype, place = shape.head_dim, shape.cache_dtype, layout_of(shape, side).index
     lanes = fitting_lanes(level, GROUP if shape.stored.group else D)
-    fold_max, fold_min = reduction(lanes, T.max), reduction(lanes, T.min)
 
     @T.inline
     def keep(fresh, cache, column):
@@ -76,7 +75,7 @@ def keeper(level: Level, shape: RollingAttention, side: Side):
         for c in T.serial(D // lanes):
             for v in T.vectorized(lanes):
                 largest[v] = T.max(largest[v], T.abs(fresh[c * lanes + v]))
-        fold_max(largest)
+        largest[0] = reduced(largest, lanes, T.max)
         cache.scales[column] = int8_scale(largest[0])
         for c in T.serial(D // lanes):
             for v in T.vectorized(lanes):
@@ -97,8 +96,8 @@ def keeper(level: Level, shape: RollingAttention, side: Side):
                 for v in T.vectorized(lanes):
                     smallest[v] = T.min(smallest[v], fresh[g * GROUP + c * lanes + v])
                     largest[v] = T.max(largest[v], fresh[g * GROUP + c * lanes + v])
-            fold_min(smallest)
-            fold_max(largest)
+            smallest[0] = reduced(smallest, lanes, T.min)
+            largest[0] = reduced(largest, lanes, T.max)
             cache.minima[SCALES.index(column, g, D // GROUP)] = T.Cast("float16", smallest[0])
             smallest[0] = T.Cast("float32", T.Cast("float16", smallest[0]))
             cache.scales[SCALES.index(column, g, D // GROUP)] = int4_scale(largest[0], smallest[0])

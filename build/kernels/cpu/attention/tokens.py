@@ -3,13 +3,14 @@
 Against keys that are whole numbers, a query is rounded to whole numbers of 16 bits: `QUERY_LEVELS` to its largest one.
 """
 
+from operator import add
 from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
 from build.kernels.cpu.attention.stored_columns import keeper
 from build.kernels.cpu.level import Level, fitting_lanes
-from build.kernels.cpu.vector import reduction
+from build.kernels.cpu.vector import reduced
 from build.kernels.rotary import query_scale
 from build.kernels.shapes import RollingAttention
 from export.static_model.constants import SMALLEST_PEAK
@@ -66,7 +67,7 @@ def query_writer(level: Level, shape: RollingAttention):
     """Inline `write(token, h, queries, row)`: rotate, scale and store head h of a token as a row of the queries."""
     D, groups, grouped = shape.head_dim, shape.head_dim // GROUP, shape.stored.group is not None
     lanes = fitting_lanes(level, GROUP if shape.stored.group else D)
-    rotate, fold_max, fold_sum = _rotation(level, shape), reduction(lanes, T.max), reduction(lanes, lambda a, b: a + b)
+    rotate = _rotation(level, shape)
 
     def factor(token):
         return query_scale(shape, T.Cast("int32", token.positions[token.b, token.i]))
@@ -85,7 +86,7 @@ def query_writer(level: Level, shape: RollingAttention):
         for c in T.serial(D // lanes):
             for v in T.vectorized(lanes):
                 largest[v] = T.max(largest[v], T.abs(fresh[c * lanes + v]))
-        fold_max(largest)
+        largest[0] = reduced(largest, lanes, T.max)
         queries.scales[row] = largest[0] / T.float32(QUERY_LEVELS)
         largest[0] = T.float32(QUERY_LEVELS) / largest[0]
         for c in T.serial(D // lanes):
@@ -100,8 +101,7 @@ def query_writer(level: Level, shape: RollingAttention):
                 for c in T.unroll(GROUP // lanes):
                     for v in T.vectorized(lanes):
                         total[v] = total[v] + fresh[g * GROUP + c * lanes + v]
-                fold_sum(total)
-                queries.sums[row * groups + g] = total[0]
+                queries.sums[row * groups + g] = reduced(total, lanes, add)
 
     return write_rounded if shape.stored.scales else write_as_it_is
 
