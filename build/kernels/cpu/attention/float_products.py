@@ -15,6 +15,13 @@ def at_once(room: int, of_each: int, choices: tuple[int, ...]) -> int:
     return next((n for n in choices if n * of_each <= room), choices[-1])
 
 
+def sums_at_once(level: Level, shape: RollingAttention) -> int:
+    """Vectors of sums that stay in registers; there are fewer where a loop prefetches."""
+    if shape.tokens == 1:
+        return sums_beside_prefetches(level)
+    return level.tile.rows * level.tile.columns // level.lanes
+
+
 def fetching(shape: RollingAttention, width: int, dtype: str):
     """Inline `fetch(numbers, column, turn, turns, columns)`: prefetch what the next step reads of keys or values.
 
@@ -39,7 +46,8 @@ def float_key_product(level: Level, shape: RollingAttention, R: int):
     multiplied together as registers hold sums of; scores past the last block are undefined.
     """
     D, lanes = shape.head_dim, fitting_lanes(level, RING_BLOCK)
-    together = at_once(sums_beside_prefetches(level), R * RING_BLOCK // lanes, (4, 2, 1))
+    parts = RING_BLOCK // lanes
+    together = at_once(sums_at_once(level, shape), R * parts, (4, 2, 1))
     fetch = fetching(shape, D, shape.cache_dtype)
 
     @T.inline
@@ -49,27 +57,26 @@ def float_key_product(level: Level, shape: RollingAttention, R: int):
             clear(sums, together * R * RING_BLOCK // lanes, lanes)
             for d in T.serial(D):
                 fetch(keys.numbers, column + c * together * RING_BLOCK, d, D, together * RING_BLOCK)
-                for n in T.unroll(together):
-                    add_outer_product(
-                        sums,
-                        n * R * RING_BLOCK,
-                        R,
-                        RING_BLOCK,
-                        lanes,
-                        lambda r: queries.numbers[(tile * R + r) * D + d],
-                        lambda key: widened(
-                            keys.numbers[
-                                (column + T.min(c * together + n, blocks - 1) * RING_BLOCK) * D + d * RING_BLOCK + key
-                            ]
-                        ),
-                    )
-            for n in T.unroll(together):
                 for r in T.unroll(R):
-                    for i in T.unroll(RING_BLOCK // lanes):
-                        for v in T.vectorized(lanes):
-                            scores[r * WIDTH + (c * together + n) * RING_BLOCK + i * lanes + v] = sums[
-                                (n * R + r) * RING_BLOCK + i * lanes + v
-                            ]
+                    for n in T.unroll(together):
+                        for i in T.unroll(parts):
+                            for v in T.vectorized(lanes):
+                                sums[((r * together + n) * parts + i) * lanes + v] = sums[
+                                    ((r * together + n) * parts + i) * lanes + v
+                                ] + queries.numbers[(tile * R + r) * D + d] * widened(
+                                    keys.numbers[
+                                        (column + T.min(c * together + n, blocks - 1) * RING_BLOCK) * D
+                                        + d * RING_BLOCK
+                                        + i * lanes
+                                        + v
+                                    ]
+                                )
+            for r in T.unroll(R):
+                for n in T.unroll(together * parts):
+                    for v in T.vectorized(lanes):
+                        scores[r * WIDTH + c * together * RING_BLOCK + n * lanes + v] = sums[
+                            (r * together * parts + n) * lanes + v
+                        ]
 
     return score
 
@@ -81,7 +88,7 @@ def float_value_product(level: Level, shape: RollingAttention, R: int):
     `column` on; mixed[at :] is (R, head_dim).
     """
     D, lanes = shape.head_dim, fitting_lanes(level, shape.head_dim)
-    room, fetch = sums_beside_prefetches(level), fetching(shape, D, shape.cache_dtype)
+    room, fetch = sums_at_once(level, shape), fetching(shape, D, shape.cache_dtype)
     parts = at_once(room, R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))  # vectors of a row
 
     @T.inline

@@ -6,10 +6,10 @@ A sum of K products is at most K * 128 * 32512, which is below 2^31 for heads of
 from tvm.script import tirx as T
 
 from build.kernels.cpu.attention.columns import WIDTH
-from build.kernels.cpu.attention.float_products import at_once, fetching
+from build.kernels.cpu.attention.float_products import at_once, fetching, sums_at_once
 from build.kernels.cpu.attention.pair_dot import PAIR, pair_dot
 from build.kernels.cpu.attention.rounded_shares import share_rounding
-from build.kernels.cpu.level import Level, fitting_lanes, sums_beside_prefetches
+from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import RING_BLOCK
 
@@ -18,7 +18,7 @@ def int8_key_product(level: Level, shape: RollingAttention, R: int):
     """`score` of `float_key_product` for int8."""
     D, lanes = shape.head_dim, fitting_lanes(level, RING_BLOCK)
     add, parts = pair_dot(level.flags, lanes), RING_BLOCK // lanes
-    together = at_once(sums_beside_prefetches(level), R * parts, (4, 2, 1))
+    together = at_once(sums_at_once(level, shape), R * parts, (4, 2, 1))
     fetch = fetching(shape, D, "int8")
 
     @T.inline
@@ -29,17 +29,17 @@ def int8_key_product(level: Level, shape: RollingAttention, R: int):
                 sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
             for d in T.serial(D // PAIR):
                 fetch(keys.numbers, column + c * together * RING_BLOCK, d, D // PAIR, together * RING_BLOCK)
-                for n in T.unroll(together):
-                    for part in T.unroll(parts):
-                        for r in T.unroll(R):
-                            sums[T.ramp(((n * parts + part) * R + r) * lanes, 1, lanes)] = add(
-                                sums[T.ramp(((n * parts + part) * R + r) * lanes, 1, lanes)],
+                for r in T.unroll(R):
+                    for n in T.unroll(together):
+                        for i in T.unroll(parts):
+                            sums[T.ramp(((r * together + n) * parts + i) * lanes, 1, lanes)] = add(
+                                sums[T.ramp(((r * together + n) * parts + i) * lanes, 1, lanes)],
                                 T.Cast(
                                     f"int16x{PAIR * lanes}",
                                     keys.numbers[
                                         T.ramp(
                                             (column + T.min(c * together + n, blocks - 1) * RING_BLOCK) * D
-                                            + (d * RING_BLOCK + part * lanes) * PAIR,
+                                            + (d * RING_BLOCK + i * lanes) * PAIR,
                                             1,
                                             PAIR * lanes,
                                         )
@@ -48,15 +48,15 @@ def int8_key_product(level: Level, shape: RollingAttention, R: int):
                                 queries.numbers,
                                 (tile * R + r) * D + d * PAIR,
                             )
-            for n in T.unroll(together):
-                for part in T.unroll(parts):
-                    for r in T.unroll(R):
+            for r in T.unroll(R):
+                for n in T.unroll(together):
+                    for i in T.unroll(parts):
                         for v in T.vectorized(lanes):
-                            scores[r * WIDTH + (c * together + n) * RING_BLOCK + part * lanes + v] = (
-                                T.Cast("float32", sums[((n * parts + part) * R + r) * lanes + v])
+                            scores[r * WIDTH + (c * together + n) * RING_BLOCK + i * lanes + v] = (
+                                T.Cast("float32", sums[((r * together + n) * parts + i) * lanes + v])
                                 * queries.scales[tile * R + r]
                                 * keys.scales[
-                                    column + T.min(c * together + n, blocks - 1) * RING_BLOCK + part * lanes + v
+                                    column + T.min(c * together + n, blocks - 1) * RING_BLOCK + i * lanes + v
                                 ]
                             )
 
@@ -67,7 +67,7 @@ def int8_value_product(level: Level, shape: RollingAttention, R: int):
     """`mix` of `float_value_product` for int8: shares are multiplied by the scales of their values, then rounded."""
     D, lanes = shape.head_dim, fitting_lanes(level, shape.head_dim)
     add, round_shares = pair_dot(level.flags, lanes), share_rounding(level, R)
-    room, fetch = sums_beside_prefetches(level), fetching(shape, D, "int8")
+    room, fetch = sums_at_once(level, shape), fetching(shape, D, "int8")
     parts = at_once(room, R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))
 
     @T.inline
@@ -83,8 +83,8 @@ def int8_value_product(level: Level, shape: RollingAttention, R: int):
             for j in T.serial((count + PAIR - 1) // PAIR):
                 if c == 0:
                     fetch(values.numbers, column, j, WIDTH // PAIR, WIDTH)
-                for n in T.unroll(parts):
-                    for r in T.unroll(R):
+                for r in T.unroll(R):
+                    for n in T.unroll(parts):
                         sums[T.ramp((r * parts + n) * lanes, 1, lanes)] = add(
                             sums[T.ramp((r * parts + n) * lanes, 1, lanes)],
                             T.Cast(
