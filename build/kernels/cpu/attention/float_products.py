@@ -10,6 +10,9 @@ from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import RING_BLOCK
 
 
+L1_SHARE = 2**14  # bytes: keys and values of two steps take four times as much, and an L1 cache has 32 to 64 kB
+
+
 def at_once(room: int, of_each: int, choices: tuple[int, ...]) -> int:
     """The first of the choices that needs no more than `room` registers, `of_each` for one; the last if none does."""
     return next((n for n in choices if n * of_each <= room), choices[-1])
@@ -22,19 +25,19 @@ def sums_at_once(level: Level, shape: RollingAttention) -> int:
     return level.tile.rows * level.tile.columns // level.lanes
 
 
-def fetching(shape: RollingAttention, width: int, dtype: str):
-    """Inline `fetch(numbers, column, turn, turns, columns)`: prefetch what the next step reads of keys or values.
+def fetching(shape: RollingAttention, width: int, dtype: str, turns: int):
+    """Inline `fetch(numbers, column, turn)`: prefetch what the next step will read of keys or of values.
 
-    A column has `width` numbers. `columns` are read in `turns` turns of a loop, from `column` on, of which this is one.
-    Nothing is fetched for chunks, whose tiles read the same columns one after the other.
+    `column` is where this step begins, whose columns of `width` numbers are read in `turns` turns. Nothing is fetched
+    if a step does not fit in the L1 cache beside the next, and for chunks, whose tiles read the same columns by turns.
     """
-    line = LINE // ITEMSIZE[dtype]
+    line, each = LINE // ITEMSIZE[dtype], WIDTH * width // turns
 
     @T.inline
-    def fetch(numbers, column, turn, turns, columns):
-        if shape.tokens == 1:
-            for i in T.unroll(max(columns * width // turns // line, 1)):
-                prefetch(numbers, (column + WIDTH) * width + turn * (columns * width // turns) + i * line)
+    def fetch(numbers, column, turn):
+        if shape.tokens == 1 and WIDTH * width * ITEMSIZE[dtype] <= L1_SHARE:
+            for i in T.unroll(max(each // line, 1)):
+                prefetch(numbers, (column + WIDTH) * width + turn * each + i * line)
 
     return fetch
 
@@ -48,7 +51,7 @@ def float_key_product(level: Level, shape: RollingAttention, R: int):
     D, lanes = shape.head_dim, fitting_lanes(level, RING_BLOCK)
     parts = RING_BLOCK // lanes
     together = at_once(sums_at_once(level, shape), R * parts, (4, 2, 1))
-    fetch = fetching(shape, D, shape.cache_dtype)
+    fetch = fetching(shape, D, shape.cache_dtype, D * WIDTH // (together * RING_BLOCK))
 
     @T.inline
     def score(queries, tile, keys, column, blocks, scores):
@@ -56,7 +59,7 @@ def float_key_product(level: Level, shape: RollingAttention, R: int):
             sums = T.alloc_buffer((together * R * RING_BLOCK,), "float32")
             clear(sums, together * R * RING_BLOCK // lanes, lanes)
             for d in T.serial(D):
-                fetch(keys.numbers, column + c * together * RING_BLOCK, d, D, together * RING_BLOCK)
+                fetch(keys.numbers, column, c * D + d)
                 for r in T.unroll(R):
                     for n in T.unroll(together):
                         for i in T.unroll(parts):
@@ -88,12 +91,14 @@ def float_value_product(level: Level, shape: RollingAttention, R: int):
     `column` on; mixed[at :] is (R, head_dim).
     """
     D, lanes = shape.head_dim, fitting_lanes(level, shape.head_dim)
-    room, fetch = sums_at_once(level, shape), fetching(shape, D, shape.cache_dtype)
-    parts = at_once(room, R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))  # vectors of a row
+    # vectors of a row
+    parts = at_once(sums_at_once(level, shape), R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))
+    passes = D // (parts * lanes)
+    fetch = fetching(shape, D, shape.cache_dtype, passes * WIDTH)
 
     @T.inline
     def mix(scores, values, column, count, mixed, at, shrink):
-        for c in T.serial(D // (parts * lanes)):
+        for c in T.serial(passes):
             sums = T.alloc_buffer((R * parts * lanes,), "float32")
             for r in T.unroll(R):
                 for n in T.unroll(parts):
@@ -102,8 +107,7 @@ def float_value_product(level: Level, shape: RollingAttention, R: int):
                             mixed[at + r * D + (c * parts + n) * lanes + v] * shrink[r]
                         )
             for j in T.serial(count):
-                if c == 0:
-                    fetch(values.numbers, column, j, WIDTH, WIDTH)
+                fetch(values.numbers, column, c * WIDTH + j)
                 add_outer_product(
                     sums,
                     0,

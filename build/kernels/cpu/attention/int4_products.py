@@ -32,7 +32,7 @@ def int4_key_product(level: Level, shape: RollingAttention, R: int):
     """`score` of `float_key_product` for int4."""
     D, groups, lanes = shape.head_dim, shape.head_dim // GROUP, fitting_lanes(level, RING_BLOCK)
     add, parts = pair_dot(level.flags, lanes), RING_BLOCK // lanes
-    fetch = fetching(shape, D // HALVES, "uint8")
+    fetch = fetching(shape, D // HALVES, "uint8", WIDTH // RING_BLOCK * groups * (HALF // PAIR))
 
     @T.inline
     def score(queries, tile, keys, column, blocks, scores):
@@ -44,7 +44,7 @@ def int4_key_product(level: Level, shape: RollingAttention, R: int):
                 for i in T.unroll(R * parts):
                     sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
                 for d in T.serial(HALF // PAIR):
-                    fetch(keys.numbers, column + block * RING_BLOCK, g * (HALF // PAIR) + d, D // HALVES // PAIR, RING_BLOCK)
+                    fetch(keys.numbers, column, (block * groups + g) * (HALF // PAIR) + d)
                     for half in T.unroll(HALVES):
                         for part in T.unroll(parts):
                             for r in T.unroll(R):
@@ -100,7 +100,7 @@ def int4_value_product(level: Level, shape: RollingAttention, R: int):
     """`mix` of `float_value_product` for int4: for each group of elements, shares times scales are rounded."""
     D, groups, lanes = shape.head_dim, shape.head_dim // GROUP, fitting_lanes(level, HALF)
     add, round_shares = pair_dot(level.flags, lanes), share_rounding(level, R)
-    fetch = fetching(shape, D // HALVES, "uint8")
+    fetch = fetching(shape, D // HALVES, "uint8", groups * WIDTH // PAIR)
     parts = HALF // lanes  # vectors of bytes in a group
 
     def of_group(scales, column, g, c):
@@ -130,8 +130,7 @@ def int4_value_product(level: Level, shape: RollingAttention, R: int):
             for i in T.unroll(R * parts * HALVES):
                 sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
             for j in T.serial((count + PAIR - 1) // PAIR):
-                if g == 0:
-                    fetch(values.numbers, column, j, WIDTH // PAIR, WIDTH)
+                fetch(values.numbers, column, g * (WIDTH // PAIR) + j)
                 for n in T.unroll(parts):
                     for half in T.unroll(HALVES):
                         for r in T.unroll(R):

@@ -19,7 +19,7 @@ def int8_key_product(level: Level, shape: RollingAttention, R: int):
     D, lanes = shape.head_dim, fitting_lanes(level, RING_BLOCK)
     add, parts = pair_dot(level.flags, lanes), RING_BLOCK // lanes
     together = at_once(sums_at_once(level, shape), R * parts, (4, 2, 1))
-    fetch = fetching(shape, D, "int8")
+    fetch = fetching(shape, D, "int8", D // PAIR * WIDTH // (together * RING_BLOCK))
 
     @T.inline
     def score(queries, tile, keys, column, blocks, scores):
@@ -28,7 +28,7 @@ def int8_key_product(level: Level, shape: RollingAttention, R: int):
             for i in T.unroll(together * parts * R):
                 sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
             for d in T.serial(D // PAIR):
-                fetch(keys.numbers, column + c * together * RING_BLOCK, d, D // PAIR, together * RING_BLOCK)
+                fetch(keys.numbers, column, c * (D // PAIR) + d)
                 for r in T.unroll(R):
                     for n in T.unroll(together):
                         for i in T.unroll(parts):
@@ -67,8 +67,9 @@ def int8_value_product(level: Level, shape: RollingAttention, R: int):
     """`mix` of `float_value_product` for int8: shares are multiplied by the scales of their values, then rounded."""
     D, lanes = shape.head_dim, fitting_lanes(level, shape.head_dim)
     add, round_shares = pair_dot(level.flags, lanes), share_rounding(level, R)
-    room, fetch = sums_at_once(level, shape), fetching(shape, D, "int8")
-    parts = at_once(room, R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))
+    parts = at_once(sums_at_once(level, shape), R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))
+    passes = D // (parts * lanes)
+    fetch = fetching(shape, D, "int8", passes * WIDTH // PAIR)
 
     @T.inline
     def mix(scores, values, column, count, mixed, at, shrink):
@@ -76,13 +77,12 @@ def int8_value_product(level: Level, shape: RollingAttention, R: int):
         steps = T.alloc_buffer((R,), "float32")
         padded = (count + RING_BLOCK - 1) // RING_BLOCK * RING_BLOCK
         round_shares(lambda r, c: scores[r * WIDTH + c] * values.scales[column + c], whole, steps, padded)
-        for c in T.serial(D // (parts * lanes)):
+        for c in T.serial(passes):
             sums = T.alloc_buffer((R * parts * lanes,), "int32")
             for i in T.unroll(R * parts):
                 sums[T.ramp(i * lanes, 1, lanes)] = T.broadcast(T.int32(0), lanes)
             for j in T.serial((count + PAIR - 1) // PAIR):
-                if c == 0:
-                    fetch(values.numbers, column, j, WIDTH // PAIR, WIDTH)
+                fetch(values.numbers, column, c * (WIDTH // PAIR) + j)
                 for r in T.unroll(R):
                     for n in T.unroll(parts):
                         sums[T.ramp((r * parts + n) * lanes, 1, lanes)] = add(
