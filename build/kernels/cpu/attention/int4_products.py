@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 from build.kernels.cpu.attention.columns import WIDTH
 from build.kernels.cpu.attention.float_products import at_once, fetching
 from build.kernels.cpu.attention.pair_dot import PAIR, pair_dot
-from build.kernels.cpu.attention.rounded_shares import share_rounding
+from build.kernels.cpu.attention.rounded_shares import share_rounding, times
 from build.kernels.cpu.attention.stored_columns import SCALES
 from build.kernels.cpu.level import Level, fitting_lanes, sums_beside_prefetches
 from build.kernels.cpu.vector import clear, reduced
@@ -119,12 +119,12 @@ def int4_value_product(level: Level, shape: RollingAttention, R: int):
                 clear(total, 1, lanes)
                 for n in T.serial(padded // lanes):
                     for v in T.vectorized(lanes):
-                        total[v] = total[v] + scores[r * WIDTH + n * lanes + v] * of_group(
-                            values.minima, column, g, n * lanes + v
+                        total[v] = total[v] + times(
+                            scores[r * WIDTH + n * lanes + v], of_group(values.minima, column, g, n * lanes + v)
                         )
                 lowest[r] = reduced(total, lanes, operator.add)
             round_shares(
-                lambda r, c: scores[r * WIDTH + c] * of_group(values.scales, column, g, c), whole, steps, padded
+                lambda r, c: times(scores[r * WIDTH + c], of_group(values.scales, column, g, c)), whole, steps, padded
             )
             sums = T.alloc_buffer((R * parts * HALVES * lanes,), "int32")
             for i in T.unroll(R * parts * HALVES):

@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from build.kernels.cpu.attention.columns import WIDTH
 from build.kernels.cpu.attention.float_products import at_once, fetching, sums_at_once
 from build.kernels.cpu.attention.pair_dot import PAIR, pair_dot
-from build.kernels.cpu.attention.rounded_shares import share_rounding
+from build.kernels.cpu.attention.rounded_shares import share_rounding, times
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import RING_BLOCK
@@ -76,7 +76,7 @@ def int8_value_product(level: Level, shape: RollingAttention, R: int):
         whole = T.alloc_buffer((R * WIDTH,), "int16")
         steps = T.alloc_buffer((R,), "float32")
         padded = (count + RING_BLOCK - 1) // RING_BLOCK * RING_BLOCK
-        round_shares(lambda r, c: scores[r * WIDTH + c] * values.scales[column + c], whole, steps, padded)
+        round_shares(lambda r, c: times(scores[r * WIDTH + c], values.scales[column + c]), whole, steps, padded)
         for c in T.serial(passes):
             sums = T.alloc_buffer((R * parts * lanes,), "int32")
             for i in T.unroll(R * parts):

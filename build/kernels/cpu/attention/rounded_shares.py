@@ -4,6 +4,7 @@ What a column adds to a mixed value is off by half of 1 / SHARE_LEVELS of what t
 The sum itself is exact.
 """
 
+from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.attention.columns import WIDTH
@@ -14,6 +15,11 @@ from runtime.artifact.caches import RING_BLOCK
 from runtime.artifact.schemes import ROUNDING_LEVELS
 
 SHARE_LEVELS = ROUNDING_LEVELS["int16"]
+
+
+def times(share: Expr, number: Expr) -> Expr:
+    """A share times a column's scale or minimum, and zero if the share is: a column that is hidden may hold NaN."""
+    return T.Select(share > T.float32(0), share * number, T.float32(0))
 
 
 def share_rounding(level: Level, R: int):
