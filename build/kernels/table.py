@@ -6,8 +6,8 @@ from functools import partial
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu import embedding, linear, mixture, norm, residual, rotation, swiglu
-from build.kernels.cpu.level import level_of
 from build.kernels.cpu.attention import kernel as cpu_attention
+from build.kernels.cpu.level import level_of
 from build.kernels.cuda import attention as cuda_attention
 from build.kernels.cuda import embedding as cuda_embedding
 from build.kernels.cuda import linear as cuda_linear

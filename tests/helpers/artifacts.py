@@ -207,9 +207,7 @@ def static_model(
 def bound(graphs: OnnxGraphs, *, on_cpu: bool = False) -> float:
     """`tests.helpers.reference.bound` for exported graphs, or for what was compiled from them for a CPU."""
     record = graphs.record
-    return reference.bound(
-        record.model, CACHE_LEN, record.cache_dtype, record.quantization.rounding, on_cpu=on_cpu
-    )
+    return reference.bound(record.model, CACHE_LEN, record.cache_dtype, record.quantization.rounding, on_cpu=on_cpu)
 
 
 class Shifted:

@@ -46,7 +46,7 @@ def clear(sums, n, lanes):
             sums[i * lanes + v] = T.float32(0)
 
 
-def reduced(x: Any, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:  # noqa: ANN401 (TVM's buffers)
+def reduced(x: Any, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     """x[0 : lanes] combined into one number, halves of a vector at a time, always in the same order."""
     vector = x[T.ramp(0, 1, lanes)] if lanes > 1 else x[0]
     while lanes > 1:

@@ -545,9 +545,7 @@ def test_rolling_attention_in_whole_numbers(level, name):
 
 
 @pytest.mark.parametrize("width", [WIDEST], indirect=True)
-@pytest.mark.parametrize(
-    "name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long"]
-)
+@pytest.mark.parametrize("name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long"])
 def test_rolling_attention_in_whole_registers(width, name):
     """The other widths are those of `float_level`."""
     check_attention(FLOAT_LEVELS["avx512"], width, ATTENTION[name])

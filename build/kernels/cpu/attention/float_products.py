@@ -9,7 +9,6 @@ from build.kernels.cpu.vector import LINE, add_outer_product, clear, prefetch, w
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import RING_BLOCK
 
-
 L1_SHARE = 2**14  # bytes: keys and values of two steps take four times as much, and an L1 cache has 32 to 64 kB
 
 
@@ -103,9 +102,7 @@ def float_value_product(level: Level, shape: RollingAttention, R: int):
             for r in T.unroll(R):
                 for n in T.unroll(parts):
                     for v in T.vectorized(lanes):
-                        sums[(r * parts + n) * lanes + v] = (
-                            mixed[at + r * D + (c * parts + n) * lanes + v] * shrink[r]
-                        )
+                        sums[(r * parts + n) * lanes + v] = mixed[at + r * D + (c * parts + n) * lanes + v] * shrink[r]
             for j in T.serial(count):
                 fetch(values.numbers, column, c * WIDTH + j)
                 add_outer_product(

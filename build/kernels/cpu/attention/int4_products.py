@@ -10,11 +10,10 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.attention.columns import WIDTH
-from build.kernels.cpu.attention.float_products import at_once, fetching
+from build.kernels.cpu.attention.float_products import fetching
 from build.kernels.cpu.attention.pair_dot import PAIR, pair_dot
 from build.kernels.cpu.attention.rounded_shares import share_rounding, times
-from build.kernels.cpu.attention.stored_columns import SCALES
-from build.kernels.cpu.level import Level, fitting_lanes, sums_beside_prefetches
+from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import clear, reduced
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import GROUP, HALF, RING_BLOCK
@@ -105,7 +104,9 @@ def int4_value_product(level: Level, shape: RollingAttention, R: int):
 
     def of_group(scales, column, g, c):
         """The scale or minimum of group g of column `column` + c, where `column` begins a block."""
-        return T.Cast("float32", scales[(column + c // RING_BLOCK * RING_BLOCK) * groups + g * RING_BLOCK + c % RING_BLOCK])
+        return T.Cast(
+            "float32", scales[(column + c // RING_BLOCK * RING_BLOCK) * groups + g * RING_BLOCK + c % RING_BLOCK]
+        )
 
     @T.inline
     def mix(scores, values, column, count, mixed, at, shrink):

@@ -1,6 +1,6 @@
 """The two products of attention with an int8 cache, in whole numbers: queries and shares are rounded to 16 bits.
 
-A sum of K products is at most K * 128 * 32512, which is below 2^31 for heads of up to 512 numbers and for any step.
+The sum of a step is at most WIDTH * 128 * 32512, which is below 2^31; `query_levels` sees to that of a key.
 """
 
 from tvm.script import tirx as T
@@ -55,9 +55,7 @@ def int8_key_product(level: Level, shape: RollingAttention, R: int):
                             scores[r * WIDTH + (c * together + n) * RING_BLOCK + i * lanes + v] = (
                                 T.Cast("float32", sums[((r * together + n) * parts + i) * lanes + v])
                                 * queries.scales[tile * R + r]
-                                * keys.scales[
-                                    column + T.min(c * together + n, blocks - 1) * RING_BLOCK + i * lanes + v
-                                ]
+                                * keys.scales[column + T.min(c * together + n, blocks - 1) * RING_BLOCK + i * lanes + v]
                             )
 
     return score
@@ -90,9 +88,7 @@ def int8_value_product(level: Level, shape: RollingAttention, R: int):
                             T.Cast(
                                 f"int16x{PAIR * lanes}",
                                 values.numbers[
-                                    T.ramp(
-                                        (column + j * PAIR) * D + (c * parts + n) * lanes * PAIR, 1, PAIR * lanes
-                                    )
+                                    T.ramp((column + j * PAIR) * D + (c * parts + n) * lanes * PAIR, 1, PAIR * lanes)
                                 ],
                             ),
                             whole,

@@ -16,9 +16,12 @@ as one of a prompt's tokens, and whatever else the call or the ring holds.
 Query heads that share a key head are processed together, so that each key is loaded once for all of them. The softmax
 is a running one (Milakov and Gimelshein, 2018; Dao et al., 2022): keys arrive in steps, and the values mixed so far
 are scaled down whenever a larger score appears. A step is two products, whose sums stay in registers: scores = q K^T
-and out += shares V, where the shares are softmax weights. For the first product, keys are stored in blocks of 16
-columns (`attention_products.py`), so that adjacent numbers belong to adjacent columns and no sum runs across the lanes
-of a register.
+and out += shares V, where the shares are softmax weights. Rings lie so that no sum runs across the lanes of a register
+(`stored_columns.py`).
+
+Where a cache holds int8 or int4, both products are sums of whole numbers: a query is rounded to 16 bits, relative to
+its largest number, and so is a share, relative to its row's largest in a step. Either is off by 2^-16 of the largest at
+most, a fraction of what a number of such a cache is off by, and the sums are exact.
 
 Bytes per query: at least 2 * visible * n_kv_heads * head_dim * itemsize; operations:
 4 * visible * n_heads * head_dim.

@@ -29,7 +29,7 @@ class Layout:
     columns: int
     elements: int = 1
 
-    def index(self, column: Any, element: Any, width: int) -> Any:  # noqa: ANN401 (numbers or TIR)
+    def index(self, column: Any, element: Any, width: int) -> Any:
         """Index of an element of a column of `width` elements."""
         block = column // self.columns * self.columns * width
         together = element // self.elements * self.elements * self.columns

@@ -1,6 +1,6 @@
 """What tokens bring to attention: their queries, rotated and ready for the products, and their columns, which are stored.
 
-Against keys that are whole numbers, a query is rounded to whole numbers of 16 bits: `QUERY_LEVELS` to its largest one.
+Against keys that are whole numbers, a query is rounded to whole numbers of 16 bits, relative to its largest.
 """
 
 from operator import add
@@ -17,7 +17,10 @@ from export.static_model.constants import SMALLEST_PEAK
 from runtime.artifact.caches import GROUP
 from runtime.artifact.schemes import ROUNDING_LEVELS
 
-QUERY_LEVELS = ROUNDING_LEVELS["int16"]
+
+def query_levels(head_dim: int) -> float:
+    """How many levels a query is rounded to: those of 16 bits, or as many as keep its sum with any key below 2^31."""
+    return min(ROUNDING_LEVELS["int16"], (2**31 - 1) // (128 * head_dim))
 
 
 class Token(NamedTuple):
@@ -67,7 +70,7 @@ def query_writer(level: Level, shape: RollingAttention):
     """Inline `write(token, h, queries, row)`: rotate, scale and store head h of a token as a row of the queries."""
     D, groups, grouped = shape.head_dim, shape.head_dim // GROUP, shape.stored.group is not None
     lanes = fitting_lanes(level, GROUP if shape.stored.group else D)
-    rotate = _rotation(level, shape)
+    rotate, levels = _rotation(level, shape), query_levels(D)
 
     def factor(token):
         return query_scale(shape, T.Cast("int32", token.positions[token.b, token.i]))
@@ -87,8 +90,8 @@ def query_writer(level: Level, shape: RollingAttention):
             for v in T.vectorized(lanes):
                 largest[v] = T.max(largest[v], T.abs(fresh[c * lanes + v]))
         largest[0] = reduced(largest, lanes, T.max)
-        queries.scales[row] = largest[0] / T.float32(QUERY_LEVELS)
-        largest[0] = T.float32(QUERY_LEVELS) / largest[0]
+        queries.scales[row] = largest[0] / T.float32(levels)
+        largest[0] = T.float32(levels) / largest[0]
         for c in T.serial(D // lanes):
             for v in T.vectorized(lanes):
                 fresh[c * lanes + v] = T.nearbyint(fresh[c * lanes + v] * largest[0])
