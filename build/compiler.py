@@ -22,7 +22,7 @@ from tvm.script.parser.core.parser import ScriptMacro
 from tvm.support import cc
 from tvm.target import codegen
 
-__all__ = ["cc", "codegen", "from_onnx", "llvm_cpu", "llvm_target", "relax", "tvm"]
+__all__ = ["cc", "codegen", "from_onnx", "llvm_target", "relax", "tvm"]
 
 
 def _parser_of_caller(_: ScriptMacro) -> Any:  # noqa: ANN401 (TVM's parser)
@@ -48,14 +48,6 @@ ScriptMacro._find_parser_def = _parser_of_caller
 SOUND = ("-vectorize-loops:bool=0", "-loop-load-elimination-scev-check-threshold:uint=0")
 
 
-NATIVE = "native"
-
-
-def llvm_cpu(cpu: str) -> str:
-    """LLVM's own name of a processor: `native`, which TVM's targets do not know, is this machine's."""
-    return str(codegen.llvm_get_system_cpu()) if cpu == NATIVE else cpu
-
-
 def llvm_target(cpu: str, **options: Any) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
-    """The target of all code that runs on a CPU; `options` are further attributes of TVM's target."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu(cpu), "cl-opt": list(SOUND), **options})
+    """The target of all code for a CPU, by LLVM's name of it; `options` are further attributes of TVM's target."""
+    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "cl-opt": list(SOUND), **options})

@@ -23,6 +23,7 @@ from build.bench.plot import draw_speeds
 from build.bench.processes import json_of
 from build.bench.report import CONTEXTS, PROMPT, MachineLimits, Result, goals_table, ratios, results_table, write_json
 from build.tools.llama_files import AS_IT_IS
+from build.tvm_stage.cpu_levels import NATIVE
 from export.configuration.config import CompileConfig
 from export.console import console, output
 from export.job import Job
@@ -119,7 +120,7 @@ def _compare_speeds(job: Job, args: argparse.Namespace, path: Path) -> None:
     """Compile the schemes, measure each beside its rivals, print, draw and write the JSON."""
     task = Task(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1), args.threads)
     entries = contenders(job, task, large=not args.no_large and args.only is None, only=args.only)
-    results, limits = run_rounds(entries, args.rounds, args.threads, job.config.backend.cpu)
+    results, limits = run_rounds(entries, args.rounds, args.threads, NATIVE)
     machine = (
         f"{_machine(args.threads)}, reads {limits.read_gb_s:.1f} GB/s, "
         f"multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32"

@@ -18,6 +18,7 @@ from build.bench.report import MachineLimits
 from build.compiler import llvm_target, tvm
 from build.kernels.cpu.level import level_of
 from build.kernels.cpu.limits import multiply_add, read_all
+from build.tvm_stage.cpu_levels import NATIVE, native_cpu
 from runtime.artifact.cpu import machine_features
 
 BYTES = 2**28  # many times the size of any last-level cache
@@ -34,7 +35,7 @@ def measure(threads: int, cpu: str) -> MachineLimits:
 
     The thread pool takes its size from TVM_NUM_THREADS, which `main` sets.
     """
-    level = level_of(machine_features())
+    level, cpu = level_of(machine_features()), native_cpu() if cpu == NATIVE else cpu
     lanes = level.lanes
     vectors = BYTES // 4 // lanes // threads // STREAMS // 4
     read, multiply = read_all(level, threads, STREAMS, vectors), multiply_add(level, threads, CHAINS, STEPS)

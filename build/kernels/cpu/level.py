@@ -27,6 +27,7 @@ class Level:
     """Facts about a processor that the kernels depend on."""
 
     name: str
+    processor: str  # LLVM's name for the least capable processor that has all of `flags`
     flags: tuple[str, ...]  # of /proc/cpuinfo, that a processor must have for this level
     lanes: int  # float32 numbers in a vector register
     tile: Tile
@@ -46,10 +47,10 @@ AVX2: Mapping[Rounding, Dot] = {"int8": AVX2_DOT, "int16": AVX2_DOT}
 WORDS: Mapping[Rounding, WordDot] = {"int8": AVX2_WORDS, "int16": AVX2_WIDE_WORDS}
 VNNI: Mapping[Rounding, Dot] = {"int8": VNNI_DOT, "int16": VNNI_WIDE_DOT}
 LEVELS: tuple[Level, ...] = (  # best first
-    Level("avx512-vnni", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
-    Level("avx512", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
-    Level("avx2", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dots=AVX2, words=WORDS),
-    Level("any", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
+    Level("avx512-vnni", "cascadelake", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
+    Level("avx512", "x86-64-v4", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
+    Level("avx2", "x86-64-v3", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dots=AVX2, words=WORDS),
+    Level("any", "x86-64", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
 )
 
 

@@ -128,7 +128,12 @@ def test_least_config_takes_every_default(write):
             "cache": "auto",
             "budget": None,
         },
-        "backend": {"target": "llvm", "cpu": "x86-64-v3", "arch": [], "dtype": "fp32"},
+        "backend": {
+            "target": "llvm",
+            "cpu": ["x86-64-v3", "alderlake", "x86-64-v4", "znver4", "sapphirerapids"],
+            "arch": [],
+            "dtype": "fp32",
+        },
         "workspace": {"path": "out/.work", "workers": None},
     }
 
