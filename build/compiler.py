@@ -22,7 +22,7 @@ from tvm.script.parser.core.parser import ScriptMacro
 from tvm.support import cc
 from tvm.target import codegen
 
-__all__ = ["cc", "codegen", "from_onnx", "llvm_cpu", "llvm_target", "relax", "tvm"]
+__all__ = ["cc", "codegen", "from_onnx", "llvm_cpu", "llvm_target", "processor_target", "relax", "tvm"]
 
 
 def _parser_of_caller(_: ScriptMacro) -> Any:  # noqa: ANN401 (TVM's parser)
@@ -59,3 +59,9 @@ def llvm_cpu(cpu: str) -> str:
 def llvm_target(cpu: str, **options: Any) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
     """The target of all code that runs on a CPU; `options` are further attributes of TVM's target."""
     return tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu(cpu), "cl-opt": list(SOUND), **options})
+
+
+def processor_target(processor: str, **options: Any) -> Any:  # noqa: ANN401
+    """`llvm_target` of a processor whose name may be followed by LLVM's attributes, after commas."""
+    name, *attributes = processor.split(",")
+    return llvm_target(name, mattr=attributes, **options)
