@@ -22,7 +22,7 @@ from tvm.script.parser.core.parser import ScriptMacro
 from tvm.support import cc
 from tvm.target import codegen
 
-__all__ = ["cc", "codegen", "from_onnx", "llvm_target", "relax", "tvm"]
+__all__ = ["cc", "codegen", "from_onnx", "llvm_target", "processor_target", "relax", "tvm"]
 
 
 def _parser_of_caller(_: ScriptMacro) -> Any:  # noqa: ANN401 (TVM's parser)
@@ -51,3 +51,9 @@ SOUND = ("-vectorize-loops:bool=0", "-loop-load-elimination-scev-check-threshold
 def llvm_target(cpu: str, **options: Any) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
     """The target of all code for a CPU, by LLVM's name of it; `options` are further attributes of TVM's target."""
     return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "cl-opt": list(SOUND), **options})
+
+
+def processor_target(processor: str, **options: Any) -> Any:  # noqa: ANN401
+    """`llvm_target` of a processor whose name may be followed by LLVM's attributes, after commas."""
+    name, *attributes = processor.split(",")
+    return llvm_target(name, mattr=attributes, **options)

@@ -23,7 +23,6 @@ from build.bench.plot import draw_speeds
 from build.bench.processes import json_of
 from build.bench.report import CONTEXTS, PROMPT, MachineLimits, Result, goals_table, ratios, results_table, write_json
 from build.tools.llama_files import AS_IT_IS
-from build.tvm_stage.cpu_levels import NATIVE
 from export.configuration.config import CompileConfig
 from export.console import console, output
 from export.job import Job
@@ -32,7 +31,7 @@ from runtime.bench import BenchReport, Measured, Workload, cpu_name
 from runtime.errors import UserError, run_command
 
 
-def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str) -> tuple[list[Result], MachineLimits]:
+def run_rounds(entries: Sequence[Contender], rounds: int, threads: int) -> tuple[list[Result], MachineLimits]:
     """Run each contender once per round, in order.
 
     Returns medians over the rounds, and the machine's limits, which are measured before each round.
@@ -40,7 +39,7 @@ def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str
     samples: list[list[Measured]] = [[] for _ in entries]
     limits = MachineLimits(0.0, 0.0)
     for number in range(rounds):
-        found = measured_limits(threads, cpu)
+        found = measured_limits(threads)
         limits = MachineLimits(
             max(limits.read_gb_s, found.read_gb_s), max(limits.float32_gflop_s, found.float32_gflop_s)
         )
@@ -50,10 +49,10 @@ def run_rounds(entries: Sequence[Contender], rounds: int, threads: int, cpu: str
     return [_medians(entry, taken) for entry, taken in zip(entries, samples, strict=True)], limits
 
 
-def measured_limits(threads: int, cpu: str) -> MachineLimits:
+def measured_limits(threads: int) -> MachineLimits:
     """Run `build.bench.limits` in its own process."""
     done = subprocess.run(
-        [sys.executable, "-m", "build.bench.limits", str(threads), cpu], check=True, stdout=subprocess.PIPE
+        [sys.executable, "-m", "build.bench.limits", str(threads)], check=True, stdout=subprocess.PIPE
     )
     return msgspec.json.decode(done.stdout, type=MachineLimits)
 
@@ -120,7 +119,7 @@ def _compare_speeds(job: Job, args: argparse.Namespace, path: Path) -> None:
     """Compile the schemes, measure each beside its rivals, print, draw and write the JSON."""
     task = Task(Workload((PROMPT,), CONTEXTS, args.tokens, repeats=1), args.threads)
     entries = contenders(job, task, large=not args.no_large and args.only is None, only=args.only)
-    results, limits = run_rounds(entries, args.rounds, args.threads, NATIVE)
+    results, limits = run_rounds(entries, args.rounds, args.threads)
     machine = (
         f"{_machine(args.threads)}, reads {limits.read_gb_s:.1f} GB/s, "
         f"multiplies {limits.float32_gflop_s:.0f} GFLOP/s in float32"

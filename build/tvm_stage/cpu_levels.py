@@ -33,7 +33,9 @@ def native_cpu() -> str:
     detected, have = str(codegen.llvm_get_system_cpu()), machine_features()
     fitting = next(level for level in LEVELS if not missing_features(level.flags, have))
     features = _features_of(detected)
-    return detected if level_of(features) is fitting and not missing_features(features, have) else fitting.processor
+    if level_of(features) is fitting and not missing_features(features, have):
+        return detected
+    return fitting.processor.partition(",")[0]
 
 
 def _features_of(cpu: str) -> tuple[str, ...]:

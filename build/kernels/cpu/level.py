@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from build.kernels.cpu.dot import AVX2_DOT, AVX2_WIDE_WORDS, AVX2_WORDS, VNNI_DOT, VNNI_WIDE_DOT, Dot, WordDot
+from runtime.artifact.cpu import machine_features
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.schemes import Rounding
 
@@ -27,7 +28,9 @@ class Level:
     """Facts about a processor that the kernels depend on."""
 
     name: str
-    processor: str  # LLVM's name for the least capable processor that has all of `flags`
+    # LLVM's name of the least capable processor that has all flags, and behind commas attributes that change how code
+    # for it is generated.
+    processor: str
     flags: tuple[str, ...]  # of /proc/cpuinfo, that a processor must have for this level
     lanes: int  # float32 numbers in a vector register
     tile: Tile
@@ -39,7 +42,8 @@ class Level:
 # AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1; 256 x 32 weights are 32 kB.
 # AVX-512 has 32: 12 x 32 sums take 24, weights 2 and a number of x 1. A latency of 4 and two multiply-adds per
 # cycle need 8 vectors in flight.
-# A level's code may use only instructions that its flags promise.
+# A level's code may use only instructions that its flags promise. For x86-64-v4, LLVM would cut vectors of 512 bits in
+# halves.
 _AVX2 = ("avx2", "fma")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 _SMALL, _LARGE = Tile(rows=6, columns=16, depth=256), Tile(rows=12, columns=32, depth=256)
@@ -48,7 +52,7 @@ WORDS: Mapping[Rounding, WordDot] = {"int8": AVX2_WORDS, "int16": AVX2_WIDE_WORD
 VNNI: Mapping[Rounding, Dot] = {"int8": VNNI_DOT, "int16": VNNI_WIDE_DOT}
 LEVELS: tuple[Level, ...] = (  # best first
     Level("avx512-vnni", "cascadelake", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
-    Level("avx512", "x86-64-v4", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
+    Level("avx512", "x86-64-v4,-prefer-256-bit", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
     Level("avx2", "x86-64-v3", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dots=AVX2, words=WORDS),
     Level("any", "x86-64", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
 )
@@ -58,6 +62,12 @@ def level_of(cpu_features: Iterable[str]) -> Level:
     """The best level that code for a CPU with these /proc/cpuinfo flags may use."""
     have = frozenset(cpu_features)
     return next(level for level in LEVELS if have.issuperset(level.flags))
+
+
+def runnable_levels() -> tuple[Level, ...]:
+    """The levels whose code this machine can run, best first."""
+    have = machine_features()
+    return tuple(level for level in LEVELS if have.issuperset(level.flags))
 
 
 def fitting_lanes(level: Level, size: int) -> int:
