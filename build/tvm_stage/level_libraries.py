@@ -21,6 +21,7 @@ import tvm_ffi
 from build.compiler import tvm
 from build.tvm_stage.dispatch import KernelSource, with_kernels
 from build.tvm_stage.lower import write_library
+from export.stage import ROOT
 from runtime.artifact.consistency import library_file
 from runtime.artifact.manifest import TargetSpec
 from runtime.errors import UserError, run_command
@@ -70,10 +71,15 @@ def write_libraries(
         list(threads.map(write, range(len(spec.levels))))
 
 
+def environment() -> dict[str, str]:
+    """The environment of a task's process, which finds this project's modules from whatever folder it is in."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
 def _compile_unless_known(task: LevelTask, own: "Future[bytes]", lower: Sequence["Future[bytes]"]) -> None:
     """Run one task's process; `own` receives the fingerprint of its kernels, `lower` has those of lower levels."""
     command = [sys.executable, "-m", "build.tvm_stage.level_libraries"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

@@ -149,6 +149,7 @@ def test_full_config_reads_every_key(write):
     # a number in YAML 1.2, but text to PyYAML, which reads YAML 1.1
     expected["frontend"]["overrides"]["norm_eps"] = 1e-5
     expected["shape"]["prefill_chunk"] = [256, 16]  # kept in descending order
+    expected["backend"]["cpu"] = ["znver4"]
     assert as_written(config) == expected
     assert config.frontend.checkpoint == Path("models/full")  # neither resolved nor joined to the file's folder
     assert config.shape.prefill_chunks == (256, 16)
@@ -425,6 +426,11 @@ def test_wrong_value_is_named_with_its_line_and_what_was_expected(refusal, old, 
             "shape.prefill_chunk holds 256, which exceeds shape.cache_len (128); set shape.",
         ),
         ("target: cuda", "target: llvm", "backend.arch is for cuda, but backend.target is llvm; remove backend.arch"),
+        (
+            "cpu: znver4",
+            "cpu: [x86-64-v3, znver4]",
+            "backend.cpu lists x86-64-v3, znver4, but backend.target is cuda, whose host code has one level; name the",
+        ),
         ("[sm_90a, sm_86]", "[]", "backend.arch is empty, but backend.target is cuda; list an architecture"),
     ],
 )
