@@ -20,7 +20,6 @@ from build.tools.quality.report import by_text, draw_errors, draw_quality, table
 from build.tools.quality.stored import described, is_quantized, layer_errors, packings
 from build.tools.quality.texts import ROWS, Passages, check_chunks, chunks, open_texts, whole_rows
 from build.tools.variants import BASELINE, VARIANTS, Variant, compile_variant, fitting_variants
-from build.tvm_stage.cpu_levels import NATIVE
 from export.calibration.fixed_text import LENGTH, Text
 from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig, config_parser
@@ -98,7 +97,7 @@ def compile_variants(job: Job, wanted: Sequence[str], baseline: str, context: in
     same = [label for label in labels if _stores(job.changed(changes[label]).config) == _stores(job.config)]
     chunk = 16 if context is None else min(CHUNK, context // 2)
     shape = [f"shape.slots={ROWS}", f"shape.cache_len={context or LENGTH}", f"shape.prefill_chunk={chunk}"]
-    shape.append(f"backend.cpu={NATIVE}")  # they run here and nowhere else
+    shape.append("backend.cpu=native")  # they run here and nowhere else
     names = {label: baseline if label == BASELINE else label for label in labels}
     variants = {
         f"{names[label]} ({OWN})" if label in same else names[label]: compile_variant(
