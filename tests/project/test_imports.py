@@ -154,7 +154,7 @@ ROOMS = {
     "build.tvm_stage": {"build.kernels", "build.packing", "build.rules"},
     "build.shipping": set(),
     "build.tools": {"build.packing"},
-    "build.bench": {"build.kernels", "build.packing", "build.tools"},
+    "build.bench": {"build.kernels", "build.packing", "build.tools", "build.tvm_stage"},
     "cluster.store": set(),
     "cluster.serving": {"cluster.store"},
     "cluster.bench": {"cluster.serving"},
