@@ -37,6 +37,7 @@ class Level:
     in_flight: int  # vectors of sums that a gemv keeps in flight, to hide the latency of a multiply-add
     dots: Mapping[Rounding, Dot] = field(default_factory=dict)  # by the rounding of activations
     words: Mapping[Rounding, WordDot] = field(default_factory=dict)  # for int4, where this is faster than `dots`
+    amx_rows: int | None = None  # from which number of rows on tiles of AMX multiply whole numbers, if it has them
 
 
 # AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1; 256 x 32 weights are 32 kB.
@@ -50,8 +51,11 @@ _SMALL, _LARGE = Tile(rows=6, columns=16, depth=256), Tile(rows=12, columns=32, 
 AVX2: Mapping[Rounding, Dot] = {"int8": AVX2_DOT, "int16": AVX2_DOT}
 WORDS: Mapping[Rounding, WordDot] = {"int8": AVX2_WORDS, "int16": AVX2_WIDE_WORDS}
 VNNI: Mapping[Rounding, Dot] = {"int8": VNNI_DOT, "int16": VNNI_WIDE_DOT}
+_VNNI512 = (*_AVX512, "avx512_vnni")
+_AMX = (*_VNNI512, "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 LEVELS: tuple[Level, ...] = (  # best first
-    Level("avx512-vnni", "cascadelake", (*_AVX512, "avx512_vnni"), lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
+    Level("amx", "sapphirerapids", _AMX, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI, amx_rows=16),
+    Level("avx512-vnni", "cascadelake", _VNNI512, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
     Level("avx512", "x86-64-v4,-prefer-256-bit", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
     Level("avx2", "x86-64-v3", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dots=AVX2, words=WORDS),
     Level("any", "x86-64", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
