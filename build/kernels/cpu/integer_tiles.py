@@ -29,7 +29,7 @@ HALVES = PANEL // COLUMNS  # tiles side by side in a panel
 X_TILES = 2  # at most, at a time
 SUMS = 8 - X_TILES * HALVES  # the first tile of sums; there are eight tiles
 STEP = PANEL * DOT  # weights of a panel in four steps of K
-TOGETHER = 2  # blocks that are folded at a time, so that x, weights and sums stay in the L1 cache
+TOGETHER = 4  # blocks that are folded at a time, so that sums of rows are read and written less often
 DEPTHS = (TILE_BYTES, TILE_BYTES // 2)  # steps of a tile
 
 

@@ -2,10 +2,12 @@
 that is not the matrix's own, and rounded if weights are dynamic.
 """
 
+from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.norm import inverse_rms
+from build.kernels.cpu.vector import exact_quotient, largest_lane
 from build.kernels.shapes import Linear
 from export.static_model.constants import SMALLEST_PEAK
 from runtime.artifact.schemes import ROUNDING_LEVELS
@@ -66,23 +68,27 @@ def rounded_row(level: Level, shape: Linear):
     levels = ROUNDING_LEVELS[shape.weight.rounding]
     together = shape.weight.rounded_together(shape.k)
     lanes = fitting_lanes(level, together)
+    largest, fuses = largest_lane(lanes), "fma" in level.flags
+
+    def quotient(x: Expr, scale: Expr, inverse: Expr) -> Expr:
+        return exact_quotient(x, scale, inverse, lanes) if fuses else x / T.broadcast(scale, lanes)
 
     @T.inline
     def round_row(row, scales, i):
         for g in T.serial(shape.k // together):
             at = g * together
             peak = T.alloc_buffer((lanes,), "float32")
+            inverse = T.alloc_buffer((1,), "float32")
             for v in T.vectorized(lanes):
                 peak[v] = T.float32(0)
             for c in T.serial(together // lanes):
                 for v in T.vectorized(lanes):
                     peak[v] = T.max(peak[v], T.abs(row[at + c * lanes + v]))
-            scales[i, g] = peak[0]
-            for v in T.unroll(lanes):
-                scales[i, g] = T.max(scales[i, g], peak[v])
-            scales[i, g] = (scales[i, g] + T.float32(SMALLEST_PEAK)) / T.float32(levels)
+            scales[i, g] = (largest(peak) + T.float32(SMALLEST_PEAK)) / T.float32(levels)
+            inverse[0] = T.float32(1) / scales[i, g]
             for c in T.serial(together // lanes):
-                for v in T.vectorized(lanes):
-                    row[at + c * lanes + v] = T.nearbyint(row[at + c * lanes + v] / scales[i, g])
+                row[T.ramp(at + c * lanes, 1, lanes)] = T.nearbyint(
+                    quotient(row[T.ramp(at + c * lanes, 1, lanes)], scales[i, g], inverse[0])
+                )
 
     return round_row
