@@ -14,7 +14,9 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 TILE_ROWS, TILE_BYTES = 16, 64
-CONFIGURATION = 64  # bytes, of which the first names the kind of palette; then, tile by tile, two for bytes, one for rows
+CONFIGURATION = (
+    64  # bytes, of which the first names the kind of palette; then, tile by tile, two for bytes, one for rows
+)
 PALETTE, ROW_BYTES_AT, ROWS_AT = 1, 16, 48
 
 

@@ -3,8 +3,8 @@
 Four steps of 16 outputs are a row of a tile, so that half a panel is a column of tiles already. int4 is unpacked into
 that form once for all rows, and so is a panel whose K ends within a tile.
 
-Up to four tiles of sums are in flight: two of x (of neighbouring rows, or the two planes of the same rows) times the two
-of a panel. Measured on Sapphire Rapids (cycles for each product of 16 rows, of which the unit takes 16): sums that are
+Up to four tiles of sums are in flight: two of x (of neighbouring rows, or the two planes of the same rows) times the
+two of a panel. Measured on Sapphire Rapids (cycles for each product of 16 rows, of which the unit takes 16): sums that are
 stored right after their product make the next product wait, 28 to 35; stored when their tile is next needed, with all
 loads in front, 21 to 22; and 60 if x, weights and sums together exceed the L1 cache. Converting and scaling 16 sums
 takes two vector operations, of which only one starts in a cycle while tiles are in use: 32 cycles for each product, so
@@ -77,7 +77,7 @@ def tiles_of(shape: Linear) -> Tiles | None:
 def tile_product(level: Level, shape: Linear, tiles: Tiles):
     """Inline `product(p, total, x, x_scales, x_sums, w, s, z)`: set total (tiles, R, PANEL) to x times panel p."""
     x, lanes = tiles.x, level.lanes
-    unpack = _unpacked_words(shape) if format_of(shape.weight).words else _padded_panel(shape)
+    fill = _unpacked_words(shape) if format_of(shape.weight).words else _padded_panel(shape)
     as_it_lies = not format_of(shape.weight).words and shape.k % x.span == 0
     panels, panel_size = -(-shape.n // PANEL), x.steps * PANEL
     full, rest = divmod(block_count(shape), TOGETHER)
@@ -103,7 +103,7 @@ def tile_product(level: Level, shape: Linear, tiles: Tiles):
             multiply(p, total, x, x_scales, x_sums, flat, p * panel_size, s, z)
         else:
             slab = T.alloc_buffer((panel_size,), "int8")
-            unpack(w, z, p, slab)
+            fill(w, z, p, slab)
             multiply(p, total, x, x_scales, x_sums, slab, 0, s, z)
 
     return product
@@ -208,21 +208,21 @@ def _multiplied_block(shape: Linear, tiles: Tiles):
 
 
 def _padded_panel(shape: Linear):
-    """Inline `unpack(w, z, p, slab)`: panel p of int8. Its steps past K meet zeros of x, whatever they are."""
+    """Inline `fill(w, _z, p, slab)`: panel p of int8. Its steps past K meet zeros of x, whatever they are."""
     steps, panels = -(-shape.k // DOT), -(-shape.n // PANEL)
 
     @T.inline
-    def unpack(w, z, p, slab):
+    def fill(w, _z, p, slab):
         flat = T.decl_buffer((panels * steps * STEP,), "int8", data=w.data)
         for d in T.serial(steps):
             for v in T.vectorized(STEP):
                 slab[d * STEP + v] = flat[(p * steps + d) * STEP + v]
 
-    return unpack
+    return fill
 
 
 def _unpacked_words(shape: Linear):
-    """Inline `unpack(w, z, p, slab)`: panel p of int4, less its offset or zero points."""
+    """Inline `fill(w, z, p, slab)`: panel p of int4, less its offset or zero points."""
     stored, panels, words, block = shape.weight, -(-shape.n // PANEL), shape.k // WORD, block_size(shape)
 
     def zeros(z, p, word, half):
@@ -232,7 +232,7 @@ def _unpacked_words(shape: Linear):
         return T.reinterpret(f"int8x{TILE_BYTES}", found * T.broadcast(T.int32(0x01010101), COLUMNS))
 
     @T.inline
-    def unpack(w, z, p, slab):
+    def fill(w, z, p, slab):
         flat = T.decl_buffer((panels * words * PANEL,), "int32", data=w.data)
         for d in T.serial(words):
             for half in T.unroll(HALVES):
@@ -246,4 +246,4 @@ def _unpacked_words(shape: Linear):
                         & T.broadcast(T.int32(NIBBLES), COLUMNS),
                     ) - zeros(z, p, d, half)
 
-    return unpack
+    return fill

@@ -3,10 +3,20 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from build.kernels.cpu.dot import AVX2_DOT, AVX2_WIDE_WORDS, AVX2_WORDS, VNNI_DOT, VNNI_WIDE_DOT, Dot, WordDot
-from runtime.artifact.cpu import machine_features
+from build.kernels.cpu.dot import (
+    AVX2_DOT,
+    AVX2_WIDE_WORDS,
+    AVX2_WORDS,
+    AVX_VNNI_DOT,
+    AVX_VNNI_WIDE_DOT,
+    VNNI_DOT,
+    VNNI_WIDE_DOT,
+    Dot,
+    WordDot,
+)
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.schemes import Rounding
+from runtime.engines.cpu_level import usable_features
 
 FEW_TILES = 3  # tiles of rows up to which reading weights takes about as long as multiplying them
 
@@ -51,12 +61,14 @@ _SMALL, _LARGE = Tile(rows=6, columns=16, depth=256), Tile(rows=12, columns=32, 
 AVX2: Mapping[Rounding, Dot] = {"int8": AVX2_DOT, "int16": AVX2_DOT}
 WORDS: Mapping[Rounding, WordDot] = {"int8": AVX2_WORDS, "int16": AVX2_WIDE_WORDS}
 VNNI: Mapping[Rounding, Dot] = {"int8": VNNI_DOT, "int16": VNNI_WIDE_DOT}
+AVX_VNNI: Mapping[Rounding, Dot] = {"int8": AVX_VNNI_DOT, "int16": AVX_VNNI_WIDE_DOT}
 _VNNI512 = (*_AVX512, "avx512_vnni")
 _AMX = (*_VNNI512, "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 LEVELS: tuple[Level, ...] = (  # best first
-    Level("amx", "sapphirerapids", _AMX, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI, amx_rows=16),
-    Level("avx512-vnni", "cascadelake", _VNNI512, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
+    Level("amx", "sapphirerapids,-prefer-256-bit", _AMX, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI, amx_rows=16),
+    Level("avx512-vnni", "cascadelake,-prefer-256-bit", _VNNI512, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
     Level("avx512", "x86-64-v4,-prefer-256-bit", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
+    Level("avx-vnni", "alderlake", (*_AVX2, "avx_vnni"), lanes=8, tile=_SMALL, in_flight=8, dots=AVX_VNNI),
     Level("avx2", "x86-64-v3", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dots=AVX2, words=WORDS),
     Level("any", "x86-64", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
 )
@@ -70,7 +82,7 @@ def level_of(cpu_features: Iterable[str]) -> Level:
 
 def runnable_levels() -> tuple[Level, ...]:
     """The levels whose code this machine can run, best first."""
-    have = machine_features()
+    have = usable_features()
     return tuple(level for level in LEVELS if have.issuperset(level.flags))
 
 

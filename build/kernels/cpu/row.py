@@ -71,7 +71,7 @@ def rounded_row(level: Level, shape: Linear):
     largest, fuses = largest_lane(lanes), "fma" in level.flags
 
     def quotient(x: Expr, scale: Expr, inverse: Expr) -> Expr:
-        return exact_quotient(x, scale, inverse, lanes) if fuses else x / T.broadcast(scale, lanes)
+        return exact_quotient(x, scale, inverse) if fuses else x / scale
 
     @T.inline
     def round_row(row, scales, i):
@@ -87,8 +87,7 @@ def rounded_row(level: Level, shape: Linear):
             scales[i, g] = (largest(peak) + T.float32(SMALLEST_PEAK)) / T.float32(levels)
             inverse[0] = T.float32(1) / scales[i, g]
             for c in T.serial(together // lanes):
-                row[T.ramp(at + c * lanes, 1, lanes)] = T.nearbyint(
-                    quotient(row[T.ramp(at + c * lanes, 1, lanes)], scales[i, g], inverse[0])
-                )
+                for v in T.vectorized(lanes):
+                    row[at + c * lanes + v] = T.nearbyint(quotient(row[at + c * lanes + v], scales[i, g], inverse[0]))
 
     return round_row

@@ -41,7 +41,7 @@ def largest_lane(lanes: int):
     """`largest(x)`: the largest of x[: lanes], a power of two, by halves; a TIR expression."""
 
     def largest(x: Any) -> Expr:
-        found, count = x[T.ramp(0, 1, lanes)], lanes
+        found, count = x[T.ramp(0, 1, lanes)] if lanes > 1 else x[0], lanes
         while count > 1:
             count //= 2
             found = T.max(_lanes(found, 0, count), _lanes(found, count, count))
@@ -55,25 +55,19 @@ def _lanes(x: Expr, first: int, count: int) -> Expr:
     return T.Shuffle([x], indices)
 
 
-def exact_quotient(x: Expr, divisor: Expr, inverse: Expr, lanes: int) -> Expr:
-    """x / divisor, correctly rounded, for vectors x and scalars `divisor` and `inverse`, 1 / divisor; a TIR expression.
+def exact_quotient(x: Expr, divisor: Expr, inverse: Expr) -> Expr:
+    """x / divisor, correctly rounded, from `inverse`, 1 / divisor; needs fused multiply-adds.
 
-    Five multiply-adds take a sixth of the time of a division. Markstein, "Computation of elementary functions on the IBM
-    RISC System/6000 processor" (1990): if the inverse is correctly rounded and an estimate is off by less than one unit
+    Five multiply-adds take less time than a division. Markstein, "Computation of elementary functions on the IBM RISC
+    System/6000 processor" (1990): if the inverse is correctly rounded and an estimate is off by less than one unit
     in the last place, then estimate + inverse * (x - estimate * divisor) is the correctly rounded quotient. The first
-    such step brings the product x * inverse, which may be off by two units, so close. Needs fused multiply-adds, and a
-    quotient that neither overflows nor matters where it is subnormal.
+    such step brings the product x * inverse, which may be off by two units, so close. The quotient must not overflow,
+    nor matter where it is subnormal.
     """
-    negative, factor = T.broadcast(T.float32(0) - divisor, lanes), T.broadcast(inverse, lanes)
-    quotient = x * factor
+    quotient = x * inverse
     for _ in range(2):
-        quotient = _fused(_fused(quotient, negative, x, lanes), factor, quotient, lanes)
+        quotient = T.fma(T.fma(quotient, T.float32(0) - divisor, x), inverse, quotient)
     return quotient
-
-
-def _fused(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
-    """The sum of a * b and c, rounded once."""
-    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.fma"), a, b, c, dtype=f"float32x{lanes}")
 
 
 @T.inline
