@@ -17,6 +17,7 @@ from export.weights.table import format_of
 from runtime.artifact.layouts import DOT, PANEL, WORD
 
 STEP = PANEL * DOT  # weights of a panel in four steps of K
+HELD_STEPS = 256  # steps of K that are unpacked at a time, if blocks are not longer
 
 
 def dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
@@ -30,6 +31,9 @@ def dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
     fill, multiply = _slab(shape, dot), _tile_product(level, dot, rows)
     multiply_as_read = _tile_product_from_memory(level, shape, dot, rows)
     add = fold(level, shape, dot.offset, dot.planes, dot.partials)
+
+    # Blocks that are unpacked at a time, so that a row's total is read and written less often, but the slab stays in L1.
+    held = max(HELD_STEPS // block_size(shape), 1)
 
     def count(b):
         return T.min(block_steps, steps - b * block_steps)
@@ -56,14 +60,17 @@ def dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
     @T.inline
     def many_tiles(p, total, x, x_scales, x_sums, w, s, z):
         clear_total(total)
-        for b in T.serial(block_count(shape)):
+        for g in T.serial(-(-block_count(shape) // held)):
             sums = T.alloc_buffer((rows * sums_of_row,), "int32")
-            slab = T.alloc_buffer((block_steps * STEP,), dot.slab_dtype)
-            fill(w, p, b, count(b), slab)
+            slab = T.alloc_buffer((held * block_steps * STEP,), dot.slab_dtype)
+            fill(w, p, g * held, T.min(held * block_steps, steps - g * held * block_steps), slab)
             for m in T.serial(tiles):
-                multiply(x, slab, m * x_steps + b * block_steps, count(b), sums)
-                for r in T.serial(rows):
-                    add(sums, r * sums_of_row, x_scales, x_sums, m * rows + r, s, z, p, b, total)
+                for h in T.serial(T.min(held, block_count(shape) - g * held)):
+                    multiply(
+                        x, slab, h * block_steps, m * x_steps + (g * held + h) * block_steps, count(g * held + h), sums
+                    )
+                    for r in T.serial(rows):
+                        add(sums, r * sums_of_row, x_scales, x_sums, m * rows + r, s, z, p, g * held + h, total)
 
     return few_tiles if tiles <= FEW_TILES else many_tiles
 
@@ -163,7 +170,7 @@ def _flat(shape: Linear, dot: Dot) -> tuple[int, str, Callable[..., Expr]]:
 
 
 def _slab(shape: Linear, dot: Dot):
-    """Inline `fill(w, p, b, count, slab)`: `count` * 4 steps of block b of panel p, as the dot keeps weights."""
+    """Inline `fill(w, p, b, count, slab)`: `count` * 4 steps of panel p from block b on, as the dot keeps weights."""
     steps, block_steps = -(-shape.k // DOT), block_size(shape) // DOT
     vectors, vector = STEP // dot.vector, dot.vector
     each, (size, dtype, kept) = _steps_at_once(shape), _flat(shape, dot)
@@ -182,16 +189,16 @@ def _slab(shape: Linear, dot: Dot):
 
 
 def _tile_product(level: Level, dot: Dot, rows: int):
-    """Inline `multiply(x, slab, x_step, count, sums)`: set sums (R, planes, PANEL * partials) to x times the slab.
+    """Inline `multiply(x, slab, step, x_step, count, sums)`: set sums (R, planes, PANEL * partials) to x times the slab.
 
-    `count` is the number of steps of K, four at a time.
+    `count` is the number of steps of K, four at a time; those of x begin at `x_step`, those of the slab at `step`.
     """
     wide = max(level.tile.columns // level.lanes, 1)  # vectors of weights at a time
     vectors, products = STEP // dot.vector, rows * dot.planes
     clear_sums, store = _cleared(dot, rows, wide), _sums_stored(dot, rows, wide)
 
     @T.inline
-    def multiply(x, slab, x_step, count, sums):
+    def multiply(x, slab, step, x_step, count, sums):
         for c in T.serial(vectors // wide):
             kept = T.alloc_buffer((products * wide * dot.lanes,), "int32")
             clear_sums(kept)
@@ -200,7 +207,7 @@ def _tile_product(level: Level, dot: Dot, rows: int):
                     for i in T.unroll(wide):
                         kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)] = dot.add(
                             kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)],
-                            slab[T.ramp(d * STEP + (c * wide + i) * dot.vector, 1, dot.vector)],
+                            slab[T.ramp((step + d) * STEP + (c * wide + i) * dot.vector, 1, dot.vector)],
                             x,
                             ((x_step + d) * products + r) * DOT,
                         )
