@@ -16,29 +16,21 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from build.bench.formats import FORMATS
 from build.bench.probes import READ_BYTES, Probe, best_reader, peak_probes, read_probes
 from build.bench.timing import Call, compiled, in_turns, tensor
 from build.kernels.cpu.level import Level, runnable_levels
+from build.kernels.cpu.limits import peak_of
 from build.kernels.cpu.linear import linear
 from build.kernels.shapes import Linear
 from build.packing.layout import packed_tensors
 from export.console import console, output
-from export.weights.format import Array, ModelTensor, Storage
-from export.weights.table import format_of, store
+from export.weights.format import Array, ModelTensor
+from export.weights.table import store
 from runtime.bench import counts, cpu_name
 from runtime.benchmarks.spread import Spread
 from runtime.errors import UserError, run_command
 
-FORMATS = {
-    "float32": Storage(dtype="float32"),
-    "bfloat16": Storage(dtype="bfloat16"),
-    "float16": Storage(dtype="float16"),
-    "int8": Storage(dtype="int8"),
-    "int8_dynamic": Storage(dtype="int8", rounding="int8"),
-    "int4": Storage(dtype="int4", group_size=32),
-    "int4_dynamic": Storage(dtype="int4", group_size=32, rounding="int8"),
-    "int4_int16": Storage(dtype="int4", group_size=32, rounding="int16"),
-}
 ROWS = "1,512"
 SIZES = "1024x2048,1024x5632"
 FEW_ROWS = 8  # up to which the weights' bytes are compared with the read limit
@@ -97,12 +89,8 @@ class Limits:
         return [(replace(probe, name="reading"), 1)] * len(levels)
 
     def _peak(self, level: Level, shape: Linear) -> tuple[Probe, int]:
-        found, rounding = self._peaks[level.name], shape.weight.rounding
-        if rounding in level.words and format_of(shape.weight).words:
-            return found["int4 words"], level.words[rounding].planes
-        if rounding in level.dots:
-            return found["int8 dot"], level.dots[rounding].planes
-        return found["float32"], 1
+        name, times = peak_of(level, shape.weight)
+        return self._peaks[level.name][name], times
 
 
 def measure(case: Case, levels: Sequence[Level], limits: Limits, seconds: float) -> list[Timing]:

@@ -12,7 +12,7 @@ from build.kernels.cpu.limits import READERS, Peak, Reader, peaks, read_all
 
 READ_BYTES = 2**29  # of memory that readers go through, piece by piece; more than the part of a cache that we are given
 # Calls are short, so that on a shared machine many of them are not interrupted.
-PIECE = 2**23  # bytes that one call reads
+PIECE = 2**25  # bytes that one call reads, unless told otherwise
 PEAK_OPERATIONS = 2**27  # about as many a thread does in one call
 
 
@@ -29,7 +29,7 @@ class Probe:
         return self.work / min(seconds) / 1e9
 
 
-def read_probes(level: Level, threads: int, chosen: Sequence[Reader] = READERS, piece: int = PIECE) -> list[Probe]:
+def read_probes(level: Level, threads: int, chosen: Sequence[Reader], piece: int = PIECE) -> list[Probe]:
     """Ways of reading, all in the same memory, of which each call reads the next `piece` bytes."""
     pieces = [tensor(np.ones(piece // 4, np.float32)) for _ in range(READ_BYTES // piece)]
     out, turn = tensor(np.zeros(threads * level.lanes, np.float32)), count()
@@ -44,7 +44,7 @@ def read_probes(level: Level, threads: int, chosen: Sequence[Reader] = READERS, 
 
 def best_reader(level: Level, threads: int, seconds: float) -> Reader:
     """The fastest way of reading."""
-    probes = read_probes(level, threads)
+    probes = read_probes(level, threads, READERS)
     samples = in_turns([probe.call for probe in probes], seconds)
     rates = [probe.rate(taken) for probe, taken in zip(probes, samples, strict=True)]
     return READERS[rates.index(max(rates))]

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tvm_ffi
 
+from build.bench.turns import rotated
 from build.compiler import processor_target, tvm
 from build.tvm_stage.target import TVM_TARGETS
 from export.weights.format import Array
@@ -15,7 +16,6 @@ ALIGNMENT = 64  # bytes; generated code relies on it
 HUGE = 2**21  # bytes of a huge page
 
 Call = Callable[[], object]
-Item = TypeVar("Item")
 
 
 def compiled(kernel: Any, processor: str) -> Any:  # noqa: ANN401 (TVM's functions)
@@ -40,12 +40,6 @@ def seconds_of(call: Call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def rotated(items: Sequence[Item], turn: int) -> list[Item]:
-    """The items in their order, from another one on in each turn."""
-    first = turn % len(items)
-    return [*items[first:], *items[:first]]
 
 
 def in_turns(calls: Sequence[Call], seconds: float, least: int = 5) -> list[list[float]]:

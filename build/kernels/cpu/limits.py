@@ -9,26 +9,31 @@ from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.dot import Dot, WordDot
 from build.kernels.cpu.level import Level
-from build.kernels.cpu.vector import AHEAD, LINE, clear, prefetch
+from build.kernels.cpu.vector import LINE, clear, prefetch
+from export.weights.format import Storage
+from export.weights.table import format_of
 from runtime.artifact.layouts import DOT
 
 FLOATS = LINE // 4  # float32 numbers in a cache line
+AHEADS = (0, 512, 2048)  # bytes
 TOGETHER = 4  # cache lines that are read in one step, of one stream or of several
 # Independent sums of a thread: enough for two multiply-adds per cycle with a latency of 4, and they fit in 16
 # registers.
 CHAINS = 10
+FLOAT32, INT8, WORDS = "float32", "int8 dot", "int4 words"  # names of peaks
 DEPTH = 64  # steps whose operands lie in the L1 cache
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One way to read memory: so many runs at once, each in order, with or without prefetching what comes next."""
+    """One way to read memory: so many runs at once, each in order, prefetched so many bytes ahead, or not if 0."""
 
     streams: int
-    prefetches: bool
+    ahead: int
 
     def __str__(self) -> str:
-        return f"{self.streams} stream{'s' * (self.streams > 1)}{', prefetched' * self.prefetches}"
+        runs = f"{self.streams} stream{'s' * (self.streams > 1)}"
+        return f"{runs}, prefetched {self.ahead} bytes ahead" if self.ahead else runs
 
     @property
     def lines(self) -> int:
@@ -44,7 +49,7 @@ class Reader:
         return self.steps(nbytes, threads) * threads * self.streams * self.lines * LINE
 
 
-READERS = tuple(Reader(streams, prefetches) for prefetches in (False, True) for streams in (1, 2, 3, 4, 6, 8))
+READERS = tuple(Reader(streams, ahead) for ahead in AHEADS for streams in (1, 2, 3, 4, 6, 8))
 
 
 def read_all(level: Level, reader: Reader, threads: int, nbytes: int) -> PrimFunc:
@@ -62,9 +67,9 @@ def read_all(level: Level, reader: Reader, threads: int, nbytes: int) -> PrimFun
             for n in T.serial(steps):
                 for s in T.unroll(streams):
                     at = ((thread * streams + s) * steps + n) * width
-                    if reader.prefetches:
+                    if reader.ahead > 0:
                         for line in T.unroll(reader.lines):
-                            prefetch(data, at + AHEAD // 4 + line * FLOATS)
+                            prefetch(data, at + reader.ahead // 4 + line * FLOATS)
                     for i in T.unroll(width // lanes):
                         for v in T.vectorized(lanes):
                             sums[s * width + i * lanes + v] = sums[s * width + i * lanes + v] + data[at + i * lanes + v]
@@ -94,13 +99,23 @@ def peaks(level: Level) -> dict[str, Peak]:
     return {peak.name: peak for peak in found}
 
 
+def peak_of(level: Level, stored: Storage) -> tuple[str, int]:
+    """The name of the peak that limits a product with such weights, and how often it does each multiplication."""
+    rounding = stored.rounding
+    if rounding in level.words and format_of(stored).words:
+        return WORDS, level.words[rounding].planes
+    if rounding in level.dots:
+        return INT8, level.dots[rounding].planes
+    return FLOAT32, 1
+
+
 def _float32(level: Level) -> Peak:
     lanes = level.lanes
 
     def make(threads: int, passes: int) -> PrimFunc:
         return multiply_add(level, threads, CHAINS, passes * DEPTH)
 
-    return Peak("float32", make, ((2 * lanes, "float32"),), (lanes, "float32"), 2 * DEPTH * CHAINS * lanes)
+    return Peak(FLOAT32, make, ((2 * lanes, "float32"),), (lanes, "float32"), 2 * DEPTH * CHAINS * lanes)
 
 
 def multiply_add(level: Level, threads: int, chains: int, steps: int) -> PrimFunc:
@@ -141,13 +156,13 @@ class _Multiply:
 
 def _dot_peak(level: Level, dot: Dot) -> Peak:
     found = _Multiply((dot.lanes, "int32"), (dot.vector, dot.slab_dtype), dot.x_dtype, dot.vector, dot.add)
-    return _tile_peak("int8 dot", level, found)
+    return _tile_peak(INT8, level, found)
 
 
 def _word_peak(level: Level, words: WordDot) -> Peak:
     lanes = words.lanes
     found = _Multiply((2 * lanes, "int16"), (lanes, "int32"), "int8", lanes * DOT, words.add)
-    return _tile_peak("int4 words", level, found)
+    return _tile_peak(WORDS, level, found)
 
 
 def _tile_peak(name: str, level: Level, by: _Multiply) -> Peak:
