@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from build.compiler import codegen, tvm
 from build.kernels.cpu.level import LEVELS, level_of
-from runtime.artifact.cpu import cpuinfo_flags, machine_features, missing_features
+from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.manifest import CpuLevel
+from runtime.engines.cpu_level import usable_features
 from runtime.errors import UserError
 
 NATIVE = "native"
@@ -30,7 +31,7 @@ def native_cpu() -> str:
     LLVM knows processors by their model numbers, which virtual machines change. If the one that it names has not the
     level that the machine's flags allow, the answer is the processor that this level's kernels are written for.
     """
-    detected, have = str(codegen.llvm_get_system_cpu()), machine_features()
+    detected, have = str(codegen.llvm_get_system_cpu()), usable_features()
     fitting = next(level for level in LEVELS if not missing_features(level.flags, have))
     features = _features_of(detected)
     if level_of(features) is fitting and not missing_features(features, have):

@@ -16,8 +16,8 @@ from build.tvm_stage.level_libraries import LevelTask, _compile_unless_known, en
 from build.tvm_stage.target import target_spec
 from export.configuration.config import BackendConfig
 from runtime.artifact.consistency import library_file
-from runtime.artifact.cpu import machine_features, missing_features
-from runtime.engines.cpu_level import VARIABLE, chosen_level, missing_of
+from runtime.artifact.cpu import missing_features
+from runtime.engines.cpu_level import VARIABLE, chosen_level, missing_of, usable_features
 from runtime.engines.engine import Engine
 from runtime.errors import UserError
 from tests.helpers.artifacts import bound, onnx_shifted, random_ids
@@ -49,14 +49,14 @@ def test_a_level_that_is_named_twice_is_one():
 def test_native_is_the_best_that_this_machine_has():
     """Whatever LLVM takes the machine for."""
     (level,) = cpu_levels(["native"])
-    have = machine_features()
+    have = usable_features()
     assert not missing_features(level.features, have)
     assert level_of(level.features) is level_of(have)
 
 
 def test_native_where_llvm_takes_the_machine_for_an_older_one(monkeypatch):
     monkeypatch.setattr(module.codegen, "llvm_get_system_cpu", lambda: "nehalem")
-    monkeypatch.setattr(module, "machine_features", lambda: frozenset(LEVELS[-2].flags))
+    monkeypatch.setattr(module, "usable_features", lambda: frozenset(LEVELS[-2].flags))
     assert native_cpu() == LEVELS[-2].processor == "x86-64-v3"
 
 
