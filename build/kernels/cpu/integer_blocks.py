@@ -34,10 +34,15 @@ def word_offset(stored: Storage) -> int:
     return WORD_ZERO if stored.offsets == "none" else 0
 
 
-def block_part(shape: Linear, above: int, zero_points: bool, planes: int, partials: int):
+def above_value(stored: Storage, kept_above: int) -> int:
+    """How far numbers are above their value where they are multiplied; of a byte, `kept_above`."""
+    return word_offset(stored) if format_of(stored).words else kept_above
+
+
+def block_part(shape: Linear, above: int, zero_points: bool, planes: int, partials: int, columns: int = PANEL):
     """`part(sums, at, x_scales, x_sums, row, s, z, p, b, column)`: what a block adds to an output; a TIR expression.
 
-    The sums (planes, PANEL * partials) of the row begin at `at`. They are of weights `above` their values, and, with
+    The sums (planes, columns * partials) of the row begin at `at`. They are of weights `above` their values, and, with
     `zero_points`, by their group's zero point more. What is due to that is subtracted first; a minimum is added as
     often as the block's numbers of x say.
     """
@@ -51,7 +56,7 @@ def block_part(shape: Linear, above: int, zero_points: bool, planes: int, partia
     def whole(sums, at, column):
         if planes == 1:
             return plane(sums, at, column)
-        return (plane(sums, at, column) << 8) + plane(sums, at + PANEL * partials, column)
+        return (plane(sums, at, column) << 8) + plane(sums, at + columns * partials, column)
 
     def exact(sums, at, x_sums, row, z, p, b, column):
         found = whole(sums, at, column)
@@ -83,8 +88,7 @@ def fold(level: Level, shape: Linear, kept_above: int, planes: int, partials: in
     total is (rows, PANEL). Numbers of a byte are `kept_above` their value.
     """
     stored, lanes, parts = shape.weight, level.lanes, PANEL // level.lanes
-    above = word_offset(stored) if format_of(stored).words else kept_above
-    part = block_part(shape, above, stored.zero_points, planes, partials)
+    part = block_part(shape, above_value(stored, kept_above), stored.zero_points, planes, partials)
 
     @T.inline
     def add(sums, at, x_scales, x_sums, row, s, z, p, b, total):

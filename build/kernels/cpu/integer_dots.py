@@ -7,7 +7,7 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.dot import NIBBLES, Dot
-from build.kernels.cpu.integer_blocks import block_count, block_size, fold
+from build.kernels.cpu.integer_blocks import above_value, block_count, block_part, block_size, fold
 from build.kernels.cpu.integer_row import padded_steps
 from build.kernels.cpu.level import FEW_TILES, Level, sums_beside_prefetches
 from build.kernels.cpu.panels import ITEMSIZE
@@ -28,11 +28,10 @@ def dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
     block_steps, steps, x_steps = block_size(shape) // DOT, -(-shape.k // DOT), padded_steps(shape.k, DOT) // DOT
     vectors = tiles * rows * PANEL // level.lanes
     sums_of_row = dot.planes * PANEL * dot.partials
-    fill, multiply = _slab(shape, dot), _tile_product(level, dot, rows)
+    fill, add_tile = _slab(shape, dot), _added_tile(level, shape, dot, rows)
     multiply_as_read = _tile_product_from_memory(level, shape, dot, rows)
     add = fold(level, shape, dot.offset, dot.planes, dot.partials)
-
-    # Blocks that are unpacked at a time, so that a row's total is read and written less often, but the slab stays in L1.
+    # Blocks that are unpacked at a time: the more, the less often a row's total is read; the slab stays in the L1 cache.
     held = max(HELD_STEPS // block_size(shape), 1)
 
     def count(b):
@@ -61,16 +60,25 @@ def dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
     def many_tiles(p, total, x, x_scales, x_sums, w, s, z):
         clear_total(total)
         for g in T.serial(-(-block_count(shape) // held)):
-            sums = T.alloc_buffer((rows * sums_of_row,), "int32")
             slab = T.alloc_buffer((held * block_steps * STEP,), dot.slab_dtype)
             fill(w, p, g * held, T.min(held * block_steps, steps - g * held * block_steps), slab)
             for m in T.serial(tiles):
                 for h in T.serial(T.min(held, block_count(shape) - g * held)):
-                    multiply(
-                        x, slab, h * block_steps, m * x_steps + (g * held + h) * block_steps, count(g * held + h), sums
+                    add_tile(
+                        x,
+                        slab,
+                        h * block_steps,
+                        m * x_steps + (g * held + h) * block_steps,
+                        count(g * held + h),
+                        x_scales,
+                        x_sums,
+                        m * rows,
+                        s,
+                        z,
+                        p,
+                        g * held + h,
+                        total,
                     )
-                    for r in T.serial(rows):
-                        add(sums, r * sums_of_row, x_scales, x_sums, m * rows + r, s, z, p, g * held + h, total)
 
     return few_tiles if tiles <= FEW_TILES else many_tiles
 
@@ -188,29 +196,49 @@ def _slab(shape: Linear, dot: Dot):
     return fill
 
 
-def _tile_product(level: Level, dot: Dot, rows: int):
-    """Inline `multiply(x, slab, step, x_step, count, sums)`: set sums (R, planes, PANEL * partials) to x times the slab.
+def _added_tile(level: Level, shape: Linear, dot: Dot, rows: int):
+    """Inline `add(x, slab, step, x_step, count, x_scales, x_sums, row, s, z, p, b, total)`.
 
-    `count` is the number of steps of K, four at a time; those of x begin at `x_step`, those of the slab at `step`.
+    It adds block b, of a tile of x times the slab, to total[row :]. `count` is the number of steps of K, four at a time;
+    those of x begin at `x_step`, those of the slab at `step`. Sums stay in registers until they are floats.
     """
     wide = max(level.tile.columns // level.lanes, 1)  # vectors of weights at a time
-    vectors, products = STEP // dot.vector, rows * dot.planes
-    clear_sums, store = _cleared(dot, rows, wide), _sums_stored(dot, rows, wide)
+    vectors, products, planes = STEP // dot.vector, rows * dot.planes, dot.planes
+    lanes, columns = dot.lanes, wide * dot.columns
+    above = above_value(shape.weight, dot.offset)
+    part = block_part(shape, above, shape.weight.zero_points, planes, dot.partials, columns)
+    clear_sums = _cleared(dot, rows, wide)
 
     @T.inline
-    def multiply(x, slab, step, x_step, count, sums):
+    def add(x, slab, step, x_step, count, x_scales, x_sums, row, s, z, p, b, total):
         for c in T.serial(vectors // wide):
-            kept = T.alloc_buffer((products * wide * dot.lanes,), "int32")
+            kept = T.alloc_buffer((products * wide * lanes,), "int32")
             clear_sums(kept)
             for d in T.serial(count):
                 for r in T.unroll(products):
                     for i in T.unroll(wide):
-                        kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)] = dot.add(
-                            kept[T.ramp((r * wide + i) * dot.lanes, 1, dot.lanes)],
+                        kept[T.ramp((r * wide + i) * lanes, 1, lanes)] = dot.add(
+                            kept[T.ramp((r * wide + i) * lanes, 1, lanes)],
                             slab[T.ramp((step + d) * STEP + (c * wide + i) * dot.vector, 1, dot.vector)],
                             x,
                             ((x_step + d) * products + r) * DOT,
                         )
-            store(kept, sums, c)
+            for r in T.unroll(rows):
+                for i in T.unroll(columns // level.lanes):
+                    for v in T.vectorized(level.lanes):
+                        total[(row + r) * PANEL + c * columns + i * level.lanes + v] = total[
+                            (row + r) * PANEL + c * columns + i * level.lanes + v
+                        ] + part(
+                            kept,
+                            (r * planes * columns - c * columns) * dot.partials,
+                            x_scales,
+                            x_sums,
+                            row + r,
+                            s,
+                            z,
+                            p,
+                            b,
+                            c * columns + i * level.lanes + v,
+                        )
 
-    return multiply
+    return add
