@@ -31,7 +31,7 @@ def dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
     fill, add_tile = _slab(shape, dot), _added_tile(level, shape, dot, rows)
     multiply_as_read = _tile_product_from_memory(level, shape, dot, rows)
     add = fold(level, shape, dot.offset, dot.planes, dot.partials)
-    # Blocks that are unpacked at a time: the more, the less often a row's total is read; the slab stays in the L1 cache.
+    # Blocks that are unpacked at a time: the more, the less often totals are read; the slab stays in the L1 cache.
     held = max(HELD_STEPS // block_size(shape), 1)
 
     def count(b):
@@ -199,8 +199,8 @@ def _slab(shape: Linear, dot: Dot):
 def _added_tile(level: Level, shape: Linear, dot: Dot, rows: int):
     """Inline `add(x, slab, step, x_step, count, x_scales, x_sums, row, s, z, p, b, total)`.
 
-    It adds block b, of a tile of x times the slab, to total[row :]. `count` is the number of steps of K, four at a time;
-    those of x begin at `x_step`, those of the slab at `step`. Sums stay in registers until they are floats.
+    It adds block b, of a tile of x times the slab, to total[row :]. `count` is the number of steps of K, four at a
+    time; those of x begin at `x_step`, those of the slab at `step`. Sums stay in registers until they are floats.
     """
     wide = max(level.tile.columns // level.lanes, 1)  # vectors of weights at a time
     vectors, products, planes = STEP // dot.vector, rows * dot.planes, dot.planes

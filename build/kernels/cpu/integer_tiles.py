@@ -4,11 +4,11 @@ Four steps of 16 outputs are a row of a tile, so that half a panel is a column o
 that form once for all rows, and so is a panel whose K ends within a tile.
 
 Up to four tiles of sums are in flight: two of x (of neighbouring rows, or the two planes of the same rows) times the
-two of a panel. Measured on Sapphire Rapids (cycles for each product of 16 rows, of which the unit takes 16): sums that
-are stored right after their product make the next product wait, 28 to 35; stored when their tile is next needed, with
-all loads in front, 21 to 22; and up to 64 if x, weights and sums together exceed the L1 cache. Converting and scaling 16 sums
-takes two vector operations, of which only one starts in a cycle while tiles are in use: 32 cycles for each product, so
-that this, and not the product, is the limit where groups are as short as a tile.
+two of a panel. Measured on Sapphire Rapids, in cycles for each product of 16 rows, of which the unit takes 16: sums
+that are stored right after their product make the next product wait, 28 to 35; stored when their tile is next needed,
+with all loads in front, 21 to 22; and up to 64 if x, weights and sums together exceed the L1 cache. Converting and
+scaling the sums takes two vector operations for each 16 of them, of which only one starts in a cycle while tiles are in
+use: 32 cycles for each product, so that this, and not the product, is the limit where groups are as short as a tile.
 """
 
 from dataclasses import dataclass
