@@ -205,6 +205,7 @@ def _added_tile(level: Level, shape: Linear, dot: Dot, rows: int):
     wide = max(level.tile.columns // level.lanes, 1)  # vectors of weights at a time
     vectors, products, planes = STEP // dot.vector, rows * dot.planes, dot.planes
     lanes, columns = dot.lanes, wide * dot.columns
+    width = min(level.lanes, columns)
     above = above_value(shape.weight, dot.offset)
     part = block_part(shape, above, shape.weight.zero_points, planes, dot.partials, columns)
     clear_sums = _cleared(dot, rows, wide)
@@ -224,10 +225,10 @@ def _added_tile(level: Level, shape: Linear, dot: Dot, rows: int):
                             ((x_step + d) * products + r) * DOT,
                         )
             for r in T.unroll(rows):
-                for i in T.unroll(columns // level.lanes):
-                    for v in T.vectorized(level.lanes):
-                        total[(row + r) * PANEL + c * columns + i * level.lanes + v] = total[
-                            (row + r) * PANEL + c * columns + i * level.lanes + v
+                for i in T.unroll(columns // width):
+                    for v in T.vectorized(width):
+                        total[(row + r) * PANEL + c * columns + i * width + v] = total[
+                            (row + r) * PANEL + c * columns + i * width + v
                         ] + part(
                             kept,
                             (r * planes * columns - c * columns) * dot.partials,
@@ -238,7 +239,7 @@ def _added_tile(level: Level, shape: Linear, dot: Dot, rows: int):
                             z,
                             p,
                             b,
-                            c * columns + i * level.lanes + v,
+                            c * columns + i * width + v,
                         )
 
     return add
