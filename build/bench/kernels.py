@@ -89,7 +89,7 @@ class Limits:
         return [(replace(probe, name="reading"), 1)] * len(levels)
 
     def _peak(self, level: Level, shape: Linear) -> tuple[Probe, int]:
-        name, times = peak_of(level, shape.weight)
+        name, times = peak_of(level, shape.weight, shape.rows)
         return self._peaks[level.name][name], times
 
 
