@@ -118,20 +118,26 @@ def compiled(job: Job, scheme: str, task: Task, model: str = "") -> tuple[list[C
     command = our_command(variant.artifact.folder, task)
     operations = flops_per_token(config)
     held = held_levels(task.levels, variant.artifact.manifest.target.levels)
-    return [_at_level(scheme, level, command, seconds, model, operations) for level in held], variant.job
+    rows = workload.prompt_tokens[0]
+    entries = [
+        Contender(
+            *(OURS, scheme, command, seconds, model, level),
+            peak=_peak(level, own.format, rows),
+            operations=operations,
+            environment={} if level == BEST else {VARIABLE: level},
+        )
+        for level in held
+    ]
+    return entries, variant.job
 
 
-def _at_level(
-    scheme: str, level: str, command: tuple[str, ...], compile_s: float, model: str, operations: float
-) -> Contender:
+def _peak(level: str, format_name: str, rows: int) -> PeakShare:
     from build.bench.formats import FORMATS
     from build.bench.levels import kernel_level
     from build.kernels.cpu.limits import peak_of
 
     found = kernel_level(level)
-    peak = PeakShare(found.name, *peak_of(found, FORMATS[SCHEMES[scheme].format]))
-    forced = {} if level == BEST else {VARIABLE: level}
-    return Contender(OURS, scheme, command, compile_s, model, level, peak, operations, forced)
+    return PeakShare(found.name, *peak_of(found, FORMATS[format_name], rows))
 
 
 def our_command(artifact: Path, task: Task) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from build.kernels.cpu.limits import READERS, Peak, Reader, peaks, read_all
 READ_BYTES = 2**29  # of memory that readers go through, piece by piece; more than the part of a cache that we are given
 # Calls are short, so that on a shared machine many of them are not interrupted.
 PIECE = 2**25  # bytes that one call reads, unless told otherwise
-PEAK_OPERATIONS = 2**27  # about as many a thread does in one call
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +55,8 @@ def peak_probes(level: Level, threads: int) -> dict[str, Probe]:
 
 
 def _peak_probe(level: Level, threads: int, peak: Peak) -> Probe:
-    passes = max(PEAK_OPERATIONS // peak.operations, 1)
     arguments = [tensor(np.ones(size, dtype)) for size, dtype in peak.arguments]
     size, dtype = peak.out
     out = tensor(np.zeros(threads * size, dtype))
-    kernel = compiled(peak.kernel(threads, passes), level.processor)
-    return Probe(peak.name, lambda: kernel(*arguments, out), threads * passes * peak.operations)
+    kernel = compiled(peak.kernel(threads, peak.passes), level.processor)
+    return Probe(peak.name, lambda: kernel(*arguments, out), threads * peak.passes * peak.operations)

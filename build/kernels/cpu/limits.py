@@ -7,9 +7,9 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu.amx import TILE_BYTES, TILE_ROWS, clear_tile, configured, multiply_tiles, release
 from build.kernels.cpu.dot import Dot, WordDot
 from build.kernels.cpu.level import Level
+from build.kernels.cpu.tile_limits import INT32S, OPERATIONS, PRODUCTS, TILE, multiply_tiles_again
 from build.kernels.cpu.vector import LINE, clear, prefetch
 from export.weights.format import Storage
 from export.weights.table import format_of
@@ -21,7 +21,7 @@ TOGETHER = 4  # cache lines that are read in one step, of one stream or of sever
 # Independent sums of a thread: enough for two multiply-adds per cycle with a latency of 4, and they fit in 16
 # registers.
 CHAINS = 10
-FLOAT32, INT8, WORDS, TILES = "float32", "int8 dot", "int4 words", "int8 tiles"  # names of peaks
+FLOAT32, INT8, WORDS, AMX = "float32", "int8 dot", "int4 words", "AMX int8"  # names of peaks
 DEPTH = 64  # steps whose operands lie in the L1 cache
 
 
@@ -88,31 +88,26 @@ class Peak:
     arguments: tuple[tuple[int, str], ...]  # sizes and dtypes of its inputs; then comes `out`
     out: tuple[int, str]  # of each thread
     operations: int  # of each thread in one pass
+    passes: int  # of one call, which takes about half a millisecond: not interrupted often, nor is its start felt
 
 
 def peaks(level: Level) -> dict[str, Peak]:
-    """The peaks of a level, by their names.
-
-    They are of float32, of its dot product of int8 and, where there are such, of int4 and of tiles.
-    """
+    """The peaks of a level, by their names: float32, dot products of int8 and int4, and AMX, as far as it has them."""
     found = [_float32(level)]
     if (dot := level.dots.get("int8")) is not None:
         found.append(_dot_peak(level, dot))
     if (words := level.words.get("int8")) is not None:
         found.append(_word_peak(level, words))
     if level.amx_rows is not None:
-        found.append(Peak(TILES, _amx, (), (1, "int32"), 2 * DEPTH * TILE_ROWS * TILE_BYTES * TILE_BYTES // DOT))
+        found.append(_amx_peak())
     return {peak.name: peak for peak in found}
 
 
-def peak_of(level: Level, stored: Storage, rows: int | None = None) -> tuple[str, int]:
-    """The name of the peak that limits a product with such weights, and how often it does each multiplication.
-
-    `rows` are those of x; None: many.
-    """
+def peak_of(level: Level, stored: Storage, rows: int) -> tuple[str, int]:
+    """The name of the peak that limits a product of so many rows, and how often it does each multiplication."""
     rounding = stored.rounding
-    if rounding in level.dots and level.amx_rows is not None and (rows is None or rows >= level.amx_rows):
-        return TILES, level.dots[rounding].planes
+    if rounding in level.dots and level.amx_rows is not None and rows >= level.amx_rows:
+        return AMX, level.dots[rounding].planes
     if rounding in level.words and format_of(stored).words:
         return WORDS, level.words[rounding].planes
     if rounding in level.dots:
@@ -126,7 +121,7 @@ def _float32(level: Level) -> Peak:
     def make(threads: int, passes: int) -> PrimFunc:
         return multiply_add(level, threads, CHAINS, passes * DEPTH)
 
-    return Peak(FLOAT32, make, ((2 * lanes, "float32"),), (lanes, "float32"), 2 * DEPTH * CHAINS * lanes)
+    return Peak(FLOAT32, make, ((2 * lanes, "float32"),), (lanes, "float32"), 2 * DEPTH * CHAINS * lanes, passes=4096)
 
 
 def multiply_add(level: Level, threads: int, chains: int, steps: int) -> PrimFunc:
@@ -176,6 +171,13 @@ def _word_peak(level: Level, words: WordDot) -> Peak:
     return _tile_peak(WORDS, level, found)
 
 
+def _amx_peak() -> Peak:
+    def make(threads: int, passes: int) -> PrimFunc:
+        return multiply_tiles_again(threads, passes * DEPTH)
+
+    return Peak(AMX, make, ((2 * TILE, "int8"),), (INT32S, "int32"), DEPTH * PRODUCTS * OPERATIONS, passes=128)
+
+
 def _tile_peak(name: str, level: Level, by: _Multiply) -> Peak:
     """Peak of a tile of sums in registers, whose operands come from the L1 cache."""
     rows, vectors = level.tile.rows, level.tile.columns // level.lanes
@@ -184,28 +186,7 @@ def _tile_peak(name: str, level: Level, by: _Multiply) -> Peak:
     def make(threads: int, passes: int) -> PrimFunc:
         return _tile(by, rows, vectors, threads, passes)
 
-    return Peak(name, make, sizes, by.sums, 2 * DEPTH * rows * vectors * by.products)
-
-
-def _amx(threads: int, passes: int) -> PrimFunc:
-    """Kernel to out (threads,): full tiles of int8, whose four tiles of sums take turns."""
-    sums, x, weights = (0, 1, 2, 3), 4, 5
-    configure = configured([(TILE_ROWS, TILE_BYTES)] * 6)
-
-    @T.prim_func
-    def kernel(out: T.Buffer((threads,), "int32")):
-        T.func_attr({"tirx.noalias": True})
-        for thread in T.parallel(threads):
-            configure()
-            for tile in T.unroll(6):
-                clear_tile(tile)
-            for _ in T.serial(passes * DEPTH // len(sums)):
-                for tile in T.unroll(len(sums)):
-                    multiply_tiles(tile, x, weights)
-            release()
-            out[thread] = 0
-
-    return kernel
+    return Peak(name, make, sizes, by.sums, 2 * DEPTH * rows * vectors * by.products, passes=1024)
 
 
 def _tile(by: _Multiply, rows: int, vectors: int, threads: int, passes: int) -> PrimFunc:
