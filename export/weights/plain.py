@@ -73,4 +73,13 @@ FLOAT16 = Format(
     working_bytes=2,
     kept_bytes=2,
 )
-BFLOAT16 = Format(_specs, _store_bfloat16, _load, _cast, {"panels": BFLOAT16_PANELS}, working_bytes=2, kept_bytes=2)
+BFLOAT16 = Format(
+    _specs,
+    _store_bfloat16,
+    _load,
+    _cast,
+    {"panels": BFLOAT16_PANELS},
+    roundings=("bfloat16",),
+    working_bytes=2,
+    kept_bytes=2,
+)
