@@ -131,8 +131,7 @@ def _added_runs(dot: PairDot, rows: int, together: int, columns: int, run: int):
                         total[T.ramp(at, 1, lanes)] = kept[T.ramp((r * parts + i) * lanes, 1, lanes)]
                     else:
                         total[T.ramp(at, 1, lanes)] = (
-                            total[T.ramp(at, 1, lanes)]
-                            + kept[T.ramp((t * vectors + r * parts + i) * lanes, 1, lanes)]
+                            total[T.ramp(at, 1, lanes)] + kept[T.ramp((t * vectors + r * parts + i) * lanes, 1, lanes)]
                         )
 
     return add_runs

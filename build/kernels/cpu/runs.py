@@ -105,7 +105,9 @@ def _fetched_step(shape: Linear, fetches: bool):
     return fetch
 
 
-def _piece_product(level: Level, rows: int, together: int, columns: int, run: int, turn: int, fetch: Callable[..., Any]):
+def _piece_product(
+    level: Level, rows: int, together: int, columns: int, run: int, turn: int, fetch: Callable[..., Any]
+):
     """Inline `multiply(w, p, x, m, start, count, sums, weight)`: go on with the sums of tile m.
 
     sums is (runs, tiles * R * PANEL). From `start` on, `count` steps are added, `turn` at a time, and as many of the
