@@ -5,6 +5,7 @@ from export.weights.format import Storage
 FORMATS = {
     "float32": Storage(dtype="float32"),
     "bfloat16": Storage(dtype="bfloat16"),
+    "bf16_dot": Storage(dtype="bfloat16", rounding="bfloat16"),
     "float16": Storage(dtype="float16"),
     "int8": Storage(dtype="int8"),
     "int8_dynamic": Storage(dtype="int8", rounding="int8"),

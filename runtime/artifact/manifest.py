@@ -12,7 +12,7 @@ import msgspec
 from runtime.artifact.build_number import LARGEST
 from runtime.artifact.caches import CACHE_NAMES, RING_BLOCK
 from runtime.artifact.rotary import QueryScaling, RopeScaling
-from runtime.artifact.schemes import DEFAULT_METHOD, SCHEMES, Rounding, RoundingMethod, SchemeName
+from runtime.artifact.schemes import COARSEST_FIRST, DEFAULT_METHOD, SCHEMES, Rounding, RoundingMethod, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
@@ -222,13 +222,14 @@ class Quantization(Record, frozen=True):
     def rounding(self) -> Rounding:
         """The coarsest rounding of activations."""
         found = {self.rounding_of(name) for name in (self.scheme, *([self.keep_scheme] if self.keep else []))}
-        return next(rounding for rounding in ("int8", "int16", "none") if rounding in found)
+        return next(rounding for rounding in COARSEST_FIRST if rounding in found)
 
     def rounding_of(self, scheme: SchemeName) -> Rounding:
         """How activations are rounded before products with the weights that a scheme stores."""
-        if SCHEMES[scheme].dynamic:
-            return "int8"
-        return "int16" if SCHEMES[scheme].carries and self.whole_products else "none"
+        chosen = SCHEMES[scheme]
+        if chosen.rounding != "none":
+            return chosen.rounding
+        return "int16" if chosen.carries and self.whole_products else "none"
 
     @property
     def carries(self) -> bool:

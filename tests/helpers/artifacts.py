@@ -100,12 +100,12 @@ CASES = {
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "head_dim": 64},
         {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "int4"}},
     ),
-    # bfloat16 weights, float16 caches, two layers of which the last is kept in int4
+    # bfloat16 weights and activations, float16 caches, two layers of which the last is kept in int4
     "bf16": Case(
         {"sliding_window": WINDOW},
         {
             "shape": {"prefill_chunk": 4, "cache_len": CACHE_LEN},
-            "quantize": {"keep": ["last"], "keep_scheme": "int4"},
+            "quantize": {"scheme": "bf16_dot", "keep": ["last"], "keep_scheme": "int4"},
             "backend": {"dtype": "bf16"},
         },
     ),

@@ -55,7 +55,7 @@ FUSED = {
 
 
 # Levels with an instruction that the compiler cannot replace by others.
-OWN_INSTRUCTIONS = ("amx", "avx512-vnni", "avx-vnni")
+OWN_INSTRUCTIONS = ("amx", "avx512-bf16", "avx512-vnni", "avx-vnni")
 
 
 def skip_unless_runnable(level):

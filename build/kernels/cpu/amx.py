@@ -77,3 +77,9 @@ def store_tile(tile, buffer, at, row_bytes):
 def multiply_tiles(sums, x, weights):
     """sums += x times weights, all of them signed."""
     T.evaluate(_instruction("tdpbssd", T.Cast("int8", sums), T.Cast("int8", x), T.Cast("int8", weights)))
+
+
+@T.inline
+def multiply_bfloat16_tiles(sums, x, weights):
+    """sums += x times weights, of pairs of bfloat16 and float32 sums."""
+    T.evaluate(_instruction("tdpbf16ps", T.Cast("int8", sums), T.Cast("int8", x), T.Cast("int8", weights)))

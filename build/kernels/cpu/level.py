@@ -14,6 +14,7 @@ from build.kernels.cpu.dot import (
     Dot,
     WordDot,
 )
+from build.kernels.cpu.pair_dot import AVX512_PAIR_DOT, PairDot
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.schemes import Rounding
 from runtime.engines.cpu_level import usable_features
@@ -48,6 +49,8 @@ class Level:
     dots: Mapping[Rounding, Dot] = field(default_factory=dict)  # by the rounding of activations
     words: Mapping[Rounding, WordDot] = field(default_factory=dict)  # for int4, where this is faster than `dots`
     amx_rows: int | None = None  # from which number of rows on tiles of AMX multiply whole numbers, if it has them
+    pair_dots: Mapping[Rounding, PairDot] = field(default_factory=dict)  # for bfloat16, by the rounding of activations
+    pair_tiles: bool = False  # whether tiles of AMX multiply bfloat16 by activations that are rounded to it
 
 
 # AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1; 256 x 32 weights are 32 kB.
@@ -63,9 +66,31 @@ WORDS: Mapping[Rounding, WordDot] = {"int8": AVX2_WORDS, "int16": AVX2_WIDE_WORD
 VNNI: Mapping[Rounding, Dot] = {"int8": VNNI_DOT, "int16": VNNI_WIDE_DOT}
 AVX_VNNI: Mapping[Rounding, Dot] = {"int8": AVX_VNNI_DOT, "int16": AVX_VNNI_WIDE_DOT}
 _VNNI512 = (*_AVX512, "avx512_vnni")
-_AMX = (*_VNNI512, "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+PAIRS: Mapping[Rounding, PairDot] = {"bfloat16": AVX512_PAIR_DOT}
+_BF16 = (*_VNNI512, "avx512_bf16")
+_AMX = (*_BF16, "amx_tile", "amx_int8", "amx_bf16")
 LEVELS: tuple[Level, ...] = (  # best first
-    Level("amx", "sapphirerapids,-prefer-256-bit", _AMX, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI, amx_rows=16),
+    Level(
+        "amx",
+        "sapphirerapids,-prefer-256-bit",
+        _AMX,
+        lanes=16,
+        tile=_LARGE,
+        in_flight=8,
+        dots=VNNI,
+        amx_rows=16,
+        pair_tiles=True,
+    ),
+    Level(
+        "avx512-bf16",
+        "cooperlake,-prefer-256-bit",
+        _BF16,
+        lanes=16,
+        tile=_LARGE,
+        in_flight=8,
+        dots=VNNI,
+        pair_dots=PAIRS,
+    ),
     Level("avx512-vnni", "cascadelake,-prefer-256-bit", _VNNI512, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
     Level("avx512", "x86-64-v4,-prefer-256-bit", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
     Level("avx-vnni", "alderlake", (*_AVX2, "avx_vnni"), lanes=8, tile=_SMALL, in_flight=8, dots=AVX_VNNI),

@@ -17,6 +17,7 @@ LINE = 64  # bytes in a cache line
 # 256, 20 without; float32 30 without, 25 with 1024.
 AHEAD, NEAR = 2048, 256
 READ, SOON, DATA = T.int32(0), T.int32(3), T.int32(1)  # operands of LLVM's prefetch
+INFINITY = 0x7F800000  # the bits of float32's
 SMALLEST, LARGEST = -87.33, 88.37  # the argument is clamped: beyond, the result would not be a normal number
 
 
@@ -100,6 +101,18 @@ def prefetch(buffer, *index):
             T.llvm_lookup_intrinsic_id("llvm.prefetch"), T.address_of(buffer[index]), READ, SOON, DATA, dtype="void"
         )
     )
+
+
+def as_bfloat16(x: Expr) -> Expr:
+    """A float32 rounded to bfloat16, half to even, as float32; a TIR expression.
+
+    What the lower half of the bits holds is carried into the upper half, or cut off. A NaN, which a carry could turn
+    into a number, becomes a quiet one.
+    """
+    bits = T.reinterpret("uint32", x)
+    carried = bits + T.uint32(0x7FFF) + (bits >> T.uint32(16) & T.uint32(1))
+    kept = T.Select((bits & T.uint32(0x7FFFFFFF)) > T.uint32(INFINITY), bits | T.uint32(0x400000), carried)
+    return T.reinterpret("float32", kept & T.uint32(0xFFFF0000))
 
 
 def widened(x: Expr) -> Expr:

@@ -82,7 +82,7 @@ SPELLED_OUT = replace(
 # The tiles of AMX have tests in `test_rows.py`: their products equal those of AVX-512 VNNI. AVX-512 by itself
 # multiplies as AVX2 does; `test_linear_of_rounded_tokens_in_whole_registers` has its wider vectors.
 @pytest.fixture(
-    params=[*(level for level in LEVELS if level.name not in ("amx", "avx512")), SPELLED_OUT],
+    params=[*(level for level in LEVELS if level.name not in ("amx", "avx512-bf16", "avx512")), SPELLED_OUT],
     ids=lambda level: level.name,
 )
 def level(request):
@@ -109,7 +109,7 @@ class FloatLevel:
 
 # Levels that differ from another one only in how they multiply whole numbers are not run: seen this way, they are the
 # same. AVX2 and `any` are the same too, for two processors.
-SAME_FLOATS = {"amx": "avx512", "avx512-vnni": "avx512", "avx-vnni": "avx2"}
+SAME_FLOATS = {"amx": "avx512", "avx512-bf16": "avx512", "avx512-vnni": "avx512", "avx-vnni": "avx2"}
 FLOAT_LEVELS = {level.name: FloatLevel.of(level) for level in LEVELS if level.name not in SAME_FLOATS}
 
 

@@ -301,7 +301,7 @@ def test_how_weights_are_stored(write):
     assert config.cache_dtype == "fp16"
 
 
-@pytest.mark.parametrize(("key", "scheme"), [("scheme", "int4_dynamic"), ("keep_scheme", "int8_dynamic")])
+@pytest.mark.parametrize(("key", "scheme"), [("scheme", "int4_dynamic"), ("scheme", "bf16_dot"), ("keep_scheme", "int8_dynamic")])
 def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
     with pytest.raises(
         UserError,
@@ -378,7 +378,7 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
             "quantize: {scheme: int8}",
             "quantize: {scheme: int3}",
             "quantize.scheme is int3",
-            "none, int8, int8_dynamic, int4 or int4_dynamic",
+            "none, bf16_dot, int8, int8_dynamic, int4 or int4_dynamic",
         ),
         ("{scheme: int8}", "{group_size: 48}", "quantize.group_size is 48", "32"),
         ("{scheme: int8}", "{keep: [middle]}", "quantize.keep", "head, first, last"),
