@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cpu.epilogue import panel_outputs
 from build.kernels.cpu.level import FEW_TILES, Level, balanced_rows
-from build.kernels.cpu.panels import ITEMSIZE, arranged_row, weight_groups
+from build.kernels.cpu.panels import ITEMSIZE, arranged_row, padded_k, weight_groups
 from build.kernels.cpu.row import prepared_row
 from build.kernels.cpu.runs import run_product
 from build.kernels.cpu.sections import Sections, section_product, sections_of
@@ -56,8 +56,8 @@ def _in_runs(shape: Linear) -> bool:
 
 
 def _in_order(shape: Linear) -> Sections:
-    """K as it is."""
-    return Sections(size=shape.k, count=1, width=1)
+    """K as it is kept."""
+    return Sections(size=padded_k(shape.weight, shape.k), count=1, width=1)
 
 
 def _packed_row(level: Level, shape: Linear, rows: int, order: Sections):
@@ -73,6 +73,8 @@ def _packed_row(level: Level, shape: Linear, rows: int, order: Sections):
     def pack(x, gain, columns, i, packed, x_sums):
         prepared = T.alloc_buffer((sections * order.size,), "float32")
         prepare(x, T.min(i, shape.rows - 1), gain, columns, prepared)
+        for c in T.serial(sections * order.size - k):
+            prepared[k + c] = T.float32(0)
         arrange(prepared, x_sums, i)
         for section in T.serial(sections):
             for n in T.serial(turns):

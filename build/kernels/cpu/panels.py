@@ -9,8 +9,8 @@ from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import prefetch, widened
 from build.kernels.shapes import Linear
 from export.weights.format import Storage
-from export.weights.table import format_of
-from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
+from export.weights.table import format_of, panel_layout
+from runtime.artifact.layouts import DOT, PAIR, PANEL, WORD, WORD_ZERO
 
 ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int8": 1, "uint8": 1}
 
@@ -77,8 +77,31 @@ def kept_number(shape: Linear):
     return of_word if format_of(shape.weight).words else of_number
 
 
+def steps_together(stored: Storage) -> int:
+    """Adjacent steps of K that a float32 product reads at once: two of bfloat16 are 32 bits."""
+    return PAIR if panel_layout(stored, PANEL, PAIR).dtype == "uint16" else 1
+
+
+def padded_k(stored: Storage, k: int) -> int:
+    """Steps of K as they are kept; those beyond K are zero."""
+    return -(-k // steps_together(stored)) * steps_together(stored)
+
+
+def as_read(w):
+    """Packed weights as a float32 product reads them: pairs of bfloat16 as uint32 (panels, K / 2, PANEL)."""
+    if w.dtype != "uint16":
+        return w
+    return T.decl_buffer(tuple(w.shape[:3]), "uint32", data=w.data)
+
+
 def number(w, p: Expr, step: Expr, column: Expr) -> Expr:
-    """Step `step` of an output of a panel that needs no unpacking, as float32; a TIR expression."""
+    """Step `step` of an output of a panel that needs no unpacking, as float32; a TIR expression.
+
+    The bits of a bfloat16 are the upper half of a float32. The second one of a pair is there already.
+    """
+    if w.dtype == "uint32":
+        shift = T.Cast("uint32", (PAIR - 1 - step % PAIR) * 16)
+        return T.reinterpret("float32", (w[p, step // PAIR, column] << shift) & T.uint32(0xFFFF0000))
     if len(w.shape) == 3:
         return widened(w[p, step, column])
     together = int(w.shape[3])  # adjacent steps of K
