@@ -98,7 +98,7 @@ def _fetched_step(shape: Linear, fetches: bool):
 
     @T.inline
     def fetch(w, p, step):
-        if fetches and shape.rows > 1:
+        if fetches and (shape.rows > 1 or turn > 1):
             for line in T.unroll(PANEL * itemsize // LINE):
                 prefetch(w, p, step // turn + AHEAD // (PANEL * itemsize), line * LINE // itemsize)
 
