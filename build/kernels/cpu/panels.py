@@ -6,7 +6,7 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.level import Level, fitting_lanes
-from build.kernels.cpu.vector import prefetch, widened
+from build.kernels.cpu.vector import AHEAD, LINE, NEAR, prefetch, widened
 from build.kernels.shapes import Linear
 from export.weights.format import Storage
 from export.weights.table import format_of, panel_layout
@@ -108,13 +108,35 @@ def number(w, p: Expr, step: Expr, column: Expr) -> Expr:
     return widened(w[p, step // together, column, step % together])
 
 
-@T.inline
-def ahead(w, p, step):
-    """Prefetch the steps of a panel from `step` on, which need not exist."""
-    if len(w.shape) == 3:
-        prefetch(w, p, step, 0)
-    else:
-        prefetch(w, p, step // w.shape[3], 0, 0)
+def unit_of(shape: Linear) -> int:
+    """Steps of K that a float32 product reads at once: those of a word or a pair, or numbers of half a cache line."""
+    if format_of(shape.weight).words:
+        return WORD
+    narrow = ITEMSIZE[panel_layout(shape.weight, shape.n, shape.k).dtype] * PANEL < LINE
+    group = shape.weight.group_size or shape.k
+    return 2 if narrow and group % 2 == 0 and shape.k % 2 == 0 else steps_together(shape.weight)
+
+
+def fetched_unit(shape: Linear):
+    """Inline `fetch(w, p, step)`: prefetch the lines of the unit that is some way ahead of this step."""
+    unit = unit_of(shape)
+    words = format_of(shape.weight).words
+    itemsize = ITEMSIZE[panel_layout(shape.weight, shape.n, shape.k).dtype]
+    row = PANEL * 4 if words else PANEL * itemsize * steps_together(shape.weight)  # bytes of the innermost axes
+    turn = WORD if words else steps_together(shape.weight)
+    nbytes = unit * row // turn
+    distance = NEAR if words else AHEAD
+
+    @T.inline
+    def fetch(w, p, step):
+        for line in T.unroll(-(-nbytes // LINE)):
+            start = step // turn + (distance + line * LINE) // row
+            if len(w.shape) == 3:
+                prefetch(w, p, start, (distance + line * LINE) % row // (row // PANEL))
+            else:
+                prefetch(w, p, start // w.shape[3], 0, 0)
+
+    return fetch
 
 
 def group_total(stored: Storage, total, x_sum, s, z, p: Expr, g: Expr, column: Expr) -> Expr:
