@@ -15,11 +15,13 @@ from build.kernels.cpu.level import FEW_TILES, Level, sums_beside_prefetches, ti
 from build.kernels.cpu.panels import as_read, fetched_unit, group_total, kept_number, padded_k, unit_of
 from build.kernels.cpu.vector import LINE, add_outer_product, clear
 from build.kernels.shapes import Linear
-from export.weights.plain import FLOAT32
 from export.weights.table import format_of
 from runtime.artifact.layouts import PANEL
 
-BLOCK = 256  # steps of a block at most, where there are no groups; and of a slab, unless a block has more
+# Steps of a block at most, where there are no groups, and of a slab, unless a block has more: a slab takes up to 32 kB,
+# which is what the L1 cache of many processors holds.
+BLOCK = 256
+STREAMS = 2  # of one row; with four, the widened formats read up to a tenth less
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,21 @@ class Blocks:
         return place % self.streams * (self.count // self.streams) + place // self.streams
 
 
-def blocks_of(level: Level, shape: Linear) -> Blocks:
-    """How the shape's K is cut on this level."""
+def blocks_of(shape: Linear) -> Blocks:
+    """How the shape's K is cut."""
     k, group = padded_k(shape.weight, shape.k), shape.weight.group_size
     if group:
         count = -(-k // group)
         return Blocks(group, count, 1, min(max(BLOCK // group, 1), count))
     size = _even_block(k, unit_of(shape))
-    count = -(-k // size)
-    return Blocks(size, count, _at_once(level, count) if k % size == 0 else 1, 1)
+    return Blocks(size, -(-k // size), STREAMS if k % (STREAMS * size) == 0 else 1, 1)
 
 
 def _even_block(k: int, unit: int) -> int:
-    """Steps of a block where there are no groups, in whole units: if possible, K is a multiple of four blocks."""
+    """Steps of a block where there are no groups, in whole units: if possible, such that streams are equal."""
     least = -(-k // BLOCK)
-    counts = [n for n in range(least, 2 * least + 4) if n % 4 == 0 and k % (n * unit) == 0]
+    counts = [n for n in range(least, 2 * least + STREAMS) if n % STREAMS == 0 and k % (n * unit) == 0]
     return k // counts[0] if counts else min(BLOCK, k)
-
-
-def _at_once(level: Level, count: int) -> int:
-    """How many of `count` blocks one row takes at once."""
-    most = level.in_flight // (PANEL // level.lanes)
-    return next(n for n in (4, 2, 1) if n <= most and count % n == 0)
 
 
 def block_product(level: Level, shape: Linear, blocks: Blocks, rows: int, tiles: int):
@@ -103,11 +98,8 @@ def block_product(level: Level, shape: Linear, blocks: Blocks, rows: int, tiles:
 
 def _product_from_memory(level: Level, shape: Linear, blocks: Blocks, rows: int, tiles: int):
     """`block_product` of few tiles: each weight is read into a register for all rows of a tile."""
-    k, size, unit = padded_k(shape.weight, shape.k), blocks.size, unit_of(shape)
-    room = max(sums_beside_prefetches(level) // (rows * PANEL // level.lanes), 1)
-    together = _at_once(level, blocks.count) if k % size == 0 else 1
-    while together > room:
-        together //= 2
+    size, unit = blocks.size, unit_of(shape)
+    together = blocks.streams if blocks.streams * rows * PANEL // level.lanes <= sums_beside_prefetches(level) else 1
     columns = tile_columns(level, rows * together)
     weight = kept_number(shape)
     multiply = _tile_product(level, shape, blocks, rows, columns, together)
@@ -141,12 +133,14 @@ def _product_from_memory(level: Level, shape: Linear, blocks: Blocks, rows: int,
 
 
 def _product_from_slabs(level: Level, shape: Linear, blocks: Blocks, rows: int, tiles: int):
-    """`block_product` of several tiles: a slab stays in the L1 cache, widened to float32 once for all of them."""
+    """`block_product` of several tiles: a slab is widened to float32 once for all of them, in the L1 cache.
+
+    Numbers that are float32 already are copied, as that reads them in order, faster than the first tile would.
+    """
     k, size, unit = padded_k(shape.weight, shape.k), blocks.size, unit_of(shape)
     lanes, columns = level.lanes, level.tile.columns
     weight = kept_number(shape)
     multiply = _tile_product(level, shape, blocks, rows, columns, 1)
-    as_stored = format_of(shape.weight) is FLOAT32  # panels can be read as they are
 
     @T.inline
     def fill(w, p, slab, first):
@@ -159,40 +153,28 @@ def _product_from_slabs(level: Level, shape: Linear, blocks: Blocks, rows: int, 
                         )
 
     @T.inline
-    def all_tiles(first, number, p, total, x, x_sums, w, s, z):
-        for m in T.serial(tiles):
-            for c in T.unroll(PANEL // columns):
-                for h in T.serial(T.min(blocks.held, blocks.count - first)):
-                    multiply(
-                        lambda t: first + h,  # noqa: ARG005
-                        lambda block, n, o, column: number((block - first) * size + n * unit + o, column),
-                        False,
-                        m,
-                        c,
-                        p,
-                        total,
-                        x,
-                        x_sums,
-                        w,
-                        s,
-                        z,
-                    )
-
-    @T.inline
-    def slab_product(first, p, total, x, x_sums, w, s, z):
-        if as_stored:
-            all_tiles(
-                first, lambda step, column: w[p, first * size + step, column], p, total, x, x_sums, w, s, z
-            )
-        else:
-            slab = T.alloc_buffer((blocks.slab, PANEL), "float32")
-            fill(w, p, slab, first)
-            all_tiles(first, lambda step, column: slab[step, column], p, total, x, x_sums, w, s, z)
-
-    @T.inline
     def add_up(p, total, x, x_sums, w, s, z):
         for place in T.serial(blocks.slabs):
-            slab_product(blocks.in_order(place) * blocks.held, p, total, x, x_sums, w, s, z)
+            first = T.meta_var(blocks.in_order(place) * blocks.held)
+            slab = T.alloc_buffer((blocks.slab, PANEL), "float32")
+            fill(w, p, slab, first)
+            for m in T.serial(tiles):
+                for c in T.unroll(PANEL // columns):
+                    for h in T.serial(T.min(blocks.held, blocks.count - first)):
+                        multiply(
+                            lambda t: first + h,  # noqa: ARG005
+                            lambda block, n, o, column: slab[(block - first) * size + n * unit + o, column],
+                            False,
+                            m,
+                            c,
+                            p,
+                            total,
+                            x,
+                            x_sums,
+                            w,
+                            s,
+                            z,
+                        )
 
     return add_up
 
@@ -205,7 +187,7 @@ def _tile_product(level: Level, shape: Linear, blocks: Blocks, rows: int, column
     """
     k, size, unit, held = padded_k(shape.weight, shape.k), blocks.size, unit_of(shape), blocks.held
     lanes, parts = level.lanes, columns // level.lanes
-    add_sums, fetch = _added_sums(level, shape, rows, columns), fetched_unit(shape)
+    add_sums, fetch = _added_sums(level, shape, rows, columns), fetched_unit(level, shape)
 
     @T.inline
     def multiply(block, weight, fetches, m, c, p, total, x, x_sums, w, s, z):

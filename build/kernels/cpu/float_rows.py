@@ -22,7 +22,7 @@ def float_rows(level: Level, shape: Linear):
     rows = balanced_rows(shape.rows, level.tile.rows)
     tiles = -(-shape.rows // rows)
     panels = -(-shape.n_out // PANEL)
-    blocks = blocks_of(level, shape)
+    blocks = blocks_of(shape)
     compute = panel_outputs(level, shape, tiles * rows, block_product(level, shape, blocks, rows, tiles))
     pack = _packed_row(level, shape, blocks)
 

@@ -85,9 +85,7 @@ def _route(rows: int, n_experts: int, per_token: int):
     return body
 
 
-def _grouped_product(
-    level: Level, weight: Storage, rows: int, n_experts: int, n: int, k: int, *, pairs_per_row: int
-):
+def _grouped_product(level: Level, weight: Storage, rows: int, n_experts: int, n: int, k: int, *, pairs_per_row: int):
     """Inline for out[pair] = w[expert of the pair] x[pair // pairs_per_row], for every pair.
 
     Each panel of an expert is read once for a tile of its pairs.

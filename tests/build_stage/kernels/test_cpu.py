@@ -94,11 +94,10 @@ class FloatLevel:
 
     lanes: int
     tile: Tile
-    in_flight: int
 
     @classmethod
     def of(cls, level):
-        return cls(level.lanes, level.tile, level.in_flight)
+        return cls(level.lanes, level.tile)
 
 
 # AVX-512 VNNI is not run: seen this way, it is the same as AVX-512. AVX2 and `any` are the same too, for two
