@@ -102,15 +102,20 @@ def _product_from_memory(level: Level, shape: Linear, blocks: Blocks, rows: int,
     together = blocks.streams if blocks.streams * rows * PANEL // level.lanes <= sums_beside_prefetches(level) else 1
     columns = tile_columns(level, rows * together)
     weight = kept_number(shape)
-    multiply = _tile_product(level, shape, blocks, rows, columns, together)
+    passes = tiles * PANEL // columns  # over the blocks that are taken together: one block, if they are several
+    multiply = _tile_product(level, shape, blocks, rows, columns, together, passes)
+
+    def later(turn):
+        """The first step of the next block; the next panel begins where this one ends."""
+        return size * T.if_then_else(turn + 1 < blocks.count, blocks.in_order(turn + 1), blocks.count)
 
     @T.inline
-    def tile(p, m, first, turn, total, x, x_sums, w, s, z):
+    def tile(p, m, turn, total, x, x_sums, w, s, z):
         for c in T.unroll(PANEL // columns):
             multiply(
                 lambda t: blocks.in_order(turn * together + t),
                 lambda block, n, o, column: weight(w, p, block * (size // unit) + n, o, unit, column),
-                first and c == 0,
+                later(turn),
                 m,
                 c,
                 p,
@@ -125,9 +130,8 @@ def _product_from_memory(level: Level, shape: Linear, blocks: Blocks, rows: int,
     @T.inline
     def add_up(p, total, x, x_sums, w, s, z):
         for turn in T.serial(blocks.count // together):
-            tile(p, 0, True, turn, total, x, x_sums, w, s, z)
-            for m in T.serial(tiles - 1):
-                tile(p, m + 1, False, turn, total, x, x_sums, w, s, z)
+            for m in T.serial(tiles):
+                tile(p, m, turn, total, x, x_sums, w, s, z)
 
     return add_up
 
@@ -140,7 +144,7 @@ def _product_from_slabs(level: Level, shape: Linear, blocks: Blocks, rows: int, 
     k, size, unit = padded_k(shape.weight, shape.k), blocks.size, unit_of(shape)
     lanes, columns = level.lanes, level.tile.columns
     weight = kept_number(shape)
-    multiply = _tile_product(level, shape, blocks, rows, columns, 1)
+    multiply = _tile_product(level, shape, blocks, rows, columns, 1, 0)
 
     @T.inline
     def fill(w, p, slab, first):
@@ -164,7 +168,7 @@ def _product_from_slabs(level: Level, shape: Linear, blocks: Blocks, rows: int, 
                         multiply(
                             lambda t: first + h,  # noqa: ARG005
                             lambda block, n, o, column: slab[(block - first) * size + n * unit + o, column],
-                            False,
+                            0,
                             m,
                             c,
                             p,
@@ -179,24 +183,25 @@ def _product_from_slabs(level: Level, shape: Linear, blocks: Blocks, rows: int, 
     return add_up
 
 
-def _tile_product(level: Level, shape: Linear, blocks: Blocks, rows: int, columns: int, together: int):
-    """Inline `multiply(block, weight, fetches, m, c, p, total, x, x_sums, w, s, z)`: add blocks to part c of tile m.
+def _tile_product(level: Level, shape: Linear, blocks: Blocks, rows: int, columns: int, together: int, passes: int):
+    """Inline `multiply(block, weight, later, m, c, p, total, x, x_sums, w, s, z)`: add blocks to part c of tile m.
 
     These are the blocks `block(t)` for t < together; `weight(block, n, o, column)` is the weight of step n * unit + o
-    of a block.
+    of a block. If there are `passes` over them, for the tiles and parts, memory is prefetched, from step `later` on if
+    there are several.
     """
     k, size, unit, held = padded_k(shape.weight, shape.k), blocks.size, unit_of(shape), blocks.held
     lanes, parts = level.lanes, columns // level.lanes
-    add_sums, fetch = _added_sums(level, shape, rows, columns), fetched_unit(level, shape)
+    add_sums, fetch = _added_sums(level, shape, rows, columns), fetched_unit(level, shape, passes) if passes else None
 
     @T.inline
-    def multiply(block, weight, fetches, m, c, p, total, x, x_sums, w, s, z):
+    def multiply(block, weight, later, m, c, p, total, x, x_sums, w, s, z):
         sums = T.alloc_buffer((together * rows * columns,), "float32")
         clear(sums, together * rows * parts, lanes)
         for n in T.serial(size // unit if k % size == 0 else T.min(size, k - block(0) * size) // unit):
             for t in T.unroll(together):
-                if fetches:
-                    fetch(w, p, block(t) * size + n * unit)
+                if passes > 0:
+                    fetch(w, p, block(t) * size, n, later, (m * (PANEL // columns) + c) * (size // unit))
                 for o in T.unroll(unit):
                     add_outer_product(
                         sums,

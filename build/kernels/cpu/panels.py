@@ -118,23 +118,36 @@ def unit_of(shape: Linear) -> int:
     return 2 if narrow and group % 2 == 0 and shape.k % 2 == 0 else steps_together(shape.weight)
 
 
-def fetched_unit(level: Level, shape: Linear):
-    """Inline `fetch(w, p, step)`: prefetch the lines of the unit that is `_distance` ahead of this step."""
+def fetched_unit(level: Level, shape: Linear, passes: int):
+    """Inline `fetch(w, p, step, n, later, done)`: prefetch beside unit n of the block that begins at `step`.
+
+    One pass over a block prefetches its own lines, `_distance` ahead. Several, of which this one has been preceded by
+    `done` units, share the lines of the block that begins at `later`, so that memory is never idle.
+    """
     steps = WORD if format_of(shape.weight).words else steps_together(shape.weight)  # of a row of w, as it is read
     row = PANEL * ITEMSIZE[panel_layout(shape.weight, shape.n, shape.k).dtype] * (steps if steps < WORD else 1)  # bytes
-    lines, distance = -(-unit_of(shape) * row // (steps * LINE)), _distance(level, shape)
+    nbytes, distance = unit_of(shape) * row // steps, _distance(level, shape)
 
     @T.inline
-    def fetch(w, p, step):
-        for line in T.unroll(lines if distance > 0 else 0):
-            at = T.meta_var(step // steps + (distance + line * LINE) // row)
-            if len(w.shape) == 3:
-                prefetch(w, p, at, (distance + line * LINE) % row * PANEL // row)
-            else:
-                together = T.meta_var(w.shape[3])
-                prefetch(w, p, at // together, at % together * PANEL // together, 0)
+    def fetch_line(w, p, step, line):
+        at = T.meta_var(step // steps + line * LINE // row)
+        if len(w.shape) == 3:
+            prefetch(w, p, at, line * LINE % row * PANEL // row)
+        else:
+            together = T.meta_var(w.shape[3])
+            prefetch(w, p, at // together, at % together * PANEL // together, 0)
 
-    return fetch
+    @T.inline
+    def ahead(w, p, step, n, later, done):  # noqa: ARG001
+        for line in T.unroll(-(-nbytes // LINE) if distance > 0 else 0):
+            fetch_line(w, p, step + n * unit_of(shape), distance // LINE + line)
+
+    @T.inline
+    def shared(w, p, step, n, later, done):  # noqa: ARG001
+        for line in T.unroll(-(-nbytes // (passes * LINE))):
+            fetch_line(w, p, later, (done + n) * nbytes // (passes * LINE) + line)
+
+    return ahead if passes == 1 else shared
 
 
 def _distance(level: Level, shape: Linear) -> int:
@@ -147,9 +160,11 @@ def _distance(level: Level, shape: Linear) -> int:
     30 GB/s without, 25 with 1024.
     """
     dtype = panel_layout(shape.weight, shape.n, shape.k).dtype
-    if shape.rows == 1 and (dtype == "float16" or (dtype == "float32" and level.lanes < WIDE)):
+    if shape.rows > 1:
+        return AHEAD
+    if dtype == "float16" or (dtype == "float32" and level.lanes < WIDE):
         return 0
-    return {"float32": 512, "float16": 512, "uint16": 512}.get(dtype, AHEAD)
+    return {"float32": 512, "uint16": 512}.get(dtype, AHEAD)
 
 
 def group_total(stored: Storage, total, x_sum, s, z, p: Expr, g: Expr, column: Expr) -> Expr:
