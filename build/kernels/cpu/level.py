@@ -24,14 +24,10 @@ FEW_TILES = 3  # tiles of rows up to which reading weights takes about as long a
 
 @dataclass(frozen=True)
 class Tile:
-    """Blocking of a matrix product.
-
-    `rows` x `columns` sums stay in registers while `depth` steps of K pass through the first-level (L1) cache.
-    """
+    """`rows` x `columns` sums of a matrix product, which stay in registers."""
 
     rows: int
     columns: int
-    depth: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,6 @@ class Level:
     flags: tuple[str, ...]  # of /proc/cpuinfo, that a processor must have for this level
     lanes: int  # float32 numbers in a vector register
     tile: Tile
-    in_flight: int  # vectors of sums that a gemv keeps in flight, to hide the latency of a multiply-add
     dots: Mapping[Rounding, Dot] = field(default_factory=dict)  # by the rounding of activations
     words: Mapping[Rounding, WordDot] = field(default_factory=dict)  # for int4, where this is faster than `dots`
     amx_rows: int | None = None  # from which number of rows on tiles of AMX multiply whole numbers, if it has them
@@ -53,14 +48,13 @@ class Level:
     pair_tiles: bool = False  # whether tiles of AMX multiply bfloat16 by activations that are rounded to it
 
 
-# AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1; 256 x 32 weights are 32 kB.
-# AVX-512 has 32: 12 x 32 sums take 24, weights 2 and a number of x 1. A latency of 4 and two multiply-adds per
-# cycle need 8 vectors in flight.
+# AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1.
+# AVX-512 has 32: 12 x 32 sums take 24, weights 2 and a number of x 1.
 # A level's code may use only instructions that its flags promise. For x86-64-v4, LLVM would cut vectors of 512 bits in
 # halves.
 _AVX2 = ("avx2", "fma")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
-_SMALL, _LARGE = Tile(rows=6, columns=16, depth=256), Tile(rows=12, columns=32, depth=256)
+_SMALL, _LARGE = Tile(rows=6, columns=16), Tile(rows=12, columns=32)
 AVX2: Mapping[Rounding, Dot] = {"int8": AVX2_DOT, "int16": AVX2_DOT}
 WORDS: Mapping[Rounding, WordDot] = {"int8": AVX2_WORDS, "int16": AVX2_WIDE_WORDS}
 VNNI: Mapping[Rounding, Dot] = {"int8": VNNI_DOT, "int16": VNNI_WIDE_DOT}
@@ -76,7 +70,6 @@ LEVELS: tuple[Level, ...] = (  # best first
         _AMX,
         lanes=16,
         tile=_LARGE,
-        in_flight=8,
         dots=VNNI,
         amx_rows=16,
         pair_tiles=True,
@@ -87,15 +80,14 @@ LEVELS: tuple[Level, ...] = (  # best first
         _BF16,
         lanes=16,
         tile=_LARGE,
-        in_flight=8,
         dots=VNNI,
         pair_dots=PAIRS,
     ),
-    Level("avx512-vnni", "cascadelake,-prefer-256-bit", _VNNI512, lanes=16, tile=_LARGE, in_flight=8, dots=VNNI),
-    Level("avx512", "x86-64-v4,-prefer-256-bit", _AVX512, lanes=16, tile=_LARGE, in_flight=8, dots=AVX2, words=WORDS),
-    Level("avx-vnni", "alderlake", (*_AVX2, "avx_vnni"), lanes=8, tile=_SMALL, in_flight=8, dots=AVX_VNNI),
-    Level("avx2", "x86-64-v3", _AVX2, lanes=8, tile=_SMALL, in_flight=8, dots=AVX2, words=WORDS),
-    Level("any", "x86-64", (), lanes=8, tile=_SMALL, in_flight=8),  # the compiler splits its vectors
+    Level("avx512-vnni", "cascadelake,-prefer-256-bit", _VNNI512, lanes=16, tile=_LARGE, dots=VNNI),
+    Level("avx512", "x86-64-v4,-prefer-256-bit", _AVX512, lanes=16, tile=_LARGE, dots=AVX2, words=WORDS),
+    Level("avx-vnni", "alderlake", (*_AVX2, "avx_vnni"), lanes=8, tile=_SMALL, dots=AVX_VNNI),
+    Level("avx2", "x86-64-v3", _AVX2, lanes=8, tile=_SMALL, dots=AVX2, words=WORDS),
+    Level("any", "x86-64", (), lanes=8, tile=_SMALL),  # the compiler splits its vectors
 )
 
 

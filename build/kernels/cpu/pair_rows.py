@@ -1,7 +1,7 @@
 """Products of bfloat16 with activations that are rounded to it, two steps of K at a time, for any number of rows.
 
 x is packed once per call, row by row, as pairs of bfloat16; it is normalised and rounded on the way. Threads share the
-panels of outputs. As in `runs`, K is cut into runs, each is summed in order, and then all together, so that a row of y
+panels of outputs. K is cut into runs, each is summed in order, and then all together, so that a row of y
 has the same bits whichever rows are computed with it. Weights are used as they are read.
 """
 
@@ -17,6 +17,8 @@ from build.kernels.shapes import Linear
 from runtime.artifact.layouts import PAIR, PANEL
 
 WORDS_OF_LINE = LINE // 4
+# Vectors of sums, to hide the latency of a dot product.
+IN_FLIGHT = 8
 
 
 def pair_rows(level: Level, shape: Linear, dot: PairDot):
@@ -79,7 +81,7 @@ def _pair_product(level: Level, shape: Linear, dot: PairDot, rows: int, tiles: i
     Sums past N are garbage, but cause no faults.
     """
     pairs, lanes, few = -(-shape.k // PAIR), dot.lanes, tiles <= FEW_TILES
-    runs = next(n for n in (level.in_flight // (PANEL // lanes), 2, 1) if pairs % n == 0)
+    runs = next(n for n in (IN_FLIGHT // (PANEL // lanes), 2, 1) if pairs % n == 0)
     run = pairs // runs
     # Prefetches leave room for fewer sums, but only reading from memory needs them.
     room = max(sums_beside_prefetches(level) * lanes // (rows * PANEL), 1) if few else 1

@@ -100,11 +100,10 @@ class FloatLevel:
 
     lanes: int
     tile: Tile
-    in_flight: int
 
     @classmethod
     def of(cls, level):
-        return cls(level.lanes, level.tile, level.in_flight)
+        return cls(level.lanes, level.tile)
 
 
 # Levels that differ from another one only in how they multiply whole numbers are not run: seen this way, they are the
