@@ -60,7 +60,9 @@ def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
 
 PANELS = Packing(_panels, lambda _stored, rows, workers: to_panels(rows, workers))
 VECTORS = Packing(_vectors, lambda _stored, rows, workers: to_vector_panels(rows, workers))
-BFLOAT16_PANELS = Packing(_bfloat16_panels, lambda _stored, rows, workers: to_pair_panels(rows.view(np.uint16), workers))
+BFLOAT16_PANELS = Packing(
+    _bfloat16_panels, lambda _stored, rows, workers: to_pair_panels(rows.view(np.uint16), workers)
+)
 
 FLOAT32 = Format(_specs, _store, _load, _as_it_is, {"panels": PANELS, "vectors": VECTORS}, kept_bytes=4)
 FLOAT16 = Format(

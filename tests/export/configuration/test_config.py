@@ -301,7 +301,9 @@ def test_how_weights_are_stored(write):
     assert config.cache_dtype == "fp16"
 
 
-@pytest.mark.parametrize(("key", "scheme"), [("scheme", "int4_dynamic"), ("scheme", "bf16_dot"), ("keep_scheme", "int8_dynamic")])
+@pytest.mark.parametrize(
+    ("key", "scheme"), [("scheme", "int4_dynamic"), ("scheme", "bf16_dot"), ("keep_scheme", "int8_dynamic")]
+)
 def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
     with pytest.raises(
         UserError,
