@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# What a token's activations are rounded to before a product: whole numbers if the weights are, or bfloat16, in which each
-# number has an exponent of its own. In float32 they are multiplied as they are.
+# What a token's activations are rounded to before a product: whole numbers if the weights are, or bfloat16, in which
+# each number has an exponent of its own. In float32 they are multiplied as they are.
 Rounding = Literal["none", "bfloat16", "int8", "int16"]
 COARSEST_FIRST: tuple[Rounding, ...] = ("int8", "bfloat16", "int16", "none")
-# By rounding to whole numbers: an activation is a whole number, of at most this size, times its group's scale. 16 bits are multiplied as
-# 256 times one number of 8 bits plus another, of which the first is at most 127: 127 * 256.
+# By rounding to whole numbers: an activation is a whole number, of at most this size, times its group's scale. 16 bits
+# are multiplied as 256 times one number of 8 bits plus another, of which the first is at most 127: 127 * 256.
 ROUNDING_LEVELS: Mapping[Rounding, float] = {"int8": 127.0, "int16": 32512.0}
 
 

@@ -1,7 +1,7 @@
 """Products of bfloat16 with activations that are rounded to it, against float64 of the rounded activations.
 
-Rounding x is exact to say, so that only float32 sums err: by at most (K + 1) u sum |x w| in any order (Higham, "Accuracy
-and Stability of Numerical Algorithms", section 3.1), and the tiles' two sums of 32 steps by as much.
+Rounded activations are known exactly, so that only float32 sums err: by at most (K + 1) u sum |x w| in any order
+(Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
 """
 
 import ml_dtypes
