@@ -74,6 +74,8 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
 def _body(level: Level, shape: Linear) -> Body:
     """Body for the weight's format and the rounding of activations."""
     rounding = shape.weight.rounding
+    if rounding == "none":
+        return float_rows(level, shape)
     if rounding in level.dots:
         return integer_rows(level, shape, level.dots[rounding], level.words.get(rounding))
     if level.pair_tiles and rounding == "bfloat16":
