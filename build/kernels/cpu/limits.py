@@ -7,9 +7,11 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from build.kernels.cpu.amx import TILE_BYTES, multiply_bfloat16_tiles, multiply_tiles
 from build.kernels.cpu.dot import Dot, WordDot
 from build.kernels.cpu.level import Level
-from build.kernels.cpu.tile_limits import INT32S, OPERATIONS, PRODUCTS, TILE, multiply_tiles_again
+from build.kernels.cpu.pair_dot import PairDot
+from build.kernels.cpu.tile_limits import PRODUCTS, TILE, TILE_SUMS, multiply_again
 from build.kernels.cpu.vector import LINE, clear, prefetch
 from export.weights.format import Storage
 from export.weights.table import format_of
@@ -21,7 +23,8 @@ TOGETHER = 4  # cache lines that are read in one step, of one stream or of sever
 # Independent sums of a thread: enough for two multiply-adds per cycle with a latency of 4, and they fit in 16
 # registers.
 CHAINS = 10
-FLOAT32, INT8, WORDS, AMX = "float32", "int8 dot", "int4 words", "AMX int8"  # names of peaks
+# Names of peaks.
+FLOAT32, INT8, WORDS, PAIRS, AMX, AMX_PAIRS = "float32", "int8 dot", "int4 words", "bf16 dot", "AMX int8", "AMX bf16"
 DEPTH = 64  # steps whose operands lie in the L1 cache
 
 
@@ -92,14 +95,18 @@ class Peak:
 
 
 def peaks(level: Level) -> dict[str, Peak]:
-    """The peaks of a level, by their names: float32, dot products of int8 and int4, and AMX, as far as it has them."""
+    """The peaks of a level, by their names: float32 and, as far as it has them, dot products and AMX."""
     found = [_float32(level)]
     if (dot := level.dots.get("int8")) is not None:
         found.append(_dot_peak(level, dot))
     if (words := level.words.get("int8")) is not None:
         found.append(_word_peak(level, words))
+    if (pairs := level.pair_dots.get("bfloat16")) is not None:
+        found.append(_pair_peak(level, pairs))
     if level.amx_rows is not None:
-        found.append(_amx_peak())
+        found.append(_amx_peak(AMX, multiply_tiles, "int32", 1))
+    if level.pair_tiles:
+        found.append(_amx_peak(AMX_PAIRS, multiply_bfloat16_tiles, "float32", 2))
     return {peak.name: peak for peak in found}
 
 
@@ -112,7 +119,9 @@ def peak_of(level: Level, stored: Storage, rows: int) -> tuple[str, int]:
         return WORDS, level.words[rounding].planes
     if rounding in level.dots:
         return INT8, level.dots[rounding].planes
-    return FLOAT32, 1
+    if rounding == "bfloat16" and level.pair_tiles:
+        return AMX_PAIRS, 1
+    return (PAIRS if rounding in level.pair_dots else FLOAT32), 1
 
 
 def _float32(level: Level) -> Peak:
@@ -151,13 +160,14 @@ def multiply_add(level: Level, threads: int, chains: int, steps: int) -> PrimFun
 
 @dataclass(frozen=True)
 class _Multiply:
-    """Instructions that add the products of a vector of weights and `DOT` numbers of x to a vector of sums."""
+    """Instructions that add the products of a vector of weights and some numbers of x to a vector of sums."""
 
     sums: tuple[int, str]  # lanes and dtype
     weights: tuple[int, str]
     x_dtype: str
     products: int  # in one call of `add`
     add: Callable[..., Any]  # from sums, weights, x and an index of x to the sums
+    ir: str = ""  # LLVM IR that `add` needs
 
 
 def _dot_peak(level: Level, dot: Dot) -> Peak:
@@ -171,11 +181,24 @@ def _word_peak(level: Level, words: WordDot) -> Peak:
     return _tile_peak(WORDS, level, found)
 
 
-def _amx_peak() -> Peak:
-    def make(threads: int, passes: int) -> PrimFunc:
-        return multiply_tiles_again(threads, passes * DEPTH)
+def _pair_peak(level: Level, pairs: PairDot) -> Peak:
+    lanes = pairs.lanes
+    found = _Multiply(
+        *((lanes, "float32"), (lanes, "uint32"), "uint32", 2 * lanes),
+        add=lambda sums, weights, x, at: pairs.add(sums, weights, x[at]),
+        ir=pairs.ir,
+    )
+    return _tile_peak(PAIRS, level, found)
 
-    return Peak(AMX, make, ((2 * TILE, "int8"),), (INT32S, "int32"), DEPTH * PRODUCTS * OPERATIONS, passes=128)
+
+def _amx_peak(name: str, multiply: Callable[..., Any], dtype: str, itemsize: int) -> Peak:
+    """Peak of a product of tiles, whose numbers have so many bytes."""
+
+    def make(threads: int, passes: int) -> PrimFunc:
+        return multiply_again(multiply, dtype, threads, passes * DEPTH)
+
+    operations = 2 * DEPTH * PRODUCTS * TILE_SUMS * (TILE_BYTES // itemsize)
+    return Peak(name, make, ((2 * TILE, "int8"),), (TILE_SUMS, dtype), operations, passes=128)
 
 
 def _tile_peak(name: str, level: Level, by: _Multiply) -> Peak:
@@ -200,22 +223,23 @@ def _tile(by: _Multiply, rows: int, vectors: int, threads: int, passes: int) -> 
         out: T.Buffer((threads * lanes,), dtype),
     ):
         T.func_attr({"tirx.noalias": True})
-        for thread in T.parallel(threads):
-            sums = T.alloc_buffer((products * lanes,), dtype)
-            for i in T.unroll(products):
-                for v in T.vectorized(lanes):
-                    sums[i * lanes + v] = T.Cast(dtype, i)
-            for _ in T.serial(passes):
-                for d in T.serial(DEPTH):
-                    for r in T.unroll(rows):
-                        for i in T.unroll(vectors):
-                            sums[T.ramp((r * vectors + i) * lanes, 1, lanes)] = by.add(
-                                sums[T.ramp((r * vectors + i) * lanes, 1, lanes)],
-                                w[T.ramp((d * vectors + i) * vector, 1, vector)],
-                                x,
-                                (d * rows + r) * DOT,
-                            )
-            join(sums, out, thread)
+        with T.attr(0, "pragma_import_llvm", by.ir):
+            for thread in T.parallel(threads):
+                sums = T.alloc_buffer((products * lanes,), dtype)
+                for i in T.unroll(products):
+                    for v in T.vectorized(lanes):
+                        sums[i * lanes + v] = T.Cast(dtype, i)
+                for _ in T.serial(passes):
+                    for d in T.serial(DEPTH):
+                        for r in T.unroll(rows):
+                            for i in T.unroll(vectors):
+                                sums[T.ramp((r * vectors + i) * lanes, 1, lanes)] = by.add(
+                                    sums[T.ramp((r * vectors + i) * lanes, 1, lanes)],
+                                    w[T.ramp((d * vectors + i) * vector, 1, vector)],
+                                    x,
+                                    (d * rows + r) * DOT,
+                                )
+                join(sums, out, thread)
 
     return kernel
 
