@@ -34,6 +34,7 @@ COMPILE_SHARED = SHARED | {
     "runtime.artifact.folder",
     "runtime.artifact.cpu",
     "runtime.artifact.replacing",
+    "runtime.engines.cpu_level",
     "runtime.engines.tvm_runtime",
     "runtime.engines.cuda_driver",
 }
