@@ -102,8 +102,9 @@ quality: inputs  ## CONFIG=...: measure perplexity, KL divergence and top-1 of e
 
 bench: inputs  ## CONFIG=...: compare the speed of every scheme with onnxruntime, transformers and, after
 ## `make setup BENCH=1`, llama.cpp and ONNX Runtime GenAI; measure sequences side by side, second turns and speculation;
-## ONLY=sequences,second-turn,speculation runs parts alone
-	$(PY) -m build.bench $(ARGUMENTS) $(if $(ONLY),--only '$(ONLY)')
+## ONLY=sequences,second-turn,speculation runs parts alone, FLAGS='--rounds 5 --contexts 64' adds flags of
+## `python -m build.bench`
+	$(PY) -m build.bench $(ARGUMENTS) $(if $(ONLY),--only '$(ONLY)') $(FLAGS)
 
 load: inputs  ## CONFIG=yaml/demo.yaml: compile, then measure a server with 1 to 8 clients beside its own engine, with locust
 ## after `make test-server`; LOAD='--rounds 5 --gguf FILE' adds flags of `python -m build.bench.serving`

@@ -3,7 +3,6 @@
 `tvm_ffi` would import torch if it is installed, which costs a second and 200 MB for nothing.
 """
 
-import inspect
 import sys
 from typing import Any
 
@@ -18,29 +17,14 @@ else:
 
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
-from tvm.script.parser.core.parser import ScriptMacro
 from tvm.support import cc
 from tvm.target import codegen
 
-__all__ = ["cc", "codegen", "from_onnx", "llvm_cpu", "llvm_target", "relax", "tvm"]
+from build import script_parser  # after TVM
 
+__all__ = ["cc", "codegen", "from_onnx", "llvm_target", "processor_target", "relax", "tvm"]
 
-def _parser_of_caller(_: ScriptMacro) -> Any:  # noqa: ANN401 (TVM's parser)
-    """Find the parser that an inline function is called from: it is in the globals of a frame on the stack.
-
-    TVM's own search first reads the source line of every frame, which takes two thirds of the time to parse our
-    kernels.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        parser = frame.f_globals.get(ScriptMacro.parser_object_name)
-        if parser is not None:
-            return parser
-        frame = frame.f_back
-    raise RuntimeError("an inline function of TVMScript was called outside a kernel")
-
-
-ScriptMacro._find_parser_def = _parser_of_caller
+script_parser.speed_up()
 
 # LLVM 20 to 22 vectorize a loop over `table[row + i % 4]` as if the index never wrapped (docs/llvm.md). No limit on the
 # vectorizer's checks helps, because it adds these after it has counted them. Our kernels write their own vectors and
@@ -48,14 +32,12 @@ ScriptMacro._find_parser_def = _parser_of_caller
 SOUND = ("-vectorize-loops:bool=0", "-loop-load-elimination-scev-check-threshold:uint=0")
 
 
-NATIVE = "native"
-
-
-def llvm_cpu(cpu: str) -> str:
-    """LLVM's own name of a processor: `native`, which TVM's targets do not know, is this machine's."""
-    return str(codegen.llvm_get_system_cpu()) if cpu == NATIVE else cpu
-
-
 def llvm_target(cpu: str, **options: Any) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
-    """The target of all code that runs on a CPU; `options` are further attributes of TVM's target."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu(cpu), "cl-opt": list(SOUND), **options})
+    """The target of all code for a CPU, by LLVM's name of it; `options` are further attributes of TVM's target."""
+    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "cl-opt": list(SOUND), **options})
+
+
+def processor_target(processor: str, **options: Any) -> Any:  # noqa: ANN401
+    """`llvm_target` of a processor whose name may be followed by LLVM's attributes, after commas."""
+    name, *attributes = processor.split(",")
+    return llvm_target(name, mattr=attributes, **options)

@@ -9,13 +9,13 @@ import msgspec
 
 from build.packing.pack import PACKED_FILE, PackedWeights, packed, packed_key
 from build.tvm_stage.dispatch import ReportRow
-from build.tvm_stage.library import CALLS_FILE, REPORT_FILE, compile_library
+from build.tvm_stage.library import CALLS_FILE, REPORT_FILE, compile_libraries
 from build.tvm_stage.target import TVM_TARGETS
 from export.job import Job
 from export.onnx_graphs.graphs import GraphsRecord, OnnxGraphs
 from export.results import weights_key
 from export.stage import stage_key, tool_versions
-from runtime.artifact.consistency import LIBRARY_FILE, WEIGHTS_FILE
+from runtime.artifact.consistency import WEIGHTS_FILE, library_file
 from runtime.artifact.cpu import missing_features
 from runtime.artifact.folder import Artifact, write_artifact
 from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, KernelCall, Manifest, TargetSpec
@@ -41,8 +41,8 @@ def build_tools(spec: TargetSpec) -> tuple[str, ...]:
 
 
 def build_library(graphs: OnnxGraphs, spec: TargetSpec, folder: Path, dump: Path | None) -> None:
-    """Fill `folder` with the library, the dispatch report and a description of what each kernel computes."""
-    dispatched = compile_library(graphs, spec, folder / LIBRARY_FILE, dump)
+    """Fill `folder` with the libraries, the dispatch report and a description of what each kernel computes."""
+    dispatched = compile_libraries(graphs, spec, folder, dump)
     (folder / REPORT_FILE).write_bytes(msgspec.json.encode([asdict(row) for row in dispatched.report]))
     (folder / CALLS_FILE).write_bytes(msgspec.json.encode(dispatched.calls))
 
@@ -57,7 +57,7 @@ def package(job: Job, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: 
 
     Weights that the previous artifact packed in the same way are not packed again.
     """
-    tensors = packed(graphs.record, spec.kind)
+    tensors, compiled = packed(graphs.record, spec.kind), compiled_levels(spec, library)
     weights = PackedWeights(
         graphs.weights(),
         tensors,
@@ -68,16 +68,24 @@ def package(job: Job, graphs: OnnxGraphs, spec: TargetSpec, library: Path, key: 
     )
 
     def fill(folder: Path) -> None:
-        shutil.copyfile(library / LIBRARY_FILE, folder / LIBRARY_FILE)
+        for level in compiled.levels:
+            name = library_file(compiled, level)
+            shutil.copyfile(library / name, folder / name)
         for path in graphs.files_for_artifact():
             shutil.copyfile(path, folder / path.name)
         weights.put(folder / WEIGHTS_FILE)
 
     def manifest(files: tuple[FileEntry, ...]) -> Manifest:
-        return manifest_of(job.config.name, graphs.record, spec, library, key, files)
+        return manifest_of(job.config.name, graphs.record, compiled, library, key, files)
 
     runs_here = not TARGETS[spec.kind].on_device and not missing_features(spec.cpu_features)
     return write_artifact(job.artifact, fill, manifest, for_this_machine=runs_here)
+
+
+def compiled_levels(spec: TargetSpec, library: Path) -> TargetSpec:
+    """The target with those CPU levels that have a library in a folder that `build_library` filled."""
+    better = tuple(level for level in spec.better_levels if (library / library_file(spec, level)).exists())
+    return msgspec.structs.replace(spec, better_levels=better)
 
 
 def manifest_of(

@@ -126,6 +126,7 @@ class BenchReport:
     scheme: str
     dtype: str
     cpu: str
+    cpu_level: str | None  # LLVM's name of the processor whose library ran
     threads: int
     load_s: float
     peak_rss_mb: float
@@ -250,6 +251,7 @@ def bench(artifact: Path, workload: Workload, threads: int, minimum_build: int =
         scheme=manifest.quantization.label,
         dtype=manifest.target.dtype,
         cpu=cpu_name(),
+        cpu_level=engine.cpu_level,
         threads=threads,
         load_s=load_s,
         peak_rss_mb=peak_memory() / 1e6,
@@ -273,7 +275,7 @@ def table(report: BenchReport) -> str:
     """The report as aligned columns: name, figure, unit."""
     rows = [
         ("artifact", report.artifact, f"{report.model}, scheme {report.scheme}, {report.dtype}"),
-        ("machine", report.cpu, f"{report.threads} threads"),
+        ("machine", report.cpu, f"{report.threads} threads, code for {report.cpu_level}"),
         ("load", f"{report.load_s:.2f}", "s, every file hashed"),
     ]
     for p in report.speeds.prefill:

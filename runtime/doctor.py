@@ -116,14 +116,15 @@ def _library() -> Finding:
 
 def _cpu(manifest: "Manifest") -> Finding:
     from runtime.artifact.cpu import check_cpu
+    from runtime.engines.cpu_level import chosen_level
 
-    level = manifest.target.cpu
+    levels = manifest.target.levels
 
     def ask() -> str:
-        check_cpu(manifest.target.cpu_features, level)
-        return level
+        check_cpu(manifest.target.cpu_features, manifest.target.cpu)
+        return f"{chosen_level(levels).cpu} will run"
 
-    return answer("CPU", level, ask, "compile for the level that the message names")
+    return answer("CPU", " or ".join(level.cpu for level in levels), ask, AS_IT_SAYS)
 
 
 def _disk(folder: Path) -> Finding:

@@ -176,7 +176,7 @@ def check_kernels(
 ) -> tuple[KernelRow, ...]:
     """Check each of our kernels in a folder's library; `told` gets each row immediately."""
     kernels = CudaKernels(device)
-    library = open_library(device.ffi, sealed_library(folder, manifest))
+    library = open_library(device.ffi, sealed_library(folder, manifest, manifest.target.levels[0]))
     rows = []
     for call in manifest.calls:
         try:
@@ -205,7 +205,8 @@ def check_model(
     report = ModelReport(manifest.name, kernels)
     if not manifest.model.generates:
         return report
-    loaded = cuda.load_library(device, manifest, sealed_library(folder, manifest), random_weights(manifest.weights))
+    library = sealed_library(folder, manifest, manifest.target.levels[0])
+    loaded = cuda.load_library(device, manifest, library, random_weights(manifest.weights))
     engine = Engine(manifest, folder, loaded)
     checks = (*verify(SideBySide(engine, engine.slots)), *verify_draws(SideBySide(engine, 1)))
     report = replace(report, checks=checks)

@@ -1,43 +1,72 @@
 """The contenders of the bench: each is a command that measures one engine once in its own process and prints JSON."""
 
-import importlib.util
 import sys
 import time
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from build.tools.llama_files import AS_IT_IS, EIGHT_BITS, FOUR_BITS
-from build.tools.random_checkpoint import SHAPES, write_random_checkpoint
 from export.configuration.config import CompileConfig
-from export.console import console
 from export.job import Job
-from export.workspace import made_whole
 from runtime.bench import Workload
+from runtime.engines.cpu_level import VARIABLE
 
+BEST = "best"  # the level of code that an engine chooses by itself
 OURS, ONNXRUNTIME, TRANSFORMERS, LLAMA, GENAI = "ours", "onnxruntime", "transformers", "llama.cpp", "ORT GenAI"
-# Our schemes: rows of `build.tools.variants.VARIANTS`.
-SCHEMES = ("fp32", "bf16", "fp16", "source", "source_dynamic", "int8", "int8_dynamic", "int4", "int4_dynamic")
-RIVAL_SCHEMES = {  # what each rival stores, in its own terms
-    ONNXRUNTIME: ("fp32", "int8"),  # our graphs
-    TRANSFORMERS: ("fp32",),
-    LLAMA: (AS_IT_IS, "F32", "F16", EIGHT_BITS, FOUR_BITS),
-    GENAI: ("fp32", "int4"),
+# What is compared with each other: numbers of as many bits.
+WIDE, HALF, BYTE, NIBBLE, SAME_FILE = "32 bits", "16 bits", "8 bits", "4 bits", "the same file"
+
+
+@dataclass(frozen=True)
+class OurScheme:
+    """One of our schemes: what is set, beside whom it belongs, and the row of `build.bench.formats.FORMATS` it uses."""
+
+    variant: str  # of `build.tools.variants.VARIANTS`
+    bits: str
+    format: str
+    cache: str | None = None  # dtype of caches, if it is not the variant's
+
+
+SCHEMES: Mapping[str, OurScheme] = {
+    "fp32": OurScheme("fp32", WIDE, "float32"),
+    "bf16": OurScheme("bf16", HALF, "bfloat16"),
+    "bf16_dot": OurScheme("bf16_dot", HALF, "bf16_dot"),
+    "fp16": OurScheme("fp16", HALF, "float16"),
+    "source": OurScheme("source", SAME_FILE, "int4_int16", cache="fp16"),
+    "source_dynamic": OurScheme("source_dynamic", SAME_FILE, "int4_dynamic", cache="fp16"),
+    "int8": OurScheme("int8", BYTE, "int8", cache="fp16"),
+    "int8_dynamic": OurScheme("int8_dynamic", BYTE, "int8_dynamic", cache="fp16"),
+    "int8_dynamic+int8_cache": OurScheme("int8_dynamic", BYTE, "int8_dynamic", cache="int8"),
+    "int4": OurScheme("int4", NIBBLE, "int4", cache="fp16"),
+    "int4_dynamic": OurScheme("int4_dynamic", NIBBLE, "int4_dynamic", cache="fp16"),
 }
-INSTALLED = {LLAMA: "llama_cpp", GENAI: "onnxruntime_genai"}  # modules that `make setup BENCH=1` installs
-LARGE = "1.1b"  # a shape whose weights are far larger than any processor's cache
-LARGE_SCHEME = "int8"
-LARGE_LABEL = f"{LARGE_SCHEME}, {LARGE.upper()}"
+RIVAL_SCHEMES: Mapping[str, Mapping[str, str]] = {  # what each rival stores, in its own terms, and its bits
+    ONNXRUNTIME: {"fp32": WIDE, "int8": BYTE},  # our graphs
+    TRANSFORMERS: {"fp32": WIDE},
+    LLAMA: {AS_IT_IS: SAME_FILE, "F32": WIDE, "F16": HALF, EIGHT_BITS: BYTE, FOUR_BITS: NIBBLE},
+    GENAI: {"fp32": WIDE, "int4": NIBBLE},
+}
 
 
 @dataclass(frozen=True)
 class Task:
-    """The work that every contender is asked to do."""
+    """The work that every contender is asked to do, and the levels of code that ours does it with."""
 
     workload: Workload
     threads: int
+    levels: tuple[str, ...] = (BEST,)  # see `build.bench.levels`
+
+
+@dataclass(frozen=True)
+class PeakShare:
+    """The peak that limits a prefill: its level and name, and how often it does each multiplication that counts."""
+
+    level: str
+    name: str
+    times: int
 
 
 @dataclass(frozen=True)
@@ -48,44 +77,89 @@ class Contender:
     scheme: str
     command: tuple[str, ...]
     compile_s: float | None = None  # only for ours
+    model: str = ""  # empty: the config's own
+    level: str = BEST  # of the code of ours: the best, or LLVM's name of one that is forced
+    peak: PeakShare | None = None
+    operations: float = 0.0  # multiplications and additions of all matrices for one token of a prompt
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name by which it is asked for, whatever the level: a scheme, or a rival with its own."""
+        return " ".join(part for part in (self.model, "" if self.what == OURS else self.what, self.scheme) if part)
 
     @property
     def label(self) -> str:
-        """The name by which a rival is asked for."""
-        return f"{self.what} {self.scheme}"
+        """Its name among the others; of ours, with the level that is forced."""
+        forced = self.peak.level if self.peak is not None and self.level != BEST else ""
+        return ", ".join(part for part in (f"{self.what} {self.scheme}", self.model, forced) if part)
+
+    @property
+    def bits(self) -> str:
+        """What it is compared with."""
+        return SCHEMES[self.scheme].bits if self.what == OURS else RIVAL_SCHEMES[self.what][self.scheme]
 
 
-def contenders(job: Job, task: Task, *, large: bool, only: Collection[str] | None = None) -> list[Contender]:
-    """Compile all schemes of the config, or those in `only`, and with `large` a random model of 1.1 B parameters.
+def compiled(job: Job, scheme: str, task: Task, model: str = "") -> tuple[list[Contender], Job]:
+    """Our contenders of one scheme, at each level, and the job that compiled the artifact."""
+    # These load TVM's compiler, which the workers must not.
+    from build.bench.levels import held_levels
+    from build.tools.variants import VARIANTS, compile_variant
 
-    Returns our contenders and then the rivals, of which those in `only` if it is given; see `Contender.label`.
-    """
-    from build.tools.variants import fitting_variants  # loads TVM's compiler, which the workers must not
+    own, config, workload = SCHEMES[scheme], job.config, task.workload
+    shape = [] if _windowed(config) else [f"shape.cache_len={max(config.shape.cache_len, workload.slots)}"]
+    cache = [] if own.cache is None else [f"quantize.cache={own.cache}"]
+    start = time.monotonic()
+    name = "-".join(part for part in ("bench", model.lower(), scheme) if part)
+    # Only the levels that run here are compiled.
+    levels = f"backend.cpu=[{','.join('native' if level == BEST else level for level in task.levels)}]"
+    variant = compile_variant(job, name, [*shape, *VARIANTS[own.variant], *cache, levels])
+    seconds = time.monotonic() - start
+    command = our_command(variant.artifact.folder, task)
+    operations = flops_per_token(config)
+    held = held_levels(task.levels, variant.artifact.manifest.target.levels)
+    rows = workload.prompt_tokens[0]
+    entries = [
+        Contender(
+            *(OURS, scheme, command, seconds, model, level),
+            peak=_peak(level, own.format, rows),
+            operations=operations,
+            environment={} if level == BEST else {VARIABLE: level},
+        )
+        for level in held
+    ]
+    return entries, variant.job
 
-    large_checkpoint = _large_checkpoint(job.config.workspace.path) if large else None
-    ours, theirs = [], []
-    fitting = fitting_variants(job, is_quantized=is_quantized(job.config))
-    for label in SCHEMES:
-        if label not in fitting or (only is not None and label not in only):
-            continue
-        entry, variant = _compiled(job, label, task, f"bench-{label}")
-        ours.append(entry)
-        if label in RIVAL_SCHEMES[ONNXRUNTIME]:
-            theirs.append(Contender(ONNXRUNTIME, label, _rival("rival_onnxruntime", _graphs(variant), task)))
-    if large_checkpoint is not None:
-        frontend = {
-            "checkpoint": large_checkpoint,
-            "type": "huggingface",
-            "head": "auto",
-            "instruct": "false",
-            "overrides": "{}",
-        }
-        source = [f"name=random-{LARGE}", *(f"frontend.{key}={value}" for key, value in frontend.items())]
-        short = replace(task, workload=replace(task.workload, contexts=task.workload.contexts[:1]))
-        entry, _ = _compiled(job.changed(source), LARGE_SCHEME, short, f"bench-{LARGE}")
-        ours.append(replace(entry, scheme=LARGE_LABEL))
-    rivals = [*theirs, *_installed_rivals(job.config, task)]
-    return [*ours, *(rival for rival in rivals if only is None or rival.label in only)]
+
+def _peak(level: str, format_name: str, rows: int) -> PeakShare:
+    from build.bench.formats import FORMATS
+    from build.bench.levels import kernel_level
+    from build.kernels.cpu.limits import peak_of
+
+    found = kernel_level(level)
+    return PeakShare(found.name, *peak_of(found, FORMATS[format_name], rows))
+
+
+def our_command(artifact: Path, task: Task) -> tuple[str, ...]:
+    """The command of the box that measures an artifact once."""
+    workload = task.workload
+    flags = {
+        "--prompt-tokens": _joined(workload.prompt_tokens),
+        "--context": _joined(workload.contexts),
+        "--tokens": str(workload.steps),
+        "--repeats": str(workload.repeats),
+        "--threads": str(task.threads),
+    }
+    return (
+        *(sys.executable, "-m", "runtime.bench", str(artifact), "--json"),
+        *(part for pair in flags.items() for part in pair),
+    )
+
+
+def rival_command(module: str, weights: Path, task: Task, *more: str) -> tuple[str, ...]:
+    """The command that measures a rival once."""
+    workload = msgspec.json.encode(task.workload).decode()
+    return (sys.executable, "-m", f"build.bench.{module}", str(weights), workload, str(task.threads), *more)
 
 
 def is_quantized(config: CompileConfig) -> bool:
@@ -96,77 +170,16 @@ def is_quantized(config: CompileConfig) -> bool:
     return any(checkpoint.packings(name) for name in checkpoint.names())
 
 
-def _large_checkpoint(workspace: Path) -> Path:
-    """A random checkpoint with the sizes of `LARGE`, written now if it does not exist."""
-    n_layers = int(SHAPES[LARGE]["num_hidden_layers"])
-    return made_whole(workspace / f"random-{LARGE}", lambda folder: write_random_checkpoint(folder, LARGE, n_layers))
+def flops_per_token(config: CompileConfig) -> float:
+    """Multiplications and additions of all matrices for one token of a prompt.
 
+    The head, which sees only the last token, is left out.
+    """
+    from export.results import open_configured
 
-def _compiled(job: Job, scheme: str, task: Task, name: str) -> tuple[Contender, Job]:
-    """Our contender, compiled as variant `name`, and the job that compiled it."""
-    from build.tools.variants import VARIANTS, compile_variant  # these load TVM's compiler, which the workers must not
-
-    config = job.config
-    workload = task.workload
-    shape = [] if _windowed(config) else [f"shape.cache_len={max(config.shape.cache_len, workload.slots)}"]
-    cache = [] if "quantize.scheme=none" in VARIANTS[scheme] else ["quantize.cache=fp16"]
-    start = time.monotonic()
-    variant = compile_variant(job, name, [*shape, *VARIANTS[scheme], *cache])
-    seconds = time.monotonic() - start
-    flags = {
-        "--prompt-tokens": _joined(workload.prompt_tokens),
-        "--context": _joined(workload.contexts),
-        "--tokens": str(workload.steps),
-        "--repeats": str(workload.repeats),
-        "--threads": str(task.threads),
-    }
-    command = (
-        sys.executable,
-        "-m",
-        "runtime.bench",
-        str(variant.artifact.folder),
-        "--json",
-        *(part for pair in flags.items() for part in pair),
-    )
-    return Contender(OURS, scheme, command, seconds), variant.job
-
-
-def _graphs(job: Job) -> Path:
-    from build.compile import exported_graphs
-
-    return exported_graphs(job).path
-
-
-def _rival(module: str, weights: Path, task: Task, *more: str) -> tuple[str, ...]:
-    workload = msgspec.json.encode(task.workload).decode()
-    return (sys.executable, "-m", f"build.bench.{module}", str(weights), workload, str(task.threads), *more)
-
-
-def _installed_rivals(config: CompileConfig, task: Task) -> list[Contender]:
-    """The rivals that read the checkpoint itself."""
-    modules = {TRANSFORMERS: "rival_transformers", LLAMA: "rival_llama", GENAI: "rival_genai"}
-    checkpoint = config.frontend.checkpoint
-    is_gguf = checkpoint.suffix == ".gguf"
-    reasons = {
-        what: "it needs `make setup BENCH=1`"
-        for what, module in INSTALLED.items()
-        if importlib.util.find_spec(module) is None
-    }
-    if not is_gguf:
-        reasons[LLAMA] = "it reads only GGUF checkpoints"
-        if not (checkpoint / "config.json").is_file():
-            reasons[TRANSFORMERS] = reasons[GENAI] = "it reads only Hugging Face and GGUF checkpoints"
-    unsupported = [key for key in ("overrides", "adapter") if getattr(config.frontend, key)]
-    if unsupported:
-        reasons = dict.fromkeys(modules, f"it does not support frontend.{unsupported[0]}")
-    for what, reason in reasons.items():
-        console.print(f"{what} is left out: {reason}")
-    return [
-        Contender(what, scheme, _rival(module, checkpoint, task, scheme))
-        for what, module in modules.items()
-        if what not in reasons
-        for scheme in RIVAL_SCHEMES[what]
-    ]
+    checkpoint = open_configured(config)
+    sizes = [checkpoint.shape(name) for name in checkpoint.names() if name.startswith("layers.")]
+    return 2.0 * sum(shape[0] * shape[1] for shape in sizes if len(shape) > 1)
 
 
 def _joined(numbers: Iterable[int]) -> str:

@@ -1,70 +1,53 @@
-"""`python -m build.bench.limits THREADS CPU`: measure this machine's limits with our own kernels, as JSON.
+"""`python -m build.bench.limits LEVEL,LEVEL`: measure this machine's limits for each line of its input, as JSON.
 
-Reading: every thread sums its part of a large array. Arithmetic: every thread multiplies and adds numbers that never
-leave its registers. No product can be faster than either, so each figure of the bench is given as a share of one of
-them.
+Reading: every thread sums its part of a large array, in the fastest of several ways. Arithmetic: every thread
+multiplies and adds numbers that never leave its registers, or that lie in its L1 cache. No product can be faster than
+either, so each figure of the bench is given as a share of one of them. The number of threads is TVM_NUM_THREADS.
 """
 
 import os
 import sys
-import time
-from math import prod
-from typing import Any
+from collections.abc import Sequence
+from statistics import median
 
 import msgspec
-import numpy as np
 
-from build.bench.report import MachineLimits
-from build.compiler import llvm_target, tvm
-from build.kernels.cpu.level import level_of
-from build.kernels.cpu.limits import multiply_add, read_all
-from runtime.artifact.cpu import machine_features
+from build.bench.machine_limits import Limit, MachineLimits, Prepared
+from build.bench.probes import Probe, best_reader, peak_probes, read_probes
+from build.bench.timing import in_turns
+from build.kernels.cpu.level import LEVELS, runnable_levels
 
-BYTES = 2**28  # many times the size of any last-level cache
-PASSES = 7
-STREAMS = 3  # that a thread reads at once; with two it reads a tenth less, and four need more registers than AVX2 has
-# Independent sums of a thread: enough for two multiply-adds per cycle with a latency of 4, and they fit in 16
-# registers.
-CHAINS = 10
-STEPS = 200_000
+SURVEY_SECONDS = 3.0  # in which the readers are compared
+SECONDS = 0.2  # of each limit in one measurement
 
 
-def measure(threads: int, cpu: str) -> MachineLimits:
-    """Compile both kernels for `cpu` and time them.
-
-    The thread pool takes its size from TVM_NUM_THREADS, which `main` sets.
-    """
-    level = level_of(machine_features())
-    lanes = level.lanes
-    vectors = BYTES // 4 // lanes // threads // STREAMS // 4
-    read, multiply = read_all(level, threads, STREAMS, vectors), multiply_add(level, threads, CHAINS, STEPS)
-    data = tvm.runtime.tensor(np.ones((threads * STREAMS, vectors, 4 * lanes), np.float32))
-    out = tvm.runtime.tensor(np.zeros(threads * lanes, np.float32))
-    factors = tvm.runtime.tensor(np.array([0.5] * lanes + [1.0] * lanes, np.float32))
-    reading, arithmetic = (
-        _best(_compiled(kernel, cpu), first, out) for kernel, first in ((read, data), (multiply, factors))
-    )
-    return MachineLimits(4 * prod(data.shape) / reading / 1e9, 2 * threads * STEPS * CHAINS * lanes / arithmetic / 1e9)
+def main(names: str) -> None:
+    """Compile the kernels for levels of these names, and measure until the input ends."""
+    levels = [level for level in LEVELS if level.name in names.split(",")]
+    threads = int(os.environ["TVM_NUM_THREADS"])
+    widest = runnable_levels()[0]
+    reader = best_reader(widest, threads, SURVEY_SECONDS)
+    [reading] = read_probes(widest, threads, [reader])
+    peaks = {level.name: peak_probes(level, threads) for level in levels}
+    _print(Prepared(str(reader)))
+    for _ in sys.stdin:
+        _print(measured(reading, peaks))
 
 
-def _compiled(kernel: Any, cpu: str) -> Any:  # noqa: ANN401 (TVM's functions)
-    module = tvm.IRModule({"kernel": kernel.with_attr("global_symbol", "kernel")})
-    return tvm.compile(module, target=llvm_target(cpu))["kernel"]
+def measured(reading: Probe, peaks: dict[str, dict[str, Probe]]) -> MachineLimits:
+    """Measure all limits in turns."""
+    probes = [reading, *(probe for level in peaks.values() for probe in level.values())]
+    samples = in_turns([probe.call for probe in probes], SECONDS * len(probes))
+    found = iter(_limit(probe, taken) for probe, taken in zip(probes, samples, strict=True))
+    return MachineLimits(next(found), {level: {name: next(found) for name in names} for level, names in peaks.items()})
 
 
-def _best(kernel: Any, *arguments: Any) -> float:  # noqa: ANN401
-    seconds = []
-    for _ in range(PASSES):
-        start = time.perf_counter()
-        kernel(*arguments)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def _limit(probe: Probe, seconds: Sequence[float]) -> Limit:
+    return Limit(probe.rate(seconds), probe.work / median(seconds) / 1e9)
 
 
-def main(threads: str, cpu: str) -> None:
-    """Measure the limits and print them."""
-    os.environ["TVM_NUM_THREADS"] = threads  # read at the pool's first use
-    print(msgspec.json.encode(measure(int(threads), cpu)).decode())
+def _print(record: Prepared | MachineLimits) -> None:
+    print(msgspec.json.encode(record).decode(), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runtime.errors import UserError
 
 
-def json_of(command: Sequence[str], what: str) -> bytes:
+def json_of(command: Sequence[str], what: str, environment: Mapping[str, str] | None = None) -> bytes:
     """Run a command to its end; returns the last line that it prints. Raises `UserError` if it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
+    variables = {**os.environ, "TQDM_DISABLE": "1", **(environment or {})}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=variables)
     if done.returncode:
         raise UserError(f"measuring {what} ended with status {done.returncode}; its own message is above")
     return done.stdout.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The report of the bench: medians, ratios beside the project's goals, a table and JSON."""
+"""The report of the bench: each contender's figures with their spread, as tables and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,163 +7,187 @@ from pathlib import Path
 
 from rich.table import Table
 
-from build.bench.contenders import GENAI, LARGE_LABEL, LLAMA, ONNXRUNTIME, OURS, TRANSFORMERS
-from build.tools.llama_files import AS_IT_IS
+from build.bench.rounds import Outcome, Run
+from runtime.benchmarks.spread import Spread
 
-PROMPT = 512
-CONTEXTS = (64, 1024, 4096)
-SHORT, LONG = CONTEXTS[0], CONTEXTS[-1]
-MACHINE = "machine"
+SPREAD = "median (quartiles)"
 
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over the rounds.
+    """Figures over the rounds: tokens per second of prefill and, by context, of decode; GB/s that decode reads.
 
-    Tokens per second of prefill and, by context, of decode; GB/s that decode reads at the short context.
+    `of_read` and `of_peak` are shares of the limits that were measured beside each run.
     """
 
-    what: str
-    scheme: str
-    prefill_tok_s: float
-    ttft_s: float
-    decode_tok_s: dict[int, float]
-    gb_s: float
+    prefill_tok_s: Spread
+    ttft_s: Spread
+    decode_tok_s: Mapping[int, Spread]
+    gb_s: Spread  # at the first context
+    of_read: Spread
+    of_peak: Spread | None  # None if nothing says which arithmetic is used
     peak_rss_mb: float
-    held_mb: float | None = None  # weights and caches, only for ours
-    compile_s: float | None = None
+    held_mb: float | None  # weights and caches, only for ours
+
+    @property
+    def over_mb(self) -> float | None:
+        """Memory of ours besides weights and caches."""
+        return None if self.held_mb is None else self.peak_rss_mb - self.held_mb
 
 
-@dataclass(frozen=True)
-class MachineLimits:
-    """The machine's limits while the rounds ran: the best figures that were measured between them."""
-
-    read_gb_s: float
-    float32_gflop_s: float
+def prefill_speeds(outcome: Outcome) -> list[float]:
+    """Tokens per second of the prompt, round by round."""
+    return [run.measured.speeds.prefill[0].tok_s for run in outcome.runs]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A ratio that the project aims at: our figure over a rival's, over another of ours, or over the machine limit."""
-
-    what: str
-    ours: tuple[str, str]  # scheme, figure
-    other: tuple[str, str, str]  # contender, scheme, figure
-    at_least: float
+def decode_speeds(outcome: Outcome, context: int) -> list[float]:
+    """Tokens per second behind so many tokens, round by round; empty if that was not measured."""
+    return [d.tok_s for run in outcome.runs for d in run.measured.speeds.decode if d.context == context]
 
 
-GOALS = (
-    Goal("decode fp32 / onnxruntime fp32, same graph", ("fp32", "decode"), (ONNXRUNTIME, "fp32", "decode"), 1.6),
-    Goal("decode fp32 / transformers fp32", ("fp32", "decode"), (TRANSFORMERS, "fp32", "decode"), 1.6),
-    Goal("decode fp32 / llama.cpp F32", ("fp32", "decode"), (LLAMA, "F32", "decode"), 1.15),
-    Goal("decode fp32 / ORT GenAI fp32", ("fp32", "decode"), (GENAI, "fp32", "decode"), 1.6),
-    Goal("decode fp16 / llama.cpp F16", ("fp16", "decode"), (LLAMA, "F16", "decode"), 1.2),
-    Goal("decode int8 / llama.cpp Q8_0", ("int8", "decode"), (LLAMA, "Q8_0", "decode"), 1.7),
-    Goal("decode source / llama.cpp, the same file", ("source", "decode"), (LLAMA, AS_IT_IS, "decode"), 1.3),
-    Goal("prefill source / llama.cpp, the same file", ("source", "prefill"), (LLAMA, AS_IT_IS, "prefill"), 1.5),
-    Goal("decode source / int8", ("source", "decode"), (OURS, "int8", "decode"), 1.25),
-    Goal("decode int4_dynamic / llama.cpp Q4_0", ("int4_dynamic", "decode"), (LLAMA, "Q4_0", "decode"), 1.8),
-    Goal("decode int4_dynamic / ORT GenAI int4", ("int4_dynamic", "decode"), (GENAI, "int4", "decode"), 2.5),
-    Goal("decode fp32, share of read bandwidth", ("fp32", "read"), (MACHINE, "", "read"), 0.95),
-    Goal("decode int8, share of read bandwidth", ("int8", "read"), (MACHINE, "", "read"), 0.92),
-    Goal(f"decode {LARGE_LABEL}, share of read bandwidth", (LARGE_LABEL, "read"), (MACHINE, "", "read"), 0.95),
-    Goal("prefill fp32 / llama.cpp F32", ("fp32", "prefill"), (LLAMA, "F32", "prefill"), 1.3),
-    Goal("prefill bf16 / llama.cpp F16", ("bf16", "prefill"), (LLAMA, "F16", "prefill"), 2.5),
-    Goal("prefill int8_dynamic / llama.cpp Q8_0", ("int8_dynamic", "prefill"), (LLAMA, "Q8_0", "prefill"), 3.0),
-    Goal(f"decode int8 at {LONG} / at {SHORT}", ("int8", "long decode"), (OURS, "int8", "decode"), 0.7),
-)
-MEMORY_GOAL_MB = 150.0  # of a running process, besides its weights and caches
+def read_shares(outcome: Outcome) -> list[float]:
+    """The share of the read bandwidth that decode reaches at the first context, round by round."""
+    return [run.measured.speeds.decode[0].gb_s / run.limits.read.best for run in outcome.runs]
 
 
-def ratios(results: Sequence[Result], limits: MachineLimits) -> list[tuple[Goal, float]]:
-    """Every goal whose contenders ran, with the measured ratio."""
-    figures: dict[tuple[str, str, str], float] = {(MACHINE, "", "read"): limits.read_gb_s}
-    for r in results:
-        figures[r.what, r.scheme, "prefill"] = r.prefill_tok_s
-        figures[r.what, r.scheme, "decode"] = r.decode_tok_s[SHORT]
-        figures[r.what, r.scheme, "read"] = r.gb_s
-        if LONG in r.decode_tok_s:
-            figures[r.what, r.scheme, "long decode"] = r.decode_tok_s[LONG]
-    return [
-        (goal, figures[OURS, *goal.ours] / figures[goal.other])
-        for goal in GOALS
-        if (OURS, *goal.ours) in figures and goal.other in figures
-    ]
+def peak_shares(outcome: Outcome) -> list[float]:
+    """The share of the peak of its arithmetic that a prefill reaches, round by round; empty if that is not known."""
+    peak, operations = outcome.entry.peak, outcome.entry.operations
+    if peak is None:
+        return []
+
+    def possible(run: Run) -> float:
+        return run.limits.peaks[peak.level][peak.name].best / peak.times
+
+    speeds = prefill_speeds(outcome)
+    return [speed * operations / 1e9 / possible(run) for speed, run in zip(speeds, outcome.runs, strict=True)]
 
 
-def results_table(results: Sequence[Result], limits: MachineLimits, flops: float) -> Table:
-    """Tabulate the results, one row per contender.
+def result_of(outcome: Outcome) -> Result:
+    """The figures of one contender."""
+    measured = [run.measured for run in outcome.runs]
+    contexts = [d.context for d in measured[0].speeds.decode]
+    of_peak = peak_shares(outcome)
+    return Result(
+        prefill_tok_s=Spread.of(prefill_speeds(outcome)),
+        ttft_s=Spread.of([one.speeds.prefill[0].ttft_s for one in measured]),
+        decode_tok_s={context: Spread.of(decode_speeds(outcome, context)) for context in contexts},
+        gb_s=Spread.of([one.speeds.decode[0].gb_s for one in measured]),
+        of_read=Spread.of(read_shares(outcome)),
+        of_peak=Spread.of(of_peak) if of_peak else None,
+        peak_rss_mb=max(one.peak_rss_mb for one in measured),
+        held_mb=measured[0].held_mb,
+    )
 
-    Decode is also given as a share of the read bandwidth, and prefill as a share of the float32 peak (`flops`:
-    operations per token).
-    """
-    table = Table(title="medians: tokens per second; time to the first token of a prompt; memory")
-    contexts = list(results[0].decode_tok_s)
-    headers = [
-        f"prefill {PROMPT}",
-        "of peak",
-        "TTFT ms",
-        *(f"decode {n}" for n in contexts),
+
+def decode_table(outcomes: Sequence[Outcome]) -> Table:
+    """Decode: tokens per second behind each context, and the share of the read bandwidth at the first one."""
+    results = [result_of(outcome) for outcome in outcomes]
+    contexts = sorted({context for result in results for context in result.decode_tok_s})
+    table = _table(
+        f"decode: tokens per second, {SPREAD}",
+        *(f"at {context}" for context in contexts),
         "GB/s",
         "of read",
-        "peak MB",
-        "over MB",
-        "compile s",
-    ]
-    for name in ("what", "weights", *headers):
-        table.add_column(name, justify="left" if name in ("what", "weights") else "right")
-    for r in results:
-        share = "" if r.scheme == LARGE_LABEL else f"{r.prefill_tok_s * flops / 1e9 / limits.float32_gflop_s:.0%}"
-        decode = [f"{r.decode_tok_s[n]:,.1f}" if n in r.decode_tok_s else "" for n in contexts]
-        over = "" if r.held_mb is None else f"{r.peak_rss_mb - r.held_mb:,.0f}"
-        rest = (
-            f"{r.gb_s:.1f}",
-            f"{r.gb_s / limits.read_gb_s:.0%}",
-            f"{r.peak_rss_mb:,.0f}",
-            over,
-            "" if r.compile_s is None else f"{r.compile_s:.0f}",
-        )
-        table.add_row(r.what, r.scheme, f"{r.prefill_tok_s:,.0f}", share, f"{r.ttft_s * 1e3:,.0f}", *decode, *rest)
-    return table
-
-
-def goals_table(results: Sequence[Result], measured: Sequence[tuple[Goal, float]]) -> Table:
-    """Tabulate each ratio beside its goal, and the most memory that any of ours holds besides weights and caches."""
-    table = Table(title="ratios within this run")
-    for name in ("ratio", "measured", "goal", ""):
-        table.add_column(name, justify="right" if name in ("measured", "goal") else "left")
-    for goal, value in measured:
-        table.add_row(goal.what, f"{value:.2f}", f"{goal.at_least:.2f}", _verdict(reached=value >= goal.at_least))
-    over = [r.peak_rss_mb - r.held_mb for r in results if r.held_mb is not None]
-    if over:
+        "disturbed",
+    )
+    for outcome, result in zip(outcomes, results, strict=True):
         table.add_row(
-            "peak memory over weights and caches, MB",
-            f"{max(over):.0f}",
-            f"<= {MEMORY_GOAL_MB:.0f}",
-            _verdict(reached=max(over) <= MEMORY_GOAL_MB),
+            outcome.entry.label,
+            *(f"{result.decode_tok_s[n]:.1f}" if n in result.decode_tok_s else "" for n in contexts),
+            f"{result.gb_s.median:.1f}",
+            f"{result.of_read.median:.2f}",
+            _disturbed(outcome),
         )
     return table
 
 
-def _verdict(*, reached: bool) -> str:
-    return "reached" if reached else "missed"
+def prefill_table(outcomes: Sequence[Outcome], prompt: int) -> Table:
+    """Prefill: tokens per second, time to the first token, and the share of the peak of its arithmetic."""
+    table = _table(f"prefill of {prompt} tokens: {SPREAD}", "tok/s", "TTFT ms", "of peak", "peak", "disturbed")
+    for outcome in outcomes:
+        result, peak = result_of(outcome), outcome.entry.peak
+        table.add_row(
+            outcome.entry.label,
+            f"{result.prefill_tok_s:,.0f}",
+            f"{result.ttft_s.median * 1e3:,.0f}",
+            "" if result.of_peak is None else f"{result.of_peak:.2f}",
+            "" if peak is None else peak.name,
+            _disturbed(outcome),
+        )
+    return table
+
+
+def memory_table(outcomes: Sequence[Outcome]) -> Table:
+    """The most memory of each process and, of ours, how much of it is neither weights nor caches; time to compile."""
+    table = _table("memory, and seconds to compile", "peak MB", "over weights and caches, MB", "compile s")
+    for outcome in outcomes:
+        result, compile_s = result_of(outcome), outcome.entry.compile_s
+        table.add_row(
+            outcome.entry.label,
+            f"{result.peak_rss_mb:,.0f}",
+            "" if result.over_mb is None else f"{result.over_mb:,.0f}",
+            "" if compile_s is None else f"{compile_s:.0f}",
+        )
+    return table
+
+
+def limits_table(outcomes: Sequence[Outcome]) -> Table:
+    """The limits beside all runs: how far they moved says how far figures of this bench can be trusted."""
+    runs = [run for outcome in outcomes for run in outcome.runs]
+    found = [run.limits for run in runs]
+    table = Table(title="the machine's limits beside the runs")
+    for name in ("limit", "median (quartiles)", "least", "most"):
+        table.add_column(name, justify="left" if name == "limit" else "right")
+    rows = {"reading, GB/s": [limits.read.best for limits in found]}
+    for level, names in found[0].peaks.items():
+        for name in names:
+            rows[f"{name} on {level}, GFLOP/s"] = [limits.peaks[level][name].best for limits in found]
+    for name, values in rows.items():
+        digits = 1 if "GB/s" in name else 0
+        ends = (f"{end(values):,.{digits}f}" for end in (min, max))
+        table.add_row(name, f"{Spread.of(values):,.{digits}f}", *ends)
+    return table
+
+
+def _table(title: str, *headers: str) -> Table:
+    """A table with a row for each contender."""
+    table = Table(title=title)
+    table.add_column("contender")
+    for header in headers:
+        table.add_column(header, justify="left" if header == "peak" else "right")
+    return table
+
+
+def _disturbed(outcome: Outcome) -> str:
+    return f"{outcome.disturbed} of {len(outcome.runs)}" if outcome.disturbed else ""
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown, under its title."""
+    headers = [str(column.header) for column in table.columns]
+    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    lines = [f"| {' | '.join(cells)} |" for cells in (headers, *rows)]
+    return "\n".join([f"{table.title}:\n", lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
 
 
 def write_json(
-    path: Path,
-    machine: str,
-    results: Sequence[Result],
-    limits: MachineLimits,
-    measured: Sequence[tuple[Goal, float]],
-    how: Mapping[str, int],
+    path: Path, machine: str, outcomes: Sequence[Outcome], goals: Sequence[object], how: Mapping[str, object]
 ) -> None:
-    """Write all figures for programs to read."""
-    goals = [{"what": goal.what, "measured": value, "at_least": goal.at_least} for goal, value in measured]
+    """Write all figures, of every run, for programs to read; `goals` are records of what is aimed at."""
     record = {
         "machine": machine,
-        "limits": asdict(limits),
         **how,
-        "results": [asdict(r) for r in results],
-        "ratios": goals,
+        "results": [
+            {
+                **{key: getattr(outcome.entry, key) for key in ("what", "scheme", "model", "level", "compile_s")},
+                **asdict(result_of(outcome)),
+                "disturbed": outcome.disturbed,
+                "runs": [asdict(run) for run in outcome.runs],
+            }
+            for outcome in outcomes
+        ],
+        "goals": goals,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")

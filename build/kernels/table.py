@@ -74,5 +74,5 @@ KERNELS: Mapping[TargetKind, Callable[[TargetSpec], Kernels]] = {"llvm": _cpu_ke
 
 
 def kernels_of(target: TargetSpec) -> Kernels:
-    """Kernels for one target, chosen by what its processor can do; very large buffers are indexed by int64."""
+    """Kernels for one target, chosen by what its lowest CPU level can do; very large buffers are indexed by int64."""
     return kernels_with_fitting_indices(KERNELS[target.kind](target))

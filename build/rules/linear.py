@@ -5,7 +5,7 @@ from itertools import permutations
 
 from build.kernels.shapes import Linear
 from build.rules.context import Context, GraphWeight, Region
-from build.rules.dataflow import Expr, NoMatch, is_call, shape
+from build.rules.dataflow import Expr, NoMatch, dtype, is_call, shape
 from build.rules.per_token import rms_norm
 from build.rules.shared import gated, levels_of
 from runtime.artifact.layouts import PANEL
@@ -54,8 +54,17 @@ def _last_token_of(c: Context, value: Expr) -> Expr | None:
 
 
 def _rounded_source(c: Context, value: Expr, w: GraphWeight) -> Expr:
-    """Match round(x / s) * s with s = (max |x| + smallest) / levels, one scale for each group of a token; returns x."""
+    """Match x as the weight's activations are rounded; returns x.
+
+    It is cast to bfloat16 and back, or round(x / s) * s with s = (max |x| + smallest) / levels, one scale for each
+    group of a token.
+    """
     p = c.dataflow
+    if w.tensor.stored.rounding not in ROUNDING_LEVELS:
+        (narrow,) = p.args(value, "astype")
+        if (dtype(narrow), dtype(value)) != ("bfloat16", "float32"):
+            raise NoMatch(f"expected a cast to bfloat16 and back, found {dtype(narrow)} and {dtype(value)}")
+        return p.args(narrow, "astype")[0]
     together = w.tensor.stored.rounded_together(w.k)
     levels = ROUNDING_LEVELS[w.tensor.stored.rounding]
     x = levels_of(c, *p.args(p.args(value, "reshape")[0], "multiply"), count=levels)

@@ -108,5 +108,5 @@ def _counted(count: int, what: str) -> str:
 def description(name: str, model: ModelConfig, target: TargetSpec, quantization: Quantization) -> str:
     """Describe, in one line, which model it is, how it is stored, and for which machine."""
     size = f"{model.n_layers} layers of dim {model.dim}, vocabulary {model.vocab_size}"
-    machine = " ".join([target.kind, target.cpu, *target.arch])
+    machine = " ".join([target.kind, *(level.cpu for level in target.levels), *target.arch])
     return f"{name}, {size}; scheme {quantization.label}, dtype {target.dtype}; {machine}"

@@ -96,7 +96,7 @@ def measure(shape: str, layers: int, scheme: str, target: str, parent: Path) -> 
             "name": f"random-{shape}-{layers}",
             "frontend": {"checkpoint": "checkpoint", "type": "huggingface"},
             "quantize": {"scheme": scheme},
-            "backend": {"target": target},
+            "backend": {"target": target, "cpu": "x86-64-v3"},
         }
         (folder / "model.yaml").write_text(json.dumps(config))
         stages = {stage: run_measured([sys.executable, "-m", stage, "model.yaml"], folder) for stage in STAGES}

@@ -20,10 +20,19 @@ from export.console import console, output
 from export.memory_use import BUILD_AGE_BYTES, ages, block_rows, export_bytes
 from export.onnx_graphs.graphs import GraphsRecord
 from export.results import export_record, open_configured
-from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, library_file
 from runtime.artifact.hashing import n_blocks
 from runtime.artifact.layouts import ROW_MAJOR
-from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest, TargetSpec, TensorSpec, WeightSpec, to_json
+from runtime.artifact.manifest import (
+    SCHEMA_VERSION,
+    CpuLevel,
+    FileEntry,
+    Manifest,
+    TargetSpec,
+    TensorSpec,
+    WeightSpec,
+    to_json,
+)
 from runtime.artifact.targets import TARGETS
 from runtime.artifact.tensor_file import TensorFileWriter, numpy_dtype, tensor_bytes
 from runtime.engines.loaded_artifact import PROCESS_BYTES, activation_bytes
@@ -61,11 +70,19 @@ def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
     """Predict the footprint of compiling `config`."""
     record = export_record(config, checkpoint)
     backend = config.backend
-    target = TargetSpec(kind=backend.target, dtype=backend.dtype, cpu=backend.cpu, cpu_features=(), arch=backend.arch)
+    lowest, *better = (CpuLevel(cpu=cpu, features=()) for cpu in backend.cpu)
+    target = TargetSpec(
+        kind=backend.target,
+        dtype=backend.dtype,
+        cpu=lowest.cpu,
+        cpu_features=(),
+        arch=backend.arch,
+        better_levels=tuple(better),
+    )
     weights = packed_weights(record, target.kind)
     files = {
         WEIGHTS_FILE: file_bytes(weights),
-        LIBRARY_FILE: library_bytes(record, target),
+        **{library_file(target, level): library_bytes(record, target) for level in target.levels},
         **tokenizer_files(checkpoint, record),
     }
     files[MANIFEST_FILE] = manifest_bytes(config.name, record, target, weights, files)
@@ -99,7 +116,7 @@ def tokenizer_files(checkpoint: Checkpoint, record: GraphsRecord) -> dict[str, i
 
 
 def library_bytes(record: GraphsRecord, target: TargetSpec) -> int:
-    """Size of the library: the kernels of each function, and the calls of each layer."""
+    """Size of a library, of any CPU level: the kernels of each function, and the calls of each layer."""
     kernels = LIBRARY_GRAPH + (LIBRARY_MIXTURE if record.model.n_experts else 0) + LIBRARY_ARCH * len(target.arch)
     return round(len(record.graphs) * (kernels + LIBRARY_CALLS * record.model.n_layers))
 
@@ -132,8 +149,8 @@ def manifest_bytes(
 def workspace_bytes(record: GraphsRecord, files: Mapping[str, int]) -> int:
     """Bytes that the stages leave in the workspace.
 
-    These are the weights as exported, library, tokenizer, records, and ONNX files with the slot ages for each different
-    cache length.
+    These are the weights as exported, libraries, tokenizer, records, and ONNX files with the slot ages for each
+    different cache length.
     """
     copied = sum(size for name, size in files.items() if name not in (WEIGHTS_FILE, MANIFEST_FILE))
     text = len(record.graphs) * (GRAPH_TEXT + LAYER_TEXT * record.model.n_layers + 8 * ages(record))
@@ -197,6 +214,10 @@ def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
     }
     return {
         f"artifact: {WEIGHTS_FILE}": "exact",
+        **{
+            f"artifact: {library_file(footprint.target, level)}": "0.3 MB; none if no kernel changes at this level"
+            for level in footprint.target.better_levels
+        },
         f"artifact: {LIBRARY_FILE}": "0.3 MB",
         sequence: f"exact; {footprint.caches.share:.1%} of a uniform cache of {record.shape.cache_len} columns",
         "host: export, peak memory": "3 %; resident memory of the process",

@@ -226,15 +226,15 @@ def write_random_checkpoint(folder: Path, shape: str, layers: int) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty, expected a new folder; name another one")
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _shards(shape, layers)
+    shards = shards_of(shape, layers)
     files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-    block = _random_block()
+    block = random_block()
     nbytes = sum(2 * prod(spec.shape) for specs in shards for spec in specs)
     with byte_bar("writing random weights", nbytes) as bar:
         for file, specs in zip(files, shards, strict=True):
             with TensorFileWriter(folder / file, specs, {"format": "pt"}) as writer:
                 for spec in specs:
-                    values = _values(spec.shape, block)
+                    values = random_values(spec.shape, block)
                     writer.write(spec.name, values)
                     bar.advance(values.nbytes)
     weight_map = {spec.name: file for file, specs in zip(files, shards, strict=True) for spec in specs}
@@ -243,7 +243,7 @@ def write_random_checkpoint(folder: Path, shape: str, layers: int) -> None:
     _write_json(folder / "config.json", {**dtype_and_activation, **_at_depth(shape, layers)})
 
 
-def _shards(shape: str, layers: int) -> list[list[TensorSpec]]:
+def shards_of(shape: str, layers: int) -> list[list[TensorSpec]]:
     """Tensors by shard, under their names in the families table; those outside the layers come first."""
     grouped: dict[str, list[TensorSpec]] = defaultdict(list)
     for name, weight in tensor_layout.weights(*model_config(shape, layers)).items():
@@ -252,12 +252,13 @@ def _shards(shape: str, layers: int) -> list[list[TensorSpec]]:
     return list(grouped.values())
 
 
-def _random_block() -> NDArray[Any]:
+def random_block() -> NDArray[Any]:
+    """The numbers of every matrix, in bfloat16."""
     values = np.random.default_rng(SEED).standard_normal(BLOCK, np.float32) * np.float32(STANDARD_DEVIATION)
     return values.astype(ml_dtypes.bfloat16)
 
 
-def _values(shape: tuple[int, ...], block: NDArray[Any]) -> NDArray[Any]:
+def random_values(shape: tuple[int, ...], block: NDArray[Any]) -> NDArray[Any]:
     """A norm's ones, or the random block repeated."""
     return np.ones(shape, block.dtype) if len(shape) == 1 else np.resize(block, shape)
 

@@ -19,6 +19,7 @@ VARIANTS: dict[str, list[str]] = {
         "source": ["quantize.scheme=source", "backend.dtype=fp32"],
         "source_dynamic": ["quantize.scheme=source_dynamic", "backend.dtype=fp32"],
         "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],
+        "bf16_dot": ["quantize.scheme=bf16_dot", "backend.dtype=bf16"],
         "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
         "int8-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int8"],
         "int4-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int4"],

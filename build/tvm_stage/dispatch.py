@@ -52,6 +52,15 @@ class ReportRow:
 
 
 @dataclass(frozen=True)
+class KernelSource:
+    """What a kernel in a library was made from, so that it can be made for another CPU level."""
+
+    name: str  # in the library
+    op: str  # a row of `build.kernels.table`
+    arguments: tuple[Any, ...]  # of the function that makes it
+
+
+@dataclass(frozen=True)
 class DispatchedModule:
     """A module whose functions call our kernels, take packed weights, update rings in place and return only logits."""
 
@@ -60,10 +69,14 @@ class DispatchedModule:
     weights: tuple[WeightSpec, ...]
     report: tuple[ReportRow, ...]
     calls: tuple[KernelCall, ...]
+    kernels: tuple[KernelSource, ...]
 
 
 def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
-    """Rewrite every graph; raises `UserError` if one keeps a cache that no attention kernel owns."""
+    """Rewrite every graph, with kernels for the target's lowest CPU level.
+
+    Raises `UserError` if one keeps a cache that no attention kernel owns.
+    """
     builder = relax.BlockBuilder()
     kernels = _MadeKernels(builder, kernels_of(target))
     report: list[ReportRow] = []
@@ -87,7 +100,23 @@ def dispatch(relax_module: RelaxModule, target: TargetSpec) -> DispatchedModule:
         packed_weights(record, target.kind),
         tuple(report),
         kernels.calls(report),
+        kernels.sources(),
     )
+
+
+def with_kernels(module: tvm.IRModule, kernels: Sequence[KernelSource], target: TargetSpec) -> tvm.IRModule:
+    """A module with these kernels made again for a target of one CPU level; everything else stays as it is."""
+    makers = kernels_of(target)
+    result = tvm.IRModule(module.functions, attrs=module.attrs)
+    for kernel in kernels:
+        result.update_func(
+            result.get_global_var(kernel.name), _named(makers[kernel.op](*kernel.arguments), kernel.name)
+        )
+    return result
+
+
+def _named(function: Any, name: str) -> Any:  # noqa: ANN401 (a tirx.PrimFunc)
+    return function.with_attr("global_symbol", name)
 
 
 @dataclass(frozen=True)
@@ -250,13 +279,17 @@ class _MadeKernels:
         if (op, arguments) not in self.made:
             name = f"{op}_{self.counts[op]}"
             self.counts[op] += 1
-            function = self.makers[op](*arguments).with_attr("global_symbol", name)
+            function = _named(self.makers[op](*arguments), name)
             self.made[op, arguments] = _Kernel(name, function, self.builder.add_func(function, name))
         return self.made[op, arguments].name
 
     def name(self, region: Region) -> str:
         """The kernel's name in the library."""
         return self.made[region.op, region.arguments].name
+
+    def sources(self) -> tuple[KernelSource, ...]:
+        """What each kernel was made from."""
+        return tuple(KernelSource(kernel.name, op, arguments) for (op, arguments), kernel in self.made.items())
 
     def calls(self, report: Sequence[ReportRow]) -> tuple[KernelCall, ...]:
         """Describe what each kernel computes, and how often the reported graphs call it."""

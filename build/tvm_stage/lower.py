@@ -13,8 +13,19 @@ from runtime.errors import UserError, one_line
 LINKER_OPTIONS = ["-Wl,--strip-all", "-Wl,-z,noseparate-code"]
 
 
-def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: Path | None) -> None:
-    """Compile every function and write the shared library; `dump` receives the module after each group of passes.
+def with_passes(dispatched: DispatchedModule, spec: TargetSpec, dump: Path | None) -> tvm.IRModule:
+    """The module after all passes of its target; `dump` receives it after each group of them."""
+    row = TVM_TARGETS[spec.kind]
+    module = dispatched.module
+    with row.make(spec), tvm.transform.PassContext(disabled_pass=list(row.skipped)):
+        for number, (name, passes) in enumerate(row.passes(), start=3):
+            module = tvm.transform.Sequential(list(passes))(module)
+            dump_module(module, dump, f"{number}-{name}")
+    return module
+
+
+def write_library(module: tvm.IRModule, spec: TargetSpec, library: Path, dump: Path | None = None) -> None:
+    """Compile every function of a module `with_passes` for the target's lowest CPU level, and write the library.
 
     Raises `UserError` if the host has no linker, if that fails, or if the library fails the target's own check.
     """
@@ -25,11 +36,7 @@ def lower(dispatched: DispatchedModule, spec: TargetSpec, library: Path, dump: P
         )
     row = TVM_TARGETS[spec.kind]
     target = row.make(spec)
-    module = dispatched.module
     with row.toolchain(spec, library.parent, dump), target, tvm.transform.PassContext(disabled_pass=list(row.skipped)):
-        for number, (name, passes) in enumerate(row.passes(), start=3):
-            module = tvm.transform.Sequential(list(passes))(module)
-            dump_module(module, dump, f"{number}-{name}")
         executable = relax.build(module, target, relax_pipeline=None)
     try:
         executable.export_library(str(library), options=LINKER_OPTIONS)

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.compiler import codegen, llvm_cpu, llvm_target, relax, tvm
+from build.compiler import llvm_target, relax, tvm
 from build.tvm_stage import cuda
+from build.tvm_stage.cpu_levels import attributes_of, cpu_levels
 from build.tvm_stage.machine_code import check_machine_code
 from export.configuration.config import BackendConfig
-from runtime.artifact.cpu import cpuinfo_flags
 from runtime.artifact.manifest import KernelUsage, TargetSpec
 from runtime.artifact.targets import TargetKind
-from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class TvmTarget:
 
 
 def _llvm(spec: TargetSpec) -> Any:  # noqa: ANN401 (TVM's targets are untyped)
-    return llvm_target(spec.cpu)
+    return llvm_target(spec.cpu, mattr=attributes_of(spec.levels[0]))
 
 
 def _cuda(spec: TargetSpec) -> Any:  # noqa: ANN401
@@ -141,14 +140,13 @@ TVM_TARGETS: Mapping[TargetKind, TvmTarget] = {
 
 
 def target_spec(backend: BackendConfig) -> TargetSpec:
-    """Resolve a configured backend: `native` to this machine's CPU, and the CPU to the features its code may use."""
-    cpu = llvm_cpu(backend.cpu)
-    known = {str(name) for name in codegen.llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm"}))}
-    if cpu not in known:
-        raise UserError(
-            f"backend.cpu is {cpu!r}, which LLVM does not know; expected native, x86-64-v3 "
-            "or another CPU name of LLVM, such as znver4"
-        )
-    features = codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
-    flags = cpuinfo_flags([str(name) for name in features])
-    return TargetSpec(kind=backend.target, dtype=backend.dtype, cpu=cpu, cpu_features=flags, arch=backend.arch)
+    """Resolve a configured backend: `native` to this machine's CPU, and each CPU to the features its code may use."""
+    lowest, *better = cpu_levels(backend.cpu)
+    return TargetSpec(
+        kind=backend.target,
+        dtype=backend.dtype,
+        cpu=lowest.cpu,
+        cpu_features=lowest.features,
+        arch=backend.arch,
+        better_levels=tuple(better),
+    )

@@ -59,6 +59,10 @@ def _listed_or_one(value: object) -> object:
     return (value,) if isinstance(value, int) else _listed(value)
 
 
+def _listed_or_name(value: object) -> object:
+    return (value,) if isinstance(value, str) else _listed(value)
+
+
 def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(values, reverse=True))
 
@@ -87,6 +91,9 @@ Kept = Annotated[tuple[KeptPart, ...], BeforeValidator(_listed), AfterValidator(
 Budget = Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)]
 Arch = Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}a?$")]
 Archs = Annotated[tuple[Arch, ...], BeforeValidator(_listed), AfterValidator(_check_distinct)]
+Cpus = Annotated[
+    tuple[Name, ...], Field(min_length=1), BeforeValidator(_listed_or_name), AfterValidator(_check_distinct)
+]
 Chunks = Annotated[
     tuple[Count, ...],
     Field(min_length=1),
@@ -116,13 +123,13 @@ def _not_compiled(key: str, found: str, target: str, possible: Sequence[str]) ->
 
 
 def schemes_of(target: TargetKind) -> tuple[SchemeName, ...]:
-    """The schemes that a target's kernels support: they read the format and, if it is dynamic, round activations."""
+    """The schemes that a target's kernels support: they read the format and, if it asks for that, round activations."""
     row = TARGETS[target]
 
     def reads(scheme: Scheme) -> bool:
         return scheme.format is None or row.layout in FORMATS[scheme.format].packings
 
-    return tuple(name for name, s in SCHEMES.items() if reads(s) and (row.rounds_activations or not s.dynamic))
+    return tuple(name for name, s in SCHEMES.items() if reads(s) and (row.rounds_activations or s.rounding == "none"))
 
 
 class Section(BaseModel):
@@ -238,8 +245,10 @@ class QuantizeConfig(Section):
         default="source",
         description=ONE_SCHEME,
         title="How matrices are stored. `source`: those that the checkpoint has quantized keep their numbers, and all "
-        "others are stored as `backend.dtype`. `none`: every matrix as `backend.dtype`. `int8`: one fp32 scale for "
-        "each output channel. `int4`: one fp16 scale for each group. `source_dynamic`, `int8_dynamic` and "
+        "others are stored as `backend.dtype`. `none`: every matrix as `backend.dtype`. `bf16_dot`: bf16, and "
+        "activations are rounded to bf16 too before they are multiplied, for the instructions that multiply both. "
+        "`int8`: one fp32 scale for each output channel. `int4`: one fp16 scale for each group. `source_dynamic`, "
+        "`int8_dynamic` and "
         "`int4_dynamic` store the same weights and also round activations to int8, with one scale for each group of "
         "each token: the weights' own groups, or 64 numbers for weights without groups. A head takes its "
         "activations unrounded. Where the layers have 4 bits, the head has 8, unless `quantize.keep` names it.",
@@ -288,11 +297,12 @@ class BackendConfig(Section):
     """The machine that runs the artifact. `dtype` is the storage of weights and caches; `arch` is empty for llvm."""
 
     target: TargetKind = Field(title="`llvm`: an x86-64 CPU. `cuda`: an NVIDIA GPU.")
-    cpu: Name = Field(
-        default="x86-64-v3",
-        description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native",
-        title="The CPU that the host code is compiled for; `native` is this machine's. Opening the artifact checks "
-        "that the box's CPU has the features that the code needs.",
+    cpu: Cpus = Field(
+        default_factory=lambda given: TARGETS[given["target"]].cpus,
+        description="LLVM's name of a CPU level, such as x86-64-v3, znver4 or native, or a list of different ones",
+        title="The CPU levels that the host code is compiled for, each in a library of its own over the same weights; "
+        "a box runs the best one that it has, and opening the artifact checks that it has the lowest. A level at which "
+        "every kernel is the same as at a lower one is left out. `native` is this machine's best. For CUDA, one level.",
     )
     arch: Archs = Field(
         default_factory=lambda given: TARGETS[given["target"]].archs,
@@ -316,6 +326,13 @@ class BackendConfig(Section):
         if known and not self.arch:
             found = f"is empty, but backend.target is {self.target}"
             raise _conflict("arch", f"{found}; list an architecture, such as [{known[0]}], or remove backend.arch")
+        return self
+
+    @model_validator(mode="after")
+    def _host_code_beside_a_device_has_one_level(self) -> Self:
+        if len(self.cpu) > 1 and TARGETS[self.target].on_device:
+            found = f"lists {', '.join(self.cpu)}, but backend.target is {self.target}, whose host code has one level"
+            raise _conflict("cpu", f"{found}; name the lowest that a box may have")
         return self
 
     @model_validator(mode="after")

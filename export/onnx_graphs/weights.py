@@ -1,8 +1,9 @@
 """Weights in an ONNX graph: external data in the shared weight file, stored as the record says, and widened before use.
 
 Each format defines how it is widened (`export.weights`). In MatMul(x, w^T), the columns of x are taken in the order of
-the weight's, where that has one of its own, and where activations are rounded, x becomes round(x / s) * s, with
-s = (max |x| + 1e-30) / levels for each group of a token: 127 for int8.
+the weight's, where that has one of its own. Where activations are rounded to whole numbers, x becomes
+round(x / s) * s, with s = (max |x| + 1e-30) / levels for each group of a token: 127 for int8; where they are rounded
+to bfloat16, it is cast to that type and back.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,10 @@ def _store(model: ir.Model, tensor: ModelTensor, weights: TensorFile) -> None:
             _reorder(model, matmul, order)
     if tensor.stored.rounds:
         for matmul in products:
-            _round_tokens(model, matmul, tensor.stored.rounded_together(tensor.shape[1]), tensor.stored.rounding)
+            if tensor.stored.rounding in ROUNDING_LEVELS:
+                _round_tokens(model, matmul, tensor.stored.rounded_together(tensor.shape[1]), tensor.stored.rounding)
+            else:
+                _cast_tokens(model, matmul)
     widening = format_of(tensor.stored).widening(tensor)
     if widening is None:
         value.const_value = _external(weights.tensors[tensor.name])
@@ -87,6 +91,19 @@ def _reorder(model: ir.Model, matmul: ir.Node, order: ir.Value) -> None:
     gather.outputs[0].name, gather.outputs[0].shape, gather.outputs[0].dtype = name, x.shape, ir.DataType.FLOAT
     matmul.replace_input_with(0, gather.outputs[0])
     model.graph.insert_before(matmul, [gather])
+
+
+def _cast_tokens(model: ir.Model, matmul: ir.Node) -> None:
+    """Insert the rounding of x to bfloat16, half to even, before a product, which is still one of float32."""
+    value = matmul.inputs[0]
+    assert value is not None
+    for dtype, label in ((ir.DataType.BFLOAT16, "narrowed"), (ir.DataType.FLOAT, "rounded")):
+        name = f"{matmul.name}.{label}"
+        node = ir.node("Cast", [value], attributes={"to": dtype}, name=name)
+        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].dtype = name, value.shape, dtype
+        value = node.outputs[0]
+        model.graph.insert_before(matmul, [node])
+    matmul.replace_input_with(0, value)
 
 
 def _round_tokens(model: ir.Model, matmul: ir.Node, together: int, rounding: Rounding) -> None:

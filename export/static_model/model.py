@@ -178,10 +178,12 @@ class Block(nn.Module):
 
 
 def rounded_tokens(x: torch.Tensor, how: TokenRounding) -> torch.Tensor:
-    """Round x (..., K), half to even, to whole multiples of a scale for every `how.together` neighbours.
+    """Round x (..., K), half to even: to bfloat16, or to whole multiples of a scale for `how.together` neighbours.
 
     The scale is (max |x| + smallest) / levels.
     """
+    if how.rounding not in ROUNDING_LEVELS:
+        return x.bfloat16().float()
     order = None if how.order is None else torch.from_numpy(how.order).long()
     groups = (x if order is None else x[..., order]).unflatten(-1, (-1, how.together))
     scale = (groups.abs().amax(-1, keepdim=True) + SMALLEST_PEAK) / ROUNDING_LEVELS[how.rounding]

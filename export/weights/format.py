@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.checkpoints.encodings.encoding import EncodedRows, Offsets, ScaleDType
 from export.weights.widening import Widening
 from runtime.artifact.manifest import Record, TensorSpec
-from runtime.artifact.schemes import Rounding
+from runtime.artifact.schemes import ROUNDING_LEVELS, Rounding
 
 Array = NDArray[np.generic]
 Float32 = NDArray[np.float32]
@@ -58,8 +58,10 @@ class Storage(Record, frozen=True):
     def rounded_together(self, k: int) -> int:
         """How many neighbours of a token's K numbers share a scale when they are rounded.
 
-        A group of them or, if K is not a multiple of the group size, all of them.
+        A group of them or, if K is not a multiple of the group size, all of them. A bfloat16 needs no scale.
         """
+        if self.rounding not in ROUNDING_LEVELS:
+            return 1
         group = self.group_size or DYNAMIC_GROUP
         return k if k % group else group
 
@@ -109,7 +111,7 @@ class Format:
     # Some rows of a checkpoint to stored arrays by name, every number as it is; None if checkpoints hold plain numbers.
     carry: Callable[[ModelTensor, EncodedRows], dict[str, Array]] | None = None
     words: bool = False  # when packed, eight 4-bit numbers share an int32
-    multiplies_int8: bool = False  # its numbers are whole ones, which kernels multiply with rounded activations
+    roundings: tuple[Rounding, ...] = ()  # of activations that kernels multiply its numbers with, besides none
     multiplies_float16: bool = False  # float16 holds every number exactly, apart from scales, as tensor cores need it
     multiple: int = 1  # K must be a multiple of this
     working_bytes: int = 0  # held per element while it is stored, besides the block and its float32 form

@@ -131,7 +131,7 @@ INT4 = Format(
     {"panels": Packing(_panels, _to_panels), "vectors": Packing(_vectors, _to_vectors)},
     carry=_carry,
     words=True,
-    multiplies_int8=True,
+    roundings=("int8", "int16"),
     multiplies_float16=True,
     multiple=WORD,  # eight numbers are packed together
     working_bytes=1,

@@ -86,7 +86,7 @@ INT8 = Format(
         "vectors": Packing(_vectors, lambda _stored, rows, workers: to_vector_panels(rows, workers)),
     },
     carry=carry_bytes,
-    multiplies_int8=True,
+    roundings=("int8", "int16"),
     multiplies_float16=True,
     working_bytes=8,  # quotients and their rounding; after that, only the scales are kept
 )

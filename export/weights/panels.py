@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from export.weights.format import Array
-from runtime.artifact.layouts import DOT, PANEL, VECTOR, WORD
+from runtime.artifact.layouts import DOT, PAIR, PANEL, VECTOR, WORD
 
 
 def to_panels(matrix: Array, workers: int = 1) -> Array:
@@ -28,26 +28,30 @@ def to_panels(matrix: Array, workers: int = 1) -> Array:
     return packed
 
 
-def to_dot_panels(matrix: Array, workers: int = 1) -> Array:
-    """Pack (N, K) int8 into (panels, ceil(K / DOT), PANEL, DOT).
+def to_step_panels(matrix: Array, steps: int, workers: int = 1) -> Array:
+    """Pack (N, K) into (panels, ceil(K / steps), PANEL, steps): `steps` neighbours in a row side by side.
 
-    Whole int32 of DOT steps each go where single numbers go in `to_panels`.
+    The last ones are zero where K is no multiple.
     """
-    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % DOT)))
-    panels = to_panels(np.ascontiguousarray(padded).view(np.int32), workers)
-    return panels.view(np.int8).reshape(-1, padded.shape[1] // DOT, PANEL, DOT)
+    padded = np.ascontiguousarray(np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % steps))))
+    # `steps` numbers together go where single numbers go in `to_panels`.
+    packed = to_panels(padded.view(np.dtype((np.void, steps * matrix.itemsize))), workers)
+    return packed.reshape(-1).view(matrix.dtype).reshape(*packed.shape, steps)
+
+
+def to_dot_panels(matrix: Array, workers: int = 1) -> Array:
+    """Pack (N, K) int8 into (panels, ceil(K / DOT), PANEL, DOT)."""
+    return to_step_panels(matrix, DOT, workers)
+
+
+def to_pair_panels(matrix: Array, workers: int = 1) -> Array:
+    """Pack (N, K) numbers of 16 bits into (panels, ceil(K / PAIR), PANEL, PAIR)."""
+    return to_step_panels(matrix, PAIR, workers)
 
 
 def to_vector_panels(matrix: Array, workers: int = 1) -> Array:
-    """Pack (N, K) numbers, or words of a row, into (panels, vectors, PANEL, J).
-
-    J neighbours in a row fill VECTOR bytes; the rest is zero.
-    """
-    steps = VECTOR // matrix.itemsize
-    padded = np.ascontiguousarray(np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % steps))))
-    vectors = padded.view(np.dtype((np.void, VECTOR)))  # whole vectors go where single numbers go in `to_panels`
-    packed = to_panels(vectors, workers)
-    return packed.reshape(-1).view(matrix.dtype).reshape(*packed.shape, steps)
+    """Pack (N, K) numbers, or words of a row, into (panels, vectors, PANEL, J): J of them fill VECTOR bytes."""
+    return to_step_panels(matrix, VECTOR // matrix.itemsize, workers)
 
 
 def int4_words(numbers: Array) -> Array:

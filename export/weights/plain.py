@@ -14,9 +14,9 @@ from export.weights.format import (
     Packing,
     Storage,
 )
-from export.weights.panels import panels_of, to_panels, to_vector_panels
+from export.weights.panels import panels_of, to_pair_panels, to_panels, to_vector_panels
 from export.weights.widening import RESULT, Stored, Widening, cast
-from runtime.artifact.layouts import PANEL, VECTOR
+from runtime.artifact.layouts import PAIR, PANEL, VECTOR
 from runtime.artifact.manifest import TensorSpec
 
 
@@ -50,7 +50,7 @@ def _panels(stored: Storage, n: int, k: int) -> MatrixLayout:
 
 def _bfloat16_panels(_stored: Storage, n: int, k: int) -> MatrixLayout:
     """Store bfloat16 as uint16, since numpy, in which weights are handed over, has no bfloat16."""
-    return MatrixLayout(f"panels_{PANEL}", (panels_of(n), k, PANEL), "uint16")
+    return MatrixLayout(f"panels_{PANEL}k{PAIR}", (panels_of(n), -(-k // PAIR), PANEL, PAIR), "uint16")
 
 
 def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
@@ -60,7 +60,9 @@ def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
 
 PANELS = Packing(_panels, lambda _stored, rows, workers: to_panels(rows, workers))
 VECTORS = Packing(_vectors, lambda _stored, rows, workers: to_vector_panels(rows, workers))
-BFLOAT16_PANELS = Packing(_bfloat16_panels, lambda _stored, rows, workers: to_panels(rows.view(np.uint16), workers))
+BFLOAT16_PANELS = Packing(
+    _bfloat16_panels, lambda _stored, rows, workers: to_pair_panels(rows.view(np.uint16), workers)
+)
 
 FLOAT32 = Format(_specs, _store, _load, _as_it_is, {"panels": PANELS, "vectors": VECTORS}, kept_bytes=4)
 FLOAT16 = Format(
@@ -73,4 +75,13 @@ FLOAT16 = Format(
     working_bytes=2,
     kept_bytes=2,
 )
-BFLOAT16 = Format(_specs, _store_bfloat16, _load, _cast, {"panels": BFLOAT16_PANELS}, working_bytes=2, kept_bytes=2)
+BFLOAT16 = Format(
+    _specs,
+    _store_bfloat16,
+    _load,
+    _cast,
+    {"panels": BFLOAT16_PANELS},
+    roundings=("bfloat16",),
+    working_bytes=2,
+    kept_bytes=2,
+)

@@ -19,7 +19,6 @@ from runtime.artifact.manifest import DType, Quantization
 from runtime.artifact.schemes import SCHEMES, Rounding, Scheme, SchemeName
 
 PRECISE = Storage(dtype="float32")
-DYNAMIC: Rounding = "int8"  # of activations, where a scheme asks for it
 ROUNDED = Storage(dtype="int8")  # used where a narrower format does not fit
 ROUTER = ".feed_forward.gate.weight"
 HEAD_WEIGHTS = (HEAD_WEIGHT, EMBEDDINGS)  # the second if embeddings are tied
@@ -66,11 +65,11 @@ class StorageRules:
     def _rounding(self, name: str, form: Format) -> Rounding:
         """How activations are rounded before a product with a tensor's weights.
 
-        Those of an embedding are not multiplied, and a head, which decides alone, gets none that are rounded to 8 bits.
+        Those of an embedding are not multiplied, and a head, which decides alone, gets none that a scheme rounds.
         """
         rounding = self.quantization.rounding_of(self._scheme(name))
-        multiplied = form.multiplies_int8 and (self.tied_embeddings or name != EMBEDDINGS)
-        coarse = SCHEMES[self._scheme(name)].dynamic and name in HEAD_WEIGHTS
+        multiplied = rounding in form.roundings and (self.tied_embeddings or name != EMBEDDINGS)
+        coarse = SCHEMES[self._scheme(name)].rounding != "none" and name in HEAD_WEIGHTS
         return rounding if multiplied and not coarse else "none"
 
     def _is_carried(self, name: str, shape: tuple[int, ...], encoding: Encoding) -> bool:
@@ -98,7 +97,8 @@ class StorageRules:
             return Storage(dtype=self.dtype)  # one row is read per token: narrower storage would save only disk space
         chosen = storage_of(scheme, self.quantization, self.dtype)
         if EXPERTS in name or shape[1] % format_of(chosen).multiple:
-            return ROUNDED if format_of(chosen).scaled else chosen  # the kernels for experts support no other format
+            # the kernels for experts support no other format and round nothing
+            return ROUNDED if format_of(chosen).scaled else Storage(dtype=chosen.dtype)
         if name in HEAD_WEIGHTS and not chosen.grouped:
             return Storage(dtype=chosen.dtype)  # a language model's head gets one token per call: memory-bound
         return chosen
@@ -116,11 +116,11 @@ def storage_of(scheme: Scheme, quantization: Quantization, dtype: DType) -> Stor
     """How a scheme stores a matrix; `dtype` is the one to store if the scheme leaves it to `backend.dtype`."""
     if not scheme.grouped:
         name = scheme.format or dtype
-        return Storage(dtype=name, rounding=DYNAMIC if scheme.dynamic and FORMATS[name].multiplies_int8 else "none")
+        return Storage(dtype=name, rounding=scheme.rounding if scheme.rounding in FORMATS[name].roundings else "none")
     assert scheme.format is not None
     return Storage(
         dtype=scheme.format,
         group_size=quantization.group_size,
         offsets="none" if quantization.symmetric else "zero_points",
-        rounding=DYNAMIC if scheme.dynamic else "none",
+        rounding=scheme.rounding,
     )

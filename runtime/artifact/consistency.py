@@ -8,10 +8,12 @@ from runtime.artifact.caches import CACHE_NAMES, cache_format
 from runtime.artifact.hashing import n_blocks
 from runtime.artifact.manifest import (
     HEADS,
+    CpuLevel,
     FileEntry,
     Manifest,
     ModelConfig,
     Shape,
+    TargetSpec,
     TensorSpec,
     TokenizerSpec,
     WeightSpec,
@@ -21,7 +23,7 @@ from runtime.artifact.targets import TARGETS
 from runtime.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
-LIBRARY_FILE = "library.so"
+LIBRARY_FILE = "library.so"  # of the lowest CPU level
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILES = {"tokenizer.json": "tokenizer.json", "sentencepiece": "tokenizer.model"}  # by kind
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -36,6 +38,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _PANELS = re.compile(r"panels_([1-9][0-9]{0,3})(?:k([1-9][0-9]?)|q8(?:k([1-9]))?)?(?:x([1-9][0-9]{0,3}))?")
 _LAYER = re.compile(r"layers\.(0|[1-9][0-9]*)\.")
 _ARCH = re.compile(r"sm_[1-9][0-9]{1,2}[a-z]?")
+
+
+def library_file(target: TargetSpec, level: CpuLevel) -> str:
+    """The name of the library of one of the target's CPU levels."""
+    return LIBRARY_FILE if level.cpu == target.cpu else f"library.{level.cpu}.so"
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
@@ -67,8 +74,9 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
         if count > 1:
             yield f"the file {name} is listed {count} times, expected once"
     tokenizer = manifest.tokenizer
+    libraries = [library_file(manifest.target, level) for level in manifest.target.levels]
     used = [
-        LIBRARY_FILE,
+        *libraries,
         WEIGHTS_FILE,
         *([tokenizer.file, tokenizer.chat_template] if tokenizer else []),
         manifest.golden,
@@ -78,11 +86,11 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
     )
     yield from (f"the file {name} is listed, but nothing in the manifest uses it" for name in names if name not in used)
     for entry in manifest.files:
-        yield from _size_problems(entry)
+        limits = {**dict.fromkeys(libraries, LIBRARY_LIMIT), WEIGHTS_FILE: None}
+        yield from _size_problems(entry, limits.get(entry.path, READ_WHOLE_LIMIT))
 
 
-def _size_problems(entry: FileEntry) -> Iterator[str]:
-    limit = {LIBRARY_FILE: LIBRARY_LIMIT, WEIGHTS_FILE: None}.get(entry.path, READ_WHOLE_LIMIT)
+def _size_problems(entry: FileEntry, limit: int | None) -> Iterator[str]:
     if entry.size == 0 or (limit and entry.size > limit):
         yield f"the file {entry.path} has {entry.size} bytes, expected 1 to {limit or 'any number'}"
     expected = n_blocks(entry.size)
@@ -229,6 +237,14 @@ def _target_problems(manifest: Manifest) -> Iterator[str]:
         yield f"the target {target.kind} lists the architectures {', '.join(target.arch)}, expected none"
     if known and not target.arch:
         yield f"the target {target.kind} lists no architecture, expected at least one, such as {known[0]}"
+    names = [level.cpu for level in target.levels]
+    yield from (
+        f"the target lists the cpu level {name} {names.count(name)} times, expected once"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    )
+    if known and target.better_levels:
+        yield f"the target {target.kind} lists the cpu levels {', '.join(names)}, expected one"
     yield from (
         f"the target lists the architecture {name!r}, expected a name such as sm_80"
         for name in target.arch

@@ -5,6 +5,7 @@ nothing else:
 
     manifest.json         `runtime.artifact.manifest.Manifest` as JSON
     library.so            the compiled functions; for CUDA, with machine code for `target.arch` inside
+    library.CPU.so        the same functions for a better CPU level, for each of `target.better_levels`
     weights.safetensors   every weight, in the order in which each compiled function takes them
     `tokenizer.file`, `tokenizer.chat_template`   as named by the manifest, if it has a tokenizer
     `golden`              prompts with the outputs that they must give (`runtime.artifact.golden`), if the manifest
@@ -19,16 +20,17 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
  3. `files` MUST list every file but `manifest.json` and `manifest.sig`, each once, by a plain name: ASCII letters,
     digits, `.`, `_`, `-`, beginning with a letter or digit. So there is no path to another folder, no hidden file, and
     no name that two systems read differently.
- 4. `library.so` and `weights.safetensors` MUST be listed; a file that no part of the manifest uses MUST NOT be.
- 5. A file MUST NOT be empty. The library has at most 1 GiB, and any other file except the weights at most 256 MiB.
+ 4. `library.so`, the library of each better level and `weights.safetensors` MUST be listed; a file that no part of the
+    manifest uses MUST NOT be.
+ 5. A file MUST NOT be empty. A library has at most 1 GiB, and any other file except the weights at most 256 MiB.
  6. `sha256` is the plain SHA-256 of the file, so `sha256sum` agrees. For a file above 16 MiB (2**24 bytes), `blocks`
     MUST list the SHA-256 of each 16 MiB block (the last one may be shorter); for a smaller file it MUST be empty.
  7. Model, shape, graphs, weights, tokenizer and target MUST agree: one graph `prefill_T` for each chunk T and, if the
     head is a causal language model, one graph `decode` (one token), each with the inputs and outputs that model and
     shape imply (`runtime.artifact.consistency` has the details).
  8. Every listed file MUST exist with its size, and no other file may exist.
- 9. This machine's CPU MUST have every flag in `target.cpu_features`. The engine checks whether a CUDA device fits
-    `target.arch`.
+ 9. This machine's CPU MUST have every flag in `target.cpu_features`. The engine takes the best of the levels that the
+    CPU has, and checks whether a CUDA device fits `target.arch`.
 10. The header of `weights.safetensors` MUST describe exactly the tensors of `weights`: same names, order, dtypes and
     shapes, each tensor beginning at a multiple of 64 bytes.
 11. Contents MUST match their sums. A file with `blocks` is checked by those alone, on all cores: they cover every byte.
@@ -36,8 +38,8 @@ Rules, each checked by `Artifact.open` before the library is loaded, cheapest fi
 `parity` and `golden` MAY be null. All of it is data: no file but the library is code, and none is a pickle. The sums
 detect damage. Whoever can write to the folder can run code through its library, unless `open` is given a public key:
 then the signature of the manifest is checked before anything is used, and through the manifest's sums it covers every
-other byte. The library is hashed once more in memory that is sealed against changes, and loaded from there, so no code
-runs but what was signed.
+other byte. The library that is used is hashed once more in memory that is sealed against changes, and loaded from
+there, so no code runs but what was signed.
 
 Weights on the CPU are mapped, not copied. Each `open` hashes all of them in parallel, at the speed of the disk or of
 the cores, and the same reads fill the page cache that the mapping then uses. Nothing watches the file afterwards: a
@@ -59,11 +61,11 @@ from numpy.typing import NDArray
 
 from runtime.artifact import manifest as contract
 from runtime.artifact.build_number import check_build_number
-from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_manifest
+from runtime.artifact.consistency import LIBRARY_FILE, MANIFEST_FILE, WEIGHTS_FILE, check_manifest, library_file
 from runtime.artifact.cpu import check_cpu
 from runtime.artifact.durable import replaced_whole, sync
 from runtime.artifact.hashing import check_sums, file_entry
-from runtime.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from runtime.artifact.manifest import SCHEMA_VERSION, CpuLevel, FileEntry, Manifest
 from runtime.artifact.replacing import refuse_other_folder, remove_stale, sibling, swap_in
 from runtime.artifact.sealed import sealed_copy
 from runtime.artifact.signing import SIGNATURE_FILE, check_signature
@@ -82,12 +84,12 @@ class Artifact:
 
     @property
     def library(self) -> Path:
-        """The compiled library."""
+        """The compiled library of the lowest CPU level."""
         return self.folder / LIBRARY_FILE
 
-    def sealed_library(self) -> Path:
-        """A copy of the compiled library that has its sum and that nothing can change, to be loaded."""
-        return sealed_library(self.folder, self.manifest)
+    def sealed_library(self, level: CpuLevel) -> Path:
+        """A copy of the library of a CPU level that has its sum and that nothing can change, to be loaded."""
+        return sealed_library(self.folder, self.manifest, level)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Every weight by name, as views of one mapping of the file (bfloat16 as uint16 bits)."""
@@ -204,10 +206,11 @@ def _check_weights(path: Path, manifest: Manifest) -> None:
             )
 
 
-def sealed_library(folder: Path, manifest: Manifest) -> Path:
-    """A copy of a folder's library that has its sum in the manifest, which lists it, and that nothing can change."""
-    entry = next(entry for entry in manifest.files if entry.path == LIBRARY_FILE)
-    return sealed_copy(folder / LIBRARY_FILE, entry)
+def sealed_library(folder: Path, manifest: Manifest, level: CpuLevel) -> Path:
+    """A copy of a folder's library for a CPU level, with its sum in the manifest's list, that nothing can change."""
+    name = library_file(manifest.target, level)
+    entry = next(entry for entry in manifest.files if entry.path == name)
+    return sealed_copy(folder / name, entry)
 
 
 def write_artifact(

@@ -6,6 +6,9 @@ a0 a1 / b0 b1 / c0 c1 become [[a0 b0], [a1 b1]], [[c0 0], [c1 0]].
 
 panels_32     (panels, K, 32)             a number for each output and step; also scales and zero points, with one step
                                           for each group
+panels_32k2   (panels, ceil(K / 2), 32, 2) bfloat16, as uint16: two steps of an output side by side, as dot products of
+                                          bfloat16 take them and as 32 bits that widen to two float32; K padded with
+                                          zeros
 panels_32k4   (panels, ceil(K / 4), 32, 4) int8: four steps of an output side by side, as integer dot products take
                                           them; K padded with zeros
 panels_32q8   (panels, K / 8, 32)         int32: eight 4-bit numbers of an output; byte j holds step j in its lower half
@@ -21,6 +24,7 @@ panels_32q8k4 (panels, ceil(K / 32), 32, 4) int32: 32 steps of 4 bits in four wo
 """
 
 PANEL = 32  # outputs: four AVX2 registers, two AVX-512, or the lanes of a warp
+PAIR = 2  # steps of bfloat16 in 32 bits
 DOT = 4  # steps that an integer dot product takes together
 WORD = 8  # 4-bit numbers in an int32
 VECTOR = 16  # bytes that a GPU thread loads at once

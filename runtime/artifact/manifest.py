@@ -12,11 +12,11 @@ import msgspec
 from runtime.artifact.build_number import LARGEST
 from runtime.artifact.caches import CACHE_NAMES, RING_BLOCK
 from runtime.artifact.rotary import QueryScaling, RopeScaling
-from runtime.artifact.schemes import DEFAULT_METHOD, SCHEMES, Rounding, RoundingMethod, SchemeName
+from runtime.artifact.schemes import COARSEST_FIRST, DEFAULT_METHOD, SCHEMES, Rounding, RoundingMethod, SchemeName
 from runtime.artifact.targets import CacheDType, StorageDType, TargetKind
 from runtime.errors import UserError
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 # Far beyond any model; they refuse absurd counts before anything is made for each layer, expert or token.
@@ -222,13 +222,14 @@ class Quantization(Record, frozen=True):
     def rounding(self) -> Rounding:
         """The coarsest rounding of activations."""
         found = {self.rounding_of(name) for name in (self.scheme, *([self.keep_scheme] if self.keep else []))}
-        return next(rounding for rounding in ("int8", "int16", "none") if rounding in found)
+        return next(rounding for rounding in COARSEST_FIRST if rounding in found)
 
     def rounding_of(self, scheme: SchemeName) -> Rounding:
         """How activations are rounded before products with the weights that a scheme stores."""
-        if SCHEMES[scheme].dynamic:
-            return "int8"
-        return "int16" if SCHEMES[scheme].carries and self.whole_products else "none"
+        chosen = SCHEMES[scheme]
+        if chosen.rounding != "none":
+            return chosen.rounding
+        return "int16" if chosen.carries and self.whole_products else "none"
 
     @property
     def carries(self) -> bool:
@@ -250,14 +251,31 @@ class Quantization(Record, frozen=True):
         return self.scheme + groups + (f", {' '.join(self.keep)} {self.keep_scheme}" if self.keep else "") + method
 
 
+class CpuLevel(Record, frozen=True):
+    """A processor that host code was compiled for."""
+
+    cpu: str  # LLVM's name for it, such as x86-64-v4
+    features: tuple[str, ...]  # /proc/cpuinfo flags that the code needs
+
+
 class TargetSpec(Record, frozen=True):
-    """The machine that the library was compiled for."""
+    """The machine that the libraries were compiled for."""
 
     kind: TargetKind
     dtype: StorageDType  # storage of weights and caches
-    cpu: str  # LLVM's name for the host CPU level, such as x86-64-v3
-    cpu_features: tuple[str, ...]  # /proc/cpuinfo flags that the host code needs
+    cpu: str  # LLVM's name for the lowest CPU level, such as x86-64-v3
+    cpu_features: tuple[str, ...]  # /proc/cpuinfo flags that the host code of this level needs
     arch: tuple[str, ...] = ()  # CUDA architectures with machine code inside, such as sm_80
+    better_levels: tuple[CpuLevel, ...] = ()  # further CPU levels, each with a library of its own, the best one last
+
+    @property
+    def levels(self) -> tuple[CpuLevel, ...]:
+        """All CPU levels, the lowest first."""
+        return (CpuLevel(cpu=self.cpu, features=self.cpu_features), *self.better_levels)
+
+    def at(self, level: CpuLevel) -> "TargetSpec":
+        """The same target with one level alone."""
+        return msgspec.structs.replace(self, cpu=level.cpu, cpu_features=level.features, better_levels=())
 
 
 class KernelUsage(Record, frozen=True):

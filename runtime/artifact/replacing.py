@@ -26,6 +26,7 @@ from runtime.artifact.golden import GOLDEN_FILE
 from runtime.artifact.signing import SIGNATURE_FILE
 from runtime.errors import UserError
 
+_LEVEL_LIBRARY = re.compile(r"library\.[A-Za-z0-9._-]+\.so")
 ARTIFACT_NAMES = frozenset(
     (
         MANIFEST_FILE,
@@ -70,7 +71,8 @@ def strange_entry(folder: Path) -> str | None:
     if folder.is_symlink() or not folder.is_dir():
         return "it is no folder"
     for entry in os.scandir(folder):
-        if entry.name not in ARTIFACT_NAMES or not entry.is_file(follow_symlinks=False):
+        known = entry.name in ARTIFACT_NAMES or _LEVEL_LIBRARY.fullmatch(entry.name)
+        if not known or not entry.is_file(follow_symlinks=False):
             return f"it holds {entry.name!r}"
     return None
 

@@ -24,6 +24,7 @@ class Target:
     rounds_activations: bool = False  # its kernels multiply whole numbers by whole numbers
     # A token's results are the same bits whichever function computes them, among whatever other rows and chunks.
     same_bits_in_any_call: bool = False
+    cpus: tuple[str, ...] = ("x86-64-v3",)  # LLVM's names of the CPU levels compiled for by default, the lowest first
     archs: tuple[str, ...] = ()  # architectures compiled for by default; empty if there is no choice
     on_device: bool = False  # weights and caches are in a device's own memory, not in the host's
     libraries: tuple[str, ...] = ()  # libraries that a box loads in addition to TVM's runtime, in order
@@ -38,6 +39,7 @@ TARGETS: Mapping[TargetKind, Target] = {
         most_rows=16,
         same_bits_in_any_call=True,
         rounds_activations=True,
+        cpus=("x86-64-v3", "alderlake", "x86-64-v4", "znver4", "sapphirerapids"),
     ),
     "cuda": Target(
         dtypes=("fp16", "fp32"),

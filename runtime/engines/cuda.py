@@ -37,9 +37,9 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
 
     Raises `UserError` if there is no driver, no device that fits, or too little memory.
     """
-    return load_library(
-        Device.open(opened.manifest.target.arch, threads), opened.manifest, opened.sealed_library(), opened.weights()
-    )
+    target = opened.manifest.target
+    library = opened.sealed_library(target.levels[0])  # the host's part, which has one level
+    return load_library(Device.open(target.arch, threads), opened.manifest, library, opened.weights())
 
 
 def load_library(
@@ -72,7 +72,8 @@ def load_library(
         device_sampler.begin(PADDING_ID, HIDDEN, slot=0)
         device_sampler.start(temperature=1.0, top_k=1, draw=0.0)
         device_sampler.finish()
-    return LoadedArtifact(functions, CudaCaches(device.memory, manifest.caches, rings), device_sampler)
+    caches = CudaCaches(device.memory, manifest.caches, rings)
+    return LoadedArtifact(functions, caches, device_sampler, manifest.target.cpu)
 
 
 def check_memory(needed: int, free: int) -> None:

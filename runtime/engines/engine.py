@@ -75,6 +75,11 @@ class Engine:
         return cls(opened.manifest, opened.folder, load(opened, threads or len(os.sched_getaffinity(0))))
 
     @property
+    def cpu_level(self) -> str | None:
+        """LLVM's name of the CPU level whose library runs; None if no library does."""
+        return self.loaded.cpu_level
+
+    @property
     def slots(self) -> int:
         """Number of sequences."""
         return self.manifest.shape.slots

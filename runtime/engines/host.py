@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TensorSpec
 from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
+from runtime.engines.cpu_level import chosen_level
 from runtime.engines.loaded_artifact import SMALLER, LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
 from runtime.errors import UserError
@@ -25,9 +26,10 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
     The weights are mapped, the caches are new, and the compiled functions read and write their arrays in place.
     """
     manifest = opened.manifest
+    level = chosen_level(manifest.target.levels)
     check_memory(sum(map(tensor_bytes, manifest.caches)))
     ffi = load_runtime(threads)
-    machine = start_machine(open_library(ffi, opened.sealed_library()), CPU_DEVICE)
+    machine = start_machine(open_library(ffi, opened.sealed_library(level)), CPU_DEVICE)
     mapped = opened.weights()
     weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
     caches = [_aligned(spec) for spec in manifest.caches]
@@ -37,7 +39,7 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
         inputs = {spec.name: _aligned(spec) for spec in function.signature.call}
         arguments = [*(_tensor(ffi, array) for array in inputs.values()), *cache_tensors, *weights]
         functions[function.name] = HostCall(inputs, machine[function.name], arguments)
-    return LoadedArtifact(functions, HostCaches(caches))
+    return LoadedArtifact(functions, HostCaches(caches), cpu_level=level.cpu)
 
 
 def check_memory(caches: int) -> None:

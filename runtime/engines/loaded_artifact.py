@@ -75,6 +75,7 @@ class LoadedArtifact:
     functions: Mapping[str, Call]
     caches: Caches
     device_sampler: DeviceSampler | None = None  # if the library can draw ids
+    cpu_level: str | None = None  # LLVM's name of the processor whose library runs; None if no library does
 
 
 def device_bytes(manifest: Manifest) -> int:

@@ -31,6 +31,7 @@ from tests.helpers import cache_reference, reference
 from tests.helpers.tiny import write_tiny_mistral
 
 WINDOW = 8
+ONE_LEVEL = "x86-64-v3"  # of the CPU
 CACHE_LEN = 40  # for models without a window
 
 
@@ -62,7 +63,7 @@ CASES = {
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 20},
         {
             "shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "slots": 2},
-            "backend": {"target": "llvm", "dtype": "fp16"},
+            "backend": {"dtype": "fp16"},
         },
     ),
     # int4 with zero points and rounded tokens, the head kept in int8, a tied head, full attention
@@ -79,6 +80,15 @@ CASES = {
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 96},
         {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN}, "quantize": {"scheme": "int8_dynamic"}},
     ),
+    # several CPU levels in one artifact, of which one changes no kernel
+    "levels": Case(
+        {"sliding_window": WINDOW, "num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 96},
+        {
+            "shape": {"prefill_chunk": 4, "cache_len": CACHE_LEN},
+            "quantize": {"scheme": "int8_dynamic"},
+            "backend": {"cpu": ["x86-64-v3", "haswell", "x86-64-v4", "native"]},
+        },
+    ),
     # int8 caches with two layers and two slots, a window that is not a whole block of columns, two chunks, groups of
     # heads that share a key
     "int8_cache": Case(
@@ -90,13 +100,13 @@ CASES = {
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "head_dim": 64},
         {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "int4"}},
     ),
-    # bfloat16 weights, float16 caches, two layers of which the last is kept in int4
+    # bfloat16 weights and activations, float16 caches, two layers of which the last is kept in int4
     "bf16": Case(
         {"sliding_window": WINDOW},
         {
             "shape": {"prefill_chunk": 4, "cache_len": CACHE_LEN},
-            "quantize": {"keep": ["last"], "keep_scheme": "int4"},
-            "backend": {"target": "llvm", "dtype": "bf16"},
+            "quantize": {"scheme": "bf16_dot", "keep": ["last"], "keep_scheme": "int4"},
+            "backend": {"dtype": "bf16"},
         },
     ),
     # float32, a window, three slots, and steps that have more rows than there are slots: the case for tests of batched
@@ -136,7 +146,9 @@ def write_case(name: str, case: Case, folder: Path) -> Path:
         write_tiny_mistral(folder / "checkpoint", **case.model)
     path = folder / f"{name}.yaml"
     frontend = {"checkpoint": "checkpoint", "type": "huggingface"}
-    path.write_text(json.dumps({"name": name, "frontend": frontend, "backend": {"target": "llvm"}, **case.config}))
+    # Each further CPU level would be compiled as well; `tests/build_stage/tvm_stage/test_cpu_levels.py` is about those.
+    backend = {"target": "llvm", "cpu": ONE_LEVEL, **case.config.get("backend", {})}
+    path.write_text(json.dumps({"name": name, "frontend": frontend, **case.config, "backend": backend}))
     return path
 
 

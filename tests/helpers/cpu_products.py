@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import pytest
 import tvm_ffi
 
 from build.kernels.cpu.linear import linear
@@ -12,6 +13,7 @@ from export.weights.encoded import OFFSET_SUFFIXES
 from export.weights.format import ModelTensor, Storage
 from export.weights.table import carry, load, store
 from runtime.artifact.cpu import missing_features
+from runtime.engines.cpu_level import usable_features
 from tests.helpers.encoded import rows_for
 from tests.helpers.kernels import ALIGNMENT, PROCESSORS, aligned, compiled, packed
 
@@ -50,6 +52,16 @@ FUSED = {
     "norm, residual": {"norm_eps": 1e-5, "residual": True},
     "norm, swiglu": {"norm_eps": 0.1, "swiglu": True},
 }
+
+
+# Levels with an instruction that the compiler cannot replace by others.
+OWN_INSTRUCTIONS = ("amx", "avx512-bf16", "avx512-vnni", "avx-vnni")
+
+
+def skip_unless_runnable(level):
+    """Skip a test if neither this machine nor the compiler has a level's instructions."""
+    if level.name in OWN_INSTRUCTIONS and (missing := missing_features(level.flags, usable_features())):
+        pytest.skip(f"this machine lacks {', '.join(missing)}")
 
 
 def processor_of(level):

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from build.compiler import llvm_target, tvm
+from build.compiler import processor_target, tvm
+from build.kernels.cpu.level import LEVELS
 from build.packing.layout import packed_tensors
 from build.tvm_stage.target import TVM_TARGETS
 
 ALIGNMENT = 64  # bytes
-# LLVM's name for the least capable processor that has all flags of a level. Code for a lesser one cannot contain the
-# level's own instructions.
-PROCESSORS = {"any": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4", "avx512-vnni": "cascadelake"}
+# Code for a lesser processor cannot contain the level's own instructions.
+PROCESSORS = {level.name: level.processor for level in LEVELS}
 # The widths of registers that LLVM may choose from, by the processor for which it does. Of those with AVX-512, it
 # prefers half a register for x86-64-v4 and a whole one for others, such as znver4.
 WIDTHS = {
@@ -24,11 +24,10 @@ SERIAL_FORM = {"processor": PROCESSORS["avx2"], "opt-level": 0}
 
 
 def _executable(function, processor, **options):
-    """Compile for a processor; its name may be followed by LLVM's attributes, after commas."""
-    name, *attributes = processor.split(",")
+    """Compile for a processor, named as in `Level.processor`."""
     module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
     with tvm.transform.PassContext(disabled_pass=list(TVM_TARGETS["llvm"].skipped)):
-        return tvm.compile(module, target=llvm_target(name, mattr=attributes, **options))
+        return tvm.compile(module, target=processor_target(processor, **options))
 
 
 def compiled(function, processor=PROCESSORS["avx2"]):

@@ -114,7 +114,8 @@ def bound(
     row (2 norms, wqkv, scores, mix, wo, w13, w2), followed by the last norm and the head. Both sides err, hence the
     factor of two. float16 caches round each key and value once more; where the two sides differ before that rounding,
     they may end up one float16 step apart. These errors are independent, hence their root. Where tokens are
-    rounded to 127 or 32512 levels before products, the two sides may likewise end up half a level apart.
+    rounded to 127 or 32512 levels before products, the two sides may likewise end up half a level apart, and where they
+    are rounded to bfloat16, a unit roundoff of its 8 bits.
 
     A CPU (`on_cpu`) multiplies int8 and int4 caches by queries and shares of 16 bits, which onnxruntime does not round.
     Two sides that differ so much before they store a number may well take neighbouring levels, as with float16.
@@ -124,7 +125,7 @@ def bound(
     error = sums * np.sqrt(terms) * FLOAT32_ROUNDOFF
     # Levels of 16 bits are crossed by many numbers of a sum, each of which is smaller than the largest by the crest of
     # normal numbers.
-    half_levels = {"none": 0, "int8": 0.5 / 127, "int16": 0.5 / 32512 * np.sqrt(2 * np.log(terms))}
+    half_levels = {"none": 0, "bfloat16": 2.0**-8, "int8": 0.5 / 127, "int16": 0.5 / 32512 * np.sqrt(2 * np.log(terms))}
     error += np.sqrt(sums) * (FLOAT16_ROUNDOFF if dtype == "float16" else 0)
     error += np.sqrt(sums) * (NARROW_ROUNDOFF.get(dtype, 0) if on_cpu else 0)
     return float(2 * (error + np.sqrt(sums) * half_levels[rounding]))

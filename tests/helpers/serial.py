@@ -35,6 +35,7 @@ from runtime.engines.cuda_memory import CudaMemory
 from runtime.engines.engine import Engine
 from runtime.engines.loaded_artifact import LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, start_machine
+from tests.helpers.artifacts import ONE_LEVEL
 from tests.helpers.drivers import stub_runtime
 
 
@@ -49,7 +50,7 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
 
     The manifest's target is this machine.
     """
-    spec = target_spec(BackendConfig(target="llvm", dtype=dtype))
+    spec = target_spec(BackendConfig(target="llvm", cpu=(ONE_LEVEL,), dtype=dtype))
     record = graphs.record
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "kernels_of", serial_kernels)
@@ -81,7 +82,7 @@ def serial_engine(manifest: Manifest, folder: Path, weights=None) -> Engine:
     """An engine on that folder, with the folder's weights or others."""
     mapped = weights or TensorFile.open(folder / WEIGHTS_FILE).map()
     loaded = host.load(
-        SimpleNamespace(manifest=manifest, sealed_library=lambda: folder / LIBRARY_FILE, weights=lambda: mapped),
+        SimpleNamespace(manifest=manifest, sealed_library=lambda _level: folder / LIBRARY_FILE, weights=lambda: mapped),
         threads=2,
     )
     return _engine(manifest, folder, loaded)

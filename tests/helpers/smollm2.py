@@ -17,6 +17,7 @@ from export.job import Job
 from export.pipeline import export_model
 from export.proof.reference_model import load_reference
 from export.stage import ROOT
+from tests.helpers.artifacts import ONE_LEVEL
 
 WINDOW = 64
 CACHE_LEN = 1024
@@ -42,7 +43,7 @@ def smollm2(name: str, shared: Path) -> Path:
         "name": name,
         "frontend": {"checkpoint": str(checkpoint()), "type": "gguf", "overrides": changes.pop("overrides", {})},
         "shape": {"prefill_chunk": [128], "cache_len": CACHE_LEN},
-        "backend": {"target": "llvm", "dtype": "fp32"},
+        "backend": {"target": "llvm", "cpu": ONE_LEVEL, "dtype": "fp32"},
         **changes,
     }
     shared.mkdir(parents=True, exist_ok=True)

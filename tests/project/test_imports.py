@@ -34,6 +34,7 @@ COMPILE_SHARED = SHARED | {
     "runtime.artifact.folder",
     "runtime.artifact.cpu",
     "runtime.artifact.replacing",
+    "runtime.engines.cpu_level",
     "runtime.engines.tvm_runtime",
     "runtime.engines.cuda_driver",
 }
@@ -154,7 +155,7 @@ ROOMS = {
     "build.tvm_stage": {"build.kernels", "build.packing", "build.rules"},
     "build.shipping": set(),
     "build.tools": {"build.packing"},
-    "build.bench": {"build.kernels", "build.tools"},
+    "build.bench": {"build.kernels", "build.packing", "build.tools", "build.tvm_stage"},
     "cluster.store": set(),
     "cluster.serving": {"cluster.store"},
     "cluster.bench": {"cluster.serving"},

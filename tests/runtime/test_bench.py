@@ -235,7 +235,7 @@ def fake_command(monkeypatch):
         def open(cls, path, *, threads, minimum_build=0):
             assert (path.name, threads) == ("folder", 3)
             engine = cls(types.SimpleNamespace(now=0.0), cache_len=64)
-            engine.manifest = manifest
+            engine.manifest, engine.cpu_level = manifest, "x86-64-v3"
             return engine
 
     def one_text(engine, batch):

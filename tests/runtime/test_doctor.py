@@ -58,7 +58,7 @@ def test_a_sound_machine(artifact, capsys):
         (
             lambda m: m.setattr("runtime.artifact.cpu.machine_features", lambda: frozenset({"lm"})),
             "CPU",
-            "compile for the level",
+            "as the message says",
         ),
         (
             lambda m: m.setattr("runtime.engines.tvm_runtime.find_library", missing_library),

@@ -19,6 +19,7 @@ from export.parity import run_rungs
 from export.pipeline import export_model
 from export.proof.ladder import load_trace
 from export.results import open_configured
+from tests.helpers.artifacts import ONE_LEVEL
 from tests.helpers.quantized_checkpoints import FORMS, write_quantized
 from tests.helpers.tiny import write_tiny_mistral
 
@@ -58,7 +59,7 @@ def proved(folder, checkpoint, **shape):
         "name": "carried",
         "frontend": {"checkpoint": str(checkpoint)},
         "shape": {"prefill_chunk": [4], "cache_len": 2 * WINDOW + 3, **shape},
-        "backend": {"target": "llvm"},
+        "backend": {"target": "llvm", "cpu": ONE_LEVEL},
     }
     with contextlib.chdir(folder):
         (folder / "model.yaml").write_text(json.dumps(config))

@@ -27,6 +27,7 @@ from runtime.artifact.bounds import relative_bound
 from runtime.artifact.manifest import ModelConfig, ParityRow, TargetSpec
 from runtime.engines.engine import Engine
 from tests.helpers import raw_mistral, reference
+from tests.helpers.artifacts import ONE_LEVEL
 from tests.helpers.checked_schedules import check_schedule
 from tests.helpers.families import FAMILIES, WINDOW
 
@@ -62,7 +63,7 @@ def proved(request, tmp_path_factory) -> Proved:
         "frontend": {"checkpoint": "checkpoint"},
         "shape": {"prefill_chunk": [CHUNK], "cache_len": CACHE_LEN, "slots": 2 if request.param in SHARED else 1},
         "quantize": {"scheme": "none"},  # those that are carried have tests of their own
-        "backend": {"target": "llvm"},
+        "backend": {"target": "llvm", "cpu": ONE_LEVEL},
     }
     with contextlib.chdir(folder):
         path = Path("model.yaml")

@@ -49,7 +49,7 @@ from runtime.engines.side_by_side import SideBySide
 from runtime.errors import UserError
 from runtime.server.running.served_model import open_served_model
 from tests.helpers import reference, scripted_engine, serving
-from tests.helpers.artifacts import Shifted, onnx_shifted, random_ids, torch_shifted
+from tests.helpers.artifacts import ONE_LEVEL, Shifted, onnx_shifted, random_ids, torch_shifted
 from tests.helpers.tiny import DEFAULTS, TOKENIZER_CONFIG, byte_tokenizer
 
 WINDOW = 8
@@ -134,7 +134,14 @@ def compile_head(tmp_path_factory):
         with contextlib.chdir(folder):
             frontend = {"checkpoint": str(folder / "checkpoint"), "head": case.head}
             path.write_text(
-                json.dumps({"name": name, "frontend": frontend, "shape": shape, "backend": {"target": "llvm"}})
+                json.dumps(
+                    {
+                        "name": name,
+                        "frontend": frontend,
+                        "shape": shape,
+                        "backend": {"target": "llvm", "cpu": ONE_LEVEL},
+                    }
+                )
             )
             job = Job.load(path)
             checkpoint, graphs = open_configured(job.config), export_model(job)

@@ -1,11 +1,10 @@
 """Integer dot products: four products added to each sum at a time, in the form that suits each CPU level.
 
 A `Dot` takes a vector of weights (four steps of K for each of `columns` adjacent outputs) and four numbers of x, and
-adds their products to `lanes` int32 sums. AVX2 multiplies int16 and leaves two partial sums per output. AVX-512 VNNI
-multiplies unsigned by signed bytes: its weights are kept 128 above their value, and 128 times the sum of x is
-subtracted at the end. x of 16 bits is two planes of bytes there, 256 times the first plus the second, each with sums of
-its own. On AVX2, products with int4 have an instruction of their own, of
-which a `WordDot` makes use.
+adds their products to `lanes` int32 sums. AVX2 multiplies int16 and leaves two partial sums per output. VNNI, of
+AVX-512 or of AVX, multiplies unsigned by signed bytes: its weights are kept 128 above their value, and 128 times the
+sum of x is subtracted at the end. x of 16 bits is two planes of bytes there, 256 times the first plus the second, each
+with sums of its own. On AVX2, products with int4 have an instruction of their own, of which a `WordDot` makes use.
 """
 
 from collections.abc import Callable
@@ -70,8 +69,23 @@ def _avx2_add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:
     return sums + _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", weights, _four(x, at, "int64", 4, "int16x16"))
 
 
-def _vnni_add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:
-    return _intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", sums, weights, _four(x, at, "int32", 16, "int8x64"))
+def _vnni_dot(lanes: int) -> Dot:
+    """The dot of `vpdpbusd` in registers of `lanes` int32 numbers, in the encoding that the processor has."""
+    name, vector = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", lanes * DOT
+
+    def add(sums: Expr, weights: Expr, x: Any, at: Expr) -> Expr:
+        return _intrinsic(name, f"int32x{lanes}", sums, weights, _four(x, at, "int32", lanes, f"int8x{vector}"))
+
+    return Dot(
+        lanes=lanes,
+        columns=lanes,
+        x_dtype="int8",
+        slab_dtype="uint8",
+        offset=128,
+        widened=lambda weights, n: T.reinterpret(f"uint8x{n}", weights) ^ T.broadcast(T.uint8(128), n),
+        add=add,
+        from_bytes=lambda four: T.reinterpret(f"uint8x{vector}", four),
+    )
 
 
 def _avx2_add_bytes(sums: Expr, numbers: Expr, x: Any, at: Expr) -> Expr:
@@ -94,16 +108,7 @@ AVX2_DOT = Dot(
     _avx2_add,
     lambda four: T.Cast("int16x16", T.reinterpret("uint8x16", four)),
 )
-VNNI_DOT = Dot(
-    16,
-    16,
-    "int8",
-    "uint8",
-    128,
-    lambda weights, n: T.reinterpret(f"uint8x{n}", weights) ^ T.broadcast(T.uint8(128), n),
-    _vnni_add,
-    lambda four: T.reinterpret("uint8x64", four),
-)
-VNNI_WIDE_DOT = replace(VNNI_DOT, planes=2)
+VNNI_DOT, AVX_VNNI_DOT = _vnni_dot(16), _vnni_dot(8)
+VNNI_WIDE_DOT, AVX_VNNI_WIDE_DOT = replace(VNNI_DOT, planes=2), replace(AVX_VNNI_DOT, planes=2)
 AVX2_WORDS = WordDot(lanes=8, planes=1, run=4, add=_avx2_add_bytes, grow=_avx2_grow)
 AVX2_WIDE_WORDS = replace(AVX2_WORDS, planes=2)

@@ -16,6 +16,8 @@ from tvm.tirx import PrimFunc
 from build.kernels.cpu.float_rows import float_rows
 from build.kernels.cpu.integer import integer_rows
 from build.kernels.cpu.level import Level
+from build.kernels.cpu.pair_rows import pair_rows
+from build.kernels.cpu.pair_tiles import pair_tile_rows
 from build.kernels.parameters import UNUSED, without
 from build.kernels.shapes import Linear
 from export.weights.table import panel_layout
@@ -70,8 +72,14 @@ def linear(level: Level, shape: Linear) -> PrimFunc:
 
 
 def _body(level: Level, shape: Linear) -> Body:
-    """Body for the weight's format."""
-    dot = level.dots.get(shape.weight.rounding) if shape.weight.rounds else None
-    if dot is None:
+    """Body for the weight's format and the rounding of activations."""
+    rounding = shape.weight.rounding
+    if rounding == "none":
         return float_rows(level, shape)
-    return integer_rows(level, shape, dot, level.words.get(shape.weight.rounding))
+    if rounding in level.dots:
+        return integer_rows(level, shape, level.dots[rounding], level.words.get(rounding))
+    if level.pair_tiles and rounding == "bfloat16":
+        return pair_tile_rows(level, shape)
+    if rounding in level.pair_dots:
+        return pair_rows(level, shape, level.pair_dots[rounding])
+    return float_rows(level, shape)

@@ -11,9 +11,12 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.level import Level, fitting_lanes
-from build.kernels.cpu.vector import add_outer_product, clear, exp, silu, widened
+from build.kernels.cpu.panels import as_read, number, padded_k, steps_together
+from build.kernels.cpu.vector import add_outer_product, clear, exp, silu
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
+from export.weights.format import Storage
+from export.weights.table import panel_layout
 from runtime.artifact.layouts import PANEL
 
 ATTRIBUTES = {"tirx.noalias": True, "op_pattern": 8}
@@ -26,8 +29,8 @@ def mixture(level: Level, shape: Mixture) -> PrimFunc:
     n_experts, per_token = shape.n_experts, shape.experts_per_token
     pairs = shape.pairs
     route = _route(rows, n_experts, per_token)
-    up = _grouped_product(level, rows, n_experts, 2 * hidden_dim, dim, pairs_per_row=per_token)
-    down = _grouped_product(level, rows, n_experts, dim, hidden_dim, pairs_per_row=1)
+    up = _grouped_product(level, shape.weight, rows, n_experts, 2 * hidden_dim, dim, pairs_per_row=per_token)
+    down = _grouped_product(level, shape.weight, rows, n_experts, dim, hidden_dim, pairs_per_row=1)
     lanes = fitting_lanes(level, hidden_dim)
 
     @T.inline
@@ -46,7 +49,7 @@ def mixture(level: Level, shape: Mixture) -> PrimFunc:
                 for d in T.serial(dim):
                     y[i, d] = y[i, d] + share[i * per_token + 1 + j] * mixed[i * per_token + 1 + j, d]
 
-    return mixture_function(shape, lambda n, k: (-(-n // PANEL), k, PANEL), ATTRIBUTES, body)
+    return mixture_function(shape, lambda n, k: panel_layout(shape.weight, n, k).shape, ATTRIBUTES, body)
 
 
 def _route(rows: int, n_experts: int, per_token: int):
@@ -82,7 +85,7 @@ def _route(rows: int, n_experts: int, per_token: int):
     return body
 
 
-def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *, pairs_per_row: int):
+def _grouped_product(level: Level, weight: Storage, rows: int, n_experts: int, n: int, k: int, *, pairs_per_row: int):
     """Inline for out[pair] = w[expert of the pair] x[pair // pairs_per_row], for every pair.
 
     Each panel of an expert is read once for a tile of its pairs.
@@ -90,9 +93,14 @@ def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *,
     panels = -(-n // PANEL)
     tile_rows, tile_columns = (1, PANEL) if rows == 1 else (level.tile.rows, level.tile.columns)
     lanes = level.lanes
-    runs = 2 if k % 2 == 0 else 1  # K is summed in two halves: one row reads both at once, which hides latency
-    run, together = k // runs, runs if rows == 1 else 1
+    turn, steps = steps_together(weight), padded_k(weight, k)
+    # K is summed in two halves: one row reads both at once, which hides latency.
+    runs = 2 if steps // turn % 2 == 0 else 1
+    run, together = steps // runs, runs if rows == 1 else 1
     size = tile_rows * tile_columns
+
+    def within_k(step):
+        return step if steps == k else T.min(step, k - 1)  # weights beyond K are zero
 
     @T.inline
     def store(acc, s, e, p, c, members, first, count, out):
@@ -109,29 +117,36 @@ def _grouped_product(level: Level, rows: int, n_experts: int, n: int, k: int, *,
     def multiply(x, w, acc, e, p, c, members, first, last):
         clear(acc, runs * size // lanes, lanes)
         for start in T.unroll(runs // together):
-            for kk in T.serial(run):
+            for d in T.serial(run // turn):
                 for u in T.unroll(together):
-                    add_outer_product(
-                        acc,
-                        (start + u) * size,
-                        tile_rows,
-                        tile_columns,
-                        lanes,
-                        lambda r: x[members[e, T.min(first + r, last)] // pairs_per_row, (start + u) * run + kk],
-                        lambda column: widened(w[e * panels + p, (start + u) * run + kk, c * tile_columns + column]),
-                    )
+                    for o in T.unroll(turn):
+                        add_outer_product(
+                            acc,
+                            (start + u) * size,
+                            tile_rows,
+                            tile_columns,
+                            lanes,
+                            lambda r: x[
+                                members[e, T.min(first + r, last)] // pairs_per_row,
+                                within_k((start + u) * run + d * turn + o),
+                            ],
+                            lambda column: number(
+                                w, e * panels + p, (start + u) * run + d * turn + o, c * tile_columns + column
+                            ),
+                        )
         for i in T.unroll((runs - 1) * size // lanes):
             for v in T.vectorized(lanes):
                 acc[i * lanes + v] = acc[i * lanes + v] + acc[size + i * lanes + v]
 
     @T.inline
     def body(x, w, s, count, members, out):
+        weights = as_read(w)
         for p in T.parallel(panels):
             acc = T.alloc_buffer((runs * size,), "float32")
             for e in T.serial(n_experts):
                 for tile in T.serial((count[e] + tile_rows - 1) // tile_rows):
                     for c in T.unroll(PANEL // tile_columns):
-                        multiply(x, w, acc, e, p, c, members, tile * tile_rows, count[e] - 1)
+                        multiply(x, weights, acc, e, p, c, members, tile * tile_rows, count[e] - 1)
                         store(acc, s, e, p, c, members, tile * tile_rows, count, out)
 
     return body

@@ -18,6 +18,7 @@ LINE = 64  # bytes in a cache line
 # 256, 20 without; float32 30 without, 25 with 1024.
 AHEAD, NEAR = 2048, 256
 READ, SOON, DATA = T.int32(0), T.int32(3), T.int32(1)  # operands of LLVM's prefetch
+INFINITY = 0x7F800000  # the bits of float32's
 SMALLEST, LARGEST = -87.33, 88.37  # the argument is clamped: beyond, the result would not be a normal number
 
 
@@ -36,6 +37,39 @@ def exp(x: Expr) -> Expr:
 def silu(x: Expr) -> Expr:
     """x / (1 + exp(-x))."""
     return x / (T.float32(1) + exp(T.float32(0) - x))
+
+
+def largest_lane(lanes: int):
+    """`largest(x)`: the largest of x[: lanes], a power of two, by halves; a TIR expression."""
+
+    def largest(x: Any) -> Expr:
+        found, count = x[T.ramp(0, 1, lanes)] if lanes > 1 else x[0], lanes
+        while count > 1:
+            count //= 2
+            found = T.max(_lanes(found, 0, count), _lanes(found, count, count))
+        return found
+
+    return largest
+
+
+def _lanes(x: Expr, first: int, count: int) -> Expr:
+    indices = list(range(first, first + count))
+    return T.Shuffle([x], indices)
+
+
+def exact_quotient(x: Expr, divisor: Expr, inverse: Expr) -> Expr:
+    """x / divisor, correctly rounded, from `inverse`, 1 / divisor; needs fused multiply-adds.
+
+    Five multiply-adds take less time than a division. Markstein, "Computation of elementary functions on the IBM RISC
+    System/6000 processor" (1990): if the inverse is correctly rounded and an estimate is off by less than one unit
+    in the last place, then estimate + inverse * (x - estimate * divisor) is the correctly rounded quotient. The first
+    such step brings the product x * inverse, which may be off by two units, so close. The quotient must not overflow,
+    nor matter where it is subnormal.
+    """
+    quotient = x * inverse
+    for _ in range(2):
+        quotient = T.fma(T.fma(quotient, T.float32(0) - divisor, x), inverse, quotient)
+    return quotient
 
 
 @T.inline
@@ -77,6 +111,18 @@ def prefetch(buffer, *index):
             T.llvm_lookup_intrinsic_id("llvm.prefetch"), T.address_of(buffer[index]), READ, SOON, DATA, dtype="void"
         )
     )
+
+
+def as_bfloat16(x: Expr) -> Expr:
+    """A float32 rounded to bfloat16, half to even, as float32; a TIR expression.
+
+    What the lower half of the bits holds is carried into the upper half, or cut off. A NaN, which a carry could turn
+    into a number, becomes a quiet one.
+    """
+    bits = T.reinterpret("uint32", x)
+    carried = bits + T.uint32(0x7FFF) + (bits >> T.uint32(16) & T.uint32(1))
+    kept = T.Select((bits & T.uint32(0x7FFFFFFF)) > T.uint32(INFINITY), bits | T.uint32(0x400000), carried)
+    return T.reinterpret("float32", kept & T.uint32(0xFFFF0000))
 
 
 def widened(x: Expr) -> Expr:

@@ -97,6 +97,7 @@ def compile_variants(job: Job, wanted: Sequence[str], baseline: str, context: in
     same = [label for label in labels if _stores(job.changed(changes[label]).config) == _stores(job.config)]
     chunk = 16 if context is None else min(CHUNK, context // 2)
     shape = [f"shape.slots={ROWS}", f"shape.cache_len={context or LENGTH}", f"shape.prefill_chunk={chunk}"]
+    shape.append("backend.cpu=native")  # they run here and nowhere else
     names = {label: baseline if label == BASELINE else label for label in labels}
     variants = {
         f"{names[label]} ({OWN})" if label in same else names[label]: compile_variant(

@@ -3,29 +3,39 @@
 The printed figures must follow from the rounds.
 """
 
+import json
 import sys
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from rich.table import Table
 
 from build.bench import __main__ as module
-from build.bench import contenders, report
-from build.bench.__main__ import run_once, run_rounds
-from build.bench.contenders import Contender
+from build.bench import limits, probes
+from build.bench.__main__ import run_once
+from build.bench.contenders import SCHEMES, Contender
+from build.bench.formats import FORMATS
+from build.bench.levels import distinct_levels, held_levels, kernel_level
+from build.bench.line_up import known_names
+from build.bench.machine_limits import Limit, LimitsProcess, MachineLimits, Prepared
 from build.bench.plot import draw_speeds
-from build.bench.report import MachineLimits, Result, goals_table, ratios, results_table
+from build.bench.processes import json_of
+from build.bench.report import decode_table, limits_table, markdown, memory_table, prefill_table, write_json
 from build.bench.rival_onnxruntime import OnnxruntimeEngine
 from build.bench.rival_transformers import TransformersEngine, load_model
+from build.kernels.cpu.limits import READERS
 from build.tools.variants import VARIANTS
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact
-from runtime.bench import DecodeSpeed, Measured, PrefillSpeed, Speeds, Workload
+from runtime.artifact.manifest import CpuLevel
+from runtime.bench import BenchReport, Speeds, Workload
 from runtime.engines.engine import Engine
 from runtime.engines.side_by_side import SideBySide
 from runtime.errors import UserError
 from tests.helpers.artifacts import WINDOW
+from tests.helpers.bench_runs import contender, measured, outcome
 
 STEPS = 20  # past the window of 8 and, with the longest prompt, past two chunks
 
@@ -104,98 +114,119 @@ def test_room_is_that_of_the_engine(compile_case):
     assert ours.room() == theirs.room() == 37
 
 
-def result(what, scheme, prefill, decode, gb_s):
-    return Result(
-        what,
-        scheme,
-        prefill,
-        512 / prefill,
-        dict(zip((64, 4096), decode, strict=True)),
-        gb_s,
-        300.0,
-        260.0 if what == "ours" else None,
-    )
-
-
-LIMITS = MachineLimits(20.0, 1e-6)
-RESULTS = [
-    result("ours", "fp32", 100.0, (30.0, 20.0), 16.0),
-    result("ours", "int8", 110.0, (75.0, 60.0), 11.0),
-    result("onnxruntime", "fp32", 90.0, (20.0, 10.0), 10.0),
-    result("llama.cpp", "Q8_0", 80.0, (50.0, 4.0), 1.0),
+OUTCOMES = [
+    outcome(
+        contender("ours", "fp32", compile_s=7.4), measured(100.0, {64: 30.0, 4096: 20.0}, gb_s=16.0, held_mb=260.0)
+    ),
+    outcome(contender("ours", "int8", model="1.1B"), measured(50.0, {64: 12.0}), disturbed=True),
+    outcome(contender("ours", "int8", level="x86-64-v3"), measured(110.0, {64: 75.0, 4096: 60.0}), read=40.0),
+    outcome(contender("llama.cpp", "Q8_0"), *(measured(tok_s, {64: tok_s}) for tok_s in (80.0, 90.0, 120.0))),
 ]
+LABELS = ["ours fp32", "ours int8, 1.1B", "ours int8, avx2", "llama.cpp Q8_0"]
 
 
-def test_ratios_are_of_the_contenders_that_ran():
-    found = {goal.what: value for goal, value in ratios(RESULTS, LIMITS)}
-    assert found == {
-        "decode fp32 / onnxruntime fp32, same graph": 1.5,
-        "decode int8 / llama.cpp Q8_0": 1.5,
-        "decode fp32, share of read bandwidth": 0.8,
-        "decode int8, share of read bandwidth": 0.55,
-        "decode int8 at 4096 / at 64": 0.8,
-    }
+def cells(table):
+    return {column.header: list(column.cells) for column in table.columns}
 
 
-def test_goals_name_what_is_compiled_and_what_runs_beside_it():
-    assert set(contenders.SCHEMES) <= set(VARIANTS)
-    ours = {("ours", scheme) for scheme in (*contenders.SCHEMES, contenders.LARGE_LABEL)}
-    rivals = {(what, scheme) for what, schemes in contenders.RIVAL_SCHEMES.items() for scheme in schemes}
-    for goal in report.GOALS:
-        assert ("ours", goal.ours[0]) in ours
-        assert goal.other[:2] in ours | rivals | {("machine", "")}
+def test_tables_have_a_row_for_each_contender():
+    decode = cells(decode_table(OUTCOMES))
+    assert decode["contender"] == LABELS
+    assert decode["at 64"][:3] == ["30.0 (30.0-30.0)", "12.0 (12.0-12.0)", "75.0 (75.0-75.0)"]
+    assert decode["at 64"][3] == "90.0 (85.0-105.0)"
+    assert decode["at 4096"] == ["20.0 (20.0-20.0)", "", "60.0 (60.0-60.0)", ""]
+    assert decode["of read"] == ["0.80", "0.50", "0.25", "0.50"]
+    assert decode["disturbed"] == ["", "1 of 1", "", ""]
+    prefill = cells(prefill_table(OUTCOMES, 512))
+    assert prefill["tok/s"] == ["100 (100-100)", "50 (50-50)", "110 (110-110)", "90 (85-105)"]
+    assert prefill["of peak"][0] == "1.00 (1.00-1.00)"
+    assert prefill["peak"] == ["float32", "float32", "float32", ""]
+    memory = cells(memory_table(OUTCOMES))
+    assert (memory["over weights and caches, MB"], memory["compile s"]) == (["40", "", "", ""], ["7", "", "", ""])
 
 
-def test_tables_have_a_row_for_each_contender_and_goal():
-    columns = {column.header: list(column.cells) for column in results_table(RESULTS, LIMITS, flops=5.0).columns}
-    assert columns["what"] == ["ours", "ours", "onnxruntime", "llama.cpp"]
-    assert columns["prefill 512"] == ["100", "110", "90", "80"]
-    assert columns["of peak"] == ["50%", "55%", "45%", "40%"]
-    assert columns["of read"] == ["80%", "55%", "50%", "5%"]
-    assert columns["over MB"] == ["40", "40", "", ""]
-    verdicts = list(goals_table(RESULTS, ratios(RESULTS, LIMITS)).columns[3].cells)
-    # 1.5 of 1.6, 1.5 of 1.7, shares, 0.8 of 0.7, 40 of 150 MB
-    assert verdicts == ["missed", "missed", "missed", "missed", "reached", "reached"]
-
-
-def test_rounds_alternate_and_give_medians(monkeypatch):
-    speeds = {"a": [1.0, 100.0, 3.0], "b": [7.0, 5.0, 6.0]}  # tokens per second, round by round
-    order = []
-
-    def run_once(entry):
-        order.append(entry.what)
-        speed = speeds[entry.what][len(order) - 1 >> 1]
-        return Measured(
-            Speeds((PrefillSpeed(512, 1.0, 10 * speed),), (DecodeSpeed(64, 1.0, speed, 1, speed / 4),), ()), 100 * speed
-        )
-
-    monkeypatch.setattr(module, "run_once", run_once)
-    monkeypatch.setattr(
-        module, "measured_limits", lambda _threads, _cpu: MachineLimits(float(len(order)), 10.0 - len(order))
-    )
-    results, limits = run_rounds([Contender("a", "fp32", ()), Contender("b", "fp32", ())], 3, 1, "x86-64-v3")
-    assert order == ["a", "b"] * 3
-    assert limits == MachineLimits(4.0, 10.0)  # the best of 0, 2 and 4, and of 10, 8 and 6
-    assert [(r.prefill_tok_s, r.decode_tok_s, r.gb_s, r.peak_rss_mb) for r in results] == [
-        (30.0, {64: 3.0}, 0.75, 300.0),
-        (60.0, {64: 6.0}, 1.5, 600.0),
+def test_the_limits_are_shown_with_how_far_they_moved():
+    assert [row[0] for row in zip(*cells(limits_table(OUTCOMES)).values(), strict=True)] == [
+        "reading, GB/s",
+        "float32 on avx2, GFLOP/s",
     ]
+    assert cells(limits_table(OUTCOMES))["least"] == ["20.0", "100"]
+    assert cells(limits_table(OUTCOMES))["most"] == ["40.0", "100"]
 
 
-@pytest.mark.parametrize("cpu", ["x86-64-v3", "native"])
-def test_limits_are_measured(cpu, capfd):
-    """Both kernels run and give plausible figures: each is more than 0.1 and less than 10,000."""
-    found = module.measured_limits(1, cpu)
-    assert 0.1 < found.read_gb_s < 1e4
-    assert 0.1 < found.float32_gflop_s < 1e4
-    assert "is not valid" not in capfd.readouterr().err  # as LLVM says of a processor that it does not know
+def test_tables_are_written_as_markdown():
+    table = Table(title="speeds")
+    table.add_column("what")
+    table.add_column("tok/s", justify="right")
+    table.add_row("ours", "1.0")
+    assert markdown(table) == "speeds:\n\n| what | tok/s |\n|---|---:|\n| ours | 1.0 |"
+
+
+def test_json_has_every_run(tmp_path):
+    write_json(tmp_path / "x.json", "a machine", OUTCOMES, [{"what": "decode"}], {"rounds": 3})
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert (record["machine"], record["rounds"], record["goals"]) == ("a machine", 3, [{"what": "decode"}])
+    assert [result["disturbed"] for result in record["results"]] == [0, 1, 0, 0]
+    assert [len(result["runs"]) for result in record["results"]] == [1, 1, 1, 3]
+    assert record["results"][3]["decode_tok_s"]["64"] == {"low": 85.0, "median": 90.0, "high": 105.0}
+    assert record["results"][2]["runs"][0]["before"]["read"]["best"] == 40.0
+
+
+def test_schemes_are_variants_and_known_formats():
+    assert {own.variant for own in SCHEMES.values()} - {"bf16_dot"} <= set(VARIANTS)
+    assert {own.format for own in SCHEMES.values()} - {"bf16_dot"} <= set(FORMATS)
+
+
+def test_contenders_are_asked_for_by_names_without_a_level():
+    assert [o.entry.name for o in OUTCOMES] == ["fp32", "1.1B int8", "int8", "llama.cpp Q8_0"]
+    assert {o.entry.name for o in OUTCOMES} <= known_names()
+
+
+def test_limits_are_measured_for_each_line_of_the_input(monkeypatch, capfd):
+    """Every kernel runs and gives a plausible figure: each is more than 0.1 and less than 10,000."""
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
+    monkeypatch.setattr(limits, "SURVEY_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "SECONDS", 0.0)
+    monkeypatch.setattr(probes, "READERS", [reader for reader in READERS if reader.streams == 3])
+    monkeypatch.setattr(probes, "READ_BYTES", 2 * probes.PIECE)
+    monkeypatch.setattr("sys.stdin", ["\n", "\n"])
+    limits.main("avx2,any")
+    printed, problems = capfd.readouterr()
+    first, *lines = printed.splitlines()
+    assert msgspec.json.decode(first, type=Prepared).reader.startswith("3 streams")
+    found = [msgspec.json.decode(line, type=MachineLimits) for line in lines]
+    assert [set(one.peaks["avx2"]) for one in found] == [{"float32", "int8 dot", "int4 words"}] * 2
+    assert set(found[0].peaks["any"]) == {"float32"}
+    for limit in (limit for one in found for limit in one.all()):
+        assert 0.1 < limit.typical <= limit.best < 1e4
+    assert "is not valid" not in problems  # as LLVM says of a processor that it does not know
+
+
+ANSWERS = """
+import sys
+print('{"reader": "in order"}', flush=True)
+for line in sys.stdin:
+    print('{"read": {"best": 2, "typical": 1}, "peaks": {}}', flush=True)
+"""
+
+
+def test_the_process_that_measures_limits_answers_until_it_is_closed():
+    with LimitsProcess(1, ["avx2"], (sys.executable, "-c", ANSWERS)) as process:
+        assert process.reader == "in order"
+        assert [process.measure() for _ in range(2)] == [MachineLimits(Limit(2.0, 1.0), {})] * 2
+    assert process._process.returncode == 0
+
+
+def test_limits_that_cannot_be_measured_are_named():
+    with pytest.raises(UserError, match="measuring the machine's limits failed"):
+        LimitsProcess(1, [], (sys.executable, "-c", "raise SystemExit(1)"))
 
 
 def test_plot_names_every_contender(tmp_path):
-    draw_speeds(RESULTS, 512, tmp_path / "x.svg")
+    draw_speeds(OUTCOMES, 512, tmp_path / "x.svg")
     drawing = (tmp_path / "x.svg").read_text()
     assert drawing.startswith("<?xml")
-    assert all(f"{r.what} {r.scheme}" in drawing for r in RESULTS)  # as comments beside the glyphs
+    assert all(label in drawing for label in LABELS)  # as comments beside the glyphs
 
 
 def test_the_worker_and_the_command_on_the_box_speak_the_same_json(compile_case):
@@ -210,11 +241,11 @@ def test_the_worker_and_the_command_on_the_box_speak_the_same_json(compile_case)
             (sys.executable, "-m", "build.bench.rival_onnxruntime", str(case.graphs.path), workload, "1"),
         )
     )
-    for measured in (ours, theirs):
-        assert [p.prompt_tokens for p in measured.speeds.prefill] == [16]
-        (decode,) = measured.speeds.decode
+    for found in (ours, theirs):
+        assert [p.prompt_tokens for p in found.speeds.prefill] == [16]
+        (decode,) = found.speeds.decode
         assert decode.context == 8
-        assert min(measured.speeds.prefill[0].tok_s, decode.tok_s, decode.gb_s, measured.peak_rss_mb) > 0
+        assert min(found.speeds.prefill[0].tok_s, decode.tok_s, decode.gb_s, found.peak_rss_mb) > 0
     weights = sum(
         a.nbytes for name, a in Artifact.open(case.artifact).weights().items() if not name.startswith("tok_embeddings")
     )
@@ -233,3 +264,54 @@ def test_cuda_is_refused_with_a_remedy(tmp_path):
         UserError, match=r"backend.target is cuda, expected a target whose rivals run here.*--set backend.target=llvm"
     ):
         module.main([str(tmp_path / "x.yaml")])
+
+
+def test_a_level_is_known_by_llvms_name():
+    assert kernel_level("x86-64-v3").name == "avx2"
+    assert kernel_level("haswell").name == "avx2"
+    assert distinct_levels(("x86-64-v3", "haswell", "x86-64")) == ("x86-64-v3", "x86-64")
+    assert held_levels(("best", "x86-64-v4", "x86-64-v3"), [CpuLevel(cpu="x86-64-v3", features=())]) == [
+        "best",
+        "x86-64-v3",
+    ]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("name: x\nfrontend: {checkpoint: none.gguf}\nbackend: {target: llvm}\n")
+    return str(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only", "int9"], "--only names 'int9', expected some of .*1.1B int8"),
+        (["--levels", "best,x86-64-v9"], "x86-64-v9'?, which LLVM does not know"),
+        (["--contexts", "64,-1"], "'64,-1' is not a list of token counts"),
+        (["--prompt", "0"], "--prompt is 0, expected at least 1"),
+        (["--again", "-1"], "--again is -1, expected at least 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(config, flags, message):
+    with pytest.raises(UserError, match=message):
+        module.main([config, *flags])
+
+
+def test_a_forced_level_must_be_the_one_that_ran(monkeypatch):
+    """The engine says which of an artifact's levels ran, here another one."""
+    reported = BenchReport(
+        *("x", "x", "none", "fp32", "a processor", "x86-64-v3", 1, 0.1, 1.0, 1.0, "among them", 1, 1.0, "numpy"),
+        speeds=Speeds((), (), ()),
+    )
+    monkeypatch.setattr(module, "json_of", lambda command, what, environment: msgspec.json.encode(reported))
+    assert run_once(contender("ours", "fp32", level="x86-64-v3")).speeds == reported.speeds
+    assert run_once(contender("ours", "fp32")).speeds == reported.speeds
+    with pytest.raises(UserError, match="measuring ours fp32, avx2: it ran code for x86-64-v3, expected znver4"):
+        run_once(contender("ours", "fp32", level="znver4"))
+
+
+def test_a_forced_level_is_in_the_environment_of_its_process():
+    forced = {"RUNTIME_CPU_LEVEL": "x86-64-v3"}
+    program = (sys.executable, "-c", "import os; print(1); print(os.environ['RUNTIME_CPU_LEVEL'])")
+    assert json_of(program, "ours", forced) == b"x86-64-v3"

@@ -44,7 +44,7 @@ def test_only_selects_parts(config, monkeypatch, capsys, only, expected):
         return run
 
     monkeypatch.setattr(module, "PARTS", {name: part(name) for name in PARTS})
-    monkeypatch.setattr(module, "_compare_speeds", lambda job, args, path: ran.append("speeds"))
+    monkeypatch.setattr(module, "_compare_speeds", lambda job, args, path, paper: ran.append("speeds"))
     assert module.main([str(config), *only, "--rounds", "2", "--tokens", "4", "--threads", "1"]) == 0
     assert ran == expected
     printed = capsys.readouterr().out

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from tvm.script import tirx as T
 
-from build.compiler import codegen, tvm
+from build.compiler import codegen, processor_target
 from build.kernels.cpu import vector
 from build.kernels.cpu.attention.kernel import rolling_attention
 from build.kernels.cpu.embedding import embedding
-from build.kernels.cpu.level import LEVELS, Tile, level_of
+from build.kernels.cpu.level import LEVELS, Tile, runnable_levels
 from build.kernels.cpu.linear import linear
 from build.kernels.cpu.mixture import mixture
 from build.kernels.cpu.norm import rms_norm
@@ -41,6 +41,7 @@ from tests.helpers.cpu_products import (
     processor_of,
     product,
     run_product,
+    skip_unless_runnable,
     stored_at_random,
 )
 from tests.helpers.kernels import PROCESSORS, aligned, compiled, machine_code, packed
@@ -54,8 +55,9 @@ LANES = 8
 NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100, "uint8": 100}
 # The range of a column's numbers, relative to its largest, by the dtypes whose products are those of whole numbers.
 LEVELS_OF_COLUMNS = {"int8": 1, "uint8": 2}
-AVX2 = next(level for level in LEVELS if level.name == "avx2")
-BEST = level_of(machine_features())
+BY_NAME = {level.name: level for level in LEVELS}
+AVX2, VNNI = BY_NAME["avx2"], BY_NAME["avx512-vnni"]
+BEST = runnable_levels()[0]
 WIDEST = "512 bits"  # of WIDTHS
 
 
@@ -74,21 +76,25 @@ def plain_dot(sums, weights, x, at):
 # The kernels of AVX-512 VNNI with its one instruction spelled out, so that everything around it is proved on every
 # machine.
 SPELLED_OUT = replace(
-    LEVELS[0],
+    VNNI,
     name="vnni-spelled-out",
     flags=(),
-    dots={rounding: replace(dot, add=plain_dot) for rounding, dot in LEVELS[0].dots.items()},
+    dots={rounding: replace(dot, add=plain_dot) for rounding, dot in VNNI.dots.items()},
 )
 
 
-@pytest.fixture(params=[*LEVELS, SPELLED_OUT], ids=lambda level: level.name)
+# The tiles of AMX have tests in `test_rows.py`: their products equal those of AVX-512 VNNI. AVX-512 by itself
+# multiplies as AVX2 does; `test_linear_of_rounded_tokens_in_whole_registers` has its wider vectors.
+@pytest.fixture(
+    params=[*(level for level in LEVELS if level.name not in ("amx", "avx512-bf16", "avx512")), SPELLED_OUT],
+    ids=lambda level: level.name,
+)
 def level(request):
-    """Every level that this machine can run.
+    """Every way to multiply whole numbers that this machine can run.
 
-    `test_each_level_compiles_to_its_own_instructions` looks at the machine code of all levels.
+    `test_each_level_multiplies_integers_with_its_own_instruction` looks at the machine code of all levels.
     """
-    if request.param is LEVELS[0] and missing_features(request.param.flags):
-        pytest.skip(f"this machine lacks {', '.join(missing_features(request.param.flags))}")
+    skip_unless_runnable(request.param)
     return request.param
 
 
@@ -98,11 +104,10 @@ class FloatLevel:
 
     lanes: int
     tile: Tile
-    in_flight: int
 
     @classmethod
     def of(cls, level):
-        return cls(level.lanes, level.tile, level.in_flight)
+        return cls(level.lanes, level.tile)
 
 
 @dataclass(frozen=True)
@@ -113,24 +118,25 @@ class PairLevel(FloatLevel):
 
     @classmethod
     def of(cls, level):
-        return cls(level.lanes, level.tile, level.in_flight, level.flags)
+        return cls(level.lanes, level.tile, level.flags)
 
 
-# AVX-512 VNNI is not run: seen this way, it is the same as AVX-512. AVX2 and `any` are the same too, for two
-# processors.
-FLOAT_LEVELS = {level.name: FloatLevel.of(level) for level in LEVELS[1:]}
+# Levels that differ from another one only in how they multiply whole numbers are not run: seen this way, they are the
+# same. AVX2 and `any` are the same too, for two processors.
+SAME_FLOATS = {"amx": "avx512", "avx512-bf16": "avx512", "avx512-vnni": "avx512", "avx-vnni": "avx2"}
+FLOAT_LEVELS = {level.name: FloatLevel.of(level) for level in LEVELS if level.name not in SAME_FLOATS}
 
 
 @pytest.fixture(params=FLOAT_LEVELS)
 def float_level(request):
     """A level as all its float kernels see it, and the processor for which they are compiled to run here."""
-    return FLOAT_LEVELS[request.param], processor_of(next(level for level in LEVELS if level.name == request.param))
+    return FLOAT_LEVELS[request.param], processor_of(BY_NAME[request.param])
 
 
-def test_without_integers_avx512_vnni_is_avx512():
+@pytest.mark.parametrize("name", SAME_FLOATS)
+def test_without_integers_levels_are_the_same(name):
     """So the float kernels that are run at one level are those of the other."""
-    assert [level.name for level in LEVELS[:2]] == ["avx512-vnni", "avx512"]
-    assert FloatLevel.of(LEVELS[0]) == FLOAT_LEVELS["avx512"]
+    assert FloatLevel.of(BY_NAME[name]) == FLOAT_LEVELS[SAME_FLOATS[name]]
 
 
 # Whose machine code is looked at: the formats that scales are rounded to, and new ways of widening numbers.
@@ -143,23 +149,28 @@ WHOLE_WORDS = [(1, 31, 40), (7, 64, 256), (1, 64, 256), (1, 64, 136), (2, 1, 8),
 
 
 def test_every_level_has_a_processor_with_its_flags():
-    assert {level.name for level in LEVELS} == set(PROCESSORS)
     for level in LEVELS:
-        features = codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": PROCESSORS[level.name]}))
+        features = codegen.llvm_get_cpu_features(processor_target(level.processor))
         assert not missing_features(level.flags, frozenset(cpuinfo_flags(map(str, features))))
 
 
 # By level: its registers, its multiply-add for floats (with operands in either order) and its product for int8
 # activations.
-REGISTERS = {"avx512-vnni": "zmm", "avx512": "zmm", "avx2": "ymm", "any": "xmm"}
-WIDER = {"avx512-vnni": (), "avx512": (), "avx2": ("zmm",), "any": ("zmm", "ymm")}
-MULTIPLY_ADD = {"avx512-vnni": "vfmadd", "avx512": "vfmadd", "avx2": "vfmadd", "any": "mulps"}
-INTEGER_PRODUCT = {"avx512-vnni": "vpdpbusd", "avx512": "vpmadd", "avx2": "vpmadd"}
+REGISTERS = {"amx": "zmm", "avx512-vnni": "zmm", "avx512": "zmm", "avx-vnni": "ymm", "avx2": "ymm", "any": "xmm"}
+WIDER = {"amx": (), "avx512-vnni": (), "avx512": (), "avx-vnni": ("zmm",), "avx2": ("zmm",), "any": ("zmm", "ymm")}
+MULTIPLY_ADD = {"avx512": "vfmadd", "avx2": "vfmadd", "any": "mulps"}
+INTEGER_PRODUCT = {
+    "amx": "vpdpbusd",
+    "avx512-vnni": "vpdpbusd",
+    "avx512": "vpmadd",
+    "avx-vnni": "{vex}\tvpdpbusd",
+    "avx2": "vpmadd",
+}
 
 
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("name", INSPECTED)
-@pytest.mark.parametrize("own", LEVELS, ids=lambda level: level.name)
+@pytest.mark.parametrize("own", [BY_NAME[name] for name in FLOAT_LEVELS], ids=lambda level: level.name)
 def test_each_level_compiles_to_its_own_instructions(own, name, rows):
     """The target is a processor that has them, whatever this machine has, so that no level goes untested."""
     code = machine_code(linear(own, Linear((1, rows), 64, 64, FORMATS[name])), PROCESSORS[own.name])
@@ -170,11 +181,15 @@ def test_each_level_compiles_to_its_own_instructions(own, name, rows):
 
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("name", [name for name in INSPECTED if name in DYNAMIC])
-@pytest.mark.parametrize("own", LEVELS[:3], ids=lambda level: level.name)
+@pytest.mark.parametrize("own", [BY_NAME[name] for name in INTEGER_PRODUCT], ids=lambda level: level.name)
 def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows):
+    """Many rows are multiplied in tiles where there are some, unless groups of 16 are shorter than a tile."""
     code = machine_code(linear(own, Linear((1, rows), 64, 64, DYNAMIC[name])), PROCESSORS[own.name])
     assert REGISTERS[own.name] in code
-    assert INTEGER_PRODUCT[own.name] in code
+    assert not [wider for wider in WIDER[own.name] if wider in code]
+    in_tiles = own.name == "amx" and rows > 1 and DYNAMIC[name].group_size != 16
+    assert ("tdpbssd" if in_tiles else INTEGER_PRODUCT[own.name]) in code
+    assert code.count("tilerelease") == code.count("ldtilecfg") == int(in_tiles)
 
 
 def check_product(level, processor, shape, seed=0):
@@ -267,7 +282,7 @@ def test_linear_in_whole_registers(width, name, rows):
 @pytest.mark.parametrize("width", [WIDEST], indirect=True)
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_linear_of_rounded_tokens_in_whole_registers(width, name):
-    level = next(level for level in LEVELS if level.name == "avx512")
+    level = BY_NAME["avx512"]
     eps = None if DYNAMIC[name].rounding == "int16" else 1e-5
     check_rounded_product(level, width, Linear((1, 7), 45, 136, DYNAMIC[name], norm_eps=eps))
 
@@ -404,6 +419,33 @@ def test_exp_at_its_ends(exp_kernel):
     assert (found[2:6] <= 2.0**-125).all()  # close to zero, and never negative
     assert (found[2:6] >= 0).all()
     assert (found[6:] >= 2.3e38).all()
+
+
+@pytest.mark.parametrize("size", [127, 32512])
+def test_exact_quotient(width, size):
+    """The quotients are those of a division, bit for bit, above all next to halves, where levels meet."""
+    rows, lanes = 512, 512
+    generator = np.random.default_rng(size)
+    exponents = generator.uniform(-30, 30, (rows, 1))
+    divisors = (10**exponents).astype(np.float32)
+    halves = generator.integers(-size, size, (rows, lanes)) + np.float32(0.5)
+    near = (halves * divisors.astype(np.float64)).astype(np.float32)
+    x = np.where(generator.random((rows, lanes)) < 0.5, near, generator.uniform(-size, size, (rows, lanes)) * divisors)
+    x = np.nextafter(x.astype(np.float32), generator.choice([-np.inf, np.inf], x.shape).astype(np.float32))
+
+    @T.prim_func
+    def kernel(
+        x: T.Buffer((rows, lanes), "float32"), by: T.Buffer((rows, 1), "float32"), y: T.Buffer((rows, lanes), "float32")
+    ):
+        T.func_attr({"tirx.noalias": True})
+        for i in T.serial(rows):
+            for c in T.serial(lanes // LANES):
+                for v in T.vectorized(LANES):
+                    y[i, c * LANES + v] = vector.exact_quotient(x[i, c * LANES + v], by[i, 0], T.float32(1) / by[i, 0])
+
+    y = output(rows, lanes)
+    call(compiled(kernel, width), x, divisors, y)
+    assert np.array_equal(y.view(np.uint32), (x / divisors).view(np.uint32))
 
 
 @dataclass(frozen=True)

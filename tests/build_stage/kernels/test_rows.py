@@ -11,8 +11,16 @@ from build.kernels.cpu.mixture import mixture
 from build.kernels.shapes import Linear, Mixture
 from export.weights.format import Storage
 from export.weights.panels import to_panels
-from runtime.artifact.cpu import missing_features
-from tests.helpers.cpu_products import DYNAMIC, FORMATS, FUSED, call, output, processor_of, product
+from tests.helpers.cpu_products import (
+    DYNAMIC,
+    FORMATS,
+    FUSED,
+    call,
+    output,
+    processor_of,
+    product,
+    skip_unless_runnable,
+)
 from tests.helpers.kernels import aligned, compiled
 from tests.helpers.mixture_reference import EXPERTS, PER_TOKEN, stacked_weight
 
@@ -27,8 +35,26 @@ PRODUCTS = [
     for level in LEVELS
     for rounded, formats in ((False, FORMATS), (True, DYNAMIC))
     for name in formats
+    if level.name not in ("amx", "avx512-bf16")  # see TILED and `test_bfloat16.py`; the rest is that of avx512-vnni
     if (level.dots or not rounded) and (level.name in ("avx512-vnni", "avx2") or not name.startswith("carried"))
-    if rounded or level.name != "avx512-vnni" or name.startswith("carried")  # its floats are those of avx512
+    # their floats are those of avx512 and avx2
+    if rounded or level.name not in ("avx512-vnni", "avx-vnni") or name.startswith("carried")
+]
+# Rows, N and K of products in tiles of AMX, and what is fused around them. K ends within a tile, or weights are read
+# as they lie; blocks of one, two or four tiles, and one that is not full; one tile of rows, two, and four; offsets of
+# every kind.
+TILED = [
+    ("int8", 40, 45, 328, "norm, residual"),
+    ("int8", 40, 128, 256, "norm, swiglu"),
+    ("int8 of 16 bits", 40, 64, 192, "alone"),
+    ("int4-32", 33, 45, 328, "norm, residual"),
+    ("int4-32", 16, 64, 256, "alone"),
+    ("int4-128-zero-points", 40, 45, 384, "norm, residual"),
+    ("carried int4 minimums", 17, 45, 320, "alone"),
+    ("carried int4 float32 minimums", 40, 45, 328, "alone"),
+    ("carried int4 reordered", 16, 45, 320, "alone"),
+    ("carried int8 zero points", 40, 45, 328, "alone"),
+    ("carried int8 minimums", 16, 45, 320, "alone"),
 ]
 
 
@@ -38,8 +64,7 @@ def format_name(stored):
 
 def check_rows(level, shape, count):
     """Compare the rows of a product of `count` rows with those of one row at a time, bit for bit."""
-    if level is LEVELS[0] and missing_features(level.flags):
-        pytest.skip(f"this machine lacks {', '.join(missing_features(level.flags))}")
+    skip_unless_runnable(level)
     made = product(shape)
     last = len(made.arrays) - 1
 
@@ -66,6 +91,12 @@ def test_rows_of_products_do_not_depend_on_each_other(name, level, rounded):
     count = COUNTS[PRODUCTS.index((name, level, rounded)) % len(COUNTS)]
     stored = (DYNAMIC if rounded else FORMATS)[name]
     check_rows(BY_LEVEL[level], Linear((1, ROWS), 45, 328, stored, **FUSED["norm, residual"]), count)
+
+
+@pytest.mark.parametrize(("name", "count", "n", "k", "fused"), TILED)
+def test_rows_in_tiles_are_those_of_dots(name, count, n, k, fused):
+    """One row is multiplied by dots, whose results `test_cpu.py` proves."""
+    check_rows(BY_LEVEL["amx"], Linear((1, ROWS), n, k, DYNAMIC[name], **FUSED[fused]), count)
 
 
 @pytest.mark.parametrize("level", ["avx512-vnni", "avx2"])

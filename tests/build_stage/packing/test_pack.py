@@ -7,10 +7,10 @@ from build.packing.layout import PackedTensor, packed_tensors
 from build.packing.pack import pack_weights
 from export.weights.format import ModelTensor, Storage
 from export.weights.int4 import unpacked
-from export.weights.panels import int4_words, to_dot_panels, to_panels
+from export.weights.panels import int4_words, to_dot_panels, to_pair_panels, to_panels
 from export.weights.table import store
 from runtime.artifact.folder import Artifact
-from runtime.artifact.layouts import DOT, PANEL, WORD
+from runtime.artifact.layouts import DOT, PAIR, PANEL, WORD
 from runtime.artifact.manifest import TensorSpec, WeightSpec
 from runtime.artifact.tensor_file import TensorFile, TensorFileWriter
 from tests.helpers.artifacts import CASES
@@ -21,8 +21,9 @@ SHAPES = [(1, 1), (31, 5), (32, 5), (33, 7), (100, 3)]
 def number_at(packed, layout, row, k):
     """One number of a packed matrix, by the definition of its layout."""
     panel, lane = row // PANEL, row % PANEL
-    if layout.endswith(f"k{DOT}"):
-        return packed[panel, k // DOT, lane, k % DOT]
+    for steps in (PAIR, DOT):
+        if layout.endswith(f"k{steps}"):
+            return packed[panel, k // steps, lane, k % steps]
     if layout.endswith(f"q{WORD}"):
         byte = int(packed[panel, k // WORD, lane]) >> 8 * (k % DOT) & 255
         return byte & 15 if k % WORD < DOT else byte >> 4
@@ -40,12 +41,15 @@ def test_every_number_lies_in_its_place(n, k, dtype):
 
 
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_dot_panels(n, k):
-    matrix = np.random.default_rng(0).integers(-127, 128, (n, k)).astype(np.int8)
-    packed = to_dot_panels(matrix, 2)
-    assert packed.shape == (-(-n // PANEL), -(-k // DOT), PANEL, DOT)
+@pytest.mark.parametrize(
+    ("pack", "dtype", "steps"), [(to_dot_panels, "int8", DOT), (to_pair_panels, "uint16", PAIR)], ids=["dot", "pair"]
+)
+def test_panels_of_steps_side_by_side(n, k, pack, dtype, steps):
+    matrix = np.random.default_rng(0).integers(0, 128, (n, k)).astype(dtype)
+    packed = pack(matrix, 2)
+    assert (packed.shape, packed.dtype) == ((-(-n // PANEL), -(-k // steps), PANEL, steps), matrix.dtype)
     for row in range(n):
-        assert [number_at(packed, "k4", row, column) for column in range(k)] == matrix[row].tolist()
+        assert [number_at(packed, f"k{steps}", row, column) for column in range(k)] == matrix[row].tolist()
     assert np.count_nonzero(packed) == np.count_nonzero(matrix)  # padding is zero
 
 

@@ -24,7 +24,7 @@ from runtime.artifact.folder import Artifact
 from runtime.engines.engine import Engine
 from runtime.engines.loaded_artifact import PROCESS_BYTES
 from runtime.errors import UserError
-from tests.helpers.artifacts import CASES, rings_of, write_case
+from tests.helpers.artifacts import CASES, ONE_LEVEL, rings_of, write_case
 
 HOST_PEAKS = ("host: export, peak memory", "host: build, peak memory")
 
@@ -87,7 +87,11 @@ def command(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SHAPES, "medium", SHAPE)  # type: ignore[arg-type]
         write_random_checkpoint(folder / "checkpoint", "medium", 2)
-    text = {"name": "medium", "frontend": {"checkpoint": "checkpoint"}, "backend": {"target": "llvm"}}
+    text = {
+        "name": "medium",
+        "frontend": {"checkpoint": "checkpoint"},
+        "backend": {"target": "llvm", "cpu": ONE_LEVEL},
+    }
     (folder / "medium.yaml").write_text(json.dumps(text))
 
     def run(module: str) -> subprocess.CompletedProcess[str]:

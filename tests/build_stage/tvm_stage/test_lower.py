@@ -17,8 +17,8 @@ def lowered(tmp_path, monkeypatch):
 
     def run(link):
         monkeypatch.setattr(module.relax, "build", lambda *_, **__: SimpleNamespace(export_library=link))
-        dispatched = SimpleNamespace(module=tvm.IRModule({}))
-        module.lower(dispatched, target_spec(BackendConfig(target="llvm")), tmp_path / "library.so", None)
+        spec = target_spec(BackendConfig(target="llvm", cpu=("x86-64-v3",)))
+        module.write_library(tvm.IRModule({}), spec, tmp_path / "library.so")
 
     return run
 

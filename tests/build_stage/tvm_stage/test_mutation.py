@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from build.tvm_stage.dispatch import Boundary, dispatch, find_regions, weights_of
 from build.tvm_stage.importer import import_graphs
@@ -261,7 +261,16 @@ def groups_halved(graph: Graph) -> None:
     del graph.value_info[:]  # shapes of later values, which the checker then infers
 
 
-@pytest.mark.parametrize(("case_name", "mutation"), [("int4", levels_changed), ("int8_dynamic", groups_halved)])
+def cast_to_float16(graph: Graph) -> None:
+    """Tokens rounded to another type than the kernels round them to."""
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.output[0].endswith(".narrowed")]
+    casts[0].attribute[0].i = TensorProto.FLOAT16
+    del graph.value_info[:]
+
+
+@pytest.mark.parametrize(
+    ("case_name", "mutation"), [("int4", levels_changed), ("int8_dynamic", groups_halved), ("bf16", cast_to_float16)]
+)
 def test_tokens_rounded_in_another_way_are_refused(compile_case, tmp_path, case_name, mutation):
     graphs = mutated(compile_case(case_name).graphs, "step_1", mutation, tmp_path / "graphs")
     with pytest.raises(UserError, match=r"reads the weight .* in a form that no kernel supports"):

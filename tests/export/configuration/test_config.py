@@ -128,7 +128,12 @@ def test_least_config_takes_every_default(write):
             "cache": "auto",
             "budget": None,
         },
-        "backend": {"target": "llvm", "cpu": "x86-64-v3", "arch": [], "dtype": "fp32"},
+        "backend": {
+            "target": "llvm",
+            "cpu": ["x86-64-v3", "alderlake", "x86-64-v4", "znver4", "sapphirerapids"],
+            "arch": [],
+            "dtype": "fp32",
+        },
         "workspace": {"path": "out/.work", "workers": None},
     }
 
@@ -144,6 +149,7 @@ def test_full_config_reads_every_key(write):
     # a number in YAML 1.2, but text to PyYAML, which reads YAML 1.1
     expected["frontend"]["overrides"]["norm_eps"] = 1e-5
     expected["shape"]["prefill_chunk"] = [256, 16]  # kept in descending order
+    expected["backend"]["cpu"] = ["znver4"]
     assert as_written(config) == expected
     assert config.frontend.checkpoint == Path("models/full")  # neither resolved nor joined to the file's folder
     assert config.shape.prefill_chunks == (256, 16)
@@ -295,7 +301,9 @@ def test_how_weights_are_stored(write):
     assert config.cache_dtype == "fp16"
 
 
-@pytest.mark.parametrize(("key", "scheme"), [("scheme", "int4_dynamic"), ("keep_scheme", "int8_dynamic")])
+@pytest.mark.parametrize(
+    ("key", "scheme"), [("scheme", "int4_dynamic"), ("scheme", "bf16_dot"), ("keep_scheme", "int8_dynamic")]
+)
 def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
     with pytest.raises(
         UserError,
@@ -372,7 +380,7 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
             "quantize: {scheme: int8}",
             "quantize: {scheme: int3}",
             "quantize.scheme is int3",
-            "none, int8, int8_dynamic, int4 or int4_dynamic",
+            "none, bf16_dot, int8, int8_dynamic, int4 or int4_dynamic",
         ),
         ("{scheme: int8}", "{group_size: 48}", "quantize.group_size is 48", "32"),
         ("{scheme: int8}", "{keep: [middle]}", "quantize.keep", "head, first, last"),
@@ -420,6 +428,11 @@ def test_wrong_value_is_named_with_its_line_and_what_was_expected(refusal, old, 
             "shape.prefill_chunk holds 256, which exceeds shape.cache_len (128); set shape.",
         ),
         ("target: cuda", "target: llvm", "backend.arch is for cuda, but backend.target is llvm; remove backend.arch"),
+        (
+            "cpu: znver4",
+            "cpu: [x86-64-v3, znver4]",
+            "backend.cpu lists x86-64-v3, znver4, but backend.target is cuda, whose host code has one level; name the",
+        ),
         ("[sm_90a, sm_86]", "[]", "backend.arch is empty, but backend.target is cuda; list an architecture"),
     ],
 )

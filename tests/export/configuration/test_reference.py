@@ -33,5 +33,5 @@ def test_every_key_has_a_row():
 
 def test_values_and_defaults_are_those_of_each_target():
     page = reference()
-    assert "on `llvm` also `source_dynamic`, `int8_dynamic`, `int4_dynamic` | `source`" in page
+    assert "on `llvm` also `source_dynamic`, `bf16_dot`, `int8_dynamic`, `int4_dynamic` | `source`" in page
     assert "| `fp32` on `llvm`, `fp16` on `cuda` |" in page

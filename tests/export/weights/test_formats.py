@@ -230,8 +230,9 @@ def test_kept_parts_take_the_wider_scheme():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_head_in_int8_takes_tokens_as_they_are(tied):
-    found = formats(scheme="int8_dynamic", tied=tied)
+@pytest.mark.parametrize("scheme", ["int8_dynamic", "bf16_dot"])
+def test_a_head_takes_tokens_as_they_are(scheme, tied):
+    found = formats(scheme=scheme, tied=tied)
     assert not found["tok_embeddings.weight" if tied else "output.weight"].rounds
     assert found["layers.0.attention.wqkv.weight"].rounds
 
@@ -251,10 +252,15 @@ def test_what_int4_cannot_hold_is_int8():
     assert rules.tensor("layers.0.feed_forward.experts.w13.weight", (64, 32)).stored == Storage(dtype="int8")
 
 
+def test_experts_in_bfloat16_take_tokens_as_they_are():
+    rules = StorageRules(Quantization(scheme="bf16_dot"), "float32", tied_embeddings=False, n_layers=1)
+    assert rules.tensor("layers.0.feed_forward.experts.w13.weight", (64, 32)).stored == Storage(dtype="bfloat16")
+
+
 STORAGES = {
     "float32": Storage(dtype="float32"),
     "float16": Storage(dtype="float16"),
-    "bfloat16": Storage(dtype="bfloat16"),
+    "bfloat16": Storage(dtype="bfloat16", rounding="bfloat16"),
     "int8": Storage(dtype="int8"),
     "int8 groups": Storage(dtype="int8", group_size=16, scales="float32"),
     "int8 zero points": Storage(dtype="int8", group_size=32, offsets="zero_points", rounding="int8"),
@@ -312,7 +318,7 @@ def test_a_target_gets_the_schemes_that_its_kernels_read(target):
     for name, scheme in SCHEMES.items():
         if name in found and scheme.format is not None:
             assert row.layout in FORMATS[scheme.format].packings
-        if scheme.dynamic and not row.rounds_activations:
+        if scheme.rounding != "none" and not row.rounds_activations:
             assert name not in found
     assert all(row.layout in FORMATS[STORAGE_DTYPES[dtype]].packings for dtype in row.dtypes)
 
@@ -322,4 +328,4 @@ def test_schemes_say_what_their_formats_are():
     assert set(SCHEMES) == set(get_args(SchemeName))
     for scheme in SCHEMES.values():
         assert scheme.grouped == (scheme.format == "int4")
-        assert not scheme.dynamic or scheme.carries or FORMATS[scheme.format].multiplies_int8
+        assert scheme.rounding == "none" or scheme.carries or scheme.rounding in FORMATS[scheme.format].roundings

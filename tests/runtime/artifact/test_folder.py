@@ -23,6 +23,7 @@ from runtime.artifact.folder import Artifact, replace_manifest, write_artifact
 from runtime.artifact.hashing import BLOCK_BYTES, n_blocks
 from runtime.artifact.manifest import (
     SCHEMA_VERSION,
+    CpuLevel,
     Manifest,
     ModelConfig,
     ParityRow,
@@ -493,6 +494,18 @@ def of_inputs(place, change):
         (lambda d: d["target"].update(arch=["sm_80"]), "the target llvm lists the architectures sm_80"),
         (lambda d: d["target"].update(kind="cuda"), "the target cuda lists no architecture"),
         (lambda d: d["target"].update(kind="cuda", arch=["80"]), "the target lists the architecture '80'"),
+        (
+            lambda d: d["target"].update(better_levels=[{"cpu": "this-machine", "features": []}]),
+            "the target lists the cpu level this-machine 2 times, expected once",
+        ),
+        (
+            lambda d: d["target"].update(better_levels=[{"cpu": "znver9", "features": []}]),
+            "the file library.znver9.so is not listed, but an artifact needs it",
+        ),
+        (
+            lambda d: d["target"].update(better_levels=[{"cpu": "../znver9", "features": []}]),
+            "the file library.../znver9.so is not listed, but an artifact needs it",
+        ),
     ],
 )
 def test_disagreement(folder, change, clause):
@@ -558,6 +571,23 @@ def test_write_for_another_machine(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_artifact(tmp_path / "x", fill, lambda files: manifest_of(files, target=target), for_this_machine=False)
     assert (tmp_path / "x" / "manifest.json").is_file()
+
+
+def test_a_machine_without_a_better_level(tmp_path):
+    """It has the lowest, which is enough."""
+    better = CpuLevel(cpu="x86-64-v9", features=("sse2", "avx9000"))
+    target = msgspec.structs.replace(TARGET, better_levels=(better,))
+
+    def with_both(folder):
+        fill(folder)
+        (folder / "library.x86-64-v9.so").write_bytes(b"better")
+
+    artifact = write_artifact(tmp_path / "x", with_both, lambda files: manifest_of(files, target=target))
+    assert artifact.sealed_library(better).read_bytes() == b"better"
+    assert artifact.sealed_library(target.levels[0]).read_bytes() == LIBRARY
+    write_artifact(tmp_path / "x", with_both, lambda files: manifest_of(files, target=target))  # replaces it
+    (tmp_path / "x" / "library.x86-64-v9.so").write_bytes(b"worse!")
+    assert "library.x86-64-v9.so is damaged" in refusal(tmp_path / "x")
 
 
 # --- rule 10: the header of the weights ---

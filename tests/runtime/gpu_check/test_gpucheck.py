@@ -474,7 +474,7 @@ def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_fac
 
 def load_here(_device, manifest, library, arrays):
     weights = {name: aligned(array) for name, array in arrays.items()}
-    opened = SimpleNamespace(manifest=manifest, sealed_library=lambda: library, weights=lambda: weights)
+    opened = SimpleNamespace(manifest=manifest, sealed_library=lambda _level: library, weights=lambda: weights)
     return host.load(opened, threads=1)
 
 

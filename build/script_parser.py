@@ -1,0 +1,67 @@
+"""Spares TVM's script parser what it does again for every expression and for every use of an inline function.
+
+Our kernels consist of inline functions, and a compile parses dozens of kernels, so this is a good part of the time of
+compiling a small model. What a kernel is parsed into, and the errors found in it, stay the same.
+"""
+
+import ast
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from tvm.script.parser.core import doc, evaluator
+from tvm.script.parser.core.diagnostics import Source
+from tvm.script.parser.core.parser import ScriptMacro
+
+_evaluated_by_python = evaluator._eval_expr
+
+
+def speed_up() -> None:
+    """Put the functions of this module in the place of TVM's."""
+    ScriptMacro._find_parser_def = _parser_of_caller
+    Source.as_ast = _tree
+    evaluator._eval_expr = _evaluated
+
+
+def _parser_of_caller(_: ScriptMacro) -> Any:  # noqa: ANN401 (TVM's parser)
+    """Find the parser that an inline function is called from: it is in the globals of a frame on the stack.
+
+    TVM's own search first reads the source line of every frame.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        parser = frame.f_globals.get(ScriptMacro.parser_object_name)
+        if parser is not None:
+            return parser
+        frame = frame.f_back
+    raise RuntimeError("an inline function of TVMScript was called outside a kernel")
+
+
+def _tree(source: Source) -> Any:  # noqa: ANN401 (TVM's form of a syntax tree)
+    """The syntax tree of a kernel or inline function; TVM makes it at every call, and twice for a kernel."""
+    kept = _kept_tree(source.source)
+    return doc.parse(source.source) if kept is None else kept
+
+
+@cache
+def _kept_tree(text: str) -> Any:  # noqa: ANN401
+    """The tree of a text; None for one with functions inside, whose trees TVM's parser changes."""
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    return doc.parse(text) if len(functions) == 1 else None
+
+
+def _evaluated(node: Any, names: Mapping[str, Any]) -> Any:  # noqa: ANN401 (any value of a kernel's code)
+    """The value of an expression, the operands of which already have values with names.
+
+    TVM compiles every one with Python's compiler. The common kinds need none, and a call gets to here as a function
+    and arguments that are names.
+    """
+    kind = type(node)
+    if kind is doc.Name and node.id in names:
+        return names[node.id]
+    if kind is doc.Constant:
+        return node.value
+    if kind is doc.Attribute:
+        return getattr(_evaluated(node.value, names), node.attr)
+    return _evaluated_by_python(node, names)
