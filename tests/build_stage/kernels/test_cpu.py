@@ -27,7 +27,7 @@ from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
 from export.weights.format import ModelTensor
 from export.weights.table import load
 from runtime.artifact.caches import RING_BLOCK, cache_format
-from runtime.artifact.cpu import cpuinfo_flags, machine_features, missing_features
+from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.rotary import QueryScaling
 from runtime.artifact.schemes import ROUNDING_LEVELS

@@ -209,7 +209,8 @@ def test_the_last_slot_of_a_long_cache_is_written_in_its_place():
     columns = 64  # at the start of each slot's ring: wherever the column may have gone
     for name in ("values", "value_scales"):
         written = np.argwhere(arrays[name][:, :, :columns].any(axis=-1))
-        assert written.tolist() == [[last, head, position] for head in range(shape.n_kv_heads)]
+        written = np.unique(written // (1, 1, 2), axis=0)  # the numbers of two columns lie together
+        assert written.tolist() == [[last, head, position // 2] for head in range(shape.n_kv_heads)]
     assert not arrays["keys"][:last, :, :columns].any()
     assert np.allclose(arrays["out"][last], 1)  # the only value
     assert not arrays["out"][:last].any()

@@ -58,7 +58,10 @@ def may_see(shape: RollingAttention, R: int):
 
 
 def sees_all(shape: RollingAttention, R: int):
-    """Function `sees(columns, column, count, softmax)`: whether all rows see all columns; False if these straddle the cut."""
+    """Function `sees(columns, column, count, softmax)`: whether all rows see all columns.
+
+    It is False if the columns straddle the cut.
+    """
 
     def sees(columns, column, count, softmax):
         first = position_of(shape, columns, column)

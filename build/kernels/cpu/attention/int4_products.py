@@ -1,7 +1,7 @@
 """The two products of attention with an int4 cache, in whole numbers: queries and shares are rounded to 16 bits.
 
-With numbers n from 0 to 15 and, for each group of elements, a scale s and a minimum m of each column, a score is the sum
-over the groups of s (q n) + m sum(q), and a mixed value the sum over the columns of (share s) n + share m.
+With numbers n from 0 to 15 and, for each group of elements, a scale s and a minimum m of each column, a score is the
+sum over the groups of s (q n) + m sum(q), and a mixed value the sum over the columns of (share s) n + share m.
 """
 
 import operator

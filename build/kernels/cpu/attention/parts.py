@@ -32,7 +32,7 @@ def parts_used(shape: RollingAttention, end: Expr) -> Expr:
 
 
 def part_attention(level: Level, shape: RollingAttention, R: int):
-    """Inline `attend(queries, tile, columns, part, used, softmax)`: attend over one part of the ring for a tile of R rows.
+    """Inline `attend(queries, tile, columns, part, used, softmax)`: attend over a part of the ring for a tile of rows.
 
     Only the first `used` columns of the ring have ever been written.
     """

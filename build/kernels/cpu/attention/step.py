@@ -13,7 +13,7 @@ from runtime.artifact.caches import RING_BLOCK
 
 
 def attention_step(level: Level, shape: RollingAttention, R: int):
-    """Inline `attend(queries, tile, columns, column, count, softmax)`: attend over `count` columns for a tile of R rows.
+    """Inline `attend(queries, tile, columns, column, count, softmax)`: attend over `count` columns for a tile of rows.
 
     The columns begin at `column`, and there are at most WIDTH of them. Whole blocks of keys are read, but no value of
     floats past the last column.

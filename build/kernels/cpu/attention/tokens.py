@@ -1,4 +1,4 @@
-"""What tokens bring to attention: their queries, rotated and ready for the products, and their columns, which are stored.
+"""What tokens bring to attention: their queries, rotated and ready for products, and their columns, which are stored.
 
 Against keys that are whole numbers, a query is rounded to whole numbers of 16 bits, relative to its largest.
 """
