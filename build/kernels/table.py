@@ -5,7 +5,8 @@ from functools import partial
 
 from tvm.tirx import PrimFunc
 
-from build.kernels.cpu import attention, embedding, linear, mixture, norm, residual, rotation, swiglu
+from build.kernels.cpu import embedding, linear, mixture, norm, residual, rotation, swiglu
+from build.kernels.cpu.attention import kernel as cpu_attention
 from build.kernels.cpu.level import level_of
 from build.kernels.cuda import attention as cuda_attention
 from build.kernels.cuda import embedding as cuda_embedding
@@ -33,7 +34,7 @@ Kernels = Mapping[str, Callable[..., PrimFunc]]  # by operation
 # mixture            weighted sum of each token's best experts
 # sample             the next id from logits; only for targets whose host would have to wait for the logits
 CPU: dict[str, Callable[..., PrimFunc]] = {
-    "rolling_attention": attention.rolling_attention,
+    "rolling_attention": cpu_attention.rolling_attention,
     "embedding": embedding.embedding,
     "rms_norm": norm.rms_norm,
     "swiglu": swiglu.swiglu,

@@ -17,8 +17,10 @@ def relative_bound(model: ModelConfig, cache_len: int, dtype: CacheDType, roundi
     A float32 sum of K terms is off by about sqrt(K) u, u = 2**-24 (Higham and Mary, "A new approach to probabilistic
     rounding error analysis", 2019); the errors of the `SUMS_PER_LAYER` sums of each layer, the final norm and the head
     add up. Values that are stored narrower than float32 between the sums are rounded once more for each sum,
-    independently, with that type's own u. Both sides err, hence the factor 2. If activations are rounded, a difference
-    in the last bit can put one on either side of a half, which adds half a level for each sum: see `_half_level`.
+    independently, with that type's own u. A CPU multiplies int8 and int4 caches by queries and shares of 16 bits,
+    whose u, 2**-16, is nothing beside the cache's own. Both sides err, hence the factor 2. If activations are rounded,
+    a difference in the last bit can put one on either side of a half, which adds half a level for each sum: see
+    `_half_level`.
     """
     sums = SUMS_PER_LAYER * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, *model.cache_lens(cache_len))

@@ -216,11 +216,10 @@ def static_model(
     return module
 
 
-def bound(graphs: OnnxGraphs) -> float:
-    """`tests.helpers.reference.bound` for exported graphs."""
-    return reference.bound(
-        graphs.record.model, CACHE_LEN, graphs.record.cache_dtype, graphs.record.quantization.rounding
-    )
+def bound(graphs: OnnxGraphs, *, on_cpu: bool = False) -> float:
+    """`tests.helpers.reference.bound` for exported graphs, or for what was compiled from them for a CPU."""
+    record = graphs.record
+    return reference.bound(record.model, CACHE_LEN, record.cache_dtype, record.quantization.rounding, on_cpu=on_cpu)
 
 
 class Shifted:
@@ -294,7 +293,7 @@ def rings_of(engine: Engine) -> list[NDArray[Any]]:
 
 
 def column_of(rings: Sequence[NDArray[Any]], i: int, column: int) -> NDArray[Any]:
-    """One column (slots, n_kv_heads, width) of ring i, as a view; see `by_column`."""
+    """One column (slots, n_kv_heads, width) of ring i of floats, as a view; see `by_column`."""
     slots, heads, columns, width = rings[i].shape
     if i % 2:
         return rings[i][:, :, column]
@@ -303,17 +302,13 @@ def column_of(rings: Sequence[NDArray[Any]], i: int, column: int) -> NDArray[Any
 
 
 def by_column(rings: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """An engine's rings in the order of their columns.
-
-    The parts of keys, which come first of each pair, are stored in blocks of columns: (columns / block, width, block).
-    """
-    return [ring if i % 2 else _unblocked(ring) for i, ring in enumerate(rings)]
-
-
-def _unblocked(keys: NDArray[Any]) -> NDArray[Any]:
-    slots, heads, columns, width = keys.shape
-    blocks = keys.reshape(slots, heads, columns // RING_BLOCK, width, RING_BLOCK)
-    return blocks.swapaxes(3, 4).reshape(keys.shape)
+    """An engine's rings in the order of their columns; see `cache_reference.by_column`."""
+    each = 2 * len(list(cache_format(str(rings[0].dtype)).parts(GROUP)))
+    ordered = list(rings)
+    for i in range(0, len(rings), each):
+        for side in range(2):
+            ordered[i + side : i + each : 2] = cache_reference.by_column(rings[i + side : i + each : 2], side)
+    return ordered
 
 
 def dequantized(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:

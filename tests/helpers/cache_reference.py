@@ -35,3 +35,24 @@ def widened(parts):
         return (levels * scale[..., None] + minimum[..., None]).reshape(*pairs.shape[:-1], -1)
     numbers, *scales = (part.astype(np.float64) for part in parts)
     return numbers * scales[0] if scales else numbers
+
+
+BLOCK = 16  # columns that lie together in a CPU's rings
+
+
+def by_column(parts, side):
+    """The tensors (..., columns, width) of a CPU's keys (side 0) or values (1), in the order of their columns.
+
+    Copies, as `build/kernels/cpu/attention/stored_columns.py` describes their layout.
+    """
+    if len(parts) == 1:
+        return [_unblocked(parts[0], BLOCK, 1)] if side == 0 else parts
+    numbers = _unblocked(parts[0], *((BLOCK, 2) if side == 0 else (2, 1)))
+    return [numbers, *(_unblocked(scale, BLOCK, 1) for scale in parts[1:])]
+
+
+def _unblocked(x, together, elements):
+    """x is (columns / together, width / elements, together, elements) in memory."""
+    *lead, columns, width = x.shape
+    blocks = x.reshape(*lead, columns // together, width // elements, together, elements)
+    return np.moveaxis(blocks, -2, -3).reshape(x.shape)

@@ -102,7 +102,12 @@ def rotated(x: Float64, model: ModelConfig) -> Float64:
     return np.concatenate([turned.real, turned.imag], axis=1)
 
 
-def bound(model: ModelConfig, longest: int, dtype: str = "float32", rounding: str = "none") -> float:
+NARROW_ROUNDOFF = {"int8": 0.5 / 127, "uint8": 1 / 15}  # of a cache's number, relative to its column's largest
+
+
+def bound(
+    model: ModelConfig, longest: int, dtype: str = "float32", rounding: str = "none", *, on_cpu: bool = False
+) -> float:
     """Largest difference between two correct float32 implementations: max |a - b| / max |b| over the logits.
 
     A sum of K terms in any order has an error of about sqrt(K) u (Higham and Mary, 2019). Each layer has 8 sums in a
@@ -111,6 +116,9 @@ def bound(model: ModelConfig, longest: int, dtype: str = "float32", rounding: st
     they may end up one float16 step apart. These errors are independent, hence their root. Where tokens are
     rounded to 127 or 32512 levels before products, the two sides may likewise end up half a level apart, and where they
     are rounded to bfloat16, a unit roundoff of its 8 bits.
+
+    A CPU (`on_cpu`) multiplies int8 and int4 caches by queries and shares of 16 bits, which onnxruntime does not round.
+    Two sides that differ so much before they store a number may well take neighbouring levels, as with float16.
     """
     sums = 8 * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, longest)
@@ -119,6 +127,7 @@ def bound(model: ModelConfig, longest: int, dtype: str = "float32", rounding: st
     # normal numbers.
     half_levels = {"none": 0, "bfloat16": 2.0**-8, "int8": 0.5 / 127, "int16": 0.5 / 32512 * np.sqrt(2 * np.log(terms))}
     error += np.sqrt(sums) * (FLOAT16_ROUNDOFF if dtype == "float16" else 0)
+    error += np.sqrt(sums) * (NARROW_ROUNDOFF.get(dtype, 0) if on_cpu else 0)
     return float(2 * (error + np.sqrt(sums) * half_levels[rounding]))
 
 

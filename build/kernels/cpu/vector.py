@@ -1,5 +1,6 @@
 """Arithmetic shared by the CPU kernels: tiles of sums, an exp that vectorises, SiLU, and stored numbers as float32."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.ir import Expr
@@ -77,6 +78,15 @@ def clear(sums, n, lanes):
     for i in T.unroll(n):
         for v in T.vectorized(lanes):
             sums[i * lanes + v] = T.float32(0)
+
+
+def reduced(x: Any, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """x[0 : lanes] combined into one number, halves of a vector at a time, always in the same order."""
+    vector = x[T.ramp(0, 1, lanes)] if lanes > 1 else x[0]
+    while lanes > 1:
+        lanes //= 2
+        vector = combine(T.Shuffle([vector], list(range(lanes))), T.Shuffle([vector], list(range(lanes, 2 * lanes))))
+    return vector
 
 
 @T.inline

@@ -1,7 +1,7 @@
 """Rolling attention of several tokens: split qkv, rotate, write the new columns into the ring, attend over the ring.
 
-No copy of the cache is made. The rings are those of `build/kernels/cpu/attention.py`: the key of position p is in
-column p mod ring_len of its slot, and a ring has room for the new columns beside all that their tokens still see. So
+No copy of the cache is made. As in `build/kernels/cpu/attention/kernel.py`, the key of position p is in column
+p mod ring_len of its slot, and a ring has room for the new columns beside all that their tokens still see. So
 there are two launches: first, all new columns are written, and then the tokens attend over the ring alone, which they
 read in order of position. Columns that a ring still holds from positions beyond a query's own, such as those of tokens
 that were taken back, are never read. In the second launch, a block handles one query of one head. It walks its keys in

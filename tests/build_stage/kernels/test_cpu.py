@@ -14,9 +14,9 @@ from tvm.script import tirx as T
 
 from build.compiler import codegen, processor_target
 from build.kernels.cpu import vector
-from build.kernels.cpu.attention import rolling_attention
+from build.kernels.cpu.attention.kernel import rolling_attention
 from build.kernels.cpu.embedding import embedding
-from build.kernels.cpu.level import LEVELS, Tile
+from build.kernels.cpu.level import LEVELS, Tile, runnable_levels
 from build.kernels.cpu.linear import linear
 from build.kernels.cpu.mixture import mixture
 from build.kernels.cpu.norm import rms_norm
@@ -30,6 +30,7 @@ from runtime.artifact.caches import RING_BLOCK, cache_format
 from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.rotary import QueryScaling
+from runtime.artifact.schemes import ROUNDING_LEVELS
 from tests.helpers import cache_reference
 from tests.helpers.cpu_products import (
     DYNAMIC,
@@ -52,8 +53,11 @@ EXP_ULPS = 2  # for `vector.exp`; test_exp measures it
 LANES = 8
 # Not NaN: what no query sees is multiplied by zero.
 NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100, "uint8": 100}
+# The range of a column's numbers, relative to its largest, by the dtypes whose products are those of whole numbers.
+LEVELS_OF_COLUMNS = {"int8": 1, "uint8": 2}
 BY_NAME = {level.name: level for level in LEVELS}
 AVX2, VNNI = BY_NAME["avx2"], BY_NAME["avx512-vnni"]
+BEST = runnable_levels()[0]
 WIDEST = "512 bits"  # of WIDTHS
 
 
@@ -104,6 +108,17 @@ class FloatLevel:
     @classmethod
     def of(cls, level):
         return cls(level.lanes, level.tile)
+
+
+@dataclass(frozen=True)
+class PairLevel(FloatLevel):
+    """What attention over whole numbers sees besides: the processor's flags, which choose the instruction."""
+
+    flags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, level):
+        return cls(level.lanes, level.tile, level.flags)
 
 
 # Levels that differ from another one only in how they multiply whole numbers are not run: seen this way, they are the
@@ -175,6 +190,25 @@ def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows
     in_tiles = own.name == "amx" and rows > 1 and DYNAMIC[name].group_size != 16
     assert ("tdpbssd" if in_tiles else INTEGER_PRODUCT[own.name]) in code
     assert code.count("tilerelease") == code.count("ldtilecfg") == int(in_tiles)
+
+
+# By level: what multiplies two numbers of 16 bits by two, and adds them up.
+PAIR_PRODUCT = {
+    "avx512-vnni": "vpdpwssd",
+    "avx512": "vpmaddwd",
+    "avx-vnni": "vpdpwssd",
+    "avx2": "vpmaddwd",
+    "any": "mulps",  # the product is spelled out; scales are floats everywhere
+}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("own", [BY_NAME[name] for name in PAIR_PRODUCT], ids=lambda level: level.name)
+def test_each_level_attends_over_whole_numbers_with_its_own_instruction(own, dtype):
+    shape = RollingAttention(1, 1, 3, 1, 32, 1, 64, 64, dtype, 0.25)
+    code = machine_code(rolling_attention(own, shape), PROCESSORS[own.name])
+    assert PAIR_PRODUCT[own.name] in code
+    assert not [wider for wider in WIDER[own.name] if wider in code]
 
 
 def check_product(level, processor, shape, seed=0):
@@ -541,26 +575,44 @@ def attention_reference(case, qkv, positions, cos, sin):
                 * case.scale
                 * factors[i]
             )
+            rounding = 0.0
             error = 2 * (d + (12 if case.query_scaling else 7)) * U * size + (2 * EXP_ULPS + 2 * len(k) + 4) * U
+            if case.dtype in LEVELS_OF_COLUMNS:
+                # Half a level of a query for each number of a key, whose scores are then exact; half a level of a
+                # share, times the range of the column's numbers, for each column.
+                half = 0.5 / ROUNDING_LEVELS["int16"]
+                error += 2 * half * np.abs(query[i, head]).max() * np.abs(k).sum(-1).max() * case.scale
+                rounding = len(k) * half * (shares * LEVELS_OF_COLUMNS[case.dtype] * np.abs(v).max(-1)).max()
             # A number of int4 is rounded twice, relative to its scale times 15 and its minimum, which are together at
             # most thrice the largest number. Keys may be, as no rotation was rounded.
             widening = 6 * U * np.abs(v).max() if case.dtype == "uint8" else 0
-            bounds[i, head] = error * (shares @ np.abs(v)) + widening
+            bounds[i, head] = error * (shares @ np.abs(v)) + widening + rounding
     return out, bounds, key, value
 
 
-attention_kernel = cache(rolling_attention)  # the kernels of AVX2 and `any` are the same
+attention_kernel = cache(rolling_attention)  # the kernels of AVX2 and `any` are the same for floats
+ROUNDED_ATTENTION = [name for name, case in ATTENTION.items() if case.dtype in LEVELS_OF_COLUMNS]
 
 
-@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("name", [name for name in ATTENTION if name not in ROUNDED_ATTENTION])
 def test_rolling_attention(float_level, name):
     check_attention(*float_level, ATTENTION[name])
 
 
-@pytest.mark.parametrize("width", [WIDEST], indirect=True)
 @pytest.mark.parametrize(
-    "name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long", "int8-long", "int4-long"]
+    ("level", "name"),
+    [(AVX2, name) for name in ROUNDED_ATTENTION]
+    + [(level, name) for level in (VNNI, BY_NAME["any"]) for name in ("int8-long", "int4-long")],
+    ids=lambda value: getattr(value, "name", value),
+    indirect=["level"],
 )
+def test_rolling_attention_in_whole_numbers(level, name):
+    """Every way to add up products; AVX-512 by itself and AVX-VNNI have the instructions of these in other registers."""
+    check_attention(PairLevel.of(level), processor_of(level), ATTENTION[name])
+
+
+@pytest.mark.parametrize("width", [WIDEST], indirect=True)
+@pytest.mark.parametrize("name", ["decode-crosses-the-window-twice", "head-dim-128", "float16-long"])
 def test_rolling_attention_in_whole_registers(width, name):
     """The other widths are those of `float_level`."""
     check_attention(FLOAT_LEVELS["avx512"], width, ATTENTION[name])
@@ -578,8 +630,10 @@ def check_attention(level, processor, case):
         expected, bounds, key, value = attention_reference(case, qkv[b], positions[b], cos[b, 0], sin[b, 0])
         shown = positions[b] >= 0
         assert (np.abs(found[b] - expected) <= bounds)[shown].all()
-        keys = cache_reference.widened([by_column(ring[slot]) for ring in rings[0::2]])
-        values = cache_reference.widened([ring[slot] for ring in rings[1::2]])
+        keys, values = (
+            cache_reference.widened(cache_reference.by_column([ring[slot] for ring in rings[side::2]], side))
+            for side in range(2)
+        )
         nothing = cache_reference.widened([ring[0, 0, 0] for ring in untouched_rings[0::2]])
         check_ring(keys, key, positions[b], nothing, 3 * U * 2 if case.dtype == "float32" else 0)
         check_ring(values, value, positions[b], nothing, 0)
@@ -651,8 +705,7 @@ def padded_right(array, axis, part, positions):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8"])
-@pytest.mark.parametrize("float_level", ["avx512"], indirect=True)
-def test_rolling_attention_gives_the_same_bits_in_any_call(float_level, dtype):
+def test_rolling_attention_gives_the_same_bits_in_any_call(dtype):
     """Whatever the calls, the slots, and what the rings held before, across the wrap of the ring."""
     total = 3 * 96
     schedules = [(1,) * total, (80, 16) * 3, (80, 80, 80, *(1,) * 48), (*(1,) * 48, 16, 80, 80, 16, 16, *(1,) * 32)]
@@ -660,7 +713,7 @@ def test_rolling_attention_gives_the_same_bits_in_any_call(float_level, dtype):
     for i, chunks in enumerate(schedules):
         case = Attention(chunks, (0, 9), (6, 2), 32, 20, dtype)
         rings = new_rings(case, 7 * i)
-        found.append(attended(*float_level, case, rings, [(i + 1) % 3, i % 3]))
+        found.append(attended(PairLevel.of(BEST), processor_of(BEST), case, rings, [(i + 1) % 3, i % 3]))
     for b, late in enumerate((0, 9)):
         for other in found[1:]:
             assert np.array_equal(other[b, late:], found[0][b, late:])
@@ -685,12 +738,6 @@ def test_rows_of_one_slot_attend_as_one_after_the_other(float_level):
         result = output(8, 1, 4 * 16)
         call(kernel, *map(np.ascontiguousarray, rows), np.ones(8, np.int64), *rings, result)
         assert np.array_equal(result[:count, 0].reshape(count, 4, 16), one_by_one[0, start : start + count])
-
-
-def by_column(keys):
-    """Keys (kv_heads, L, width) in the order of columns."""
-    heads, length, width = keys.shape
-    return keys.reshape(heads, length // RING_BLOCK, width, RING_BLOCK).swapaxes(2, 3).reshape(keys.shape)
 
 
 def check_ring(ring, columns, positions, untouched, relative):

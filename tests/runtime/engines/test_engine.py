@@ -47,7 +47,7 @@ def engine(opened):
 
 @pytest.fixture(scope="module")
 def bound(case):
-    return artifacts_bound(case.graphs)
+    return artifacts_bound(case.graphs, on_cpu=True)
 
 
 @pytest.fixture(scope="module")
