@@ -607,7 +607,7 @@ def test_rolling_attention(float_level, name):
     indirect=["level"],
 )
 def test_rolling_attention_in_whole_numbers(level, name):
-    """Every way to add up products; AVX-512 by itself and AVX-VNNI have the instructions of these in other registers."""
+    """AVX-512 by itself and AVX-VNNI have the instructions of these levels in other registers."""
     check_attention(PairLevel.of(level), processor_of(level), ATTENTION[name])
 
 
