@@ -192,6 +192,25 @@ def test_each_level_multiplies_integers_with_its_own_instruction(own, name, rows
     assert code.count("tilerelease") == code.count("ldtilecfg") == int(in_tiles)
 
 
+# By level: what multiplies two numbers of 16 bits by two, and adds them up.
+PAIR_PRODUCT = {
+    "avx512-vnni": "vpdpwssd",
+    "avx512": "vpmaddwd",
+    "avx-vnni": "vpdpwssd",
+    "avx2": "vpmaddwd",
+    "any": "mulps",  # the product is spelled out; scales are floats everywhere
+}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("own", [BY_NAME[name] for name in PAIR_PRODUCT], ids=lambda level: level.name)
+def test_each_level_attends_over_whole_numbers_with_its_own_instruction(own, dtype):
+    shape = RollingAttention(1, 1, 3, 1, 32, 1, 64, 64, dtype, 0.25)
+    code = machine_code(rolling_attention(own, shape), PROCESSORS[own.name])
+    assert PAIR_PRODUCT[own.name] in code
+    assert not [wider for wider in WIDER[own.name] if wider in code]
+
+
 def check_product(level, processor, shape, seed=0):
     """Compare a product with its exact result.
 
