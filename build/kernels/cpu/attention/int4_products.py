@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cpu.attention.columns import WIDTH
 from build.kernels.cpu.attention.float_products import fetching
-from build.kernels.cpu.attention.pair_dot import PAIR, pair_dot
+from build.kernels.cpu.attention.int16_dot import PAIR, int16_dot
 from build.kernels.cpu.attention.rounded_shares import share_rounding, times
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import clear, reduced
@@ -30,7 +30,7 @@ def _numbers(pairs: Expr, half: Expr, lanes: int) -> Expr:
 def int4_key_product(level: Level, shape: RollingAttention, R: int):
     """`score` of `float_key_product` for int4."""
     D, groups, lanes = shape.head_dim, shape.head_dim // GROUP, fitting_lanes(level, RING_BLOCK)
-    add, parts = pair_dot(level.flags, lanes), RING_BLOCK // lanes
+    add, parts = int16_dot(level.flags, lanes), RING_BLOCK // lanes
     fetch = fetching(shape, D // HALVES, "uint8", WIDTH // RING_BLOCK * groups * (HALF // PAIR))
 
     @T.inline
@@ -98,7 +98,7 @@ def int4_key_product(level: Level, shape: RollingAttention, R: int):
 def int4_value_product(level: Level, shape: RollingAttention, R: int):
     """`mix` of `float_value_product` for int4: for each group of elements, shares times scales are rounded."""
     D, groups, lanes = shape.head_dim, shape.head_dim // GROUP, fitting_lanes(level, HALF)
-    add, round_shares = pair_dot(level.flags, lanes), share_rounding(level, R)
+    add, round_shares = int16_dot(level.flags, lanes), share_rounding(level, R)
     fetch = fetching(shape, D // HALVES, "uint8", groups * WIDTH // PAIR)
     parts = HALF // lanes  # vectors of bytes in a group
 

@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cpu.attention.columns import WIDTH
 from build.kernels.cpu.attention.float_products import at_once, fetching, sums_at_once
-from build.kernels.cpu.attention.pair_dot import PAIR, pair_dot
+from build.kernels.cpu.attention.int16_dot import PAIR, int16_dot
 from build.kernels.cpu.attention.rounded_shares import share_rounding, times
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.shapes import RollingAttention
@@ -17,7 +17,7 @@ from runtime.artifact.caches import RING_BLOCK
 def int8_key_product(level: Level, shape: RollingAttention, R: int):
     """`score` of `float_key_product` for int8."""
     D, lanes = shape.head_dim, fitting_lanes(level, RING_BLOCK)
-    add, parts = pair_dot(level.flags, lanes), RING_BLOCK // lanes
+    add, parts = int16_dot(level.flags, lanes), RING_BLOCK // lanes
     together = at_once(sums_at_once(level, shape), R * parts, (4, 2, 1))
     fetch = fetching(shape, D, "int8", D // PAIR * WIDTH // (together * RING_BLOCK))
 
@@ -64,7 +64,7 @@ def int8_key_product(level: Level, shape: RollingAttention, R: int):
 def int8_value_product(level: Level, shape: RollingAttention, R: int):
     """`mix` of `float_value_product` for int8: shares are multiplied by the scales of their values, then rounded."""
     D, lanes = shape.head_dim, fitting_lanes(level, shape.head_dim)
-    add, round_shares = pair_dot(level.flags, lanes), share_rounding(level, R)
+    add, round_shares = int16_dot(level.flags, lanes), share_rounding(level, R)
     parts = at_once(sums_at_once(level, shape), R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))
     passes = D // (parts * lanes)
     fetch = fetching(shape, D, "int8", passes * WIDTH // PAIR)

@@ -2,7 +2,7 @@
 
 Scores of adjacent columns are computed in the lanes of one register, and so are mixed values of adjacent elements.
 So keys are in blocks of 16 columns, (columns / 16, width, 16), and values are (columns, width). Where they are whole
-numbers, two products are added up at a time (`pair_dot.py`): two adjacent elements of a key are side by side,
+numbers, two products are added up at a time (`int16_dot.py`): two adjacent elements of a key are side by side,
 (columns / 16, width / 2, 16, 2), and so are two adjacent columns of values, (columns / 2, width, 2). Scales and minima
 are applied to columns in the lanes of a register, for keys and values alike: (columns / 16, width, 16).
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tvm.script import tirx as T
 
 from build.kernels.cache_numbers import Cache, int4_level, int4_pair, int4_scale, int8_level, int8_scale
-from build.kernels.cpu.attention.pair_dot import PAIR
+from build.kernels.cpu.attention.int16_dot import PAIR
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import reduced
 from build.kernels.shapes import RollingAttention
