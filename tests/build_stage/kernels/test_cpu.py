@@ -599,9 +599,15 @@ def test_rolling_attention(float_level, name):
     check_attention(*float_level, ATTENTION[name])
 
 
-@pytest.mark.parametrize("name", ROUNDED_ATTENTION)
-@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name, indirect=True)
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [(AVX2, name) for name in ROUNDED_ATTENTION]
+    + [(level, name) for level in (VNNI, BY_NAME["any"]) for name in ("int8-long", "int4-long")],
+    ids=lambda value: getattr(value, "name", value),
+    indirect=["level"],
+)
 def test_rolling_attention_in_whole_numbers(level, name):
+    """AVX-512 by itself and AVX-VNNI have the instructions of these levels in other registers."""
     check_attention(PairLevel.of(level), processor_of(level), ATTENTION[name])
 
 
