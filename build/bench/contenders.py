@@ -39,7 +39,7 @@ SCHEMES: Mapping[str, OurScheme] = {
     "source_dynamic": OurScheme("source_dynamic", SAME_FILE, "int4_dynamic", cache="fp16"),
     "int8": OurScheme("int8", BYTE, "int8", cache="fp16"),
     "int8_dynamic": OurScheme("int8_dynamic", BYTE, "int8_dynamic", cache="fp16"),
-    "int8_dynamic+int8_cache": OurScheme("int8_dynamic", BYTE, "int8_dynamic", cache="int8"),
+    "int8_dynamic-int8_cache": OurScheme("int8_dynamic", BYTE, "int8_dynamic", cache="int8"),
     "int4": OurScheme("int4", NIBBLE, "int4", cache="fp16"),
     "int4_dynamic": OurScheme("int4_dynamic", NIBBLE, "int4_dynamic", cache="fp16"),
 }

@@ -48,7 +48,7 @@ READ_GOALS: Mapping[str, float | None] = {  # shares of the read bandwidth
     "int4_dynamic": 0.90,
 }
 PEAK_GOALS: Mapping[str, float | None] = {"fp32": 0.80, "bf16_dot": 0.75, "int8_dynamic": 0.75, "int4_dynamic": 0.75}
-LONG_SCHEME, LONG_GOAL = "int8_dynamic+int8_cache", 0.75
+LONG_SCHEME, LONG_GOAL = "int8_dynamic-int8_cache", 0.75
 MEMORY_GOAL_MB = 150.0  # of a running process, besides its weights and caches
 
 

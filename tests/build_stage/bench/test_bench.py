@@ -5,6 +5,7 @@ The printed figures must follow from the rounds.
 
 import json
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -27,6 +28,7 @@ from build.bench.rival_onnxruntime import OnnxruntimeEngine
 from build.bench.rival_transformers import TransformersEngine, load_model
 from build.kernels.cpu.limits import READERS
 from build.tools.variants import VARIANTS
+from export.configuration.config import artifact_dir
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import CpuLevel
@@ -315,3 +317,8 @@ def test_a_forced_level_is_in_the_environment_of_its_process():
     forced = {"RUNTIME_CPU_LEVEL": "x86-64-v3"}
     program = (sys.executable, "-c", "import os; print(1); print(os.environ['RUNTIME_CPU_LEVEL'])")
     assert json_of(program, "ours", forced) == b"x86-64-v3"
+
+
+@pytest.mark.parametrize("label", SCHEMES)
+def test_every_scheme_can_name_an_artifacts_folder(label):
+    assert artifact_dir(Path(f"demo-bench-{label}.yaml")).name == f"demo-bench-{label}"
