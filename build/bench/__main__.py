@@ -64,9 +64,14 @@ class Paper:
         """Print a table, or a line of text."""
         output.print(what)
         if self.path is not None:
-            text = markdown(what) if isinstance(what, Table) else what
+            text = markdown(what) if isinstance(what, Table) else _as_it_is(what)
             with self.path.open("a") as file:
                 file.write(f"{text}\n\n")
+
+
+def _as_it_is(text: str) -> str:
+    """A line as Markdown, and lines that are aligned as a block of code."""
+    return f"```\n{text}\n```" if "\n" in text else text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _machine(threads: int) -> str:
     level = kernel_level(BEST)
-    processor = level.processor.partition(",")[0]
+    processor = level.cpu
     return f"{cpu_name()}, level {level.name} ({processor}), {threads} threads, {datetime.now(UTC):%Y-%m-%d}"
 
 

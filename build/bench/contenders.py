@@ -100,8 +100,11 @@ class Contender:
         return SCHEMES[self.scheme].bits if self.what == OURS else RIVAL_SCHEMES[self.what][self.scheme]
 
 
-def compiled(job: Job, scheme: str, task: Task, model: str = "") -> tuple[list[Contender], Job]:
-    """Our contenders of one scheme, at each level, and the job that compiled the artifact."""
+def compiled(job: Job, scheme: str, task: Task, operations: float, model: str = "") -> tuple[list[Contender], Job]:
+    """Our contenders of one scheme, at each level, and the job that compiled the artifact.
+
+    `operations` are those of `flops_per_token`.
+    """
     # These load TVM's compiler, which the workers must not.
     from build.bench.levels import held_levels
     from build.tools.variants import VARIANTS, compile_variant
@@ -116,7 +119,6 @@ def compiled(job: Job, scheme: str, task: Task, model: str = "") -> tuple[list[C
     variant = compile_variant(job, name, [*shape, *VARIANTS[own.variant], *cache, levels])
     seconds = time.monotonic() - start
     command = our_command(variant.artifact.folder, task)
-    operations = flops_per_token(config)
     held = held_levels(task.levels, variant.artifact.manifest.target.levels)
     rows = workload.prompt_tokens[0]
     entries = [

@@ -2,7 +2,8 @@
 
 A rival is compared with at the same number of bits. llama.cpp multiplies 8 and 4 bits with activations that it rounds
 to 8, and 16 bits with activations that it rounds to 16: so the goals at 8 and 4 bits are those of our dynamic schemes,
-and a prefill's at 16 bits is that of `bf16_dot`. The other schemes are shown without a goal.
+and a prefill's at 16 bits is that of `bf16_dot`. `int8` and `int4`, whose activations stay floats, are shown beside
+rivals without a goal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +103,7 @@ def _over_rivals(
     for ours in _ours(outcomes, goals):
         rival = best_rival(ours, outcomes, speeds)
         if rival is not None:
-            measured = _round_by_round(speeds(ours), speeds(rival))
+            measured = Spread.of_ratios(speeds(ours), speeds(rival))
             beside = f"{rival.entry.what} {rival.entry.scheme}"
             disturbed = bool(ours.disturbed or rival.disturbed)
             found.append(Ratio(f"{figure}, {ours.entry.label}", beside, measured, goals[ours.entry.scheme], disturbed))
@@ -138,7 +139,7 @@ def _long_contexts(outcomes: Sequence[Outcome], short: int, long: int) -> list[R
         Ratio(
             f"decode at {long}, {ours.entry.label}",
             f"at {short}",
-            _round_by_round(decode_speeds(ours, long), decode_speeds(ours, short)),
+            Spread.of_ratios(decode_speeds(ours, long), decode_speeds(ours, short)),
             LONG_GOAL,
             bool(ours.disturbed),
         )
@@ -149,10 +150,6 @@ def _long_contexts(outcomes: Sequence[Outcome], short: int, long: int) -> list[R
 
 def _ours(outcomes: Sequence[Outcome], goals: Mapping[str, float | None]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.entry.what == OURS and outcome.entry.scheme in goals]
-
-
-def _round_by_round(ours: Sequence[float], others: Sequence[float]) -> Spread:
-    return Spread.of([one / other for one, other in zip(ours, others, strict=True)])
 
 
 def goals_table(outcomes: Sequence[Outcome], found: Sequence[Ratio]) -> Table:

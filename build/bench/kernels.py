@@ -9,7 +9,7 @@ a decode step.
 import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, product
 from typing import Any
 
@@ -35,7 +35,6 @@ ROWS = "1,512"
 SIZES = "1024x2048,1024x5632"
 FEW_ROWS = 8  # up to which the weights' bytes are compared with the read limit
 STORED_ROWS = 64  # outputs whose weights are random; the others repeat them
-SURVEY_SECONDS = 3.0  # in which the readers are compared
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Limits:
 
     def __init__(self, levels: Sequence[Level], threads: int) -> None:
         self._widest, self._threads = runnable_levels()[0], threads
-        self.reader = best_reader(self._widest, threads, SURVEY_SECONDS)
+        self.reader = best_reader(self._widest, threads)
         self._peaks = {level.name: peak_probes(level, threads) for level in levels}
 
     def of(self, levels: Sequence[Level], shape: Linear, nbytes: int) -> list[tuple[Probe, int]]:
@@ -86,7 +85,7 @@ class Limits:
         if shape.rows > FEW_ROWS:
             return [self._peak(level, shape) for level in levels]
         [probe] = read_probes(self._widest, self._threads, [self.reader], nbytes)
-        return [(replace(probe, name="reading"), 1)] * len(levels)
+        return [(probe, 1)] * len(levels)
 
     def _peak(self, level: Level, shape: Linear) -> tuple[Probe, int]:
         name, times = peak_of(level, shape.weight, shape.rows)
@@ -103,7 +102,7 @@ def measure(case: Case, levels: Sequence[Level], limits: Limits, seconds: float)
     compared = limits.of(levels, shape, nbytes)
     probes = list(dict.fromkeys(probe for probe, _ in compared))
     samples = in_turns([*calls, *(probe.call for probe in probes)], seconds)
-    limit_rates = {probe: probe.rate(taken) for probe, taken in zip(probes, samples[len(levels) :], strict=True)}
+    limit_rates = {probe: probe.rate(min(taken)) for probe, taken in zip(probes, samples[len(levels) :], strict=True)}
     work = nbytes if shape.rows <= FEW_ROWS else 2 * shape.rows * shape.n * shape.k
     return [
         Timing(

@@ -17,7 +17,6 @@ from build.bench.probes import Probe, best_reader, peak_probes, read_probes
 from build.bench.timing import in_turns
 from build.kernels.cpu.level import LEVELS, runnable_levels
 
-SURVEY_SECONDS = 3.0  # in which the readers are compared
 SECONDS = 0.2  # of each limit in one measurement
 
 
@@ -26,7 +25,7 @@ def main(names: str) -> None:
     levels = [level for level in LEVELS if level.name in names.split(",")]
     threads = int(os.environ["TVM_NUM_THREADS"])
     widest = runnable_levels()[0]
-    reader = best_reader(widest, threads, SURVEY_SECONDS)
+    reader = best_reader(widest, threads)
     [reading] = read_probes(widest, threads, [reader])
     peaks = {level.name: peak_probes(level, threads) for level in levels}
     _print(Prepared(str(reader)))
@@ -43,7 +42,7 @@ def measured(reading: Probe, peaks: dict[str, dict[str, Probe]]) -> MachineLimit
 
 
 def _limit(probe: Probe, seconds: Sequence[float]) -> Limit:
-    return Limit(probe.rate(seconds), probe.work / median(seconds) / 1e9)
+    return Limit(probe.rate(min(seconds)), probe.rate(median(seconds)))
 
 
 def _print(record: Prepared | MachineLimits) -> None:

@@ -15,6 +15,7 @@ from build.bench.contenders import (
     Contender,
     Task,
     compiled,
+    flops_per_token,
     is_quantized,
     rival_command,
 )
@@ -59,15 +60,16 @@ def contenders(job: Job, task: Task, *, large: bool, only: Collection[str] | Non
 def _own_model(job: Job, task: Task, names: Collection[str]) -> list[Contender]:
     from build.tools.variants import fitting_variants  # loads TVM's compiler, which the workers must not
 
-    ours, theirs = [], []
+    ours, theirs, operations = [], [], flops_per_token(job.config)
     fitting = fitting_variants(job, is_quantized=is_quantized(job.config))
     graphs_of = RIVAL_SCHEMES[ONNXRUNTIME]
     for scheme, own in SCHEMES.items():
-        if own.variant not in fitting or scheme not in names:
+        runs_graphs = scheme in graphs_of and f"{ONNXRUNTIME} {scheme}" in names
+        if own.variant not in fitting or not (scheme in names or runs_graphs):
             continue
-        entries, variant = compiled(job, scheme, task)
-        ours += entries
-        if scheme in graphs_of and f"{ONNXRUNTIME} {scheme}" in names:
+        entries, variant = compiled(job, scheme, task, operations)
+        ours += entries if scheme in names else []
+        if runs_graphs:
             theirs.append(Contender(ONNXRUNTIME, scheme, rival_command("rival_onnxruntime", _graphs(variant), task)))
     reasons = _reasons_to_leave_out(job.config)
     for what, reason in reasons.items():
@@ -85,8 +87,6 @@ def _own_model(job: Job, task: Task, names: Collection[str]) -> list[Contender]:
 
 def _large_model(job: Job, task: Task, names: Collection[str]) -> list[Contender]:
     """The contenders with a random model of the shape `LARGE`, whose files are written now if they do not exist."""
-    from build.tools.variants import VARIANTS
-
     workspace = job.config.workspace.path
     n_layers = int(SHAPES[LARGE]["num_hidden_layers"])
     checkpoint = made_whole(
@@ -99,12 +99,14 @@ def _large_model(job: Job, task: Task, names: Collection[str]) -> list[Contender
         "frontend.head": "auto",
         "frontend.instruct": "false",
         "frontend.overrides": "{}",
+        "frontend.adapter": "null",
+        "frontend.chat_template": "null",
     }
     large = job.changed([f"{key}={value}" for key, value in changes.items()])
-    found = []
+    found, operations = [], flops_per_token(large.config)
     for scheme in LARGE_SCHEMES:
-        if scheme in names and SCHEMES[scheme].variant in VARIANTS:
-            found += compiled(large, scheme, task, LARGE_LABEL)[0]
+        if scheme in names:
+            found += compiled(large, scheme, task, operations, LARGE_LABEL)[0]
     types = [scheme for scheme in _large_rivals() if f"{LLAMA} {scheme}" in names]
     if types and importlib.util.find_spec(INSTALLED[LLAMA]) is None:
         console.print(f"{LLAMA} is left out: {NOT_INSTALLED}")

@@ -94,7 +94,7 @@ class LimitsProcess:
         self._close()
 
     def measure(self) -> MachineLimits:
-        """Measure all limits now, in less than a second."""
+        """Measure all limits now, each for `build.bench.limits.SECONDS`."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()

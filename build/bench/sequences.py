@@ -61,7 +61,8 @@ def sequences_contenders(job: Job, workload: SequencesWorkload, threads: int) ->
             continue
         cache = [] if "quantize.scheme=none" in VARIANTS[scheme] else ["quantize.cache=fp16"]
         shape = [f"shape.slots={max(workload.counts)}", "shape.step_rows=null", f"shape.cache_len={workload.columns}"]
-        variant = compile_variant(job, f"bench-slots-{scheme}", [*shape, *VARIANTS[scheme], *cache])
+        here = "backend.cpu=native"  # they run here and nowhere else
+        variant = compile_variant(job, f"bench-slots-{scheme}", [*shape, *VARIANTS[scheme], *cache, here])
         found.append(SequencesContender(OURS, scheme, our_command(variant.artifact.folder, workload, threads)))
         if reason is None:
             module = "build.bench.rival_llama_sequences"

@@ -1,6 +1,6 @@
 """The report of sequences side by side: tokens per second, ratios with their quartiles, and goals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -28,7 +28,7 @@ SPEED_UP_GOALS = (SpeedUpGoal("int8", 4, 2.6), SpeedUpGoal("fp32", 8, 5.0))
 def speed_ups(samples: Samples) -> dict[Case, Spread]:
     """Tokens per second over those of one sequence, round by round."""
     return {
-        case: _ratio(tok_s, samples[case._replace(sequences=1)])
+        case: Spread.of_ratios(tok_s, samples[case._replace(sequences=1)])
         for case, tok_s in samples.items()
         if case.sequences > 1 and case._replace(sequences=1) in samples
     }
@@ -38,11 +38,7 @@ def over_rival(samples: Samples) -> dict[Case, Spread]:
     """Our tokens per second over those of llama.cpp with weights of the same kind, round by round."""
     rivals = {f"{OURS} {scheme}": f"{LLAMA} {kind}" for scheme, kind in PAIRS.items()}
     pairs = {case: case._replace(label=rivals[case.label]) for case in samples if case.label in rivals}
-    return {case: _ratio(samples[case], samples[rival]) for case, rival in pairs.items() if rival in samples}
-
-
-def _ratio(ours: Sequence[float], others: Sequence[float]) -> Spread:
-    return Spread.of([one / other for one, other in zip(ours, others, strict=True)])
+    return {case: Spread.of_ratios(samples[case], samples[rival]) for case, rival in pairs.items() if rival in samples}
 
 
 def sequences_tables(samples: Samples) -> list[Table]:

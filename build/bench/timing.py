@@ -11,8 +11,8 @@ from build.bench.turns import rotated
 from build.compiler import processor_target, tvm
 from build.tvm_stage.target import TVM_TARGETS
 from export.weights.format import Array
+from runtime.engines.host import ALIGNMENT
 
-ALIGNMENT = 64  # bytes; generated code relies on it
 HUGE = 2**21  # bytes of a huge page
 
 Call = Callable[[], object]

@@ -70,15 +70,8 @@ def plan(config: CompileConfig, checkpoint: Checkpoint) -> Footprint:
     """Predict the footprint of compiling `config`."""
     record = export_record(config, checkpoint)
     backend = config.backend
-    lowest, *better = (CpuLevel(cpu=cpu, features=()) for cpu in backend.cpu)
-    target = TargetSpec(
-        kind=backend.target,
-        dtype=backend.dtype,
-        cpu=lowest.cpu,
-        cpu_features=(),
-        arch=backend.arch,
-        better_levels=tuple(better),
-    )
+    levels = [CpuLevel(cpu=cpu, features=()) for cpu in backend.cpu]
+    target = TargetSpec.of(levels, kind=backend.target, dtype=backend.dtype, arch=backend.arch)
     weights = packed_weights(record, target.kind)
     files = {
         WEIGHTS_FILE: file_bytes(weights),
@@ -221,7 +214,7 @@ def notes(footprint: Footprint, record: GraphsRecord) -> dict[str, str]:
         f"artifact: {LIBRARY_FILE}": "0.3 MB",
         sequence: f"exact; {footprint.caches.share:.1%} of a uniform cache of {record.shape.cache_len} columns",
         "host: export, peak memory": "3 %; resident memory of the process",
-        "host: build, peak memory": "3 %; of the process, without the linker and nvcc",
+        "host: build, peak memory": "3 %; of the process, without those of further CPU levels, the linker and nvcc",
         "host: workspace on disk": "kept for the next compile; an older artifact stays until the new one replaces it",
         **box,
     }

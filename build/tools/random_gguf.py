@@ -4,6 +4,7 @@ Names, and the order of the rows of wq and wk, are those of llama.cpp's converte
 """
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from numpy.typing import NDArray
 
 from build.tools.random_checkpoint import SHAPES, random_block, random_values, shards_of
 from export.console import byte_bar
+from runtime.artifact.manifest import TensorSpec
 
 Array = NDArray[Any]
+STORED: Mapping[int, tuple[np.dtype[Any], GGMLQuantizationType]] = {  # by the number of dimensions
+    1: (np.dtype(np.float32), GGMLQuantizationType.F32),
+    2: (np.dtype(np.uint16), GGMLQuantizationType.BF16),
+}
 
 
 def write_random_gguf(path: Path, shape: str, layers: int) -> None:
@@ -23,17 +29,18 @@ def write_random_gguf(path: Path, shape: str, layers: int) -> None:
     writer = GGUFWriter(path, "llama")
     _write_keys(writer, SHAPES[shape], layers)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
-    kinds = {"F32": GGMLQuantizationType.F32, "BF16": GGMLQuantizationType.BF16}
-    nbytes = 0
-    for name, array, kind in _tensors(shape, layers):
-        known = f"{names.get_name(name.removesuffix('.weight'))}.weight"
-        writer.add_tensor_info(known, array.shape, array.dtype, array.nbytes, kinds[kind])
-        nbytes += array.nbytes
+    total = 0
+    for spec in _specs(shape, layers):
+        known = f"{names.get_name(spec.name.removesuffix('.weight'))}.weight"
+        dtype, kind = STORED[len(spec.shape)]
+        nbytes = prod(spec.shape) * dtype.itemsize
+        writer.add_tensor_info(known, spec.shape, dtype, nbytes, kind)
+        total += nbytes
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    with byte_bar("writing random weights", nbytes) as bar:
-        for _, array, _ in _tensors(shape, layers):
+    with byte_bar("writing random weights", total) as bar:
+        for array in _tensors(shape, layers):
             writer.write_tensor_data(array)
             bar.advance(array.nbytes)
     writer.close()
@@ -53,18 +60,22 @@ def _write_keys(writer: GGUFWriter, sizes: Mapping[str, Any], layers: int) -> No
     writer.add_vocab_size(sizes["vocab_size"])
 
 
-def _tensors(shape: str, layers: int) -> Iterator[tuple[str, Array, str]]:
-    """Hugging Face's name of each tensor, its numbers in the order of a GGUF, and its type there."""
+def _specs(shape: str, layers: int) -> Iterator[TensorSpec]:
+    return (spec for shard in shards_of(shape, layers) for spec in shard)
+
+
+def _tensors(shape: str, layers: int) -> Iterator[Array]:
+    """The numbers of each tensor, in the order and the type that they have in a GGUF."""
     sizes, block = SHAPES[shape], random_block()
     heads = {"q_proj": sizes["num_attention_heads"], "k_proj": sizes["num_key_value_heads"]}
-    for spec in (spec for shard in shards_of(shape, layers) for spec in shard):
+    for spec in _specs(shape, layers):
         array = random_values(spec.shape, block)
         if array.ndim == 1:
-            yield spec.name, array.astype(np.float32), "F32"
+            yield array.astype(np.float32)
             continue
         count = next((count for part, count in heads.items() if part in spec.name), None)
         ordered = array if count is None else _interleaved(array, count)
-        yield spec.name, ordered.view(np.uint16), "BF16"
+        yield ordered.view(np.uint16)
 
 
 def _interleaved(rows: Array, heads: int) -> Array:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from build.compiler import codegen, tvm
-from build.kernels.cpu.level import LEVELS, level_of
-from runtime.artifact.cpu import cpuinfo_flags, missing_features
+from build.kernels.cpu.level import LEVELS, level_of, runnable_levels
+from runtime.artifact.cpu import cpuinfo_flags
 from runtime.artifact.manifest import CpuLevel
-from runtime.engines.cpu_level import usable_features
+from runtime.engines.cpu_level import missing_of
 from runtime.errors import UserError
 
 NATIVE = "native"
@@ -21,8 +21,9 @@ def cpu_levels(names: Sequence[str]) -> tuple[CpuLevel, ...]:
     Of levels that our kernels treat alike, the one with the fewest features is the lowest.
     """
     cpus = dict.fromkeys(native_cpu() if name == NATIVE else name for name in names)
-    levels = [CpuLevel(cpu=cpu, features=_features_of(cpu)) for cpu in cpus]
-    return tuple(sorted(levels, key=lambda level: (-LEVELS.index(level_of(level.features)), len(level.features))))
+    return tuple(
+        sorted(map(_level_of, cpus), key=lambda level: (-LEVELS.index(level_of(level.features)), len(level.features)))
+    )
 
 
 def native_cpu() -> str:
@@ -31,15 +32,11 @@ def native_cpu() -> str:
     LLVM knows processors by their model numbers, which virtual machines change. If the one that it names has not the
     level that the machine's flags allow, the answer is the processor that this level's kernels are written for.
     """
-    detected, have = str(codegen.llvm_get_system_cpu()), usable_features()
-    fitting = next(level for level in LEVELS if not missing_features(level.flags, have))
-    features = _features_of(detected)
-    if level_of(features) is fitting and not missing_features(features, have):
-        return detected
-    return fitting.processor.partition(",")[0]
+    detected, best = _level_of(str(codegen.llvm_get_system_cpu())), runnable_levels()[0]
+    return detected.cpu if level_of(detected.features) is best and not missing_of(detected) else best.cpu
 
 
-def _features_of(cpu: str) -> tuple[str, ...]:
+def _level_of(cpu: str) -> CpuLevel:
     known = {str(name) for name in codegen.llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm"}))}
     if cpu not in known:
         raise UserError(
@@ -47,13 +44,9 @@ def _features_of(cpu: str) -> tuple[str, ...]:
             "or another CPU name of LLVM, such as znver4"
         )
     features = codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
-    return cpuinfo_flags([str(name) for name in features if name not in VENDORS_OWN])
+    return CpuLevel(cpu=cpu, features=cpuinfo_flags([str(name) for name in features if name not in VENDORS_OWN]))
 
 
 def attributes_of(level: CpuLevel) -> list[str]:
-    """Attributes of LLVM for a level's code: its features without `VENDORS_OWN`, and whole registers of 512 bits.
-
-    For some processors LLVM prefers to cut vectors of 512 bits in halves, because early ones slowed down with them.
-    """
-    widest = level_of(level.features).lanes == 16
-    return [*(f"-{feature}" for feature in VENDORS_OWN), *(["-prefer-256-bit"] if widest else [])]
+    """Attributes of LLVM for a level's code: those of its kernels' level, and no instruction of `VENDORS_OWN`."""
+    return [*(f"-{feature}" for feature in VENDORS_OWN), *level_of(level.features).attributes]

@@ -141,12 +141,4 @@ TVM_TARGETS: Mapping[TargetKind, TvmTarget] = {
 
 def target_spec(backend: BackendConfig) -> TargetSpec:
     """Resolve a configured backend: `native` to this machine's CPU, and each CPU to the features its code may use."""
-    lowest, *better = cpu_levels(backend.cpu)
-    return TargetSpec(
-        kind=backend.target,
-        dtype=backend.dtype,
-        cpu=lowest.cpu,
-        cpu_features=lowest.features,
-        arch=backend.arch,
-        better_levels=tuple(better),
-    )
+    return TargetSpec.of(cpu_levels(backend.cpu), kind=backend.target, dtype=backend.dtype, arch=backend.arch)

@@ -3,7 +3,7 @@
 Every type is frozen. `Manifest` is the content of `manifest.json`; reading it checks every key and type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -267,6 +267,21 @@ class TargetSpec(Record, frozen=True):
     cpu_features: tuple[str, ...]  # /proc/cpuinfo flags that the host code of this level needs
     arch: tuple[str, ...] = ()  # CUDA architectures with machine code inside, such as sm_80
     better_levels: tuple[CpuLevel, ...] = ()  # further CPU levels, each with a library of its own, the best one last
+
+    @classmethod
+    def of(
+        cls, levels: Sequence[CpuLevel], *, kind: TargetKind, dtype: StorageDType, arch: tuple[str, ...]
+    ) -> "TargetSpec":
+        """A target with these CPU levels, the lowest first."""
+        lowest, *better = levels
+        return cls(
+            kind=kind,
+            dtype=dtype,
+            cpu=lowest.cpu,
+            cpu_features=lowest.features,
+            arch=arch,
+            better_levels=tuple(better),
+        )
 
     @property
     def levels(self) -> tuple[CpuLevel, ...]:

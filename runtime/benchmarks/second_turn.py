@@ -108,9 +108,7 @@ def _empty(model: SlotModel) -> None:
 
 def _second_turn(new_tokens: int, pairs: Sequence[tuple[float, float]]) -> SecondTurn:
     continued, cold = zip(*pairs, strict=True)
-    return SecondTurn(
-        new_tokens, Spread.of(continued), Spread.of(cold), Spread.of([one / other for one, other in pairs])
-    )
+    return SecondTurn(new_tokens, Spread.of(continued), Spread.of(cold), Spread.of_ratios(continued, cold))
 
 
 def _first_token_seconds(scheduler: Scheduler, prompt: Sequence[int], reused: int, clock: Callable[[], float]) -> float:

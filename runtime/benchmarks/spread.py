@@ -22,6 +22,11 @@ class Spread:
         low, _, high = quantiles(samples, n=4, method="inclusive")
         return cls(low, median(samples), high)
 
+    @classmethod
+    def of_ratios(cls, ours: Sequence[float], others: Sequence[float]) -> Self:
+        """The spread of what each measurement of ours is over the other one beside it."""
+        return cls.of([one / other for one, other in zip(ours, others, strict=True)])
+
     def __format__(self, spec: str) -> str:
         """Such as `1.52 (1.49-1.54)`; `spec` is that of each number."""
         return f"{self.median:{spec}} ({self.low:{spec}}-{self.high:{spec}})"

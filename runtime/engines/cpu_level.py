@@ -42,11 +42,8 @@ def chosen_level(levels: Sequence[CpuLevel]) -> CpuLevel:
 
 def missing_of(level: CpuLevel) -> tuple[str, ...]:
     """The flags that code for a level needs and that this process may not use."""
-    missing = missing_features(level.features)
-    amx = [flag for flag in level.features if flag in AMX_FEATURES]
-    if missing or not amx or request_amx():
-        return missing
-    return tuple(amx)
+    needs_amx = not AMX_FEATURES.isdisjoint(level.features)  # which is requested only for code that has tiles
+    return missing_features(level.features, usable_features() if needs_amx else machine_features())
 
 
 def usable_features() -> frozenset[str]:

@@ -30,6 +30,6 @@ def contender(what, scheme, **more):
 
 
 def outcome(entry, *figures, read=20.0, disturbed=False):
-    """A contender with one undisturbed run for each of its measurements."""
+    """A contender with one run for each of its measurements, at limits that do not move."""
     runs = [Run(figure, limits(read), limits(read), disturbed) for figure in figures]
     return Outcome(entry, tuple(runs))

@@ -14,6 +14,7 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 TILE_ROWS, TILE_BYTES = 16, 64
+MOST_TILES = 8
 CONFIGURATION = (
     64  # bytes, of which the first names the kind of palette; then, tile by tile, two for bytes, one for rows
 )

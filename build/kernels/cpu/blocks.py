@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cpu.level import FEW_TILES, Level, sums_beside_prefetches, tile_columns
 from build.kernels.cpu.panels import as_read, fetched_unit, group_total, kept_number, padded_k, unit_of
-from build.kernels.cpu.vector import LINE, add_outer_product, clear
+from build.kernels.cpu.vector import add_outer_product, clear, clear_memory, odd_lines
 from build.kernels.shapes import Linear
 from export.weights.table import format_of
 from runtime.artifact.layouts import PANEL
@@ -49,11 +49,8 @@ class Blocks:
 
     @property
     def pitch(self) -> int:
-        """Numbers from one row of a slab of x to the next.
-
-        They are an odd number of cache lines, so that the rows of a tile lie in different sets of the L1 cache.
-        """
-        return (-(-self.slab * 4 // LINE) | 1) * LINE // 4
+        """Numbers from one row of a slab of x to the next."""
+        return odd_lines(self.slab)
 
     def in_order(self, place: Expr) -> Expr:
         """The block that is added in this place."""
@@ -88,9 +85,7 @@ def block_product(level: Level, shape: Linear, blocks: Blocks, rows: int, tiles:
 
     @T.inline
     def product(p, total, x, x_sums, w, s, z):
-        for i in T.serial(vectors):
-            for v in T.vectorized(level.lanes):
-                total[i * level.lanes + v] = T.float32(0)
+        clear_memory(total, vectors, level.lanes)
         add_up(p, total, x, x_sums, as_read(w), s, z)
 
     return product

@@ -29,7 +29,7 @@ class Dot:
     slab_dtype: str  # dtype of weights between unpacking and use
     offset: int  # how far a kept weight is above its value
     widened: Callable[[Expr, int], Expr]  # from an int8 vector and its length to the kept form
-    add: Callable[..., Any]  # inline (sums, at, kept weights, x, x_at): sums[at : at + lanes] += products
+    add: Callable[[Expr, Expr, Any, Expr], Expr]  # from int32 sums, kept weights, x and x_at to the new sums
     # From a vector of int32, each four numbers from 0 to 15, to those numbers as kept.
     from_bytes: Callable[[Expr], Expr]
     planes: int = 1  # parts of a number of x; two are bytes: four higher ones, then four lower ones

@@ -6,6 +6,8 @@ reading. For more, a slab of a panel is widened to float32 once for all tiles. `
 up.
 """
 
+from math import gcd
+
 from tvm.script import tirx as T
 
 from build.kernels.cpu.blocks import Blocks, block_product, blocks_of
@@ -25,16 +27,14 @@ def float_rows(level: Level, shape: Linear):
     blocks = blocks_of(shape)
     compute = panel_outputs(level, shape, tiles * rows, block_product(level, shape, blocks, rows, tiles))
     pack = _packed_row(level, shape, blocks)
+    loop = T.parallel if shape.rows > 1 else T.serial
 
     @T.inline
-    def body(x_rows, gain, columns, w, s, z, residual, y):
+    def body(x_rows, gain, order, w, s, z, residual, y):
         packed = T.alloc_buffer((blocks.slabs, tiles * rows, blocks.pitch), "float32")
         x_sums = T.alloc_buffer((tiles * rows, weight_groups(shape)), "float32")
-        if shape.rows == 1:
-            pack(x_rows, gain, columns, 0, packed, x_sums)
-        else:
-            for i in T.parallel(tiles * rows):
-                pack(x_rows, gain, columns, i, packed, x_sums)
+        for i in loop(tiles * rows):
+            pack(x_rows, gain, order, i, packed, x_sums)
         for p in T.parallel(panels):
             compute(p, residual, y, s, packed, x_sums, w, s, z)
 
@@ -42,18 +42,18 @@ def float_rows(level: Level, shape: Linear):
 
 
 def _packed_row(level: Level, shape: Linear, blocks: Blocks):
-    """Inline `pack(x, gain, columns, i, packed, x_sums)`: set packed[:, i] to row i of x, slab by slab.
+    """Inline `pack(x, gain, order, i, packed, x_sums)`: set packed[:, i] to row i of x, slab by slab.
 
     Rows past the last repeat it, and are not stored.
     """
     k, steps = shape.k, padded_k(shape.weight, shape.k)
     prepare, arrange = prepared_row(level, shape), arranged_row(level, shape)
-    lanes = fitting_lanes(level, blocks.slab if steps % blocks.slab == 0 else 1)
+    lanes = fitting_lanes(level, gcd(blocks.slab, steps))
 
     @T.inline
-    def pack(x, gain, columns, i, packed, x_sums):
+    def pack(x, gain, order, i, packed, x_sums):
         prepared = T.alloc_buffer((steps,), "float32")
-        prepare(x, T.min(i, shape.rows - 1), gain, columns, prepared)
+        prepare(x, T.min(i, shape.rows - 1), gain, order, prepared)
         for c in T.serial(steps - k):
             prepared[k + c] = T.float32(0)
         arrange(prepared, x_sums, i)

@@ -7,10 +7,9 @@ same way.
 
 from tvm.script import tirx as T
 
-from build.kernels.cpu import amx
 from build.kernels.cpu.dot import Dot, WordDot
 from build.kernels.cpu.epilogue import panel_outputs
-from build.kernels.cpu.integer_blocks import block_count, needs_x_sums
+from build.kernels.cpu.integer_blocks import above_value, block_count, needs_x_sums
 from build.kernels.cpu.integer_dots import dot_product
 from build.kernels.cpu.integer_row import PackedRows, packed_row, padded_steps
 from build.kernels.cpu.integer_tiles import tile_product, tiles_of
@@ -31,9 +30,7 @@ def integer_rows(level: Level, shape: Linear, dot: Dot, words: WordDot | None):
         tiles = tiles_of(shape)
         if tiles is not None:
             sums_too = needs_x_sums(shape.weight, 0, tiles.zero_points)
-            return _body(
-                level, shape, tiles.x, tile_product(level, shape, tiles), sums_too, tiles.configure, amx.release
-            )
+            return _body(level, shape, tiles.x, tile_product(level, shape, tiles), sums_too)
     direct = words if format_of(shape.weight).words else None
     planes = (direct or dot).planes
     rows = balanced_rows(shape.rows, max((WORD_ROWS if direct else level.tile.rows) // planes, 1))
@@ -43,33 +40,25 @@ def integer_rows(level: Level, shape: Linear, dot: Dot, words: WordDot | None):
     product = (
         word_product(level, shape, direct, rows, x.tiles) if direct else dot_product(level, shape, dot, rows, x.tiles)
     )
-    return _body(level, shape, x, product, True, _nothing, _nothing)
+    above = above_value(shape.weight, 0 if direct else dot.offset)
+    return _body(level, shape, x, product, needs_x_sums(shape.weight, above, shape.weight.zero_points))
 
 
-@T.inline
-def _nothing():
-    pass
-
-
-def _body(level: Level, shape: Linear, packed: PackedRows, product, sums_too: bool, begin, end):
-    """Pack x, then compute all panels, each between `begin()` and `end()`."""
+def _body(level: Level, shape: Linear, packed: PackedRows, product, sums_too: bool):
+    """Pack x, with the sums of its blocks if `sums_too`, then compute all panels."""
     together = shape.weight.rounded_together(shape.k)
     pack = packed_row(level, shape, packed, sums_too=sums_too)
     compute = panel_outputs(level, shape, packed.count, product)
+    loop = T.parallel if shape.rows > 1 else T.serial
 
     @T.inline
     def body(x_rows, gain, order, w, s, z, residual, y):
         x = T.alloc_buffer((packed.size,), packed.dtype)
         x_scales = T.alloc_buffer((packed.count, shape.k // together), "float32")
         x_sums = T.alloc_buffer((packed.count, block_count(shape)), "int32")
-        if shape.rows == 1:
-            pack(x_rows, gain, order, 0, x, x_scales, x_sums)
-        else:
-            for i in T.parallel(packed.count):
-                pack(x_rows, gain, order, i, x, x_scales, x_sums)
+        for i in loop(packed.count):
+            pack(x_rows, gain, order, i, x, x_scales, x_sums)
         for p in T.parallel(-(-shape.n_out // PANEL)):
-            begin()
             compute(p, residual, y, s, x, x_scales, x_sums, w, s, z)
-            end()
 
     return body

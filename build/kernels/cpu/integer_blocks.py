@@ -13,8 +13,9 @@ from build.kernels.cpu.vector import widened
 from build.kernels.shapes import Linear
 from export.weights.format import Storage
 from export.weights.table import format_of
-from runtime.artifact.layouts import PANEL, WORD_ZERO
+from runtime.artifact.layouts import DOT, PANEL, WORD_ZERO
 
+STEP = PANEL * DOT  # weights of a panel in four steps of K
 BLOCK = 256  # steps of K whose sum stays an integer, where x has one scale per row
 
 

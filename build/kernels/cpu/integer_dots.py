@@ -7,16 +7,15 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from build.kernels.cpu.dot import NIBBLES, Dot
-from build.kernels.cpu.integer_blocks import above_value, block_count, block_part, block_size, fold
+from build.kernels.cpu.integer_blocks import STEP, above_value, block_count, block_part, block_size, fold
 from build.kernels.cpu.integer_row import padded_steps
 from build.kernels.cpu.level import FEW_TILES, Level, sums_beside_prefetches
 from build.kernels.cpu.panels import ITEMSIZE
-from build.kernels.cpu.vector import AHEAD, LINE, NEAR, prefetch
+from build.kernels.cpu.vector import AHEAD, LINE, NEAR, clear_memory, prefetch
 from build.kernels.shapes import Linear
 from export.weights.table import format_of
 from runtime.artifact.layouts import DOT, PANEL, WORD
 
-STEP = PANEL * DOT  # weights of a panel in four steps of K
 HELD_STEPS = 256  # steps of K that are unpacked at a time, if blocks are not longer
 
 
@@ -38,14 +37,8 @@ def dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
         return T.min(block_steps, steps - b * block_steps)
 
     @T.inline
-    def clear_total(total):
-        for i in T.serial(vectors):
-            for v in T.vectorized(level.lanes):
-                total[i * level.lanes + v] = T.float32(0)
-
-    @T.inline
     def few_tiles(p, total, x, x_scales, x_sums, w, s, z):
-        clear_total(total)
+        clear_memory(total, vectors, level.lanes)
         for b in T.serial(block_count(shape)):
             sums = T.alloc_buffer((rows * sums_of_row,), "int32")
             multiply_as_read(x, 0, True, w, p, b, count(b), sums)
@@ -58,7 +51,7 @@ def dot_product(level: Level, shape: Linear, dot: Dot, rows: int, tiles: int):
 
     @T.inline
     def many_tiles(p, total, x, x_scales, x_sums, w, s, z):
-        clear_total(total)
+        clear_memory(total, vectors, level.lanes)
         for g in T.serial(-(-block_count(shape) // held)):
             slab = T.alloc_buffer((held * block_steps * STEP,), dot.slab_dtype)
             fill(w, p, g * held, T.min(held * block_steps, steps - g * held * block_steps), slab)

@@ -15,11 +15,22 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from build.kernels.cpu.amx import TILE_BYTES, TILE_ROWS, clear_tile, configured, load_tile, multiply_tiles, store_tile
+from build.kernels.cpu.amx import (
+    MOST_TILES,
+    TILE_BYTES,
+    TILE_ROWS,
+    clear_tile,
+    configured,
+    load_tile,
+    multiply_tiles,
+    release,
+    store_tile,
+)
 from build.kernels.cpu.dot import NIBBLES
-from build.kernels.cpu.integer_blocks import block_count, block_part, block_size, word_offset
+from build.kernels.cpu.integer_blocks import STEP, block_count, block_part, block_size, word_offset
 from build.kernels.cpu.integer_row import PackedRows
 from build.kernels.cpu.level import Level
+from build.kernels.cpu.vector import clear_memory
 from build.kernels.shapes import Linear
 from export.weights.table import format_of
 from runtime.artifact.layouts import DOT, PANEL, WORD
@@ -27,8 +38,7 @@ from runtime.artifact.layouts import DOT, PANEL, WORD
 COLUMNS = TILE_BYTES // DOT  # outputs of a tile
 HALVES = PANEL // COLUMNS  # tiles side by side in a panel
 X_TILES = 2  # at most, at a time
-SUMS = 8 - X_TILES * HALVES  # the first tile of sums; there are eight tiles
-STEP = PANEL * DOT  # weights of a panel in four steps of K
+SUMS = MOST_TILES - X_TILES * HALVES  # the first tile of sums
 TOGETHER = 4  # blocks that are folded at a time, so that sums of rows are read and written less often
 DEPTHS = (TILE_BYTES, TILE_BYTES // 2)  # steps of a tile
 
@@ -84,17 +94,19 @@ def tile_product(level: Level, shape: Linear, tiles: Tiles):
     add_blocks = _added_blocks(level, shape, tiles, TOGETHER)
     add_rest = _added_blocks(level, shape, tiles, rest)
 
+    configure = tiles.configure
+
     @T.inline
     def multiply(p, total, x, x_scales, x_sums, weights, at, s, z):
         sums = T.alloc_buffer((TOGETHER * tiles.sums_of_block,), "int32")
-        for i in T.serial(tiles.x.count * PANEL // lanes):
-            for v in T.vectorized(lanes):
-                total[i * lanes + v] = T.float32(0)
+        clear_memory(total, tiles.x.count * PANEL // lanes, lanes)
+        configure()
         for m in T.serial(tiles.x.tiles // tiles.at_once):
             for g in T.serial(full):
                 add_blocks(p, g * TOGETHER, m, total, x, x_scales, x_sums, weights, at, s, z, sums)
             if rest > 0:
                 add_rest(p, full * TOGETHER, m, total, x, x_scales, x_sums, weights, at, s, z, sums)
+        release()
 
     @T.inline
     def product(p, total, x, x_scales, x_sums, w, s, z):

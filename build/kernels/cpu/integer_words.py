@@ -6,7 +6,7 @@ from build.kernels.cpu.dot import NIBBLES, WordDot
 from build.kernels.cpu.integer_blocks import block_count, block_size, fold
 from build.kernels.cpu.integer_row import padded_steps
 from build.kernels.cpu.level import Level
-from build.kernels.cpu.vector import LINE, NEAR, prefetch
+from build.kernels.cpu.vector import LINE, NEAR, clear_memory, prefetch
 from build.kernels.shapes import Linear
 from runtime.artifact.layouts import DOT, PANEL, WORD
 
@@ -21,9 +21,7 @@ def word_product(level: Level, shape: Linear, words: WordDot, rows: int, tiles: 
 
     @T.inline
     def product(p, total, x, x_scales, x_sums, w, s, z):
-        for i in T.serial(vectors):
-            for v in T.vectorized(level.lanes):
-                total[i * level.lanes + v] = T.float32(0)
+        clear_memory(total, vectors, level.lanes)
         for b in T.serial(block_count(shape)):
             sums = T.alloc_buffer((rows * sums_of_row,), "int32")
             for m in T.serial(tiles):

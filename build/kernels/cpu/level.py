@@ -47,11 +47,21 @@ class Level:
     pair_dots: Mapping[Rounding, PairDot] = field(default_factory=dict)  # for bfloat16, by the rounding of activations
     pair_tiles: bool = False  # whether tiles of AMX multiply bfloat16 by activations that are rounded to it
 
+    @property
+    def cpu(self) -> str:
+        """LLVM's name of the processor alone."""
+        return self.processor.partition(",")[0]
+
+    @property
+    def attributes(self) -> list[str]:
+        """LLVM's attributes behind it."""
+        return self.processor.split(",")[1:]
+
 
 # AVX2 has 16 registers: 6 x 16 sums take 12, weights 2 and a number of x 1.
 # AVX-512 has 32: 12 x 32 sums take 24, weights 2 and a number of x 1.
-# A level's code may use only instructions that its flags promise. For x86-64-v4, LLVM would cut vectors of 512 bits in
-# halves.
+# A level's code may use only instructions that its flags promise. For some processors LLVM would cut vectors of 512
+# bits in halves, because early ones slowed down with them.
 _AVX2 = ("avx2", "fma")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 _SMALL, _LARGE = Tile(rows=6, columns=16), Tile(rows=12, columns=32)

@@ -128,29 +128,29 @@ def _float32(level: Level) -> Peak:
     lanes = level.lanes
 
     def make(threads: int, passes: int) -> PrimFunc:
-        return multiply_add(level, threads, CHAINS, passes * DEPTH)
+        return multiply_add(level, threads, passes * DEPTH)
 
     return Peak(FLOAT32, make, ((2 * lanes, "float32"),), (lanes, "float32"), 2 * DEPTH * CHAINS * lanes, passes=4096)
 
 
-def multiply_add(level: Level, threads: int, chains: int, steps: int) -> PrimFunc:
+def multiply_add(level: Level, threads: int, steps: int) -> PrimFunc:
     """Kernel from factors (2 * lanes,) float32 to out (threads * lanes,): chains of multiply-adds.
 
-    Each thread computes x = x * a + b `steps` times in each of `chains` registers.
+    Each thread computes x = x * a + b `steps` times in each of `CHAINS` registers.
     """
     lanes = level.lanes
-    join = _join(lanes, chains)
+    join = _join(lanes, CHAINS)
 
     @T.prim_func
     def kernel(factors: T.Buffer((2 * lanes,), "float32"), out: T.Buffer((threads * lanes,), "float32")):
         T.func_attr({"tirx.noalias": True})
         for thread in T.parallel(threads):
-            sums = T.alloc_buffer((chains * lanes,), "float32")
-            for i in T.unroll(chains):
+            sums = T.alloc_buffer((CHAINS * lanes,), "float32")
+            for i in T.unroll(CHAINS):
                 for v in T.vectorized(lanes):
                     sums[i * lanes + v] = factors[v] + T.Cast("float32", i)
             for _ in T.serial(steps):
-                for i in T.unroll(chains):
+                for i in T.unroll(CHAINS):
                     for v in T.vectorized(lanes):
                         sums[i * lanes + v] = sums[i * lanes + v] * factors[v] + factors[lanes + v]
             join(sums, out, thread)

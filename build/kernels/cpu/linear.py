@@ -1,8 +1,8 @@
 """y = x W^T with its neighbours in a layer, in one launch: RMSNorm of x in front, SwiGLU and the residual behind.
 
 W is packed in panels (see `runtime.artifact.layouts`): one loop over K turns a panel into PANEL adjacent outputs, so
-weights are read strictly in order, once per call. Threads share the panels; the norm is computed once per call,
-before they start.
+weights are read strictly in order, once per call. x is normalised once per call, before the panels, which threads
+share.
 
 Bytes per call: the weights as stored, plus x and y. Operations: 2 * M * N * K.
 """

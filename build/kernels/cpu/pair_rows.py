@@ -12,7 +12,7 @@ from build.kernels.cpu.level import FEW_TILES, Level, balanced_rows, sums_beside
 from build.kernels.cpu.pair_dot import PairDot
 from build.kernels.cpu.panels import as_read
 from build.kernels.cpu.row import prepared_row
-from build.kernels.cpu.vector import AHEAD, LINE, prefetch
+from build.kernels.cpu.vector import AHEAD, LINE, odd_lines, prefetch
 from build.kernels.shapes import Linear
 from runtime.artifact.layouts import PAIR, PANEL
 
@@ -28,15 +28,13 @@ def pair_rows(level: Level, shape: Linear, dot: PairDot):
     panels, width = -(-shape.n_out // PANEL), packed_width(shape.k)
     compute = panel_outputs(level, shape, tiles * rows, _pair_product(level, shape, dot, rows, tiles))
     pack = packed_pairs(level, shape)
+    loop = T.parallel if shape.rows > 1 else T.serial
 
     @T.inline
     def body(x_rows, gain, order, w, s, z, residual, y):  # noqa: ARG001
         x = T.alloc_buffer((tiles * rows, width), "uint32")
-        if shape.rows == 1:
-            pack(x_rows, gain, order, 0, x)
-        else:
-            for i in T.parallel(tiles * rows):
-                pack(x_rows, gain, order, i, x)
+        for i in loop(tiles * rows):
+            pack(x_rows, gain, order, i, x)
         with T.attr(0, "pragma_import_llvm", dot.ir):
             for p in T.parallel(panels):
                 compute(p, residual, y, s, x, w)
@@ -45,9 +43,8 @@ def pair_rows(level: Level, shape: Linear, dot: PairDot):
 
 
 def packed_width(k: int) -> int:
-    """Words of a row of packed x: an odd number of cache lines, so that rows of a tile share no set of the cache."""
-    lines = -(-k // (PAIR * WORDS_OF_LINE))
-    return (lines + 1 - lines % 2) * WORDS_OF_LINE
+    """Words of a row of packed x."""
+    return odd_lines(-(-k // PAIR))
 
 
 def packed_pairs(level: Level, shape: Linear):

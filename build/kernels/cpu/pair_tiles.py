@@ -58,15 +58,13 @@ def pair_tile_rows(level: Level, shape: Linear):
     cut = PairTiles.of(shape)
     all_rows, panels = cut.tiles * cut.rows, -(-shape.n_out // PANEL)
     compute, pack = panel_outputs(level, shape, all_rows, _tile_product(level, shape, cut)), packed_pairs(level, shape)
+    loop = T.parallel if shape.rows > 1 else T.serial
 
     @T.inline
     def body(x_rows, gain, order, w, s, z, residual, y):  # noqa: ARG001
         x = T.alloc_buffer((all_rows, cut.width), "uint32")
-        if shape.rows == 1:
-            pack(x_rows, gain, order, 0, x)
-        else:
-            for i in T.parallel(all_rows):
-                pack(x_rows, gain, order, i, x)
+        for i in loop(all_rows):
+            pack(x_rows, gain, order, i, x)
         for p in T.parallel(panels):
             compute(p, residual, y, s, x, w)
 

@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.norm import inverse_rms
-from build.kernels.cpu.vector import as_bfloat16, exact_quotient, largest_lane
+from build.kernels.cpu.vector import as_bfloat16, exact_quotient, reduced
 from build.kernels.shapes import Linear
 from export.static_model.constants import SMALLEST_PEAK
 from runtime.artifact.schemes import ROUNDING_LEVELS
@@ -93,7 +93,7 @@ def rounded_row(level: Level, shape: Linear):
     levels = ROUNDING_LEVELS[shape.weight.rounding]
     together = shape.weight.rounded_together(shape.k)
     lanes = fitting_lanes(level, together)
-    largest, fuses = largest_lane(lanes), "fma" in level.flags
+    fuses = "fma" in level.flags
 
     def quotient(x: Expr, scale: Expr, inverse: Expr) -> Expr:
         return exact_quotient(x, scale, inverse) if fuses else x / scale
@@ -109,7 +109,7 @@ def rounded_row(level: Level, shape: Linear):
             for c in T.serial(together // lanes):
                 for v in T.vectorized(lanes):
                     peak[v] = T.max(peak[v], T.abs(row[at + c * lanes + v]))
-            scales[i, g] = (largest(peak) + T.float32(SMALLEST_PEAK)) / T.float32(levels)
+            scales[i, g] = (reduced(peak, lanes, T.max) + T.float32(SMALLEST_PEAK)) / T.float32(levels)
             inverse[0] = T.float32(1) / scales[i, g]
             for c in T.serial(together // lanes):
                 for v in T.vectorized(lanes):

@@ -7,6 +7,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from build.kernels.cpu.amx import (
+    MOST_TILES,
     TILE_BYTES,
     TILE_ROWS,
     clear_tile,
@@ -16,7 +17,7 @@ from build.kernels.cpu.amx import (
     store_tile,
 )
 
-X, WEIGHTS, SUMS, MOST_TILES = 0, 1, 2, 8  # the first tile of each kind, and how many there are
+X, WEIGHTS, SUMS = 0, 1, 2  # the first tile of each kind
 TILE = TILE_ROWS * TILE_BYTES  # bytes
 # A product takes longer than it keeps the unit busy; the next one need not wait, since its sums are in another tile.
 PRODUCTS = MOST_TILES - SUMS

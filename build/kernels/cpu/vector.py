@@ -15,11 +15,19 @@ COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e
 LINE = 64  # bytes in a cache line
 # How many bytes ahead weights are prefetched, because the hardware prefetcher stops at the end of a page; `panels` has
 # more for float32 arithmetic. Measured with all products of a decode step on 2 Zen 3 cores: int8 25 GB/s with 2048
-# ahead, 24 with 1024, 17 without; int4 25 with 256, 20 without; float32 30 without, 25 with 1024.
+# ahead, 24 with 1024, 17 without; int4 25 with 256, 20 without.
 AHEAD, NEAR = 2048, 256
 READ, SOON, DATA = T.int32(0), T.int32(3), T.int32(1)  # operands of LLVM's prefetch
 INFINITY = 0x7F800000  # the bits of float32's
 SMALLEST, LARGEST = -87.33, 88.37  # the argument is clamped: beyond, the result would not be a normal number
+
+
+def odd_lines(words: int) -> int:
+    """So many words of 32 bits, rounded up to an odd number of cache lines.
+
+    Rows that lie so far apart lie in different sets of the L1 cache.
+    """
+    return (-(-words * 4 // LINE) | 1) * LINE // 4
 
 
 def exp(x: Expr) -> Expr:
@@ -39,24 +47,6 @@ def silu(x: Expr) -> Expr:
     return x / (T.float32(1) + exp(T.float32(0) - x))
 
 
-def largest_lane(lanes: int):
-    """`largest(x)`: the largest of x[: lanes], a power of two, by halves; a TIR expression."""
-
-    def largest(x: Any) -> Expr:
-        found, count = x[T.ramp(0, 1, lanes)] if lanes > 1 else x[0], lanes
-        while count > 1:
-            count //= 2
-            found = T.max(_lanes(found, 0, count), _lanes(found, count, count))
-        return found
-
-    return largest
-
-
-def _lanes(x: Expr, first: int, count: int) -> Expr:
-    indices = list(range(first, first + count))
-    return T.Shuffle([x], indices)
-
-
 def exact_quotient(x: Expr, divisor: Expr, inverse: Expr) -> Expr:
     """x / divisor, correctly rounded, from `inverse`, 1 / divisor; needs fused multiply-adds.
 
@@ -74,10 +64,18 @@ def exact_quotient(x: Expr, divisor: Expr, inverse: Expr) -> Expr:
 
 @T.inline
 def clear(sums, n, lanes):
-    """Set the first n vectors of sums to zero."""
+    """Set the first n vectors of sums, which stay in registers, to zero."""
     for i in T.unroll(n):
         for v in T.vectorized(lanes):
             sums[i * lanes + v] = T.float32(0)
+
+
+@T.inline
+def clear_memory(numbers, n, lanes):
+    """Set the first n vectors of numbers, of which there may be many, to zero."""
+    for i in T.serial(n):
+        for v in T.vectorized(lanes):
+            numbers[i * lanes + v] = T.float32(0)
 
 
 def reduced(x: Any, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:

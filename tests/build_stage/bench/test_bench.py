@@ -14,9 +14,9 @@ import torch
 from rich.table import Table
 
 from build.bench import __main__ as module
-from build.bench import limits, probes
+from build.bench import limits, line_up, probes
 from build.bench.__main__ import run_once
-from build.bench.contenders import SCHEMES, Contender
+from build.bench.contenders import SCHEMES, Contender, Task
 from build.bench.formats import FORMATS
 from build.bench.levels import distinct_levels, held_levels, kernel_level
 from build.bench.line_up import known_names
@@ -26,9 +26,11 @@ from build.bench.processes import json_of
 from build.bench.report import decode_table, limits_table, markdown, memory_table, prefill_table, write_json
 from build.bench.rival_onnxruntime import OnnxruntimeEngine
 from build.bench.rival_transformers import TransformersEngine, load_model
+from build.kernels.cpu.level import LEVELS
 from build.kernels.cpu.limits import READERS
 from build.tools.variants import VARIANTS
 from export.configuration.config import artifact_dir
+from export.job import Job
 from runtime.artifact.bounds import relative_bound
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import CpuLevel
@@ -175,8 +177,8 @@ def test_json_has_every_run(tmp_path):
 
 
 def test_schemes_are_variants_and_known_formats():
-    assert {own.variant for own in SCHEMES.values()} - {"bf16_dot"} <= set(VARIANTS)
-    assert {own.format for own in SCHEMES.values()} - {"bf16_dot"} <= set(FORMATS)
+    assert {own.variant for own in SCHEMES.values()} <= set(VARIANTS)
+    assert {own.format for own in SCHEMES.values()} <= set(FORMATS)
 
 
 def test_contenders_are_asked_for_by_names_without_a_level():
@@ -187,7 +189,7 @@ def test_contenders_are_asked_for_by_names_without_a_level():
 def test_limits_are_measured_for_each_line_of_the_input(monkeypatch, capfd):
     """Every kernel runs and gives a plausible figure: each is more than 0.1 and less than 10,000."""
     monkeypatch.setenv("TVM_NUM_THREADS", "1")
-    monkeypatch.setattr(limits, "SURVEY_SECONDS", 0.0)
+    monkeypatch.setattr(probes, "SURVEY_SECONDS", 0.0)
     monkeypatch.setattr(limits, "SECONDS", 0.0)
     monkeypatch.setattr(probes, "READERS", [reader for reader in READERS if reader.streams == 3])
     monkeypatch.setattr(probes, "READ_BYTES", 2 * probes.PIECE)
@@ -298,6 +300,32 @@ def config(tmp_path, monkeypatch):
 def test_what_cannot_be_measured_is_refused(config, flags, message):
     with pytest.raises(UserError, match=message):
         module.main([config, *flags])
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["fp32"], ["ours fp32"]),
+        (["onnxruntime fp32"], ["onnxruntime fp32"]),
+        (["fp32", "onnxruntime fp32", "int8"], ["ours fp32", "ours int8", "onnxruntime fp32"]),
+    ],
+)
+def test_our_graphs_can_be_measured_in_onnxruntime_alone(config, monkeypatch, asked, expected):
+    job = Job.load(Path(config))
+    monkeypatch.setattr("build.tools.variants.fitting_variants", lambda _job, *, is_quantized: list(VARIANTS))
+    monkeypatch.setattr(line_up, "is_quantized", lambda _config: False)
+    monkeypatch.setattr(line_up, "flops_per_token", lambda _config: 1.0)
+    monkeypatch.setattr(line_up, "compiled", lambda job, scheme, *_: ([Contender("ours", scheme, ())], job))
+    monkeypatch.setattr(line_up, "_graphs", lambda _job: Path("graphs.json"))
+    task = Task(Workload((16,), (8,), 2, 1), 1)
+    assert [entry.label for entry in line_up.contenders(job, task, large=False, only=asked)] == expected
+
+
+def test_a_matrix_larger_than_the_memory_that_is_read_is_read_again_and_again(monkeypatch):
+    monkeypatch.setattr(probes, "READ_BYTES", 2**16)
+    [probe] = probes.read_probes(LEVELS[-1], 1, READERS[:1], 2**17)
+    probe.call()
+    assert probe.rate(2.0) == probe.work / 2e9
 
 
 def test_a_forced_level_must_be_the_one_that_ran(monkeypatch):

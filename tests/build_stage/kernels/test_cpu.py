@@ -121,8 +121,8 @@ class PairLevel(FloatLevel):
         return cls(level.lanes, level.tile, level.flags)
 
 
-# Levels that differ from another one only in how they multiply whole numbers are not run: seen this way, they are the
-# same. AVX2 and `any` are the same too, for two processors.
+# Levels that differ from another one only in how they multiply whole or rounded numbers are not run: seen this way,
+# they are the same. AVX2 and `any` are the same too, for two processors.
 SAME_FLOATS = {"amx": "avx512", "avx512-bf16": "avx512", "avx512-vnni": "avx512", "avx-vnni": "avx2"}
 FLOAT_LEVELS = {level.name: FloatLevel.of(level) for level in LEVELS if level.name not in SAME_FLOATS}
 

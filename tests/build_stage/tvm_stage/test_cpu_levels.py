@@ -56,8 +56,8 @@ def test_native_is_the_best_that_this_machine_has():
 
 def test_native_where_llvm_takes_the_machine_for_an_older_one(monkeypatch):
     monkeypatch.setattr(module.codegen, "llvm_get_system_cpu", lambda: "nehalem")
-    monkeypatch.setattr(module, "usable_features", lambda: frozenset(LEVELS[-2].flags))
-    assert native_cpu() == LEVELS[-2].processor == "x86-64-v3"
+    monkeypatch.setattr(module, "runnable_levels", lambda: LEVELS[-2:])
+    assert native_cpu() == LEVELS[-2].cpu == "x86-64-v3"
 
 
 def test_an_unknown_name_is_one_sentence():

@@ -20,8 +20,8 @@ and out += shares V, where the shares are softmax weights. Rings lie so that no 
 (`stored_columns.py`).
 
 Where a cache holds int8 or int4, both products are sums of whole numbers: a query is rounded to 16 bits, relative to
-its largest number, and so is a share, relative to its row's largest in a step. Either is off by 2^-16 of the largest at
-most, a fraction of what a number of such a cache is off by, and the sums are exact.
+its largest number, and so is a share, relative to its row's largest in a step. Either is off by about 2^-16 of the
+largest at most, a fraction of what a number of such a cache is off by, and the sums are exact.
 
 Bytes per query: at least 2 * visible * n_kv_heads * head_dim * itemsize; operations:
 4 * visible * n_heads * head_dim.
