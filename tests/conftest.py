@@ -19,6 +19,7 @@ LIGHT_ROOMS = ("export/configuration", "fuzz", "helpers", "project", "runtime/te
 # before all others, in this order, so that no worker is still busy with one of them when the rest is done.
 LONGEST_FIRST = (
     "whole/test_smollm2_tokens.py",
+    "whole/test_random_schedules.py",
     "whole/test_smollm2_quality.py",
     "build_stage/kernels/test_cpu.py",
     "whole/test_family_parity.py",
