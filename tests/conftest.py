@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 # Rooms whose tests need neither TVM nor torch, both of which take seconds to load.
 LIGHT_ROOMS = ("export/configuration", "fuzz", "helpers", "project", "runtime/text")
-# The files that take longest, by CPU time. They are handed out before all others, in this order, so that no worker is
-# still busy with one of them when the rest is done.
+# The files that take longest, by CPU time or, in the last lines, by waiting for other processes. They are handed out
+# before all others, in this order, so that no worker is still busy with one of them when the rest is done.
 LONGEST_FIRST = (
     "whole/test_smollm2_tokens.py",
+    "whole/test_random_schedules.py",
     "whole/test_smollm2_quality.py",
     "build_stage/kernels/test_cpu.py",
     "whole/test_family_parity.py",
@@ -26,6 +27,9 @@ LONGEST_FIRST = (
     "build_stage/tvm_stage/test_cuda_serial.py",
     "build_stage/tvm_stage/test_cuda_7b.py",
     "build_stage/kernels/test_cuda.py",
+    "cluster/serving/test_cluster.py",
+    "deploy/container/test_image.py",
+    "cluster/serving/test_commands.py",
 )
 
 
