@@ -1,13 +1,8 @@
-"""An emulated GPU: the CUDA source that TVM generates, compiled by g++ and run with a fiber for each thread (gpu.cpp says what is checked).
+"""An emulated GPU: the CUDA source that TVM generates, compiled by g++ and run with a fiber for each thread.
 
-`start()` loads stand-ins for NVIDIA's driver and runtime library into this process, and lets the project's compiler embed a pointer to its source
-where machine code would be. From then on TVM's `cuda` device works: modules compile, load, launch, and are captured in graphs.
-
-    fast      -O2, products contracted to fma as nvcc does
-    adverse   without fma, exp, sin and cos off by up to 2 ulp, tensor cores that cut their sums off
-    checked   -O1 with every access and undefined behaviour reported to the emulator
-    checked0  the same at -O0, where no access is optimized away: each happens where the source has it
-    asan      -O1 with AddressSanitizer, for local arrays (needs LD_PRELOAD=libasan.so)
+`load()` puts stand-ins for NVIDIA's driver and runtime library (`device/`) into this process. From then on TVM's `cuda`
+device works: its modules are loaded, launched and captured in graphs. Where nvcc's machine code would be, a module has
+the path of its source, which is compiled when it is first launched.
 """
 
 import ctypes
@@ -15,276 +10,159 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
-import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-HERE = Path(__file__).resolve().parent
-WORK = Path(os.environ.get("EMULATOR_FOLDER", HERE.parents[1] / "out" / ".work" / "emulator"))
-UNDEFINED = "alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow,bool,return"
-COMMON = [
-    "-std=c++20",
-    "-march=native",
-    "-fno-strict-aliasing",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-w",
-    "-fno-exceptions",
+from filelock import FileLock
+
+from tests.emulator.source import rewritten
+
+HERE = Path(__file__).parent
+DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
+MARK = b"emulated:"  # as in device/driver.cpp
+ORDERS = ("forward", "reverse", "random")  # as in device/settings.h
+Order = Literal["forward", "reverse", "random"]
+
+LANGUAGE = ["-std=c++20", "-march=native", "-fPIC"]
+DEVICE = [*LANGUAGE, "-O2", "-Wall", "-fno-math-errno", "-shared"]
+KERNELS = [*LANGUAGE, "-fno-strict-aliasing", "-fvisibility=hidden", "-fno-exceptions", "-w"]
+# With products contracted to FMAs as nvcc does it; vectorizing would take longer than it saves.
+FAST = ["-O2", "-ffp-contract=fast", "-fno-tree-vectorize"]
+# Not optimized: each access happens where the source has it, and compiling takes the least time.
+CHECKED = [
+    "-O0",
+    "-g1",
+    "-fsanitize=thread",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow,bool",
+    "-ftrivial-auto-var-init=pattern",
 ]
-CHECKS = [
-    "-g1", "-fsanitize=thread", f"-fsanitize={UNDEFINED}", "--param", "tsan-instrument-func-entry-exit=0", "-ftrivial-auto-var-init=pattern",
-]  # fmt: skip
-MODES = {
-    "fast": ["-O2", "-ffp-contract=fast", "-fno-tree-vectorize"],
-    "adverse": ["-O2", "-ffp-contract=off", "-fno-tree-vectorize", "-DEMU_ADVERSE"],
-    "checked": ["-O1", "-ffp-contract=fast", "-fno-tree-vectorize", *CHECKS],
-    "checked0": ["-O0", *CHECKS],
-    "asan": ["-O1", "-g1", "-ffp-contract=fast", "-fsanitize=address", "-ftrivial-auto-var-init=pattern"],
-}
-ORDERS = {"forward": 0, "reverse": 1, "random": 2}
-KERNEL = re.compile(
-    r'^extern "C" __global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(([^)]*)\) *([{;])', re.MULTILINE
-)
-SHARED = re.compile(r"__shared__ (?:alignas\((\d+)\) )?([\w ]+?) (\w+)\[(\d+)\];")
-ASSEMBLY = re.compile(r"__asm__ __volatile__\(\s*((?:\"[^\"]*\"\s*)+):([^;]*)\);")
-INSTRUCTIONS = {  # the text of an instruction, to its name and how many operands it writes and reads
-    "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};\\n": (
-        4,
-        10,
-    ),
-}
+CodeFlags = {False: FAST, True: CHECKED}
+SUFFIXES = {False: ".fast.so", True: ".checked.so"}  # as in device/launch.cpp
 
 
-class Settings(ctypes.Structure):
-    """`Settings` of gpu.cpp."""
-
-    _fields_ = [
-        ("order", ctypes.c_int),
-        ("seed", ctypes.c_uint64),
-        ("mode", ctypes.c_char * 32),
-        ("checks", ctypes.c_int),
-        ("only_blocks", ctypes.c_int64),
-        ("deferred", ctypes.c_int),
-    ]
+class EmulatorError(Exception):
+    """What the emulator found wrong in a launch."""
 
 
-def transformed(source: str) -> str:
-    """A CUDA source as g++ takes it, line by line where it was; ValueError where something is not emulated."""
-    rows = {name: (int(bound or 1024), parameters) for bound, name, parameters, _ in KERNEL.findall(source)}
-    text = re.sub(r"^ *#include <(cuda\.h|cuda_fp16\.h|mma\.h)>", "", source, flags=re.MULTILINE)
-    text = KERNEL.sub(lambda m: m[0] + (" EMU_KERNEL();" if m[4] == "{" else ""), text)
-    text = SHARED.sub(lambda m: f"EMU_SHARED({m[2]}, {m[3]}, {m[4]}, {m[1] or 16});", text)
-    text = ASSEMBLY.sub(_assembly, text)
-    bodies = text[
-        KERNEL.search(text).start() :
-    ]  # before them are helpers, of which g++ sees those that are not for __CUDA_ARCH__ alone
-    for left in ("asm", "__shared__", "cp.async", "__nanosleep", "cooperative_groups"):
-        if re.search(rf"\b{re.escape(left)}", bodies):
-            raise ValueError(f"the source has a {left} that is not emulated")
-    table = []
-    for name, (bound, parameters) in rows.items():
-        types = [
-            re.sub(r"\b(__restrict__|const)\b", "", p).strip().rpartition(" ")[0].strip() for p in parameters.split(",")
-        ]
-        if not all(t.endswith("*") for t in types):
-            raise ValueError(f"{name} has parameters that are no pointers: {parameters}")
-        arguments = ", ".join(f"static_cast<{t}>(p[{i}])" for i, t in enumerate(types))
-        table.append(
-            f'  {{"{name}", [](void **p) __attribute__((no_sanitize("thread"))) {{ {name}({arguments}); }}, {len(types)}, {bound}}},\n'
-        )
-    head = f'#include "{HERE}/emulator.h"'  # in the empty first line
-    assert text.startswith("\n"), "the source begins with an empty line"
-    rows_text = "struct emu_kernel { const char *name; void (*run)(void **); int parameters, max_threads; };\n"
-    return (
-        head
-        + text
-        + rows_text
-        + 'extern "C" __attribute__((visibility("default"))) emu_kernel emu_kernels[];\nemu_kernel emu_kernels[] = {\n'
-        + ("".join(table) + "  {nullptr, nullptr, 0, 0}};\n")
-    )
+@dataclass(frozen=True)
+class Run:
+    """A way to run launches.
 
+    If `checked`, every access is examined. If `adverse`, functions are off by as many ulps as CUDA's manual allows, and
+    tensor cores cut sums off. If `deferred`, streams work as late as a device may.
+    """
 
-def _assembly(match: re.Match) -> str:
-    """A call with the operands of an instruction, on as many lines."""
-    instruction = "".join(re.findall(r'"([^"]*)"', match[1]))
-    if instruction not in INSTRUCTIONS:
-        raise ValueError(f"{instruction!r} is not emulated")
-    written, read = INSTRUCTIONS[instruction]
-    outputs, inputs = (_operands(part) for part in match[2].split("\n      :", 1))
-    if ([kind[0] for kind, _ in outputs], len(inputs)) != (["="] * written, read):
-        raise ValueError(f"{match[0]} has other operands than expected")
-    name = re.sub(r"\W", "_", instruction.split("{")[0])
-    return f"emu::{name}(__LINE__, {', '.join(text for _, text in [*outputs, *inputs])});" + "\n" * match[0].count("\n")
+    order: Order = "random"
+    seed: int = 1
+    checked: bool = False
+    adverse: bool = False
+    deferred: bool = False
 
-
-def _operands(text: str) -> list[tuple[str, str]]:
-    """Constraint and expression of each operand."""
-    found, at = [], 0
-    while (start := text.find('"', at)) >= 0:
-        end = text.index('"', start + 1)
-        kind, at = text[start + 1 : end], text.index("(", end)
-        depth, first = 0, at
-        while True:
-            depth += {"(": 1, ")": -1}.get(text[at], 0)
-            at += 1
-            if depth == 0:
-                break
-        found.append((kind, text[first:at]))
-    return found
+    def __str__(self) -> str:
+        words = [self.order if self.order != "random" else f"random {self.seed}"]
+        return ", ".join(words + [name for name in ("checked", "adverse", "deferred") if getattr(self, name)])
 
 
 class Gpu:
-    """The emulated GPU of this process."""
+    """The emulated GPU of this process; `folder` keeps its two libraries and all compiled kernels."""
 
-    def __init__(self) -> None:
-        WORK.mkdir(parents=True, exist_ok=True)
-        driver, runtime, exports = WORK / "libcuda.so.1", WORK / "libcudart.so.13", WORK / "cudart.map"
-        if not runtime.is_file() or runtime.stat().st_mtime < (HERE / "gpu.cpp").stat().st_mtime:
-            exports.write_text("libcudart.so.13 { global: cuda*; local: *; };\n")
-            shared = [
-                "g++",
-                "-std=c++20",
-                "-O3",
-                "-march=native",
-                "-fno-math-errno",
-                "-fno-trapping-math",
-                "-shared",
-                "-fPIC",
-                "-fvisibility=hidden",
-            ]
-            links = [f"-Wl,--version-script={exports}", f"-L{WORK}", "-l:libcuda.so.1", f"-Wl,-rpath,{WORK}"]
-            for library, more in (
-                (driver, ["-ldl"]),
-                (runtime, ["-DEMU_CUDART", *links]),
-            ):  # renamed into place: another process may have it open
-                subprocess.run(
-                    [*shared, f"-Wl,-soname,{library.name}", "-o", f"{library}.tmp", str(HERE / "gpu.cpp"), *more],
-                    check=True,
-                )
-                os.replace(f"{library}.tmp", library)
-        self.driver = ctypes.CDLL(str(driver), ctypes.RTLD_GLOBAL)
-        self.runtime_path = runtime
-        self.runtime = ctypes.CDLL(str(runtime), ctypes.RTLD_GLOBAL)
-        self.driver.emu_settings.restype = ctypes.POINTER(Settings)
-        self.driver.emu_report.restype = self.driver.emu_error.restype = ctypes.c_char_p
-        self.settings = self.driver.emu_settings().contents
-        self.compile_seconds = 0.0
-        self._compiler = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)(self._compile)
-        self.driver.emu_set_compiler(self._compiler)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        _make_libraries(folder)
+        self.driver = ctypes.CDLL(str(folder / DRIVER), ctypes.RTLD_GLOBAL)
+        self.runtime = folder / RUNTIME
+        ctypes.CDLL(str(self.runtime), ctypes.RTLD_GLOBAL)
+        self.driver.emulator_set.argtypes = (ctypes.c_int, ctypes.c_uint64, *[ctypes.c_int] * 3)
+        for name in ("emulator_error", "emulator_report"):
+            getattr(self.driver, name).restype = ctypes.c_char_p
+        self._compiler = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_int)(self._compile)
+        self.driver.emulator_set_compiler(self._compiler)
 
-    def set(
-        self, mode: str = "fast", order: str = "random", seed: int = 1, only_blocks: int = 0, deferred: bool = False
-    ) -> None:
-        """How kernels are built and run from now on; with checks, allocations must be newer than this."""
-        self.driver.emu_flush_all()
-        self.settings.deferred = int(deferred)
-        self.settings.mode = mode.encode()
-        self.settings.order, self.settings.seed, self.settings.only_blocks = ORDERS[order], seed, only_blocks
-        self.settings.checks = int(mode.startswith("checked"))
-        self.driver.emu_drop_scratch()
+    def set(self, run: Run) -> None:
+        """Launch as `run` says from now on; if with checks, on tensors that are allocated from now on."""
+        self.driver.emulator_finish_all()
+        self.driver.emulator_drop_scratch()
+        self.driver.emulator_set(ORDERS.index(run.order), run.seed, run.checked, run.adverse, run.deferred)
 
     def module(self, source: str) -> bytes:
         """What stands for the machine code of a source."""
-        tools = (HERE / "emulator.h").read_text() + Path(__file__).read_text()
-        base = WORK / hashlib.sha256((tools + source).encode()).hexdigest()[:16]
+        base = self._folder / hashlib.sha256(source.encode()).hexdigest()[:16]
         if not base.with_suffix(".cpp").is_file():
-            base.with_suffix(".cu").write_text(source)
-            base.with_suffix(".cpp").write_text(transformed(source))
-        return b"EMU:" + str(base).encode() + b"\0"
+            _write(base.with_suffix(".cu"), source)
+            _write(base.with_suffix(".cpp"), rewritten(source))
+        return MARK + str(base).encode() + b"\0"
 
-    def _compile(self, base: bytes, mode: bytes) -> int:
-        start = time.perf_counter()
-        name, flags = base.decode(), MODES[mode.decode()]
-        unfinished = f"{name}.{os.getpid()}.o"
-        links = (
-            ["-fsanitize=address"] if mode == b"asan" else []
-        )  # none of the other checks' libraries: the emulator is in their place
-        for command in (
-            ["-c", *COMMON, *flags, "-o", unfinished, f"{name}.cpp"],
-            ["-shared", *links, "-o", f"{unfinished}.so", unfinished],
-        ):
-            result = subprocess.run(["g++", *command], capture_output=True, text=True, check=False)
-            if result.returncode != 0:
-                print(result.stderr[:4000], file=sys.stderr)
+    def _compile(self, source: bytes, checked: int) -> int:
+        """Compile a rewritten source; the emulator calls this where it finds no library."""
+        base = source.decode()
+        library = base + SUFFIXES[bool(checked)]
+        unfinished = f"{library}.{os.getpid()}"
+        # compiled and linked apart, so that none of the sanitizers' libraries is linked: the emulator is in their place
+        commands = (
+            ["g++", "-c", *KERNELS, *CodeFlags[bool(checked)], "-o", f"{unfinished}.o", f"{base}.cpp"],
+            ["g++", "-shared", "-o", unfinished, f"{unfinished}.o"],
+        )
+        for command in commands:
+            if subprocess.run(command, check=False).returncode:
                 return 1
-        os.unlink(unfinished)
-        os.replace(f"{unfinished}.so", f"{name}.{mode.decode()}.so")
-        self.compile_seconds += time.perf_counter() - start
+        os.unlink(f"{unfinished}.o")
+        os.replace(unfinished, library)
         return 0
 
-    def report(self) -> dict:
-        """Counters, seconds of each kernel, and what was noted, since the last call of this."""
-        found: dict = {"seconds": {}, "notes": []}
-        for line in self.driver.emu_report().decode().splitlines():
-            word, _, rest = line.partition(" ")
-            if word == "seconds":
-                name, _, seconds = rest.rpartition(" ")
-                found["seconds"][name] = float(seconds)
-            elif word == "note":
-                found["notes"].append(with_line(rest))
-            else:
-                found[word] = int(rest)
-        return found
+    def launch(self, module: bytes, kernel: str, blocks: int, threads: int, pointers: Sequence[int]) -> None:
+        """Launch a kernel without TVM; raises `EmulatorError` with what was found."""
+        arguments = (ctypes.c_void_p * len(pointers))(*pointers)
+        base = module.removeprefix(MARK).rstrip(b"\0")
+        if self.driver.emulator_launch(base, kernel.encode(), blocks, threads, arguments, len(pointers)):
+            raise EmulatorError(self.error)
 
     @property
     def error(self) -> str:
-        """Of the last launch, with lines of the source."""
-        return with_line(self.driver.emu_error().decode())
+        """What was found in the last launch, with lines of the source; empty if nothing was."""
+        return _with_lines(self.driver.emulator_error().decode())
+
+    def report(self) -> dict[str, float]:
+        """Counters, and as `seconds:KERNEL` the time of each kernel, since the last call."""
+        lines = self.driver.emulator_report().decode().splitlines()
+        return {name: float(number) for name, number in (line.split(" ") for line in lines)}
 
 
-def with_line(text: str) -> str:
-    """Addresses in a build of a kernel as lines of its source."""
+def _make_libraries(folder: Path) -> None:
+    """Compile the stand-ins for NVIDIA's libraries, unless `folder` has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if (folder / RUNTIME).is_file():
+            return
+        files = {name: sorted(map(str, (HERE / "device").glob(f"{name}.cpp"))) for name in ("*", "runtime")}
+        driver = [file for file in files["*"] if file not in files["runtime"]]
+        _link([*driver, "-ldl"], folder / DRIVER)
+        exports = folder / "exports"
+        exports.write_text(f"{RUNTIME} {{ global: cuda*; local: *; }};\n")  # TVM asks for symbols of this version
+        search = [f"-L{folder}", f"-l:{DRIVER}", f"-Wl,-rpath,{folder}", f"-Wl,--version-script={exports}"]
+        _link([*files["runtime"], *search], folder / RUNTIME)
 
-    def line(match: re.Match) -> str:
-        found = subprocess.run(
-            ["addr2line", "-e", match[1], match[2]], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        return f"{Path(found).stem}.cu:{found.rpartition(':')[2]}"
+
+def _link(arguments: Sequence[str], library: Path) -> None:
+    subprocess.run(["g++", *DEVICE, f"-Wl,-soname,{library.name}", "-o", str(library), *arguments], check=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that other processes see only when it is complete."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def _with_lines(text: str) -> str:
+    """The text with a line of a source in place of each address in a compiled one."""
+
+    def line(match: re.Match[str]) -> str:
+        command = ["addr2line", "-e", match[1], match[2]]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split(" ")[0].strip()
+        return f"{Path(match[1]).name.partition('.')[0]}.cu:{found.rpartition(':')[2]}"
 
     return re.sub(r"(/\S+\.so)\+(0x[0-9a-f]+)", line, text)
-
-
-_gpu: Gpu | None = None
-
-
-def start(*, exact_scratch: bool = True) -> Gpu:
-    """The GPU, in place of whatever this machine has; call it before the project's modules load TVM's CUDA library.
-
-    With `exact_scratch`, what a kernel keeps between its launches lies in allocations of its size, else in those of TVM's pool, which are whole pages.
-    """
-    global _gpu
-    if _gpu is not None:
-        return _gpu
-    _gpu = gpu = Gpu()
-    from build.tvm_stage import cuda, target
-    from runtime.engines import cuda_device, tvm_runtime
-
-    find = tvm_runtime.find_library
-    for module in (tvm_runtime, cuda_device, cuda):
-        module.find_library = lambda name: gpu.runtime_path if name == "libcudart.so.13" else find(name)
-    cuda.compile_fatbin = lambda _nvcc, source, _archs: (gpu.module(source), [])
-    target.check_machine_code = lambda _library, _archs: None
-    cuda.load_tvm_cuda()
-    if not exact_scratch:
-        return gpu
-    import tvm_ffi
-
-    register = ctypes.CDLL(
-        str(Path(tvm_ffi.__file__).parent / "lib" / "libtvm_ffi.so")
-    ).TVMFFIEnvModRegisterContextSymbol
-    for name, own in (
-        ("__TVMBackendAllocWorkspace", "emu_scratch_alloc"),
-        ("__TVMBackendFreeWorkspace", "emu_scratch_free"),
-    ):
-        if register(name.encode(), ctypes.cast(getattr(gpu.driver, own), ctypes.c_void_p)) != 0:
-            raise RuntimeError(f"{name} cannot be replaced")
-    return gpu
-
-
-@contextmanager
-def timed(what: str):
-    """Print how long something took."""
-    begin = time.perf_counter()
-    yield
-    print(f"{what}: {time.perf_counter() - begin:.2f} s", flush=True)

@@ -1,86 +1,77 @@
-"""Kernels of the project on the emulated GPU: `compiled` and `run` in place of those that the project's tests use for the serial form.
+"""Kernels on the emulated GPU: compiled from TVM's functions by TVM's CUDA code generator, and called through its runtime."""
 
-As a pytest plugin (`-p on_emulator`, with this folder on PYTHONPATH) it runs `tests/test_build_kernels_cuda.py` on the emulated GPU. EMU_RUNS names
-the runs of each call, MODE:ORDER:SEED; those of one mode must give the same bits, and the last one's are what a test gets to see.
-"""
-
-import os
-import tempfile
-from collections import Counter
+import ctypes
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tvm_ffi
+from numpy.typing import NDArray
 
-from tests.emulator import gpu as emulate
-
-GPU = emulate.start()
-
-from build.compiler import tvm  # noqa: E402
-from build.kernels.cuda.binding import GPU as ON_GPU  # noqa: E402
-from build.tvm_stage import cuda  # noqa: E402
-from build.tvm_stage.target import TVM_TARGETS as TARGETS  # noqa: E402
-from runtime.artifact.manifest import TargetSpec  # noqa: E402
+from build.compiler import tvm
+from build.kernels.cuda.binding import GPU
+from build.tvm_stage import cuda
+from build.tvm_stage.target import TVM_TARGETS
+from runtime.artifact.manifest import TargetSpec
+from runtime.engines.tvm_runtime import find_library
+from tests.emulator.gpu import EmulatorError, Gpu, Run
 
 SPEC = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
-RUNS = [
-    tuple(run.split(":"))
-    for run in os.environ.get("EMU_RUNS", "fast:forward:0 fast:reverse:0 fast:random:1 fast:random:2").split()
-]
-TOTALS: Counter = Counter()
-NOTES: set = set()
+TVM_CUDA = "libtvm_runtime_cuda.so"
 
 
-class EmulatorError(Exception):
-    """What the emulator has found."""
+def load(folder: Path, *, exact_scratch: bool = True) -> Gpu:
+    """The emulated GPU as TVM's CUDA device, in place of whatever this machine has.
+
+    It must come before anything else has loaded TVM's CUDA library. With `exact_scratch`, what a kernel keeps between
+    its launches lies in allocations of its own size, else in those of TVM's pool, which are whole pages.
+    """
+    gpu = Gpu(folder)
+    ctypes.CDLL(str(find_library(TVM_CUDA)), ctypes.RTLD_GLOBAL)
+    tvm.register_global_func(cuda.COMPILE_CALLBACK, lambda source: bytearray(gpu.module(source)), override=True)
+    if exact_scratch:
+        register = ctypes.CDLL(str(Path(tvm_ffi.__file__).parent / "lib" / "libtvm_ffi.so"))
+        for name, own in (
+            ("__TVMBackendAllocWorkspace", gpu.driver.emulator_scratch),
+            ("__TVMBackendFreeWorkspace", gpu.driver.emulator_scratch_end),
+        ):
+            status = register.TVMFFIEnvModRegisterContextSymbol(name.encode(), ctypes.cast(own, ctypes.c_void_p))
+            assert status == 0, f"{name} cannot be replaced"
+    return gpu
 
 
-def compiled(function, name="kernel"):
-    """A kernel for the emulated GPU, from the source that nvcc would get."""
-    with tempfile.TemporaryDirectory() as folder, cuda.toolchain(SPEC, Path(folder), None):
-        module = tvm.IRModule({name: function.with_attr("global_symbol", name)})
-        return tvm.compile(module, target=TARGETS["cuda"].make(SPEC))[name]
+class EmulatedKernels:
+    """Makes and calls kernels; each call is one launch sequence for each of `runs`, which must give the same bits."""
 
+    binding = GPU
 
-def on_device(array):
-    return tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda(0))
+    def __init__(self, gpu: Gpu, runs: Sequence[Run]) -> None:
+        self._gpu, self._runs = gpu, runs
 
+    def compiled(self, maker: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """A kernel, from the function that `maker` returns for a GPU."""
+        function = maker(*arguments, on=GPU, **options)
+        module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
+        return tvm.compile(module, target=TVM_TARGETS["cuda"].make(SPEC))["kernel"]
 
-def call(kernel, tensors):
-    """Launch a kernel; EmulatorError with what was found."""
-    try:
-        kernel(*tensors)
-    except Exception as error:  # TVM's, which holds the whole source
-        raise EmulatorError(GPU.error or str(error)[:500]) from None
+    def run(self, kernel: Callable[..., None], *arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        """Call a kernel; return the arrays as it left them.
 
-
-def run(kernel, *arrays):
-    """Call a compiled kernel in every way asked for; the arrays as the last call left them."""
-    same: dict = {}
-    for mode, order, seed in RUNS:
-        GPU.set(mode, order, int(seed))
-        tensors = [on_device(array) for array in arrays]
-        call(kernel, tensors)
-        found = [tensor.numpy() for tensor in tensors]
-        del tensors
-        report = GPU.report()
-        NOTES.update(report["notes"])
-        TOTALS.update({word: count for word, count in report.items() if isinstance(count, int)})
-        TOTALS["seconds"] += sum(report["seconds"].values())
-        if mode != "adverse":  # whose noise depends on the order
-            first = same.setdefault(mode, found)
+        Raises `EmulatorError` with what was found, or if the order of threads can be seen in a result.
+        """
+        first, *others = (self._run(run, kernel, arrays) for run in self._runs)
+        for run, found in zip(self._runs[1:], others, strict=True):
             for i, (one, other) in enumerate(zip(first, found, strict=True)):
                 if one.tobytes() != other.tobytes():
-                    raise EmulatorError(f"parameter {i} depends on the order of threads: {mode} {order} {seed}")
-    return found
+                    raise EmulatorError(f"parameter {i} has other bits: {self._runs[0]}; {run}")
+        return first
 
-
-def pytest_collection_finish(session):
-    for module in {item.module for item in session.items}:
-        if hasattr(module, "SERIAL"):
-            module.SERIAL, module.compiled_serially, module.run = ON_GPU, compiled, run
-
-
-def pytest_terminal_summary(terminalreporter):
-    terminalreporter.write_line(f"emulator: {RUNS}: {dict(TOTALS)}, g++ {GPU.compile_seconds:.1f} s")
-    for note in sorted(NOTES):
-        terminalreporter.write_line(f"note: {note}")
+    def _run(self, run: Run, kernel: Callable[..., None], arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        self._gpu.set(run)
+        tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda(0)) for array in arrays]
+        try:
+            kernel(*tensors)
+        except Exception as error:
+            raise EmulatorError(self._gpu.error or str(error)[:500]) from None  # TVM's holds the whole source
+        return [tensor.numpy() for tensor in tensors]

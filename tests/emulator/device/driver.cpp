@@ -1,0 +1,68 @@
+// NVIDIA's driver, libcuda.so.1, as far as TVM and the project call it: one device, sm_80.
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "failure.h"
+#include "launch.h"
+#include "streams.h"
+
+using namespace emulated;
+
+constexpr char MARK[] = "emulated:";  // begins what stands for machine code; the path of a source follows
+constexpr int CAPABILITY_MAJOR = 75;  // of CUdevice_attribute
+
+struct Module {
+  std::string source;
+};
+struct LaunchConfig {  // CUlaunchConfig
+  Index3 grid, block;
+  unsigned shared_bytes;
+  void *stream, *attributes;
+  unsigned attribute_count;
+};
+
+extern "C" {
+
+int cuInit(unsigned) { return SUCCESS; }
+int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
+int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
+int cuDeviceGet(int *device, int index) { return *device = index, SUCCESS; }
+int cuDeviceGetName(char *name, int size, int) { return snprintf(name, size, "an emulated GPU"), SUCCESS; }
+int cuDeviceGetAttribute(int *value, int attribute, int) {
+  return *value = attribute == CAPABILITY_MAJOR ? 8 : 0, SUCCESS;
+}
+int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = size_t{16} << 30, SUCCESS; }
+int cuGetErrorString(int, const char **text) { return *text = error.empty() ? "no error" : error.c_str(), SUCCESS; }
+int cuGetErrorName(int status, const char **text) { return cuGetErrorString(status, text); }
+int cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
+int cuTensorMapEncodeTiled() { return NOT_SUPPORTED; }
+
+int cuModuleLoadData(Module **module, const char *image) {
+  if (strncmp(image, MARK, strlen(MARK))) {
+    error = "machine code of a GPU, expected a kernel for the emulator";
+    return INVALID_IMAGE;
+  }
+  *module = new Module{image + strlen(MARK)};
+  return SUCCESS;
+}
+int cuModuleUnload(Module *module) { return delete module, SUCCESS; }
+
+int cuModuleGetFunction(Kernel **kernel, Module *module, const char *name) {
+  *kernel = new Kernel{module->source, name};  // for ever, as TVM keeps it
+  return (*kernel)->row() ? SUCCESS : NOT_FOUND;
+}
+
+int cuLaunchKernelEx(const LaunchConfig *config, Kernel *kernel, void **parameters, void **) {
+  const KernelRow *row = kernel->row();
+  if (!row) return NOT_FOUND;
+  if (config->shared_bytes) {
+    error = "a launch with dynamic shared memory, which is not emulated";
+    return NOT_SUPPORTED;
+  }
+  Launch launch{kernel, config->grid, config->block, {}};
+  for (unsigned i = 0; i < row->parameters; ++i) launch.arguments.push_back(*static_cast<void **>(parameters[i]));
+  return start(config->stream, [launch]() mutable { return launch.run(); });
+}
+}

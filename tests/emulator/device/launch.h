@@ -1,0 +1,28 @@
+// Kernels, and their launches.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "../interface.h"
+#include "status.h"
+
+namespace emulated {
+
+struct Kernel {
+  std::string source;  // path of the rewritten source, without its suffix
+  std::string name;
+  std::map<bool, KernelRow> compiled{};  // by whether with checks
+
+  const KernelRow *row();  // as settings want it, compiled now if it was not before; null with `error`
+};
+
+struct Launch {
+  Kernel *kernel;
+  Index3 grid, block;
+  std::vector<void *> arguments;
+
+  Status run();
+};
+
+}  // namespace emulated

@@ -1,0 +1,71 @@
+#include "shared_memory.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+
+#include "../interface.h"
+#include "failure.h"
+#include "fibers.h"
+
+namespace emulated {
+
+constexpr size_t LIMIT = 48 << 10;  // of the arrays of a block, on every architecture
+constexpr size_t GAP = 64;          // bytes between arrays, of no array
+constexpr size_t ARENA = 2 * LIMIT;
+
+static std::deque<SharedArray> arrays;  // in the order of their declarations
+static size_t used, declared_bytes;
+static size_t declared;                // arrays that some thread of the block has come to
+static unsigned of_thread[MAX_THREADS];  // arrays that each thread has come to
+
+static uint8_t *arena() {
+  static auto *memory = static_cast<uint8_t *>(aligned_alloc(4096, ARENA));
+  return memory;
+}
+
+void forget_shared_arrays() {
+  arrays.clear();
+  used = declared_bytes = 0;
+}
+
+void empty_shared_arrays() {
+  declared = 0;
+  std::fill_n(of_thread, MAX_THREADS, 0);
+}
+
+bool is_shared(const void *address) {
+  return static_cast<size_t>(static_cast<const uint8_t *>(address) - arena()) < ARENA;
+}
+
+SharedArray *shared_array_at(const void *address) {
+  for (SharedArray &array : arrays)
+    if (static_cast<size_t>(static_cast<const uint8_t *>(address) - array.begin) < array.bytes) return &array;
+  return nullptr;
+}
+
+static void add_array(size_t bytes, size_t alignment, int line) {
+  declared_bytes += bytes;
+  if (declared_bytes > LIMIT) fail("line %d: %zu bytes of shared memory, more than %zu", line, declared_bytes, LIMIT);
+  size_t at = (used + alignment - 1) / alignment * alignment;
+  used = at + bytes + GAP;
+  if (used > ARENA) fail("line %d: more arrays in shared memory than the emulator has place for", line);
+  arrays.push_back({arena() + at, bytes, Shadow(bytes)});
+}
+
+}  // namespace emulated
+
+using namespace emulated;
+
+extern "C" void *emulator_shared(size_t bytes, size_t alignment, int line) {
+  unsigned which = of_thread[current_thread]++;
+  if (which == arrays.size()) add_array(bytes, alignment, line);
+  SharedArray &array = arrays[which];
+  if (array.bytes != bytes) fail("line %d: another array in shared memory than other threads have", line);
+  if (which == declared) {
+    ++declared;
+    memset(array.begin, 0xFF, bytes);  // no numbers
+  }
+  return array.begin;
+}

@@ -1,0 +1,37 @@
+// What compiled kernels and the emulated device call each other by.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+struct Index3 {
+  unsigned x, y, z;
+};
+struct Indices {
+  Index3 thread, block, block_size, grid_size;
+};
+
+// What a warp computes together, once all lanes of `mask` have come: `lanes[i]` are the operands of lane i. Operands lie
+// on the stack of their lane, and the operation writes its results to them.
+using WarpOperation = void (*)(void *const *lanes, uint32_t mask);
+
+struct KernelRow {  // a row of the table `emulator_kernels` of a compiled source; the last one has no name
+  const char *name;
+  void (*run)(void **arguments);  // the addresses of device memory that its parameters are
+  unsigned parameters, max_threads;
+};
+
+extern "C" {
+Indices emulator_indices(void);
+void *emulator_shared(size_t bytes, size_t alignment, int line);
+void emulator_barrier(int line);
+void emulator_warp(WarpOperation operation, uint32_t mask, void *operands, int line);
+void emulator_atomic(void *place, size_t bytes);       // an atomic access is about to be made
+float emulator_inexact(float result, unsigned ulps);  // a result that CUDA's manual allows to be off by so much
+[[noreturn]] void emulator_fail(const char *message);
+void emulator_mma_m16n8k16(void *const *lanes, uint32_t mask);  // a `WarpOperation` on `MmaOperands`
+}
+
+struct MmaOperands {  // a lane's fragments of mma.sync.m16n8k16
+  uint32_t a[4], b[2];  // pairs of float16
+  float sums[4];
+};

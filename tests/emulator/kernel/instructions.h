@@ -1,0 +1,20 @@
+// Inline PTX, a function for each instruction: `tests.emulator.source` turns an asm statement into a call of the
+// function with the instruction's name, "_" for ".", whose arguments are the line and the instruction's operands in
+// their order. So a new instruction is a new function here. One of a whole warp goes through `emulator_warp`.
+#pragma once
+#include "../interface.h"
+
+namespace ptx {
+
+constexpr uint32_t ALL_LANES = 0xFFFFFFFF;
+
+inline void mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(int line, float &d0, float &d1, float &d2, float &d3,
+                                                              uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                              uint32_t b0, uint32_t b1, float c0, float c1, float c2,
+                                                              float c3) {
+  MmaOperands own{{a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
+  emulator_warp(emulator_mma_m16n8k16, ALL_LANES, &own, line);
+  d0 = own.sums[0], d1 = own.sums[1], d2 = own.sums[2], d3 = own.sums[3];
+}
+
+}  // namespace ptx
