@@ -10,8 +10,7 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -163,6 +162,6 @@ def _with_lines(text: str) -> str:
     def line(match: re.Match[str]) -> str:
         command = ["addr2line", "-e", match[1], match[2]]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split(" ")[0].strip()
-        return f"{Path(match[1]).name.partition('.')[0]}.cu:{found.rpartition(':')[2]}"
+        return Path(found).name
 
     return re.sub(r"(/\S+\.so)\+(0x[0-9a-f]+)", line, text)

@@ -28,10 +28,22 @@ void emulator_warp(WarpOperation operation, uint32_t mask, void *operands, int l
 void emulator_atomic(void *place, size_t bytes);       // an atomic access is about to be made
 float emulator_inexact(float result, unsigned ulps);  // a result that CUDA's manual allows to be off by so much
 [[noreturn]] void emulator_fail(const char *message);
-void emulator_mma_m16n8k16(void *const *lanes, uint32_t mask);  // a `WarpOperation` on `MmaOperands`
+
+// Of type `WarpOperation`, on the operands below.
+void emulator_shuffle(void *const *lanes, uint32_t mask);
+void emulator_vote(void *const *lanes, uint32_t mask);
+void emulator_mma_m16n8k16(void *const *lanes, uint32_t mask);
 }
 
+struct ShuffleOperands {
+  uint64_t value;  // becomes that of the lane `source`
+  unsigned source;
+};
+struct VoteOperands {
+  bool yes;
+  uint32_t ballot;  // becomes the lanes that have said yes
+};
 struct MmaOperands {  // a lane's fragments of mma.sync.m16n8k16
   uint32_t a[4], b[2];  // pairs of float16
-  float sums[4];
+  float sums[4];        // to which a b is added
 };

@@ -1,4 +1,4 @@
-"""Kernels on the emulated GPU: compiled from TVM's functions by TVM's CUDA code generator, and called through its runtime."""
+"""Kernels on the emulated GPU: from TVM's functions by its CUDA code generator, and called through its runtime."""
 
 import ctypes
 from collections.abc import Callable, Sequence

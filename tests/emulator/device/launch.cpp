@@ -27,7 +27,10 @@ const KernelRow *Kernel::row() {
   auto found = compiled.find(settings.checked);
   if (found != compiled.end()) return &found->second;
   std::string path = source + (settings.checked ? ".checked.so" : ".fast.so");
-  if (access(path.c_str(), R_OK) != 0 && compiler) compiler(source.c_str(), settings.checked);
+  if (access(path.c_str(), R_OK) != 0 && compiler(source.c_str(), settings.checked)) {
+    error = "g++ cannot compile " + source + ".cpp";
+    return nullptr;
+  }
   void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) {
     error = dlerror();

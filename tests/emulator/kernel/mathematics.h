@@ -2,13 +2,15 @@
 #pragma once
 #include "../interface.h"
 
-// As far off as CUDA's manual allows (CUDA C++ Programming Guide, "Mathematical Functions": at most 2 ulp), but exact at
-// zero.
+// As far off as CUDA's manual allows (CUDA C++ Programming Guide, "Mathematical Functions": at most 2 ulp), but exact
+// where the result is 0 or 1.
 inline float cuda_expf(float x) { return x == 0 ? 1 : emulator_inexact(__builtin_expf(x), 2); }
 inline float cuda_exp2f(float x) { return x == 0 ? 1 : emulator_inexact(__builtin_exp2f(x), 2); }
 inline float cuda_cosf(float x) { return x == 0 ? 1 : emulator_inexact(__builtin_cosf(x), 2); }
 inline float cuda_sinf(float x) { return x == 0 ? x : emulator_inexact(__builtin_sinf(x), 2); }
+inline float cuda_logf(float x) { return x == 1 ? 0 : emulator_inexact(__builtin_logf(x), 1); }
 #define expf cuda_expf
+#define logf cuda_logf
 #define exp2f cuda_exp2f
 #define cosf cuda_cosf
 #define sinf cuda_sinf

@@ -12,26 +12,13 @@ inline unsigned lane() {
 }
 
 template <typename T>
-struct Shuffled {
-  T value, received;
-  unsigned source;
-};
-
-template <typename T>
-void exchange(void *const *lanes, uint32_t mask) {
-  for (unsigned i = 0; i < LANES; ++i)
-    if (mask >> i & 1) {
-      auto *own = static_cast<Shuffled<T> *>(lanes[i]);
-      if (!(mask >> own->source & 1)) emulator_fail("a lane shuffles from one that takes no part");
-      own->received = static_cast<Shuffled<T> *>(lanes[own->source])->value;
-    }
-}
-
-template <typename T>
 T shuffle(uint32_t mask, T value, unsigned source, int line) {
-  Shuffled<T> own{value, {}, source};
-  emulator_warp(exchange<T>, mask, &own, line);
-  return own.received;
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  ShuffleOperands own{0, source};
+  __builtin_memcpy(&own.value, &value, sizeof(T));
+  emulator_warp(emulator_shuffle, mask, &own, line);
+  __builtin_memcpy(&value, &own.value, sizeof(T));
+  return value;
 }
 
 // The lanes that shfl.sync reads, by the PTX manual: a lane's own where the other is not in its segment of `width` lanes.
@@ -49,22 +36,9 @@ inline unsigned lane_up(int distance, int width) {
 }
 inline unsigned lane_at(int index, int width) { return (lane() & ~(width - 1)) | (index & (width - 1)); }
 
-struct Vote {
-  bool yes;
-  uint32_t ballot;
-};
-
-inline void count_votes(void *const *lanes, uint32_t mask) {
-  uint32_t ballot = 0;
-  for (unsigned i = 0; i < LANES; ++i)
-    if (mask >> i & 1 && static_cast<Vote *>(lanes[i])->yes) ballot |= 1u << i;
-  for (unsigned i = 0; i < LANES; ++i)
-    if (mask >> i & 1) static_cast<Vote *>(lanes[i])->ballot = ballot;
-}
-
 inline uint32_t vote(uint32_t mask, bool yes, int line) {
-  Vote own{yes, 0};
-  emulator_warp(count_votes, mask, &own, line);
+  VoteOperands own{yes, 0};
+  emulator_warp(emulator_vote, mask, &own, line);
   return own.ballot;
 }
 
