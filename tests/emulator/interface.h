@@ -23,16 +23,23 @@ struct KernelRow {  // a row of the table `emulator_kernels` of a compiled sourc
 extern "C" {
 Indices emulator_indices(void);
 void *emulator_shared(size_t bytes, size_t alignment, int line);
+void *emulator_dynamic_shared(size_t alignment, int line);  // of as many bytes as the launch has asked for
+uint32_t emulator_address_in_shared(const void *place);
 void emulator_barrier(int line);
 void emulator_warp(WarpOperation operation, uint32_t mask, void *operands, int line);
 void emulator_atomic(void *place, size_t bytes);       // an atomic access is about to be made
 float emulator_inexact(float result, unsigned ulps);  // a result that CUDA's manual allows to be off by so much
-[[noreturn]] void emulator_fail(const char *message);
+
+// cp.async: `to` is an address in shared memory.
+void emulator_start_copy(uint32_t to, const void *from, size_t bytes, int line);
+void emulator_end_copy_group(void);
+void emulator_wait_for_copies(unsigned groups_left);
 
 // Of type `WarpOperation`, on the operands below.
 void emulator_shuffle(void *const *lanes, uint32_t mask);
 void emulator_vote(void *const *lanes, uint32_t mask);
 void emulator_mma_m16n8k16(void *const *lanes, uint32_t mask);
+void emulator_ldmatrix_x4(void *const *lanes, uint32_t mask);
 }
 
 struct ShuffleOperands {
@@ -42,6 +49,11 @@ struct ShuffleOperands {
 struct VoteOperands {
   bool yes;
   uint32_t ballot;  // becomes the lanes that have said yes
+};
+struct LdmatrixOperands {
+  uint32_t row;  // address in shared memory
+  int line;
+  uint32_t pairs[4];  // become one pair of float16 of each matrix
 };
 struct MmaOperands {  // a lane's fragments of mma.sync.m16n8k16
   uint32_t a[4], b[2];  // pairs of float16

@@ -9,7 +9,8 @@ KERNEL = re.compile(
 )
 CUDA_HEADER = re.compile(r"^ *#include <(cuda\.h|cuda_fp16\.h|mma\.h)>", re.MULTILINE)
 SHARED_ARRAY = re.compile(r"__shared__ alignas\((\d+)\) ([\w ]+?) (\w+)\[(\d+)\];")
-ASSEMBLY = re.compile(r"__asm__ __volatile__\(\s*((?:\"[^\"]*\"\s*)+):([^;]*)\);")
+DYNAMIC_SHARED_ARRAY = re.compile(r"extern __shared__ __align__\((\d+)\) ([\w ]+?) (\w+)\[\];")
+ASSEMBLY = re.compile(r"(?:__asm__ __volatile__|asm volatile)\(\s*((?:\"[^\"]*\"\s*)+):([^;]*)\);")
 MAX_THREADS = 1024  # of a block, where a kernel has no launch bounds
 # What would go unnoticed if it were left in a kernel.
 NOT_EMULATED = ("asm", "__shared__")
@@ -23,6 +24,7 @@ def rewritten(source: str) -> str:
     text = CUDA_HEADER.sub("", source)
     text = KERNEL.sub(lambda match: match[0] + (" ENTER_KERNEL();" if match[4] == "{" else ""), text)
     text = SHARED_ARRAY.sub(r"SHARED_ARRAY(\2, \3, \4, \1);", text)
+    text = DYNAMIC_SHARED_ARRAY.sub(r"DYNAMIC_SHARED_ARRAY(\2, \3, \1);", text)
     text = ASSEMBLY.sub(_instruction, text)
     kernels = text[_first(KERNEL, text) :]  # in front of them are TVM's helpers, for other architectures too
     for word in NOT_EMULATED:
@@ -71,7 +73,7 @@ def _instruction(match: re.Match[str]) -> str:
     words = re.findall(r"[^\s,{}\[\]]+", arguments)
     values = [operands[int(word[1:])] if word.startswith("%") else word for word in words]
     function = re.sub(r"\W+", "_", name)
-    return f"ptx::{function}(__LINE__, {', '.join(values)});" + "\n" * match[0].count("\n")
+    return f"ptx::{function}({', '.join(['__LINE__', *values])});" + "\n" * match[0].count("\n")
 
 
 def _operands(text: str) -> list[str]:

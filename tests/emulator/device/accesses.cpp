@@ -12,6 +12,9 @@ namespace emulated {
 // In the place of a thread's number: several threads, or any whose access is atomic.
 constexpr uint16_t SEVERAL = 0xFFFF, ATOMIC = 0xFFFE;
 
+// In the place of a tick: what an asynchronous copy is writing.
+constexpr uint32_t IN_FLIGHT = 0xFFFFFFFF;
+
 static uint32_t now = BY_HOST, launch_began, block_began;
 
 void begin_launch() { launch_began = ++now; }
@@ -26,11 +29,13 @@ struct Access {
   size_t size;
   Kind kind;
   uint16_t thread;
-  const void *from;  // the address to which the report returns
+  const void *from;  // the address to which the report returns, or null where there is a
+  int line;
 };
 
 [[noreturn]] static void fail_at(const Access &access, const std::string &what) {
-  fail("a %s of %zu bytes %s at %s", word(access.kind), access.size, what.c_str(), place_of(access.from).c_str());
+  std::string place = access.from ? place_of(access.from) : text("line %d", access.line);
+  fail("a %s of %zu bytes %s at %s", word(access.kind), access.size, what.c_str(), place.c_str());
 }
 
 [[noreturn]] static void fail_for_race(const Access &access, Kind other, uint32_t when, uint16_t thread) {
@@ -47,6 +52,8 @@ static bool in_another_block(uint32_t when, bool shared) {
 }
 
 static void visit(Cell &cell, const Access &access, bool global, bool written_by_host) {
+  if (cell.written == IN_FLIGHT)
+    fail_at(access, text("is a race with an asynchronous copy by thread %u, which has not waited for it,", cell.writer));
   bool both_atomic = access.thread == ATOMIC && cell.writer == ATOMIC;
   if ((cell.written == now && cell.writer != access.thread) ||
       (in_another_block(cell.written, global) && !both_atomic))
@@ -84,15 +91,44 @@ static void visit_global(const Access &access) {
   visit_all(allocation->shadow, access.address - allocation->begin, access, true, allocation->written_by_host);
 }
 
-static inline void check(const void *address, size_t size, Kind kind, bool aligned, const void *from, bool atomic = false) {
-  Access access{static_cast<const uint8_t *>(address), size, kind,
-                atomic ? ATOMIC : static_cast<uint16_t>(current_thread), from};
-  if (is_on_stacks(address)) {
-    if (!is_on_own_stack(address)) fail_at(access, "of another thread's stack");
+static inline void check(const Access &access, bool aligned) {
+  if (is_on_stacks(access.address)) {
+    if (!is_on_own_stack(access.address)) fail_at(access, "of another thread's stack");
     return;
   }
-  if (aligned && reinterpret_cast<uintptr_t>(address) % size) fail_at(access, "is misaligned");
-  is_shared(address) ? visit_shared(access) : visit_global(access);
+  if (aligned && reinterpret_cast<uintptr_t>(access.address) % access.size) fail_at(access, "is misaligned");
+  is_shared(access.address) ? visit_shared(access) : visit_global(access);
+}
+
+static Access own_access(const void *address, size_t size, Kind kind, const void *from, int line = 0) {
+  return {static_cast<const uint8_t *>(address), size, kind, static_cast<uint16_t>(current_thread), from, line};
+}
+
+// What the calls below report, made by a kernel.
+static inline void check(const void *address, size_t size, Kind kind, bool aligned, const void *from) {
+  check(own_access(address, size, kind, from), aligned);
+}
+
+static void mark_written(const void *address, size_t size, uint32_t when) {
+  SharedArray *array = shared_array_at(address);
+  size_t offset = static_cast<const uint8_t *>(address) - array->begin;
+  Cell *cell = array->shadow.begin(offset, size);
+  for (Cell *end = array->shadow.end(offset, size); cell != end; ++cell) cell->written = when;
+}
+
+void report_start_of_copy(void *to, const void *from, size_t bytes, int line) {
+  check(own_access(from, bytes, Kind::read, nullptr, line), true);
+  check(own_access(to, bytes, Kind::write, nullptr, line), true);
+  mark_written(to, bytes, IN_FLIGHT);
+}
+
+void report_end_of_copy(void *to, const void *from, size_t bytes, int line) {
+  check(own_access(from, bytes, Kind::read, nullptr, line), true);
+  mark_written(to, bytes, now);
+}
+
+void report_read_by_warp(const void *address, size_t bytes, int line) {
+  check({static_cast<const uint8_t *>(address), bytes, Kind::read, SEVERAL, nullptr, line}, true);
 }
 
 }  // namespace emulated
@@ -102,7 +138,9 @@ using namespace emulated;
 extern "C" {
 
 void emulator_atomic(void *place, size_t bytes) {
-  if (settings.checked) check(place, bytes, Kind::write, true, __builtin_return_address(0), true);
+  Access access = own_access(place, bytes, Kind::write, __builtin_return_address(0));
+  access.thread = ATOMIC;
+  if (settings.checked) check(access, true);
 }
 
 // The calls that g++ makes of -fsanitize=thread, ahead of every access.

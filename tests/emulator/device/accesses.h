@@ -3,7 +3,10 @@
 // An access must be aligned and inside of an array in shared memory, of an allocation or of the thread's own stack. Two
 // accesses of the same bytes, one of them a write, are a race if they are by two threads of a block with no barrier in
 // between, or by two blocks of a launch. Nothing is read that nobody has written.
+//
+// What an asynchronous copy writes is nobody's from its start until its thread has waited for it.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace emulated {
@@ -11,6 +14,11 @@ namespace emulated {
 void begin_launch();
 void begin_block();
 void pass_barrier();
+
+// By the emulator for a thread, in line `line` of the source; if `settings.checked`.
+void report_start_of_copy(void *to, const void *from, size_t bytes, int line);
+void report_end_of_copy(void *to, const void *from, size_t bytes, int line);
+void report_read_by_warp(const void *address, size_t bytes, int line);  // of what all lanes get
 
 constexpr uint32_t BY_HOST = 1;  // the tick of what the host writes
 

@@ -1,6 +1,7 @@
 #include "block.h"
 
 #include "accesses.h"
+#include "async_copies.h"
 #include "failure.h"
 #include "fibers.h"
 #include "shared_memory.h"
@@ -25,16 +26,19 @@ static Warp warps[MAX_WARPS];
 
 unsigned threads_of(const Index3 &block_size) { return block_size.x * block_size.y * block_size.z; }
 
-void begin_kernel(const KernelRow &row, void **values, const Index3 &block_size, const Index3 &grid_size) {
+void begin_kernel(const KernelRow &row, void **values, const Index3 &block_size, const Index3 &grid_size,
+                  size_t dynamic_shared_bytes) {
   kernel = &row, arguments = values;
   indices = {{}, {}, block_size, grid_size};
   threads = threads_of(block_size);
   begin_launch();
-  forget_shared_arrays();
+  forget_copies();
+  forget_shared_arrays(dynamic_shared_bytes);
 }
 
 static void run_thread() {
   kernel->run(arguments);
+  end_copies();
   ++ended;
   if (at_barrier) fail("has ended, but %u threads wait at the barrier in line %d", at_barrier, barrier_line);
 }

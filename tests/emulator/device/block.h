@@ -14,7 +14,8 @@ extern Counts counts;
 
 unsigned threads_of(const Index3 &block_size);
 
-void begin_kernel(const KernelRow &kernel, void **arguments, const Index3 &block_size, const Index3 &grid_size);
+void begin_kernel(const KernelRow &kernel, void **arguments, const Index3 &block_size, const Index3 &grid_size,
+                  size_t dynamic_shared_bytes);
 void run_block(const Index3 &block);
 
 std::string name_of_thread(unsigned thread);

@@ -11,7 +11,8 @@
 using namespace emulated;
 
 constexpr char MARK[] = "emulated:";  // begins what stands for machine code; the path of a source follows
-constexpr int CAPABILITY_MAJOR = 75;  // of CUdevice_attribute
+constexpr int CAPABILITY_MAJOR = 75;            // of CUdevice_attribute
+constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;  // of CUfunction_attribute
 
 struct Module {
   std::string source;
@@ -36,7 +37,6 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = size_t{16} << 30, SUCCESS; }
 int cuGetErrorString(int, const char **text) { return *text = error.empty() ? "no error" : error.c_str(), SUCCESS; }
 int cuGetErrorName(int status, const char **text) { return cuGetErrorString(status, text); }
-int cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
 int cuTensorMapEncodeTiled() { return NOT_SUPPORTED; }
 
 int cuModuleLoadData(Module **module, const char *image) {
@@ -54,14 +54,22 @@ int cuModuleGetFunction(Kernel **kernel, Module *module, const char *name) {
   return (*kernel)->row() ? SUCCESS : NOT_FOUND;
 }
 
+int cuFuncSetAttribute(Kernel *kernel, int attribute, int value) {
+  if (attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES) return SUCCESS;
+  if (value < 0 || value > static_cast<int>(DYNAMIC_SHARED_LIMIT)) return INVALID_VALUE;
+  kernel->dynamic_shared_limit = value;
+  return SUCCESS;
+}
+
 int cuLaunchKernelEx(const LaunchConfig *config, Kernel *kernel, void **parameters, void **) {
   const KernelRow *row = kernel->row();
   if (!row) return NOT_FOUND;
-  if (config->shared_bytes) {
-    error = "a launch with dynamic shared memory, which is not emulated";
-    return NOT_SUPPORTED;
+  if (config->shared_bytes > kernel->dynamic_shared_limit) {
+    error = text("a launch with %u bytes of dynamic shared memory, but the kernel's limit is %zu", config->shared_bytes,
+                 kernel->dynamic_shared_limit);
+    return INVALID_VALUE;
   }
-  Launch launch{kernel, config->grid, config->block, {}};
+  Launch launch{kernel, config->grid, config->block, config->shared_bytes, {}};
   for (unsigned i = 0; i < row->parameters; ++i) launch.arguments.push_back(*static_cast<void **>(parameters[i]));
   return start(config->stream, [launch]() mutable { return launch.run(); });
 }

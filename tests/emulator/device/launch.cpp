@@ -73,7 +73,7 @@ Status Launch::run() {
   auto start = Clock::now();
   error.clear();
   seed_random(settings.seed * 0x9E3779B97F4A7C15ull + ++launches);
-  begin_kernel(*row, arguments.data(), block, grid);
+  begin_kernel(*row, arguments.data(), block, grid, dynamic_shared_bytes);
   run_blocks(grid);
   seconds[row->name] += std::chrono::duration<double>(Clock::now() - start).count();
   return error.empty() ? SUCCESS : LAUNCH_FAILED;
@@ -109,6 +109,6 @@ const char *emulator_report() {
 int emulator_launch(const char *source, const char *name, unsigned blocks, unsigned threads, void **arguments,
                     unsigned count) {
   Kernel kernel{source, name};
-  return Launch{&kernel, {blocks, 1, 1}, {threads, 1, 1}, {arguments, arguments + count}}.run();
+  return Launch{&kernel, {blocks, 1, 1}, {threads, 1, 1}, 0, {arguments, arguments + count}}.run();
 }
 }

@@ -11,12 +11,11 @@
 
 namespace emulated {
 
-constexpr size_t LIMIT = 48 << 10;  // of the arrays of a block, on every architecture
-constexpr size_t GAP = 64;          // bytes between arrays, of no array
-constexpr size_t ARENA = 2 * LIMIT;
+constexpr size_t GAP = 64;  // bytes between arrays, of no array
+constexpr size_t ARENA = 2 * (STATIC_SHARED_LIMIT + DYNAMIC_SHARED_LIMIT);
 
 static std::deque<SharedArray> arrays;  // in the order of their declarations
-static size_t used, declared_bytes;
+static size_t used, array_bytes, dynamic_bytes;
 static size_t declared;                // arrays that some thread of the block has come to
 static unsigned of_thread[MAX_THREADS];  // arrays that each thread has come to
 
@@ -25,14 +24,20 @@ static uint8_t *arena() {
   return memory;
 }
 
-void forget_shared_arrays() {
+void forget_shared_arrays(size_t dynamic) {
   arrays.clear();
-  used = declared_bytes = 0;
+  used = array_bytes = 0;
+  dynamic_bytes = dynamic;
 }
 
 void empty_shared_arrays() {
   declared = 0;
   std::fill_n(of_thread, MAX_THREADS, 0);
+}
+
+uint8_t *shared_memory_at(uint32_t address) {
+  if (address >= ARENA) fail("%u is no address in shared memory", address);
+  return arena() + address;
 }
 
 bool is_shared(const void *address) {
@@ -46,8 +51,9 @@ SharedArray *shared_array_at(const void *address) {
 }
 
 static void add_array(size_t bytes, size_t alignment, int line) {
-  declared_bytes += bytes;
-  if (declared_bytes > LIMIT) fail("line %d: %zu bytes of shared memory, more than %zu", line, declared_bytes, LIMIT);
+  array_bytes += bytes;
+  size_t limit = dynamic_bytes ? DYNAMIC_SHARED_LIMIT : STATIC_SHARED_LIMIT;
+  if (array_bytes > limit) fail("line %d: %zu bytes of shared memory, more than %zu", line, array_bytes, limit);
   size_t at = (used + alignment - 1) / alignment * alignment;
   used = at + bytes + GAP;
   if (used > ARENA) fail("line %d: more arrays in shared memory than the emulator has place for", line);
@@ -68,4 +74,13 @@ extern "C" void *emulator_shared(size_t bytes, size_t alignment, int line) {
     memset(array.begin, 0xFF, bytes);  // no numbers
   }
   return array.begin;
+}
+
+extern "C" void *emulator_dynamic_shared(size_t alignment, int line) {
+  return emulator_shared(dynamic_bytes, alignment, line);
+}
+
+extern "C" uint32_t emulator_address_in_shared(const void *place) {
+  if (!is_shared(place)) fail("converts an address outside of shared memory to one inside");
+  return static_cast<uint32_t>(static_cast<const uint8_t *>(place) - arena());
 }

@@ -13,8 +13,13 @@ struct SharedArray {
   Shadow shadow;
 };
 
-void forget_shared_arrays();  // before another kernel's first block
+constexpr size_t STATIC_SHARED_LIMIT = 48 << 10;   // of a block, on every architecture
+constexpr size_t DYNAMIC_SHARED_LIMIT = 99 << 10;  // of a block, if the launch asks for it, from sm_80 on
+
+void forget_shared_arrays(size_t dynamic_bytes);  // before another kernel's first block
 void empty_shared_arrays();   // before a block: they hold no numbers
+
+uint8_t *shared_memory_at(uint32_t address);
 
 bool is_shared(const void *address);
 SharedArray *shared_array_at(const void *address);  // null between arrays

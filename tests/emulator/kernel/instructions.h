@@ -17,4 +17,17 @@ inline void mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(int line, float &d
   d0 = own.sums[0], d1 = own.sums[1], d2 = own.sums[2], d3 = own.sums[3];
 }
 
+inline void ldmatrix_sync_aligned_m8n8_x4_shared_b16(int line, uint32_t &d0, uint32_t &d1, uint32_t &d2, uint32_t &d3,
+                                                     uint32_t row) {
+  LdmatrixOperands own{row, line, {}};
+  emulator_warp(emulator_ldmatrix_x4, ALL_LANES, &own, line);
+  d0 = own.pairs[0], d1 = own.pairs[1], d2 = own.pairs[2], d3 = own.pairs[3];
+}
+
+inline void cp_async_cg_shared_global(int line, uint32_t to, const void *from, size_t bytes) {
+  emulator_start_copy(to, from, bytes, line);
+}
+inline void cp_async_commit_group(int) { emulator_end_copy_group(); }
+inline void cp_async_wait_group(int, unsigned groups_left) { emulator_wait_for_copies(groups_left); }
+
 }  // namespace ptx

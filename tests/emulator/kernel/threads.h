@@ -9,6 +9,12 @@
 #define SHARED_ARRAY(type, name, count, alignment) \
   type(&name)[count] = *reinterpret_cast<type(*)[count]>(emulator_shared(sizeof(type) * (count), alignment, __LINE__))
 
+// `extern __shared__ type name[]`
+#define DYNAMIC_SHARED_ARRAY(type, name, alignment) \
+  type *name = static_cast<type *>(emulator_dynamic_shared(alignment, __LINE__))
+
+#define __cvta_generic_to_shared(place) emulator_address_in_shared(place)
+
 #define __syncthreads() emulator_barrier(__LINE__)
 
 template <typename T, typename Change>
