@@ -4,6 +4,7 @@ import numpy as np
 
 from build.compiler import processor_target, tvm
 from build.kernels.cpu.level import LEVELS
+from build.kernels.cuda.binding import SERIAL
 from build.packing.layout import packed_tensors
 from build.tvm_stage.target import TVM_TARGETS
 
@@ -45,6 +46,18 @@ def run(kernel, *arrays):
     tensors = [tvm.runtime.tensor(array) for array in arrays]
     kernel(*tensors)
     return [tensor.numpy() for tensor in tensors]
+
+
+class SerialForm:
+    """A GPU's kernels in their serial form, in the place of `tests.emulator.process.GpuProcess`."""
+
+    def compiled(self, maker, *arguments, **options):
+        """The kernel of the function that `maker` returns."""
+        return compiled_serially(maker(*arguments, on=SERIAL, **options))
+
+    def run(self, kernel, *arrays):
+        """Call a kernel; return the arrays as it left them."""
+        return run(kernel, *arrays)
 
 
 def machine_code(function, processor):

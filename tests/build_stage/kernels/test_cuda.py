@@ -1,4 +1,4 @@
-"""Every CUDA kernel in its serial form, run on the CPU, against numpy in float64."""
+"""Every CUDA kernel, in its serial form and on the emulated GPU, against numpy in float64."""
 
 from functools import partial
 
@@ -20,7 +20,6 @@ from build.kernels.cuda import (
     swiglu,
     tensor_core,
 )
-from build.kernels.cuda.binding import SERIAL
 from build.kernels.cuda.rounded_rows import Chunks
 from build.kernels.shapes import Embedding, Linear
 from export.checkpoints.encodings.encoding import EncodedRows
@@ -31,7 +30,7 @@ from export.weights.table import carry, format_of, load, store, vector_steps
 from runtime.decoding.filters import candidates
 from runtime.decoding.options import SamplingOptions
 from tests.helpers.encoded import rows_for
-from tests.helpers.kernels import compiled_serially, packed, run
+from tests.helpers.kernels import SerialForm, compiled_serially, packed, run
 from tests.helpers.mixture_reference import check as check_mixture
 
 FLOAT32 = np.finfo(np.float32).eps
@@ -115,13 +114,12 @@ LINEAR += [(*s, name) for s in (ODD[3], ODD[4]) for name in CARRIED if CARRIED[n
 
 
 @pytest.mark.parametrize(("lead", "n", "k", "name"), LINEAR)
-def test_linear(lead, n, k, name):
+def test_linear(gpu, lead, n, k, name):
     rng = np.random.default_rng(n)
     x = rng.standard_normal((*lead, k)).astype(np.float32)
     arrays, wide = weights(rng, n, k, FORMATS[name])
-    *_, y = run(
-        compiled_serially(linear.linear(Linear(lead, n, k, FORMATS[name]), on=SERIAL)), x, *arrays, garbage((*lead, n))
-    )
+    kernel = gpu.compiled(linear.linear, Linear(lead, n, k, FORMATS[name]))
+    *_, y = gpu.run(kernel, x, *arrays, garbage((*lead, n)))
     # K float32 multiplications and additions and a few scalings, each rounded: Higham's bound (K + 4) u sum |x w|, with
     # eps = 2 u; w is as large as what is added up for it.
     magnitude = np.abs(x).astype(np.float64) @ sizes(FORMATS[name], arrays, wide).T
@@ -153,25 +151,23 @@ def test_tiles_fill_a_device():
 
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(("rows", "n", "k", "name"), TENSOR_CASES)
-def test_tensor_cores(rows, n, k, name):
-    check_tensor_cores(rows, n, k, name)
+def test_tensor_cores(gpu, rows, n, k, name):
+    check_tensor_cores(gpu, rows, n, k, name)
 
 
 @pytest.mark.parametrize(("rows", "n", "k", "name"), [(70, 150, 64, "int4-zeros"), (130, 257, 100, "int8")])
-def test_tensor_cores_in_small_tiles(rows, n, k, name):
-    check_tensor_cores(rows, n, k, name)
+def test_tensor_cores_in_small_tiles(gpu, rows, n, k, name):
+    check_tensor_cores(gpu, rows, n, k, name)
 
 
-def check_tensor_cores(rows, n, k, name):
+def check_tensor_cores(gpu, rows, n, k, name):
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((1, rows, k)).astype(np.float32)
     arrays, wide = weights(rng, n, k, FORMATS[name])
     stored, error = FORMATS[name], 0
     shape = Linear((1, rows), n, k, stored)
     assert tensor_core.suits(shape) or few_rows.suits(shape)
-    *_, y = run(
-        compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=True)), x, *arrays, garbage((1, rows, n))
-    )
+    *_, y = gpu.run(gpu.compiled(linear.linear, shape, tensor_cores=True), x, *arrays, garbage((1, rows, n)))
     rounded = x.astype(np.float16).astype(np.float64)
     if stored.grouped and stored.scales == "float16" and not stored.minimums:  # exact before it is rounded to float16
         wide = wide.astype(np.float16).astype(np.float64)
@@ -189,23 +185,23 @@ FEW_ROWS_CASES += [(*FEW_ROWS[3], name) for name in INT4]
 
 
 @pytest.mark.parametrize(("lead", "n", "k", "name"), FEW_ROWS_CASES)
-def test_few_rows(lead, n, k, name):
+def test_few_rows(gpu, lead, n, k, name):
     assert few_rows.suits(Linear(lead, n, k, FORMATS[name]))
-    check_tensor_cores(lead[0], n, k, name)
+    check_tensor_cores(gpu, lead[0], n, k, name)
 
 
 @pytest.mark.parametrize(("rows", "name"), [(2, "float16"), (9, "int8"), (8, "int4-zeros")])
-def test_several_panels_in_a_block(monkeypatch, rows, name):
+def test_several_panels_in_a_block(gpu, monkeypatch, rows, name):
     """As for many outputs: three panels are two for one block, and one for another."""
     monkeypatch.setattr(few_rows, "WIDE", 1)
     shape = Linear((rows, 1), 70, 352, FORMATS[name])
     blocks = few_rows.Blocks.of(shape, Chunks.of(shape.weight, shape.k))
     assert (blocks.panels, blocks.count) == (2, 2)
-    check_tensor_cores(rows, shape.n, shape.k, name)
+    check_tensor_cores(gpu, rows, shape.n, shape.k, name)
 
 
 @pytest.mark.parametrize("name", ["float16", "int8", "int4-zeros", "int4-minimums", "float8-groups"])
-def test_a_row_has_the_same_bits_in_any_company(name):
+def test_a_row_has_the_same_bits_in_any_company(gpu, name):
     """Beside other rows, in another place, and in a step of another number of rows."""
     rng, n, k = np.random.default_rng(7), 40, 2080
     arrays, _ = weights(rng, n, k, FORMATS[name])
@@ -213,8 +209,8 @@ def test_a_row_has_the_same_bits_in_any_company(name):
 
     def rows(chosen):
         shape = Linear((len(chosen), 1), n, k, FORMATS[name])
-        kernel = compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=True))
-        return run(kernel, x[chosen], *arrays, garbage((len(chosen), 1, n)))[-1]
+        kernel = gpu.compiled(linear.linear, shape, tensor_cores=True)
+        return gpu.run(kernel, x[chosen], *arrays, garbage((len(chosen), 1, n)))[-1]
 
     together = rows(list(range(15)))
     np.testing.assert_array_equal(rows([4, 11]), together[[4, 11]])
@@ -269,7 +265,7 @@ FUSED = {
 
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("name", FUSED)
-def test_what_is_fused_with_a_product(name):
+def test_what_is_fused_with_a_product(gpu, name):
     shape, tensor_cores = FUSED[name]
     assert tensor_core.suits(shape) == tensor_cores or shape.rows == 18 or few_rows.suits(shape)
     rng = np.random.default_rng(len(name))
@@ -277,13 +273,13 @@ def test_what_is_fused_with_a_product(name):
     gain = [rng.uniform(0.5, 1.5, shape.k).astype(np.float32)] if shape.norm_eps else []
     residual = [rng.standard_normal((*shape.lead, shape.n_out)).astype(np.float32)] if shape.residual else []
     arrays, wide = weights(rng, shape.n, shape.k, shape.weight)
-    kernel = compiled_serially(linear.linear(shape, on=SERIAL, tensor_cores=tensor_cores))
+    kernel = gpu.compiled(linear.linear, shape, tensor_cores=tensor_cores)
     rows = x.reshape(-1, shape.k)
     column = [np.array([3])] if shape.one_of else []
     if column:
         rows = rows[column[0]].copy()
         x[0, np.arange(shape.one_of) != column[0]] = np.nan  # nothing else is read
-    *_, y = run(kernel, x, *column, *gain, *arrays, *residual, garbage((*shape.lead, shape.n_out)))
+    *_, y = gpu.run(kernel, x, *column, *gain, *arrays, *residual, garbage((*shape.lead, shape.n_out)))
     rows = rows.astype(np.float64)
     if gain:
         rows = rows / np.sqrt(np.mean(rows**2, -1, keepdims=True) + NORM_EPS) * gain[0]
@@ -368,7 +364,7 @@ EXACT += [(name, 8224) for name in CARRIED]
 
 
 @pytest.mark.parametrize(("name", "k"), EXACT)
-def test_large_products_of_small_whole_numbers_are_exact(name, k):
+def test_large_products_of_small_whole_numbers_are_exact(gpu, name, k):
     """Every sum is a whole number of quarters (for int4, of their sixteenths) below 2**24.
 
     So a vector that is left out or taken twice cannot hide behind a bound.
@@ -376,10 +372,10 @@ def test_large_products_of_small_whole_numbers_are_exact(name, k):
     rng, n, stored = np.random.default_rng(k), 40, FORMATS[name]
     tensor = ModelTensor(name="w", shape=(n, k), stored=stored)
     x, w = rng.integers(-4, 5, (1, 1, k)).astype(np.float32), rng.integers(0, 16, (n, k))
-    kernel = compiled_serially(linear.linear(Linear((1, 1), n, k, stored), on=SERIAL))
+    kernel = gpu.compiled(linear.linear, Linear((1, 1), n, k, stored))
     arrays = carry(tensor, whole(rng, stored, w)) if format_of(stored).scaled else {"w": w.astype(stored.dtype)}
     expected = x[0, 0].astype(np.float64) @ load(tensor, arrays).astype(np.float64).T
-    *_, y = run(kernel, x, *packed(tensor, arrays, "cuda"), garbage((1, 1, n)))
+    *_, y = gpu.run(kernel, x, *packed(tensor, arrays, "cuda"), garbage((1, 1, n)))
     np.testing.assert_array_equal(y[0, 0], expected)
 
 
@@ -399,13 +395,13 @@ def whole(rng, stored, w):
     return EncodedRows(numbers, np.full(groups, 0.25, encoding.scales), offsets, order)
 
 
-def test_every_float8_is_read_exactly():
+def test_every_float8_is_read_exactly(gpu):
     """All finite numbers, subnormal ones among them, times one scale each."""
     stored, bits = Storage(dtype="float8"), np.array([b for b in range(256) if b & 127 != 127], np.uint8)
     tensor = ModelTensor(name="w", shape=(1, len(bits)), stored=stored)
     arrays = carry(tensor, EncodedRows(bits[None], np.full((1, 1), 0.3, np.float32)))
-    kernel = compiled_serially(embedding.embedding(Embedding((1, 1), 1, len(bits), stored), on=SERIAL))
-    *_, y = run(kernel, np.zeros((1, 1), np.int64), *packed(tensor, arrays, "cuda"), garbage((1, 1, len(bits))))
+    kernel = gpu.compiled(embedding.embedding, Embedding((1, 1), 1, len(bits), stored))
+    *_, y = gpu.run(kernel, np.zeros((1, 1), np.int64), *packed(tensor, arrays, "cuda"), garbage((1, 1, len(bits))))
     np.testing.assert_array_equal(y[0, 0], bits.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(0.3))
 
 
@@ -427,28 +423,24 @@ EMBEDDING = [((1, 1), 64, name) for name in ROUNDED] + [((2, 3), 296, name) for 
 
 
 @pytest.mark.parametrize(("lead", "k", "name"), EMBEDDING)
-def test_embedding_is_exact(lead, k, name):
+def test_embedding_is_exact(gpu, lead, k, name):
     """Except that a minimum may be added to a product before that is rounded."""
     rng = np.random.default_rng(k)
     arrays, wide = weights(rng, 77, k, FORMATS[name])
     ids = rng.integers(0, 77, lead)
     ids.flat[0] = 76  # in the padded last panel
-    *_, y = run(
-        compiled_serially(embedding.embedding(Embedding(lead, 77, k, FORMATS[name]), on=SERIAL)),
-        ids,
-        *arrays,
-        garbage((*lead, k)),
-    )
+    kernel = gpu.compiled(embedding.embedding, Embedding(lead, 77, k, FORMATS[name]))
+    *_, y = gpu.run(kernel, ids, *arrays, garbage((*lead, k)))
     stored = FORMATS[name]
     bound = FLOAT32 * sizes(stored, arrays, wide)[ids] if stored.minimums else 0
     assert np.all(np.abs(y - wide[ids]) <= bound)
 
 
 @pytest.mark.parametrize(("lead", "dim"), [((1, 1), 64), ((2, 3), 576), ((1, 16), 100)])
-def test_rms_norm(lead, dim):
+def test_rms_norm(gpu, lead, dim):
     rng = np.random.default_rng(dim)
     x, gain = rng.standard_normal((*lead, dim)).astype(np.float32), rng.uniform(0.5, 1.5, dim).astype(np.float32)
-    *_, y = run(compiled_serially(norm.rms_norm(lead, dim, 1e-5, on=SERIAL)), x, gain, garbage((*lead, dim)))
+    *_, y = gpu.run(gpu.compiled(norm.rms_norm, lead, dim, 1e-5), x, gain, garbage((*lead, dim)))
     wide = x.astype(np.float64)
     expected = wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + np.float32(1e-5)) * gain
     # the sum's relative error is at most (dim + 1) u, halved by the root; six more roundings follow
@@ -456,9 +448,9 @@ def test_rms_norm(lead, dim):
 
 
 @pytest.mark.parametrize(("lead", "hidden_dim"), [((1, 1), 96), ((2, 3), 300), ((1, 16), 256)])
-def test_swiglu(lead, hidden_dim):
+def test_swiglu(gpu, lead, hidden_dim):
     both = np.random.default_rng(hidden_dim).uniform(-20, 20, (*lead, 2 * hidden_dim)).astype(np.float32)
-    _, y = run(compiled_serially(swiglu.swiglu(lead, hidden_dim, on=SERIAL)), both, garbage((*lead, hidden_dim)))
+    _, y = gpu.run(gpu.compiled(swiglu.swiglu, lead, hidden_dim), both, garbage((*lead, hidden_dim)))
     gate, up = both[..., :hidden_dim].astype(np.float64), both[..., hidden_dim:].astype(np.float64)
     # exp to 2 ulp (CUDA's and the C library's bound), then an addition, a division and a multiplication
     np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, rtol=4 * FLOAT32)
@@ -470,9 +462,9 @@ def test_swiglu(lead, hidden_dim):
     ("tokens", "dim", "hidden_dim", "dtype"),
     [(1, 64, 96, "int8"), (1, 33, 7, "float32"), (5, 40, 33, "float16"), (70, 64, 48, "int8")],
 )
-def test_mixture(tokens, dim, hidden_dim, dtype):
+def test_mixture(gpu, tokens, dim, hidden_dim, dtype):
     check_mixture(
-        lambda shape, arrays: run(compiled_serially(mixture.mixture(shape, on=SERIAL)), *arrays),
+        lambda shape, arrays: gpu.run(gpu.compiled(mixture.mixture, shape), *arrays),
         tokens,
         dim,
         hidden_dim,
@@ -484,9 +476,9 @@ def test_mixture(tokens, dim, hidden_dim, dtype):
 # tiles with rows for all, some and no pairs; N near a tile of 128
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(("tokens", "dim", "hidden_dim", "dtype"), [(16, 64, 48, "float16"), (70, 72, 100, "int8")])
-def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
+def test_mixture_on_tensor_cores(gpu, tokens, dim, hidden_dim, dtype):
     def make_and_run(shape, arrays):
-        return run(compiled_serially(mixture.mixture(shape, on=SERIAL, tensor_cores=True)), *arrays)
+        return gpu.run(gpu.compiled(mixture.mixture, shape, tensor_cores=True), *arrays)
 
     check_mixture(make_and_run, tokens, dim, hidden_dim, dtype, to_vector_panels, rounds=True)
 
@@ -495,9 +487,9 @@ SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperatur
 
 
 @pytest.mark.parametrize("vocab_size", [50, 3000])
-def test_sample_draws_as_the_host_does(vocab_size):
+def test_sample_draws_as_the_host_does(gpu, vocab_size):
     """Compare with `runtime.decoding.filters`'s filters on the same draw; every third time, some logits are equal."""
-    kernel, rng = compiled_serially(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
+    kernel, rng = gpu.compiled(sample.sample, vocab_size), np.random.default_rng(vocab_size)
     for temperature, top_k in SAMPLING:
         options = SamplingOptions(temperature=temperature, top_k=top_k or None)
         for turn in range(30):
@@ -511,19 +503,19 @@ def test_sample_draws_as_the_host_does(vocab_size):
                 np.array([[7]]),
                 np.array([9]),
             )
-            *_, ids, positions, token = run(kernel, *arrays)
+            *_, ids, positions, token = gpu.run(kernel, *arrays)
             kept, weights_of_kept = candidates(logits.astype(np.float64), options)
             mass = np.cumsum(weights_of_kept)
             expected = kept[np.searchsorted(mass, draw * mass[-1], side="right")]
             assert (token[0], ids[0, 0], positions[0, 0]) == (expected, expected, 8)
 
 
-def test_the_largest_draw_takes_the_last_candidate():
+def test_the_largest_draw_takes_the_last_candidate(gpu):
     """The draw is one that float32 has rounded up to one."""
     logits = np.array([1, 3, 2, 3, 0] * 2, np.float32)
-    kernel = compiled_serially(sample.sample(10, on=SERIAL))
+    kernel = gpu.compiled(sample.sample, 10)
     for top_k, last in ((0, 9), (4, 8)):
-        found = run(
+        found = gpu.run(
             kernel,
             logits.reshape(1, 1, -1),
             np.array([1, top_k, 1], np.float32),
@@ -535,24 +527,24 @@ def test_the_largest_draw_takes_the_last_candidate():
 
 
 @pytest.mark.parametrize("wrong", [np.nan, -np.nan, np.inf, -np.inf])
-def test_sample_tells_of_what_is_no_number(wrong):
+def test_sample_tells_of_what_is_no_number(gpu, wrong):
     logits = np.zeros((1, 1, 40), np.float32)
     logits[..., 33] = wrong
     arrays = (logits, np.array([1, 1, 0], np.float32), np.array([[3]]), np.array([[7]]), np.array([9]))
-    *_, ids, _, token = run(compiled_serially(sample.sample(40, on=SERIAL)), *arrays)
+    *_, ids, _, token = gpu.run(gpu.compiled(sample.sample, 40), *arrays)
     assert (token[0], ids[0, 0]) == (-1, 0)
 
 
 # Each kind of kernel once; attention is in `test_cuda_attention.py`.
 OPTIMIZED = {
-    "product with one row": partial(test_linear, (1, 1), 33, 64, "int4-zeros"),
-    "product with rows": partial(test_linear, (5, 14), 45, 37, "int8"),
-    "product on tensor cores": partial(check_tensor_cores, 16, 32, 64, "int4"),
-    "embedding": partial(test_embedding_is_exact, (2, 3), 64, "int4-zeros"),
-    "norm": partial(test_rms_norm, (1, 16), 100),
-    "swiglu": partial(test_swiglu, (2, 3), 300),
-    "mixture": partial(test_mixture, 5, 40, 33, "float16"),
-    "sampler": partial(test_sample_draws_as_the_host_does, 50),
+    "product with one row": partial(test_linear, SerialForm(), (1, 1), 33, 64, "int4-zeros"),
+    "product with rows": partial(test_linear, SerialForm(), (5, 14), 45, 37, "int8"),
+    "product on tensor cores": partial(check_tensor_cores, SerialForm(), 16, 32, 64, "int4"),
+    "embedding": partial(test_embedding_is_exact, SerialForm(), (2, 3), 64, "int4-zeros"),
+    "norm": partial(test_rms_norm, SerialForm(), (1, 16), 100),
+    "swiglu": partial(test_swiglu, SerialForm(), (2, 3), 300),
+    "mixture": partial(test_mixture, SerialForm(), 5, 40, 33, "float16"),
+    "sampler": partial(test_sample_draws_as_the_host_does, SerialForm(), 50),
 }
 
 

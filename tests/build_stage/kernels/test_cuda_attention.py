@@ -1,4 +1,4 @@
-"""The CUDA kernels of attention in their serial form, run on the CPU, against the definition in float64."""
+"""The CUDA kernels of attention, in their serial form and on the emulated GPU, against the definition in float64."""
 
 from functools import partial
 from itertools import pairwise
@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from build.kernels.cuda import attention, decode_attention, decode_pieces, decode_shares, flash_attention
-from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import cache_format
 from runtime.artifact.rotary import QueryScaling
 from runtime.errors import UserError
 from tests.helpers import cache_reference
-from tests.helpers.kernels import compiled_serially, run
+from tests.helpers.kernels import SerialForm
 from tests.helpers.rotary_reference import query_factor
 
 FLOAT32 = np.finfo(np.float32).eps
@@ -146,32 +145,32 @@ FLASH_CASES = {  # for narrow caches: rows of queries, tiles of 64 columns, and 
         *((case, dtype) for case in (MIXED, TAKEN_BACK, SHARED) for dtype in NARROW),
     ],
 )
-def test_rolling_attention(case, dtype):
-    check_attention(case, dtype)
+def test_rolling_attention(gpu, case, dtype):
+    check_attention(gpu, case, dtype)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("case", FLASH_CASES)
-def test_rolling_attention_on_tensor_cores(case, dtype):
+def test_rolling_attention_on_tensor_cores(gpu, case, dtype):
     model, calls = FLASH_CASES[case]
     assert any(flash_attention.suits(model.shape(1, len(call.positions[0]), dtype)) for call in calls)
-    check_attention(case, dtype, FLASH_CASES, tensor_cores=True)
+    check_attention(gpu, case, dtype, FLASH_CASES, tensor_cores=True)
 
 
 @pytest.mark.parametrize(("dtype", "tensor_cores"), [("float32", False), ("float16", True)])
-def test_queries_are_scaled_by_their_position(dtype, tensor_cores):
+def test_queries_are_scaled_by_their_position(gpu, dtype, tensor_cores):
     """In all three kernels: one token, several, and several on tensor cores."""
     scaling = QueryScaling(beta=0.25, original_context=7)
-    check_attention(TAKEN_BACK, dtype, tensor_cores=tensor_cores, query_scaling=scaling)
+    check_attention(gpu, TAKEN_BACK, dtype, tensor_cores=tensor_cores, query_scaling=scaling)
 
 
 @pytest.mark.parametrize("case", [SHARED, MIXED])
 @pytest.mark.parametrize("dtype", NARROW)
-def test_a_share_of_several_tiles(monkeypatch, case, dtype):
+def test_a_share_of_several_tiles(gpu, monkeypatch, case, dtype):
     """On a device with fewer multiprocessors than tiles: 200 columns are 7 tiles, 4 for one block and 3 for another."""
     monkeypatch.setattr(decode_shares, "TUNING", decode_shares.DecodeTuning(blocks=4))
     assert decode_shares.splits(CASES[SHARED][0].shape(2, 1)) == 2  # for each half of the six heads
-    check_attention(case, dtype)
+    check_attention(gpu, case, dtype)
 
 
 def test_shares_do_not_depend_on_the_number_of_rows():
@@ -180,10 +179,10 @@ def test_shares_do_not_depend_on_the_number_of_rows():
 
 
 @pytest.mark.parametrize("dtype", ["float32", *NARROW])
-def test_a_row_gives_the_same_bits_in_any_step_and_slot(dtype):
+def test_a_row_gives_the_same_bits_in_any_step_and_slot(gpu, dtype):
     """Alone in a step of one, among others in one of four, and in another slot after another sequence."""
     model = Model(4, 2, 64, 40, 64, slots=3)
-    layer = Layer(model, dtype)
+    layer = Layer(gpu, model, dtype)
     rng = np.random.default_rng(3)
     tokens = [layer.token(p, rng) for p in range(100)]
     other = layer.token(0, rng)
@@ -197,9 +196,9 @@ def test_a_row_gives_the_same_bits_in_any_step_and_slot(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "tensor_cores"), [("float32", False), ("float16", True), ("int8", True)])
-def test_a_token_gives_the_same_bits_wherever_its_chunk_begins(dtype, tensor_cores):
+def test_a_token_gives_the_same_bits_wherever_its_chunk_begins(gpu, dtype, tensor_cores):
     model = Model(4, 2, 64, 40, 64, slots=2)
-    layer = Layer(model, dtype, tensor_cores=tensor_cores)
+    layer = Layer(gpu, model, dtype, tensor_cores=tensor_cores)
     rng = np.random.default_rng(3)
     tokens = [layer.token(p, rng) for p in range(150)]
     found = []
@@ -213,8 +212,8 @@ def test_a_token_gives_the_same_bits_wherever_its_chunk_begins(dtype, tensor_cor
 class Layer:
     """One layer's kernels and rings, which keep what calls write."""
 
-    def __init__(self, model, dtype, *, tensor_cores=False):
-        self.model, self.dtype, self.tensor_cores = model, dtype, tensor_cores
+    def __init__(self, gpu, model, dtype, *, tensor_cores=False):
+        self.gpu, self.model, self.dtype, self.tensor_cores = gpu, model, dtype, tensor_cores
         self.rings, self.kernels = rings_of(model, dtype), {}
 
     def token(self, position, rng):
@@ -237,8 +236,8 @@ class Layer:
         positions = np.array(call.positions)
         shape = self.model.shape(*positions.shape, self.dtype)
         if positions.shape not in self.kernels:
-            self.kernels[positions.shape] = kernel_of(shape, tensor_cores=self.tensor_cores)
-        *_, out = found = run(
+            self.kernels[positions.shape] = kernel_of(self.gpu, shape, tensor_cores=self.tensor_cores)
+        *_, out = found = self.gpu.run(
             self.kernels[positions.shape], *inputs, positions, np.array(call.slots), *self.rings, output_of(shape)
         )
         self.rings = found[5:-1]
@@ -291,7 +290,7 @@ def test_what_attention_goes_to_tensor_cores():
     ]
 
 
-def check_attention(case, dtype, cases=CASES, *, tensor_cores=False, query_scaling=None):
+def check_attention(gpu, case, dtype, cases=CASES, *, tensor_cores=False, query_scaling=None):
     """Compare all calls of a case, one after the other, with the definition.
 
     Rings hold NaN where nothing was written, as far as their dtype has it.
@@ -307,10 +306,10 @@ def check_attention(case, dtype, cases=CASES, *, tensor_cores=False, query_scali
         positions, slots = np.array(call.positions), np.array(call.slots)
         shape = model.shape(*positions.shape, dtype, query_scaling)
         if positions.shape not in kernels:
-            kernels[positions.shape] = kernel_of(shape, tensor_cores=tensor_cores)
+            kernels[positions.shape] = kernel_of(gpu, shape, tensor_cores=tensor_cores)
         qkv = rng.standard_normal((*positions.shape, shape.qkv_dim)).astype(np.float32)
         cos, sin = angles(positions, model.dim // 2, rng if exact else None)
-        *_, out = after = run(kernels[positions.shape], qkv, cos, sin, positions, slots, *rings, output_of(shape))
+        *_, out = after = gpu.run(kernels[positions.shape], qkv, cos, sin, positions, slots, *rings, output_of(shape))
         after = after[5:-1]
         expected = reference(shape, qkv, cos, sin, call, history, columns)
         # float16 keys may round the other way after a float32 rotation, and tensor cores take all numbers as float16:
@@ -323,9 +322,9 @@ def check_attention(case, dtype, cases=CASES, *, tensor_cores=False, query_scali
         rings = after
 
 
-def kernel_of(shape, *, tensor_cores=False):
+def kernel_of(gpu, shape, *, tensor_cores=False):
     """The compiled kernel."""
-    return compiled_serially(attention.rolling_attention(shape, on=SERIAL, tensor_cores=tensor_cores))
+    return gpu.compiled(attention.rolling_attention, shape, tensor_cores=tensor_cores)
 
 
 def output_of(shape):
@@ -418,10 +417,10 @@ def reference(shape, qkv, cos, sin, call, history, columns):
 # Each kernel once. The first two read the rotation's angles at `d % 8`, which LLVM 22's loop vectorizer took for
 # sixteen numbers in a row (docs/llvm.md).
 OPTIMIZED = {
-    "chunk": partial(check_attention, "a call that is all padding", "float32"),
-    "steps": partial(check_attention, "steps across the window and the wrap", "float32"),
+    "chunk": partial(check_attention, SerialForm(), "a call that is all padding", "float32"),
+    "steps": partial(check_attention, SerialForm(), "steps across the window and the wrap", "float32"),
     "chunk on tensor cores": partial(
-        check_attention, "a call that is all padding", "float16", FLASH_CASES, tensor_cores=True
+        check_attention, SerialForm(), "a call that is all padding", "float16", FLASH_CASES, tensor_cores=True
     ),
 }
 
