@@ -172,14 +172,7 @@ struct SourceLocation {
 };
 #define UNDEFINED(name) \
   void __ubsan_handle_##name(SourceLocation *at, ...) { fail("undefined in line %u: %s", at->line, #name); }
-UNDEFINED(type_mismatch_v1)
-UNDEFINED(add_overflow)
-UNDEFINED(sub_overflow)
-UNDEFINED(mul_overflow)
-UNDEFINED(negate_overflow)
-UNDEFINED(divrem_overflow)
-UNDEFINED(shift_out_of_bounds)
 UNDEFINED(out_of_bounds)
+UNDEFINED(divrem_overflow)
 UNDEFINED(float_cast_overflow)
-UNDEFINED(load_invalid_value)
 }
