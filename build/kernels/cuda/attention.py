@@ -119,14 +119,17 @@ def _attend(shape: RollingAttention, on: Binding):
                 key_tile[e // D * stride + e % D] = number(keys, slot, h, (first + e // D) % L, e % D)
 
     @T.inline
-    def score(query, key_tile, partial, t):
-        """partial[:, j] = pieces of query . key_tile[j]."""
-        total = T.alloc_buffer((1,), "float32", scope=on.private)
-        total[0] = T.float32(0)
-        for c in T.serial(piece):
-            if t // tile * piece + c < D:
-                total[0] = total[0] + query[t // tile * piece + c] * key_tile[t % tile * stride + t // tile * piece + c]
-        partial[t // tile, t % tile] = total[0]
+    def score(query, key_tile, partial, first, end, t):
+        """partial[:, j] = pieces of query . key_tile[j], as far as keys were loaded."""
+        if first + t % tile < end:
+            total = T.alloc_buffer((1,), "float32", scope=on.private)
+            total[0] = T.float32(0)
+            for c in T.serial(piece):
+                if t // tile * piece + c < D:
+                    total[0] = (
+                        total[0] + query[t // tile * piece + c] * key_tile[t % tile * stride + t // tile * piece + c]
+                    )
+            partial[t // tile, t % tile] = total[0]
 
     @T.inline
     def sum_scores(partial, scores, first, end, t):
@@ -191,7 +194,7 @@ def _attend(shape: RollingAttention, on: Binding):
                 for t in on.threads(threads):
                     load_keys(keys, key_tile, slot, h, first, end, t)
                 for t in on.threads(threads):
-                    score(query, key_tile, partial, t)
+                    score(query, key_tile, partial, first, end, t)
                 for t in on.threads(threads):
                     sum_scores(partial, scores, first, end, t)
                 for t in on.threads(threads):

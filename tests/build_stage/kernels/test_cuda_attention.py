@@ -112,14 +112,14 @@ CASES = {
     ),
     "heads wider than a block": (Model(1, 1, 160, 40, 48), [chunk(0, 0, 3, 3), chunk(0, 3, 2, 3), step((0, 5))]),
     SHARED: (
-        Model(6, 1, 32, 200, 352, slots=2),
+        Model(6, 1, 32, 72, 136, slots=2),
         [
-            chunk(0, 0, 150, 150),
-            chunk(1, 0, 10, 150),
-            step((1, 10), (0, 150)),
-            chunk(0, 151, 149, 150),
-            chunk(0, 300, 120, 150),
-            step((0, 420), (1, 11)),
+            chunk(0, 0, 60, 60),
+            chunk(1, 0, 10, 60),
+            step((1, 10), (0, 60)),
+            chunk(0, 61, 59, 60),
+            chunk(0, 120, 50, 60),
+            step((0, 170), (1, 11)),
         ],
     ),
     "full attention up to the last column": (
@@ -129,7 +129,7 @@ CASES = {
 }
 FLASH_CASES = {  # for narrow caches: rows of queries, tiles of 64 columns, and heads of 32 to 128
     **{name: CASES[name] for name in (MIXED, TAKEN_BACK, SHARED, LONG, "a call that is all padding")},
-    "all of many tiles seen by all": (Model(4, 1, 128, 300, 368), [chunk(0, p, 64, 64) for p in range(0, 448, 64)]),
+    "all of many tiles seen by all": (Model(4, 1, 128, 200, 264), [chunk(0, p, 64, 64) for p in range(0, 320, 64)]),
     "short chunks, wide groups": (Model(8, 1, 96, 70, 80), [chunk(0, 2 * p, 2, 2) for p in range(40)]),
     "few tokens of many": (
         Model(1, 1, 64, 96, 240),
@@ -167,7 +167,7 @@ def test_queries_are_scaled_by_their_position(gpu, dtype, tensor_cores):
 @pytest.mark.parametrize("case", [SHARED, MIXED])
 @pytest.mark.parametrize("dtype", NARROW)
 def test_a_share_of_several_tiles(gpu, monkeypatch, case, dtype):
-    """On a device with fewer multiprocessors than tiles: 200 columns are 7 tiles, 4 for one block and 3 for another."""
+    """On a device with fewer multiprocessors than tiles: 72 columns are 3 tiles, 2 for one block and 1 for another."""
     monkeypatch.setattr(decode_shares, "TUNING", decode_shares.DecodeTuning(blocks=4))
     assert decode_shares.splits(CASES[SHARED][0].shape(2, 1)) == 2  # for each half of the six heads
     check_attention(gpu, case, dtype)

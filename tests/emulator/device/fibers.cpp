@@ -36,7 +36,6 @@ emulator_switch:
 namespace emulated {
 
 constexpr int SAVED_REGISTERS = 6;
-constexpr size_t STACK_BYTES = 256 << 10;
 
 unsigned current_thread;
 uint64_t switches;
@@ -47,19 +46,8 @@ static void *tops[MAX_THREADS], *outside;  // of the stacks of fibers that wait,
 static uint32_t ready[MAX_WARPS], warps_with_ready;
 static bool warp_by_warp;
 
-static uint8_t *stacks() {
-  static auto *memory = static_cast<uint8_t *>(mmap(nullptr, STACK_BYTES * MAX_THREADS, PROT_READ | PROT_WRITE,
+uint8_t *const stacks = static_cast<uint8_t *>(mmap(nullptr, STACK_BYTES * MAX_THREADS, PROT_READ | PROT_WRITE,
                                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  return memory;
-}
-
-bool is_on_stacks(const void *address) {
-  return static_cast<size_t>(static_cast<const uint8_t *>(address) - stacks()) < STACK_BYTES * MAX_THREADS;
-}
-
-bool is_on_own_stack(const void *address) {
-  return static_cast<size_t>(static_cast<const uint8_t *>(address) - stacks()) / STACK_BYTES == current_thread;
-}
 
 void make_ready(unsigned warp, uint32_t lanes) {
   ready[warp] |= lanes;
@@ -125,7 +113,7 @@ static void run_fiber() {
 // A stack on which `emulator_switch` finds registers and returns to `run_fiber`, as if that had been called: it is then
 // 8 bytes off a multiple of 16.
 static void *fresh_stack(unsigned thread) {
-  auto **top = reinterpret_cast<void **>(stacks() + (thread + 1) * STACK_BYTES) - 4;
+  auto **top = reinterpret_cast<void **>(stacks + (thread + 1) * STACK_BYTES) - 4;
   *--top = nullptr;
   *--top = reinterpret_cast<void *>(run_fiber);
   for (int i = 0; i < SAVED_REGISTERS; ++i) *--top = nullptr;

@@ -21,7 +21,14 @@ void make_ready(unsigned warp, uint32_t lanes);  // threads that wait
 void make_all_ready();
 void wait_for_turn();  // of the current thread, which is not ready unless it was made so
 
-bool is_on_stacks(const void *address);
-bool is_on_own_stack(const void *address);
+constexpr size_t STACK_BYTES = 256 << 10;
+extern uint8_t *const stacks;  // of all threads, one behind the other
+
+inline bool is_on_stacks(const void *address) {
+  return static_cast<size_t>(static_cast<const uint8_t *>(address) - stacks) < STACK_BYTES * MAX_THREADS;
+}
+inline bool is_on_own_stack(const void *address) {
+  return static_cast<size_t>(static_cast<const uint8_t *>(address) - stacks) / STACK_BYTES == current_thread;
+}
 
 }  // namespace emulated

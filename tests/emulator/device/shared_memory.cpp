@@ -12,17 +12,13 @@
 namespace emulated {
 
 constexpr size_t GAP = 64;  // bytes between arrays, of no array
-constexpr size_t ARENA = 2 * (STATIC_SHARED_LIMIT + DYNAMIC_SHARED_LIMIT);
 
 static std::deque<SharedArray> arrays;  // in the order of their declarations
 static size_t used, array_bytes, dynamic_bytes;
 static size_t declared;                // arrays that some thread of the block has come to
 static unsigned of_thread[MAX_THREADS];  // arrays that each thread has come to
 
-static uint8_t *arena() {
-  static auto *memory = static_cast<uint8_t *>(aligned_alloc(4096, ARENA));
-  return memory;
-}
+uint8_t *const arena = static_cast<uint8_t *>(aligned_alloc(4096, ARENA_BYTES));
 
 void forget_shared_arrays(size_t dynamic) {
   arrays.clear();
@@ -36,12 +32,8 @@ void empty_shared_arrays() {
 }
 
 uint8_t *shared_memory_at(uint32_t address) {
-  if (address >= ARENA) fail("%u is no address in shared memory", address);
-  return arena() + address;
-}
-
-bool is_shared(const void *address) {
-  return static_cast<size_t>(static_cast<const uint8_t *>(address) - arena()) < ARENA;
+  if (address >= ARENA_BYTES) fail("%u is no address in shared memory", address);
+  return arena + address;
 }
 
 SharedArray *shared_array_at(const void *address) {
@@ -56,8 +48,8 @@ static void add_array(size_t bytes, size_t alignment, int line) {
   if (array_bytes > limit) fail("line %d: %zu bytes of shared memory, more than %zu", line, array_bytes, limit);
   size_t at = (used + alignment - 1) / alignment * alignment;
   used = at + bytes + GAP;
-  if (used > ARENA) fail("line %d: more arrays in shared memory than the emulator has place for", line);
-  arrays.push_back({arena() + at, bytes, Shadow(bytes)});
+  if (used > ARENA_BYTES) fail("line %d: more arrays in shared memory than the emulator has place for", line);
+  arrays.push_back({arena + at, bytes, Shadow(bytes)});
 }
 
 }  // namespace emulated
@@ -82,5 +74,5 @@ extern "C" void *emulator_dynamic_shared(size_t alignment, int line) {
 
 extern "C" uint32_t emulator_address_in_shared(const void *place) {
   if (!is_shared(place)) fail("converts an address outside of shared memory to one inside");
-  return static_cast<uint32_t>(static_cast<const uint8_t *>(place) - arena());
+  return static_cast<uint32_t>(static_cast<const uint8_t *>(place) - arena);
 }

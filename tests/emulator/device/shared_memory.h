@@ -21,7 +21,12 @@ void empty_shared_arrays();   // before a block: they hold no numbers
 
 uint8_t *shared_memory_at(uint32_t address);
 
-bool is_shared(const void *address);
+constexpr size_t ARENA_BYTES = 2 * (STATIC_SHARED_LIMIT + DYNAMIC_SHARED_LIMIT);
+extern uint8_t *const arena;  // in which all arrays lie
+
+inline bool is_shared(const void *address) {
+  return static_cast<size_t>(static_cast<const uint8_t *>(address) - arena) < ARENA_BYTES;
+}
 SharedArray *shared_array_at(const void *address);  // null between arrays
 
 }  // namespace emulated
