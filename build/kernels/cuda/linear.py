@@ -81,14 +81,14 @@ def _body(shape: Linear, on: Binding, *, tensor_cores: bool) -> Body:
     """Inline `body(x, gain, w, s, z, order, residual, y)` for a shape: one launch or several."""
     if tensor_cores and few_rows.suits(shape):
         return few_rows.few_rows(shape, on)
+    if tensor_cores and suits(shape):
+        return tensor_core_gemm(shape, on)
     if shape.rows == 1 and fits(shape):
         return gemv(shape, on)
     if prepares_x(shape):
         in_order = msgspec.structs.replace(shape.weight, reordered=False)
         product = replace(shape, weight=in_order, norm_eps=None, one_of=None)
         return _x_first(shape, _body(product, on, tensor_cores=tensor_cores), on)
-    if tensor_cores and suits(shape):
-        return tensor_core_gemm(shape, on)
     if shape.swiglu:
         return _gate_last(shape, gemm(replace(shape, swiglu=False), on), on)
     return gemm(shape, on)

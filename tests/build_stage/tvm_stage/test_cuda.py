@@ -177,7 +177,7 @@ ATTENTION = RollingAttention(1, 16, 8, 2, 128, 4, 64, 96, "float16", 1.0)
 REGISTERS = {
     "linear": (
         PRODUCT,
-        (r"uint a_ptr\[16\]", r"uint b_ptr\[8\]", r"float acc_ptr\[64\]", r"__shared__ .*uint x_tile_ptr\["),
+        (r"uint a_ptr\[32\]", r"uint b_ptr\[16\]", r"float acc_ptr\[128\]", r"extern __shared__ .*uint memory_ptr\["),
     ),
     **{
         f"rolling_attention over {dtype}": (
