@@ -53,12 +53,22 @@ class EmulatedKernels:
     def run(self, kernel: Kernel, arrays: Sequence[Array], run: Run) -> list[Array]:
         """Call a kernel; return the arrays as it left them. Raises `EmulatorError` with what was found."""
         self.gpu.set(run)
-        tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda(0)) for array in arrays]
+        tensors = _on_device(arrays)
         try:
             kernel(*tensors)
         except Exception as error:
             found = self.gpu.error or str(error)[:500]  # TVM's holds the whole source
             raise EmulatorError(f"{found} ({run})") from None
+        return [tensor.numpy() for tensor in tensors]
+
+    def launch(self, source: str, blocks: int, threads: int, arrays: Sequence[Array], run: Run) -> list[Array]:
+        """Launch the kernel `k` of a CUDA source on arrays; return them as it left them.
+
+        Raises `EmulatorError` with what was found.
+        """
+        self.gpu.set(run)
+        tensors = _on_device(arrays)
+        self.gpu.launch(self.gpu.module(source), "k", blocks, threads, [tensor.data_ptr() for tensor in tensors])
         return [tensor.numpy() for tensor in tensors]
 
     def run_each(self, kernel: Kernel, arrays: Sequence[Array], runs: Sequence[Run]) -> list[Array]:
@@ -72,6 +82,10 @@ class EmulatedKernels:
                 if one.tobytes() != other.tobytes():
                     raise EmulatorError(f"parameter {i} has other bits if it runs {run} than {runs[0]}")
         return first
+
+
+def _on_device(arrays: Sequence[Array]) -> list[Any]:
+    return [tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda(0)) for array in arrays]
 
 
 def _replace_scratch(gpu: Gpu) -> None:

@@ -4,9 +4,10 @@ import numpy as np
 
 from build.compiler import processor_target, tvm
 from build.kernels.cpu.level import LEVELS
-from build.kernels.cuda.binding import SERIAL
+from build.kernels.cuda.binding import GPU, SERIAL
 from build.packing.layout import packed_tensors
 from build.tvm_stage.target import TVM_TARGETS
+from runtime.engines.tvm_runtime import import_ffi
 
 ALIGNMENT = 64  # bytes
 # Code for a lesser processor cannot contain the level's own instructions.
@@ -49,7 +50,7 @@ def run(kernel, *arrays):
 
 
 class SerialForm:
-    """A GPU's kernels in their serial form, in the place of `tests.emulator.process.GpuProcess`."""
+    """A GPU's kernels in their serial form."""
 
     def compiled(self, maker, *arguments, **options):
         """The kernel of the function that `maker` returns."""
@@ -58,6 +59,28 @@ class SerialForm:
     def run(self, kernel, *arrays):
         """Call a kernel; return the arrays as it left them."""
         return run(kernel, *arrays)
+
+
+class EmulatedGpu:
+    """A GPU's kernels on the emulated one, in `process`; each call is one for each of `runs`."""
+
+    def __init__(self, process, runs):
+        self._process, self._runs = process, runs
+
+    def compiled(self, maker, *arguments, **options):
+        """The kernel of the function that `maker` returns.
+
+        TVM's own `load_json` also looks for old versions of what it reads, which takes longer than all else here.
+        """
+        function = import_ffi().serialization.to_json_graph_str(maker(*arguments, on=GPU, **options))
+        return self._process.ask("compile", function)
+
+    def run(self, kernel, *arrays):
+        """Call a kernel; return the arrays as it left them.
+
+        Raises `tests.emulator.gpu.EmulatorError` with what was found, also if two runs do not give the same bits.
+        """
+        return self._process.ask("run", kernel, arrays, self._runs)
 
 
 def machine_code(function, processor):
