@@ -25,6 +25,8 @@ class EmulatedKernels:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
+        self.source = ""  # of what was compiled last
+        self._change: Callable[[str], str] = lambda source: source
         # the host's code only launches; optimizing it would take a third of TVM's time
         self._target = tvm.target.Target(
             {"kind": "cuda", "arch": "sm_80"}, host=processor_target(HOST, **{"opt-level": 0})
@@ -38,14 +40,21 @@ class EmulatedKernels:
         allocations of its own size, otherwise in those of TVM's pool, which are whole pages.
         """
         gpu = Gpu(folder)
+        kernels = cls(gpu)
         ctypes.CDLL(str(find_library(TVM_CUDA)), ctypes.RTLD_GLOBAL)
-        tvm.register_global_func(cuda.COMPILE_CALLBACK, lambda source: bytearray(gpu.module(source)), override=True)
         if exact_scratch:
             _replace_scratch(gpu)
-        return cls(gpu)
+        tvm.register_global_func(cuda.COMPILE_CALLBACK, kernels.module, override=True)
+        return kernels
 
-    def compiled(self, function: Any) -> Kernel:
-        """A kernel, of a function with a GPU's binding."""
+    def module(self, source: str) -> bytearray:
+        """What stands for the machine code of a source, as TVM takes it."""
+        self.source = source
+        return bytearray(self.gpu.module(self._change(source)))
+
+    def compiled(self, function: Any, change: Callable[[str], str] = lambda source: source) -> Kernel:
+        """A kernel, of a function with a GPU's binding; `change` may spoil its source."""
+        self._change = change
         module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
         kernel: Kernel = tvm.compile(module, target=self._target)["kernel"]
         return kernel

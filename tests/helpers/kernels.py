@@ -1,12 +1,15 @@
 """Helpers shared by the kernel tests of every target."""
 
+import msgspec
 import numpy as np
 
 from build.compiler import processor_target, tvm
 from build.kernels.cpu.level import LEVELS
 from build.kernels.cuda.binding import GPU, SERIAL
+from build.kernels.table import CUDA
 from build.packing.layout import packed_tensors
 from build.tvm_stage.target import TVM_TARGETS
+from runtime.artifact.manifest import KernelCall, TensorSpec
 from runtime.engines.tvm_runtime import import_ffi
 
 ALIGNMENT = 64  # bytes
@@ -86,6 +89,18 @@ class EmulatedGpu:
 def machine_code(function, processor):
     """A kernel's instructions as text, whether or not this machine can run them."""
     return _executable(function, processor).mod.inspect_source("s")
+
+
+def call_of(op, *arguments):
+    """The call of a kernel with these arguments for its maker."""
+    parameters = tuple(
+        TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype))
+        for b in CUDA[op](*arguments).params
+    )
+    arguments = tuple(map(msgspec.to_builtins, arguments))
+    return KernelCall(
+        kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"step_1": 1}, bytes=1, flops=1
+    )
 
 
 def packed(tensor, arrays, kind, workers=1):
