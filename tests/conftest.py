@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.emulator.process import GpuProcess
     from tests.helpers.artifacts import Compiled
 
 TESTS = Path(__file__).parent
 # Rooms whose tests need neither TVM nor torch, both of which take seconds to load.
-LIGHT_ROOMS = ("export/configuration", "fuzz", "helpers", "project", "runtime/text")
+LIGHT_ROOMS = ("emulator", "export/configuration", "fuzz", "helpers", "project", "runtime/text")
 # The files that take longest, by CPU time or, in the last lines, by waiting for other processes. They are handed out
 # before all others, in this order, so that no worker is still busy with one of them when the rest is done.
 LONGEST_FIRST = (
@@ -68,6 +69,16 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
     """A folder shared by all processes of this test run (pytest-xdist gives each worker a folder inside it)."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if hasattr(request.config, "workerinput") else base
+
+
+@pytest.fixture(scope="session")
+def gpu_process(shared_folder: Path) -> Iterator["GpuProcess"]:
+    """A process with the emulated GPU."""
+    from tests.emulator.process import GpuProcess
+
+    process = GpuProcess(shared_folder / "emulator")
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ class EmulatedKernels:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
+        self.source = ""  # of what was compiled last
+        self._change: Callable[[str], str] = lambda source: source
         # the host's code only launches; optimizing it would take a third of TVM's time
         self._target = tvm.target.Target(
             {"kind": "cuda", "arch": "sm_80"}, host=processor_target(HOST, **{"opt-level": 0})
@@ -38,14 +40,21 @@ class EmulatedKernels:
         allocations of its own size, otherwise in those of TVM's pool, which are whole pages.
         """
         gpu = Gpu(folder)
+        kernels = cls(gpu)
         ctypes.CDLL(str(find_library(TVM_CUDA)), ctypes.RTLD_GLOBAL)
-        tvm.register_global_func(cuda.COMPILE_CALLBACK, lambda source: bytearray(gpu.module(source)), override=True)
         if exact_scratch:
             _replace_scratch(gpu)
-        return cls(gpu)
+        tvm.register_global_func(cuda.COMPILE_CALLBACK, kernels.module, override=True)
+        return kernels
 
-    def compiled(self, function: Any) -> Kernel:
-        """A kernel, of a function with a GPU's binding."""
+    def module(self, source: str) -> bytearray:
+        """What stands for the machine code of a source, as TVM takes it."""
+        self.source = source
+        return bytearray(self.gpu.module(self._change(source)))
+
+    def compiled(self, function: Any, change: Callable[[str], str] = lambda source: source) -> Kernel:
+        """A kernel, of a function with a GPU's binding; `change` may spoil its source."""
+        self._change = change
         module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
         kernel: Kernel = tvm.compile(module, target=self._target)["kernel"]
         return kernel
@@ -53,12 +62,22 @@ class EmulatedKernels:
     def run(self, kernel: Kernel, arrays: Sequence[Array], run: Run) -> list[Array]:
         """Call a kernel; return the arrays as it left them. Raises `EmulatorError` with what was found."""
         self.gpu.set(run)
-        tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda(0)) for array in arrays]
+        tensors = _on_device(arrays)
         try:
             kernel(*tensors)
         except Exception as error:
             found = self.gpu.error or str(error)[:500]  # TVM's holds the whole source
             raise EmulatorError(f"{found} ({run})") from None
+        return [tensor.numpy() for tensor in tensors]
+
+    def launch(self, source: str, blocks: int, threads: int, arrays: Sequence[Array], run: Run) -> list[Array]:
+        """Launch the kernel `k` of a CUDA source on arrays; return them as it left them.
+
+        Raises `EmulatorError` with what was found.
+        """
+        self.gpu.set(run)
+        tensors = _on_device(arrays)
+        self.gpu.launch(self.gpu.module(source), "k", blocks, threads, [tensor.data_ptr() for tensor in tensors])
         return [tensor.numpy() for tensor in tensors]
 
     def run_each(self, kernel: Kernel, arrays: Sequence[Array], runs: Sequence[Run]) -> list[Array]:
@@ -72,6 +91,10 @@ class EmulatedKernels:
                 if one.tobytes() != other.tobytes():
                     raise EmulatorError(f"parameter {i} has other bits if it runs {run} than {runs[0]}")
         return first
+
+
+def _on_device(arrays: Sequence[Array]) -> list[Any]:
+    return [tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda(0)) for array in arrays]
 
 
 def _replace_scratch(gpu: Gpu) -> None:

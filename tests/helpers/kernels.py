@@ -1,12 +1,16 @@
 """Helpers shared by the kernel tests of every target."""
 
+import msgspec
 import numpy as np
 
 from build.compiler import processor_target, tvm
 from build.kernels.cpu.level import LEVELS
-from build.kernels.cuda.binding import SERIAL
+from build.kernels.cuda.binding import GPU, SERIAL
+from build.kernels.table import CUDA
 from build.packing.layout import packed_tensors
 from build.tvm_stage.target import TVM_TARGETS
+from runtime.artifact.manifest import KernelCall, TensorSpec
+from runtime.engines.tvm_runtime import import_ffi
 
 ALIGNMENT = 64  # bytes
 # Code for a lesser processor cannot contain the level's own instructions.
@@ -49,7 +53,7 @@ def run(kernel, *arrays):
 
 
 class SerialForm:
-    """A GPU's kernels in their serial form, in the place of `tests.emulator.process.GpuProcess`."""
+    """A GPU's kernels in their serial form."""
 
     def compiled(self, maker, *arguments, **options):
         """The kernel of the function that `maker` returns."""
@@ -60,9 +64,43 @@ class SerialForm:
         return run(kernel, *arrays)
 
 
+class EmulatedGpu:
+    """A GPU's kernels on the emulated one, in `process`; each call is one for each of `runs`."""
+
+    def __init__(self, process, runs):
+        self._process, self._runs = process, runs
+
+    def compiled(self, maker, *arguments, **options):
+        """The kernel of the function that `maker` returns.
+
+        TVM's own `load_json` also looks for old versions of what it reads, which takes longer than all else here.
+        """
+        function = import_ffi().serialization.to_json_graph_str(maker(*arguments, on=GPU, **options))
+        return self._process.ask("compile", function)
+
+    def run(self, kernel, *arrays):
+        """Call a kernel; return the arrays as it left them.
+
+        Raises `tests.emulator.gpu.EmulatorError` with what was found, also if two runs do not give the same bits.
+        """
+        return self._process.ask("run", kernel, arrays, self._runs)
+
+
 def machine_code(function, processor):
     """A kernel's instructions as text, whether or not this machine can run them."""
     return _executable(function, processor).mod.inspect_source("s")
+
+
+def call_of(op, *arguments):
+    """The call of a kernel with these arguments for its maker."""
+    parameters = tuple(
+        TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype))
+        for b in CUDA[op](*arguments).params
+    )
+    arguments = tuple(map(msgspec.to_builtins, arguments))
+    return KernelCall(
+        kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"step_1": 1}, bytes=1, flops=1
+    )
 
 
 def packed(tensor, arrays, kind, workers=1):

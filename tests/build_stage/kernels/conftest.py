@@ -5,25 +5,18 @@ import pytest
 from build.kernels.cpu.level import LEVELS
 from runtime.artifact.cpu import missing_features
 from tests.emulator.gpu import Run
-from tests.emulator.process import GpuProcess
 from tests.helpers import kernels
 
 # Each call on the emulated GPU, with all checks.
 RUNS = (Run("reverse", checked=True), Run("random", checked=True))
 
 
-@pytest.fixture(scope="session")
-def emulated_gpu(shared_folder):
-    """The emulated GPU."""
-    gpu = GpuProcess(shared_folder / "emulator", RUNS)
-    yield gpu
-    gpu.close()
-
-
 @pytest.fixture(params=["serial", "emulated"])
 def gpu(request):
     """What compiles and runs the kernels of a GPU: in their serial form, and on the emulated GPU."""
-    return kernels.SerialForm() if request.param == "serial" else request.getfixturevalue("emulated_gpu")
+    if request.param == "serial":
+        return kernels.SerialForm()
+    return kernels.EmulatedGpu(request.getfixturevalue("gpu_process"), RUNS)
 
 
 @pytest.fixture(params=kernels.WIDTHS)

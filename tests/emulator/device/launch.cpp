@@ -109,6 +109,6 @@ const char *emulator_report() {
 int emulator_launch(const char *source, const char *name, unsigned blocks, unsigned threads, void **arguments,
                     unsigned count) {
   Kernel kernel{source, name};
-  return Launch{&kernel, {blocks, 1, 1}, {threads, 1, 1}, 0, {arguments, arguments + count}}.run();
+  return Launch{&kernel, {blocks, 1, 1}, {threads, 1, 1}, 0, std::vector(arguments, arguments + count)}.run();
 }
 }

@@ -18,7 +18,7 @@ import torch
 from build.compiler import tvm
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.shapes import Embedding, Linear, Mixture, RollingAttention
-from build.kernels.table import CUDA, kernels_of
+from build.kernels.table import kernels_of
 from build.packing.layout import packed_tensors
 from build.shipping.keys import make_keys, sign
 from build.tvm_stage.dispatch import dispatch
@@ -55,7 +55,7 @@ from runtime.verify import Check
 from tests.helpers.artifacts import WINDOW
 from tests.helpers.drivers import stub_runtime
 from tests.helpers.encoded import rows_for
-from tests.helpers.kernels import aligned, compiled_serially, packed
+from tests.helpers.kernels import aligned, call_of, compiled_serially, packed
 from tests.helpers.serial import Host, HostDevice, compile_serial
 
 CUDA_TARGET = TargetSpec(kind="cuda", dtype="fp32", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
@@ -76,18 +76,6 @@ def serial(call):
 def calls_of(compile_case, name):
     """The kernels that a case would call on a GPU; no machine code is made."""
     return dispatch(import_graphs(compile_case(name).graphs), HALF_TARGET).calls
-
-
-def call_of(op, *arguments):
-    """The call of a kernel with these arguments for its maker."""
-    parameters = tuple(
-        TensorSpec(name=str(b.name), shape=tuple(map(int, b.shape)), dtype=str(b.dtype))
-        for b in CUDA[op](*arguments).params
-    )
-    arguments = tuple(map(msgspec.to_builtins, arguments))
-    return KernelCall(
-        kernel=f"{op}_0", op=op, arguments=arguments, parameters=parameters, calls={"step_1": 1}, bytes=1, flops=1
-    )
 
 
 def mixture_call(tokens, dtype):
