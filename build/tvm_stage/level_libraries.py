@@ -16,9 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import tvm_ffi
-
-from build.compiler import tvm
+from build.compiler import tvm, tvm_ffi
 from build.tvm_stage.dispatch import KernelSource, with_kernels
 from build.tvm_stage.lower import write_library
 from export.stage import ROOT
