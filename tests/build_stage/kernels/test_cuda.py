@@ -494,7 +494,7 @@ def test_mixture_on_tensor_cores(tokens, dim, hidden_dim, dtype):
 SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperature and top-k; greedy is a top-k of 1
 
 
-@pytest.mark.parametrize("vocab_size", [50, 3000])
+@pytest.mark.parametrize("vocab_size", [52, 3001])  # ids in vectors; and one thread with fewer ids than the others
 def test_sample_draws_as_the_host_does(vocab_size):
     """Compare with `runtime.decoding.filters`'s filters on the same draw; every third time, some logits are equal."""
     kernel, rng = compiled_serially(sample.sample(vocab_size, on=SERIAL)), np.random.default_rng(vocab_size)
@@ -518,11 +518,12 @@ def test_sample_draws_as_the_host_does(vocab_size):
             assert (token[0], ids[0, 0], positions[0, 0]) == (expected, expected, 8)
 
 
-def test_the_largest_draw_takes_the_last_candidate():
+@pytest.mark.parametrize("vocab_size", [10, 1025])  # of 1025, threads have two each, and the last one
+def test_the_largest_draw_takes_the_last_candidate(vocab_size):
     """The draw is one that float32 has rounded up to one."""
-    logits = np.array([1, 3, 2, 3, 0] * 2, np.float32)
-    kernel = compiled_serially(sample.sample(10, on=SERIAL))
-    for top_k, last in ((0, 9), (4, 8)):
+    logits = np.resize(np.array([1, 3, 2, 3, 0], np.float32), vocab_size)
+    kernel = compiled_serially(sample.sample(vocab_size, on=SERIAL))
+    for top_k, last in ((0, vocab_size - 1), (4, vocab_size - 2)):
         found = run(
             kernel,
             logits.reshape(1, 1, -1),
