@@ -1,5 +1,6 @@
 """Every CUDA kernel in its serial form, run on the CPU, against numpy in float64."""
 
+import struct
 from functools import partial
 
 import ml_dtypes
@@ -16,6 +17,7 @@ from build.kernels.cuda import (
     mma,
     norm,
     pair_weights,
+    placed_byte,
     sample,
     swiglu,
     tensor_core,
@@ -219,6 +221,18 @@ def test_a_row_has_the_same_bits_in_any_company(name):
     together = rows(list(range(15)))
     np.testing.assert_array_equal(rows([4, 11]), together[[4, 11]])
     np.testing.assert_array_equal(rows([9, 3, 14, 0, 2, 1, 11, 4])[[7, 1]], together[[4, 3]])
+
+
+def test_a_byte_is_placed_by_one_instruction():
+    """By the definition of `__byte_perm(x, y, selector)`, which the serial form does without.
+
+    Byte i of the result is the one that digit i of the selector says, of the eight bytes of y and x.
+    """
+    word, rest, eight = 0x89ABCDEF, 0x11223344, np.frombuffer(struct.pack("<II", 0x89ABCDEF, 0x11223344), np.uint8)
+    for byte, target in np.ndindex(4, 4):
+        digits = [placed_byte.selector(int(byte), target) >> 4 * i & 0xF for i in range(4)]
+        expected = [word >> 8 * byte & 0xFF if i == target else rest >> 8 * i & 0xFF for i in range(4)]
+        assert eight[digits].tolist() == expected
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "float32"])
