@@ -39,6 +39,7 @@ FORMATS = {
     "fp16": Storage(dtype="float16"),
     "int8": Storage(dtype="int8"),
     "int4": Storage(dtype="int4", group_size=32),
+    "e4m3": Storage(dtype="float8"),
 }
 EPS = 1e-5
 PLAIN = FORMATS["fp16"]
