@@ -156,7 +156,7 @@ def number(stored: Storage) -> Reader:
 
 
 def factor(stored: Storage, on: Binding = GPU) -> Reader:
-    """The reader for sums of products, with `group_scaling`."""
+    """The reader for sums of products, with `group_scaling`; only how it reads depends on the binding."""
     return FACTORS[stored.dtype](on) if stored.dtype in FACTORS else number(stored)
 
 
