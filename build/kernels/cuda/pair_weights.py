@@ -17,7 +17,7 @@ from build.kernels.cuda import half_pairs
 from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.half_pairs import half_bits, repeated
 from build.kernels.cuda.mma import PAIR, member, pair
-from build.kernels.cuda.weights import MAGNITUDES, SIGNS, number
+from build.kernels.cuda.weights import FLIPPED_SIGNS, MAGNITUDES, SIGNS, number
 from export.weights.format import Storage
 from export.weights.table import vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
@@ -25,7 +25,7 @@ from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
 WORDS = 4  # uint32 in the 16 bytes that a thread loads
 ABOVE = 0x64006400  # the bits of 1024, twice
 NIBBLES, BYTES = 0x000F000F, 0x00FF00FF  # the places of a number in both halves of a word
-FLIPPED_SIGNS, BIAS = 0x80808080, 128  # which make int8 numbers unsigned
+BIAS = 128  # by which flipped signs make int8 numbers larger
 
 Word = Callable[[Any], Any]
 

@@ -175,7 +175,7 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
     at source(members, i) in x. Each lane's sums are in acc where `Tiling.place` says. A scale per output is left to
     the caller; group scales are multiplied in.
     """
-    layout, loading, steps = vector_layout(stored, n, k), Loading.of(stored, n, k), vector_steps(stored)
+    layout, loading, steps = vector_layout(stored, n, k), Loading.of(stored), vector_steps(stored)
     panels, vectors = layout.shape[0], layout.shape[1]
     loaded_steps = min(steps, NUMBERS)  # of K, that a thread loads at once: 16 bytes, or 8 bytes of int4
     halves = layout.dtype == "float16"  # halves are pairs already
@@ -188,7 +188,7 @@ def tile_product(stored: Storage, n: int, k: int, tiling: Tiling, on: Binding, *
     # What a thread loads at once lies in one group, and it loads once in each step.
     assert not grouped or (w_loads == 1 and stored.group_size % loaded_steps == 0)  # type: ignore[operator]
     parts = parts_of(layout)
-    read, product = factor(stored).read, mma.multiplier(on)
+    read, product = factor(stored, on).read, mma.multiplier(on)
 
     def weight(w_next, scaling, t, c, v):
         """Number v of load c, as a weight where it belongs to a group."""
