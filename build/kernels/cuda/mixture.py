@@ -20,6 +20,7 @@ from build.kernels.cuda.gemv import gemv_warps
 from build.kernels.cuda.panel_dot import Held, held_sizes, panel_dot, panel_total, vectors_of
 from build.kernels.cuda.swiglu import gated_rows
 from build.kernels.cuda.tensor_core import fits
+from build.kernels.cuda.weights import Loading
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
 from export.weights.table import vector_layout
@@ -35,10 +36,12 @@ def mixture(shape: Mixture, on: Binding = GPU, *, tensor_cores: bool = False) ->
     up = _product(shape, 2 * hidden_dim, dim, shape.experts_per_token, on, tensor_cores=tensor_cores)
     down = _product(shape, dim, hidden_dim, 1, on, tensor_cores=tensor_cores)
     route, group, combine = _route(shape, on), _group(shape, on), _combine(shape, on)
-    gate = gated_rows(shape.pairs, hidden_dim, on)
+    gate, loading = gated_rows(shape.pairs, hidden_dim, on), Loading.of(shape.weight)
 
     @T.inline
-    def body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, hidden, mixed):
+    def body(x, scores, w13_in, s13, w2_in, s2, y, chosen, share, count, members, both, hidden, mixed):
+        w13 = loading.declared(w13_in)
+        w2 = loading.declared(w2_in)
         route(scores, chosen, share)
         group(chosen, count, members)
         up(x, w13, s13, chosen, count, members, both)
@@ -143,7 +146,7 @@ def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bindin
     panels = -(-n // PANEL)
     warps = gemv_warps(shape.pairs * panels, vectors_of(shape.weight, k))
     (hold, dot), total = panel_dot(shape.weight, k, warps, on), panel_total(shape.weight, warps)
-    sizes, dtype = held_sizes(shape.weight, k), shape.weight_dtype
+    sizes, dtype = held_sizes(shape.weight), Loading.of(shape.weight).dtype
 
     @T.inline
     def body(x, w, s, chosen, _count, _members, out):

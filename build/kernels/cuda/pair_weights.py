@@ -17,7 +17,7 @@ from build.kernels.cuda import half_pairs
 from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.half_pairs import BOTH, half_bits, repeated
 from build.kernels.cuda.mma import PAIR, member, pair
-from build.kernels.cuda.weights import MAGNITUDES, SIGNS, number
+from build.kernels.cuda.weights import FLIPPED_SIGNS, MAGNITUDES, SIGNS, number
 from export.weights.format import Storage
 from export.weights.table import vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
@@ -25,7 +25,7 @@ from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
 WORDS = 4  # uint32 in the 16 bytes that a thread loads
 ABOVE = 0x64006400  # the bits of 1024, twice
 NIBBLES, BYTES = 0x000F000F, 0x00FF00FF  # the places of a number in both halves of a word
-FLIPPED_SIGNS, BIAS = 0x00800080, 128  # which make two int8 numbers unsigned
+BIAS = 128  # by which flipped signs make int8 numbers larger
 
 Word = Callable[[Any], Any]
 
@@ -70,7 +70,8 @@ def pair_reader(stored: Storage, on: Binding):
         return (at_top & T.uint32(SIGNS)) | ((at_top >> T.uint32(1)) & T.uint32(MAGNITUDES))
 
     def from_int8(word: Word, i: Any, offset: Any) -> Any:
-        above = masked_and_flipped(word(i // PAIR) >> T.Cast("uint32", i % PAIR * 8), BYTES, ABOVE | FLIPPED_SIGNS)
+        both = word(i // PAIR) >> T.Cast("uint32", i % PAIR * 8)
+        above = masked_and_flipped(both, BYTES, ABOVE | FLIPPED_SIGNS & BYTES)
         return less(above, T.int32(BIAS) + T.Cast("int32", offset) if stored.zero_points else BIAS)
 
     def from_int4(word: Word, i: Any, offset: Any) -> Any:

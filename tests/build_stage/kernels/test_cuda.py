@@ -1,5 +1,6 @@
 """Every CUDA kernel, in its serial form and on the emulated GPU, against numpy in float64."""
 
+import struct
 from functools import partial
 
 import ml_dtypes
@@ -16,6 +17,7 @@ from build.kernels.cuda import (
     mma,
     norm,
     pair_weights,
+    placed_byte,
     sample,
     swiglu,
     tensor_core,
@@ -228,6 +230,18 @@ def test_a_row_has_the_same_bits_in_any_company(gpu, name):
     together = rows(list(range(15)))
     np.testing.assert_array_equal(rows([4, 11]), together[[4, 11]])
     np.testing.assert_array_equal(rows([9, 3, 14, 0, 2, 1, 11, 4])[[7, 1]], together[[4, 3]])
+
+
+def test_a_byte_is_placed_by_one_instruction():
+    """By the definition of `__byte_perm(x, y, selector)`, which the serial form does without.
+
+    Byte i of the result is the one that digit i of the selector says, of the eight bytes of y and x.
+    """
+    word, rest, eight = 0x89ABCDEF, 0x11223344, np.frombuffer(struct.pack("<II", 0x89ABCDEF, 0x11223344), np.uint8)
+    for byte, target in np.ndindex(4, 4):
+        digits = [placed_byte.selector(int(byte), target) >> 4 * i & 0xF for i in range(4)]
+        expected = [word >> 8 * byte & 0xFF if i == target else rest >> 8 * i & 0xFF for i in range(4)]
+        assert eight[digits].tolist() == expected
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "float32"])
@@ -553,7 +567,7 @@ def test_mixture_on_tensor_cores(gpu, tokens, dim, hidden_dim, dtype):
 SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperature and top-k; greedy is a top-k of 1
 
 
-@pytest.mark.parametrize("vocab_size", [50, 3000])
+@pytest.mark.parametrize("vocab_size", [52, 3001])  # ids in vectors; and one thread with fewer ids than the others
 def test_sample_draws_as_the_host_does(gpu, vocab_size):
     """Compare with `runtime.decoding.filters`'s filters on the same draw; every third time, some logits are equal."""
     kernel, rng = gpu.compiled(sample.sample, vocab_size), np.random.default_rng(vocab_size)
@@ -577,11 +591,12 @@ def test_sample_draws_as_the_host_does(gpu, vocab_size):
             assert (token[0], ids[0, 0], positions[0, 0]) == (expected, expected, 8)
 
 
-def test_the_largest_draw_takes_the_last_candidate(gpu):
+@pytest.mark.parametrize("vocab_size", [10, 1025])  # of 1025, threads have two each, and the last one
+def test_the_largest_draw_takes_the_last_candidate(gpu, vocab_size):
     """The draw is one that float32 has rounded up to one."""
-    logits = np.array([1, 3, 2, 3, 0] * 2, np.float32)
-    kernel = gpu.compiled(sample.sample, 10)
-    for top_k, last in ((0, 9), (4, 8)):
+    logits = np.resize(np.array([1, 3, 2, 3, 0], np.float32), vocab_size)
+    kernel = gpu.compiled(sample.sample, vocab_size)
+    for top_k, last in ((0, vocab_size - 1), (4, vocab_size - 2)):
         found = gpu.run(
             kernel,
             logits.reshape(1, 1, -1),
