@@ -42,7 +42,7 @@ def in_huge_pages(path: Path) -> NDArray[Any]:
     copy = memory[start : start + nbytes]
     with path.open("rb", buffering=0) as file:
         filled = 0
-        while filled < nbytes and (read := file.readinto(memoryview(copy)[filled:])):
+        while filled < nbytes and (read := file.readinto(copy.data[filled:])):
             filled += read
     if filled < nbytes:
         raise UserError(f"{path} has shrunk since it was opened: expected {nbytes} bytes, but {filled} are left")
