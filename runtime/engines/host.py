@@ -46,8 +46,10 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
 
 
 def _weights(opened: Artifact) -> dict[str, NDArray[Any]]:
+    if not wants_huge_pages():
+        return opened.weights()
     file = opened.weights_file()
-    return file.views(in_huge_pages(file.path)) if wants_huge_pages() else file.map()
+    return file.views(in_huge_pages(file.path))
 
 
 def check_memory(caches: int, copied: int = 0) -> None:
