@@ -43,5 +43,3 @@ std::string place_of(const void *return_address) {
 }
 
 }  // namespace emulated
-
-extern "C" void emulator_fail(const char *message) { emulated::fail("%s", message); }

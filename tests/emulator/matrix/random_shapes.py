@@ -13,7 +13,7 @@ from runtime.errors import UserError
 from runtime.gpu_check.kernel_cases import case_of
 from tests.emulator.gpu import Run
 from tests.emulator.kernels import EmulatedKernels
-from tests.emulator.matrix.rows import Row, rows_of
+from tests.emulator.matrix.rows import Row, rows_of, whole_results
 from tests.helpers.kernels import call_of
 
 COUNT = 400
@@ -24,6 +24,11 @@ MOST_WEIGHTS = 2**20  # times rows: what a run takes a second for
 
 def rows(kernels: EmulatedKernels, seed: int = 0) -> Iterator[Row]:
     """Rows of `COUNT` shapes, the same for the same seed."""
+    with whole_results():
+        yield from _rows(kernels, seed)
+
+
+def _rows(kernels: EmulatedKernels, seed: int) -> Iterator[Row]:
     for number in range(COUNT):
         rng = np.random.default_rng((seed, number))
         op = str(rng.choice(OPS))

@@ -1,7 +1,10 @@
 """The table that `python -m tests.emulator` prints: a row for each run of a kernel on the emulated GPU."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import pytest
 
 from runtime.gpu_check.kernel_case import KernelCase
 from tests.emulator.gpu import EmulatorError, Run
@@ -34,28 +37,21 @@ class Row:
 def rows_of(
     kernels: EmulatedKernels, name: str, label: str, kernel: Kernel, case: KernelCase, runs: Sequence[Run] = RUNS
 ) -> Iterator[Row]:
-    """A row for each run of a kernel on a case; those that compute alike must give the same bits."""
-
-    def error_of(found: Sequence[Array]) -> float:
-        return case.error([array if i in case.compared else case.arrays[i] for i, array in enumerate(found)])
-
-    compared = sorted(case.compared)
-    for run, result in results(kernels, kernel, case.arrays, runs, lambda found: [found[i] for i in compared]):
-        if isinstance(result, str):
-            yield Row(name, label, str(run), result, False)
+    """A row for each run of a kernel on a case."""
+    for run, found in results(kernels, kernel, case.arrays, case.compared, runs):
+        if isinstance(found, str):
+            yield Row(name, label, str(run), found, False)
         else:
-            error = error_of(result)
-            yield Row(name, label, str(run), f"{error:.3f}", error <= 1)
+            yield Row(name, label, str(run), f"{case.error(found):.2g}", case.error(found) <= 1)
 
 
 def results(
-    kernels: EmulatedKernels,
-    kernel: Kernel,
-    arrays: Sequence[Array],
-    runs: Sequence[Run],
-    compared: Callable[[Sequence[Array]], Sequence[Array]],
+    kernels: EmulatedKernels, kernel: Kernel, arrays: Sequence[Array], compared: Collection[int], runs: Sequence[Run]
 ) -> Iterator[tuple[Run, list[Array] | str]]:
-    """Each run's arrays, or what is wrong: the emulator's words, or bits that depend on the order of threads."""
+    """The arrays after each run, of which some are `compared`, or what is wrong.
+
+    That is what the emulator says, or that the order of threads can be seen in the bits of those that are compared.
+    """
     first: dict[bool, bytes] = {}  # bits by whether the code is the checked one, which has no FMAs
     for run in runs:
         try:
@@ -63,7 +59,16 @@ def results(
         except EmulatorError as error:
             yield run, str(error)
             continue
-        bits = b"".join(array.tobytes() for array in compared(found))
+        bits = b"".join(found[i].tobytes() for i in sorted(compared))
         if not run.adverse and first.setdefault(run.checked, bits) != bits:
             yield run, "has other bits than another order of threads"
         yield run, found
+
+
+@contextmanager
+def whole_results() -> Iterator[None]:
+    """Let `case_of` compare all of a result, where it would take a sample of a large one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kernel_cases.ROWS", "kernel_cases.PANELS", "attention_case.QUERIES"):
+            patch.setattr(f"runtime.gpu_check.{name}", 10**9)
+        yield
