@@ -1,0 +1,117 @@
+"""Whole models on the emulated GPU, through the project's own engine: its streams, captured graphs, slots and draws.
+
+    python -m tests.emulator.matrix.models CASE
+
+Streams do their work at once, and then as late as a device may. A process has one engine, so each case has a process.
+"""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from build.compile import compile_job
+from export.job import Job
+from export.onnx_graphs.graphs import OnnxGraphs
+from export.pipeline import export_model
+from runtime.engines import cuda_device
+from runtime.engines.engine import Engine
+from runtime.engines.side_by_side import SideBySide
+from runtime.engines.tvm_runtime import find_library
+from runtime.verify import verify, verify_draws
+from tests.emulator.gpu import RUNTIME, Run
+from tests.emulator.kernels import EmulatedKernels
+from tests.emulator.matrix.layers import emulate_nvcc
+from tests.emulator.matrix.rows import Row
+from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, write_case
+from tests.helpers.onnx_agreement import check_rows_of_all_slots, check_steps_and_prefills
+
+LONGEST = 2 * WINDOW + 3
+
+
+def small(
+    model: Mapping[str, object],
+    chunks: Sequence[int] = (16, 5),
+    dtype: str = "fp16",
+    slots: int = 1,
+    **quantize: object,
+) -> Case:
+    """A small model and its configuration."""
+    config = {
+        "shape": {"prefill_chunk": list(chunks), "cache_len": CACHE_LEN, "slots": slots},
+        "quantize": quantize,
+        "backend": {"target": "cuda", "arch": ["sm_80"], "dtype": dtype},
+    }
+    return Case({"sliding_window": WINDOW, "num_hidden_layers": 2, **model}, config)
+
+
+CASES = {
+    "float16, two slots": small({}, slots=2),
+    "float16, attention on tensor cores": small({"head_dim": 32}, chunks=(32, 6)),
+    "float16, no window": small({"sliding_window": None}),
+    "float32, three slots": small({}, dtype="fp32", slots=3),
+    "int8": small({}, scheme="int8"),
+    "int4 with zero points": small({}, scheme="int4", symmetric=False),
+    "caches of int8": small({"head_dim": 32}, slots=2, cache="int8"),
+    "caches of int4": small({"head_dim": 32}, slots=2, cache="int4"),
+}
+RUNS = (Run("random", 1), Run("random", 2, deferred=True))
+
+
+def rows(_kernels: EmulatedKernels) -> Iterator[Row]:
+    """A row for each case, whose process prints a row for each of its runs."""
+    for name in CASES:
+        status = subprocess.run([sys.executable, "-m", "tests.emulator.matrix.models", name], check=False).returncode
+        yield Row("model", name, "", f"ended with status {status}", status == 0)
+
+
+def rows_of_case(name: str) -> Iterator[Row]:
+    """A row for each run of a case in this process, in which no engine may have been opened."""
+    with TemporaryDirectory() as folder, contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        kernels = EmulatedKernels.load(Path(folder, "emulator"), exact_scratch=False)
+        emulate_nvcc(patch, kernels)
+        patch.setattr(cuda_device, "find_library", partial(_library, kernels.gpu.runtime))
+        graphs, artifact = _compiled(CASES[name], Path(folder))
+        for run in RUNS:
+            kernels.gpu.set(run)
+            wrong = _wrong(graphs, Engine.open(artifact))
+            yield Row("model", name, str(run), "; ".join(wrong) or "right", not wrong)
+
+
+def _library(runtime: Path, name: str) -> Path:
+    return runtime if name == RUNTIME else find_library(name)
+
+
+def _compiled(case: Case, folder: Path) -> tuple[OnnxGraphs, Path]:
+    job = Job.load(Path(write_case("case", case, folder).name))
+    graphs = export_model(job)
+    compile_job(job)
+    return graphs, job.artifact
+
+
+def _wrong(graphs: OnnxGraphs, engine: Engine) -> list[str]:
+    """What is wrong with an engine: against onnxruntime, against itself, and its draws."""
+    wrong = []
+    try:
+        check_steps_and_prefills(graphs, engine, WINDOW, LONGEST)
+        check_rows_of_all_slots(graphs, engine, LONGEST)
+    except AssertionError as error:
+        wrong.append(f"not as onnxruntime: {error}")
+    checks = [*verify(SideBySide(engine, engine.slots)), *verify_draws(SideBySide(engine, 1))]
+    return [*wrong, *(f"{check.check}: {check.found}, expected {check.expected}" for check in checks if not check.ok)]
+
+
+def main() -> int:
+    """Check the case that the command line names; 1 if anything is wrong."""
+    found = list(rows_of_case(sys.argv[1]))
+    print("\n".join(map(str, found)))
+    return 0 if all(row.ok for row in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
