@@ -24,7 +24,7 @@ TEST := $(PY) -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile 
 INPUT_demo := $(PY) -m export.fetch demo out/downloads
 INPUT_tiny := $(PY) -m tests.helpers.tiny out/downloads/tiny-mistral
 
-.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship push pull gpucheck keys cluster-demo cluster-bench check test test-server test-cluster fuzz soak clean
+.PHONY: help setup lock inputs demo serve plan compile parity quality bench load memory ship push pull gpucheck keys cluster-demo cluster-bench check test test-server test-cluster fuzz simt soak clean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [CONFIG=yaml/x.yaml] [SET='key.path=value ...'] [DUMP=folder]"
@@ -185,6 +185,10 @@ test-cluster: $(READY)  ## test the files of deploy/, a gateway, stores of artif
 fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that are neither refused nor read rightly are
 ## kept in out/fuzz/; ONLY=gguf_file fuzzes one reader
 	$(PY) -m tests.fuzz --minutes $(MINUTES) $(if $(ONLY),--reader $(ONLY))
+
+simt: setup  ## run the CUDA kernels on an emulated GPU, thread by thread, in more cases than `make test` has time for, and
+## see every barrier that is taken out; ONLY=layers, positions, draws, mutations or shapes runs one part
+	$(PY) -m tests.emulator $(if $(ONLY),--only $(ONLY))
 
 soak: setup  ## MINUTES=5: random requests come and go on compiled artifacts for so long; every result must have the
 ## bits that the same tokens gave before, whatever shared the step; then random clients do their worst to a server

@@ -10,7 +10,7 @@ from build.tools.footprint import Footprint, caches_of, description, table
 from export.configuration.config import describe_defaults, stage_parser
 from export.console import console, output
 from export.job import Job
-from export.peak_memory import noted_peak, return_freed_blocks
+from export.peak_memory import collect_rarely, noted_peak, return_freed_blocks
 from export.results import weights_folder
 from runtime.artifact.consistency import MANIFEST_FILE
 from runtime.artifact.folder import Artifact
@@ -24,6 +24,7 @@ def main() -> int:
     job = Job.load(arguments.config, arguments.overrides)
     console.print("\n".join(describe_defaults(job.config)), style="dim", markup=False)
     return_freed_blocks()
+    collect_rarely()
     start = time.time()
     artifact = compile_job(job, arguments.dump)
     made = (artifact.folder / MANIFEST_FILE).stat().st_mtime >= start

@@ -15,6 +15,7 @@ else:
     finally:
         del sys.modules["torch"]
 
+import tvm_ffi  # after TVM
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.support import cc
@@ -22,7 +23,7 @@ from tvm.target import codegen
 
 from build import script_parser  # after TVM
 
-__all__ = ["cc", "codegen", "from_onnx", "llvm_target", "processor_target", "relax", "tvm"]
+__all__ = ["cc", "codegen", "from_onnx", "llvm_target", "processor_target", "relax", "tvm", "tvm_ffi"]
 
 script_parser.speed_up()
 

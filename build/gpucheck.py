@@ -49,7 +49,7 @@ ENCODINGS: Mapping[str, Encoding] = {
     "q4_1": Encoding("int4", 32, "float16", "minimums"),
     "q6_k": Encoding("int8", 16, "float32"),
     "gptq": Encoding("int4", 128, "float16", "zero_points", order="by activations"),
-    "fp8": Encoding("float8", 128, "float32"),
+    "fp8_blocks": Encoding("float8", 128, "float32"),
 }
 CHECKS = (
     "7b:none",

@@ -6,7 +6,7 @@
 from export.configuration.config import stage_parser
 from export.console import console
 from export.job import Job
-from export.peak_memory import return_freed_blocks
+from export.peak_memory import collect_rarely, return_freed_blocks
 from export.pipeline import export_model
 from runtime.errors import run_command
 
@@ -16,6 +16,7 @@ def main() -> int:
     arguments = stage_parser("Export a checkpoint to static ONNX graphs.").parse_args()
     job = Job.load(arguments.config, arguments.overrides)
     return_freed_blocks()
+    collect_rarely()
     graphs = export_model(job)
     if arguments.dump is not None:
         graphs.dump(arguments.dump)

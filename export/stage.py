@@ -27,13 +27,14 @@ def stage_key(inputs: Mapping[str, object], module: str, tools: Iterable[str]) -
 def our_modules(module: str) -> dict[str, Path]:
     """The files, by module name, of `module` and of every project module that it imports, directly or indirectly."""
     found: dict[str, Path] = {}
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-        if name not in found and path.is_file():
-            found[name] = path
-            waiting += _source(path).imports
+    seen: set[str] = set()
+    names = {module}
+    while names:
+        seen |= names
+        paths = {name: ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names}
+        ours = {name: path for name, path in paths.items() if path.is_file()}
+        found |= ours
+        names = {imported for path in ours.values() for imported in _source(path).imports} - seen
     return found
 
 
@@ -53,16 +54,16 @@ def _source(path: Path) -> _Source:
 @cache
 def _parsed(path: Path, _changed: int) -> _Source:
     tree = ast.parse(path.read_text())
-    documented = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)]
-    for node in documented:
-        if ast.get_docstring(node, clean=False) is not None:
+    nodes = list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
-    return _Source(tuple(_imported(tree)), hashlib.sha256(ast.dump(tree).encode()).hexdigest())
+    return _Source(tuple(_imported(nodes)), hashlib.sha256(ast.dump(tree).encode()).hexdigest())
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Names that may be modules: `import a.b` gives a.b; `from a import b` gives a and a.b."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -1,5 +1,6 @@
 """Fixtures shared by several test files, and the setup of a test run."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -37,8 +38,10 @@ LONGEST_FIRST = (
 def pytest_configure(config: pytest.Config) -> None:
     """Give each worker one core: thread pools that wait for each other's cores cost minutes.
 
-    Ctrl-C works even where a shell's `&` has disabled it.
+    Ctrl-C works even where a shell's `&` has disabled it. Nothing that is collected is garbage, so the collector waits
+    for `pytest_collection_finish`.
     """
+    gc.disable()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker is not None:
@@ -62,6 +65,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, all others in their own order."""
     order = {TESTS / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what stays until the end: torch, TVM and transformers are a million objects.
+
+    Looking through them again and again would take a sixth of a worker's time.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

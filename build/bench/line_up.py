@@ -33,6 +33,7 @@ LARGE = "1.1b"  # a shape whose weights are far larger than any processor's cach
 LARGE_LABEL = LARGE.upper()
 LARGE_SCHEMES = ("fp32", "bf16", "bf16_dot", "int8", "int8_dynamic", "int4_dynamic")
 GGUF_FILE = f"random-{LARGE}.gguf"
+CHECKPOINT_FOLDER = "checkpoint"
 NOT_INSTALLED = "it needs `make setup BENCH=1`"
 
 
@@ -89,9 +90,7 @@ def _large_model(job: Job, task: Task, names: Collection[str]) -> list[Contender
     """The contenders with a random model of the shape `LARGE`, whose files are written now if they do not exist."""
     workspace = job.config.workspace.path
     n_layers = int(SHAPES[LARGE]["num_hidden_layers"])
-    checkpoint = made_whole(
-        workspace / f"random-{LARGE}", lambda folder: write_random_checkpoint(folder, LARGE, n_layers)
-    )
+    checkpoint = _large_checkpoint(workspace, n_layers)
     changes = {
         "name": f"random-{LARGE}",
         "frontend.checkpoint": checkpoint,
@@ -119,6 +118,15 @@ def _large_model(job: Job, task: Task, names: Collection[str]) -> list[Contender
             Contender(LLAMA, scheme, rival_command(module, path, task, scheme), model=LARGE_LABEL) for scheme in types
         ]
     return found
+
+
+def _large_checkpoint(workspace: Path, n_layers: int) -> Path:
+    """A folder of its own within what is made whole, since a checkpoint is written to an empty folder alone."""
+    made = made_whole(
+        workspace / f"random-{LARGE}",
+        lambda folder: write_random_checkpoint(folder / CHECKPOINT_FOLDER, LARGE, n_layers),
+    )
+    return made / CHECKPOINT_FOLDER
 
 
 def _large_rivals() -> list[str]:

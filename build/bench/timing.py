@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 
 from build.bench.turns import rotated
-from build.compiler import processor_target, tvm
+from build.compiler import processor_target, tvm, tvm_ffi
 from build.tvm_stage.target import TVM_TARGETS
 from export.weights.format import Array
 from runtime.engines.host import ALIGNMENT

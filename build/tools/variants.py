@@ -23,6 +23,7 @@ VARIANTS: dict[str, list[str]] = {
         "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
         "int8-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int8"],
         "int4-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int4"],
+        "fp8": ["quantize.scheme=fp8", "backend.dtype=fp32"],
         "int8": ["quantize.scheme=int8", "backend.dtype=fp32"],
         "int8_dynamic": ["quantize.scheme=int8_dynamic", "backend.dtype=fp32"],
         "int4": [*INT4, "quantize.scheme=int4", "quantize.method=weighted_search"],

@@ -16,11 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import tvm_ffi
-
-from build.compiler import tvm
+from build.compiler import tvm, tvm_ffi
 from build.tvm_stage.dispatch import KernelSource, with_kernels
 from build.tvm_stage.lower import write_library
+from export.peak_memory import collect_rarely
 from export.stage import ROOT
 from runtime.artifact.consistency import library_file
 from runtime.artifact.manifest import TargetSpec
@@ -106,6 +105,7 @@ def _compile_unless_known(task: LevelTask, own: "Future[bytes]", lower: Sequence
 
 def main() -> int:
     """Do the task on standard input; returns the exit status."""
+    collect_rarely()
     task: LevelTask = pickle.load(sys.stdin.buffer)
     module = tvm.ir.load_json(task.module)
     if task.remade:

@@ -28,7 +28,7 @@ class DeviceCode:
 
     kind: Literal["cubin", "ptx"]
     arch: str  # such as sm_90a
-    size: int  # bytes
+    code: bytes
 
 
 def device_code(library: Path) -> list[list[DeviceCode]]:
@@ -50,7 +50,8 @@ def _entries(data: bytes) -> Iterator[DeviceCode]:
     while offset + ENTRY.size <= len(data):
         kind, _, header_size, size, arch, flags = ENTRY.unpack_from(data, offset)
         if kind in KINDS:  # other kinds hold compiler options
-            yield DeviceCode(KINDS[kind], f"sm_{arch}{'a' if flags & ARCH_SPECIFIC else ''}", size)
+            code = data[offset + header_size : offset + header_size + size]
+            yield DeviceCode(KINDS[kind], f"sm_{arch}{'a' if flags & ARCH_SPECIFIC else ''}", code)
         offset += header_size + size
 
 

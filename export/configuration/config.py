@@ -247,11 +247,11 @@ class QuantizeConfig(Section):
         title="How matrices are stored. `source`: those that the checkpoint has quantized keep their numbers, and all "
         "others are stored as `backend.dtype`. `none`: every matrix as `backend.dtype`. `bf16_dot`: bf16, and "
         "activations are rounded to bf16 too before they are multiplied, for the instructions that multiply both. "
-        "`int8`: one fp32 scale for each output channel. `int4`: one fp16 scale for each group. `source_dynamic`, "
-        "`int8_dynamic` and "
-        "`int4_dynamic` store the same weights and also round activations to int8, with one scale for each group of "
-        "each token: the weights' own groups, or 64 numbers for weights without groups. A head takes its "
-        "activations unrounded. Where the layers have 4 bits, the head has 8, unless `quantize.keep` names it.",
+        "`int8` and `fp8` (e4m3): one fp32 scale for each output channel; `fp8` takes as much space and loses more. "
+        "`int4`: one fp16 scale for each group. `source_dynamic`, `int8_dynamic` and `int4_dynamic` store the same "
+        "weights and also round activations to int8, with one scale for each group of each token: the weights' own "
+        "groups, or 64 numbers for weights without groups. A head takes its activations unrounded. Where the layers "
+        "have 4 bits, the head has 8, unless `quantize.keep` names it.",
     )
     group_size: Literal[32, 64, 128] = Field(default=32, title="For int4: how many neighbours in a row share a scale.")
     symmetric: bool = Field(default=True, title="For int4: `false` adds a zero point to each group.")

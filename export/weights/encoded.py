@@ -44,6 +44,12 @@ def carried_storage(encoding: Encoding, rounding: Rounding) -> Storage:
     )
 
 
+def row_scales(rows: Float32, largest: int) -> Float32:
+    """The scale (N,) with which each row of floats (N, K) fills the range of numbers up to `largest`; 1 for zeros."""
+    scale = (np.abs(rows).max(axis=1) / np.float32(largest)).astype(np.float32)
+    return np.where(scale > 0, scale, np.float32(1))  # zeros, and numbers so small that their scale would be zero
+
+
 def specs_beside(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
     """The stored tensors beside the numbers: scales, offsets and order, as far as there are any."""
     stored, (n, k) = tensor.stored, tensor.shape

@@ -1,18 +1,31 @@
 """8-bit floats (e4m3: 4 bits of exponent, 3 of mantissa) with a float32 scale for each output, or one for each group.
 
-Only carried from checkpoints; nothing is rounded to it.
+Numbers are rounded with a scale for each output; those with groups come from checkpoints.
 """
 
-from export.weights.encoded import carry_bytes, load_bytes, parts_beside, scale_steps, specs_beside, spread
-from export.weights.format import Format, MatrixLayout, ModelTensor, Packing, Storage
+import ml_dtypes
+import numpy as np
+
+from export.weights.encoded import carry_bytes, load_bytes, parts_beside, row_scales, scale_steps, specs_beside, spread
+from export.weights.format import SCALE_SUFFIX, Array, Float32, Format, MatrixLayout, ModelTensor, Packing, Storage
 from export.weights.panels import panels_of, to_panels, to_vector_panels
 from export.weights.widening import RESULT, Step, Stored, Widening, cast
 from runtime.artifact.layouts import PANEL, VECTOR
 from runtime.artifact.manifest import TensorSpec
 
+LARGEST = 448  # finite number of e4m3 (Micikevicius et al. 2022, arXiv 2209.05433)
+
 
 def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
     return (TensorSpec(name=tensor.name, shape=tensor.shape, dtype="uint8"), *specs_beside(tensor))
+
+
+def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
+    """Store with scale = max |row| / 448; a row of zeros, or of numbers too small for a scale, has scale 1."""
+    scale = row_scales(rows, LARGEST)
+    quotients = (rows / scale[:, None]).clip(-LARGEST, LARGEST)  # beyond, there is only NaN
+    numbers = quotients.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return {tensor.name: numbers, tensor.name + SCALE_SUFFIX: scale}
 
 
 def _widening(tensor: ModelTensor) -> Widening:
@@ -32,7 +45,7 @@ def _vectors(stored: Storage, n: int, k: int) -> MatrixLayout:
 
 FLOAT8 = Format(
     _specs,
-    None,
+    _store,
     load_bytes,
     _widening,
     {
@@ -41,4 +54,5 @@ FLOAT8 = Format(
     },
     carry=carry_bytes,
     multiplies_float16=True,
+    working_bytes=8,  # quotients and their limits; after that, only the scales are kept
 )

@@ -103,8 +103,7 @@ class Format:
     """One way of storing the numbers of a matrix, with everything that its readers must know."""
 
     specs: Callable[[ModelTensor], tuple[TensorSpec, ...]]  # stored tensors; first the one with the tensor's own name
-    # Some rows of floats to stored arrays by name; None if nothing is rounded to this format.
-    store: Callable[[ModelTensor, Float32], dict[str, Array]] | None
+    store: Callable[[ModelTensor, Float32], dict[str, Array]]  # some rows of floats to stored arrays by name
     load: Callable[[ModelTensor, Mapping[str, Array]], Float32]  # stored arrays to the exact values that graphs use
     widening: Callable[[ModelTensor], Widening | None]  # in ONNX; None if the graph reads the stored tensor directly
     packings: Mapping[LayoutKind, Packing]  # by the kinds of layout in which kernels read it

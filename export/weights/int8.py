@@ -10,6 +10,7 @@ from export.weights.encoded import (
     load_bytes,
     minimum_steps,
     parts_beside,
+    row_scales,
     scale_steps,
     specs_beside,
 )
@@ -38,9 +39,7 @@ def _specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
 
 def _store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
     """Store with scale = max |row| / 127; a row of zeros, or of numbers too small for a scale, has scale 1."""
-    largest = np.abs(rows).max(axis=1)
-    scale = (largest / np.float32(LARGEST)).astype(np.float32)
-    scale = np.where(scale > 0, scale, np.float32(1))  # zeros, and numbers so small that their scale would be zero
+    scale = row_scales(rows, LARGEST)
     quantized = np.rint(rows / scale[:, None]).clip(-LARGEST, LARGEST).astype(np.int8)
     return {tensor.name: quantized, tensor.name + SCALE_SUFFIX: scale}
 

@@ -34,10 +34,8 @@ def specs(tensor: ModelTensor) -> tuple[TensorSpec, ...]:
 
 
 def store(tensor: ModelTensor, rows: Float32) -> dict[str, Array]:
-    """The stored arrays of a tensor, or of some of its rows, by stored name; its format must be one to round to."""
-    write = format_of(tensor.stored).store
-    assert write is not None
-    return write(tensor, rows)
+    """The stored arrays of a tensor, or of some of its rows, by stored name."""
+    return format_of(tensor.stored).store(tensor, rows)
 
 
 def carry(tensor: ModelTensor, rows: EncodedRows) -> dict[str, Array]:

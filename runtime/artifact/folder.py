@@ -93,7 +93,11 @@ class Artifact:
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Every weight by name, as views of one mapping of the file (bfloat16 as uint16 bits)."""
-        return TensorFile.open(self.folder / WEIGHTS_FILE).map()
+        return self.weights_file().map()
+
+    def weights_file(self) -> TensorFile:
+        """The file of all weights."""
+        return TensorFile.open(self.folder / WEIGHTS_FILE)
 
     @classmethod
     def open(

@@ -24,7 +24,9 @@ class TokenRounding(NamedTuple):
     order: NDArray[np.int32] | None = None  # (K,): in which they are neighbours, if that is not their own order
 
 
-SchemeName = Literal["source", "source_dynamic", "none", "bf16_dot", "int8", "int8_dynamic", "int4", "int4_dynamic"]
+SchemeName = Literal[
+    "source", "source_dynamic", "none", "bf16_dot", "fp8", "int8", "int8_dynamic", "int4", "int4_dynamic"
+]
 
 RoundingMethod = Literal["search", "weighted_search", "gptq"]  # `export.calibration.methods` says what each does
 DEFAULT_METHOD: RoundingMethod = "weighted_search"
@@ -45,6 +47,7 @@ SCHEMES: Mapping[SchemeName, Scheme] = {
     "source_dynamic": Scheme(None, rounding="int8", carries=True),
     "none": Scheme(None),
     "bf16_dot": Scheme("bfloat16", rounding="bfloat16"),
+    "fp8": Scheme("float8"),
     "int8": Scheme("int8"),
     "int8_dynamic": Scheme("int8", rounding="int8"),
     "int4": Scheme("int4", grouped=True),

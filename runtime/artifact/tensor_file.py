@@ -105,16 +105,22 @@ class TensorFile:
     def map(self) -> dict[str, Array]:
         """Every tensor as a view of one private mapping (writes stay in memory), without a copy.
 
-        The mapping is copy-on-write because DLPack refuses read-only arrays. bfloat16 is returned as its bits in
-        uint16, since numpy by itself has no bfloat16 to export.
+        The mapping is copy-on-write because DLPack refuses read-only arrays.
+        """
+        return self.views(np.memmap(self.path, np.uint8, "c").view(np.ndarray))
+
+    def views(self, whole: Array) -> dict[str, Array]:
+        """Every tensor as a view of `whole`, the bytes of the file, from an aligned address on.
+
+        bfloat16 is returned as its bits in uint16, since numpy by itself has no bfloat16 to export. Raises `UserError`
+        if a tensor is not aligned within the file.
         """
         for tensor in self.tensors.values():
             if tensor.offset % ALIGNMENT:
                 place = f"{self.path}: {tensor.name} begins at byte {tensor.offset}"
                 raise UserError(f"{place}, expected a multiple of {ALIGNMENT}; compile the artifact again")
-        mapping = np.memmap(self.path, np.uint8, "c").view(np.ndarray)
         return {
-            name: mapping[tensor.offset : tensor.offset + tensor.nbytes]
+            name: whole[tensor.offset : tensor.offset + tensor.nbytes]
             .view(_bits_dtype(tensor.dtype))
             .reshape(tensor.shape)
             for name, tensor in self.tensors.items()

@@ -12,6 +12,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TensorSpec
 from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
 from runtime.engines.cpu_level import chosen_level
+from runtime.engines.huge_pages import VARIABLE, in_huge_pages, wants_huge_pages
 from runtime.engines.loaded_artifact import SMALLER, LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, open_library, start_machine
 from runtime.errors import UserError
@@ -23,15 +24,17 @@ ALIGNMENT = 64  # bytes; generated code assumes it of every tensor and does not 
 def load(opened: Artifact, threads: int) -> LoadedArtifact:
     """Load an artifact into this process.
 
-    The weights are mapped, the caches are new, and the compiled functions read and write their arrays in place.
+    The weights are mapped, or copied into huge pages (`huge_pages.py`), the caches are new, and the compiled functions
+    read and write their arrays in place.
     """
     manifest = opened.manifest
     level = chosen_level(manifest.target.levels)
-    check_memory(sum(map(tensor_bytes, manifest.caches)))
+    copied = sum(map(tensor_bytes, manifest.weights)) if wants_huge_pages() else 0
+    check_memory(sum(map(tensor_bytes, manifest.caches)), copied)
     ffi = load_runtime(threads)
     machine = start_machine(open_library(ffi, opened.sealed_library(level)), CPU_DEVICE)
-    mapped = opened.weights()
-    weights = [_tensor(ffi, mapped[spec.name]) for spec in manifest.weights]
+    arrays = _weights(opened)
+    weights = [_tensor(ffi, arrays[spec.name]) for spec in manifest.weights]
     caches = [_aligned(spec) for spec in manifest.caches]
     cache_tensors = [_tensor(ffi, cache) for cache in caches]
     functions = {}
@@ -42,13 +45,25 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
     return LoadedArtifact(functions, HostCaches(caches), cpu_level=level.cpu)
 
 
-def check_memory(caches: int) -> None:
-    """Raise `UserError` for caches of more bytes than the machine has: a process that fills them would be killed."""
+def _weights(opened: Artifact) -> dict[str, NDArray[Any]]:
+    if not wants_huge_pages():
+        return opened.weights()
+    file = opened.weights_file()
+    return file.views(in_huge_pages(file.path))
+
+
+def check_memory(caches: int, copied: int = 0) -> None:
+    """Raise `UserError` if caches, and weights that are copied, have more bytes than the machine.
+
+    A process that fills them would be killed.
+    """
     memory = machine_memory()
-    if caches > memory:
+    if caches + copied > memory:
+        what = "caches, and the weights in huge pages," if copied else "caches"
+        remedy = f"unset {VARIABLE}, use a larger machine, or" if copied else "use a larger machine, or"
         raise UserError(
-            f"the caches take {caches / 1e9:,.1f} GB, but this machine has {memory / 1e9:,.1f} GB of memory; "
-            f"use a larger machine, or {SMALLER}"
+            f"the {what} take {(caches + copied) / 1e9:,.1f} GB, but this machine has {memory / 1e9:,.1f} GB of "
+            f"memory; {remedy} {SMALLER}"
         )
 
 

@@ -10,7 +10,7 @@ KERNEL = re.compile(
 CUDA_HEADER = re.compile(r"^ *#include <(cuda\.h|cuda_fp16\.h|mma\.h)>", re.MULTILINE)
 SHARED_ARRAY = re.compile(r"__shared__ alignas\((\d+)\) ([\w ]+?) (\w+)\[(\d+)\];")
 DYNAMIC_SHARED_ARRAY = re.compile(r"extern __shared__ __align__\((\d+)\) ([\w ]+?) (\w+)\[\];")
-ASSEMBLY = re.compile(r"(?:__asm__ __volatile__|asm volatile)\(\s*((?:\"[^\"]*\"\s*)+):([^;]*)\);")
+ASSEMBLY = re.compile(r"(?:__asm__ __volatile__|asm volatile|asm)\(\s*((?:\"[^\"]*\"\s*)+):([^;]*)\);")
 MAX_THREADS = 1024  # of a block, where a kernel has no launch bounds
 # What would go unnoticed if it were left in a kernel.
 NOT_EMULATED = ("asm", "__shared__")

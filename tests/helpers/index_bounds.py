@@ -61,7 +61,7 @@ class _Intervals:
             self.roots += [node.min, node.extent]
         elif isinstance(node, tirx.AttrStmt) and node.attr_key == "thread_extent":
             self.ranges[node.node.var] = (tirx.IntImm("int32", 0), node.value)
-        elif isinstance(node, tirx.Bind) and _is_integer(node.value):
+        elif isinstance(node, tirx.Bind) and is_integer(node.value):
             self.named[node.var] = [node.value]
         elif isinstance(node, tirx.BufferStore):
             self.roots += list(node.indices)
@@ -71,7 +71,7 @@ class _Intervals:
                     self.roots.append(node.value)
         elif isinstance(node, tvm.ir.TensorLoad):
             self.roots += list(node.indices)
-        elif isinstance(node, tvm.ir.prim.expr.CmpExpr) and _is_integer(node.a):
+        elif isinstance(node, tvm.ir.prim.expr.CmpExpr) and is_integer(node.a):
             self.roots += [node.a, node.b]
 
     def of(self, value):
@@ -91,7 +91,7 @@ class _Intervals:
             base, stride, lanes = self.of(value.base), self.of(value.stride), int(value.lanes) - 1
             return base[0] + min(stride[0] * lanes, 0), base[1] + max(stride[1] * lanes, 0)
         if isinstance(value, (tirx.Broadcast, tirx.Cast)):
-            return self.of(value.value) if _is_integer(value.value) else _type_bounds(value)
+            return self.of(value.value) if is_integer(value.value) else _type_bounds(value)
         if isinstance(value, tirx.Select):
             return _hull([self.of(value.true_value), self.of(value.false_value)])
         if isinstance(value, tirx.Var):
@@ -158,7 +158,7 @@ def _hull(intervals):
     return min(lows), max(highs)
 
 
-def _is_integer(value):
+def is_integer(value):
     return isinstance(value.ty, tvm.ir.PrimType) and str(value.ty.dtype).startswith(("int", "uint"))
 
 

@@ -25,7 +25,8 @@ WIDTHS = {
 WIDTH_LEVELS = {"256 bits": "avx2", "512 bits in halves": "avx512", "512 bits": "avx512"}
 # Options of a GPU kernel's serial form. Only tests run it, and optimizing it would be half of its compile time; the
 # fixture `optimized` optimizes it for some of them.
-SERIAL_FORM = {"processor": PROCESSORS["avx2"], "opt-level": 0}
+NOT_OPTIMIZED = {"opt-level": 0}
+SERIAL_FORM = {"processor": PROCESSORS["avx2"], **NOT_OPTIMIZED}
 
 
 def _executable(function, processor, **options):

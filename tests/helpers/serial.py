@@ -16,13 +16,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from build.compiler import tvm
+from build.compiler import llvm_target, tvm
 from build.kernels.cuda.binding import SERIAL
 from build.kernels.table import Kernels, kernels_of
 from build.packing.layout import packed_tensors
 from build.packing.pack import pack_weights, packed, packed_weights
 from build.pipeline import CALLS_FILE, build_library
-from build.tvm_stage import dispatch
+from build.tvm_stage import dispatch, target
 from build.tvm_stage.target import target_spec
 from export.configuration.config import BackendConfig
 from export.onnx_graphs.graphs import OnnxGraphs
@@ -37,6 +37,7 @@ from runtime.engines.loaded_artifact import LoadedArtifact
 from runtime.engines.tvm_runtime import CPU_DEVICE, load_runtime, start_machine
 from tests.helpers.artifacts import ONE_LEVEL
 from tests.helpers.drivers import stub_runtime
+from tests.helpers.kernels import NOT_OPTIMIZED
 
 
 def serial_kernels(target: TargetSpec) -> Kernels:
@@ -58,6 +59,7 @@ def compile_serial(graphs: OnnxGraphs, folder: Path, dtype: str = "fp32") -> Man
             dispatch, "packed_tensors", lambda tensor, n_experts, _kind: packed_tensors(tensor, n_experts, "cuda")
         )
         patch.setattr(dispatch, "packed_weights", lambda record, _kind: packed_weights(record, "cuda"))
+        patch.setattr(target, "llvm_target", partial(llvm_target, **NOT_OPTIMIZED))
         build_library(graphs, spec, folder, dump=None)
     pack_weights(graphs.weights(), packed(record, "cuda"), folder / WEIGHTS_FILE, 1)
     return Manifest(

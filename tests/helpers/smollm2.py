@@ -3,9 +3,12 @@
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
+import pytest
 import torch
 from filelock import FileLock
 from transformers import LlamaForCausalLM
@@ -57,13 +60,16 @@ def smollm2(name: str, shared: Path) -> Path:
 
 
 def saved_by_transformers(shared: Path) -> Path:
-    """A folder with the GGUF file's weights as `transformers` reads them: a dozen seconds, once in a run."""
+    """A folder with the GGUF file's weights as `transformers` reads them: ten seconds, once in a run."""
     folder = shared / "transformers"
     shared.mkdir(parents=True, exist_ok=True)
     with FileLock(shared / "transformers.lock"):
         if not folder.is_dir():
             path = checkpoint()
-            loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            with pytest.MonkeyPatch.context() as patch:
+                # transformers makes this table, of a model's tensors, again for each of its 397 modules
+                patch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
+                loaded = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
             loaded.hf_quantizer = None  # transformers refuses to save weights marked as GGUF, which these no longer are
             del loaded.config.quantization_config
             loaded.save_pretrained(shared / "transformers.tmp")

@@ -277,6 +277,7 @@ def test_starting_an_engine_loads_no_compiler_and_no_torch():
         "build.compile",
         "build.pipeline",
         "build.tools.plan",
+        "build.tvm_stage.level_libraries",
         "export.results",
         "export.configuration.config",
         "export.checkpoints.checkpoint",

@@ -115,8 +115,8 @@ def _added_runs(dot: PairDot, rows: int, together: int, columns: int, run: int):
                 if fetches:
                     for line in T.unroll(PANEL // WORDS_OF_LINE):
                         prefetch(w, p, (first + t) * run + d + AHEAD // (PANEL * 4), line * WORDS_OF_LINE)
-                for i in T.unroll(parts):
-                    for r in T.unroll(rows):
+                for r in T.unroll(rows):
+                    for i in T.unroll(parts):
                         kept[T.ramp((t * vectors + r * parts + i) * lanes, 1, lanes)] = dot.add(
                             kept[T.ramp((t * vectors + r * parts + i) * lanes, 1, lanes)],
                             w[p, (first + t) * run + d, T.ramp(c * columns + i * lanes, 1, lanes)],

@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 WARP = 32  # threads that run together, and whose loads of adjacent addresses become one
 SHARED_BYTES = 48 * 1024  # of shared memory, that a block may use on every architecture
+LARGE_SHARED_BYTES = 99 * 1024  # likewise, where the launch asks for it
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Binding:
     blocks: Callable[[int], Any]  # loop over n independent blocks; each top-level one is a launch of its own
     threads: Callable[[int], Any]  # loop over the threads of one block
     shared: str  # storage scope of data that the threads of a block share
+    large_shared: str  # the same for more of it than SHARED_BYTES
     private: str  # storage scope of data that one thread keeps from phase to phase
     unroll: Callable[[int], Any]  # loop over data that a thread keeps: unrolled on a GPU, so that it stays in registers
     serial: bool
@@ -40,10 +42,19 @@ GPU = Binding(
     blocks=lambda n: T.thread_binding(n, thread="blockIdx.x"),
     threads=lambda n: T.thread_binding(n, thread="threadIdx.x"),
     shared="shared",
+    large_shared="shared.dyn",
     private="local",
     unroll=T.unroll,
     serial=False,
 )
-SERIAL = Binding(blocks=T.serial, threads=T.serial, shared="global", private="global", unroll=T.serial, serial=True)
+SERIAL = Binding(
+    blocks=T.serial,
+    threads=T.serial,
+    shared="global",
+    large_shared="global",
+    private="global",
+    unroll=T.serial,
+    serial=True,
+)
 # Of every kernel: TVM fuses nothing into it and does not schedule it.
 ATTRIBUTES = {"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True}

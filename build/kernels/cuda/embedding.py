@@ -28,7 +28,7 @@ def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
     """
     lead, n, k, rows, stored = shape.lead, shape.n, shape.k, shape.rows, shape.weight
     layout, steps = vector_layout(stored, n, k), vector_steps(stored)
-    vectors, loading, read = -(-k // steps), Loading.of(stored, n, k), number(stored).read
+    vectors, loading, read = -(-k // steps), Loading.of(stored), number(stored).read
     parts = -(-vectors // THREADS)
 
     def scaled(value, s, z, token, at):
@@ -52,15 +52,15 @@ def embedding(shape: Embedding, on: Binding = GPU) -> PrimFunc:
         T.func_attr(ATTRIBUTES)
         ids = T.decl_buffer((rows,), "int64", data=ids_in.data)
         y = T.decl_buffer((rows, k), "float32", data=y_out.data)
-        elements = T.decl_buffer(loading.shape, loading.dtype, data=w.data)
+        elements = loading.declared(w)
         for block in on.blocks(rows * parts):
             for t in on.threads(THREADS):
                 i = block // parts
                 at = block % parts * THREADS + t
                 token = T.Cast("int32", ids[i])
                 if at < vectors:
-                    vector = T.alloc_buffer(loading.shape[-1:], loading.dtype, scope=on.private)
-                    for v in T.vectorized(loading.shape[-1]):
+                    vector = T.alloc_buffer((loading.elements,), loading.dtype, scope=on.private)
+                    for v in T.vectorized(loading.elements):
                         vector[v] = elements[token // PANEL, at, token % PANEL, v]
                     for v in on.unroll(steps):
                         if at * steps + v < k:

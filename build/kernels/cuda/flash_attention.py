@@ -246,7 +246,8 @@ def flash_attention(shape: RollingAttention, on: Binding):
                 for i in on.unroll(d_pieces * mma.C):
                     mixed[on.own(t), i] = T.float32(0)
                 load_queries(qkv, cos, sin, begin, h, m, queries, t)
-                fetch_keys(keys, Place(slot, h, oldest, newest[0]), start, loaded, t)
+                if newest[0] >= 0:  # rows that are all padding see no column, and the oldest may not be written yet
+                    fetch_keys(keys, Place(slot, h, oldest, newest[0]), start, loaded, t)
             for step in T.serial(T.max(newest[0] - start + TILE, 0) // TILE):
                 first = start + step * TILE
                 for t in on.threads(THREADS):

@@ -87,7 +87,7 @@ def tile_product(stored: Storage, k: int, tiles: RowTiles, on: Binding, *, sourc
     """
     tile_rows, depth, per_warp = tiles.tile_rows, TILE.depth, tiles.per_warp
     steps = vector_steps(stored)
-    vectors, loading = -(-k // steps), Loading.of(stored, PANEL, k)
+    vectors, loading = -(-k // steps), Loading.of(stored)
     # `some` is the number of steps of one output that a thread widens: part of a vector.
     x_loads, some = -(-tile_rows * depth // THREADS), depth * PANEL // THREADS
     in_words, elements, read = format_of(stored).words, max(some // loading.steps, 1), number(stored).read

@@ -66,8 +66,8 @@ def gemv(shape: Linear, on: Binding):
     warps = gemv_warps(panels, vectors_of(stored, k))
     threads, corrected = warps * WARP, needs_sums(stored)
     (hold, dot), total = panel_dot(stored, k, warps, on), panel_total(stored, warps)
-    add_up, sizes, layout = vector_sums(stored, k, threads, on), held_sizes(stored, k), vector_layout(stored, n, k)
-    dtypes = [Loading.of(stored, n, k).dtype, *(parts_of(layout)[name][1] for name in ("s", "z"))]
+    add_up, sizes, layout = vector_sums(stored, k, threads, on), held_sizes(stored), vector_layout(stored, n, k)
+    dtypes = [Loading.of(stored).dtype, *(parts_of(layout)[name][1] for name in ("s", "z"))]
     parts = None if prepares_x(shape) or shape.swiglu else equal_parts(stored, k, warps, _room(shape))
     dot_part = panel_dot(stored, k, warps, on, parts)[1]
     # Used only where there is a norm.

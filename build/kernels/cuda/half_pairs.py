@@ -1,4 +1,4 @@
-"""Arithmetic of two float16 at once, in one uint32: each operation is one instruction and one rounding."""
+"""Arithmetic of two float16 at once, in one uint32: each operation is one instruction, with one rounding if any."""
 
 from typing import Any
 
@@ -48,6 +48,29 @@ def product_and_sum(on: Binding):
         )
 
     return serially if on.serial else lambda a, b, c: _instruction("__hfma2", a, b, c)
+
+
+def masked_and_flipped(on: Binding):
+    """Function for (a & mask) ^ flipped, bit by bit; compilers make two instructions of it if both are constants."""
+
+    def serially(a: Any, mask: int, flipped: int) -> Any:
+        return (a & T.uint32(mask)) ^ T.uint32(flipped)
+
+    # 0x6a holds the result for each combination of bits: PTX manual, "lop3"
+    source = """
+__forceinline__ __device__ unsigned int masked_and_flipped(unsigned int a, unsigned int mask, unsigned int flipped) {
+  unsigned int result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(a), "r"(mask), "r"(flipped));
+  return result;
+}
+"""
+
+    def instruction(a: Any, mask: int, flipped: int) -> Any:
+        return T.cuda.func_call(
+            "masked_and_flipped", a, T.uint32(mask), T.uint32(flipped), source_code=source, return_type="uint32"
+        )
+
+    return serially if on.serial else instruction
 
 
 def _instruction(name: str, *pairs: Any) -> Any:

@@ -41,7 +41,7 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
     float16.
     """
     layout = vector_layout(shape.weight, shape.n, shape.k)
-    loading = Loading.of(shape.weight, shape.n, shape.k)
+    loading = Loading.of(shape.weight)
     body = _body(shape, on, tensor_cores=tensor_cores)
 
     def start_of(column):
@@ -50,7 +50,7 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
     @T.inline
     def by_rows(x_in, column, gain, w_in, s, z, order, residual_in, y_out):
         x = T.decl_buffer((shape.rows, shape.k), "float32", data=x_in.data, elem_offset=start_of(column))
-        w = T.decl_buffer(loading.shape, loading.dtype, data=w_in.data)
+        w = loading.declared(w_in)
         y = T.decl_buffer((shape.rows, shape.n_out), "float32", data=y_out.data)
         if shape.residual:
             residual = T.decl_buffer((shape.rows, shape.n_out), "float32", data=residual_in.data)
@@ -81,14 +81,14 @@ def _body(shape: Linear, on: Binding, *, tensor_cores: bool) -> Body:
     """Inline `body(x, gain, w, s, z, order, residual, y)` for a shape: one launch or several."""
     if tensor_cores and few_rows.suits(shape):
         return few_rows.few_rows(shape, on)
+    if tensor_cores and suits(shape):
+        return tensor_core_gemm(shape, on)
     if shape.rows == 1 and fits(shape):
         return gemv(shape, on)
     if prepares_x(shape):
         in_order = msgspec.structs.replace(shape.weight, reordered=False)
         product = replace(shape, weight=in_order, norm_eps=None, one_of=None)
         return _x_first(shape, _body(product, on, tensor_cores=tensor_cores), on)
-    if tensor_cores and suits(shape):
-        return tensor_core_gemm(shape, on)
     if shape.swiglu:
         return _gate_last(shape, gemm(replace(shape, swiglu=False), on), on)
     return gemm(shape, on)

@@ -1,8 +1,9 @@
 """Mixture of experts: y = sum of each token's best experts, w2(silu(w1 x) * w3 x), weighted by a softmax of the scores.
 
-Launches: route (one thread per token), group (one block per expert), w13, gate, w2, sum. In the products, a block
-computes one panel (on tensor cores, four) of one expert for a tile of the pairs that chose it; a block whose tile is
-empty reads nothing. A pair is one token with one of its experts.
+Launches: route (one thread per token), group (one block per expert), w13, gate, w2, sum; on tensor cores, one more in
+front of each product rounds its activations to float16. In the products, a block computes one panel (on tensor cores,
+several) of one expert for a tile of the pairs that chose it; a block whose tile is empty reads nothing. A pair is one
+token with one of its experts.
 
 Bytes per call: the matrices of the chosen experts, once per tile of pairs; operations: 6 * pairs * dim * hidden_dim.
 """
@@ -12,12 +13,14 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from build.kernels.cuda import mma, tensor_core
 from build.kernels.cuda.binding import ATTRIBUTES, GPU, WARP, Binding
+from build.kernels.cuda.expert_tiles import expert_tiles
 from build.kernels.cuda.gemm import THREADS, TILE, RowTiles, tile_product
 from build.kernels.cuda.gemv import gemv_warps
 from build.kernels.cuda.panel_dot import Held, held_sizes, panel_dot, panel_total, vectors_of
 from build.kernels.cuda.swiglu import gated_rows
+from build.kernels.cuda.tensor_core import fits
+from build.kernels.cuda.weights import Loading
 from build.kernels.mixture_function import mixture_function
 from build.kernels.shapes import Mixture
 from export.weights.table import vector_layout
@@ -33,10 +36,12 @@ def mixture(shape: Mixture, on: Binding = GPU, *, tensor_cores: bool = False) ->
     up = _product(shape, 2 * hidden_dim, dim, shape.experts_per_token, on, tensor_cores=tensor_cores)
     down = _product(shape, dim, hidden_dim, 1, on, tensor_cores=tensor_cores)
     route, group, combine = _route(shape, on), _group(shape, on), _combine(shape, on)
-    gate = gated_rows(shape.pairs, hidden_dim, on)
+    gate, loading = gated_rows(shape.pairs, hidden_dim, on), Loading.of(shape.weight)
 
     @T.inline
-    def body(x, scores, w13, s13, w2, s2, y, chosen, share, count, members, both, hidden, mixed):
+    def body(x, scores, w13_in, s13, w2_in, s2, y, chosen, share, count, members, both, hidden, mixed):
+        w13 = loading.declared(w13_in)
+        w2 = loading.declared(w2_in)
         route(scores, chosen, share)
         group(chosen, count, members)
         up(x, w13, s13, chosen, count, members, both)
@@ -131,8 +136,8 @@ def _product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding, *,
     """
     if shape.tokens == 1:
         return _pair_product(shape, n, k, pairs_per_row, on)
-    if tensor_cores and tensor_core.fits(shape.weight, shape.tokens, k):
-        return _tensor_core_product(shape, n, k, pairs_per_row, on)
+    if tensor_cores and fits(shape.weight, shape.tokens):
+        return expert_tiles(shape, n, k, pairs_per_row, on)
     return _grouped_product(shape, n, k, pairs_per_row, on)
 
 
@@ -141,7 +146,7 @@ def _pair_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bindin
     panels = -(-n // PANEL)
     warps = gemv_warps(shape.pairs * panels, vectors_of(shape.weight, k))
     (hold, dot), total = panel_dot(shape.weight, k, warps, on), panel_total(shape.weight, warps)
-    sizes, dtype = held_sizes(shape.weight, k), shape.weight_dtype
+    sizes, dtype = held_sizes(shape.weight), Loading.of(shape.weight).dtype
 
     @T.inline
     def body(x, w, s, chosen, _count, _members, out):
@@ -192,36 +197,6 @@ def _grouped_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Bin
                     j = p * PANEL + t % WARP
                     if i < count[e] and j < n:
                         out[members[e, i], j] = _scaled(acc[on.own(t), r], s, e * n + j)
-
-    return body
-
-
-def _tensor_core_product(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding):
-    """Like `_grouped_product`: one block per several panels of an expert and tile of the pairs that chose it."""
-    tiling = tensor_core.Tiling.of(shape.tokens, n)  # as if all tokens chose the same expert
-    row_blocks, column_blocks = -(-shape.tokens // tiling.rows), -(-n // tiling.outputs)
-    multiply = tensor_core.tile_product(
-        shape.weight, n, k, tiling, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row
-    )
-
-    @T.inline
-    def body(x, w, s, _chosen, count, members, out):
-        for block in on.blocks(shape.n_experts * column_blocks * row_blocks):
-            acc = T.alloc_buffer((on.copies(tensor_core.THREADS), tiling.sums), "float32", scope=on.private)
-            e = block // (column_blocks * row_blocks)
-            j = block // row_blocks % column_blocks * tiling.outputs
-            m = block % row_blocks * tiling.rows
-            multiply(x, (members, e), w, s, None, e, j // PANEL, m, count[e], acc)
-            for t in on.threads(tensor_core.THREADS):
-                for r in on.unroll(tiling.row_pieces):
-                    for c in on.unroll(tiling.output_pieces):
-                        for i in on.unroll(mma.C):
-                            row = m + tiling.row(t, r, i)
-                            column = j + tiling.output(t, c, i)
-                            if row < count[e] and column < n:
-                                out[members[e, row], column] = _scaled(
-                                    acc[on.own(t), tiling.place(r, c, i)], s, e * n + column
-                                )
 
     return body
 

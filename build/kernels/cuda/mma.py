@@ -54,6 +54,33 @@ def multiplier(on: Binding):
     return multiply_serially if on.serial else multiply
 
 
+def matrix_loader(on: Binding):
+    """Inline `load(tile, unit, a, t, at)`: four 8 x 8 matrices of float16 from shared memory to a[at : at + 4].
+
+    A row of a matrix is 16 bytes, tile[unit(matrix, row), :]. Register i of a lane gets pair t % 4 of the
+    row t % 32 // 4 of matrix i. Each lane brings the address of a row (PTX manual, "ldmatrix").
+    """
+
+    @T.inline
+    def load(tile, unit, a, t, at):
+        T.evaluate(
+            T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"](
+                a[0, at],
+                a[0, at + 1],
+                a[0, at + 2],
+                a[0, at + 3],
+                T.address_of(tile[unit(t % WARP // 8, t % 8), 0]),
+            )
+        )
+
+    @T.inline
+    def load_serially(tile, unit, a, t, at):
+        for i in T.serial(A):
+            a[t, at + i] = tile[unit(i, t % WARP // QUAD), t % QUAD]
+
+    return load_serially if on.serial else load
+
+
 def quad_reduction(on: Binding, combine: Callable[[Any, Any], Any]):
     """Inline `reduce(source, result, j, t)`: reduce number j of `source` over the lanes of a quad.
 

@@ -15,9 +15,9 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda import half_pairs
 from build.kernels.cuda.binding import Binding
-from build.kernels.cuda.half_pairs import half_bits, repeated
+from build.kernels.cuda.half_pairs import BOTH, half_bits, repeated
 from build.kernels.cuda.mma import PAIR, member, pair
-from build.kernels.cuda.weights import MAGNITUDES, SIGNS, number
+from build.kernels.cuda.weights import FLIPPED_SIGNS, MAGNITUDES, SIGNS, number
 from export.weights.format import Storage
 from export.weights.table import vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
@@ -25,7 +25,7 @@ from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
 WORDS = 4  # uint32 in the 16 bytes that a thread loads
 ABOVE = 0x64006400  # the bits of 1024, twice
 NIBBLES, BYTES = 0x000F000F, 0x00FF00FF  # the places of a number in both halves of a word
-FLIPPED_SIGNS, BIAS = 0x80808080, 128  # which make int8 numbers unsigned
+BIAS = 128  # by which flipped signs make int8 numbers larger
 
 Word = Callable[[Any], Any]
 
@@ -63,24 +63,27 @@ def pair_reader(stored: Storage, on: Binding):
     `scale` and `offset` are those of its group, as stored.
     """
     subtract, multiply, add = half_pairs.difference(on), half_pairs.product(on), half_pairs.product_and_sum(on)
+    masked_and_flipped = half_pairs.masked_and_flipped(on)
 
     def from_float8(word: Word, i: Any) -> Any:
         at_top = word(i // PAIR) << T.Cast("uint32", 8 - i % PAIR * 8)
         return (at_top & T.uint32(SIGNS)) | ((at_top >> T.uint32(1)) & T.uint32(MAGNITUDES))
 
     def from_int8(word: Word, i: Any, offset: Any) -> Any:
-        unsigned = word(i // PAIR) ^ T.uint32(FLIPPED_SIGNS)
-        above = ((unsigned >> T.Cast("uint32", i % PAIR * 8)) & T.uint32(BYTES)) | T.uint32(ABOVE)
-        return less(above, T.int32(BIAS) + T.Cast("int32", offset) if stored.zero_points else T.int32(BIAS))
+        both = word(i // PAIR) >> T.Cast("uint32", i % PAIR * 8)
+        above = masked_and_flipped(both, BYTES, ABOVE | FLIPPED_SIGNS & BYTES)
+        return less(above, T.int32(BIAS) + T.Cast("int32", offset) if stored.zero_points else BIAS)
 
     def from_int4(word: Word, i: Any, offset: Any) -> Any:
         shift = T.Cast("uint32", i % PAIR * 8 + i % DOT // PAIR * 4)
-        above = ((word(i // DOT) >> shift) & T.uint32(NIBBLES)) | T.uint32(ABOVE)
-        usual = T.int32(0 if stored.minimums else WORD_ZERO)
+        above = masked_and_flipped(word(i // DOT) >> shift, NIBBLES, ABOVE)
+        usual = 0 if stored.minimums else WORD_ZERO
         return less(above, T.Cast("int32", offset) if stored.zero_points else usual)
 
     def less(above: Any, zero: Any) -> Any:
         """Pairs of 1024 + a number, less 1024 and the number that stands for zero."""
+        if isinstance(zero, int):  # TVM itself would compute this on the host, and give it to kernels as a parameter
+            return subtract(above, T.uint32(ABOVE | zero * BOTH))
         return subtract(above, repeated(T.Cast("uint32", zero) | T.uint32(ABOVE & 0xFFFF)))
 
     numbers = {

@@ -14,7 +14,6 @@ from build.kernels.cuda.binding import WARP, Binding
 from build.kernels.cuda.weights import Loading, factor, group_of, group_scaling, needs_sums, row_scale
 from export.weights.format import Storage
 from export.weights.table import format_of, scaled_by_rows, vector_steps
-from runtime.artifact.layouts import PANEL
 
 LOADS = 4  # 16-byte loads that a thread starts before it needs the first
 GROUP_LOADS = 3  # where a scale is loaded with each; with 4 loads, sm_100 spills
@@ -89,11 +88,11 @@ def panel_dot(stored: Storage, k: int, warps: int, on: Binding, parts: int | Non
     multiplied in.
     """
     steps, vectors = vector_steps(stored), vectors_of(stored, k)
-    elements, loads, grouped = Loading.of(stored, PANEL, k).shape[-1], _loads(stored), stored.grouped
+    elements, loads, grouped = Loading.of(stored).elements, _loads(stored), stored.grouped
     turns = vectors // (warps * loads)  # turns in which no warp lacks a vector
     begun = turns * warps * loads
     whole = k % steps == 0 and k % FLOATS == 0
-    read, corrected = factor(stored).read, needs_sums(stored)
+    read, corrected = factor(stored, on).read, needs_sums(stored)
     threads = warps * WARP
 
     def scaled(total, x_sums, at, held, u):
@@ -214,11 +213,11 @@ def _loads(stored: Storage) -> int:
     return GROUP_LOADS if stored.grouped else LOADS
 
 
-def held_sizes(stored: Storage, k: int) -> tuple[int, int, int]:
+def held_sizes(stored: Storage) -> tuple[int, int, int]:
     """Numbers in `Held` per thread: elements, scales, offsets; those that a storage lacks take one place."""
     loads = _loads(stored)
     return (
-        loads * Loading.of(stored, PANEL, k).shape[-1],
+        loads * Loading.of(stored).elements,
         loads if stored.grouped else 1,
         loads if stored.offsets != "none" else 1,
     )

@@ -1,4 +1,7 @@
-"""Rows of x as pairs of float16, laid out for the loads of `few_rows.py`, with RMSNorm and the order of the columns."""
+"""Rows of x as pairs of float16, with RMSNorm and the order of the columns, laid out for products on tensor cores.
+
+In `few_rows.py` a lane takes pairs of a vector, in `tile_ring.py` a matrix takes a pair of each of four vectors.
+"""
 
 from dataclasses import dataclass
 
@@ -38,11 +41,14 @@ class Chunks:
         return self.pairs // WORDS
 
     def prepared(self, rows: int) -> tuple[int, ...]:
-        """Shape of x as `rounded_rows` leaves it: (chunks, parts, rows, vectors of a chunk, pairs of a part)."""
+        """Shape of x as `rounded_rows` leaves it: (chunks, parts, rows, vectors of a chunk, pairs of a part).
+
+        With `by_pairs`, the last two are the other way round.
+        """
         return (self.count, self.parts, rows, QUAD, WORDS)
 
 
-def rounded_rows(shape: Linear, chunks: Chunks, on: Binding):
+def rounded_rows(shape: Linear, chunks: Chunks, on: Binding, *, by_pairs: bool = False):
     """A launch, inline `prepare(x, gain, order, prepared)`: x, normed and in order, as pairs of float16.
 
     One block takes some pairs of a row; with a norm, all blocks of a row measure it.
@@ -69,9 +75,8 @@ def rounded_rows(shape: Linear, chunks: Chunks, on: Binding):
         """Pair e of row i, counted in the order of `Chunks.prepared`."""
         c = e // (chunks.parts * QUAD * WORDS)
         part = e // (QUAD * WORDS) % chunks.parts
-        prepared[c, part, i, e // WORDS % QUAD, e % WORDS] = both(
-            x, gain, order, i, c, part, e // WORDS % QUAD, e % WORDS, factor
-        )
+        v, word = (e % QUAD, e // QUAD % WORDS) if by_pairs else (e // WORDS % QUAD, e % WORDS)
+        prepared[c, part, i, e // WORDS % QUAD, e % WORDS] = both(x, gain, order, i, c, part, v, word, factor)
 
     @T.inline
     def prepare(x, gain, order, prepared):

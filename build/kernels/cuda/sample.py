@@ -294,11 +294,11 @@ def _draw(vocab_size: int, on: Binding):
             choose_thread(options, masses, sums, first, at, below, goal, t)
         for t in on.threads(THREADS):
             if t < each:
-                weights[t] = T.if_then_else(
-                    first[0] + t < vocab_size,
-                    weight(logits[T.min(first[0] + t, vocab_size - 1)], options, state),
-                    T.float32(0),
-                )
+                own = T.alloc_buffer((1,), "int32", scope=on.private)
+                own[0] = first[0] + t
+                weights[t] = T.float32(0)
+                if own[0] < vocab_size:  # an `if`: within an expression, TVM loads ahead of the condition
+                    weights[t] = weight(logits[own[0]], options, state)
         for t in on.threads(THREADS):
             choose(is_greedy, state, weights, first, at, below, goal, ids, positions, token, t)
 

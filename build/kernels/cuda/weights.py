@@ -13,14 +13,18 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from build.kernels.cuda.binding import GPU, Binding
+from build.kernels.cuda.placed_byte import placed_byte
 from build.kernels.parameters import UNUSED
 from export.weights.format import MatrixLayout, Storage
 from export.weights.table import format_of, vector_layout, vector_steps
-from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
+from runtime.artifact.layouts import DOT, PANEL, WORD, WORD_ZERO
 
-ONE, TOP_BITS = 0x3F800000, 19  # bits of float32 1; where the first four bits of a mantissa begin
-ABOVE_INT8 = 0x4B000080  # the bits of float32 2**23, and the sign of an int8 number
-E4M3 = "uint8"  # the dtype in which bits of e4m3 are stored
+LAST_BYTE, ABOVE_INT8 = 0, 0x4B000000  # of a float32; the bits of 2**23, whose last byte counts ones
+FLIPPED_SIGNS = 0x80808080  # which make int8 numbers unsigned, each larger by 128
+FIRST_BYTE, ABOVE_INT4 = 2, 0x3F000000  # of a mantissa; the bits of 1, less those in that byte
+IN_MANTISSA, NIBBLES, ONES = 3, 0x78787878, 0x80808080  # where four bits of each byte go there, and the bits of 1
+BYTES = ("int8", "uint8")  # dtypes of int8 and of e4m3's bits
 E4M3_UNIT = 256  # what a float16 must be multiplied by that has the sign, exponent and mantissa of an e4m3 number
 SIGNS, MAGNITUDES = 0x80008000, 0x3F803F80  # the bits of two such float16 in a word
 
@@ -50,20 +54,23 @@ def unused(layout: MatrixLayout) -> list[str]:
 class Loading:
     """The elements in which kernels load a packed matrix: its numbers, or words of several.
 
-    Bytes of e4m3 are loaded as words, so that two of them can be shifted together.
+    Bytes are loaded as words, so that what several of them need is done once.
     """
 
-    shape: tuple[int, ...]  # (panels, vectors, 32, elements in 16 bytes)
+    elements: int  # in 16 bytes
     dtype: str
     steps: int  # of K in one element
 
     @classmethod
-    def of(cls, stored: Storage, n: int, k: int) -> "Loading":
-        """Of an (N, K) matrix."""
-        layout = vector_layout(stored, n, k)
-        if layout.dtype == E4M3:
-            return cls((*layout.shape[:-1], layout.shape[-1] // DOT), "uint32", DOT)
-        return cls(layout.shape, layout.dtype, WORD if format_of(stored).words else 1)
+    def of(cls, stored: Storage) -> "Loading":
+        """Of a matrix that is stored in this way."""
+        steps, dtype = vector_steps(stored), vector_layout(stored, PANEL, vector_steps(stored)).dtype
+        each = WORD if format_of(stored).words else DOT if dtype in BYTES else 1
+        return cls(steps // each, "uint32" if dtype in BYTES else dtype, each)
+
+    def declared(self, w: Any) -> Any:
+        """A packed matrix (panels, vectors, 32, numbers or words in 16 bytes) in these elements."""
+        return T.decl_buffer((*w.shape[:-1], self.elements), self.dtype, data=w.data)
 
 
 Read = Callable[[Any, Any, Any], Any]
@@ -82,18 +89,15 @@ def _plain(loaded: Any, start: Any, v: Any) -> Any:
     return T.Cast("float32", loaded[start + v])
 
 
-def _bits(loaded: Any, start: Any, v: Any) -> Any:
-    """Step v of four words: byte j of a word holds step j in its lower half and step 4 + j in its upper half."""
-    return (loaded[start + v // WORD] >> (8 * (v % DOT) + 4 * (v % WORD // DOT))) & 15
+def _from_int8(loaded: Any, start: Any, v: Any) -> Any:
+    """Byte v of some words."""
+    at_top = loaded[start + v // DOT] << T.Cast("uint32", 24 - v % DOT * 8)
+    return T.Cast("float32", T.reinterpret("int32", at_top) >> 24)
 
 
 def _from_bits(loaded: Any, start: Any, v: Any) -> Any:
-    return T.Cast("float32", _bits(loaded, start, v))
-
-
-def _in_mantissa(loaded: Any, start: Any, v: Any) -> Any:
-    """An int4 number q as 1 + q / 16, which is q's four bits at the front of the mantissa of 1."""
-    return T.reinterpret("float32", (_bits(loaded, start, v) << TOP_BITS) | ONE)
+    """Step v of some words: byte j of a word holds step j in its lower half and step 4 + j in its upper half."""
+    return T.Cast("float32", (loaded[start + v // WORD] >> (8 * (v % DOT) + 4 * (v % WORD // DOT))) & 15)
 
 
 def _from_e4m3(loaded: Any, start: Any, v: Any) -> Any:
@@ -108,20 +112,42 @@ def _from_e4m3(loaded: Any, start: Any, v: Any) -> Any:
     return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", both >> T.Cast("uint32", v % DOT // 2 * 16))))
 
 
-def _in_last_bits(loaded: Any, start: Any, v: Any) -> Any:
+def _in_mantissa(on: Binding) -> Reader:
+    """An int4 number q as 1 + q / 16, which is q's four bits at the front of the mantissa of 1.
+
+    A shift and two masks move the four numbers in the same halves of a word's bytes to where they belong.
+    """
+    place = placed_byte(on)
+
+    def read(loaded: Any, start: Any, v: Any) -> Any:
+        word = T.reinterpret("uint32", loaded[start + v // WORD])
+        moved = word >> T.Cast("uint32", v % WORD // DOT * 4) << T.uint32(IN_MANTISSA)
+        ready = (moved & T.uint32(NIBBLES)) | T.uint32(ONES)
+        return T.reinterpret("float32", place(ready, v % DOT, FIRST_BYTE, ABOVE_INT4))
+
+    return Reader(read, 16, -16)
+
+
+def _in_last_bits(on: Binding) -> Reader:
     """An int8 number q by way of 2**23 + 128 + q, whose last bits are q's, with the sign flipped; exact.
 
     The instruction that converts integers starts 16 times in a clock of a multiprocessor, too seldom for a matrix that
-    is read at full speed. On an H200, one row from 4096 numbers to 28672 took 35.7 us this way and 44.2 with that
-    instruction; from 4096 to 32000, 41.3 and 40.8.
+    is read at full speed. On an H200, one row from 4096 numbers to 28672 took 35.7 us by way of 2**23, where nvcc moved
+    each byte to its place with shifts and masks, and 44.2 with that instruction; from 4096 to 32000, 41.3 and 40.8.
     """
-    byte = T.Cast("uint32", loaded[start + v]) & T.uint32(0xFF)
-    return T.reinterpret("float32", byte ^ T.uint32(ABOVE_INT8)) - T.float32(2**23 + 128)
+    place = placed_byte(on)
+
+    def read(loaded: Any, start: Any, v: Any) -> Any:
+        unsigned = loaded[start + v // DOT] ^ T.uint32(FLIPPED_SIGNS)
+        return T.reinterpret("float32", place(unsigned, v % DOT, LAST_BYTE, ABOVE_INT8)) - T.float32(2**23 + 128)
+
+    return Reader(read)
 
 
 PLAIN, FLOAT8 = Reader(_plain), Reader(_from_e4m3, E4M3_UNIT)
-NUMBERS = {"int4": Reader(_from_bits), "float8": FLOAT8}  # by the format; others are read as they are
-FACTORS = {"int4": Reader(_in_mantissa, 16, -16), "int8": Reader(_in_last_bits), "float8": FLOAT8}  # at the least cost
+# By the format; others are read as they are.
+NUMBERS = {"int4": Reader(_from_bits), "int8": Reader(_from_int8), "float8": FLOAT8}
+FACTORS: dict[str, Callable[[Binding], Reader]] = {"int4": _in_mantissa, "int8": _in_last_bits}  # at the least cost
 
 
 def number(stored: Storage) -> Reader:
@@ -129,9 +155,9 @@ def number(stored: Storage) -> Reader:
     return NUMBERS.get(stored.dtype, PLAIN)
 
 
-def factor(stored: Storage) -> Reader:
-    """The reader for sums of products, with `group_scaling`."""
-    return FACTORS.get(stored.dtype, PLAIN)
+def factor(stored: Storage, on: Binding = GPU) -> Reader:
+    """The reader for sums of products, with `group_scaling`; only how it reads depends on the binding."""
+    return FACTORS[stored.dtype](on) if stored.dtype in FACTORS else number(stored)
 
 
 def needs_sums(stored: Storage) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 from rich.table import Table
 
 from build.bench import __main__ as module
@@ -28,6 +29,7 @@ from build.bench.rival_onnxruntime import OnnxruntimeEngine
 from build.bench.rival_transformers import TransformersEngine, load_model
 from build.kernels.cpu.level import LEVELS
 from build.kernels.cpu.limits import READERS
+from build.tools.random_checkpoint import SHAPES
 from build.tools.variants import VARIANTS
 from export.configuration.config import artifact_dir
 from export.job import Job
@@ -319,6 +321,30 @@ def test_our_graphs_can_be_measured_in_onnxruntime_alone(config, monkeypatch, as
     monkeypatch.setattr(line_up, "_graphs", lambda _job: Path("graphs.json"))
     task = Task(Workload((16,), (8,), 2, 1), 1)
     assert [entry.label for entry in line_up.contenders(job, task, large=False, only=asked)] == expected
+
+
+def test_the_large_model_is_written_and_read_by_both_sides(config, monkeypatch):
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "head_dim": 8, "vocab_size": 64}
+    monkeypatch.setitem(SHAPES, "1.1b", {**SHAPES["1.1b"], **small, "num_attention_heads": 4})
+    monkeypatch.setattr("build.tools.variants.fitting_variants", lambda _job, *, is_quantized: [])
+    monkeypatch.setattr(line_up, "is_quantized", lambda _config: False)
+    monkeypatch.setattr(line_up.importlib.util, "find_spec", lambda _name: True)
+    operations_of = []
+
+    def compiled(job, scheme, _task, operations, model):
+        operations_of.append(operations)
+        return [Contender("ours", scheme, (), model=model)], job
+
+    monkeypatch.setattr(line_up, "compiled", compiled)
+    monkeypatch.setattr(line_up, "_own_model", lambda *_: [])
+    task = Task(Workload((16,), (8, 64), 2, 1), 1)
+    for _ in range(2):  # the second time, its files are there
+        found = line_up.contenders(Job.load(Path(config)), task, large=True, only=["1.1B int8", "1.1B llama.cpp Q8_0"])
+        assert [entry.label for entry in found] == ["ours int8, 1.1B", "llama.cpp Q8_0, 1.1B"]
+    attention, hidden = 4 * 32 * 32, 3 * 32 * 32  # wq, wk, wv and wo have 4 heads of 8 each; w1, w2, w3
+    assert set(operations_of) == {2 * (attention + hidden)}
+    gguf = Path(next(part for part in found[1].command if part.endswith(".gguf")))
+    assert {tensor.name for tensor in GGUFReader(gguf).tensors} >= {"token_embd.weight", "blk.0.attn_q.weight"}
 
 
 def test_a_matrix_larger_than_the_memory_that_is_read_is_read_again_and_again(monkeypatch):

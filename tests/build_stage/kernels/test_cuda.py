@@ -1,5 +1,6 @@
 """Every CUDA kernel, in its serial form and on the emulated GPU, against numpy in float64."""
 
+import struct
 from functools import partial
 
 import ml_dtypes
@@ -16,10 +17,14 @@ from build.kernels.cuda import (
     mma,
     norm,
     pair_weights,
+    placed_byte,
     sample,
     swiglu,
     tensor_core,
+    tile_ring,
+    tiling,
 )
+from build.kernels.cuda.binding import LARGE_SHARED_BYTES, SERIAL, WARP
 from build.kernels.cuda.rounded_rows import Chunks
 from build.kernels.shapes import Embedding, Linear
 from export.checkpoints.encodings.encoding import EncodedRows
@@ -30,6 +35,7 @@ from export.weights.table import carry, format_of, load, store, vector_steps
 from runtime.decoding.filters import candidates
 from runtime.decoding.options import SamplingOptions
 from tests.helpers.encoded import rows_for
+from tests.helpers.index_bounds import lowered
 from tests.helpers.kernels import SerialForm, compiled_serially, packed, run
 from tests.helpers.mixture_reference import check as check_mixture
 
@@ -126,38 +132,47 @@ def test_linear(gpu, lead, n, k, name):
     assert np.all(np.abs(y - x.astype(np.float64) @ wide.T) <= (k + 4) * FLOAT32 * magnitude)
 
 
-# rows at and beyond 16, 64 and 128, and N and K near a tile of 128 and a step of 32; int4 in whole groups
+# rows at and beyond 16, 64 and 128, and N and K near tiles of 128 and 256 and a step of 32; int4 in whole groups
 TENSOR = [(16, 32, 64), (64, 128, 32), (70, 150, 60), (130, 257, 100)]
 TENSOR_CASES = [(*sizes, name) for sizes in TENSOR for name in ("float16", "int8")]
 TENSOR_CASES += [(16, 32, 64, "int4"), (70, 150, 64, "int4-zeros"), (130, 257, 96, "int4")]
 TENSOR_CASES += [(70, 150, 344, name) for name in CARRIED]  # a last group that is shorter
 
 
+def tile_with(monkeypatch, tile, splits=1):
+    """Let products have such tiles, whatever they are estimated to take."""
+    monkeypatch.setattr(tensor_core, "tilings", lambda swiglu, **_: [tiling.Tiling(*tile, splits, 2 if swiglu else 1)])
+
+
 @pytest.fixture
 def large_tiles(monkeypatch):
-    """Tiles as on a device with one multiprocessor: as large as the rows allow.
-
-    Otherwise the tiles of small products are small.
-    """
-    monkeypatch.setattr(tensor_core, "BLOCKS", 1)
+    """The largest tiles; those of small products would be small."""
+    tile_with(monkeypatch, tiling.TILES[0])
 
 
-def test_tiles_fill_a_device():
-    found = {(rows, n): tensor_core.Tiling.of(rows, n).rows for rows in (16, 64, 128, 512) for n in (1024, 4096, 32768)}
-    assert [found[rows, 4096] for rows in (16, 64, 128, 512)] == [32, 32, 32, 64]
-    assert [found[rows, 32768] for rows in (16, 64, 128, 512)] == [32, 64, 128, 128]
-    assert [found[512, n] for n in (1024, 4096, 32768)] == [32, 64, 128]
+@pytest.mark.parametrize("name", ["float16", "int8", "int4", "int8-minimums"])
+@pytest.mark.parametrize("rows", [64, 512])
+def test_tiles_fill_a_device(rows, name):
+    """The blocks of a 7B model's products fill an H200 to at least four fifths, in whole turns."""
+    for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
+        swiglu = n == 28672
+        chosen = tensor_core.best_tiling(FORMATS[name], rows, n // (1 + swiglu), k, swiglu=swiglu)
+        blocks = chosen.blocks(rows, n // (1 + swiglu))
+        assert blocks >= 0.8 * tiling.MULTIPROCESSORS * -(-blocks // tiling.MULTIPROCESSORS)
+        assert tile_ring.Ring.of(FORMATS[name], chosen).bytes <= LARGE_SHARED_BYTES
 
 
-@pytest.mark.usefixtures("large_tiles")
-@pytest.mark.parametrize(("rows", "n", "k", "name"), TENSOR_CASES)
-def test_tensor_cores(gpu, rows, n, k, name):
-    check_tensor_cores(gpu, rows, n, k, name)
+# Each tile, with K in one part or in several.
+TILED = [(tile, splits) for tile, splits in zip(tiling.TILES, (1, 2, 3, 1, 2, 1, 3), strict=True)]
 
 
-@pytest.mark.parametrize(("rows", "n", "k", "name"), [(70, 150, 64, "int4-zeros"), (130, 257, 100, "int8")])
-def test_tensor_cores_in_small_tiles(gpu, rows, n, k, name):
-    check_tensor_cores(gpu, rows, n, k, name)
+@pytest.mark.parametrize(
+    ("tiled", "rows", "n", "k", "name"), [(TILED[i % len(TILED)], *case) for i, case in enumerate(TENSOR_CASES)]
+)
+def test_tensor_cores(gpu, monkeypatch, tiled, rows, n, k, name):
+    tile, splits = tiled
+    tile_with(monkeypatch, tile, splits)
+    check_tensor_cores(gpu, rows, n, k if splits == 1 else k + 640, name)
 
 
 def check_tensor_cores(gpu, rows, n, k, name):
@@ -217,6 +232,18 @@ def test_a_row_has_the_same_bits_in_any_company(gpu, name):
     np.testing.assert_array_equal(rows([9, 3, 14, 0, 2, 1, 11, 4])[[7, 1]], together[[4, 3]])
 
 
+def test_a_byte_is_placed_by_one_instruction():
+    """By the definition of `__byte_perm(x, y, selector)`, which the serial form does without.
+
+    Byte i of the result is the one that digit i of the selector says, of the eight bytes of y and x.
+    """
+    word, rest, eight = 0x89ABCDEF, 0x11223344, np.frombuffer(struct.pack("<II", 0x89ABCDEF, 0x11223344), np.uint8)
+    for byte, target in np.ndindex(4, 4):
+        digits = [placed_byte.selector(int(byte), target) >> 4 * i & 0xF for i in range(4)]
+        expected = [word >> 8 * byte & 0xFF if i == target else rest >> 8 * i & 0xFF for i in range(4)]
+        assert eight[digits].tolist() == expected
+
+
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "float32"])
 def test_pairs_hold_every_step_once(name):
     steps = vector_steps(FORMATS[name])
@@ -260,12 +287,23 @@ FUSED = {
     "residual, few rows": (Linear((11, 1), 33, 2048, FORMATS["float16"], residual=True), True),
     "SwiGLU, few rows": (Linear((8, 1), 192, 1024, FORMATS["float8"], swiglu=True), True),
     "residual, tensor cores": (Linear((1, 16), 150, 64, FORMATS["int4"], residual=True), True),
+    "residual, tensor cores, float16": (Linear((1, 16), 151, 72, FORMATS["float16"], residual=True), True),
 }
 
 
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("name", FUSED)
 def test_what_is_fused_with_a_product(gpu, name):
+    check_what_is_fused(gpu, name)
+
+
+@pytest.mark.parametrize("name", ["residual, tensor cores, float16", "SwiGLU, tensor cores, float16"])
+def test_what_is_fused_with_parts_of_a_product(gpu, monkeypatch, name):
+    tile_with(monkeypatch, tiling.TILES[4], splits=2)
+    check_what_is_fused(gpu, name)
+
+
+def check_what_is_fused(gpu, name):
     shape, tensor_cores = FUSED[name]
     assert tensor_core.suits(shape) == tensor_cores or shape.rows == 18 or few_rows.suits(shape)
     rng = np.random.default_rng(len(name))
@@ -313,6 +351,49 @@ def test_what_leaves_room_for_a_norm():
     assert found == {"float16": [True, True, False], "int4": [True, False, False]}
 
 
+@pytest.mark.parametrize("name", ["float16", "int8", "int4-minimums"])
+def test_shared_memory_is_read_and_written_in_different_banks(name):
+    """Eight lanes at a time, each 16 bytes, of which 128 bytes have a bank each."""
+    ring = tile_ring.Ring.of(FORMATS[name], tiling.Tiling(*tiling.TILES[0]))
+    by_lanes = {
+        "reads of x": [ring.row_unit(1, row, word) for word in range(4) for row in range(WARP)],
+        "copies of x": [ring.row_unit(1, unit // 4, unit % 4) for unit in range(ring.row_units)],
+        "reads of W": [ring.weight_unit(1, 1, t % 4, 8 * piece + t // 4) for piece in range(4) for t in range(WARP)],
+        "copies of W": [ring.weight_unit(1, 1, v, column) for v in range(4) for column in range(WARP)],
+    }
+    for what, units in by_lanes.items():
+        banks = np.reshape(units, (-1, 8)) % 8
+        assert np.all(np.sort(banks) == range(8)), what
+
+
+def test_shared_memory_is_allocated_whole():
+    """TVM allocates what it sees being used; it sees no more of an asynchronous copy than where that begins."""
+    shape = Linear((1, 64), 1024, 1024, FORMATS["int8-minimums"])
+    ring = tile_ring.Ring.of(shape.weight, tensor_core.best_tiling(shape.weight, shape.rows, shape.n, shape.k))
+    launches = "".join(str(part) for part in lowered(linear.linear(shape, tensor_cores=True), "cuda"))
+    assert f'T.alloc_buffer(({ring.bytes // 4},), "uint32", scope="shared.dyn"' in launches
+
+
+def test_matrices_are_loaded_as_the_ptx_manual_says():
+    """The manual's formula for ldmatrix: number i of a lane in matrix m is in row lane / 4, column lane % 4 * 2 + i."""
+    tile = np.arange(4 * 8 * 8, dtype=np.float16).reshape(4, 8, 8)
+
+    @T.prim_func
+    def warp(tile: T.Buffer((32, 4), "uint32"), a: T.Buffer((32, 4), "uint32")):
+        for t in T.serial(32):
+            mma.matrix_loader(SERIAL)(tile, eight_rows_each, a, t, 0)
+
+    *_, a = run(compiled_serially(warp), tile.view(np.uint32).reshape(32, 4), np.zeros((32, 4), np.uint32))
+    for lane in range(32):
+        for m in range(4):
+            expected = [tile[m, lane // 4, lane % 4 * 2 + i] for i in range(2)]
+            assert a[lane, m : m + 1].view(np.float16).tolist() == expected
+
+
+def eight_rows_each(matrix, row):
+    return matrix * 8 + row
+
+
 def test_fragments_lie_as_the_ptx_manual_says():
     """One product computed only from the manual's formulas for mma.m16n8k16, which the serial form inverts.
 
@@ -350,7 +431,7 @@ def test_fragments_lie_as_the_ptx_manual_says():
     [
         (16, 64, "float16", True),
         (15, 64, "float16", False),
-        (16, 62, "int8", False),
+        (16, 62, "int8", True),
         (16, 64, "int4", True),
         (64, 64, "float32", False),
     ],
@@ -486,7 +567,7 @@ def test_mixture_on_tensor_cores(gpu, tokens, dim, hidden_dim, dtype):
 SAMPLING = [(1.0, 1), (0.7, 5), (1.3, 40), (1.0, 0), (0.9, 10**4)]  # temperature and top-k; greedy is a top-k of 1
 
 
-@pytest.mark.parametrize("vocab_size", [50, 3000])
+@pytest.mark.parametrize("vocab_size", [52, 3001])  # ids in vectors; and one thread with fewer ids than the others
 def test_sample_draws_as_the_host_does(gpu, vocab_size):
     """Compare with `runtime.decoding.filters`'s filters on the same draw; every third time, some logits are equal."""
     kernel, rng = gpu.compiled(sample.sample, vocab_size), np.random.default_rng(vocab_size)
@@ -510,11 +591,12 @@ def test_sample_draws_as_the_host_does(gpu, vocab_size):
             assert (token[0], ids[0, 0], positions[0, 0]) == (expected, expected, 8)
 
 
-def test_the_largest_draw_takes_the_last_candidate(gpu):
+@pytest.mark.parametrize("vocab_size", [10, 1025])  # of 1025, threads have two each, and the last one
+def test_the_largest_draw_takes_the_last_candidate(gpu, vocab_size):
     """The draw is one that float32 has rounded up to one."""
-    logits = np.array([1, 3, 2, 3, 0] * 2, np.float32)
-    kernel = gpu.compiled(sample.sample, 10)
-    for top_k, last in ((0, 9), (4, 8)):
+    logits = np.resize(np.array([1, 3, 2, 3, 0], np.float32), vocab_size)
+    kernel = gpu.compiled(sample.sample, vocab_size)
+    for top_k, last in ((0, vocab_size - 1), (4, vocab_size - 2)):
         found = gpu.run(
             kernel,
             logits.reshape(1, 1, -1),

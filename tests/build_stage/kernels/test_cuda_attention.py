@@ -1,11 +1,13 @@
 """The CUDA kernels of attention, in their serial form and on the emulated GPU, against the definition in float64."""
 
+import mmap
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from build.compiler import tvm
 from build.kernels.cuda import attention, decode_attention, decode_pieces, decode_shares, flash_attention
 from runtime.artifact.caches import cache_format
 from runtime.artifact.rotary import QueryScaling
@@ -21,7 +23,8 @@ from tests.helpers.attention_reference import (
     step,
     tolerance,
 )
-from tests.helpers.kernels import SerialForm
+from tests.helpers.kernels import SerialForm, aligned
+from tests.helpers.untouched import touched_pages, untouched_memory
 
 NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers
 
@@ -169,6 +172,26 @@ def test_a_token_gives_the_same_bits_wherever_its_chunk_begins(gpu, dtype, tenso
         found.append(np.concatenate(parts))
     np.testing.assert_array_equal(*found)
     assert len(np.unique(found[0])) > 1000
+
+
+@pytest.mark.parametrize(("tokens", "tensor_cores"), [(1, False), (40, False), (40, True)])
+def test_only_columns_that_were_written_are_read(tokens, tensor_cores):
+    """compute-sanitizer's initcheck reports other reads, although nothing comes of them. 16 columns are a page."""
+    model = Model(8, 1, 128, 24, 96)
+    kernel = SerialForm().compiled(attention.rolling_attention, model.shape(1, tokens), tensor_cores=tensor_cores)
+    rings = [untouched_memory((1, 1, model.ring_len, model.dim), np.float16) for _side in ("keys", "values")]
+    assert model.dim * rings[0].itemsize * 16 == mmap.PAGESIZE
+
+    def pages_after(first, count):
+        call = chunk(0, first, count, tokens)
+        inputs = (np.ones((1, tokens, 10 * 128), np.float32), *angles(np.array(call.positions), 64))
+        inputs = map(aligned, (*inputs, np.array(call.positions), np.array(call.slots)))
+        kernel(*map(tvm.runtime.from_dlpack, (*inputs, *rings, aligned(output_of(model.shape(1, tokens))))))
+        return [touched_pages(ring) for ring in rings]
+
+    assert pages_after(0, 0) == [[]] * 2
+    assert pages_after(7, 1) == [[0]] * 2  # on tensor cores, blocks have 8 tokens, and the last one would see 16 to 39
+    assert pages_after(16, 1) == [[0, 1]] * 2
 
 
 class Layer:

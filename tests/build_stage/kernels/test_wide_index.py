@@ -1,6 +1,5 @@
 """No index of any kernel wraps, however large its buffers; shown without their memory, by arithmetic on intervals."""
 
-import mmap
 from math import prod
 
 import numpy as np
@@ -17,8 +16,8 @@ from runtime.artifact.manifest import TargetSpec
 from runtime.artifact.signatures import ACTIVATION_LIMIT
 from tests.helpers.index_bounds import wrapping
 from tests.helpers.kernels import aligned, compiled, compiled_serially
+from tests.helpers.untouched import untouched_memory
 
-MAP_NORESERVE = 0x4000  # of Linux; Python 3.11 has no name for it
 AVX2 = ("avx2", "fma", "f16c")
 SPECS = {
     "llvm": TargetSpec(kind="llvm", dtype="fp32", cpu="x86-64-v3", cpu_features=AVX2),
@@ -186,13 +185,6 @@ def test_a_widened_kernel_computes_the_same_bits(kind, op, arguments):
         compiled_serially(made)(*tensors)  # which does not optimize, and so takes half the time
         results.append([tensor.numpy().tobytes() for tensor in tensors])
     assert results[0] == results[1]
-
-
-def untouched_memory(shape, dtype):
-    """Zeros that take no memory until they are written."""
-    size = prod(shape) * np.dtype(dtype).itemsize
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def test_the_last_slot_of_a_long_cache_is_written_in_its_place():

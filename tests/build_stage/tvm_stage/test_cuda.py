@@ -116,7 +116,9 @@ def test_entries_are_read_as_nvcc_wrote_them(tmp_path):
         "arch=compute_120,code=sm_120",
         "arch=compute_80,code=compute_80",
     )
-    assert sorted((code.kind, code.arch) for code in device_code(path)[0]) == [
+    (codes,) = device_code(path)
+    assert all(code.code.startswith(b"\x7fELF") == (code.kind == "cubin") for code in codes)
+    assert sorted((code.kind, code.arch) for code in codes) == [
         ("cubin", "sm_120"),
         ("cubin", "sm_90"),
         ("cubin", "sm_90a"),
@@ -177,7 +179,7 @@ ATTENTION = RollingAttention(1, 16, 8, 2, 128, 4, 64, 96, "float16", 1.0)
 REGISTERS = {
     "linear": (
         PRODUCT,
-        (r"uint a_ptr\[16\]", r"uint b_ptr\[8\]", r"float acc_ptr\[64\]", r"__shared__ .*uint x_tile_ptr\["),
+        (r"uint a_ptr\[32\]", r"uint b_ptr\[16\]", r"float acc_ptr\[128\]", r"extern __shared__ .*uint memory_ptr\["),
     ),
     **{
         f"rolling_attention over {dtype}": (

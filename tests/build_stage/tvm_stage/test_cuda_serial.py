@@ -54,15 +54,15 @@ EXTRA_CASES = {
         SMALL,
         {
             "shape": {"prefill_chunk": 16, "cache_len": CACHE_LEN},
-            "quantize": {"scheme": "int8"},
+            "quantize": {"scheme": "int8", "keep": ["first"], "keep_scheme": "fp8"},
             "backend": {"target": "llvm", "dtype": "fp16"},
         },
     ),
 }
 
 
-# float32 with a window and with int4 caches; float16, int8, int4 with zero points and blocks of a GGUF with minimums,
-# whose prefills are products on tensor cores
+# float32 with a window and with int4 caches; float16, int8 beside fp8, int4 with zero points and blocks of a GGUF with
+# minimums, whose prefills are products on tensor cores
 @pytest.fixture(scope="module", params=["windowed", "int4_cache", *EXTRA_CASES])
 def case(request, compile_case, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)

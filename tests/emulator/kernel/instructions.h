@@ -30,4 +30,11 @@ inline void cp_async_cg_shared_global(int line, uint32_t to, const void *from, s
 inline void cp_async_commit_group(int) { emulator_end_copy_group(); }
 inline void cp_async_wait_group(int, unsigned groups_left) { emulator_wait_for_copies(groups_left); }
 
+// Bit 4 a + 2 b + c of `table` is the result for bits a, b and c.
+inline void lop3_b32(int, uint32_t &result, uint32_t a, uint32_t b, uint32_t c, unsigned table) {
+  result = 0;
+  for (unsigned i = 0; i < 8; ++i)
+    if (table >> i & 1) result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+}
+
 }  // namespace ptx

@@ -33,4 +33,12 @@ LARGER_AND_SMALLER(unsigned long long)
 inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 inline float min(float a, float b) { return __builtin_fminf(a, b); }
 
+// Byte i of the result is the one that digit i of the selector says, of the eight bytes of y and x.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  unsigned long long bytes = static_cast<unsigned long long>(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= (bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+  return result;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }

@@ -308,7 +308,7 @@ def test_schemes_that_cuda_lacks_are_refused(write, key, scheme):
     with pytest.raises(
         UserError,
         match=rf"quantize\.{key} is {scheme}, which this version does not compile for cuda; "
-        "use source, none, int8 or int4",
+        "use source, none, fp8, int8 or int4",
     ):
         load_config(write(FULL), [f"quantize.{key}={scheme}"])
 
@@ -380,7 +380,7 @@ def test_caches_follow_the_dtype_unless_told_otherwise(write, dtype, cache, expe
             "quantize: {scheme: int8}",
             "quantize: {scheme: int3}",
             "quantize.scheme is int3",
-            "none, bf16_dot, int8, int8_dynamic, int4 or int4_dynamic",
+            "none, bf16_dot, fp8, int8, int8_dynamic, int4 or int4_dynamic",
         ),
         ("{scheme: int8}", "{group_size: 48}", "quantize.group_size is 48", "32"),
         ("{scheme: int8}", "{keep: [middle]}", "quantize.keep", "head, first, last"),

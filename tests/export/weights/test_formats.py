@@ -5,6 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 from export.configuration.config import schemes_of
 from export.weights.format import ModelTensor, Storage
@@ -96,6 +97,30 @@ def test_int8_stores_again_what_it_loaded(int8):
     first = int8.store(random_matrix(16, 40))
     second = int8.store(int8.load((16, 40), first))
     assert np.array_equal(first["w"], second["w"])
+
+
+def test_float8_numbers_are_those_of_torch():
+    """Of each quotient in float32; torch rounds to the nearest, half to even."""
+    matrix = random_matrix(9, 70)
+    matrix[0] = np.linspace(-448, 448, 70)  # a scale of exactly 1
+    matrix[0, :5] = [2**-9, 2**-10, 3 * 2**-10, 17, 19]  # the least number, and some that lie half-way between two
+    stored = Stored(dtype="float8").store(matrix)
+    assert stored["w_scale"].tolist() == [np.float32(np.abs(row).max()) / np.float32(448) for row in matrix]
+    quotients = torch.from_numpy(matrix / stored["w_scale"][:, None])
+    assert np.array_equal(stored["w"], quotients.to(torch.float8_e4m3fn).view(torch.uint8).numpy())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_float8_error_is_at_most_half_a_unit(seed):
+    """2**-4 of a number, since four bits count, or half of the least number times the scale; u for the quotient."""
+    matrix = random_matrix(31, 65, seed)
+    matrix[0], matrix[1] = 0, np.linspace(-1e-44, 1e-44, 65)  # zeros, and numbers so small that a scale is inexact
+    float8 = Stored(dtype="float8")
+    stored = float8.store(matrix)
+    half = np.maximum(np.abs(matrix) * 2.0**-4, stored["w_scale"][:, None] * 2.0**-10)
+    error = np.abs(float8.load(matrix.shape, stored).astype(np.float64) - matrix)
+    assert (error[2:] <= half[2:] + 2 * ROUNDOFF * np.abs(matrix[2:])).all()
+    assert (error[:2] <= 1e-44).all()
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])

@@ -267,3 +267,5 @@ def test_caches_larger_than_the_machine():
     host.check_memory(10**6)
     with pytest.raises(UserError, match=r"the caches take 1,000,000\.0 GB, but this machine has"):
         host.check_memory(10**15)
+    with pytest.raises(UserError, match=r"the caches, and the weights in huge pages, take .* unset RUNTIME_HUGE_PAGES"):
+        host.check_memory(10**6, 10**15)
