@@ -7,25 +7,25 @@ import numpy as np
 from export.onnx_graphs.graphs import OnnxGraphs
 from runtime.engines.engine import Engine, Row
 from tests.helpers import reference
-from tests.helpers.artifacts import bound, onnx_shifted, random_ids
+from tests.helpers.artifacts import onnx_shifted, random_ids
 from tests.helpers.feeding import emptied, stepwise
 
 
-def check_steps_and_prefills(graphs: OnnxGraphs, engine: Engine, window: int, longest: int) -> None:
+def check_steps_and_prefills(graphs: OnnxGraphs, engine: Engine, window: int, longest: int, bound: float) -> None:
     """Tokens one by one, and at once, across the window, where a full cache rolls, and in chunks that are not full."""
     emptied(engine)
     last = engine.slots - 1
     ids = random_ids(longest, graphs.record.model.vocab_size)
     expected = _logits(graphs, ids)
     for i, found in enumerate(stepwise(engine, 0, ids)):
-        assert reference.difference(found[None], expected[i][None]) <= bound(graphs), i
+        assert reference.difference(found[None], expected[i][None]) <= bound, i
     for length in (1, window, longest):
         engine.rewind(last, 0)
         found = engine.feed(last, ids[:length])
-        assert reference.difference(found[None], expected[length - 1][None]) <= bound(graphs), length
+        assert reference.difference(found[None], expected[length - 1][None]) <= bound, length
 
 
-def check_rows_of_all_slots(graphs: OnnxGraphs, engine: Engine, longest: int) -> None:
+def check_rows_of_all_slots(graphs: OnnxGraphs, engine: Engine, longest: int, bound: float) -> None:
     """Each slot's text is its own, of another length; rows come in random order, some of them drafts."""
     emptied(engine)
     rng = np.random.default_rng(1)
@@ -36,7 +36,7 @@ def check_rows_of_all_slots(graphs: OnnxGraphs, engine: Engine, longest: int) ->
     while rows := _next_rows(engine, texts, rng):
         at = [len(engine.tokens(slot)) + [row.slot for row in rows[:i]].count(slot) for i, (slot, _) in enumerate(rows)]
         for found, row, position in zip(engine.step(rows), rows, at, strict=True):
-            assert reference.difference(found[None], expected[row.slot][position][None]) <= bound(graphs), row
+            assert reference.difference(found[None], expected[row.slot][position][None]) <= bound, row
 
 
 def _logits(graphs: OnnxGraphs, ids: Sequence[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from runtime.artifact.consistency import LIBRARY_FILE
 from runtime.engines.side_by_side import SideBySide
 from runtime.engines.tvm_runtime import kernel_of, load_runtime, open_library
 from runtime.verify import verify
-from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, exported
+from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, bound, exported
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.onnx_agreement import check_rows_of_all_slots, check_steps_and_prefills
 from tests.helpers.serial import Host, compile_serial, serial_engine
@@ -93,11 +93,11 @@ def test_every_kernel_is_within_its_bound(case, monkeypatch):
 
 
 def test_tokens_one_by_one_and_at_once_follow_onnxruntime(case):
-    check_steps_and_prefills(case.graphs, case.engine, WINDOW, LONGEST)
+    check_steps_and_prefills(case.graphs, case.engine, WINDOW, LONGEST, bound(case.graphs))
 
 
 def test_rows_of_all_slots_follow_onnxruntime(case):
-    check_rows_of_all_slots(case.graphs, case.engine, LONGEST)
+    check_rows_of_all_slots(case.graphs, case.engine, LONGEST, bound(case.graphs))
 
 
 def test_it_agrees_with_itself(case):
