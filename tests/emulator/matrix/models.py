@@ -30,6 +30,7 @@ from tests.emulator.kernels import EmulatedKernels
 from tests.emulator.matrix.layers import emulate_nvcc
 from tests.emulator.matrix.rows import Row
 from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, bound, write_case
+from tests.helpers.families import FAMILIES
 from tests.helpers.onnx_agreement import check_rows_of_all_slots, check_steps_and_prefills
 
 LONGEST = 2 * WINDOW + 3
@@ -60,6 +61,7 @@ CASES = {
     "int4 with zero points": small({}, scheme="int4", symmetric=False),
     "caches of int8": small({"head_dim": 32}, slots=2, cache="int8"),
     "caches of int4": small({"head_dim": 32}, slots=2, cache="int4"),
+    "mixtral": small({}),  # of `FAMILIES`, as it is there
 }
 RUNS = (Run("random", 1), Run("random", 2, deferred=True))
 
@@ -83,7 +85,7 @@ def rows_of_case(name: str, emulator: Path) -> Iterator[Row]:
         kernels = EmulatedKernels.load(emulator, exact_scratch=False)
         emulate_nvcc(patch, kernels)
         patch.setattr(cuda_device, "find_library", partial(_library, kernels.gpu.runtime))
-        graphs, artifact = _compiled(CASES[name], Path(folder))
+        graphs, artifact = _compiled(name, Path(folder))
         for run in RUNS:
             kernels.gpu.set(run)
             wrong = _wrong(graphs, Engine.open(artifact))
@@ -94,8 +96,10 @@ def _library(runtime: Path, name: str) -> Path:
     return runtime if name == RUNTIME else find_library(name)
 
 
-def _compiled(case: Case, folder: Path) -> tuple[OnnxGraphs, Path]:
-    job = Job.load(Path(write_case("case", case, folder).name))
+def _compiled(name: str, folder: Path) -> tuple[OnnxGraphs, Path]:
+    if name in FAMILIES:
+        FAMILIES[name].write(folder / "checkpoint")
+    job = Job.load(Path(write_case("case", CASES[name], folder).name))
     graphs = export_model(job)
     compile_job(job)
     return graphs, job.artifact
