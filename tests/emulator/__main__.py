@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from tests.emulator.kernels import EmulatedKernels
-from tests.emulator.matrix import draws, layers, mutations, positions, random_shapes
+from tests.emulator.matrix import draws, layers, models, mutations, positions, random_shapes
 from tests.emulator.matrix.rows import Row
 
 Suite = Callable[[EmulatedKernels], Iterator[Row]]
@@ -23,6 +23,7 @@ SUITES: Mapping[str, Suite] = {
     "draws": draws.rows,
     "mutations": mutations.rows,
     "shapes": random_shapes.rows,
+    "models": models.rows,
 }
 
 

@@ -71,7 +71,7 @@ class Gpu:
     """The emulated GPU of this process; `folder` keeps its two libraries and all compiled kernels."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         _make_libraries(folder)
         self.driver = ctypes.CDLL(str(folder / DRIVER), ctypes.RTLD_GLOBAL)
         self.runtime = folder / RUNTIME
@@ -90,7 +90,7 @@ class Gpu:
 
     def module(self, source: str) -> bytes:
         """What stands for the machine code of a source."""
-        base = self._folder / hashlib.sha256(source.encode()).hexdigest()[:16]
+        base = self.folder / hashlib.sha256(source.encode()).hexdigest()[:16]
         if not base.with_suffix(".cpp").is_file():
             _write(base.with_suffix(".cu"), source)
             _write(base.with_suffix(".cpp"), rewritten(source))

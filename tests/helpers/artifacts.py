@@ -216,10 +216,17 @@ def static_model(
     return module
 
 
-def bound(graphs: OnnxGraphs, *, on_cpu: bool = False) -> float:
-    """`tests.helpers.reference.bound` for exported graphs, or for what was compiled from them for a CPU."""
+def bound(graphs: OnnxGraphs, *, on_cpu: bool = False, on_tensor_cores: bool = False) -> float:
+    """`tests.helpers.reference.bound` for exported graphs, or for what was compiled from them."""
     record = graphs.record
-    return reference.bound(record.model, CACHE_LEN, record.cache_dtype, record.quantization.rounding, on_cpu=on_cpu)
+    return reference.bound(
+        record.model,
+        CACHE_LEN,
+        record.cache_dtype,
+        record.quantization.rounding,
+        on_cpu=on_cpu,
+        on_tensor_cores=on_tensor_cores,
+    )
 
 
 class Shifted:

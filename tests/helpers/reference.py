@@ -106,7 +106,13 @@ NARROW_ROUNDOFF = {"int8": 0.5 / 127, "uint8": 1 / 15}  # of a cache's number, r
 
 
 def bound(
-    model: ModelConfig, longest: int, dtype: str = "float32", rounding: str = "none", *, on_cpu: bool = False
+    model: ModelConfig,
+    longest: int,
+    dtype: str = "float32",
+    rounding: str = "none",
+    *,
+    on_cpu: bool = False,
+    on_tensor_cores: bool = False,
 ) -> float:
     """Largest difference between two correct float32 implementations: max |a - b| / max |b| over the logits.
 
@@ -118,7 +124,8 @@ def bound(
     are rounded to bfloat16, a unit roundoff of its 8 bits.
 
     A CPU (`on_cpu`) multiplies int8 and int4 caches by queries and shares of 16 bits, which onnxruntime does not round.
-    Two sides that differ so much before they store a number may well take neighbouring levels, as with float16.
+    Tensor cores (`on_tensor_cores`) take the inputs of each sum as float16: as many roundings again as float16 caches
+    have. Two sides that differ so much before they store a number may well take neighbouring levels, as with float16.
     """
     sums = 8 * model.n_layers + 2
     terms = max(model.dim, model.hidden_dim, model.n_heads * model.head_dim, longest)
@@ -126,8 +133,8 @@ def bound(
     # Levels of 16 bits are crossed by many numbers of a sum, each of which is smaller than the largest by the crest of
     # normal numbers.
     half_levels = {"none": 0, "bfloat16": 2.0**-8, "int8": 0.5 / 127, "int16": 0.5 / 32512 * np.sqrt(2 * np.log(terms))}
-    error += np.sqrt(sums) * (FLOAT16_ROUNDOFF if dtype == "float16" else 0)
-    error += np.sqrt(sums) * (NARROW_ROUNDOFF.get(dtype, 0) if on_cpu else 0)
+    error += np.sqrt(sums * ((dtype == "float16") + on_tensor_cores)) * FLOAT16_ROUNDOFF
+    error += np.sqrt(sums) * (NARROW_ROUNDOFF.get(dtype, 0) if on_cpu or on_tensor_cores else 0)
     return float(2 * (error + np.sqrt(sums) * half_levels[rounding]))
 
 

@@ -5,20 +5,17 @@ They run one thread after the other.
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
 from runtime import gpucheck
 from runtime.artifact.consistency import LIBRARY_FILE
-from runtime.engines.engine import Row
 from runtime.engines.side_by_side import SideBySide
 from runtime.engines.tvm_runtime import kernel_of, load_runtime, open_library
 from runtime.verify import verify
-from tests.helpers import reference
-from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, bound, exported, onnx_shifted, random_ids
-from tests.helpers.feeding import emptied, stepwise
+from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, bound, exported
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.onnx_agreement import check_rows_of_all_slots, check_steps_and_prefills
 from tests.helpers.serial import Host, compile_serial, serial_engine
 from tests.helpers.tiny import write_tiny_mistral
 
@@ -96,42 +93,11 @@ def test_every_kernel_is_within_its_bound(case, monkeypatch):
 
 
 def test_tokens_one_by_one_and_at_once_follow_onnxruntime(case):
-    """Across the window, where a full cache rolls; in every slot, and in chunks that are not full."""
-    graphs, engine = case.graphs, emptied(case.engine)
-    last = engine.slots - 1
-    ids = random_ids(LONGEST, graphs.record.model.vocab_size)
-    theirs = onnx_shifted(graphs)
-    expected = [theirs.step(np.array([[token_id]]), np.array([i])) for i, token_id in enumerate(ids)]
-    for i, found in enumerate(stepwise(engine, 0, ids)):
-        assert reference.difference(found[None], expected[i]) <= bound(graphs), i
-    for length in (1, WINDOW, LONGEST):
-        engine.rewind(last, 0)
-        found = engine.feed(last, ids[:length])
-        assert reference.difference(found[None], expected[length - 1]) <= bound(graphs), length
+    check_steps_and_prefills(case.graphs, case.engine, WINDOW, LONGEST, bound(case.graphs))
 
 
 def test_rows_of_all_slots_follow_onnxruntime(case):
-    """Each slot's text is its own, of another length; rows come in random order, some of them drafts."""
-    graphs, engine = case.graphs, emptied(case.engine)
-    rng, expected = np.random.default_rng(1), []
-    texts = [random_ids(LONGEST, graphs.record.model.vocab_size, seed) for seed in range(engine.slots)]
-    for text in texts:
-        theirs = onnx_shifted(graphs)
-        expected.append([theirs.step(np.array([[token_id]]), np.array([i]))[0] for i, token_id in enumerate(text)])
-    for slot, text in enumerate(texts):
-        engine.prefill(slot, text[: 2 + slot])
-    while rows := _next_rows(engine, texts, rng):
-        at = [len(engine.tokens(slot)) + [row.slot for row in rows[:i]].count(slot) for i, (slot, _) in enumerate(rows)]
-        for found, row, position in zip(engine.step(rows), rows, at, strict=True):
-            assert reference.difference(found[None], expected[row.slot][position][None]) <= bound(graphs), row
-
-
-def _next_rows(engine, texts, rng):
-    """As many rows as a step may have, or fewer: of each slot the next tokens of its text."""
-    left = [slot for slot, text in enumerate(texts) for _ in range(len(text) - len(engine.tokens(slot)))]
-    slots = rng.permutation(left)[: rng.integers(1, engine.step_rows[-1] + 1)].tolist()
-    ahead = [iter(text[len(engine.tokens(slot)) :]) for slot, text in enumerate(texts)]
-    return [Row(slot, next(ahead[slot])) for slot in slots]
+    check_rows_of_all_slots(case.graphs, case.engine, LONGEST, bound(case.graphs))
 
 
 def test_it_agrees_with_itself(case):

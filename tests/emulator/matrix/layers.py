@@ -12,25 +12,28 @@ from runtime.engines.tvm_runtime import kernel_of, load_runtime, open_library
 from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.report import label_of
 from runtime.gpucheck import checked_manifest
+from tests.emulator.gpu import Run
 from tests.emulator.kernels import EmulatedKernels
 from tests.emulator.matrix.rows import Row, rows_of
 
 CONFIG = Path("yaml/fp16.yaml")
-SETTINGS = ("backend.arch=[sm_80]", "shape.prefill_chunk=[128,5]", "shape.cache_len=4096")
+SETTINGS = ("backend.arch=[sm_80]", "shape.cache_len=4096")
+ROWS, FEW_ROWS = "shape.prefill_chunk=[128,5]", "shape.prefill_chunk=[32,5]"
 # Models with what their weights are stored as, and further settings.
 CHECKS = (
-    ("7b/1:none", ()),
-    ("7b/1:int8", ()),
-    ("7b/1:int4", ()),
-    ("7b/1:q4_1", ()),
-    ("7b/1:q6_k", ()),
-    ("7b/1:gptq", ()),
-    ("7b/1:fp8", ()),
-    ("7b/1:int8", ("shape.slots=8", "quantize.cache=int8")),
-    ("7b/1:int4", ("shape.slots=8", "quantize.cache=int4")),
-    ("mixtral-8x7b/1:none", ("shape.prefill_chunk=[32,5]",)),
-    ("tiny/2:none", ("backend.dtype=fp32",)),
+    ("7b/1:none", (ROWS,)),
+    ("7b/1:int8", (ROWS,)),
+    ("7b/1:int4", (ROWS,)),
+    ("7b/1:q4_1", (FEW_ROWS,)),
+    ("7b/1:q6_k", (FEW_ROWS,)),
+    ("7b/1:gptq", (FEW_ROWS,)),
+    ("7b/1:fp8", (FEW_ROWS,)),
+    ("7b/1:int8", (FEW_ROWS, "shape.slots=8", "quantize.cache=int8")),
+    ("7b/1:int4", (FEW_ROWS, "shape.slots=8", "quantize.cache=int4")),
+    ("mixtral-8x7b/1:none", (FEW_ROWS,)),
+    ("tiny/2:none", (FEW_ROWS, "backend.dtype=fp32")),
 )
+RUNS = (Run("reverse"), Run("random", 1, checked=True), Run("random", 2, adverse=True))
 
 
 def rows(kernels: EmulatedKernels) -> Iterator[Row]:
@@ -56,4 +59,6 @@ def _rows_of_check(kernels: EmulatedKernels, check: str, folder: Path) -> Iterat
     library = open_library(load_runtime(1), folder / "library.so")
     for call in manifest.calls:
         case = case_of(call, half=manifest.target.dtype == "fp16")
-        yield from rows_of(kernels, call.kernel, f"{check}: {label_of(call)}", kernel_of(library, call.kernel), case)
+        yield from rows_of(
+            kernels, call.kernel, f"{check}: {label_of(call)}", kernel_of(library, call.kernel), case, RUNS
+        )

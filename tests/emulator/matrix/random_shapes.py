@@ -11,6 +11,7 @@ from build.kernels.table import CUDA, ON_TENSOR_CORES
 from export.weights.format import Storage
 from runtime.errors import UserError
 from runtime.gpu_check.kernel_cases import case_of
+from runtime.gpu_check.report import label_of
 from tests.emulator.gpu import Run
 from tests.emulator.kernels import EmulatedKernels
 from tests.emulator.matrix.rows import Row, rows_of, whole_results
@@ -34,13 +35,14 @@ def _rows(kernels: EmulatedKernels, seed: int) -> Iterator[Row]:
         op = str(rng.choice(OPS))
         arguments = MAKERS[op](rng)
         half = bool(rng.random() < 0.7) and op in ON_TENSOR_CORES
-        case = case_of(call_of(op, *arguments), half=half, seed=number)
+        call = call_of(op, *arguments)
+        case = case_of(call, half=half, seed=number)
         try:
             function = CUDA[op](*arguments, on=GPU, **({"tensor_cores": half} if op in ON_TENSOR_CORES else {}))
         except UserError:
             continue  # heads that are too wide
         runs = (Run("random", number, checked=True), Run("random", number, adverse=True))
-        label = f"{arguments}{' on tensor cores' if half else ''}"
+        label = f"{label_of(call)}{', on tensor cores' if half else ''}"
         yield from rows_of(kernels, f"{op} {seed},{number}", label, kernels.compiled(function), case, runs)
 
 
