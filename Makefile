@@ -187,7 +187,7 @@ fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that
 	$(PY) -m tests.fuzz --minutes $(MINUTES) $(if $(ONLY),--reader $(ONLY))
 
 simt: setup  ## run the CUDA kernels on an emulated GPU, thread by thread, in more cases than `make test` has time for, and
-## see every barrier that is taken out; ONLY=layers, positions, draws, mutations or shapes runs one part
+## see every barrier that is taken out; ONLY=layers, positions, draws, mutations, shapes or models runs one part
 	$(PY) -m tests.emulator $(if $(ONLY),--only $(ONLY))
 
 soak: setup  ## MINUTES=5: random requests come and go on compiled artifacts for so long; every result must have the
