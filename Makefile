@@ -186,8 +186,8 @@ fuzz: setup  ## MINUTES=5: spoil inputs of every reader for so long; inputs that
 ## kept in out/fuzz/; ONLY=gguf_file fuzzes one reader
 	$(PY) -m tests.fuzz --minutes $(MINUTES) $(if $(ONLY),--reader $(ONLY))
 
-simt: setup  ## run the CUDA kernels on an emulated GPU, thread by thread, in more cases than `make test` has time for, and
-## see every barrier that is taken out; ONLY=layers, positions, draws, mutations, shapes or models runs one part
+simt: setup  ## run the CUDA kernels on an emulated GPU, thread by thread, in more cases than `make test` has time for,
+## and see every barrier that is taken out; ONLY=layers, positions, draws, mutations, shapes or models runs one part
 	$(PY) -m tests.emulator $(if $(ONLY),--only $(ONLY))
 
 soak: setup  ## MINUTES=5: random requests come and go on compiled artifacts for so long; every result must have the
