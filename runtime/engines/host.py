@@ -29,11 +29,12 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
     """
     manifest = opened.manifest
     level = chosen_level(manifest.target.levels)
-    copied = sum(map(tensor_bytes, manifest.weights)) if wants_huge_pages() else 0
+    huge_pages = wants_huge_pages()
+    copied = sum(map(tensor_bytes, manifest.weights)) if huge_pages else 0
     check_memory(sum(map(tensor_bytes, manifest.caches)), copied)
     ffi = load_runtime(threads)
     machine = start_machine(open_library(ffi, opened.sealed_library(level)), CPU_DEVICE)
-    arrays = _weights(opened)
+    arrays = _copied_weights(opened) if huge_pages else opened.weights()
     weights = [_tensor(ffi, arrays[spec.name]) for spec in manifest.weights]
     caches = [_aligned(spec) for spec in manifest.caches]
     cache_tensors = [_tensor(ffi, cache) for cache in caches]
@@ -45,9 +46,7 @@ def load(opened: Artifact, threads: int) -> LoadedArtifact:
     return LoadedArtifact(functions, HostCaches(caches), cpu_level=level.cpu)
 
 
-def _weights(opened: Artifact) -> dict[str, NDArray[Any]]:
-    if not wants_huge_pages():
-        return opened.weights()
+def _copied_weights(opened: Artifact) -> dict[str, NDArray[Any]]:
     file = opened.weights_file()
     return file.views(in_huge_pages(file.path))
 

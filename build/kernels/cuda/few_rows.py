@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 from tvm.script import tirx as T
 
 from build.kernels.cuda import mma
-from build.kernels.cuda.binding import WARP, Binding
+from build.kernels.cuda.binding import MULTIPROCESSORS, WARP, Binding
 from build.kernels.cuda.mma import QUAD
 from build.kernels.cuda.pair_weights import WORDS, pair_reader
-from build.kernels.cuda.rounded_rows import Chunks, rounded_rows
+from build.kernels.cuda.rounded_rows import Chunks, product_of_rounded_rows
 from build.kernels.cuda.swiglu import gated
 from build.kernels.cuda.weights import group_of, parts_of, row_scale
 from build.kernels.shapes import Linear
@@ -55,7 +55,7 @@ class FewRowsTuning:
 
 TUNING = FewRowsTuning()
 MOST_ROWS = 15  # more go to tiles in shared memory
-WIDE = 2 * 132  # blocks that a wide product has at least: two for each multiprocessor of an H200
+WIDE = 2 * MULTIPROCESSORS  # blocks that a wide product has at least
 OUTPUT_GROUPS = PANEL // 8  # of 8 outputs, one per load of a warp
 PIECES = PANEL // mma.ROWS  # products of 16 outputs that make a panel
 COLUMNS = mma.COLUMNS  # rows of x per product
@@ -69,15 +69,7 @@ def suits(shape: Linear) -> bool:
 def few_rows(shape: Linear, on: Binding):
     """Body of `linear` for a shape that `suits` accepts: two launches."""
     chunks = Chunks.of(shape.weight, shape.k)
-    prepare, product = rounded_rows(shape, chunks, on), _product(shape, chunks, on)
-
-    @T.inline
-    def body(x, gain, w, s, z, order, residual, y):
-        prepared = T.alloc_buffer(chunks.prepared(shape.rows), "uint32")
-        prepare(x, gain, order, prepared)
-        product(prepared, w, s, z, residual, y)
-
-    return body
+    return product_of_rounded_rows(shape, chunks, on, _product(shape, chunks, on))
 
 
 @dataclass(frozen=True)

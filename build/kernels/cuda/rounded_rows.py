@@ -3,7 +3,9 @@
 In `few_rows.py` a lane takes pairs of a vector, in `tile_ring.py` a matrix takes a pair of each of four vectors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm.script import tirx as T
 
@@ -97,3 +99,18 @@ def rounded_rows(shape: Linear, chunks: Chunks, on: Binding, *, by_pairs: bool =
                         store(x, gain, order, prepared, i, e, factor[0])
 
     return prepare
+
+
+def product_of_rounded_rows(
+    shape: Linear, chunks: Chunks, on: Binding, product: Callable[..., Any], *, by_pairs: bool = False
+):
+    """Body of `linear`: the launch of `rounded_rows`, then the inline `product(prepared, w, s, z, residual, y)`."""
+    prepare = rounded_rows(shape, chunks, on, by_pairs=by_pairs)
+
+    @T.inline
+    def body(x, gain, w, s, z, order, residual, y):
+        prepared = T.alloc_buffer(chunks.prepared(shape.rows), "uint32")
+        prepare(x, gain, order, prepared)
+        product(prepared, w, s, z, residual, y)
+
+    return body

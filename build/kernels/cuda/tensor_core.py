@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda import mma
 from build.kernels.cuda.binding import LARGE_SHARED_BYTES, Binding
-from build.kernels.cuda.rounded_rows import Chunks, rounded_rows
+from build.kernels.cuda.rounded_rows import Chunks, product_of_rounded_rows
 from build.kernels.cuda.swiglu import gated
 from build.kernels.cuda.tile_product import tile_product
 from build.kernels.cuda.tile_ring import Ring
@@ -60,16 +60,8 @@ def tensor_core_gemm(shape: Linear, on: Binding):
     """Body of `linear` for a shape that `suits` accepts: two launches, or three where K is split."""
     chunks = Chunks.of(shape.weight, shape.k)
     tiling = best_tiling(shape.weight, shape.rows, shape.n_out, shape.k, swiglu=shape.swiglu)
-    prepare = rounded_rows(shape, chunks, on, by_pairs=True)
     product = _product(shape, tiling, on) if tiling.splits == 1 else _split_product(shape, tiling, on)
-
-    @T.inline
-    def body(x, gain, w, s, z, order, residual, y):
-        prepared = T.alloc_buffer(chunks.prepared(shape.rows), "uint32")
-        prepare(x, gain, order, prepared)
-        product(prepared, w, s, z, residual, y)
-
-    return body
+    return product_of_rounded_rows(shape, chunks, on, product, by_pairs=True)
 
 
 def _product(shape: Linear, tiling: Tiling, on: Binding):

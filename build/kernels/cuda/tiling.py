@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from build.kernels.cuda import mma
-from build.kernels.cuda.binding import WARP
+from build.kernels.cuda.binding import MULTIPROCESSORS, WARP
 from build.kernels.cuda.mma import QUAD
 from runtime.artifact.layouts import PANEL
 
@@ -26,7 +26,6 @@ MOST_SPLITS = 8
 # An H200, for the choice of a tile. Its 132 multiprocessors read 5.2 TB/s from the second-level (L2) cache in the
 # product before this one, which waited for that. mma.sync is said to reach 63 % of the peak, which is one product in
 # each clock of a multiprocessor (Luo et al. 2024, arXiv 2402.13499).
-MULTIPROCESSORS = 132
 BYTES_PER_CLOCK = 23  # from the cache to one multiprocessor
 CLOCKS_PER_PRODUCT = 1.6
 LAUNCH_CLOCKS = 4000  # of a launch more
