@@ -15,6 +15,7 @@ from tvm.script import tirx as T
 WARP = 32  # threads that run together, and whose loads of adjacent addresses become one
 SHARED_BYTES = 48 * 1024  # of shared memory, that a block may use on every architecture
 LARGE_SHARED_BYTES = 99 * 1024  # likewise, where the launch asks for it
+LARGEST_SHARED_BYTES = 227 * 1024  # likewise, from sm_90 on
 MULTIPROCESSORS = 132  # of an H200, for which work is cut into blocks
 
 

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from build.kernels.cuda import mma
 from build.kernels.cuda.binding import Binding
-from build.kernels.cuda.rounded_rows import Chunks, rounded_rows
+from build.kernels.cuda.rounded_rows import Chunks, Prepared, rounded_rows
 from build.kernels.cuda.tensor_core import best_tiling
 from build.kernels.cuda.tile_product import tile_product
 from build.kernels.cuda.tiling import THREADS
@@ -28,7 +28,8 @@ def expert_tiles(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding
     rows = Linear((shape.pairs // pairs_per_row,), n, k, stored)
     tiling = best_tiling(stored, shape.tokens, n, k, most_splits=1)  # as if all tokens chose the same expert
     row_blocks, column_blocks = tiling.row_blocks(shape.tokens), -(-n // tiling.outputs)
-    prepare = rounded_rows(rows, chunks, on, by_pairs=True)
+    prepared_as = Prepared(chunks.count, chunks.parts, rows.rows, "pairs")
+    prepare = rounded_rows(rows, prepared_as, on)
     multiply = tile_product(stored, n, k, tiling, on, source=lambda place, i: place[0][place[1], i] // pairs_per_row)
 
     def scaled(found: Any, s: Any, row: Any) -> Any:
@@ -36,7 +37,7 @@ def expert_tiles(shape: Mixture, n: int, k: int, pairs_per_row: int, on: Binding
 
     @T.inline
     def product(x, w, s, _chosen, count, members, out):
-        prepared = T.alloc_buffer(chunks.prepared(rows.rows), "uint32")
+        prepared = T.alloc_buffer(prepared_as.shape, "uint32")
         prepare(x, None, None, prepared)
         for block in on.blocks(shape.n_experts * column_blocks * row_blocks):
             acc = T.alloc_buffer((on.copies(THREADS), tiling.sums), "float32", scope=on.private)

@@ -28,7 +28,7 @@ from build.kernels.cuda import mma
 from build.kernels.cuda.binding import MULTIPROCESSORS, WARP, Binding
 from build.kernels.cuda.mma import QUAD
 from build.kernels.cuda.pair_weights import WORDS, pair_reader
-from build.kernels.cuda.rounded_rows import Chunks, product_of_rounded_rows
+from build.kernels.cuda.rounded_rows import Chunks, Prepared, product_of_rounded_rows
 from build.kernels.cuda.swiglu import gated
 from build.kernels.cuda.weights import group_of, parts_of, row_scale
 from build.kernels.shapes import Linear
@@ -69,7 +69,8 @@ def suits(shape: Linear) -> bool:
 def few_rows(shape: Linear, on: Binding):
     """Body of `linear` for a shape that `suits` accepts: two launches."""
     chunks = Chunks.of(shape.weight, shape.k)
-    return product_of_rounded_rows(shape, chunks, on, _product(shape, chunks, on))
+    prepared_as = Prepared(chunks.count, chunks.parts, shape.rows, "vectors")
+    return product_of_rounded_rows(shape, prepared_as, on, _product(shape, chunks, on))
 
 
 @dataclass(frozen=True)

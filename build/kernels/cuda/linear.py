@@ -23,6 +23,7 @@ from build.kernels.cuda.norm import normalized_rows
 from build.kernels.cuda.reorder import reordered_rows
 from build.kernels.cuda.swiglu import gated_rows
 from build.kernels.cuda.tensor_core import suits, tensor_core_gemm
+from build.kernels.cuda.warpgroup_gemm import warpgroup_gemm
 from build.kernels.cuda.weights import Loading, part_buffer, unused
 from build.kernels.parameters import without
 from build.kernels.shapes import Linear
@@ -31,18 +32,18 @@ from export.weights.table import vector_layout
 Body = Callable[..., Any]
 
 
-def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> PrimFunc:
+def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False, warpgroups: bool = False) -> PrimFunc:
     """Kernel from x (*x_lead, K) float32 and w as in `vector_layout` to y (*lead, N).
 
     Arguments: x [, column (1,)] [, gain (K,)], w [, scales] [, zero points or minimums] [, order (K,)]
     [, residual (*lead, N)] and y. With a column, only that token of x is multiplied. With an order, column order[c] of
     x and gain belongs to column c of w. With `swiglu`, W holds gate and up, stacked,
     and y is half as wide. With `tensor_cores`, products of many rows may round x, and weights of groups with it, to
-    float16.
+    float16. With `warpgroups` too, these are for sm_90a alone.
     """
     layout = vector_layout(shape.weight, shape.n, shape.k)
     loading = Loading.of(shape.weight)
-    body = _body(shape, on, tensor_cores=tensor_cores)
+    body = _body(shape, on, tensor_cores=tensor_cores, warpgroups=warpgroups)
 
     def start_of(column):
         return shape.k * T.Cast("int32", column[0]) if shape.one_of else 0
@@ -77,18 +78,18 @@ def linear(shape: Linear, on: Binding = GPU, *, tensor_cores: bool = False) -> P
     return without(kernel, [*(name for name, missing in absent.items() if missing), *unused(layout)])
 
 
-def _body(shape: Linear, on: Binding, *, tensor_cores: bool) -> Body:
+def _body(shape: Linear, on: Binding, *, tensor_cores: bool, warpgroups: bool) -> Body:
     """Inline `body(x, gain, w, s, z, order, residual, y)` for a shape: one launch or several."""
     if tensor_cores and few_rows.suits(shape):
         return few_rows.few_rows(shape, on)
     if tensor_cores and suits(shape):
-        return tensor_core_gemm(shape, on)
+        return warpgroup_gemm(shape, on) if warpgroups else tensor_core_gemm(shape, on)
     if shape.rows == 1 and fits(shape):
         return gemv(shape, on)
     if prepares_x(shape):
         in_order = msgspec.structs.replace(shape.weight, reordered=False)
         product = replace(shape, weight=in_order, norm_eps=None, one_of=None)
-        return _x_first(shape, _body(product, on, tensor_cores=tensor_cores), on)
+        return _x_first(shape, _body(product, on, tensor_cores=tensor_cores, warpgroups=warpgroups), on)
     if shape.swiglu:
         return _gate_last(shape, gemm(replace(shape, swiglu=False), on), on)
     return gemm(shape, on)

@@ -1,11 +1,8 @@
-"""Rows of x as pairs of float16, with RMSNorm and the order of the columns, laid out for products on tensor cores.
-
-In `few_rows.py` a lane takes pairs of a vector, in `tile_ring.py` a matrix takes a pair of each of four vectors.
-"""
+"""Rows of x as pairs of float16, with RMSNorm and the order of the columns, laid out for products on tensor cores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tvm.script import tirx as T
 
@@ -18,6 +15,7 @@ from export.weights.format import Storage
 from export.weights.table import vector_steps
 
 THREADS = 256  # per block
+PART_PAIRS = QUAD * WORDS  # in a part of a chunk
 
 
 @dataclass(frozen=True)
@@ -42,26 +40,52 @@ class Chunks:
         """Loads of 16 bytes of x for a vector."""
         return self.pairs // WORDS
 
-    def prepared(self, rows: int) -> tuple[int, ...]:
-        """Shape of x as `rounded_rows` leaves it: (chunks, parts, rows, vectors of a chunk, pairs of a part).
 
-        With `by_pairs`, the last two are the other way round.
-        """
-        return (self.count, self.parts, rows, QUAD, WORDS)
+@dataclass(frozen=True)
+class Prepared:
+    """How `rounded_rows` leaves x: as many chunks, of `parts` parts each, and rows, of which those beyond x's own repeat its last.
+
+    What follows a chunk, a part and a row is, by `inner`:
+
+    - "vectors": the pairs of one vector, then of the next, as a lane of `few_rows.py` takes them;
+    - "pairs": a pair of each of the four vectors, then the next of each, as a matrix of `tile_ring.py` takes them;
+    - "units": the same, but a pair of each vector, 16 bytes, lies next to that of the next row, as in `wgmma.py`.
+    """
+
+    chunks: int
+    parts: int
+    rows: int
+    inner: Literal["vectors", "pairs", "units"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the buffer, in pairs."""
+        if self.inner == "units":
+            return (self.chunks, self.parts, WORDS, self.rows, QUAD)
+        return (self.chunks, self.parts, self.rows, WORDS, QUAD)
+
+    def vector_and_word(self, e: Any) -> tuple[Any, Any]:
+        """Vector and word of pair e of a part, counted as they lie in memory."""
+        return (e // WORDS, e % WORDS) if self.inner == "vectors" else (e % QUAD, e // QUAD)
+
+    def place(self, c: Any, part: Any, i: Any, e: Any) -> tuple[Any, ...]:
+        """Where pair e of a part of chunk c of row i lies."""
+        return (c, part, e // QUAD, i, e % QUAD) if self.inner == "units" else (c, part, i, e // QUAD, e % QUAD)
 
 
-def rounded_rows(shape: Linear, chunks: Chunks, on: Binding, *, by_pairs: bool = False):
+def rounded_rows(shape: Linear, prepared_as: Prepared, on: Binding):
     """A launch, inline `prepare(x, gain, order, prepared)`: x, normed and in order, as pairs of float16.
 
     One block takes some pairs of a row; with a norm, all blocks of a row measure it.
     """
-    rows, k, stored = shape.rows, shape.k, shape.weight
-    steps, pairs = vector_steps(stored), chunks.count * QUAD * chunks.pairs  # in a row
+    k, stored, parts = shape.k, shape.weight, prepared_as.parts
+    steps, pairs = vector_steps(stored), prepared_as.chunks * parts * PART_PAIRS  # in a row
     blocks = -(-pairs // (THREADS * WORDS))
     measure, inverse = sum_squares(k, THREADS, on), inverse_rms(k, shape.norm_eps or 0.0)
 
     def number(x, gain, order, i, step, factor):
         at = order[T.min(step, k - 1)] if stored.reordered else T.min(step, k - 1)
+        i = i if prepared_as.rows == shape.rows else T.min(i, shape.rows - 1)
         found = x[i, at] if shape.norm_eps is None else x[i, at] * factor * gain[at]
         return T.if_then_else(step < k, found, T.float32(0))
 
@@ -74,20 +98,20 @@ def rounded_rows(shape: Linear, chunks: Chunks, on: Binding, *, by_pairs: bool =
 
     @T.inline
     def store(x, gain, order, prepared, i, e, factor):
-        """Pair e of row i, counted in the order of `Chunks.prepared`."""
-        c = e // (chunks.parts * QUAD * WORDS)
-        part = e // (QUAD * WORDS) % chunks.parts
-        v, word = (e % QUAD, e // QUAD % WORDS) if by_pairs else (e // WORDS % QUAD, e % WORDS)
-        prepared[c, part, i, e // WORDS % QUAD, e % WORDS] = both(x, gain, order, i, c, part, v, word, factor)
+        """Pair e of row i."""
+        c = e // (parts * PART_PAIRS)
+        part = e // PART_PAIRS % parts
+        v, word = prepared_as.vector_and_word(e % PART_PAIRS)
+        prepared[prepared_as.place(c, part, i, e % PART_PAIRS)] = both(x, gain, order, i, c, part, v, word, factor)
 
     @T.inline
     def prepare(x, gain, order, prepared):
-        for block in on.blocks(rows * blocks):
+        for block in on.blocks(prepared_as.rows * blocks):
             i = block // blocks
             squares = T.alloc_buffer((THREADS,), "float32", scope=on.shared)
             sums = T.alloc_buffer((WARP,), "float32", scope=on.shared)
             if shape.norm_eps is not None:
-                measure(x, i, squares, sums)
+                measure(x, T.min(i, shape.rows - 1), squares, sums)
             for t in on.threads(THREADS):
                 factor = T.alloc_buffer((1,), "float32", scope=on.private)
                 factor[0] = T.float32(1)
@@ -101,15 +125,13 @@ def rounded_rows(shape: Linear, chunks: Chunks, on: Binding, *, by_pairs: bool =
     return prepare
 
 
-def product_of_rounded_rows(
-    shape: Linear, chunks: Chunks, on: Binding, product: Callable[..., Any], *, by_pairs: bool = False
-):
+def product_of_rounded_rows(shape: Linear, prepared_as: Prepared, on: Binding, product: Callable[..., Any]):
     """Body of `linear`: the launch of `rounded_rows`, then the inline `product(prepared, w, s, z, residual, y)`."""
-    prepare = rounded_rows(shape, chunks, on, by_pairs=by_pairs)
+    prepare = rounded_rows(shape, prepared_as, on)
 
     @T.inline
     def body(x, gain, w, s, z, order, residual, y):
-        prepared = T.alloc_buffer(chunks.prepared(shape.rows), "uint32")
+        prepared = T.alloc_buffer(prepared_as.shape, "uint32")
         prepare(x, gain, order, prepared)
         product(prepared, w, s, z, residual, y)
 

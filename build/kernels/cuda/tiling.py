@@ -124,13 +124,14 @@ class Tiling:
         products = self.rows // mma.ROWS * (self.columns // mma.COLUMNS) * (STEP // mma.DEPTH) * CLOCKS_PER_PRODUCT
         loads = STEP * (2 * self.rows + weight_bytes * self.columns) / BYTES_PER_CLOCK
         turns = -(-self.blocks(rows, outputs) // MULTIPROCESSORS)
-        return turns * -(-k // (STEP * self.splits)) * max(products, loads) + self._summing(rows * outputs)
+        return turns * -(-k // (STEP * self.splits)) * max(products, loads) + summing_clocks(self.splits, self.halves, rows * outputs)
 
-    def _summing(self, outputs: int) -> float:
-        """Estimate for the launch that adds up the parts' float32 sums, which are written and read."""
-        if self.splits == 1:
-            return 0
-        return LAUNCH_CLOCKS + 2 * 4 * self.splits * self.halves * outputs / (MULTIPROCESSORS * BYTES_PER_CLOCK)
+
+def summing_clocks(splits: int, halves: int, outputs: int) -> float:
+    """Estimate for the launch that adds up the float32 sums of the parts of K, which are written and read."""
+    if splits == 1:
+        return 0
+    return LAUNCH_CLOCKS + 2 * 4 * splits * halves * outputs / (MULTIPROCESSORS * BYTES_PER_CLOCK)
 
 
 def tilings(*, swiglu: bool, most_splits: int = MOST_SPLITS) -> Iterator[Tiling]:

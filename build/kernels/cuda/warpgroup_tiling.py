@@ -1,0 +1,108 @@
+"""How a product on the tensor cores of sm_90a is split into blocks and clusters of blocks.
+
+A block has two warpgroups, each of which computes 64 columns of the product, outputs of W, for all rows of x that the
+block takes (`wgmma.py`, where W is the factor a and x is b). With SwiGLU, half of the columns are gate and half the up
+that goes with it, so that a thread holds both numbers of an output. Blocks of a cluster have the same rows: each copies
+some of them to the shared memory of all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from build.kernels.cuda import wgmma
+from build.kernels.cuda.binding import MULTIPROCESSORS, WARP
+from build.kernels.cuda.mma import QUAD
+from build.kernels.cuda.tiling import BYTES_PER_CLOCK, MOST_SPLITS, STEP, summing_clocks
+from runtime.artifact.layouts import PANEL
+
+WARPGROUPS = 2
+THREADS = WARPGROUPS * wgmma.WARPGROUP
+WARPS = THREADS // WARP
+COLUMNS = WARPGROUPS * wgmma.ROWS
+PANELS = COLUMNS // PANEL
+GROUP_PANELS = PANELS // WARPGROUPS
+CLUSTERS = (1, 2, 4)  # blocks of a cluster
+PRODUCTS_PER_CLOCK = 2048  # of two float16, of a multiprocessor: at their peak of 989 TFLOP/s, by NVIDIA's data sheet
+
+
+@dataclass(frozen=True)
+class WarpgroupTiling:
+    """Rows of x per block, blocks of a cluster, and parts that K is split into.
+
+    `halves` is the number of columns for an output: 2 where they are gate and up.
+    """
+
+    rows: int
+    cluster: int = 1
+    splits: int = 1
+    halves: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """Outputs per block."""
+        return COLUMNS // self.halves
+
+    @property
+    def shared_rows(self) -> int:
+        """Rows that a block copies for its cluster."""
+        return self.rows // self.cluster
+
+    def row_blocks(self, rows: int) -> int:
+        """Tiles along the rows."""
+        return -(-rows // self.rows)
+
+    def column_blocks(self, outputs: int) -> int:
+        """Tiles along the outputs, for whole clusters."""
+        return -(-outputs // (self.outputs * self.cluster)) * self.cluster
+
+    def blocks(self, rows: int, outputs: int) -> int:
+        """Number of blocks in a product."""
+        return self.splits * self.row_blocks(rows) * self.column_blocks(outputs)
+
+    def panel(self, first: Any, q: Any, half: int) -> Any:
+        """Panel of the matrix that is panel q of a block.
+
+        `first` is the block's first panel, and `half` panels lie between gate and up.
+        """
+        each = PANELS // self.halves
+        return first + q % each + q // each * half
+
+    def own_panel(self, t: Any, h: Any) -> Any:
+        """Panel of the block that holds the column of half h of a thread's sums; gate is half 0, and up half 1."""
+        group = t // wgmma.WARPGROUP
+        if self.halves > 1:
+            return h * WARPGROUPS + group
+        return group * GROUP_PANELS + self._column_of_group(t, h) // PANEL
+
+    def own_column(self, t: Any, h: Any) -> Any:
+        """That column, within its panel."""
+        return self._column_of_group(t, h) % PANEL
+
+    def output(self, t: Any, h: Any) -> Any:
+        """Output, within the block, of half h of a thread's sums."""
+        return t // wgmma.WARPGROUP * (self.outputs // WARPGROUPS) + self._column_of_group(t, h)
+
+    def _column_of_group(self, t: Any, h: Any) -> Any:
+        """Output, within the warpgroup's."""
+        warp = t % wgmma.WARPGROUP // WARP
+        return warp * (wgmma.CORE_ROWS * 2 // self.halves) + t % WARP // QUAD + (0 if self.halves > 1 else h * 8)
+
+    def clocks(self, rows: int, outputs: int, k: int, weight_bytes: float) -> float:
+        """Estimate for a product, whose blocks take turns on the multiprocessors."""
+        products = COLUMNS * self.rows * STEP / PRODUCTS_PER_CLOCK
+        loads = STEP * (2 * self.shared_rows + weight_bytes * COLUMNS) / BYTES_PER_CLOCK
+        turns = -(-self.blocks(rows, outputs) // (MULTIPROCESSORS // self.cluster * self.cluster))
+        steps = -(-k // (STEP * self.splits))
+        return turns * steps * max(products, loads) + summing_clocks(self.splits, self.halves, rows * outputs)
+
+
+def tilings(rows: int, *, swiglu: bool) -> Iterator[WarpgroupTiling]:
+    """Every tiling of a product of so many rows, which are shared out evenly."""
+    fewest = -(-rows // wgmma.MOST_COLUMNS)
+    for row_blocks in range(fewest, 2 * fewest + 1):
+        for cluster in CLUSTERS:
+            step = wgmma.COLUMN_STEP * cluster
+            tile = -(-rows // (row_blocks * step)) * step
+            for splits in range(1, MOST_SPLITS + 1):
+                yield WarpgroupTiling(tile, cluster, splits, 2 if swiglu else 1)
