@@ -11,6 +11,18 @@ CUDA_HEADER = re.compile(r"^ *#include <(cuda\.h|cuda_fp16\.h|mma\.h)>", re.MULT
 SHARED_ARRAY = re.compile(r"__shared__ alignas\((\d+)\) ([\w ]+?) (\w+)\[(\d+)\];")
 DYNAMIC_SHARED_ARRAY = re.compile(r"extern __shared__ __align__\((\d+)\) ([\w ]+?) (\w+)\[\];")
 ASSEMBLY = re.compile(r"(?:__asm__ __volatile__|asm volatile|asm)\(\s*((?:\"[^\"]*\"\s*)+):([^;]*)\);")
+# An instruction between the setting of its predicate, from an operand, and the end of the predicate's scope.
+PREDICATED = re.compile(
+    r"\{ \.reg \.pred (?P<predicate>\w+); setp\.ne\.b32 (?P=predicate), (?P<operand>%\d+), 0; (?P<instruction>.*;) \}"
+)
+# An instruction that is repeated until its first operand, a predicate, is true.
+WAIT_LOOP = re.compile(
+    r"\{\s*\.reg \.pred\s+(?P<predicate>\w+);\s*(?P<label>\w+):\s*(?P<instruction>[\w.:]+) (?P=predicate),"
+    r"(?P<operands>[^;]*);\s*@(?P=predicate)\s+bra\.uni (?P<done>\w+);\s*bra\.uni\s+(?P=label);\s*(?P=done):\s*\}"
+)
+WARPGROUP_COLUMNS = re.compile(r"n(\d+)k16(?=\.f32\.f16\.f16$)")  # of a product whose sums are that many halves
+# Bytes of shared memory that a launch may ask for: where several architectures run a source, or sm_90a alone.
+SHARED_LIMITS = {False: 99 << 10, True: 227 << 10}
 MAX_THREADS = 1024  # of a block, where a kernel has no launch bounds
 # What would go unnoticed if it were left in a kernel.
 NOT_EMULATED = ("asm", "__shared__")
@@ -44,14 +56,15 @@ def _first(pattern: re.Pattern[str], text: str) -> int:
 
 def _table(source: str) -> str:
     """The `KernelRow`s of all kernels, whose parameters must all be pointers."""
-    rows = {name: _row(name, bound, parameters) for bound, name, parameters, _ in KERNEL.findall(source)}
+    limit = SHARED_LIMITS["wgmma" in source]
+    rows = {name: _row(name, bound, parameters, limit) for bound, name, parameters, _ in KERNEL.findall(source)}
     return (
         'extern "C" __attribute__((visibility("default"))) KernelRow emulator_kernels[];\n'
-        f"KernelRow emulator_kernels[] = {{\n{''.join(rows.values())}  {{nullptr, nullptr, 0, 0}}}};\n"
+        f"KernelRow emulator_kernels[] = {{\n{''.join(rows.values())}  {{nullptr, nullptr, 0, 0, 0}}}};\n"
     )
 
 
-def _row(name: str, bound: str, parameters: str) -> str:
+def _row(name: str, bound: str, parameters: str, shared_limit: int) -> str:
     types = [
         re.sub(r"\b(__restrict__|const)\b", "", p).strip().rpartition(" ")[0].strip() for p in parameters.split(",")
     ]
@@ -59,19 +72,26 @@ def _row(name: str, bound: str, parameters: str) -> str:
         raise ValueError(f"{name} has parameters that are no pointers: {parameters}")
     arguments = ", ".join(f"static_cast<{kind}>(p[{i}])" for i, kind in enumerate(types))
     call = f'[](void **p) __attribute__((no_sanitize("thread"))) {{ {name}({arguments}); }}'
-    return f'  {{"{name}", {call}, {len(types)}, {bound or MAX_THREADS}}},\n'
+    return f'  {{"{name}", {call}, {len(types)}, {bound or MAX_THREADS}, {shared_limit}}},\n'
 
 
 def _instruction(match: re.Match[str]) -> str:
     """A call of the instruction's function in `kernel/instructions.h`, on as many lines.
 
-    `op.x {%0, %1}, [%2], 16;` becomes `ptx::op_x(__LINE__, first, second, third, 16);`.
+    `op.x {%0, %1}, [%2], 16;` becomes `ptx::op_x(__LINE__, first, second, third, 16);`. The sums of a warpgroup's
+    product, whose number is in its name, become an array of their addresses, behind their number of columns.
     """
-    text = "".join(re.findall(r'"([^"]*)"', match[1])).replace("\\n", "")
+    text = "".join(re.findall(r'"([^"]*)"', match[1])).replace("\\n", " ")
     operands = _operands(match[2])
+    text = PREDICATED.sub(lambda found: found["instruction"].replace(found["predicate"], found["operand"]), text)
+    text = WAIT_LOOP.sub(lambda found: f"wait_until.{found['instruction']}{found['operands']}", text)
     name, arguments = re.fullmatch(r"\s*([\w.:]+)(.*?);?\s*", text, re.DOTALL).groups()
-    words = re.findall(r"[^\s,{}\[\]]+", arguments)
-    values = [operands[int(word[1:])] if word.startswith("%") else word for word in words]
+    words = [word for word in re.findall(r"[^\s,{}\[\]]+", arguments) if word != "_"]
+    values = [operands[int(word[1:])] if word[1:].isdecimal() and word[0] == "%" else word.strip("%") for word in words]
+    if columns := WARPGROUP_COLUMNS.search(name):
+        name = name.replace(columns[0], "k16")
+        sums = int(columns[1]) // 2
+        values = [columns[1], f"{{{', '.join(f'&{value}' for value in values[:sums])}}}", *values[sums:]]
     function = re.sub(r"\W+", "_", name)
     return f"ptx::{function}({', '.join(['__LINE__', *values])});" + "\n" * match[0].count("\n")
 

@@ -175,14 +175,15 @@ def test_tensor_cores(gpu, monkeypatch, tiled, rows, n, k, name):
     check_tensor_cores(gpu, rows, n, k if splits == 1 else k + 640, name)
 
 
-def check_tensor_cores(gpu, rows, n, k, name):
+def check_tensor_cores(gpu, rows, n, k, name, **options):
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((1, rows, k)).astype(np.float32)
     arrays, wide = weights(rng, n, k, FORMATS[name])
     stored, error = FORMATS[name], 0
     shape = Linear((1, rows), n, k, stored)
     assert tensor_core.suits(shape) or few_rows.suits(shape)
-    *_, y = gpu.run(gpu.compiled(linear.linear, shape, tensor_cores=True), x, *arrays, garbage((1, rows, n)))
+    kernel = gpu.compiled(linear.linear, shape, tensor_cores=True, **options)
+    *_, y = gpu.run(kernel, x, *arrays, garbage((1, rows, n)))
     rounded = x.astype(np.float16).astype(np.float64)
     if stored.grouped and stored.scales == "float16" and not stored.minimums:  # exact before it is rounded to float16
         wide = wide.astype(np.float16).astype(np.float64)

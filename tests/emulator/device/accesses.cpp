@@ -1,5 +1,7 @@
 #include "accesses.h"
 
+#include <cstring>
+
 #include "../interface.h"
 #include "device_memory.h"
 #include "failure.h"
@@ -12,14 +14,41 @@ namespace emulated {
 // In the place of a thread's number: several threads, or any whose access is atomic.
 constexpr uint16_t SEVERAL = 0xFFFF, ATOMIC = 0xFFFE;
 
-// In the place of a tick: what an asynchronous copy is writing.
-constexpr uint32_t IN_FLIGHT = 0xFFFFFFFF;
+// In the place of a tick: what an asynchronous copy is writing, and, from LANDED on, what one has written that counted at
+// an mbarrier, with the barrier's number and phase.
+constexpr uint32_t IN_FLIGHT = 0xFFFFFFFF, LANDED = 0xF0000000;
+constexpr unsigned PHASE_BITS = 16;
 
-static uint32_t now = BY_HOST, launch_began, block_began;
+static uint32_t now = BY_HOST, launch_began, cluster_began, cluster_arrives;
+
+// A thread's accesses are of tick `own`. It may rely on those of others that are of an earlier tick than `seen`. The two
+// differ between a thread's arrival at the cluster's barrier and its wait.
+struct Ticks {
+  uint32_t own, seen;
+};
+static Ticks ticks[MAX_THREADS];
+
+constexpr unsigned MAX_MBARRIERS = 64;
+static uint32_t phases_seen[MAX_THREADS][MAX_MBARRIERS];  // at each mbarrier: how many phases a thread has seen end
 
 void begin_launch() { launch_began = ++now; }
-void begin_block() { block_began = ++now; }
-void pass_barrier() { ++now; }
+void begin_cluster() {
+  cluster_began = ++now;
+  for (Ticks &thread : ticks) thread = {now, now};
+  memset(phases_seen, 0, sizeof phases_seen);
+}
+void pass_barrier(unsigned first, unsigned threads) {
+  ++now;
+  for (Ticks *thread = ticks + first; thread != ticks + first + threads; ++thread) {
+    if (thread->own != thread->seen) fail("comes to a barrier between arriving and waiting at that of the cluster");
+    *thread = {now, now};
+  }
+}
+void arrive_at_cluster_barrier(bool first) {
+  if (first) cluster_arrives = ++now;
+  ticks[current_thread].own = cluster_arrives;
+}
+void pass_cluster_barrier() { ticks[current_thread].seen = ticks[current_thread].own; }
 
 enum class Kind { read, write };
 static const char *word(Kind kind) { return kind == Kind::read ? "read" : "write"; }
@@ -42,33 +71,43 @@ struct Access {
   std::string who = thread == SEVERAL  ? "several threads"
                     : thread == ATOMIC ? "an atomic access"
                                        : text("thread %u", thread);
-  if (when < block_began) who += " of another block";
+  if (when < cluster_began) who += " of another block";
   fail_at(access, text("is a race with a %s by %s,", word(other), who.c_str()));
 }
 
 // `shared`: by all blocks of a launch, as global memory is.
-static bool in_another_block(uint32_t when, bool shared) {
-  return shared && when >= launch_began && when < block_began;
+static bool in_another_cluster(uint32_t when, bool shared) {
+  return shared && when >= launch_began && when < cluster_began;
+}
+
+static void fail_unless_waited(const Access &access, const Cell &cell) {
+  unsigned barrier = (cell.written - LANDED) >> PHASE_BITS, phase = cell.written & ((1u << PHASE_BITS) - 1);
+  if (phases_seen[current_thread][barrier] <= phase)
+    fail_at(access, "is a race with an asynchronous copy, for which this thread has not waited,");
 }
 
 static void visit(Cell &cell, const Access &access, bool global, bool written_by_host) {
   if (cell.written == IN_FLIGHT)
     fail_at(access, text("is a race with an asynchronous copy by thread %u, which has not waited for it,", cell.writer));
-  bool both_atomic = access.thread == ATOMIC && cell.writer == ATOMIC;
-  if ((cell.written == now && cell.writer != access.thread) ||
-      (in_another_block(cell.written, global) && !both_atomic))
+  bool both_atomic = access.thread == ATOMIC && cell.writer == ATOMIC, landed = cell.written >= LANDED;
+  auto [own, seen] = ticks[current_thread];
+  if (landed) {
+    if (access.kind == Kind::read) fail_unless_waited(access, cell);
+  } else if ((cell.written >= seen && cell.writer != access.thread) ||
+             (in_another_cluster(cell.written, global) && !both_atomic)) {
     fail_for_race(access, Kind::write, cell.written, cell.writer);
+  }
   if (access.kind == Kind::read) {
     // what is shared in a block is empty when the block begins
-    if (cell.written < (global ? BY_HOST : block_began) && !written_by_host)
+    if (cell.written < (global ? BY_HOST : cluster_began) && !written_by_host)
       fail_at(access, text("of %s memory that nobody has written", global ? "global" : "shared"));
-    cell.reader = cell.read == now && cell.reader != access.thread ? SEVERAL : access.thread;
-    cell.read = now;
-    if (cell.first_read < launch_began) cell.first_read = now;
+    cell.reader = cell.read >= seen && cell.reader != access.thread ? SEVERAL : access.thread;
+    cell.read = cell.read > own ? cell.read : own;
+    if (cell.first_read < launch_began) cell.first_read = own;
   } else {
-    if (cell.read == now && cell.reader != access.thread) fail_for_race(access, Kind::read, cell.read, cell.reader);
-    if (in_another_block(cell.first_read, global)) fail_for_race(access, Kind::read, cell.first_read, SEVERAL);
-    cell.written = now, cell.writer = access.thread;
+    if (cell.read >= seen && cell.reader != access.thread) fail_for_race(access, Kind::read, cell.read, cell.reader);
+    if (in_another_cluster(cell.first_read, global)) fail_for_race(access, Kind::read, cell.first_read, SEVERAL);
+    cell.written = own, cell.writer = access.thread;
   }
 }
 
@@ -117,15 +156,22 @@ static void mark_written(const void *address, size_t size, uint32_t when) {
 }
 
 void report_start_of_copy(void *to, const void *from, size_t bytes, int line) {
-  check(own_access(from, bytes, Kind::read, nullptr, line), true);
-  check(own_access(to, bytes, Kind::write, nullptr, line), true);
+  check(own_access(from, bytes, Kind::read, nullptr, line), false);
+  check(own_access(to, bytes, Kind::write, nullptr, line), false);
   mark_written(to, bytes, IN_FLIGHT);
 }
 
 void report_end_of_copy(void *to, const void *from, size_t bytes, int line) {
-  check(own_access(from, bytes, Kind::read, nullptr, line), true);
-  mark_written(to, bytes, now);
+  check(own_access(from, bytes, Kind::read, nullptr, line), false);
+  mark_written(to, bytes, ticks[current_thread].own);
 }
+
+void report_end_of_bulk_copy(void *to, const void *from, size_t bytes, int line, unsigned barrier, unsigned phase) {
+  check(own_access(from, bytes, Kind::read, nullptr, line), false);
+  mark_written(to, bytes, LANDED + (barrier << PHASE_BITS) + (phase & ((1u << PHASE_BITS) - 1)));
+}
+
+void report_wait_at_mbarrier(unsigned barrier, unsigned phase) { phases_seen[current_thread][barrier] = phase + 1; }
 
 void report_read_by_warp(const void *address, size_t bytes, int line) {
   check({static_cast<const uint8_t *>(address), bytes, Kind::read, SEVERAL, nullptr, line}, true);

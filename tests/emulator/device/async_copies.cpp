@@ -63,7 +63,7 @@ using namespace emulated;
 
 extern "C" void emulator_start_copy(uint32_t to, const void *from, size_t bytes, int line) {
   Copies &own = of_thread[current_thread];
-  Copy copy{shared_memory_at(to), from, bytes, line, false};
+  Copy copy{shared_memory_at(to, current_block()), from, bytes, line, false};
   if (settings.checked) report_start_of_copy(copy.to, from, bytes, line);
   if (happens_at_once()) copy.run();
   own.started.push_back(copy);

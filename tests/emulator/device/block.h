@@ -1,4 +1,5 @@
-// The block that runs: its threads, their barrier, and what warps compute together. Blocks run one after the other.
+// The cluster of blocks that runs: their threads, barriers, and what warps compute together. Clusters run one after the
+// other; most have one block.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -6,6 +7,8 @@
 #include "../interface.h"
 
 namespace emulated {
+
+constexpr unsigned MAX_BLOCKS = 8;  // of a cluster
 
 struct Counts {
   uint64_t blocks = 0, barriers = 0, warp_operations = 0;
@@ -15,8 +18,13 @@ extern Counts counts;
 unsigned threads_of(const Index3 &block_size);
 
 void begin_kernel(const KernelRow &kernel, void **arguments, const Index3 &block_size, const Index3 &grid_size,
-                  size_t dynamic_shared_bytes);
-void run_block(const Index3 &block);
+                  unsigned blocks_of_cluster, size_t dynamic_shared_bytes);
+void run_cluster(const Index3 &first_block);  // blocks of a cluster are neighbours along x
+
+unsigned block_of(unsigned thread);  // in its cluster
+unsigned current_block();
+unsigned blocks_in_cluster();
+bool has_ended(unsigned block);
 
 std::string name_of_thread(unsigned thread);
 [[noreturn]] void fail_because_all_wait();

@@ -13,16 +13,32 @@ using namespace emulated;
 constexpr char MARK[] = "emulated:";  // begins what stands for machine code; the path of a source follows
 constexpr int CAPABILITY_MAJOR = 75;            // of CUdevice_attribute
 constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;  // of CUfunction_attribute
+constexpr int CLUSTER_DIMENSION = 4;              // of CUlaunchAttributeID
 
 struct Module {
   std::string source;
 };
+struct LaunchAttribute {  // CUlaunchAttribute
+  int id, padding;
+  union {
+    Index3 cluster;  // of blocks
+    char bytes[64];
+  };
+};
 struct LaunchConfig {  // CUlaunchConfig
   Index3 grid, block;
   unsigned shared_bytes;
-  void *stream, *attributes;
+  void *stream;
+  const LaunchAttribute *attributes;
   unsigned attribute_count;
 };
+
+static unsigned blocks_of_cluster(const LaunchConfig &config) {
+  for (unsigned i = 0; i < config.attribute_count; ++i)
+    if (const LaunchAttribute &attribute = config.attributes[i]; attribute.id == CLUSTER_DIMENSION)
+      return attribute.cluster.x;
+  return 1;
+}
 
 extern "C" {
 
@@ -56,7 +72,8 @@ int cuModuleGetFunction(Kernel **kernel, Module *module, const char *name) {
 
 int cuFuncSetAttribute(Kernel *kernel, int attribute, int value) {
   if (attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES) return SUCCESS;
-  if (value < 0 || value > static_cast<int>(DYNAMIC_SHARED_LIMIT)) return INVALID_VALUE;
+  const KernelRow *row = kernel->row();
+  if (!row || value < 0 || value > static_cast<int>(row->shared_limit)) return INVALID_VALUE;
   kernel->dynamic_shared_limit = value;
   return SUCCESS;
 }
@@ -69,7 +86,7 @@ int cuLaunchKernelEx(const LaunchConfig *config, Kernel *kernel, void **paramete
                  kernel->dynamic_shared_limit);
     return INVALID_VALUE;
   }
-  Launch launch{kernel, config->grid, config->block, config->shared_bytes, {}};
+  Launch launch{kernel, config->grid, config->block, blocks_of_cluster(*config), config->shared_bytes, {}};
   for (unsigned i = 0; i < row->parameters; ++i) launch.arguments.push_back(*static_cast<void **>(parameters[i]));
   return start(config->stream, [launch]() mutable { return launch.run(); });
 }

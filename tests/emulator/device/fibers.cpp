@@ -54,9 +54,11 @@ void make_ready(unsigned warp, uint32_t lanes) {
   warps_with_ready |= 1u << warp;
 }
 
-void make_all_ready() {
-  for (unsigned first = 0; first < threads; first += WARP)
-    make_ready(first / WARP, threads - first >= WARP ? ~0u : (1u << (threads - first)) - 1);
+void make_ready(unsigned thread) { make_ready(thread / WARP, 1u << thread % WARP); }
+
+void make_all_ready(unsigned first, unsigned count) {
+  for (; count; first += WARP, count -= count < WARP ? count : WARP)
+    make_ready(first / WARP, count >= WARP ? ~0u : (1u << count) - 1);
 }
 
 static unsigned first_of(uint32_t bits) { return static_cast<unsigned>(__builtin_ctz(bits)); }
@@ -126,7 +128,7 @@ void run_fibers(unsigned count, void (*run)()) {
   warps_with_ready = 0;
   warp_by_warp = random_bits() & 1;
   for (unsigned thread = 0; thread < threads; ++thread) tops[thread] = fresh_stack(thread);
-  make_all_ready();
+  make_all_ready(0, threads);
   current_thread = 0;
   current_thread = next_thread();
   emulator_switch(&outside, tops[current_thread]);

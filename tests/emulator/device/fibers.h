@@ -1,4 +1,4 @@
-// The threads of a block as fibers, and the order in which they run.
+// The threads of a cluster of blocks as fibers, and the order in which they run.
 //
 // A fiber has a stack of its own and runs until it waits. Then another one that is ready runs: the first, the last, or a
 // random one. A random order is, for half of the blocks, one in which a warp runs as far as it can, and for the others
@@ -18,7 +18,8 @@ void run_fibers(unsigned threads, void (*body)());  // returns when all have end
 [[noreturn]] void abandon_fibers();
 
 void make_ready(unsigned warp, uint32_t lanes);  // threads that wait
-void make_all_ready();
+void make_ready(unsigned thread);
+void make_all_ready(unsigned first, unsigned count);  // threads that wait, from the first of a warp on
 void wait_for_turn();  // of the current thread, which is not ready unless it was made so
 
 constexpr size_t STACK_BYTES = 256 << 10;

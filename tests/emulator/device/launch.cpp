@@ -42,8 +42,8 @@ const KernelRow *Kernel::row() {
   return nullptr;
 }
 
-// The numbers of all blocks, in the order in which they run.
-static std::vector<uint64_t> order_of_blocks(uint64_t count) {
+// The numbers of all clusters, in the order in which they run.
+static std::vector<uint64_t> order_of_clusters(uint64_t count) {
   std::vector<uint64_t> order(count);
   std::iota(order.begin(), order.end(), 0);
   if (settings.order == Order::reverse) std::reverse(order.begin(), order.end());
@@ -52,10 +52,11 @@ static std::vector<uint64_t> order_of_blocks(uint64_t count) {
   return order;
 }
 
-static void run_blocks(const Index3 &grid) {
-  for (uint64_t i : order_of_blocks(uint64_t{grid.x} * grid.y * grid.z)) {
-    auto column = static_cast<unsigned>(i % grid.x), rest = static_cast<unsigned>(i / grid.x);
-    run_block({column, rest % grid.y, rest / grid.y});
+static void run_clusters(const Index3 &grid, unsigned blocks) {
+  unsigned columns = grid.x / blocks;
+  for (uint64_t i : order_of_clusters(uint64_t{columns} * grid.y * grid.z)) {
+    auto column = static_cast<unsigned>(i % columns), rest = static_cast<unsigned>(i / columns);
+    run_cluster({column * blocks, rest % grid.y, rest / grid.y});
     if (!error.empty()) return;
   }
   if (const Allocation *found = allocation_written_behind())
@@ -70,11 +71,15 @@ Status Launch::run() {
     error = text("%s: launched with %u threads, but its launch bounds are %u", row->name, threads, row->max_threads);
     return LAUNCH_OUT_OF_RESOURCES;
   }
+  if (blocks_of_cluster > MAX_BLOCKS || threads * blocks_of_cluster > MAX_THREADS || grid.x % blocks_of_cluster) {
+    error = text("%s: %u blocks along x in clusters of %u", row->name, grid.x, blocks_of_cluster);
+    return INVALID_VALUE;
+  }
   auto start = Clock::now();
   error.clear();
   seed_random(settings.seed * 0x9E3779B97F4A7C15ull + ++launches);
-  begin_kernel(*row, arguments.data(), block, grid, dynamic_shared_bytes);
-  run_blocks(grid);
+  begin_kernel(*row, arguments.data(), block, grid, blocks_of_cluster, dynamic_shared_bytes);
+  run_clusters(grid, blocks_of_cluster);
   seconds[row->name] += std::chrono::duration<double>(Clock::now() - start).count();
   return error.empty() ? SUCCESS : LAUNCH_FAILED;
 }
@@ -109,6 +114,6 @@ const char *emulator_report() {
 int emulator_launch(const char *source, const char *name, unsigned blocks, unsigned threads, void **arguments,
                     unsigned count) {
   Kernel kernel{source, name};
-  return Launch{&kernel, {blocks, 1, 1}, {threads, 1, 1}, 0, std::vector(arguments, arguments + count)}.run();
+  return Launch{&kernel, {blocks, 1, 1}, {threads, 1, 1}, 1, 0, std::vector(arguments, arguments + count)}.run();
 }
 }

@@ -22,6 +22,7 @@ struct Kernel {
 struct Launch {
   Kernel *kernel;
   Index3 grid, block;
+  unsigned blocks_of_cluster;  // along x
   size_t dynamic_shared_bytes;
   std::vector<void *> arguments;
 

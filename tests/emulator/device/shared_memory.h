@@ -1,8 +1,9 @@
-// The memory that the threads of a block share.
+// The memory that the threads of a block share; each block of a cluster has its own.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
+#include "block.h"
 #include "shadow.h"
 
 namespace emulated {
@@ -14,18 +15,18 @@ struct SharedArray {
 };
 
 constexpr size_t STATIC_SHARED_LIMIT = 48 << 10;   // of a block, on every architecture
-constexpr size_t DYNAMIC_SHARED_LIMIT = 99 << 10;  // of a block, if the launch asks for it, from sm_80 on
+constexpr size_t LARGEST_SHARED_LIMIT = 227 << 10;  // if the launch asks for it, on sm_90
 
-void forget_shared_arrays(size_t dynamic_bytes);  // before another kernel's first block
-void empty_shared_arrays();   // before a block: they hold no numbers
+void forget_shared_arrays(size_t dynamic_bytes, size_t limit);  // before another kernel's first block; limit of all bytes
+void empty_shared_arrays();   // before a cluster: they hold no numbers
 
-uint8_t *shared_memory_at(uint32_t address);
+uint8_t *shared_memory_at(uint32_t address, unsigned block);
 
-constexpr size_t ARENA_BYTES = 2 * (STATIC_SHARED_LIMIT + DYNAMIC_SHARED_LIMIT);
-extern uint8_t *const arena;  // in which all arrays lie
+constexpr size_t ARENA_BYTES = 2 * (STATIC_SHARED_LIMIT + LARGEST_SHARED_LIMIT);  // of a block
+extern uint8_t *const arena;  // in which all arrays lie, block by block
 
 inline bool is_shared(const void *address) {
-  return static_cast<size_t>(static_cast<const uint8_t *>(address) - arena) < ARENA_BYTES;
+  return static_cast<size_t>(static_cast<const uint8_t *>(address) - arena) < ARENA_BYTES * MAX_BLOCKS;
 }
 SharedArray *shared_array_at(const void *address);  // null between arrays
 

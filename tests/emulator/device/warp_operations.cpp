@@ -43,7 +43,7 @@ extern "C" void emulator_ldmatrix_x4(void *const *lanes, uint32_t) {
   const uint8_t *rows[WARP];
   for (unsigned lane = 0; lane < WARP; ++lane) {
     const auto &own = of<LdmatrixOperands>(lanes, lane);
-    rows[lane] = shared_memory_at(own.row);
+    rows[lane] = shared_memory_at(own.row, current_block());
     if (own.row % ROW_BYTES) fail("line %d: ldmatrix of a row that is not aligned", own.line);
     if (settings.checked) report_read_by_warp(rows[lane], ROW_BYTES, own.line);
   }
