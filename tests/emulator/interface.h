@@ -76,7 +76,7 @@ struct WgmmaSums {  // the registers to which a b is added, N / 2
 };
 struct WgmmaOperands {  // a lane's part of wgmma.mma_async.m64nNk16, with a in registers
   WgmmaSums sums;
-  uint32_t a[4];
+  const uint32_t *a[4];  // registers
   uint64_t b;  // matrix descriptor
   unsigned columns;  // N
   int line;

@@ -275,6 +275,87 @@ def test_tensor_cores_take_fragments_as_cutlass_lays_them_out(gpu_process, run):
     np.testing.assert_array_equal(multiplied(gpu_process, a, b, c, run), a @ b.T + c)
 
 
+# CUTLASS's ALayout_64x16 and CLayout_64x16 of wgmma: m + 64 k, and m + 64 n.
+WARPGROUP_PLACES = fragment(((4, 8, 4), (128, 1, 16)), ((2, 2, 2), (64, 8, 512)))
+ALONG_COLUMNS, ALONG_DEPTH = 160, 336  # bytes between core matrices of b, each of which takes 128
+FENCE, COMMIT, WAIT = (
+    f'asm volatile("wgmma.{rest}.sync.aligned{groups};" :  :  : "memory");\n'
+    for rest, groups in (("fence", ""), ("commit_group", ""), ("wait_group", " 0"))
+)
+
+
+def warpgroup_kernel(ahead, behind):
+    """c (64, 16) + a (64, 16) b, with a and c from registers and b, 512 bytes, where its descriptor d says."""
+
+    def registers(start, stop):
+        return "{" + ", ".join(f"%{i}" for i in range(start, stop)) + "}"
+
+    instruction = (
+        f"wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {registers(0, 8)}, {registers(8, 12)}, %12, p, 1, 1, 0;"
+    )
+    sums, factors = (
+        ", ".join(f'"{kind}"({name}[{i}])' for i in range(n)) for kind, name, n in (("+f", "z", 8), ("r", "x", 4))
+    )
+    return (
+        "__shared__ alignas(64) uint s[256]; int t = threadIdx.x; uint x[4]; float z[8];\n"
+        "s[t] = b[t]; s[t + 128] = b[t + 128];\n__syncthreads();\n"
+        "for (int i = 0; i < 4; ++i) x[i] = a[t * 4 + i];\nfor (int i = 0; i < 8; ++i) z[i] = c[t * 8 + i];\n"
+        f"uint64_t e = (uint64_t)d[1] << 32 | (d[0] + (__cvta_generic_to_shared(s) >> 4));\n{ahead}"
+        f'asm volatile("{{ .reg .pred p; setp.ne.b32 p, %13, 0; {instruction} }}" : {sums} : {factors}, "l"(e), "r"(1));\n'
+        f"{behind}for (int i = 0; i < 8; ++i) c[t * 8 + i] = z[i];"
+    )
+
+
+def multiplied_by_warpgroup(gpu_process, a, b, c, run, ahead=FENCE, behind=COMMIT + WAIT):
+    """c (64, 16) + a (64, 16) b^T (16, 16) by one wgmma, with b where CUTLASS has a matrix without a swizzle.
+
+    Its canonical layout, in rows of 16 bytes: ((8, n), (1, 2)) with strides ((1, along columns), (-, along depth)).
+    """
+    places = layout((8, 8, 2, 2), (2, 16, ALONG_COLUMNS, ALONG_DEPTH))  # in bytes; k fastest, then n
+    shared = np.zeros(512, np.float16)
+    shared[places // 2] = b.reshape(2, 8, 2, 8).transpose(2, 0, 1, 3).ravel()
+    registers = [places.T.ravel()[WARPGROUP_PLACES] for places in (a, c)]
+    descriptor = np.array([ALONG_DEPTH // 16 << 16, ALONG_COLUMNS // 16], np.uint32)
+    arrays = [registers[0].astype(np.float16).view(np.uint32), shared.view(np.uint32), registers[1].astype(np.float32)]
+    found = np.empty(c.size, np.float32)
+    found[WARPGROUP_PLACES] = launch(
+        gpu_process, warpgroup_kernel(ahead, behind), [*arrays, descriptor], run, threads=128
+    )[2]
+    return found.reshape(16, 64).T
+
+
+WARPGROUP_FACTORS = [np.random.default_rng(0).integers(-9, 10, shape) for shape in ((64, 16), (16, 16), (64, 16))]
+
+
+@pytest.mark.parametrize("run", [Run("random"), CHECKED, Run("random", adverse=True)], ids=str)
+def test_warpgroups_take_matrices_as_cutlass_lays_them_out(gpu_process, run):
+    a, b, c = WARPGROUP_FACTORS
+    np.testing.assert_array_equal(multiplied_by_warpgroup(gpu_process, a, b, c, run), a @ b.T + c)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind", "said"),
+    [
+        ("", COMMIT + WAIT, "no wgmma.fence since"),
+        (FENCE, COMMIT, "has not waited for products"),
+        (FENCE, WAIT, "has not waited for products"),
+        (FENCE, COMMIT + "x[0] = 0;\n" + WAIT, "was written before that had ended"),
+        (FENCE, COMMIT + "if (t < 32) s[t] = 0;\n" + WAIT, "is a race with a read by several threads"),
+        ("if (t < 64) return;\n" + FENCE, COMMIT + WAIT, "another of its warps"),
+    ],
+)
+def test_products_that_go_on(gpu_process, ahead, behind, said):
+    with pytest.raises(EmulatorError, match=said):
+        multiplied_by_warpgroup(gpu_process, *WARPGROUP_FACTORS, CHECKED, ahead, behind)
+
+
+def test_sums_are_no_numbers_while_their_product_goes_on(gpu_process):
+    found = multiplied_by_warpgroup(
+        gpu_process, *WARPGROUP_FACTORS, CHECKED, behind=COMMIT + "float early = z[0];\n" + WAIT + "z[0] = early;\n"
+    )
+    assert np.count_nonzero(np.isnan(found)) == 128
+
+
 def test_adverse_tensor_cores_cut_sums_off(gpu_process):
     """A product of a whole unit in the last place of c is added; one of half a unit is lost, whatever its sign."""
     a, b, c, unit = np.zeros((16, 16)), np.zeros((8, 16)), np.zeros((16, 8)), 2.0**-23

@@ -3,6 +3,7 @@
 A copy is started by one thread and made by the tensor memory accelerator (TMA), which counts its bytes at a barrier in
 the shared memory of each block that receives it. Whoever has waited there may read what has come. Before that memory
 is copied to again, all blocks that receive the copies have to be done with it, which the barrier of the cluster tells.
+No block may end while its copies go on.
 """
 
 from typing import Any

@@ -18,7 +18,9 @@ from export.weights.table import scaled_by_rows
 THREADS = 256  # per block of the launch that adds up
 
 Store = Callable[..., Any]  # inline `store(found, split, s, residual, target, row, column)`; found(half) is a sum
-Tiles = Callable[[Store], Any]  # makes a launch, inline `multiply(prepared, w, s, z, residual, target)`, which stores so
+Tiles = Callable[
+    [Store], Any
+]  # makes a launch, inline `multiply(prepared, w, s, z, residual, target)`, which stores so
 
 
 def stored_product(shape: Linear, splits: int, on: Binding, tiles: Tiles):

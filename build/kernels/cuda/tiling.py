@@ -124,7 +124,9 @@ class Tiling:
         products = self.rows // mma.ROWS * (self.columns // mma.COLUMNS) * (STEP // mma.DEPTH) * CLOCKS_PER_PRODUCT
         loads = STEP * (2 * self.rows + weight_bytes * self.columns) / BYTES_PER_CLOCK
         turns = -(-self.blocks(rows, outputs) // MULTIPROCESSORS)
-        return turns * -(-k // (STEP * self.splits)) * max(products, loads) + summing_clocks(self.splits, self.halves, rows * outputs)
+        return turns * -(-k // (STEP * self.splits)) * max(products, loads) + summing_clocks(
+            self.splits, self.halves, rows * outputs
+        )
 
 
 def summing_clocks(splits: int, halves: int, outputs: int) -> float:

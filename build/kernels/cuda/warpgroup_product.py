@@ -6,7 +6,8 @@ which reads the other, x, from shared memory by itself (`wgmma.py`). It multipli
 the next one, in other registers.
 
 A block is done with a stage once the first products of the next one have been started and those before have ended. It
-tells the cluster so, starts the next products, and only then waits for the other blocks, to fill that stage again.
+tells the cluster so, starts the next products, and only then waits for the other blocks, to fill that stage again. That
+they have come to the last stage means that they have received all copies, so that a block may end.
 """
 
 from typing import Any, NamedTuple
@@ -106,8 +107,6 @@ def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, 
             acc[0, i] = T.float32(0)
         multiply_stages(source, rank, count, memory, factors, acc, t)
         wgmma.wait(0)
-        cluster.arrive()  # no block may end before all have received what it has started to copy
-        cluster.wait()
 
     @T.inline
     def multiply(x_in, w_in, s_in, z_in, p, m, rank, split, acc):
@@ -282,7 +281,9 @@ def step_product(stored: Storage, stage: Stage, on: Binding):
                 factors.a[0, first(step, j) + i] = pair(factors, step % parts, j, i)
 
     def rows(memory, slot, step, j):
-        address = T.cuda.cvta_generic_to_shared(T.address_of(memory.words[stage.row_unit(slot, step * WORDS + j * mma.B), 0]))
+        address = T.cuda.cvta_generic_to_shared(
+            T.address_of(memory.words[stage.row_unit(slot, step * WORDS + j * mma.B), 0])
+        )
         return wgmma.factor(address, tiling.rows)
 
     @T.inline

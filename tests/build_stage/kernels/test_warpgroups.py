@@ -8,7 +8,13 @@ from tests.build_stage.kernels.test_cuda import check_tensor_cores
 from tests.emulator.gpu import Run
 from tests.helpers import kernels
 
-RUNS = (Run("forward", checked=True), Run("reverse"), Run("random", 1, checked=True), Run("random", 2), Run("random", 3))
+RUNS = (
+    Run("forward", checked=True),
+    Run("reverse"),
+    Run("random", 1, checked=True),
+    Run("random", 2),
+    Run("random", 3),
+)
 
 
 @pytest.fixture
@@ -27,7 +33,5 @@ CASES = [
 
 @pytest.mark.parametrize(("tile", "rows", "n", "k", "name"), CASES)
 def test_product(gpu, monkeypatch, tile, rows, n, k, name):
-    monkeypatch.setattr(
-        warpgroup_gemm, "tilings", lambda _rows, swiglu: [WarpgroupTiling(*tile, 2 if swiglu else 1)]
-    )
+    monkeypatch.setattr(warpgroup_gemm, "tilings", lambda _rows, swiglu: [WarpgroupTiling(*tile, 2 if swiglu else 1)])
     check_tensor_cores(gpu, rows, n, k, name, warpgroups=True)

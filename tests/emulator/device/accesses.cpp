@@ -174,7 +174,7 @@ void report_end_of_bulk_copy(void *to, const void *from, size_t bytes, int line,
 void report_wait_at_mbarrier(unsigned barrier, unsigned phase) { phases_seen[current_thread][barrier] = phase + 1; }
 
 void report_read_by_warp(const void *address, size_t bytes, int line) {
-  check({static_cast<const uint8_t *>(address), bytes, Kind::read, SEVERAL, nullptr, line}, true);
+  check({static_cast<const uint8_t *>(address), bytes, Kind::read, SEVERAL, nullptr, line}, false);
 }
 
 }  // namespace emulated

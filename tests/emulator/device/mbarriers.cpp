@@ -18,6 +18,7 @@ struct BulkCopy {
   uint8_t *to;
   const void *from;
   uint32_t bytes;
+  unsigned from_block;
   int line;
 };
 
@@ -90,16 +91,20 @@ static void start_copy_to(unsigned block, uint32_t to, const void *from, uint32_
   if (block >= blocks_in_cluster()) fail("line %d: a copy to block %u of a cluster of %u", line, block, blocks_in_cluster());
   if (has_ended(block)) fail("line %d: a copy to block %u of the cluster, which has ended", line, block);
   MBarrier &barrier = barrier_at(address, block, line);
-  BulkCopy copy{shared_memory_at(to, block), from, bytes, line};
+  BulkCopy copy{shared_memory_at(to, block), from, bytes, current_block(), line};
   if (settings.checked) report_start_of_copy(copy.to, from, bytes, line);
   if (lands_at_once(barrier)) return land(barrier, copy);
   barrier.in_flight.push_back(copy);
 }
 
 void fail_if_copies_are_left(unsigned block) {
-  for (const MBarrier &barrier : barriers)
+  for (const MBarrier &barrier : barriers) {
     if (barrier.block == block && (!barrier.in_flight.empty() || barrier.bytes))
       fail("has ended, but nobody has waited for copies to its block");
+    for (const BulkCopy &copy : barrier.in_flight)
+      if (copy.from_block == block)
+        fail("has ended, while its block's copy in line %d, to another block, goes on", copy.line);
+  }
 }
 
 void fail_if_threads_wait_for_copies() {

@@ -5,7 +5,7 @@ namespace emulated {
 
 void forget_mbarriers();         // before a cluster
 bool had_mbarriers();            // the cluster before
-void fail_if_copies_are_left(unsigned block);  // to a block whose threads have all ended
+void fail_if_copies_are_left(unsigned block);  // to or from a block whose threads have all ended
 void fail_if_threads_wait_for_copies();
 
 }  // namespace emulated

@@ -25,6 +25,7 @@ using Sums = float[WARP][WgmmaSums::MOST];
 
 struct Product {
   WgmmaOperands lanes[WARP];
+  uint32_t a[WARP][4];  // what was in the registers when it was started
 };
 
 struct Products {  // of one warp
@@ -33,8 +34,8 @@ struct Products {  // of one warp
   size_t in_last_group = 0;
   bool hidden = false;  // whether registers are no numbers, in whose place these are
   Sums sums;
-  bool fenced = false;         // whether registers that were written may be used
-  uint32_t last_a[WARP][4];    // of the product that was started last
+  bool fenced = false;       // whether registers that were written may be used
+  uint32_t last_a[WARP][4];  // of the product that was started last
   unsigned started = 0;
 };
 
@@ -89,7 +90,7 @@ static void take_b(Matrices &m, const WgmmaOperands &operands, unsigned piece) {
 static void take_a(Matrices &m, const Product &product) {
   for (int lane = 0; lane < static_cast<int>(WARP); ++lane)
     for (int i = 0; i < 8; ++i)
-      m.a[row_of_pair(lane, i / 2)][depth_of_pair(lane, i / 2) + i % 2] = number(product.lanes[lane].a[i / 2], i % 2);
+      m.a[row_of_pair(lane, i / 2)][depth_of_pair(lane, i / 2) + i % 2] = number(product.a[lane][i / 2], i % 2);
 }
 
 static void multiply_piece(Matrices &m, Sums &sums, unsigned piece) {
@@ -103,10 +104,18 @@ static void multiply_piece(Matrices &m, Sums &sums, unsigned piece) {
           static_cast<float>(m.sums[row_of_pair(lane, i / 2)][column_of_sums(lane) + i % 2]);
 }
 
+static void fail_if_factors_have_changed(const Product &product) {
+  for (unsigned lane = 0; lane < WARP; ++lane)
+    for (int i = 0; i < 4; ++i)
+      if (*product.lanes[lane].a[i] != product.a[lane][i])
+        fail("a register of the product in line %d was written before that had ended", product.lanes[lane].line);
+}
+
 static void finish_first(Products &warp) {
   const Product &product = warp.open.front();
   const WgmmaOperands &operands = product.lanes[0];
   report_reads(operands);
+  fail_if_factors_have_changed(product);
   Matrices m;
   take_a(m, product);
   for (unsigned piece = 0; piece < operands.columns / CORE_ROWS; ++piece) {
@@ -132,15 +141,13 @@ static void hide_sums(Products &warp, const Product &product) {
 
 static void fail_unless_possible(const Products &warp, const Product &product) {
   const WgmmaOperands &first = product.lanes[0];
-  bool same_a = true;
   for (unsigned lane = 0; lane < WARP; ++lane) {
     const WgmmaOperands &own = product.lanes[lane];
     if (own.b != first.b) fail("line %d: lanes of a warp have different descriptors", first.line);
     if (warp.hidden && memcmp(&own.sums, &warp.open.front().lanes[lane].sums, sizeof own.sums))
       fail("line %d: products with other sums go on", first.line);
-    same_a = same_a && !memcmp(own.a, warp.last_a[lane], sizeof own.a);
   }
-  if (!warp.fenced && !(warp.started && same_a))
+  if (!warp.fenced && !(warp.started && !memcmp(product.a, warp.last_a, sizeof product.a)))
     fail("line %d: registers of a product were written, with no wgmma.fence since", first.line);
 }
 
@@ -155,11 +162,14 @@ extern "C" {
 void emulator_wgmma(void *const *lanes, uint32_t) {
   Products &warp = own_products();
   Product product;
-  for (unsigned lane = 0; lane < WARP; ++lane) product.lanes[lane] = *static_cast<const WgmmaOperands *>(lanes[lane]);
+  for (unsigned lane = 0; lane < WARP; ++lane) {
+    product.lanes[lane] = *static_cast<const WgmmaOperands *>(lanes[lane]);
+    for (int i = 0; i < 4; ++i) product.a[lane][i] = *product.lanes[lane].a[i];
+  }
   fail_unless_possible(warp, product);
   report_reads(product.lanes[0]);
   if (!warp.hidden) hide_sums(warp, product);
-  for (unsigned lane = 0; lane < WARP; ++lane) memcpy(warp.last_a[lane], product.lanes[lane].a, sizeof warp.last_a[lane]);
+  memcpy(warp.last_a, product.a, sizeof product.a);
   warp.open.push_back(product);
   ++warp.in_last_group, ++warp.started;
 }

@@ -69,9 +69,10 @@ inline void wgmma_wait_group_sync_aligned(int line, unsigned groups_left) {
 // wgmma.mma_async.sync.aligned.m64nNk16.f32.f16.f16 with a in registers, of which `sums` are N / 2. The last operands say
 // that a b is added, with which signs, and that b does not lie along N.
 inline void wgmma_mma_async_sync_aligned_m64k16_f32_f16_f16(int line, unsigned columns, const WgmmaSums &sums,
-                                                            uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t b,
-                                                            uint32_t adds, int sign_a, int sign_b, int along_columns) {
-  WgmmaOperands own{sums, {a0, a1, a2, a3}, b, columns, line};
+                                                            const uint32_t &a0, const uint32_t &a1, const uint32_t &a2,
+                                                            const uint32_t &a3, uint64_t b, uint32_t adds, int sign_a,
+                                                            int sign_b, int along_columns) {
+  WgmmaOperands own{sums, {&a0, &a1, &a2, &a3}, b, columns, line};
   if (!adds || sign_a != 1 || sign_b != 1 || along_columns) __builtin_trap();  // what no kernel uses
   emulator_warp(emulator_wgmma, ALL_LANES, &own, line);
 }
