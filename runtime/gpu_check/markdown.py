@@ -69,8 +69,8 @@ def _rivals(findings: Findings) -> Iterator[Row]:
 
 def _unmeasured(findings: Findings) -> Iterator[Row]:
     """Rows of parts of one folder or tool that share their reason, and of lengths that a model's caches do not hold."""
-    for (of, why), group in groupby(findings.unmeasured.items(), key=lambda item: (item[0].of, item[1].text)):
-        yield of, ", ".join(part.what for part, _ in group), why
+    for (of, reason), group in groupby(findings.unmeasured.items(), key=lambda item: (item[0].of, item[1])):
+        yield of, ", ".join(part.what for part, _ in group), f"{reason.text}{' WRONG' if reason.wrong else ''}"
     for folder, model in findings.models.items():
         skipped = (
             *(model.speeds.skipped if model.speeds else ()),

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+SENTENCE = "error: "  # begins what `runtime.errors.run_command` says of a failure
 KILL_SECONDS = 10  # in which a process ends that was killed; one that waits for a driver may take longer
 
 
@@ -62,8 +63,14 @@ def run_group(
         with suppress(subprocess.TimeoutExpired):
             supervisor.wait(KILL_SECONDS)
     if status:
-        own_words = last.removeprefix("error: ")  # as `runtime.errors.run_command` writes it
-        raise UnfinishedError(own_words if own_words != last else ": ".join([f"it ended with status {status}", last]))
+        raise UnfinishedError(_reason(status, last))
+
+
+def _reason(status: int, last: str) -> str:
+    """Why a command ended with a status, by the last line that it wrote."""
+    if last.startswith(SENTENCE):
+        return last.removeprefix(SENTENCE)
+    return f"it ended with status {status}{': ' if last else ''}{last}"
 
 
 def _read_lines(descriptor: int, told: Callable[[str], None], end: float, silence: float) -> None:
