@@ -117,5 +117,6 @@ def _nothing(_text: str) -> None:
 
 if __name__ == "__main__":
     for number in SIGNALS:
-        signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, lambda caught, _frame: sys.exit(128 + caught))
     run_command(main)

@@ -86,7 +86,9 @@ class CheckRun:
 
     def _kernels(self, folder: str) -> None:
         """Check the kernels of a folder; behind one that takes its process along, with another process."""
-        calls = [call for call in self._manifests[folder].calls if Part(folder, call.kernel) in self._findings.pending]
+        calls = [
+            call for call in self._manifests[folder].calls if Part(folder, call.kernel) in self._findings.unmeasured
+        ]
         first = failed = 0
         if calls:
             self._say(f"\n{folder}\n{line(HEADING)}")
@@ -111,7 +113,7 @@ class CheckRun:
 
     def _model(self, folder: str) -> None:
         """Run a whole model."""
-        if Part(folder, "checks") not in self._findings.pending:
+        if Part(folder, "checks") not in self._findings.unmeasured:
             return
 
         shown: Mapping[str, Callable[[ModelReport], list[str]]] = {
@@ -128,17 +130,16 @@ class CheckRun:
         try:
             self._measurement(["model", folder], told, MODEL_SECONDS)
         except UnfinishedError as error:  # for example too little memory; other folders may still fit
-            for part in self._findings.pending:
-                if part.of == folder:
-                    self._fail(part, str(error))
-        self._findings.left_out(folder, Reason("the checks found something wrong"))
+            for part in self._findings.pending(folder):
+                self._fail(part, str(error))
+        self._findings.close(Reason("the checks found something wrong"), folder)
 
     def _torch(self) -> None:
         products = [p for m in self._manifests.values() for p in products_of(m, max(WORKLOAD.prompt_tokens))]
         try:
             self._findings.torch = ask_torch(products, self._left)
         except UnfinishedError as error:
-            self._findings.left_out(TORCH, Reason(str(error)))
+            self._findings.close(Reason(str(error)), TORCH)
         else:
             self._findings.measured(Part(TORCH, PRODUCTS))
         self._save()
@@ -146,7 +147,7 @@ class CheckRun:
     def _transformers(self) -> None:
         """Measure each model once for all folders that hold it, the largest first, since it matters most."""
         for folder in reversed(list(self._manifests)):
-            if Part(TRANSFORMERS, folder) not in self._findings.pending:
+            if Part(TRANSFORMERS, folder) not in self._findings.pending(TRANSFORMERS):
                 continue
             model = self._manifests[folder].model
             try:
@@ -163,8 +164,8 @@ class CheckRun:
         """Watch the kernels of the smallest model with each tool."""
         sanitizer = find_sanitizer()
         if sanitizer is None:
-            self._findings.left_out(SANITIZER, Reason("it is not installed"))
-        for part in self._findings.pending:
+            self._findings.close(Reason("it is not installed"), SANITIZER)
+        for part in self._findings.pending(SANITIZER):
             try:
                 command = [*MEASUREMENT, "launches", self._smallest]
                 result = sanitize(str(sanitizer), part.what, self._smallest, command, self._left)

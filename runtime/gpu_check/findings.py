@@ -48,18 +48,13 @@ class Findings:
         """Take a part off the list."""
         del self.unmeasured[part]
 
-    def left_out(self, of: str, reason: Reason) -> None:
-        """Give the reason for what is still to be measured of a folder or a tool."""
-        self.unmeasured.update({part: reason for part in self.pending if part.of == of})
+    def pending(self, of: str | None = None) -> list[Part]:
+        """What is still to be measured, of everything or of one folder or tool."""
+        return [part for part, reason in self.unmeasured.items() if reason is NOT_YET and of in (None, part.of)]
 
-    def close(self, reason: Reason) -> None:
-        """Give the reason for everything that is still to be measured."""
-        self.unmeasured.update(dict.fromkeys(self.pending, reason))
-
-    @property
-    def pending(self) -> list[Part]:
-        """What is still to be measured."""
-        return [part for part, reason in self.unmeasured.items() if reason is NOT_YET]
+    def close(self, reason: Reason, of: str | None = None) -> None:
+        """Give the reason for what is still to be measured."""
+        self.unmeasured.update(dict.fromkeys(self.pending(of), reason))
 
     @property
     def limits(self) -> GpuLimits:

@@ -227,7 +227,7 @@ def test_without_a_gpu_there_is_its_sentence(box, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_end_from_outside_leaves_the_report_and_no_process(box, number):
     stand_in(box, "def kernels():\n    kernel(0)\n    time.sleep(60)\n")
     code = (

@@ -38,7 +38,7 @@ from runtime.gpu_check.findings import Findings
 from runtime.gpu_check.folder import checked_manifest
 from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.kernel_timing import CudaKernels, check_kernel
-from runtime.gpu_check.measurement import finding_of
+from runtime.gpu_check.measurement import driver_version, finding_of
 from runtime.gpu_check.packed_matrix import PackedMatrix
 from runtime.gpu_check.random_tensors import Random, random_weights
 from runtime.gpu_check.report import (
@@ -53,7 +53,7 @@ from runtime.gpu_check.report import (
 )
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, products_of
 from runtime.verify import Check
-from tests.helpers.drivers import stub_runtime
+from tests.helpers.drivers import stub_driver, stub_nvml, stub_runtime
 from tests.helpers.encoded import rows_for
 from tests.helpers.kernels import aligned, call_of, compiled_serially, packed
 from tests.helpers.serial import Host, HostDevice, compile_serial
@@ -505,6 +505,14 @@ def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
     monkeypatch.setattr("runtime.engines.cuda_driver.DRIVER", "libcuda-absent.so.1")
     with pytest.raises(UserError, match="no CUDA driver found"):
         measurement.main(["gpu", str(cuda_artifact)])
+
+
+def test_the_driver_has_the_version_that_nvidia_smi_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, "NVML", stub_nvml(tmp_path, "580.159.04"))
+    assert driver_version() == "580.159.04"
+    monkeypatch.setattr(measurement, "NVML", "libnvidia-ml-absent.so.1")
+    monkeypatch.setattr("runtime.engines.cuda_driver.DRIVER", stub_driver(tmp_path, version=13010))
+    assert driver_version() == "for CUDA 13.1"
 
 
 KERNEL = KernelRow("linear_0", "1 x 4096 -> 4096 int8", "step_1", 0.25, 1e-5, 2 * 10**7, 10**8, cold=True)
