@@ -150,14 +150,15 @@ class CheckRun:
             if Part(TRANSFORMERS, folder) not in self._findings.pending(TRANSFORMERS):
                 continue
             model = self._manifests[folder].model
+            same = [Part(TRANSFORMERS, name) for name, manifest in self._manifests.items() if manifest.model == model]
             try:
                 times = ask_transformers(model, WORKLOAD.prompt_tokens, WORKLOAD.contexts, self._left)
             except UnfinishedError as error:
-                self._findings.unmeasured[Part(TRANSFORMERS, folder)] = Reason(str(error))
+                self._findings.unmeasured.update(dict.fromkeys(same, Reason(str(error))))
             else:
-                for same in (name for name, manifest in self._manifests.items() if manifest.model == model):
-                    self._findings.transformers[same] = times
-                    self._findings.measured(Part(TRANSFORMERS, same))
+                for part in same:
+                    self._findings.transformers[part.what] = times
+                    self._findings.measured(part)
             self._save()
 
     def _sanitizer(self) -> None:
@@ -165,10 +166,11 @@ class CheckRun:
         sanitizer = find_sanitizer()
         if sanitizer is None:
             self._findings.close(Reason("it is not installed"), SANITIZER)
+            return
         for part in self._findings.pending(SANITIZER):
             try:
                 command = [*MEASUREMENT, "launches", self._smallest]
-                result = sanitize(str(sanitizer), part.what, self._smallest, command, self._left)
+                result = sanitize(sanitizer, part.what, self._smallest, command, self._left)
             except UnfinishedError as error:
                 self._findings.unmeasured[part] = Reason(str(error))
             else:

@@ -34,6 +34,7 @@ FINDINGS: Mapping[str, Any] = {
     "gpu": Gpu,
     "kernel": KernelRow,
     "launched": int,
+    # those of a whole model, with the names that they have in a `ModelReport`
     "checks": tuple[Check, ...],
     "speeds": Speeds,
     "sequences": SequencesReport,

@@ -47,6 +47,7 @@ def launches():
     tell("launched", {kernels})
 """
 RIVAL = """
+basename "$1" >>rivals
 case "$1" in
 */torch_script.py) echo '{"peak_tflop_s": 700.0, "seconds": {"small decode": 0.004}}' ;;
 *) echo '{"ttft": {"128": 0.02}, "decode": {"64": 0.01}, "graph": true}' ;;
@@ -112,6 +113,7 @@ def test_all_kernels_come_first_and_then_whole_models_the_peers_and_the_sanitize
     found = report(box)
     assert (found["ok"], found["gpu"]["driver"], found["not_measured"]) == (True, "580", [])
     assert (found["torch"]["peak_tflop_s"], set(found["transformers"])) == (700.0, {"small", "large"})
+    assert (box / "rivals").read_text().split() == ["torch_script.py", "transformers_script.py"]
     assert [result["tool"] for result in found["sanitizer"]] == list(sanitizer.TOOLS)
     tables = (box / "gpucheck.md").read_text()
     assert tables.startswith("a GPU with driver 580, on 20")
@@ -210,11 +212,12 @@ def test_what_is_wrong_is_told_and_does_not_end_the_run(box, change, missing):
 
 def test_what_is_not_installed_is_no_fault(box, monkeypatch):
     stand_in(box)
-    executable(box / "python", "exit 1")
+    executable(box / "python", "echo asked >>rivals; exit 1")
     monkeypatch.setattr(check_run, "find_sanitizer", lambda: None)
-    assert gpucheck.main(["small"]) == 0
+    assert gpucheck.main(["small", "large"]) == 0
+    assert (box / "rivals").read_text().split() == ["asked"] * 2
     missing = unmeasured(box)
-    assert len(missing) == 2 + len(sanitizer.TOOLS)
+    assert len(missing) == 3 + len(sanitizer.TOOLS)
     assert missing["compute-sanitizer memcheck"] == "it is not installed"
     assert missing["transformers small"] == f"{box}/python: it ended with status 1"
 
