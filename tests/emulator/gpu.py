@@ -94,7 +94,7 @@ class Gpu:
 
     def _compile(self, source: bytes, checked: int) -> int:
         """Compile a rewritten source; the emulator calls this where it finds no library."""
-        return _compile(source.decode(), checked=bool(checked))
+        return _compile_library(source.decode(), checked=bool(checked))
 
     def launch(self, module: bytes, kernel: str, blocks: int, threads: int, pointers: Sequence[int]) -> None:
         """Launch a kernel without TVM; raises `EmulatorError` with what was found."""
@@ -117,7 +117,7 @@ class Gpu:
 def compiled_module(folder: Path, source: str) -> bytes:
     """What stands for the machine code of a source, compiled already, so that any process can launch it."""
     base = _written(folder, source)
-    if _compile(str(base), checked=False) != 0:
+    if _compile_library(str(base), checked=False) != 0:
         raise EmulatorError(f"g++ cannot compile {base}.cpp")
     return MARK + str(base).encode() + b"\0"
 
@@ -131,7 +131,7 @@ def _written(folder: Path, source: str) -> Path:
     return base
 
 
-def _compile(base: str, *, checked: bool) -> int:
+def _compile_library(base: str, *, checked: bool) -> int:
     """Compile a rewritten source; returns the compiler's status."""
     library = base + SUFFIXES[checked]
     unfinished = f"{library}.{os.getpid()}"
