@@ -17,6 +17,7 @@ from runtime.columns import in_columns
 from runtime.engines.slot_model import Row, SlotModel, Snapshot, capacity_of, step_all
 
 SEED = 0
+HEADING = ("context", "sequences", "tok/s in all", "ms a step", "times one sequence")
 
 
 class Sequences(Protocol):
@@ -105,10 +106,10 @@ class SequencesReport:
     speeds: tuple[SequencesSpeed, ...]
     skipped: tuple[str, ...] = ()
 
-    def table(self) -> str:
-        """A row for each number of sequences at each context."""
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row under `HEADING` for each number of sequences at each context."""
         alone = {speed.context: speed.tok_s for speed in self.speeds if speed.sequences == 1}
-        rows = [
+        return [
             (
                 str(speed.context),
                 str(speed.sequences),
@@ -118,8 +119,10 @@ class SequencesReport:
             )
             for speed in self.speeds
         ]
-        headers = ("context", "sequences", "tok/s in all", "ms a step", "times one sequence")
-        return "\n".join([*in_columns([headers, *rows], figures=True), *self.skipped])
+
+    def table(self) -> str:
+        """The rows in columns, and what was skipped."""
+        return "\n".join([*in_columns([HEADING, *self.rows()], figures=True), *self.skipped])
 
 
 def measure_sequences(

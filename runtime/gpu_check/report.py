@@ -1,9 +1,8 @@
-"""The results of `runtime.gpucheck`, for people and as JSON.
+"""The results of `runtime.gpucheck` for one folder: rows of tables, and JSON.
 
 Kernels are compared with this GPU's limits, whole models with torch and transformers.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, prod
@@ -11,7 +10,6 @@ from math import isfinite, prod
 from runtime.artifact.manifest import KernelCall
 from runtime.bench import Speeds
 from runtime.benchmarks.sequences import SequencesReport
-from runtime.columns import in_columns
 from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes
 from runtime.verify import Check
 
@@ -53,6 +51,15 @@ class KernelRow:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """The GPU and its driver, and GB/s of a copy on it, counting bytes read and written."""
+
+    name: str
+    driver: str
+    copy_gb_s: float
+
+
+@dataclass(frozen=True)
 class GpuLimits:
     """The speeds that this GPU reaches.
 
@@ -79,7 +86,7 @@ class ModelReport:
     """
 
     name: str
-    kernels: tuple[KernelRow, ...]
+    kernels: tuple[KernelRow, ...] = ()
     checks: tuple[Check, ...] = ()
     speeds: Speeds | None = None
     sequences: SequencesReport | None = None
@@ -98,11 +105,11 @@ def line(cells: Sequence[str]) -> str:
     )
 
 
-def kernel_line(row: KernelRow, limits: GpuLimits) -> str:
-    """One kernel's line of the table."""
+def kernel_cells(row: KernelRow, limits: GpuLimits) -> tuple[str, ...]:
+    """One kernel's row of the table under `HEADING`."""
     error = f"{row.error:.2g}{'' if row.ok else ' WRONG'}"
     numbers = (error, f"{row.seconds * 1e6:,.1f}", f"{row.gb_s:,.0f}", f"{row.tflop_s:,.2f}")
-    return line((*numbers, limits.share(row), row.kernel, row.label, row.graphs))
+    return (*numbers, limits.share(row), row.kernel, row.label, row.graphs)
 
 
 def label_of(call: KernelCall) -> str:
@@ -161,14 +168,15 @@ class Rivals:
         )
 
 
-def model_lines(report: ModelReport, limits: GpuLimits, rivals: Rivals) -> list[str]:
-    """Checks, tok/s and TTFT, compared with torch on the same matrix products and transformers on the same model."""
-    lines = [
-        f"{check.check}: {check.found}, expected {check.expected}{'' if check.ok else '  WRONG'}"
-        for check in report.checks
-    ]
+def check_rows(checks: Sequence[Check]) -> Sequence[tuple[str, ...]]:
+    """What the checks of a whole model found and expected, and whether that is right."""
+    return [(check.check, check.found, check.expected, "yes" if check.ok else "WRONG") for check in checks]
+
+
+def speed_rows(report: ModelReport, limits: GpuLimits, rivals: Rivals) -> Sequence[tuple[str, ...]]:
+    """tok/s and time of each step and prefill, beside the copy, torch's products and transformers; none if unknown."""
     if report.speeds is None:
-        return lines
+        return []
     rows = []
     for d in report.speeds.decode:
         share = _joined(
@@ -179,8 +187,7 @@ def model_lines(report: ModelReport, limits: GpuLimits, rivals: Rivals) -> list[
     for p in report.speeds.prefill:
         beside = rivals.beside_prefill(report.name, p.prompt_tokens, p.ttft_s, longest=p.prompt_tokens == longest)
         rows.append((f"TTFT, {p.prompt_tokens} tokens", f"{p.tok_s:,.1f} tok/s", f"{p.ttft_s * 1e3:,.2f} ms", beside))
-    together = [] if report.sequences is None else report.sequences.table().splitlines()
-    return [*lines, *in_columns(rows), *report.speeds.skipped, *together]
+    return rows
 
 
 def _beside(seconds: float, theirs: float | None, whose: str) -> str:
@@ -191,8 +198,8 @@ def _joined(*parts: str) -> str:
     return ", ".join(filter(None, parts))
 
 
-def as_json(report: ModelReport, limits: GpuLimits) -> str:
-    """The report as one line of JSON; an error that is not finite becomes null, and its row is not ok."""
+def as_builtins(report: ModelReport) -> dict[str, object]:
+    """The report as JSON has it; an error that is not finite becomes null, and its row is not ok."""
     kernels = [
         {
             **asdict(row),
@@ -203,4 +210,4 @@ def as_json(report: ModelReport, limits: GpuLimits) -> str:
         }
         for row in report.kernels
     ]
-    return json.dumps({**asdict(report), **asdict(limits), "ok": report.ok, "kernels": kernels}, allow_nan=False)
+    return {**asdict(report), "ok": report.ok, "kernels": kernels}

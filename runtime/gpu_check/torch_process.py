@@ -1,25 +1,28 @@
 """The speed of torch and transformers on this GPU in fp16: matrix peak, a model's matrix products, and a whole model.
 
 Each is measured in a separate process, with any Python on this machine that has it: a script that imports nothing of
-this project, reads JSON and writes JSON. The whole model has the same sizes as ours.
+this project, takes JSON as its argument and writes JSON. The whole model has the same sizes as ours.
 """
 
 import json
+import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact.manifest import ModelConfig
+from runtime.artifact.manifest import Manifest, ModelConfig
+from runtime.gpu_check.process_group import UnfinishedError, run_group
 
-PYTHONS = (sys.executable, "python3", "/usr/bin/python3", "/usr/local/bin/python3")
+FOLDERS = ("/usr/bin", "/usr/local/bin")  # where a python3 may be that PATH does not name
 TORCH_SCRIPT, TRANSFORMERS_SCRIPT = (
     Path(__file__).with_name(name) for name in ("torch_script.py", "transformers_script.py")
 )
-LONGEST = 150  # seconds
+LONGEST = 150  # seconds for an answer
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,45 @@ class TransformersTimes:
     graph: bool
 
 
-def ask_torch(products: Sequence[Product]) -> TorchTimes | None:
+def products_of(manifest: Manifest, prompt_tokens: int) -> list[Product]:
+    """The matrix products of one token and of a prompt, with their number per call.
+
+    Empty for a mixture, and for a model that generates no text.
+    """
+    if manifest.model.n_experts is not None or not manifest.model.generates:
+        return []
+    found = []
+    longest = max(manifest.functions, key=lambda function: function.tokens).name
+    for label, function, rows in (("decode", "step_1", 1), ("prefill", longest, prompt_tokens)):
+        for call in manifest.calls:
+            if call.op == "linear" and function in call.calls:
+                first = call.arguments[0]
+                one = prod(first["lead"]) == 1  # as for the head, which only a prompt's last token needs
+                found.append(
+                    Product(
+                        f"{manifest.name} {label}", 1 if one else rows, first["n"], first["k"], call.calls[function]
+                    )
+                )
+    return found
+
+
+def ask_torch(products: Sequence[Product], seconds: float) -> TorchTimes:
     """Measure with the first Python on this machine that has torch and a GPU.
 
-    If there is none, returns None and writes the reason to standard error, in one line.
+    Raises `UnfinishedError` with the reasons if there is none, and `OutOfTimeError`.
     """
-    found = _ask(TORCH_SCRIPT, "torch", [asdict(product) for product in products])
-    return None if found is None else TorchTimes(**found)
+    return TorchTimes(**_ask(TORCH_SCRIPT, [asdict(product) for product in products], seconds))
 
 
-def ask_transformers(model: ModelConfig, prompts: Sequence[int], contexts: Sequence[int]) -> TransformersTimes | None:
-    """Like `ask_torch`, for a Mistral model in transformers with random weights.
+def is_comparable(model: ModelConfig) -> bool:
+    """Whether `ask_transformers` can make such a model: it generates text, has no experts, and one window for all."""
+    return model.generates and model.n_experts is None and len(set(model.sliding_window)) == 1
 
-    Also None for a mixture, and for layers with different windows.
-    """
-    if model.n_experts is not None or len(set(model.sliding_window)) > 1:
-        return None
+
+def ask_transformers(
+    model: ModelConfig, prompts: Sequence[int], contexts: Sequence[int], seconds: float
+) -> TransformersTimes:
+    """Like `ask_torch`, for a Mistral model in transformers with random weights; it must be a comparable one."""
     config = {
         "hidden_size": model.dim,
         "intermediate_size": model.hidden_dim,
@@ -80,31 +106,34 @@ def ask_transformers(model: ModelConfig, prompts: Sequence[int], contexts: Seque
         "sliding_window": model.sliding_window[0],
         "max_position_embeddings": max(*prompts, *contexts) * 2,
     }
-    found = _ask(TRANSFORMERS_SCRIPT, "transformers", {"config": config, "prompts": prompts, "contexts": contexts})
-    if found is None:
-        return None
+    found = _ask(TRANSFORMERS_SCRIPT, {"config": config, "prompts": prompts, "contexts": contexts}, seconds)
     ttft, decode = ({int(tokens): seconds for tokens, seconds in found[name].items()} for name in ("ttft", "decode"))
     return TransformersTimes(ttft, decode, found["graph"])
 
 
-def _ask(script: Path, what: str, asked: Any) -> Any:  # noqa: ANN401 (JSON values)
-    """A script's answer from the first Python that gives one, or None."""
+def pythons() -> Iterator[str]:
+    """This Python, and every python3 that PATH or `FOLDERS` has."""
+    yield sys.executable
+    for folder in dict.fromkeys(map(os.path.realpath, (*os.get_exec_path(), *FOLDERS))):
+        found = shutil.which("python3", path=folder)
+        if found:
+            yield found
+
+
+def _ask(script: Path, asked: Any, seconds: float) -> Any:  # noqa: ANN401 (JSON values)
+    """A script's answer from the first Python that gives one within the time."""
+    end = time.monotonic() + seconds
     reasons = []
-    for python in dict.fromkeys(filter(None, map(shutil.which, PYTHONS))):
+    for python in pythons():
+        said: list[str] = []
+        command = [python, str(script), json.dumps(asked)]
         try:
-            done = subprocess.run(
-                [python, str(script)],
-                input=json.dumps(asked),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=LONGEST,
-            )
-        except subprocess.TimeoutExpired:
-            reasons.append(f"{python}: nothing after {LONGEST} s")
-            break
-        if done.returncode == 0:
-            return json.loads(done.stdout)
-        reasons.append(f"{python}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
-    print(f"without {what} ({'; '.join(reasons) or 'no python3 here'})", file=sys.stderr)
-    return None
+            run_group(command, said.append, seconds=end - time.monotonic(), silence=LONGEST)
+        except UnfinishedError as error:
+            reasons.append(f"{python}: {error}")
+            continue
+        for line in said:
+            if line.startswith("{"):
+                return json.loads(line)
+        reasons.append(f"{python}: it gave no answer")
+    raise UnfinishedError("; ".join(reasons))

@@ -48,7 +48,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU")
     seconds: dict[str, float] = defaultdict(float)
-    for product in json.load(sys.stdin):
+    for product in json.loads(sys.argv[1]):
         seconds[product["graph"]] += product["calls"] * seconds_of(product["rows"], product["n"], product["k"])
     peak = 2 * PEAK**3 / seconds_of(PEAK, PEAK, PEAK) / 1e12
     print(json.dumps({"peak_tflop_s": peak, "seconds": seconds}))

@@ -1,71 +1,132 @@
-"""The file that checks a GPU: made without a checkpoint, small, and installed in an empty environment.
+"""The file that checks a GPU: made without a checkpoint, small, installed in an empty environment, and run there.
 
-There it asks for a driver.
+The GPU is emulated: the file's library holds kernels as g++ has compiled them, and the box has stand-ins for NVIDIA's
+driver and runtime library. Nothing else comes from this checkout.
 """
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from build import gpucheck
 from build.gpucheck import ENCODINGS, CheckSpec, check_config
 from export.job import Job
 from export.results import export_record
 from export.stage import ROOT
 from export.weights.encoded import encoding_of
 from runtime.errors import UserError
-from runtime.gpucheck import checked_manifest
-from tests.helpers.shipped import PYTHON, box_environment, install, unpack
+from runtime.gpu_check.folder import checked_manifest
+from runtime.gpu_check.sanitizer import TOOLS
+from tests.emulator.gpu import RUNTIME, compiled_module, make_libraries
+from tests.emulator.matrix.layers import emulate_nvcc
+from tests.helpers.shipped import PYTHON, box_environment, executable, install, unpack
 
 CONFIG = """
 name: gpu
-frontend: {checkpoint: none}
-shape: {prefill_chunk: 4, cache_len: 16}
+frontend: {checkpoint: none, overrides: {sliding_window: null}}
+shape: {prefill_chunk: 32, cache_len: 128, slots: 2}
 backend: {target: cuda, arch: [sm_80]}
 """
+CHECK = "tiny/1:int4"
+FOLDER = "checks/tiny-1-layers-int4"
 # bytes of the whole file with one small library; another one is about 1 MB, and 60 MB must hold them all
 SIZE_LIMIT = 50e6
 
 
-def build(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "build.gpucheck", "gpu.yaml", "--pythons", PYTHON, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def emulator(shared_folder):
+    """The folder of the emulated GPU's libraries and kernels."""
+    make_libraries(shared_folder / "emulator")
+    return shared_folder / "emulator"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder in which the command was run."""
+def folder(emulator, tmp_path_factory):
+    """The folder in which the command was run; its library holds code for the emulated GPU."""
     folder = tmp_path_factory.mktemp("gpu")
     (folder / "gpu.yaml").write_text(CONFIG)
-    result = build(folder, "--checks", "tiny/1:int4")
-    assert result.returncode == 0, result.stdout + result.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        emulate_nvcc(patch, partial(compiled_module, emulator))
+        patch.chdir(folder)
+        patch.setenv("PYTHONPATH", str(ROOT))  # for the process that traces
+        patch.setattr(sys, "argv", ["gpucheck", "gpu.yaml", "--pythons", PYTHON, "--checks", CHECK])
+        assert gpucheck.main() == 0
     return folder
 
 
-def test_the_file_runs_on_a_box_without_a_driver(folder, tmp_path):
-    """There it says what is missing. With a driver, the same thing takes a GPU."""
-    archive = folder / "out" / "gpucheck.tar.zst"
-    assert archive.stat().st_size < SIZE_LIMIT
-    box = unpack(archive, tmp_path)
-    assert sorted(path.name for path in box.glob("checks/*/*")) == ["library.so", "manifest.json"]
-    manifest = checked_manifest(box / "checks" / "tiny-1-layers-int4")
-    assert (manifest.model.n_layers, manifest.quantization.scheme, len(manifest.calls) > 10) == (1, "int4", True)
+@pytest.fixture(scope="module")
+def box(folder, tmp_path_factory):
+    """The file, unpacked and installed in an empty environment."""
+    box = unpack(folder / "out" / "gpucheck.tar.zst", tmp_path_factory.mktemp("box"))
     done = install(box)
     assert (done.returncode, done.stdout) == (0, "")
-    command = [box / ".venv/bin/python", "-m", "runtime.gpucheck", "checks/tiny-1-layers-int4"]
-    result = subprocess.run(command, cwd=box, env=box_environment(), capture_output=True, text=True, check=False)
+    return box
+
+
+def on_the_box(box, **environment):
+    """Check everything, as a person would."""
+    return subprocess.run(
+        [box / ".venv/bin/python", "-m", "runtime.gpucheck", *(path.relative_to(box) for path in box.glob("checks/*"))],
+        cwd=box,
+        env=box_environment() | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_file_is_small_and_holds_kernels_alone(folder, box):
+    assert (folder / "out" / "gpucheck.tar.zst").stat().st_size < SIZE_LIMIT
+    assert sorted(path.name for path in box.glob("checks/*/*")) == ["library.so", "manifest.json"]
+    manifest = checked_manifest(box / FOLDER)
+    assert (manifest.model.n_layers, manifest.quantization.scheme, len(manifest.calls) > 10) == (1, "int4", True)
+
+
+def test_the_file_runs_on_a_box_without_a_driver(box):
+    """There it says what is missing."""
+    result = on_the_box(box)
     assert result.returncode == 2
     assert result.stderr.startswith("error: no CUDA driver found")
+
+
+def test_the_file_checks_a_gpu_in_full(box, emulator, tmp_path):
+    """All of it on the emulated GPU, with stand-ins for a Python that has transformers and for compute-sanitizer."""
+    shutil.copyfile(emulator / RUNTIME, box / "runtime" / "lib" / RUNTIME)
+    answer = '{"peak_tflop_s": 1.0, "seconds": {"tiny-1-layers-int4 decode": 1.0}}'
+    whole = '{"ttft": {"128": 1.0}, "decode": {"64": 1.0}, "graph": true}'
+    executable(tmp_path / "python3", f"case $1 in */torch_script.py) echo '{answer}' ;; *) echo '{whole}' ;; esac")
+    executable(tmp_path / "compute-sanitizer", 'shift 2; "$@"; echo "========= ERROR SUMMARY: 0 errors"')
+    result = on_the_box(box, PATH=f"{tmp_path}:/usr/bin:/bin", LD_LIBRARY_PATH=str(emulator))
+    assert result.returncode == 0, result.stdout + result.stderr
+    manifest = checked_manifest(box / FOLDER)
+    found = json.loads((box / "gpucheck.json").read_text())
+    assert (found["ok"], found["not_measured"], found["gpu"]["name"]) == (True, [], "an emulated GPU")
+    model = found["models"][FOLDER]
+    assert [row["kernel"] for row in model["kernels"]] == [call.kernel for call in manifest.calls]
+    assert max(row["error"] for row in model["kernels"]) > 0
+    assert [prefill["prompt_tokens"] for prefill in model["speeds"]["prefill"]] == [128]
+    assert [step["context"] for step in model["speeds"]["decode"]] == [64]
+    assert [speed["sequences"] for speed in model["sequences"]["speeds"]] == [1, 2]
+    assert (found["torch"]["peak_tflop_s"], found["transformers"][FOLDER]["ttft"]) == (1.0, {"128": 1.0})
+    assert [row["kernels"] for row in found["sanitizer"]] == [len(manifest.calls)] * len(TOOLS)
+    tables = (box / "gpucheck.md").read_text()
+    assert all(f"| {call.kernel} |" in tables for call in manifest.calls)
+    assert "of the time of transformers' graph |" in tables
 
 
 def test_what_is_there_is_not_made_again(folder):
     (made,) = (folder / "out" / ".work" / "gpucheck").glob("tiny-1-layers-int4-*")
     before = (made / "library.so").stat().st_mtime_ns
-    result = build(folder, "--checks", "tiny/1:int4")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "build.gpucheck", "gpu.yaml", "--pythons", PYTHON, "--checks", CHECK]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert (made / "library.so").stat().st_mtime_ns == before
     assert "compiling" not in result.stdout + result.stderr

@@ -72,7 +72,7 @@ class Gpu:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        _make_libraries(folder)
+        make_libraries(folder)
         self.driver = ctypes.CDLL(str(folder / DRIVER), ctypes.RTLD_GLOBAL)
         self.runtime = folder / RUNTIME
         ctypes.CDLL(str(self.runtime), ctypes.RTLD_GLOBAL)
@@ -89,24 +89,12 @@ class Gpu:
         self.driver.emulator_set(ORDERS.index(run.order), run.seed, run.checked, run.adverse, run.deferred)
 
     def module(self, source: str) -> bytes:
-        """What stands for the machine code of a source."""
-        base = self.folder / hashlib.sha256(source.encode()).hexdigest()[:16]
-        if not base.with_suffix(".cpp").is_file():
-            _write(base.with_suffix(".cu"), source)
-            _write(base.with_suffix(".cpp"), rewritten(source))
-        return MARK + str(base).encode() + b"\0"
+        """What stands for the machine code of a source, which is compiled when it is first launched."""
+        return MARK + str(_written(self.folder, source)).encode() + b"\0"
 
     def _compile(self, source: bytes, checked: int) -> int:
         """Compile a rewritten source; the emulator calls this where it finds no library."""
-        base = source.decode()
-        library = base + SUFFIXES[bool(checked)]
-        unfinished = f"{library}.{os.getpid()}"
-        # without the sanitizers' libraries, in whose place the emulator is
-        command = ["g++", *KERNELS, *CODE[bool(checked)], "-nostdlib", "-o", unfinished, f"{base}.cpp", "-lm"]
-        status = subprocess.run(command, check=False).returncode
-        if status == 0:
-            os.replace(unfinished, library)
-        return status
+        return _compile_library(source.decode(), checked=bool(checked))
 
     def launch(self, module: bytes, kernel: str, blocks: int, threads: int, pointers: Sequence[int]) -> None:
         """Launch a kernel without TVM; raises `EmulatorError` with what was found."""
@@ -126,7 +114,36 @@ class Gpu:
         return {name: float(number) for name, number in (line.split(" ") for line in lines)}
 
 
-def _make_libraries(folder: Path) -> None:
+def compiled_module(folder: Path, source: str) -> bytes:
+    """What stands for the machine code of a source, compiled already, so that any process can launch it."""
+    base = _written(folder, source)
+    if _compile_library(str(base), checked=False) != 0:
+        raise EmulatorError(f"g++ cannot compile {base}.cpp")
+    return MARK + str(base).encode() + b"\0"
+
+
+def _written(folder: Path, source: str) -> Path:
+    """Where a rewritten source lies, without the suffix."""
+    base = folder / hashlib.sha256(source.encode()).hexdigest()[:16]
+    if not base.with_suffix(".cpp").is_file():
+        _write(base.with_suffix(".cu"), source)
+        _write(base.with_suffix(".cpp"), rewritten(source))
+    return base
+
+
+def _compile_library(base: str, *, checked: bool) -> int:
+    """Compile a rewritten source; returns the compiler's status."""
+    library = base + SUFFIXES[checked]
+    unfinished = f"{library}.{os.getpid()}"
+    # without the sanitizers' libraries, in whose place the emulator is
+    command = ["g++", *KERNELS, *CODE[checked], "-nostdlib", "-o", unfinished, f"{base}.cpp", "-lm"]
+    status = subprocess.run(command, check=False).returncode
+    if status == 0:
+        os.replace(unfinished, library)
+    return status
+
+
+def make_libraries(folder: Path) -> None:
     """Compile the stand-ins for NVIDIA's libraries, unless `folder` has them."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):

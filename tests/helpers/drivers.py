@@ -36,6 +36,21 @@ def stub_driver(folder: Path, **changes: object) -> str:
     return str(library)
 
 
+NVML = """
+#include <string.h>
+int nvmlInit_v2(void) {{ return 0; }}
+int nvmlSystemGetDriverVersion(char *version, unsigned length) {{ return strncpy(version, "{version}", length) == 0; }}
+"""
+
+
+def stub_nvml(folder: Path, version: str) -> str:
+    """Path of a management library of a machine whose driver has this version."""
+    text, library = folder / "nvml.c", folder / "libnvidia-ml-stub.so"
+    text.write_text(NVML.format(version=version))
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, text], check=True)
+    return str(library)
+
+
 RUNTIME = """
 #include <stdlib.h>
 #include <string.h>

@@ -50,6 +50,13 @@ def install(box: Path, *options: str | Path) -> subprocess.CompletedProcess[str]
     )
 
 
+def executable(path: Path, body: str) -> Path:
+    """A command of a box that is a shell script."""
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
 def own_bytes(box: Path) -> int:
     """Bytes of our package, TVM's libraries and what is installed for them, without the server and grammars."""
     others = (*OTHERS, *SERVER, *GRAMMARS)

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from gguf import GGMLQuantizationType
 
-from runtime import gpucheck
 from runtime.artifact.consistency import LIBRARY_FILE
 from runtime.engines.side_by_side import SideBySide
 from runtime.engines.tvm_runtime import kernel_of, load_runtime, open_library
+from runtime.gpu_check import kernel_timing
 from runtime.verify import verify
 from tests.helpers.artifacts import CACHE_LEN, WINDOW, Case, bound, exported
 from tests.helpers.gguf_files import write_gguf
@@ -79,10 +79,12 @@ def case(request, compile_case, tmp_path_factory):
 
 def test_every_kernel_is_within_its_bound(case, monkeypatch):
     """The references are those that check a GPU."""
-    monkeypatch.setattr(gpucheck, "COLD_BYTES", 1)
+    monkeypatch.setattr(kernel_timing, "COLD_BYTES", 1)
     library = open_library(load_runtime(1), case.folder / LIBRARY_FILE)
     rows = [
-        gpucheck.check_kernel(call, kernel_of(library, call.kernel), Host(), half=case.manifest.target.dtype == "fp16")
+        kernel_timing.check_kernel(
+            call, kernel_of(library, call.kernel), Host(), half=case.manifest.target.dtype == "fp16"
+        )
         for call in case.manifest.calls
     ]
     ops = {"linear", "rolling_attention", "embedding", "rotation", "sample"}

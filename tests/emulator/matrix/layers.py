@@ -1,6 +1,6 @@
 """Every kernel of one layer of known models in their full size, as `make gpucheck` compiles and checks them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,9 +9,9 @@ import pytest
 from build.gpucheck import CheckSpec, check_config, compiled_check
 from export.job import Job
 from runtime.engines.tvm_runtime import kernel_of, load_runtime, open_library
+from runtime.gpu_check.folder import checked_manifest
 from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.report import label_of
-from runtime.gpucheck import checked_manifest
 from tests.emulator.gpu import Run
 from tests.emulator.kernels import EmulatedKernels
 from tests.emulator.matrix.rows import Row, rows_of
@@ -39,7 +39,7 @@ RUNS = (Run("reverse"), Run("random", 1, checked=True), Run("random", 2, adverse
 def rows(kernels: EmulatedKernels) -> Iterator[Row]:
     """A row for each run of each kernel."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        emulate_nvcc(patch, kernels)
+        emulate_nvcc(patch, kernels.module)
         for i, (text, more) in enumerate(CHECKS):
             spec = CheckSpec.parse(text)
             config = check_config(Job.load(CONFIG, [*SETTINGS, *more]), spec)
@@ -48,9 +48,9 @@ def rows(kernels: EmulatedKernels) -> Iterator[Row]:
             )
 
 
-def emulate_nvcc(patch: pytest.MonkeyPatch, kernels: EmulatedKernels) -> None:
-    """Compile for the emulated GPU where the project would let nvcc compile, and take that for machine code."""
-    patch.setattr("build.tvm_stage.cuda.compile_fatbin", lambda _nvcc, source, _archs: (kernels.module(source), []))
+def emulate_nvcc(patch: pytest.MonkeyPatch, module: Callable[[str], bytes]) -> None:
+    """Take what `module` makes of a source for machine code, where the project would let nvcc compile it."""
+    patch.setattr("build.tvm_stage.cuda.compile_fatbin", lambda _nvcc, source, _archs: (module(source), []))
     patch.setattr("build.tvm_stage.target.check_machine_code", lambda _library, _archs: None)
 
 

@@ -83,7 +83,7 @@ def rows_of_case(name: str, emulator: Path) -> Iterator[Row]:
     """A row for each run of a case, in this process."""
     with TemporaryDirectory() as folder, contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         kernels = EmulatedKernels.load(emulator, exact_scratch=False)
-        emulate_nvcc(patch, kernels)
+        emulate_nvcc(patch, kernels.module)
         patch.setattr(cuda_device, "find_library", partial(_library, kernels.gpu.runtime))
         graphs, artifact = _compiled(name, Path(folder))
         for run in RUNS:

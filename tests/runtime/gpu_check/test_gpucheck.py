@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
-import torch
 
 from build.compiler import tvm
 from build.kernels.cuda.binding import SERIAL
@@ -25,7 +24,6 @@ from build.tvm_stage.dispatch import dispatch
 from build.tvm_stage.importer import import_graphs
 from export.weights.format import ModelTensor, Storage
 from export.weights.table import carry, format_of, load, store
-from runtime import gpucheck
 from runtime.artifact.build_number import MINIMUM_VARIABLE
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import KernelCall, TargetSpec, TensorSpec, to_json
@@ -35,25 +33,27 @@ from runtime.bench import DecodeSpeed, PrefillSpeed, Speeds, Workload
 from runtime.engines import host
 from runtime.engines.cuda_memory import CudaMemory
 from runtime.errors import UserError
-from runtime.gpu_check import torch_process, transformers_script
+from runtime.gpu_check import kernel_timing, measurement
+from runtime.gpu_check.findings import Findings
+from runtime.gpu_check.folder import checked_manifest
 from runtime.gpu_check.kernel_cases import case_of
+from runtime.gpu_check.kernel_timing import CudaKernels, check_kernel
+from runtime.gpu_check.measurement import driver_version, finding_of
 from runtime.gpu_check.packed_matrix import PackedMatrix
 from runtime.gpu_check.random_tensors import Random, random_weights
 from runtime.gpu_check.report import (
+    Gpu,
     GpuLimits,
     KernelRow,
     ModelReport,
     Rivals,
-    as_json,
-    kernel_line,
+    kernel_cells,
     label_of,
-    model_lines,
+    speed_rows,
 )
-from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, ask_transformers
-from runtime.gpucheck import CudaKernels, check_kernel, checked_manifest, products_of
+from runtime.gpu_check.torch_process import TorchTimes, TransformersTimes, products_of
 from runtime.verify import Check
-from tests.helpers.artifacts import WINDOW
-from tests.helpers.drivers import stub_runtime
+from tests.helpers.drivers import stub_driver, stub_nvml, stub_runtime
 from tests.helpers.encoded import rows_for
 from tests.helpers.kernels import aligned, call_of, compiled_serially, packed
 from tests.helpers.serial import Host, HostDevice, compile_serial
@@ -181,7 +181,7 @@ def test_rows_of_several_slots_are_within_their_bound(rows, slots, ring_len):
 
 @pytest.fixture(autouse=True)
 def _few_copies(monkeypatch):
-    monkeypatch.setattr(gpucheck, "COLD_BYTES", 1)
+    monkeypatch.setattr(kernel_timing, "COLD_BYTES", 1)
 
 
 def wrong(function, change):
@@ -404,60 +404,41 @@ def serial_folder(compile_case, tmp_path):
     return tmp_path
 
 
-def refuse(*_):
-    raise UserError("the GPU is full")
-
-
-def test_a_folder_is_checked_whole(serial_folder, tmp_path_factory, monkeypatch, capsys):
-    """As on a GPU, except that the device is this machine.
-
-    The check covers kernels from the library, random weights, verify, speeds, the table, and the exit status.
-    """
+@pytest.fixture
+def measured(serial_folder, tmp_path_factory, monkeypatch, capsys):
+    """What a part of the measurement finds on the folder, as on a GPU, except that the device is this machine."""
     device = HostDevice(stub_runtime(tmp_path_factory.mktemp("stub")))
     monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
     monkeypatch.setattr("runtime.engines.cuda.load_library", load_here)
-    monkeypatch.setattr(gpucheck, "WORKLOAD", Workload((8, 20), (8,), 2, 1))
-    monkeypatch.setattr(torch_process, "PYTHONS", ())
-    monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
-    assert gpucheck.main([str(serial_folder)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    manifest = checked_manifest(serial_folder)
-    assert lines[0] == "this machine: copy 100 GB/s, no torch"
-    kernels = "\n".join(lines[4 : 4 + len(manifest.calls)])
-    assert all(f"  {call.kernel} " in kernels for call in manifest.calls)
-    assert [row.split(",")[0] for row in lines if row.startswith(("TTFT", "decode"))] == ["decode", "TTFT", "TTFT"]
-    assert gpucheck.main([str(serial_folder), "--kernels-only", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["ok"], found["speeds"], len(found["kernels"])) == (True, None, len(manifest.calls))
-    monkeypatch.setattr(
-        gpucheck, "check_model", lambda _folder, found, kernels, _device: ModelReport(found.name, kernels)
-    )
-    assert gpucheck.main([str(serial_folder), "--models-only", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["kernels"] == []
-    monkeypatch.setattr(gpucheck, "check_kernel", lambda *_, **__: KERNEL)
-    monkeypatch.setattr(gpucheck, "check_model", refuse)
-    with pytest.raises(UserError, match="something is wrong on this machine"):
-        gpucheck.main([str(serial_folder)])
-    assert "whole model: the GPU is full, expected a run  WRONG" in capsys.readouterr().out
-    monkeypatch.setattr(gpucheck, "check_kernel", lambda *_, **__: replace(KERNEL, error=2.0))
-    with pytest.raises(UserError, match="something is wrong on this machine"):
-        gpucheck.main([str(serial_folder), "--kernels-only"])
-    assert "WRONG" in capsys.readouterr().out
+    monkeypatch.setattr(measurement, "WORKLOAD", Workload((8, 20), (8,), 2, 1))
+
+    def measured(part, *options):
+        assert measurement.main([part, str(serial_folder), *options]) == 0
+        return [finding_of(line) for line in capsys.readouterr().out.splitlines()]
+
+    return measured
 
 
-def test_a_device_that_fails_is_told_with_the_kernel(serial_folder, tmp_path_factory, monkeypatch):
-    device = HostDevice(stub_runtime(tmp_path_factory.mktemp("stub")))
-    monkeypatch.setattr("runtime.engines.cuda_device.Device.open", lambda _archs, threads: device)
-    monkeypatch.setattr(torch_process, "PYTHONS", ())
-    monkeypatch.setattr(CudaKernels, "copy_gb_s", lambda _self: 100.0)
+def test_a_folder_is_measured_whole(measured, serial_folder):
+    """Kernels from the library, random weights, verify, speeds."""
+    calls = checked_manifest(serial_folder).calls
+    kernels = measured("kernels")
+    assert [(name, row.kernel) for name, row in kernels] == [("kernel", call.kernel) for call in calls]
+    assert all(row.ok and row.seconds > 0 for _, row in kernels)
+    assert [row.kernel for _, row in measured("kernels", "--first", "2")] == [call.kernel for call in calls[2:]]
+    assert measured("launches") == [("launched", len(calls))]
+    (_, checks), (_, speeds) = measured("model")
+    assert all(check.ok for check in checks)
+    assert ([p.prompt_tokens for p in speeds.prefill], [d.context for d in speeds.decode]) == ([8, 20], [8])
 
-    def failing(*_, **__):
-        raise UserError("error 700")
 
-    monkeypatch.setattr(gpucheck, "check_kernel", failing)
-    first = checked_manifest(serial_folder).calls[0]
-    with pytest.raises(UserError, match=rf"{first.kernel} \(.*\): error 700"):
-        gpucheck.main([str(serial_folder)])
+def test_a_model_that_disagrees_with_itself_is_not_timed(measured, monkeypatch):
+    monkeypatch.setattr(measurement, "verify", lambda _engine: (Check("prefill", "far apart", "less", ok=False),))
+    assert [name for name, _ in measured("model")] == ["checks"]
+
+
+def test_what_a_library_says_is_no_finding():
+    assert finding_of("[12:00:00] a warning") is None
 
 
 def load_here(_device, manifest, library, arrays):
@@ -477,7 +458,7 @@ def test_an_artifact_names_its_kernels(cuda_artifact):
     assert {call.kernel for call in manifest.calls} <= used
     # wqkv, wo, w13, w2, head
     assert sum(call.calls.get("step_1", 0) for call in manifest.calls if call.op == "linear") == 5
-    products = products_of(manifest)
+    products = products_of(manifest, 2048)
     name = manifest.name
     assert {(p.graph, p.rows) for p in products} == {
         (f"{name} decode", 1),
@@ -523,7 +504,15 @@ def test_a_signature_is_required_where_the_environment_does(cuda_artifact, tmp_p
 def test_without_a_driver_it_says_so(cuda_artifact, monkeypatch):
     monkeypatch.setattr("runtime.engines.cuda_driver.DRIVER", "libcuda-absent.so.1")
     with pytest.raises(UserError, match="no CUDA driver found"):
-        gpucheck.main([str(cuda_artifact)])
+        measurement.main(["gpu", str(cuda_artifact)])
+
+
+def test_the_driver_has_the_version_that_nvidia_smi_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, "NVML", stub_nvml(tmp_path, "580.159.04"))
+    assert driver_version() == "580.159.04"
+    monkeypatch.setattr(measurement, "NVML", "libnvidia-ml-absent.so.1")
+    monkeypatch.setattr("runtime.engines.cuda_driver.DRIVER", stub_driver(tmp_path, version=13010))
+    assert driver_version() == "for CUDA 13.1"
 
 
 KERNEL = KernelRow("linear_0", "1 x 4096 -> 4096 int8", "step_1", 0.25, 1e-5, 2 * 10**7, 10**8, cold=True)
@@ -538,22 +527,24 @@ def report(*kernels, ok=True):
 def test_the_tables():
     limits = GpuLimits(4000.0, 400.0)
     assert (
-        " ".join(kernel_line(KERNEL, limits).split())
+        " ".join(kernel_cells(KERNEL, limits))
         == "0.25 10.0 2,000 10.00 50% of copy linear_0 1 x 4096 -> 4096 int8 step_1"
     )
-    assert kernel_line(SLOW, limits).split()[:8] == ["3", "WRONG", "1,000.0", "20", "20.00", "5%", "of", "peak"]
+    assert kernel_cells(SLOW, limits)[:5] == ("3 WRONG", "1,000.0", "20", "20.00", "5% of peak")
     assert limits.share(replace(KERNEL, cold=False)) == "in cache"
     assert GpuLimits(4000.0, None).share(SLOW) == "0% of copy"
     rivals = Rivals(
         TorchTimes(400.0, {"7b decode": 0.004, "7b prefill": 0.05}),
         TransformersTimes({2048: 0.2}, {64: 0.01}, graph=True),
     )
-    _, decode, prefill = model_lines(report(KERNEL), limits, rivals)
-    assert "50% of copy, 1.25 of the time of torch's products alone, 0.50 of the time of transformers' graph" in decode
-    assert "2.00 of the time of torch's products alone, 0.50 of the time of transformers" in prefill
-    assert "of the time" not in " ".join(model_lines(report(KERNEL), limits, Rivals()))
+    decode, prefill = speed_rows(report(KERNEL), limits, rivals)
+    assert (
+        decode[-1] == "50% of copy, 1.25 of the time of torch's products alone, 0.50 of the time of transformers' graph"
+    )
+    assert prefill[-1] == "2.00 of the time of torch's products alone, 0.50 of the time of transformers"
+    assert [row[-1] for row in speed_rows(report(KERNEL), limits, Rivals())] == ["50% of copy", ""]
     plain = Rivals(transformers=TransformersTimes({}, {64: 0.01}, graph=False))
-    assert "of transformers without a graph" in model_lines(report(KERNEL), limits, plain)[1]
+    assert "of transformers without a graph" in speed_rows(report(KERNEL), limits, plain)[0][-1]
 
 
 def test_one_wrong_kernel_or_check_makes_it_wrong():
@@ -564,7 +555,8 @@ def test_one_wrong_kernel_or_check_makes_it_wrong():
 
 
 def test_json_has_no_infinite_numbers():
-    found = json.loads(as_json(report(KERNEL, replace(SLOW, error=float("inf"))), GpuLimits(4000.0, None)))
+    wrong = report(KERNEL, replace(SLOW, error=float("inf")))
+    found = json.loads(Findings("today", {"7b": wrong}, Gpu("a GPU", "580", 4000.0)).model_as_json("7b"))
     assert [(row["error"], row["ok"]) for row in found["kernels"]] == [(0.25, True), (None, False)]
     assert (found["kernels"][0]["gb_s"], found["copy_gb_s"], found["ok"]) == (pytest.approx(2000.0), 4000.0, False)
 
@@ -574,79 +566,3 @@ def test_labels():
         kernel="rms_norm_0", op="rms_norm", arguments=([1, 4], 64, 1e-5), parameters=(), calls={}, bytes=0, flops=0
     )
     assert label_of(call) == "4 x 64"
-
-
-def test_torch_of_another_python_is_asked(tmp_path, monkeypatch, capsys):
-    """A stand-in for that Python reads the products and answers."""
-    python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\ncat > {tmp_path}/asked\necho \'{{"peak_tflop_s": 5.0, "seconds": {{"decode": 0.5}}}}\'\n'
-    )
-    python.chmod(0o755)
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(torch_process, "PYTHONS", (str(tmp_path / "absent"), str(broken), str(python)))
-    product = torch_process.Product("decode", 1, 4, 8, 2)
-    assert torch_process.ask_torch([product]) == TorchTimes(5.0, {"decode": 0.5})
-    assert json.loads((tmp_path / "asked").read_text()) == [{"graph": "decode", "rows": 1, "n": 4, "k": 8, "calls": 2}]
-    monkeypatch.setattr(torch_process, "PYTHONS", (str(broken),))
-    assert torch_process.ask_torch([product]) is None
-    assert "it said nothing" in capsys.readouterr().err
-
-
-def test_torch_without_a_gpu_is_no_torch():
-    """The script itself runs on this machine, up to its query for a GPU."""
-    if not torch.cuda.is_available():
-        assert torch_process.ask_torch([]) is None
-
-
-def test_transformers_is_asked_for_a_model_of_the_same_sizes(compile_case, tmp_path, monkeypatch):
-    """A stand-in for its Python answers; a mixture and layers with different windows are not asked for."""
-    model = Artifact.open(compile_case("windowed").artifact).manifest.model
-    python = tmp_path / "python"
-    python.write_text(
-        f"#!/bin/sh\ncat > {tmp_path}/asked\n"
-        'echo \'{"ttft": {"8": 0.5}, "decode": {"4": 0.25}, "graph": true}\'\n'
-    )
-    python.chmod(0o755)
-    monkeypatch.setattr(torch_process, "PYTHONS", (str(python),))
-    assert ask_transformers(model, [8], [4]) == TransformersTimes({8: 0.5}, {4: 0.25}, graph=True)
-    asked = json.loads((tmp_path / "asked").read_text())
-    assert (asked["prompts"], asked["contexts"]) == ([8], [4])
-    assert (asked["config"]["hidden_size"], asked["config"]["sliding_window"]) == (model.dim, WINDOW)
-    (tmp_path / "asked").unlink()
-    for other in ({"n_experts": 4, "experts_per_token": 2}, {"sliding_window": (8, None)}):
-        assert ask_transformers(msgspec.structs.replace(model, **other), [8], [4]) is None
-    assert not (tmp_path / "asked").exists()
-
-
-def small_transformers(window):
-    """A transformers model with one layer, on the CPU."""
-    config = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "vocab_size": 50,
-        "sliding_window": window,
-    }
-    return transformers_script.random_model(config, "cpu", torch.float32)
-
-
-def test_every_replay_of_a_step_has_room_in_the_cache(monkeypatch):
-    """The cache counts its tokens where it lies, so each replay of a graph writes a new column, as a call does."""
-    monkeypatch.setattr(transformers_script, "recorded", lambda step: step)
-    with torch.inference_mode():
-        assert transformers_script.step_seconds(small_transformers(None), 4)[1]
-
-
-def test_the_script_times_a_model_of_transformers():
-    """It runs on this machine's CPU, and so without a graph."""
-    found = transformers_script.measured(small_transformers(8), [4, 20], [4, 20])
-    assert (found["ttft"].keys(), found["decode"].keys()) == ({4, 20}, {4, 20})
-    assert all(seconds > 0 for part in ("ttft", "decode") for seconds in found[part].values())
-    assert found["graph"] == torch.cuda.is_available()
-    assert torch.get_default_dtype() == torch.float32
