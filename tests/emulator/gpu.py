@@ -96,11 +96,13 @@ class Gpu:
         """Compile a rewritten source; the emulator calls this where it finds no library."""
         return _compile_library(source.decode(), checked=bool(checked))
 
-    def launch(self, module: bytes, kernel: str, blocks: int, threads: int, pointers: Sequence[int]) -> None:
-        """Launch a kernel without TVM; raises `EmulatorError` with what was found."""
+    def launch(
+        self, module: bytes, kernel: str, blocks: int, cluster: int, threads: int, pointers: Sequence[int]
+    ) -> None:
+        """Launch a kernel without TVM, in clusters of so many blocks; raises `EmulatorError` with what was found."""
         arguments = (ctypes.c_void_p * len(pointers))(*pointers)
         base = module.removeprefix(MARK).rstrip(b"\0")
-        if self.driver.emulator_launch(base, kernel.encode(), blocks, threads, arguments, len(pointers)):
+        if self.driver.emulator_launch(base, kernel.encode(), blocks, cluster, threads, arguments, len(pointers)):
             raise EmulatorError(self.error)
 
     @property

@@ -70,14 +70,17 @@ class EmulatedKernels:
             raise EmulatorError(f"{found} ({run})") from None
         return [tensor.numpy() for tensor in tensors]
 
-    def launch(self, source: str, blocks: int, threads: int, arrays: Sequence[Array], run: Run) -> list[Array]:
-        """Launch the kernel `k` of a CUDA source on arrays; return them as it left them.
+    def launch(
+        self, source: str, blocks: int, cluster: int, threads: int, arrays: Sequence[Array], run: Run
+    ) -> list[Array]:
+        """Launch the kernel `k` of a CUDA source on arrays, in clusters of so many blocks; return them as it left them.
 
         Raises `EmulatorError` with what was found.
         """
         self.gpu.set(run)
         tensors = _on_device(arrays)
-        self.gpu.launch(self.gpu.module(source), "k", blocks, threads, [tensor.data_ptr() for tensor in tensors])
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        self.gpu.launch(self.gpu.module(source), "k", blocks, cluster, threads, pointers)
         return [tensor.numpy() for tensor in tensors]
 
     def run_each(self, kernel: Kernel, arrays: Sequence[Array], runs: Sequence[Run]) -> list[Array]:

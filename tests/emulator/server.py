@@ -26,9 +26,11 @@ class Server:
         """`EmulatedKernels.run_each` of a kernel by its number."""
         return self._kernels.run_each(self._compiled[kernel], arrays, runs)
 
-    def launch(self, source: str, blocks: int, threads: int, arrays: Sequence[Array], run: Run) -> list[Array]:
+    def launch(
+        self, source: str, blocks: int, cluster: int, threads: int, arrays: Sequence[Array], run: Run
+    ) -> list[Array]:
         """`EmulatedKernels.launch`."""
-        return self._kernels.launch(source, blocks, threads, arrays, run)
+        return self._kernels.launch(source, blocks, cluster, threads, arrays, run)
 
     def serve(self, connection: Connection) -> None:
         """Answer with an error, if there was one, and a result, until the other side is closed."""

@@ -21,13 +21,13 @@ def source(body, parameters, threads):
     return f"\n#include <cstdint>\n#define uint unsigned int\n{signature};\n{signature} {{\n{body}\n}}\n"
 
 
-def launch(gpu_process, body, arrays, run=CHECKED, blocks=1, threads=64, bound=None):
+def launch(gpu_process, body, arrays, run=CHECKED, blocks=1, threads=64, bound=None, cluster=1):
     """The arrays, which are parameters a, b, ..., after a launch."""
     names = {"float32": "float", "uint32": "uint", "float16": "half", "int32": "int"}
     parameters = ", ".join(
         f"{names[str(array.dtype)]}* __restrict__ {name}" for name, array in zip("abcd", arrays, strict=False)
     )
-    return gpu_process.ask("launch", source(body, parameters, bound or threads), blocks, threads, arrays, run)
+    return gpu_process.ask("launch", source(body, parameters, bound or threads), blocks, cluster, threads, arrays, run)
 
 
 A, B = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
@@ -224,6 +224,59 @@ def test_every_order_gives_what_a_gpu_does(gpu_process, name):
 def test_blocks_run_side_by_side(gpu_process):
     body = "b[blockIdx.x * 16 + threadIdx.x] = a[blockIdx.x * 16 + threadIdx.x];"
     np.testing.assert_array_equal(launch(gpu_process, body, [A, B], blocks=4, threads=16)[1], A)
+
+
+ARRIVE, CLUSTER_WAIT = (
+    f'asm volatile("barrier.cluster.{name}.aligned;" :  :  : "memory");' for name in ("arrive.release", "wait.acquire")
+)
+MEET = ARRIVE + "\n" + CLUSTER_WAIT
+BEGIN = 'asm volatile("mbarrier.init.shared.b64 [%0], %1;" :  : "r"(bar), "r"(1) : "memory");'
+EXPECT = (
+    'asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" : : "r"(bar), "r"({bytes}));'
+)
+COPY = (
+    'asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster '
+    '[%0], [%1], %2, [%3], %4;" : : "r"(__cvta_generic_to_shared({to})), "l"({source}), "r"({bytes}), "r"(bar), "h"(3));'
+)
+COPIED = (
+    'asm volatile("{{ .reg .pred p; L: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%0], %1, %2; '
+    '@p bra.uni D; bra.uni L; D: }}" :: "r"(bar), "r"({turn}), "r"(1000) : "memory");'
+)
+
+
+def exchanged(expect=EXPECT.format(bytes=256), to="&s[rank * 32]", wait=COPIED.format(turn=0), meet=MEET):
+    """Each of two blocks copies half of a to both, twice; b becomes a, in reverse, plus 1000 in the second turn."""
+    copy = f"if (t == 0) {{\n {expect}\n {COPY.format(to=to, source='&a[rank * 32]', bytes=128)}\n}}"
+    return (
+        f"__shared__ alignas(64) uint64_t m[1]; {SHARED} unsigned t = threadIdx.x, rank = blockIdx.x;\n"
+        f"unsigned bar = __cvta_generic_to_shared(m);\nif (t == 0) {{\n {BEGIN}\n}}\n{MEET}\n"
+        f"{copy}\n{wait}\nb[64 * rank + 63 - t] = s[t];\n{meet}\n"
+        f"{copy}\n{COPIED.format(turn=1)}\nb[64 * rank + 63 - t] = s[t] + 1000;"
+    )
+
+
+@pytest.mark.parametrize("run", ORDERS, ids=str)
+def test_blocks_of_a_cluster_copy_for_each_other(gpu_process, run):
+    _, found = launch(gpu_process, exchanged(), [A, np.zeros(128, np.float32)], run, blocks=2, cluster=2)
+    np.testing.assert_array_equal(found.reshape(2, 64), [A[::-1] + 1000] * 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"wait": ""}, "nobody has written|for which this thread has not waited"),
+        ({"meet": ""}, "is a race with a read"),
+        ({"meet": ARRIVE}, "is a race with a read"),
+        ({"meet": CLUSTER_WAIT}, "without having arrived"),
+        ({"expect": ""}, "1 arrivals and -256 bytes are missing"),
+        ({"expect": EXPECT.format(bytes=272)}, "0 arrivals and 16 bytes are missing"),
+        ({"to": "&s[rank * 33]"}, "no multiples of 16"),
+        ({"to": "&s[rank * 36]"}, "outside of every array"),
+    ],
+)
+def test_faults_of_a_cluster_are_seen(gpu_process, changes, said):
+    with pytest.raises(EmulatorError, match=said):
+        launch(gpu_process, exchanged(**changes), [A, np.zeros(128, np.float32)], blocks=2, cluster=2)
 
 
 def layout(shape, strides):

@@ -111,9 +111,10 @@ const char *emulator_report() {
 }
 
 // A launch without TVM, of a kernel with one dimension of blocks and threads.
-int emulator_launch(const char *source, const char *name, unsigned blocks, unsigned threads, void **arguments,
-                    unsigned count) {
+int emulator_launch(const char *source, const char *name, unsigned blocks, unsigned blocks_of_cluster, unsigned threads,
+                    void **arguments, unsigned count) {
   Kernel kernel{source, name};
-  return Launch{&kernel, {blocks, 1, 1}, {threads, 1, 1}, 1, 0, std::vector(arguments, arguments + count)}.run();
+  std::vector values(arguments, arguments + count);
+  return Launch{&kernel, {blocks, 1, 1}, {threads, 1, 1}, blocks_of_cluster, 0, values}.run();
 }
 }
