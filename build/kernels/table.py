@@ -54,6 +54,7 @@ CUDA: dict[str, Callable[..., PrimFunc]] = {
     "mixture": cuda_mixture.mixture,
     "sample": cuda_sample.sample,
 }
+WARPGROUP_ARCH = "sm_90a"  # whose code runs on no other architecture
 ON_TENSOR_CORES = ("rolling_attention", "linear", "mixture")  # these may round activations to float16
 
 
@@ -64,10 +65,13 @@ def _cpu_kernels(target: TargetSpec) -> Kernels:
 
 
 def _cuda_kernels(target: TargetSpec) -> Kernels:
-    """Kernels for CUDA, on tensor cores where the model is float16."""
+    """Kernels for CUDA, on tensor cores where the model is float16, and on those of warpgroups where all have them."""
     if target.dtype != "fp16":
         return CUDA
-    return {**CUDA, **{op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES}}
+    kernels = {**CUDA, **{op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES}}
+    if set(target.arch) == {WARPGROUP_ARCH}:
+        kernels["linear"] = partial(kernels["linear"], warpgroups=True)
+    return kernels
 
 
 KERNELS: Mapping[TargetKind, Callable[[TargetSpec], Kernels]] = {"llvm": _cpu_kernels, "cuda": _cuda_kernels}

@@ -82,6 +82,10 @@ class Gpu:
         self._compiler = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_int)(self._compile)
         self.driver.emulator_set_compiler(self._compiler)
 
+    def be(self, arch: str) -> None:
+        """Be a device of this architecture, such as sm_90a, for those who ask."""
+        self.driver.emulator_set_capability(int(arch[3:].removesuffix("a")) // 10)
+
     def set(self, run: Run) -> None:
         """Launch as `run` says from now on; if with checks, on tensors that are allocated from now on."""
         self.driver.emulator_finish_all()

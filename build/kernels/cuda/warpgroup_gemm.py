@@ -46,7 +46,7 @@ def _tiles(shape: Linear, tiling: WarpgroupTiling, on: Binding, store: Store):
     """A launch, inline `multiply(prepared, w, s, z, residual, target)`, in which a block computes a tile."""
     rows, n_out = shape.rows, shape.n_out
     row_blocks, column_blocks = tiling.row_blocks(rows), tiling.column_blocks(n_out)
-    whole = rows % tiling.rows == 0 and n_out % tiling.outputs == 0
+    whole = rows % tiling.rows == 0 and n_out % (tiling.outputs * tiling.cluster) == 0
     multiply_tile = warpgroup_product(shape.weight, shape.n, shape.k, tiling, on)
 
     def sums(acc, piece, i, h):

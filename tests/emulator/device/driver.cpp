@@ -1,4 +1,4 @@
-// NVIDIA's driver, libcuda.so.1, as far as TVM and the project call it: one device, sm_80.
+// NVIDIA's driver, libcuda.so.1, as far as TVM and the project call it: one device, sm_80 unless it is told otherwise.
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
@@ -11,7 +11,7 @@
 using namespace emulated;
 
 constexpr char MARK[] = "emulated:";  // begins what stands for machine code; the path of a source follows
-constexpr int CAPABILITY_MAJOR = 75;            // of CUdevice_attribute
+constexpr int CAPABILITY_MAJOR = 75;              // of CUdevice_attribute
 constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;  // of CUfunction_attribute
 constexpr int CLUSTER_DIMENSION = 4;              // of CUlaunchAttributeID
 
@@ -33,6 +33,8 @@ struct LaunchConfig {  // CUlaunchConfig
   unsigned attribute_count;
 };
 
+static int capability_major = 8;
+
 static unsigned blocks_of_cluster(const LaunchConfig &config) {
   for (unsigned i = 0; i < config.attribute_count; ++i)
     if (const LaunchAttribute &attribute = config.attributes[i]; attribute.id == CLUSTER_DIMENSION)
@@ -42,13 +44,15 @@ static unsigned blocks_of_cluster(const LaunchConfig &config) {
 
 extern "C" {
 
+void emulator_set_capability(int major) { capability_major = major; }
+
 int cuInit(unsigned) { return SUCCESS; }
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
 int cuDeviceGet(int *device, int index) { return *device = index, SUCCESS; }
 int cuDeviceGetName(char *name, int size, int) { return snprintf(name, size, "an emulated GPU"), SUCCESS; }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
-  return *value = attribute == CAPABILITY_MAJOR ? 8 : 0, SUCCESS;
+  return *value = attribute == CAPABILITY_MAJOR ? capability_major : 0, SUCCESS;
 }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = size_t{16} << 30, SUCCESS; }
 int cuGetErrorString(int, const char **text) { return *text = error.empty() ? "no error" : error.c_str(), SUCCESS; }

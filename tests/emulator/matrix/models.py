@@ -41,13 +41,14 @@ def small(
     chunks: Sequence[int] = (16, 5),
     dtype: str = "fp16",
     slots: int = 1,
+    arch: str = "sm_80",
     **quantize: object,
 ) -> Case:
     """A small model and its configuration."""
     config = {
         "shape": {"prefill_chunk": list(chunks), "cache_len": CACHE_LEN, "slots": slots},
         "quantize": quantize,
-        "backend": {"target": "cuda", "arch": ["sm_80"], "dtype": dtype},
+        "backend": {"target": "cuda", "arch": [arch], "dtype": dtype},
     }
     return Case({"sliding_window": WINDOW, "num_hidden_layers": 2, **model}, config)
 
@@ -55,9 +56,11 @@ def small(
 CASES = {
     "float16, two slots": small({}, slots=2),
     "float16, attention on tensor cores": small({"head_dim": 32}, chunks=(32, 6)),
+    "float16, sm_90a": small({}, slots=2, arch="sm_90a"),
     "float16, no window": small({"sliding_window": None}),
     "float32, three slots": small({}, dtype="fp32", slots=3),
     "int8": small({}, scheme="int8"),
+    "int8, sm_90a": small({}, scheme="int8", arch="sm_90a"),
     "int4 with zero points": small({}, scheme="int4", symmetric=False),
     "caches of int8": small({"head_dim": 32}, slots=2, cache="int8"),
     "caches of int4": small({"head_dim": 32}, slots=2, cache="int4"),
@@ -84,6 +87,7 @@ def rows_of_case(name: str, emulator: Path) -> Iterator[Row]:
     with TemporaryDirectory() as folder, contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         kernels = EmulatedKernels.load(emulator, exact_scratch=False)
         emulate_nvcc(patch, kernels.module)
+        kernels.gpu.be(CASES[name].config["backend"]["arch"][0])
         patch.setattr(cuda_device, "find_library", partial(_library, kernels.gpu.runtime))
         graphs, artifact = _compiled(name, Path(folder))
         for run in RUNS:

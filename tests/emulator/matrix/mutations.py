@@ -1,6 +1,6 @@
 """Would a fault be seen? Kernels are spoiled in one place at a time.
 
-A barrier is taken out, or an index is moved by one. A mutation is `seen` if the emulator reports it, and `shown` if it
+A barrier or a wait is taken out, or an index is moved by one. A mutation is `seen` if the emulator reports it, and `shown` if it
 does not, but the result is wrong. That a barrier's is neither is wrong: either nobody needs it, or the emulator is
 blind. An index may compute the same elsewhere, such as the score that a softmax subtracts from all others.
 """
@@ -42,6 +42,8 @@ KERNELS: Mapping[str, tuple[Any, ...]] = {
     "tensor cores, float16": ("linear", Linear((1, 33), 150, 96, FLOAT16)),
     "tensor cores, int8, SwiGLU": ("linear", Linear((1, 70), 320, 96, INT8, norm_eps=1e-5, swiglu=True)),
     "tensor cores, int4": ("linear", Linear((1, 20), 150, 96, INT4)),
+    "warpgroups, float16": ("linear", Linear((1, 40), 150, 640, FLOAT16), {"warpgroups": True}),
+    "warpgroups, int4, SwiGLU": ("linear", Linear((1, 24), 256, 1664, ZEROS, swiglu=True), {"warpgroups": True}),
     "steps": ("rolling_attention", attention(3, 1, 6, 64, 300, 320)),
     "chunk": ("rolling_attention", attention(1, 5, 4, 48, 70, 80)),
     "chunk on tensor cores": ("rolling_attention", attention(1, 33, 4, 64, 200, 240)),
@@ -53,7 +55,10 @@ KERNELS: Mapping[str, tuple[Any, ...]] = {
 }
 CHECKED = Run("random", checked=True)
 ORDERS = (Run("forward"), Run("reverse"), *(Run("random", seed) for seed in range(6)))
-BARRIER = re.compile(r"__syncthreads\(\);")
+# Barriers, waits for copies and for products, and what has to stand in front of products or behind them.
+BARRIER = re.compile(
+    r"__syncthreads\(\);|tvm_builtin_cuda_mbarrier_wait\(.*\);|tvm_builtin_ptx_(barrier_cluster|wgmma_(?!f16))\w+\(\);"
+)
 INDEX = re.compile(r"(?<=_ptr\[)(?=\()")  # begins an index that is an expression
 MOST_INDICES = 16  # mutated in a kernel, evenly spread over it
 ALARM = "*(volatile int *)0"  # an access outside of every allocation
@@ -81,7 +86,8 @@ def rows(kernels: EmulatedKernels) -> Iterator[Row]:
     """A row for each mutation."""
     with whole_results():
         for name, (op, *arguments) in KERNELS.items():
-            options = {"tensor_cores": True} if op in ON_TENSOR_CORES else {}
+            options = arguments.pop() if isinstance(arguments[-1], dict) else {}
+            options |= {"tensor_cores": True} if op in ON_TENSOR_CORES else {}
             function = CUDA[op](*arguments, on=GPU, **options)
             half = op in ON_TENSOR_CORES
             cases = [case_of(call_of(op, *arguments), half=half, seed=seed) for seed in range(SEEDS)]

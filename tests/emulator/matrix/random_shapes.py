@@ -35,10 +35,12 @@ def _rows(kernels: EmulatedKernels, seed: int) -> Iterator[Row]:
         op = str(rng.choice(OPS))
         arguments = MAKERS[op](rng)
         half = bool(rng.random() < 0.7) and op in ON_TENSOR_CORES
+        options = {"tensor_cores": half} if op in ON_TENSOR_CORES else {}
+        options |= {"warpgroups": bool(rng.random() < 0.5)} if op == "linear" else {}
         call = call_of(op, *arguments)
         case = case_of(call, half=half, seed=number)
         try:
-            function = CUDA[op](*arguments, on=GPU, **({"tensor_cores": half} if op in ON_TENSOR_CORES else {}))
+            function = CUDA[op](*arguments, on=GPU, **options)
         except UserError:
             continue  # heads that are too wide
         runs = (Run("random", number, checked=True), Run("random", number, adverse=True))
