@@ -1,20 +1,19 @@
-"""Products on the tensor cores of sm_90a, which only the emulated GPU runs, against numpy in float64."""
+"""Products on the tensor cores of sm_90a, which have no serial form: on the emulated GPU, against numpy in float64."""
 
 import pytest
 
 from build.kernels.cuda import warpgroup_gemm
+from build.kernels.cuda.binding import LARGEST_SHARED_BYTES, MULTIPROCESSORS
+from build.kernels.cuda.warpgroup_ring import BARRIER_BYTES, Stage
 from build.kernels.cuda.warpgroup_tiling import WarpgroupTiling
-from tests.build_stage.kernels.test_cuda import check_tensor_cores
-from tests.emulator.gpu import Run
+from build.kernels.shapes import Linear
+from runtime.artifact.layouts import VECTOR
+from tests.emulator.gpu import ORDERS, Run
 from tests.helpers import kernels
+from tests.helpers.cuda_products import CARRIED, FORMATS, NORM_EPS, check_tensor_cores, check_what_is_fused
 
-RUNS = (
-    Run("forward", checked=True),
-    Run("reverse"),
-    Run("random", 1, checked=True),
-    Run("random", 2),
-    Run("random", 3),
-)
+# Copies come at once, as late as they may, or either.
+RUNS = tuple(Run(order, checked=True) for order in ORDERS)
 
 
 @pytest.fixture
@@ -22,16 +21,57 @@ def gpu(gpu_process):
     return kernels.EmulatedGpu(gpu_process, RUNS)
 
 
-CASES = [
+def tile_with(monkeypatch, rows, cluster, splits):
+    """Let products have such tiles, whatever they are estimated to take."""
+    monkeypatch.setattr(
+        warpgroup_gemm,
+        "tilings",
+        lambda _rows, swiglu: [WarpgroupTiling(rows, cluster, splits, 2 if swiglu else 1)],
+    )
+
+
+# Rows, blocks of a cluster and parts of K of a tile, then the product's rows, N and K: one tile and less than one; more
+# stages than the ring has, and fewer; blocks and clusters beyond N, and rows beyond the last.
+PRODUCTS = [
     ((16, 1, 1), 16, 128, 64, "float16"),
-    ((16, 1, 1), 16, 128, 512, "float16"),
-    ((32, 2, 1), 64, 256, 512, "float16"),
+    ((8, 1, 1), 16, 100, 40, "float16"),
+    ((32, 2, 1), 64, 256, 840, "float16"),
+    ((16, 2, 1), 16, 128, 640, "int8"),
     ((32, 4, 2), 70, 300, 1000, "int8"),
-    ((24, 1, 3), 70, 300, 2048, "int4-zeros"),
+    ((24, 1, 3), 70, 150, 2048, "int4-zeros"),
+    ((16, 2, 1), 40, 150, 960, "int4"),
+    *(((16, 1, 2), 16, 150, 856, name) for name in CARRIED),  # a last group that is shorter
 ]
 
 
-@pytest.mark.parametrize(("tile", "rows", "n", "k", "name"), CASES)
+@pytest.mark.parametrize(("tile", "rows", "n", "k", "name"), PRODUCTS)
 def test_product(gpu, monkeypatch, tile, rows, n, k, name):
-    monkeypatch.setattr(warpgroup_gemm, "tilings", lambda _rows, swiglu: [WarpgroupTiling(*tile, 2 if swiglu else 1)])
+    tile_with(monkeypatch, *tile)
     check_tensor_cores(gpu, rows, n, k, name, warpgroups=True)
+
+
+FUSED = {
+    "norm, SwiGLU and order": Linear((1, 20), 320, 1056, FORMATS["int4-order"], norm_eps=NORM_EPS, swiglu=True),
+    "SwiGLU": Linear((1, 24), 448, 72, FORMATS["float16"], swiglu=True),
+    "norm and residual": Linear((1, 16), 151, 520, FORMATS["int8"], norm_eps=NORM_EPS, residual=True),
+}
+
+
+@pytest.mark.parametrize(("cluster", "splits"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("name", FUSED)
+def test_what_is_fused_with_a_product(gpu, monkeypatch, name, cluster, splits):
+    tile_with(monkeypatch, 16, cluster, splits)
+    check_what_is_fused(gpu, FUSED[name], tensor_cores=True, warpgroups=True)
+
+
+@pytest.mark.parametrize("name", ["float16", "int8", "int4", "int8-minimums"])
+@pytest.mark.parametrize("rows", [16, 64, 300, 512])
+def test_tiles_fill_a_device_and_rings_fit(rows, name):
+    """The blocks of a 7B model's products fill an H200 to at least 7 tenths, in whole turns."""
+    for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
+        swiglu = n == 28672
+        chosen = warpgroup_gemm.best_tiling(FORMATS[name], rows, n // (1 + swiglu), k, swiglu=swiglu)
+        blocks = chosen.blocks(rows, n // (1 + swiglu))
+        assert blocks >= 0.7 * MULTIPROCESSORS * -(-blocks // MULTIPROCESSORS), (chosen, blocks)
+        stage = Stage.of(FORMATS[name], chosen)
+        assert BARRIER_BYTES + stage.count * stage.units * VECTOR <= LARGEST_SHARED_BYTES
