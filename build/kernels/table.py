@@ -68,7 +68,7 @@ def _cuda_kernels(target: TargetSpec) -> Kernels:
     """Kernels for CUDA, on tensor cores where the model is float16, and on those of warpgroups where all have them."""
     if target.dtype != "fp16":
         return CUDA
-    kernels = {**CUDA, **{op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES}}
+    kernels = CUDA | {op: partial(CUDA[op], tensor_cores=True) for op in ON_TENSOR_CORES}
     if set(target.arch) == {WARPGROUP_ARCH}:
         kernels["linear"] = partial(kernels["linear"], warpgroups=True)
     return kernels

@@ -244,7 +244,10 @@ COPIED = (
 )
 
 
-def exchanged(expect=EXPECT.format(bytes=256), to="&s[rank * 32]", wait=COPIED.format(turn=0), meet=MEET):
+EXPECT_ALL, COPIED_FIRST = EXPECT.format(bytes=256), COPIED.format(turn=0)
+
+
+def exchanged(expect=EXPECT_ALL, to="&s[rank * 32]", wait=COPIED_FIRST, meet=MEET):
     """Each of two blocks copies half of a to both, twice; b becomes a, in reverse, plus 1000 in the second turn."""
     copy = f"if (t == 0) {{\n {expect}\n {COPY.format(to=to, source='&a[rank * 32]', bytes=128)}\n}}"
     return (

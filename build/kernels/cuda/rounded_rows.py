@@ -43,7 +43,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Prepared:
-    """How `rounded_rows` leaves x: as many chunks, of `parts` parts each, and rows, of which those beyond x's own repeat its last.
+    """How `rounded_rows` leaves x: so many chunks, of `parts` parts each, and rows; those beyond x's own repeat its last.
 
     What follows a chunk, a part and a row is, by `inner`:
 

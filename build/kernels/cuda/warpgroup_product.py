@@ -72,7 +72,7 @@ def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, 
     """
     stage, total = Stage.of(stored, tiling), stages_of(stored, k, tiling)
     each = -(-total // tiling.splits)  # stages of a split
-    start = starting(stored, n, k, stage, on)
+    start = starting(stored, n, k, stage)
     multiply_step = step_product(stored, stage, on)
 
     @T.inline
@@ -140,10 +140,11 @@ def in_shared(ring: Any, stage: Stage, groups: Groups) -> Any:
     return T.decl_buffer((stage.count * stage.units, groups.numbers), groups.dtype, data=ring.data)
 
 
-def starting(stored: Storage, n: int, k: int, stage: Stage, on: Binding):
-    """Inline `start(source, i, rank, memory, t)`: some lanes of each warp start copies of stage i.
+def starting(stored: Storage, n: int, k: int, stage: Stage):
+    """Inline `start(source, i, rank, memory, t)`: some lanes of each warp start the copies of stage i.
 
-    A lane can start one copy at a time, and a warp those of its lanes one after the other, so that all take part. In the place of what lies beyond W, they copy something within it: there, x is zero, or nobody stores the sums.
+    A lane starts one copy at a time, and the lanes of a warp one after the other, so that all warps take part. In the
+    place of what lies beyond W, they copy something within it: there, x is zero, or nobody stores the sums.
     """
     tiling = stage.tiling
     panels, vectors = vector_layout(stored, n, k).shape[0], Chunks.of(stored, k).vectors

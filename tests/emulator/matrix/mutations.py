@@ -1,8 +1,8 @@
 """Would a fault be seen? Kernels are spoiled in one place at a time.
 
-A barrier or a wait is taken out, or an index is moved by one. A mutation is `seen` if the emulator reports it, and `shown` if it
-does not, but the result is wrong. That a barrier's is neither is wrong: either nobody needs it, or the emulator is
-blind. An index may compute the same elsewhere, such as the score that a softmax subtracts from all others.
+A barrier or a wait is taken out, or an index is moved by one. A mutation is `seen` if the emulator reports it, and
+`shown` if it does not, but the result is wrong. That a barrier's is neither is wrong: either nobody needs it, or the
+emulator is blind. An index may compute the same elsewhere, such as the score that a softmax subtracts from all others.
 """
 
 import re
