@@ -99,7 +99,7 @@ def shared_bytes(shape: RollingAttention) -> int:
 def _attend(shape: RollingAttention, on: Binding):
     """The second launch: one block per share of a row and of a key head, for some query heads."""
     B, H, KV, D, L = shape.rows, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.ring_len
-    heads, count, places, dtype = heads_of_block(shape), splits(shape), Places.of(shape), shape.cache_dtype
+    heads, count, places, dtype = heads_of_block(shape), splits(shape), Places.of(shape), shape.element_dtype
     pieces, passes, parts = places.pieces, places.passes, H // heads
     kept_numbers, stride = heads * pieces.numbers, TILE_KEYS + PADDING
     factor_count = 2 * passes if shape.stored.scales else 1

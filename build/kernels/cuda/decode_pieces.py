@@ -6,10 +6,11 @@ from typing import Any
 from tvm.script import tirx as T
 
 from build.kernels.cache_numbers import int4_number
+from build.kernels.float8 import from_e4m3
 from build.kernels.shapes import RollingAttention
-from runtime.artifact.caches import GROUP, HALF
+from runtime.artifact.caches import FLOAT8, GROUP, HALF
 from runtime.artifact.layouts import VECTOR
-from runtime.artifact.tensor_file import numpy_dtype
+from runtime.artifact.tensor_file import bits_dtype
 
 NUMBERS = 8  # in a piece, at most: places of a query and of an output that a thread keeps, for each head
 RUN = 4  # neighbouring float32 that go together to or from shared memory
@@ -29,7 +30,7 @@ class Pieces:
     @classmethod
     def of(cls, shape: RollingAttention) -> "Pieces":
         """The largest pieces of at most 16 bytes and `NUMBERS` numbers."""
-        width, itemsize = next(shape.stored.parts(shape.head_dim)).width, numpy_dtype(shape.cache_dtype).itemsize
+        width, itemsize = next(shape.stored.parts(shape.head_dim)).width, bits_dtype(shape.cache_dtype).itemsize
         each = shape.head_dim // width  # numbers in an element
         fitting = [n for n in (8, 4, 2, 1) if width % n == 0 and n * itemsize <= VECTOR and n * each <= NUMBERS]
         return cls(fitting[0], width // fitting[0], fitting[0] * each)
@@ -69,6 +70,7 @@ def number_reader(shape: RollingAttention, pieces: Pieces):
     def number(element: Any, half: Any, scale: Any, minimum: Any) -> Any:
         if grouped:
             return int4_number(element, half, scale, minimum)
-        return T.Cast("float32", element) * scale if scaled else T.Cast("float32", element)
+        widened = from_e4m3(element) if shape.cache_dtype == FLOAT8 else T.Cast("float32", element)
+        return widened * scale if scaled else widened
 
     return load_factors, number

@@ -38,7 +38,7 @@ def test_worked_example_of_the_module():
     assert joined.flatten().tolist() == [2, 3, 4, 5, 6]
     mask = cache.visible(torch.tensor([[5, 6]]), torch.tensor([3, 2, 1]))[0]
     assert [joined.flatten()[row].tolist() for row in mask] == [[3, 4, 5], [4, 5, 6]]
-    assert cache.keep_last(joined, 2).flatten().tolist() == [4, 5, 6]
+    assert cache.keep_last(joined, 2, past.dtype).flatten().tolist() == [4, 5, 6]
 
 
 def columns_of(kind):
@@ -68,5 +68,5 @@ def test_int4_groups_are_blocks_of_gguf(kind):
 def test_kept_columns_are_the_last_ones(slots, tokens):
     generator = np.random.default_rng(0)
     past, new = (torch.from_numpy(generator.standard_normal((2, 3, n, 2))) for n in (slots, tokens))
-    kept = cache.keep_last(cache.append(past, new), tokens)
+    kept = cache.keep_last(cache.append(past, new), tokens, past.dtype)
     assert torch.equal(kept, torch.cat([past, new], 2)[:, :, -slots:])
