@@ -3,10 +3,10 @@
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
-from export.static_model.constants import LARGEST_FLOAT8
-
 E4M3_UNIT = 256  # what a float16 must be multiplied by that has the sign, exponent and mantissa of an e4m3 number
-SMALLEST_NORMAL, SMALLEST = 2.0**-6, 2.0**-9  # below the first, numbers are multiples of the second
+LARGEST = 0x43E00000  # the bits of 448 as float32 (Micikevicius et al. 2022, arXiv 2209.05433)
+SMALLEST_NORMAL = 0x3C800000  # likewise of 2**-6, below which numbers are multiples of SMALLEST
+SMALLEST = 2.0**-9
 DROPPED = 20  # bits of float32's mantissa beyond e4m3's
 BIAS_DIFFERENCE = (127 - 7) << 3  # between the exponents of both, above the mantissa that e4m3 keeps
 
@@ -14,16 +14,16 @@ BIAS_DIFFERENCE = (127 - 7) << 3  # between the exponents of both, above the man
 def to_e4m3(x: Expr) -> Expr:
     """The bits, a uint8, of the number that is nearest to a float32, half to even; 448 stands for all that is beyond.
 
-    What is not a number becomes 448 too.
+    So it does for what is not a number, whose bits are those of more than infinity.
     """
-    size = T.min(T.abs(x), T.float32(LARGEST_FLOAT8))
-    bits = T.reinterpret("uint32", size)
-    # half of the last place that is kept, or a little less before an even number: it carries where that rounds up
-    half = T.uint32((1 << DROPPED - 1) - 1) + (bits >> T.uint32(DROPPED) & T.uint32(1))
-    normal = (bits + half >> T.uint32(DROPPED)) - T.uint32(BIAS_DIFFERENCE)
-    subnormal = T.Cast("uint32", T.nearbyint(size * T.float32(1 / SMALLEST)))
-    sign = T.reinterpret("uint32", x) >> T.uint32(24) & T.uint32(0x80)
-    return T.Cast("uint8", sign | T.Select(size < T.float32(SMALLEST_NORMAL), subnormal, normal))
+    bits = T.reinterpret("uint32", x)
+    size = T.min(bits & T.uint32(0x7FFFFFFF), T.uint32(LARGEST))
+    # Half of the last place that is kept, or a little less above an even number: it carries where that rounds up.
+    half = T.uint32((1 << DROPPED - 1) - 1) + (size >> T.uint32(DROPPED) & T.uint32(1))
+    normal = (size + half >> T.uint32(DROPPED)) - T.uint32(BIAS_DIFFERENCE)
+    subnormal = T.Cast("uint32", T.nearbyint(T.reinterpret("float32", size) * T.float32(1 / SMALLEST)))
+    sign = bits >> T.uint32(24) & T.uint32(0x80)
+    return T.Cast("uint8", sign | T.Select(size < T.uint32(SMALLEST_NORMAL), subnormal, normal))
 
 
 def from_e4m3(bits: Expr) -> Expr:

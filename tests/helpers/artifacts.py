@@ -97,10 +97,10 @@ CASES = {
         {"sliding_window": WINDOW},
         {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "int8"}},
     ),
-    # fp8 caches with two layers and two slots, a window, two chunks, groups of heads that share a key
+    # fp8 caches with two slots, a window, groups of heads that share a key
     "fp8_cache": Case(
-        {"sliding_window": WINDOW},
-        {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "fp8"}},
+        {"sliding_window": WINDOW, "num_hidden_layers": 1},
+        {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "fp8"}},
     ),
     # int4 caches with two groups of numbers in each head, two slots, two chunks, groups of heads that share a key
     "int4_cache": Case(

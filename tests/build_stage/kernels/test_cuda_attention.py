@@ -9,7 +9,6 @@ import pytest
 
 from build.compiler import tvm
 from build.kernels.cuda import attention, decode_attention, decode_pieces, decode_shares, flash_attention
-from runtime.artifact.caches import cache_format
 from runtime.artifact.rotary import QueryScaling
 from runtime.errors import UserError
 from tests.helpers.attention_reference import (
@@ -17,6 +16,7 @@ from tests.helpers.attention_reference import (
     angles,
     check_rings,
     chunk,
+    is_rounded,
     output_of,
     reference,
     rings_of,
@@ -26,7 +26,7 @@ from tests.helpers.attention_reference import (
 from tests.helpers.kernels import SerialForm, aligned
 from tests.helpers.untouched import touched_pages, untouched_memory
 
-NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers
+NARROW = ("float16", "float8_e4m3fn", "int8", "uint8")  # caches by the dtype of their numbers
 
 
 MIXED = "rows of several slots in any order, some of them drafts, and padding"
@@ -283,7 +283,7 @@ def check_attention(gpu, case, dtype, cases=CASES, *, tensor_cores=False, query_
     model, calls = cases[case]
     rng = np.random.default_rng(7)
     rings = rings_of(model, dtype)
-    exact = cache_format(dtype).scales is not None
+    exact = is_rounded(dtype)
     history = [{} for _ in range(model.slots)]  # position to (rotated key, value), each in the parts of its format
     columns = [{} for _ in range(model.slots)]  # likewise, by the column that was written last
     kernels = {}

@@ -2,10 +2,14 @@
 
 import gguf
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
+from export.onnx_graphs.to_onnx import OPSET
 from export.static_model import cache
+from tests.helpers.float8_numbers import hard_numbers, rounded
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8])
@@ -62,6 +66,18 @@ def test_int4_groups_are_blocks_of_gguf(kind):
     step = torch.repeat_interleave(scale.float(), 32, dim=-1)
     rounding = 2.0**-11 * torch.repeat_interleave(minimum.float().abs(), 32, dim=-1) + 2.0**-11 * 15 * step
     assert bool(((ours - columns).abs() <= step / 2 + rounding + 2.0**-23 * columns.abs()).all())
+
+
+def test_fp8_numbers_are_those_of_torch_in_onnxruntime_too():
+    """The model, with its limits, and the Cast that its graphs have, against torch's own limits and cast."""
+    x = hard_numbers()
+    (found,) = cache.stored(torch.from_numpy(x), torch.float8_e4m3fn)
+    assert np.array_equal(found.view(torch.uint8).numpy(), rounded(x))
+    graph = onnx.parser.parse_graph("g (float[N] x) => (float8e4m3fn[N] y) { y = Cast<to = 17>(x) }")
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    within = x[np.abs(x) <= 448]
+    assert np.array_equal(session.run(None, {"x": within})[0], rounded(within))
 
 
 @pytest.mark.parametrize(("slots", "tokens"), [(4, 1), (4, 4), (4, 9), (1, 3)])
