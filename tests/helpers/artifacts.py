@@ -159,7 +159,7 @@ def write_case(name: str, case: Case, folder: Path) -> Path:
     return path
 
 
-def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none") -> Case:
+def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none", cache: str = "auto") -> Case:
     """The smallest case that reaches every GPU operation except the mixture.
 
     `tests/build_stage/tvm_stage/test_cuda_7b.py` compiles the code for tensor cores.
@@ -167,12 +167,16 @@ def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none") -
     backend = {"target": "cuda", "arch": list(archs), "dtype": dtype}
     return Case(
         {"sliding_window": 8, "num_hidden_layers": 1},
-        {"shape": {"prefill_chunk": 4, "cache_len": 16}, "quantize": {"scheme": scheme}, "backend": backend},
+        {
+            "shape": {"prefill_chunk": 4, "cache_len": 16},
+            "quantize": {"scheme": scheme, "cache": cache},
+            "backend": backend,
+        },
     )
 
 
 CUDA_ARCHS = ("sm_80", "sm_90a")
-SHARED = {**CASES, "cuda": cuda_case(CUDA_ARCHS)}
+SHARED = {**CASES, "cuda": cuda_case(CUDA_ARCHS, cache="fp8")}
 
 
 def compiled(name: str, shared: Path) -> Compiled:

@@ -706,7 +706,7 @@ def padded_right(array, axis, part, positions):
     return np.roll(np.take(array, range(part.start, part.stop), axis), -int((positions[part] < 0).sum()), axis)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "float8_e4m3fn", "int8", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8"])
 def test_rolling_attention_gives_the_same_bits_in_any_call(dtype):
     """Whatever the calls, the slots, and what the rings held before, across the wrap of the ring."""
     total = 3 * 96
