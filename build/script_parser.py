@@ -1,24 +1,32 @@
-"""Spares TVM's script parser what it does again for every expression and for every use of an inline function.
+"""Spares TVM's script parser what it does again for every kernel, expression and use of an inline function.
 
-Our kernels consist of inline functions, and a compile parses dozens of them: without this, that takes more than twice
-as long. What a kernel is parsed into, and the errors found in it, stay the same.
+Our kernels consist of inline functions, and a compile parses dozens of them: without this, that takes several times as
+long. What a kernel is parsed into, and the errors found in it, stay the same.
 """
 
 import ast
 import inspect
 from collections.abc import Mapping
 from functools import cache
+from types import CodeType, SimpleNamespace
 from typing import Any
 
-from tvm.script.parser.core import doc, evaluator
+from tvm.script.parser.core import doc, entry, evaluator
 from tvm.script.parser.core.diagnostics import Source
 from tvm.script.parser.core.parser import ScriptMacro
+from tvm.tirx.script.parser import entry as kernel_entry
 
 _evaluated_by_python = evaluator._eval_expr
 
 
 def speed_up() -> None:
-    """Put the functions of this module in the place of TVM's."""
+    """Put the functions of this module in the place of TVM's.
+
+    TVM also reads a source line of every function on the stack, to see whether a kernel is part of a class. None of
+    ours is.
+    """
+    kernel_entry.inspect = SimpleNamespace(**vars(inspect) | {"stack": list})
+    entry.Source = _source
     ScriptMacro._find_parser_def = _parser_of_caller
     Source.as_ast = _tree
     evaluator._eval_expr = _evaluated
@@ -36,6 +44,16 @@ def _parser_of_caller(_: ScriptMacro) -> Any:  # noqa: ANN401 (TVM's parser)
             return parser
         frame = frame.f_back
     raise RuntimeError("an inline function of TVMScript was called outside a kernel")
+
+
+def _source(program: Any) -> Source:  # noqa: ANN401 (a function, or TVMScript as text)
+    """The source of a kernel or inline function; TVM reads its file at every definition."""
+    return _kept_source(program.__code__) if inspect.isfunction(program) else Source(program)
+
+
+@cache
+def _kept_source(code: CodeType) -> Source:
+    return Source(code)
 
 
 def _tree(source: Source) -> Any:  # noqa: ANN401 (TVM's form of a syntax tree)

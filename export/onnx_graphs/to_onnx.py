@@ -5,6 +5,7 @@
 
 import logging
 import warnings
+from copy import copy
 from functools import cache
 from pathlib import Path
 
@@ -62,15 +63,22 @@ def export_graph(
 
 
 class _Method(torch.nn.Module):
-    """One method of the model as a module, since the tracer takes a module."""
+    """A method that uses no layer, `begin` or `finish`, as a module, since the tracer takes a module."""
 
     def __init__(self, model: StaticModel, method: str) -> None:
         super().__init__()
-        self.model, self.method = model, method
+        self.model, self.method = _without_layers(model), method
 
     def forward(self, *arguments: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         result: torch.Tensor | tuple[torch.Tensor, ...] = getattr(self.model, self.method)(*arguments)
         return result
+
+
+def _without_layers(model: StaticModel) -> StaticModel:
+    """The same model but for its layers, whose hundreds of parameters the tracer would carry through all its passes."""
+    ends = copy(model)
+    ends._modules = {name: module for name, module in model._modules.items() if name != "layers"}
+    return ends
 
 
 def _trace_parts(model: StaticModel, graph: Graph, constants: dict[str, NDArray[np.generic]]) -> Parts:

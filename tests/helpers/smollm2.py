@@ -25,7 +25,8 @@ from tests.helpers.artifacts import ONE_LEVEL
 WINDOW = 64
 CACHE_LEN = 1024
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "fp32": {"quantize": {"scheme": "none"}},
+    # ten prompts at once, so that each reading of the weights serves five
+    "fp32": {"quantize": {"scheme": "none"}, "shape": {"slots": 5, "step_rows": [1, 5]}},
     "windowed": {"overrides": {"sliding_window": WINDOW}, "quantize": {"scheme": "none"}},
     "int8": {"quantize": {"scheme": "int8"}},
 }
@@ -45,7 +46,7 @@ def smollm2(name: str, shared: Path) -> Path:
     config = {
         "name": name,
         "frontend": {"checkpoint": str(checkpoint()), "type": "gguf", "overrides": changes.pop("overrides", {})},
-        "shape": {"prefill_chunk": [128], "cache_len": CACHE_LEN},
+        "shape": {"prefill_chunk": [128], "cache_len": CACHE_LEN, **changes.pop("shape", {})},
         "backend": {"target": "llvm", "cpu": ONE_LEVEL, "dtype": "fp32"},
         **changes,
     }

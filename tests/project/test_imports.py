@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -40,6 +41,7 @@ COMPILE_SHARED = SHARED | {
 }
 
 
+@cache
 def modules(package):
     """Module names of a package, with their files."""
     return {
@@ -47,6 +49,7 @@ def modules(package):
     }
 
 
+@cache
 def imported(path):
     """Names that a file imports anywhere, also inside functions: `from a import b` gives a and a.b."""
     names = set()
@@ -120,6 +123,7 @@ def test_build_uses_of_export_only_what_loads_no_torch(module):
             )
 
 
+@cache
 def top_level(path):
     """Names that a file imports as soon as it is itself imported."""
     tree = ast.parse(path.read_text())

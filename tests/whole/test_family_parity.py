@@ -35,7 +35,14 @@ CHUNK = 4  # divides the window, but not the other lengths
 CACHE_LEN = 2 * WINDOW + 3
 SHARED = ("ministral", "mixtral")  # whose slots are tested: windows that differ by layer, and a mixture of experts
 # Models of other rows in other formats: what is compiled is the same once they are read.
-READ_IN_ANOTHER_WAY = ("raw", "raw-ministral", "raw-mixtral", "raw-ministral-3", "gguf-ministral-3")
+READ_IN_ANOTHER_WAY = (
+    "raw",
+    "raw-ministral",
+    "raw-mixtral",
+    "raw-ministral-3",
+    "gguf-ministral-3",
+    "mistral-small-3",  # mistral-v0.2 beside an image encoder
+)
 CUDA = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_80",))
 
 

@@ -23,7 +23,7 @@ PROMPTS = (
     "Question: What is 12 times 12? Answer:",
     "Das Wetter ist heute",
 )
-LONG_TOKENS = 700
+LONG_TOKENS = 450
 WINDOWED_LENGTHS = (63, 64, 65, 131, 300)
 
 
@@ -41,10 +41,12 @@ class Model:
         assert len(ids) >= tokens
         return ids[:tokens]
 
-    def answer(self, ids):
-        steps = completions(self.engine, [ids], SamplingOptions(), max_tokens=NEW_TOKENS, eos_ids=())
-        found = [step.token_id for _, step in steps]
-        assert len(found) == NEW_TOKENS
+    def answers(self, prompts):
+        """Of as many prompts at a time as there are slots."""
+        found = [[] for _ in prompts]
+        for i, step in completions(self.engine, prompts, SamplingOptions(), max_tokens=NEW_TOKENS, eos_ids=()):
+            found[i].append(step.token_id)
+        assert [len(answer) for answer in found] == [NEW_TOKENS] * len(prompts)
         return found
 
 
@@ -61,12 +63,12 @@ def windowed(shared_folder):
 def test_greedy_tokens_equal_transformers_on_ten_prompts(fp32):
     prompts = [*(fp32.tokenizer.encode(text) for text in PROMPTS), fp32.long_text(LONG_TOKENS)]
     assert len(prompts) == 10
-    found = [fp32.answer(ids) for ids in prompts]
+    found = fp32.answers(prompts)
     assert found == [greedy(fp32.reference, ids, answer) for ids, answer in zip(prompts, found, strict=True)]
     assert "Paris" in fp32.tokenizer.decode(found[0])
 
 
 def test_greedy_tokens_equal_transformers_across_the_window(windowed):
     prompts = [windowed.long_text(n) for n in WINDOWED_LENGTHS]
-    found = [windowed.answer(ids) for ids in prompts]
+    found = windowed.answers(prompts)
     assert found == [greedy(windowed.reference, ids, answer) for ids, answer in zip(prompts, found, strict=True)]

@@ -10,8 +10,8 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from tests.helpers.conversations import LOOK_ALIKES, conversation, text
 from tests.helpers.mistral_tokenizers import FILES, open_both, version_of
 
-# 1600 for each of the others; `MISTRAL_CORPUS_COUNT=10000` draws as many for each
-COUNT = {"v3-tekken-240718": 1300, "v3-tekken-240911": 1300, "v7-tekken": 1000}
+# 800 for each of the others; `MISTRAL_CORPUS_COUNT=10000` draws as many for each
+COUNT = {"v3-tekken-240718": 650, "v3-tekken-240911": 650, "v7-tekken": 500}
 THINKERS = {"v13": ("assistant", "system"), "v15": ("assistant",)}
 
 
@@ -31,7 +31,7 @@ def test_conversations_give_the_ids_of_mistral_common(both):
     version = version_of(name)
     draw = random.Random(name)
     with_tools = 0
-    count = int(os.environ.get("MISTRAL_CORPUS_COUNT", COUNT.get(name, 1600)))
+    count = int(os.environ.get("MISTRAL_CORPUS_COUNT", COUNT.get(name, 800)))
     newer = version not in ("v1", "v2", "v3", "v7")
     for i in range(count):
         messages, tools = conversation(
