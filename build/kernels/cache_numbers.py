@@ -1,6 +1,7 @@
 """The tensors of a ring as kernels take them, and the numbers of narrow caches as TIR expressions, on every target.
 
-`export.static_model.cache` rounds and widens in the graphs, with the same operations in the same order.
+`export.static_model.cache` rounds and widens in the graphs, with the same operations in the same order, but for e4m3:
+there, both are ONNX's own conversion.
 """
 
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ def unused_parameters(shape: RollingAttention) -> list[str]:
     return [name for pair in PARAMETERS[used:] for name in pair]
 
 
-def unscaled(shape: RollingAttention, number: Expr) -> Expr:
+def unscaled_number(shape: RollingAttention, number: Expr) -> Expr:
     """A float32 as a ring without scales holds it."""
     return to_e4m3(number) if shape.cache_dtype == FLOAT8 else T.Cast(shape.element_dtype, number)
 

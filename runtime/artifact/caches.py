@@ -7,7 +7,7 @@ from typing import Final, Literal
 from runtime.artifact.targets import CacheDType
 
 NumberDType = Literal["float32", "float16", "float8_e4m3fn", "int8", "uint8"]
-FLOAT8: Final = "float8_e4m3fn"
+FLOAT8: Final = "float8_e4m3fn"  # numpy and kernels take its bits, as uint8
 ScaleDType = Literal["float32", "float16"]
 GROUP = 32  # neighbours of an int4 column that share a scale and a minimum
 RING_BLOCK = 16  # columns whose keys are interleaved, so that adjacent numbers belong to adjacent columns

@@ -176,6 +176,7 @@ def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none", c
 
 
 CUDA_ARCHS = ("sm_80", "sm_90a")
+# with fp8 caches, which are read by other instructions on each of these
 SHARED = {**CASES, "cuda": cuda_case(CUDA_ARCHS, cache="fp8")}
 
 

@@ -27,7 +27,7 @@ __forceinline__ __device__ unsigned int neighbours_of_e4m3(unsigned int word, un
 """
 
 
-def of_word(at_top: Any) -> Any:
+def from_upper_bytes(at_top: Any) -> Any:
     """The numbers in the upper bytes of a word's halves, as a pair of float16 that are 256 times smaller."""
     return (at_top & T.uint32(SIGNS)) | ((at_top >> T.uint32(1)) & T.uint32(MAGNITUDES))
 
@@ -42,7 +42,7 @@ def neighbours(on: Binding):
         return T.call_pure_extern("uint32", "__byte_perm", word, T.uint32(0), T.uint32(UPPER_BYTES))
 
     def by_bits(word: Any) -> Any:
-        return multiply(of_word(in_upper_bytes(word)), T.uint32(UNIT))
+        return multiply(from_upper_bytes(in_upper_bytes(word)), T.uint32(UNIT))
 
     def by_instruction(word: Any) -> Any:
         return T.cuda.func_call("neighbours_of_e4m3", word, by_bits(word), source_code=SOURCE, return_type="uint32")

@@ -67,7 +67,7 @@ def pair_reader(stored: Storage, on: Binding):
 
     def from_float8(word: Word, i: Any) -> Any:
         at_top = word(i // PAIR) << T.Cast("uint32", 8 - i % PAIR * 8)
-        return float8_pairs.of_word(at_top)
+        return float8_pairs.from_upper_bytes(at_top)
 
     def from_int8(word: Word, i: Any, offset: Any) -> Any:
         both = word(i // PAIR) >> T.Cast("uint32", i % PAIR * 8)

@@ -2,7 +2,7 @@
 
 from tvm.script import tirx as T
 
-from build.kernels.cache_numbers import int4_number, unscaled
+from build.kernels.cache_numbers import int4_number, unscaled_number
 from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.rounded_ring import WRITERS, rounded_writer
 from build.kernels.float8 import from_e4m3
@@ -77,9 +77,9 @@ def _plain_writer(shape: RollingAttention, on: Binding):
                     slot = T.Cast("int32", slots[b])
                     column = position % shape.ring_len
                     if position >= 0:
-                        keys.numbers[slot, h, column, d] = unscaled(
+                        keys.numbers[slot, h, column, d] = unscaled_number(
                             shape, rotated(qkv, cos, sin, b, i, k_start + h * D, d)
                         )
-                        values.numbers[slot, h, column, d] = unscaled(shape, qkv[b, i, v_start + h * D + d])
+                        values.numbers[slot, h, column, d] = unscaled_number(shape, qkv[b, i, v_start + h * D + d])
 
     return write

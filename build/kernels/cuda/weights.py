@@ -108,7 +108,7 @@ def _from_e4m3(loaded: Any, start: Any, v: Any) -> Any:
     own has not been measured.
     """
     at_top = loaded[start + v // DOT] << T.Cast("uint32", 8 - v % 2 * 8)
-    both = float8_pairs.of_word(at_top)
+    both = float8_pairs.from_upper_bytes(at_top)
     return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", both >> T.Cast("uint32", v % DOT // 2 * 16))))
 
 

@@ -497,7 +497,7 @@ ATTENTION = {
     "float16": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "float16"),
     "steps-seen-whole-and-in-part": Attention((80, 80, 1, 1), (3,), (2, 1), 16, 96),
     "float16-long": Attention((16,) * 3, (3,), (2, 2), 64, 33, "float16"),
-    "fp8": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "float8_e4m3fn"),
+    "fp8": Attention((3, 3, 1, 3, 1, 3), (2, 0), (4, 1), 20, 8, "float8_e4m3fn"),
     "int8": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "int8"),
     "scaled-queries": Attention(
         (3, 16, 1, 1), (4,), (4, 2), 16, 8, query_scaling=QueryScaling(beta=0.5, original_context=5)

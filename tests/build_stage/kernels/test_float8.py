@@ -8,8 +8,9 @@ from build.kernels.cuda import float8_pairs
 from build.kernels.cuda.binding import GPU
 from build.kernels.cuda.mma import member
 from build.kernels.float8 import from_e4m3, to_e4m3
+from tests.emulator.gpu import Run
 from tests.helpers.float8_numbers import FINITE, hard_numbers, rounded
-from tests.helpers.kernels import compiled, run
+from tests.helpers.kernels import EmulatedGpu, compiled, run
 
 THREADS = 64
 
@@ -81,6 +82,17 @@ def test_rounding_is_that_of_torch_in_registers(width):
 
 
 def test_every_number_is_read_exactly(gpu):
+    check_widening(gpu)
+
+
+def test_every_number_is_read_exactly_by_the_instruction_for_pairs(gpu_process, monkeypatch):
+    """As on sm_89 and later: the emulated GPU compiles what is for others."""
+    source = float8_pairs.SOURCE.replace("defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890", "true")
+    monkeypatch.setattr(float8_pairs, "SOURCE", source.replace("return by_bits", "#error"))
+    check_widening(EmulatedGpu(gpu_process, [Run()]))
+
+
+def check_widening(gpu):
     bits = np.concatenate([FINITE, FINITE[:2]])  # whole words
     words = bits.view(np.uint32)
     outs = [np.zeros((len(words), 4), np.float32) for _ in range(2)]

@@ -12,7 +12,15 @@ from typing import Any, Literal
 
 from tvm.script import tirx as T
 
-from build.kernels.cache_numbers import Cache, int4_level, int4_pair, int4_scale, int8_level, int8_scale, unscaled
+from build.kernels.cache_numbers import (
+    Cache,
+    int4_level,
+    int4_pair,
+    int4_scale,
+    int8_level,
+    int8_scale,
+    unscaled_number,
+)
 from build.kernels.cpu.attention.int16_dot import PAIR
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import reduced
@@ -67,7 +75,7 @@ def keeper(level: Level, shape: RollingAttention, side: Side):
         numbers = T.alloc_buffer((D,), shape.element_dtype)
         for c in T.serial(D // lanes):
             for v in T.vectorized(lanes):
-                numbers[c * lanes + v] = unscaled(shape, fresh[c * lanes + v])
+                numbers[c * lanes + v] = unscaled_number(shape, fresh[c * lanes + v])
         for d in T.serial(D):
             cache.numbers[place(column, d, D)] = numbers[d]
 
