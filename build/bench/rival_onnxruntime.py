@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.onnx_graphs.graphs import OnnxGraphs
-from runtime.artifact.tensor_file import numpy_dtype
+from export.onnx_graphs.ort_values import ort_value
+from runtime.artifact.tensor_file import bits_dtype
 from runtime.bench import Measured, Workload, cache_bytes, measure, weight_bytes
 from runtime.errors import run_command
 from runtime.process_memory import peak_memory
@@ -36,7 +37,7 @@ class OnnxruntimeEngine:
         self.position = 0
         decode = next(graph for graph in self.record.graphs if (graph.rows, graph.tokens) == (1, 1))
         self._caches = [
-            [np.zeros(spec.shape, numpy_dtype(spec.dtype)) for spec in decode.signature.caches] for _ in range(2)
+            [np.zeros(spec.shape, bits_dtype(spec.dtype)) for spec in decode.signature.caches] for _ in range(2)
         ]
         self._current = 0  # the set that holds the past
         used = (self.record.graphs[0], decode)  # the largest chunk is enough: it accepts padding
@@ -92,15 +93,14 @@ class _BoundGraph:
         )
         self._ids, self._positions = (np.zeros(spec.shape, np.int64) for spec in graph.signature.call)
         self._logits = np.zeros(graph.signature.outputs[0].shape, np.float32)
-        inputs, outputs = ([spec.name for spec in specs] for specs in (graph.signature.inputs, graph.signature.outputs))
+        inputs, outputs = graph.signature.inputs, graph.signature.outputs
         self._bindings = []
         for past, present in (caches, reversed(caches)):
             binding = self._session.io_binding()
-            for input_name, array in zip(inputs, [self._ids, self._positions, *past], strict=True):
-                # The value shares the array's memory.
-                binding.bind_ortvalue_input(input_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-            for output_name, array in zip(outputs, [self._logits, *present], strict=True):
-                binding.bind_ortvalue_output(output_name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            for spec, array in zip(inputs, [self._ids, self._positions, *past], strict=True):
+                binding.bind_ortvalue_input(spec.name, ort_value(array, spec.dtype))
+            for spec, array in zip(outputs, [self._logits, *present], strict=True):
+                binding.bind_ortvalue_output(spec.name, ort_value(array, spec.dtype))
             self._bindings.append(binding)
 
     def run(self, past: int, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:

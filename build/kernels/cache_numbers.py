@@ -1,6 +1,7 @@
 """The tensors of a ring as kernels take them, and the numbers of narrow caches as TIR expressions, on every target.
 
-`export.static_model.cache` rounds and widens in the graphs, with the same operations in the same order.
+`export.static_model.cache` rounds and widens in the graphs, with the same operations in the same order, but for e4m3:
+there, both are ONNX's own conversion.
 """
 
 from typing import Any, NamedTuple
@@ -8,9 +9,12 @@ from typing import Any, NamedTuple
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
+from build.kernels.float8 import to_e4m3
 from build.kernels.parameters import UNUSED
 from build.kernels.shapes import RollingAttention
 from export.static_model.constants import CACHE_LEVELS, DYNAMIC_LEVELS, SMALLEST_PEAK, SMALLEST_STEP
+from runtime.artifact.caches import FLOAT8
+from runtime.artifact.tensor_file import bits_dtype
 
 
 class Cache(NamedTuple):
@@ -34,7 +38,7 @@ PARAMETERS = (("keys", "values"), ("key_scales", "value_scales"), ("key_minima",
 def declared(shape: RollingAttention) -> Cache:
     """What a kernel declares of a ring; parameters that the format has no use for are dropped afterwards."""
     lead = (shape.slots, shape.n_kv_heads, shape.ring_len)
-    parts = [Declared((*lead, part.width), part.dtype) for part in shape.stored.parts(shape.head_dim)]
+    parts = [Declared((*lead, part.width), str(bits_dtype(part.dtype))) for part in shape.stored.parts(shape.head_dim)]
     return Cache(*parts, *[Declared(UNUSED, "float32")] * (len(PARAMETERS) - len(parts)))
 
 
@@ -42,6 +46,11 @@ def unused_parameters(shape: RollingAttention) -> list[str]:
     """Names of the parameters that the format has no use for."""
     used = len(list(shape.stored.parts(shape.head_dim)))
     return [name for pair in PARAMETERS[used:] for name in pair]
+
+
+def unscaled_number(shape: RollingAttention, number: Expr) -> Expr:
+    """A float32 as a ring without scales holds it."""
+    return to_e4m3(number) if shape.cache_dtype == FLOAT8 else T.Cast(shape.element_dtype, number)
 
 
 def int8_scale(largest: Expr) -> Expr:

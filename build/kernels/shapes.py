@@ -7,6 +7,7 @@ from export.weights.format import Storage
 from export.weights.table import format_of, panel_layout
 from runtime.artifact.caches import CacheFormat, cache_format
 from runtime.artifact.rotary import QueryScaling
+from runtime.artifact.tensor_file import bits_dtype
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class RollingAttention:
     def stored(self) -> CacheFormat:
         """How a column of the rings is stored."""
         return cache_format(self.cache_dtype)
+
+    @property
+    def element_dtype(self) -> str:
+        """Dtype in which kernels take the numbers in the rings: of 8-bit floats, that of their bits."""
+        return str(bits_dtype(self.cache_dtype))
 
 
 MIXTURE_SCRATCH = {

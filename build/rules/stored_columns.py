@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from build.rules.context import Context
 from build.rules.dataflow import END, Expr, NoMatch, dtype, expect_constant, integer, shape
 from build.rules.shared import expect_last_axis, levels_of
-from export.static_model.constants import CACHE_LEVELS, DYNAMIC_LEVELS, SMALLEST_STEP
-from runtime.artifact.caches import GROUP, HALF
+from export.static_model.constants import CACHE_LEVELS, DYNAMIC_LEVELS, LARGEST_FLOAT8, SMALLEST_STEP
+from runtime.artifact.caches import FLOAT8, GROUP, HALF
 
 
 def stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
@@ -18,7 +18,22 @@ def stored_columns(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
 
 def _as_they_are(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
     past, new = _appended(c, _columns(c, value))
-    return (past,), c.dataflow.through(new, "astype")
+    return (past,), _float8_source(c, new) if dtype(past) == FLOAT8 else c.dataflow.through(new, "astype")
+
+
+def _float8_source(c: Context, new: Expr) -> Expr:
+    """Match numbers that are rounded to e4m3, within its largest, and widened again; what they were rounded from."""
+    p = c.dataflow
+    (rounded,) = p.args(new, "astype")
+    beyond, low, between = p.args(p.args(rounded, "astype")[0], "where")
+    above, high, source = p.args(between, "where")
+    compared_low, low_limit = p.args(beyond, "less")
+    compared_high, high_limit = p.args(above, "greater")
+    for found, sign in ((low, -1), (low_limit, -1), (high, 1), (high_limit, 1)):
+        expect_constant(found, sign * LARGEST_FLOAT8)
+    if dtype(rounded) != FLOAT8 or compared_low != between or compared_high != source:
+        raise NoMatch("expected numbers to be rounded to e4m3 within its limits")
+    return source
 
 
 def _int8(c: Context, value: Expr) -> tuple[tuple[Expr, ...], Expr]:
@@ -155,10 +170,15 @@ def _low_bits_source(c: Context, low: Expr) -> Expr:
 def _appended(c: Context, columns: Expr) -> tuple[Expr, Expr]:
     """Match concat(past, new) along the slots; returns past and new.
 
-    Checks that the graph's new cache is exactly the last W columns of the result.
+    Checks that the graph's new cache is exactly the last W columns of the result, as which past and new may have been
+    widened.
     """
-    past, new = c.dataflow.concatenated(columns, 2)
+    joined, new = c.dataflow.concatenated(columns, 2)
+    past = c.dataflow.through(joined, "astype")
     name = c.input_name(past)
-    if c.present.get(past) is None or c.dataflow.sliced(c.present[past], 2, shape(new)[2], END) != columns:
+    present = c.dataflow.through(c.present.get(past), "astype")
+    if present is None or c.dataflow.sliced(present, 2, shape(new)[2], END) != columns:
         raise NoMatch(f"expected {name} to be rolled by {shape(new)[2]}")
+    if dtype(joined) != dtype(past) and (dtype(past), dtype(joined)) != (FLOAT8, "float32"):
+        raise NoMatch(f"expected {name} to be appended to as {dtype(past)}, found {dtype(joined)}")
     return past, new

@@ -21,6 +21,7 @@ VARIANTS: dict[str, list[str]] = {
         "bf16": ["quantize.scheme=none", "backend.dtype=bf16"],
         "bf16_dot": ["quantize.scheme=bf16_dot", "backend.dtype=bf16"],
         "fp16": ["quantize.scheme=none", "backend.dtype=fp16"],
+        "fp8-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=fp8"],
         "int8-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int8"],
         "int4-cache": ["quantize.scheme=none", "backend.dtype=fp32", "quantize.cache=int4"],
         "fp8": ["quantize.scheme=fp8", "backend.dtype=fp32"],

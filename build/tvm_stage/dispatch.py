@@ -32,7 +32,7 @@ from runtime.artifact.manifest import (
     WeightSpec,
 )
 from runtime.artifact.targets import TargetKind
-from runtime.artifact.tensor_file import tensor_bytes
+from runtime.artifact.tensor_file import bits_dtype, tensor_bytes
 from runtime.errors import UserError
 
 DEFAULT_SCHEDULE = "TVM default schedule"
@@ -135,7 +135,7 @@ class Boundary:
         inputs = {
             spec.name: given[spec.name]
             if spec.name in shared
-            else relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, spec.dtype))
+            else relax.Var(spec.name.replace(".", "_"), relax.TensorType(spec.shape, str(bits_dtype(spec.dtype))))
             for spec in compiled.signature.inputs
         }
         return cls(graph.name, given, inputs)

@@ -280,11 +280,11 @@ class QuantizeConfig(Section):
         "Newton's Opticks that `make quality` does not read. A relative path starts from the folder in which the "
         "command runs.",
     )
-    cache: Literal["auto", "fp32", "fp16", "int8", "int4"] = Field(
+    cache: Literal["auto", "fp32", "fp16", "fp8", "int8", "int4"] = Field(
         default="auto",
-        title="How keys and values are stored. `auto`: as `backend.dtype`, or fp16 if that is bf16. `int8` has one "
-        "scale for each head of each token; `int4` has a scale and a minimum for every 32 of its numbers, so that "
-        "head_dim must be a multiple of 32.",
+        title="How keys and values are stored. `auto`: as `backend.dtype`, or fp16 if that is bf16. `fp8` is e4m3 "
+        "without scales, and what is beyond 448 is stored as 448. `int8` has one scale for each head of each token; "
+        "`int4` has a scale and a minimum for every 32 of its numbers, so that head_dim must be a multiple of 32.",
     )
     budget: Budget | None = Field(
         default=None,

@@ -6,10 +6,10 @@ Tracing thirty equal layers would take thirty times as long for the same nodes.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from runtime.artifact.manifest import Signature, TensorSpec
+from runtime.artifact.tensor_file import numpy_dtype
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def stitch(parts: Parts, cache_lens: Sequence[int], signature: Signature) -> ir.
 
 
 def _declare(spec: TensorSpec) -> ir.Value:
-    dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
+    dtype = ir.DataType.from_numpy(numpy_dtype(spec.dtype))
     return ir.Value(name=spec.name, shape=ir.Shape(spec.shape), type=ir.TensorType(dtype))
 
 

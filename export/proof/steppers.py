@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from export.checkpoints.checkpoint import Checkpoint
 from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.ort_values import ort_value
 from export.static_model.model import StaticModel, constants
 from export.weights.table import load, specs
 from runtime.artifact.caches import cache_format
 from runtime.artifact.manifest import IDS, POSITIONS, ModelConfig
 from runtime.artifact.schemes import TokenRounding
+from runtime.artifact.tensor_file import bits_dtype
 
 Logits = NDArray[np.float32]
 
@@ -85,16 +87,19 @@ class OnnxStepper:
             )
             for graph in graphs.record.graphs
         }
+        self.dtypes: dict[str, str] = {}
         self.caches: dict[str, NDArray[np.generic]] = {}
 
     def reset(self, rows: int) -> None:
         """As `Stepper.reset`."""
         graph = next(graph for (taken, _), graph in self.graphs.items() if taken == rows)
-        self.caches = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in graph.signature.caches}
+        self.dtypes = {spec.name: spec.dtype for spec in graph.signature.caches}
+        self.caches = {spec.name: np.zeros(spec.shape, bits_dtype(spec.dtype)) for spec in graph.signature.caches}
 
     def step(self, ids: NDArray[np.int64], first: NDArray[np.int64]) -> Logits:
         """As `Stepper.step`."""
-        feed = {IDS: ids, POSITIONS: positions(first, ids.shape[1]), **self.caches}
+        past = {name: ort_value(columns, self.dtypes[name]) for name, columns in self.caches.items()}
+        feed = {IDS: ids, POSITIONS: positions(first, ids.shape[1]), **past}
         logits, *present = self.sessions[ids.shape].run(None, feed)
         self.caches = dict(zip(self.caches, present, strict=True))
         found: Logits = logits[:, -1]

@@ -13,20 +13,26 @@ never written and the padding on the left of a first chunk both have negative po
 
 import torch
 
-from export.static_model.constants import CACHE_LEVELS, DYNAMIC_LEVELS, SMALLEST_PEAK, SMALLEST_STEP
+from export.static_model.constants import CACHE_LEVELS, DYNAMIC_LEVELS, LARGEST_FLOAT8, SMALLEST_PEAK, SMALLEST_STEP
 from runtime.artifact.caches import GROUP, HALF
 
+FLOAT8 = torch.float8_e4m3fn
 Stored = tuple[torch.Tensor, ...]  # the tensors of a cache, as `runtime.artifact.caches` lists them
 
 
 def append(past: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Concatenate W past and T new slots (B, n_kv_heads, W or T, head_dim) to (B, n_kv_heads, W + T, head_dim)."""
+    """Concatenate W past and T new slots (B, n_kv_heads, W or T, head_dim) to (B, n_kv_heads, W + T, head_dim).
+
+    ONNX converts 8-bit floats and does nothing else with them: these are widened before.
+    """
+    if new.dtype == FLOAT8:
+        past, new = past.float(), new.float()
     return torch.cat((past, new), dim=2)
 
 
-def keep_last(columns: torch.Tensor, new_tokens: int) -> torch.Tensor:
-    """Drop the oldest `new_tokens` slots with one static slice."""
-    return columns[:, :, new_tokens:, :]
+def keep_last(columns: torch.Tensor, new_tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    """Drop the oldest `new_tokens` slots with one static slice; the others have the dtype of the cache."""
+    return columns[:, :, new_tokens:, :].to(dtype)
 
 
 def visible(position_ids: torch.Tensor, slot_ages: torch.Tensor) -> torch.Tensor:
@@ -51,6 +57,12 @@ def shared(columns: Stored, dtype: torch.dtype) -> torch.Tensor:
     """Slots as attention computes with them: (B, n_kv_heads, 1, W + T, head_dim), shared by all heads of a group."""
     parts = [part[:, :, None].to(dtype) for part in columns]
     return _SHARED[len(parts)](*parts)
+
+
+def _float8_stored(columns: torch.Tensor) -> Stored:
+    """Each number as the nearest of e4m3, within its largest: beyond, torch knows only NaN."""
+    low = torch.where(columns > LARGEST_FLOAT8, LARGEST_FLOAT8, columns)
+    return (torch.where(low < -LARGEST_FLOAT8, -LARGEST_FLOAT8, low).to(FLOAT8),)
 
 
 def _int8_stored(columns: torch.Tensor) -> Stored:
@@ -85,5 +97,6 @@ def _int4_shared(pairs: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor
     return (levels * scale[..., None] + minimum[..., None]).flatten(-2)
 
 
-_STORED = {torch.int8: _int8_stored, torch.uint8: _int4_stored}  # by the dtype of a cache's numbers
+# by the dtype of a cache's numbers
+_STORED = {FLOAT8: _float8_stored, torch.int8: _int8_stored, torch.uint8: _int4_stored}
 _SHARED = {1: lambda numbers: numbers, 2: torch.mul, 3: _int4_shared}  # by the number of a cache's tensors

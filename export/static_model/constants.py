@@ -13,3 +13,5 @@ SMALLEST_PEAK = 1e-30
 CACHE_LEVELS = 15.0
 # The least scale of such a group: the smallest number that float16 holds with all of its bits.
 SMALLEST_STEP = 2.0**-14
+# The largest number of an fp8 cache, e4m3's; what is larger is stored as this.
+LARGEST_FLOAT8 = 448.0

@@ -81,7 +81,8 @@ class Attention(nn.Module):
         weights = torch.where(mask[:, None, None], scores, MASKED_SCORE).softmax(-1)
         mixed = weights @ cache.shared(values, query.dtype)  # (B, n_kv_heads, group, T, head_dim)
         merged = mixed.view(batch, c.n_heads, tokens, c.head_dim).transpose(1, 2).reshape(batch, tokens, -1)
-        present = (cache.keep_last(columns, tokens) for pair in zip(keys, values, strict=True) for columns in pair)
+        joined = (columns for pair in zip(keys, values, strict=True) for columns in pair)
+        present = (cache.keep_last(new, tokens, old.dtype) for new, old in zip(joined, past, strict=True))
         return self.wo(merged), *present
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from runtime.artifact.targets import CacheDType
 
-NumberDType = Literal["float32", "float16", "int8", "uint8"]
+NumberDType = Literal["float32", "float16", "float8_e4m3fn", "int8", "uint8"]
+FLOAT8: Final = "float8_e4m3fn"  # numpy and kernels take its bits, as uint8
 ScaleDType = Literal["float32", "float16"]
 GROUP = 32  # neighbours of an int4 column that share a scale and a minimum
 RING_BLOCK = 16  # columns whose keys are interleaved, so that adjacent numbers belong to adjacent columns
@@ -51,6 +52,7 @@ class CacheFormat:
 CACHE_FORMATS: Mapping[CacheDType, CacheFormat] = {
     "fp32": CacheFormat("float32", 2.0**-24),
     "fp16": CacheFormat("float16", 2.0**-11),
+    "fp8": CacheFormat(FLOAT8, 2.0**-4),  # of numbers from 2**-6 to 448; larger ones are stored as 448
     "int8": CacheFormat("int8", 0.5 / 127, scales="float32"),
     # half of a fifteenth of the range of a group, which is at most twice the column's largest number
     "int4": CacheFormat("uint8", 1 / 15, scales="float16", group=GROUP),

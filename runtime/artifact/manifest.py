@@ -30,7 +30,7 @@ MOST_SPECIAL_TOKENS = 1024
 TokenName = Annotated[str, msgspec.Meta(max_length=1024)]
 SpecialTokens = Annotated[dict[str, TokenName], msgspec.Meta(max_length=2 * MOST_SPECIAL_TOKENS)]
 InstructVersion = Literal["v1", "v2", "v3", "v7", "v11", "v13", "v15"]  # rows of instruct_formats
-DType = Literal["float32", "float16", "bfloat16", "int8", "uint8", "uint16", "int32", "int64"]
+DType = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "uint8", "uint16", "int32", "int64"]
 KeptPart = Literal["head", "first", "last"]
 HeadName = Literal["causal_lm", "sequence_classification", "token_classification", "question_answering", "embedding"]
 Pool = Literal["last", "mean"]  # the last token's state, or the mean over all tokens

@@ -10,7 +10,7 @@ from typing import Literal
 
 TargetKind = Literal["llvm", "cuda"]
 StorageDType = Literal["fp32", "fp16", "bf16"]
-CacheDType = Literal["fp32", "fp16", "int8", "int4"]
+CacheDType = Literal["fp32", "fp16", "fp8", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Target:
 TARGETS: Mapping[TargetKind, Target] = {
     "llvm": Target(
         dtypes=("fp32", "fp16", "bf16"),
-        caches=("fp32", "fp16", "int8", "int4"),
+        caches=("fp32", "fp16", "fp8", "int8", "int4"),
         layout="panels",
         most_rows=16,
         same_bits_in_any_call=True,
@@ -43,7 +43,7 @@ TARGETS: Mapping[TargetKind, Target] = {
     ),
     "cuda": Target(
         dtypes=("fp16", "fp32"),
-        caches=("fp16", "fp32", "int8", "int4"),
+        caches=("fp16", "fp32", "fp8", "int8", "int4"),
         layout="vectors",
         most_rows=128,
         archs=("sm_80", "sm_90a"),

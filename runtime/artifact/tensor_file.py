@@ -121,7 +121,7 @@ class TensorFile:
                 raise UserError(f"{place}, expected a multiple of {ALIGNMENT}; compile the artifact again")
         return {
             name: whole[tensor.offset : tensor.offset + tensor.nbytes]
-            .view(_bits_dtype(tensor.dtype))
+            .view(bits_dtype(tensor.dtype))
             .reshape(tensor.shape)
             for name, tensor in self.tensors.items()
         }
@@ -202,17 +202,18 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def bits_dtype(name: str) -> np.dtype[Any]:
+    """The dtype in which numpy alone, and kernels, take a stored dtype: of those in `BITS`, that of their bits."""
+    return np.dtype(BITS.get(name, name))
+
+
 def tensor_bytes(spec: TensorSpec | WeightSpec) -> int:
     """Bytes of a tensor."""
     return prod(spec.shape) * _itemsize(spec.dtype)
 
 
-def _bits_dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(BITS.get(name, name))
-
-
 def _itemsize(dtype: str) -> int:
-    return _bits_dtype(dtype).itemsize
+    return bits_dtype(dtype).itemsize
 
 
 def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:

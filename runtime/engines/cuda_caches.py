@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.manifest import TensorSpec
-from runtime.artifact.tensor_file import numpy_dtype
+from runtime.artifact.tensor_file import bits_dtype
 from runtime.engines.cuda_memory import CudaMemory
 
 
@@ -35,7 +35,7 @@ class CudaCaches:
     def read(self, slot: int, columns: int) -> list[NDArray[Any]]:
         """As `runtime.engines.loaded_artifact.Caches.read`."""
         found = [
-            np.empty((heads, min(columns, length), width), numpy_dtype(spec.dtype))
+            np.empty((heads, min(columns, length), width), bits_dtype(spec.dtype))
             for spec in self.specs
             for _, heads, length, width in (spec.shape,)
         ]
@@ -58,6 +58,6 @@ class CudaCaches:
         """The first columns of each head of each ring, or all columns of a ring that has fewer."""
         for spec, ring in zip(self.specs, self.rings, strict=True):
             _, heads, length, width = spec.shape
-            column = width * numpy_dtype(spec.dtype).itemsize
+            column = width * bits_dtype(spec.dtype).itemsize
             for head in range(slot * heads, (slot + 1) * heads):
                 yield Run(ring.data_ptr() + head * length * column, min(columns, length) * column)

@@ -7,7 +7,7 @@ from typing import Any
 
 from runtime.artifact.manifest import TensorSpec, WeightSpec
 from runtime.artifact.targets import TARGETS
-from runtime.artifact.tensor_file import numpy_dtype
+from runtime.artifact.tensor_file import bits_dtype
 from runtime.engines.cuda_driver import Device as DriverDevice
 from runtime.engines.cuda_driver import check_driver, read_driver
 from runtime.engines.cuda_memory import CudaMemory
@@ -36,7 +36,7 @@ class Device:
         """A new tensor on the device, uninitialized."""
         allocate = self.ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         return allocate(
-            self.ffi.Shape(spec.shape), self.ffi.dtype(str(numpy_dtype(spec.dtype))), self.ffi.device("cuda", 0), None
+            self.ffi.Shape(spec.shape), self.ffi.dtype(str(bits_dtype(spec.dtype))), self.ffi.device("cuda", 0), None
         )
 
     def on_stream(self) -> Any:  # noqa: ANN401

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import TensorSpec
-from runtime.artifact.tensor_file import numpy_dtype, tensor_bytes
+from runtime.artifact.tensor_file import bits_dtype, tensor_bytes
 from runtime.engines.cpu_level import chosen_level
 from runtime.engines.huge_pages import VARIABLE, in_huge_pages, wants_huge_pages
 from runtime.engines.loaded_artifact import SMALLER, LoadedArtifact
@@ -106,7 +106,7 @@ def _aligned(spec: TensorSpec) -> NDArray[Any]:
     numpy would ask for huge pages for a large array: the first prompt would then wait for all of each ring to be
     cleared, of which it writes a few columns (0.3 s with rings of 6 MB).
     """
-    dtype = numpy_dtype(spec.dtype)
+    dtype = bits_dtype(spec.dtype)
     nbytes = int(np.prod(spec.shape)) * dtype.itemsize
     pages = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(pages, np.uint8, nbytes).view(dtype).reshape(spec.shape)

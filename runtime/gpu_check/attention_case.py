@@ -32,8 +32,8 @@ def rolling_attention(call: KernelCall, random: Random, rounding: float) -> Kern
     scaling = shape["query_scaling"]
     positions, slots = _tokens(shape, random)
     cos, sin = (random.whole(spec.shape, -4, 5, "float32") / np.float32(4) for spec in call.parameters[1:3])
-    rings = [random_part(spec, random) for spec in call.parameters[RINGS:-1]]
     how = cache_format(shape["cache_dtype"])
+    rings = [random_part(spec, how, random) for spec in call.parameters[RINGS:-1]]
     seen = Seen.of(qkv, cos, sin, positions, slots, rings, how, heads, kv_heads, dim)
     written = np.argwhere(positions >= 0)
     queries = [tuple(written[i]) for i in random.sample(len(written), QUERIES)]
@@ -142,7 +142,8 @@ class Seen:
         position = self.positions[b, i]
         columns = np.arange(max(position - window + 1, 0), position + 1) % self.rings[0].shape[2]
         seen = [ring[self.slots[b]][:, columns] for ring in self.rings]
-        (key, key_size), (value, value_size) = widened(seen[0::2]), widened(seen[1::2])  # (kv_heads, seen, head_dim)
+        # (kv_heads, seen, head_dim)
+        (key, key_size), (value, value_size) = (widened(seen[side::2], self.how) for side in range(2))
         query = self.queries[b, i].reshape(len(key), -1, key.shape[-1])  # (kv_heads, group, head_dim)
         scores = query @ key.transpose(0, 2, 1) * scale * factor
         shares = np.exp(scores - scores.max(-1, keepdims=True))

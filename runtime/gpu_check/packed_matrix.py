@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact.layouts import PANEL, WORD_ZERO
+from runtime.gpu_check.float8 import from_e4m3
 
 Array = NDArray[Any]
 
@@ -15,7 +16,6 @@ EPS = 2.0**-23  # 2 u of float32
 
 
 MANTISSA = 16  # one row takes an int4 number q as 16 (1 + q / 16), and subtracts this again
-BIAS = 7  # of the exponent of e4m3
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class PackedMatrix:
         if self._in_words:
             w = _unpacked(w)
         if w.dtype == np.uint8 and not self._in_words:
-            w = _from_e4m3(w)
+            w = from_e4m3(w)
         rows = w.transpose(0, 2, 1, 3).reshape(-1, w.shape[1] * w.shape[3])
         return rows[: self._count(first, last), : self.k].astype(np.float64)
 
@@ -145,10 +145,3 @@ def _unpacked(words: Array) -> Array:
     """
     data = words.view(np.uint8).reshape(*words.shape, 4)
     return np.stack([data & 15, data >> 4], axis=-2).reshape(*words.shape[:3], -1)
-
-
-def _from_e4m3(bits: Array) -> Array:
-    """Numbers of a sign, 4 bits of exponent and 3 of mantissa; without infinities, and here without NaN."""
-    exponent = (bits >> 3 & 15).astype(np.int32)
-    magnitude = ((bits & 7) / 8.0 + (exponent > 0)) * 2.0 ** (np.maximum(exponent, 1) - BIAS)
-    return np.where(bits >> 7, -magnitude, magnitude)

@@ -49,7 +49,7 @@ def test_heads_that_are_no_whole_groups_are_refused(keys, tmp_path):
     with pytest.raises(
         UserError,
         match=r"quantize\.cache is int4, which stores keys and values in groups of 32 numbers, "
-        r"but the model's head_dim is 16, expected a multiple of it; use fp32, fp16 or int8",
+        r"but the model's head_dim is 16, expected a multiple of it; use fp32, fp16, fp8 or int8",
     ):
         export_record(config, open_configured(config))
 

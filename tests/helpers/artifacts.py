@@ -18,6 +18,7 @@ from export.checkpoints.checkpoint import Checkpoint
 from export.configuration.config import CompileConfig
 from export.job import Job
 from export.onnx_graphs.graphs import OnnxGraphs
+from export.onnx_graphs.ort_values import ort_value
 from export.pipeline import export_model
 from export.results import open_configured
 from export.static_model.model import StaticModel, constants
@@ -25,6 +26,7 @@ from export.weights.table import load
 from runtime.artifact.caches import GROUP, RING_BLOCK, cache_format
 from runtime.artifact.manifest import ModelConfig
 from runtime.artifact.schemes import TokenRounding
+from runtime.artifact.tensor_file import BITS, bits_dtype
 from runtime.engines.engine import Engine
 from runtime.engines.host import HostCaches
 from tests.helpers import cache_reference, reference
@@ -95,6 +97,11 @@ CASES = {
         {"sliding_window": WINDOW},
         {"shape": {"prefill_chunk": [6, 2], "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "int8"}},
     ),
+    # fp8 caches with two slots, a window, groups of heads that share a key
+    "fp8_cache": Case(
+        {"sliding_window": WINDOW, "num_hidden_layers": 1},
+        {"shape": {"prefill_chunk": 6, "cache_len": CACHE_LEN, "slots": 2}, "quantize": {"cache": "fp8"}},
+    ),
     # int4 caches with two groups of numbers in each head, two slots, two chunks, groups of heads that share a key
     "int4_cache": Case(
         {"sliding_window": WINDOW, "num_hidden_layers": 1, "head_dim": 64},
@@ -152,7 +159,7 @@ def write_case(name: str, case: Case, folder: Path) -> Path:
     return path
 
 
-def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none") -> Case:
+def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none", cache: str = "auto") -> Case:
     """The smallest case that reaches every GPU operation except the mixture.
 
     `tests/build_stage/tvm_stage/test_cuda_7b.py` compiles the code for tensor cores.
@@ -160,12 +167,17 @@ def cuda_case(archs: Sequence[str], dtype: str = "fp16", scheme: str = "none") -
     backend = {"target": "cuda", "arch": list(archs), "dtype": dtype}
     return Case(
         {"sliding_window": 8, "num_hidden_layers": 1},
-        {"shape": {"prefill_chunk": 4, "cache_len": 16}, "quantize": {"scheme": scheme}, "backend": backend},
+        {
+            "shape": {"prefill_chunk": 4, "cache_len": 16},
+            "quantize": {"scheme": scheme, "cache": cache},
+            "backend": backend,
+        },
     )
 
 
 CUDA_ARCHS = ("sm_80", "sm_90a")
-SHARED = {**CASES, "cuda": cuda_case(CUDA_ARCHS)}
+# with fp8 caches, which are read by other instructions on each of these
+SHARED = {**CASES, "cuda": cuda_case(CUDA_ARCHS, cache="fp8")}
 
 
 def compiled(name: str, shared: Path) -> Compiled:
@@ -260,7 +272,7 @@ def torch_shifted(module: StaticModel, rows: int, dtype: str = "float32") -> Shi
     """StaticModel with empty caches, whose numbers are of this dtype; it takes any chunk size."""
     c = module.config
     caches = [
-        np.zeros((rows, c.n_kv_heads, w, part.width), part.dtype)
+        np.zeros((rows, c.n_kv_heads, w, part.width), bits_dtype(part.dtype))
         for w in module.cache_lens
         for part in cache_format(dtype).parts(c.head_dim)
         for _side in ("key", "value")
@@ -268,7 +280,11 @@ def torch_shifted(module: StaticModel, rows: int, dtype: str = "float32") -> Shi
 
     @torch.no_grad()
     def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
-        return [tensor.numpy() for tensor in module(*map(torch.from_numpy, arrays))]
+        ids, positions, *past = map(torch.from_numpy, arrays)
+        if dtype in BITS:
+            logits, *present = module(ids, positions, *(tensor.view(getattr(torch, dtype)) for tensor in past))
+            return [logits.numpy(), *(tensor.view(torch.uint8).numpy() for tensor in present)]
+        return [tensor.numpy() for tensor in module(ids, positions, *past)]
 
     return Shifted(call, caches)
 
@@ -278,11 +294,13 @@ def onnx_shifted(graphs: OnnxGraphs, rows: int = 1) -> Shifted:
     taken = [graph for graph in graphs.record.graphs if graph.rows == rows]
     sessions = {graph.tokens: onnx_session(graphs.onnx_path(graph)) for graph in taken}
 
-    def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
-        session = sessions[arrays[0].shape[1]]
-        return session.run(None, {spec.name: array for spec, array in zip(session.get_inputs(), arrays, strict=True)})
+    inputs = taken[0].signature.inputs
 
-    return Shifted(call, [np.zeros(spec.shape, spec.dtype) for spec in taken[0].signature.caches])
+    def call(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        given = {spec.name: ort_value(array, spec.dtype) for spec, array in zip(inputs, arrays, strict=True)}
+        return sessions[arrays[0].shape[1]].run(None, given)
+
+    return Shifted(call, [np.zeros(spec.shape, bits_dtype(spec.dtype)) for spec in taken[0].signature.caches])
 
 
 def onnx_session(path: Path) -> onnxruntime.InferenceSession:
@@ -308,9 +326,16 @@ def column_of(rings: Sequence[NDArray[Any]], i: int, column: int) -> NDArray[Any
     return blocks[:, :, column // RING_BLOCK, :, column % RING_BLOCK]
 
 
+def rings_of_a_layer(rings: Sequence[NDArray[Any]]) -> int:
+    """How many tensors each layer has; two if all of a model's have one dtype, which may be the bits of another."""
+    if len({ring.dtype for ring in rings}) == 1:
+        return 2
+    return 2 * len(list(cache_format(str(rings[0].dtype)).parts(GROUP)))
+
+
 def by_column(rings: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     """An engine's rings in the order of their columns; see `cache_reference.by_column`."""
-    each = 2 * len(list(cache_format(str(rings[0].dtype)).parts(GROUP)))
+    each = rings_of_a_layer(rings)
     ordered = list(rings)
     for i in range(0, len(rings), each):
         for side in range(2):
@@ -320,7 +345,7 @@ def by_column(rings: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
 
 def dequantized(caches: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     """Keys and values of all layers, as the numbers that they stand for."""
-    each = 2 * len(list(cache_format(str(caches[0].dtype)).parts(GROUP)))
+    each = rings_of_a_layer(caches)
     return [
         cache_reference.widened(caches[i + side : i + each : 2])
         for i in range(0, len(caches), each)

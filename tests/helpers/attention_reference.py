@@ -6,6 +6,7 @@ import numpy as np
 
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import cache_format
+from runtime.artifact.tensor_file import bits_dtype
 from tests.helpers import cache_reference
 from tests.helpers.rotary_reference import query_factor
 
@@ -56,6 +57,11 @@ def step(*rows):
     return Call([[position] for _, position in rows], [slot for slot, _ in rows])
 
 
+def is_rounded(dtype):
+    """Whether a cache is so coarse that keys must be exact before they are rounded."""
+    return dtype not in ("float32", "float16")
+
+
 def tolerance(dtype, *, exact, tensor_cores=False):
     """How far outputs may be off, for numbers of normal distributions.
 
@@ -75,8 +81,8 @@ def rings_of(model, dtype):
     return [
         np.full(
             (model.slots, model.kv_heads, model.ring_len, part.width),
-            np.nan if np.dtype(part.dtype).kind == "f" else 119,
-            part.dtype,
+            np.nan if bits_dtype(part.dtype).kind == "f" else 119,
+            bits_dtype(part.dtype),
         )
         for part in cache_format(dtype).parts(model.dim)
         for _side in ("keys", "values")

@@ -1,10 +1,13 @@
-"""How columns of a cache are stored, in numpy, by the dtype of their numbers."""
+"""How columns of a cache are stored, in numpy, by the dtype of their numbers; e4m3 as its bits."""
 
+import ml_dtypes
 import numpy as np
 
 
 def stored(columns, dtype):
     """Columns (..., head_dim) as the tensors of a cache, in their order; float32 arithmetic, as kernels compute."""
+    if dtype == "float8_e4m3fn":
+        return [np.clip(columns.astype(np.float32), -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)]
     if dtype not in ("int8", "uint8"):
         return [columns.astype(dtype)]
     x = columns.astype(np.float32)
@@ -28,6 +31,8 @@ def int4(x):
 
 def widened(parts):
     """The numbers that the tensors of a cache stand for, in float64."""
+    if parts[0].dtype == np.uint8 and len(parts) == 1:
+        return parts[0].view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     if parts[0].dtype == np.uint8:
         pairs, scale, minimum = parts
         levels = pairs.reshape(*scale.shape, 16)

@@ -102,7 +102,9 @@ def rotated(x: Float64, model: ModelConfig) -> Float64:
     return np.concatenate([turned.real, turned.imag], axis=1)
 
 
-NARROW_ROUNDOFF = {"int8": 0.5 / 127, "uint8": 1 / 15}  # of a cache's number, relative to its column's largest
+# Of a cache's number, relative to its column's largest.
+NARROW_ROUNDOFF = {"float8_e4m3fn": 2.0**-4, "int8": 0.5 / 127, "uint8": 1 / 15}
+IN_WHOLE_NUMBERS = ("int8", "uint8")  # caches that a CPU multiplies so
 
 
 def bound(
@@ -134,7 +136,8 @@ def bound(
     # normal numbers.
     half_levels = {"none": 0, "bfloat16": 2.0**-8, "int8": 0.5 / 127, "int16": 0.5 / 32512 * np.sqrt(2 * np.log(terms))}
     error += np.sqrt(sums * ((dtype == "float16") + on_tensor_cores)) * FLOAT16_ROUNDOFF
-    error += np.sqrt(sums) * (NARROW_ROUNDOFF.get(dtype, 0) if on_cpu or on_tensor_cores else 0)
+    coarser = on_tensor_cores or (on_cpu and dtype in IN_WHOLE_NUMBERS)
+    error += np.sqrt(sums) * (NARROW_ROUNDOFF.get(dtype, 0) if coarser else 0)
     return float(2 * (error + np.sqrt(sums) * half_levels[rounding]))
 
 

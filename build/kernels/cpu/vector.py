@@ -6,6 +6,8 @@ from typing import Any
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
+from build.kernels.float8 import from_e4m3
+
 LOG2_E = 1.44269504088896341
 LN2_HIGH = 0.693359375  # ln 2 in two parts, so that x - n ln 2 stays exact (Cody and Waite)
 LN2_LOW = -2.12194440e-4
@@ -126,14 +128,11 @@ def as_bfloat16(x: Expr) -> Expr:
 def widened(x: Expr) -> Expr:
     """A stored number as float32.
 
-    uint16 holds the bits of a bfloat16, which are the upper half of a float32. uint8 holds those of an e4m3: with its
-    sign, exponent and mantissa in the places that float16 has for them, it is a float16 of 2**-8 times its value.
+    uint16 holds the bits of a bfloat16, which are the upper half of a float32, and uint8 those of an e4m3.
     """
     dtype = str(x.ty.dtype)
     if dtype.startswith("uint16"):
         return T.reinterpret("float32", T.Cast("uint32", x) << T.uint32(16))
     if dtype.startswith("uint8"):
-        bits = T.Cast("uint16", x)
-        half = (bits & T.uint16(0x80)) << T.uint16(8) | (bits & T.uint16(0x7F)) << T.uint16(7)
-        return T.Cast("float32", T.reinterpret("float16", half)) * T.float32(256)
+        return from_e4m3(x)
     return T.Cast("float32", x)

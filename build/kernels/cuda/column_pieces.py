@@ -7,14 +7,16 @@ becomes pairs of float16.
 from tvm.script import tirx as T
 
 from build.kernels.cache_numbers import Cache, int4_number
+from build.kernels.cuda import float8_pairs
+from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.mma import PAIR, member, pair
 from build.kernels.shapes import RollingAttention
-from runtime.artifact.caches import GROUP, HALF
+from runtime.artifact.caches import FLOAT8, GROUP, HALF
 
 PIECE = 8  # numbers: 16 bytes as float16
 WORDS = PIECE // PAIR  # uint32 in 16 bytes
 # By the dtype of the numbers: uint32 that hold a piece; those of int4 hold another piece as well.
-STORED_WORDS = {"float16": WORDS, "int8": 2, "uint8": 2}
+STORED_WORDS = {"float16": WORDS, FLOAT8: 2, "int8": 2, "uint8": 2}
 
 
 def supports(shape: RollingAttention) -> bool:
@@ -59,11 +61,16 @@ def piece_loader(shape: RollingAttention):
     return load
 
 
-def pair_in_piece(shape: RollingAttention):
+def pair_in_piece(shape: RollingAttention, on: Binding):
     """Function for pair v of a loaded piece, as two float16 in a uint32."""
+
+    widen_neighbours = float8_pairs.neighbours(on)
 
     def as_stored(loaded, at, v, _part):
         return loaded[at + v]
+
+    def from_float8(loaded, at, v, _part):
+        return widen_neighbours(loaded[at + v // 2] >> T.Cast("uint32", v % 2 * 16))
 
     def from_int8(loaded, at, v, _part):
         scale = T.reinterpret("float32", loaded[at + STORED_WORDS["int8"]])
@@ -84,4 +91,4 @@ def pair_in_piece(shape: RollingAttention):
 
         return pair(number(v % 2 * 2), number(v % 2 * 2 + 1))
 
-    return {"float16": as_stored, "int8": from_int8, "uint8": from_int4}[shape.cache_dtype]
+    return {"float16": as_stored, FLOAT8: from_float8, "int8": from_int8, "uint8": from_int4}[shape.cache_dtype]

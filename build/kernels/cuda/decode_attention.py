@@ -99,12 +99,12 @@ def shared_bytes(shape: RollingAttention) -> int:
 def _attend(shape: RollingAttention, on: Binding):
     """The second launch: one block per share of a row and of a key head, for some query heads."""
     B, H, KV, D, L = shape.rows, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.ring_len
-    heads, count, places, dtype = heads_of_block(shape), splits(shape), Places.of(shape), shape.cache_dtype
+    heads, count, places, dtype = heads_of_block(shape), splits(shape), Places.of(shape), shape.element_dtype
     pieces, passes, parts = places.pieces, places.passes, H // heads
     kept_numbers, stride = heads * pieces.numbers, TILE_KEYS + PADDING
     factor_count = 2 * passes if shape.stored.scales else 1
     rotated, maximum_of = rotated_element(shape), warp_maximum(on)
-    load_factors, number = number_reader(shape, pieces)
+    load_factors, number = number_reader(shape, pieces, on)
 
     def in_pieces(cache):
         sizes = (shape.slots, KV, L, pieces.count, pieces.elements)
@@ -153,12 +153,14 @@ def _attend(shape: RollingAttention, on: Binding):
                 )
 
     def loaded_number(loaded, factors, t, c, i):
-        element = loaded[on.own(t), c * pieces.elements + i % pieces.elements]
+        def element(j):
+            return loaded[on.own(t), c * pieces.elements + j]
+
         if shape.stored.scales is None:
-            return number(element, 0, None, None)
+            return number(element, i, None, None)
         at = 2 * c
         minimum = factors[on.own(t), at + 1] if shape.stored.group else None
-        return number(element, i // pieces.elements, factors[on.own(t), at], minimum)
+        return number(element, i, factors[on.own(t), at], minimum)
 
     @T.inline
     def score_piece(loaded, factors, queries, parts_of_scores, t, c):

@@ -1,15 +1,19 @@
 """Pieces of a ring's columns: what one thread of `decode_attention.py` loads at once, and the numbers in it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
 
 from build.kernels.cache_numbers import int4_number
+from build.kernels.cuda import float8_pairs
+from build.kernels.cuda.binding import Binding
+from build.kernels.cuda.mma import PAIR, member
 from build.kernels.shapes import RollingAttention
-from runtime.artifact.caches import GROUP, HALF
+from runtime.artifact.caches import FLOAT8, GROUP, HALF
 from runtime.artifact.layouts import VECTOR
-from runtime.artifact.tensor_file import numpy_dtype
+from runtime.artifact.tensor_file import bits_dtype
 
 NUMBERS = 8  # in a piece, at most: places of a query and of an output that a thread keeps, for each head
 RUN = 4  # neighbouring float32 that go together to or from shared memory
@@ -29,7 +33,7 @@ class Pieces:
     @classmethod
     def of(cls, shape: RollingAttention) -> "Pieces":
         """The largest pieces of at most 16 bytes and `NUMBERS` numbers."""
-        width, itemsize = next(shape.stored.parts(shape.head_dim)).width, numpy_dtype(shape.cache_dtype).itemsize
+        width, itemsize = next(shape.stored.parts(shape.head_dim)).width, bits_dtype(shape.cache_dtype).itemsize
         each = shape.head_dim // width  # numbers in an element
         fitting = [n for n in (8, 4, 2, 1) if width % n == 0 and n * itemsize <= VECTOR and n * each <= NUMBERS]
         return cls(fitting[0], width // fitting[0], fitting[0] * each)
@@ -49,14 +53,15 @@ class Pieces:
         )
 
 
-def number_reader(shape: RollingAttention, pieces: Pieces):
+def number_reader(shape: RollingAttention, pieces: Pieces, on: Binding):
     """How the elements of a piece become numbers: an inline and a function.
 
     The inline is `load_factors(cache, slot, h, column, piece, factors, t, at)`: factors[t, at] is then the scale, and
-    the next one the minimum, if there are any. The function `number(element, half, scale, minimum)` is a number in
-    float32; of a byte of int4, that in its low or high half.
+    the next one the minimum, if there are any. The function `number(element, i, scale, minimum)` is number i of a piece
+    in float32; `element` is a function for an element of the piece.
     """
     scaled, grouped = shape.stored.scales is not None, shape.stored.group is not None
+    widen_neighbours = float8_pairs.neighbours(on)
 
     @T.inline
     def load_factors(cache, slot, h, column, piece, factors, t, at):
@@ -66,9 +71,13 @@ def number_reader(shape: RollingAttention, pieces: Pieces):
         elif scaled:
             factors[t, at] = cache.scales[slot, h, column, 0]
 
-    def number(element: Any, half: Any, scale: Any, minimum: Any) -> Any:
+    def number(element: Callable[[Any], Any], i: Any, scale: Any, minimum: Any) -> Any:
         if grouped:
-            return int4_number(element, half, scale, minimum)
-        return T.Cast("float32", element) * scale if scaled else T.Cast("float32", element)
+            return int4_number(element(i % pieces.elements), i // pieces.elements, scale, minimum)
+        if shape.cache_dtype == FLOAT8:
+            low, high = (T.Cast("uint32", element(i // PAIR * PAIR + which)) for which in range(PAIR))
+            return member(widen_neighbours(low | high << T.uint32(8)), i % PAIR)
+        found = T.Cast("float32", element(i))
+        return found * scale if scaled else found
 
     return load_factors, number

@@ -71,7 +71,7 @@ def flash_attention(shape: RollingAttention, on: Binding):
     # Stride of two neighbouring values, in pairs of them: likewise for lanes that read neighbouring pairs.
     value_stride = D + 8
     loads = TILE * pieces // THREADS  # pieces that a thread loads, of keys or of values
-    load_piece, pair_of_piece = piece_loader(shape), pair_in_piece(shape)
+    load_piece, pair_of_piece = piece_loader(shape), pair_in_piece(shape, on)
     rotated, multiply = rotated_element(shape), mma.multiplier(on)
     largest_of_quad, sum_of_quad = mma.quad_reduction(on, T.max), mma.quad_reduction(on, lambda a, b: a + b)
     scale = T.float32(shape.scale * LOG2_E)  # of scores, which become exponents of two

@@ -13,11 +13,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from build.kernels.cuda import half_pairs
+from build.kernels.cuda import float8_pairs, half_pairs
 from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.half_pairs import BOTH, half_bits, repeated
 from build.kernels.cuda.mma import PAIR, member, pair
-from build.kernels.cuda.weights import FLIPPED_SIGNS, MAGNITUDES, SIGNS, number
+from build.kernels.cuda.weights import FLIPPED_SIGNS, number
 from export.weights.format import Storage
 from export.weights.table import vector_steps
 from runtime.artifact.layouts import DOT, WORD, WORD_ZERO
@@ -67,7 +67,7 @@ def pair_reader(stored: Storage, on: Binding):
 
     def from_float8(word: Word, i: Any) -> Any:
         at_top = word(i // PAIR) << T.Cast("uint32", 8 - i % PAIR * 8)
-        return (at_top & T.uint32(SIGNS)) | ((at_top >> T.uint32(1)) & T.uint32(MAGNITUDES))
+        return float8_pairs.from_upper_bytes(at_top)
 
     def from_int8(word: Word, i: Any, offset: Any) -> Any:
         both = word(i // PAIR) >> T.Cast("uint32", i % PAIR * 8)

@@ -2,11 +2,12 @@
 
 from tvm.script import tirx as T
 
-from build.kernels.cache_numbers import int4_number
+from build.kernels.cache_numbers import int4_number, unscaled_number
 from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.rounded_ring import WRITERS, rounded_writer
+from build.kernels.float8 import from_e4m3
 from build.kernels.shapes import RollingAttention
-from runtime.artifact.caches import GROUP, HALF
+from runtime.artifact.caches import FLOAT8, GROUP, HALF
 
 HIDDEN = -3e38  # a score that no key has; exp(HIDDEN - maximum) is 0
 SMALLEST_TOTAL = 1e-30  # lower limit of a total of shares: for padding, which sees nothing
@@ -30,6 +31,9 @@ def stored_number(shape: RollingAttention):
     def as_stored(cache, slot, h, column, d):
         return T.Cast("float32", cache.numbers[slot, h, column, d])
 
+    def from_float8(cache, slot, h, column, d):
+        return from_e4m3(cache.numbers[slot, h, column, d])
+
     def from_int8(cache, slot, h, column, d):
         return as_stored(cache, slot, h, column, d) * cache.scales[slot, h, column, 0]
 
@@ -39,7 +43,7 @@ def stored_number(shape: RollingAttention):
         byte = cache.numbers[slot, h, column, group * HALF + d % HALF]
         return int4_number(byte, d % GROUP // HALF, scale, minimum)
 
-    return {"int8": from_int8, "uint8": from_int4}.get(shape.cache_dtype, as_stored)
+    return {FLOAT8: from_float8, "int8": from_int8, "uint8": from_int4}.get(shape.cache_dtype, as_stored)
 
 
 def ring_writer(shape: RollingAttention, on: Binding):
@@ -56,7 +60,7 @@ def ring_writer(shape: RollingAttention, on: Binding):
 def _plain_writer(shape: RollingAttention, on: Binding):
     """One thread per element."""
     N, H, KV, D = shape.tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim
-    elements, k_start, v_start, dtype = shape.rows * N * KV * D, H * D, (H + KV) * D, shape.cache_dtype
+    elements, k_start, v_start = shape.rows * N * KV * D, H * D, (H + KV) * D
     rotated = rotated_element(shape)
 
     @T.inline
@@ -73,9 +77,9 @@ def _plain_writer(shape: RollingAttention, on: Binding):
                     slot = T.Cast("int32", slots[b])
                     column = position % shape.ring_len
                     if position >= 0:
-                        keys.numbers[slot, h, column, d] = T.Cast(
-                            dtype, rotated(qkv, cos, sin, b, i, k_start + h * D, d)
+                        keys.numbers[slot, h, column, d] = unscaled_number(
+                            shape, rotated(qkv, cos, sin, b, i, k_start + h * D, d)
                         )
-                        values.numbers[slot, h, column, d] = T.Cast(dtype, qkv[b, i, v_start + h * D + d])
+                        values.numbers[slot, h, column, d] = unscaled_number(shape, qkv[b, i, v_start + h * D + d])
 
     return write

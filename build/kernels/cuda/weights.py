@@ -13,8 +13,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from build.kernels.cuda import float8_pairs
 from build.kernels.cuda.binding import GPU, Binding
 from build.kernels.cuda.placed_byte import placed_byte
+from build.kernels.float8 import E4M3_UNIT
 from build.kernels.parameters import UNUSED
 from export.weights.format import MatrixLayout, Storage
 from export.weights.table import format_of, vector_layout, vector_steps
@@ -25,8 +27,6 @@ FLIPPED_SIGNS = 0x80808080  # which make int8 numbers unsigned, each larger by 1
 FIRST_BYTE, ABOVE_INT4 = 2, 0x3F000000  # of a mantissa; the bits of 1, less those in that byte
 IN_MANTISSA, NIBBLES, ONES = 3, 0x78787878, 0x80808080  # where four bits of each byte go there, and the bits of 1
 BYTES = ("int8", "uint8")  # dtypes of int8 and of e4m3's bits
-E4M3_UNIT = 256  # what a float16 must be multiplied by that has the sign, exponent and mantissa of an e4m3 number
-SIGNS, MAGNITUDES = 0x80008000, 0x3F803F80  # the bits of two such float16 in a word
 
 Part = tuple[tuple[int, ...], str]
 
@@ -108,7 +108,7 @@ def _from_e4m3(loaded: Any, start: Any, v: Any) -> Any:
     own has not been measured.
     """
     at_top = loaded[start + v // DOT] << T.Cast("uint32", 8 - v % 2 * 8)
-    both = (at_top & T.uint32(SIGNS)) | ((at_top >> T.uint32(1)) & T.uint32(MAGNITUDES))
+    both = float8_pairs.from_upper_bytes(at_top)
     return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", both >> T.Cast("uint32", v % DOT // 2 * 16))))
 
 

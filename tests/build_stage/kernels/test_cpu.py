@@ -31,6 +31,7 @@ from runtime.artifact.cpu import cpuinfo_flags, missing_features
 from runtime.artifact.layouts import PANEL
 from runtime.artifact.rotary import QueryScaling
 from runtime.artifact.schemes import ROUNDING_LEVELS
+from runtime.artifact.tensor_file import bits_dtype
 from tests.helpers import cache_reference
 from tests.helpers.cpu_products import (
     DYNAMIC,
@@ -52,7 +53,7 @@ U = 2.0**-24
 EXP_ULPS = 2  # for `vector.exp`; test_exp measures it
 LANES = 8
 # Not NaN: what no query sees is multiplied by zero.
-NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "int8": 100, "uint8": 100}
+NEVER_WRITTEN = {"float32": 3e4, "float16": 3e4, "float8_e4m3fn": 100, "int8": 100, "uint8": 100}
 # The range of a column's numbers, relative to its largest, by the dtypes whose products are those of whole numbers.
 LEVELS_OF_COLUMNS = {"int8": 1, "uint8": 2}
 BY_NAME = {level.name: level for level in LEVELS}
@@ -496,6 +497,7 @@ ATTENTION = {
     "float16": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "float16"),
     "steps-seen-whole-and-in-part": Attention((80, 80, 1, 1), (3,), (2, 1), 16, 96),
     "float16-long": Attention((16,) * 3, (3,), (2, 2), 64, 33, "float16"),
+    "fp8": Attention((3, 3, 1, 3, 1, 3), (2, 0), (4, 1), 20, 8, "float8_e4m3fn"),
     "int8": Attention((3, 3, 1, 16, 1), (2, 0), (4, 1), 20, 8, "int8"),
     "scaled-queries": Attention(
         (3, 16, 1, 1), (4,), (4, 2), 16, 8, query_scaling=QueryScaling(beta=0.5, original_context=5)
@@ -648,7 +650,7 @@ def new_rings(case, content):
             np.full(
                 (len(case.late) + 1, case.heads[1], ring_len(case), part.width),
                 1 if part.suffix else content,
-                part.dtype,
+                bits_dtype(part.dtype),
             )
         )
         for part in cache_format(case.dtype).parts(case.head_dim)

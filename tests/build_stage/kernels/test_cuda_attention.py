@@ -9,7 +9,7 @@ import pytest
 
 from build.compiler import tvm
 from build.kernels.cuda import attention, decode_attention, decode_pieces, decode_shares, flash_attention
-from runtime.artifact.caches import cache_format
+from runtime.artifact.caches import FLOAT8
 from runtime.artifact.rotary import QueryScaling
 from runtime.errors import UserError
 from tests.helpers.attention_reference import (
@@ -17,6 +17,7 @@ from tests.helpers.attention_reference import (
     angles,
     check_rings,
     chunk,
+    is_rounded,
     output_of,
     reference,
     rings_of,
@@ -26,13 +27,14 @@ from tests.helpers.attention_reference import (
 from tests.helpers.kernels import SerialForm, aligned
 from tests.helpers.untouched import touched_pages, untouched_memory
 
-NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers
+NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers; FLOAT8 is tested where it is read
 
 
 MIXED = "rows of several slots in any order, some of them drafts, and padding"
 TAKEN_BACK = "padded chunks across the wrap, and tokens that were taken back"
 SHARED = "shared by six heads, several tiles"
 LONG = "chunk longer than the window"
+MANY_TILES = "all of many tiles seen by all"
 MIXED_CALLS = [
     chunk(2, 0, 16, 16),
     chunk(0, 0, 5, 16),
@@ -94,7 +96,7 @@ CASES = {
 }
 FLASH_CASES = {  # for narrow caches: rows of queries, tiles of 64 columns, and heads of 32 to 128
     **{name: CASES[name] for name in (MIXED, TAKEN_BACK, SHARED, LONG, "a call that is all padding")},
-    "all of many tiles seen by all": (Model(4, 1, 128, 200, 264), [chunk(0, p, 64, 64) for p in range(0, 320, 64)]),
+    MANY_TILES: (Model(4, 1, 128, 200, 264), [chunk(0, p, 64, 64) for p in range(0, 320, 64)]),
     "short chunks, wide groups": (Model(8, 1, 96, 70, 80), [chunk(0, 2 * p, 2, 2) for p in range(40)]),
     "few tokens of many": (
         Model(1, 1, 64, 96, 240),
@@ -108,14 +110,17 @@ FLASH_CASES = {  # for narrow caches: rows of queries, tiles of 64 columns, and 
     [
         *((case, "float32") for case in CASES),
         *((case, dtype) for case in (MIXED, TAKEN_BACK, SHARED) for dtype in NARROW),
+        (MIXED, FLOAT8),
     ],
 )
 def test_rolling_attention(gpu, case, dtype):
     check_attention(gpu, case, dtype)
 
 
-@pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("case", FLASH_CASES)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [*((case, dtype) for case in FLASH_CASES for dtype in NARROW), (MANY_TILES, FLOAT8)],
+)
 def test_rolling_attention_on_tensor_cores(gpu, case, dtype):
     model, calls = FLASH_CASES[case]
     assert any(flash_attention.suits(model.shape(1, len(call.positions[0]), dtype)) for call in calls)
@@ -237,7 +242,7 @@ def test_heads_of_a_block(group, heads):
     assert decode_shares.heads_of_block(Model(2 * group, 2, 128, 4096, 4096).shape(1, 1)) == heads
 
 
-@pytest.mark.parametrize("dtype", ["float32", *NARROW])
+@pytest.mark.parametrize("dtype", ["float32", FLOAT8, *NARROW])
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128, 160, 256])
 def test_pieces_hold_every_number_once_and_fit(head_dim, dtype):
     shape = Model(8, 2, head_dim, 4096, 4096).shape(1, 1, dtype)
@@ -283,7 +288,7 @@ def check_attention(gpu, case, dtype, cases=CASES, *, tensor_cores=False, query_
     model, calls = cases[case]
     rng = np.random.default_rng(7)
     rings = rings_of(model, dtype)
-    exact = cache_format(dtype).scales is not None
+    exact = is_rounded(dtype)
     history = [{} for _ in range(model.slots)]  # position to (rotated key, value), each in the parts of its format
     columns = [{} for _ in range(model.slots)]  # likewise, by the column that was written last
     kernels = {}

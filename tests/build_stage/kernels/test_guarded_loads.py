@@ -36,7 +36,7 @@ EVERYWHERE = [
     *(
         ("rolling_attention", RollingAttention(rows, tokens, 4, 2, 32, 3, 70, 96, dtype, 0.25))
         for rows, tokens in ((3, 1), (1, 24))
-        for dtype in ("float16", "uint8")
+        for dtype in ("float16", "float8_e4m3fn", "uint8")
     ),
 ]
 CALLS = [

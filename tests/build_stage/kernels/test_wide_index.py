@@ -45,7 +45,7 @@ def positions_of(shape):
 
 
 KINDS = (("llvm", "float32"), ("cuda", "float32"), ("tensor-cores", "float16"))
-ROUNDED = [(target, dtype) for target in ("llvm", "tensor-cores") for dtype in ("int8", "uint8")]
+ROUNDED = [(target, dtype) for target in ("llvm", "tensor-cores") for dtype in ("float8_e4m3fn", "int8", "uint8")]
 ATTENTION = [
     *((LONG_CACHE, tokens, dtype, target) for target, dtype in KINDS[:2] for tokens in (1, 128)),
     *((LONG_CACHE, tokens, "int8", "llvm") for tokens in (1, 128)),

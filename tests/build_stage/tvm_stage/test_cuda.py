@@ -192,7 +192,7 @@ REGISTERS = {
                 r"float mixed_ptr\[64\]",
             ),
         )
-        for dtype in ("float16", "int8", "uint8")
+        for dtype in ("float16", "float8_e4m3fn", "int8", "uint8")
     },
 }
 

@@ -61,9 +61,9 @@ EXTRA_CASES = {
 }
 
 
-# float32 with a window and with int4 caches; float16, int8 beside fp8, int4 with zero points and blocks of a GGUF with
-# minimums, whose prefills are products on tensor cores
-@pytest.fixture(scope="module", params=["windowed", "int4_cache", *EXTRA_CASES])
+# float32 with a window and with fp8 and int4 caches; float16, int8 beside fp8, int4 with zero points and blocks of a
+# GGUF with minimums, whose prefills are products on tensor cores
+@pytest.fixture(scope="module", params=["windowed", "fp8_cache", "int4_cache", *EXTRA_CASES])
 def case(request, compile_case, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param in EXTRA_CASES:

@@ -314,6 +314,34 @@ def test_int4_caches_rounded_in_another_way_are_refused(compile_case, tmp_path, 
         regions_of(import_graphs(graphs), of_step(graphs))
 
 
+def largest_changed(graph: Graph) -> None:
+    """Numbers beyond the largest of another type."""
+    limit = [node for node in graph.node if node.op_type == "Greater"][-1]
+    set_constant(graph, limit, 1, lambda largest: 128 * largest)
+
+
+def other_float8(graph: Graph) -> None:
+    """New columns rounded to another type than the cache's, whose numbers are widened likewise."""
+    casts = [node for node in graph.node if node.op_type == "Cast" and not node.output[0].startswith("present")]
+    to_float8 = [cast.attribute[0] for cast in casts if cast.attribute[0].i == TensorProto.FLOAT8E4M3FN]
+    to_float8[0].i = TensorProto.FLOAT8E5M2
+    del graph.value_info[:]
+
+
+def not_rounded(graph: Graph) -> None:
+    """New columns that attention reads as they are computed, but for their limits."""
+    appended = producer(graph, producer(graph, producer(graph, "present.0.key").input[0]).input[0])
+    assert appended.op_type == "Concat"
+    appended.input[1] = producer(graph, producer(graph, appended.input[1]).input[0]).input[0]
+
+
+@pytest.mark.parametrize("mutation", [largest_changed, other_float8, not_rounded])
+def test_fp8_caches_rounded_in_another_way_are_refused(compile_case, tmp_path, mutation):
+    graphs = mutated(compile_case("fp8_cache").graphs, "step_1", mutation, tmp_path / "graphs")
+    with pytest.raises(UserError, match=r"^step_1: past_key_values\.0\.(key|value) is not used by"):
+        regions_of(import_graphs(graphs), of_step(graphs))
+
+
 def test_another_scale_is_no_error_and_reaches_the_kernel(case, tmp_path):
     """The kernel takes the factor of the scores from the graph.
 

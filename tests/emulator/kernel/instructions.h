@@ -3,6 +3,7 @@
 // their order. So a new instruction is a new function here. One of a whole warp goes through `emulator_warp`.
 #pragma once
 #include "../interface.h"
+#include "half.h"
 
 inline unsigned cluster_ctarank() { return emulator_block_of_cluster(); }
 
@@ -84,6 +85,17 @@ inline void lop3_b32(int, uint32_t &result, uint32_t a, uint32_t b, uint32_t c, 
   result = 0;
   for (unsigned i = 0; i < 8; ++i)
     if (table >> i & 1) result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+}
+
+// Two 8-bit floats, of a sign, 4 bits of exponent with a bias of 7 and 3 of mantissa; all bits set but the sign is NaN.
+inline uint16_t half_of_e4m3(unsigned byte) {
+  int exponent = byte >> 3 & 15, eighths = byte & 7;
+  float size = exponent ? __builtin_ldexpf(8 + eighths, exponent - 10) : __builtin_ldexpf(eighths, -9);
+  if ((byte & 0x7F) == 0x7F) size = __builtin_nanf("");
+  return half_bits::of(byte & 0x80 ? -size : size);
+}
+inline void cvt_rn_f16x2_e4m3x2(int, uint32_t &result, uint16_t pair) {
+  result = half_of_e4m3(pair & 0xFF) | static_cast<uint32_t>(half_of_e4m3(pair >> 8)) << 16;
 }
 
 }  // namespace ptx

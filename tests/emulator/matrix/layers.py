@@ -28,7 +28,7 @@ CHECKS = (
     ("7b/1:q4_1", (FEW_ROWS,)),
     ("7b/1:q6_k", (FEW_ROWS,)),
     ("7b/1:gptq", (FEW_ROWS,)),
-    ("7b/1:fp8_blocks", (FEW_ROWS,)),
+    ("7b/1:fp8_blocks", (FEW_ROWS, "quantize.cache=fp8")),
     ("7b/1:int8", (FEW_ROWS, "shape.slots=8", "quantize.cache=int8")),
     ("7b/1:int4", (FEW_ROWS, "shape.slots=8", "quantize.cache=int4")),
     ("mixtral-8x7b/1:none", (FEW_ROWS,)),

@@ -63,6 +63,7 @@ CASES = {
     "int8, sm_90a": small({}, scheme="int8", arch="sm_90a"),
     "int4 with zero points": small({}, scheme="int4", symmetric=False),
     "caches of int8": small({"head_dim": 32}, slots=2, cache="int8"),
+    "caches of fp8": small({"head_dim": 32}, slots=2, cache="fp8"),
     "caches of int4": small({"head_dim": 32}, slots=2, cache="int4"),
     "mixtral": small({}),  # of `FAMILIES`, as it is there
 }

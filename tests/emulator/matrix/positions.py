@@ -10,7 +10,6 @@ import numpy as np
 
 from build.kernels.cuda import attention, flash_attention
 from build.kernels.cuda.binding import GPU
-from runtime.artifact.caches import cache_format
 from tests.emulator.kernels import Array, EmulatedKernels, Kernel
 from tests.emulator.matrix.rows import RUNS, Row, results
 from tests.helpers import cache_reference
@@ -20,6 +19,7 @@ from tests.helpers.attention_reference import (
     angles,
     check_rings,
     chunk,
+    is_rounded,
     output_of,
     reference,
     rings_of,
@@ -40,7 +40,7 @@ SHAPES = (
     (17, 1, 1, 32, 3),
     (20, 4, 1, 128, 1000),
 )
-DTYPES = ("float32", "float16", "int8", "uint8")
+DTYPES = ("float32", "float16", "float8_e4m3fn", "int8", "uint8")
 SLOTS = 3
 
 
@@ -100,7 +100,7 @@ def _shares(
 ) -> Iterator[tuple[object, float | str]]:
     """For each run, the largest error as a share of the bound, or what is wrong."""
     rng = np.random.default_rng(seed)
-    exact = cache_format(dtype).scales is not None
+    exact = is_rounded(dtype)
     positions, slots = np.array(call.positions), np.array(call.slots)
     shape = model.shape(*positions.shape, dtype)
     rings, history, columns = _filled(model, dtype, call, rng)

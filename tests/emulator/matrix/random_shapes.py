@@ -19,7 +19,7 @@ from tests.helpers.kernels import call_of
 
 COUNT = 400
 OPS = (*("linear",) * 6, *("rolling_attention",) * 3, "mixture", "mixture", "embedding", "rms_norm", "swiglu", "sample")
-CACHES = ("float32", "float16", "int8", "uint8")
+CACHES = ("float32", "float16", "float8_e4m3fn", "int8", "uint8")
 MOST_WEIGHTS = 2**20  # times rows: what a run takes a second for
 
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from export.weights.stored import WEIGHTS_FILE
-from runtime.artifact.tensor_file import TensorFile
+from runtime.artifact.tensor_file import TensorFile, bits_dtype, numpy_dtype
 from tests.helpers import reference
 from tests.helpers.artifacts import (
     CASES,
@@ -51,7 +51,7 @@ def test_onnxruntime_gives_what_torch_gives(graphs):
         rows = [random_ids(max(longest - 3 * row, 1), record.model.vocab_size, row) for row in range(count)]
         assert reference.difference(theirs.feed(rows, sizes), ours.feed(rows, sizes)) <= limit
         assert [cache.dtype for cache in theirs.caches] == [cache.dtype for cache in ours.caches]
-        assert theirs.caches[0].dtype == record.cache_dtype
+        assert theirs.caches[0].dtype == bits_dtype(record.cache_dtype)
         for found, expected in zip(dequantized(theirs.caches), dequantized(ours.caches), strict=True):
             assert reference.difference(found, expected) <= limit
 
@@ -71,7 +71,7 @@ def test_boundary_is_the_signature(graphs):
                 )
                 for v in values
             ]
-            assert found == [(spec.name, spec.shape, np.dtype(spec.dtype)) for spec in specs]
+            assert found == [(spec.name, spec.shape, numpy_dtype(spec.dtype)) for spec in specs]
 
 
 def test_no_dimension_is_dynamic(graphs):

@@ -2,10 +2,14 @@
 
 import gguf
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
+from export.onnx_graphs.to_onnx import OPSET
 from export.static_model import cache
+from tests.helpers.float8_numbers import hard_numbers, rounded
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8])
@@ -38,7 +42,7 @@ def test_worked_example_of_the_module():
     assert joined.flatten().tolist() == [2, 3, 4, 5, 6]
     mask = cache.visible(torch.tensor([[5, 6]]), torch.tensor([3, 2, 1]))[0]
     assert [joined.flatten()[row].tolist() for row in mask] == [[3, 4, 5], [4, 5, 6]]
-    assert cache.keep_last(joined, 2).flatten().tolist() == [4, 5, 6]
+    assert cache.keep_last(joined, 2, past.dtype).flatten().tolist() == [4, 5, 6]
 
 
 def columns_of(kind):
@@ -64,9 +68,21 @@ def test_int4_groups_are_blocks_of_gguf(kind):
     assert bool(((ours - columns).abs() <= step / 2 + rounding + 2.0**-23 * columns.abs()).all())
 
 
+def test_fp8_numbers_are_those_of_torch_in_onnxruntime_too():
+    """The model, with its limits, and the Cast that its graphs have, against torch's own limits and cast."""
+    x = hard_numbers()
+    (found,) = cache.stored(torch.from_numpy(x), torch.float8_e4m3fn)
+    assert np.array_equal(found.view(torch.uint8).numpy(), rounded(x))
+    graph = onnx.parser.parse_graph("g (float[N] x) => (float8e4m3fn[N] y) { y = Cast<to = 17>(x) }")
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    within = x[np.abs(x) <= 448]
+    assert np.array_equal(session.run(None, {"x": within})[0], rounded(within))
+
+
 @pytest.mark.parametrize(("slots", "tokens"), [(4, 1), (4, 4), (4, 9), (1, 3)])
 def test_kept_columns_are_the_last_ones(slots, tokens):
     generator = np.random.default_rng(0)
     past, new = (torch.from_numpy(generator.standard_normal((2, 3, n, 2))) for n in (slots, tokens))
-    kept = cache.keep_last(cache.append(past, new), tokens)
+    kept = cache.keep_last(cache.append(past, new), tokens, past.dtype)
     assert torch.equal(kept, torch.cat([past, new], 2)[:, :, -slots:])

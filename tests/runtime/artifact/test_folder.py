@@ -468,7 +468,7 @@ def of_inputs(place, change):
         ),
         (
             of_inputs(0, lambda inputs: inputs[4].update(dtype="uint16")),
-            "the cache past_key_values.0.key is uint16, expected float32, float16, int8, uint8",
+            "the cache past_key_values.0.key is uint16, expected float32, float16, float8_e4m3fn, int8, uint8",
         ),
         (
             of_inputs(0, lambda inputs: inputs[4].update(dtype="uint8")),

@@ -126,7 +126,7 @@ def test_queries_scaled_by_their_position_are_within_their_bound(tokens):
     assert check_kernel(call, serial(plain), Host(), half=True).error > 1
 
 
-@pytest.mark.parametrize("cache", ["int8", "uint8"])
+@pytest.mark.parametrize("cache", ["float8_e4m3fn", "int8", "uint8"])
 @pytest.mark.parametrize("tokens", [1, 3, 16])
 def test_rounded_caches_are_within_their_bound(cache, tokens):
     """A kernel that reads or writes any of their tensors wrongly is not."""

@@ -50,7 +50,7 @@ def float_key_product(level: Level, shape: RollingAttention, R: int):
     D, lanes = shape.head_dim, fitting_lanes(level, RING_BLOCK)
     parts = RING_BLOCK // lanes
     together = at_once(sums_at_once(level, shape), R * parts, (4, 2, 1))
-    fetch = fetching(shape, D, shape.cache_dtype, D * WIDTH // (together * RING_BLOCK))
+    fetch = fetching(shape, D, shape.element_dtype, D * WIDTH // (together * RING_BLOCK))
 
     @T.inline
     def score(queries, tile, keys, column, blocks, scores):
@@ -93,7 +93,7 @@ def float_value_product(level: Level, shape: RollingAttention, R: int):
     # vectors of a row
     parts = at_once(sums_at_once(level, shape), R, tuple(n for n in (8, 4, 2, 1) if D % (n * lanes) == 0))
     passes = D // (parts * lanes)
-    fetch = fetching(shape, D, shape.cache_dtype, passes * WIDTH)
+    fetch = fetching(shape, D, shape.element_dtype, passes * WIDTH)
 
     @T.inline
     def mix(scores, values, column, count, mixed, at, shrink):

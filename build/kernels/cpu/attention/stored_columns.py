@@ -12,12 +12,21 @@ from typing import Any, Literal
 
 from tvm.script import tirx as T
 
-from build.kernels.cache_numbers import Cache, int4_level, int4_pair, int4_scale, int8_level, int8_scale
+from build.kernels.cache_numbers import (
+    Cache,
+    int4_level,
+    int4_pair,
+    int4_scale,
+    int8_level,
+    int8_scale,
+    unscaled_number,
+)
 from build.kernels.cpu.attention.int16_dot import PAIR
 from build.kernels.cpu.level import Level, fitting_lanes
 from build.kernels.cpu.vector import reduced
 from build.kernels.shapes import RollingAttention
 from runtime.artifact.caches import GROUP, HALF, RING_BLOCK
+from runtime.artifact.tensor_file import bits_dtype
 
 Side = Literal["keys", "values"]
 
@@ -49,7 +58,7 @@ def layout_of(shape: RollingAttention, side: Side) -> Layout:
 def flat(shape: RollingAttention, cache: Cache) -> Cache:
     """The same memory as flat buffers."""
     sizes = [
-        (shape.slots * shape.n_kv_heads * shape.ring_len * part.width, part.dtype)
+        (shape.slots * shape.n_kv_heads * shape.ring_len * part.width, str(bits_dtype(part.dtype)))
         for part in shape.stored.parts(shape.head_dim)
     ]
     used = [T.decl_buffer((size,), dtype, data=part.data) for (size, dtype), part in zip(sizes, cache, strict=False)]
@@ -58,13 +67,17 @@ def flat(shape: RollingAttention, cache: Cache) -> Cache:
 
 def keeper(level: Level, shape: RollingAttention, side: Side):
     """Inline `keep(fresh, cache, column)`: store the head_dim numbers of a key or value in a column."""
-    D, dtype, place = shape.head_dim, shape.cache_dtype, layout_of(shape, side).index
+    D, place = shape.head_dim, layout_of(shape, side).index
     lanes = fitting_lanes(level, GROUP if shape.stored.group else D)
 
     @T.inline
     def keep(fresh, cache, column):
+        numbers = T.alloc_buffer((D,), shape.element_dtype)
+        for c in T.serial(D // lanes):
+            for v in T.vectorized(lanes):
+                numbers[c * lanes + v] = unscaled_number(shape, fresh[c * lanes + v])
         for d in T.serial(D):
-            cache.numbers[place(column, d, D)] = T.Cast(dtype, fresh[d])
+            cache.numbers[place(column, d, D)] = numbers[d]
 
     @T.inline
     def keep_int8(fresh, cache, column):
@@ -111,4 +124,4 @@ def keeper(level: Level, shape: RollingAttention, side: Side):
             for d in T.serial(HALF):
                 cache.numbers[place(column, g * HALF + d, D // 2)] = pairs[d]
 
-    return {"int8": keep_int8, "uint8": keep_int4}.get(dtype, keep)
+    return {"int8": keep_int8, "uint8": keep_int4}.get(shape.cache_dtype, keep)
