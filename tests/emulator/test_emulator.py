@@ -236,7 +236,8 @@ EXPECT = (
 )
 COPY = (
     'asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster '
-    '[%0], [%1], %2, [%3], %4;" : : "r"(__cvta_generic_to_shared({to})), "l"({source}), "r"({bytes}), "r"(bar), "h"(3));'
+    '[%0], [%1], %2, [%3], %4;" : '
+    ': "r"(__cvta_generic_to_shared({to})), "l"({source}), "r"({bytes}), "r"(bar), "h"(3));'
 )
 COPIED = (
     'asm volatile("{{ .reg .pred p; L: mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%0], %1, %2; '
@@ -357,7 +358,8 @@ def warpgroup_kernel(ahead, behind):
         "s[t] = b[t]; s[t + 128] = b[t + 128];\n__syncthreads();\n"
         "for (int i = 0; i < 4; ++i) x[i] = a[t * 4 + i];\nfor (int i = 0; i < 8; ++i) z[i] = c[t * 8 + i];\n"
         f"uint64_t e = (uint64_t)d[1] << 32 | (d[0] + (__cvta_generic_to_shared(s) >> 4));\n{ahead}"
-        f'asm volatile("{{ .reg .pred p; setp.ne.b32 p, %13, 0; {instruction} }}" : {sums} : {factors}, "l"(e), "r"(1));\n'
+        f'asm volatile("{{ .reg .pred p; setp.ne.b32 p, %13, 0; {instruction} }}" : {sums} '
+        f': {factors}, "l"(e), "r"(1));\n'
         f"{behind}for (int i = 0; i < 8; ++i) c[t * 8 + i] = z[i];"
     )
 

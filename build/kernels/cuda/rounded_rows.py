@@ -43,9 +43,9 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Prepared:
-    """How `rounded_rows` leaves x: so many chunks, of `parts` parts each, and rows; those beyond x's own repeat its last.
+    """How `rounded_rows` leaves x: so many chunks, each of so many parts, and rows.
 
-    What follows a chunk, a part and a row is, by `inner`:
+    Rows beyond those of x repeat its last one.     What follows a chunk, a part and a row is, by `inner`:
 
     - "vectors": the pairs of one vector, then of the next, as a lane of `few_rows.py` takes them;
     - "pairs": a pair of each of the four vectors, then the next of each, as a matrix of `tile_ring.py` takes them;
