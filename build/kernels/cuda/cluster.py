@@ -21,7 +21,7 @@ def blocks_of_cluster(blocks: int) -> Any:
 @T.inline
 def rejoin():
     """The lanes of a warp go on together, as what is "aligned" needs, after some have done what others have not."""
-    T.evaluate(T.tvm_storage_sync("warp"))
+    T.evaluate(T.cuda.warp_sync())
 
 
 @T.inline
