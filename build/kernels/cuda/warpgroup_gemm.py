@@ -14,7 +14,7 @@ from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.cluster import blocks_of_cluster
 from build.kernels.cuda.rounded_rows import product_of_rounded_rows
 from build.kernels.cuda.split_sums import Store, stored_product
-from build.kernels.cuda.warpgroup_product import HALVES, prepared_for, stages_of, warpgroup_product
+from build.kernels.cuda.warpgroup_product import prepared_for, stages_of, warpgroup_product
 from build.kernels.cuda.warpgroup_ring import Stage
 from build.kernels.cuda.warpgroup_tiling import THREADS, WarpgroupTiling, tilings
 from build.kernels.shapes import Linear
@@ -49,22 +49,22 @@ def _tiles(shape: Linear, tiling: WarpgroupTiling, on: Binding, store: Store):
     whole = rows % tiling.rows == 0 and n_out % (tiling.outputs * tiling.cluster) == 0
     multiply_tile = warpgroup_product(shape.weight, shape.n, shape.k, tiling, on)
 
-    def sums(acc, piece, i, h):
-        """Those of gate and up, or of one column."""
-        return lambda half: acc[0, wgmma.place(piece, half if tiling.halves > 1 else h, i)]
+    def sums(acc, piece, i, c):
+        """Those of gate and up, or of column c."""
+        return lambda half: acc[0, wgmma.place(piece, half if tiling.halves > 1 else c, i)]
 
     @T.inline
     def store_tile(acc, m, j, split, s, residual, target, t):
         for piece in on.unroll(tiling.rows // wgmma.COLUMN_STEP):
             for i in on.unroll(2):
-                for h in on.unroll(HALVES // tiling.halves):
+                for c in on.unroll(wgmma.THREAD_ROWS // tiling.halves):
                     row = m + wgmma.column(t, piece, i)
-                    column = j + tiling.output(t, h)
+                    column = j + tiling.output(t, c)
                     if whole:
-                        store(sums(acc, piece, i, h), split, s, residual, target, row, column)
+                        store(sums(acc, piece, i, c), split, s, residual, target, row, column)
                     else:
                         if row < rows and column < n_out:
-                            store(sums(acc, piece, i, h), split, s, residual, target, row, column)
+                            store(sums(acc, piece, i, c), split, s, residual, target, row, column)
 
     @T.inline
     def multiply_block(prepared, w, s, z, residual, target, m, j, rank, split):

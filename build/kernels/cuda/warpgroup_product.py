@@ -15,20 +15,16 @@ from typing import Any, NamedTuple
 from tvm.script import tirx as T
 
 from build.kernels.cuda import cluster, mma, wgmma
-from build.kernels.cuda.binding import WARP, Binding
+from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.mma import QUAD
 from build.kernels.cuda.pair_weights import WORDS, pair_reader
 from build.kernels.cuda.rounded_rows import Chunks, Prepared
 from build.kernels.cuda.tile_loads import Matrix
-from build.kernels.cuda.tile_ring import Groups
+from build.kernels.cuda.warpgroup_copies import Memory, Source, in_shared, starting
 from build.kernels.cuda.warpgroup_ring import Stage
-from build.kernels.cuda.warpgroup_tiling import PANELS, THREADS, WARPS, WarpgroupTiling
-from build.kernels.cuda.weights import group_of
+from build.kernels.cuda.warpgroup_tiling import THREADS, WarpgroupTiling
 from export.weights.format import Storage
-from export.weights.table import vector_layout
-from runtime.artifact.layouts import PANEL, VECTOR
 
-HALVES = 2  # of a thread's columns: 8 apart among the 16 of its warp
 BUFFERS = 2  # of a thread's factors: one is multiplied while the other is written
 
 
@@ -43,24 +39,6 @@ def prepared_for(stored: Storage, rows: int, k: int, tiling: WarpgroupTiling) ->
     return Prepared(
         stages_of(stored, k, tiling) * stage.chunks, stage.parts, tiling.row_blocks(rows) * tiling.rows, "units"
     )
-
-
-class Memory(NamedTuple):
-    """A block's shared memory: the ring in several dtypes, each (units, elements in 16 bytes), and its barriers."""
-
-    words: Any
-    scales: Any
-    offsets: Any
-    barriers: Any
-
-
-class Source(NamedTuple):
-    """What a block multiplies: x in units of 16 bytes, its first row, W, and the first stage of its part of K."""
-
-    x: Any  # (units of a row, rows, QUAD)
-    m: Any
-    matrix: Matrix
-    first: Any
 
 
 def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, on: Binding):
@@ -116,9 +94,9 @@ def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, 
         in_ring = T.decl_buffer((stage.count * stage.units, WORDS), "uint32", data=ring.data)
         x = T.decl_buffer((total * stage.steps * WORDS, x_in.shape[3], QUAD), "uint32", data=x_in.data)
         w = T.decl_buffer((*w_in.shape[:3], WORDS), "uint32", data=w_in.data)
-        words = T.alloc_buffer((1, HALVES * WORDS), "uint32", scope=on.private)
-        scale = T.alloc_buffer((1, HALVES), stage.scales.dtype, scope=on.private)
-        offset = T.alloc_buffer((1, HALVES), stage.offsets.dtype, scope=on.private)
+        words = T.alloc_buffer((1, wgmma.THREAD_ROWS * WORDS), "uint32", scope=on.private)
+        scale = T.alloc_buffer((1, wgmma.THREAD_ROWS), stage.scales.dtype, scope=on.private)
+        offset = T.alloc_buffer((1, wgmma.THREAD_ROWS), stage.offsets.dtype, scope=on.private)
         a = T.alloc_buffer((1, BUFFERS * 2 * mma.A), "uint32", scope=on.private)
         for t in on.threads(THREADS):
             multiply_tile(
@@ -134,92 +112,6 @@ def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, 
     return multiply
 
 
-def in_shared(ring: Any, stage: Stage, groups: Groups) -> Any:
-    """The ring as scales or offsets, or None where a format has none."""
-    if not groups.exist:
-        return None
-    return T.decl_buffer((stage.count * stage.units, groups.numbers), groups.dtype, data=ring.data)
-
-
-def starting(stored: Storage, n: int, k: int, stage: Stage):
-    """Inline `start(source, i, rank, memory, t)`: some lanes of each warp start the copies of stage i.
-
-    A lane starts one copy at a time, and the lanes of a warp one after the other, so that all warps take part. In the
-    place of what lies beyond W, they copy something within it: there, x is zero, or nobody stores the sums.
-    """
-    tiling = stage.tiling
-    panels, vectors = vector_layout(stored, n, k).shape[0], Chunks.of(stored, k).vectors
-    unit_lanes, vector_lanes = stage.steps * WORDS // WARPS, stage.vectors // WARPS  # of each warp
-
-    def slot(i: Any) -> Any:
-        return i % stage.count
-
-    def address(memory: Memory, unit: Any) -> Any:
-        return T.cuda.cvta_generic_to_shared(T.address_of(memory.words[unit, 0]))
-
-    def panel(matrix: Matrix, e: Any) -> Any:
-        """Panel of the matrix that vector e of a stage belongs to."""
-        return T.min(tiling.panel(matrix.p, e // QUAD % PANELS, panels // 2), panels - 1)
-
-    def vector(source: Source, i: Any, e: Any) -> Any:
-        """Which of the panel's vectors it is."""
-        return T.min(((source.first + i) * stage.chunks + e // (PANELS * QUAD)) * QUAD + e % QUAD, vectors - 1)
-
-    @T.inline
-    def start_rows(source, i, rank, memory, u):
-        cluster.copy_to_all(
-            T.address_of(
-                source.x[(source.first + i) * stage.steps * WORDS + u, source.m + rank * tiling.shared_rows, 0]
-            ),
-            address(memory, stage.row_unit(slot(i), u) + rank * tiling.shared_rows),
-            tiling.shared_rows * VECTOR,
-            memory.barriers,
-            slot(i),
-            tiling.cluster,
-        )
-
-    @T.inline
-    def start_vector(source, i, memory, e):
-        cluster.copy_to_own(
-            T.address_of(source.matrix.w[panel(source.matrix, e), vector(source, i, e), 0, 0]),
-            address(memory, stage.weight_unit(slot(i), e)),
-            PANEL * VECTOR,
-            memory.barriers,
-            slot(i),
-        )
-
-    @T.inline
-    def start_group(groups, numbers, source, i, memory, e):
-        cluster.copy_to_own(
-            T.address_of(numbers[panel(source.matrix, e), group_of(stored, vector(source, i, e)), 0]),
-            address(memory, stage.group_unit(groups, slot(i), e)),
-            groups.units * VECTOR,
-            memory.barriers,
-            slot(i),
-        )
-
-    @T.inline
-    def start_column(source, i, memory, e):
-        """Vector e of the stage, with its scales and offsets."""
-        start_vector(source, i, memory, e)
-        if stage.scales.exist:
-            start_group(stage.scales, source.matrix.s, source, i, memory, e)
-        if stage.offsets.exist:
-            start_group(stage.offsets, source.matrix.z, source, i, memory, e)
-
-    @T.inline
-    def start(source, i, rank, memory, t):
-        if t == 0:
-            cluster.expect(memory.barriers, slot(i), stage.received_bytes)
-        if t % WARP < unit_lanes:
-            start_rows(source, i, rank, memory, t // WARP * unit_lanes + t % WARP)
-        if t % WARP < vector_lanes:
-            start_column(source, i, memory, t // WARP * vector_lanes + t % WARP)
-        cluster.rejoin()
-
-    return start
-
-
 class Factors(NamedTuple):
     """A thread's registers: of W as stored for a chunk, its groups' scales and offsets, and pairs for two steps."""
 
@@ -230,48 +122,48 @@ class Factors(NamedTuple):
 
 
 def step_product(stored: Storage, stage: Stage, on: Binding):
-    """Inline `multiply_step(memory, slot, step, factors, acc, t)`: start a step's products when those before the last
-    step's have ended, of which one buffer of factors was a part."""
+    """Inline `multiply_step(memory, slot, step, factors, acc, t)`.
+
+    It starts the products of a step, and waits until those of the step before have ended.
+    """
     tiling, parts = stage.tiling, stage.parts
     read_pair, multiply = pair_reader(stored, on), wgmma.multiplier(tiling.rows)
 
     @T.inline
-    def read_group(groups, numbers, slot, chunk, target, h, t):
-        target[0, h] = numbers[
-            stage.group_unit(groups, slot, stage.vector(chunk, tiling.own_panel(t, h), t % QUAD))
-            + tiling.own_column(t, h) // groups.numbers,
-            tiling.own_column(t, h) % groups.numbers,
+    def read_group(groups, numbers, slot, chunk, target, c, t):
+        target[0, c] = numbers[
+            stage.group_unit(groups, slot, stage.vector(chunk, tiling.own_panel(t, c), t % QUAD))
+            + tiling.own_column(t, c) // groups.numbers,
+            tiling.own_column(t, c) % groups.numbers,
         ]
 
     @T.inline
-    def read_words(memory, slot, chunk, factors, h, t):
+    def read_words(memory, slot, chunk, factors, c, t):
         some = T.alloc_buffer((WORDS,), "uint32", scope=on.private)
         for v in T.vectorized(WORDS):
             some[v] = memory.words[
-                stage.weight_unit(slot, stage.vector(chunk, tiling.own_panel(t, h), t % QUAD))
-                + tiling.own_column(t, h),
+                stage.weight_unit(slot, stage.vector(chunk, tiling.own_panel(t, c), t % QUAD))
+                + tiling.own_column(t, c),
                 v,
             ]
         for v in on.unroll(WORDS):
-            factors.words[0, h * WORDS + v] = some[v]
+            factors.words[0, c * WORDS + v] = some[v]
 
     @T.inline
     def read_chunk(memory, slot, chunk, factors, t):
-        for h in on.unroll(HALVES):
-            read_words(memory, slot, chunk, factors, h, t)
+        for c in on.unroll(wgmma.THREAD_ROWS):
+            read_words(memory, slot, chunk, factors, c, t)
             if stage.scales.exist:
-                read_group(stage.scales, memory.scales, slot, chunk, factors.scales, h, t)
+                read_group(stage.scales, memory.scales, slot, chunk, factors.scales, c, t)
             if stage.offsets.exist:
-                read_group(stage.offsets, memory.offsets, slot, chunk, factors.offsets, h, t)
+                read_group(stage.offsets, memory.offsets, slot, chunk, factors.offsets, c, t)
 
     def pair(factors, part, j, i):
-        """Pair i of a for product j of a step: columns 8 apart first, then words."""
-        h = i % HALVES
-        scale = factors.scales[0, h] if stage.scales.exist else None
-        offset = factors.offsets[0, h] if stage.offsets.exist else None
-        return read_pair(
-            lambda word: factors.words[0, h * WORDS + word], part * WORDS + j * mma.B + i // HALVES, scale, offset
-        )
+        """Pair i of a for product j of a step: of both columns first, then of the next word."""
+        c, word = i % wgmma.THREAD_ROWS, part * WORDS + j * mma.B + i // wgmma.THREAD_ROWS
+        scale = factors.scales[0, c] if stage.scales.exist else None
+        offset = factors.offsets[0, c] if stage.offsets.exist else None
+        return read_pair(lambda at: factors.words[0, c * WORDS + at], word, scale, offset)
 
     def first(step: int, j: int) -> int:
         """Where the factor of product j of a step begins."""

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from build.kernels.cuda import wgmma
+from build.kernels.cuda import mma, wgmma
 from build.kernels.cuda.binding import MULTIPROCESSORS, WARP
-from build.kernels.cuda.mma import QUAD
 from build.kernels.cuda.tiling import BYTES_PER_CLOCK, MOST_SPLITS, STEP, summing_clocks
 from runtime.artifact.layouts import PANEL
 
@@ -68,25 +67,25 @@ class WarpgroupTiling:
         each = PANELS // self.halves
         return first + q % each + q // each * half
 
-    def own_panel(self, t: Any, h: Any) -> Any:
-        """Panel of the block that holds the column of half h of a thread's sums; gate is half 0, and up half 1."""
+    def own_panel(self, t: Any, c: Any) -> Any:
+        """Panel, within the block, of column c of a thread's two; these may be gate and up."""
         group = t // wgmma.WARPGROUP
         if self.halves > 1:
-            return h * WARPGROUPS + group
-        return group * GROUP_PANELS + self._column_of_group(t, h) // PANEL
+            return c * WARPGROUPS + group
+        return group * GROUP_PANELS + self._output_of_group(t, c) // PANEL
 
-    def own_column(self, t: Any, h: Any) -> Any:
+    def own_column(self, t: Any, c: Any) -> Any:
         """That column, within its panel."""
-        return self._column_of_group(t, h) % PANEL
+        return self._output_of_group(t, c) % PANEL
 
-    def output(self, t: Any, h: Any) -> Any:
-        """Output, within the block, of half h of a thread's sums."""
-        return t // wgmma.WARPGROUP * (self.outputs // WARPGROUPS) + self._column_of_group(t, h)
+    def output(self, t: Any, c: Any) -> Any:
+        """Output, within the block, that this column belongs to."""
+        return t // wgmma.WARPGROUP * (self.outputs // WARPGROUPS) + self._output_of_group(t, c)
 
-    def _column_of_group(self, t: Any, h: Any) -> Any:
-        """Output, within the warpgroup's."""
+    def _output_of_group(self, t: Any, c: Any) -> Any:
+        """The same within the warpgroup."""
         warp = t % wgmma.WARPGROUP // WARP
-        return warp * (wgmma.CORE_ROWS * 2 // self.halves) + t % WARP // QUAD + (0 if self.halves > 1 else h * 8)
+        return warp * (mma.ROWS // self.halves) + mma.fragment_row(t, 0 if self.halves > 1 else c)
 
     def clocks(self, rows: int, outputs: int, k: int, weight_bytes: float) -> float:
         """Estimate for a product, whose blocks take turns on the multiprocessors."""

@@ -17,7 +17,8 @@ from build.kernels.cuda import mma
 from build.kernels.cuda.binding import WARP
 from build.kernels.cuda.mma import QUAD
 
-ROWS, DEPTH = 64, mma.DEPTH
+ROWS = 64
+THREAD_ROWS = 2  # rows whose sums a thread holds
 WARPGROUP = 4 * WARP  # threads
 COLUMN_STEP, MOST_COLUMNS = 8, 256  # N is a multiple of the first
 CORE_ROWS = 8  # of a core matrix
@@ -29,19 +30,14 @@ def sums(columns: int) -> int:
     return ROWS * columns // WARPGROUP
 
 
-def row(t: Any, h: Any) -> Any:
-    """Row of a warp's sixteen that half h of a thread's sums belongs to: that of its first or third pair of a."""
-    return mma.fragment_row(t, h)
-
-
 def column(t: Any, piece: Any, i: Any) -> Any:
     """Column of a thread's sum i of 2 in a piece of 8 columns."""
     return piece * COLUMN_STEP + t % QUAD * 2 + i
 
 
-def place(piece: Any, h: Any, i: Any) -> Any:
-    """Index of that sum of half h."""
-    return (piece * 2 + h) * 2 + i
+def place(piece: Any, r: Any, i: Any) -> Any:
+    """Index of that sum in row r of the thread's two, which are those of `mma.fragment_row`."""
+    return (piece * THREAD_ROWS + r) * 2 + i
 
 
 def factor(address: Any, columns: int) -> Any:
