@@ -32,7 +32,7 @@ def prepare_barrier(barriers, i):
 
 @T.inline
 def publish_barriers():
-    """Behind this, `arrive_with_writes` and `wait`, copies may count at the barriers that this thread has prepared."""
+    """Behind this, `arrive` and `wait`, copies may count at the barriers that this thread has prepared."""
     T.evaluate(T.ptx["fence.mbarrier_init.release.cluster"]())
 
 
@@ -49,18 +49,8 @@ def wait_for_copies(barriers, i, turn):
 
 
 @T.inline
-def copy_to_all(source, target, size, barriers, i, blocks):
-    """Start a copy of `size` bytes, a multiple of 16, from address to address in shared memory, of every block."""
-    T.evaluate(
-        T.ptx["cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"](
-            target, source, size, T.address_of(barriers[i]), T.uint16((1 << blocks) - 1)
-        )
-    )
-
-
-@T.inline
 def copy_to_own(source, target, size, barriers, i):
-    """The same to the memory of this block alone."""
+    """Start a copy of `size` bytes, a multiple of 16, from an address to one in the shared memory of this block."""
     T.evaluate(
         T.ptx["cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"](
             target, source, size, T.address_of(barriers[i])
@@ -69,18 +59,26 @@ def copy_to_own(source, target, size, barriers, i):
 
 
 @T.inline
-def arrive_with_writes():
-    """As `arrive`; whoever has waited also sees what this thread has written."""
-    T.evaluate(T.ptx["barrier.cluster.arrive.release.aligned"]())
+def copy_to_all(source, target, size, barriers, i, blocks):
+    """The same to that address in the memory of each of the cluster's blocks, where it counts at the same barrier."""
+    if blocks == 1:
+        copy_to_own(source, target, size, barriers, i)
+    else:
+        T.evaluate(
+            T.ptx["cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"](
+                target, source, size, T.address_of(barriers[i]), T.uint16((1 << blocks) - 1)
+            )
+        )
 
 
 @T.inline
 def arrive():
     """This thread has read what all blocks of the cluster may copy over once they have waited.
 
-    What it has read is in its registers, or was a factor of products that have ended. So nothing has to be ordered,
-    which would take a wait for all of the thread's accesses (MEMBAR).
+    The fence orders its reads before such copies, which are made by another unit (PTX manual, "Async proxy"). An
+    arrival that also orders its other accesses would wait for them on the whole device.
     """
+    T.evaluate(T.ptx["fence.proxy.async.shared::cta"]())
     T.evaluate(T.ptx["barrier.cluster.arrive.relaxed.aligned"]())
 
 

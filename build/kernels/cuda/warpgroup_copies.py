@@ -47,8 +47,9 @@ def in_shared(ring: Any, stage: Stage, groups: Groups) -> Any:
 def starting(stored: Storage, n: int, k: int, stage: Stage):
     """Inline `start(source, i, rank, memory, t)`: some lanes of each warp start the copies of stage i.
 
-    A lane starts one copy at a time, and the lanes of a warp one after the other, so that all warps take part. In the
-    place of what lies beyond W, they copy something within it: there, x is zero, or nobody stores the sums.
+    Of x, a block copies one unit in as many as its cluster has blocks, for all of them. A lane starts one copy at a
+    time, and the lanes of a warp one after the other, so that all warps take part. In the place of what lies beyond W,
+    they copy something within it: there, x is zero, or nobody stores the sums.
     """
     tiling = stage.tiling
     panels, vectors = vector_layout(stored, n, k).shape[0], Chunks.of(stored, k).vectors
@@ -69,13 +70,11 @@ def starting(stored: Storage, n: int, k: int, stage: Stage):
         return T.min(((source.first + i) * stage.chunks + e // (PANELS * QUAD)) * QUAD + e % QUAD, vectors - 1)
 
     @T.inline
-    def start_rows(source, i, rank, memory, u):
+    def start_rows(source, i, memory, u):
         cluster.copy_to_all(
-            T.address_of(
-                source.x[(source.first + i) * stage.steps * WORDS + u, source.m + rank * tiling.shared_rows, 0]
-            ),
-            address(memory, stage.row_unit(slot(i), u) + rank * tiling.shared_rows),
-            tiling.shared_rows * VECTOR,
+            T.address_of(source.x[(source.first + i) * stage.steps * WORDS + u, source.m, 0]),
+            address(memory, stage.row_unit(slot(i), u)),
+            tiling.rows * VECTOR,
             memory.barriers,
             slot(i),
             tiling.cluster,
@@ -114,8 +113,8 @@ def starting(stored: Storage, n: int, k: int, stage: Stage):
     def start(source, i, rank, memory, t):
         if t == 0:
             cluster.expect(memory.barriers, slot(i), stage.received_bytes)
-        if t % WARP < unit_lanes:
-            start_rows(source, i, rank, memory, t // WARP * unit_lanes + t % WARP)
+        if t % WARP < unit_lanes and (t // WARP * unit_lanes + t % WARP) % tiling.cluster == rank:
+            start_rows(source, i, memory, t // WARP * unit_lanes + t % WARP)
         if t % WARP < vector_lanes:
             start_column(source, i, memory, t // WARP * vector_lanes + t % WARP)
         cluster.rejoin()

@@ -24,13 +24,15 @@ from runtime.artifact.layouts import PANEL, VECTOR
 
 
 def best_tiling(stored: Storage, rows: int, outputs: int, k: int, *, swiglu: bool = False) -> WarpgroupTiling:
-    """The tiling with the lowest estimate, among those whose ring fits and whose parts of K are not empty."""
+    """The tiling with the lowest estimate, among those whose ring fits and whose parts of K have as many stages.
+
+    If their number were not known when the kernel is compiled, ptxas would let each product wait for the one before.
+    """
     weight_bytes = VECTOR / vector_steps(stored)
     fitting = [
         tiling
         for tiling in tilings(rows, swiglu=swiglu)
-        if Stage.of(stored, tiling).fits
-        and (tiling.splits - 1) * -(-stages_of(stored, k, tiling) // tiling.splits) < stages_of(stored, k, tiling)
+        if Stage.of(stored, tiling).fits and stages_of(stored, k, tiling) % tiling.splits == 0
     ]
     return min(fitting, key=lambda tiling: tiling.clocks(rows, outputs, k, weight_bytes))
 

@@ -21,9 +21,10 @@ from build.kernels.cuda.pair_weights import WORDS, pair_reader
 from build.kernels.cuda.rounded_rows import Chunks, Prepared
 from build.kernels.cuda.tile_loads import Matrix
 from build.kernels.cuda.warpgroup_copies import Memory, Source, in_shared, starting
-from build.kernels.cuda.warpgroup_ring import Stage
+from build.kernels.cuda.warpgroup_ring import BARRIER_BYTES, Stage
 from build.kernels.cuda.warpgroup_tiling import THREADS, WarpgroupTiling
 from export.weights.format import Storage
+from runtime.artifact.layouts import VECTOR
 
 BUFFERS = 2  # of a thread's factors: one is multiplied while the other is written
 
@@ -45,26 +46,27 @@ def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, 
     """Inline `multiply(x, w, s, z, p, m, rank, split, acc)`: one block's sums.
 
     These are rows m .. m + tiling.rows of x, as `prepared_for` says, times the panels of w from p on, along part
-    `split` of K. `rank` is the block's number in its cluster. Each thread's sums are in acc where `wgmma.place` says.
-    A scale per output is left to the caller; group scales are multiplied in.
+    `split` of K; all parts have as many stages. `rank` is the block's number in its cluster. Each thread's sums are in
+    acc where `wgmma.place` says. A scale per output is left to the caller; group scales are multiplied in.
     """
     stage, total = Stage.of(stored, tiling), stages_of(stored, k, tiling)
-    each = -(-total // tiling.splits)  # stages of a split
+    count = total // tiling.splits  # stages of a split
     start = starting(stored, n, k, stage)
-    multiply_step = step_product(stored, stage, on)
+    start_products = step_product(stored, stage, on)
 
     @T.inline
-    def multiply_stages(source, rank, count, memory, factors, acc, t):
+    def multiply_stages(source, rank, memory, factors, acc, t):
         for i in T.serial(count):
             cluster.wait_for_copies(memory.barriers, i % stage.count, i // stage.count)
             for step in on.unroll(stage.steps):
-                multiply_step(memory, i % stage.count, step, factors, acc, t)
-                if step == 0:
-                    cluster.arrive()
+                start_products(memory, i % stage.count, step, factors, acc, t)
                 if step == 1:
                     cluster.wait()
                     if i + stage.count - 1 < count:
                         start(source, i + stage.count - 1, rank, memory, t)
+                wgmma.wait(1)
+                if step == 0:  # nothing of the stage before is multiplied any more
+                    cluster.arrive()
 
     @T.inline
     def prepare_barriers(barriers, t):
@@ -73,24 +75,25 @@ def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, 
                 cluster.prepare_barrier(barriers, i)
             cluster.publish_barriers()
         cluster.rejoin()
-        cluster.arrive_with_writes()
+        cluster.arrive()
         cluster.wait()
 
     @T.inline
-    def multiply_tile(source, rank, count, memory, factors, acc, t):
+    def multiply_tile(source, rank, memory, factors, acc, t):
         prepare_barriers(memory.barriers, t)
-        for i in on.unroll(stage.count - 1):
-            if i < count:
-                start(source, i, rank, memory, t)
+        for i in on.unroll(min(stage.count - 1, count)):
+            start(source, i, rank, memory, t)
         for i in on.unroll(wgmma.sums(tiling.rows)):
             acc[0, i] = T.float32(0)
-        multiply_stages(source, rank, count, memory, factors, acc, t)
+        multiply_stages(source, rank, memory, factors, acc, t)
         wgmma.wait(0)
 
     @T.inline
     def multiply(x_in, w_in, s_in, z_in, p, m, rank, split, acc):
-        ring = T.alloc_buffer((stage.count * stage.units * WORDS,), "uint32", scope=on.large_shared)
-        barriers = T.alloc_buffer((stage.count,), "uint64", scope=on.shared)
+        ring = T.alloc_buffer((stage.ring_bytes // 4,), "uint32", scope=on.large_shared)
+        barriers = T.decl_buffer(
+            (stage.count,), "uint64", data=ring.data, elem_offset=stage.count * stage.units * VECTOR // BARRIER_BYTES
+        )
         in_ring = T.decl_buffer((stage.count * stage.units, WORDS), "uint32", data=ring.data)
         x = T.decl_buffer((total * stage.steps * WORDS, x_in.shape[3], QUAD), "uint32", data=x_in.data)
         w = T.decl_buffer((*w_in.shape[:3], WORDS), "uint32", data=w_in.data)
@@ -100,9 +103,8 @@ def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, 
         a = T.alloc_buffer((1, BUFFERS * 2 * mma.A), "uint32", scope=on.private)
         for t in on.threads(THREADS):
             multiply_tile(
-                Source(x, m, Matrix(w, s_in, z_in, 0, p), split * each),
+                Source(x, m, Matrix(w, s_in, z_in, 0, p), split * count),
                 rank,
-                T.min(each, total - split * each),
                 Memory(in_ring, in_shared(ring, stage, stage.scales), in_shared(ring, stage, stage.offsets), barriers),
                 Factors(words, scale, offset, a),
                 acc,
@@ -122,9 +124,9 @@ class Factors(NamedTuple):
 
 
 def step_product(stored: Storage, stage: Stage, on: Binding):
-    """Inline `multiply_step(memory, slot, step, factors, acc, t)`.
+    """Inline `start_products(memory, slot, step, factors, acc, t)`: start those of a step, as one group.
 
-    It starts the products of a step, and waits until those of the step before have ended.
+    Those of the step before may go on, but those before them must have ended, since the factors take their registers.
     """
     tiling, parts = stage.tiling, stage.parts
     read_pair, multiply = pair_reader(stored, on), wgmma.multiplier(tiling.rows)
@@ -182,7 +184,7 @@ def step_product(stored: Storage, stage: Stage, on: Binding):
         return wgmma.factor(address, tiling.rows)
 
     @T.inline
-    def multiply_step(memory, slot, step, factors, acc, t):
+    def start_products(memory, slot, step, factors, acc, t):
         if step % parts == 0:
             read_chunk(memory, slot, step // parts, factors, t)
         place(step, factors)
@@ -190,6 +192,5 @@ def step_product(stored: Storage, stage: Stage, on: Binding):
         for j in on.unroll(2):
             multiply(acc, factors.a, first(step, j), rows(memory, slot, step, j))
         wgmma.close()
-        wgmma.wait(1)
 
-    return multiply_step
+    return start_products

@@ -25,7 +25,7 @@ from runtime.artifact.layouts import PANEL, VECTOR
 LEAST_STEPS = 2  # of a stage, which multiply from registers in turns
 FEWEST_STAGES, MOST_STAGES = 3, 4
 VECTOR_UNITS = PANEL + 2  # from one vector of a panel to the next
-BARRIER_BYTES = 64  # of the barriers, with their alignment
+BARRIER_BYTES = 8  # of each stage's barrier
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ class Stage:
     @property
     def count(self) -> int:
         """Stages in the ring."""
-        return min((LARGEST_SHARED_BYTES - BARRIER_BYTES) // (VECTOR * self.units), MOST_STAGES)
+        return min(LARGEST_SHARED_BYTES // (VECTOR * self.units + BARRIER_BYTES), MOST_STAGES)
+
+    @property
+    def ring_bytes(self) -> int:
+        """Of all stages, and of the barriers behind them."""
+        return self.count * (VECTOR * self.units + BARRIER_BYTES)
 
     @property
     def fits(self) -> bool:

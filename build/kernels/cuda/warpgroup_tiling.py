@@ -3,11 +3,12 @@
 A block has two warpgroups, each of which computes 64 columns of the product, outputs of W, for all rows of x that the
 block takes (`wgmma.py`, where W is the factor a and x is b). With SwiGLU, half of the columns are gate and half the up
 that goes with it, so that a thread holds both numbers of an output. Blocks of a cluster have the same rows: each copies
-some of them to the shared memory of all.
+its share of them to the shared memory of all.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from build.kernels.cuda import mma, wgmma
@@ -21,7 +22,10 @@ WARPS = THREADS // WARP
 COLUMNS = WARPGROUPS * wgmma.ROWS
 PANELS = COLUMNS // PANEL
 GROUP_PANELS = PANELS // WARPGROUPS
-CLUSTERS = (1, 2, 4)  # blocks of a cluster
+# Blocks of a cluster, and how many blocks in such clusters an H200 holds at once, one on a multiprocessor. Those of a
+# cluster are on multiprocessors of the same group (GPC). Some groups have fewer than 16 of them, so that a few
+# multiprocessors are left over with clusters of 4; how many is not known exactly.
+RESIDENT_BLOCKS = {1: MULTIPROCESSORS, 2: MULTIPROCESSORS, 4: 124}
 PRODUCTS_PER_CLOCK = 2048  # of two float16, of a multiprocessor: at their peak of 989 TFLOP/s, by NVIDIA's data sheet
 
 
@@ -41,11 +45,6 @@ class WarpgroupTiling:
     def outputs(self) -> int:
         """Outputs per block."""
         return COLUMNS // self.halves
-
-    @property
-    def shared_rows(self) -> int:
-        """Rows that a block copies for its cluster."""
-        return self.rows // self.cluster
 
     def row_blocks(self, rows: int) -> int:
         """Tiles along the rows."""
@@ -90,8 +89,8 @@ class WarpgroupTiling:
     def clocks(self, rows: int, outputs: int, k: int, weight_bytes: float) -> float:
         """Estimate for a product, whose blocks take turns on the multiprocessors."""
         products = COLUMNS * self.rows * STEP / PRODUCTS_PER_CLOCK
-        loads = STEP * (2 * self.shared_rows + weight_bytes * COLUMNS) / BYTES_PER_CLOCK
-        turns = -(-self.blocks(rows, outputs) // (MULTIPROCESSORS // self.cluster * self.cluster))
+        loads = STEP * (2 * self.rows / self.cluster + weight_bytes * COLUMNS) / BYTES_PER_CLOCK
+        turns = -(-self.blocks(rows, outputs) // RESIDENT_BLOCKS[self.cluster])
         steps = -(-k // (STEP * self.splits))
         return turns * steps * max(products, loads) + summing_clocks(self.splits, self.halves, rows * outputs)
 
@@ -99,9 +98,8 @@ class WarpgroupTiling:
 def tilings(rows: int, *, swiglu: bool) -> Iterator[WarpgroupTiling]:
     """Every tiling of a product of so many rows, which are shared out evenly."""
     fewest = -(-rows // wgmma.MOST_COLUMNS)
-    for row_blocks in range(fewest, 2 * fewest + 1):
-        for cluster in CLUSTERS:
-            step = wgmma.COLUMN_STEP * cluster
-            tile = -(-rows // (row_blocks * step)) * step
-            for splits in range(1, MOST_SPLITS + 1):
-                yield WarpgroupTiling(tile, cluster, splits, 2 if swiglu else 1)
+    for row_blocks, cluster, splits in product(
+        range(fewest, 2 * fewest + 1), RESIDENT_BLOCKS, range(1, MOST_SPLITS + 1)
+    ):
+        tile = -(-rows // (row_blocks * wgmma.COLUMN_STEP)) * wgmma.COLUMN_STEP
+        yield WarpgroupTiling(tile, cluster, splits, 2 if swiglu else 1)

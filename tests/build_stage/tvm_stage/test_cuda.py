@@ -225,3 +225,26 @@ def test_registers_of_tensor_cores_are_whole_words(name, monkeypatch):
         assert re.search(register, source), register
     # between writing and reading a step's numbers, and before the next step's
     assert source.count("__syncthreads") >= 2
+
+
+# K in parts; weights as they are stored, and made of words, scales and offsets.
+WARPGROUP_PRODUCTS = (
+    Linear((1, 512), 4096, 4096, Storage(dtype="float16"), residual=True),
+    Linear((1, 64), 4096, 4096, Storage(dtype="int4", group_size=32, offsets="minimums"), residual=True),
+)
+
+
+@pytest.mark.parametrize("shape", WARPGROUP_PRODUCTS, ids=lambda shape: shape.weight.dtype)
+def test_products_of_warpgroups_go_on_beside_each_other(shape, monkeypatch, tmp_path):
+    """Where ptxas cannot prove that nobody touches their registers, it waits for each, and says so (C7515)."""
+    said, run = [], cuda._run
+    monkeypatch.setattr(cuda, "_run", lambda command: said.append(run(command)) or said[-1])
+    spec = TargetSpec(kind="cuda", dtype="fp16", cpu="x86-64-v3", cpu_features=(), arch=("sm_90a",))
+    module = tvm.IRModule({"kernel": kernels_of(spec)["linear"](shape).with_attr("global_symbol", "kernel")})
+    with cuda.toolchain(spec, tmp_path, None):
+        tvm.compile(module, target=TVM_TARGETS["cuda"].make(spec)).export_library(tmp_path / "kernel.so")
+    (report,) = [text for text in said if "ptxas info" in text]
+    assert "C75" not in report
+    ((code,),) = device_code(tmp_path / "kernel.so")
+    assert code.arch == "sm_90a"
+    assert [row.spill_bytes for row in cuda.usage_of(tmp_path)] == [0] * 3

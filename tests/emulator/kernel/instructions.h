@@ -37,6 +37,7 @@ inline void mbarrier_init_shared_b64(int line, uint32_t barrier, unsigned arriva
   emulator_mbarrier_init(barrier, arrivals, line);
 }
 inline void fence_mbarrier_init_release_cluster(int) {}
+inline void fence_proxy_async_shared_cta(int) {}
 inline void mbarrier_arrive_expect_tx_release_cta_shared_cta_b64(int line, uint32_t barrier, uint32_t bytes) {
   emulator_mbarrier_arrive(barrier, bytes, line);
 }
