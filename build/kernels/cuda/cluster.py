@@ -19,6 +19,12 @@ def blocks_of_cluster(blocks: int) -> Any:
 
 
 @T.inline
+def rejoin():
+    """The lanes of a warp go on together, as what is "aligned" needs, after some have done what others have not."""
+    T.evaluate(T.cuda.warp_sync())
+
+
+@T.inline
 def prepare_barrier(barriers, i):
     """Let barriers[i] expect one arrival, that of the thread which says how many bytes will come; by one thread."""
     T.evaluate(T.ptx["mbarrier.init.shared.b64"](T.address_of(barriers[i]), 1))

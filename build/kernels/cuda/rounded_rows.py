@@ -45,7 +45,7 @@ class Chunks:
 class Prepared:
     """How `rounded_rows` leaves x: so many chunks, each of so many parts, and rows.
 
-    Rows beyond those of x repeat its last one.     What follows a chunk, a part and a row is, by `inner`:
+    Rows beyond those of x repeat its last one. What follows a chunk, a part and a row is, by `inner`:
 
     - "vectors": the pairs of one vector, then of the next, as a lane of `few_rows.py` takes them;
     - "pairs": a pair of each of the four vectors, then the next of each, as a matrix of `tile_ring.py` takes them;

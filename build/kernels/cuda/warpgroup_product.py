@@ -94,6 +94,7 @@ def warpgroup_product(stored: Storage, n: int, k: int, tiling: WarpgroupTiling, 
             for i in on.unroll(stage.count):
                 cluster.prepare_barrier(barriers, i)
             cluster.publish_barriers()
+        cluster.rejoin()
         cluster.arrive_with_writes()
         cluster.wait()
 
@@ -214,6 +215,7 @@ def starting(stored: Storage, n: int, k: int, stage: Stage):
             start_rows(source, i, rank, memory, t // WARP * unit_lanes + t % WARP)
         if t % WARP < vector_lanes:
             start_column(source, i, memory, t // WARP * vector_lanes + t % WARP)
+        cluster.rejoin()
 
     return start
 

@@ -25,7 +25,7 @@ from runtime.artifact.layouts import PANEL, VECTOR
 LEAST_STEPS = 2  # of a stage, which multiply from registers in turns
 FEWEST_STAGES, MOST_STAGES = 3, 4
 VECTOR_UNITS = PANEL + 2  # from one vector of a panel to the next
-BARRIER_BYTES = 8 * MOST_STAGES
+BARRIER_BYTES = 64  # of the barriers, with their alignment
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ inline unsigned lane() {
   return (thread.x + size.x * (thread.y + size.y * thread.z)) % LANES;
 }
 
+inline void meet(void *const *, uint32_t) {}
+
 template <typename T>
 T shuffle(uint32_t mask, T value, unsigned source, int line) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
@@ -52,3 +54,4 @@ inline uint32_t vote(uint32_t mask, bool yes, int line) {
   warp::shuffle(mask, value, warp::lane_up(distance, width), __LINE__)
 #define __shfl_sync(mask, value, index, width) warp::shuffle(mask, value, warp::lane_at(index, width), __LINE__)
 #define __ballot_sync(mask, yes) warp::vote(mask, yes, __LINE__)
+#define __syncwarp() emulator_warp(warp::meet, 0xFFFFFFFF, nullptr, __LINE__)

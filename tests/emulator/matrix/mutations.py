@@ -41,7 +41,7 @@ KERNELS: Mapping[str, tuple[Any, ...]] = {
     "few rows, int4": ("linear", Linear((9, 1), 70, 2112, ZEROS)),
     "tensor cores, float16": ("linear", Linear((1, 33), 150, 96, FLOAT16)),
     "tensor cores, int8, SwiGLU": ("linear", Linear((1, 70), 320, 96, INT8, norm_eps=1e-5, swiglu=True)),
-    "tensor cores, int4": ("linear", Linear((1, 20), 150, 96, INT4)),
+    "tensor cores, int4": ("linear", Linear((1, 20), 150, 288, INT4)),
     "warpgroups, float16": ("linear", Linear((1, 40), 150, 640, FLOAT16), {"warpgroups": True}),
     "warpgroups, int4, SwiGLU": ("linear", Linear((1, 24), 256, 1664, ZEROS, swiglu=True), {"warpgroups": True}),
     "steps": ("rolling_attention", attention(3, 1, 6, 64, 300, 320)),
