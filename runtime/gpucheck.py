@@ -38,6 +38,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # a time limit, and a closed connecti
 def main(argv: Sequence[str] | None = None) -> int:
     """Check every folder, all kernels before any whole model; raises `UserError` if something is wrong."""
     args = parsed(argv)
+    if not args.minutes > 0:  # nor is NaN
+        raise UserError(f"--minutes is {args.minutes:g}, expected more than 0")
     manifests = {str(folder): checked_manifest(folder) for folder in args.folders}
     manifests = dict(sorted(manifests.items(), key=lambda item: _weight_bytes(item[1])))  # the smallest first
     findings = Findings(
@@ -53,11 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.measure()
     finally:
         findings.close(Reason("interrupted"))
-        save()
-        if findings.gpu is not None:
-            lines = map(findings.model_as_json, manifests) if args.json else ["", summary(findings)]
-            print("\n".join(lines), flush=True)
-    return status(findings)
+        try:
+            save()
+        finally:  # also where the disk is full
+            if findings.gpu is not None:
+                lines = map(findings.model_as_json, manifests) if args.json else ["", summary(findings)]
+                print("\n".join(lines), flush=True)
+    return status(findings, args.report)
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -93,17 +97,18 @@ def write_report(findings: Findings, folder: Path) -> None:
     write_whole(folder / MARKDOWN_FILE, markdown(findings).encode())
 
 
-def status(findings: Findings) -> int:
-    """The exit status; raises `UserError` if something is wrong, or time did not allow all of it."""
+def status(findings: Findings, folder: Path) -> int:
+    """The exit status; raises `UserError` if something is wrong, or time did not allow all of it.
+
+    `folder` is that of the report.
+    """
+    tables = folder / MARKDOWN_FILE
     if findings.wrong:
         assert findings.gpu is not None, "nothing is checked without a GPU"
-        raise UserError(f"{', '.join(findings.wrong)}: something is wrong on {findings.gpu.name}; see the output above")
+        raise UserError(f"{', '.join(findings.wrong)}: something is wrong on {findings.gpu.name}; see {tables}")
     late = sum(reason is TIME_WAS_UP for reason in findings.unmeasured.values())
     if late:
-        raise UserError(
-            f"time was up before everything was measured, {late} parts are missing; see the output above, "
-            "and give it more --minutes"
-        )
+        raise UserError(f"time was up before {late} parts were measured, which {tables} lists; give it more --minutes")
     return 0
 
 

@@ -82,16 +82,15 @@ class CheckRun:
             self._measurement(["gpu", *self._manifests], told, MODEL_SECONDS)
         except UnfinishedError as error:
             self._findings.close(Reason(str(error)))
-            raise UserError(str(error)) from error
+            raise UserError(f"the GPU cannot be measured: {error}") from error
 
     def _kernels(self, folder: str) -> None:
         """Check the kernels of a folder; behind one that takes its process along, with another process."""
-        calls = [
-            call for call in self._manifests[folder].calls if Part(folder, call.kernel) in self._findings.unmeasured
-        ]
+        calls = self._manifests[folder].calls
+        if Part(folder, calls[0].kernel) not in self._findings.unmeasured:
+            return
         first = failed = 0
-        if calls:
-            self._say(f"\n{folder}\n{line(HEADING)}")
+        self._say(f"\n{folder}\n{line(HEADING)}")
 
         def told(_name: str, row: Any) -> None:  # noqa: ANN401
             nonlocal first, failed
@@ -100,11 +99,14 @@ class CheckRun:
             first, failed = first + 1, 0
 
         while first < len(calls):
+            why = "it ended without a result"
             try:
                 self._measurement(["kernels", folder, "--first", str(first)], told, KERNEL_SECONDS)
             except UnfinishedError as error:
+                why = str(error)
+            if first < len(calls):  # otherwise all are measured, whatever happened afterwards
                 call = calls[first]
-                self._fail(Part(folder, call.kernel), f"{label_of(call)}: {error}")
+                self._fail(Part(folder, call.kernel), f"{label_of(call)}: {why}")
                 first, failed = first + 1, failed + 1
             if failed == KERNELS_GIVEN_UP:
                 for call in calls[first:]:

@@ -44,16 +44,19 @@ VERSION_LENGTH = 80  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
 
 
 def tell(name: str, finding: object) -> None:
-    """Write a finding, of the type that `FINDINGS` has for its name."""
-    print(json.dumps({name: msgspec.to_builtins(finding)}), flush=True)
+    """Write a finding, of the type that `FINDINGS` has for its name, on a line that no library has begun."""
+    print(f"\n{json.dumps({name: msgspec.to_builtins(finding)})}", flush=True)
 
 
 def finding_of(line: str) -> tuple[str, Any] | None:
     """Name and finding of a line that `tell` has written; None for another line, such as a library's warning."""
     if not line.startswith("{"):
         return None
-    ((name, found),) = json.loads(line).items()
-    return name, msgspec.convert(found, FINDINGS[name])
+    try:
+        ((name, found),) = json.loads(line).items()
+    except ValueError:
+        return None
+    return (name, msgspec.convert(found, FINDINGS[name])) if name in FINDINGS else None
 
 
 # the device is a runtime.engines.cuda_device.Device, which loads TVM's runtime

@@ -86,7 +86,8 @@ def _read_lines(descriptor: int, told: Callable[[str], None], end: float, silenc
             raise UnfinishedError(f"it said nothing for {silence:g} s")
         data = os.read(descriptor, 2**16)
         if not data:
-            told(unfinished.decode(errors="replace"))
+            if unfinished:
+                told(unfinished.decode(errors="replace"))
             return
         *lines, unfinished = (unfinished + data).split(b"\n")
         for line in lines:

@@ -13,7 +13,7 @@ COMMAND = "compute-sanitizer"
 PLACES = f"/usr/local/cuda*/bin/{COMMAND}"  # where a toolkit has it that PATH does not name
 # accesses outside of memory; races of shared memory; wrong barriers; reads of memory that nobody wrote
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-LONGEST = 150  # seconds for a tool
+LONGEST = 150  # seconds in which a tool says something, at least its summary
 OUTPUT = "========="  # begins each line of compute-sanitizer
 SUMMARY = re.compile(rf"{OUTPUT} \w+ SUMMARY: ((\d+) .*)")
 UNSUPPORTED = "Device not supported"  # as in some containers

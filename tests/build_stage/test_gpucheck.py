@@ -93,7 +93,7 @@ def test_the_file_runs_on_a_box_without_a_driver(box):
     """There it says what is missing."""
     result = on_the_box(box)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: no CUDA driver found")
+    assert result.stderr.startswith("error: the GPU cannot be measured: no CUDA driver found")
 
 
 def test_the_file_checks_a_gpu_in_full(box, emulator, tmp_path):

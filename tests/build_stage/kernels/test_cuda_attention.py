@@ -27,7 +27,7 @@ from tests.helpers.attention_reference import (
 from tests.helpers.kernels import SerialForm, aligned
 from tests.helpers.untouched import touched_pages, untouched_memory
 
-NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers; FLOAT8 is tested where it is read
+NARROW = ("float16", "int8", "uint8")  # caches by the dtype of their numbers; FLOAT8 has a few cases of its own
 
 
 MIXED = "rows of several slots in any order, some of them drafts, and padding"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.hashing import file_entry
 from runtime.artifact.manifest import KernelCall, TargetSpec, to_json
 from runtime.errors import UserError
-from runtime.gpu_check import check_run, sanitizer, torch_process
+from runtime.gpu_check import check_run, process_group, sanitizer, torch_process
 from tests.helpers.processes import assert_gone
 from tests.helpers.shipped import executable
 
@@ -145,10 +146,18 @@ def test_one_half_alone(box, capsys):
     assert report(box / "reports")["not_measured"] == []
 
 
-def test_what_the_time_does_not_allow_is_listed(box, capsys):
+def test_what_the_time_does_not_allow_is_listed(box, capsys, monkeypatch):
     stand_in(box, "def kernels():\n    kernel(0)\n    kernel(1)\n    time.sleep(60)\n")
-    with pytest.raises(UserError, match="time was up before everything was measured, 17 parts are missing"):
-        gpucheck.main(["small", "large", "--minutes", "0.05"])
+
+    def monotonic():
+        """A clock that is ten minutes ahead as soon as two kernels are in the report."""
+        two = (box / "gpucheck.json").exists() and len(measured(box)["small"]) == 2
+        return time.monotonic() + 600 * two
+
+    for module in (check_run, process_group):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
+    with pytest.raises(UserError, match=r"^time was up before 17 parts were measured, which gpucheck\.md lists"):
+        gpucheck.main(["small", "large"])
     assert measured(box) == {"small": ["0", "1"], "large": []}
     missing = unmeasured(box)
     assert set(missing.values()) == {"time was up"}
@@ -161,8 +170,12 @@ def test_what_the_time_does_not_allow_is_listed(box, capsys):
 
 @pytest.mark.parametrize(
     ("fault", "why"),
-    [("sys.exit('no memory')", "it ended with status 1: no memory"), ("time.sleep(60)", "it said nothing for 2 s")],
-    ids=["fails", "hangs"],
+    [
+        ("sys.exit('no memory')", "it ended with status 1: no memory"),
+        ("return", "it ended without a result"),
+        ("time.sleep(60)", "it said nothing for 2 s"),
+    ],
+    ids=["fails", "ends", "hangs"],
 )
 def test_kernels_behind_one_that_is_lost_are_measured(box, monkeypatch, fault, why):
     monkeypatch.setattr(check_run, "KERNEL_SECONDS", 2)
@@ -175,6 +188,12 @@ def test_kernels_behind_one_that_is_lost_are_measured(box, monkeypatch, fault, w
     assert measured(box) == {"small": ["0", "1", "3"]}
     assert unmeasured(box) == {"small kernel_2": f"4 x 64: {why}"}
     assert_gone(int(pid) for *_, pid in log(box))
+
+
+def test_a_process_that_fails_behind_its_last_kernel_has_measured_them_all(box):
+    stand_in(box, "def kernels():\n    for i in range(4): kernel(i)\n    sys.exit(1)\n")
+    assert gpucheck.main(["small", "--kernels-only"]) == 0
+    assert (measured(box), unmeasured(box)) == ({"small": list("0123")}, {})
 
 
 def test_a_folder_whose_kernels_all_fail_is_given_up(box):
@@ -224,10 +243,27 @@ def test_what_is_not_installed_is_no_fault(box, monkeypatch):
 
 def test_without_a_gpu_there_is_its_sentence(box, capsys):
     stand_in(box, "def gpu():\n    sys.exit('error: no CUDA driver found')\n")
-    with pytest.raises(UserError, match=r"^no CUDA driver found$"):
+    with pytest.raises(UserError, match=r"^the GPU cannot be measured: no CUDA driver found$"):
         gpucheck.main(["small"])
     assert set(unmeasured(box).values()) == {"no CUDA driver found"}
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_a_limit_that_is_none_is_refused(box, minutes):
+    with pytest.raises(UserError, match=rf"--minutes is {minutes}, expected more than 0"):
+        gpucheck.main(["small", "--minutes", minutes])
+    assert not (box / "log").exists()
+
+
+def test_what_was_measured_is_printed_where_the_report_cannot_be_written(box, capsys):
+    """As on a full disk, here without its folder."""
+    stand_in(box, "import shutil\ndef kernels():\n    shutil.rmtree('reports')\n    kernel(0)\n    time.sleep(60)\n")
+    (box / "reports").mkdir()
+    with pytest.raises(FileNotFoundError):
+        gpucheck.main(["small", "--kernels-only", "--report", "reports"])
+    assert "| small | kernel_1, kernel_2, kernel_3 | interrupted |" in capsys.readouterr().out
+    assert_gone(int(pid) for *_, pid in log(box))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

@@ -38,7 +38,7 @@ from runtime.gpu_check.findings import Findings
 from runtime.gpu_check.folder import checked_manifest
 from runtime.gpu_check.kernel_cases import case_of
 from runtime.gpu_check.kernel_timing import CudaKernels, check_kernel
-from runtime.gpu_check.measurement import driver_version, finding_of
+from runtime.gpu_check.measurement import driver_version, finding_of, tell
 from runtime.gpu_check.packed_matrix import PackedMatrix
 from runtime.gpu_check.random_tensors import Random, random_weights
 from runtime.gpu_check.report import (
@@ -414,7 +414,7 @@ def measured(serial_folder, tmp_path_factory, monkeypatch, capsys):
 
     def measured(part, *options):
         assert measurement.main([part, str(serial_folder), *options]) == 0
-        return [finding_of(line) for line in capsys.readouterr().out.splitlines()]
+        return list(filter(None, map(finding_of, capsys.readouterr().out.splitlines())))
 
     return measured
 
@@ -437,8 +437,15 @@ def test_a_model_that_disagrees_with_itself_is_not_timed(measured, monkeypatch):
     assert [name for name, _ in measured("model")] == ["checks"]
 
 
-def test_what_a_library_says_is_no_finding():
-    assert finding_of("[12:00:00] a warning") is None
+@pytest.mark.parametrize("line", ["", "[12:00:00] a warning", "{}", "{a warning}", '{"level": "warning"}'])
+def test_what_a_library_says_is_no_finding(line):
+    assert finding_of(line) is None
+
+
+def test_a_finding_has_a_line_of_its_own_behind_half_a_line(capsys):
+    print("a warning, ", end="")
+    tell("launched", 3)
+    assert [finding_of(line) for line in capsys.readouterr().out.splitlines()] == [None, ("launched", 3)]
 
 
 def load_here(_device, manifest, library, arrays):

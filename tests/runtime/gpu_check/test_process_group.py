@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from export.stage import ROOT
+from runtime.gpu_check import process_group
 from runtime.gpu_check.process_group import OutOfTimeError, UnfinishedError, run_group
 from tests.helpers.processes import assert_gone
 
@@ -22,9 +25,10 @@ def pids(told):
 
 
 def test_each_line_is_told():
-    told = []
-    run("echo one; echo two >&2; printf 'no end'", told)
-    assert told == ["one", "two", "no end"]
+    for end in ("three\\n", "no end of a line"):
+        told = []
+        run(f"echo one; echo two >&2; printf '{end}'", told)
+        assert told == ["one", "two", end.removesuffix("\\n")]
 
 
 @pytest.mark.parametrize(
@@ -49,17 +53,20 @@ def test_nothing_is_left_of_a_command_that_ends():
 
 
 @pytest.mark.parametrize("script", [f"sleep {LONG}", "while true; do echo; done"])
-def test_nothing_is_left_when_the_time_is_up(script):
+def test_nothing_is_left_when_the_time_is_up(script, monkeypatch):
+    """Which it is by a clock that jumps when something is told, so that it never is before."""
     told = []
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 2 * LONG * bool(told))
+    monkeypatch.setattr(process_group, "time", clock)
     with pytest.raises(OutOfTimeError):
-        run(PAIR + script, told, seconds=1)
+        run(PAIR + script, told)
     assert_gone(pids(told))
 
 
 def test_nothing_is_left_of_what_says_nothing():
     told = []
-    with pytest.raises(UnfinishedError, match="it said nothing for 1 s"):
-        run(PAIR + f"sleep {LONG}", told, silence=1)
+    with pytest.raises(UnfinishedError, match="it said nothing for 2 s"):
+        run(PAIR + f"sleep {LONG}", told, silence=2)
     assert_gone(pids(told))
 
 
