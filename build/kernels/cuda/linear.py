@@ -23,7 +23,7 @@ from build.kernels.cuda.norm import normalized_rows
 from build.kernels.cuda.reorder import reordered_rows
 from build.kernels.cuda.swiglu import gated_rows
 from build.kernels.cuda.tensor_core import suits, tensor_core_gemm
-from build.kernels.cuda.warpgroup_gemm import warpgroup_gemm
+from build.kernels.cuda.warpgroups.gemm import warpgroup_gemm
 from build.kernels.cuda.weights import Loading, part_buffer, unused
 from build.kernels.parameters import without
 from build.kernels.shapes import Linear

@@ -2,10 +2,10 @@
 
 import pytest
 
-from build.kernels.cuda import warpgroup_gemm
 from build.kernels.cuda.binding import LARGEST_SHARED_BYTES, MULTIPROCESSORS
-from build.kernels.cuda.warpgroup_ring import Stage
-from build.kernels.cuda.warpgroup_tiling import WarpgroupTiling
+from build.kernels.cuda.warpgroups import gemm
+from build.kernels.cuda.warpgroups.ring import Stage
+from build.kernels.cuda.warpgroups.tiling import WarpgroupTiling
 from build.kernels.shapes import Linear
 from tests.emulator.gpu import ORDERS, Run
 from tests.helpers import kernels
@@ -23,7 +23,7 @@ def gpu(gpu_process):
 def tile_with(monkeypatch, rows, cluster, splits):
     """Let products have such tiles, whatever they are estimated to take."""
     monkeypatch.setattr(
-        warpgroup_gemm,
+        gemm,
         "tilings",
         lambda _rows, swiglu: [WarpgroupTiling(rows, cluster, splits, 2 if swiglu else 1)],
     )
@@ -69,7 +69,7 @@ def test_tiles_fill_a_device_and_rings_fit(rows, name):
     """The blocks of a 7B model's products fill an H200 to at least 7 tenths, in whole turns."""
     for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
         swiglu = n == 28672
-        chosen = warpgroup_gemm.best_tiling(FORMATS[name], rows, n // (1 + swiglu), k, swiglu=swiglu)
+        chosen = gemm.best_tiling(FORMATS[name], rows, n // (1 + swiglu), k, swiglu=swiglu)
         blocks = chosen.blocks(rows, n // (1 + swiglu))
         assert blocks >= 0.7 * MULTIPROCESSORS * -(-blocks // MULTIPROCESSORS), (chosen, blocks)
         assert Stage.of(FORMATS[name], chosen).ring_bytes <= LARGEST_SHARED_BYTES

@@ -1,7 +1,7 @@
 """The matrix product on the tensor cores of sm_90a, for many rows: y = x W^T, with its neighbours in a layer.
 
 As in `tensor_core.py`, a launch in front rounds x to float16, and outputs are stored as `split_sums.py` says. Between
-these, each block computes a tile (`warpgroup_product.py`). It has no serial form: its threads do not all do the same.
+these, each block computes a tile (`product.py`). It has no serial form: its threads do not all do the same.
 
 Bytes per call: W once per tile of rows, and x, as float16, once per cluster of blocks, mostly through the second-level
 (L2) cache. Operations: 2 * M * N * K.
@@ -9,14 +9,14 @@ Bytes per call: W once per tile of rows, and x, as float16, once per cluster of 
 
 from tvm.script import tirx as T
 
-from build.kernels.cuda import wgmma
 from build.kernels.cuda.binding import Binding
-from build.kernels.cuda.cluster import blocks_of_cluster
 from build.kernels.cuda.rounded_rows import product_of_rounded_rows
 from build.kernels.cuda.split_sums import Store, stored_product
-from build.kernels.cuda.warpgroup_product import prepared_for, stages_of, warpgroup_product
-from build.kernels.cuda.warpgroup_ring import Stage
-from build.kernels.cuda.warpgroup_tiling import THREADS, WarpgroupTiling, tilings
+from build.kernels.cuda.warpgroups import wgmma
+from build.kernels.cuda.warpgroups.cluster import blocks_of_cluster
+from build.kernels.cuda.warpgroups.product import prepared_for, stages_of, warpgroup_product
+from build.kernels.cuda.warpgroups.ring import Stage
+from build.kernels.cuda.warpgroups.tiling import THREADS, WarpgroupTiling, tilings
 from build.kernels.shapes import Linear
 from export.weights.format import Storage
 from export.weights.table import vector_steps

@@ -16,7 +16,7 @@ from build.kernels.cuda.mma import QUAD
 from build.kernels.cuda.pair_weights import WORDS
 from build.kernels.cuda.rounded_rows import Chunks
 from build.kernels.cuda.tile_ring import Groups
-from build.kernels.cuda.warpgroup_tiling import PANELS, WarpgroupTiling
+from build.kernels.cuda.warpgroups.tiling import PANELS, WarpgroupTiling
 from build.kernels.cuda.weights import parts_of
 from export.weights.format import Storage
 from export.weights.table import vector_layout

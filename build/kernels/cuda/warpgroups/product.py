@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from build.kernels.cuda import cluster, mma, wgmma
+from build.kernels.cuda import mma
 from build.kernels.cuda.binding import Binding
 from build.kernels.cuda.mma import QUAD
 from build.kernels.cuda.pair_weights import WORDS, pair_reader
 from build.kernels.cuda.rounded_rows import Chunks, Prepared
 from build.kernels.cuda.tile_loads import Matrix
-from build.kernels.cuda.warpgroup_copies import Memory, Source, in_shared, starting
-from build.kernels.cuda.warpgroup_ring import BARRIER_BYTES, Stage
-from build.kernels.cuda.warpgroup_tiling import THREADS, WarpgroupTiling
+from build.kernels.cuda.warpgroups import cluster, wgmma
+from build.kernels.cuda.warpgroups.copies import Memory, Source, in_shared, starting
+from build.kernels.cuda.warpgroups.ring import BARRIER_BYTES, Stage
+from build.kernels.cuda.warpgroups.tiling import THREADS, WarpgroupTiling
 from export.weights.format import Storage
 from runtime.artifact.layouts import VECTOR
 

@@ -1,18 +1,18 @@
-"""How x and W come to the ring in a block's shared memory (`warpgroup_ring.py`): copies that its threads start."""
+"""How x and W come to the ring in a block's shared memory (`ring.py`): copies that its threads start."""
 
 from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from build.kernels.cuda import cluster
 from build.kernels.cuda.binding import WARP
 from build.kernels.cuda.mma import QUAD
 from build.kernels.cuda.pair_weights import WORDS
 from build.kernels.cuda.rounded_rows import Chunks
 from build.kernels.cuda.tile_loads import Matrix
 from build.kernels.cuda.tile_ring import Groups
-from build.kernels.cuda.warpgroup_ring import Stage
-from build.kernels.cuda.warpgroup_tiling import PANELS, WARPS
+from build.kernels.cuda.warpgroups import cluster
+from build.kernels.cuda.warpgroups.ring import Stage
+from build.kernels.cuda.warpgroups.tiling import PANELS, WARPS
 from build.kernels.cuda.weights import group_of
 from export.weights.format import Storage
 from export.weights.table import vector_layout

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from build.kernels.cuda import mma, wgmma
+from build.kernels.cuda import mma
 from build.kernels.cuda.binding import MULTIPROCESSORS, WARP
 from build.kernels.cuda.tiling import BYTES_PER_CLOCK, MOST_SPLITS, STEP, summing_clocks
+from build.kernels.cuda.warpgroups import wgmma
 from runtime.artifact.layouts import PANEL
 
 WARPGROUPS = 2
