@@ -44,7 +44,8 @@ void emulator_wait_for_copies(unsigned groups_left);
 void emulator_mbarrier_init(uint32_t barrier, unsigned arrivals, int line);
 void emulator_mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes, int line);
 void emulator_mbarrier_wait(uint32_t barrier, unsigned parity, int line);
-void emulator_start_bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier, unsigned blocks, int line);
+void emulator_start_bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier, unsigned blocks,
+                              int line);
 
 // Of type `WarpOperation`, on the operands below.
 void emulator_shuffle(void *const *lanes, uint32_t mask);

@@ -6,6 +6,7 @@
 #include "device_memory.h"
 #include "failure.h"
 #include "fibers.h"
+#include "mbarriers.h"
 #include "settings.h"
 #include "shared_memory.h"
 
@@ -14,15 +15,15 @@ namespace emulated {
 // In the place of a thread's number: several threads, or any whose access is atomic.
 constexpr uint16_t SEVERAL = 0xFFFF, ATOMIC = 0xFFFE;
 
-// In the place of a tick: what an asynchronous copy is writing, and, from LANDED on, what one has written that counted at
-// an mbarrier, with the barrier's number and phase.
+// In the place of a tick: what an asynchronous copy is writing, and, from LANDED on, what one has written that counted
+// at an mbarrier, with the barrier's number and phase.
 constexpr uint32_t IN_FLIGHT = 0xFFFFFFFF, LANDED = 0xF0000000;
 constexpr unsigned PHASE_BITS = 16;
 
 static uint32_t now = BY_HOST, launch_began, cluster_began, cluster_arrives;
 
-// A thread's accesses are of tick `own`. It may rely on those of others that are of an earlier tick than `seen`. The two
-// differ between a thread's arrival at the cluster's barrier and its wait.
+// A thread's accesses are of tick `own`. It may rely on those of others that are of an earlier tick than `seen`. Only
+// between a thread's arrival at the cluster's barrier and its wait do the two differ.
 struct Ticks {
   uint32_t own, seen;
 };
@@ -35,7 +36,7 @@ void begin_launch() { launch_began = ++now; }
 void begin_cluster() {
   cluster_began = ++now;
   for (Ticks &thread : ticks) thread = {now, now};
-  memset(phases_seen, 0, sizeof phases_seen);
+  if (had_mbarriers()) memset(phases_seen, 0, sizeof phases_seen);
 }
 void pass_barrier(unsigned first, unsigned threads) {
   ++now;

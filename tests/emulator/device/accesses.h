@@ -4,8 +4,8 @@
 // accesses of the same bytes, one of them a write, are a race if they are by two threads of a block with no barrier in
 // between, or by two blocks of a launch. Nothing is read that nobody has written.
 //
-// What an asynchronous copy writes is nobody's from its start until its thread has waited for it, or, of those that count
-// at an mbarrier, for each thread until it has waited there.
+// What an asynchronous copy writes is nobody's from its start until its thread has waited for it, or, if the copy counts
+// at an mbarrier, for each thread until that has waited there.
 #pragma once
 #include <cstddef>
 #include <cstdint>

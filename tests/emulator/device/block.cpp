@@ -81,10 +81,10 @@ void run_cluster(const Index3 &first_block) {
   cluster_barrier = {}, cluster_phase = 0;
   for (ClusterThread &thread : cluster_threads) thread = {};
   for (Warp &warp : warps) warp.arrived = 0;
-  begin_cluster();
-  empty_shared_arrays();
   forget_mbarriers();
   forget_products();
+  begin_cluster();
+  empty_shared_arrays();
   run_fibers(threads * blocks, run_thread);
   counts.blocks += blocks;
 }
@@ -149,7 +149,8 @@ extern "C" void emulator_barrier(int line) {
 
 extern "C" void emulator_cluster_arrive(int line) {
   ClusterThread &own = cluster_threads[current_thread];
-  if (own.arrivals != own.waits) fail("line %d: arrives at the cluster's barrier again, without a wait in between", line);
+  if (own.arrivals != own.waits)
+    fail("line %d: arrives at the cluster's barrier again, without a wait in between", line);
   ++own.arrivals;
   arrive_at_cluster_barrier(cluster_barrier.waiting == 0);
   cluster_barrier.line = line;

@@ -88,7 +88,8 @@ static bool lands_at_once(const MBarrier &barrier) {
 }
 
 static void start_copy_to(unsigned block, uint32_t to, const void *from, uint32_t bytes, uint32_t address, int line) {
-  if (block >= blocks_in_cluster()) fail("line %d: a copy to block %u of a cluster of %u", line, block, blocks_in_cluster());
+  if (block >= blocks_in_cluster())
+    fail("line %d: a copy to block %u of a cluster of %u", line, block, blocks_in_cluster());
   if (has_ended(block)) fail("line %d: a copy to block %u of the cluster, which has ended", line, block);
   MBarrier &barrier = barrier_at(address, block, line);
   BulkCopy copy{shared_memory_at(to, block), from, bytes, current_block(), line};
@@ -149,7 +150,8 @@ void emulator_mbarrier_wait(uint32_t address, unsigned parity, int line) {
   report_wait_at_mbarrier(number_of(barrier), barrier.phase - 1);
 }
 
-void emulator_start_bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier, unsigned blocks, int line) {
+void emulator_start_bulk_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier, unsigned blocks,
+                              int line) {
   constexpr unsigned UNIT = 16;  // of bytes and of both addresses
   if (bytes % UNIT || to % UNIT || reinterpret_cast<uintptr_t>(from) % UNIT)
     fail("line %d: a copy of %u bytes or of addresses that are no multiples of %u", line, bytes, UNIT);

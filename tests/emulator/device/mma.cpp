@@ -11,7 +11,8 @@ static Matrices matrices_of(void *const *lanes) {
   Matrices m;
   for (int lane = 0; lane < static_cast<int>(WARP); ++lane) {
     const auto &own = *static_cast<const MmaOperands *>(lanes[lane]);
-    for (int i = 0; i < 8; ++i) m.a[row_of_pair(lane, i / 2)][depth_of_pair(lane, i / 2) + i % 2] = number(own.a[i / 2], i % 2);
+    for (int i = 0; i < 8; ++i)
+      m.a[row_of_pair(lane, i / 2)][depth_of_pair(lane, i / 2) + i % 2] = number(own.a[i / 2], i % 2);
     for (int i = 0; i < 4; ++i) m.b[(lane & 3) * 2 + i % 2 + (i < 2 ? 0 : 8)][lane >> 2] = number(own.b[i / 2], i % 2);
     for (int i = 0; i < 4; ++i) m.sums[row_of_pair(lane, i / 2)][column_of_sums(lane) + i % 2] = own.sums[i];
   }

@@ -17,7 +17,8 @@ struct SharedArray {
 constexpr size_t STATIC_SHARED_LIMIT = 48 << 10;   // of a block, on every architecture
 constexpr size_t LARGEST_SHARED_LIMIT = 227 << 10;  // if the launch asks for it, on sm_90
 
-void forget_shared_arrays(size_t dynamic_bytes, size_t limit);  // before another kernel's first block; limit of all bytes
+// Before another kernel's first block; `limit` is that of all bytes, if any are dynamic.
+void forget_shared_arrays(size_t dynamic_bytes, size_t limit);
 void empty_shared_arrays();   // before a cluster: they hold no numbers
 
 uint8_t *shared_memory_at(uint32_t address, unsigned block);

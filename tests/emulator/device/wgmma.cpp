@@ -51,11 +51,13 @@ void forget_products() {
 
 void fail_if_products_are_left() {
   const Products &own = of_warp[current_thread / WARP];
-  if (!own.open.empty()) fail("has ended, but has not waited for products that it started in line %d", own.open.front().lanes[0].line);
+  if (!own.open.empty())
+    fail("has ended, but has not waited for products that it started in line %d", own.open.front().lanes[0].line);
   unsigned first = current_thread / WARP / WARPS_OF_GROUP * WARPS_OF_GROUP;
   for (unsigned i = first; i < first + WARPS_OF_GROUP && has_ended(current_block()); ++i)
     if (of_warp[i].started != own.started)
-      fail("its warp has started %u products of a warpgroup, and another of its warps %u", own.started, of_warp[i].started);
+      fail("its warp has started %u products of a warpgroup, and another of its warps %u", own.started,
+           of_warp[i].started);
 }
 
 // Where b has the 8 neighbours from `piece` on along N, and the 8 from `half` on along the depth: a descriptor without

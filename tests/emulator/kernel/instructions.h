@@ -68,8 +68,8 @@ inline void wgmma_wait_group_sync_aligned(int line, unsigned groups_left) {
   emulator_warp(emulator_wgmma_wait_group, ALL_LANES, &own, line);
 }
 
-// wgmma.mma_async.sync.aligned.m64nNk16.f32.f16.f16 with a in registers, of which `sums` are N / 2. The last operands say
-// that a b is added, with which signs, and that b does not lie along N.
+// wgmma.mma_async.sync.aligned.m64nNk16.f32.f16.f16 with a in registers; `sums` are N / 2 registers. The last operands
+// say that a b is added, with which signs, and that b does not lie along N.
 inline void wgmma_mma_async_sync_aligned_m64k16_f32_f16_f16(int line, unsigned columns, const WgmmaSums &sums,
                                                             const uint32_t &a0, const uint32_t &a1, const uint32_t &a2,
                                                             const uint32_t &a3, uint64_t b, uint32_t adds, int sign_a,
