@@ -24,7 +24,7 @@ CHECKS = (
     ("7b/1:none", (ROWS,)),
     ("7b/1:int8", (ROWS,)),
     ("7b/1:int4", (ROWS,)),
-    *((f"7b/1:{scheme}", ("shape.prefill_chunk=[384,40]", "backend.arch=[sm_90a]")) for scheme in ("none", "int4")),
+    *((f"7b/1:{scheme}", ("shape.prefill_chunk=[264,40]", "backend.arch=[sm_90a]")) for scheme in ("none", "int4")),
     ("7b/1:q4_1", (FEW_ROWS,)),
     ("7b/1:q6_k", (FEW_ROWS,)),
     ("7b/1:gptq", (FEW_ROWS,)),
