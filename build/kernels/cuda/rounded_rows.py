@@ -49,7 +49,7 @@ class Prepared:
 
     - "vectors": the pairs of one vector, then of the next, as a lane of `few_rows.py` takes them;
     - "pairs": a pair of each of the four vectors, then the next of each, as a matrix of `tile_ring.py` takes them;
-    - "units": the same, but a pair of each vector, 16 bytes, lies next to that of the next row, as in `warpgroups/wgmma.py`.
+    - "units": the same, but a pair of each vector, 16 bytes, lies next to the next row's, as in `warpgroups/wgmma.py`.
     """
 
     chunks: int
