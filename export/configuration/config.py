@@ -307,7 +307,8 @@ class BackendConfig(Section):
     arch: Archs = Field(
         default_factory=lambda given: TARGETS[given["target"]].archs,
         description="a list of different CUDA architectures, such as [sm_80, sm_90a]",
-        title="For CUDA: the architectures that the library holds machine code for.",
+        title="For CUDA: the architectures that the library holds machine code for. With sm_90a alone, prefills use "
+        "instructions that no other has.",
     )
     dtype: StorageDType = Field(
         default_factory=lambda given: TARGETS[given["target"]].dtypes[0],
