@@ -26,7 +26,7 @@ from runtime.gpu_check.folder import checked_manifest
 from runtime.gpu_check.sanitizer import TOOLS
 from tests.emulator.gpu import RUNTIME, compiled_module, make_libraries
 from tests.emulator.matrix.layers import emulate_nvcc
-from tests.helpers.shipped import PYTHON, box_environment, executable, install, unpack
+from tests.helpers.shipped import PYTHON, executable, install, on_the_box, unpack
 
 CONFIG = """
 name: gpu
@@ -70,16 +70,10 @@ def box(folder, tmp_path_factory):
     return box
 
 
-def on_the_box(box, **environment):
-    """Check everything, as a person would."""
-    return subprocess.run(
-        [box / ".venv/bin/python", "-m", "runtime.gpucheck", *(path.relative_to(box) for path in box.glob("checks/*"))],
-        cwd=box,
-        env=box_environment() | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def checked_on_the_box(box, **environment):
+    """What checking everything says."""
+    folders = [str(path.relative_to(box)) for path in box.glob("checks/*")]
+    return on_the_box(box, "runtime.gpucheck", *folders, **environment)
 
 
 def test_the_file_is_small_and_holds_kernels_alone(folder, box):
@@ -91,7 +85,7 @@ def test_the_file_is_small_and_holds_kernels_alone(folder, box):
 
 def test_the_file_runs_on_a_box_without_a_driver(box):
     """There it says what is missing."""
-    result = on_the_box(box)
+    result = checked_on_the_box(box)
     assert result.returncode == 2
     assert result.stderr.startswith("error: the GPU cannot be measured: no CUDA driver found")
 
@@ -103,7 +97,7 @@ def test_the_file_checks_a_gpu_in_full(box, emulator, tmp_path):
     whole = '{"ttft": {"128": 1.0}, "decode": {"64": 1.0}, "graph": true}'
     executable(tmp_path / "python3", f"case $1 in */torch_script.py) echo '{answer}' ;; *) echo '{whole}' ;; esac")
     executable(tmp_path / "compute-sanitizer", 'shift 2; "$@"; echo "========= ERROR SUMMARY: 0 errors"')
-    result = on_the_box(box, PATH=f"{tmp_path}:/usr/bin:/bin", LD_LIBRARY_PATH=str(emulator))
+    result = checked_on_the_box(box, PATH=f"{tmp_path}:/usr/bin:/bin", LD_LIBRARY_PATH=str(emulator))
     assert result.returncode == 0, result.stdout + result.stderr
     manifest = checked_manifest(box / FOLDER)
     found = json.loads((box / "gpucheck.json").read_text())

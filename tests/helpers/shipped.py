@@ -27,6 +27,18 @@ def box_environment() -> dict[str, str]:
     }
 
 
+def on_the_box(box: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a module of an installed box, as a person would."""
+    return subprocess.run(
+        [box / ".venv/bin/python", "-m", *arguments],
+        cwd=box,
+        env=box_environment() | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack the archive into `folder`; return the one folder that it holds."""
     with (

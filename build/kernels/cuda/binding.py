@@ -3,7 +3,8 @@
 A kernel is written in phases: inside a loop over blocks, there is one loop over threads per phase. On a GPU, TVM puts
 a barrier between two phases that share memory; in the serial form, the end of the loop is that barrier. Data that a
 thread keeps from one phase to the next is in a `private` buffer: registers on a GPU, one entry per thread in the
-serial form, hence indexed through `own`.
+serial form, hence indexed through `own`. Kernels whose threads do not all do the same (`warpgroups/`) have no serial
+form.
 """
 
 from collections.abc import Callable

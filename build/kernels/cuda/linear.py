@@ -4,7 +4,7 @@ RMSNorm of x comes in front, SwiGLU or the residual behind. W is packed in panel
 a warp, and 16 bytes of K of each output are adjacent. One row takes a single launch for everything (`gemv.py`). For
 several rows, a launch of its own computes the norm and brings x into the order of the weight's columns; the product is
 in float32 (`gemm.py`, with SwiGLU in a launch behind it) or, where activations may be rounded to float16, on tensor
-cores: `few_rows.py` for the rows of a step, `tensor_core.py` for those of a prompt.
+cores: `few_rows.py` for the rows of a step, and for those of a prompt `tensor_core.py` or, on sm_90a, `warpgroups/`.
 """
 
 from collections.abc import Callable

@@ -48,6 +48,12 @@ class Groups:
         return PANEL // self.numbers if self.exist else 0
 
 
+def groups_of(stored: Storage) -> tuple[Groups, Groups]:
+    """Scales and offsets of weights that are stored in this way."""
+    parts = parts_of(vector_layout(stored, PANEL, stored.group_size or PANEL))
+    return Groups(parts["s"][1], stored.grouped), Groups(parts["z"][1], stored.offsets != "none")
+
+
 @dataclass(frozen=True)
 class Ring:
     """Sizes of the ring, in units of 16 bytes."""
@@ -60,9 +66,7 @@ class Ring:
     @classmethod
     def of(cls, stored: Storage, tiling: Tiling) -> "Ring":
         """The ring for a product with such weights."""
-        parts = parts_of(vector_layout(stored, PANEL, stored.group_size or PANEL))
-        scales, offsets = Groups(parts["s"][1], stored.grouped), Groups(parts["z"][1], stored.offsets != "none")
-        return cls(tiling, Chunks.of(stored, PANEL).parts, scales, offsets)
+        return cls(tiling, Chunks.of(stored, PANEL).parts, *groups_of(stored))
 
     @property
     def words(self) -> int:

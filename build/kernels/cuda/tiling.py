@@ -92,8 +92,7 @@ class Tiling:
 
         `first` is the block's first panel, and `half` panels lie between gate and up.
         """
-        each = self.panels // self.halves
-        return first + q % each + q // each * half
+        return panel_of_block(first, q, self.panels // self.halves, half)
 
     def first_row(self, t: Any, r: Any) -> Any:
         """First row, within the block, of row piece r of a thread's warp."""
@@ -127,6 +126,11 @@ class Tiling:
         return turns * -(-k // (STEP * self.splits)) * max(products, loads) + summing_clocks(
             self.splits, self.halves, rows * outputs
         )
+
+
+def panel_of_block(first: Any, q: Any, each: int, half: int) -> Any:
+    """Panel of the matrix that is panel q of a block with `each` panels of gate, and up `half` panels behind it."""
+    return first + q % each + q // each * half
 
 
 def summing_clocks(splits: int, halves: int, outputs: int) -> float:

@@ -39,6 +39,7 @@ from tests.helpers.shipped import (
     box_environment,
     grammar_bytes,
     install,
+    on_the_box,
     own_bytes,
     server_bytes,
     unpack,
@@ -69,17 +70,6 @@ def box(shipped, tmp_path_factory):
     assert "This machine can run it." in result.stdout, result.stderr
     assert "signed by" in result.stdout  # the doctor was given the key
     return box
-
-
-def on_the_box(box, *arguments, **environment):
-    return subprocess.run(
-        [box / ".venv/bin/python", "-m", *arguments],
-        cwd=box,
-        env=box_environment() | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_it_generates_the_same_tokens(shipped, box):

@@ -10,8 +10,6 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-MOST_BLOCKS = 8  # of a cluster, on every GPU that has them
-
 
 def blocks_of_cluster(blocks: int) -> Any:
     """Loop around that over a launch's blocks: as many neighbours of them are a cluster."""

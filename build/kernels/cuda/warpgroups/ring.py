@@ -15,11 +15,9 @@ from build.kernels.cuda.binding import LARGEST_SHARED_BYTES
 from build.kernels.cuda.mma import QUAD
 from build.kernels.cuda.pair_weights import WORDS
 from build.kernels.cuda.rounded_rows import Chunks
-from build.kernels.cuda.tile_ring import Groups
+from build.kernels.cuda.tile_ring import Groups, groups_of
 from build.kernels.cuda.warpgroups.tiling import PANELS, WarpgroupTiling
-from build.kernels.cuda.weights import parts_of
 from export.weights.format import Storage
-from export.weights.table import vector_layout
 from runtime.artifact.layouts import PANEL, VECTOR
 
 LEAST_STEPS = 2  # of a stage, which multiply from registers in turns
@@ -41,15 +39,8 @@ class Stage:
     @classmethod
     def of(cls, stored: Storage, tiling: WarpgroupTiling) -> "Stage":
         """A stage of a product with such weights."""
-        groups = parts_of(vector_layout(stored, PANEL, stored.group_size or PANEL))
         parts = Chunks.of(stored, PANEL).parts
-        return cls(
-            tiling,
-            parts,
-            max(LEAST_STEPS // parts, 1),
-            Groups(groups["s"][1], stored.grouped),
-            Groups(groups["z"][1], stored.offsets != "none"),
-        )
+        return cls(tiling, parts, max(LEAST_STEPS // parts, 1), *groups_of(stored))
 
     @property
     def steps(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from build.kernels.cuda import mma
 from build.kernels.cuda.binding import MULTIPROCESSORS, WARP
-from build.kernels.cuda.tiling import BYTES_PER_CLOCK, MOST_SPLITS, STEP, summing_clocks
+from build.kernels.cuda.tiling import BYTES_PER_CLOCK, MOST_SPLITS, STEP, panel_of_block, summing_clocks
 from build.kernels.cuda.warpgroups import wgmma
 from runtime.artifact.layouts import PANEL
 
@@ -64,8 +64,7 @@ class WarpgroupTiling:
 
         `first` is the block's first panel, and `half` panels lie between gate and up.
         """
-        each = PANELS // self.halves
-        return first + q % each + q // each * half
+        return panel_of_block(first, q, PANELS // self.halves, half)
 
     def own_panel(self, t: Any, c: Any) -> Any:
         """Panel, within the block, of column c of a thread's two; these may be gate and up."""
